@@ -1,0 +1,1 @@
+"""tokenmeter: record, price, attribute and cap every OpenAI and Anthropic call."""

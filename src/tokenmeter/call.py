@@ -1,0 +1,100 @@
+"""A call on its way: what accounting needs to know of it, and how it ended. Never its content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
+from tokenmeter.semconv import Status
+from tokenmeter.usage import Observation
+
+__all__ = ["Call", "Outcome", "RequestFacts"]
+
+_NO_TOOLS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFacts:
+    """The few facts of a request that accounting needs later. Never the prompt itself.
+
+    Attributes:
+        model: Model the caller named; for Azure the deployment.
+        service_tier: Tier asked for (the one served is the response's).
+        speed: Anthropic's speed asked for.
+        processing: ``"batch"`` when the context says so.
+        region: Region or data zone, where the client's URL decides it.
+        input_bytes: UTF-8 bytes of everything that is sent as prompt (messages, system, tools): an upper bound of its
+            tokens.
+        characters: Length of the text to be spoken (speech endpoints).
+        max_output_tokens: The caller's own cap, per choice; None when not named.
+        choices: How many answers were asked for (``n``).
+        streamed: Whether an event stream was asked for.
+        tool_models: Models that the request configures for hosted tools, by tool type
+            (``{"image_generation": "gpt-image-1.5"}``).
+        unbounded: Why no upper bound of the output exists (``"server_tools"``, ``"advisor"``, ...); None when it does.
+        image_count: Images in the prompt (their tokens are not bounded by bytes).
+    """
+
+    model: str | None = None
+    service_tier: str | None = None
+    speed: str | None = None
+    processing: str | None = None
+    region: str | None = None
+    input_bytes: int = 0
+    characters: int | None = None
+    max_output_tokens: int | None = None
+    choices: int = 1
+    streamed: bool = False
+    tool_models: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
+    unbounded: str | None = None
+    image_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A call that is about to leave, as capture sees it.
+
+    Attributes:
+        provider: Provider id as in genai-prices.
+        endpoint: SDK method path.
+        operation: OpenTelemetry operation name.
+        facts: What accounting needs of the request; never the prompt.
+        attribution: On whose account, scopes and client defaults merged.
+        scopes: Open `attribute` blocks to count into, outermost first.
+        api_key: Which key is used.
+    """
+
+    provider: str
+    endpoint: str
+    operation: str
+    facts: RequestFacts
+    attribution: Attribution = NOBODY
+    scopes: tuple[Scope, ...] = ()
+    api_key: ApiKey | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call, or one billed response of it, ended.
+
+    Attributes:
+        status: ``ok``, ``error``, ``aborted`` or ``timeout``.
+        observation: What the provider said; None when no billed answer came.
+        response_id: Provider's id, if the observation has none.
+        request_id: Provider's id of the HTTP request.
+        attempts: HTTP requests it took.
+        first_token_us: Microseconds from the call's start to its first event.
+        error_type: Class name of what was raised.
+        last: Whether the hold ends here. A call billed twice (middleware, fallbacks) settles twice.
+    """
+
+    status: Status = "ok"
+    observation: Observation | None = None
+    response_id: str | None = None
+    request_id: str | None = None
+    attempts: int = 1
+    first_token_us: int | None = None
+    error_type: str | None = None
+    last: bool = True

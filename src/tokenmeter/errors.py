@@ -1,0 +1,224 @@
+"""Every error tokenmeter raises.
+
+::
+
+    TokenmeterError
+    ├── ConfigurationError            bad URL, unknown key, missing extra (says the pip command)
+    ├── PricingError
+    │   ├── UnknownModelError         no price row names this model
+    │   └── UnpricedUsageError        the model is known, one of its meters has no price
+    ├── BudgetExceededError           a hard cap stopped the call before it left
+    │   ├── BudgetReservedError       would fit once calls in flight settle (retryable)
+    │   └── RequestTooLargeError      can never fit into this window
+    ├── StoreError
+    │   ├── StoreUnavailableError     the store cannot be reached or written
+    │   ├── StoreBusyError            somebody else holds the write lock (internal: asked not to wait)
+    │   └── SchemaVersionError        the store was written by a newer tokenmeter
+    └── LedgerError
+        ├── DuplicateEntryError       this entry id is already in the ledger
+        ├── TamperedLedgerError       the hash chain does not add up
+        └── ReconciliationError       a provider statement cannot be compared
+
+None of them is a subclass of an SDK's error, so ``except openai.OpenAIError`` never swallows a budget stop.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = [
+    "BudgetExceededError",
+    "BudgetReservedError",
+    "ConfigurationError",
+    "DuplicateEntryError",
+    "LedgerError",
+    "PricingError",
+    "ReconciliationError",
+    "RequestTooLargeError",
+    "SchemaVersionError",
+    "StoreBusyError",
+    "StoreError",
+    "StoreUnavailableError",
+    "TamperedLedgerError",
+    "TokenmeterError",
+    "UnknownModelError",
+    "UnpricedUsageError",
+]
+
+
+class TokenmeterError(Exception):
+    """The root of every error tokenmeter raises."""
+
+
+class ConfigurationError(TokenmeterError):
+    """A setting is wrong or an extra is missing; the message says what to change."""
+
+
+class PricingError(TokenmeterError):
+    """A price row is wrong, or a usage cannot be rated."""
+
+
+class UnknownModelError(PricingError):
+    """No price row names this model."""
+
+
+class UnpricedUsageError(PricingError):
+    """The model is known, but one of its meters, tiers or classes has no price."""
+
+
+class BudgetExceededError(TokenmeterError):
+    """A hard cap stopped the call before it left this process. Nothing was sent and nothing was billed.
+
+    Attributes:
+        budget: Name of the budget that stopped the call.
+        scope: What the counter belongs to, for example ``{"member": "ada"}``.
+        unit: ``"usd"``, ``"tokens"`` or ``"requests"``.
+        limit: The cap, in ``unit``.
+        spent: What settled calls have used in this window, in ``unit``.
+        reserved: What calls in flight hold, in ``unit``.
+        requested: The bound of the call that was stopped, in ``unit``; None when it has no bound.
+        resets_at: Start of the next window (aware, UTC); None for a budget that never resets.
+        retryable: Whether the same call may pass before ``resets_at``.
+        retry_after: Seconds after which a retry makes sense; None when unknown.
+        model: The model the call named.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        budget: str,
+        scope: dict[str, str],
+        unit: str,
+        limit: Decimal,
+        spent: Decimal,
+        reserved: Decimal,
+        requested: Decimal | None,
+        resets_at: datetime | None,
+        retry_after: Decimal | None = None,
+        model: str | None = None,
+        max_affordable_output_tokens: int | None = None,
+    ) -> None:
+        self.reason = reason
+        self.budget = budget
+        self.scope = scope
+        self.unit = unit
+        self.limit = limit
+        self.spent = spent
+        self.reserved = reserved
+        self.requested = requested
+        self.resets_at = resets_at
+        self.retry_after = retry_after
+        self.model = model
+        self.max_affordable_output_tokens = max_affordable_output_tokens
+        super().__init__(self.message())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self._fields()))
+
+    def message(self, *, redact: bool = False) -> str:
+        """The error in words; ``redact=True`` leaves out every figure and name, for showing to end users."""
+        if redact:
+            return "This call was stopped because a usage budget is exhausted."
+        where = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
+        asked = "a call without an upper bound" if self.requested is None else self._amount(self.requested)
+        parts = [
+            f"Budget {self.budget!r} ({where}) stopped the call before it was sent: "
+            f"limit {self._amount(self.limit)}, spent {self._amount(self.spent)}, "
+            f"reserved by calls in flight {self._amount(self.reserved)}, this call needs up to {asked}."
+        ]
+        if self.reason:
+            parts.append(self.reason)
+        if self.max_affordable_output_tokens is not None:
+            parts.append(f"The budget can still pay for {self.max_affordable_output_tokens} output tokens.")
+        if self.resets_at is not None:
+            parts.append(f"The window resets at {self.resets_at.isoformat()}.")
+        return " ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as plain JSON-ready values; amounts are decimal strings, instants ISO 8601."""
+        fields = self._fields()
+        amounts = {
+            key: None if fields[key] is None else str(fields[key])
+            for key in ("limit", "spent", "reserved", "requested", "retry_after")
+        }
+        resets = None if self.resets_at is None else self.resets_at.isoformat()
+        return {
+            "error": type(self).__name__,
+            "message": self.message(),
+            **fields,
+            **amounts,
+            "resets_at": resets,
+            "retryable": self.retryable,
+        }
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "reason": self.reason,
+            "budget": self.budget,
+            "scope": dict(self.scope),
+            "unit": self.unit,
+            "limit": self.limit,
+            "spent": self.spent,
+            "reserved": self.reserved,
+            "requested": self.requested,
+            "resets_at": self.resets_at,
+            "retry_after": self.retry_after,
+            "model": self.model,
+            "max_affordable_output_tokens": self.max_affordable_output_tokens,
+        }
+
+    def _amount(self, value: Decimal) -> str:
+        return f"${value:f}" if self.unit == "usd" else f"{value:f} {self.unit}"
+
+
+def _rebuild(kind: type[BudgetExceededError], fields: dict[str, Any]) -> BudgetExceededError:
+    return kind(**fields)
+
+
+class BudgetReservedError(BudgetExceededError):
+    """The call would fit once calls in flight settle; try again after ``retry_after`` seconds."""
+
+    retryable: ClassVar[bool] = True
+
+
+class RequestTooLargeError(BudgetExceededError):
+    """The call can never fit into this window; ``max_affordable_output_tokens`` says what would."""
+
+
+class StoreError(TokenmeterError):
+    """The ledger's store failed; the driver's error is ``__cause__``."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached, read or written right now."""
+
+
+class StoreBusyError(StoreError):
+    """The store was asked not to wait and somebody else holds its write lock."""
+
+
+class SchemaVersionError(StoreError):
+    """The store was written by a newer tokenmeter; upgrade this one."""
+
+
+class LedgerError(TokenmeterError):
+    """The ledger's content does not permit this."""
+
+
+class DuplicateEntryError(LedgerError):
+    """An entry with this id is already in the ledger."""
+
+
+class TamperedLedgerError(LedgerError):
+    """The hash chain does not add up: an entry was edited, removed or cut off."""
+
+
+class ReconciliationError(LedgerError):
+    """A provider statement cannot be read or compared."""

@@ -1,0 +1,232 @@
+"""The record: what is written, once and for ever, about every call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import MappingProxyType
+
+from tokenmeter.attribution import NOBODY, ApiKey, Attribution
+from tokenmeter.semconv import CostSource, EntryKind, Status
+from tokenmeter.usage import Quantity, Usage
+
+__all__ = ["Charge", "Claim", "CounterKey", "Entry", "Posting", "Reservation", "ThresholdCrossing", "new_id", "utcnow"]
+
+_NO_MULTIPLIERS: Mapping[str, Decimal] = MappingProxyType({})
+
+
+def utcnow() -> datetime:
+    """Now, as an aware UTC instant."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A time-ordered identity (UUID version 7, 32 hex digits): sorts by creation, unique across hosts."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (
+        (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    )
+    return f"{value:032x}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """One line of an entry: ``billed_cost = quantity x list_unit_price x every multiplier``, to 12 decimals.
+
+    Attributes:
+        model: The model that did the work.
+        sku_meter: What was used (`tokenmeter.semconv`).
+        quantity: How much, in `unit`.
+        unit: FOCUS PricingUnit: ``Tokens``, ``Seconds``, ``Searches``, ...
+        list_unit_price: US dollars per single unit at the public price; None when no price is known.
+        multipliers: Factors by name, in the order they apply: ``geo`` and ``region`` lead to `list_cost`,
+            ``discount`` to `contracted_cost`, ``platform`` to `billed_cost`. A factor of 1 is left out.
+        list_cost: Upstream cost at public prices, US dollars; None = unpriced.
+        contracted_cost: Upstream cost after negotiated discounts; None = unpriced.
+        billed_cost: `contracted_cost` x platform multiplier; None = unpriced.
+        price_id: Row, effective date and price list that gave the unit price.
+        source: Where that row comes from (a URL or the layer's name).
+        role: What the charge group was for (`tokenmeter.usage.Consumption.role`).
+    """
+
+    model: str | None
+    sku_meter: str
+    quantity: Quantity
+    unit: str
+    list_unit_price: Decimal | None
+    multipliers: Mapping[str, Decimal] = field(default_factory=lambda: _NO_MULTIPLIERS)
+    list_cost: Decimal | None
+    contracted_cost: Decimal | None
+    billed_cost: Decimal | None
+    price_id: str | None = None
+    source: str | None = None
+    role: str = "message"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One call, one correction or one adjustment. Immutable: what was wrong is put right by a further entry.
+
+    Attributes:
+        entry_id: Identity, time-ordered (`new_id`).
+        kind: ``usage`` for a call; ``correction`` re-states an earlier entry's cost by its difference;
+            ``adjustment`` posts an agreed amount (reconciliation, credit).
+        occurred_at: When the call left, aware UTC. Prices, budgets' windows and reports go by it.
+        recorded_at: When it was settled, aware UTC.
+        provider: Provider id as in genai-prices (``openai``, ``anthropic``, ``azure``, ...).
+        endpoint: SDK method path, for example ``chat.completions``.
+        operation: OpenTelemetry ``gen_ai.operation.name`` (``chat``, ``embeddings``, ...).
+        request_model: Model the caller named.
+        response_model: Model the provider named.
+        response_id: Provider's id of the answer.
+        request_id: Provider's id of the HTTP request.
+        status: ``ok``, ``error``, ``aborted`` or ``timeout``.
+        streamed: Whether the answer came as a stream.
+        attempts: HTTP requests it took, retries included.
+        latency_us: Microseconds from the request until the answer's end; None when unknown.
+        first_token_us: Microseconds until the first event of a stream.
+        service_tier: Tier that served the call.
+        attribution: On whose account.
+        api_key: Which key; None when the client had none.
+        usage: All charge groups together, disjoint.
+        charges: The lines. Their sums are the three costs below.
+        list_cost: US dollars, 12 decimals; None when nothing in it is priced, else the sum of the priced lines.
+        contracted_cost: As above, after negotiated discounts.
+        billed_cost: As above, times the platform multiplier.
+        cost_source: How the cost is known.
+        flags: Sorted remarks and doubts.
+        price_list_hash: Hash of the price list that rated it.
+        raw_usage: The usage object off the wire, as JSON text.
+        error_type: Class name of the error a failed call raised.
+        corrects: entry_id of the entry that a correction re-states.
+        reservation_id: The hold this entry settled.
+        dedup_key: Key under which the same bill is recorded once only, else None.
+    """
+
+    entry_id: str = field(default_factory=new_id)
+    kind: EntryKind = "usage"
+    occurred_at: datetime
+    recorded_at: datetime = field(default_factory=utcnow)
+    provider: str
+    endpoint: str
+    operation: str
+    request_model: str | None = None
+    response_model: str | None = None
+    response_id: str | None = None
+    request_id: str | None = None
+    status: Status = "ok"
+    streamed: bool = False
+    attempts: int = 1
+    latency_us: int | None = None
+    first_token_us: int | None = None
+    service_tier: str | None = None
+    attribution: Attribution = NOBODY
+    api_key: ApiKey | None = None
+    usage: Usage = field(default_factory=Usage)
+    charges: tuple[Charge, ...] = ()
+    list_cost: Decimal | None = None
+    contracted_cost: Decimal | None = None
+    billed_cost: Decimal | None = None
+    cost_source: CostSource = "none"
+    flags: tuple[str, ...] = ()
+    price_list_hash: str | None = None
+    raw_usage: str | None = None
+    error_type: str | None = None
+    corrects: str | None = None
+    reservation_id: str | None = None
+    dedup_key: str | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The model reports group by: the response's, else the request's."""
+        return self.response_model or self.request_model
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CounterKey:
+    """Identity of one budget counter. A new window is a new counter; nothing is ever reset.
+
+    Attributes:
+        budget: Budget name.
+        scope: Scope values, ``member=ada``; empty for a budget over everything.
+        window_start: Start of the window as microseconds since the epoch; 0 for a budget that never resets.
+    """
+
+    budget: str
+    scope: str
+    window_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one call asks of one counter, in the budget's integer unit (picodollars, tokens or requests).
+
+    Attributes:
+        key: The counter.
+        limit: Cap of the counter; None for a counter that only counts (soft budget).
+        amount: What to hold.
+        window_end: End of the window in microseconds since the epoch; None when it never ends.
+    """
+
+    key: CounterKey
+    limit: int | None
+    amount: int
+    window_end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A hold: identity, expiry, owner and claims. It is a row of its own, so it can be settled once and expire.
+
+    Attributes:
+        reservation_id: Identity (`new_id`).
+        claims: In sorted key order.
+        created_at: Aware UTC.
+        expires_at: Aware UTC; a live stream moves it.
+        owner: ``host:pid`` of the process that holds it.
+        call: What an expired hold is turned into: an `Entry` with the estimated input cost.
+    """
+
+    reservation_id: str
+    claims: tuple[Claim, ...]
+    created_at: datetime
+    expires_at: datetime
+    owner: str
+    call: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """What an entry adds to one budget counter when it settles.
+
+    Attributes:
+        key: The counter.
+        amount: Integer, in the budget's unit; may be negative in a correction.
+        thresholds: Absolute amounts, ascending, whose first crossing in this window is to be reported.
+        window_end: End of the window in microseconds since the epoch; None when it never ends.
+    """
+
+    key: CounterKey
+    amount: int
+    thresholds: tuple[int, ...] = ()
+    window_end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdCrossing:
+    """A threshold that a settlement crossed; the store reports each at most once, over all processes.
+
+    Attributes:
+        key: The counter.
+        threshold: The absolute amount crossed.
+        settled: The counter after the settlement.
+    """
+
+    key: CounterKey
+    threshold: int
+    settled: int

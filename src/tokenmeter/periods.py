@@ -1,0 +1,208 @@
+"""Stretches of time, cut in a time zone: report periods and budget windows. All instants are aware UTC."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from tokenmeter.errors import ConfigurationError
+
+__all__ = ["CALENDAR_UNITS", "CalendarUnit", "Period", "buckets", "floor", "parse_instant", "parse_period", "zone"]
+
+CalendarUnit = Literal["hour", "day", "week", "month", "quarter", "year"]
+CALENDAR_UNITS: tuple[CalendarUnit, ...] = ("hour", "day", "week", "month", "quarter", "year")
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """``[start, end)`` between two aware UTC instants, with the zone it was cut in and a label for people."""
+
+    start: datetime
+    end: datetime
+    tz: str = "UTC"
+    label: str = ""
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
+
+
+def zone(name: str) -> tzinfo:
+    """The IANA time zone called `name`.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError, TypeError):
+        raise ConfigurationError(
+            f"Unknown time zone {name!r}; use an IANA name such as 'UTC', 'Europe/Berlin' or 'Asia/Kathmandu'."
+        ) from None
+
+
+def _midnight(day: date, tz: tzinfo) -> datetime:
+    """The first instant of `day` in `tz`, as UTC. A midnight skipped by daylight saving is the first that exists."""
+    return datetime.combine(day, time(), tz).astimezone(UTC)
+
+
+def _first_day(day: date, unit: CalendarUnit, week_start: int) -> date:
+    if unit == "week":
+        return day - timedelta(days=(day.weekday() - week_start) % 7)
+    if unit == "month":
+        return day.replace(day=1)
+    if unit == "quarter":
+        return day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
+    if unit == "year":
+        return day.replace(month=1, day=1)
+    return day
+
+
+def _next_day(first: date, unit: CalendarUnit) -> date:
+    if unit == "week":
+        return first + timedelta(days=7)
+    if unit == "day":
+        return first + timedelta(days=1)
+    months = {"month": 1, "quarter": 3, "year": 12}[unit]
+    index = first.year * 12 + first.month - 1 + months
+    return date(index // 12, index % 12 + 1, 1)
+
+
+def floor(moment: datetime, unit: CalendarUnit, tz: str = "UTC", *, week_start: int = 0) -> Period:
+    """The calendar hour, day, week, month, quarter or year in `tz` that holds `moment`.
+
+    Args:
+        moment: An aware instant.
+        unit: Which calendar unit.
+        tz: IANA zone name.
+        week_start: 0 = Monday ... 6 = Sunday.
+    """
+    where = zone(tz)
+    local = moment.astimezone(where)
+    if unit == "hour":
+        # An hour by the wall clock's offset, so that zones with half or quarter hours are cut on their own hours.
+        offset = local.utcoffset() or timedelta()
+        shifted = moment.astimezone(UTC) + offset
+        start = shifted.replace(minute=0, second=0, microsecond=0) - offset
+        return Period(start, start + timedelta(hours=1), tz, local.strftime("%Y-%m-%dT%H:00"))
+    first = _first_day(local.date(), unit, week_start)
+    return _calendar_period(first, unit, tz)
+
+
+def _calendar_period(first: date, unit: CalendarUnit, tz: str) -> Period:
+    where = zone(tz)
+    return Period(_midnight(first, where), _midnight(_next_day(first, unit), where), tz, _label(first, unit))
+
+
+def _label(first: date, unit: CalendarUnit) -> str:
+    if unit == "month":
+        return first.strftime("%Y-%m")
+    if unit == "quarter":
+        return f"{first.year}-Q{(first.month - 1) // 3 + 1}"
+    if unit == "year":
+        return f"{first.year:04d}"
+    return first.isoformat()
+
+
+def buckets(period: Period, unit: CalendarUnit, *, week_start: int = 0) -> list[Period]:
+    """`period` cut into calendar units of its own zone; the first and last may be partial."""
+    result: list[Period] = []
+    moment = period.start
+    while moment < period.end:
+        whole = floor(moment, unit, period.tz, week_start=week_start)
+        end = min(max(whole.end, moment + timedelta(microseconds=1)), period.end)
+        result.append(Period(moment, end, period.tz, whole.label))
+        moment = end
+    return result
+
+
+def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
+    """An instant from an aware datetime, a date (its midnight in `tz`) or ISO 8601 text; naive ones are read in `tz`.
+
+    Raises:
+        ConfigurationError: not an instant.
+    """
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value) if len(value) > len("2026-01-01") else date.fromisoformat(value)
+        except ValueError:
+            raise ConfigurationError(
+                f"{value!r} is not an instant; use '2026-11-23', '2026-11-23T10:00' or '2026-11-23T10:00+01:00'."
+            ) from None
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=zone(tz))).astimezone(UTC)
+    return _midnight(value, zone(tz))
+
+
+_LAST = re.compile(r"last-(\d{1,4})(h|d|w|m)$")
+_FORMS: tuple[tuple[re.Pattern[str], CalendarUnit], ...] = (
+    (re.compile(r"(?P<y>\d{4})$"), "year"),
+    (re.compile(r"(?P<y>\d{4})-Q(?P<q>[1-4])$", re.IGNORECASE), "quarter"),
+    (re.compile(r"(?P<y>\d{4})-(?P<m>\d{2})$"), "month"),
+    (re.compile(r"(?P<y>\d{4})-W(?P<w>\d{2})$"), "week"),
+    (re.compile(r"(?P<y>\d{4})-(?P<m>\d{2})-(?P<d>\d{2})$"), "day"),
+)
+_NAMED: dict[str, tuple[CalendarUnit, int]] = {
+    "today": ("day", 0),
+    "yesterday": ("day", -1),
+    **{f"this-{unit}": (unit, 0) for unit in CALENDAR_UNITS},
+    **{f"last-{unit}": (unit, -1) for unit in CALENDAR_UNITS},
+}
+
+
+def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> Period:
+    """A period from what a person writes.
+
+    Forms: ``2026``, ``2026-Q4``, ``2026-11``, ``2026-W47``, ``2026-11-23``, ``today``, ``yesterday``, ``this-month``,
+    ``last-month`` (any calendar unit), and ``last-24h``, ``last-7d``, ``last-4w``, ``last-3m`` (whole calendar days, weeks
+    or months up to and including the current one; hours are exact).
+
+    Raises:
+        ConfigurationError: none of these.
+    """
+    moment = (now or datetime.now(UTC)).astimezone(UTC)
+    named = _NAMED.get(text)
+    if named:
+        unit, back = named
+        current = floor(moment, unit, tz)
+        if not back:
+            return current
+        return floor(current.start - timedelta(microseconds=1), unit, tz)
+    if last := _LAST.match(text):
+        return _last(int(last[1]), last[2], tz, moment, text)
+    for pattern, unit in _FORMS:
+        if found := pattern.match(text):
+            parts = found.groupdict()
+            try:
+                return _calendar_period(_form_day(parts), unit, tz)
+            except ValueError:
+                break
+    raise ConfigurationError(
+        f"Unknown period {text!r}; use '2026-11', '2026-11-23', '2026-Q4', '2026', 'today', 'yesterday', 'this-month', "
+        "'last-month', 'last-7d' or 'last-24h', or give since= and until=."
+    )
+
+
+def _form_day(parts: dict[str, str]) -> date:
+    year = int(parts["y"])
+    if "w" in parts:
+        return date.fromisocalendar(year, int(parts["w"]), 1)
+    month = int(parts["q"]) * 3 - 2 if "q" in parts else int(parts.get("m", 1))
+    return date(year, month, int(parts.get("d", 1)))
+
+
+def _last(count: int, letter: str, tz: str, now: datetime, label: str) -> Period:
+    if count < 1:
+        raise ConfigurationError(f"{label!r} is empty; use a count of at least 1.")
+    if letter == "h":
+        return Period(now - timedelta(hours=count), now, tz, label)
+    unit: CalendarUnit = {"d": "day", "w": "week", "m": "month"}[letter]  # type: ignore[assignment]
+    current = floor(now, unit, tz)
+    start = current
+    for _ in range(count - 1):
+        start = floor(start.start - timedelta(microseconds=1), unit, tz)
+    return Period(start.start, current.end, tz, label)

@@ -1,0 +1,61 @@
+"""The field's standard names, in one place.
+
+Operations, providers and statuses follow OpenTelemetry's GenAI conventions; meters and units follow FinOps FOCUS
+(``SkuMeter``, ``PricingUnit``).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+__all__ = [
+    "ALL_METERS",
+    "CACHE_READ_METERS",
+    "CACHE_WRITE_METERS",
+    "INPUT_METERS",
+    "OUTPUT_METERS",
+    "TOKEN_METERS",
+    "UNITS",
+    "CostSource",
+    "EntryKind",
+    "Status",
+    "unit_of",
+]
+
+#: Disjoint token classes that a prompt is made of. Their sum is OpenTelemetry's ``gen_ai.usage.input_tokens``.
+FRESH_INPUT_METERS: Final = ("input", "input_audio", "input_image", "input_video")
+CACHE_READ_METERS: Final = ("cache_read", "cache_read_audio", "cache_read_image", "cache_read_video")
+CACHE_WRITE_METERS: Final = ("cache_write_5m", "cache_write_1h", "cache_write_30m", "cache_write_12h")
+INPUT_METERS: Final = (*FRESH_INPUT_METERS, *CACHE_READ_METERS, *CACHE_WRITE_METERS)
+#: Disjoint token classes of an answer. Their sum is ``gen_ai.usage.output_tokens``; reasoning is a part of ``output``.
+OUTPUT_METERS: Final = ("output", "output_audio", "output_image", "output_video")
+TOKEN_METERS: Final = (*INPUT_METERS, *OUTPUT_METERS, "trained_tokens")
+
+#: The unit of each meter, in FOCUS's spelling.
+UNITS: Final[dict[str, str]] = {
+    **dict.fromkeys(TOKEN_METERS, "Tokens"),
+    "seconds_audio": "Seconds",
+    "seconds_video": "Seconds",
+    "runtime_seconds": "Seconds",
+    "characters": "Characters",
+    "images": "Images",
+    "web_searches": "Searches",
+    "file_searches": "Searches",
+    "container_sessions": "Sessions",
+    "requests": "Requests",
+    "provider_cost": "USD",  # a cost the biller supplied, which no table can split into meters
+    "adjustment": "USD",
+}
+ALL_METERS: Final = tuple(UNITS)
+
+EntryKind = Literal["usage", "correction", "adjustment"]
+#: ok: an answer came; error: the provider refused or failed; aborted: the caller stopped; timeout: nobody answered.
+Status = Literal["ok", "error", "aborted", "timeout"]
+#: billed: the biller said the cost; computed: usage x price list; estimated: part of the usage was estimated;
+#: unpriced: some meter has no known price; none: nothing billable happened.
+CostSource = Literal["billed", "computed", "estimated", "unpriced", "none"]
+
+
+def unit_of(sku_meter: str) -> str:
+    """FOCUS ``PricingUnit`` of a meter; ``"Units"`` for a meter a user's own price list added."""
+    return UNITS.get(sku_meter, "Units")

@@ -1,0 +1,257 @@
+"""What every store must be able to do. One contract suite (tests/contract) runs over all of them.
+
+Stores know entries, holds and counters; what a budget means is not their business. Every write is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Protocol, runtime_checkable
+
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.usage import Quantity
+
+__all__ = [
+    "DIMENSIONS",
+    "Aggregate",
+    "CapReachedError",
+    "Counter",
+    "EntryFilter",
+    "Fault",
+    "Health",
+    "Settlement",
+    "Store",
+    "Verification",
+]
+
+#: What entries can be grouped and filtered by; ``tag:NAME`` adds any tag. ``sku_meter`` and ``role`` split an entry
+#: into its charges.
+DIMENSIONS: tuple[str, ...] = (
+    "provider",
+    "model",
+    "operation",
+    "endpoint",
+    "api_key",
+    "member",
+    "team",
+    "organization",
+    "project",
+    "route",
+    "end_user",
+    "service_tier",
+    "status",
+    "cost_source",
+    "kind",
+    "sku_meter",
+)
+
+
+class CapReachedError(Exception):
+    """A claim did not fit; nothing was held. Turned into `BudgetExceededError` by the budgets.
+
+    Attributes:
+        claim: The first claim, in key order, that did not fit.
+        settled: Its counter's settled amount.
+        reserved: What other calls hold of it.
+    """
+
+    def __init__(self, claim: Claim, settled: int, reserved: int) -> None:
+        super().__init__(claim, settled, reserved)
+        self.claim = claim
+        self.settled = settled
+        self.reserved = reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """State of one budget counter, in the budget's integer unit."""
+
+    settled: int = 0
+    reserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a settlement did.
+
+    Attributes:
+        recorded: False when the same entry_id or dedup_key was in the ledger already: nothing was written or counted.
+        crossings: Thresholds crossed for the first time in their window.
+        hold_found: False when the hold had expired and been swept (or there was none).
+    """
+
+    recorded: bool
+    crossings: tuple[ThresholdCrossing, ...] = ()
+    hold_found: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryFilter:
+    """Which entries. All conditions must hold.
+
+    Attributes:
+        since: First instant of ``occurred_at``, inclusive (aware); None = from the beginning.
+        until: First instant after, exclusive; None = no end.
+        where: dimension (`DIMENSIONS` or ``tag:NAME``) -> accepted values; None among them accepts "not set".
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
+
+
+@dataclass(slots=True)
+class Aggregate:
+    """Sums over the entries of one group.
+
+    Attributes:
+        bucket: Index into the boundaries that were asked for.
+        group: Values of the asked dimensions, in order; None = not set.
+        requests: Entries of kind ``usage``.
+        errors: Of these, how many were not ``ok``.
+        unpriced: Entries with a meter of unknown price.
+        estimated: Entries whose usage or cost is estimated.
+        quantities: sku_meter -> sum.
+        reasoning_output_tokens: Informational.
+        list_cost: US dollars, exact.
+        contracted_cost: US dollars, exact.
+        billed_cost: US dollars, exact.
+    """
+
+    bucket: int
+    group: tuple[str | None, ...]
+    requests: int = 0
+    errors: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+    quantities: dict[str, Quantity] = field(default_factory=dict[str, Quantity])
+    reasoning_output_tokens: int = 0
+    list_cost: Decimal = Decimal(0)
+    contracted_cost: Decimal = Decimal(0)
+    billed_cost: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing `Store.verify` found: ``kind`` is ``edited``, ``missing``, ``cut``, ``rollup`` or ``counter``."""
+
+    kind: str
+    where: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Outcome of `Store.verify`.
+
+    Attributes:
+        entries: How many entries were checked.
+        head: Hash of the last one (hex).
+        faults: What does not add up; empty when all is well.
+    """
+
+    entries: int
+    head: str
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.faults
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `tokenmeter doctor` prints of a store: name -> value, and warnings in words."""
+
+    facts: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Store(Protocol):
+    """An append-only ledger with atomic holds. Safe for threads and, where files or servers are shared, processes.
+
+    With ``wait=False`` a method raises `StoreBusyError` at once where it would have to wait for a lock; nothing is
+    then written. All other failures raise `StoreUnavailableError` with the driver's error as cause.
+    """
+
+    url: str
+
+    def settle(
+        self, entry: Entry, postings: Sequence[Posting] = (), *, reservation_id: str | None = None, wait: bool = True
+    ) -> Settlement:
+        """Append `entry`, move the counters, free the hold, update rollups and thresholds: one transaction, durable."""
+        ...
+
+    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
+        """Hold every claim or none.
+
+        Raises:
+            CapReachedError: a claim with a limit does not fit (settled + reserved + amount > limit).
+        """
+        ...
+
+    def release(self, reservation_id: str, *, wait: bool = True) -> bool:
+        """Free a hold without an entry; False when there is none (idempotent)."""
+        ...
+
+    def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
+        """Move a hold's expiry; False when the hold is gone."""
+        ...
+
+    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
+        """Holds whose expiry has passed; the sweeper settles each by its reservation_id."""
+        ...
+
+    def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+        """State of the named counters; a counter that never moved is zero."""
+        ...
+
+    def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
+        """Every counter, in key order."""
+        ...
+
+    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
+        """SET the settled amounts (a rebuild from the ledger), never add."""
+        ...
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None."""
+        ...
+
+    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """Entries in order of their occurrence, lazily and in short read transactions."""
+        ...
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
+    ) -> Sequence[Aggregate]:
+        """Sums per time bucket and group.
+
+        Args:
+            boundaries: Ascending instants (aware), at least two; bucket i is ``[boundaries[i], boundaries[i+1])``.
+            by: Dimensions to group by; ``sku_meter`` among them splits entries into charges (counts of requests are
+                then given to the groups an entry has a charge in).
+            which: Further conditions; its since/until are ignored.
+        """
+        ...
+
+    def verify(self) -> Verification:
+        """Walk the hash chain and re-derive the rollups."""
+        ...
+
+    def health(self) -> Health:
+        """Facts and hazards, for ``doctor``."""
+        ...
+
+    def secret(self) -> bytes:
+        """The ledger's own secret for fingerprints of API keys: made once, kept beside the data, never exported."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections. The store can be opened again by its URL."""
+        ...

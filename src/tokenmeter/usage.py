@@ -1,0 +1,163 @@
+"""What a call used: disjoint quantities per meter, and the context that decides their price.
+
+Providers count differently (OpenAI's input includes its cached tokens, Anthropic's does not). Here every token is in
+exactly one class, so a class can be multiplied by its price and the classes add up to the wire's totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
+
+from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
+
+__all__ = ["Consumption", "Observation", "Quantity", "SuppliedCost", "Usage"]
+
+#: Tokens and counts are int; seconds may be a Decimal.
+Quantity = int | Decimal
+
+_NOTHING: Mapping[str, Quantity] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Disjoint quantities per meter (see `tokenmeter.semconv`), with OpenTelemetry's inclusive views beside them.
+
+    Attributes:
+        quantities: sku_meter -> quantity in the meter's unit; meters with nothing used are absent.
+        reasoning_output_tokens: Informational part of ``output``; never added to anything.
+    """
+
+    quantities: Mapping[str, Quantity] = field(default_factory=lambda: _NOTHING)
+    reasoning_output_tokens: int = 0
+
+    def __getitem__(self, sku_meter: str) -> Quantity:
+        return self.quantities.get(sku_meter, 0)
+
+    def __bool__(self) -> bool:
+        return any(self.quantities.values())
+
+    def __add__(self, other: Usage) -> Usage:
+        merged = dict(self.quantities)
+        for meter, quantity in other.quantities.items():
+            merged[meter] = merged.get(meter, 0) + quantity
+        return Usage(merged, self.reasoning_output_tokens + other.reasoning_output_tokens)
+
+    @classmethod
+    def total(cls, usages: Iterable[Usage]) -> Usage:
+        """The sum of many usages; empty for none."""
+        result = cls()
+        for usage in usages:
+            result += usage
+        return result
+
+    @property
+    def input_tokens(self) -> int:
+        """All prompt tokens, cache reads and writes included (``gen_ai.usage.input_tokens``)."""
+        return self._sum(INPUT_METERS)
+
+    @property
+    def output_tokens(self) -> int:
+        """All answer tokens, reasoning included (``gen_ai.usage.output_tokens``)."""
+        return self._sum(OUTPUT_METERS)
+
+    @property
+    def cache_read_input_tokens(self) -> int:
+        """The part of `input_tokens` that was served from a cache."""
+        return self._sum(CACHE_READ_METERS)
+
+    @property
+    def cache_write_input_tokens(self) -> int:
+        """The part of `input_tokens` that was written to a cache."""
+        return self._sum(CACHE_WRITE_METERS)
+
+    @property
+    def total_tokens(self) -> int:
+        """`input_tokens` + `output_tokens`."""
+        return self.input_tokens + self.output_tokens
+
+    def _sum(self, meters: tuple[str, ...]) -> int:
+        quantities = self.quantities
+        return int(sum(quantities[meter] for meter in meters if meter in quantities))
+
+
+@dataclass(frozen=True, slots=True)
+class SuppliedCost:
+    """A cost that the biller itself put on the wire; it wins over any table.
+
+    Attributes:
+        amount: US dollars, all in.
+        source: Which field said so, for example ``"usage.cost"``.
+    """
+
+    amount: Decimal
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumption:
+    """One group of quantities that a single model answered for in a single context.
+
+    A response has one, or several when it was served by several models: an advisor, a compaction, an image tool.
+
+    Attributes:
+        model: The model that did the work, as the provider names it; None when nobody said.
+        usage: What it used.
+        service_tier: The tier that SERVED it (``default``, ``flex``, ``priority``, ...); None when not said.
+        processing: ``"batch"`` for asynchronous batch work, else None.
+        speed: Anthropic's ``"fast"``, else None.
+        geo: Inference geography that was billed (``"us"``), else None.
+        region: Cloud region or data zone the request went to, else None.
+        role: What the group was for: ``message``, ``compaction``, ``advisor_message``, ``fallback_message``,
+            ``image_generation``, ``svg``, ``transcription``, ``tool``.
+        prompt_tokens: Size of the one prompt that chooses a long-context tier (cache included); None when only an
+            aggregate over several prompts is known.
+        supplied_cost: The biller's own figure for this group.
+    """
+
+    model: str | None
+    usage: Usage
+    service_tier: str | None = None
+    processing: str | None = None
+    speed: str | None = None
+    geo: str | None = None
+    region: str | None = None
+    role: str = "message"
+    prompt_tokens: int | None = None
+    supplied_cost: SuppliedCost | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a provider said about one billed response, in neutral terms.
+
+    Attributes:
+        consumptions: Charge groups, disjoint; empty when the response carried no usage.
+        response_model: Model named by the response.
+        response_id: Provider's id, the key for deduplication.
+        service_tier: Tier of the response as a whole.
+        flags: Doubts and remarks, for example ``cached_exceeds_input``, ``estimated``, ``tier_ambiguous``,
+            ``usage_unknown``.
+        raw_usage: The usage object as it came off the wire (JSON-ready), kept for audit; None when there was none.
+        billable: False for a response that is free by the provider's rules.
+        deduplicate: Whether the same `response_id` may be seen again (polling, batch results) and must bill once.
+    """
+
+    consumptions: tuple[Consumption, ...] = ()
+    response_model: str | None = None
+    response_id: str | None = None
+    service_tier: str | None = None
+    flags: frozenset[str] = frozenset()
+    raw_usage: Any = None
+    billable: bool = True
+    deduplicate: bool = False
+
+    @property
+    def usage(self) -> Usage:
+        """All groups together."""
+        if len(self.consumptions) == 1:
+            return self.consumptions[0].usage
+        return Usage.total(consumption.usage for consumption in self.consumptions)
