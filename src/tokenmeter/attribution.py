@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import inspect
 import threading
+import unicodedata
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -120,7 +121,8 @@ def _check_text(value: object, name: str) -> None:
             f"{name} must be a non-empty text of at most {_MAX_LENGTH} characters, not {value!r}; "
             "leave it out (None) when it is unknown."
         )
-    if "\0" in value or not value.isprintable() and any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in value):  # noqa: PLR2004
+    # Lone surrogates cannot be stored as UTF-8, control characters break tables and exports.
+    if not value.isprintable() and any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
         raise ConfigurationError(f"{name} must not contain control characters: {value!r}.")
 
 

@@ -285,7 +285,7 @@ class Meter:
             attribution=call.attribution,
         )
         flags = seen.flags | rating.flags
-        if outcome.status == "aborted" and outcome.observation is None or outcome.status == "timeout":
+        if outcome.observation is None and outcome.status in {"aborted", "timeout"}:
             flags |= {"billing_unknown"}
         reservation = authorization.reservation
         if reservation is not None and self.budgets.bound_violated(reservation, seen.usage, rating.billed_cost):
