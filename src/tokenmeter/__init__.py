@@ -1,1 +1,155 @@
-"""tokenmeter: record, price, attribute and cap every OpenAI and Anthropic call."""
+"""tokenmeter: drop-in OpenAI and Anthropic clients that record, price, attribute and cap every call."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenmeter.adopt import wrap
+    from tokenmeter.anthropic import Anthropic, AsyncAnthropic
+    from tokenmeter.api import (
+        configure,
+        default_meter,
+        entries,
+        make_meter,
+        price,
+        remaining,
+        report,
+        reprice,
+        sweep,
+        verify,
+    )
+    from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
+    from tokenmeter.budgets import Budget
+    from tokenmeter.errors import (
+        BudgetExceededError,
+        BudgetReservedError,
+        ConfigurationError,
+        DuplicateEntryError,
+        LedgerError,
+        PricingError,
+        ReconciliationError,
+        RequestTooLargeError,
+        SchemaVersionError,
+        StoreError,
+        StoreUnavailableError,
+        TamperedLedgerError,
+        TokenmeterError,
+        UnknownModelError,
+        UnpricedUsageError,
+    )
+    from tokenmeter.ledger import Charge, Entry
+    from tokenmeter.meter import Meter
+    from tokenmeter.openai import AsyncOpenAI, OpenAI
+    from tokenmeter.pricing import PriceList, Rating
+    from tokenmeter.reports import Report
+    from tokenmeter.usage import Usage
+
+__version__ = "0.1.0"
+
+#: Public name -> module that defines it. Everything is loaded at its first use, so that `import tokenmeter` itself loads
+#: no SDK, no price data and no settings model.
+_HOMES = {
+    "tokenmeter.adopt": ("wrap",),
+    "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
+    "tokenmeter.api": (
+        "configure",
+        "default_meter",
+        "entries",
+        "make_meter",
+        "price",
+        "remaining",
+        "report",
+        "reprice",
+        "sweep",
+        "verify",
+    ),
+    "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
+    "tokenmeter.budgets": ("Budget",),
+    "tokenmeter.errors": (
+        "BudgetExceededError",
+        "BudgetReservedError",
+        "ConfigurationError",
+        "DuplicateEntryError",
+        "LedgerError",
+        "PricingError",
+        "ReconciliationError",
+        "RequestTooLargeError",
+        "SchemaVersionError",
+        "StoreError",
+        "StoreUnavailableError",
+        "TamperedLedgerError",
+        "TokenmeterError",
+        "UnknownModelError",
+        "UnpricedUsageError",
+    ),
+    "tokenmeter.ledger": ("Charge", "Entry"),
+    "tokenmeter.meter": ("Meter",),
+    "tokenmeter.openai": ("AsyncOpenAI", "OpenAI"),
+    "tokenmeter.pricing": ("PriceList", "Rating"),
+    "tokenmeter.reports": ("Report",),
+    "tokenmeter.usage": ("Usage",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = frozenset({"anthropic", "openai", "prices", "testing"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})
+
+
+__all__ = [
+    "ApiKey",
+    "Anthropic",
+    "AsyncAnthropic",
+    "AsyncOpenAI",
+    "Attribution",
+    "Budget",
+    "BudgetExceededError",
+    "BudgetReservedError",
+    "Charge",
+    "ConfigurationError",
+    "DuplicateEntryError",
+    "Entry",
+    "LedgerError",
+    "Meter",
+    "OpenAI",
+    "PriceList",
+    "PricingError",
+    "Rating",
+    "ReconciliationError",
+    "Report",
+    "RequestTooLargeError",
+    "SchemaVersionError",
+    "Scope",
+    "StoreError",
+    "StoreUnavailableError",
+    "TamperedLedgerError",
+    "TokenmeterError",
+    "UnknownModelError",
+    "UnpricedUsageError",
+    "Usage",
+    "__version__",
+    "attribute",
+    "configure",
+    "default_meter",
+    "entries",
+    "make_meter",
+    "price",
+    "remaining",
+    "report",
+    "reprice",
+    "sweep",
+    "verify",
+    "wrap",
+]

@@ -269,30 +269,26 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
         Each run is a block of its own; a generator is inside its block only while it runs, never between its items.
         """
-        wrapper: Any
+        return cast("Callable[P, R]", functools.wraps(function)(self._around(function)))
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
 
-            async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            async def coroutine(*args: Any, **kwargs: Any) -> Any:
                 with self._again():
-                    return await cast("Any", function)(*args, **kwargs)
+                    return await function(*args, **kwargs)
 
-        elif inspect.isasyncgenfunction(function):
+            return coroutine
+        if inspect.isasyncgenfunction(function):
+            return lambda *args, **kwargs: _drive_async(self._again(), function(*args, **kwargs))
+        if inspect.isgeneratorfunction(function):
+            return lambda *args, **kwargs: _drive(self._again(), function(*args, **kwargs))
 
-            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                return _drive_async(self._again(), cast("Any", function)(*args, **kwargs))
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            with self._again():
+                return function(*args, **kwargs)
 
-        elif inspect.isgeneratorfunction(function):
-
-            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                return _drive(self._again(), cast("Any", function)(*args, **kwargs))
-
-        else:
-
-            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self._again():
-                    return function(*args, **kwargs)
-
-        return cast("Callable[P, R]", functools.wraps(function)(wrapper))
+        return plain
 
     def _again(self) -> attribute:
         fresh = object.__new__(type(self))

@@ -1,0 +1,247 @@
+"""The module-level face: one default meter, and the functions that read it.
+
+Every function takes ``meter=``; without it the default meter is used, built from the settings at its first use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.config import Settings, load_settings
+from tokenmeter.dialects import observe
+from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.periods import CalendarUnit, parse_instant
+from tokenmeter.pricing import PriceList, Pricer, Rating, Terms
+from tokenmeter.reports import Report, build
+from tokenmeter.stores import open_store
+from tokenmeter.stores.base import EntryFilter, Verification
+
+__all__ = [
+    "configure",
+    "default_meter",
+    "entries",
+    "make_meter",
+    "price",
+    "remaining",
+    "report",
+    "reprice",
+    "sweep",
+    "verify",
+]
+
+_lock = threading.RLock()
+_default: Meter | None = None
+
+
+def make_meter(settings: Settings | None = None, **arguments: Any) -> Meter:
+    """A meter of your own, apart from the default one.
+
+    Args:
+        settings: Ready settings; else they are loaded with `arguments`.
+        **arguments: As for `configure`.
+
+    Raises:
+        ConfigurationError: what is wrong, where, and what to do.
+        StoreUnavailableError: the store cannot be opened.
+    """
+    settings = settings or load_settings(**arguments)
+    pricer = make_pricer(settings)
+    budgets = BudgetBook(
+        [
+            row if isinstance(row, Budget) else Budget.parse(row, file=settings.source, row=number)
+            for number, row in enumerate(settings.budgets, 1)
+        ],
+    )
+    return Meter(
+        store=open_store(settings.store),
+        pricer=pricer,
+        budgets=budgets,
+        aliases=settings.key_hashes(),
+        hold_seconds=settings.hold_seconds,
+    )
+
+
+def make_pricer(settings: Settings) -> Pricer:
+    """Price list and terms of `settings`, joined."""
+    raise NotImplementedError
+
+
+def configure(
+    *,
+    store: str | None = None,
+    prices: Sequence[Mapping[str, Any]] | None = None,
+    multiplier: Decimal | int | str | None = None,
+    budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
+    api_keys: Mapping[str, str] | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> Meter:
+    """Set up the default meter. Optional: without it the settings come from the environment and ``tokenmeter.toml``.
+
+    May be called again; calls that started under the old meter still settle there.
+
+    Args:
+        store: ``sqlite:///usage.db``, ``sqlite:////absolute/usage.db``, ``memory:`` or ``postgresql://...``. Default:
+            ``TOKENMETER_STORE``, the file's, else a SQLite ledger in the user's data directory.
+        prices: Price rows of your own (the keys of ``[[prices]]``); they win over every other layer.
+        multiplier: Platform multiplier on top of the upstream cost, such as ``"1.05"``.
+        budgets: Caps, see `tokenmeter.Budget`.
+        api_keys: alias -> API key. Reports and budgets show the alias; only a fingerprint of the key is kept.
+        config: Path of a ``tokenmeter.toml`` or its content as a mapping. Default: ``TOKENMETER_CONFIG``, the working
+            directory, the user's config directory.
+
+    Returns:
+        The new default meter.
+
+    Raises:
+        ConfigurationError: an unknown key, a bad value or URL, a missing extra; the message says what to do.
+        StoreUnavailableError: the store cannot be opened.
+    """
+    global _default  # noqa: PLW0603 - the one default meter is this module's reason to be
+    meter = make_meter(
+        store=store, prices=prices, multiplier=multiplier, budgets=budgets, api_keys=api_keys, config=config
+    )
+    with _lock:
+        _default = meter
+    return meter
+
+
+def default_meter() -> Meter:
+    """The default meter, built from the settings at its first use."""
+    global _default  # noqa: PLW0603 - see configure
+    meter = _default
+    if meter is None:
+        with _lock:
+            if _default is None:
+                _default = make_meter()
+            meter = _default
+    return meter
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def report(
+    by: str | Sequence[str] = (),
+    *,
+    since: datetime | date | str | None = None,
+    until: datetime | date | str | None = None,
+    period: str | None = None,
+    granularity: CalendarUnit | None = None,
+    where: Mapping[str, str | None | Sequence[str | None]] | None = None,
+    tz: str = "UTC",
+    meter: Meter | None = None,
+) -> Report:
+    """Usage and cost per group and time, totals included. ``print()`` it, or export it.
+
+    Args:
+        by: Dimensions to group by: provider, model, operation, api_key, member, team, organization, project, route,
+            end_user, service_tier, status, ``tag:NAME``, ...
+        since: First instant, inclusive.
+        until: First instant after, exclusive.
+        period: ``"2026-11"``, ``"today"``, ``"last-7d"``, ...; instead of since and until.
+        granularity: Also split by hour, day, week, month, quarter or year.
+        where: dimension -> accepted value or values; None means "not set".
+        tz: IANA time zone in which periods and buckets are cut.
+        meter: Which ledger; default: the default meter's.
+
+    Raises:
+        ConfigurationError: unknown dimension, period or zone, or an inverted period.
+    """
+    return build(
+        (meter or default_meter()).store,
+        by=by,
+        since=since,
+        until=until,
+        period=period,
+        granularity=granularity,
+        where=where,
+        tz=tz,
+    )
+
+
+def entries(
+    *,
+    since: datetime | date | str | None = None,
+    until: datetime | date | str | None = None,
+    where: Mapping[str, str | None | Sequence[str | None]] | None = None,
+    newest_first: bool = False,
+    tz: str = "UTC",
+    meter: Meter | None = None,
+) -> Iterator[Entry]:
+    """Raw entries, lazily, in order of their occurrence. Arguments as for `report`."""
+    which = EntryFilter(
+        since=None if since is None else parse_instant(since, tz),
+        until=None if until is None else parse_instant(until, tz),
+        where={
+            name: frozenset([value] if value is None or isinstance(value, str) else value)
+            for name, value in (where or {}).items()
+        },
+    )
+    return (meter or default_meter()).store.entries(which, newest_first=newest_first)
+
+
+def price(
+    response_or_usage: Any,
+    *,
+    provider: str,
+    endpoint: str,
+    model: str | None = None,
+    at: datetime | date | str | None = None,
+    processing: str | None = None,
+    region: str | None = None,
+    service_tier: str | None = None,
+    price_list: PriceList | None = None,
+    attribution: Attribution = NOBODY,
+    meter: Meter | None = None,
+) -> Rating:
+    """Rate a response the way a live call is rated, without recording it.
+
+    Args:
+        response_or_usage: An SDK object, or the plain dict as it came off the wire: a whole response body, a bare usage
+            object, a Batch, a batch output line, a realtime ``response.done``, an image, transcription or session body.
+        provider: ``openai``, ``anthropic``, ``azure``, ``bedrock``, ``vertex``, ``openrouter``, ``google``, ...
+        endpoint: SDK method path: ``chat.completions``, ``responses``, ``messages``, ``images.generate``, ...
+        model: Model named by the request or session, where the body names none.
+        at: When the call was made (an instant, a date or ISO text); default: now. Prices are dated.
+        processing: ``"batch"`` where the context decides it.
+        region: ``"us-east5"``, ``"global"``, ``"data-zone"``, ... where the context decides it.
+        service_tier: Tier that served the call, where the body does not say.
+        price_list: Prices to use instead of the configured ones.
+        attribution: On whose account: platform multipliers and discounts may depend on it.
+        meter: Whose prices and terms; default: the default meter's settings. No ledger is opened or written.
+
+    Returns:
+        The charges (model, sku_meter, quantity, unit price, multipliers by name, list_cost, billed_cost, price_id,
+        source), their sums `list_cost` and `billed_cost`, `cost_source` and `flags`.
+
+    Raises:
+        ConfigurationError: not a response or usage at all, or an unknown provider or endpoint.
+    """
+    observation = observe(
+        response_or_usage,
+        provider=provider,
+        endpoint=endpoint,
+        model=model,
+        processing=processing,
+        region=region,
+        service_tier=service_tier,
+    )
+    pricer = meter.pricer if meter is not None else _default_pricer()
+    if price_list is not None:
+        pricer = Pricer(price_list, pricer.terms)
+    moment = utcnow() if at is None else parse_instant(at)
+    return pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)

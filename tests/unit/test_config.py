@@ -1,0 +1,96 @@
+"""Settings: joined from code, environment and file; a mistake is refused with its place and its mend."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.budgets import Budget
+from tokenmeter.config import hash_key, load_settings
+from tokenmeter.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path, monkeypatch):
+    for name in ("TOKENMETER_CONFIG", "TOKENMETER_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_any_setting_everything_has_its_default():
+    settings = load_settings()
+    assert (settings.store, settings.multiplier, settings.budgets, settings.source) == (None, 1, [], None)
+
+
+def test_the_file_of_the_working_directory_is_read_exactly(tmp_path):
+    (tmp_path / "tokenmeter.toml").write_text('multiplier = 1.1\nstore = "memory:"\n[[budgets]]\nmember="ada"\nlimit_usd=0.1\n')
+    settings = load_settings()
+    assert settings.multiplier == Decimal("1.1")
+    assert settings.store == "memory:"
+    assert settings.budgets == [{"member": "ada", "limit_usd": Decimal("0.1")}]
+
+
+def test_the_users_own_directory_is_the_last_resort(tmp_path):
+    folder = tmp_path / "xdg" / "tokenmeter"
+    folder.mkdir(parents=True)
+    (folder / "tokenmeter.toml").write_text('multiplier = "1.2"')
+    assert load_settings().multiplier == Decimal("1.2")
+
+
+def test_an_argument_wins_over_the_environment_which_wins_over_the_file(tmp_path, monkeypatch):
+    (tmp_path / "tokenmeter.toml").write_text('store = "sqlite:///file.db"')
+    assert load_settings().store == "sqlite:///file.db"
+    monkeypatch.setenv("TOKENMETER_STORE", "sqlite:///environment.db")
+    assert load_settings().store == "sqlite:///environment.db"
+    assert load_settings(store="memory:").store == "memory:"
+
+
+def test_a_named_file_must_be_there(monkeypatch):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml does not exist"):
+        load_settings(config="nowhere.toml")
+    monkeypatch.setenv("TOKENMETER_CONFIG", "gone.toml")
+    with pytest.raises(ConfigurationError, match=r"gone\.toml"):
+        load_settings()
+
+
+def test_budgets_of_code_and_file_add_up(tmp_path):
+    (tmp_path / "tokenmeter.toml").write_text('[[budgets]]\nmember="*"\nlimit_usd=5\n')
+    assert len(load_settings(budgets=[Budget(member="ada", limit_usd=1)]).budgets) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("multiplyer = 1", "did you mean 'multiplier'"),
+        ("frobnicate = 1", "known keys"),
+        ("multiplier = 0", "greater than zero"),
+        ("multiplier = 'x'", "must be a number"),
+        ("store = 5", "store"),
+        ("budgets = 5", "budgets"),
+        ("hold_seconds = 1", "hold_seconds"),
+        ("store = ", "cannot be read"),
+        ("[[alerts]]\nwebhook='ftp://x'", "webhook"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
+    (tmp_path / "tokenmeter.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        load_settings()
+    if "greater" not in message and "number" not in message:
+        assert "tokenmeter.toml" in str(refused.value)
+
+
+def test_a_key_does_not_belong_into_the_file(tmp_path):
+    (tmp_path / "tokenmeter.toml").write_text('[api_keys]\nprod = "sk-live-1234567890"')
+    with pytest.raises(ConfigurationError, match="env:NAME") as refused:
+        load_settings()
+    assert "sk-live" not in str(refused.value)
+
+
+def test_keys_are_hashed_at_once_and_variables_looked_up(monkeypatch):
+    monkeypatch.setenv("PROD_KEY", "sk-from-env")
+    settings = load_settings(api_keys={"a": "sk-plain", "b": "env:PROD_KEY", "c": "env:UNSET", "d": f"sha256:{'0' * 64}"})
+    assert settings.key_hashes() == {hash_key("sk-plain"): "a", hash_key("sk-from-env"): "b", "0" * 64: "d"}
+    assert "sk-plain" not in repr(settings)

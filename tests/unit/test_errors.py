@@ -1,0 +1,57 @@
+"""Errors: one root, every field, safe to pickle and to show."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import tokenmeter.errors as module
+from tokenmeter.errors import BudgetExceededError, RequestTooLargeError, TokenmeterError
+
+FIELDS = {
+    "budget": "ada-monthly",
+    "scope": {"member": "ada"},
+    "unit": "usd",
+    "limit": Decimal("0.50"),
+    "spent": Decimal("0.49"),
+    "reserved": Decimal("0.005"),
+    "requested": Decimal("0.02"),
+    "resets_at": datetime(2026, 12, 1, tzinfo=UTC),
+}
+
+
+def test_every_error_has_the_one_root_and_a_name_that_says_error():
+    errors = [value for _, value in inspect.getmembers(module, inspect.isclass) if issubclass(value, Exception)]
+    assert all(issubclass(error, TokenmeterError) and error.__name__.endswith("Error") for error in errors)
+    assert sorted(error.__name__ for error in errors) == module.__all__
+
+
+def test_the_tree_in_the_docstring_names_every_error():
+    assert all(name in module.__doc__ for name in module.__all__)
+
+
+def test_a_budget_stop_says_which_budget_how_much_and_until_when():
+    message = str(BudgetExceededError(**FIELDS))
+    for part in ("ada-monthly", "member=ada", "$0.50", "$0.49", "$0.02", "2026-12-01"):
+        assert part in message
+
+
+def test_a_budget_stop_can_be_shown_to_end_users_without_figures():
+    shown = BudgetExceededError(**FIELDS).message(redact=True)
+    assert not any(character.isdigit() for character in shown)
+    assert "ada" not in shown
+
+
+def test_a_budget_stop_survives_pickling_and_json():
+    stop = RequestTooLargeError(**FIELDS, max_affordable_output_tokens=120, model="gpt-5")
+    again = pickle.loads(pickle.dumps(stop))  # noqa: S301 - our own bytes
+    assert type(again) is RequestTooLargeError
+    assert again.to_dict() == stop.to_dict() == json.loads(json.dumps(stop.to_dict()))
+    assert stop.to_dict()["max_affordable_output_tokens"] == 120
+
+
+def test_a_call_without_a_bound_says_so():
+    assert "without an upper bound" in str(BudgetExceededError(**{**FIELDS, "requested": None}))
