@@ -109,8 +109,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "ApiKey",
     "Anthropic",
+    "ApiKey",
     "AsyncAnthropic",
     "AsyncOpenAI",
     "Attribution",
