@@ -1,0 +1,181 @@
+"""Aligned columns of text that fit a given width, and figures written for people."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from tokenmeter.usage import Quantity
+
+__all__ = ["Column", "amount", "compact", "count", "fit", "money_places", "render", "share", "visible"]
+
+_GAP = "  "
+_ELLIPSIS = "…"
+_MIN_PLACES, _MAX_PLACES = 2, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; its last cell belongs to the totals line.
+
+    Attributes:
+        head: Heading.
+        cells: One per line.
+        right: Whether it is aligned to the right.
+        shrinks: Whether long cells may be cut with an ellipsis.
+        narrow: The same cells in fewer characters, where there are such.
+        narrow_head: A shorter heading to go with them.
+        drop: Left out, lowest first, when there is no room; None = never.
+        glued: Whether it follows the column before it without a gap.
+    """
+
+    head: str
+    cells: tuple[str, ...]
+    right: bool = False
+    shrinks: bool = False
+    narrow: tuple[str, ...] = ()
+    narrow_head: str = ""
+    drop: int | None = None
+    glued: bool = False
+
+    @property
+    def width(self) -> int:
+        """Terminal cells of its widest line."""
+        return max(_width(cell) for cell in (self.head, *self.cells))
+
+
+# -- fitting
+
+
+def fit(columns: Sequence[Column], width: int) -> list[Column]:
+    """`columns` made to fit `width`, giving up the least important things first; too narrow a width overflows."""
+    result = _shrink(columns, width, floor=24)
+    if _total(result) > width:
+        result = _drop([_narrow(column) for column in columns], width)
+    return _shrink(result, width, floor=4)
+
+
+def _shrink(columns: Sequence[Column], width: int, *, floor: int) -> list[Column]:
+    """Cut the widest text columns, evenly, down to `floor` cells at least."""
+    sizes = {index: column.width for index, column in enumerate(columns) if column.shrinks}
+    excess = _total(columns) - width
+    while excess > 0 and sizes:
+        widest = max(sizes, key=lambda index: sizes[index])
+        if sizes[widest] <= floor:
+            break
+        sizes[widest] -= 1
+        excess -= 1
+    return [_cut(column, sizes[index]) if index in sizes else column for index, column in enumerate(columns)]
+
+
+def _narrow(column: Column) -> Column:
+    return replace(column, head=column.narrow_head or column.head, cells=column.narrow or column.cells)
+
+
+def _cut(column: Column, size: int) -> Column:
+    return replace(
+        column, head=_ellipsis(column.head, size), cells=tuple(_ellipsis(cell, size) for cell in column.cells)
+    )
+
+
+def _drop(columns: Sequence[Column], width: int) -> list[Column]:
+    """Leave out what matters least, until texts of ten cells have room beside the rest."""
+    result = list(columns)
+    while _total(_shrink(result, width, floor=10)) > width:
+        droppable = [column for column in result if column.drop is not None]
+        if not droppable:
+            break
+        result.remove(min(droppable, key=lambda column: column.drop or 0))
+    return _shrink(result, width, floor=10)
+
+
+def _total(columns: Sequence[Column]) -> int:
+    gaps = sum(len(_GAP) for column in columns[1:] if not column.glued)
+    return sum(column.width for column in columns) + gaps
+
+
+def render(columns: Sequence[Column]) -> list[str]:
+    """Heading, rule, lines, rule, totals; without lines a single rule."""
+    heads = _line([column.head for column in columns], columns)
+    lines = [_line(cells, columns) for cells in zip(*(column.cells for column in columns), strict=True)]
+    rule = "-" * _total(columns)
+    body = [*lines[:-1], rule] if len(lines) > 1 else []
+    return [heads, rule, *body, lines[-1]]
+
+
+def _line(cells: Sequence[str], columns: Sequence[Column]) -> str:
+    parts: list[str] = []
+    for cell, column in zip(cells, columns, strict=True):
+        padding = " " * (column.width - _width(cell))
+        parts.append("" if not parts or column.glued else _GAP)
+        parts.append(padding + cell if column.right else cell + padding)
+    return "".join(parts).rstrip()
+
+
+def _width(text: str) -> int:
+    """Terminal cells of `text`: East Asian wide characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def _ellipsis(text: str, size: int) -> str:
+    if _width(text) <= size:
+        return text
+    while text and _width(text) >= size:
+        text = text[:-1]
+    return text + _ELLIPSIS
+
+
+def visible(text: str) -> str:
+    """`text` without characters that would move the cursor, colour the terminal or reverse the writing."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+# -- figures
+
+
+def count(quantity: Quantity) -> str:
+    """A quantity with thousands separators: ``1,234,567``, ``12.5``."""
+    return f"{quantity:,}" if isinstance(quantity, int) else f"{quantity:,.1f}"
+
+
+def compact(quantity: Quantity) -> str:
+    """A quantity in at most six characters: ``9,950``, ``12.3k``, ``1.5M``."""
+    number = Decimal(quantity)
+    if abs(number) < 10_000:  # noqa: PLR2004 - five characters are as short as it gets
+        return count(quantity)
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if abs(number) >= size:
+            scaled = number / size
+            return f"{scaled:.1f}{letter}" if abs(scaled) < 100 else f"{scaled:.0f}{letter}"  # noqa: PLR2004 - digits
+    return count(quantity)
+
+
+def share(part: Decimal | None) -> str:
+    """A part of a whole in percent; never rounded up to all or down to nothing."""
+    if part is None:
+        return "-"
+    percent = part * 100
+    if 0 < percent < 1:
+        return "<1%"
+    return ">99%" if 99 < percent < 100 else f"{percent:.0f}%"  # noqa: PLR2004 - percent
+
+
+def money_places(amounts: Iterable[Decimal]) -> int:
+    """Decimals that show the smallest amount with two figures, between 2 and 6."""
+    smallest = min((abs(amount) for amount in amounts if amount), default=Decimal(1))
+    return min(max(_MIN_PLACES, 1 - smallest.adjusted()), _MAX_PLACES)
+
+
+def amount(dollars: Decimal, places: int) -> str:
+    """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
+    shown = dollars.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_EVEN)
+    if dollars and not shown:
+        return f"<${Decimal(1).scaleb(-places):f}" if dollars > 0 else f"-<${Decimal(1).scaleb(-places):f}"
+    return f"-${-shown:,f}" if shown < 0 else f"${shown:,f}"

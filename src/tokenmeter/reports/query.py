@@ -1,0 +1,197 @@
+"""What a report asks for: dimensions, a stretch of time, filters. Checked here, before the store is touched."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import cast
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
+from tokenmeter.stores.base import DIMENSIONS, EntryFilter, Store
+
+__all__ = ["BEGINNING", "END", "Accepted", "Instant", "Query", "cut", "entries", "parse_by", "parse_where"]
+
+#: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+END = datetime(9999, 12, 31, tzinfo=UTC)
+
+Instant = datetime | date | str
+#: What one filter accepts: a value, None for "not set", or several of these.
+Accepted = str | None | Iterable[str | None]
+
+_TAG = "tag:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A checked question to the ledger.
+
+    Attributes:
+        by: Dimensions to group by.
+        period: The stretch of time; an open end is `BEGINNING` or `END`.
+        granularity: Calendar unit to cut it into; None for one bucket.
+        where: dimension -> accepted values.
+    """
+
+    by: tuple[str, ...] = ()
+    period: Period = field(default=Period(BEGINNING, END, "UTC", "all time"))
+    granularity: CalendarUnit | None = None
+    where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        by: str | Iterable[str] = (),
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        granularity: str | None = None,
+        where: Mapping[str, Accepted] | None = None,
+        tz: str = "UTC",
+        now: datetime | None = None,
+    ) -> Query:
+        """A query from what a person writes; see `tokenmeter.report` for the arguments.
+
+        Raises:
+            ConfigurationError: an unknown dimension, period, unit or zone, or a period that ends before it starts.
+        """
+        return cls(
+            by=parse_by(by),
+            period=_parse_span(since, until, period, tz, now),
+            granularity=_parse_granularity(granularity),
+            where=parse_where(where or {}),
+        )
+
+    @property
+    def filter(self) -> EntryFilter:
+        """The same conditions as the store takes them."""
+        since = None if self.period.start == BEGINNING else self.period.start
+        until = None if self.period.end == END else self.period.end
+        return EntryFilter(since=since, until=until, where=self.where)
+
+
+def entries(
+    store: Store,
+    *,
+    since: Instant | None = None,
+    until: Instant | None = None,
+    period: str | Period | None = None,
+    where: Mapping[str, Accepted] | None = None,
+    tz: str = "UTC",
+    now: datetime | None = None,
+    newest_first: bool = False,
+) -> Iterator[Entry]:
+    """Raw entries in order of their occurrence, one at a time: the ledger is never loaded as a whole.
+
+    The arguments are checked at once, not at the first entry.
+
+    Raises:
+        ConfigurationError: as for a report.
+    """
+    query = Query.parse(since=since, until=until, period=period, where=where, tz=tz, now=now)
+    return store.entries(query.filter, newest_first=newest_first)
+
+
+def cut(store: Store, query: Query) -> list[Period]:
+    """The query's buckets in order of time; one for the whole when it has no granularity.
+
+    With open ends the ledger's first and last entry say where the calendar starts and stops.
+    """
+    whole, unit = query.period, query.granularity
+    if unit is None:
+        return [whole]
+    first = next(store.entries(query.filter), None)
+    last = next(store.entries(query.filter, newest_first=True), None)
+    if first is None or last is None:
+        return [whole]
+    start, end = whole.start, whole.end
+    if start == BEGINNING:
+        start = floor(first.occurred_at, unit, whole.tz).start
+    if end == END:
+        end = max(start + timedelta(hours=1), floor(last.occurred_at, unit, whole.tz).end)
+    return _distinct(buckets(Period(start, end, whole.tz, whole.label), unit))
+
+
+def _distinct(parts: Sequence[Period]) -> list[Period]:
+    """Buckets whose labels differ: the hour that daylight saving repeats is told apart by its offset."""
+    seen = Counter(part.label for part in parts)
+    return [
+        part
+        if seen[part.label] == 1
+        else Period(part.start, part.end, part.tz, part.label + part.start.astimezone(zone(part.tz)).strftime("%z"))
+        for part in parts
+    ]
+
+
+def parse_by(by: str | Iterable[str]) -> tuple[str, ...]:
+    """Dimensions from one name, several separated by commas, or an iterable of names; each at most once."""
+    names = by.split(",") if isinstance(by, str) else by
+    return tuple(dict.fromkeys(_dimension(name) for name in names))
+
+
+def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None]]:
+    """Filters as the store takes them: each dimension with the set of values it accepts."""
+    return {_dimension(name): _accepted(name, accepted) for name, accepted in where.items()}
+
+
+def _accepted(name: str, accepted: Accepted) -> frozenset[str | None]:
+    values = [accepted] if accepted is None or isinstance(accepted, str) else list(accepted)
+    for value in values:
+        if value is not None and not isinstance(cast("object", value), str):
+            raise ConfigurationError(
+                f"where={{{name!r}: ...}} takes texts, None for 'not set', or a list of these, not {value!r}."
+            )
+    if not values:
+        raise ConfigurationError(f"where={{{name!r}: ...}} accepts no value at all; leave the filter out.")
+    return frozenset(values)
+
+
+def _dimension(name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"A dimension is named by a text such as 'member', not {name!r}.")
+    name = name.strip()
+    if name in DIMENSIONS or (name.startswith(_TAG) and len(name) > len(_TAG)):
+        return name
+    near = difflib.get_close_matches(name, DIMENSIONS, n=3, cutoff=0.5)
+    near += [known for known in DIMENSIONS if known not in near and name and (name in known or known in name)]
+    meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else f"Known are {', '.join(DIMENSIONS)}. "
+    tag = f"For a tag of your own write {_TAG + (name.removeprefix(_TAG) or 'NAME')!r}."
+    raise ConfigurationError(f"Unknown dimension {name!r}. {meant}{tag}")
+
+
+def _parse_granularity(granularity: str | None) -> CalendarUnit | None:
+    if granularity is not None and granularity not in CALENDAR_UNITS:
+        raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
+    return granularity
+
+
+def _parse_span(
+    since: Instant | None, until: Instant | None, period: str | Period | None, tz: str, now: datetime | None
+) -> Period:
+    zone(tz)
+    if period is not None:
+        if since is not None or until is not None:
+            raise ConfigurationError("Give either period= or since= and until=, not both.")
+        return period if isinstance(period, Period) else parse_period(period.strip(), tz, now=now)
+    start = BEGINNING if since is None else parse_instant(since, tz)
+    end = END if until is None else parse_instant(until, tz)
+    if start >= end:
+        raise ConfigurationError(
+            f"The period is empty: it starts at {start.isoformat()} and ends at {end.isoformat()}. "
+            "since= is its first instant and until= the first one after it; swap them or move one."
+        )
+    return Period(start, end, tz, _span_label(since, until))
+
+
+def _span_label(since: Instant | None, until: Instant | None) -> str:
+    if since is None and until is None:
+        return "all time"
+    if until is None:
+        return f"since {since}"
+    return f"until {until}" if since is None else f"{since} to {until}"

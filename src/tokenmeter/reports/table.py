@@ -1,0 +1,236 @@
+"""Reports as text for terminals and as HTML for notebooks. Rounded for people; exact figures are in the exports."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from html import escape
+from typing import TYPE_CHECKING
+
+from tokenmeter.money import ZERO
+from tokenmeter.periods import Period, zone
+from tokenmeter.reports.layout import Column, amount, compact, count, fit, money_places, render, share, visible
+from tokenmeter.reports.query import BEGINNING, END
+from tokenmeter.semconv import TOKEN_METERS, unit_of
+from tokenmeter.usage import Quantity
+
+if TYPE_CHECKING:
+    from tokenmeter.reports.report import Report, Row
+
+__all__ = ["MAX_ROWS", "html", "text"]
+
+MAX_ROWS = 100
+_NOT_SET = "(none)"
+_MONEY_METERS = frozenset({"provider_cost", "adjustment"})
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is shown of a report: its first rows, the sum of the others, and the totals."""
+
+    report: Report
+    rows: Sequence[Row]
+    others: int
+    totals: Row
+
+    @property
+    def shown(self) -> list[Row]:
+        return [*self.rows, self.totals]
+
+
+def text(report: Report, *, width: int | None = None, max_rows: int | None = MAX_ROWS) -> str:
+    """The report as an aligned table of at most `width` columns (None = the terminal's)."""
+    if not report.rows:
+        return f"{_title(report)}\n{_nothing(report)}"
+    width = width or shutil.get_terminal_size(fallback=(120, 24)).columns
+    view = _view(report, max_rows)
+    lines = [_title(report), "", *render(fit(_columns(view), width))]
+    notes = [line for note in _notes(view) for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+    return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def html(report: Report, *, max_rows: int | None = MAX_ROWS) -> str:
+    """The report as an HTML table; every name in it is escaped."""
+    if not report.rows:
+        return f"<p><b>{escape(_title(report))}</b><br>{escape(_nothing(report))}</p>"
+    view = _view(report, max_rows)
+    columns = _columns(view)
+    head = "".join(_cell("th", column.head, column) for column in columns)
+    body = "".join(
+        f"<tr>{''.join(_cell('td', column.cells[index], column) for column in columns)}</tr>"
+        for index in range(len(view.rows))
+    )
+    foot = "".join(_cell("th", column.cells[-1], column) for column in columns)
+    notes = "".join(f"<div>{escape(note)}</div>" for note in _notes(view))
+    return (
+        f"<div><b>{escape(_title(report))}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        f"<tfoot><tr>{foot}</tr></tfoot></table>{notes}</div>"
+    )
+
+
+def _cell(kind: str, content: str, column: Column) -> str:
+    return f'<{kind} style="text-align:{"right" if column.right else "left"}">{escape(content)}</{kind}>'
+
+
+def _view(report: Report, max_rows: int | None) -> _View:
+    rows = list(report.rows) if report.by or report.granularity else []  # else they are the totals
+    if max_rows is None or len(rows) <= max_rows:
+        return _View(report, rows, 0, report.totals)
+    hidden = rows[max(1, max_rows) - 1 :]
+    return _View(
+        report, [*rows[: -len(hidden)], type(hidden[0]).total(hidden, report.period)], len(hidden), report.totals
+    )
+
+
+# -- columns
+
+
+def _columns(view: _View) -> list[Column]:
+    return [*_names(view), *_counts(view), *_quantities(view), *_costs(view)]
+
+
+def _names(view: _View) -> list[Column]:
+    report = view.report
+    columns: list[list[str]] = []
+    heads: list[str] = []
+    if report.granularity:
+        heads.append(report.granularity)
+        columns.append([row.bucket.label for row in view.rows])
+    for dimension in report.by:
+        heads.append(dimension)
+        columns.append([visible(row.group.get(dimension) or _NOT_SET) for row in view.rows])
+    if not heads:
+        heads, columns = [""], [[]]
+    if view.others:
+        for cells in columns:
+            cells[-1] = ""
+        columns[0][-1] = f"({view.others:,} others)"
+    for position, cells in enumerate(columns):
+        cells.append("" if position else "total")
+    return [Column(head, tuple(cells), shrinks=True) for head, cells in zip(heads, columns, strict=True)]
+
+
+def _counts(view: _View) -> list[Column]:
+    requests = _numbers("requests", view, lambda row: row.requests)
+    if not view.totals.errors:
+        return [requests]
+    return [requests, replace(_numbers("errors", view, lambda row: row.errors), drop=3)]
+
+
+def _quantities(view: _View) -> list[Column]:
+    if "sku_meter" in view.report.by:
+        return _single_quantity(view)
+    columns = [
+        _numbers("input", view, lambda row: row.input_tokens),
+        Column("cached", tuple(share(row.cached_share) for row in view.shown), right=True, drop=4),
+        _numbers("output", view, lambda row: row.output_tokens),
+    ]
+    for meter in view.totals.usage.quantities:
+        if meter not in TOKEN_METERS and meter not in _MONEY_METERS:
+            head = meter.replace("_", " ")
+            columns.append(replace(_numbers(head, view, lambda row, m=meter: row.usage[m]), drop=2))  # type: ignore[misc]
+    return columns
+
+
+def _single_quantity(view: _View) -> list[Column]:
+    """One meter per row: its quantity and unit instead of token columns."""
+    meters = [row.group["sku_meter"] if row.group else None for row in view.rows]
+    cells = ["" if meter is None else count(row.usage[meter]) for meter, row in zip(meters, view.rows, strict=True)]
+    units = ["" if meter is None else unit_of(meter) for meter in meters]
+    return [Column("quantity", (*cells, ""), right=True), Column("unit", (*units, ""), drop=2)]
+
+
+def _numbers(head: str, view: _View, pick: Callable[[Row], Quantity]) -> Column:
+    values = [pick(row) for row in view.shown]
+    return Column(head, tuple(map(count, values)), right=True, narrow=tuple(map(compact, values)))
+
+
+def _costs(view: _View) -> list[Column]:
+    columns = [replace(_money("list cost", view, lambda row: row.list_cost), drop=5)]
+    if any(row.contracted_cost != row.list_cost for row in view.shown):
+        columns.append(replace(_money("contracted", view, lambda row: row.contracted_cost), drop=1))
+    columns.append(_money("billed cost", view, lambda row: row.billed_cost))
+    marks = tuple(("*" if row.unpriced else "") + ("~" if row.estimated else "") for row in view.shown)
+    return [*columns, Column("", marks, glued=True)] if any(marks) else columns
+
+
+def _money(head: str, view: _View, pick: Callable[[Row], Decimal]) -> Column:
+    places = money_places(pick(row) for row in view.shown)
+    cells = tuple(amount(pick(row), places) if row.cost_known else "unpriced" for row in view.shown)
+    return Column(head, cells, right=True, narrow_head=head.removesuffix(" cost"))
+
+
+# -- words
+
+
+def _title(report: Report) -> str:
+    by = f" by {', '.join(report.by)}" if report.by else ""
+    per = f" per {report.granularity}" if report.granularity else ""
+    where = "".join(f", {name} = {_values(accepted)}" for name, accepted in report.where.items())
+    return visible(f"Usage and cost{by}{per}: {_stretch(report.period)} ({report.tz}){where}")
+
+
+def _stretch(period: Period) -> str:
+    """The period's label; a relative one (``last-7d``) or none at all with its two ends."""
+    if period.label[:1].isdigit() or period.start == BEGINNING or period.end == END:
+        return period.label
+    start, end = (
+        moment.astimezone(zone(period.tz)).strftime("%Y-%m-%d %H:%M") for moment in (period.start, period.end)
+    )
+    return f"{period.label} {start} to {end}".strip()
+
+
+def _values(accepted: Iterable[str | None]) -> str:
+    return " or ".join(sorted(_NOT_SET if value is None else value for value in accepted))
+
+
+def _nothing(report: Report) -> str:
+    if report.where:
+        return "No entries match. Widen the period or loosen the filters; values are matched exactly."
+    if report.period.label == "all time":
+        return "The ledger is empty. Make a call through a metered client and it is here at once."
+    return "No entries in this period. A report without a period covers all time; check the time zone, too."
+
+
+def _notes(view: _View) -> list[str]:
+    totals = view.totals
+    notes = [note] if (note := _multiplier(view.report)) else []
+    if totals.unpriced:
+        notes.append(
+            f"* {_of(totals.unpriced, totals.requests)} no known price for a part of the usage: "
+            "that part's cost is missing here, it is not zero."
+        )
+    if totals.estimated:
+        notes.append(f"~ {_of(totals.estimated, totals.requests)} estimated usage or cost.")
+    return notes
+
+
+def _of(part: int, whole: int) -> str:
+    if part > whole:  # corrections count as entries, not as requests
+        return f"{part:,} {'entry has' if part == 1 else 'entries have'}"
+    return f"{part:,} of {whole:,} requests {'has' if part == 1 else 'have'}"
+
+
+def _multiplier(report: Report) -> str | None:
+    """How billed cost comes about, from the rows' own figures."""
+    factors = {
+        (row.billed_cost / row.contracted_cost).quantize(Decimal("1E-5"))
+        for row in report.rows
+        if row.contracted_cost > Decimal("1E-6")
+    }
+    if factors <= {Decimal(1)}:
+        return None
+    base = "list cost" if report.totals.contracted_cost == report.totals.list_cost else "contracted cost"
+    if len(factors) == 1:
+        return f"Billed cost is {base} x {_plain(factors.pop())} (platform multiplier)."
+    if report.totals.contracted_cost == ZERO:
+        return None
+    mean = (report.totals.billed_cost / report.totals.contracted_cost).quantize(Decimal("1E-4"))
+    return f"Billed cost is {base} x the platform multiplier ({_plain(mean)} on average)."
+
+
+def _plain(number: Decimal) -> str:
+    return f"{number.normalize():f}"
