@@ -1,0 +1,333 @@
+"""Sums of entries: what one entry adds, over which stretches sums are kept, and how they become report groups.
+
+An entry is split into lines, one per meter it used or was charged for. A *series* is all lines with the same context,
+meter and marks. Stores keep the sums of each series per quarter-hour and per UTC day; every current time zone lies on
+quarter-hours, so any calendar period in any zone is a union of such slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import NamedTuple
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.money import EXACT, to_dollars
+from tokenmeter.stores.base import DIMENSIONS, Aggregate
+from tokenmeter.stores.codec import CONTEXT_FIELDS, MICRO, Amounts, Context, context_of, to_microseconds
+from tokenmeter.usage import Quantity
+
+__all__ = [
+    "DAY",
+    "ESTIMATED",
+    "LEAD",
+    "METER_UNPRICED",
+    "QUARTER_HOUR",
+    "SUMS",
+    "UNPRICED",
+    "Line",
+    "Span",
+    "Tally",
+    "check_boundaries",
+    "check_dimensions",
+    "cover",
+    "lines",
+    "matches",
+]
+
+QUARTER_HOUR = 900 * 1_000_000
+DAY = 96 * QUARTER_HOUR
+
+#: Marks of a line. The first line of an entry leads: it alone is counted where lines are not told apart.
+LEAD, UNPRICED, ESTIMATED, METER_UNPRICED = 1, 2, 4, 8
+#: What is summed per series, in order. Quantities are split into whole units and billionths.
+SUMS = (
+    "entries",
+    "reasoning",
+    "quantity",
+    "quantity_nano",
+    "list_micro",
+    "list_pico",
+    "contracted_micro",
+    "contracted_pico",
+    "billed_micro",
+    "billed_pico",
+)
+_NANO = 1_000_000_000
+_NANOUNIT = Decimal("1E-9")
+_INDEX = {name: index for index, name in enumerate(CONTEXT_FIELDS)}
+_KIND, _STATUS, _COST_SOURCE = _INDEX["kind"], _INDEX["status"], _INDEX["cost_source"]
+
+
+class Line(NamedTuple):
+    """What an entry adds to one series: its meter (None for cost that no meter explains), marks and `SUMS`."""
+
+    sku_meter: str | None
+    marks: int
+    sums: tuple[int, ...]
+
+
+class Span(NamedTuple):
+    """``[start, end)`` in microseconds, to be read from slots of `width`; width 0 = from the entries themselves."""
+
+    width: int
+    start: int
+    end: int
+
+
+def _parts(quantity: Quantity) -> tuple[int, int]:
+    if isinstance(quantity, int):
+        return quantity, 0
+    nano = quantity.quantize(_NANOUNIT, rounding=ROUND_HALF_EVEN, context=EXACT).scaleb(9, context=EXACT)
+    return divmod(int(nano), _NANO)
+
+
+class _Meter:
+    """One meter of an entry while its charges are added up."""
+
+    __slots__ = ("costs", "priced", "quantity", "seen")
+
+    def __init__(self, quantity: Quantity) -> None:
+        self.quantity = quantity
+        self.costs = (0, 0, 0)
+        self.seen = False
+        self.priced = True
+
+
+def lines(context: Context, amounts: Amounts) -> list[Line]:
+    """`amounts` split by meter; the sums of all lines are the entry's own.
+
+    Only entries of kind ``usage`` count requests and quantities; corrections and adjustments add money only.
+    """
+    counted = context[_KIND] == "usage"
+    unpriced = context[_COST_SOURCE] == "unpriced"
+    meters: dict[str | None, _Meter] = {meter: _Meter(amount) for meter, amount in amounts.quantities.items()}
+    rest = [cost or 0 for cost in amounts.costs]
+    for name, quantity, *costs in amounts.charges:
+        meter = meters.get(name)
+        if meter is None:
+            meter = meters[name] = _Meter(0)
+        if name not in amounts.quantities:
+            meter.quantity += quantity
+        meter.seen = True
+        if costs[2] is None:
+            meter.priced = False
+            unpriced = True
+        own = [cost or 0 for cost in costs]
+        meter.costs = (meter.costs[0] + own[0], meter.costs[1] + own[1], meter.costs[2] + own[2])
+        rest = [rest[0] - own[0], rest[1] - own[1], rest[2] - own[2]]
+    if not meters or any(rest):
+        meters[None] = meter = _Meter(0)
+        meter.costs = (rest[0], rest[1], rest[2])
+        meter.seen = True
+        meter.priced = bool(len(meters) > 1 or not unpriced)
+    marks = LEAD
+    if counted:
+        marks |= (UNPRICED if unpriced else 0) | (ESTIMATED if amounts.estimated else 0)
+    reasoning_meter = "output" if "output" in meters else next(iter(meters))
+    result: list[Line] = []
+    for name, meter in meters.items():
+        in_doubt = counted and not (meter.priced and (meter.seen or not unpriced))
+        whole, nano = _parts(meter.quantity) if counted else (0, 0)
+        own = meter.costs
+        result.append(
+            Line(
+                name,
+                marks | METER_UNPRICED if in_doubt else marks,
+                (
+                    1,
+                    amounts.reasoning if counted and name == reasoning_meter else 0,
+                    whole,
+                    nano,
+                    *divmod(own[0], MICRO),
+                    *divmod(own[1], MICRO),
+                    *divmod(own[2], MICRO),
+                ),
+            )
+        )
+        marks &= ~LEAD
+    return result
+
+
+def cover(start: int, end: int) -> Iterator[Span]:
+    """``[start, end)`` as few disjoint spans: whole days inside, quarter-hours around them, entries at ragged ends."""
+    yield from _cover(start, end, (DAY, QUARTER_HOUR))
+
+
+def _cover(start: int, end: int, widths: Sequence[int]) -> Iterator[Span]:
+    if start >= end:
+        return
+    if not widths:
+        yield Span(0, start, end)
+        return
+    width, finer = widths[0], widths[1:]
+    first, last = -(-start // width) * width, end // width * width
+    if first >= last:
+        yield from _cover(start, end, finer)
+        return
+    yield from _cover(start, first, finer)
+    yield Span(width, first, last)
+    yield from _cover(last, end, finer)
+
+
+def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
+    """`boundaries` in microseconds.
+
+    Raises:
+        ConfigurationError: fewer than two, not ascending, or without a time zone.
+    """
+    if len(boundaries) < 2:  # noqa: PLR2004 - a bucket has two ends
+        raise ConfigurationError("A report needs at least two boundaries: its start and its end.")
+    if any(boundary.tzinfo is None for boundary in boundaries):
+        raise ConfigurationError("Boundaries must be aware instants; give each a time zone.")
+    instants = [to_microseconds(boundary) for boundary in boundaries]
+    if any(later < earlier for earlier, later in zip(instants, instants[1:], strict=False)):
+        raise ConfigurationError("Boundaries must ascend: the start of a period comes before its end.")
+    return instants
+
+
+def check_dimensions(names: Sequence[str]) -> None:
+    """Refuse what entries cannot be grouped by.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
+    """
+    for name in names:
+        if name not in _INDEX and name not in DIMENSIONS and not name.startswith("tag:"):
+            raise ConfigurationError(f"Unknown dimension {name!r}; use one of {', '.join(DIMENSIONS)} or 'tag:NAME'.")
+
+
+def matches(entry: Entry, where: Mapping[str, frozenset[str | None]]) -> bool:
+    """Whether `entry` meets every condition; one on ``sku_meter`` is met by anything it used or was charged for."""
+    context = context_of(entry)
+    for name, accepted in where.items():
+        if name == "sku_meter":
+            meters = {*entry.usage.quantities, *(charge.sku_meter for charge in entry.charges)} or {None}
+            if accepted.isdisjoint(meters):
+                return False
+        elif _value(name, context, None, entry.attribution.end_user, entry.attribution.tags) not in accepted:
+            return False
+    return True
+
+
+def _value(
+    name: str, context: Context, sku_meter: str | None, end_user: str | None, tags: Mapping[str, str]
+) -> str | None:
+    index = _INDEX.get(name)
+    if index is not None:
+        return context[index]
+    if name == "sku_meter":
+        return sku_meter
+    if name == "end_user":
+        return end_user
+    return tags.get(name.removeprefix("tag:"))
+
+
+class Cell(NamedTuple):
+    """Where a series goes: its group, its meter, and how often each of its entries counts."""
+
+    group: tuple[str | None, ...]
+    sku_meter: str | None
+    requests: bool
+    error: bool
+    unpriced: bool
+    estimated: bool
+
+
+_NO_TAGS: Mapping[str, str] = {}
+
+
+class Tally:
+    """Adds lines or whole series into report groups.
+
+    Attributes:
+        needs_entries: Whether the sums of series cannot answer, because a dimension is not part of a series.
+    """
+
+    def __init__(self, by: Sequence[str], where: Mapping[str, frozenset[str | None]]) -> None:
+        check_dimensions([*by, *where])
+        self._by = tuple(by)
+        self._where = where
+        self._split = "sku_meter" in by
+        # Without a split every entry counts once, at its lead; a filter on one meter makes that meter's line the one.
+        self._every_line = self._split or len(where.get("sku_meter", ())) == 1
+        mixed = not self._every_line and "sku_meter" in where
+        self.needs_entries = mixed or any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
+        self._sums: dict[tuple[int, tuple[str | None, ...]], Aggregate] = {}
+        self._money: dict[tuple[int, tuple[str | None, ...]], list[int]] = {}
+        self._nano: dict[tuple[int, tuple[str | None, ...]], dict[str, int]] = {}
+
+    def cell(
+        self,
+        context: Context,
+        sku_meter: str | None,
+        marks: int,
+        end_user: str | None = None,
+        tags: Mapping[str, str] = _NO_TAGS,
+    ) -> Cell | None:
+        """Where lines like this go; None when a condition leaves them out."""
+        for name, accepted in self._where.items():
+            if _value(name, context, sku_meter, end_user, tags) not in accepted:
+                return None
+        requests = context[_KIND] == "usage" and (self._every_line or bool(marks & LEAD))
+        return Cell(
+            tuple(_value(name, context, sku_meter, end_user, tags) for name in self._by),
+            sku_meter,
+            requests,
+            requests and context[_STATUS] != "ok",
+            requests and bool(marks & (METER_UNPRICED if self._split else UNPRICED)),
+            requests and bool(marks & ESTIMATED),
+        )
+
+    def add(self, bucket: int, cell: Cell, sums: Sequence[int]) -> None:
+        """Count `sums` (in the order of `SUMS`) in `cell`."""
+        place = (bucket, cell.group)
+        total = self._sums.get(place)
+        if total is None:
+            total = self._sums[place] = Aggregate(bucket, cell.group)
+            self._money[place] = [0] * 6
+            self._nano[place] = {}
+        count = sums[0]
+        total.requests += count * cell.requests
+        total.errors += count * cell.error
+        total.unpriced += count * cell.unpriced
+        total.estimated += count * cell.estimated
+        total.reasoning_output_tokens += sums[1]
+        if cell.sku_meter is not None and (sums[2] or sums[3]):
+            nano = self._nano[place]
+            nano[cell.sku_meter] = nano.get(cell.sku_meter, 0) + sums[2] * _NANO + sums[3]
+        money = self._money[place]
+        for index in range(6):
+            money[index] += sums[4 + index]
+
+    def add_entry(
+        self, bucket: int, context: Context, amounts: Amounts, end_user: str | None, tags: Mapping[str, str]
+    ) -> None:
+        """Count one entry; where lines are not told apart, at the first line that is not left out."""
+        first = True
+        for line in lines(context, amounts):
+            marks = line.marks | LEAD if first else line.marks & ~LEAD
+            cell = self.cell(context, line.sku_meter, marks, end_user, tags)
+            if cell is not None:
+                first = False
+                self.add(bucket, cell, line.sums)
+
+    def result(self) -> list[Aggregate]:
+        """The groups, by bucket and then by value (not-set last)."""
+        for place, total in self._sums.items():
+            money = self._money[place]
+            total.list_cost = to_dollars(money[0] * MICRO + money[1])
+            total.contracted_cost = to_dollars(money[2] * MICRO + money[3])
+            total.billed_cost = to_dollars(money[4] * MICRO + money[5])
+            total.quantities = {meter: _quantity(nano) for meter, nano in self._nano[place].items() if nano}
+        return sorted(
+            self._sums.values(),
+            key=lambda total: (total.bucket, tuple((value is None, value or "") for value in total.group)),
+        )
+
+
+def _quantity(nano: int) -> Quantity:
+    whole, rest = divmod(nano, _NANO)
+    return whole if not rest else Decimal(nano).scaleb(-9, context=EXACT)
