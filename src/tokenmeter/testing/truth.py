@@ -1,0 +1,174 @@
+"""The provider's own books: what it billed for every request, independent of anything a client recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from tokenmeter.usage import Consumption, Usage
+
+__all__ = ["Bill", "Books", "GroupBy", "Truth"]
+
+GroupBy = Literal["model", "request_model", "api_key", "endpoint", "provider", "service_tier"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """What one answer costs, in quantities.
+
+    Attributes:
+        model: Model that answered.
+        response_id: Id of the answer.
+        consumptions: Quantities per model and context; empty for a free answer.
+        wire_usage: The usage object sent to the client; None when none was sent.
+        service_tier: Tier that served it.
+        custom_id: The caller's own id of a batch line.
+    """
+
+    model: str | None = None
+    response_id: str | None = None
+    consumptions: tuple[Consumption, ...] = ()
+    wire_usage: Any = None
+    service_tier: str | None = None
+    custom_id: str | None = None
+
+    def cut_at(self, generated: int) -> Bill:
+        """The bill for the same answer when generation stopped after `generated` output tokens."""
+        return replace(self, consumptions=tuple(_cut(part, generated) for part in self.consumptions))
+
+
+def _cut(part: Consumption, generated: int) -> Consumption:
+    if part.role != "message" or not part.usage["output"]:
+        return part
+    output = min(int(part.usage["output"]), generated)
+    quantities = {**part.usage.quantities, "output": output}
+    return replace(part, usage=Usage(quantities, min(part.usage.reasoning_output_tokens, output)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What the provider knows of one request (or of one line of a batch).
+
+    Attributes:
+        sequence: Order in the books, from 1.
+        at: When it was served, aware UTC.
+        provider: ``openai`` or ``anthropic``: whose wire format was spoken.
+        endpoint: SDK method path (``chat.completions``, ``messages``, ...); None for an unknown URL.
+        method: HTTP method.
+        path: URL path.
+        request_model: Model the caller named.
+        model: Model that answered.
+        api_key_last4: Last four characters of the key; empty without one.
+        api_key_sha256: SHA-256 of the key, hex; None without one.
+        request_id: Value of the request-id response header.
+        response_id: Id of the answer.
+        custom_id: The caller's own id of a batch line.
+        status: HTTP status; 0 when the connection was reset before an answer.
+        billed: Whether it costs anything.
+        streamed: Whether the answer was an event stream.
+        complete: Whether the whole answer was sent; False for a cut or abandoned one.
+        usage: The usage object as sent to the client; None when none was.
+        consumptions: Disjoint quantities per model and context; empty when nothing is billed.
+        service_tier: Tier that served it.
+    """
+
+    sequence: int
+    at: datetime
+    provider: str
+    endpoint: str | None
+    method: str
+    path: str
+    request_model: str | None
+    model: str | None
+    api_key_last4: str
+    api_key_sha256: str | None
+    request_id: str
+    response_id: str | None
+    custom_id: str | None = None
+    status: int
+    billed: bool
+    streamed: bool
+    complete: bool
+    usage: Any
+    consumptions: tuple[Consumption, ...]
+    service_tier: str | None
+
+    @property
+    def meters(self) -> Usage:
+        """Everything billed by this request, as disjoint quantities."""
+        return Usage.total(part.usage for part in self.consumptions)
+
+
+class Books:
+    """The records of one provider, safe to read and write from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: list[Truth] = []
+
+    def record(self, bill: Bill | None, **facts: Any) -> Truth:
+        """Enter a request; `bill` None means it costs nothing.
+
+        Args:
+            bill: What it costs.
+            **facts: The other attributes of `Truth`, without the sequence; ``api_key`` instead of its two digests.
+        """
+        due = bill or Bill()
+        key: str | None = facts.pop("api_key")
+        with self._lock:
+            truth = Truth(
+                sequence=len(self._records) + 1,
+                api_key_last4=(key or "")[-4:],
+                api_key_sha256=None if key is None else hashlib.sha256(key.encode()).hexdigest(),
+                model=due.model,
+                response_id=due.response_id,
+                custom_id=due.custom_id,
+                billed=any(part.usage for part in due.consumptions),
+                usage=due.wire_usage,
+                consumptions=due.consumptions,
+                service_tier=due.service_tier,
+                **facts,
+            )
+            self._records.append(truth)
+        return truth
+
+    def amend(self, sequence: int, **changes: Any) -> None:
+        """Re-state a record, once it is known how its delivery ended."""
+        with self._lock:
+            if sequence <= len(self._records):  # else the books were reset in between
+                self._records[sequence - 1] = replace(self._records[sequence - 1], **changes)
+
+    def snapshot(self) -> list[Truth]:
+        """All records in order."""
+        with self._lock:
+            return list(self._records)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._records.clear()
+
+    def totals(self, by: GroupBy) -> Mapping[str | None, Usage]:
+        """Billed quantities per value of `by`; ``model`` and ``service_tier`` go by each consumption's own."""
+        groups: dict[str | None, Usage] = {}
+        for truth in self.snapshot():
+            for part in truth.consumptions:
+                value = _group(truth, part, by)
+                groups[value] = groups.get(value, Usage()) + part.usage
+        return groups
+
+
+def _group(truth: Truth, part: Consumption, by: GroupBy) -> str | None:
+    match by:
+        case "model":
+            return part.model
+        case "service_tier":
+            return part.service_tier
+        case "api_key":
+            return truth.api_key_last4
+        case _:
+            return getattr(truth, by)

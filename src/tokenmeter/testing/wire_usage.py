@@ -1,0 +1,171 @@
+"""Usage objects as each wire format writes them, made from disjoint meters, and read back where one was scripted.
+
+Deliberately written apart from `tokenmeter.dialects`: the books of the fake provider must not share its mistakes.
+Sources: the usage types of the openai 3.54 and anthropic 2.12 SDKs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from tokenmeter.semconv import CACHE_READ_METERS
+from tokenmeter.testing.wire import JSON
+from tokenmeter.usage import Quantity, Usage
+
+__all__ = [
+    "chat_usage",
+    "iteration_usage",
+    "messages_usage",
+    "read_chat",
+    "read_messages",
+    "read_responses",
+    "responses_usage",
+]
+
+
+def _cached(usage: Usage) -> int:
+    return int(sum(usage[meter] for meter in CACHE_READ_METERS))
+
+
+def chat_usage(usage: Usage) -> JSON:
+    """``CompletionUsage``: the prompt includes its cached, written, audio and image tokens."""
+    prompt_details: JSON = {"cached_tokens": _cached(usage), "audio_tokens": usage["input_audio"]}
+    if written := int(usage["cache_write_30m"] + usage["cache_write_12h"]):
+        prompt_details["cache_write_tokens"] = written
+    if usage["input_image"]:
+        prompt_details["image_tokens"] = usage["input_image"]
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": prompt_details,
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_output_tokens,
+            "audio_tokens": usage["output_audio"],
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def responses_usage(usage: Usage) -> JSON:
+    """``ResponseUsage``: input includes cached and written tokens."""
+    half_hour, half_day = int(usage["cache_write_30m"]), int(usage["cache_write_12h"])
+    details: JSON = {"cached_tokens": _cached(usage), "cache_write_tokens": half_hour + half_day}
+    if half_day:
+        details["cache_write_tokens_details"] = {"ttl_30m_tokens": half_hour, "ttl_12h_tokens": half_day}
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": details,
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_output_tokens},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def messages_usage(usage: Usage, *, service_tier: str | None, geo: str | None, speed: str | None) -> JSON:
+    """Anthropic's ``Usage``: input excludes what was read from or written to the cache."""
+    searches = int(usage["web_searches"])
+    wire: JSON = {
+        "input_tokens": int(usage["input"]),
+        "cache_creation_input_tokens": usage.cache_write_input_tokens,
+        "cache_read_input_tokens": _cached(usage),
+        "cache_creation": _creation(usage),
+        "output_tokens": usage.output_tokens,
+        "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0} if searches else None,
+        "service_tier": service_tier,
+        "inference_geo": geo or "global",
+    }
+    if usage.reasoning_output_tokens:
+        wire["output_tokens_details"] = {"thinking_tokens": usage.reasoning_output_tokens}
+    if speed:
+        wire["speed"] = speed
+    return wire
+
+
+def iteration_usage(usage: Usage, *, kind: str, model: str | None) -> JSON:
+    """One entry of the beta ``usage.iterations``."""
+    wire: JSON = {
+        "type": kind,
+        "input_tokens": int(usage["input"]),
+        "cache_creation_input_tokens": usage.cache_write_input_tokens,
+        "cache_read_input_tokens": _cached(usage),
+        "cache_creation": _creation(usage),
+        "output_tokens": usage.output_tokens,
+    }
+    if model is not None and kind != "compaction":
+        wire["model"] = model
+    return wire
+
+
+def _creation(usage: Usage) -> JSON:
+    return {
+        "ephemeral_5m_input_tokens": int(usage["cache_write_5m"]),
+        "ephemeral_1h_input_tokens": int(usage["cache_write_1h"]),
+    }
+
+
+def _part(wire: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = wire.get(name)
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+def _usage(meters: Mapping[str, Quantity], reasoning: int) -> Usage:
+    return Usage({meter: quantity for meter, quantity in meters.items() if quantity}, reasoning)
+
+
+def read_chat(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted ``CompletionUsage``."""
+    prompt, completion = _part(wire, "prompt_tokens_details"), _part(wire, "completion_tokens_details")
+    inside = {
+        "cache_read": prompt.get("cached_tokens") or 0,
+        "cache_write_30m": prompt.get("cache_write_tokens") or 0,
+        "input_audio": prompt.get("audio_tokens") or 0,
+        "input_image": prompt.get("image_tokens") or 0,
+    }
+    spoken = completion.get("audio_tokens") or 0
+    return _usage(
+        {
+            **inside,
+            "input": (wire.get("prompt_tokens") or 0) - sum(inside.values()),
+            "output": (wire.get("completion_tokens") or 0) - spoken,
+            "output_audio": spoken,
+        },
+        completion.get("reasoning_tokens") or 0,
+    )
+
+
+def read_responses(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted ``ResponseUsage``."""
+    details = _part(wire, "input_tokens_details")
+    cached, written = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
+    half_day = _part(details, "cache_write_tokens_details").get("ttl_12h_tokens") or 0
+    return _usage(
+        {
+            "input": (wire.get("input_tokens") or 0) - cached - written,
+            "cache_read": cached,
+            "cache_write_30m": written - half_day,
+            "cache_write_12h": half_day,
+            "output": wire.get("output_tokens") or 0,
+        },
+        _part(wire, "output_tokens_details").get("reasoning_tokens") or 0,
+    )
+
+
+def read_messages(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted Anthropic ``Usage``; cache writes without a TTL are the 5-minute ones."""
+    written = wire.get("cache_creation_input_tokens") or 0
+    creation = _part(wire, "cache_creation")
+    hour = creation.get("ephemeral_1h_input_tokens") or 0
+    return _usage(
+        {
+            "input": wire.get("input_tokens") or 0,
+            "cache_read": wire.get("cache_read_input_tokens") or 0,
+            "cache_write_5m": max(written - hour, creation.get("ephemeral_5m_input_tokens") or 0),
+            "cache_write_1h": hour,
+            "output": wire.get("output_tokens") or 0,
+            "web_searches": _part(wire, "server_tool_use").get("web_search_requests") or 0,
+        },
+        _part(wire, "output_tokens_details").get("thinking_tokens") or 0,
+    )
