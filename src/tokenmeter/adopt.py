@@ -1,0 +1,61 @@
+"""Metering clients that somebody else made."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tokenmeter.meter import Meter
+
+__all__ = ["wrap"]
+
+ClientT = TypeVar("ClientT")
+
+_SDKS = ("openai", "anthropic")
+
+
+def wrap(client: ClientT, meter: Meter | None = None, *, attribution: Attribution = NOBODY) -> ClientT:
+    """Meter a client in place: its type, its settings and the resources taken from it before all stay.
+
+    Works for every client class of the OpenAI and Anthropic SDKs, sync and async, subclasses included, for our own
+    classes (where it sets the meter and the attribution), and for the ``openai`` module itself, whose
+    ``openai.chat.completions.create(...)`` is metered then. Wrapping twice meters once; the later settings hold.
+    Copies (``with_options``) keep what the original had.
+
+    Args:
+        client: The client, or the ``openai`` module.
+        meter: Where to record; default: the default meter (`tokenmeter.configure`), looked up at each call.
+        attribution: On whose account its calls go where no `tokenmeter.attribute` block says otherwise.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ConfigurationError: not a client of these SDKs.
+
+    Example:
+        >>> client = wrap(openai.OpenAI(), attribution=Attribution(team="search"))  # doctest: +SKIP
+    """
+    if isinstance(client, ModuleType):
+        if client.__name__ != "openai":
+            raise ConfigurationError(f"wrap() takes the openai module or a client, not the module {client.__name__!r}.")
+        import_module("tokenmeter.openai").bind_module(client, meter, attribution)
+        return client
+    import_module(f"tokenmeter.{_sdk_of(client)}").bind_client(client, meter, attribution)
+    return client
+
+
+def _sdk_of(client: object) -> str:
+    if callable(getattr(client, "request", None)):
+        for kind in type(client).__mro__:
+            root = kind.__module__.partition(".")[0]
+            if root in _SDKS:
+                return root
+    raise ConfigurationError(
+        f"wrap() takes a client of the OpenAI or Anthropic SDK (such as openai.OpenAI()), not {type(client).__name__}."
+    )

@@ -1,0 +1,152 @@
+"""The Anthropic SDK's clients, metered: ``from tokenmeter.anthropic import Anthropic``.
+
+Every name of the ``anthropic`` package can be imported from here. The client classes are subclasses of the SDK's, under
+the same names; everything else is the SDK's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenmeter.capture import Binding, Sdk, bind, metered_class
+from tokenmeter.capture.hosts import provider_of_url, region_of_url
+from tokenmeter.dialects import AnthropicDialect
+from tokenmeter.errors import ConfigurationError
+
+try:
+    import anthropic as _sdk
+    from anthropic import _client as _sdk_client
+except ImportError as missing:
+    raise ConfigurationError(
+        "tokenmeter.anthropic needs the Anthropic SDK. Install it: pip install 'tokenmeter-sdk[anthropic]'"
+    ) from missing
+
+if TYPE_CHECKING:
+    from anthropic import *  # noqa: F403 - to a type checker, the metered classes are the SDK's
+
+    from tokenmeter.meter import Meter
+
+#: The SDK's client classes, each after those it derives from. Which of them exist depends on the SDK's version.
+_CLIENT_CLASSES = (
+    "Anthropic",
+    "AsyncAnthropic",
+    "AnthropicBedrock",
+    "AsyncAnthropicBedrock",
+    "AnthropicBedrockMantle",
+    "AsyncAnthropicBedrockMantle",
+    "AnthropicVertex",
+    "AsyncAnthropicVertex",
+    "AnthropicFoundry",
+    "AsyncAnthropicFoundry",
+    "AnthropicAWS",
+    "AsyncAnthropicAWS",
+    "AnthropicGoogleCloud",
+    "AsyncAnthropicGoogleCloud",
+)
+_ALIASES = {"Client": "Anthropic", "AsyncClient": "AsyncAnthropic"}
+#: By class. AnthropicAWS and AnthropicGoogleCloud reach Anthropic's own API, with its model names and prices.
+_PROVIDERS = {
+    "AnthropicBedrock": "aws",
+    "AnthropicBedrockMantle": "aws",
+    "AnthropicVertex": "google",
+    "AnthropicFoundry": "azure",
+    "AnthropicAWS": "anthropic",
+    "AnthropicGoogleCloud": "anthropic",
+}
+
+
+# -- what capture must know of this SDK
+
+
+def _provider(client: Any) -> str:
+    for kind in type(client).__mro__:
+        if provider := _PROVIDERS.get(kind.__name__.removeprefix("Async")):
+            return provider
+    return provider_of_url(str(client.base_url)) or "anthropic"
+
+
+def _region(client: Any) -> str | None:
+    for name in ("aws_region", "region"):
+        region = getattr(client, name, None)
+        if isinstance(region, str):
+            return region
+    return region_of_url(str(client.base_url))
+
+
+def _api_key(client: Any) -> str | None:
+    for name in ("api_key", "auth_token"):
+        key = getattr(client, name, None)
+        if isinstance(key, str) and key:
+            return key
+    return None
+
+
+def _no_hiding_stream(_stream_cls: Any) -> None:
+    return None
+
+
+def _default_meter() -> Meter:
+    from tokenmeter.api import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+
+    return default_meter()
+
+
+_SDK = Sdk(
+    name="anthropic",
+    dialect=AnthropicDialect(),
+    provider=_provider,
+    region=_region,
+    api_key=_api_key,
+    default_meter=_default_meter,
+    error=_sdk.AnthropicError,
+    status_error=_sdk.APIStatusError,
+    timeout_error=_sdk.APITimeoutError,
+    hiding_stream=_no_hiding_stream,
+)
+
+
+# -- the classes
+
+
+def _made() -> dict[str, type[Any]]:
+    made: dict[type[Any], type[Any]] = {}
+    for name in _CLIENT_CLASSES:
+        plain = getattr(_sdk, name, None)
+        if plain is not None:
+            parents = tuple(made[base] for base in plain.__bases__ if base in made)
+            made[plain] = metered_class(plain, Binding(_SDK), parents=parents, module=__name__)
+    named = {kind.__name__: kind for kind in made.values()}
+    return named | {alias: named[name] for alias, name in _ALIASES.items()}
+
+
+def _teach_exact_type_check(metered: dict[str, type[Any]]) -> None:
+    """The SDK gives its default credential chain to clients of exactly its two base classes: count ours as such."""
+    plain_check = getattr(_sdk_client, "_is_base_client", None)
+    if plain_check is None:  # an SDK without credential chain
+        return
+    base_classes = (metered["Anthropic"], metered["AsyncAnthropic"])
+
+    def _is_base_client(client: object) -> bool:
+        return type(client) in base_classes or plain_check(client)
+
+    _sdk_client._is_base_client = _is_base_client  # type: ignore[attr-defined]  # noqa: SLF001 - the SDK has no public way
+
+
+if not TYPE_CHECKING:
+    globals().update(_made())
+    _teach_exact_type_check(globals())
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_sdk, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_sdk)})
+
+
+# -- clients made elsewhere
+
+
+def bind_client(client: Any, meter: Meter | None, attribution: Any) -> None:
+    """Meter a client of the SDK in place."""
+    bind(client, Binding(_SDK, meter, attribution))

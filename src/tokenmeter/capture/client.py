@@ -1,0 +1,317 @@
+"""The mixins over the SDKs' client classes, and the same hooks for a client that somebody else made.
+
+Every way to call (create, parse, stream helpers, tool runners, raw and streaming responses, ``client.post``) goes
+through `request`, once per logical call; `_prepare_request` and `_process_response`, once per HTTP request and response;
+and `_process_response_data`, with every decoded body and stream event. The hooks do nothing else than tell the call's
+`InFlight` and `Exchange`; what the caller gets is the SDK's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tokenmeter.capture.body import is_read, watch_body
+from tokenmeter.capture.exchange import EXTENSION, Exchange, exchange_of
+from tokenmeter.capture.inflight import CURRENT, InFlight, open_call
+from tokenmeter.capture.injection import (
+    RAW_RESPONSE_HEADER,
+    add_output_cap,
+    ask_for_usage,
+    hide_null_usage,
+    is_refusal,
+    remember_refusal,
+)
+from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, binding_of
+from tokenmeter.capture.settlement import settle, settle_async
+
+__all__ = ["AsyncCapture", "Capture", "bind", "metered_class"]
+
+Send = Callable[..., Any]
+
+
+class Capture:
+    """Mixin over a sync client class of an SDK."""
+
+    def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        """One logical call."""
+        return _request(super().request, self, cast_to, options, *args, **kwargs)  # type: ignore[misc]
+
+    def _prepare_request(self, request: Any) -> None:
+        _prepare_request(super()._prepare_request, self, request)  # type: ignore[misc]
+
+    def _process_response(self, **kwargs: Any) -> Any:
+        return _process_response(super()._process_response, self, **kwargs)  # type: ignore[misc]
+
+    def _process_response_data(self, *, data: Any, cast_to: Any, response: Any) -> Any:
+        _see_data(data, response)
+        return super()._process_response_data(data=data, cast_to=cast_to, response=response)  # type: ignore[misc]
+
+
+class AsyncCapture:
+    """Mixin over an async client class of an SDK."""
+
+    async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        """One logical call."""
+        return await _request_async(super().request, self, cast_to, options, *args, **kwargs)  # type: ignore[misc]
+
+    async def _prepare_request(self, request: Any) -> None:
+        await _prepare_request_async(super()._prepare_request, self, request)  # type: ignore[misc]
+
+    async def _process_response(self, **kwargs: Any) -> Any:
+        return await _process_response_async(super()._process_response, self, **kwargs)  # type: ignore[misc]
+
+    def _process_response_data(self, *, data: Any, cast_to: Any, response: Any) -> Any:
+        _see_data(data, response)
+        return super()._process_response_data(data=data, cast_to=cast_to, response=response)  # type: ignore[misc]
+
+
+def metered_class(
+    sdk_class: type[Any], template: Binding, *, parents: tuple[type[Any], ...] = (), module: str | None = None
+) -> type[Any]:
+    """`sdk_class` with capture mixed in, under the same name (the User-Agent derives from it).
+
+    Args:
+        sdk_class: A client class of an SDK.
+        template: What its clients start with.
+        parents: Metered classes of the SDK classes that `sdk_class` derives from, so that ``isinstance`` holds
+            among ours as it does among the SDK's.
+        module: Where the class is to be found under its name; default: where the SDK has it.
+    """
+    mixin = AsyncCapture if inspect.iscoroutinefunction(sdk_class.request) else Capture
+    copying = _copying(sdk_class)
+    body = {
+        TEMPLATE: template,
+        "copy": copying,
+        "with_options": copying,
+        "__module__": module or sdk_class.__module__,
+        "__doc__": sdk_class.__doc__,
+    }
+    return type(sdk_class)(sdk_class.__name__, (*(parents or (mixin,)), sdk_class), body)
+
+
+def bind(client: Any, binding: Binding) -> None:
+    """Meter `client` from now on, in place. Its type stays; resources it made before are metered too."""
+    metered = BINDING in client.__dict__ or isinstance(client, Capture | AsyncCapture)
+    client.__dict__[BINDING] = binding
+    if metered:
+        return
+    kind = type(client)
+    hooks: dict[str, Callable[..., Any]] = _ASYNC_HOOKS if inspect.iscoroutinefunction(kind.request) else _HOOKS
+    for name, hook in hooks.items():
+        setattr(client, name, functools.partial(hook, functools.partial(getattr(kind, name), client), client))
+    client.copy = client.with_options = functools.partial(_copying(kind), client)
+
+
+def _copying(kind: type[Any]) -> Callable[..., Any]:
+    """The SDK's ``copy``, whose result is metered as the original is."""
+
+    @functools.wraps(kind.copy)
+    def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        copied = kind.copy(self, *args, **kwargs)
+        binding = binding_of(self)
+        if binding is not None:
+            bind(copied, binding.copy())
+        return copied
+
+    return copy
+
+
+# -- the hooks
+
+
+def _request(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+    call = _opened(client, options, kwargs)
+    if call is None:
+        return send(cast_to, options, *args, **kwargs)
+    call.authorize()
+    outer = CURRENT.get()
+    CURRENT.set(call)
+    try:
+        sent, changed = _prepared(client, call, options, kwargs)
+        try:
+            value = send(cast_to, sent, *args, **changed)
+        except call.binding.sdk.status_error as error:
+            if not call.include_usage_injected or not is_refusal(error):
+                raise
+            remember_refusal(client, call)
+            value = send(cast_to, add_output_cap(call, options), *args, **kwargs)
+    except BaseException as error:
+        for settling in call.raised(error):
+            settle(settling)
+        raise
+    finally:
+        _leave(call, outer)
+    for settling in call.returned():
+        settle(settling)
+    return value
+
+
+async def _request_async(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+    call = _opened(client, options, kwargs)
+    if call is None:
+        return await send(cast_to, options, *args, **kwargs)
+    await call.authorize_async()
+    outer = CURRENT.get()
+    CURRENT.set(call)
+    try:
+        sent, changed = _prepared(client, call, options, kwargs)
+        try:
+            value = await send(cast_to, sent, *args, **changed)
+        except call.binding.sdk.status_error as error:
+            if not call.include_usage_injected or not is_refusal(error):
+                raise
+            remember_refusal(client, call)
+            value = await send(cast_to, add_output_cap(call, options), *args, **kwargs)
+    except BaseException as error:
+        for settling in call.raised(error):
+            await settle_async(settling)
+        raise
+    finally:
+        _leave(call, outer)
+    for settling in call.returned():
+        await settle_async(settling)
+    return value
+
+
+def _prepare_request(send: Send, client: Any, request: Any) -> None:
+    send(request)
+    _leaves(client)
+
+
+async def _prepare_request_async(send: Send, client: Any, request: Any) -> None:
+    await send(request)
+    _leaves(client)
+
+
+def _process_response(send: Send, client: Any, **kwargs: Any) -> Any:  # noqa: ARG001 - hooks are called alike
+    exchange = _responded(**kwargs)
+    if exchange is None:
+        return send(**kwargs)
+    try:
+        value = send(**kwargs)
+    except BaseException as error:
+        exchange.failed(error)
+        exchange.finish()
+        raise
+    _read(exchange, kwargs["response"])
+    return value
+
+
+async def _process_response_async(send: Send, client: Any, **kwargs: Any) -> Any:  # noqa: ARG001 - as above
+    exchange = _responded(**kwargs)
+    if exchange is None:
+        return await send(**kwargs)
+    try:
+        value = await send(**kwargs)
+    except BaseException as error:
+        exchange.failed(error)
+        exchange.finish()
+        raise
+    _read(exchange, kwargs["response"])
+    return value
+
+
+def _process_response_data(send: Send, client: Any, *, data: Any, cast_to: Any, response: Any) -> Any:  # noqa: ARG001
+    _see_data(data, response)
+    return send(data=data, cast_to=cast_to, response=response)
+
+
+_HOOKS: dict[str, Callable[..., Any]] = {
+    "request": _request,
+    "_prepare_request": _prepare_request,
+    "_process_response": _process_response,
+    "_process_response_data": _process_response_data,
+}
+_ASYNC_HOOKS: dict[str, Callable[..., Any]] = {
+    "request": _request_async,
+    "_prepare_request": _prepare_request_async,
+    "_process_response": _process_response_async,
+    "_process_response_data": _process_response_data,
+}
+
+
+# -- what the hooks have in common
+
+
+def _opened(client: Any, options: Any, kwargs: dict[str, Any]) -> InFlight | None:
+    binding = binding_of(client)
+    return None if binding is None else open_call(client, binding, options, stream=bool(kwargs.get("stream")))
+
+
+def _prepared(client: Any, call: InFlight, options: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The options and keywords to send with: the caller's own, or copies of them with what we add."""
+    try:
+        sent = add_output_cap(call, options)
+        if not kwargs.get("stream"):
+            return sent, kwargs
+        sent, stream_cls = ask_for_usage(client, call, sent, kwargs.get("stream_cls"))
+    except Exception as error:  # noqa: BLE001 - sent as written, then
+        call.meter.fault("prepare a request", error)
+        return options, kwargs
+    return sent, {**kwargs, "stream_cls": stream_cls}
+
+
+def _leave(call: InFlight, outer: InFlight | None) -> None:
+    # No token: a coroutine may be closed in another context than the one it ran in.
+    if CURRENT.get() is call:
+        CURRENT.set(outer)
+
+
+def _leaves(client: Any) -> None:
+    call = CURRENT.get()
+    if call is None:
+        return
+    try:
+        call.leaves(client)
+    except Exception as error:  # noqa: BLE001 - the call itself goes on
+        call.meter.fault("identify a key", error)
+
+
+def _responded(*, response: Any, stream: bool, cast_to: Any, **_: Any) -> Exchange | None:
+    """The exchange of a response with a success status; None when there is no metered call, or nothing is billed."""
+    call = CURRENT.get()
+    if call is None:
+        return None
+    try:
+        if not response.is_success:
+            return None
+        exchange = call.respond(response.headers, streamed=stream)
+        response.extensions[EXTENSION] = exchange
+        if not is_read(response) or _is_binary_stream(response):
+            if _reads_bytes(response, cast_to):
+                exchange.read_bytes_aside(response.headers)
+            watch_body(response, exchange)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+        return None
+    return exchange
+
+
+def _reads_bytes(response: Any, cast_to: Any) -> bool:
+    """Whether the caller may take the bytes undecoded, or a decoder that does not tell us."""
+    if response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
+        return True
+    return "JSONLDecoder" in getattr(cast_to, "__name__", "") or "JSONLDecoder" in str(cast_to)
+
+
+def _is_binary_stream(response: Any) -> bool:
+    return "amazon.eventstream" in response.headers.get("content-type", "")
+
+
+def _read(exchange: Exchange, response: Any) -> None:
+    """After the SDK made its value: a body in memory is all there is."""
+    if is_read(response) and not _is_binary_stream(response):
+        exchange.read_content(response.content, response.headers)
+        exchange.finish()
+
+
+def _see_data(data: Any, response: Any) -> None:
+    exchange = exchange_of(response)
+    if exchange is None:
+        return
+    exchange.saw(data)
+    if exchange.call.include_usage_injected:
+        hide_null_usage(data)

@@ -1,0 +1,210 @@
+"""One HTTP response that may be billed: collects what it says of its usage, and is settled exactly once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from tokenmeter.call import Outcome
+from tokenmeter.capture.raw import RawReader, read_whole
+from tokenmeter.semconv import Status
+from tokenmeter.usage import Observation
+
+if TYPE_CHECKING:
+    from tokenmeter.capture.inflight import InFlight
+    from tokenmeter.dialects.base import StreamReader
+
+__all__ = ["EXTENSION", "Exchange", "exchange_of"]
+
+#: Key of ``response.extensions`` under which a response's exchange is found again.
+EXTENSION = "tokenmeter"
+
+_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
+_UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
+
+
+class Exchange:
+    """What is known of one response so far. Knows the call it belongs to, never the response, client or body.
+
+    Attributes:
+        call: The logical call it answers.
+        streamed: Whether the answer is a stream of events.
+        ended: Whether the body came to its own end, as opposed to being closed before.
+        closed: Whether nothing more will be learnt.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_attempts",
+        "_bystander",
+        "_error_type",
+        "_first_token_us",
+        "_observation",
+        "_pid",
+        "_raw",
+        "_reader",
+        "_request_id",
+        "_status",
+        "call",
+        "closed",
+        "ended",
+        "streamed",
+    )
+
+    def __init__(self, call: InFlight, headers: Mapping[str, str], *, streamed: bool) -> None:
+        self.call = call
+        self.streamed = streamed
+        self.ended = False
+        self.closed = False
+        self._attempts = max(call.attempts, 1)
+        self._request_id = next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
+        self._reader: StreamReader | None = call.stream_reader() if streamed else None
+        self._raw: RawReader | None = None
+        self._observation: Observation | None = None
+        self._first_token_us: int | None = None
+        self._status: Status | None = None
+        self._error_type: str | None = None
+        self._bystander = id(sys.exception())  # a caller may stream while handling an error of his own
+        self._pid = os.getpid()
+
+    # -- what the response says
+
+    def saw(self, data: Any) -> None:
+        """Take what the SDK decoded: one event of a stream, or the whole body."""
+        if self.closed or self._raw is not None:
+            return
+        try:
+            if self._reader is not None:
+                self.saw_event(data)
+            elif self._observation is None:
+                self.saw_body(data)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self.call.meter.fault("read a response", error)
+
+    def saw_event(self, event: Any) -> None:
+        """One decoded event of a stream."""
+        if self._first_token_us is None:
+            self._first_token_us = self.call.elapsed_us()
+        if self._reader is None:
+            self._reader = self.call.stream_reader()
+        if isinstance(event, Mapping):
+            self._reader.feed(_unwrapped(cast("Mapping[str, Any]", event)))
+
+    def saw_body(self, body: Any) -> None:
+        """The whole decoded body: JSON, text, or None for one that carries no text."""
+        self._observation = self.call.read(body)
+
+    def saw_line(self, line: Any) -> None:
+        """One line of a results file: an answer of its own."""
+        self.call.settle_line(self.call.read(line))
+
+    @property
+    def wants_bytes(self) -> bool:
+        """Whether `feed_bytes` wants a copy of each piece."""
+        return self._raw is not None
+
+    def read_bytes_aside(self, headers: Mapping[str, str]) -> None:
+        """The caller takes the bytes for himself: `feed_bytes` will be given a copy of each piece."""
+        self._raw = RawReader(headers, self, events=self.streamed)
+
+    def feed_bytes(self, piece: bytes) -> None:
+        """One piece of the body as it came over the wire."""
+        if self._raw is None:
+            return
+        try:
+            self._raw.feed(piece)
+        except Exception as error:  # noqa: BLE001 - the caller gets his bytes
+            self._raw = RawReader({}, self)
+            self.call.meter.fault("read a raw response", error)
+
+    def read_content(self, content: bytes, headers: Mapping[str, str]) -> None:
+        """The body is in memory already, and the SDK has not shown it to us decoded."""
+        if self._observation is not None:
+            return
+        try:
+            read_whole(content, headers, self, events=self.streamed)
+            if self._observation is None and self._reader is None:
+                self.saw_body(None)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self.call.meter.fault("read a response", error)
+        self.ended = True
+
+    # -- how it ends
+
+    def failed(self, error: BaseException) -> None:
+        """Reading the answer raised `error`."""
+        self._status, self._error_type = self.call.status_of(error), type(error).__name__
+
+    def _stopped_by(self, error: BaseException) -> None:
+        if isinstance(error, self.call.binding.sdk.error):
+            self.failed(error)
+        elif self._status is None:
+            self._status = "aborted"
+            self._error_type = None if isinstance(error, GeneratorExit) else type(error).__name__
+
+    def finish(self) -> None:
+        """Nothing more will come (sync). Settles, unless the call itself is still on its way."""
+        if self._close():
+            self.call.settle(self)
+
+    async def finish_async(self) -> None:
+        """Nothing more will come (async). Settles without making the event loop wait."""
+        if self._close():
+            await self.call.settle_async(self)
+
+    def abandon(self) -> None:
+        """Nobody holds the response any more, or the process ends. Settles without waiting."""
+        if self._close():
+            self.call.settle_from_anywhere(self)
+
+    def _close(self) -> bool:
+        if self.closed or self._pid != os.getpid():
+            return False
+        self.closed = True
+        raised = sys.exception()
+        if raised is not None and not self.ended and id(raised) != self._bystander:
+            self._stopped_by(raised)
+        try:
+            self._conclude()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self.call.meter.fault("read a response", error)
+        self._raw = self._reader = None
+        return True
+
+    def _conclude(self) -> None:
+        if self._raw is not None:
+            self._raw.close()
+        if self._reader is not None:
+            self._observation = self._reader.observation()
+            if self._reader.terminal:
+                self._status, self._error_type = "ok", None
+
+    def outcome(self, *, last: bool) -> Outcome:
+        """The outcome to settle."""
+        return Outcome(
+            status=self._status or ("ok" if self.ended or not self.streamed else "aborted"),
+            observation=self._observation or _UNKNOWN,
+            request_id=self._request_id,
+            attempts=self._attempts,
+            first_token_us=self._first_token_us,
+            error_type=self._error_type,
+            last=last,
+        )
+
+
+def exchange_of(response: Any) -> Exchange | None:
+    """The exchange of a response; None for one that is not metered."""
+    try:
+        found = response.extensions.get(EXTENSION)
+    except AttributeError:  # a stand-in for a response
+        return None
+    return found if isinstance(found, Exchange) else None
+
+
+def _unwrapped(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An event that the SDK paired with its name (Assistants), as the provider sent it."""
+    if len(event) == 2 and "event" in event and isinstance(event.get("data"), Mapping):  # noqa: PLR2004
+        return {"type": event["event"], **event["data"]}
+    return event

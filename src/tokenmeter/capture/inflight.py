@@ -1,0 +1,255 @@
+"""One logical call on its way: from the moment the caller made it until all its billed responses are settled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, cast
+
+from tokenmeter.attribution import current_attribution, current_scopes
+from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.exchange import Exchange
+from tokenmeter.capture.sdk import Binding
+from tokenmeter.capture.settlement import (
+    Settling,
+    authorize_async,
+    settle,
+    settle_async,
+    settle_from_anywhere,
+    watch,
+)
+from tokenmeter.dialects.base import Endpoint, StreamReader
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreUnavailableError
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Authorization, Meter
+from tokenmeter.semconv import Status
+from tokenmeter.usage import Observation
+
+__all__ = ["CURRENT", "InFlight", "open_call"]
+
+#: The call whose request is being sent in this context. Set and put back within one `request()`; never kept longer.
+CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
+
+_REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
+
+
+class InFlight:
+    """A call that was made, with leave or waiting for it.
+
+    Attributes:
+        binding: What the client is metered with.
+        meter: Where it is settled, even if the default meter changes meanwhile.
+        endpoint: What is called.
+        attempts: HTTP requests sent so far.
+        include_usage_injected: Whether the request asks for a usage chunk that the caller did not ask for.
+    """
+
+    __slots__ = (
+        "_authorization",
+        "_call",
+        "_finished",
+        "_last",
+        "_opened",
+        "_returned",
+        "attempts",
+        "binding",
+        "endpoint",
+        "include_usage_injected",
+        "meter",
+    )
+
+    def __init__(self, binding: Binding, meter: Meter, endpoint: Endpoint, call: Call) -> None:
+        self.binding = binding
+        self.meter = meter
+        self.endpoint = endpoint
+        self.attempts = 0
+        self.include_usage_injected = False
+        self._call = call
+        self._authorization = Authorization(call, utcnow(), time.perf_counter_ns())
+        self._opened = 0
+        self._finished: list[Exchange] = []
+        self._returned = False
+
+    # -- leave
+
+    def authorize(self) -> None:
+        """Ask the meter for leave.
+
+        Raises:
+            BudgetExceededError: nothing must be sent.
+        """
+        if self.endpoint.polls:
+            return
+        try:
+            self._authorization = self.meter.authorize(self._call)
+        except _REFUSALS:
+            raise
+        except Exception as error:  # noqa: BLE001 - only a budget stops a call
+            self.meter.fault("authorize", error)
+
+    async def authorize_async(self) -> None:
+        """As `authorize`, without making the event loop wait."""
+        if self.endpoint.polls:
+            return
+        try:
+            self._authorization = await authorize_async(self.meter, self._call)
+        except _REFUSALS:
+            raise
+        except Exception as error:  # noqa: BLE001 - only a budget stops a call
+            self.meter.fault("authorize", error)
+
+    @property
+    def output_cap(self) -> int | None:
+        """The output cap that a budget wants set on the request."""
+        return self._authorization.inject_max_output_tokens
+
+    def leaves(self, client: Any) -> None:
+        """One HTTP request is about to be sent. Only now is the key known that a key provider hands out."""
+        self.attempts += 1
+        key = self.meter.identify(self.binding.sdk.api_key(client))
+        if key != self._authorization.call.api_key:
+            self._authorization.call = replace(self._authorization.call, api_key=key)
+
+    # -- responses
+
+    def respond(self, headers: Mapping[str, str], *, streamed: bool) -> Exchange:
+        """Open the exchange of one response with a success status."""
+        exchange = Exchange(self, headers, streamed=streamed)
+        self._opened += 1
+        if streamed:
+            watch(exchange)
+        return exchange
+
+    def stream_reader(self) -> StreamReader:
+        """A fresh reader for one stream of this call."""
+        call = self._call
+        return self.binding.sdk.dialect.stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
+
+    def read(self, body: Any) -> Observation:
+        """Usage of a whole decoded body."""
+        call = self._call
+        return self.binding.sdk.dialect.read(body, provider=call.provider, endpoint=call.endpoint, request=call.facts)
+
+    def elapsed_us(self) -> int:
+        """Microseconds since the call was made."""
+        return (time.perf_counter_ns() - self._authorization.started_ns) // 1000
+
+    def status_of(self, error: BaseException) -> Status:
+        """How a call ended that raised `error`."""
+        if not isinstance(error, Exception):  # cancelled, interrupted, generator closed
+            return "aborted"
+        if isinstance(error, self.binding.sdk.timeout_error) or "Timeout" in type(error).__name__:
+            return "timeout"
+        return "error"
+
+    # -- the end
+
+    def settle_line(self, observation: Observation) -> None:
+        """Write down one answer out of a results file, at once: such files are long."""
+        if observation.consumptions:
+            settle(Settling(self.meter, self._authorization, Outcome(observation=observation, last=False)))
+
+    def settle(self, exchange: Exchange) -> None:
+        """Write a finished exchange down now, or when the call returns."""
+        if (settling := self._due(exchange)) is not None:
+            settle(settling)
+
+    async def settle_async(self, exchange: Exchange) -> None:
+        """As `settle`, without making the event loop wait."""
+        if (settling := self._due(exchange)) is not None:
+            await settle_async(settling)
+
+    def settle_from_anywhere(self, exchange: Exchange) -> None:
+        """As `settle`, from a finaliser."""
+        if (settling := self._due(exchange)) is not None:
+            settle_from_anywhere(settling)
+
+    def _due(self, exchange: Exchange) -> Settling | None:
+        if not self._returned:
+            # Middleware may send again: only when the call returns is it known which response was the last.
+            self._finished.append(exchange)
+            return None
+        self._opened -= 1
+        return self._settling(exchange, last=self._opened == 0)
+
+    def _settling(self, exchange: Exchange, *, last: bool) -> Settling | None:
+        outcome = exchange.outcome(last=last)
+        seen = outcome.observation
+        if self.endpoint.polls and not (seen and seen.consumptions and seen.deduplicate):
+            return None
+        return Settling(self.meter, self._authorization, outcome)
+
+    def returned(self) -> list[Settling]:
+        """The call returned a value: what is to be written down before the caller gets it."""
+        self._returned = True
+        finished, self._finished = self._finished, []
+        self._opened -= len(finished)
+        if not finished and not self._opened:  # middleware answered by itself: nothing was billed
+            self.meter.release(self._authorization)
+        last = len(finished) if not self._opened else 0
+        found = (self._settling(exchange, last=number == last) for number, exchange in enumerate(finished, 1))
+        return [settling for settling in found if settling is not None]
+
+    def raised(self, error: BaseException) -> list[Settling]:
+        """The call raised: what is to be written down before the caller gets the error."""
+        if self._finished or self._opened:
+            for exchange in self._finished[-1:]:
+                exchange.failed(error)
+            return self.returned()
+        self._returned = True
+        if not self.attempts or self.endpoint.polls:  # nothing ever left
+            self.meter.release(self._authorization)
+            return []
+        response = getattr(error, "response", None)
+        outcome = Outcome(
+            status=self.status_of(error),
+            request_id=getattr(response, "headers", {}).get("x-request-id") or getattr(error, "request_id", None),
+            attempts=self.attempts,
+            error_type=type(error).__name__,
+        )
+        return [Settling(self.meter, self._authorization, outcome)]
+
+
+def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> InFlight | None:
+    """The call that `options` describe; None when it is free, or when it cannot be metered (logged).
+
+    Raises:
+        ConfigurationError: the user's settings are wrong.
+    """
+    dialect = binding.sdk.dialect
+    method = options.method.upper()
+    endpoint = dialect.endpoint(method, str(options.url))
+    if not endpoint.polls and (method != "POST" or not endpoint.billable):
+        return None
+    meter = binding.meter()
+    if meter is None:
+        return None
+    try:
+        facts = dialect.request_facts(endpoint, effective_body(options))
+        if facts.streamed != stream:
+            facts = replace(facts, streamed=stream)
+        if (region := binding.sdk.region(client)) is not None:
+            facts = replace(facts, region=region)
+        call = Call(
+            provider=binding.provider(client),
+            endpoint=endpoint.path,
+            operation=endpoint.operation,
+            facts=facts,
+            attribution=current_attribution().over(binding.attribution),
+            scopes=current_scopes(),
+            api_key=meter.identify(binding.sdk.api_key(client)),
+        )
+    except Exception as error:  # noqa: BLE001 - the call itself goes on
+        meter.fault("see a call", error)
+        return None
+    return InFlight(binding, meter, endpoint, call)
+
+
+def effective_body(options: Any) -> Mapping[str, Any] | None:
+    """The JSON body that is about to be sent, ``extra_body`` merged in; None when it is not a JSON object."""
+    body, extra = options.json_data, options.extra_json
+    if isinstance(extra, Mapping) and extra and (body is None or isinstance(body, Mapping)):
+        return {**cast("Mapping[str, Any]", body or {}), **cast("Mapping[str, Any]", extra)}
+    return cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else None

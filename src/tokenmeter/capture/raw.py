@@ -1,0 +1,132 @@
+"""Reading bodies whose bytes the caller takes for himself: a copy of each piece is decoded on the side.
+
+Event streams and JSON lines are read piece by piece and never kept; a JSON document has to be kept until it is whole,
+up to `DOCUMENT_LIMIT`. Anything else (audio, images, files) is let through unread.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+__all__ = ["DOCUMENT_LIMIT", "Listener", "RawReader", "read_whole"]
+
+#: A longer JSON document is not kept for reading; its usage is then unknown, and flagged so. Bytes.
+DOCUMENT_LIMIT = 32 * 1024 * 1024
+
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+
+
+class Listener(Protocol):
+    """Takes what was decoded."""
+
+    def saw_event(self, event: Any) -> None:
+        """One decoded event of a stream."""
+        ...
+
+    def saw_line(self, line: Any) -> None:
+        """One decoded line of a JSON lines file."""
+        ...
+
+    def saw_body(self, body: Any) -> None:
+        """A whole decoded body: JSON, or text."""
+        ...
+
+
+class RawReader:
+    """Decodes one body from its pieces as they came over the wire.
+
+    Args:
+        headers: The response's headers.
+        listener: Told what was decoded.
+        events: The body is known to be an event stream, whatever its content type says.
+    """
+
+    __slots__ = ("_decode", "_document", "_kind", "_line", "_listener", "_event")
+
+    def __init__(self, headers: Mapping[str, str], listener: Listener, *, events: bool = False) -> None:
+        self._kind = "events" if events else kind_of(headers.get("content-type", ""))
+        self._decode = _decoder(headers.get("content-encoding", "")) if self._kind != "binary" else None
+        self._listener = listener
+        self._line = b""
+        self._event: list[bytes] = []
+        self._document: bytearray | None = bytearray()
+
+    def feed(self, piece: bytes) -> None:
+        """Take one piece, in order.
+
+        Raises:
+            ValueError, zlib.error: the body is not what its headers say.
+        """
+        if self._decode is None:
+            return
+        piece = self._decode(piece)
+        if self._kind in {"json", "text"}:
+            self._keep(piece)
+            return
+        *lines, self._line = (self._line + piece).replace(b"\r\n", b"\n").split(b"\n")
+        for line in lines:
+            self._take_line(line)
+
+    def close(self) -> None:
+        """The body is at its end."""
+        if self._kind in {"events", "lines"}:
+            self._take_line(self._line)
+            self._take_line(b"")
+        elif self._document:
+            text = self._document.decode("utf-8", "replace")
+            self._document = None
+            self._listener.saw_body(json.loads(text) if self._kind == "json" else text)
+
+    def _keep(self, piece: bytes) -> None:
+        if self._document is not None:
+            self._document += piece
+            if len(self._document) > DOCUMENT_LIMIT:
+                self._document = None
+
+    def _take_line(self, line: bytes) -> None:
+        if self._kind == "lines":
+            if line.strip():
+                self._listener.saw_line(json.loads(line))
+        elif line.startswith(b"data:"):
+            self._event.append(line[5:].strip())
+        elif not line and self._event:
+            data = b"\n".join(self._event)
+            self._event = []
+            if not data.startswith(b"[DONE]"):
+                self._listener.saw_event(json.loads(data))
+
+
+def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *, events: bool) -> None:
+    """Decode a body that is already in memory, its content encoding undone."""
+    reader = RawReader({"content-type": headers.get("content-type", "")}, listener, events=events)
+    reader.feed(content)
+    reader.close()
+
+
+def kind_of(content_type: str) -> str:
+    """``events``, ``lines``, ``json``, ``text`` or ``binary``."""
+    name = content_type.split(";")[0].strip().lower()
+    if name == "text/event-stream":
+        return "events"
+    if "jsonl" in name or "ndjson" in name or "json-lines" in name:
+        return "lines"
+    if name.endswith("json"):
+        return "json"
+    return "text" if name.startswith("text/") else "binary"
+
+
+def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
+    """How to undo `encoding`; None for one that the standard library cannot undo."""
+    name = encoding.strip().lower()
+    if name in {"", "identity"}:
+        return _as_it_is
+    if name in {"gzip", "deflate"}:
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
+    return None
+
+
+def _as_it_is(piece: bytes) -> bytes:
+    return piece

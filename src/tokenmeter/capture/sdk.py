@@ -1,0 +1,107 @@
+"""What capture must be told about one SDK, since it imports none, and what it remembers of one client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.dialects.base import Dialect
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.meter import Meter
+
+__all__ = ["BINDING", "TEMPLATE", "Binding", "Sdk", "binding_of"]
+
+log = logging.getLogger("tokenmeter")
+
+#: Name of the client attribute that holds its `Binding`.
+BINDING = "_tokenmeter"
+#: Name of the class attribute of metered classes: the `Binding` their clients start with.
+TEMPLATE = "_tokenmeter_template"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sdk:
+    """One provider's SDK, seen from capture.
+
+    Attributes:
+        name: Provider id when neither the client's class nor its URL says another (``openai``, ``anthropic``).
+        dialect: Reads the SDK's wire format.
+        provider: Provider id of a client, from its class and base URL.
+        region: Cloud region or data zone of a client, where it decides the price; else None.
+        api_key: Text of the key a client uses right now; None when it has none, or a short-lived token.
+        default_meter: The meter for clients that were not given one.
+        error: Root of the SDK's errors.
+        status_error: Raised for an answer with an error status; has ``response`` and ``status_code``.
+        timeout_error: Raised when nobody answered in time.
+        hiding_stream: The given ``stream_cls``, made to leave out the usage chunk that only we asked for; None when
+            that cannot be done for it.
+    """
+
+    name: str
+    dialect: Dialect
+    provider: Callable[[Any], str]
+    region: Callable[[Any], str | None]
+    api_key: Callable[[Any], str | None]
+    default_meter: Callable[[], Meter]
+    error: type[Exception]
+    status_error: type[Exception]
+    timeout_error: type[Exception]
+    hiding_stream: Callable[[Any], Any]
+
+
+@dataclass(slots=True)
+class Binding:
+    """What one client is metered with. Lives on the client, so nothing of ours keeps a client alive.
+
+    Attributes:
+        sdk: The client's SDK.
+        own_meter: The meter given to `tokenmeter.wrap`; None = the default meter, looked up at each call.
+        attribution: Client-level attribution; `attribute` blocks win over it.
+    """
+
+    sdk: Sdk
+    own_meter: Meter | None = None
+    attribution: Attribution = NOBODY
+    _provider: str | None = None
+    _provider_url: object = field(default=None, repr=False)
+
+    def meter(self) -> Meter | None:
+        """The meter for the next call; None when the default one cannot be had (logged).
+
+        Raises:
+            ConfigurationError: the user's settings are wrong; a budget in them might have stopped this call.
+        """
+        if self.own_meter is not None:
+            return self.own_meter
+        try:
+            return self.sdk.default_meter()
+        except ConfigurationError:
+            raise
+        except Exception:
+            log.exception("tokenmeter has no meter and records nothing; the call itself goes on")
+            return None
+
+    def provider(self, client: Any) -> str:
+        """Provider id of `client`, worked out once per base URL."""
+        url = client.base_url
+        if self._provider is None or url != self._provider_url:
+            self._provider = self.sdk.provider(client)
+            self._provider_url = url
+        return self._provider
+
+    def copy(self) -> Binding:
+        """For a copy of the client."""
+        return Binding(self.sdk, self.own_meter, self.attribution)
+
+
+def binding_of(client: Any) -> Binding | None:
+    """The binding of a metered client, made at its first use; None for a client of the plain SDK."""
+    found: Binding | None = client.__dict__.get(BINDING)
+    if found is None:
+        template = getattr(type(client), TEMPLATE, None)
+        if template is not None:
+            found = client.__dict__[BINDING] = template.copy()
+    return found

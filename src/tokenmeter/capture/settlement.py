@@ -1,0 +1,191 @@
+"""Writing outcomes down from wherever a call may end: a thread, an event loop, a finaliser, the interpreter's exit.
+
+A finaliser can run at any allocation, also while this thread is inside the meter or the store and holds one of their
+locks. Therefore it never waits: what it cannot write at once is put by and written after the next call, or at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import deque
+from typing import Protocol
+from weakref import WeakSet
+
+import anyio
+import anyio.to_thread
+
+from tokenmeter.call import Call, Outcome
+from tokenmeter.errors import StoreBusyError
+from tokenmeter.meter import Authorization, Meter
+
+__all__ = ["Open", "Settling", "authorize_async", "settle", "settle_async", "settle_from_anywhere", "watch"]
+
+
+class Open(Protocol):
+    """Something that still has to be written down before the process ends."""
+
+    def abandon(self) -> None:
+        """Write it down now, as far as it is known. Must not raise."""
+        ...
+
+
+class Settling:
+    """One outcome on its way into the ledger."""
+
+    __slots__ = ("authorization", "meter", "outcome")
+
+    def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome) -> None:
+        self.meter = meter
+        self.authorization = authorization
+        self.outcome = outcome
+
+    def write(self, *, wait: bool) -> None:
+        """Settle.
+
+        Raises:
+            StoreBusyError: ``wait=False`` and the store is busy; nothing was written.
+        """
+        try:
+            self.meter.settle(self.authorization, self.outcome, wait=wait)
+        except StoreBusyError:
+            if not wait:
+                raise
+            self.meter.fault("settle", StoreBusyError("the store stayed busy although asked to wait"))
+        except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            self.meter.fault("settle", error)
+
+
+class _ThisThread(threading.local):
+    inside = False
+
+
+_this_thread = _ThisThread()
+_put_by: deque[Settling] = deque()
+_open: WeakSet[Open] = WeakSet()
+_exit_hook_set = False
+
+
+def settle(settling: Settling) -> None:
+    """Write one outcome, waiting for the store's lock if need be. Never raises."""
+    _write(settling, wait=True)
+    _catch_up(wait=True)
+
+
+async def settle_async(settling: Settling) -> None:
+    """Write one outcome without ever making the event loop wait for a lock. Never raises, except a cancellation.
+
+    A cancelled task does not lose the outcome: the thread that waits for the lock goes on.
+    """
+    if _write(settling, wait=False):
+        _catch_up(wait=False)
+        return
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(settle, settling, limiter=anyio.CapacityLimiter(1))
+
+
+def settle_from_anywhere(settling: Settling) -> None:
+    """Write one outcome from a finaliser or another place that must not wait. Never raises, never blocks."""
+    if _this_thread.inside or not _write(settling, wait=False):
+        _set_exit_hook()
+        _put_by.append(settling)
+
+
+def _write(settling: Settling, *, wait: bool) -> bool:
+    outer = _this_thread.inside
+    _this_thread.inside = True
+    try:
+        settling.write(wait=wait)
+    except StoreBusyError:
+        return False
+    finally:
+        _this_thread.inside = outer
+    return True
+
+
+def _catch_up(*, wait: bool) -> None:
+    while _put_by:
+        try:
+            settling = _put_by.popleft()
+        except IndexError:  # another thread took the last one
+            return
+        if not _write(settling, wait=wait):
+            _put_by.appendleft(settling)
+            return
+
+
+async def authorize_async(meter: Meter, call: Call) -> Authorization:
+    """`Meter.authorize` without ever making the event loop wait for a lock; a cancelled task leaves no hold behind.
+
+    Raises:
+        BudgetExceededError: a hard cap would be passed.
+    """
+    try:
+        return meter.authorize(call, wait=False)
+    except StoreBusyError:
+        waiting = _Waiting(meter, call)
+        try:
+            return await anyio.to_thread.run_sync(waiting.authorize, limiter=anyio.CapacityLimiter(1))
+        except BaseException:
+            waiting.leave()
+            raise
+
+
+class _Waiting:
+    """An authorization that a thread waits for; given back if nobody takes it."""
+
+    def __init__(self, meter: Meter, call: Call) -> None:
+        self._meter = meter
+        self._call = call
+        self._left = False
+        self._granted: Authorization | None = None
+        self._lock = threading.Lock()
+
+    def authorize(self) -> Authorization:
+        granted = self._meter.authorize(self._call)
+        with self._lock:
+            self._granted = granted
+            left = self._left
+        if left:
+            self._meter.release(granted)
+        return granted
+
+    def leave(self) -> None:
+        with self._lock:
+            self._left = True
+            granted = self._granted
+        if granted is not None:
+            self._meter.release(granted)
+
+
+# -- the end of the process
+
+
+def watch(item: Open) -> None:
+    """Have `item` written down at the interpreter's exit, should it still be open then. Keeps no strong reference."""
+    _set_exit_hook()
+    _open.add(item)
+
+
+def _set_exit_hook() -> None:
+    global _exit_hook_set  # noqa: PLW0603 - once per process, and late: it must run before the store is closed
+    if not _exit_hook_set:
+        _exit_hook_set = True
+        atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    for item in list(_open):
+        item.abandon()
+    _catch_up(wait=True)
+
+
+def _forget() -> None:
+    """In a forked child: streams and outcomes of the parent are the parent's to write down."""
+    _open.clear()
+    _put_by.clear()
+    _this_thread.inside = False
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,170 @@
+"""The OpenAI SDK's clients, metered: ``from tokenmeter.openai import OpenAI`` in place of ``from openai import OpenAI``.
+
+Every name of the ``openai`` package can be imported from here. The client classes are subclasses of the SDK's, under
+the same names; everything else is the SDK's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
+
+from tokenmeter.capture import Binding, Sdk, bind, metered_class
+from tokenmeter.capture.hosts import provider_of_url, region_of_url
+from tokenmeter.dialects import OpenAIDialect
+from tokenmeter.errors import ConfigurationError
+
+try:
+    import openai as _sdk
+except ImportError as missing:
+    raise ConfigurationError(
+        "tokenmeter.openai needs the OpenAI SDK. Install it: pip install 'tokenmeter-sdk[openai]'"
+    ) from missing
+
+if TYPE_CHECKING:
+    from openai import *  # noqa: F403 - to a type checker, the metered classes are the SDK's
+
+    from tokenmeter.meter import Meter
+
+T = TypeVar("T")
+
+#: The SDK's client classes, each after those it derives from. Which of them exist depends on the SDK's version.
+_CLIENT_CLASSES = (
+    "OpenAI",
+    "AsyncOpenAI",
+    "AzureOpenAI",
+    "AsyncAzureOpenAI",
+    "BedrockOpenAI",
+    "AsyncBedrockOpenAI",
+)
+_ALIASES = {"Client": "OpenAI", "AsyncClient": "AsyncOpenAI"}
+#: Classes behind ``openai.chat...``, which the SDK makes at the first such call.
+_MODULE_CLIENT_CLASSES = ("_ModuleClient", "_AzureModuleClient", "_BedrockModuleClient")
+_PROVIDERS = {"Azure": "azure", "Bedrock": "aws"}
+
+
+# -- what capture must know of this SDK
+
+
+def _provider(client: Any) -> str:
+    known = provider_of_url(str(client.base_url))
+    if known is not None:
+        return known
+    names = {kind.__name__ for kind in type(client).__mro__}
+    return next((provider for word, provider in _PROVIDERS.items() if f"{word}OpenAI" in names), "openai")
+
+
+def _region(client: Any) -> str | None:
+    return region_of_url(str(client.base_url))
+
+
+def _api_key(client: Any) -> str | None:
+    key = client.api_key
+    if not isinstance(key, str) or key in _PLACEHOLDERS:
+        key = getattr(client, "_azure_ad_token", None) or getattr(client, "admin_api_key", None)
+    return key if isinstance(key, str) else None
+
+
+#: What the SDK puts where a key would be, when it authenticates otherwise.
+_PLACEHOLDERS = frozenset({"", "<missing API key>", "workload-identity-auth"})
+
+
+def _is_usage_chunk(chunk: Any) -> bool:
+    """Whether a chunk is the one that ``include_usage`` adds: usage and no choices."""
+    return getattr(chunk, "choices", None) == [] and getattr(chunk, "usage", None) is not None
+
+
+class _HidingStream(_sdk.Stream[T], Generic[T]):
+    def __stream__(self) -> Iterator[T]:
+        with closing(super().__stream__()) as chunks:  # type: ignore[type-var]
+            for chunk in chunks:
+                if not _is_usage_chunk(chunk):
+                    yield chunk
+
+
+class _HidingAsyncStream(_sdk.AsyncStream[T], Generic[T]):
+    async def __stream__(self) -> AsyncIterator[T]:
+        async with aclosing(super().__stream__()) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                if not _is_usage_chunk(chunk):
+                    yield chunk
+
+
+for _hiding, _plain in ((_HidingStream, _sdk.Stream), (_HidingAsyncStream, _sdk.AsyncStream)):
+    _hiding.__name__, _hiding.__qualname__, _hiding.__module__ = _plain.__name__, _plain.__qualname__, _plain.__module__
+
+
+def _hiding_stream(stream_cls: Any) -> Any:
+    arguments = get_args(stream_cls)
+    if get_origin(stream_cls) is _sdk.Stream:
+        return _HidingStream[arguments]  # type: ignore[index]
+    if get_origin(stream_cls) is _sdk.AsyncStream:
+        return _HidingAsyncStream[arguments]  # type: ignore[index]
+    return None
+
+
+def _default_meter() -> Meter:
+    from tokenmeter.api import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+
+    return default_meter()
+
+
+_SDK = Sdk(
+    name="openai",
+    dialect=OpenAIDialect(),
+    provider=_provider,
+    region=_region,
+    api_key=_api_key,
+    default_meter=_default_meter,
+    error=_sdk.OpenAIError,
+    status_error=_sdk.APIStatusError,
+    timeout_error=_sdk.APITimeoutError,
+    hiding_stream=_hiding_stream,
+)
+
+
+# -- the classes
+
+
+def _made() -> dict[str, type[Any]]:
+    made: dict[type[Any], type[Any]] = {}
+    for name in _CLIENT_CLASSES:
+        plain = getattr(_sdk, name, None)
+        if plain is not None:
+            parents = tuple(made[base] for base in plain.__bases__ if base in made)
+            made[plain] = metered_class(plain, Binding(_SDK), parents=parents, module=__name__)
+    named = {kind.__name__: kind for kind in made.values()}
+    return named | {alias: named[name] for alias, name in _ALIASES.items()}
+
+
+if not TYPE_CHECKING:
+    globals().update(_made())
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_sdk, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_sdk)})
+
+
+# -- clients made elsewhere
+
+
+def bind_client(client: Any, meter: Meter | None, attribution: Any) -> None:
+    """Meter a client of the SDK in place."""
+    bind(client, Binding(_SDK, meter, attribution))
+
+
+def bind_module(module: ModuleType, meter: Meter | None, attribution: Any) -> None:
+    """Meter the module-level client behind ``openai.chat...``, now or when the SDK makes it."""
+    template = Binding(_SDK, meter, attribution)
+    for name in _MODULE_CLIENT_CLASSES:
+        plain = getattr(module, name, None)
+        if plain is not None:
+            setattr(module, name, metered_class(plain, template))
+    made = getattr(module, "_client", None)
+    if made is not None:
+        bind(made, template.copy())
