@@ -1,0 +1,84 @@
+"""Streams of Anthropic messages. ``message_delta`` is cumulative: it replaces what ``message_start`` said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tokenmeter.dialects.context import Context
+from tokenmeter.dialects.estimates import estimate, tokens_of
+from tokenmeter.dialects.wire import section, text
+from tokenmeter.usage import Observation
+
+__all__ = ["MessageStream"]
+
+_Read = Callable[[Any, Context], Observation]
+_ESTIMATED = frozenset({"estimated"})
+#: Keys of a content delta that hold generated text.
+_TEXT_KEYS = ("text", "partial_json", "thinking")
+
+
+class MessageStream:
+    """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
+
+    __slots__ = ("_bytes", "_content", "_context", "_message", "_read", "_stop", "_terminal", "_usage")
+
+    def __init__(self, context: Context, read: _Read) -> None:
+        self._context = context
+        self._read = read
+        self._bytes = 0
+        self._content = False
+        self._message: dict[str, Any] = {}
+        self._stop: str | None = None
+        self._terminal = False
+        self._usage: dict[str, Any] = {}
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the message has ended: its usage is final."""
+        return self._terminal
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take one event."""
+        delta = event.get("delta")
+        if delta is not None and "usage" not in event:
+            for key in _TEXT_KEYS:
+                words = delta.get(key)
+                if type(words) is str:
+                    self._bytes += len(words) if words.isascii() else len(words.encode("utf-8", "replace"))
+                    return
+            return
+        kind = event.get("type")
+        if kind == "message_delta":
+            self._replace(section(event, "usage"))
+            self._stop = text(section(event, "delta"), "stop_reason") or self._stop
+            self._terminal = self._terminal or self._stop is not None
+        elif kind == "message_start":
+            message = section(event, "message")
+            self._message = {key: message[key] for key in ("id", "model", "type") if message.get(key)}
+            self._replace(section(message, "usage"))
+        elif kind == "message_stop":
+            self._terminal = True
+        elif kind == "content_block_start":
+            self._content = True
+
+    def _replace(self, usage: Mapping[str, Any]) -> None:
+        for key, value in usage.items():
+            if value is not None:
+                self._usage[key] = value
+
+    def observation(self) -> Observation:
+        """The final usage; of a stream cut short the input it began with, and an estimate of what was received."""
+        if not self._usage:
+            group = estimate(self._context.request, model=text(self._message, "model"), received=self._bytes)
+            return Observation(consumptions=(group,), flags=_ESTIMATED)
+        usage = dict(self._usage)
+        if not self._terminal:
+            stated = usage.get("output_tokens")
+            usage["output_tokens"] = max(stated if isinstance(stated, int) else 0, tokens_of(self._bytes))
+        body = {**self._message, "stop_reason": self._stop, "usage": usage}
+        if not self._content:
+            body["content"] = []
+        seen = self._read(body, self._context)
+        return seen if self._terminal else replace(seen, flags=seen.flags | _ESTIMATED)

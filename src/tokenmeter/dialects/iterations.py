@@ -1,0 +1,125 @@
+"""Which model is billed for what in one Anthropic message: the serving model, and others that helped or declined.
+
+Source: ``anthropic.types.beta`` BetaUsage, BetaIterationsUsage, and "Refusals and fallback" on platform.claude.com:
+every attempt that produced output is billed at the rates of the model that ran it; ``usage.iterations`` is the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from tokenmeter.dialects.context import Context
+from tokenmeter.dialects.hosts import billed_tier
+from tokenmeter.dialects.shapes import Reading, exclusive
+from tokenmeter.dialects.wire import JSON, members, section, text
+from tokenmeter.usage import Consumption, Usage
+
+__all__ = ["groups_of"]
+
+#: Geographies that cost what the price list says.
+_PLAIN_GEOGRAPHIES = frozenset({"global", "not_available"})
+#: Iterations that the top-level counts do not hold.
+_BESIDE = frozenset({"compaction", "advisor_message"})
+_SERVING = frozenset({"message", "fallback_message"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    role: str
+    model: str | None
+    reading: Reading
+
+
+def groups_of(wire: JSON, model: str | None, context: Context) -> tuple[tuple[Consumption, ...], frozenset[str]]:
+    """The charge groups of a usage object, and its flags.
+
+    Raises:
+        MalformedError: a count is no number.
+    """
+    top = exclusive(wire)
+    flags = set(top.flags)
+    if section(section(wire, "fallback_credit"), "status").get("type") == "redeemed":
+        flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
+    entries = [
+        _Entry(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
+        for entry in members(wire, "iterations")
+    ]
+    base = _base(wire, top, model, context)
+    if not entries:
+        return (base,), frozenset(flags)
+    served = next((entry.model for entry in reversed(entries) if entry.role == "fallback_message"), None) or model
+    groups = [*_serving_groups(entries, served, base, flags), *_helper_groups(entries, base, flags)]
+    for entry in entries:
+        flags |= entry.reading.flags
+    return tuple(groups), frozenset(flags)
+
+
+def _base(wire: JSON, top: Reading, model: str | None, context: Context) -> Consumption:
+    """One group for the top-level counts: its tier, speed and geography hold for every iteration."""
+    group = context.consumption(top, model=model, wire=wire)
+    tier = text(wire, "service_tier")
+    if tier == "batch":
+        group = replace(group, service_tier=None, processing="batch")
+    elif tier:
+        group = replace(group, service_tier=billed_tier(tier))
+    speed = wire.get("speed")
+    if isinstance(speed, str):
+        group = replace(group, speed=None if speed == "standard" else speed)
+    geo = text(wire, "inference_geo")
+    return replace(group, geo=geo) if geo and geo not in _PLAIN_GEOGRAPHIES else group
+
+
+def _serving_groups(entries: list[_Entry], served: str | None, base: Consumption, flags: set[str]) -> list[Consumption]:
+    mine = [entry for entry in entries if entry.role in _SERVING and entry.model in {None, served}]
+    declined = [entry for entry in entries if entry.role in _SERVING and entry.model not in {None, served}]
+    if declined:
+        flags.add("declined_attempt")
+    attempts = [_group(entry, base) for entry in declined if entry.reading.usage["output"]]
+    if mine and _tokens(mine) == _tokens_of(base.usage):
+        return [*attempts, *_shared(base, [_group(entry, base, served) for entry in mine])]
+    if mine:
+        flags.add("iterations_mismatch")
+        prompt = mine[0].reading.prompt_tokens if len(mine) == 1 else None
+        return [*attempts, replace(base, model=served or base.model, prompt_tokens=prompt)]
+    return [*attempts, replace(base, prompt_tokens=None)]
+
+
+def _helper_groups(entries: list[_Entry], base: Consumption, flags: set[str]) -> list[Consumption]:
+    groups: list[Consumption] = []
+    for entry in entries:
+        if entry.role in _SERVING:
+            continue
+        if entry.role not in _BESIDE:
+            flags.add("unknown_iteration")
+        group = _group(entry, base)
+        # Only the request's own model runs at the request's speed.
+        groups.append(replace(group, speed=None) if entry.role == "advisor_message" else group)
+    return groups
+
+
+def _group(entry: _Entry, base: Consumption, model: str | None = None) -> Consumption:
+    return replace(
+        base,
+        model=entry.model or model or base.model,
+        usage=entry.reading.usage,
+        role=entry.role,
+        prompt_tokens=entry.reading.prompt_tokens,
+        supplied_cost=None,
+    )
+
+
+def _shared(base: Consumption, groups: list[Consumption]) -> list[Consumption]:
+    """What only the top level knows goes with the last group: searches, thinking, a supplied cost."""
+    last = groups[-1]
+    tools = {meter: quantity for meter, quantity in base.usage.quantities.items() if meter == "web_searches"}
+    usage = Usage({**last.usage.quantities, **tools}, base.usage.reasoning_output_tokens)
+    return [*groups[:-1], replace(last, usage=usage, supplied_cost=base.supplied_cost)]
+
+
+def _tokens(entries: Iterable[_Entry]) -> dict[str, int]:
+    return _tokens_of(Usage.total(entry.reading.usage for entry in entries))
+
+
+def _tokens_of(usage: Usage) -> dict[str, int]:
+    return {meter: int(quantity) for meter, quantity in usage.quantities.items() if meter != "web_searches"}

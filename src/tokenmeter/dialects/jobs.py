@@ -1,0 +1,116 @@
+"""Work that is billed when it has ended: batches, fine-tuning, runs and sessions. Polled bodies bill once, when final."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from tokenmeter.dialects.context import Context, joined, observation, pending, unknown
+from tokenmeter.dialects.shapes import Reading, inclusive
+from tokenmeter.dialects.wire import JSON, count, members, section, text
+from tokenmeter.usage import Observation, Usage
+
+__all__ = ["agent", "batch", "batch_line", "eval_run", "fine_tuning", "in_batch", "run"]
+
+_UNDER_WAY = frozenset(
+    {
+        "cancelling",
+        "finalizing",
+        "idle",
+        "in_progress",
+        "paused",
+        "queued",
+        "requires_action",
+        "running",
+        "validating",
+        "validating_files",
+        "waiting",
+    }
+)
+_HTTP_ERROR = 400
+
+
+def in_batch(context: Context) -> Context:
+    """The same context, with its work done in a batch."""
+    return replace(context, request=replace(context.request, processing="batch"))
+
+
+def batch(body: JSON, context: Context) -> Observation:
+    """A ``Batch``: its total over all requests, at batch rates. Either this is billed or its output lines, not both."""
+    if context.final_only and body.get("status") in _UNDER_WAY:
+        return pending(body)
+    wire = section(body, "usage")
+    if not wire:
+        done = count(section(body, "request_counts"), "completed")
+        if not done and body.get("status") != "completed":
+            return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+        return unknown(body, None, model=context.request.model, deduplicate=True)
+    reading = replace(inclusive(wire), prompt_tokens=None)
+    group = in_batch(context).consumption(reading, model=text(body, "model"), wire=wire)
+    return observation(reading, group, body, wire, deduplicate=True)
+
+
+def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Observation]) -> Observation:
+    """One line of a batch's output file: a whole response body inside, billed unless it is an error."""
+    response = section(body, "response")
+    status = response.get("status_code")
+    if body.get("error") or not response or (isinstance(status, int) and status >= _HTTP_ERROR):
+        return Observation(response_id=text(body, "id"), billable=False)
+    inner = read(response.get("body"), in_batch(replace(context, endpoint="batches")))
+    # Lines say service_tier "default"; "batch" is known from where they stand.
+    groups = tuple(
+        replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions
+    )
+    return replace(inner, consumptions=groups, response_id=inner.response_id or text(body, "id"), deduplicate=True)
+
+
+def fine_tuning(body: JSON, context: Context) -> Observation:
+    """A fine-tuning job: its trained tokens, at the base model's training price, once it has succeeded."""
+    status = body.get("status")
+    trained = count(body, "trained_tokens")
+    if context.final_only and status in _UNDER_WAY:
+        return pending(body)
+    if trained is None:
+        if status in {"failed", "cancelled"}:
+            return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+        return unknown(body, None, deduplicate=True)
+    reading = Reading(Usage({"trained_tokens": trained} if trained else {}))
+    group = context.consumption(reading, model=text(body, "model"), role="training")
+    return observation(reading, group, body, {"trained_tokens": trained}, deduplicate=True)
+
+
+def run(body: JSON, context: Context) -> Observation:
+    """An assistant's run or run step: the sum over its prompts, stated when it has ended."""
+    wire = section(body, "usage")
+    if context.final_only and (body.get("status") in _UNDER_WAY or not wire):
+        return pending(body)
+    if not wire:
+        return unknown(body, None, model=context.request.model, deduplicate=True)
+    reading = replace(inclusive(wire), prompt_tokens=None)
+    return observation(
+        reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire, deduplicate=True
+    )
+
+
+def agent(body: JSON, context: Context) -> Observation:
+    """An agent's session or turn: cumulative, best effort by the provider's own words."""
+    wire = section(body, "usage")
+    if not wire or (context.final_only and body.get("status") in _UNDER_WAY):
+        return pending(body)
+    reading = replace(inclusive(wire), prompt_tokens=None)
+    config = section(body, "agent")
+    model = text(body, "model") or text(config, "model") or text(section(config, "model"), "id")
+    return observation(reading, context.consumption(reading, model=model, wire=wire), body, wire, deduplicate=True)
+
+
+def eval_run(body: JSON, context: Context) -> Observation:
+    """An evaluation run: one group per model that took part."""
+    if context.final_only and body.get("status") in _UNDER_WAY:
+        return pending(body)
+    parts: list[Observation] = []
+    for wire in members(body, "per_model_usage"):
+        reading = replace(inclusive(wire), prompt_tokens=None)
+        model = text(wire, "model_name") or text(wire, "run_model_name")
+        parts.append(observation(reading, context.consumption(reading, model=model), body, wire, deduplicate=True))
+    return joined(parts) if parts else unknown(body, body.get("per_model_usage"), deduplicate=True)

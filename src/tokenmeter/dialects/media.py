@@ -1,0 +1,169 @@
+"""Images, speech, transcription, realtime and video: bodies that name no model, or count something else than tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tokenmeter.dialects.context import Context, observation, pending, unknown
+from tokenmeter.dialects.estimates import speech_tokens, tokens_of
+from tokenmeter.dialects.shapes import Reading, inclusive, is_usage
+from tokenmeter.dialects.wire import JSON, amount, count, section, text
+from tokenmeter.usage import Consumption, Observation, Quantity, Usage
+
+__all__ = [
+    "heard",
+    "images",
+    "live_session",
+    "realtime",
+    "speech",
+    "speech_event",
+    "spoken",
+    "svg",
+    "transcription",
+    "video",
+]
+
+_ESTIMATED = frozenset({"estimated"})
+_DONE_WITHOUT_RESULT = frozenset({"failed", "cancelled"})
+
+
+def images(body: JSON, context: Context) -> Observation:
+    """Images made or edited: tokens by modality, or (older models) a number of images. The model is the request's."""
+    wire = body if is_usage(body) else section(body, "usage")
+    groups: list[Consumption] = []
+    flags: frozenset[str] = frozenset()
+    if wire:
+        # Output without a breakdown is image tokens (ImageGenCompletedEvent: "tokens in the output image").
+        reading = inclusive(wire, output_meter="output_image")
+        flags = reading.flags
+        groups.append(context.consumption(reading, model=text(body, "model"), wire=wire, role="image_generation"))
+    elif isinstance(body.get("data"), list):
+        reading = Reading(Usage({"images": len(body["data"])} if body["data"] else {}))
+        groups.append(context.consumption(reading, model=text(body, "model"), role="image_generation"))
+    groups.extend(svg(body, context))
+    if not groups:
+        return unknown(body, body.get("usage"), model=context.request.model)
+    raw = {key: body[key] for key in ("usage", "svg_usage") if body.get(key)} or (dict(wire) if wire else None)
+    return Observation(consumptions=tuple(groups), response_model=text(body, "model"), flags=flags, raw_usage=raw)
+
+
+def svg(body: JSON, context: Context) -> tuple[Consumption, ...]:
+    """The author of an SVG is a model of its own, counted beside the image."""
+    wire = section(body, "svg_usage")
+    if not wire:
+        return ()
+    group = context.consumption(inclusive(wire), model=text(wire, "model"), role="svg")
+    return (group,)
+
+
+def transcription(body: Any, context: Context) -> Observation:
+    """Tokens or seconds, as the model is billed; a text answer (``text``, ``srt``, ``vtt``) says neither."""
+    if not isinstance(body, dict):
+        return _unheard(None, context)
+    wire = body if is_usage(body) else section(body, "usage")
+    if not wire:
+        return _unheard(body, context)
+    reading = spoken(wire)
+    return observation(reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire)
+
+
+def _unheard(body: JSON | None, context: Context) -> Observation:
+    """No usage came; the length of the audio, where the body says it, is at least near to the bill."""
+    duration = amount(body, "duration") if body else None
+    if duration is None:
+        return unknown(body or {}, None, model=context.request.model)
+    group = context.consumption(Reading(Usage({"seconds_audio": duration})), model=None)
+    return Observation(consumptions=(group,), flags=_ESTIMATED)
+
+
+def spoken(wire: JSON) -> Reading:
+    """A transcription's usage, which is either of two shapes: tokens or a duration."""
+    seconds = amount(wire, "seconds")
+    if seconds is not None and count(wire, "input_tokens") is None:
+        return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
+    return inclusive(wire)
+
+
+def speech(context: Context) -> Observation:
+    """Speech answers are audio without usage. Per-character models are known exactly, the others by estimate."""
+    request = context.request
+    if request.characters is None:
+        return unknown({}, None, model=request.model)
+    quantities: dict[str, Quantity]
+    if (request.model or "").startswith("tts-"):
+        quantities = {"characters": request.characters}
+    else:
+        quantities = {"input": tokens_of(request.input_bytes), "output_audio": speech_tokens(request.characters)}
+    group = context.consumption(Reading(Usage(quantities)), model=None)
+    return Observation(consumptions=(group,), flags=_ESTIMATED)
+
+
+def speech_event(body: JSON, context: Context) -> Observation:
+    """``speech.audio.done`` of a speech stream: text in, audio out."""
+    wire = body if is_usage(body) else section(body, "usage")
+    if not wire:
+        return speech(context)
+    reading = inclusive(wire, output_meter="output_audio")
+    return observation(reading, context.consumption(reading, model=None, wire=wire), body, wire)
+
+
+def realtime(body: JSON, context: Context) -> Observation:
+    """``response.done`` of a realtime session, or the usage in it. The model is the session's."""
+    response = section(body, "response") or body
+    wire = response if is_usage(response) else section(response, "usage")
+    if not wire:
+        if response.get("status") in _DONE_WITHOUT_RESULT:
+            return Observation(response_id=text(response, "id"), billable=False)
+        return unknown(response, None, model=context.request.model)
+    reading = inclusive(wire)
+    return observation(reading, context.consumption(reading, model=text(response, "model")), response, wire)
+
+
+def heard(body: JSON, context: Context) -> Observation:
+    """A realtime session's input transcription: billed on top, at the speech recognition model's own price."""
+    wire = section(body, "usage")
+    # The session's own model did not do this work: without a named one it stays unpriced.
+    model = context.request.tool_models.get("transcription")
+    if not wire:
+        return unknown({"id": body.get("item_id")}, None, model=model)
+    reading = spoken(wire)
+    group = replace(context.consumption(reading, model=model, role="transcription"), model=model)
+    return Observation(
+        consumptions=(group,),
+        response_model=model,
+        response_id=text(body, "item_id"),
+        flags=reading.flags,
+        raw_usage=wire,
+    )
+
+
+def live_session(body: JSON, context: Context) -> Observation:
+    """A Live session's seconds of audio, cumulative: the last word is the bill, ``session.closed`` says it."""
+    wire = body if is_usage(body) else section(body, "usage")
+    session = section(body, "session")
+    identity = {"id": session.get("id")}
+    if not wire:
+        return unknown(identity, None, model=context.request.model)
+    if context.final_only and body.get("type") == "session.usage.updated":
+        return pending(identity)
+    reading = spoken(wire)
+    group = context.consumption(reading, model=text(session, "model"))
+    return observation(reading, group, identity, wire, deduplicate=True)
+
+
+def video(body: JSON, context: Context) -> Observation:
+    """A video job: billed by its seconds once it is made. ``seconds`` is text on the wire."""
+    status = body.get("status")
+    if status == "failed":
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    seconds = amount(body, "seconds")
+    wire = section(body, "usage")
+    if context.final_only and status in {"queued", "in_progress"}:
+        return pending(body)
+    if seconds is None:
+        return unknown(body, wire or None, model=context.request.model, deduplicate=True)
+    reading = Reading(Usage({"seconds_video": seconds}))
+    raw = {key: body[key] for key in ("seconds", "size", "usage") if body.get(key) is not None}
+    group = context.consumption(reading, model=text(body, "model"), wire=wire or None, role="video_generation")
+    return observation(reading, group, body, raw, deduplicate=True)

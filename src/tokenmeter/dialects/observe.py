@@ -1,0 +1,116 @@
+"""From whatever a user holds in hand to an `Observation`: the same readers a live call goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.dialects.anthropic import AnthropicDialect, read_anthropic
+from tokenmeter.dialects.base import Dialect
+from tokenmeter.dialects.context import Context
+from tokenmeter.dialects.openai import OpenAIDialect, read_openai
+from tokenmeter.dialects.wire import JSON, text, to_wire
+from tokenmeter.errors import PricingError
+from tokenmeter.usage import Observation
+
+__all__ = ["dialect_for", "observe"]
+
+_OPENAI = OpenAIDialect()
+_ANTHROPIC = AnthropicDialect()
+#: Endpoints only Anthropic's SDK has.
+_ANTHROPIC_ENDPOINTS = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
+#: Endpoints only OpenAI's SDK has; ``api.anthropic.com`` serves some of them too.
+_OPENAI_ENDPOINTS = (
+    "audio",
+    "batches",
+    "beta.agents",
+    "beta.realtime",
+    "beta.responses",
+    "beta.threads",
+    "chat",
+    "decisions",
+    "embeddings",
+    "evals",
+    "fine_tuning",
+    "images",
+    "live",
+    "realtime",
+    "responses",
+    "videos",
+)
+#: HTTP verbs' method names: what is priced is the resource, whichever way its body was come by.
+_METHODS = (".create", ".retrieve", ".parse", ".stream", ".poll")
+
+
+def dialect_for(provider: str, endpoint: str) -> Dialect:
+    """The wire format that `endpoint` of `provider` speaks."""
+    if endpoint.startswith(_ANTHROPIC_ENDPOINTS):
+        return _ANTHROPIC
+    if provider == "anthropic" and not endpoint.startswith(_OPENAI_ENDPOINTS):
+        return _ANTHROPIC
+    return _OPENAI
+
+
+def observe(
+    body: Any,
+    *,
+    provider: str,
+    endpoint: str,
+    model: str | None = None,
+    processing: str | None = None,
+    region: str | None = None,
+    service_tier: str | None = None,
+) -> Observation:
+    """Read a body that is not on its way any more.
+
+    Args:
+        body: An SDK object, decoded JSON or JSON text: a whole response, a bare usage object, a batch, a line of its
+            output, an event, an image, a transcription, a session.
+        provider: Provider id.
+        endpoint: SDK method path.
+        model: Model the request or session named, for bodies that name none; for a response that used the image tool
+            and does not say with which model, the image tool's.
+        processing: ``"batch"`` where only the context says so.
+        region: Cloud region or data zone.
+        service_tier: Tier asked for, where the body does not say which one served.
+
+    Raises:
+        PricingError: `body` is no body at all.
+    """
+    wire = to_wire(body)
+    if not isinstance(wire, dict | list) or not wire:
+        raise PricingError(
+            f"{type(body).__name__} is no response body: pass what the SDK returned, its .usage, or the decoded JSON."
+        )
+    name = endpoint
+    for method in _METHODS:
+        name = name.removesuffix(method)
+    request = RequestFacts(
+        model=model,
+        processing=processing or ("batch" if name == "messages.batches" else None),
+        region=region,
+        service_tier=service_tier,
+        tool_models=_tool_models(model, wire),
+    )
+    context = Context(provider, name, request, final_only=False)
+    read = read_anthropic if dialect_for(provider, name) is _ANTHROPIC else read_openai
+    return read(wire, context)
+
+
+def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:
+    """`model` is a tool's where the body's own model is another one."""
+    if model is None:
+        return {}
+    for body in _bodies(wire):
+        own = text(body, "model")
+        if own is not None and (own == model or own.startswith(f"{model}-")):
+            return {}
+    return {"image_generation": model, "transcription": model}
+
+
+def _bodies(wire: Any) -> Iterator[JSON]:
+    if isinstance(wire, dict):
+        yield wire
+        for key in ("response", "body"):
+            yield from _bodies(wire.get(key))

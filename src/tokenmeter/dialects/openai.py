@@ -1,0 +1,222 @@
+"""OpenAI's wire format, as OpenAI, Azure and every compatible host speak it.
+
+A body is read by what it says it is (``object``, ``type``), then by its endpoint, so that a batch line, a socket event
+or a bare usage object is understood wherever it turns up. Source of all shapes: ``openai.types``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.dialects import hosts, jobs, media, responses
+from tokenmeter.dialects.base import Endpoint, StreamReader
+from tokenmeter.dialects.context import Context, joined, observation, unknown
+from tokenmeter.dialects.estimates import estimate
+from tokenmeter.dialects.openai_streams import open_stream
+from tokenmeter.dialects.requests import openai_facts
+from tokenmeter.dialects.routes import openai_endpoint
+from tokenmeter.dialects.shapes import inclusive, is_usage, read_usage
+from tokenmeter.dialects.wire import JSON, MalformedError, members, section, text, utf8_length
+from tokenmeter.usage import Observation, Usage
+
+__all__ = ["OpenAIDialect", "read_openai"]
+
+_Reader = Callable[[JSON, Context], Observation]
+
+
+class OpenAIDialect:
+    """Reads OpenAI's format; see `tokenmeter.dialects.base.Dialect`."""
+
+    name = "openai"
+
+    def endpoint(self, method: str, path: str) -> Endpoint:
+        """The endpoint of an HTTP method and URL path."""
+        return openai_endpoint(method, path)
+
+    def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
+        """The facts of a request body."""
+        return openai_facts(endpoint, body)
+
+    def read(self, body: Any, *, provider: str, endpoint: str, request: RequestFacts) -> Observation:
+        """Usage of a whole decoded body."""
+        return read_openai(body, Context(provider, endpoint, request))
+
+    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
+        """A fresh reader for one stream."""
+        return open_stream(Context(provider, endpoint, request), read_openai)
+
+
+def read_openai(body: Any, context: Context) -> Observation:
+    """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
+    try:
+        if isinstance(body, list):
+            return joined(read_openai(part, context) for part in cast("list[Any]", body))
+        if not isinstance(body, dict):
+            return _without_json(body, context)
+        return _reader(cast("JSON", body), context)(cast("JSON", body), context)
+    except MalformedError:
+        wire = cast("JSON", body)
+        return unknown(wire, wire.get("usage"), model=context.request.model)
+
+
+def _without_json(body: Any, context: Context) -> Observation:
+    """Audio and text answers, and empty ones."""
+    if context.endpoint.startswith("audio.tran"):
+        return media.transcription(body, context)
+    if context.endpoint == "audio.speech":
+        return media.speech(context)
+    return unknown({}, None, model=context.request.model)
+
+
+def _reader(body: JSON, context: Context) -> _Reader:
+    if "custom_id" in body and ("response" in body or "error" in body):
+        return _batch_line
+    kind = body.get("type")
+    if isinstance(kind, str) and kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    form = body.get("object")
+    if isinstance(form, str) and form in _BY_OBJECT:
+        return _BY_OBJECT[form]
+    if "error" in body and body.get("error") and "usage" not in body and "choices" not in body and "id" not in body:
+        return _refused
+    for prefix, reader in _BY_ENDPOINT:
+        if context.endpoint.startswith(prefix):
+            return reader
+    return _any
+
+
+def _batch_line(body: JSON, context: Context) -> Observation:
+    return jobs.batch_line(body, context, read_openai)
+
+
+def _refused(body: JSON, _context: Context) -> Observation:
+    """An error in place of an answer."""
+    return Observation(response_model=text(body, "model"), billable=False)
+
+
+def _nothing_yet(_body: JSON, _context: Context) -> Observation:
+    return Observation(billable=False)
+
+
+def completion(body: JSON, context: Context) -> Observation:
+    """Chat and text completions, embeddings, decisions: one model, one prompt, one usage object."""
+    wire = body if is_usage(body) else section(body, "usage") or section(section(body, "x_groq"), "usage")
+    model = text(body, "model")
+    if not wire:
+        return _without_usage(body, context, model)
+    reading = inclusive(
+        wire,
+        write_meter=_write_meter(model or context.request.model),
+        hidden_output=context.provider in hosts.HIDDEN_OUTPUT,
+    )
+    extra = hosts.extra_meters(context.provider, wire, model or context.request.model)
+    if extra:
+        reading = replace(reading, usage=reading.usage + Usage(extra))
+    tier = text(body, "service_tier")
+    group = context.consumption(reading, model=model, wire=wire, tier=tier)
+    return observation(reading, group, body, wire, tier=tier)
+
+
+def _without_usage(body: JSON, context: Context, model: str | None) -> Observation:
+    """Some hosts leave usage out. With the request at hand both sides are estimated; without it nothing is known."""
+    if not context.request.input_bytes:
+        return unknown(body, body.get("usage"), model=model or context.request.model)
+    received = sum(_choice_bytes(choice) for choice in members(body, "choices"))
+    return Observation(
+        consumptions=(estimate(context.request, model=model, received=received),),
+        response_model=model,
+        response_id=text(body, "id"),
+        flags=frozenset({"estimated"}),
+    )
+
+
+def _choice_bytes(choice: JSON) -> int:
+    message = section(choice, "message") or choice
+    words = [text(message, name) or "" for name in ("content", "text", "reasoning", "reasoning_content", "refusal")]
+    words += [text(section(call, "function"), "arguments") or "" for call in members(message, "tool_calls")]
+    return sum(map(utf8_length, words))
+
+
+def _write_meter(model: str | None) -> str:
+    """Cache writes of Claude through an OpenAI-shaped host are Anthropic's five-minute ones."""
+    return "cache_write_5m" if model and "claude" in model else "cache_write_30m"
+
+
+def _any(body: JSON, context: Context) -> Observation:
+    """A body of an endpoint nobody described: whatever familiar usage is in it counts."""
+    if "choices" in body:
+        return completion(body, context)
+    wire = body if is_usage(body) else section(body, "usage", "usageMetadata", "usage_metadata")
+    reading = read_usage(wire) if wire else None
+    if reading is None:
+        return unknown(body, body.get("usage"), model=context.request.model)
+    tier = text(body, "service_tier")
+    model = text(body, "model") or text(body, "modelVersion") or text(body, "model_version")
+    group = context.consumption(reading, model=model, wire=wire, tier=tier)
+    return replace(observation(reading, group, body, wire, tier=tier), response_model=model)
+
+
+def _decision_event(body: JSON, context: Context) -> Observation:
+    return completion(section(section(body, "event"), "decision"), context)
+
+
+def _wrapped_response(body: JSON, context: Context) -> Observation:
+    """A terminal stream event, with the whole response in it."""
+    return responses.response(section(body, "response"), context)
+
+
+#: Events of streams and sockets, by ``type``.
+_BY_TYPE: dict[str, _Reader] = {
+    "response.done": media.realtime,
+    "response.completed": _wrapped_response,
+    "response.incomplete": _wrapped_response,
+    "response.failed": _wrapped_response,
+    "response.cancelled": _wrapped_response,
+    "conversation.item.input_audio_transcription.completed": media.heard,
+    "session.usage.updated": media.live_session,
+    "session.closed": media.live_session,
+    "decision.event": _decision_event,
+    "transcript.text.done": media.transcription,
+    "speech.audio.done": media.speech_event,
+    "image_generation.completed": media.images,
+    "image_edit.completed": media.images,
+}
+#: Whole bodies, by ``object``.
+_BY_OBJECT: dict[str, _Reader] = {
+    "chat.completion": completion,
+    "chat.completion.chunk": completion,
+    "text_completion": completion,
+    "response": responses.response,
+    "response.compaction": responses.response,
+    "batch": jobs.batch,
+    "fine_tuning.job": jobs.fine_tuning,
+    "thread.run": jobs.run,
+    "thread.run.step": jobs.run,
+    "agent.session": jobs.agent,
+    "agent.session.turn": jobs.agent,
+    "eval.run": jobs.eval_run,
+    "video": media.video,
+    "realtime.response": media.realtime,
+}
+#: Everything else, by the beginning of its endpoint.
+_BY_ENDPOINT: tuple[tuple[str, _Reader], ...] = (
+    ("chat", completion),
+    ("completions", completion),
+    ("embeddings", completion),
+    ("decisions", completion),
+    ("responses", responses.response),
+    ("beta.responses", responses.response),
+    ("images", media.images),
+    ("audio.tran", media.transcription),
+    ("audio.speech", media.speech_event),
+    ("realtime", media.realtime),
+    ("beta.realtime", media.realtime),
+    ("live", media.live_session),
+    ("videos", media.video),
+    ("fine_tuning.jobs", jobs.fine_tuning),
+    ("beta.threads", jobs.run),
+    ("beta.agents", jobs.agent),
+)

@@ -1,0 +1,256 @@
+"""Streams in OpenAI's format. Usage replaces what was known before, it never adds up; events are not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tokenmeter.dialects.base import StreamReader
+from tokenmeter.dialects.context import Context, joined
+from tokenmeter.dialects.estimates import estimate
+from tokenmeter.dialects.wire import JSON, section, text
+from tokenmeter.usage import Observation
+
+__all__ = ["ChatStream", "EventStream", "ResponseStream", "open_stream"]
+
+_Read = Callable[[Any, Context], Observation]
+_ESTIMATED = frozenset({"estimated"})
+
+
+def open_stream(context: Context, read: _Read) -> StreamReader:
+    """The reader for a stream of `context.endpoint`; `read` reads the body that a terminal event carries."""
+    endpoint = context.endpoint.removeprefix("beta.")
+    if endpoint.startswith(("chat", "completions")):
+        return ChatStream(context, read)
+    if endpoint.startswith("responses"):
+        return ResponseStream(context, read)
+    return EventStream(context, read)
+
+
+class ChatStream:
+    """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
+
+    __slots__ = ("_chars", "_context", "_finished", "_read", "_said", "_usage")
+
+    def __init__(self, context: Context, read: _Read) -> None:
+        self._context = context
+        self._read = read
+        self._usage: Mapping[str, Any] | None = None
+        self._said: dict[str, Any] = {}
+        self._chars = 0
+        self._finished = 0
+
+    @property
+    def terminal(self) -> bool:
+        """Whether every answer asked for has given its reason to stop."""
+        return self._finished >= self._context.request.choices
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take one chunk."""
+        get = event.get
+        if not self._said:
+            self._said = {key: event[key] for key in ("id", "model", "service_tier") if event.get(key)}
+        usage = get("usage")
+        if usage:
+            self._usage = usage
+            self._name(event)
+        for choice in get("choices") or ():
+            delta = choice.get("delta")
+            if delta:
+                content = delta.get("content")
+                if type(content) is str:
+                    self._chars += len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
+                if len(delta) > 1 or content is None:
+                    self._chars += _other_text(delta)
+            elif delta is None and type(choice.get("text")) is str:
+                self._chars += len(choice["text"].encode("utf-8", "replace"))
+            if choice.get("finish_reason"):
+                self._finished += 1
+                self._name(event)
+        if "x_groq" in event and not usage:
+            self._usage = section(section(event, "x_groq"), "usage") or self._usage
+
+    def _name(self, event: Mapping[str, Any]) -> None:
+        """The last chunks may correct the model and name the tier that served the call."""
+        for key in ("id", "model", "service_tier"):
+            if event.get(key):
+                self._said[key] = event[key]
+
+    def observation(self) -> Observation:
+        """What is known now; without a final usage it is an estimate."""
+        if self._usage is None:
+            group = estimate(self._context.request, model=text(self._said, "model"), received=self._chars)
+            tier = text(self._said, "service_tier")
+            return Observation(
+                consumptions=(replace(group, service_tier=tier or group.service_tier),),
+                response_model=text(self._said, "model"),
+                response_id=text(self._said, "id"),
+                service_tier=tier,
+                flags=_ESTIMATED,
+            )
+        seen = self._read({**self._said, "usage": dict(self._usage), "choices": []}, self._context)
+        # Hosts that count up with every chunk have only said what was used so far.
+        return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+
+
+def _other_text(delta: Mapping[str, Any]) -> int:
+    """Bytes of reasoning, refusals and tool arguments in a chunk."""
+    size = 0
+    for key in ("reasoning_content", "reasoning", "refusal"):
+        value = delta.get(key)
+        if type(value) is str:
+            size += len(value.encode("utf-8", "replace"))
+    for call in delta.get("tool_calls") or ():
+        arguments = section(call, "function").get("arguments")
+        if type(arguments) is str:
+            size += len(arguments.encode("utf-8", "replace"))
+    return size
+
+
+_TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+_OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
+#: Deltas that are not text: base64 audio.
+_BINARY = frozenset({"response.audio.delta", "response.output_audio.delta"})
+
+
+class ResponseStream:
+    """Events of a Responses API stream: the terminal event carries the whole response, usage included."""
+
+    __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read")
+
+    def __init__(self, context: Context, read: _Read) -> None:
+        self._context = context
+        self._read = read
+        self._bytes = 0
+        self._items: list[dict[str, Any]] = []
+        self._opened: dict[str, Any] = {}
+        self._final: Observation | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the response has completed, failed or been cut off by its limit."""
+        return self._final is not None
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take one event."""
+        delta = event.get("delta")
+        if type(delta) is str:
+            if event.get("type") not in _BINARY:
+                self._bytes += len(delta) if delta.isascii() else len(delta.encode("utf-8", "replace"))
+            return
+        kind = event.get("type")
+        if kind in _TERMINAL:
+            self._final = self._read(event, self._context)
+        elif kind in _OPENING:
+            body = section(event, "response")
+            self._opened = {k: body[k] for k in ("id", "model", "service_tier", "background", "tools") if body.get(k)}
+        elif kind == "response.output_item.done":
+            item = section(event, "item")
+            if str(item.get("type")).endswith("_call"):
+                kept = ("type", "status", "container_id", "action", "svg_usage")
+                self._items.append({key: item[key] for key in kept if key in item})
+
+    def observation(self) -> Observation:
+        """The terminal event's usage; before it an estimate of the input and of what came back."""
+        if self._final is not None and (self._final.consumptions or not self._final.billable):
+            return self._final
+        opened, request = self._opened, self._context.request
+        tier = text(opened, "service_tier")
+        if opened.get("background") is True:
+            # It goes on without us, and is billed when it is retrieved.
+            return Observation(
+                response_model=text(opened, "model"),
+                response_id=text(opened, "id"),
+                service_tier=tier,
+                flags=frozenset({"not_final"}),
+                billable=False,
+                deduplicate=True,
+            )
+        group = estimate(request, model=text(opened, "model"), received=self._bytes)
+        wire = {"input_tokens": group.usage["input"], "output_tokens": group.usage["output"]}
+        seen = self._read({**opened, "object": "response", "output": self._items, "usage": wire}, self._context)
+        return replace(seen, flags=seen.flags | _ESTIMATED, raw_usage=None)
+
+
+#: Events that end one answer: several may come in one stream (two images, two turns of a session).
+_ENDINGS = frozenset(
+    {
+        "image_generation.completed",
+        "image_edit.completed",
+        "transcript.text.done",
+        "speech.audio.done",
+        "response.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "conversation.item.input_audio_transcription.completed",
+        "decision.event",
+        "thread.run.completed",
+        "thread.run.incomplete",
+        "thread.run.failed",
+        "thread.run.cancelled",
+        "thread.run.expired",
+        "agent.session.turn.completed",
+        "agent.session.turn.failed",
+        "agent.session.turn.cancelled",
+    }
+)
+#: Events with a running total: the last one stands.
+_RUNNING = frozenset({"session.usage.updated", "session.closed"})
+
+
+class EventStream:
+    """Typed events of the other endpoints: images, speech, transcription, runs, realtime and Live sessions."""
+
+    __slots__ = ("_bytes", "_context", "_read", "_running", "_seen", "_terminal")
+
+    def __init__(self, context: Context, read: _Read) -> None:
+        self._context = context
+        self._read = read
+        self._bytes = 0
+        self._seen: list[Observation] = []
+        self._running: Observation | None = None
+        self._terminal = False
+
+    @property
+    def terminal(self) -> bool:
+        """Whether an event that ends an answer has been seen."""
+        return self._terminal
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take one event."""
+        delta = event.get("delta")
+        if type(delta) is str:
+            self._bytes += len(delta.encode("utf-8", "replace"))
+            return
+        kind = event.get("type") or event.get("event")
+        if kind in _ENDINGS:
+            self._terminal = True
+            self._seen.append(self._read(_payload(event), self._context))
+        elif kind in _RUNNING:
+            self._terminal = self._terminal or kind == "session.closed"
+            self._running = self._read(event, replace(self._context, final_only=False))
+
+    def observation(self) -> Observation:
+        """All answers that ended, together with a session's running total; an estimate before any has."""
+        seen = [*self._seen, *([self._running] if self._running else [])]
+        if not seen:
+            return self._guess()
+        whole = joined(seen)
+        if self._running and not self._terminal:
+            return replace(whole, flags=whole.flags | _ESTIMATED)
+        return whole
+
+    def _guess(self) -> Observation:
+        spoken = self._context.endpoint == "audio.speech"
+        if spoken:
+            return self._read(None, self._context)
+        group = estimate(self._context.request, model=None, received=self._bytes)
+        return Observation(consumptions=(group,), flags=_ESTIMATED)
+
+
+def _payload(event: JSON) -> JSON:
+    """The body of an assistants event is one level down."""
+    data = section(event, "data")
+    return data if data and "event" in event else event

@@ -1,0 +1,353 @@
+"""Usage objects of every wire format, read into disjoint token classes.
+
+A count that contradicts the total it should be inside of is kept as stated and flagged; the rest is then 0, so that no
+class is ever negative and nothing is clamped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from tokenmeter.dialects.wire import JSON, amount, count, members, section
+from tokenmeter.usage import Quantity, Usage
+
+__all__ = ["Reading", "exclusive", "inclusive", "is_usage", "native", "read_usage"]
+
+_NO_FLAGS: frozenset[str] = frozenset()
+_MODALITIES = ("audio", "image", "video")
+#: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.
+_KNOWN_DETAILS = frozenset(
+    {
+        "accepted_prediction_tokens",
+        "audio_tokens",
+        "cache_write_tokens",
+        "cached_tokens",
+        "image_tokens",
+        "reasoning_tokens",
+        "rejected_prediction_tokens",
+        "text_tokens",
+        "thinking_tokens",
+        "video_tokens",
+    }
+)
+_KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
+_KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
+_INCLUSIVE_KEYS = frozenset({"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"})
+_EXCLUSIVE_KEYS = frozenset(
+    {"cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation", "iterations", "server_tool_use"}
+)
+_NATIVE_KEYS = frozenset({"inputTokens", "outputTokens", "promptTokenCount", "prompt_token_count", "totalTokenCount"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A usage object in disjoint classes.
+
+    Attributes:
+        usage: The classes.
+        prompt_tokens: The prompt's size with everything cached in it; None when it is a sum over several prompts.
+        flags: Doubts.
+    """
+
+    usage: Usage
+    prompt_tokens: int | None = None
+    flags: frozenset[str] = _NO_FLAGS
+
+
+def is_usage(body: JSON) -> bool:
+    """Whether `body` is itself a usage object, of whatever format."""
+    return not (_INCLUSIVE_KEYS.isdisjoint(body) and _NATIVE_KEYS.isdisjoint(body)) or "seconds" in body
+
+
+def read_usage(usage: JSON) -> Reading | None:
+    """Read a usage object by its own keys; None when no familiar one is in it.
+
+    Raises:
+        MalformedError: a count is no number.
+    """
+    if "prompt_tokens" in usage or "completion_tokens" in usage:
+        return inclusive(usage)
+    if not _EXCLUSIVE_KEYS.isdisjoint(usage):
+        return exclusive(usage)
+    if not _INCLUSIVE_KEYS.isdisjoint(usage):
+        return inclusive(usage)
+    if not _NATIVE_KEYS.isdisjoint(usage):
+        return native(usage)
+    if (seconds := amount(usage, "seconds")) is not None:
+        return Reading(Usage({"seconds_audio": seconds}))
+    return None
+
+
+# -- OpenAI's format: totals include their breakdowns
+
+
+def inclusive(
+    usage: JSON,
+    *,
+    write_meter: str = "cache_write_30m",
+    output_meter: str = "output",
+    hidden_output: bool = False,
+) -> Reading:
+    """A usage whose totals INCLUDE their breakdowns: OpenAI's, and that of every host that speaks its format.
+
+    Source: ``openai.types``: CompletionUsage, ResponseUsage, BatchUsage, RealtimeResponseUsage, ImagesResponse.Usage.
+
+    Args:
+        usage: The usage object.
+        write_meter: Class of cache writes whose lifetime is not broken down.
+        output_meter: Class of output that no breakdown claims (images: ``output_image``).
+        hidden_output: Whether what ``total_tokens`` has beyond its two parts is output the host does not itemise.
+
+    Raises:
+        MalformedError: a count is no number.
+    """
+    flags: set[str] = set()
+    quantities: dict[str, Quantity] = {}
+    details = section(
+        usage, "prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details"
+    )
+    output_details = section(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
+    reasoning = count(output_details, "reasoning_tokens") or count(usage, "reasoning_tokens") or 0
+    prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
+    _split_input(usage, details, prompt, write_meter, quantities, flags)
+    _split_output(output_details, answer, output_meter, quantities, flags)
+    if (details and _has_unknown(details)) or (output_details and _has_unknown(output_details)):
+        flags.add("unknown_token_class")
+    return Reading(Usage(quantities, reasoning), prompt, frozenset(flags) if flags else _NO_FLAGS)
+
+
+def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool) -> tuple[int, int]:
+    prompt = count(usage, "prompt_tokens", "input_tokens")
+    answer = count(usage, "completion_tokens", "output_tokens")
+    total = count(usage, "total_tokens")
+    if total is None:
+        return prompt or 0, answer or 0
+    if prompt is None and answer is None:  # embedding hosts that only state a total
+        return total, 0
+    prompt, stated = prompt or 0, answer
+    answer = max(total - prompt, 0) if stated is None else stated
+    gap = total - prompt - answer
+    if gap > 0 and (gap == reasoning or hidden_output):
+        answer += gap  # some hosts state reasoning beside the answer, not inside it
+    elif gap:
+        flags.add("total_mismatch")
+    return prompt, answer
+
+
+def _split_input(
+    usage: JSON, details: JSON, prompt: int, write_meter: str, quantities: dict[str, Quantity], flags: set[str]
+) -> None:
+    rest = prompt - _cache_writes(usage, details, write_meter, quantities, flags)
+    cached = count(details, "cached_tokens")
+    if cached is None:
+        cached = count(usage, "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens") or 0
+    found = {name: value for name in _MODALITIES if (value := count(details, f"{name}_tokens"))}
+    by_modality = _cached_modalities(usage, details, cached, rest, found, flags)
+    for name in _MODALITIES:
+        size, hit = found.get(name, 0), by_modality.get(name, 0)
+        if hit > size:
+            flags.add("cached_exceeds_input")
+        _put(quantities, f"input_{name}", max(size - hit, 0))
+        _put(quantities, f"cache_read_{name}", hit)
+        rest -= max(size, hit)
+    hit_text = by_modality["text"]
+    if hit_text > rest:
+        flags.add("cached_exceeds_input")
+    _put(quantities, "input", max(rest - hit_text, 0))
+    _put(quantities, "cache_read", hit_text)
+
+
+def _cache_writes(
+    usage: JSON, details: JSON, write_meter: str, quantities: dict[str, Quantity], flags: set[str]
+) -> int:
+    split = section(details, "cache_write_tokens_details")
+    half_day, half_hour = count(split, "ttl_12h_tokens") or 0, count(split, "ttl_30m_tokens") or 0
+    written = count(details, "cache_write_tokens", "cache_creation_tokens")
+    if written is None:
+        # Gateways that translate Anthropic's format put its field beside an inclusive total.
+        written = count(usage, "cache_creation_input_tokens")
+        write_meter = write_meter if written is None else "cache_write_5m"
+    if written is None:
+        written = half_day + half_hour
+    if half_day + half_hour > written:
+        flags.add("cache_write_mismatch")
+        written = half_day + half_hour
+    _put(quantities, "cache_write_12h", half_day)
+    _put(quantities, "cache_write_30m", half_hour)
+    _put(quantities, write_meter, written - half_day - half_hour)
+    return written
+
+
+def _cached_modalities(
+    usage: JSON, details: JSON, cached: int, rest: int, found: Mapping[str, int], flags: set[str]
+) -> dict[str, int]:
+    """Cached tokens by modality. Without a breakdown text is taken first, then the modalities in order."""
+    split = section(details, "cached_tokens_details") or section(usage, "cached_tokens_details")
+    if split:
+        hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens") or 0 for name in _MODALITIES}
+        stated_text = count(split, "text_tokens", "cached_text_tokens")
+        hits["text"] = max(cached - sum(hits.values()), 0) if stated_text is None else stated_text
+        if sum(hits.values()) != cached:
+            flags.add("cached_split_mismatch")
+            hits["text"] = max(hits["text"], cached - sum(hits[name] for name in _MODALITIES))
+        return hits
+    if not cached or not found:
+        return {"text": cached}
+    flags.add("cached_modality_assumed")
+    hits = {"text": min(cached, max(rest - sum(found.values()), 0))}
+    left = cached - hits["text"]
+    for name, size in found.items():
+        hits[name] = min(left, size)
+        left -= hits[name]
+    hits["text"] += left
+    return hits
+
+
+def _split_output(
+    details: JSON, answer: int, output_meter: str, quantities: dict[str, Quantity], flags: set[str]
+) -> None:
+    rest = answer
+    for name in _MODALITIES:
+        part = count(details, f"{name}_tokens") or 0
+        _put(quantities, f"output_{name}", part)
+        rest -= part
+    if output_meter != "output" and (words := count(details, "text_tokens")) is not None:
+        _put(quantities, "output", words)
+        rest -= words
+    if rest < 0:
+        flags.add("output_parts_exceed_total")
+    _put(quantities, output_meter, max(rest, 0))
+
+
+def _has_unknown(details: JSON, known: frozenset[str] = _KNOWN_DETAILS, suffix: str = "_tokens") -> bool:
+    return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
+
+
+def _put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:
+    if quantity:
+        quantities[meter] = quantities.get(meter, 0) + quantity
+
+
+# -- Anthropic's format: input, cache reads and cache writes stand side by side
+
+
+def exclusive(usage: JSON) -> Reading:
+    """A usage whose ``input_tokens`` EXCLUDES what was read from and written to the cache: Anthropic's.
+
+    Cache writes whose lifetime is not broken down are 5-minute ones. ``web_fetch`` is free. Server tools mean several
+    prompts under one sum, so that no prompt size is known.
+    Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
+
+    Raises:
+        MalformedError: a count is no number.
+    """
+    flags: set[str] = set()
+    quantities: dict[str, Quantity] = {}
+    _put(quantities, "input", count(usage, "input_tokens") or 0)
+    _put(quantities, "cache_read", count(usage, "cache_read_input_tokens") or 0)
+    split = section(usage, "cache_creation")
+    short, hour = count(split, "ephemeral_5m_input_tokens") or 0, count(split, "ephemeral_1h_input_tokens") or 0
+    written = count(usage, "cache_creation_input_tokens")
+    if written is not None:
+        if short + hour > written:
+            flags.add("cache_write_mismatch")
+        short += max(written - short - hour, 0)
+    if _has_unknown(split, _KNOWN_TTLS):
+        flags.add("unknown_token_class")
+    _put(quantities, "cache_write_5m", short)
+    _put(quantities, "cache_write_1h", hour)
+    prompt: int | None = int(sum(quantities.values()))
+    _put(quantities, "output", count(usage, "output_tokens") or 0)
+    tools = section(usage, "server_tool_use")
+    if tools:
+        _put(quantities, "web_searches", count(tools, "web_search_requests") or 0)
+        if any(tools.get(name) for name in _KNOWN_SERVER_TOOLS):
+            prompt = None
+        if _has_unknown(tools, _KNOWN_SERVER_TOOLS, "_requests"):
+            flags.add("unknown_server_tool")
+    thinking = count(section(usage, "output_tokens_details"), "thinking_tokens") or 0
+    return Reading(Usage(quantities, thinking), prompt, frozenset(flags) if flags else _NO_FLAGS)
+
+
+# -- formats of clouds' own APIs
+
+
+def native(usage: JSON) -> Reading:
+    """Google's ``usageMetadata`` or Amazon Bedrock's Converse usage, in either spelling.
+
+    Raises:
+        MalformedError: a count is no number.
+    """
+    return _converse(usage) if "inputTokens" in usage or "outputTokens" in usage else _gemini(usage)
+
+
+def _converse(usage: JSON) -> Reading:
+    """Input excludes the cache. Source: Amazon Bedrock API reference, TokenUsage."""
+    quantities: dict[str, Quantity] = {}
+    _put(quantities, "input", count(usage, "inputTokens") or 0)
+    _put(quantities, "cache_read", count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount") or 0)
+    hour = 0
+    for entry in members(usage, "cacheDetails"):
+        if entry.get("ttl") == "1h":
+            hour += count(entry, "inputTokens") or 0
+    written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount") or 0
+    _put(quantities, "cache_write_1h", hour)
+    _put(quantities, "cache_write_5m", max(written - hour, 0))
+    prompt = int(sum(quantities.values()))
+    _put(quantities, "output", count(usage, "outputTokens") or 0)
+    return Reading(Usage(quantities), prompt)
+
+
+def _gemini(usage: JSON) -> Reading:
+    """Prompt includes the cache; thoughts stand beside the candidates. Source: Gemini API, UsageMetadata."""
+    names = _GEMINI_CAMEL if "promptTokenCount" in usage or "totalTokenCount" in usage else _GEMINI_SNAKE
+    prompt = (count(usage, names["prompt"]) or 0) + (count(usage, names["tool"]) or 0)
+    thoughts = count(usage, names["thoughts"]) or 0
+    found = _gemini_modalities(usage, names["prompt_details"], names["size"])
+    hits = _gemini_modalities(usage, names["cache_details"], names["size"])
+    made = _gemini_modalities(usage, names["answer_details"], names["size"])
+    return inclusive(
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": (count(usage, names["answer"]) or 0) + thoughts,
+            "prompt_tokens_details": {
+                **found,
+                "cached_tokens": count(usage, names["cached"]) or 0,
+                "cached_tokens_details": hits,
+            },
+            "completion_tokens_details": {**made, "reasoning_tokens": thoughts},
+        }
+    )
+
+
+_GEMINI_SNAKE = {
+    "prompt": "prompt_token_count",
+    "tool": "tool_use_prompt_token_count",
+    "answer": "candidates_token_count",
+    "thoughts": "thoughts_token_count",
+    "cached": "cached_content_token_count",
+    "prompt_details": "prompt_tokens_details",
+    "cache_details": "cache_tokens_details",
+    "answer_details": "candidates_tokens_details",
+    "size": "token_count",
+}
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)
+
+
+_GEMINI_CAMEL = {key: _camel(name) for key, name in _GEMINI_SNAKE.items()}
+
+
+def _gemini_modalities(usage: JSON, name: str, size: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for entry in members(usage, name):
+        modality = str(cast("object", entry.get("modality")) or "").lower().rpartition(".")[2]
+        if modality in _MODALITIES:
+            key = f"{modality}_tokens"
+            sizes[key] = sizes.get(key, 0) + (count(entry, size) or 0)
+    return sizes

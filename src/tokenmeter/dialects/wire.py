@@ -1,0 +1,131 @@
+"""Values as they come off the wire: SDK objects to plain JSON, counts to int, amounts to exact Decimal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+from enum import Enum
+from typing import Any, cast
+
+__all__ = ["JSON", "MalformedError", "amount", "count", "members", "section", "text", "to_wire", "utf8_length"]
+
+#: A decoded JSON object.
+JSON = Mapping[str, Any]
+
+_NOTHING: dict[str, Any] = {}
+
+
+class MalformedError(ValueError):
+    """A count or amount on the wire is no number; the usage it stands in is unknown, not zero."""
+
+
+def to_wire(value: Any) -> Any:
+    """`value` as plain JSON values, without importing the SDK it comes from.
+
+    Takes what an SDK returns (pydantic models of either major version, dataclasses, TypedDicts), decoded JSON, or JSON
+    text. Fields nobody set stay out; fields the SDK does not know (a compatible host's ``cost``) stay in.
+    """
+    if isinstance(value, str | bytes | bytearray):
+        return _from_text(value)
+    return _plain(value)
+
+
+def _from_text(value: str | bytes | bytearray) -> Any:
+    try:
+        # Parsed as Decimal, so that a cost keeps every digit that was written.
+        return json.loads(value, parse_float=Decimal)
+    except (ValueError, RecursionError):
+        return value if isinstance(value, str) else bytes(value).decode("utf-8", "replace")
+
+
+def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value reads best
+    if value is None or isinstance(value, str | bool | int | float | Decimal):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {str(key): _plain(item) for key, item in items}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return _plain(dump(mode="python", by_alias=True, exclude_unset=True, warnings=False))
+    dump = getattr(value, "dict", None)
+    if callable(dump):  # pydantic 1, which old SDK versions may run on
+        return _plain(dump(by_alias=True, exclude_unset=True))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+def section(body: JSON, *names: str) -> JSON:
+    """The first of `names` that holds a JSON object in `body`; an empty one when none does."""
+    for name in names:
+        value = body.get(name)
+        if isinstance(value, dict):
+            return cast("JSON", value)
+    return _NOTHING
+
+
+def members(body: JSON, name: str) -> list[JSON]:
+    """The JSON objects in the list `body[name]`; empty when there is none."""
+    value = body.get(name)
+    if not isinstance(value, list):
+        return []
+    return [cast("JSON", item) for item in cast("list[Any]", value) if isinstance(item, dict)]
+
+
+def text(body: JSON, name: str) -> str | None:
+    """`body[name]` when it is a non-empty text."""
+    value = body.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def count(body: JSON, *names: str) -> int | None:
+    """The first of `names` that holds a count in `body`; None when none is there.
+
+    Raises:
+        MalformedError: it is there, but is not a whole number of zero or more.
+    """
+    for name in names:
+        value = body.get(name)
+        if value is None:
+            continue
+        if type(value) is int and value >= 0:
+            return value
+        if isinstance(value, float | Decimal) and value >= 0 and value == int(value):
+            return int(value)
+        raise MalformedError(f"{name} is {value!r}, which is no count")
+    return None
+
+
+def amount(body: JSON, *names: str) -> Decimal | None:
+    """The first of `names` that holds a number (or decimal text) in `body`, exactly as it was written.
+
+    Raises:
+        MalformedError: it is there, but is not a finite number of zero or more.
+    """
+    for name in names:
+        value = body.get(name)
+        if value is None:
+            continue
+        try:
+            # A binary fraction's shortest text is what the provider wrote.
+            number = value if isinstance(value, Decimal) else Decimal(str(value))
+        except InvalidOperation:
+            raise MalformedError(f"{name} is {value!r}, which is no number") from None
+        if isinstance(value, bool) or not number.is_finite() or number < 0:
+            raise MalformedError(f"{name} is {value!r}, which is no amount")
+        return number
+    return None
+
+
+def utf8_length(value: str) -> int:
+    """Length of `value` in UTF-8 bytes; lone surrogates count as three."""
+    return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
