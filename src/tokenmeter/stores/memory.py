@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import pairwise
 
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.base import (
@@ -21,7 +22,7 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.codec import context_of, encode_amounts, to_microseconds
-from tokenmeter.stores.rollups import Tally, check_boundaries, check_dimensions, lines, matches
+from tokenmeter.stores.rollups import Tally, check_boundaries, check_dimensions, matches
 
 __all__ = ["MemoryStore"]
 
@@ -190,7 +191,7 @@ class MemoryStore:
         """Sums per time bucket and group."""
         instants = check_boundaries(boundaries)
         tally = Tally(by, which.where if which else {})
-        for bucket, (start, end) in enumerate(zip(instants, instants[1:], strict=False)):
+        for bucket, (start, end) in enumerate(pairwise(instants)):
             with self._lock:
                 order = self._within(start, end)
             for _, _, entry_id in order:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import pairwise
 from typing import NamedTuple
 
 from tokenmeter.errors import ConfigurationError
@@ -183,7 +184,7 @@ def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
     if any(boundary.tzinfo is None for boundary in boundaries):
         raise ConfigurationError("Boundaries must be aware instants; give each a time zone.")
     instants = [to_microseconds(boundary) for boundary in boundaries]
-    if any(later < earlier for earlier, later in zip(instants, instants[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(instants)):
         raise ConfigurationError("Boundaries must ascend: the start of a period comes before its end.")
     return instants
 

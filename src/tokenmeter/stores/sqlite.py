@@ -1,0 +1,429 @@
+"""A ledger in one SQLite file: for one machine, any number of threads and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.stores.audit import audit
+from tokenmeter.stores.balances import Balances, take_hold
+from tokenmeter.stores.base import (
+    Aggregate,
+    CapReachedError,
+    Counter,
+    EntryFilter,
+    Health,
+    Settlement,
+    Verification,
+)
+from tokenmeter.stores.chain import link
+from tokenmeter.stores.codec import (
+    COLUMNS,
+    Amounts,
+    compact_json,
+    context_of,
+    decode_amounts,
+    decode_claims,
+    decode_entry,
+    encode_amounts,
+    encode_claims,
+    encode_entry,
+    from_microseconds,
+    rate_of,
+    to_microseconds,
+)
+from tokenmeter.stores.database import PATIENCE, Database, Session, sqlite3
+from tokenmeter.stores.migrations import SCHEMA_VERSION, queries
+from tokenmeter.stores.rollups import (
+    DAY,
+    QUARTER_HOUR,
+    SUMS,
+    Cell,
+    Span,
+    Tally,
+    check_boundaries,
+    check_dimensions,
+    cover,
+    lines,
+    matches,
+)
+from tokenmeter.stores.selection import conditions
+
+__all__ = ["SQLiteStore"]
+
+_SQL = queries()
+_PAGE = 500
+_NAMES = ", ".join(COLUMNS)
+_INSERT_ENTRY = (
+    f"INSERT INTO entries (seq, {_NAMES}, hash) VALUES ({', '.join('?' * (len(COLUMNS) + 2))}) ON CONFLICT DO NOTHING"
+)
+_SLOTS = {QUARTER_HOUR: "quarter_hours", DAY: "days"}
+_AMOUNT_COLUMNS = (
+    "context, end_user, tags, quantities, reasoning_output_tokens, charges, flags, "
+    "list_micro, list_pico, contracted_micro, contracted_pico, billed_micro, billed_pico"
+)
+
+
+def _adding(table: str) -> str:
+    names = ", ".join(SUMS)
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
+    places = ", ".join("?" * (len(SUMS) + 2))
+    return (
+        f"INSERT INTO {table} (slot, series, {names}) VALUES ({places}) "  # noqa: S608 - names of our own
+        f"ON CONFLICT (slot, series) DO UPDATE SET {added}"
+    )
+
+
+def _summing(table: str) -> str:
+    sums = ", ".join(f"sum({name})" for name in SUMS)
+    return f"SELECT series, {sums} FROM {table} WHERE slot >= ? AND slot < ? GROUP BY series"  # noqa: S608 - as above
+
+
+_ADD = {width: _adding(table) for width, table in _SLOTS.items()}
+_SUM = {width: _summing(table) for width, table in _SLOTS.items()}
+
+
+class SQLiteStore:
+    """See `tokenmeter.stores.base.Store`.
+
+    Args:
+        path: The file; made if it is missing, in a directory that only its owner can read.
+        patience: Seconds a write waits for its turn.
+
+    Raises:
+        StoreUnavailableError: the file cannot be used.
+        SchemaVersionError: a newer release wrote it.
+    """
+
+    def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
+        self._database = Database(path, patience=patience)
+        self.path = self._database.path
+        self.url = f"sqlite:///{self.path}"
+
+    # -- writing
+
+    def settle(
+        self,
+        entry: Entry,
+        postings: Sequence[Posting] = (),
+        *,
+        reservation_id: str | None = None,
+        only_if_held: bool = False,
+        wait: bool = True,
+    ) -> Settlement:
+        """Append `entry`, move the counters, free the hold, add to the sums: one transaction."""
+        context, rates, amounts = (
+            context_of(entry),
+            [rate_of(charge) for charge in entry.charges],
+            encode_amounts(entry),
+        )
+
+        def work(session: Session) -> Settlement:
+            claims = None if reservation_id is None else take_hold(session, reservation_id)
+            held = claims is not None
+            balances = Balances(session)
+            if claims:
+                balances.free(claims)
+            recorded = (held or not only_if_held) and self._append(session, entry, context, rates, amounts)
+            crossings = [crossing for posting in postings for crossing in balances.post(posting)] if recorded else []
+            balances.write()
+            return Settlement(recorded=recorded, crossings=tuple(crossings), hold_found=held)
+
+        return self._database.write(work, wait=wait)
+
+    def _append(
+        self,
+        session: Session,
+        entry: Entry,
+        context: tuple[Any, ...],
+        rates: Sequence[tuple[Any, ...]],
+        amounts: Amounts,
+    ) -> bool:
+        """The entry, its link in the chain and its sums; False when it is in the ledger already."""
+        run = session.connection.execute
+        context_id, digest = session.contexts.number(session.connection, context)
+        shared = [session.rates.number(session.connection, rate) for rate in rates]
+        row = encode_entry(entry, amounts, context_id, [number for number, _ in shared])
+        seq, before = run(_SQL["head"]).fetchone()
+        after = link(before, row, (digest, *(of_rate for _, of_rate in shared)))
+        if not run(_INSERT_ENTRY, (seq + 1, *row, after)).rowcount:
+            return False
+        run(_SQL["advance_head"], (seq + 1, after))
+        self._add_sums(session, row[1], context_id, context, amounts)
+        return True
+
+    def _add_sums(
+        self, session: Session, occurred_at: int, context_id: int, context: tuple[Any, ...], amounts: Amounts
+    ) -> None:
+        sums = [
+            (session.series.number(session.connection, (context_id, line.sku_meter, line.marks))[0], *line.sums)
+            for line in lines(context, amounts)
+        ]
+        for width, statement in _ADD.items():
+            slot = occurred_at // width
+            session.connection.executemany(statement, [(slot, *line) for line in sums])
+
+    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
+        """Hold every claim or none; holding the same reservation again changes nothing."""
+
+        def work(session: Session) -> None:
+            run = session.connection.execute
+            if run(_SQL["hold"], (reservation.reservation_id,)).fetchone():
+                return
+            balances = Balances(session)
+            balances.hold(reservation.claims)
+            balances.write()
+            call = reservation.call
+            row = encode_entry(
+                call,
+                encode_amounts(call),
+                session.contexts.number(session.connection, context_of(call))[0],
+                [session.rates.number(session.connection, rate_of(charge))[0] for charge in call.charges],
+            )
+            run(
+                _SQL["add_hold"],
+                (
+                    reservation.reservation_id,
+                    to_microseconds(reservation.created_at),
+                    to_microseconds(reservation.expires_at),
+                    reservation.owner,
+                    encode_claims(reservation.claims),
+                    compact_json(row),
+                ),
+            )
+
+        self._database.write(work, wait=wait)
+
+    def release(self, reservation_id: str, *, wait: bool = True) -> bool:
+        """Free a hold without an entry."""
+
+        def work(session: Session) -> bool:
+            claims = take_hold(session, reservation_id)
+            if claims is None:
+                return False
+            balances = Balances(session)
+            balances.free(claims)
+            balances.write()
+            return True
+
+        return self._database.write(work, wait=wait)
+
+    def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
+        """Move a hold's expiry."""
+        values = (to_microseconds(expires_at), reservation_id)
+        return self._database.write(
+            lambda session: bool(session.connection.execute(_SQL["extend_hold"], values).rowcount), wait=wait
+        )
+
+    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
+        """SET the settled amounts."""
+
+        def work(session: Session) -> None:
+            balances = Balances(session)
+            for key, amount in settled.items():
+                balances.set_settled(key, amount)
+            balances.write()
+
+        self._database.write(work)
+
+    def secret(self) -> bytes:
+        """The ledger's own secret: made once, in the ledger."""
+
+        def work(session: Session) -> bytes:
+            session.connection.execute(_SQL["make_secret"], (os.urandom(32),))
+            value: bytes = session.connection.execute(_SQL["secret"]).fetchone()[0]
+            return value
+
+        return self._database.write(work)
+
+    # -- reading
+
+    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
+        """Holds whose expiry has passed, oldest first."""
+
+        def work(session: Session) -> list[Reservation]:
+            rows = session.connection.execute(_SQL["expired_holds"], (to_microseconds(now), limit)).fetchall()
+            return [
+                Reservation(
+                    reservation_id=reservation_id,
+                    claims=decode_claims(claims),
+                    created_at=from_microseconds(created_at),
+                    expires_at=from_microseconds(expires_at),
+                    owner=owner,
+                    call=_entry(session, json.loads(call)),
+                )
+                for reservation_id, claims, created_at, expires_at, owner, call in rows
+            ]
+
+        return self._database.read(work)
+
+    def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+        """State of the named counters."""
+
+        def work(session: Session) -> dict[CounterKey, Counter]:
+            balances = Balances(session)
+            return {key: balances.state(key) for key in keys}
+
+        return self._database.read(work)
+
+    def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
+        """Every counter, in key order, in short read transactions."""
+        last: tuple[Any, ...] = ("", "", -(2**63))
+        while True:
+            rows = self._fetch(_SQL["all_counters"], (*last, _PAGE))
+            for budget, scope, start, settled, reserved in rows:
+                yield CounterKey(budget, scope, start), Counter(int(settled), int(reserved))
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1][:3]
+
+    def _fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._database.read(lambda session: session.connection.execute(statement, values).fetchall())
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None."""
+
+        def work(session: Session) -> Entry | None:
+            row = session.connection.execute(f"SELECT {_NAMES} FROM entries WHERE entry_id = ?", (entry_id,)).fetchone()  # noqa: S608 - names of our own
+            return None if row is None else _entry(session, row)
+
+        return self._database.read(work)
+
+    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """Entries in order of their occurrence, page by page, each page in a read transaction of its own."""
+        which = which or EntryFilter()
+        check_dimensions(list(which.where))
+        wanted, values = conditions(which.where, _instant(which.since), _instant(which.until))
+        beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
+        last: tuple[int, int] | None = None
+        while True:
+            after = [] if last is None else [f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)"]
+            place = [] if last is None else [last[0], *last]
+            clause = " AND ".join([*wanted, *after]) or "1"
+            statement = (
+                f"SELECT seq, {_NAMES} FROM entries WHERE {clause} "  # noqa: S608 - names of our own
+                f"ORDER BY occurred_at {order}, seq {order} LIMIT {_PAGE}"
+            )
+            page = self._database.read(lambda session, run=(statement, [*values, *place]): _page(session, *run))
+            for _, entry in page:
+                if matches(entry, which.where):
+                    yield entry
+            if len(page) < _PAGE:
+                return
+            seq, entry = page[-1]
+            last = (to_microseconds(entry.occurred_at), seq)
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
+    ) -> Sequence[Aggregate]:
+        """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
+        instants = check_boundaries(boundaries)
+        where = which.where if which else {}
+
+        def work(session: Session) -> list[Aggregate]:
+            tally = Tally(by, where)
+            cells: dict[int, Cell | None] = {}
+            for bucket, (start, end) in enumerate(pairwise(instants)):
+                for span in (Span(0, start, end),) if tally.needs_entries else cover(start, end):
+                    if span.width:
+                        _add_slots(session, tally, bucket, span, cells)
+                    else:
+                        _add_entries(session, tally, bucket, span, where)
+            return tally.result()
+
+        return self._database.read(work)
+
+    # -- care
+
+    def verify(self) -> Verification:
+        """Walk the hash chain, re-derive the sums, and compare holds with counters."""
+        return audit(self._database)
+
+    def health(self) -> Health:
+        """Facts of the file and of SQLite, and what to mind."""
+        facts: dict[str, Any] = {
+            "store": "sqlite",
+            "path": str(self.path),
+            "sqlite_version": sqlite3.sqlite_version,
+            "schema_version": SCHEMA_VERSION,
+            "journal_mode": self._fetch("PRAGMA journal_mode")[0][0],
+            "entries": self._fetch(_SQL["head"])[0][0],
+            "pending_holds": self._fetch(_SQL["count_holds"])[0][0],
+        }
+        status = self.path.stat()
+        facts["bytes"] = status.st_size
+        facts["permissions"] = stat.filemode(status.st_mode)
+        log = Path(f"{self.path}-wal")
+        facts["wal_bytes"] = log.stat().st_size if log.exists() else 0
+        return Health(facts, tuple(_warnings(status.st_mode, wal=self._database.wal)))
+
+    def close(self) -> None:
+        """Close the file. Using the store again opens it again."""
+        self._database.close()
+
+
+def _warnings(mode: int, *, wal: bool) -> Iterator[str]:
+    if stat.S_IMODE(mode) & 0o077:
+        yield "Others may read the ledger: set its permissions to 0600."
+    if not wal:
+        yield "The file is on a network file system: it works, more slowly; for many machines use PostgreSQL."
+    elif (3, 7, 0) <= sqlite3.sqlite_version_info < (3, 51, 3):
+        yield (
+            f"SQLite {sqlite3.sqlite_version} has the WAL-reset race (fixed in 3.51.3). tokenmeter guards its own writes "
+            "with a lock file; do not write to the ledger with other programs."
+        )
+
+
+def _instant(moment: datetime | None) -> int | None:
+    return None if moment is None else to_microseconds(moment)
+
+
+def _entry(session: Session, row: Sequence[Any]) -> Entry:
+    context = session.contexts.values(session.connection, row[COLUMNS.index("context")])
+    return decode_entry(row, context, lambda number: session.rates.values(session.connection, number))
+
+
+def _page(session: Session, statement: str, values: Sequence[Any]) -> list[tuple[int, Entry]]:
+    rows = session.connection.execute(statement, values).fetchall()
+    return [(seq, _entry(session, row)) for seq, *row in rows]
+
+
+def _add_slots(session: Session, tally: Tally, bucket: int, span: Span, cells: dict[int, Cell | None]) -> None:
+    slots = (span.start // span.width, span.end // span.width)
+    for series, *sums in session.connection.execute(_SUM[span.width], slots):
+        if series not in cells:
+            context_id, sku_meter, marks = session.series.values(session.connection, series)
+            context = session.contexts.values(session.connection, context_id)
+            cells[series] = tally.cell(context, sku_meter, marks)
+        cell = cells[series]
+        if cell is not None:
+            tally.add(bucket, cell, sums)
+
+
+def _add_entries(
+    session: Session, tally: Tally, bucket: int, span: Span, where: Mapping[str, frozenset[str | None]]
+) -> None:
+    wanted, values = conditions(where, span.start, span.end)
+    rows = session.connection.execute(
+        f"SELECT {_AMOUNT_COLUMNS} FROM entries WHERE {' AND '.join(wanted)}",  # noqa: S608 - names of our own
+        values,
+    )
+    for context_id, end_user, tags, quantities, reasoning, charges, flags, *costs in rows:
+        context = session.contexts.values(session.connection, context_id)
+        amounts = decode_amounts(
+            quantities=quantities,
+            reasoning=reasoning,
+            charges=charges,
+            costs=costs,
+            flags=flags,
+            cost_source=context[8],
+            rates=lambda number: session.rates.values(session.connection, number),
+        )
+        tally.add_entry(bucket, context, amounts, end_user, json.loads(tags) if tags else {})
