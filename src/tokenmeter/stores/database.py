@@ -118,11 +118,23 @@ class Database:
     Attributes:
         path: Absolute, symbolic links resolved.
         wal: Whether the file is in WAL mode; False on a network file system.
+
+    Args:
+        path: The file; made if it is missing.
+        patience: Seconds a write waits for its turn.
+        prepare: Makes the tables; called under the lock whenever a connection is opened for writing.
     """
 
-    def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        patience: float = PATIENCE,
+        prepare: Callable[[sqlite3.Connection, Path], None] = migrate,
+    ) -> None:
         self.path = Path(os.path.realpath(Path(path).expanduser()))
         self.patience = patience
+        self._bring_up_to_date = prepare
         self.wal = True
         self._mutex = threading.Lock()
         self._lock = SideLock(Path(f"{self.path}-lock"))
@@ -280,7 +292,7 @@ class Database:
                 connection = self._connect()
                 try:
                     self._prepare(connection)
-                    migrate(connection, self.path)
+                    self._bring_up_to_date(connection, self.path)
                     return Session(str(self.path), connection, wal=self.wal)
                 except sqlite3.Error as error:
                     connection.close()
