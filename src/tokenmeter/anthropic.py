@@ -6,25 +6,66 @@ the same names; everything else is the SDK's own.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
 from tokenmeter.capture.hosts import provider_of_url, region_of_url
-from tokenmeter.dialects import AnthropicDialect
+from tokenmeter.dialects.anthropic import AnthropicDialect
 from tokenmeter.errors import ConfigurationError
 
 try:
     import anthropic as _sdk
-    from anthropic import _client as _sdk_client
 except ImportError as missing:
     raise ConfigurationError(
         "tokenmeter.anthropic needs the Anthropic SDK. Install it: pip install 'tokenmeter-sdk[anthropic]'"
     ) from missing
 
 if TYPE_CHECKING:
-    from anthropic import *  # noqa: F403 - to a type checker, the metered classes are the SDK's
+    # To a type checker the metered classes are the SDK's.
+    from anthropic import (
+        Anthropic,
+        AnthropicAWS,
+        AnthropicFoundry,
+        AnthropicGoogleCloud,
+        AsyncAnthropic,
+        AsyncAnthropicAWS,
+        AsyncAnthropicFoundry,
+        AsyncAnthropicGoogleCloud,
+        AsyncClient,
+        Client,
+    )
+    from anthropic.lib.bedrock import (
+        AnthropicBedrock,
+        AnthropicBedrockMantle,
+        AsyncAnthropicBedrock,
+        AsyncAnthropicBedrockMantle,
+    )
+    from anthropic.lib.vertex import (
+        AnthropicVertex,
+        AsyncAnthropicVertex,
+    )
 
     from tokenmeter.meter import Meter
+
+__all__ = [
+    "Anthropic",
+    "AnthropicAWS",
+    "AnthropicBedrock",
+    "AnthropicBedrockMantle",
+    "AnthropicFoundry",
+    "AnthropicGoogleCloud",
+    "AnthropicVertex",
+    "AsyncAnthropic",
+    "AsyncAnthropicAWS",
+    "AsyncAnthropicBedrock",
+    "AsyncAnthropicBedrockMantle",
+    "AsyncAnthropicFoundry",
+    "AsyncAnthropicGoogleCloud",
+    "AsyncAnthropicVertex",
+    "AsyncClient",
+    "Client",
+]
 
 #: The SDK's client classes, each after those it derives from. Which of them exist depends on the SDK's version.
 _CLIENT_CLASSES = (
@@ -121,7 +162,8 @@ def _made() -> dict[str, type[Any]]:
 
 def _teach_exact_type_check(metered: dict[str, type[Any]]) -> None:
     """The SDK gives its default credential chain to clients of exactly its two base classes: count ours as such."""
-    plain_check = getattr(_sdk_client, "_is_base_client", None)
+    module: Any = import_module("anthropic._client")
+    plain_check = getattr(module, "_is_base_client", None)
     if plain_check is None:  # an SDK without credential chain
         return
     base_classes = (metered["Anthropic"], metered["AsyncAnthropic"])
@@ -129,15 +171,17 @@ def _teach_exact_type_check(metered: dict[str, type[Any]]) -> None:
     def _is_base_client(client: object) -> bool:
         return type(client) in base_classes or plain_check(client)
 
-    _sdk_client._is_base_client = _is_base_client  # type: ignore[attr-defined]  # noqa: SLF001 - the SDK has no public way
+    module._is_base_client = _is_base_client  # noqa: SLF001 - the SDK has no public way
 
 
 if not TYPE_CHECKING:
     globals().update(_made())
+    __all__ = [name for name in __all__ if name in globals()]  # older SDKs have fewer
     _teach_exact_type_check(globals())
 
-    def __getattr__(name: str) -> Any:
-        return getattr(_sdk, name)
+
+def __getattr__(name: str) -> Any:
+    return getattr(_sdk, name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The OpenAI SDK's clients, metered: ``from tokenmeter.openai import OpenAI`` in place of ``from openai import OpenAI``.
+"""The OpenAI SDK's clients, metered: import them from here in place of ``openai``.
 
 Every name of the ``openai`` package can be imported from here. The client classes are subclasses of the SDK's, under
 the same names; everything else is the SDK's own.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
 from tokenmeter.capture.hosts import provider_of_url, region_of_url
-from tokenmeter.dialects import OpenAIDialect
+from tokenmeter.dialects.openai import OpenAIDialect
 from tokenmeter.errors import ConfigurationError
 
 try:
@@ -24,9 +24,30 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    from openai import *  # noqa: F403 - to a type checker, the metered classes are the SDK's
+    # To a type checker the metered classes are the SDK's.
+    from openai import (
+        AsyncAzureOpenAI,
+        AsyncBedrockOpenAI,
+        AsyncClient,
+        AsyncOpenAI,
+        AzureOpenAI,
+        BedrockOpenAI,
+        Client,
+        OpenAI,
+    )
 
     from tokenmeter.meter import Meter
+
+__all__ = [
+    "AsyncAzureOpenAI",
+    "AsyncBedrockOpenAI",
+    "AsyncClient",
+    "AsyncOpenAI",
+    "AzureOpenAI",
+    "BedrockOpenAI",
+    "Client",
+    "OpenAI",
+]
 
 T = TypeVar("T")
 
@@ -78,7 +99,8 @@ def _is_usage_chunk(chunk: Any) -> bool:
 
 class _HidingStream(_sdk.Stream[T], Generic[T]):
     def __stream__(self) -> Iterator[T]:
-        with closing(super().__stream__()) as chunks:  # type: ignore[type-var]
+        chunks: Any = super().__stream__()
+        with closing(chunks):
             for chunk in chunks:
                 if not _is_usage_chunk(chunk):
                     yield chunk
@@ -86,7 +108,8 @@ class _HidingStream(_sdk.Stream[T], Generic[T]):
 
 class _HidingAsyncStream(_sdk.AsyncStream[T], Generic[T]):
     async def __stream__(self) -> AsyncIterator[T]:
-        async with aclosing(super().__stream__()) as chunks:  # type: ignore[type-var]
+        chunks: Any = super().__stream__()
+        async with aclosing(chunks):
             async for chunk in chunks:
                 if not _is_usage_chunk(chunk):
                     yield chunk
@@ -97,12 +120,9 @@ for _hiding, _plain in ((_HidingStream, _sdk.Stream), (_HidingAsyncStream, _sdk.
 
 
 def _hiding_stream(stream_cls: Any) -> Any:
-    arguments = get_args(stream_cls)
-    if get_origin(stream_cls) is _sdk.Stream:
-        return _HidingStream[arguments]  # type: ignore[index]
-    if get_origin(stream_cls) is _sdk.AsyncStream:
-        return _HidingAsyncStream[arguments]  # type: ignore[index]
-    return None
+    hiding: dict[Any, Any] = {_sdk.Stream: _HidingStream, _sdk.AsyncStream: _HidingAsyncStream}
+    kind = hiding.get(get_origin(stream_cls))
+    return None if kind is None else kind[get_args(stream_cls)]
 
 
 def _default_meter() -> Meter:
@@ -141,9 +161,11 @@ def _made() -> dict[str, type[Any]]:
 
 if not TYPE_CHECKING:
     globals().update(_made())
+    __all__ = [name for name in __all__ if name in globals()]  # older SDKs have fewer
 
-    def __getattr__(name: str) -> Any:
-        return getattr(_sdk, name)
+
+def __getattr__(name: str) -> Any:
+    return getattr(_sdk, name)
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from functools import cache
 from typing import Any
 
 from tokenmeter.capture.exchange import Exchange
@@ -26,7 +25,7 @@ def watch_body(response: Any, exchange: Exchange) -> None:
     response.stream = _watched_class(_flavour(body))(body, exchange)
 
 
-def _flavour(body: Any) -> type[Any]:
+def _flavour(body: Any) -> type[object]:
     """The byte stream class that httpx or httpx2 will insist on: ``SyncByteStream`` or ``AsyncByteStream``."""
     for kind in type(body).__mro__:
         if kind.__name__ in {"SyncByteStream", "AsyncByteStream"}:
@@ -34,10 +33,16 @@ def _flavour(body: Any) -> type[Any]:
     raise TypeError(f"{type(body).__name__} is no byte stream that tokenmeter knows.")
 
 
-@cache
-def _watched_class(flavour: type[Any]) -> type[Any]:
-    watched = _WatchedBody if flavour.__name__ == "SyncByteStream" else _WatchedAsyncBody
-    return type(watched.__name__, (watched, flavour), {})
+def _watched_class(flavour: type[object]) -> type[Any]:
+    made = _watched_classes.get(flavour)
+    if made is None:
+        watched = _WatchedBody if flavour.__name__ == "SyncByteStream" else _WatchedAsyncBody
+        made = _watched_classes[flavour] = type(watched.__name__, (watched, flavour), {})
+    return made
+
+
+#: One class per flavour of httpx or httpx2.
+_watched_classes: dict[type[object], type[Any]] = {}
 
 
 class _Watched:
@@ -58,9 +63,9 @@ class _WatchedBody(_Watched):
     def __iter__(self) -> Iterator[bytes]:
         exchange = self._exchange
         try:
-            if exchange.wants_bytes:
+            if exchange.follows_pieces:
                 for piece in self._body:
-                    exchange.feed_bytes(piece)
+                    exchange.piece(piece)
                     yield piece
             else:
                 yield from self._body
@@ -81,8 +86,8 @@ class _WatchedAsyncBody(_Watched):
         exchange = self._exchange
         try:
             async for piece in self._body:
-                if exchange.wants_bytes:
-                    exchange.feed_bytes(piece)
+                if exchange.follows_pieces:
+                    await exchange.piece_async(piece)
                 yield piece
         except Exception as error:
             exchange.failed(error)

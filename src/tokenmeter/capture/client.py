@@ -1,15 +1,16 @@
 """The mixins over the SDKs' client classes, and the same hooks for a client that somebody else made.
 
 Every way to call (create, parse, stream helpers, tool runners, raw and streaming responses, ``client.post``) goes
-through `request`, once per logical call; `_prepare_request` and `_process_response`, once per HTTP request and response;
-and `_process_response_data`, with every decoded body and stream event. The hooks do nothing else than tell the call's
-`InFlight` and `Exchange`; what the caller gets is the SDK's own.
+through `request`, once per logical call; `_prepare_request` and `_process_response`, once per HTTP request and
+response; and `_process_response_data`, with every decoded body and stream event. The hooks do nothing else than tell
+the call's `InFlight` and `Exchange`; what the caller gets is the SDK's own.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -89,16 +90,17 @@ def metered_class(
         "__module__": module or sdk_class.__module__,
         "__doc__": sdk_class.__doc__,
     }
-    return type(sdk_class)(sdk_class.__name__, (*(parents or (mixin,)), sdk_class), body)
+    bases = (*(parents or (mixin,)), sdk_class)
+    return types.new_class(sdk_class.__name__, bases, exec_body=lambda made: made.update(body))
 
 
 def bind(client: Any, binding: Binding) -> None:
     """Meter `client` from now on, in place. Its type stays; resources it made before are metered too."""
-    metered = BINDING in client.__dict__ or isinstance(client, Capture | AsyncCapture)
+    kind: type[Any] = client.__class__
+    metered = BINDING in client.__dict__ or issubclass(kind, Capture | AsyncCapture)
     client.__dict__[BINDING] = binding
     if metered:
         return
-    kind = type(client)
     hooks: dict[str, Callable[..., Any]] = _ASYNC_HOOKS if inspect.iscoroutinefunction(kind.request) else _HOOKS
     for name, hook in hooks.items():
         setattr(client, name, functools.partial(hook, functools.partial(getattr(kind, name), client), client))

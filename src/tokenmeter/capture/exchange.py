@@ -7,8 +7,12 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio
+import anyio.to_thread
+
 from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import RawReader, read_whole
+from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
@@ -41,6 +45,7 @@ class Exchange:
         "_bystander",
         "_error_type",
         "_first_token_us",
+        "_lines",
         "_observation",
         "_pid",
         "_raw",
@@ -62,6 +67,7 @@ class Exchange:
         self._request_id = next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
         self._reader: StreamReader | None = call.stream_reader() if streamed else None
         self._raw: RawReader | None = None
+        self._lines: list[Settling] = []
         self._observation: Observation | None = None
         self._first_token_us: int | None = None
         self._status: Status | None = None
@@ -98,19 +104,36 @@ class Exchange:
 
     def saw_line(self, line: Any) -> None:
         """One line of a results file: an answer of its own."""
-        self.call.settle_line(self.call.read(line))
+        settling = self.call.line(self.call.read(line))
+        if settling is not None:
+            self._lines.append(settling)
 
     @property
-    def wants_bytes(self) -> bool:
-        """Whether `feed_bytes` wants a copy of each piece."""
-        return self._raw is not None
+    def follows_pieces(self) -> bool:
+        """Whether `piece` wants to be told of every piece of the body."""
+        return self._raw is not None or self.call.holds
 
     def read_bytes_aside(self, headers: Mapping[str, str]) -> None:
         """The caller takes the bytes for himself: `feed_bytes` will be given a copy of each piece."""
         self._raw = RawReader(headers, self, events=self.streamed)
 
-    def feed_bytes(self, piece: bytes) -> None:
-        """One piece of the body as it came over the wire."""
+    def piece(self, piece: bytes) -> None:
+        """One piece of the body as it came over the wire (sync)."""
+        self._feed(piece)
+        for settling in self._take_lines():
+            settle(settling)
+        if self.call.hold_is_ageing():
+            self.call.extend_hold()
+
+    async def piece_async(self, piece: bytes) -> None:
+        """One piece of the body as it came over the wire (async)."""
+        self._feed(piece)
+        for settling in self._take_lines():
+            await settle_async(settling)
+        if self.call.hold_is_ageing():
+            await anyio.to_thread.run_sync(self.call.extend_hold, limiter=anyio.CapacityLimiter(1))
+
+    def _feed(self, piece: bytes) -> None:
         if self._raw is None:
             return
         try:
@@ -119,13 +142,17 @@ class Exchange:
             self._raw = RawReader({}, self)
             self.call.meter.fault("read a raw response", error)
 
+    def _take_lines(self) -> list[Settling]:
+        lines, self._lines = self._lines, []
+        return lines
+
     def read_content(self, content: bytes, headers: Mapping[str, str]) -> None:
         """The body is in memory already, and the SDK has not shown it to us decoded."""
         if self._observation is not None:
             return
         try:
             read_whole(content, headers, self, events=self.streamed)
-            if self._observation is None and self._reader is None:
+            if self._observation is None and self._reader is None and not self._lines:
                 self.saw_body(None)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.call.meter.fault("read a response", error)
@@ -146,22 +173,22 @@ class Exchange:
 
     def finish(self) -> None:
         """Nothing more will come (sync). Settles, unless the call itself is still on its way."""
-        if self._close():
-            self.call.settle(self)
+        for settling in self._close():
+            settle(settling)
 
     async def finish_async(self) -> None:
         """Nothing more will come (async). Settles without making the event loop wait."""
-        if self._close():
-            await self.call.settle_async(self)
+        for settling in self._close():
+            await settle_async(settling)
 
     def abandon(self) -> None:
         """Nobody holds the response any more, or the process ends. Settles without waiting."""
-        if self._close():
-            self.call.settle_from_anywhere(self)
+        for settling in self._close():
+            settle_from_anywhere(settling)
 
-    def _close(self) -> bool:
+    def _close(self) -> list[Settling]:
         if self.closed or self._pid != os.getpid():
-            return False
+            return []
         self.closed = True
         raised = sys.exception()
         if raised is not None and not self.ended and id(raised) != self._bystander:
@@ -171,7 +198,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.call.meter.fault("read a response", error)
         self._raw = self._reader = None
-        return True
+        return [*self._take_lines(), *self.call.finished(self)]
 
     def _conclude(self) -> None:
         if self._raw is not None:

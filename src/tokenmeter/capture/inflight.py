@@ -15,9 +15,6 @@ from tokenmeter.capture.sdk import Binding
 from tokenmeter.capture.settlement import (
     Settling,
     authorize_async,
-    settle,
-    settle_async,
-    settle_from_anywhere,
     watch,
 )
 from tokenmeter.dialects.base import Endpoint, StreamReader
@@ -48,9 +45,10 @@ class InFlight:
 
     __slots__ = (
         "_authorization",
+        "_background",
         "_call",
+        "_extend_at",
         "_finished",
-        "_last",
         "_opened",
         "_returned",
         "attempts",
@@ -60,13 +58,17 @@ class InFlight:
         "meter",
     )
 
-    def __init__(self, binding: Binding, meter: Meter, endpoint: Endpoint, call: Call) -> None:
+    def __init__(
+        self, binding: Binding, meter: Meter, endpoint: Endpoint, call: Call, *, background: bool = False
+    ) -> None:
         self.binding = binding
         self.meter = meter
         self.endpoint = endpoint
         self.attempts = 0
         self.include_usage_injected = False
         self._call = call
+        self._background = background  # it will be read again, and must bill once
+        self._extend_at = time.monotonic() + meter.hold_time.total_seconds() / 3
         self._authorization = Authorization(call, utcnow(), time.perf_counter_ns())
         self._opened = 0
         self._finished: list[Exchange] = []
@@ -99,6 +101,11 @@ class InFlight:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
+
+    @property
+    def provider(self) -> str:
+        """Who serves the call."""
+        return self._call.provider
 
     @property
     def output_cap(self) -> int | None:
@@ -144,42 +151,56 @@ class InFlight:
             return "timeout"
         return "error"
 
+    # -- the hold of a long stream
+
+    @property
+    def holds(self) -> bool:
+        """Whether a budget holds something for this call."""
+        return self._authorization.reservation is not None
+
+    def hold_is_ageing(self) -> bool:
+        """Whether the hold should be given more time."""
+        return self.holds and time.monotonic() > self._extend_at
+
+    def extend_hold(self) -> None:
+        """Keep the hold from expiring while the stream lasts. May wait for the store."""
+        self._extend_at = time.monotonic() + self.meter.hold_time.total_seconds() / 3
+        self.meter.extend(self._authorization)
+
     # -- the end
 
-    def settle_line(self, observation: Observation) -> None:
-        """Write down one answer out of a results file, at once: such files are long."""
-        if observation.consumptions:
-            settle(Settling(self.meter, self._authorization, Outcome(observation=observation, last=False)))
+    def line(self, observation: Observation) -> Settling | None:
+        """One answer out of a results file; None when it is not billed."""
+        if not observation.billable:
+            return None
+        return Settling(self.meter, self._authorization, Outcome(observation=observation, last=False))
 
-    def settle(self, exchange: Exchange) -> None:
-        """Write a finished exchange down now, or when the call returns."""
-        if (settling := self._due(exchange)) is not None:
-            settle(settling)
-
-    async def settle_async(self, exchange: Exchange) -> None:
-        """As `settle`, without making the event loop wait."""
-        if (settling := self._due(exchange)) is not None:
-            await settle_async(settling)
-
-    def settle_from_anywhere(self, exchange: Exchange) -> None:
-        """As `settle`, from a finaliser."""
-        if (settling := self._due(exchange)) is not None:
-            settle_from_anywhere(settling)
-
-    def _due(self, exchange: Exchange) -> Settling | None:
+    def finished(self, exchange: Exchange) -> list[Settling]:
+        """An exchange has come to its end: what is to be written down now."""
         if not self._returned:
             # Middleware may send again: only when the call returns is it known which response was the last.
             self._finished.append(exchange)
-            return None
+            return []
         self._opened -= 1
-        return self._settling(exchange, last=self._opened == 0)
+        return self._settlings([exchange])
 
-    def _settling(self, exchange: Exchange, *, last: bool) -> Settling | None:
-        outcome = exchange.outcome(last=last)
-        seen = outcome.observation
-        if self.endpoint.polls and not (seen and seen.consumptions and seen.deduplicate):
-            return None
-        return Settling(self.meter, self._authorization, outcome)
+    def _settlings(self, exchanges: list[Exchange]) -> list[Settling]:
+        found: list[Settling] = []
+        for number, exchange in enumerate(exchanges, 1):
+            outcome = exchange.outcome(last=not self._opened and number == len(exchanges))
+            seen = outcome.observation
+            if seen is not None and self._is_left_out(seen):
+                continue
+            if seen is not None and seen.deduplicate and not self.endpoint.polls and not self._background:
+                outcome = replace(outcome, observation=replace(seen, deduplicate=False))
+            found.append(Settling(self.meter, self._authorization, outcome))
+        return found
+
+    def _is_left_out(self, seen: Observation) -> bool:
+        """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""
+        if self.endpoint.polls:
+            return not (seen.billable and seen.deduplicate)
+        return "not_final" in seen.flags
 
     def returned(self) -> list[Settling]:
         """The call returned a value: what is to be written down before the caller gets it."""
@@ -188,9 +209,7 @@ class InFlight:
         self._opened -= len(finished)
         if not finished and not self._opened:  # middleware answered by itself: nothing was billed
             self.meter.release(self._authorization)
-        last = len(finished) if not self._opened else 0
-        found = (self._settling(exchange, last=number == last) for number, exchange in enumerate(finished, 1))
-        return [settling for settling in found if settling is not None]
+        return self._settlings(finished)
 
     def raised(self, error: BaseException) -> list[Settling]:
         """The call raised: what is to be written down before the caller gets the error."""
@@ -227,7 +246,8 @@ def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> I
     if meter is None:
         return None
     try:
-        facts = dialect.request_facts(endpoint, effective_body(options))
+        body = effective_body(options)
+        facts = dialect.request_facts(endpoint, body)
         if facts.streamed != stream:
             facts = replace(facts, streamed=stream)
         if (region := binding.sdk.region(client)) is not None:
@@ -244,7 +264,7 @@ def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> I
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         meter.fault("see a call", error)
         return None
-    return InFlight(binding, meter, endpoint, call)
+    return InFlight(binding, meter, endpoint, call, background=body is not None and body.get("background") is True)
 
 
 def effective_body(options: Any) -> Mapping[str, Any] | None:

@@ -37,7 +37,7 @@ def ask_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any) ->
     if body is None or str(client.base_url) in _refusing:
         return options, stream_cls
     asked = body.get("stream_options")
-    own = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else {}
+    own: Mapping[str, Any] = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else {}
     hiding = None if "include_usage" in own else call.binding.sdk.hiding_stream(stream_cls)
     if hiding is None:
         return options, stream_cls
@@ -72,7 +72,7 @@ def remember_refusal(client: Any, call: InFlight) -> None:
 
 def hide_null_usage(data: Any) -> None:
     """Take ``usage: null`` off a chunk: hosts add it to every chunk of a stream that asks for usage."""
-    if isinstance(data, dict) and data.get("usage", data) is None:
+    if isinstance(data, dict) and "usage" in data and data["usage"] is None:
         del data["usage"]
 
 
@@ -83,7 +83,7 @@ def add_output_cap(call: InFlight, options: Any) -> Any:
 
 
 def _cap_field(call: InFlight) -> str:
-    if call.endpoint.path.startswith("responses"):
+    if "responses" in call.endpoint.path:
         return "max_output_tokens"
     if call.endpoint.path == "chat.completions" and call.provider in {"openai", "azure"}:
         return "max_completion_tokens"

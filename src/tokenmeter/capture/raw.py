@@ -44,7 +44,7 @@ class RawReader:
         events: The body is known to be an event stream, whatever its content type says.
     """
 
-    __slots__ = ("_decode", "_document", "_kind", "_line", "_listener", "_event")
+    __slots__ = ("_decode", "_document", "_event", "_kind", "_line", "_listener")
 
     def __init__(self, headers: Mapping[str, str], listener: Listener, *, events: bool = False) -> None:
         self._kind = "events" if events else kind_of(headers.get("content-type", ""))
@@ -108,7 +108,7 @@ def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *
 
 def kind_of(content_type: str) -> str:
     """``events``, ``lines``, ``json``, ``text`` or ``binary``."""
-    name = content_type.split(";")[0].strip().lower()
+    name = content_type.split(";", maxsplit=1)[0].strip().lower()
     if name == "text/event-stream":
         return "events"
     if "jsonl" in name or "ndjson" in name or "json-lines" in name:

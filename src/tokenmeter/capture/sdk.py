@@ -101,7 +101,7 @@ def binding_of(client: Any) -> Binding | None:
     """The binding of a metered client, made at its first use; None for a client of the plain SDK."""
     found: Binding | None = client.__dict__.get(BINDING)
     if found is None:
-        template = getattr(type(client), TEMPLATE, None)
+        template: Binding | None = getattr(client, TEMPLATE, None)
         if template is not None:
             found = client.__dict__[BINDING] = template.copy()
     return found
