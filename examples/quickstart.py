@@ -1,7 +1,7 @@
 """A dozen metered calls by three members over two routes, a hard cap that stops one of them, and the report.
 
-With ``OPENAI_API_KEY`` and ``ANTHROPIC_API_KEY`` in the environment the calls go to the real providers (a few US cents);
-without them a FakeProvider is started on 127.0.0.1, which speaks both wire formats and bills nobody.
+With ``OPENAI_API_KEY`` and ``ANTHROPIC_API_KEY`` in the environment the calls go to the real providers (a few US
+cents); without them a FakeProvider is started on 127.0.0.1, which speaks both wire formats and bills nobody.
 """
 
 from __future__ import annotations

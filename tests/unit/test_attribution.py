@@ -72,10 +72,7 @@ def test_decorated_functions_of_every_kind_run_inside_their_block():
     assert stop.value.value == "done"
 
     async def consume():
-        seen = []
-        async for member in async_generator():
-            seen.append((member, current_attribution().member))
-        return seen
+        return [(member, current_attribution().member) async for member in async_generator()]
 
     assert asyncio.run(consume()) == [("ada", None), ("ada", None)]
     assert plain.__name__ == "plain"

@@ -25,7 +25,9 @@ def test_without_any_setting_everything_has_its_default():
 
 
 def test_the_file_of_the_working_directory_is_read_exactly(tmp_path):
-    (tmp_path / "tokenmeter.toml").write_text('multiplier = 1.1\nstore = "memory:"\n[[budgets]]\nmember="ada"\nlimit_usd=0.1\n')
+    (tmp_path / "tokenmeter.toml").write_text(
+        'multiplier = 1.1\nstore = "memory:"\n[[budgets]]\nmember="ada"\nlimit_usd=0.1\n'
+    )
     settings = load_settings()
     assert settings.multiplier == Decimal("1.1")
     assert settings.store == "memory:"
@@ -91,6 +93,8 @@ def test_a_key_does_not_belong_into_the_file(tmp_path):
 
 def test_keys_are_hashed_at_once_and_variables_looked_up(monkeypatch):
     monkeypatch.setenv("PROD_KEY", "sk-from-env")
-    settings = load_settings(api_keys={"a": "sk-plain", "b": "env:PROD_KEY", "c": "env:UNSET", "d": f"sha256:{'0' * 64}"})
+    settings = load_settings(
+        api_keys={"a": "sk-plain", "b": "env:PROD_KEY", "c": "env:UNSET", "d": f"sha256:{'0' * 64}"}
+    )
     assert settings.key_hashes() == {hash_key("sk-plain"): "a", hash_key("sk-from-env"): "b", "0" * 64: "d"}
     assert "sk-plain" not in repr(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def test_buckets_cover_a_period_without_gap_or_overlap(start, seconds, unit, tz)
     cut = buckets(period, unit)
     assert cut[0].start == period.start
     assert cut[-1].end == period.end
-    assert all(a.end == b.start for a, b in zip(cut, cut[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(cut))
 
 
 def test_a_day_with_daylight_saving_has_23_or_25_hours():

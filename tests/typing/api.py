@@ -1,0 +1,66 @@
+"""The public face, type-checked by mypy and pyright and never run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import assert_type
+
+import tokenmeter
+from tokenmeter.anthropic import Anthropic, AsyncAnthropic
+from tokenmeter.openai import AsyncOpenAI, OpenAI
+
+
+def configure() -> None:
+    """`configure` returns the meter; everything takes it back."""
+    meter = tokenmeter.configure(
+        store="memory:",
+        multiplier="1.05",
+        budgets=[tokenmeter.Budget(member="*", limit_usd=50), {"api_key": "prod", "limit_tokens": 5}],
+        api_keys={"prod": "sk-..."},
+    )
+    assert_type(meter, tokenmeter.Meter)
+    assert_type(tokenmeter.report(by=["member"], meter=meter), tokenmeter.Report)
+    assert_type(tokenmeter.entries(meter=meter), Iterator[tokenmeter.Entry])
+
+
+def clients() -> None:
+    """Clients and their answers have the SDK's own types."""
+    from openai.types.chat import ChatCompletion  # noqa: PLC0415 - only here
+
+    answer = OpenAI().chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "Hi"}])
+    assert_type(answer, ChatCompletion)
+    client = Anthropic()
+    assert_type(tokenmeter.wrap(client), Anthropic)
+
+
+async def async_clients() -> None:
+    """The same for async clients."""
+    from anthropic.types import Message  # noqa: PLC0415 - only here
+
+    async with AsyncOpenAI() as openai, AsyncAnthropic() as anthropic:
+        await openai.responses.create(model="gpt-5", input="Hi")
+        message = await anthropic.messages.create(model="claude-haiku-4-5", max_tokens=5, messages=[])
+        assert_type(message, Message)
+
+
+@tokenmeter.attribute(member="ada")
+def decorated(number: int) -> str:
+    """Decorating keeps the signature."""
+    return str(number)
+
+
+def scopes() -> None:
+    """A scope's sums are exact."""
+    assert_type(decorated(5), str)
+    with tokenmeter.attribute(member="ada") as scope:
+        assert_type(scope, tokenmeter.Scope)
+        assert_type(scope.billed_cost, Decimal)
+        assert_type(scope.usage, tokenmeter.Usage)
+
+
+def price() -> None:
+    """A rating's lines are charges."""
+    rating = tokenmeter.price({}, provider="openai", endpoint="responses")
+    assert_type(rating.charges, tuple[tokenmeter.Charge, ...])
+    assert_type(rating.billed_cost, Decimal | None)
