@@ -218,7 +218,10 @@ class Meter:
                     dedup_key=f"hold:{reservation.reservation_id}",
                 )
                 settlement = self.store.settle(
-                    entry, self.budgets.postings(entry), reservation_id=reservation.reservation_id
+                    entry,
+                    self.budgets.postings(entry),
+                    reservation_id=reservation.reservation_id,
+                    only_if_held=True,
                 )
                 if settlement.crossings:
                     self.budgets.announce(settlement.crossings)

@@ -27,7 +27,7 @@ def to_picodollars(amount: Decimal) -> int:
     Raises:
         ValueError: `amount` is finer than a picodollar; `quantize` it first.
     """
-    scaled = amount.scaleb(12, context=EXACT)
+    scaled = EXACT.scaleb(amount, 12)
     whole = int(scaled)
     if whole != scaled:
         raise ValueError(f"{amount} USD is finer than one picodollar; quantize it first.")

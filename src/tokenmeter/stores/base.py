@@ -182,9 +182,23 @@ class Store(Protocol):
     url: str
 
     def settle(
-        self, entry: Entry, postings: Sequence[Posting] = (), *, reservation_id: str | None = None, wait: bool = True
+        self,
+        entry: Entry,
+        postings: Sequence[Posting] = (),
+        *,
+        reservation_id: str | None = None,
+        only_if_held: bool = False,
+        wait: bool = True,
     ) -> Settlement:
-        """Append `entry`, move the counters, free the hold, update rollups and thresholds: one transaction, durable."""
+        """Append `entry`, move the counters, free the hold, update rollups and thresholds: one transaction, durable.
+
+        Args:
+            entry: What to append.
+            postings: What it adds to the budgets' counters.
+            reservation_id: The hold it settles.
+            only_if_held: Write nothing if that hold is gone: for the sweeper, which may come second.
+            wait: See the class.
+        """
         ...
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:

@@ -106,7 +106,7 @@ COLUMNS = (
 #: Values in the order of `CONTEXT_FIELDS`.
 Context = tuple[str | None, ...]
 #: Values in the order of `RATE_FIELDS`.
-Rate = tuple[str | None, ...]
+Rate = tuple[Any, ...]
 
 
 class Amounts(NamedTuple):

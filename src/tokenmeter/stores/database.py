@@ -94,6 +94,11 @@ class Session:
         """Whether the path now names another file than the one this connection has open."""
         return [_identity(name) for name in self._paths] != self._identities
 
+    def check_place(self) -> None:
+        """Refuse to commit to a file that nobody will ever read again."""
+        if self.moved():
+            raise _ReplacedError
+
     def committed(self) -> None:
         """Remember what the transaction added."""
         for rows in (self.contexts, self.rates, self.series):
@@ -106,7 +111,7 @@ class Session:
 
 
 def _keep_for_ever(value: object) -> None:
-    """Leak `value`: an inherited or orphaned connection must never be closed, it would take the new file's WAL along."""
+    """Leak `value`: closing an inherited or orphaned connection would take the new file's WAL along."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
@@ -212,8 +217,7 @@ class Database:
         self._begin(session, deadline)
         try:
             result = work(session)
-            if session.moved():
-                raise _ReplacedError
+            session.check_place()
             self._commit(session, deadline)
         except BaseException:
             with contextlib.suppress(sqlite3.Error):  # some errors have rolled back already
@@ -406,8 +410,8 @@ class Database:
             advice = "the disk is full. Nothing was written and nothing is lost; free some space."
         elif "not a database" in text or "malformed" in text:
             advice = (
-                "the file is damaged or not an SQLite database. Nothing was written. Put it aside and restore a backup, "
-                "or name another file."
+                "the file is damaged or not an SQLite database. Nothing was written. Put it aside and restore a backup, or "
+                "name another file."
             )
         elif "readonly" in text or "unable to open" in text:
             advice = "it cannot be written. Check the permissions of the file and its directory, or name another file."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,15 +77,18 @@ def _apply(connection: sqlite3.Connection, version: int) -> None:
     steps = Migrations("tokenmeter")
     for number, name in _migrations().items():
         if number > version:
-            steps(name=name)(partial(_step, number=number, name=name))
+            steps(name=name)(_step(number, name))
     steps.apply(Database(connection))
 
 
-def _step(database: Database, *, number: int, name: str) -> None:
-    for statement in _statements((_FOLDER / name).read_text(encoding="utf-8")):
-        database.conn.execute(statement)
-    database.conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    database.conn.execute(f"PRAGMA user_version = {number}")
+def _step(number: int, name: str) -> Callable[[Database], None]:
+    def step(db: Database) -> None:
+        for statement in _statements((_FOLDER / name).read_text(encoding="utf-8")):
+            db.conn.execute(statement)
+        db.conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        db.conn.execute(f"PRAGMA user_version = {number}")
+
+    return step
 
 
 def _statements(script: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 An entry is split into lines, one per meter it used or was charged for. A *series* is all lines with the same context,
 meter and marks. Stores keep the sums of each series per quarter-hour and per UTC day; every current time zone lies on
-quarter-hours, so any calendar period in any zone is a union of such slots.
+quarter-hours, so any calendar period in any zone is a union of such slots. A slot is known by its end and its width:
+the quarter-hour and the day that are being written then lie side by side in the store.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ SUMS = (
     "billed_pico",
 )
 _NANO = 1_000_000_000
+_FREE = (0, 0, 0)
 _NANOUNIT = Decimal("1E-9")
 _INDEX = {name: index for index, name in enumerate(CONTEXT_FIELDS)}
 _KIND, _STATUS, _COST_SOURCE = _INDEX["kind"], _INDEX["status"], _INDEX["cost_source"]
@@ -85,61 +87,60 @@ def _parts(quantity: Quantity) -> tuple[int, int]:
     return divmod(int(nano), _NANO)
 
 
-class _Meter:
-    """One meter of an entry while its charges are added up."""
-
-    __slots__ = ("costs", "priced", "quantity", "seen")
-
-    def __init__(self, quantity: Quantity) -> None:
-        self.quantity = quantity
-        self.costs = (0, 0, 0)
-        self.seen = False
-        self.priced = True
-
-
 def lines(context: Context, amounts: Amounts) -> list[Line]:
     """`amounts` split by meter; the sums of all lines are the entry's own.
 
-    Only entries of kind ``usage`` count requests and quantities; corrections and adjustments add money only.
+    Only entries of kind ``usage`` count requests and quantities; corrections and adjustments add money only. Cost that
+    the charges do not explain gets a line of its own, without a meter.
     """
     counted = context[_KIND] == "usage"
-    unpriced = context[_COST_SOURCE] == "unpriced"
-    meters: dict[str | None, _Meter] = {meter: _Meter(amount) for meter, amount in amounts.quantities.items()}
-    rest = [cost or 0 for cost in amounts.costs]
-    for name, quantity, *costs in amounts.charges:
-        meter = meters.get(name)
-        if meter is None:
-            meter = meters[name] = _Meter(0)
-        if name not in amounts.quantities:
-            meter.quantity += quantity
-        meter.seen = True
-        if costs[2] is None:
-            meter.priced = False
-            unpriced = True
-        own = [cost or 0 for cost in costs]
-        meter.costs = (meter.costs[0] + own[0], meter.costs[1] + own[1], meter.costs[2] + own[2])
-        rest = [rest[0] - own[0], rest[1] - own[1], rest[2] - own[2]]
-    if not meters or any(rest):
-        meters[None] = meter = _Meter(0)
-        meter.costs = (rest[0], rest[1], rest[2])
-        meter.seen = True
-        meter.priced = bool(len(meters) > 1 or not unpriced)
-    marks = LEAD
+    quantities: dict[str | None, Quantity] = dict(amounts.quantities.items())
+    costs: dict[str | None, list[int]] = {}
+    unpriced: set[str | None] = set()
+    rest = [amounts.costs[0] or 0, amounts.costs[1] or 0, amounts.costs[2] or 0]
+    for meter, quantity, *charged in amounts.charges:
+        if meter not in amounts.quantities:
+            quantities[meter] = quantities.get(meter, 0) + quantity
+        own = costs.get(meter)
+        if own is None:
+            own = costs[meter] = [0, 0, 0]
+        if charged[2] is None:
+            unpriced.add(meter)
+        for index, cost in enumerate(charged):
+            if cost:
+                own[index] += cost
+                rest[index] -= cost
+    if context[_COST_SOURCE] == "unpriced":
+        unpriced.update(quantities.keys() - costs.keys() or (quantities or (None,) if not unpriced else ()))
+    if not quantities or any(rest):
+        quantities[None], costs[None] = 0, rest
+    return _marked(quantities, costs, unpriced, amounts, counted=counted)
+
+
+def _marked(
+    quantities: Mapping[str | None, Quantity],
+    costs: Mapping[str | None, Sequence[int]],
+    unpriced: set[str | None],
+    amounts: Amounts,
+    *,
+    counted: bool,
+) -> list[Line]:
+    marks = 0
     if counted:
-        marks |= (UNPRICED if unpriced else 0) | (ESTIMATED if amounts.estimated else 0)
-    reasoning_meter = "output" if "output" in meters else next(iter(meters))
+        marks = (UNPRICED if unpriced else 0) | (ESTIMATED if amounts.estimated else 0)
+    reasoning_at = "output" if "output" in quantities else next(iter(quantities))
     result: list[Line] = []
-    for name, meter in meters.items():
-        in_doubt = counted and not (meter.priced and (meter.seen or not unpriced))
-        whole, nano = _parts(meter.quantity) if counted else (0, 0)
-        own = meter.costs
+    lead = LEAD
+    for meter, quantity in quantities.items():
+        whole, nano = _parts(quantity) if counted else (0, 0)
+        own = costs.get(meter, _FREE)
         result.append(
             Line(
-                name,
-                marks | METER_UNPRICED if in_doubt else marks,
+                meter,
+                marks | lead | (METER_UNPRICED if counted and meter in unpriced else 0),
                 (
                     1,
-                    amounts.reasoning if counted and name == reasoning_meter else 0,
+                    amounts.reasoning if counted and meter == reasoning_at else 0,
                     whole,
                     nano,
                     *divmod(own[0], MICRO),
@@ -148,7 +149,7 @@ def lines(context: Context, amounts: Amounts) -> list[Line]:
                 ),
             )
         )
-        marks &= ~LEAD
+        lead = 0
     return result
 
 
@@ -205,7 +206,9 @@ def matches(entry: Entry, where: Mapping[str, frozenset[str | None]]) -> bool:
     context = context_of(entry)
     for name, accepted in where.items():
         if name == "sku_meter":
-            meters = {*entry.usage.quantities, *(charge.sku_meter for charge in entry.charges)} or {None}
+            meters: set[str | None] = {*entry.usage.quantities, *(charge.sku_meter for charge in entry.charges)} or {
+                None
+            }
             if accepted.isdisjoint(meters):
                 return False
         elif _value(name, context, None, entry.attribution.end_user, entry.attribution.tags) not in accepted:

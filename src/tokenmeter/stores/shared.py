@@ -35,6 +35,7 @@ class SharedRows:
         self._read = f"SELECT {names} FROM {table} WHERE id = ?"  # noqa: S608 - as above
         self._numbers: dict[tuple[Any, ...], tuple[int, bytes]] = {}
         self._values: dict[int, tuple[Any, ...]] = {}
+        self._digests: dict[int, bytes] = {}
         self._fresh = False
 
     def number(self, connection: sqlite3.Connection, values: tuple[Any, ...]) -> tuple[int, bytes]:
@@ -64,6 +65,13 @@ class SharedRows:
             known = self._values[number] = tuple(row)
         return known
 
+    def digest(self, connection: sqlite3.Connection, number: int) -> bytes:
+        """SHA-256 of what the row with this id holds now, whatever it says of itself."""
+        known = self._digests.get(number)
+        if known is None:
+            known = self._digests[number] = digest_of(self.values(connection, number))
+        return known
+
     def committed(self) -> None:
         """What was inserted is there to stay."""
         self._fresh = False
@@ -73,4 +81,5 @@ class SharedRows:
         if self._fresh:
             self._numbers.clear()
             self._values.clear()
+            self._digests.clear()
             self._fresh = False

@@ -7,16 +7,16 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.balances import Balances, take_hold
 from tokenmeter.stores.base import (
     Aggregate,
-    CapReachedError,
     Counter,
     EntryFilter,
     Health,
@@ -29,9 +29,7 @@ from tokenmeter.stores.codec import (
     Amounts,
     compact_json,
     context_of,
-    decode_amounts,
     decode_claims,
-    decode_entry,
     encode_amounts,
     encode_claims,
     encode_entry,
@@ -54,6 +52,7 @@ from tokenmeter.stores.rollups import (
     lines,
     matches,
 )
+from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of, entry_of
 from tokenmeter.stores.selection import conditions
 
 __all__ = ["SQLiteStore"]
@@ -61,33 +60,17 @@ __all__ = ["SQLiteStore"]
 _SQL = queries()
 _PAGE = 500
 _NAMES = ", ".join(COLUMNS)
-_INSERT_ENTRY = (
-    f"INSERT INTO entries (seq, {_NAMES}, hash) VALUES ({', '.join('?' * (len(COLUMNS) + 2))}) ON CONFLICT DO NOTHING"
+_PLACES = ", ".join("?" * (len(COLUMNS) + 2))
+_INSERT_ENTRY = f"INSERT INTO entries (seq, {_NAMES}, hash) VALUES ({_PLACES}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of our own
+_ADD_SUMS = (
+    f"INSERT INTO sums (until, width, series, {', '.join(SUMS)}) VALUES ({', '.join('?' * (len(SUMS) + 3))}) "  # noqa: S608 - names of our own
+    "ON CONFLICT (until, width, series) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
 )
-_SLOTS = {QUARTER_HOUR: "quarter_hours", DAY: "days"}
-_AMOUNT_COLUMNS = (
-    "context, end_user, tags, quantities, reasoning_output_tokens, charges, flags, "
-    "list_micro, list_pico, contracted_micro, contracted_pico, billed_micro, billed_pico"
+_SUM_SLOTS = (
+    f"SELECT series, {', '.join(f'sum({name})' for name in SUMS)} FROM sums "  # noqa: S608 - names of our own
+    "WHERE until IN (SELECT value FROM json_each(?)) AND width = ? GROUP BY series"
 )
-
-
-def _adding(table: str) -> str:
-    names = ", ".join(SUMS)
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
-    places = ", ".join("?" * (len(SUMS) + 2))
-    return (
-        f"INSERT INTO {table} (slot, series, {names}) VALUES ({places}) "  # noqa: S608 - names of our own
-        f"ON CONFLICT (slot, series) DO UPDATE SET {added}"
-    )
-
-
-def _summing(table: str) -> str:
-    sums = ", ".join(f"sum({name})" for name in SUMS)
-    return f"SELECT series, {sums} FROM {table} WHERE slot >= ? AND slot < ? GROUP BY series"  # noqa: S608 - as above
-
-
-_ADD = {width: _adding(table) for width, table in _SLOTS.items()}
-_SUM = {width: _summing(table) for width, table in _SLOTS.items()}
 
 
 class SQLiteStore:
@@ -166,9 +149,14 @@ class SQLiteStore:
             (session.series.number(session.connection, (context_id, line.sku_meter, line.marks))[0], *line.sums)
             for line in lines(context, amounts)
         ]
-        for width, statement in _ADD.items():
-            slot = occurred_at // width
-            session.connection.executemany(statement, [(slot, *line) for line in sums])
+        session.connection.executemany(
+            _ADD_SUMS,
+            [
+                (occurred_at - occurred_at % width + width, width, *line)
+                for width in (QUARTER_HOUR, DAY)
+                for line in sums
+            ],
+        )
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
@@ -257,7 +245,7 @@ class SQLiteStore:
                     created_at=from_microseconds(created_at),
                     expires_at=from_microseconds(expires_at),
                     owner=owner,
-                    call=_entry(session, json.loads(call)),
+                    call=entry_of(session, json.loads(call)),
                 )
                 for reservation_id, claims, created_at, expires_at, owner, call in rows
             ]
@@ -292,7 +280,7 @@ class SQLiteStore:
 
         def work(session: Session) -> Entry | None:
             row = session.connection.execute(f"SELECT {_NAMES} FROM entries WHERE entry_id = ?", (entry_id,)).fetchone()  # noqa: S608 - names of our own
-            return None if row is None else _entry(session, row)
+            return None if row is None else entry_of(session, row)
 
         return self._database.read(work)
 
@@ -311,7 +299,7 @@ class SQLiteStore:
                 f"SELECT seq, {_NAMES} FROM entries WHERE {clause} "  # noqa: S608 - names of our own
                 f"ORDER BY occurred_at {order}, seq {order} LIMIT {_PAGE}"
             )
-            page = self._database.read(lambda session, run=(statement, [*values, *place]): _page(session, *run))
+            page = self._database.read(partial(_page, statement=statement, values=[*values, *place]))
             for _, entry in page:
                 if matches(entry, which.where):
                     yield entry
@@ -376,8 +364,8 @@ def _warnings(mode: int, *, wal: bool) -> Iterator[str]:
         yield "The file is on a network file system: it works, more slowly; for many machines use PostgreSQL."
     elif (3, 7, 0) <= sqlite3.sqlite_version_info < (3, 51, 3):
         yield (
-            f"SQLite {sqlite3.sqlite_version} has the WAL-reset race (fixed in 3.51.3). tokenmeter guards its own writes "
-            "with a lock file; do not write to the ledger with other programs."
+            f"SQLite {sqlite3.sqlite_version} has the WAL-reset race (fixed in 3.51.3). tokenmeter guards its own "
+            "writes with a lock file; do not write to the ledger with other programs."
         )
 
 
@@ -385,19 +373,14 @@ def _instant(moment: datetime | None) -> int | None:
     return None if moment is None else to_microseconds(moment)
 
 
-def _entry(session: Session, row: Sequence[Any]) -> Entry:
-    context = session.contexts.values(session.connection, row[COLUMNS.index("context")])
-    return decode_entry(row, context, lambda number: session.rates.values(session.connection, number))
-
-
 def _page(session: Session, statement: str, values: Sequence[Any]) -> list[tuple[int, Entry]]:
     rows = session.connection.execute(statement, values).fetchall()
-    return [(seq, _entry(session, row)) for seq, *row in rows]
+    return [(seq, entry_of(session, row)) for seq, *row in rows]
 
 
 def _add_slots(session: Session, tally: Tally, bucket: int, span: Span, cells: dict[int, Cell | None]) -> None:
-    slots = (span.start // span.width, span.end // span.width)
-    for series, *sums in session.connection.execute(_SUM[span.width], slots):
+    ends = range(span.start + span.width, span.end + 1, span.width)
+    for series, *sums in session.connection.execute(_SUM_SLOTS, (compact_json([*ends]), span.width)):
         if series not in cells:
             context_id, sku_meter, marks = session.series.values(session.connection, series)
             context = session.contexts.values(session.connection, context_id)
@@ -412,18 +395,9 @@ def _add_entries(
 ) -> None:
     wanted, values = conditions(where, span.start, span.end)
     rows = session.connection.execute(
-        f"SELECT {_AMOUNT_COLUMNS} FROM entries WHERE {' AND '.join(wanted)}",  # noqa: S608 - names of our own
+        f"SELECT {AMOUNT_COLUMNS} FROM entries WHERE {' AND '.join(wanted)}",  # noqa: S608 - names of our own
         values,
     )
-    for context_id, end_user, tags, quantities, reasoning, charges, flags, *costs in rows:
-        context = session.contexts.values(session.connection, context_id)
-        amounts = decode_amounts(
-            quantities=quantities,
-            reasoning=reasoning,
-            charges=charges,
-            costs=costs,
-            flags=flags,
-            cost_source=context[8],
-            rates=lambda number: session.rates.values(session.connection, number),
-        )
-        tally.add_entry(bucket, context, amounts, end_user, json.loads(tags) if tags else {})
+    for row in rows:
+        found = amounts_of(session, row)
+        tally.add_entry(bucket, found.context, found.amounts, found.end_user, found.tags)

@@ -1,0 +1,261 @@
+-- Everything a writer does, each in one round trip and one transaction. They run with their owner's rights.
+-- Locks are taken in one order by all: hold, entries, counters by key, crossings, sums by key, chain.
+
+-- Append a batch of records, free their holds, move counters, report thresholds, add to the sums, link the chain.
+-- Argument: {"stripe": 3, "records": [{"entry": {column: value}, "digest": hex, "context": {}, "rates": [{}],
+--   "postings": [{}], "slots": [[width, slot]], "lines": [[sku_meter, marks, sums...]], "hold": id,
+--   "only_if_held": true}]}
+-- Result: {"recorded": [place], "known": [place], "held": [reservation_id], "crossings": [[key..., threshold, settled]]}
+-- where `known` are records whose entry_id is in the ledger, by this call or an earlier one.
+CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+DECLARE
+    of_stripe smallint := batch->>'stripe';
+    batch_number bigint := nextval('batch_numbers');
+    held text[];
+    freed jsonb;
+    added text[];
+    live bigint[];
+    crossed jsonb;
+    head bytea;
+    head_position bigint;
+BEGIN
+    INSERT INTO contexts
+    SELECT DISTINCT ON (c.id) c.*
+    FROM (
+        SELECT item->'context' AS context FROM jsonb_array_elements(batch->'records') AS item
+        WHERE NOT EXISTS (SELECT FROM contexts WHERE id = (item->'context'->>'id')::bigint) OFFSET 0
+    ) AS fresh, jsonb_populate_record(NULL::contexts, fresh.context) AS c
+    ORDER BY c.id
+    ON CONFLICT DO NOTHING;
+
+    INSERT INTO rates
+    SELECT DISTINCT ON (r.id) r.*
+    FROM (
+        SELECT rate FROM jsonb_array_elements(batch->'records') AS item, jsonb_array_elements(item->'rates') AS rate
+        WHERE NOT EXISTS (SELECT FROM rates WHERE id = (rate->>'id')::bigint) OFFSET 0
+    ) AS fresh, jsonb_populate_record(NULL::rates, fresh.rate) AS r
+    ORDER BY r.id
+    ON CONFLICT DO NOTHING;
+
+    WITH gone AS (
+        DELETE FROM holds
+        WHERE reservation_id IN (SELECT item->>'hold' FROM jsonb_array_elements(batch->'records') AS item)
+        RETURNING reservation_id, claims::jsonb AS claims
+    )
+    SELECT coalesce(array_agg(reservation_id), '{}'), coalesce(jsonb_agg(claims), '[]') INTO held, freed FROM gone;
+
+    WITH put AS (
+        INSERT INTO entries (
+            batch, digest, entry_id, occurred_at, recorded_at, context, response_id, request_id, streamed, attempts,
+            latency_us, first_token_us, end_user, tags, quantities, reasoning_output_tokens, charges, list_micro,
+            list_pico, contracted_micro, contracted_pico, billed_micro, billed_pico, flags, raw_usage, error_type,
+            corrects, reservation_id, dedup_key
+        )
+        SELECT
+            batch_number, decode(item->>'digest', 'hex'), e.entry_id, e.occurred_at, e.recorded_at, e.context,
+            e.response_id, e.request_id, e.streamed, e.attempts, e.latency_us, e.first_token_us, e.end_user, e.tags,
+            e.quantities, e.reasoning_output_tokens, e.charges, e.list_micro, e.list_pico, e.contracted_micro,
+            e.contracted_pico, e.billed_micro, e.billed_pico, e.flags, e.raw_usage, e.error_type, e.corrects,
+            e.reservation_id, e.dedup_key
+        FROM jsonb_array_elements(batch->'records') AS item, jsonb_populate_record(NULL::entries, item->'entry') AS e
+        WHERE NOT coalesce((item->>'only_if_held')::boolean, false) OR item->>'hold' = ANY (held)
+        ORDER BY e.entry_id
+        ON CONFLICT DO NOTHING
+        RETURNING entry_id
+    )
+    SELECT coalesce(array_agg(entry_id), '{}') INTO added FROM put;
+
+    SELECT coalesce(array_agg(place), '{}') INTO live
+    FROM (
+        SELECT min(place) AS place
+        FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place)
+        WHERE item->'entry'->>'entry_id' = ANY (added)
+        GROUP BY item->'entry'->>'entry_id'
+    ) AS firsts;
+
+    WITH posted AS (
+        SELECT p.*
+        FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
+            jsonb_to_recordset(item->'postings') AS p (
+                budget text, scope text, window_start bigint, window_end bigint, amount numeric, thresholds numeric[]
+            )
+        WHERE place = ANY (live)
+    ), moves AS (
+        SELECT budget, scope, window_start, window_end, amount AS settled, 0::numeric AS reserved FROM posted
+        UNION ALL
+        SELECT claim->>0, claim->>1, (claim->>2)::bigint, (claim->>5)::bigint, 0, -(claim->>4)::numeric
+        FROM jsonb_array_elements(freed) AS claims, jsonb_array_elements(claims) AS claim
+    ), moved AS (
+        INSERT INTO counters AS c (budget, scope, window_start, window_end, settled, reserved)
+        SELECT budget COLLATE "C", scope COLLATE "C", window_start, max(window_end), sum(settled), sum(reserved)
+        FROM moves GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+        ON CONFLICT (budget, scope, window_start) DO UPDATE SET
+            settled = c.settled + excluded.settled,
+            reserved = c.reserved + excluded.reserved,
+            window_end = coalesce(excluded.window_end, c.window_end)
+        RETURNING budget, scope, window_start, settled
+    ), reported AS (
+        INSERT INTO crossings (budget, scope, window_start, threshold, settled)
+        SELECT DISTINCT moved.budget, moved.scope, moved.window_start, threshold, moved.settled
+        FROM posted
+        JOIN moved USING (budget, scope, window_start)
+        CROSS JOIN unnest(posted.thresholds) AS threshold
+        WHERE threshold <= moved.settled
+        ORDER BY 1, 2, 3, 4
+        ON CONFLICT DO NOTHING
+        RETURNING budget, scope, window_start, threshold, settled
+    )
+    SELECT coalesce(jsonb_agg(
+        jsonb_build_array(budget, scope, window_start, threshold, settled) ORDER BY budget, scope, window_start, threshold
+    ), '[]') INTO crossed FROM reported;
+
+    INSERT INTO sums AS s
+    SELECT (slot->>0)::bigint, (slot->>1)::bigint, (item->'entry'->>'context')::bigint,
+        coalesce(line->>0, '') COLLATE "C", (line->>1)::smallint, of_stripe,
+        sum((line->>2)::bigint), sum((line->>3)::bigint), sum((line->>4)::bigint), sum((line->>5)::bigint),
+        sum((line->>6)::bigint), sum((line->>7)::bigint), sum((line->>8)::bigint), sum((line->>9)::bigint),
+        sum((line->>10)::bigint), sum((line->>11)::bigint)
+    FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
+        jsonb_array_elements(item->'slots') AS slot, jsonb_array_elements(item->'lines') AS line
+    WHERE place = ANY (live)
+    GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+    ON CONFLICT (width, slot, context, sku_meter, marks, stripe) DO UPDATE SET
+        entries = s.entries + excluded.entries,
+        reasoning = s.reasoning + excluded.reasoning,
+        quantity = s.quantity + excluded.quantity,
+        quantity_nano = s.quantity_nano + excluded.quantity_nano,
+        list_micro = s.list_micro + excluded.list_micro,
+        list_pico = s.list_pico + excluded.list_pico,
+        contracted_micro = s.contracted_micro + excluded.contracted_micro,
+        contracted_pico = s.contracted_pico + excluded.contracted_pico,
+        billed_micro = s.billed_micro + excluded.billed_micro,
+        billed_pico = s.billed_pico + excluded.billed_pico;
+
+    IF cardinality(live) > 0 THEN
+        INSERT INTO chains AS c (stripe, batches, hash)
+        SELECT of_stripe, 1, sha256(decode(repeat('00', 32), 'hex') || content)
+        FROM (
+            SELECT string_agg(decode(item->>'digest', 'hex'), ''::bytea
+                ORDER BY item->'entry'->>'entry_id' COLLATE "C") AS content
+            FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place) WHERE place = ANY (live)
+        ) AS digests
+        ON CONFLICT (stripe) DO UPDATE SET batches = c.batches + 1, hash = sha256(c.hash || (
+            SELECT string_agg(decode(item->>'digest', 'hex'), ''::bytea
+                ORDER BY item->'entry'->>'entry_id' COLLATE "C")
+            FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place) WHERE place = ANY (live)
+        ))
+        RETURNING batches, hash INTO head_position, head;
+        INSERT INTO batches (number, stripe, position, entries, hash)
+        VALUES (batch_number, of_stripe, head_position, cardinality(live), head);
+    END IF;
+
+    RETURN jsonb_build_object(
+        'recorded', (SELECT coalesce(jsonb_agg(place - 1), '[]') FROM unnest(live) AS place),
+        'known', (
+            SELECT coalesce(jsonb_agg(place - 1), '[]')
+            FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place)
+            WHERE EXISTS (SELECT FROM entries WHERE entry_id = item->'entry'->>'entry_id')
+        ),
+        'held', to_jsonb(held),
+        'crossings', crossed
+    );
+END $$;
+
+-- Hold every claim or none. Result: NULL when held (or held already), else the first claim by key that does not fit:
+-- {"claim": place, "settled": n, "reserved": n}. The commit is not flushed: a hold lost in a crash of the server was
+-- for a call whose entry is in nobody's ledger yet, and its entry will be counted all the same.
+CREATE FUNCTION reserve(hold jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    claim record;
+    missed jsonb;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    INSERT INTO holds (reservation_id, created_at, expires_at, owner, claims, call)
+    VALUES (hold->>'reservation_id', (hold->>'created_at')::bigint, (hold->>'expires_at')::bigint, hold->>'owner',
+        hold->>'claims', hold->>'call')
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    FOR claim IN
+        SELECT place, c->>0 AS budget, c->>1 AS scope, (c->>2)::bigint AS window_start, (c->>3)::numeric AS cap,
+            (c->>4)::numeric AS amount, (c->>5)::bigint AS window_end,
+            row_number() OVER (ORDER BY c->>0 COLLATE "C", c->>1 COLLATE "C", (c->>2)::bigint, place) AS turn
+        FROM jsonb_array_elements((hold->>'claims')::jsonb) WITH ORDINALITY AS r (c, place)
+        ORDER BY turn
+    LOOP
+        CONTINUE WHEN add_hold(claim.budget, claim.scope, claim.window_start, claim.cap, claim.amount);
+        INSERT INTO counters (budget, scope, window_start, window_end)
+        VALUES (claim.budget, claim.scope, claim.window_start, claim.window_end)
+        ON CONFLICT DO NOTHING;
+        CONTINUE WHEN add_hold(claim.budget, claim.scope, claim.window_start, claim.cap, claim.amount);
+
+        UPDATE counters AS k SET reserved = k.reserved - earlier.amount
+        FROM (
+            SELECT budget, scope, window_start, sum(amount) AS amount
+            FROM (
+                SELECT c->>0 AS budget, c->>1 AS scope, (c->>2)::bigint AS window_start, (c->>4)::numeric AS amount,
+                    row_number() OVER (ORDER BY c->>0 COLLATE "C", c->>1 COLLATE "C", (c->>2)::bigint, place) AS turn
+                FROM jsonb_array_elements((hold->>'claims')::jsonb) WITH ORDINALITY AS r (c, place)
+            ) AS taken
+            WHERE turn < claim.turn GROUP BY 1, 2, 3
+        ) AS earlier
+        WHERE (k.budget, k.scope, k.window_start) = (earlier.budget, earlier.scope, earlier.window_start);
+        DELETE FROM holds WHERE reservation_id = hold->>'reservation_id';
+        SELECT jsonb_build_object('claim', claim.place - 1, 'settled', k.settled, 'reserved', k.reserved) INTO missed
+        FROM counters AS k
+        WHERE (k.budget, k.scope, k.window_start) = (claim.budget, claim.scope, claim.window_start);
+        RETURN missed;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+-- Whether `amount` fitted under `cap` (NULL: no cap) and is reserved now.
+CREATE FUNCTION add_hold(of_budget text, of_scope text, of_window bigint, cap numeric, amount numeric) RETURNS boolean
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE counters SET reserved = reserved + amount
+    WHERE budget = of_budget AND scope = of_scope AND window_start = of_window
+        AND (cap IS NULL OR settled + reserved + amount <= cap);
+    RETURN FOUND;
+END $$;
+
+-- Free a hold without an entry; false when there is none.
+CREATE FUNCTION release(hold_id text) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    freed jsonb;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    DELETE FROM holds WHERE reservation_id = hold_id RETURNING claims::jsonb INTO freed;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM subtract_claims(freed);
+    RETURN true;
+END $$;
+
+-- Take the amounts of claims off what is reserved, in key order.
+CREATE FUNCTION subtract_claims(claims jsonb) RETURNS void LANGUAGE sql SET search_path FROM CURRENT AS $$
+    INSERT INTO counters AS c (budget, scope, window_start, reserved)
+    SELECT claim->>0 COLLATE "C", claim->>1 COLLATE "C", (claim->>2)::bigint, -sum((claim->>4)::numeric)
+    FROM jsonb_array_elements(claims) AS claim GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ON CONFLICT (budget, scope, window_start) DO UPDATE SET reserved = c.reserved + excluded.reserved
+$$;
+
+-- Move a hold's expiry; false when the hold is gone.
+CREATE FUNCTION extend(hold_id text, until bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    UPDATE holds SET expires_at = until WHERE reservation_id = hold_id;
+    RETURN FOUND;
+END $$;
+
+-- The ledger's secret; `candidate` becomes it when there is none yet.
+CREATE FUNCTION ledger_secret(candidate bytea) RETURNS bytea
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO secret (id, value) VALUES (1, candidate) ON CONFLICT DO NOTHING;
+    RETURN (SELECT value FROM secret WHERE id = 1);
+END $$;

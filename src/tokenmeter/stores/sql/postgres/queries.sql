@@ -1,0 +1,59 @@
+-- name: settle
+SELECT settle(%s::jsonb)
+-- name: reserve
+SELECT reserve(%s::jsonb)
+-- name: release
+SELECT release(%s)
+-- name: extend
+SELECT extend(%s, %s)
+-- name: secret
+SELECT ledger_secret(%s)
+-- name: server_clock
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+-- name: expired_holds
+SELECT reservation_id, claims, created_at, expires_at, owner, call
+FROM holds WHERE expires_at <= %s ORDER BY expires_at, reservation_id LIMIT %s
+-- name: counters
+SELECT budget, scope, window_start, settled, reserved
+FROM counters JOIN unnest(%s::text[], %s::text[], %s::bigint[]) AS wanted (budget, scope, window_start)
+    USING (budget, scope, window_start)
+-- name: all_counters
+SELECT budget, scope, window_start, settled, reserved FROM counters
+WHERE (budget, scope, window_start) > (%s, %s, %s) ORDER BY budget, scope, window_start LIMIT %s
+-- name: set_counters
+INSERT INTO counters (budget, scope, window_start, settled)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::numeric[]) AS c (budget, scope, window_start, settled)
+ORDER BY budget COLLATE "C", scope COLLATE "C", window_start
+ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled
+-- name: contexts
+SELECT * FROM contexts WHERE id = ANY (%s)
+-- name: rates
+SELECT * FROM rates WHERE id = ANY (%s)
+-- name: sums
+SELECT span.bucket, context, nullif(sku_meter, ''), marks, sum(entries), sum(reasoning), sum(quantity),
+    sum(quantity_nano), sum(list_micro), sum(list_pico), sum(contracted_micro), sum(contracted_pico),
+    sum(billed_micro), sum(billed_pico)
+FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS span (bucket, width, first, last)
+JOIN sums ON sums.width = span.width AND slot >= span.first AND slot < span.last
+GROUP BY 1, 2, 3, 4
+-- name: chain
+SELECT batches.stripe, batches.position, batches.number, batches.entries, batches.hash, entries.batch, entries.digest
+-- name: heads
+SELECT stripe, batches, hash FROM chains ORDER BY stripe
+-- name: all_sums
+SELECT width, slot, context, nullif(sku_meter, ''), marks, sum(entries), sum(reasoning), sum(quantity),
+    sum(quantity_nano), sum(list_micro), sum(list_pico), sum(contracted_micro), sum(contracted_pico),
+    sum(billed_micro), sum(billed_pico)
+FROM sums GROUP BY 1, 2, 3, 4, 5
+-- name: held
+SELECT budget, scope, window_start, sum(reserved), sum(claimed)
+FROM (
+    SELECT budget, scope, window_start, reserved, 0::numeric AS claimed FROM counters
+    UNION ALL
+    SELECT claim->>0, claim->>1, (claim->>2)::bigint, 0, (claim->>4)::numeric
+    FROM holds, jsonb_array_elements(claims::jsonb) AS claim
+) AS both_sides
+GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
+-- name: facts
+SELECT current_setting('server_version'), (SELECT coalesce(sum(entries), 0) FROM batches), (SELECT count(*) FROM holds),
+    coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), inet_server_addr() IS NULL
