@@ -1,6 +1,20 @@
 """Reading the ledger: reports, raw entries, exports. Everything here reads through `tokenmeter.stores.base.Store`."""
 
+from tokenmeter.reports.export import Manifest, export_charges, export_entries
+from tokenmeter.reports.focus import FocusTerms, export_focus
 from tokenmeter.reports.query import Query, entries
-from tokenmeter.reports.report import Report, Row, build
+from tokenmeter.reports.report import Report, build
+from tokenmeter.reports.row import Row
 
-__all__ = ["Query", "Report", "Row", "build", "entries"]
+__all__ = [
+    "FocusTerms",
+    "Manifest",
+    "Query",
+    "Report",
+    "Row",
+    "build",
+    "entries",
+    "export_charges",
+    "export_entries",
+    "export_focus",
+]

@@ -14,11 +14,24 @@ from tokenmeter.ledger import Entry
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import DIMENSIONS, EntryFilter, Store
 
-__all__ = ["BEGINNING", "END", "Accepted", "Instant", "Query", "cut", "entries", "parse_by", "parse_where"]
+__all__ = [
+    "BEGINNING",
+    "END",
+    "EVER",
+    "Accepted",
+    "Instant",
+    "Query",
+    "closed",
+    "cut",
+    "entries",
+    "parse_by",
+    "parse_where",
+]
 
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(9999, 12, 31, tzinfo=UTC)
+EVER = Period(BEGINNING, END, "UTC", "all time")
 
 Instant = datetime | date | str
 #: What one filter accepts: a value, None for "not set", or several of these.
@@ -39,7 +52,7 @@ class Query:
     """
 
     by: tuple[str, ...] = ()
-    period: Period = field(default=Period(BEGINNING, END, "UTC", "all time"))
+    period: Period = EVER
     granularity: CalendarUnit | None = None
     where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
 
@@ -71,9 +84,7 @@ class Query:
     @property
     def filter(self) -> EntryFilter:
         """The same conditions as the store takes them."""
-        since = None if self.period.start == BEGINNING else self.period.start
-        until = None if self.period.end == END else self.period.end
-        return EntryFilter(since=since, until=until, where=self.where)
+        return EntryFilter(since=closed(self.period.start), until=closed(self.period.end), where=self.where)
 
 
 def entries(
@@ -96,6 +107,11 @@ def entries(
     """
     query = Query.parse(since=since, until=until, period=period, where=where, tz=tz, now=now)
     return store.entries(query.filter, newest_first=newest_first)
+
+
+def closed(end: datetime) -> datetime | None:
+    """An end of a period; None for an open one."""
+    return None if end in {BEGINNING, END} else end
 
 
 def cut(store: Store, query: Query) -> list[Period]:

@@ -2,93 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, overload
 
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CalendarUnit, Period
-from tokenmeter.reports import table
-from tokenmeter.reports.query import Accepted, Instant, Query, cut
+from tokenmeter.reports import frames, table
+from tokenmeter.reports.export import Manifest, Origin, write
+from tokenmeter.reports.fields import report_fields
+from tokenmeter.reports.focus import FocusTerms, export_focus
+from tokenmeter.reports.query import BEGINNING, EVER, Accepted, Instant, Query, cut
+from tokenmeter.reports.row import Row
+from tokenmeter.reports.sink import Target
+from tokenmeter.reports.writers import ExportFormat
 from tokenmeter.stores.base import Aggregate, Store
 from tokenmeter.usage import Usage
 
-__all__ = ["Report", "Row", "build"]
-
-_ALL = Period(datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC), "UTC", "all time")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Sums over the entries of one group in one bucket of time.
-
-    Attributes:
-        bucket: The bucket: ``label``, ``start`` and ``end`` (aware UTC). The whole period without a granularity.
-        group: dimension -> value; None = the entries do not name it.
-        requests: Calls, failed ones included.
-        errors: Of these, how many failed or were aborted.
-        unpriced: Entries with a meter of unknown price: their cost is missing, in part or whole, from the three costs.
-        estimated: Entries whose usage or cost is estimated.
-        usage: Quantity per meter (tokens per disjoint class, seconds, searches, ...) and the inclusive token views.
-        list_cost: US dollars at public prices, exact: the sum of what is priced.
-        contracted_cost: US dollars after negotiated discounts.
-        billed_cost: US dollars after discounts and the platform multiplier.
-    """
-
-    bucket: Period
-    group: Mapping[str, str | None]
-    requests: int = 0
-    errors: int = 0
-    unpriced: int = 0
-    estimated: int = 0
-    usage: Usage = field(default_factory=Usage)
-    list_cost: Decimal = ZERO
-    contracted_cost: Decimal = ZERO
-    billed_cost: Decimal = ZERO
-
-    def __getitem__(self, dimension: str) -> str | None:
-        return self.group[dimension]
-
-    @property
-    def input_tokens(self) -> int:
-        """All prompt tokens, cache reads and writes included."""
-        return self.usage.input_tokens
-
-    @property
-    def output_tokens(self) -> int:
-        """All answer tokens, reasoning included."""
-        return self.usage.output_tokens
-
-    @property
-    def cached_share(self) -> Decimal | None:
-        """The part of `input_tokens` that was read from a cache, 0 to 1; None without input."""
-        tokens = self.usage.input_tokens
-        return Decimal(self.usage.cache_read_input_tokens) / tokens if tokens else None
-
-    @property
-    def cost_known(self) -> bool:
-        """False when nothing in this row has a price: its costs are then unknown, not zero."""
-        return not (self.unpriced and not self.list_cost and not self.billed_cost)
-
-    @classmethod
-    def total(cls, rows: Iterable[Row], bucket: Period) -> Row:
-        """All `rows` as one, without a group."""
-        rows = tuple(rows)
-        return cls(
-            bucket=bucket,
-            group={},
-            requests=sum(row.requests for row in rows),
-            errors=sum(row.errors for row in rows),
-            unpriced=sum(row.unpriced for row in rows),
-            estimated=sum(row.estimated for row in rows),
-            usage=Usage.total(row.usage for row in rows),
-            list_cost=_sum(row.list_cost for row in rows),
-            contracted_cost=_sum(row.contracted_cost for row in rows),
-            billed_cost=_sum(row.billed_cost for row in rows),
-        )
+__all__ = ["Report", "build", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +38,17 @@ class Report:
         granularity: Calendar unit of the buckets; None for one bucket.
         where: The filters that were applied.
         created_at: When it was read, aware UTC.
+        source: The store it was read from; exports name it, and `to_focus` reads its entries. Not pickled.
     """
 
     rows: tuple[Row, ...]
     totals: Row
     by: tuple[str, ...] = ()
-    period: Period = _ALL
+    period: Period = EVER
     granularity: CalendarUnit | None = None
     where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
-    created_at: datetime = _ALL.start
+    created_at: datetime = BEGINNING
+    source: Store | None = field(default=None, repr=False, compare=False)
 
     @property
     def tz(self) -> str:
@@ -135,6 +72,113 @@ class Report:
             max_rows: Rows to show before the rest is summed into one line; None = all.
         """
         return table.text(self, width=width, max_rows=max_rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report as JSON-ready values; costs as decimal text."""
+        query = self._query
+        return {
+            "period": {
+                "label": self.period.label,
+                "start": None if query.filter.since is None else query.filter.since.isoformat(),
+                "end": None if query.filter.until is None else query.filter.until.isoformat(),
+                "tz": self.tz,
+            },
+            "by": list(self.by),
+            "granularity": self.granularity,
+            "where": {name: sorted(values, key=str) for name, values in self.where.items()},
+            "created_at": self.created_at.isoformat(),
+            "currency": "USD",
+            "rows": [row.to_dict() for row in self.rows],
+            "totals": self.totals.to_dict(),
+        }
+
+    @overload
+    def to_csv(self, target: None = None) -> str: ...
+    @overload
+    def to_csv(self, target: Target, *, overwrite: bool = False) -> Manifest: ...
+    def to_csv(self, target: Target | None = None, *, overwrite: bool = False) -> str | Manifest:
+        """One line per row, each token class, meter and cost in a column of its own, exact (RFC 4180).
+
+        Text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+        Args:
+            target: A path or an open stream; None = return the text. Beside a path a manifest is written.
+            overwrite: Whether an existing file may be replaced.
+
+        Raises:
+            ConfigurationError: the file exists, or its folder does not.
+        """
+        return self._text("csv") if target is None else self._write("csv", target, overwrite=overwrite)
+
+    @overload
+    def to_jsonl(self, target: None = None) -> str: ...
+    @overload
+    def to_jsonl(self, target: Target, *, overwrite: bool = False) -> Manifest: ...
+    def to_jsonl(self, target: Target | None = None, *, overwrite: bool = False) -> str | Manifest:
+        """One JSON object per row, with the same columns and arguments as `to_csv`."""
+        return self._text("jsonl") if target is None else self._write("jsonl", target, overwrite=overwrite)
+
+    def to_parquet(self, target: Target, *, overwrite: bool = False) -> Manifest:
+        """Parquet with exact decimals (needs pyarrow), with the same columns and arguments as `to_csv`."""
+        return self._write("parquet", target, overwrite=overwrite)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with the columns of `to_csv`; costs are ``decimal.Decimal`` objects."""
+        return frames.pandas_frame(self)
+
+    def to_polars(self) -> Any:
+        """A ``polars.DataFrame`` with the columns of `to_csv`; costs are exact decimals."""
+        return frames.polars_frame(self)
+
+    def to_focus(
+        self,
+        folder: str | Path,
+        *,
+        version: str = "1.4",
+        terms: FocusTerms | None = None,
+        format: str = "csv",  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+    ) -> dict[str, Manifest]:
+        """Write the entries of this report's period and filters as FOCUS datasets into a folder.
+
+        The rows are FOCUS's own (per hour, key, member, model and meter), read from the ledger again; see
+        `tokenmeter.reports.export_focus`.
+
+        Raises:
+            ConfigurationError: an unknown version or format, a file that exists, or a report without a ledger.
+        """
+        if self.source is None:
+            raise ConfigurationError("This report was unpickled and no longer knows its ledger; build it again.")
+        return export_focus(
+            self.source, folder, version=version, query=self._query, terms=terms, format=format, overwrite=overwrite
+        )
+
+    def plot(self, value: str = "billed_cost") -> Any:
+        """A plotly figure of `value` (any number of a `Row`): over time with a granularity, else per group."""
+        return frames.chart(self, value=value)
+
+    @property
+    def _query(self) -> Query:
+        return Query(by=self.by, period=self.period, granularity=self.granularity, where=self.where)
+
+    def _text(self, format_: ExportFormat) -> str:
+        text = io.StringIO(newline="")
+        self._write(format_, text)
+        return text.getvalue()
+
+    def _write(self, format_: ExportFormat, target: Target, *, overwrite: bool = False) -> Manifest:
+        if self.source is None:
+            origin = Origin(dataset="report", query=self._query)
+        else:
+            origin = Origin.of(self.source, "report", self._query)
+        return write(self.rows, report_fields(self), target, origin, format=format_, overwrite=overwrite)
+
+    def __getstate__(self) -> list[Any]:
+        return [None if one.name == "source" else getattr(self, one.name) for one in fields(self)]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        for one, value in zip(fields(self), state, strict=True):
+            object.__setattr__(self, one.name, value)
 
 
 def build(
@@ -169,10 +213,10 @@ def build(
     query = Query.parse(
         by=by, since=since, until=until, period=period, granularity=granularity, where=where, tz=tz, now=now
     )
-    return run(store, query, now=now)
+    return run(store, query)
 
 
-def run(store: Store, query: Query, *, now: datetime | None = None) -> Report:
+def run(store: Store, query: Query) -> Report:
     """Read the report of a query that was parsed already."""
     parts = cut(store, query)
     boundaries = [part.start for part in parts] + [parts[-1].end]
@@ -186,7 +230,8 @@ def run(store: Store, query: Query, *, now: datetime | None = None) -> Report:
         period=query.period,
         granularity=query.granularity,
         where=query.where,
-        created_at=(now or datetime.now(UTC)).astimezone(UTC),
+        created_at=utcnow(),
+        source=store,
     )
 
 
@@ -223,10 +268,6 @@ def _totals(store: Store, query: Query, rows: Sequence[Row]) -> Row:
         contracted_cost=total.contracted_cost,
         billed_cost=total.billed_cost,
     )
-
-
-def _sum(amounts: Iterable[Decimal]) -> Decimal:
-    return functools.reduce(EXACT.add, amounts, ZERO)
 
 
 def _by_cost(row: Row) -> tuple[Any, ...]:

@@ -10,15 +10,16 @@ from decimal import Decimal
 from html import escape
 from typing import TYPE_CHECKING
 
-from tokenmeter.money import ZERO
+from tokenmeter.money import PICODOLLAR
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.layout import Column, amount, compact, count, fit, money_places, render, share, visible
 from tokenmeter.reports.query import BEGINNING, END
+from tokenmeter.reports.row import Row
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.usage import Quantity
 
 if TYPE_CHECKING:
-    from tokenmeter.reports.report import Report, Row
+    from tokenmeter.reports.report import Report
 
 __all__ = ["MAX_ROWS", "html", "text"]
 
@@ -80,9 +81,7 @@ def _view(report: Report, max_rows: int | None) -> _View:
     if max_rows is None or len(rows) <= max_rows:
         return _View(report, rows, 0, report.totals)
     hidden = rows[max(1, max_rows) - 1 :]
-    return _View(
-        report, [*rows[: -len(hidden)], type(hidden[0]).total(hidden, report.period)], len(hidden), report.totals
-    )
+    return _View(report, [*rows[: -len(hidden)], Row.total(hidden, report.period)], len(hidden), report.totals)
 
 
 # -- columns
@@ -216,20 +215,20 @@ def _of(part: int, whole: int) -> str:
 
 def _multiplier(report: Report) -> str | None:
     """How billed cost comes about, from the rows' own figures."""
-    factors = {
-        (row.billed_cost / row.contracted_cost).quantize(Decimal("1E-5"))
-        for row in report.rows
-        if row.contracted_cost > Decimal("1E-6")
-    }
-    if factors <= {Decimal(1)}:
+    totals = report.totals
+    if totals.billed_cost == totals.contracted_cost or not totals.contracted_cost:
         return None
-    base = "list cost" if report.totals.contracted_cost == report.totals.list_cost else "contracted cost"
-    if len(factors) == 1:
-        return f"Billed cost is {base} x {_plain(factors.pop())} (platform multiplier)."
-    if report.totals.contracted_cost == ZERO:
-        return None
-    mean = (report.totals.billed_cost / report.totals.contracted_cost).quantize(Decimal("1E-4"))
-    return f"Billed cost is {base} x the platform multiplier ({_plain(mean)} on average)."
+    base = "list cost" if totals.contracted_cost == totals.list_cost else "contracted cost"
+    factor = (totals.billed_cost / totals.contracted_cost).quantize(Decimal("1E-5"))
+    if all(_is_product(row, factor) for row in report.rows):
+        return f"Billed cost is {base} x {_plain(factor)} (platform multiplier)."
+    mean = _plain(factor.quantize(Decimal("1E-3")))
+    return f"Billed cost is {mean} x {base} on average (platform multipliers, adjustments)."
+
+
+def _is_product(row: Row, factor: Decimal) -> bool:
+    """Whether every charge in the row has this factor; each may be rounded by a picodollar."""
+    return abs(row.billed_cost - row.contracted_cost * factor) <= (row.requests + 1) * 20 * PICODOLLAR
 
 
 def _plain(number: Decimal) -> str:

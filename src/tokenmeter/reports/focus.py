@@ -1,0 +1,155 @@
+"""The ledger in FOCUS, the FinOps Open Cost and Usage Specification: 1.4 (three datasets) and 1.2.
+
+Cost and Usage has one row per hour, API key, attribution, model, price and meter. FOCUS 1.4 has no columns for tokens,
+models or tiers; they are in ``SkuPriceDetails`` and in columns that begin with ``x_``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.reports.export import Manifest, Origin, write
+from tokenmeter.reports.fields import Field
+from tokenmeter.reports.focus_columns import billing_period_fields, cost_and_usage_fields, invoice_detail_fields
+from tokenmeter.reports.focus_rows import CostRow, cost_rows
+from tokenmeter.reports.query import Query
+from tokenmeter.stores.base import Store
+
+__all__ = ["FOCUS_VERSIONS", "Books", "FocusTerms", "InvoiceLine", "export_focus"]
+
+FOCUS_VERSIONS = ("1.4", "1.2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocusTerms:
+    """What FOCUS asks for and a ledger does not know.
+
+    Attributes:
+        issuer: ``InvoiceIssuerName``: who bills for the usage.
+        account: ``BillingAccountId`` of usage that names no organization.
+        payment_terms: ``PaymentTerms`` of the Invoice Detail dataset.
+    """
+
+    issuer: str = "tokenmeter"
+    account: str = "default"
+    payment_terms: str = "Not agreed"
+
+
+@dataclass(slots=True)
+class InvoiceLine:
+    """One line of Invoice Detail: a billing account's month, per category, provider and sub-account.
+
+    Attributes:
+        row: The first row of Cost and Usage that belongs to it; what identifies the line is the same in all of them.
+        billed_cost: US dollars.
+    """
+
+    row: CostRow
+    billed_cost: Decimal = ZERO
+
+
+@dataclass(slots=True)
+class Books:
+    """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
+
+    terms: FocusTerms
+    lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
+    periods: dict[datetime, datetime] = field(default_factory=dict[datetime, datetime])
+    unpriced: int = 0
+
+    def watch(self, rows: Iterable[CostRow]) -> Iterator[CostRow]:
+        """Pass `rows` on and book each."""
+        for row in rows:
+            line = self.lines.setdefault(self.detail_id(row), InvoiceLine(row))
+            line.billed_cost = EXACT.add(line.billed_cost, row.billed_cost)
+            self.periods[row.key.billing_start] = row.key.billing_end
+            self.unpriced += row.key.sku.cost_source == "unpriced"
+            yield row
+
+    def account(self, row: CostRow) -> str:
+        """FOCUS ``BillingAccountId``."""
+        return row.key.owner.organization or self.terms.account
+
+    def invoice_id(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceId`` of the open invoice the row will be on."""
+        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.account(row)}"
+
+    def detail_id(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceDetailId`` of the line the row is summed in."""
+        return f"{self.invoice_id(row)}:{row.category}:{row.key.sku.provider}:{row.sub_account or ''}"
+
+
+def export_focus(
+    store: Store,
+    folder: str | Path,
+    *,
+    version: str = "1.4",
+    query: Query | None = None,
+    terms: FocusTerms | None = None,
+    format: str = "csv",  # noqa: A002 - what everybody calls it
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Manifest]:
+    """Write FOCUS datasets into a folder: ``cost_and_usage``, and for 1.4 ``invoice_detail`` and ``billing_period``.
+
+    Memory holds the rows of one hour, and one line per invoice line.
+
+    Args:
+        store: The ledger.
+        folder: Made when it is missing.
+        version: ``"1.4"`` or ``"1.2"``.
+        query: Which entries, and the time zone of billing months and hours; all, in UTC, by default.
+        terms: Issuer, default account and payment terms.
+        format: ``csv``, ``jsonl`` or ``parquet``.
+        overwrite: Whether existing files may be replaced.
+        progress: Called now and then with the number of Cost and Usage rows written.
+
+    Returns:
+        Dataset name -> its manifest.
+
+    Raises:
+        ConfigurationError: an unknown version or format, or a file that exists.
+    """
+    if version not in FOCUS_VERSIONS:
+        raise ConfigurationError(f"Unknown FOCUS version {version!r}; use {' or '.join(FOCUS_VERSIONS)}.")
+    query = query or Query()
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    books = Books(terms or FocusTerms())
+    origin = Origin.of(store, f"FOCUS {version} Cost and Usage", query)
+    entries = origin.watch(store.entries(query.filter))
+    columns = cost_and_usage_fields(books, version=version, head=origin.ledger["head"])
+    rows = _noting(books.watch(cost_rows(entries, query.period.tz)), books, origin)
+    written = {
+        "cost_and_usage": write(
+            rows, columns, place / f"cost_and_usage.{format}", origin, overwrite=overwrite, progress=progress
+        )
+    }
+    if version == "1.2":
+        return written
+    for name, records, fields in _other_datasets(books):
+        part = Origin(dataset=f"FOCUS {version} {name}", query=query, ledger=origin.ledger)
+        file = name.lower().replace(" ", "_")
+        written[file] = write(records, fields, place / f"{file}.{format}", part, overwrite=overwrite)
+    return written
+
+
+def _other_datasets(books: Books) -> Iterator[tuple[str, Iterable[Any], Sequence[Field[Any]]]]:
+    yield "Invoice Detail", books.lines.values(), invoice_detail_fields(books)
+    yield "Billing Period", books.periods.items(), billing_period_fields(books)
+
+
+def _noting(rows: Iterator[CostRow], books: Books, origin: Origin) -> Iterator[CostRow]:
+    yield from rows
+    if books.unpriced:
+        origin.notes.append(
+            f"{books.unpriced} rows are usage without a known price. FOCUS allows no empty cost: they say 0, and "
+            "x_CostSource says 'unpriced'. Their quantity is in x_Quantity."
+        )

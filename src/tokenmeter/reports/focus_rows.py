@@ -1,0 +1,189 @@
+"""Rows of FOCUS's Cost and Usage dataset: charges summed per hour, price and account."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.periods import Period, floor
+from tokenmeter.reports.query import BEGINNING
+from tokenmeter.usage import Quantity
+
+__all__ = ["CostKey", "CostRow", "Owner", "Sku", "cost_rows"]
+
+
+class Sku(NamedTuple):
+    """What was used, at which price.
+
+    Unit prices are per single unit: the list price with its upstream factors, and the same after discounts.
+    """
+
+    provider: str
+    model: str | None
+    meter: str | None
+    unit: str | None
+    service_tier: str | None
+    list_unit_price: Decimal | None
+    contracted_unit_price: Decimal | None
+    price_id: str | None
+    platform_multiplier: Decimal
+    cost_source: str
+
+
+class Owner(NamedTuple):
+    """On whose account."""
+
+    api_key: str | None
+    api_key_fingerprint: str | None
+    member: str | None
+    team: str | None
+    organization: str | None
+    project: str | None
+    tags: tuple[tuple[str, str], ...]
+
+
+class CostKey(NamedTuple):
+    """What one row of Cost and Usage has in common."""
+
+    hour_start: datetime
+    hour_end: datetime
+    billing_start: datetime
+    billing_end: datetime
+    kind: str
+    late: bool
+    sku: Sku
+    owner: Owner
+
+
+@dataclass(slots=True)
+class CostRow:
+    """One row of Cost and Usage.
+
+    Attributes:
+        key: What its charges have in common.
+        quantity: How much, in ``key.sku.unit``.
+        requests: Calls; each is counted in the row of its first charge only, so that they add up.
+        list_cost: US dollars.
+        contracted_cost: US dollars.
+        billed_cost: US dollars.
+    """
+
+    key: CostKey
+    quantity: Quantity = 0
+    requests: int = 0
+    list_cost: Decimal = ZERO
+    contracted_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+
+    def add(self, charge: Charge, *, first: bool) -> None:
+        """Count one charge."""
+        self.requests += first
+        self.quantity += charge.quantity
+        self.list_cost = EXACT.add(self.list_cost, charge.list_cost or ZERO)
+        self.contracted_cost = EXACT.add(self.contracted_cost, charge.contracted_cost or ZERO)
+        self.billed_cost = EXACT.add(self.billed_cost, charge.billed_cost or ZERO)
+
+    @property
+    def charge_key(self) -> str:
+        """Identity of the row: the same for the same ledger and period."""
+        return hashlib.sha256(repr(self.key).encode()).hexdigest()[:32]
+
+    @property
+    def priced(self) -> bool:
+        """Whether it is usage at a known price, so that cost = unit price x quantity."""
+        return self.key.kind == "usage" and self.key.sku.list_unit_price is not None
+
+    @property
+    def category(self) -> str:
+        """FOCUS ``ChargeCategory``."""
+        return "Adjustment" if self.key.kind == "adjustment" else "Usage"
+
+    @property
+    def sub_account(self) -> str | None:
+        """Team and member, where they are known."""
+        owner = self.key.owner
+        return "/".join(name for name in (owner.team, owner.member) if name) or None
+
+
+def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
+    """Charges summed per hour and key. `entries` come in order of their occurrence."""
+    hour = month = Period(BEGINNING, BEGINNING, tz)
+    rows: dict[CostKey, CostRow] = {}
+    for entry in entries:
+        if entry.occurred_at not in hour:
+            yield from rows.values()
+            rows.clear()
+            hour = floor(entry.occurred_at, "hour", tz)
+            month = floor(entry.occurred_at, "month", tz)
+        billed_in = month
+        if entry.kind == "correction" and entry.recorded_at >= month.end:
+            billed_in = floor(entry.recorded_at, "month", tz)
+        owner = _owner(entry)
+        for position, charge in enumerate(_charges(entry)):
+            key = CostKey(
+                hour.start, hour.end, billed_in.start, billed_in.end, entry.kind, billed_in is not month,
+                _sku(entry, charge), owner,
+            )  # fmt: skip
+            rows.setdefault(key, CostRow(key)).add(charge, first=position == 0 and entry.kind == "usage")
+    yield from rows.values()
+
+
+def _charges(entry: Entry) -> Iterator[Charge]:
+    """The entry's charges, and what of its cost they do not explain."""
+    yield from entry.charges
+    rest = [
+        EXACT.subtract(getattr(entry, name) or ZERO, sum((getattr(one, name) or ZERO for one in entry.charges), ZERO))
+        for name in ("list_cost", "contracted_cost", "billed_cost")
+    ]
+    if any(rest):
+        yield Charge(
+            model=entry.model,
+            sku_meter="",
+            quantity=0,
+            unit="",
+            list_unit_price=None,
+            list_cost=rest[0],
+            contracted_cost=rest[1],
+            billed_cost=rest[2],
+        )
+
+
+def _owner(entry: Entry) -> Owner:
+    who, key = entry.attribution, entry.api_key
+    return Owner(
+        None if key is None else key.label,
+        None if key is None else key.fingerprint,
+        who.member,
+        who.team,
+        who.organization,
+        who.project,
+        tuple(who.tags.items()),
+    )
+
+
+def _sku(entry: Entry, charge: Charge) -> Sku:
+    price = charge.list_unit_price
+    contracted = price
+    for name, factor in charge.multipliers.items():
+        if price is not None and contracted is not None and name != "platform":
+            price = price if name == "discount" else EXACT.multiply(price, factor)
+            contracted = EXACT.multiply(contracted, factor)
+    unpriced = charge.billed_cost is None
+    return Sku(
+        entry.provider,
+        charge.model or entry.model,
+        charge.sku_meter or None,
+        charge.unit or None,
+        entry.service_tier,
+        None if unpriced else price,
+        None if unpriced else contracted,
+        charge.price_id,
+        charge.multipliers.get("platform", ONE),
+        "unpriced" if unpriced else "computed" if entry.cost_source == "unpriced" else entry.cost_source,
+    )

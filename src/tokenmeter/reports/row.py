@@ -1,0 +1,117 @@
+"""One row of a report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.money import EXACT, ZERO, quantize
+from tokenmeter.periods import Period
+from tokenmeter.reports.query import closed
+from tokenmeter.usage import Usage
+
+__all__ = ["TOKEN_VIEWS", "Row"]
+
+#: The inclusive token counts of `Usage`, as OpenTelemetry names them.
+TOKEN_VIEWS = (
+    "input_tokens",
+    "cache_read_input_tokens",
+    "cache_write_input_tokens",
+    "output_tokens",
+    "reasoning_output_tokens",
+    "total_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Sums over the entries of one group in one bucket of time.
+
+    Attributes:
+        bucket: The bucket: ``label``, ``start`` and ``end`` (aware UTC). The whole period without a granularity.
+        group: dimension -> value; None = the entries do not name it.
+        requests: Calls, failed ones included.
+        errors: Of these, how many failed or were aborted.
+        unpriced: Entries with a meter of unknown price: their cost is missing, in part or whole, from the three costs.
+        estimated: Entries whose usage or cost is estimated.
+        usage: Quantity per meter (tokens per disjoint class, seconds, searches, ...) and the inclusive token views.
+        list_cost: US dollars at public prices, exact: the sum of what is priced.
+        contracted_cost: US dollars after negotiated discounts.
+        billed_cost: US dollars after discounts and the platform multiplier.
+    """
+
+    bucket: Period
+    group: Mapping[str, str | None]
+    requests: int = 0
+    errors: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+    usage: Usage = field(default_factory=Usage)
+    list_cost: Decimal = ZERO
+    contracted_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+
+    def __getitem__(self, dimension: str) -> str | None:
+        return self.group[dimension]
+
+    @property
+    def input_tokens(self) -> int:
+        """All prompt tokens, cache reads and writes included."""
+        return self.usage.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """All answer tokens, reasoning included."""
+        return self.usage.output_tokens
+
+    @property
+    def cached_share(self) -> Decimal | None:
+        """The part of `input_tokens` that was read from a cache, 0 to 1; None without input."""
+        tokens = self.usage.input_tokens
+        return Decimal(self.usage.cache_read_input_tokens) / tokens if tokens else None
+
+    @property
+    def cost_known(self) -> bool:
+        """False when nothing in this row has a price: its costs are then unknown, not zero."""
+        return not (self.unpriced and not self.list_cost and not self.billed_cost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON-ready values: costs and fractional quantities as decimal text, unknown costs None."""
+        start, end = closed(self.bucket.start), closed(self.bucket.end)
+        costs = {name: getattr(self, name) for name in ("list_cost", "contracted_cost", "billed_cost")}
+        return {
+            "bucket": {
+                "label": self.bucket.label,
+                "start": None if start is None else start.isoformat(),
+                "end": None if end is None else end.isoformat(),
+            },
+            "group": dict(self.group),
+            **{name: getattr(self, name) for name in ("requests", "errors", "unpriced", "estimated")},
+            **{name: getattr(self.usage, name) for name in TOKEN_VIEWS},
+            "quantities": {m: q if isinstance(q, int) else f"{q:f}" for m, q in self.usage.quantities.items()},
+            **{name: f"{quantize(cost):f}" if self.cost_known else None for name, cost in costs.items()},
+        }
+
+    @classmethod
+    def total(cls, rows: Iterable[Row], bucket: Period) -> Row:
+        """All `rows` as one, without a group."""
+        rows = tuple(rows)
+        return cls(
+            bucket=bucket,
+            group={},
+            requests=sum(row.requests for row in rows),
+            errors=sum(row.errors for row in rows),
+            unpriced=sum(row.unpriced for row in rows),
+            estimated=sum(row.estimated for row in rows),
+            usage=Usage.total(row.usage for row in rows),
+            list_cost=_sum(row.list_cost for row in rows),
+            contracted_cost=_sum(row.contracted_cost for row in rows),
+            billed_cost=_sum(row.billed_cost for row in rows),
+        )
+
+
+def _sum(amounts: Iterable[Decimal]) -> Decimal:
+    return functools.reduce(EXACT.add, amounts, ZERO)
