@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ def _message(context: Context, composition: Composition) -> JSON:
 
 
 def _tier(context: Context) -> str:
-    return context.answer.service_tier or "standard"
+    return context.answer.service_tier or ("batch" if context.batch else "standard")
 
 
 def _speed(context: Context) -> str | None:
@@ -131,15 +132,15 @@ def _content(context: Context, composition: Composition) -> list[JSON]:
     if composition.text is not None:
         blocks.append({"type": "text", "text": composition.text, "citations": None})
     for name, arguments in composition.tool_calls:
-        given = arguments if isinstance(arguments, Mapping) else {}
-        blocks.append({"type": "tool_use", "id": context.state.new_id("toolu_"), "name": name, "input": dict(given)})
+        given: Any = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+        blocks.append({"type": "tool_use", "id": context.state.new_id("toolu_"), "name": name, "input": given})
     return blocks
 
 
 def _events(message: JSON, composition: Composition) -> Iterator[Event]:
     usage: JSON = message["usage"]
     placeholder = {name: value for name, value in usage.items() if name not in {"iterations", "output_tokens_details"}}
-    start = {**message, "content": [], "stop_reason": None, "usage": {**placeholder, "output_tokens": 1}}
+    start: JSON = {**message, "content": [], "stop_reason": None, "usage": {**placeholder, "output_tokens": 1}}
     yield _event({"type": "message_start", "message": start}, generated=min(1, composition.generated(1)))
     blocks: list[JSON] = message["content"]
     total = sum(len(_said(delta)) for block in blocks for delta in _deltas(block)) or 1

@@ -1,4 +1,4 @@
-"""What a text answer consists of before a wire format writes it: scripted where scripted, else made from the request."""
+"""What a text answer consists of before a wire format writes it: as scripted, else made from the request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ class Composition:
         """
         tier = context.pop("service_tier", self.service_tier)
         main = Consumption(
-            model=self.model, usage=self.usage, service_tier=tier, prompt_tokens=self.usage.input_tokens, **context
+            model=self.model,
+            usage=self.usage,
+            service_tier=tier,
+            prompt_tokens=self.usage.input_tokens,
+            **context,
         )
         return Bill(
             model=self.model,
@@ -142,7 +146,7 @@ def _kind(choice: Any) -> Any:
 
 def _tool(tool: JSON) -> tuple[str, JSON]:
     inner: JSON = tool.get("function") or tool
-    schema = inner.get("parameters") or inner.get("input_schema") or {"type": "object", "properties": {}}
+    schema: JSON = inner.get("parameters") or inner.get("input_schema") or {"type": "object"}
     return str(inner.get("name") or inner.get("type")), schema
 
 

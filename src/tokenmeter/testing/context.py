@@ -6,15 +6,17 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from tokenmeter.testing.script import Answer, StreamUsage
-from tokenmeter.testing.truth import Bill
+from tokenmeter.testing.truth import Bill, Truth
 from tokenmeter.testing.wire import JSON, Reply, Request
 
-__all__ = ["Context", "Endpoint", "RefusalError", "Served", "State", "merged"]
+__all__ = ["Context", "Endpoint", "Provider", "RefusalError", "Route", "Served", "State", "merged"]
+
+Provider = Literal["openai", "anthropic"]
 
 
 class RefusalError(Exception):
@@ -63,11 +65,15 @@ class State:
         Raises:
             RefusalError: 404, as the provider would answer.
         """
-        with self.lock:
-            found = self._stores.get(store, {}).get(identity)
+        found = self.find(store, identity)
         if found is None:
             raise RefusalError(404, f"No such object: {identity}")
         return found
+
+    def find(self, store: str, identity: str) -> Any:
+        """A kept value, else None."""
+        with self.lock:
+            return self._stores.get(store, {}).get(identity)
 
     def all(self, store: str) -> list[Any]:
         """All kept values, oldest first."""
@@ -99,9 +105,10 @@ class Context:
         state: What the provider remembers.
         now: The provider's clock, aware UTC.
         root: URL of the server, for links in answers.
-        beta: Whether Anthropic's beta shapes were asked for.
         azure: Whether the path was an Azure deployment's.
+        batch: Whether this is a line of a batch.
         books: Reads the provider's books, for its usage reports.
+        inner: Serves one line of a batch (URL path and body): its endpoint and what was served.
     """
 
     request: Request
@@ -113,9 +120,10 @@ class Context:
     state: State
     now: datetime
     root: str
-    beta: bool = False
     azure: bool = False
-    books: Callable[[], list[Any]] = field(default=list[Any])
+    batch: bool = False
+    books: Callable[[], list[Truth]]
+    inner: Callable[[str, JSON], tuple[str, Served]]
 
     @property
     def timestamp(self) -> int:
@@ -153,6 +161,22 @@ class Served:
 
 
 Endpoint = Callable[[Context], Served]
+
+
+class Route(NamedTuple):
+    """One URL of a provider.
+
+    Attributes:
+        method: HTTP method.
+        path: Path below the version, ``{}`` standing for any one part.
+        name: SDK method path.
+        serve: The endpoint.
+    """
+
+    method: str
+    path: str
+    name: str
+    serve: Endpoint
 
 
 def merged(base: JSON, extra: Mapping[str, Any]) -> JSON:

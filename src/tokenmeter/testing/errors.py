@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmeter.testing.context import RefusalError
-from tokenmeter.testing.routes import Provider
+from tokenmeter.testing.context import Provider, RefusalError
 from tokenmeter.testing.wire import JSON
 
 __all__ = ["error_body"]

@@ -10,7 +10,7 @@ from tokenmeter.testing import tokens
 from tokenmeter.testing.composition import Composition, compose
 from tokenmeter.testing.context import Context, RefusalError, Served, merged
 from tokenmeter.testing.script import StreamUsage
-from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, sse
+from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, part, sse
 from tokenmeter.testing.wire_usage import chat_usage, read_chat
 from tokenmeter.usage import Usage
 
@@ -73,7 +73,7 @@ class _Writer:
             raise RefusalError(400, message, param="stream_options")
 
     def asked_for_usage(self) -> bool:
-        return bool((self.context.body.get("stream_options") or {}).get("include_usage"))
+        return bool(part(self.context.body, "stream_options").get("include_usage"))
 
     def tells_usage(self) -> bool:
         """Whether the stream carries usage at all."""

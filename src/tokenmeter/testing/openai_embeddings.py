@@ -6,7 +6,8 @@ import base64
 import hashlib
 import math
 from array import array
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 from tokenmeter.testing import tokens
 from tokenmeter.testing.context import Context, Served, merged
@@ -60,7 +61,7 @@ def embeddings(context: Context) -> Served:
 def _inputs(value: Any) -> list[Any]:
     if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
         return [value]  # one text, or one text as token ids
-    return list(value)
+    return list(cast("Iterable[Any]", value))
 
 
 def _vector(item: Any, size: int, *, packed: bool) -> list[float] | str:
@@ -81,5 +82,5 @@ def moderations(context: Context) -> Served:
         "category_applied_input_types": _CATEGORIES,
     }
     model = context.answer.model or context.body.get("model") or "omni-moderation-latest"
-    body = {"id": context.new_id("modr-"), "model": model, "results": [result] * len(texts)}  # pyright: ignore[reportUnknownArgumentType]
+    body: JSON = {"id": context.new_id("modr-"), "model": model, "results": [result] * len(texts)}  # pyright: ignore[reportUnknownArgumentType]
     return Served(reply=json_reply(body), bill=Bill(model=model, response_id=body["id"]))

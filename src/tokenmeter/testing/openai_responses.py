@@ -9,6 +9,7 @@ from tokenmeter.testing import tokens
 from tokenmeter.testing.composition import Composition, compose
 from tokenmeter.testing.context import Context, RefusalError, Served, merged
 from tokenmeter.testing.openai_chat import SSE
+from tokenmeter.testing.openai_tools import tool_items, tool_usage
 from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, sse
 from tokenmeter.testing.wire_usage import read_responses, responses_usage
 
@@ -70,6 +71,8 @@ def whole(context: Context, composition: Composition) -> JSON:
     }
     if not truncated:
         response["completed_at"] = context.timestamp
+    if tools := tool_usage(composition.usage, answer.also):
+        response["tool_usage"] = tools
     if answer.omit_usage:
         response["usage"] = None
     return merged(response, answer.fields)
@@ -81,11 +84,20 @@ def _output(context: Context, composition: Composition) -> list[JSON]:
     if composition.reasoning is not None:
         summary = [{"type": "summary_text", "text": composition.reasoning}]
         items.append({"id": new_id("rs_"), "type": "reasoning", "summary": summary})
-    items += [dict(item) for item in context.answer.output]
+    if context.answer.output:
+        items += [dict(item) for item in context.answer.output]
+    else:
+        items += tool_items(composition.usage, context.answer.also, new_id)
     if composition.text is not None:
-        content = {"type": "output_text", "text": composition.text, "annotations": [], "logprobs": []}
+        content: JSON = {"type": "output_text", "text": composition.text, "annotations": [], "logprobs": []}
         status = "incomplete" if composition.finish == "length" else "completed"
-        message = {"id": new_id("msg_"), "type": "message", "role": "assistant", "status": status, "content": [content]}
+        message: JSON = {
+            "id": new_id("msg_"),
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": [content],
+        }
         items.append(message)
     items += [
         {
@@ -141,7 +153,8 @@ def _sequence(response: JSON) -> Iterator[tuple[str, JSON]]:
 
 def _item_events(item: JSON, at: JSON) -> Iterator[tuple[str, JSON]]:
     inside: JSON = {"item_id": item.get("id"), **at}
-    added, events = item, iter(())
+    added: JSON = item
+    events: Iterator[tuple[str, JSON]] = iter(())
     match item["type"]:
         case "message":
             added, events = {**item, "status": "in_progress", "content": []}, _text_events(item, inside)
@@ -198,20 +211,13 @@ def retrieve(context: Context) -> Served:
     """``GET /responses/{id}``: a background response is in progress at the first look and done at the second."""
     response = context.state.get("responses", context.params[0])
     with context.state.lock:
-        stage = _stage(context, response["id"])
+        stage = context.state.find("background", response["id"])
         if stage == "queued":
             context.state.put("background", response["id"], "in_progress")
             return Served(reply=json_reply(_unfinished(response, "in_progress")))
     if stage == "cancelled":
         return Served(reply=json_reply(_unfinished(response, "cancelled")))
     return Served(reply=json_reply(response))
-
-
-def _stage(context: Context, identity: str) -> str | None:
-    try:
-        return context.state.get("background", identity)
-    except RefusalError:
-        return None
 
 
 def cancel(context: Context) -> Served:
@@ -233,7 +239,7 @@ def delete(context: Context) -> Served:
 def input_items(context: Context) -> Served:
     """``GET /responses/{id}/input_items``: empty, since the fake keeps no prompts."""
     context.state.get("responses", context.params[0])
-    page = {"object": "list", "data": [], "first_id": "", "last_id": "", "has_more": False}
+    page: JSON = {"object": "list", "data": [], "first_id": "", "last_id": "", "has_more": False}
     return Served(reply=json_reply(page))
 
 
@@ -246,7 +252,7 @@ def compact(context: Context) -> Served:
         "type": "compaction",
         "encrypted_content": "ZmFrZQ==",
     }
-    body = {
+    body: JSON = {
         "id": context.new_id("resp_"),
         "object": "response.compaction",
         "created_at": context.timestamp,

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from tokenmeter.ledger import utcnow
 from tokenmeter.testing import service
-from tokenmeter.testing.context import State
+from tokenmeter.testing.context import RefusalError, State
 from tokenmeter.testing.script import Answer, Billing, Script, StreamUsage, ToolCall
 from tokenmeter.testing.transport import Server
 from tokenmeter.testing.truth import Books, GroupBy, Truth
@@ -300,7 +300,7 @@ class FakeProvider:
         headers: dict[str, str] = {}
         if retry_after is not None:
             headers = {"retry-after": f"{retry_after:g}", "retry-after-ms": f"{retry_after * 1000:g}"}
-        refusal = service.RefusalError(status, message, kind=kind, code=code)
+        refusal = RefusalError(status, message, kind=kind, code=code)
         failing = Answer(status=status, error=refusal, headers=headers, delivery=Delivery(delay=delay))
         self._house.script.add(failing, path=path, model=for_model, times=times)
 

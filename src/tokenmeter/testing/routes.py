@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
-from tokenmeter.testing import (
-    anthropic_messages,
-    openai_chat,
-    openai_embeddings,
-    openai_responses,
-)
-from tokenmeter.testing.context import Endpoint
-from tokenmeter.testing.wire import Request
+from tokenmeter.testing.anthropic_clouds import cloud_endpoint
+from tokenmeter.testing.context import Endpoint, Provider, Route
+from tokenmeter.testing.endpoints import ANTHROPIC, OPENAI
+from tokenmeter.testing.wire import JSON, Request
 
-__all__ = ["Match", "Provider", "find"]
+__all__ = ["Match", "find"]
 
-Provider = Literal["openai", "anthropic"]
-
-
-class _Route(NamedTuple):
-    method: str
-    path: str
-    name: str
-    serve: Endpoint
+_AZURE = re.compile(r"^.*?/openai/deployments/([^/]+)(/.+)$")
+#: Whatever stands before an endpoint's path: a host's base path, the version, Azure's ``/openai``.
+_BASE = re.compile(r"^(?:/.*?)?/v1(?=/)|^.*?/openai(?=/)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +28,7 @@ class Match:
         name: SDK method path; None for an unknown URL.
         serve: The endpoint; None for an unknown URL.
         params: Captured parts of the path.
-        model: Model named by the URL (an Azure deployment).
+        implied: Parameters that the URL implies: an Azure deployment's model, a cloud's model and streaming.
         azure: Whether it was an Azure URL.
     """
 
@@ -45,73 +36,56 @@ class Match:
     name: str | None = None
     serve: Endpoint | None = None
     params: tuple[str, ...] = ()
-    model: str | None = None
+    implied: JSON = field(default_factory=dict[str, Any])
     azure: bool = False
-
-
-_OPENAI: Sequence[_Route] = (
-    _Route("POST", "/chat/completions", "chat.completions", openai_chat.chat_completions),
-    _Route("POST", "/completions", "completions", openai_chat.completions),
-    _Route("POST", "/responses", "responses", openai_responses.create),
-    _Route("POST", "/responses/compact", "responses.compact", openai_responses.compact),
-    _Route("POST", "/responses/input_tokens", "responses.input_tokens", openai_responses.input_tokens),
-    _Route("GET", "/responses/{}", "responses.retrieve", openai_responses.retrieve),
-    _Route("DELETE", "/responses/{}", "responses.delete", openai_responses.delete),
-    _Route("POST", "/responses/{}/cancel", "responses.cancel", openai_responses.cancel),
-    _Route("GET", "/responses/{}/input_items", "responses.input_items", openai_responses.input_items),
-    _Route("POST", "/embeddings", "embeddings", openai_embeddings.embeddings),
-    _Route("POST", "/moderations", "moderations", openai_embeddings.moderations),
-)
-_ANTHROPIC: Sequence[_Route] = (
-    _Route("POST", "/messages", "messages", anthropic_messages.create),
-    _Route("POST", "/messages/count_tokens", "messages.count_tokens", anthropic_messages.count_tokens),
-)
-
-_AZURE = re.compile(r"^.*?/openai/deployments/([^/]+)(/.+)$")
-_VERSION = re.compile(r"^(?:/.*?)?/v1(?=/)|^.*?/openai(?=/)")
 
 
 class _Table:
     """Routes by method and path: plain paths by lookup, those with parameters by pattern."""
 
-    def __init__(self, routes: Sequence[_Route]) -> None:
+    def __init__(self, routes: Sequence[Route]) -> None:
         self._plain = {(route.method, route.path): route for route in routes if "{}" not in route.path}
         self._patterns = [
-            (route.method, re.compile(route.path.replace("{}", "([^/]+)")), route)
-            for route in routes
-            if "{}" in route.path
+            (re.compile(route.path.replace("{}", "([^/]+)")), route) for route in routes if "{}" in route.path
         ]
 
-    def find(self, method: str, path: str) -> tuple[_Route, tuple[str, ...]] | None:
+    def find(self, method: str, path: str) -> tuple[Route, tuple[str, ...]] | None:
         wanted = "GET" if method == "HEAD" else method
         if plain := self._plain.get((wanted, path)):
             return plain, ()
-        for verb, pattern, route in self._patterns:
-            if verb == wanted and (found := pattern.fullmatch(path)):
+        for pattern, route in self._patterns:
+            if route.method == wanted and (found := pattern.fullmatch(path)):
                 return route, found.groups()
         return None
 
 
-_TABLES: dict[Provider, _Table] = {"openai": _Table(_OPENAI), "anthropic": _Table(_ANTHROPIC)}
+_TABLES: dict[Provider, _Table] = {"openai": _Table(OPENAI), "anthropic": _Table(ANTHROPIC)}
 
 
 def find(request: Request) -> Match:
     """The endpoint of a request. Any base path is accepted, as compatible hosts have them."""
-    path, model, azure = request.path, None, False
-    if deployment := _AZURE.match(path):
-        model, path, azure = deployment[1], deployment[2], True
+    if cloud := cloud_endpoint(request.path):
+        name, serve, implied = cloud
+        return Match(provider="anthropic", name=name, serve=serve, implied=implied)
+    implied, azure = {}, request.path.startswith("/openai/")
+    if deployment := _AZURE.match(request.path):
+        azure, implied, path = True, {"model": deployment[1]}, deployment[2]
     else:
-        azure = path.startswith("/openai/")
-        path = _VERSION.sub("", path, count=1)
+        path = _BASE.sub("", request.path, count=1)
+        if azure:
+            path = path.removeprefix("/v1")
     path = path.rstrip("/") or "/"
     provider: Provider = "anthropic" if _is_anthropic(request, path) else "openai"
     if (found := _TABLES[provider].find(request.method, path)) is None:
         return Match(provider=provider, azure=azure)
     route, params = found
-    return Match(provider=provider, name=route.name, serve=route.serve, params=params, model=model, azure=azure)
+    name = f"beta.{route.name}" if provider == "anthropic" and request.query.get("beta") else route.name
+    return Match(provider=provider, name=name, serve=route.serve, params=params, implied=implied, azure=azure)
 
 
 def _is_anthropic(request: Request, path: str) -> bool:
-    if request.header("anthropic-version") is not None or request.header("x-api-key") is not None:
-        return True
-    return path.startswith("/messages")
+    return (
+        request.header("anthropic-version") is not None
+        or request.header("x-api-key") is not None
+        or path.startswith("/messages")
+    )

@@ -46,7 +46,7 @@ def _tokens(value: Any) -> int:
             return _MEDIA_TOKENS
         return sum(_tokens(part) for part in mapping.values())
     if isinstance(value, list):
-        parts = cast("list[Any]", value)
+        parts = cast("list[object]", value)
         if parts and all(isinstance(part, int) for part in parts):
             return len(parts)  # token ids
         return sum(map(_tokens, parts))
@@ -66,7 +66,7 @@ def _last_text(value: Any) -> str:
         mapping = cast("dict[str, Any]", value)
         return _last_text(mapping.get("content", mapping.get("text")))
     if isinstance(value, list):
-        for part in reversed(cast("list[Any]", value)):
+        for part in reversed(cast("list[object]", value)):
             if found := _last_text(part):
                 return found
     return ""
@@ -91,7 +91,7 @@ def sample(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> 
 
 def _sample_type(schema: Mapping[str, Any], top: Mapping[str, Any]) -> Any:
     kind = schema.get("type", "object" if "properties" in schema else "string")
-    match kind[0] if isinstance(kind, list) else kind:  # pyright: ignore[reportUnknownVariableType]
+    match kind if isinstance(kind, str) else cast("list[str]", kind)[0]:
         case "object":
             properties = cast("Mapping[str, Mapping[str, Any]]", schema.get("properties", {}))
             wanted = cast("Iterable[str]", schema.get("required", properties))
@@ -109,11 +109,11 @@ def _sample_type(schema: Mapping[str, Any], top: Mapping[str, Any]) -> Any:
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    node: Any = root
+    node: Any = root  # a pointer may pass through lists
     for name in reference.removeprefix("#").strip("/").split("/"):
         if name:
             node = node[name.replace("~1", "/").replace("~0", "~")]
-    return node
+    return cast("Mapping[str, Any]", node)
 
 
 def as_json(arguments: Mapping[str, Any] | str) -> str:

@@ -40,6 +40,11 @@ class Bill:
         """The bill for the same answer when generation stopped after `generated` output tokens."""
         return replace(self, consumptions=tuple(_cut(part, generated) for part in self.consumptions))
 
+    def for_line(self, custom_id: str) -> Bill:
+        """The bill as that of one line of a batch."""
+        parts = tuple(replace(part, processing="batch") for part in self.consumptions)
+        return replace(self, custom_id=custom_id, consumptions=parts)
+
 
 def _cut(part: Consumption, generated: int) -> Consumption:
     if part.role != "message" or not part.usage["output"]:
@@ -170,5 +175,9 @@ def _group(truth: Truth, part: Consumption, by: GroupBy) -> str | None:
             return part.service_tier
         case "api_key":
             return truth.api_key_last4
-        case _:
-            return getattr(truth, by)
+        case "request_model":
+            return truth.request_model
+        case "endpoint":
+            return truth.endpoint
+        case "provider":
+            return truth.provider

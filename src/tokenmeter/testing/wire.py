@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-__all__ = ["JSON", "STRAIGHT", "Delivery", "Event", "Reply", "Request", "dump", "json_reply", "sse"]
+__all__ = ["JSON", "STRAIGHT", "Delivery", "Event", "Reply", "Request", "dump", "json_reply", "part", "sse"]
 
 JSON = dict[str, Any]
 
@@ -20,6 +20,12 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def dump(value: Any) -> bytes:
     """`value` as compact UTF-8 JSON."""
     return _encode(value).encode("utf-8", "surrogatepass")
+
+
+def part(body: Mapping[str, Any], name: str) -> JSON:
+    """The object under `name`; empty when there is none."""
+    found = body.get(name)
+    return cast("JSON", found) if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Request:
         if key:
             return key
         scheme, _, token = (self.header("authorization") or "").partition(" ")
+        if scheme.upper() == "AWS4-HMAC-SHA256":  # Amazon's signed requests name their key
+            return token.partition("Credential=")[2].partition("/")[0] or None
         return token.strip() or None if scheme.lower() == "bearer" else None
 
 
@@ -124,7 +132,7 @@ class Delivery:
 STRAIGHT = Delivery()
 
 
-def _nothing(_sent: int, _complete: bool) -> None:  # noqa: FBT001 - a callback's signature
+def _nothing(_sent: int, _complete: bool) -> None:
     pass
 
 

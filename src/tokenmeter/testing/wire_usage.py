@@ -7,10 +7,10 @@ Sources: the usage types of the openai 3.54 and anthropic 2.12 SDKs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from tokenmeter.semconv import CACHE_READ_METERS
-from tokenmeter.testing.wire import JSON
+from tokenmeter.testing.wire import JSON, part
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
@@ -19,9 +19,14 @@ __all__ = [
     "messages_usage",
     "read_chat",
     "read_messages",
+    "read_realtime",
     "read_responses",
+    "realtime_usage",
     "responses_usage",
 ]
+
+_REALTIME_FRESH = {"text_tokens": "input", "audio_tokens": "input_audio", "image_tokens": "input_image"}
+_REALTIME_CACHED = {"text_tokens": "cache_read", "audio_tokens": "cache_read_audio", "image_tokens": "cache_read_image"}
 
 
 def _cached(usage: Usage) -> int:
@@ -84,6 +89,19 @@ def messages_usage(usage: Usage, *, service_tier: str | None, geo: str | None, s
     return wire
 
 
+def realtime_usage(usage: Usage) -> JSON:
+    """Realtime's usage: what was cached is inside each modality."""
+    cached = {name: int(usage[meter]) for name, meter in _REALTIME_CACHED.items()}
+    inside = {name: int(usage[meter]) + cached[name] for name, meter in _REALTIME_FRESH.items()}
+    return {
+        "total_tokens": usage.total_tokens,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "input_token_details": {**inside, "cached_tokens": _cached(usage), "cached_tokens_details": cached},
+        "output_token_details": {"text_tokens": int(usage["output"]), "audio_tokens": int(usage["output_audio"])},
+    }
+
+
 def iteration_usage(usage: Usage, *, kind: str, model: str | None) -> JSON:
     """One entry of the beta ``usage.iterations``."""
     wire: JSON = {
@@ -106,18 +124,13 @@ def _creation(usage: Usage) -> JSON:
     }
 
 
-def _part(wire: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = wire.get(name)
-    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
-
-
 def _usage(meters: Mapping[str, Quantity], reasoning: int) -> Usage:
     return Usage({meter: quantity for meter, quantity in meters.items() if quantity}, reasoning)
 
 
 def read_chat(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted ``CompletionUsage``."""
-    prompt, completion = _part(wire, "prompt_tokens_details"), _part(wire, "completion_tokens_details")
+    prompt, completion = part(wire, "prompt_tokens_details"), part(wire, "completion_tokens_details")
     inside = {
         "cache_read": prompt.get("cached_tokens") or 0,
         "cache_write_30m": prompt.get("cache_write_tokens") or 0,
@@ -138,9 +151,9 @@ def read_chat(wire: Mapping[str, Any]) -> Usage:
 
 def read_responses(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted ``ResponseUsage``."""
-    details = _part(wire, "input_tokens_details")
+    details = part(wire, "input_tokens_details")
     cached, written = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
-    half_day = _part(details, "cache_write_tokens_details").get("ttl_12h_tokens") or 0
+    half_day = part(details, "cache_write_tokens_details").get("ttl_12h_tokens") or 0
     return _usage(
         {
             "input": (wire.get("input_tokens") or 0) - cached - written,
@@ -149,14 +162,14 @@ def read_responses(wire: Mapping[str, Any]) -> Usage:
             "cache_write_12h": half_day,
             "output": wire.get("output_tokens") or 0,
         },
-        _part(wire, "output_tokens_details").get("reasoning_tokens") or 0,
+        part(wire, "output_tokens_details").get("reasoning_tokens") or 0,
     )
 
 
 def read_messages(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted Anthropic ``Usage``; cache writes without a TTL are the 5-minute ones."""
     written = wire.get("cache_creation_input_tokens") or 0
-    creation = _part(wire, "cache_creation")
+    creation = part(wire, "cache_creation")
     hour = creation.get("ephemeral_1h_input_tokens") or 0
     return _usage(
         {
@@ -165,7 +178,18 @@ def read_messages(wire: Mapping[str, Any]) -> Usage:
             "cache_write_5m": max(written - hour, creation.get("ephemeral_5m_input_tokens") or 0),
             "cache_write_1h": hour,
             "output": wire.get("output_tokens") or 0,
-            "web_searches": _part(wire, "server_tool_use").get("web_search_requests") or 0,
+            "web_searches": part(wire, "server_tool_use").get("web_search_requests") or 0,
         },
-        _part(wire, "output_tokens_details").get("thinking_tokens") or 0,
+        part(wire, "output_tokens_details").get("thinking_tokens") or 0,
     )
+
+
+def read_realtime(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted usage of ``response.done``."""
+    inside, out = part(wire, "input_token_details"), part(wire, "output_token_details")
+    cached = part(inside, "cached_tokens_details")
+    meters = {meter: cached.get(name, 0) for name, meter in _REALTIME_CACHED.items()}
+    for name, meter in _REALTIME_FRESH.items():
+        meters[meter] = inside.get(name, 0) - cached.get(name, 0)
+    meters |= {"output": out.get("text_tokens", 0), "output_audio": out.get("audio_tokens", 0)}
+    return _usage(meters, 0)
