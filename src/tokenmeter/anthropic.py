@@ -138,6 +138,7 @@ _SDK = Sdk(
     provider=_provider,
     region=_region,
     api_key=_api_key,
+    request_id_headers=("request-id", "x-amzn-requestid", "x-request-id"),
     default_meter=_default_meter,
     error=_sdk.AnthropicError,
     status_error=_sdk.APIStatusError,

@@ -94,7 +94,7 @@ _PLACEHOLDERS = frozenset({"", "<missing API key>", "workload-identity-auth"})
 
 def _is_usage_chunk(chunk: Any) -> bool:
     """Whether a chunk is the one that ``include_usage`` adds: usage and no choices."""
-    return getattr(chunk, "choices", None) == [] and getattr(chunk, "usage", None) is not None
+    return not getattr(chunk, "choices", True) and getattr(chunk, "usage", None) is not None
 
 
 class _HidingStream(_sdk.Stream[T], Generic[T]):
@@ -137,6 +137,7 @@ _SDK = Sdk(
     provider=_provider,
     region=_region,
     api_key=_api_key,
+    request_id_headers=("x-request-id", "apim-request-id", "x-amzn-requestid", "request-id"),
     default_meter=_default_meter,
     error=_sdk.OpenAIError,
     status_error=_sdk.APIStatusError,

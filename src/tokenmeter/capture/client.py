@@ -282,7 +282,7 @@ def _responded(*, response: Any, stream: bool, cast_to: Any, **_: Any) -> Exchan
             return None
         exchange = call.respond(response.headers, streamed=stream)
         response.extensions[EXTENSION] = exchange
-        if not is_read(response) or _is_binary_stream(response):
+        if not is_read(response) or (stream and _is_binary_stream(response)):
             if _reads_bytes(response, cast_to):
                 exchange.read_bytes_aside(response.headers)
             watch_body(response, exchange)
@@ -305,15 +305,14 @@ def _is_binary_stream(response: Any) -> bool:
 
 def _read(exchange: Exchange, response: Any) -> None:
     """After the SDK made its value: a body in memory is all there is."""
-    if is_read(response) and not _is_binary_stream(response):
+    if is_read(response) and not (exchange.streamed and _is_binary_stream(response)):
         exchange.read_content(response.content, response.headers)
         exchange.finish()
 
 
 def _see_data(data: Any, response: Any) -> None:
     exchange = exchange_of(response)
-    if exchange is None:
-        return
-    exchange.saw(data)
-    if exchange.call.include_usage_injected:
-        hide_null_usage(data)
+    if exchange is not None:
+        exchange.saw(data)
+        if exchange.call.include_usage_injected:
+            hide_null_usage(data)

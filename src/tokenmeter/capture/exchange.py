@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
-
-import anyio
-import anyio.to_thread
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import RawReader, read_whole
@@ -25,7 +22,6 @@ __all__ = ["EXTENSION", "Exchange", "exchange_of"]
 #: Key of ``response.extensions`` under which a response's exchange is found again.
 EXTENSION = "tokenmeter"
 
-_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 _UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
 
 
@@ -43,8 +39,11 @@ class Exchange:
         "__weakref__",
         "_attempts",
         "_bystander",
+        "_deaf",
         "_error_type",
+        "_feed",
         "_first_token_us",
+        "_holding",
         "_lines",
         "_observation",
         "_pid",
@@ -64,8 +63,11 @@ class Exchange:
         self.ended = False
         self.closed = False
         self._attempts = max(call.attempts, 1)
-        self._request_id = next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
+        self._request_id = call.request_id(headers)
         self._reader: StreamReader | None = call.stream_reader() if streamed else None
+        self._feed: Callable[[Any], None] | None = None
+        self._holding = streamed and call.holds
+        self._deaf = False  # to what the SDK decodes: the bytes are read, or all is known
         self._raw: RawReader | None = None
         self._lines: list[Settling] = []
         self._observation: Observation | None = None
@@ -78,11 +80,15 @@ class Exchange:
     # -- what the response says
 
     def saw(self, data: Any) -> None:
-        """Take what the SDK decoded: one event of a stream, or the whole body."""
-        if self.closed or self._raw is not None:
+        """Take what the SDK decoded: one event of a stream, or the whole body. Called for every event: kept lean."""
+        if self._deaf:
             return
+        if self._holding:
+            self.call.keep_hold()
         try:
-            if self._reader is not None:
+            if self._feed is not None:
+                self._feed(data)
+            elif self._reader is not None:
                 self.saw_event(data)
             elif self._observation is None:
                 self.saw_body(data)
@@ -91,12 +97,12 @@ class Exchange:
 
     def saw_event(self, event: Any) -> None:
         """One decoded event of a stream."""
-        if self._first_token_us is None:
-            self._first_token_us = self.call.elapsed_us()
         if self._reader is None:
             self._reader = self.call.stream_reader()
-        if isinstance(event, Mapping):
-            self._reader.feed(_unwrapped(cast("Mapping[str, Any]", event)))
+        if self._feed is None:
+            self._feed = self._reader.feed
+            self._first_token_us = self.call.elapsed_us()
+        self._feed(event)
 
     def saw_body(self, body: Any) -> None:
         """The whole decoded body: JSON, text, or None for one that carries no text."""
@@ -111,31 +117,30 @@ class Exchange:
     @property
     def follows_pieces(self) -> bool:
         """Whether `piece` wants to be told of every piece of the body."""
-        return self._raw is not None or self.call.holds
+        return self._raw is not None
 
     def read_bytes_aside(self, headers: Mapping[str, str]) -> None:
         """The caller takes the bytes for himself: `feed_bytes` will be given a copy of each piece."""
         self._raw = RawReader(headers, self, events=self.streamed)
+        self._deaf = True
 
     def piece(self, piece: bytes) -> None:
         """One piece of the body as it came over the wire (sync)."""
-        self._feed(piece)
+        self._read(piece)
         for settling in self._take_lines():
             settle(settling)
-        if self.call.hold_is_ageing():
-            self.call.extend_hold()
 
     async def piece_async(self, piece: bytes) -> None:
         """One piece of the body as it came over the wire (async)."""
-        self._feed(piece)
+        self._read(piece)
         for settling in self._take_lines():
             await settle_async(settling)
-        if self.call.hold_is_ageing():
-            await anyio.to_thread.run_sync(self.call.extend_hold, limiter=anyio.CapacityLimiter(1))
 
-    def _feed(self, piece: bytes) -> None:
+    def _read(self, piece: bytes) -> None:
         if self._raw is None:
             return
+        if self._holding:
+            self.call.keep_hold()
         try:
             self._raw.feed(piece)
         except Exception as error:  # noqa: BLE001 - the caller gets his bytes
@@ -189,7 +194,7 @@ class Exchange:
     def _close(self) -> list[Settling]:
         if self.closed or self._pid != os.getpid():
             return []
-        self.closed = True
+        self.closed = self._deaf = True
         raised = sys.exception()
         if raised is not None and not self.ended and id(raised) != self._bystander:
             self._stopped_by(raised)
@@ -197,7 +202,7 @@ class Exchange:
             self._conclude()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.call.meter.fault("read a response", error)
-        self._raw = self._reader = None
+        self._raw = self._reader = self._feed = None
         return [*self._take_lines(), *self.call.finished(self)]
 
     def _conclude(self) -> None:
@@ -208,11 +213,16 @@ class Exchange:
             if self._reader.terminal:
                 self._status, self._error_type = "ok", None
 
-    def outcome(self, *, last: bool) -> Outcome:
+    @property
+    def observation(self) -> Observation:
+        """What the response said of its usage."""
+        return self._observation or _UNKNOWN
+
+    def outcome(self, observation: Observation, *, last: bool) -> Outcome:
         """The outcome to settle."""
         return Outcome(
             status=self._status or ("ok" if self.ended or not self.streamed else "aborted"),
-            observation=self._observation or _UNKNOWN,
+            observation=observation,
             request_id=self._request_id,
             attempts=self._attempts,
             first_token_us=self._first_token_us,
@@ -228,10 +238,3 @@ def exchange_of(response: Any) -> Exchange | None:
     except AttributeError:  # a stand-in for a response
         return None
     return found if isinstance(found, Exchange) else None
-
-
-def _unwrapped(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An event that the SDK paired with its name (Assistants), as the provider sent it."""
-    if len(event) == 2 and "event" in event and isinstance(event.get("data"), Mapping):  # noqa: PLR2004
-        return {"type": event["event"], **event["data"]}
-    return event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 from tokenmeter.attribution import current_attribution, current_scopes
 from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.background import recall, remember
 from tokenmeter.capture.exchange import Exchange
 from tokenmeter.capture.sdk import Binding
 from tokenmeter.capture.settlement import (
@@ -29,6 +31,8 @@ __all__ = ["CURRENT", "InFlight", "open_call"]
 #: The call whose request is being sent in this context. Set and put back within one `request()`; never kept longer.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 
+log = logging.getLogger("tokenmeter")
+
 _REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
 
 
@@ -47,7 +51,6 @@ class InFlight:
         "_authorization",
         "_background",
         "_call",
-        "_extend_at",
         "_finished",
         "_opened",
         "_returned",
@@ -68,8 +71,7 @@ class InFlight:
         self.include_usage_injected = False
         self._call = call
         self._background = background  # it will be read again, and must bill once
-        self._extend_at = time.monotonic() + meter.hold_time.total_seconds() / 3
-        self._authorization = Authorization(call, utcnow(), time.perf_counter_ns())
+        self._authorization: Authorization  # from `authorize` on
         self._opened = 0
         self._finished: list[Exchange] = []
         self._returned = False
@@ -83,6 +85,7 @@ class InFlight:
             BudgetExceededError: nothing must be sent.
         """
         if self.endpoint.polls:
+            self._authorization = self._leave()
             return
         try:
             self._authorization = self.meter.authorize(self._call)
@@ -90,10 +93,12 @@ class InFlight:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
+            self._authorization = self._leave()
 
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
         if self.endpoint.polls:
+            self._authorization = self._leave()
             return
         try:
             self._authorization = await authorize_async(self.meter, self._call)
@@ -101,6 +106,11 @@ class InFlight:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
+            self._authorization = self._leave()
+
+    def _leave(self) -> Authorization:
+        """Leave without asking a budget: nothing new is billed, or the budgets failed."""
+        return Authorization(self._call, utcnow(), time.perf_counter_ns())
 
     @property
     def provider(self) -> str:
@@ -116,8 +126,9 @@ class InFlight:
         """One HTTP request is about to be sent. Only now is the key known that a key provider hands out."""
         self.attempts += 1
         key = self.meter.identify(self.binding.sdk.api_key(client))
-        if key != self._authorization.call.api_key:
-            self._authorization.call = replace(self._authorization.call, api_key=key)
+        call = self._authorization.call
+        if key is not call.api_key and key != call.api_key:
+            self._authorization.call = replace(call, api_key=key)
 
     # -- responses
 
@@ -139,6 +150,13 @@ class InFlight:
         call = self._call
         return self.binding.sdk.dialect.read(body, provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
+    def request_id(self, headers: Mapping[str, str]) -> str | None:
+        """The provider's id of a request, from its response's headers."""
+        for name in self.binding.sdk.request_id_headers:
+            if found := headers.get(name):
+                return found
+        return None
+
     def elapsed_us(self) -> int:
         """Microseconds since the call was made."""
         return (time.perf_counter_ns() - self._authorization.started_ns) // 1000
@@ -151,20 +169,13 @@ class InFlight:
             return "timeout"
         return "error"
 
-    # -- the hold of a long stream
-
     @property
     def holds(self) -> bool:
         """Whether a budget holds something for this call."""
         return self._authorization.reservation is not None
 
-    def hold_is_ageing(self) -> bool:
-        """Whether the hold should be given more time."""
-        return self.holds and time.monotonic() > self._extend_at
-
-    def extend_hold(self) -> None:
-        """Keep the hold from expiring while the stream lasts. May wait for the store."""
-        self._extend_at = time.monotonic() + self.meter.hold_time.total_seconds() / 3
+    def keep_hold(self) -> None:
+        """Keep the hold from expiring while a stream lasts."""
         self.meter.extend(self._authorization)
 
     # -- the end
@@ -187,13 +198,16 @@ class InFlight:
     def _settlings(self, exchanges: list[Exchange]) -> list[Settling]:
         found: list[Settling] = []
         for number, exchange in enumerate(exchanges, 1):
-            outcome = exchange.outcome(last=not self._opened and number == len(exchanges))
-            seen = outcome.observation
-            if seen is not None and self._is_left_out(seen):
+            seen = exchange.observation
+            if self._is_left_out(seen):
+                if not self.endpoint.polls:
+                    remember(self.meter, seen.response_id, self._authorization)
                 continue
-            if seen is not None and seen.deduplicate and not self.endpoint.polls and not self._background:
-                outcome = replace(outcome, observation=replace(seen, deduplicate=False))
-            found.append(Settling(self.meter, self._authorization, outcome))
+            if seen.deduplicate and not self.endpoint.polls and not self._background:
+                seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
+            outcome = exchange.outcome(seen, last=not self._opened and number == len(exchanges))
+            started = recall(self.meter, seen.response_id) if self.endpoint.polls else None
+            found.append(Settling(self.meter, started or self._authorization, outcome))
         return found
 
     def _is_left_out(self, seen: Observation) -> bool:
@@ -224,7 +238,7 @@ class InFlight:
         response = getattr(error, "response", None)
         outcome = Outcome(
             status=self.status_of(error),
-            request_id=getattr(response, "headers", {}).get("x-request-id") or getattr(error, "request_id", None),
+            request_id=None if response is None else self.request_id(response.headers),
             attempts=self.attempts,
             error_type=type(error).__name__,
         )
@@ -237,34 +251,46 @@ def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> I
     Raises:
         ConfigurationError: the user's settings are wrong.
     """
-    dialect = binding.sdk.dialect
-    method = options.method.upper()
-    endpoint = dialect.endpoint(method, str(options.url))
-    if not endpoint.polls and (method != "POST" or not endpoint.billable):
-        return None
-    meter = binding.meter()
-    if meter is None:
+    endpoint = _endpoint(binding, options)
+    meter = None if endpoint is None else binding.meter()
+    if endpoint is None or meter is None:
         return None
     try:
         body = effective_body(options)
-        facts = dialect.request_facts(endpoint, body)
-        if facts.streamed != stream:
-            facts = replace(facts, streamed=stream)
-        if (region := binding.sdk.region(client)) is not None:
-            facts = replace(facts, region=region)
-        call = Call(
-            provider=binding.provider(client),
-            endpoint=endpoint.path,
-            operation=endpoint.operation,
-            facts=facts,
-            attribution=current_attribution().over(binding.attribution),
-            scopes=current_scopes(),
-            api_key=meter.identify(binding.sdk.api_key(client)),
-        )
+        call = _described(client, binding, meter, endpoint, body, stream=stream)
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         meter.fault("see a call", error)
         return None
     return InFlight(binding, meter, endpoint, call, background=body is not None and body.get("background") is True)
+
+
+def _endpoint(binding: Binding, options: Any) -> Endpoint | None:
+    """What is called; None for what makes no bill."""
+    try:
+        method = options.method.upper()
+        endpoint = binding.sdk.dialect.endpoint(method, str(options.url))
+    except Exception:
+        log.exception("tokenmeter could not see what is called; the call itself goes on")
+        return None
+    return endpoint if endpoint.polls or (method == "POST" and endpoint.billable) else None
+
+
+def _described(
+    client: Any, binding: Binding, meter: Meter, endpoint: Endpoint, body: Mapping[str, Any] | None, *, stream: bool
+) -> Call:
+    facts = binding.sdk.dialect.request_facts(endpoint, body)
+    host = binding.host(client)
+    if facts.streamed != stream or host.region is not None:
+        facts = replace(facts, streamed=stream, region=host.region)
+    return Call(
+        provider=host.provider,
+        endpoint=endpoint.path,
+        operation=endpoint.operation,
+        facts=facts,
+        attribution=current_attribution().over(binding.attribution),
+        scopes=current_scopes(),
+        api_key=meter.identify(binding.sdk.api_key(client)),
+    )
 
 
 def effective_body(options: Any) -> Mapping[str, Any] | None:

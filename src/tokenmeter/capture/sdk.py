@@ -12,7 +12,7 @@ from tokenmeter.dialects.base import Dialect
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.meter import Meter
 
-__all__ = ["BINDING", "TEMPLATE", "Binding", "Sdk", "binding_of"]
+__all__ = ["BINDING", "TEMPLATE", "Binding", "Host", "Sdk", "binding_of"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -32,6 +32,7 @@ class Sdk:
         provider: Provider id of a client, from its class and base URL.
         region: Cloud region or data zone of a client, where it decides the price; else None.
         api_key: Text of the key a client uses right now; None when it has none, or a short-lived token.
+        request_id_headers: Response headers that may hold the provider's id of the request.
         default_meter: The meter for clients that were not given one.
         error: Root of the SDK's errors.
         status_error: Raised for an answer with an error status; has ``response`` and ``status_code``.
@@ -45,11 +46,27 @@ class Sdk:
     provider: Callable[[Any], str]
     region: Callable[[Any], str | None]
     api_key: Callable[[Any], str | None]
+    request_id_headers: tuple[str, ...]
     default_meter: Callable[[], Meter]
     error: type[Exception]
     status_error: type[Exception]
     timeout_error: type[Exception]
     hiding_stream: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Who serves a client.
+
+    Attributes:
+        url: The client's base URL, as the SDK's own object.
+        provider: Provider id.
+        region: Cloud region or data zone, where it decides the price.
+    """
+
+    url: Any
+    provider: str
+    region: str | None
 
 
 @dataclass(slots=True)
@@ -65,8 +82,7 @@ class Binding:
     sdk: Sdk
     own_meter: Meter | None = None
     attribution: Attribution = NOBODY
-    _provider: str | None = None
-    _provider_url: object = field(default=None, repr=False)
+    _host: Host | None = field(default=None, repr=False)
 
     def meter(self) -> Meter | None:
         """The meter for the next call; None when the default one cannot be had (logged).
@@ -84,13 +100,12 @@ class Binding:
             log.exception("tokenmeter has no meter and records nothing; the call itself goes on")
             return None
 
-    def provider(self, client: Any) -> str:
-        """Provider id of `client`, worked out once per base URL."""
-        url = client.base_url
-        if self._provider is None or url != self._provider_url:
-            self._provider = self.sdk.provider(client)
-            self._provider_url = url
-        return self._provider
+    def host(self, client: Any) -> Host:
+        """Who serves `client`, worked out once per base URL."""
+        url, known = client.base_url, self._host
+        if known is None or (url is not known.url and str(url) != str(known.url)):
+            known = self._host = Host(url, self.sdk.provider(client), self.sdk.region(client))
+        return known
 
     def copy(self) -> Binding:
         """For a copy of the client."""
