@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import Any
 
 from tokenmeter.attribution import ApiKey
+from tokenmeter.budgets import Balance, BudgetBook, Plan
+from tokenmeter.budgets.audit import audit_counters
+from tokenmeter.budgets.holds import estimated_entry, observation_of, taken_back, unanswered
 from tokenmeter.call import Call, Outcome
-from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
-from tokenmeter.ledger import Claim, Entry, Reservation, new_id, utcnow
-from tokenmeter.stores.base import CapReachedError, Store
+from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.stores.base import CapReachedError, Fault, Store
 from tokenmeter.usage import Observation
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tokenmeter.budgets import BudgetBook
-    from tokenmeter.pricing import Pricer
 
 __all__ = ["Authorization", "Meter"]
 
 log = logging.getLogger("tokenmeter")
 
 _NOTHING_SEEN = Observation()
+_UNRATED = Rating(
+    charges=(),
+    list_cost=None,
+    contracted_cost=None,
+    billed_cost=None,
+    cost_source="unpriced",
+    flags=frozenset({"rating_failed"}),
+)
+_HOST = socket.gethostname()
+#: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
+_MOST_KEYS = 1_000
+#: Seconds between two looks for expired holds, and from the first call to the first look.
+_SWEEP_EVERY = 60
+_FIRST_SWEEP = 5
+#: How often a plan is made anew when its counters moved before it was held.
+_ATTEMPTS = 3
 
 
 @dataclass(slots=True)
@@ -44,6 +60,7 @@ class Authorization:
         reservation: The hold, if a budget applies.
         settled: Whether an outcome was written (or given up on).
         inject_max_output_tokens: Output cap that a budget wants set on the request; None = send it as written.
+        extend_due_ns: When the hold is next worth extending, on the performance counter.
     """
 
     call: Call
@@ -52,6 +69,7 @@ class Authorization:
     reservation: Reservation | None = None
     settled: bool = False
     inject_max_output_tokens: int | None = None
+    extend_due_ns: int = 0
 
 
 class Meter:
@@ -59,6 +77,16 @@ class Meter:
 
     Safe to share between threads, tasks and clients. Made by `tokenmeter.configure` or by hand; pass it to clients as
     ``wrap(client, meter=...)`` and to every reading function as ``meter=``.
+
+    Args:
+        store: Where entries, holds and counters are kept.
+        pricer: Price list and terms.
+        budgets: The caps.
+        aliases: SHA-256 of an API key (hex) -> the user's name for it.
+        hold_seconds: How long a call may be in flight before its hold expires; a live stream extends it.
+
+    Attributes:
+        faults: How often something inside tokenmeter failed while the call itself went on.
     """
 
     def __init__(
@@ -74,25 +102,36 @@ class Meter:
         self.pricer = pricer
         self.budgets = budgets
         self.hold_time = timedelta(seconds=hold_seconds)
+        self.faults = 0
         self._aliases = dict(aliases or {})
         self._keys: dict[str, ApiKey] = {}
         self._secret: bytes | None = None
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._lock = threading.Lock()
-        self.faults = 0
         self._logged: set[str] = set()
+        self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
+        self._sweep_due = time.monotonic() + _FIRST_SWEEP
 
     # -- identity
 
     def identify(self, key: str | None) -> ApiKey | None:
-        """`key` as the ledger knows it; None for no key. The key's text is kept only in this process's memory."""
+        """`key` as the ledger knows it; None for no key. The key's text is kept only in this process's memory.
+
+        While the store cannot say its secret the key has no fingerprint, but budgets on it still apply.
+        """
         if not key:
             return None
         known = self._keys.get(key)
-        if known is None:
+        if known is not None:
+            return known
+        alias = self._aliases.get(hashlib.sha256(key.encode()).hexdigest())
+        try:
             if self._secret is None:
                 self._secret = self.store.secret()
-            known = self._keys[key] = ApiKey.identify(key, secret=self._secret, alias=self._aliases.get(key))
+        except StoreError as error:
+            self.fault("read the ledger's secret", error)
+            return replace(ApiKey.identify(key, secret=b"", alias=alias), fingerprint="unknown")
+        if len(self._keys) >= _MOST_KEYS:
+            self._keys.clear()
+        known = self._keys[key] = ApiKey.identify(key, secret=self._secret, alias=alias)
         return known
 
     # -- before the call
@@ -102,58 +141,69 @@ class Meter:
 
         Raises:
             BudgetExceededError: a hard cap would be passed; nothing was held and nothing must be sent.
-            StoreUnavailableError: a hard cap applies, the store cannot be reached, and the budget says ``closed``.
+            StoreUnavailableError: a hard cap applies, the store fails, and the budget says ``closed``.
             StoreBusyError: ``wait=False`` and the store's lock is taken; call again, from a thread.
         """
         authorization = Authorization(call, utcnow(), time.perf_counter_ns())
-        if not self.budgets:
-            return authorization
-        try:
-            plan = self.budgets.plan(call, at=authorization.started_at, pricer=self.pricer, store=self.store)
-        except (BudgetExceededError, ConfigurationError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop a call that no cap stops
-            self.fault("budget plan", error)
-            return authorization
-        if plan.claims:
-            self._reserve(authorization, plan.claims, wait=wait)
+        if self.budgets:
+            try:
+                self._hold(authorization, wait=wait)
+            except (BudgetExceededError, StoreBusyError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
+                self._without_store(authorization, error)
         return authorization
 
-    def _reserve(self, authorization: Authorization, claims: Sequence[Claim], *, wait: bool) -> None:
-        reservation = Reservation(
+    def _hold(self, authorization: Authorization, *, wait: bool) -> None:
+        call, at = authorization.call, authorization.started_at
+        self._sweep_sometimes()
+        attempt = 0
+        while True:
+            attempt += 1
+            plan = self.budgets.plan(call, at=at, pricer=self.pricer, store=self.store)
+            if not plan.claims:
+                return
+            reservation = self._reservation(authorization, plan)
+            try:
+                self.store.reserve(reservation, wait=wait)
+                break
+            except CapReachedError as stop:
+                freed = stop.reserved and attempt == 1 and self.sweep(wait=wait)
+                if not freed and (plan.inject_max_output_tokens is None or attempt == _ATTEMPTS):
+                    raise self.budgets.explain(stop, plan, store=self.store) from None
+        authorization.reservation = reservation
+        authorization.inject_max_output_tokens = plan.inject_max_output_tokens
+        authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
+
+    def _reservation(self, authorization: Authorization, plan: Plan) -> Reservation:
+        return Reservation(
             reservation_id=new_id(),
-            claims=tuple(sorted(claims, key=lambda claim: claim.key)),
+            claims=plan.claims,
             created_at=authorization.started_at,
             expires_at=authorization.started_at + self.hold_time,
-            owner=self._owner,
-            call=self._skeleton(authorization),
+            owner=f"{_HOST}:{os.getpid()}",
+            call=unanswered(plan.call, authorization.started_at),
         )
-        try:
-            self.store.reserve(reservation, wait=wait)
-        except CapReachedError as stop:
-            raise self.budgets.explain(stop, authorization.call, pricer=self.pricer, store=self.store) from None
-        except StoreBusyError:
-            raise
-        except Exception as error:
-            self.fault("reserve", error)
-            if self.budgets.fails_closed(claims):
-                if isinstance(error, StoreUnavailableError):
-                    raise
-                raise StoreUnavailableError(
-                    f"A hard cap applies to this call and the store failed ({error}); the call was not sent. "
-                    "Set store_failure='open' on the budget to let calls through in such a case."
-                ) from error
-            return
-        authorization.reservation = reservation
+
+    def _without_store(self, authorization: Authorization, error: Exception) -> None:
+        if self.budgets.fails_closed(authorization.call, authorization.started_at):
+            raise StoreUnavailableError(
+                f"A hard cap applies to this call and the ledger's store failed ({error}). The call was not sent. Mend "
+                "the store (`tokenmeter doctor`), or set store_failure='open' on the budget to let such calls pass."
+            ) from error
+        self.fault("hold a call's budget", error)
 
     def extend(self, authorization: Authorization) -> None:
-        """Keep a long stream's hold alive; called by capture now and then. Never raises."""
-        if authorization.reservation is None:
+        """Keep a long stream's hold alive. Cheap enough to call for every event; never waits, never raises."""
+        if authorization.reservation is None or time.perf_counter_ns() < authorization.extend_due_ns:
             return
+        authorization.extend_due_ns = time.perf_counter_ns() + self._extend_every_ns
         try:
-            self.store.extend(authorization.reservation.reservation_id, utcnow() + self.hold_time)
+            self.store.extend(authorization.reservation.reservation_id, utcnow() + self.hold_time, wait=False)
+        except StoreBusyError:
+            authorization.extend_due_ns = time.perf_counter_ns() + 1_000_000_000
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self.fault("extend", error)
+            self.fault("extend a hold", error)
 
     # -- after the call
 
@@ -165,28 +215,31 @@ class Meter:
         Returns:
             The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
         """
+        reservation = authorization.reservation if outcome.last else None
         try:
             entry = self._entry(authorization, outcome)
-            reservation = authorization.reservation
             settlement = self.store.settle(
                 entry,
                 self.budgets.postings(entry) if self.budgets else (),
-                reservation_id=reservation.reservation_id if reservation and outcome.last else None,
+                reservation_id=None if reservation is None else reservation.reservation_id,
                 wait=wait,
             )
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             authorization.settled = True
-            self.fault("settle", error)
+            self.fault("record a call", error)
             return None
         authorization.settled = True
+        if reservation is not None and not settlement.hold_found:
+            self._take_back_estimate(reservation)
         if not settlement.recorded:
             return None
         for scope in authorization.call.scopes:
             scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
-        if settlement.crossings:
-            self.budgets.announce(settlement.crossings)
+        if self.budgets:
+            self.budgets.learn(entry)
+            self._announce(settlement.crossings)
         return entry
 
     def release(self, authorization: Authorization) -> None:
@@ -197,40 +250,11 @@ class Meter:
         try:
             self.store.release(authorization.reservation.reservation_id)
         except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
-            self.fault("release", error)
-
-    def sweep(self, now: datetime | None = None) -> int:
-        """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
-
-        Returns:
-            How many holds were swept.
-        """
-        swept = 0
-        moment = now or utcnow()
-        while batch := self.store.expired(moment):
-            for reservation in batch:
-                entry = replace(
-                    reservation.call,
-                    entry_id=new_id(),
-                    recorded_at=utcnow(),
-                    reservation_id=reservation.reservation_id,
-                    flags=tuple(sorted({*reservation.call.flags, "expired_hold"})),
-                    dedup_key=f"hold:{reservation.reservation_id}",
-                )
-                settlement = self.store.settle(
-                    entry,
-                    self.budgets.postings(entry),
-                    reservation_id=reservation.reservation_id,
-                    only_if_held=True,
-                )
-                if settlement.crossings:
-                    self.budgets.announce(settlement.crossings)
-                swept += 1
-        return swept
+            self.fault("release a hold", error)
 
     def fault(self, where: str, error: BaseException) -> None:
         """Count a fault of our own; log each kind once with its cause. The call's result goes through."""
-        with self._lock:
+        with _lock:
             self.faults += 1
             kind = f"{where}: {type(error).__name__}"
             first = kind not in self._logged
@@ -242,56 +266,136 @@ class Meter:
         """Close the store."""
         self.store.close()
 
+    # -- budgets
+
+    def remaining(self, scope: Mapping[str, str] | None = None, *, at: datetime | None = None) -> list[Balance]:
+        """What is left of the budgets that concern `scope`, and when they reset.
+
+        Args:
+            scope: Scope field -> value (``{"member": "ada"}``, tags as ``tag:NAME``); nothing means every budget.
+            at: The instant whose windows are meant; default: now.
+        """
+        return self.budgets.remaining(self.store, scope or {}, at or utcnow())
+
+    def raise_budget(
+        self,
+        name: str,
+        amount: Decimal | int | str,
+        *,
+        by: str,
+        reason: str,
+        scope: Mapping[str, str] | None = None,
+        at: datetime | None = None,
+    ) -> Entry:
+        """Raise a budget once, for one window; recorded in the ledger and seen by every process with its next call.
+
+        Args:
+            name: The budget's name.
+            amount: How much is added to its limit, in its unit.
+            by: Who decided it.
+            reason: Why.
+            scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
+            at: An instant in the window that is meant; default: now.
+
+        Raises:
+            ConfigurationError: no such budget or counter, or an amount that is not positive.
+            StoreUnavailableError: it could not be recorded.
+        """
+        entry = self.budgets.raise_entry(name, amount, by=by, reason=reason, at=at or utcnow(), scope=scope or {})
+        self.store.settle(entry, self.budgets.postings(entry))
+        return entry
+
+    def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
+        """Counters that differ from the ledger; see `tokenmeter.budgets.audit.audit_counters`."""
+        return audit_counters(self.budgets, self.store, now=utcnow(), repair=repair)
+
+    def sweep(self, now: datetime | None = None, *, wait: bool = True) -> int:
+        """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
+
+        Raises:
+            StoreBusyError: ``wait=False`` and the store's lock is taken; what was swept until then stays swept.
+
+        Returns:
+            How many holds were swept.
+        """
+        swept = 0
+        moment = now or utcnow()
+        while batch := self.store.expired(moment):
+            found = sum(self._sweep_one(reservation, wait=wait) for reservation in batch)
+            swept += found
+            if not found:
+                break
+        return swept
+
+    def _sweep_one(self, reservation: Reservation, *, wait: bool) -> bool:
+        call = reservation.call
+        rating = self._rate(observation_of(call), call, call.occurred_at)
+        entry = estimated_entry(reservation, rating, self.pricer.price_list_hash)
+        settlement = self.store.settle(
+            entry,
+            self.budgets.postings(entry),
+            reservation_id=reservation.reservation_id,
+            only_if_held=True,
+            wait=wait,
+        )
+        self._announce(settlement.crossings)
+        return settlement.hold_found
+
+    def _sweep_sometimes(self) -> None:
+        now = time.monotonic()
+        if now >= self._sweep_due:
+            self._sweep_due = now + _SWEEP_EVERY
+            threading.Thread(target=self._sweep_quietly, name="tokenmeter-sweep", daemon=True).start()
+
+    def _sweep_quietly(self) -> None:
+        try:
+            self.sweep()
+        except Exception as error:  # noqa: BLE001 - nobody waits for it; the next sweep comes
+            self.fault("sweep expired holds", error)
+
+    def _take_back_estimate(self, reservation: Reservation) -> None:
+        """The hold had expired: if it was swept, its estimate is now counted beside the true entry."""
+        try:
+            estimate = self.store.entry(reservation.reservation_id)
+            if estimate is not None:
+                correction = taken_back(estimate)
+                self.store.settle(correction, self.budgets.postings(correction))
+        except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            self.fault("take back an expired hold's estimate", error)
+
+    def _announce(self, crossings: Sequence[ThresholdCrossing]) -> None:
+        if crossings:
+            try:
+                self.budgets.announce(crossings, self.store)
+            except Exception as error:  # noqa: BLE001 - the call's own result goes through
+                self.fault("announce a crossed threshold", error)
+
     # -- entries
 
-    def _skeleton(self, authorization: Authorization) -> Entry:
-        """What an expired hold becomes: the call with its estimated input."""
-        call = authorization.call
-        observation = self.budgets.input_estimate(call)
-        rating = self.pricer.rate(
-            observation,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            at=authorization.started_at,
-            api_key=call.api_key,
-            attribution=call.attribution,
-        )
-        return Entry(
-            occurred_at=authorization.started_at,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            operation=call.operation,
-            request_model=call.facts.model,
-            status="aborted",
-            streamed=call.facts.streamed,
-            attribution=call.attribution,
-            api_key=call.api_key,
-            usage=observation.usage,
-            charges=rating.charges,
-            list_cost=rating.list_cost,
-            contracted_cost=rating.contracted_cost,
-            billed_cost=rating.billed_cost,
-            cost_source="unpriced" if rating.cost_source == "unpriced" else "estimated",
-            flags=tuple(sorted({*observation.flags, *rating.flags, "estimated"})),
-            price_list_hash=self.pricer.price_list_hash,
-        )
+    def _rate(self, observation: Observation, call: Call | Entry, at: datetime) -> Rating:
+        try:
+            return self.pricer.rate(
+                observation,
+                provider=call.provider,
+                endpoint=call.endpoint,
+                at=at,
+                api_key=call.api_key,
+                attribution=call.attribution,
+            )
+        except Exception as error:  # noqa: BLE001 - the usage is kept; `reprice` can rate it later
+            self.fault("rate a call", error)
+            return _UNRATED
 
     def _entry(self, authorization: Authorization, outcome: Outcome) -> Entry:
         call = authorization.call
         seen = outcome.observation or _NOTHING_SEEN
-        rating = self.pricer.rate(
-            seen,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            at=authorization.started_at,
-            api_key=call.api_key,
-            attribution=call.attribution,
-        )
+        rating = self._rate(seen, call, authorization.started_at)
+        usage = seen.usage
+        reservation = authorization.reservation
         flags = seen.flags | rating.flags
         if outcome.observation is None and outcome.status in {"aborted", "timeout"}:
             flags |= {"billing_unknown"}
-        reservation = authorization.reservation
-        if reservation is not None and self.budgets.bound_violated(reservation, seen.usage, rating.billed_cost):
+        if reservation is not None and self.budgets.bound_violated(reservation, usage, rating.billed_cost):
             flags |= {"bound_violation"}
         response_id = seen.response_id or outcome.response_id
         return Entry(
@@ -311,7 +415,7 @@ class Meter:
             service_tier=seen.service_tier,
             attribution=call.attribution,
             api_key=call.api_key,
-            usage=seen.usage,
+            usage=usage,
             charges=rating.charges,
             list_cost=rating.list_cost,
             contracted_cost=rating.contracted_cost,
@@ -328,3 +432,15 @@ class Meter:
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+#: Reentrant, since a finaliser may settle a call in the middle of another one's.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

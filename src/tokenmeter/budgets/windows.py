@@ -1,0 +1,129 @@
+"""Budget windows: calendar stretches in a time zone, rolling stretches, or all time. Computed, never reset by a job."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import cast
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, floor, parse_instant, zone
+
+__all__ = ["ROLLING_STEPS", "Span", "Window", "from_microseconds", "microseconds"]
+
+#: A rolling window is cut into this many steps (see `Window.spans`): it never admits more than the limit in any
+#: stretch of its length, and at least 6/7 of it under steady load.
+ROLLING_STEPS = 6
+
+#: ``[start, end)`` in microseconds since the epoch; end None = never.
+Span = tuple[int, int | None]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ROLLING = re.compile(r"rolling-(?P<count>[1-9]\d{0,5})(?P<unit>[smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MONTHS = {"month": 1, "quarter": 3, "year": 12}
+
+
+def microseconds(moment: datetime) -> int:
+    """`moment` (aware) as microseconds since the epoch, exactly."""
+    delta = moment - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def from_microseconds(value: int) -> datetime:
+    """Microseconds since the epoch as an aware UTC instant, exactly."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a budget's time is cut.
+
+    Attributes:
+        period: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``total`` or ``rolling-<n>s|m|h|d``.
+        tz: IANA zone the calendar is read in.
+        week_start: 0 = Monday ... 6 = Sunday.
+        anchor: Day of the month on which months, quarters and years begin; in a shorter month its last day.
+    """
+
+    period: str
+    tz: str = "UTC"
+    week_start: int = 0
+    anchor: int = 1
+
+    def __post_init__(self) -> None:
+        zone(self.tz)
+        if self.period not in (*CALENDAR_UNITS, "total") and not _ROLLING.fullmatch(self.period):
+            raise ConfigurationError(
+                f"period must be one of {', '.join(CALENDAR_UNITS)}, total or rolling-<n>s|m|h|d "
+                f"(rolling-60s, rolling-24h), not {self.period!r}."
+            )
+        _check_day(self.week_start, "week_start", 0, 6, "0 (Monday) to 6 (Sunday)")
+        _check_day(self.anchor, "anchor", 1, 31, "1 to 31, a day of the month")
+        if self.week_start and self.period != "week":
+            raise ConfigurationError(f"week_start only goes with period='week', not {self.period!r}.")
+        if self.anchor != 1 and self.period not in _MONTHS:
+            raise ConfigurationError(f"anchor only goes with a month, quarter or year, not {self.period!r}.")
+
+    @property
+    def length_us(self) -> int | None:
+        """Length of a rolling window in microseconds; None for any other."""
+        found = _ROLLING.fullmatch(self.period)
+        return int(found["count"]) * _SECONDS[found["unit"]] * 1_000_000 if found else None
+
+    @property
+    def label(self) -> str:
+        """The window in words, as part of a budget's name."""
+        parts = [self.period]
+        if self.week_start:
+            parts.append(f"from-{('mon', 'tue', 'wed', 'thu', 'fri', 'sat', 'sun')[self.week_start]}")
+        if self.anchor != 1:
+            parts.append(f"from-{self.anchor}")
+        if self.tz != "UTC" and self.period in CALENDAR_UNITS:
+            parts.append(self.tz)
+        return " ".join(parts)
+
+    def spans(self, moment_us: int) -> tuple[Span, ...]:
+        """The counters' stretches that `moment_us` falls into.
+
+        Calendar and total budgets have one. A rolling one of length L and step s = L / `ROLLING_STEPS` keeps one
+        counter per stretch ``[k*s, k*s + L + s)``: every stretch of length L lies inside one of these, so a cap on
+        each of them is a cap on all. A call counts in the seven that hold its start.
+        """
+        length = self.length_us
+        if length is None:
+            return (self.span(moment_us),)
+        step = max(length // ROLLING_STEPS, 1)
+        last = moment_us // step
+        first = (moment_us - length - step) // step + 1
+        return tuple((index * step, index * step + length + step) for index in range(first, last + 1))
+
+    def span(self, moment_us: int) -> Span:
+        """The calendar stretch around `moment_us`; ``(0, None)`` for a total."""
+        if self.period == "total":
+            return 0, None
+        moment = from_microseconds(moment_us)
+        unit = cast("CalendarUnit", self.period)
+        if self.anchor != 1:
+            return self._anchored(moment, _MONTHS[unit])
+        whole = floor(moment, unit, self.tz, week_start=self.week_start)
+        return microseconds(whole.start), microseconds(whole.end)
+
+    def _anchored(self, moment: datetime, months: int) -> Span:
+        local = moment.astimezone(zone(self.tz)).date()
+        index = (local.year * 12 + local.month - 1) // months * months
+        if local < self._anchor_day(index):
+            index -= months
+        start, end = (parse_instant(self._anchor_day(i), self.tz) for i in (index, index + months))
+        return microseconds(start), microseconds(end)
+
+    def _anchor_day(self, index: int) -> date:
+        first_of_next = date((index + 1) // 12, (index + 1) % 12 + 1, 1)
+        last = first_of_next - timedelta(days=1)
+        return last.replace(day=min(self.anchor, last.day))
+
+
+def _check_day(value: object, name: str, low: int, high: int, meaning: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigurationError(f"{name} must be {meaning}, not {value!r}.")

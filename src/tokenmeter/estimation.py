@@ -1,0 +1,287 @@
+"""What a call can use at most, and what it will likely use, known before it leaves. Never touches the network.
+
+The upper bound of a prompt is its UTF-8 bytes: no tokenizer in use makes more tokens than bytes. Pictures count at the
+dearest the model's family charges for one; content that lies elsewhere (files, earlier turns, stored prompts) at the
+model's context window, which no single prompt can pass. The answer's bound is the caller's own cap, else the model's
+maximum, per choice.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import TYPE_CHECKING, TypeVar
+
+from tokenmeter.call import Call, RequestFacts
+from tokenmeter.dialects.estimates import estimate
+from tokenmeter.ledger import Entry
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.usage import Observation
+
+if TYPE_CHECKING:
+    from tokenmeter.pricing import Ceiling
+
+__all__ = ["Bound", "Expectations", "bound", "input_estimate", "picodollars"]
+
+#: Tokens a provider adds to every prompt: chat priming; on Claude the tool-use system prompt (up to 804 with the
+#: computer-use tools). Source: https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
+REQUEST_OVERHEAD = 32
+CLAUDE_OVERHEAD = 850
+#: Most tokens one picture costs, by a word in the model's name; the first that fits. Sources: platform.openai.com
+#: /docs/guides/images-vision (tiles: 2,833 + 8 x 5,667 on gpt-4o-mini; patches: 10,000 in original detail) and
+#: docs.claude.com/en/docs/build-with-claude/vision (4,784 in high resolution).
+IMAGE_CAPS: tuple[tuple[str, int], ...] = (("claude", 4_784), ("gpt-4o-mini", 48_169))
+IMAGE_CAP = 25_000
+
+#: Operations whose use is a prompt and a text answer, and those without any answer to pay for.
+_TEXT_OPERATIONS = frozenset({"chat", "text_completion", "decision"})
+_NO_OUTPUT_OPERATIONS = frozenset({"embeddings", "rerank", "moderation"})
+#: Reasons (`RequestFacts.unbounded`) that the context window bounds after all: part of the prompt is not sent again.
+_BOUNDED_BY_CONTEXT = frozenset({"conversation", "files", "stored_prompt"})
+#: Expectations: memory, when it is enough, and a prompt's size (1.5 bytes a token at the least, 4.5 at the most).
+_SAMPLE_SIZE = 256
+_PAIRS = 1024
+_ENOUGH = 20
+_LIKELY_BYTES_PER_TOKEN = 2
+_LIKELY_IMAGE_TOKENS = 2_000
+_WORDS = {
+    "advisor": "an advisor model may answer as well",
+    "background": "a background answer is billed after the call has returned",
+    "compaction": "the provider may compact the conversation at extra cost",
+    "fallbacks": "fallback models may be billed as well",
+    "server_tools": "the provider runs tools in a loop of its own",
+    "no_output_cap": "it names no output cap and the model's maximum is not known",
+    "no_context_window": "part of its prompt lies elsewhere and the model's context window is not known",
+    "unknown_price": "the model's price is not known",
+    "operation": "what this endpoint bills is not known before the answer",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What one call can use at most.
+
+    Attributes:
+        input_tokens: Upper bound of the prompt; None when there is none.
+        output_tokens: Upper bound of all answers together; None when there is none.
+        cost: Upper bound of the billed cost, US dollars; None when there is none.
+        input_cost: The part of `cost` that does not depend on the answer's length.
+        output_rate: US dollars per token of the answer; None when unknown.
+        choices: How many answers there will be.
+        max_output_tokens: The model's own maximum per answer; None when unknown.
+        reasons: Why tokens or cost have no bound: keys of `RequestFacts.unbounded` and of this module.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: Decimal | None = None
+    input_cost: Decimal | None = None
+    output_rate: Decimal | None = None
+    choices: int = 1
+    max_output_tokens: int | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int | None:
+        """Upper bound of input and output tokens together; None when there is none."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        return self.input_tokens + self.output_tokens
+
+    def amount(self, unit: str) -> int | None:
+        """The bound in a counter's integers (picodollars rounded up, tokens, requests); None when there is none."""
+        if unit == "requests":
+            return 1
+        if unit == "tokens":
+            return self.tokens
+        return None if self.cost is None else picodollars(self.cost)
+
+    def affordable_output_tokens(self, unit: str, room: int) -> int | None:
+        """The longest answer (per choice) that fits into `room` of `unit`; None when that cannot be told."""
+        if unit == "tokens" and self.input_tokens is not None:
+            most = (room - self.input_tokens) // self.choices
+        elif unit == "usd" and self.input_cost is not None and self.output_rate:
+            left = Decimal(room).scaleb(-12, context=EXACT) - self.input_cost
+            most = int(EXACT.divide_int(left, self.output_rate * self.choices)) if left > 0 else 0
+        else:
+            return None
+        if self.max_output_tokens is not None:
+            most = min(most, self.max_output_tokens)
+        return max(most, 0)
+
+    def explain(self) -> str:
+        """Why there is no bound, in words."""
+        return " and ".join(_WORDS.get(reason, reason) for reason in self.reasons)
+
+
+def picodollars(cost: Decimal) -> int:
+    """`cost` in whole picodollars, rounded up."""
+    return int(cost.scaleb(12, context=EXACT).to_integral_value(rounding=ROUND_CEILING))
+
+
+def bound(call: Call, ceiling: Ceiling | None) -> Bound:
+    """The upper bound of `call`.
+
+    Args:
+        call: The call.
+        ceiling: The dearest rates that can apply to it and the model's limits; None for an unknown model.
+    """
+    facts = call.facts
+    context = ceiling.context_window if ceiling else None
+    maximum = ceiling.max_output_tokens if ceiling else None
+    reasons = _reasons(call, context)
+    prompt = _prompt_bound(call, context)
+    answer = _answer_bound(call, maximum)
+    if answer is None:
+        reasons.add("no_output_cap")
+    bounded = not reasons
+    input_rate, output_rate = (ceiling.input, ceiling.output) if ceiling else (None, None)
+    if answer == 0:
+        output_rate = ZERO
+    if input_rate is None or output_rate is None:
+        reasons.add("unknown_price")
+    input_cost = None if input_rate is None else EXACT.multiply(input_rate, prompt)
+    cost = None
+    if bounded and input_cost is not None and output_rate is not None and answer is not None:
+        cost = EXACT.add(input_cost, EXACT.multiply(output_rate, answer))
+    return Bound(
+        input_tokens=prompt if bounded or reasons <= {"no_output_cap", "unknown_price"} else None,
+        output_tokens=answer if bounded else None,
+        cost=cost,
+        input_cost=input_cost,
+        output_rate=output_rate,
+        choices=facts.choices,
+        max_output_tokens=maximum,
+        reasons=tuple(sorted(reasons)),
+    )
+
+
+def _reasons(call: Call, context: int | None) -> set[str]:
+    named = call.facts.unbounded
+    reasons = set(named.split(",")) if named else set[str]()
+    if reasons & _BOUNDED_BY_CONTEXT:
+        reasons -= _BOUNDED_BY_CONTEXT
+        if context is None:
+            reasons.add("no_context_window")
+    if call.operation not in _TEXT_OPERATIONS and call.operation not in _NO_OUTPUT_OPERATIONS:
+        reasons.add("operation")
+    return reasons
+
+
+def _prompt_bound(call: Call, context: int | None) -> int:
+    facts = call.facts
+    claude = call.provider == "anthropic" or "claude" in (facts.model or "")
+    tokens = facts.input_bytes + (CLAUDE_OVERHEAD if claude else REQUEST_OVERHEAD)
+    if facts.image_count:
+        tokens += facts.image_count * _image_cap(facts)
+    if context is not None and facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
+        return max(tokens, context)
+    return tokens
+
+
+def _image_cap(facts: RequestFacts) -> int:
+    model = facts.model or ""
+    return next((cap for word, cap in IMAGE_CAPS if word in model), IMAGE_CAP)
+
+
+def _answer_bound(call: Call, maximum: int | None) -> int | None:
+    if call.operation in _NO_OUTPUT_OPERATIONS:
+        return 0
+    each = call.facts.max_output_tokens
+    if each is None:
+        each = maximum
+    return None if each is None else max(each, 0) * call.facts.choices
+
+
+def input_estimate(call: Call) -> Observation:
+    """What a call that nobody heard of again has probably used: its prompt. For holds that expire."""
+    consumption = estimate(call.facts, model=None, received=0)
+    return Observation(consumptions=(consumption,) if consumption.usage else (), flags=frozenset({"estimated"}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    outputs: deque[int]
+    costs: deque[Decimal]
+    milliseconds: deque[int]
+
+    @classmethod
+    def empty(cls) -> _Sample:
+        return cls(deque(maxlen=_SAMPLE_SIZE), deque(maxlen=_SAMPLE_SIZE), deque(maxlen=_SAMPLE_SIZE))
+
+
+#: Reentrant, since a finaliser may settle a call in the middle of another one's authorization.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Expectations:
+    """What recent calls of each route and model used, in this process: the basis of ``expected`` holds.
+
+    Remembers the last 256 calls of the 1,024 most recently used pairs of route and model.
+    """
+
+    def __init__(self) -> None:
+        self._samples: OrderedDict[tuple[str | None, str | None], _Sample] = OrderedDict()
+
+    def learn(self, entry: Entry) -> None:
+        """Take in one settled call."""
+        if entry.kind != "usage" or entry.status != "ok":
+            return
+        key = (entry.attribution.route, entry.request_model)
+        with _lock:
+            sample = self._samples.get(key)
+            if sample is None:
+                sample = self._samples[key] = _Sample.empty()
+                if len(self._samples) > _PAIRS:
+                    self._samples.popitem(last=False)
+            self._samples.move_to_end(key)
+            sample.outputs.append(entry.usage.output_tokens)
+            if entry.billed_cost is not None and entry.cost_source != "unpriced":
+                sample.costs.append(entry.billed_cost)
+            if entry.latency_us is not None:
+                sample.milliseconds.append(entry.latency_us // 1000)
+
+    def amount(self, call: Call, upper: Bound, unit: str) -> int | None:
+        """What `call` will likely use of `unit`: its prompt and the 99th percentile of the answers seen.
+
+        Never more than `upper`. None as long as fewer than 20 calls were seen.
+        """
+        with _lock:
+            sample = self._samples.get((call.attribution.route, call.facts.model))
+            if sample is None or len(sample.outputs) < _ENOUGH:
+                return None
+            output, cost = _percentile(sample.outputs, 99), _percentile(sample.costs, 99)
+        prompt = -(-call.facts.input_bytes // _LIKELY_BYTES_PER_TOKEN) + call.facts.image_count * _LIKELY_IMAGE_TOKENS
+        likely: int | None = prompt + output * call.facts.choices if output is not None else None
+        if unit == "usd":
+            likely = None if cost is None else picodollars(cost)
+        most = upper.amount(unit)
+        return most if likely is None else likely if most is None else min(likely, most)
+
+    def wait(self, call: Call) -> Decimal:
+        """Seconds after which half of such calls have ended; 1 as long as none was seen."""
+        with _lock:
+            sample = self._samples.get((call.attribution.route, call.facts.model))
+            middle = _percentile(sample.milliseconds, 50) if sample else None
+        return Decimal(1) if middle is None else max(Decimal(middle), Decimal(50)).scaleb(-3)
+
+
+_N = TypeVar("_N", int, Decimal)
+
+
+def _percentile(values: Collection[_N], percent: int) -> _N | None:
+    """The nearest-rank percentile; None of nothing."""
+    ordered = sorted(values)
+    return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None
