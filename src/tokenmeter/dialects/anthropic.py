@@ -6,7 +6,7 @@ Source of all shapes: ``anthropic.types`` and ``anthropic.types.beta``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.dialects import sessions
@@ -17,8 +17,8 @@ from tokenmeter.dialects.iterations import groups_of
 from tokenmeter.dialects.jobs import in_batch
 from tokenmeter.dialects.requests import anthropic_facts
 from tokenmeter.dialects.routes import anthropic_endpoint
-from tokenmeter.dialects.shapes import is_usage, read_usage
-from tokenmeter.dialects.wire import JSON, MalformedError, section, text
+from tokenmeter.dialects.shapes import is_usage, read_usage, usage_of
+from tokenmeter.dialects.wire import JSON, MalformedError, is_array, is_object, section, text
 from tokenmeter.usage import Observation
 
 __all__ = ["AnthropicDialect", "read_anthropic"]
@@ -51,14 +51,14 @@ class AnthropicDialect:
 def read_anthropic(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
     try:
-        if isinstance(body, list):
-            return joined(read_anthropic(part, context) for part in cast("list[Any]", body))
-        if not isinstance(body, dict):
+        if is_array(body):
+            return joined(read_anthropic(part, context) for part in body)
+        if not is_object(body):
             return unknown({}, None, model=context.request.model)
-        return _reader(cast("JSON", body), context)(cast("JSON", body), context)
+        return _reader(body, context)(body, context)
     except MalformedError:
-        wire = cast("JSON", body)
-        return unknown(wire, wire.get("usage"), model=context.request.model)
+        named: JSON = body if is_object(body) else {}
+        return unknown(named, named.get("usage"), model=context.request.model)
 
 
 def _reader(body: JSON, context: Context) -> _Reader:
@@ -91,7 +91,9 @@ def batch_line(body: JSON, context: Context) -> Observation:
 
 def message(body: JSON, context: Context) -> Observation:
     """A message, or the usage object of one."""
-    wire = body if is_usage(body) else section(body, "usage")
+    if ".batches" in context.endpoint:
+        context = in_batch(context)
+    wire = usage_of(body)
     model = text(body, "model")
     if not wire or (not is_usage(wire) and read_usage(wire) is None):
         return unknown(body, body.get("usage"), model=model or context.request.model, deduplicate=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.dialects import hosts
 from tokenmeter.dialects.shapes import Reading
 from tokenmeter.dialects.wire import JSON, text
-from tokenmeter.usage import Consumption, Observation
+from tokenmeter.usage import Consumption, Observation, Usage
 
 __all__ = ["Context", "joined", "observation", "pending", "unknown"]
 
@@ -38,21 +38,21 @@ class Context:
         model: str | None,
         wire: JSON | None = None,
         tier: str | None = None,
-        **changes: Any,
+        role: str = "message",
     ) -> Consumption:
         """A charge group of `reading` in this context; `wire` is the usage object that may carry a supplied cost."""
         request = self.request
-        group = Consumption(
+        return Consumption(
             model=model or request.model,
             usage=reading.usage,
             service_tier=hosts.billed_tier(tier or request.service_tier),
             processing=request.processing,
             speed=request.speed,
             region=request.region,
+            role=role,
             prompt_tokens=reading.prompt_tokens,
             supplied_cost=hosts.supplied_cost(self.provider, wire) if wire else None,
         )
-        return replace(group, **changes) if changes else group
 
 
 def observation(
@@ -77,8 +77,13 @@ def observation(
 
 
 def unknown(body: JSON, wire: Any, *, model: str | None = None, deduplicate: bool = False) -> Observation:
-    """The other end: something was used, and nobody can say what. It is unpriced, never zero."""
+    """The other end: something was used, and nobody can say what. It is unpriced, never zero.
+
+    A polled body is only written down for its charge groups, so it gets an empty one.
+    """
+    group = Consumption(model=model or text(body, "model"), usage=Usage())
     return Observation(
+        consumptions=(group,) if deduplicate else (),
         response_model=model or text(body, "model"),
         response_id=text(body, "id"),
         service_tier=text(body, "service_tier"),
@@ -89,13 +94,12 @@ def unknown(body: JSON, wire: Any, *, model: str | None = None, deduplicate: boo
 
 
 def pending(body: JSON) -> Observation:
-    """Work that has not ended: its bill comes with a later body of the same id."""
+    """Work that has not ended: its bill comes with a later body of the same id, which this one must not shut out."""
     return Observation(
         response_model=text(body, "model"),
         response_id=text(body, "id"),
         flags=frozenset({"not_final"}),
         billable=False,
-        deduplicate=True,
     )
 
 
@@ -111,7 +115,7 @@ def joined(observations: Iterable[Observation]) -> Observation:
         response_model=first.response_model,
         response_id=first.response_id,
         service_tier=first.service_tier,
-        flags=frozenset().union(*(part.flags for part in parts)),
+        flags=frozenset(flag for part in parts for flag in part.flags),
         raw_usage=raw or None,
         billable=any(part.billable for part in parts),
         deduplicate=all(part.deduplicate for part in parts),

@@ -34,6 +34,8 @@ def supplied_cost(provider: str, usage: JSON) -> SuppliedCost | None:
     Raises:
         MalformedError: the amount is no number.
     """
+    if _COST_FIELDS.isdisjoint(usage):
+        return None
     for source in _SOURCES:
         if source.field in usage and (cost := source.read(provider, usage)) is not None:
             return SuppliedCost(cost, f"usage.{source.field}")
@@ -71,6 +73,7 @@ class _Source:
 
 
 _SOURCES = (_Source("list_cost", _minor_units), _Source("cost", _credits), _Source("cost_in_usd_ticks", _ticks))
+_COST_FIELDS = frozenset(source.field for source in _SOURCES)
 
 
 # -- meters that only one host has
@@ -83,8 +86,10 @@ def extra_meters(provider: str, usage: JSON, model: str | None) -> dict[str, Qua
         MalformedError: a count is no number.
     """
     meters: dict[str, Quantity] = {}
-    if provider in {"openai", "azure"} and model and _SEARCHES_ALWAYS.search(model):
+    if model and "-search-" in model and provider in {"openai", "azure"} and _SEARCHES_ALWAYS.search(model):
         meters["web_searches"] = 1
+    if _EXTRA_KEYS.isdisjoint(usage):
+        return meters
     for name, meter in _EXTRA_FIELDS.items():
         if usage.get(name) and (quantity := amount(usage, name)):
             meters[meter] = int(quantity) if quantity == int(quantity) else quantity
@@ -99,6 +104,7 @@ def extra_meters(provider: str, usage: JSON, model: str | None) -> dict[str, Qua
 _SEARCHES_ALWAYS = re.compile(r"-search-(preview|api)\b")
 #: Mistral's voice models count audio in seconds; x-ai's live search counts sources.
 _EXTRA_FIELDS = {"prompt_audio_seconds": "seconds_audio", "num_sources_used": "search_sources"}
+_EXTRA_KEYS = frozenset({*_EXTRA_FIELDS, "server_side_tool_usage_details"})
 #: x-ai's agent tools, by call.
 _EXTRA_TOOLS = {
     "web_search_calls": "web_searches",

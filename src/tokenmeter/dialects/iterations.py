@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tokenmeter.dialects.context import Context
-from tokenmeter.dialects.hosts import billed_tier
+from tokenmeter.dialects.hosts import billed_tier, supplied_cost
 from tokenmeter.dialects.shapes import Reading, exclusive
 from tokenmeter.dialects.wire import JSON, members, section, text
 from tokenmeter.usage import Consumption, Usage
@@ -39,7 +39,7 @@ def groups_of(wire: JSON, model: str | None, context: Context) -> tuple[tuple[Co
     """
     top = exclusive(wire)
     flags = set(top.flags)
-    if section(section(wire, "fallback_credit"), "status").get("type") == "redeemed":
+    if "fallback_credit" in wire and _redeemed(wire):
         flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
     entries = [
         _Entry(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
@@ -55,19 +55,26 @@ def groups_of(wire: JSON, model: str | None, context: Context) -> tuple[tuple[Co
     return tuple(groups), frozenset(flags)
 
 
+def _redeemed(wire: JSON) -> bool:
+    return section(section(wire, "fallback_credit"), "status").get("type") == "redeemed"
+
+
 def _base(wire: JSON, top: Reading, model: str | None, context: Context) -> Consumption:
     """One group for the top-level counts: its tier, speed and geography hold for every iteration."""
-    group = context.consumption(top, model=model, wire=wire)
-    tier = text(wire, "service_tier")
-    if tier == "batch":
-        group = replace(group, service_tier=None, processing="batch")
-    elif tier:
-        group = replace(group, service_tier=billed_tier(tier))
-    speed = wire.get("speed")
-    if isinstance(speed, str):
-        group = replace(group, speed=None if speed == "standard" else speed)
-    geo = text(wire, "inference_geo")
-    return replace(group, geo=geo) if geo and geo not in _PLAIN_GEOGRAPHIES else group
+    request = context.request
+    tier, speed, geo = text(wire, "service_tier"), text(wire, "speed") or request.speed, text(wire, "inference_geo")
+    batch = tier == "batch"
+    return Consumption(
+        model=model or request.model,
+        usage=top.usage,
+        service_tier=None if batch else billed_tier(tier or request.service_tier),
+        processing="batch" if batch else request.processing,
+        speed=None if speed == "standard" else speed,
+        geo=None if geo in _PLAIN_GEOGRAPHIES else geo,
+        region=request.region,
+        prompt_tokens=top.prompt_tokens,
+        supplied_cost=supplied_cost(context.provider, wire),
+    )
 
 
 def _serving_groups(entries: list[_Entry], served: str | None, base: Consumption, flags: set[str]) -> list[Consumption]:

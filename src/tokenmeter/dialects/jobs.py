@@ -1,4 +1,4 @@
-"""Work that is billed when it has ended: batches, fine-tuning, runs and sessions. Polled bodies bill once, when final."""
+"""Work that is billed when it has ended: batches, fine-tuning, runs and sessions. Polled bodies bill once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmeter.dialects.context import Context, joined, observation, pending, unknown
-from tokenmeter.dialects.shapes import Reading, inclusive
-from tokenmeter.dialects.wire import JSON, count, members, section, text
+from tokenmeter.dialects.shapes import Reading, inclusive, read_usage, usage_of
+from tokenmeter.dialects.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
 
-__all__ = ["agent", "batch", "batch_line", "eval_run", "fine_tuning", "in_batch", "run"]
+__all__ = ["agent", "batch", "batch_line", "eval_run", "fine_tuning", "grader", "in_batch", "run"]
 
 _UNDER_WAY = frozenset(
     {
@@ -40,7 +40,7 @@ def batch(body: JSON, context: Context) -> Observation:
     """A ``Batch``: its total over all requests, at batch rates. Either this is billed or its output lines, not both."""
     if context.final_only and body.get("status") in _UNDER_WAY:
         return pending(body)
-    wire = section(body, "usage")
+    wire = usage_of(body)
     if not wire:
         done = count(section(body, "request_counts"), "completed")
         if not done and body.get("status") != "completed":
@@ -57,7 +57,7 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
     status = response.get("status_code")
     if body.get("error") or not response or (isinstance(status, int) and status >= _HTTP_ERROR):
         return Observation(response_id=text(body, "id"), billable=False)
-    inner = read(response.get("body"), in_batch(replace(context, endpoint="batches")))
+    inner = read(response.get("body"), in_batch(replace(context, endpoint="batch line")))
     # Lines say service_tier "default"; "batch" is known from where they stand.
     groups = tuple(
         replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions
@@ -82,7 +82,7 @@ def fine_tuning(body: JSON, context: Context) -> Observation:
 
 def run(body: JSON, context: Context) -> Observation:
     """An assistant's run or run step: the sum over its prompts, stated when it has ended."""
-    wire = section(body, "usage")
+    wire = usage_of(body)
     if context.final_only and (body.get("status") in _UNDER_WAY or not wire):
         return pending(body)
     if not wire:
@@ -95,12 +95,12 @@ def run(body: JSON, context: Context) -> Observation:
 
 def agent(body: JSON, context: Context) -> Observation:
     """An agent's session or turn: cumulative, best effort by the provider's own words."""
-    wire = section(body, "usage")
+    wire = usage_of(body)
     if not wire or (context.final_only and body.get("status") in _UNDER_WAY):
         return pending(body)
     reading = replace(inclusive(wire), prompt_tokens=None)
     config = section(body, "agent")
-    model = text(body, "model") or text(config, "model") or text(section(config, "model"), "id")
+    model = text(config, "model") or text(section(config, "model"), "id")
     return observation(reading, context.consumption(reading, model=model, wire=wire), body, wire, deduplicate=True)
 
 
@@ -114,3 +114,17 @@ def eval_run(body: JSON, context: Context) -> Observation:
         model = text(wire, "model_name") or text(wire, "run_model_name")
         parts.append(observation(reading, context.consumption(reading, model=model), body, wire, deduplicate=True))
     return joined(parts) if parts else unknown(body, body.get("per_model_usage"), deduplicate=True)
+
+
+def grader(body: JSON, context: Context) -> Observation:
+    """A grader's trial run: tokens per judging model. Graders that ask no model cost nothing."""
+    judges = section(body, "model_grader_token_usage_per_model")
+    if not judges:
+        return Observation(billable=False)
+    parts: list[Observation] = []
+    for model, wire in judges.items():
+        if not is_object(wire) or (reading := read_usage(wire)) is None:
+            return unknown({"model": model}, dict(judges))
+        reading = replace(reading, prompt_tokens=None)
+        parts.append(observation(reading, context.consumption(reading, model=model), {"model": model}, wire))
+    return joined(parts)

@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenmeter.dialects.context import Context, observation, pending, unknown
 from tokenmeter.dialects.estimates import speech_tokens, tokens_of
-from tokenmeter.dialects.shapes import Reading, inclusive, is_usage
-from tokenmeter.dialects.wire import JSON, amount, count, section, text
+from tokenmeter.dialects.shapes import Reading, inclusive, usage_of
+from tokenmeter.dialects.wire import JSON, amount, count, is_array, is_object, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 __all__ = [
@@ -30,7 +30,7 @@ _DONE_WITHOUT_RESULT = frozenset({"failed", "cancelled"})
 
 def images(body: JSON, context: Context) -> Observation:
     """Images made or edited: tokens by modality, or (older models) a number of images. The model is the request's."""
-    wire = body if is_usage(body) else section(body, "usage")
+    wire = usage_of(body)
     groups: list[Consumption] = []
     flags: frozenset[str] = frozenset()
     if wire:
@@ -38,8 +38,8 @@ def images(body: JSON, context: Context) -> Observation:
         reading = inclusive(wire, output_meter="output_image")
         flags = reading.flags
         groups.append(context.consumption(reading, model=text(body, "model"), wire=wire, role="image_generation"))
-    elif isinstance(body.get("data"), list):
-        reading = Reading(Usage({"images": len(body["data"])} if body["data"] else {}))
+    elif is_array(data := body.get("data")):
+        reading = Reading(Usage({"images": len(data)} if data else {}))
         groups.append(context.consumption(reading, model=text(body, "model"), role="image_generation"))
     groups.extend(svg(body, context))
     if not groups:
@@ -59,9 +59,9 @@ def svg(body: JSON, context: Context) -> tuple[Consumption, ...]:
 
 def transcription(body: Any, context: Context) -> Observation:
     """Tokens or seconds, as the model is billed; a text answer (``text``, ``srt``, ``vtt``) says neither."""
-    if not isinstance(body, dict):
+    if not is_object(body):
         return _unheard(None, context)
-    wire = body if is_usage(body) else section(body, "usage")
+    wire = usage_of(body)
     if not wire:
         return _unheard(body, context)
     reading = spoken(wire)
@@ -101,7 +101,7 @@ def speech(context: Context) -> Observation:
 
 def speech_event(body: JSON, context: Context) -> Observation:
     """``speech.audio.done`` of a speech stream: text in, audio out."""
-    wire = body if is_usage(body) else section(body, "usage")
+    wire = usage_of(body)
     if not wire:
         return speech(context)
     reading = inclusive(wire, output_meter="output_audio")
@@ -111,7 +111,7 @@ def speech_event(body: JSON, context: Context) -> Observation:
 def realtime(body: JSON, context: Context) -> Observation:
     """``response.done`` of a realtime session, or the usage in it. The model is the session's."""
     response = section(body, "response") or body
-    wire = response if is_usage(response) else section(response, "usage")
+    wire = usage_of(response)
     if not wire:
         if response.get("status") in _DONE_WITHOUT_RESULT:
             return Observation(response_id=text(response, "id"), billable=False)
@@ -140,7 +140,7 @@ def heard(body: JSON, context: Context) -> Observation:
 
 def live_session(body: JSON, context: Context) -> Observation:
     """A Live session's seconds of audio, cumulative: the last word is the bill, ``session.closed`` says it."""
-    wire = body if is_usage(body) else section(body, "usage")
+    wire = usage_of(body)
     session = section(body, "session")
     identity = {"id": session.get("id")}
     if not wire:

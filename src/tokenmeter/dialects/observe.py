@@ -10,7 +10,7 @@ from tokenmeter.dialects.anthropic import AnthropicDialect, read_anthropic
 from tokenmeter.dialects.base import Dialect
 from tokenmeter.dialects.context import Context
 from tokenmeter.dialects.openai import OpenAIDialect, read_openai
-from tokenmeter.dialects.wire import JSON, text, to_wire
+from tokenmeter.dialects.wire import JSON, is_object, text, to_wire
 from tokenmeter.errors import PricingError
 from tokenmeter.usage import Observation
 
@@ -88,7 +88,7 @@ def observe(
         name = name.removesuffix(method)
     request = RequestFacts(
         model=model,
-        processing=processing or ("batch" if name == "messages.batches" else None),
+        processing=processing,
         region=region,
         service_tier=service_tier,
         tool_models=_tool_models(model, wire),
@@ -110,7 +110,7 @@ def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:
 
 
 def _bodies(wire: Any) -> Iterator[JSON]:
-    if isinstance(wire, dict):
+    if is_object(wire):
         yield wire
         for key in ("response", "body"):
             yield from _bodies(wire.get(key))

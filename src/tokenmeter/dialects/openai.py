@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.dialects import hosts, jobs, media, responses
@@ -18,8 +18,8 @@ from tokenmeter.dialects.estimates import estimate
 from tokenmeter.dialects.openai_streams import open_stream
 from tokenmeter.dialects.requests import openai_facts
 from tokenmeter.dialects.routes import openai_endpoint
-from tokenmeter.dialects.shapes import inclusive, is_usage, read_usage
-from tokenmeter.dialects.wire import JSON, MalformedError, members, section, text, utf8_length
+from tokenmeter.dialects.shapes import inclusive, is_usage, read_usage, usage_of
+from tokenmeter.dialects.wire import JSON, MalformedError, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
 __all__ = ["OpenAIDialect", "read_openai"]
@@ -52,14 +52,14 @@ class OpenAIDialect:
 def read_openai(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
     try:
-        if isinstance(body, list):
-            return joined(read_openai(part, context) for part in cast("list[Any]", body))
-        if not isinstance(body, dict):
+        if is_array(body):
+            return joined(read_openai(part, context) for part in body)
+        if not is_object(body):
             return _without_json(body, context)
-        return _reader(cast("JSON", body), context)(cast("JSON", body), context)
+        return _reader(body, context)(body, context)
     except MalformedError:
-        wire = cast("JSON", body)
-        return unknown(wire, wire.get("usage"), model=context.request.model)
+        named: JSON = body if is_object(body) else {}
+        return unknown(named, named.get("usage"), model=context.request.model)
 
 
 def _without_json(body: Any, context: Context) -> Observation:
@@ -97,13 +97,9 @@ def _refused(body: JSON, _context: Context) -> Observation:
     return Observation(response_model=text(body, "model"), billable=False)
 
 
-def _nothing_yet(_body: JSON, _context: Context) -> Observation:
-    return Observation(billable=False)
-
-
 def completion(body: JSON, context: Context) -> Observation:
     """Chat and text completions, embeddings, decisions: one model, one prompt, one usage object."""
-    wire = body if is_usage(body) else section(body, "usage") or section(section(body, "x_groq"), "usage")
+    wire = usage_of(body) or section(section(body, "x_groq"), "usage")
     model = text(body, "model")
     if not wire:
         return _without_usage(body, context, model)
@@ -163,6 +159,16 @@ def _decision_event(body: JSON, context: Context) -> Observation:
     return completion(section(section(body, "event"), "decision"), context)
 
 
+def _turn_event(body: JSON, context: Context) -> Observation:
+    """The end of an agent's turn: what its root agent used."""
+    turn = section(body, "turn")
+    return jobs.agent({**turn, "id": body.get("turn_id"), "usage": body.get("usage") or turn.get("usage")}, context)
+
+
+def _eval_sample(body: JSON, context: Context) -> Observation:
+    return completion(section(body, "sample"), context)
+
+
 def _wrapped_response(body: JSON, context: Context) -> Observation:
     """A terminal stream event, with the whole response in it."""
     return responses.response(section(body, "response"), context)
@@ -179,6 +185,9 @@ _BY_TYPE: dict[str, _Reader] = {
     "session.usage.updated": media.live_session,
     "session.closed": media.live_session,
     "decision.event": _decision_event,
+    "agent.session.turn.completed": _turn_event,
+    "agent.session.turn.failed": _turn_event,
+    "agent.session.turn.cancelled": _turn_event,
     "transcript.text.done": media.transcription,
     "speech.audio.done": media.speech_event,
     "image_generation.completed": media.images,
@@ -198,6 +207,7 @@ _BY_OBJECT: dict[str, _Reader] = {
     "agent.session": jobs.agent,
     "agent.session.turn": jobs.agent,
     "eval.run": jobs.eval_run,
+    "eval.run.output_item": _eval_sample,
     "video": media.video,
     "realtime.response": media.realtime,
 }
@@ -216,6 +226,8 @@ _BY_ENDPOINT: tuple[tuple[str, _Reader], ...] = (
     ("beta.realtime", media.realtime),
     ("live", media.live_session),
     ("videos", media.video),
+    ("batches", jobs.batch),
+    ("fine_tuning.alpha.graders", jobs.grader),
     ("fine_tuning.jobs", jobs.fine_tuning),
     ("beta.threads", jobs.run),
     ("beta.agents", jobs.agent),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.dialects.base import Endpoint
 from tokenmeter.dialects.prompts import measure
-from tokenmeter.dialects.wire import JSON, members, section, text
+from tokenmeter.dialects.wire import JSON, is_array, is_object, members, section, text
 
 __all__ = ["anthropic_facts", "openai_facts"]
 
@@ -112,7 +112,7 @@ def _text(value: Any) -> str | None:
 
 
 def _model(value: Any) -> str | None:
-    return text(cast("JSON", value), "id") if isinstance(value, dict) else _text(value)
+    return text(value, "id") if is_object(value) else _text(value)
 
 
 def _fast(value: Any) -> str | None:
@@ -129,8 +129,8 @@ def _choices(body: JSON) -> int:
     many, best = body.get("n"), body.get("best_of")
     answers = max(many if type(many) is int else 1, best if type(best) is int else 1, 1)
     prompts = body.get("prompt")
-    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
-        answers *= len(cast("list[Any]", prompts))
+    if is_array(prompts) and prompts and not isinstance(prompts[0], int):
+        answers *= len(prompts)
     return answers
 
 
@@ -169,7 +169,7 @@ def _attached_images(endpoint: Endpoint, body: JSON) -> int:
     if not endpoint.path.startswith("images.") or "image" not in body:
         return 0
     pictures = body["image"]
-    return len(cast("list[Any]", pictures)) if isinstance(pictures, list) else 1
+    return len(pictures) if is_array(pictures) else 1
 
 
 def _session_models(body: JSON) -> Mapping[str, str] | None:

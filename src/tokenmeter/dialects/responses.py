@@ -8,7 +8,7 @@ from tokenmeter.dialects import hosts
 from tokenmeter.dialects.context import Context, pending, unknown
 from tokenmeter.dialects.estimates import estimate
 from tokenmeter.dialects.media import svg
-from tokenmeter.dialects.shapes import Reading, inclusive, is_usage
+from tokenmeter.dialects.shapes import Reading, inclusive, usage_of
 from tokenmeter.dialects.wire import JSON, count, members, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
@@ -32,7 +32,7 @@ _SMALLEST_CONTAINER = "1g"
 
 def response(body: JSON, context: Context) -> Observation:
     """A response, or a compaction of one. It bills once, however often it is retrieved."""
-    wire = body if is_usage(body) else section(body, "usage")
+    wire = usage_of(body)
     model, tier = text(body, "model"), text(body, "service_tier")
     retrieved = context.endpoint.endswith("responses.retrieve") and context.final_only
     if retrieved and body.get("background") is not True:
@@ -42,15 +42,11 @@ def response(body: JSON, context: Context) -> Observation:
     reading = inclusive(wire, hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
     items = members(body, "output")
     meters = {**tool_meters(body, items), **hosts.extra_meters(context.provider, wire, model)}
-    loops = bool(meters) or any(item.get("type") in _LOOPING_ITEMS for item in items)
-    reading = replace(
-        reading,
-        usage=reading.usage + Usage(meters) if meters else reading.usage,
-        prompt_tokens=None if loops else reading.prompt_tokens,
-    )
+    if meters or any(item.get("type") in _LOOPING_ITEMS for item in items):
+        reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
     main = context.consumption(reading, model=model, wire=wire, tier=tier)
     pictures, flags = _image_tool(body, items, context)
-    authors = [group for item in items for group in svg(item, context)]
+    authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
     raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire
     return Observation(
         consumptions=(main, *pictures, *authors),
@@ -88,6 +84,8 @@ def tool_meters(body: JSON, items: list[JSON]) -> dict[str, Quantity]:
     ``tool_usage.web_search.num_requests`` is the billable count; only without it are search actions counted (opening a
     page is none). A container bills once per session, however many calls ran in it.
     """
+    if not items and "tool_usage" not in body:
+        return {}
     billed = count(section(section(body, "tool_usage"), "web_search"), "num_requests")
     if billed is None:
         billed = sum(

@@ -15,7 +15,7 @@ __all__ = ["anthropic_endpoint", "openai_endpoint"]
 @dataclass(frozen=True, slots=True)
 class _Route:
     methods: frozenset[str]
-    segments: tuple[str, ...]  # "*" stands for any one segment
+    segments: tuple[str, ...]  # "*" stands for any one
     endpoint: Endpoint
 
 
@@ -81,12 +81,44 @@ GET  /agents/sessions/*                                  beta.agents.sessions.re
 """
 #: First segments of every resource. Those without a row above are files, stores and settings, free to call.
 _OPENAI_ROOTS = frozenset(
-    "agents assistants audio batches chat chatkit completions containers content_provenance_checks conversations "
-    "decisions embeddings evals files fine_tuning images live models moderations organization realtime responses "
-    "safety skills threads uploads vaults vector_stores videos webhook_endpoints webhook_event_types".split()
+    {
+        "agents",
+        "assistants",
+        "audio",
+        "batches",
+        "chat",
+        "chatkit",
+        "completions",
+        "containers",
+        "content_provenance_checks",
+        "conversations",
+        "decisions",
+        "embeddings",
+        "evals",
+        "files",
+        "fine_tuning",
+        "images",
+        "live",
+        "models",
+        "moderations",
+        "organization",
+        "realtime",
+        "responses",
+        "safety",
+        "skills",
+        "threads",
+        "uploads",
+        "vaults",
+        "vector_stores",
+        "videos",
+        "webhook_endpoints",
+        "webhook_event_types",
+    }
 )
 #: Of those, the ones whose unknown POSTs may well cost something: they stay billable, unknown.
-_OPENAI_PAID_ROOTS = frozenset("audio chat completions decisions embeddings images responses videos".split())
+_OPENAI_PAID_ROOTS = frozenset(
+    {"audio", "chat", "completions", "decisions", "embeddings", "images", "responses", "videos"}
+)
 
 _ANTHROPIC_BILLED = """
 POST /messages                                           messages                      chat
@@ -108,8 +140,24 @@ POST /sessions/*/events                                  beta.sessions.events   
 POST /dreams                                             beta.dreams                   invoke_agent
 """
 _ANTHROPIC_ROOTS = frozenset(
-    "agents complete deployment_runs deployments dreams environments files memory_stores messages models organization "
-    "sessions skills tunnels user_profiles vaults".split()
+    {
+        "agents",
+        "complete",
+        "deployment_runs",
+        "deployments",
+        "dreams",
+        "environments",
+        "files",
+        "memory_stores",
+        "messages",
+        "models",
+        "organization",
+        "sessions",
+        "skills",
+        "tunnels",
+        "user_profiles",
+        "vaults",
+    }
 )
 _ANTHROPIC_PAID_ROOTS = frozenset({"messages", "complete"})
 

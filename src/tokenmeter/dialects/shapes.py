@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from tokenmeter.dialects.wire import JSON, amount, count, members, section
+from tokenmeter.dialects.wire import JSON, amount, count, is_object, members, section
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["Reading", "exclusive", "inclusive", "is_usage", "native", "read_usage"]
+__all__ = ["Reading", "exclusive", "inclusive", "is_usage", "native", "read_usage", "usage_of"]
 
 _NO_FLAGS: frozenset[str] = frozenset()
 _MODALITIES = ("audio", "image", "video")
+_MODALITY_KEYS = tuple(f"{name}_tokens" for name in _MODALITIES)
+_WRITE_KEYS = frozenset({"cache_write_tokens", "cache_creation_tokens", "cache_write_tokens_details"})
 #: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.
 _KNOWN_DETAILS = frozenset(
     {
@@ -32,6 +34,8 @@ _KNOWN_DETAILS = frozenset(
         "video_tokens",
     }
 )
+_INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details")
+_OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 _KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
 _INCLUSIVE_KEYS = frozenset({"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"})
@@ -59,6 +63,11 @@ class Reading:
 def is_usage(body: JSON) -> bool:
     """Whether `body` is itself a usage object, of whatever format."""
     return not (_INCLUSIVE_KEYS.isdisjoint(body) and _NATIVE_KEYS.isdisjoint(body)) or "seconds" in body
+
+
+def usage_of(body: JSON) -> JSON:
+    """The usage object in `body`, which may be one itself; empty when it has none."""
+    return body if is_usage(body) else section(body, "usage")
 
 
 def read_usage(usage: JSON) -> Reading | None:
@@ -104,16 +113,16 @@ def inclusive(
         MalformedError: a count is no number.
     """
     flags: set[str] = set()
-    quantities: dict[str, Quantity] = {}
-    details = section(
-        usage, "prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details"
-    )
-    output_details = section(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    reasoning = count(output_details, "reasoning_tokens") or count(usage, "reasoning_tokens") or 0
+    details = section(usage, *_INPUT_DETAILS)
+    output_details = section(usage, *_OUTPUT_DETAILS)
+    reasoning = count(output_details, "reasoning_tokens")
+    if reasoning is None:
+        reasoning = count(usage, "reasoning_tokens") or 0
     prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
-    _split_input(usage, details, prompt, write_meter, quantities, flags)
+    quantities = _cache_writes(usage, details, write_meter, flags)
+    _split_input(usage, details, prompt, quantities, flags)
     _split_output(output_details, answer, output_meter, quantities, flags)
-    if (details and _has_unknown(details)) or (output_details and _has_unknown(output_details)):
+    if _has_unknown(details) or _has_unknown(output_details):
         flags.add("unknown_token_class")
     return Reading(Usage(quantities, reasoning), prompt, frozenset(flags) if flags else _NO_FLAGS)
 
@@ -126,8 +135,9 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
         return prompt or 0, answer or 0
     if prompt is None and answer is None:  # embedding hosts that only state a total
         return total, 0
-    prompt, stated = prompt or 0, answer
-    answer = max(total - prompt, 0) if stated is None else stated
+    prompt = prompt or 0
+    if answer is None:
+        answer = max(total - prompt, 0)
     gap = total - prompt - answer
     if gap > 0 and (gap == reasoning or hidden_output):
         answer += gap  # some hosts state reasoning beside the answer, not inside it
@@ -136,66 +146,72 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
     return prompt, answer
 
 
-def _split_input(
-    usage: JSON, details: JSON, prompt: int, write_meter: str, quantities: dict[str, Quantity], flags: set[str]
-) -> None:
-    rest = prompt - _cache_writes(usage, details, write_meter, quantities, flags)
+def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str]) -> dict[str, Quantity]:
+    """Tokens written to a cache, by lifetime. What no lifetime claims is `write_meter`."""
+    if _WRITE_KEYS.isdisjoint(details) and "cache_creation_input_tokens" not in usage:
+        return {}
+    written = count(details, "cache_write_tokens", "cache_creation_tokens")
+    if written is None and "cache_creation_input_tokens" in usage:
+        # Gateways that translate Anthropic's format put its field beside an inclusive total.
+        written, write_meter = count(usage, "cache_creation_input_tokens"), "cache_write_5m"
+    split = section(details, "cache_write_tokens_details")
+    half_day, half_hour = count(split, "ttl_12h_tokens") or 0, count(split, "ttl_30m_tokens") or 0
+    rest = (half_day + half_hour if written is None else written) - half_day - half_hour
+    if rest < 0:
+        flags.add("cache_write_mismatch")
+    quantities: dict[str, Quantity] = {}
+    _put(quantities, "cache_write_12h", half_day)
+    _put(quantities, "cache_write_30m", half_hour)
+    _put(quantities, write_meter, max(rest, 0))
+    return quantities
+
+
+def _split_input(usage: JSON, details: JSON, prompt: int, quantities: dict[str, Quantity], flags: set[str]) -> None:
+    """Divide what was not written to a cache into fresh and cached tokens, each by modality."""
+    rest = prompt - int(sum(quantities.values())) if quantities else prompt
     cached = count(details, "cached_tokens")
     if cached is None:
         cached = count(usage, "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens") or 0
-    found = {name: value for name in _MODALITIES if (value := count(details, f"{name}_tokens"))}
-    by_modality = _cached_modalities(usage, details, cached, rest, found, flags)
-    for name in _MODALITIES:
-        size, hit = found.get(name, 0), by_modality.get(name, 0)
-        if hit > size:
-            flags.add("cached_exceeds_input")
-        _put(quantities, f"input_{name}", max(size - hit, 0))
-        _put(quantities, f"cache_read_{name}", hit)
-        rest -= max(size, hit)
-    hit_text = by_modality["text"]
-    if hit_text > rest:
+    found = _modalities(details)
+    split = details.get("cached_tokens_details") or usage.get("cached_tokens_details")
+    if found or split:
+        hits = _stated_hits(split, cached, flags) if is_object(split) else _assumed_hits(cached, rest, found, flags)
+        for name in _MODALITIES:
+            size, hit = found.get(name, 0), hits.get(name, 0)
+            if hit > size:
+                flags.add("cached_exceeds_input")
+            _put(quantities, f"input_{name}", max(size - hit, 0))
+            _put(quantities, f"cache_read_{name}", hit)
+            rest -= max(size, hit)
+        cached = hits["text"]
+    if cached > rest:
         flags.add("cached_exceeds_input")
-    _put(quantities, "input", max(rest - hit_text, 0))
-    _put(quantities, "cache_read", hit_text)
+    _put(quantities, "input", max(rest - cached, 0))
+    _put(quantities, "cache_read", cached)
 
 
-def _cache_writes(
-    usage: JSON, details: JSON, write_meter: str, quantities: dict[str, Quantity], flags: set[str]
-) -> int:
-    split = section(details, "cache_write_tokens_details")
-    half_day, half_hour = count(split, "ttl_12h_tokens") or 0, count(split, "ttl_30m_tokens") or 0
-    written = count(details, "cache_write_tokens", "cache_creation_tokens")
-    if written is None:
-        # Gateways that translate Anthropic's format put its field beside an inclusive total.
-        written = count(usage, "cache_creation_input_tokens")
-        write_meter = write_meter if written is None else "cache_write_5m"
-    if written is None:
-        written = half_day + half_hour
-    if half_day + half_hour > written:
-        flags.add("cache_write_mismatch")
-        written = half_day + half_hour
-    _put(quantities, "cache_write_12h", half_day)
-    _put(quantities, "cache_write_30m", half_hour)
-    _put(quantities, write_meter, written - half_day - half_hour)
-    return written
+def _modalities(details: JSON) -> dict[str, int]:
+    """Sizes of what is not text; empty for most calls."""
+    if not any(map(details.get, _MODALITY_KEYS)):
+        return {}
+    return {name: size for name in _MODALITIES if (size := count(details, f"{name}_tokens"))}
 
 
-def _cached_modalities(
-    usage: JSON, details: JSON, cached: int, rest: int, found: Mapping[str, int], flags: set[str]
-) -> dict[str, int]:
-    """Cached tokens by modality. Without a breakdown text is taken first, then the modalities in order."""
-    split = section(details, "cached_tokens_details") or section(usage, "cached_tokens_details")
-    if split:
-        hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens") or 0 for name in _MODALITIES}
-        stated_text = count(split, "text_tokens", "cached_text_tokens")
-        hits["text"] = max(cached - sum(hits.values()), 0) if stated_text is None else stated_text
-        if sum(hits.values()) != cached:
-            flags.add("cached_split_mismatch")
-            hits["text"] = max(hits["text"], cached - sum(hits[name] for name in _MODALITIES))
-        return hits
-    if not cached or not found:
-        return {"text": cached}
-    flags.add("cached_modality_assumed")
+def _stated_hits(split: JSON, cached: int, flags: set[str]) -> dict[str, int]:
+    """Cached tokens by modality, as the wire breaks them down."""
+    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens") or 0 for name in _MODALITIES}
+    stated = count(split, "text_tokens", "cached_text_tokens")
+    rest = cached - sum(hits.values())
+    if stated is not None and cached and stated != rest:
+        flags.add("cached_split_mismatch")
+    hits["text"] = max(rest, 0) if stated is None else max(stated, rest)
+    return hits
+
+
+def _assumed_hits(cached: int, rest: int, found: Mapping[str, int], flags: set[str]) -> dict[str, int]:
+    """Cached tokens by modality where nobody says: text is taken first, then the modalities in order."""
+    if cached:
+        flags.add("cached_modality_assumed")
     hits = {"text": min(cached, max(rest - sum(found.values()), 0))}
     left = cached - hits["text"]
     for name, size in found.items():
@@ -209,8 +225,7 @@ def _split_output(
     details: JSON, answer: int, output_meter: str, quantities: dict[str, Quantity], flags: set[str]
 ) -> None:
     rest = answer
-    for name in _MODALITIES:
-        part = count(details, f"{name}_tokens") or 0
+    for name, part in _modalities(details).items():
         _put(quantities, f"output_{name}", part)
         rest -= part
     if output_meter != "output" and (words := count(details, "text_tokens")) is not None:
@@ -222,6 +237,8 @@ def _split_output(
 
 
 def _has_unknown(details: JSON, known: frozenset[str] = _KNOWN_DETAILS, suffix: str = "_tokens") -> bool:
+    if known.issuperset(details):
+        return False
     return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
 
 

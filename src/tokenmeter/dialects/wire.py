@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import Enum
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
-__all__ = ["JSON", "MalformedError", "amount", "count", "members", "section", "text", "to_wire", "utf8_length"]
+__all__ = [
+    "JSON",
+    "MalformedError",
+    "amount",
+    "count",
+    "is_array",
+    "is_object",
+    "members",
+    "section",
+    "text",
+    "to_wire",
+    "utf8_length",
+]
 
 #: A decoded JSON object.
 JSON = Mapping[str, Any]
@@ -45,10 +57,9 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value rea
     if value is None or isinstance(value, str | bool | int | float | Decimal):
         return value.value if isinstance(value, Enum) else value
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {str(key): _plain(item) for key, item in items}
+        return {str(key): _plain(item) for key, item in cast("Any", value).items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in cast("Sequence[Any]", value)]
+        return [_plain(item) for item in cast("Any", value)]
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, Enum):
@@ -64,6 +75,16 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value rea
     return value
 
 
+def is_object(value: Any) -> TypeGuard[JSON]:
+    """Whether `value` is a decoded JSON object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: Any) -> TypeGuard[list[Any]]:
+    """Whether `value` is a decoded JSON array."""
+    return isinstance(value, list)
+
+
 def section(body: JSON, *names: str) -> JSON:
     """The first of `names` that holds a JSON object in `body`; an empty one when none does."""
     for name in names:
@@ -76,9 +97,7 @@ def section(body: JSON, *names: str) -> JSON:
 def members(body: JSON, name: str) -> list[JSON]:
     """The JSON objects in the list `body[name]`; empty when there is none."""
     value = body.get(name)
-    if not isinstance(value, list):
-        return []
-    return [cast("JSON", item) for item in cast("list[Any]", value) if isinstance(item, dict)]
+    return [item for item in value if is_object(item)] if is_array(value) else []
 
 
 def text(body: JSON, name: str) -> str | None:

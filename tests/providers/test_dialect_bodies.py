@@ -1,0 +1,107 @@
+"""Every body in `bodies/`: the SDK's own type accepts it, and it is read into exactly the groups beside it."""
+
+import importlib
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from tokenmeter.dialects import observe, to_wire
+
+PATHS = sorted(Path(__file__).parent.joinpath("bodies").glob("*.json"))
+GROUP_DEFAULTS = {
+    "model": None,
+    "role": "message",
+    "service_tier": None,
+    "processing": None,
+    "speed": None,
+    "geo": None,
+    "region": None,
+    "prompt_tokens": None,
+}
+OBSERVED_DEFAULTS = {"billable": True}
+
+
+def described(group):
+    supplied = group.supplied_cost
+    return {
+        **{name: getattr(group, name) for name in GROUP_DEFAULTS},
+        "quantities": dict(group.usage.quantities),
+        "reasoning": group.usage.reasoning_output_tokens,
+        "supplied": None if supplied is None else (supplied.amount, supplied.source),
+    }
+
+
+def expected(group):
+    supplied = group.get("supplied")
+    exact = {meter: Decimal(value) if isinstance(value, str) else value for meter, value in group["quantities"].items()}
+    return {
+        **GROUP_DEFAULTS,
+        "reasoning": 0,
+        **group,
+        "quantities": exact,
+        "supplied": None if supplied is None else (Decimal(supplied["amount"]), supplied["source"]),
+    }
+
+
+def sdk_object(case):
+    """What the SDK makes of the body; other hosts' values are outside its literals, which it lets pass."""
+    module, _, name = case["sdk_type"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    if case["name"].startswith("host_"):
+        return importlib.import_module(f"{module.partition('.')[0]}._models").construct_type(
+            value=case["body"], type_=cls
+        )
+    return TypeAdapter(cls).validate_python(case["body"])
+
+
+def named(cases):
+    return [pytest.param(case, id=case["name"]) for case in cases]
+
+
+def has_one_plain_usage(case):
+    """Its usage object says all: no hosted tools, and no flags, that only the body around it knows."""
+    body, groups = case["body"], case["groups"]
+    counted_in_body = {"file_searches", "web_searches"} if body.get("object") == "response" else set()
+    return (
+        isinstance(body.get("usage"), dict)
+        and len(groups) == 1
+        and not case["flags"]
+        and counted_in_body.isdisjoint(groups[0]["quantities"])
+        and not any(meter.startswith("container") for meter in groups[0]["quantities"])
+    )
+
+
+CASES = [{"name": path.stem, **json.loads(path.read_text())} for path in PATHS]
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_body_is_read_as_the_file_says(case):
+    """As an SDK object, as decoded JSON and as JSON text alike."""
+    bodies = [case["body"], json.dumps(case["body"])]
+    if case["sdk_type"]:
+        bodies.append(sdk_object(case))
+    want = [expected(group) for group in case["groups"]]
+    for body in bodies:
+        seen = observe(body, **case["call"])
+        assert [described(group) for group in seen.consumptions] == want, case["promise"]
+        assert sorted(seen.flags) == case["flags"]
+        for name, value in {**OBSERVED_DEFAULTS, **case["observed"]}.items():
+            assert getattr(seen, name) == value, name
+
+
+@pytest.mark.parametrize("case", named(filter(has_one_plain_usage, CASES)))
+def test_bare_usage_object_reads_like_the_whole_body(case):
+    """What `.usage` holds is understood without the body around it."""
+    seen = observe(case["body"]["usage"], **{**case["call"], "model": case["groups"][0]["model"]})
+    assert dict(seen.usage.quantities) == expected(case["groups"][0])["quantities"]
+
+
+@pytest.mark.parametrize("case", named(case for case in CASES if case["sdk_type"]))
+def test_to_wire_keeps_what_came_off_the_wire(case):
+    """An SDK object turns back into the JSON it was made from: nothing added, nothing lost."""
+    made = sdk_object(case)
+    assert sdk_object({**case, "body": to_wire(made)}) == made
+    assert to_wire(made).keys() == case["body"].keys()
