@@ -184,11 +184,14 @@ def _ceiling(call: Call, at: datetime, pricer: Pricer) -> Ceiling | None:
 
 
 def _spent(cap: Cap, entry: Entry) -> int:
-    if cap.unit == "requests":
-        return -1 if TAKEN_BACK in entry.flags else int(entry.kind == "usage")
+    if cap.unit == "usd":
+        return 0 if entry.billed_cost is None else picodollars(entry.billed_cost)
+    back = TAKEN_BACK in entry.flags
+    if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
+        return 0
     if cap.unit == "tokens":
         return entry.usage.total_tokens
-    return 0 if entry.billed_cost is None else picodollars(entry.billed_cost)
+    return -1 if back else 1
 
 
 def _full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:

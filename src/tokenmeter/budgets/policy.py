@@ -219,7 +219,7 @@ class Budget:
 
     def _says(self, name: str) -> bool:
         value = getattr(self, name)
-        return name in ("name", "period") or (bool(value) and value != _DEFAULTS.get(name))
+        return name in ("name", "period") or (value not in (None, {}) and value != _DEFAULTS.get(name))
 
     def _set_limit(self) -> None:
         given = [key for key in _LIMITS if getattr(self, key) is not None]
