@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets import Balance, BudgetBook, Plan
@@ -22,23 +22,17 @@ from tokenmeter.budgets.holds import estimated_entry, observation_of, taken_back
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id, utcnow
-from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import CapReachedError, Fault, Store
 from tokenmeter.usage import Observation
+
+if TYPE_CHECKING:
+    from tokenmeter.pricing import Pricer, Rating
 
 __all__ = ["Authorization", "Meter"]
 
 log = logging.getLogger("tokenmeter")
 
 _NOTHING_SEEN = Observation()
-_UNRATED = Rating(
-    charges=(),
-    list_cost=None,
-    contracted_cost=None,
-    billed_cost=None,
-    cost_source="unpriced",
-    flags=frozenset({"rating_failed"}),
-)
 _HOST = socket.gethostname()
 #: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
 _MOST_KEYS = 1_000
@@ -384,7 +378,7 @@ class Meter:
             )
         except Exception as error:  # noqa: BLE001 - the usage is kept; `reprice` can rate it later
             self.fault("rate a call", error)
-            return _UNRATED
+            return _unrated()
 
     def _entry(self, authorization: Authorization, outcome: Outcome) -> Entry:
         call = authorization.call
@@ -428,6 +422,19 @@ class Meter:
             reservation_id=None if reservation is None else reservation.reservation_id,
             dedup_key=f"{call.provider}:{response_id}" if seen.deduplicate and response_id else None,
         )
+
+
+def _unrated() -> Rating:
+    from tokenmeter.pricing import Rating  # noqa: PLC0415 - only after a fault
+
+    return Rating(
+        charges=(),
+        list_cost=None,
+        contracted_cost=None,
+        billed_cost=None,
+        cost_source="unpriced",
+        flags=frozenset({"rating_failed"}),
+    )
 
 
 def _json(value: Any) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget
 from tokenmeter.budgets.caps import Cap, CapIndex
@@ -21,9 +22,11 @@ from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.estimation import Expectations, picodollars
 from tokenmeter.ledger import Claim, Entry, Posting, Reservation, ThresholdCrossing, utcnow
-from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.usage import Usage
+
+if TYPE_CHECKING:
+    from tokenmeter.pricing import Ceiling, Pricer
 
 __all__ = ["BudgetBook"]
 

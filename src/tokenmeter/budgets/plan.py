@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from tokenmeter.budgets.caps import Cap
 from tokenmeter.call import Call
 from tokenmeter.estimation import Bound, Expectations, bound, picodollars
 from tokenmeter.ledger import Claim, CounterKey
-from tokenmeter.pricing import Ceiling
 from tokenmeter.stores.base import Store
+
+if TYPE_CHECKING:
+    from tokenmeter.pricing import Ceiling
 
 __all__ = ["Hold", "Plan", "UnboundedError", "injected", "make_plan"]
 
