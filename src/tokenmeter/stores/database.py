@@ -94,6 +94,18 @@ class Session:
         """Whether the path now names another file than the one this connection has open."""
         return [_identity(name) for name in self._paths] != self._identities
 
+    def let_go(self) -> None:
+        """Close the connection if that is safe.
+
+        Closing removes the log by its name. When the file was replaced, that would be the log of the new one; when only
+        the log is gone, closing folds back what the still open descriptor holds.
+        """
+        now = [_identity(name) for name in self._paths]
+        if now[0] == self._identities[0] and now[-1] in {self._identities[-1], _FILE_GONE}:
+            self.connection.close()
+        else:
+            _keep_for_ever(self.connection)
+
     def check_place(self) -> None:
         """Refuse to commit to a file that nobody will ever read again."""
         if self.moved():
@@ -168,7 +180,7 @@ class Database:
                     log.warning(
                         "The ledger file %s was replaced while it was open; going on with the new one.", self.path
                     )
-                    self._abandon()
+                    self._close_idle()
                 except sqlite3.Error as error:
                     raise self._explained(error) from error
 
@@ -326,7 +338,7 @@ class Database:
         with self._turn(wait=True) as deadline:
             writer = self._session(deadline)
             if writer.moved():
-                self._abandon()
+                self._close_idle()
                 self._session(deadline)
             self._lent += 1
             if self._readers:
@@ -346,21 +358,18 @@ class Database:
             self._lent -= 1
             if healthy and not session.moved():
                 self._readers.append(session)
-            elif session.moved():
-                _keep_for_ever(session.connection)
             else:
-                session.connection.close()
+                session.let_go()
 
-    def _abandon(self) -> None:
-        """Leave every connection open and alone, for ever: its file is no longer ours."""
-        for session in (*self._readers, *((self._writer,) if self._writer else ())):
-            _keep_for_ever(session.connection)
+    def _idle(self) -> list[Session]:
+        """Hand over every idle session, the writing one last."""
+        sessions = [*self._readers, *((self._writer,) if self._writer else ())]
         self._readers, self._writer = [], None
+        return sessions
 
     def _close_idle(self) -> None:
         """Close connections under the side lock: the last one to close checkpoints. Needs the mutex."""
-        sessions = [*self._readers, *((self._writer,) if self._writer else ())]
-        self._readers, self._writer = [], None
+        sessions = self._idle()
         if not sessions:
             return
         attempt = 0
@@ -371,10 +380,7 @@ class Database:
                 attempt += 1
         try:
             for session in sessions:
-                if session.moved():
-                    _keep_for_ever(session.connection)
-                else:
-                    session.connection.close()
+                session.let_go()
         finally:
             self._lock.release()
 
@@ -398,7 +404,8 @@ class Database:
         """Start afresh: no inherited connection is used or closed, no inherited lock is trusted."""
         self._mutex = threading.Lock()
         self._lock.close()
-        self._abandon()
+        for session in self._idle():
+            _keep_for_ever(session.connection)
         self._lent = 0
         self._pid = os.getpid()
 
@@ -410,8 +417,8 @@ class Database:
             advice = "the disk is full. Nothing was written and nothing is lost; free some space."
         elif "not a database" in text or "malformed" in text:
             advice = (
-                "the file is damaged or not an SQLite database. Nothing was written. Put it aside and restore a backup, or "
-                "name another file."
+                "the file is damaged or not an SQLite database. Nothing was written. "
+                "Put it aside and restore a backup, or name another file."
             )
         elif "readonly" in text or "unable to open" in text:
             advice = "it cannot be written. Check the permissions of the file and its directory, or name another file."

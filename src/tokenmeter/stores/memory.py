@@ -190,7 +190,7 @@ class MemoryStore:
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group."""
         instants = check_boundaries(boundaries)
-        tally = Tally(by, which.where if which else {})
+        tally = Tally(by, (which or EntryFilter()).where)
         for bucket, (start, end) in enumerate(pairwise(instants)):
             with self._lock:
                 order = self._within(start, end)

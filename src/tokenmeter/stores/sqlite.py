@@ -313,7 +313,7 @@ class SQLiteStore:
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
         instants = check_boundaries(boundaries)
-        where = which.where if which else {}
+        where = (which or EntryFilter()).where
 
         def work(session: Session) -> list[Aggregate]:
             tally = Tally(by, where)

@@ -137,12 +137,12 @@ BEGIN
         SELECT of_stripe, 1, sha256(decode(repeat('00', 32), 'hex') || content)
         FROM (
             SELECT string_agg(decode(item->>'digest', 'hex'), ''::bytea
-                ORDER BY item->'entry'->>'entry_id' COLLATE "C") AS content
+                ORDER BY (item->'entry'->>'entry_id') COLLATE "C") AS content
             FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place) WHERE place = ANY (live)
         ) AS digests
         ON CONFLICT (stripe) DO UPDATE SET batches = c.batches + 1, hash = sha256(c.hash || (
             SELECT string_agg(decode(item->>'digest', 'hex'), ''::bytea
-                ORDER BY item->'entry'->>'entry_id' COLLATE "C")
+                ORDER BY (item->'entry'->>'entry_id') COLLATE "C")
             FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place) WHERE place = ANY (live)
         ))
         RETURNING batches, hash INTO head_position, head;
@@ -181,7 +181,7 @@ BEGIN
     FOR claim IN
         SELECT place, c->>0 AS budget, c->>1 AS scope, (c->>2)::bigint AS window_start, (c->>3)::numeric AS cap,
             (c->>4)::numeric AS amount, (c->>5)::bigint AS window_end,
-            row_number() OVER (ORDER BY c->>0 COLLATE "C", c->>1 COLLATE "C", (c->>2)::bigint, place) AS turn
+            row_number() OVER (ORDER BY (c->>0) COLLATE "C", (c->>1) COLLATE "C", (c->>2)::bigint, place) AS turn
         FROM jsonb_array_elements((hold->>'claims')::jsonb) WITH ORDINALITY AS r (c, place)
         ORDER BY turn
     LOOP
@@ -196,7 +196,7 @@ BEGIN
             SELECT budget, scope, window_start, sum(amount) AS amount
             FROM (
                 SELECT c->>0 AS budget, c->>1 AS scope, (c->>2)::bigint AS window_start, (c->>4)::numeric AS amount,
-                    row_number() OVER (ORDER BY c->>0 COLLATE "C", c->>1 COLLATE "C", (c->>2)::bigint, place) AS turn
+                    row_number() OVER (ORDER BY (c->>0) COLLATE "C", (c->>1) COLLATE "C", (c->>2)::bigint, place) AS turn
                 FROM jsonb_array_elements((hold->>'claims')::jsonb) WITH ORDINALITY AS r (c, place)
             ) AS taken
             WHERE turn < claim.turn GROUP BY 1, 2, 3
@@ -238,7 +238,7 @@ END $$;
 -- Take the amounts of claims off what is reserved, in key order.
 CREATE FUNCTION subtract_claims(claims jsonb) RETURNS void LANGUAGE sql SET search_path FROM CURRENT AS $$
     INSERT INTO counters AS c (budget, scope, window_start, reserved)
-    SELECT claim->>0 COLLATE "C", claim->>1 COLLATE "C", (claim->>2)::bigint, -sum((claim->>4)::numeric)
+    SELECT (claim->>0) COLLATE "C", (claim->>1) COLLATE "C", (claim->>2)::bigint, -sum((claim->>4)::numeric)
     FROM jsonb_array_elements(claims) AS claim GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     ON CONFLICT (budget, scope, window_start) DO UPDATE SET reserved = c.reserved + excluded.reserved
 $$;

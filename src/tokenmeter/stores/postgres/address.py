@@ -1,0 +1,110 @@
+"""Where the server is, and what the store's URL says about the store itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from tokenmeter.errors import ConfigurationError
+
+__all__ = ["Address"]
+
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_MEBIBYTE = 1024 * 1024
+#: Parameters of the URL that are ours; every other one is libpq's.
+_OWN = {"schema": "tokenmeter", "spool": "", "spool_mb": "256", "pool": "4", "leases": "0"}
+_SECRETS = {"password", "sslpassword"}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed store URL.
+
+    Attributes:
+        conninfo: What libpq gets: the URL without our own parameters. Holds the password; never print it.
+        url: The same for people, with ``***`` for every secret.
+        schema: PostgreSQL schema of the ledger.
+        spool: File that keeps entries until the server has them.
+        spool_bytes: How large that file may grow.
+        pool: Most connections of one process.
+        leases: Parts a budget is cut into for leasing; 0 = every hold is made on the server.
+    """
+
+    conninfo: str
+    url: str
+    schema: str
+    spool: Path
+    spool_bytes: int
+    pool: int
+    leases: int
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a ``postgresql://`` URL.
+
+        Raises:
+            ConfigurationError: a parameter is wrong; the message names it and holds no secret.
+        """
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise ConfigurationError("The PostgreSQL URL cannot be read; write postgresql://user@host/db.") from None
+        query = parse_qsl(parts.query, keep_blank_values=True)
+        own = _OWN | {name: value for name, value in query if name in _OWN}
+        rest = urlencode([pair for pair in query if pair[0] not in _OWN], quote_via=quote, safe="/")
+        conninfo = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
+        try:
+            target = conninfo_to_dict(conninfo)
+        except (psycopg.Error, UnicodeError):
+            raise ConfigurationError(
+                "The PostgreSQL URL has a part that libpq does not know; write "
+                "postgresql://user@host:5432/db?sslmode=verify-full and leave the password to PGPASSWORD or ~/.pgpass."
+            ) from None
+        if not _SCHEMA.fullmatch(own["schema"]):
+            raise ConfigurationError(f"schema={own['schema']!r} is not a plain lower-case name.")
+        shown = [(name, "***" if name in _SECRETS else value) for name, value in query]
+        return cls(
+            conninfo=conninfo,
+            url=urlunsplit(("postgresql", _redacted(parts.netloc), parts.path, urlencode(shown, safe="/*"), "")),
+            schema=own["schema"],
+            spool=_spool(own["spool"], target, own["schema"]),
+            spool_bytes=_number(own, "spool_mb", least=1) * _MEBIBYTE,
+            pool=_number(own, "pool", least=1),
+            leases=_number(own, "leases", least=0),
+        )
+
+
+def _redacted(netloc: str) -> str:
+    user, at, host = netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    return f"{name}:***@{host}" if colon else f"{user}{at}{host}"
+
+
+def _number(own: dict[str, str], name: str, *, least: int) -> int:
+    text = own[name]
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigurationError(f"{name}={text!r} in the PostgreSQL URL must be a whole number from {least} on.")
+    return int(text)
+
+
+def _spool(folder: str, target: dict[str, Any], schema: str) -> Path:
+    """The spool of this host for this ledger: hosts that share a home directory keep apart."""
+    if not folder:
+        import platformdirs  # noqa: PLC0415 - not needed when a folder is named
+
+        folder = str(platformdirs.user_state_path("tokenmeter", appauthor=False) / "spool")
+    place = {name: target.get(name) or os.environ.get(variable, "") for name, variable in _PLACE.items()}
+    identity = "\n".join((socket.gethostname(), schema, *map(str, place.values())))
+    return Path(folder).expanduser() / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.db"
+
+
+_PLACE = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}

@@ -1,0 +1,241 @@
+"""A few connections for one process: retries, a pause after failures, and forks."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection, sql
+
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.stores.postgres.address import Address
+
+__all__ = ["Pool", "explain", "is_outage"]
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+#: A call goes on while its hold is made; these bound how long a dead or jammed server can delay it.
+_CONNECT_SECONDS = 5
+_STATEMENT_MILLISECONDS = 15_000
+_PATIENCE = 15.0
+_ATTEMPTS = 3
+_CONFLICT_ATTEMPTS = 12
+_LONGEST_PAUSE = 5.0
+#: Words of libpq that mean a wrong setting, not a server that is away.
+_SETTINGS_WRONG = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+_abandoned: list[Connection[Row]] = []
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the server or the way to it failed, rather than the statement."""
+    if isinstance(error, psycopg.InterfaceError):
+        return True
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    # 53: out of resources, 57: shutting down or cancelled, 58: system error, 08: connection, 25006: read-only replica
+    code = error.sqlstate
+    return code is None or code[:2] in {"08", "53", "57", "58"}
+
+
+def _is_conflict(error: psycopg.Error) -> bool:
+    return error.sqlstate in {"40001", "40P01", "55P03"}
+
+
+def explain(error: Exception, address: Address) -> StoreUnavailableError:
+    """The driver's error as ours, with advice; the caller raises it from `error`."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return StoreUnavailableError(
+        f"The PostgreSQL store {address.url} cannot be used: {reason}. Check that the server runs and that this "
+        "host may reach it; `tokenmeter doctor` shows what waits in the spool."
+    )
+
+
+class Pool:
+    """Connections to one server, opened when needed, at most `Address.pool` of them.
+
+    Every call runs in autocommit mode: one statement, one transaction, one round trip. After the server failed, calls
+    fail at once for a pause that doubles from 0.2 to 5 seconds, so that an outage costs a call no time.
+
+    Attributes:
+        failures: How often the server could not be used.
+        skew_us: The server's clock less this host's, in whole seconds (as microseconds).
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.failures = 0
+        self.skew_us = 0
+        self._begin()
+        _POOLS.add(self)
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._idle: list[Connection[Row]] = []
+        self._closer = weakref.finalize(self, _close_all, self._idle, self._pid)
+        self._mutex = threading.Lock()
+        self._places = threading.BoundedSemaphore(self.address.pool)
+        self._pause = 0.0
+        self._resume_at = 0.0
+
+    @property
+    def down(self) -> bool:
+        """Whether calls fail at once just now."""
+        return time.monotonic() < self._resume_at
+
+    def run(self, work: Callable[[Connection[Row], int], T]) -> T:
+        """Run ``work(connection, attempt)``; it must be idempotent, for it runs again when the connection is lost.
+
+        Raises:
+            StoreUnavailableError: the server cannot be used.
+            psycopg.Error: the statement itself is refused.
+        """
+        if self._pid != os.getpid():
+            self.after_fork_in_child()
+        if self.down:
+            raise StoreUnavailableError(f"The PostgreSQL store {self.address.url} was away a moment ago.")
+        attempt = lost = 0
+        while True:
+            try:
+                with self._connection() as connection:
+                    result = work(connection, attempt)
+            except psycopg.Error as error:
+                attempt += 1
+                if _is_conflict(error) and attempt < _CONFLICT_ATTEMPTS:
+                    time.sleep(random.uniform(0, 0.004 * 2 ** min(attempt, 6)))  # noqa: S311 - jitter, not a secret
+                    continue
+                if not is_outage(error):
+                    raise
+                lost += 1
+                self._discard_idle()
+                if lost >= _ATTEMPTS:
+                    self._failed()
+                    raise explain(error, self.address) from error
+                time.sleep(random.uniform(0.01, 0.05) * lost)  # noqa: S311 - as above
+            else:
+                self._pause = 0.0
+                return result
+
+    @contextmanager
+    def lend(self) -> Iterator[Connection[Row]]:
+        """A connection for reading at leisure, apart from the pool's places.
+
+        Raises:
+            StoreUnavailableError: the server cannot be used.
+        """
+        connection: Connection[Row] | None = None
+        try:
+            connection = self._connect()
+            connection.execute("SET statement_timeout = 0")
+            yield connection
+        except psycopg.Error as error:
+            raise explain(error, self.address) from error
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def close(self) -> None:
+        """Close idle connections; using the pool again opens new ones."""
+        if self._pid == os.getpid():
+            self._discard_idle()
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh. Inherited connections are kept, unused and unclosed: they are the parent's."""
+        self._closer.detach()
+        _abandoned.extend(self._idle)
+        self._begin()
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection[Row]]:
+        places = self._places
+        if not places.acquire(timeout=_PATIENCE):
+            raise StoreUnavailableError(
+                f"All {self.address.pool} connections of this process were busy for {_PATIENCE:g} seconds; "
+                "add pool=N to the PostgreSQL URL."
+            )
+        try:
+            with self._mutex:
+                connection = self._idle.pop() if self._idle else None
+            connection = connection or self._connect()
+            healthy = False
+            try:
+                yield connection
+                healthy = True
+            except psycopg.Error:
+                healthy = not connection.broken and not connection.closed
+                raise
+            finally:
+                if healthy:
+                    with self._mutex:
+                        self._idle.append(connection)
+                else:
+                    connection.close()
+        finally:
+            places.release()
+
+    def _connect(self) -> Connection[Row]:
+        given = self.address.conninfo
+        defaults: dict[str, Any] = {"keepalives_idle": 5, "tcp_user_timeout": 10_000, "application_name": "tokenmeter"}
+        if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
+            defaults["connect_timeout"] = _CONNECT_SECONDS
+        try:
+            connection = Connection.connect(given, autocommit=True, **defaults)
+        except psycopg.OperationalError as error:
+            if any(words in str(error) for words in _SETTINGS_WRONG):
+                raise ConfigurationError(
+                    f"The PostgreSQL server refused {self.address.url}: {str(error).strip().splitlines()[0]}. "
+                    "Check user, password (PGPASSWORD or ~/.pgpass), database and sslmode."
+                ) from error
+            raise
+        try:
+            connection.execute(
+                sql.SQL("SET search_path = {}, pg_temp").format(sql.Identifier(self.address.schema)), prepare=False
+            )
+            row = connection.execute(
+                "SELECT set_config('statement_timeout', %s, false), "
+                "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+                [str(_STATEMENT_MILLISECONDS)],
+                prepare=False,
+            ).fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        if row is not None:
+            self.skew_us = round((int(row[1]) - time.time_ns() // 1000) / 1_000_000) * 1_000_000
+        return connection
+
+    def _discard_idle(self) -> None:
+        with self._mutex:
+            idle = self._idle.copy()
+            self._idle.clear()
+        _close_all(idle, self._pid)
+
+    def _failed(self) -> None:
+        self.failures += 1
+        self._pause = min(max(0.2, self._pause * 2), _LONGEST_PAUSE)
+        self._resume_at = time.monotonic() + self._pause * random.uniform(0.7, 1.0)  # noqa: S311 - as above
+
+
+def _close_all(connections: list[Connection[Row]], pid: int) -> None:
+    """Close connections in the process that opened them: at a pool's end, or at the interpreter's."""
+    if pid == os.getpid():
+        for connection in connections:
+            connection.close()
+
+
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,209 @@
+"""Reading the ledger through one connection: entries, and sums for reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from psycopg import Connection, sql
+
+from tokenmeter.ledger import Entry
+from tokenmeter.stores.base import Aggregate, EntryFilter
+from tokenmeter.stores.codec import (
+    COLUMNS,
+    CONTEXT_FIELDS,
+    RATE_FIELDS,
+    Context,
+    Rate,
+    decode_amounts,
+    decode_entry,
+    to_microseconds,
+)
+from tokenmeter.stores.postgres.schema import queries
+from tokenmeter.stores.rollups import Cell, Span, Tally, check_boundaries, check_dimensions, cover, matches
+
+__all__ = ["PAGE", "Reader"]
+
+_SQL = queries()
+PAGE = 500
+_CONTEXT = COLUMNS.index("context")
+_CHARGES = COLUMNS.index("charges")
+_NAMES = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+_AMOUNTS = sql.SQL(
+    "context, end_user, tags, quantities, reasoning_output_tokens, charges, flags, "
+    "list_micro, list_pico, contracted_micro, contracted_pico, billed_micro, billed_pico"
+)
+Where = Mapping[str, frozenset[str | None]]
+
+
+class Reader:
+    """Entries and sums, with the rows they share looked up once."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+        self._contexts: dict[int, Context] = {}
+        self._rates: dict[int, Rate] = {}
+
+    # -- shared rows
+
+    def learn(self, contexts: Iterable[int], charges: Iterable[str | None]) -> None:
+        """Look up the contexts and the rates of these charges that are not known yet, in one go each."""
+        self._look_up("contexts", contexts, self._contexts)
+        numbers = {line[0] for text in charges if text for line in json.loads(text)}
+        self._look_up("rates", numbers, self._rates)
+
+    def _look_up(self, table: str, wanted: Iterable[int], known: dict[int, tuple[str | None, ...]]) -> None:
+        missing = list({number for number in wanted if number not in known})
+        if missing:
+            columns = _SHARED[table]
+            query = sql.SQL("SELECT id, {} FROM {} WHERE id = ANY (%s)").format(columns, sql.Identifier(table))
+            for number, *values in self._connection.execute(query, [missing]):
+                known[number] = tuple(values)
+
+    def context(self, number: int) -> Context:
+        """A context that was learned."""
+        return self._contexts[number]
+
+    def rate(self, number: int) -> Rate:
+        """A rate that was learned."""
+        return self._rates[number]
+
+    # -- entries
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None."""
+        query = sql.SQL("SELECT {} FROM entries WHERE entry_id = %s").format(_NAMES)
+        found = self._decode(self._connection.execute(query, [entry_id]).fetchall())
+        return found[0] if found else None
+
+    def page(
+        self, which: EntryFilter, after: tuple[int, int] | None, *, newest_first: bool
+    ) -> tuple[list[Entry], tuple[int, int] | None]:
+        """A page of entries beyond `after`, and the place of its last; None when there are no more."""
+        check_dimensions(list(which.where))
+        wanted, values = _conditions(which.where, _instant(which.since), _instant(which.until))
+        if after is not None:
+            wanted.append(sql.SQL("(occurred_at, number) < (%s, %s)" if newest_first else "(occurred_at, number) > (%s, %s)"))
+            values += after
+        order = sql.SQL("DESC" if newest_first else "ASC")
+        query = sql.SQL("SELECT number, {} FROM entries {} ORDER BY occurred_at {}, number {} LIMIT {}").format(
+            _NAMES, _clause(wanted), order, order, PAGE
+        )
+        rows = self._connection.execute(query, values).fetchall()
+        entries = self._decode([row[1:] for row in rows])
+        last = (to_microseconds(entries[-1].occurred_at), rows[-1][0]) if len(rows) == PAGE else None
+        return [entry for entry in entries if matches(entry, which.where)], last
+
+    def _decode(self, rows: Sequence[Sequence[Any]]) -> list[Entry]:
+        self.learn((row[_CONTEXT] for row in rows), (row[_CHARGES] for row in rows))
+        return [decode_entry(row, self.context(row[_CONTEXT]), self.rate) for row in rows]
+
+    # -- sums
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None
+    ) -> Sequence[Aggregate]:
+        """See `tokenmeter.stores.base.Store.aggregate`."""
+        instants = check_boundaries(boundaries)
+        where = which.where if which else {}
+        tally = Tally(by, where)
+        kept: list[tuple[int, Span]] = []
+        raw: list[tuple[int, Span]] = []
+        for bucket, (start, end) in enumerate(pairwise(instants)):
+            for span in (Span(0, start, end),) if tally.needs_entries else cover(start, end):
+                (kept if span.width else raw).append((bucket, span))
+        self._add_sums(tally, kept)
+        for bucket, span in raw:
+            self._add_entries(tally, bucket, span, where)
+        return tally.result()
+
+    def _add_sums(self, tally: Tally, spans: Sequence[tuple[int, Span]]) -> None:
+        if not spans:
+            return
+        columns = [
+            [bucket for bucket, _ in spans],
+            [span.width for _, span in spans],
+            [span.start // span.width for _, span in spans],
+            [span.end // span.width for _, span in spans],
+        ]
+        rows = self._connection.execute(_SQL["sums"], columns).fetchall()
+        self.learn((row[1] for row in rows), ())
+        cells: dict[tuple[Any, ...], Cell | None] = {}
+        for bucket, context, sku_meter, marks, *sums in rows:
+            series = (context, sku_meter, marks)
+            if series not in cells:
+                cells[series] = tally.cell(self.context(context), sku_meter, marks)
+            cell = cells[series]
+            if cell is not None:
+                tally.add(bucket, cell, [int(value) for value in sums])
+
+    def _add_entries(self, tally: Tally, bucket: int, span: Span, where: Where) -> None:
+        wanted, values = _conditions(where, span.start, span.end)
+        query = sql.SQL("SELECT {} FROM entries {}").format(_AMOUNTS, _clause(wanted))
+        with self._connection.cursor("amounts") as cursor:
+            cursor.execute(query, values)
+            while rows := cursor.fetchmany(5000):
+                self.learn((row[0] for row in rows), (row[5] for row in rows))
+                for row in rows:
+                    self._add_row(tally, bucket, row)
+
+    def _add_row(self, tally: Tally, bucket: int, row: Sequence[Any]) -> None:
+        context_id, end_user, tags, quantities, reasoning, charges, flags, *costs = row
+        context = self.context(context_id)
+        amounts = decode_amounts(
+            quantities=quantities,
+            reasoning=reasoning,
+            charges=charges,
+            costs=costs,
+            flags=flags,
+            cost_source=context[_COST_SOURCE],
+            rates=self.rate,
+        )
+        tally.add_entry(bucket, context, amounts, end_user, json.loads(tags) if tags else {})
+
+
+_COST_SOURCE = CONTEXT_FIELDS.index("cost_source")
+_SHARED = {
+    "contexts": sql.SQL(", ").join(map(sql.Identifier, CONTEXT_FIELDS)),
+    "rates": sql.SQL(", ").join(map(sql.Identifier, RATE_FIELDS)),
+}
+
+
+def _instant(moment: datetime | None) -> int | None:
+    return None if moment is None else to_microseconds(moment)
+
+
+def _clause(wanted: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.SQL("WHERE ") + sql.SQL(" AND ").join(wanted) if wanted else sql.SQL("")
+
+
+def _conditions(where: Where, since: int | None, until: int | None) -> tuple[list[sql.Composable], list[Any]]:
+    """SQL conditions and their values. Tags and meters are not among them: they are looked at row by row."""
+    wanted: list[sql.Composable] = []
+    values: list[Any] = []
+    for instant, condition in ((since, "occurred_at >= %s"), (until, "occurred_at < %s")):
+        if instant is not None:
+            wanted.append(sql.SQL(condition))
+            values.append(instant)
+    inner: list[sql.Composable] = []
+    inner_values: list[Any] = []
+    for name, accepted in where.items():
+        if name in CONTEXT_FIELDS:
+            inner.append(_accepts(name, accepted))
+            inner_values.append([value for value in accepted if value is not None])
+        elif name == "end_user":
+            wanted.append(_accepts(name, accepted))
+            values.append([value for value in accepted if value is not None])
+    if inner:
+        wanted.append(sql.SQL("context IN (SELECT id FROM contexts {})").format(_clause(inner)))
+        values += inner_values
+    return wanted, values
+
+
+def _accepts(column: str, accepted: frozenset[str | None]) -> sql.Composable:
+    name = sql.Identifier(column)
+    condition = sql.SQL("{} = ANY (%s::text[])").format(name)
+    return sql.SQL("({} OR {} IS NULL)").format(condition, name) if None in accepted else condition

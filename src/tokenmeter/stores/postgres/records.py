@@ -1,0 +1,141 @@
+"""Entries and holds as the JSON that the server's functions take, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
+from tokenmeter.stores.chain import FIRST, link
+from tokenmeter.stores.codec import (
+    COLUMNS,
+    CONTEXT_FIELDS,
+    RATE_FIELDS,
+    Context,
+    Rate,
+    compact_json,
+    context_of,
+    decode_claims,
+    decode_entry,
+    encode_amounts,
+    encode_claims,
+    encode_entry,
+    from_microseconds,
+    rate_of,
+    to_microseconds,
+)
+from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, lines
+from tokenmeter.stores.shared import digest_of
+
+__all__ = ["Record", "batch_text", "digest_row", "encode_hold", "encode_record", "identity_of", "read_hold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One settlement, ready to be sent.
+
+    Attributes:
+        entry_id: Of its entry.
+        body: JSON text, see ``settle`` in the SQL functions.
+        keys: Counters it posts to.
+        reservation_id: The hold it frees.
+    """
+
+    entry_id: str
+    body: str
+    keys: tuple[CounterKey, ...]
+    reservation_id: str | None
+
+
+def identity_of(values: Sequence[Any]) -> int:
+    """Row id of a context or rate: the first 63 bits of its content's SHA-256."""
+    return int.from_bytes(digest_of(values)[:8]) >> 1
+
+
+def digest_row(row: Sequence[Any], context: Context, rates: Sequence[Rate]) -> bytes:
+    """SHA-256 over an entry's row and the rows it points at; equal before storing and after reading."""
+    return link(FIRST, row, (digest_of(context), *map(digest_of, rates)))
+
+
+def encode_record(
+    entry: Entry, postings: Sequence[Posting], *, reservation_id: str | None, only_if_held: bool
+) -> Record:
+    """`entry` and what it moves, as JSON text.
+
+    Raises:
+        ValueError: a cost is finer than one picodollar.
+    """
+    context, rates = _clean(context_of(entry)), [_clean(rate_of(charge)) for charge in entry.charges]
+    amounts = encode_amounts(entry)
+    row = _clean(encode_entry(entry, amounts, identity_of(context), [identity_of(rate) for rate in rates]))
+    body = {
+        "entry": dict(zip(COLUMNS, row, strict=True)),
+        "digest": digest_row(row, context, rates).hex(),
+        "context": {"id": identity_of(context), **dict(zip(CONTEXT_FIELDS, context, strict=True))},
+        "rates": [{"id": identity_of(rate), **dict(zip(RATE_FIELDS, rate, strict=True))} for rate in rates],
+        "slots": [(width, row[COLUMNS.index("occurred_at")] // width) for width in (QUARTER_HOUR, DAY)],
+        "lines": [(line.sku_meter, line.marks, *line.sums) for line in lines(context, amounts)],
+        "postings": [_posting(posting) for posting in postings],
+        "hold": reservation_id,
+        "only_if_held": only_if_held,
+    }
+    keys = tuple(posting.key for posting in postings)
+    return Record(row[0], compact_json(body), keys, reservation_id)
+
+
+def _posting(posting: Posting) -> dict[str, Any]:
+    return {
+        "budget": posting.key.budget,
+        "scope": posting.key.scope,
+        "window_start": posting.key.window_start,
+        "window_end": posting.window_end,
+        "amount": posting.amount,
+        "thresholds": posting.thresholds,
+    }
+
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _clean(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`values` without what PostgreSQL's text cannot hold: NUL and lone surrogates become U+FFFD."""
+    return tuple(_UNSTORABLE.sub("\ufffd", value) if isinstance(value, str) else value for value in values)
+
+
+def batch_text(bodies: Sequence[str], *, stripe: int) -> str:
+    """Records as one batch."""
+    return f'{{"stripe":{stripe},"records":[{",".join(bodies)}]}}'
+
+
+def encode_hold(reservation: Reservation, *, skew_us: int) -> str:
+    """A reservation as JSON text, its instants moved onto the server's clock."""
+    call = reservation.call
+    context, rates = _clean(context_of(call)), [_clean(rate_of(charge)) for charge in call.charges]
+    row = _clean(encode_entry(call, encode_amounts(call), 0, range(len(rates))))
+    return compact_json(
+        {
+            "reservation_id": reservation.reservation_id,
+            "created_at": to_microseconds(reservation.created_at) + skew_us,
+            "expires_at": to_microseconds(reservation.expires_at) + skew_us,
+            "owner": reservation.owner,
+            "claims": encode_claims(reservation.claims),
+            "call": compact_json([row, context, rates]),
+        }
+    )
+
+
+def read_hold(row: Sequence[Any], *, skew_us: int) -> Reservation:
+    """The reservation of a row of ``holds``, its instants on this host's clock."""
+    reservation_id, claims, created_at, expires_at, owner, call = row
+    values, context, rates = json.loads(call)
+    return Reservation(
+        reservation_id=reservation_id,
+        claims=decode_claims(claims),
+        created_at=from_microseconds(created_at - skew_us),
+        expires_at=from_microseconds(expires_at - skew_us),
+        owner=owner,
+        call=decode_entry(values, tuple(context), lambda number: tuple(rates[number])),
+    )

@@ -1,0 +1,161 @@
+"""The ledger's schema on the server: numbered .sql files, each applied once, in order, never taken back.
+
+Migrations only add (tables, columns that may be NULL, functions), so that application versions before and after one work
+side by side. A migration that older versions cannot live with says ``-- readable from: N`` in its first line, N being
+the number of the first migration that such a version must know.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import psycopg
+from psycopg import Connection, sql
+
+from tokenmeter.errors import ConfigurationError, SchemaVersionError
+
+__all__ = ["NEWEST", "Migration", "State", "apply", "check", "migrations", "queries", "state"]
+
+_FOLDER = resources.files("tokenmeter.stores") / "sql" / "postgres"
+_NUMBERED = re.compile(r"(\d{4})_(\S+)\.sql")
+_READABLE = re.compile(r"-- readable from: (\d+)")
+#: Arbitrary, ours: the advisory lock behind which schemas are changed.
+_LOCK = 7_016_996_765_293_437_281
+
+_VERSIONS = """
+CREATE TABLE IF NOT EXISTS schema_versions (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    readable_from integer NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file.
+
+    Attributes:
+        number: Its place in the order.
+        name: File name, with the release that brought it.
+        readable_from: Migration that an application must know to work with the result.
+        text: The statements.
+    """
+
+    number: int
+    name: str
+    readable_from: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the server has.
+
+    Attributes:
+        applied: Numbers of the applied migrations, ascending; empty where there is no ledger.
+        readable_from: The newest such mark among them.
+    """
+
+    applied: tuple[int, ...]
+    readable_from: int
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All migrations of this release, in order."""
+    found: list[Migration] = []
+    for item in sorted(_FOLDER.iterdir(), key=lambda item: item.name):
+        if named := _NUMBERED.fullmatch(item.name):
+            text = item.read_text(encoding="utf-8")
+            mark = _READABLE.match(text)
+            found.append(Migration(int(named[1]), item.name, int(mark[1]) if mark else 1, text))
+    return tuple(found)
+
+
+#: Number of the newest migration of this release.
+NEWEST = max(migration.number for migration in migrations())
+
+
+@cache
+def queries() -> dict[str, bytes]:
+    """The named statements of queries.sql."""
+    text = (_FOLDER / "queries.sql").read_text(encoding="utf-8")
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
+    return {name: body.strip().encode() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def state(connection: Connection[Any]) -> State:
+    """Which migrations the schema on the search path has."""
+    try:
+        rows = connection.execute("SELECT number, readable_from FROM schema_versions ORDER BY number").fetchall()
+    except psycopg.errors.UndefinedTable:
+        return State((), 0)
+    return State(tuple(row[0] for row in rows), max((row[1] for row in rows), default=0))
+
+
+def check(found: State) -> None:
+    """Whether this release can work with what the server has.
+
+    Raises:
+        SchemaVersionError: the schema is older than this release needs, or too new for it.
+    """
+    if found.readable_from > NEWEST:
+        raise SchemaVersionError(
+            f"The ledger needs a tokenmeter that knows schema {found.readable_from}; this one knows {NEWEST}. "
+            "Upgrade it: pip install --upgrade tokenmeter-sdk. Nothing was changed."
+        )
+    if any(migration.number not in found.applied for migration in migrations()):
+        have = max(found.applied, default=0)
+        raise SchemaVersionError(
+            f"The ledger's schema is at {have}, this tokenmeter needs {NEWEST}: let the schema's owner run "
+            f"`tokenmeter db {'migrate' if found.applied else 'init'}`."
+        )
+
+
+def apply(connection: Connection[Any], schema: str) -> tuple[str, ...]:
+    """Make the schema and apply what is missing, in one transaction behind an advisory lock.
+
+    Args:
+        connection: In autocommit mode.
+        schema: Its name.
+
+    Returns:
+        Names of the migrations that were applied.
+
+    Raises:
+        ConfigurationError: the role may not create or change the schema.
+    """
+    name = sql.Identifier(schema)
+    try:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+            connection.execute("SET LOCAL statement_timeout = 0")
+            exists = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]).fetchone()
+            if not exists:
+                connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
+            connection.execute(sql.SQL("SET LOCAL search_path = {}, pg_temp").format(name))
+            connection.execute(_VERSIONS)
+            applied = state(connection).applied
+            done = tuple(_step(connection, step) for step in migrations() if step.number not in applied)
+            connection.execute(sql.SQL("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {} FROM PUBLIC").format(name))
+            return done
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"This role may not set up the schema {schema!r}: let its owner run `tokenmeter db init` and "
+            f"`tokenmeter db grant`. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _step(connection: Connection[Any], step: Migration) -> str:
+    connection.execute(step.text.encode())
+    connection.execute(
+        "INSERT INTO schema_versions (number, name, readable_from) VALUES (%s, %s, %s)",
+        [step.number, step.name, step.readable_from],
+    )
+    return step.name

@@ -1,0 +1,278 @@
+"""The ledger on a PostgreSQL server: for many machines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
+from tokenmeter.stores.base import (
+    Aggregate,
+    CapReachedError,
+    Counter,
+    EntryFilter,
+    Health,
+    Settlement,
+    Verification,
+)
+from tokenmeter.stores.codec import to_microseconds
+from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.audit import audit
+from tokenmeter.stores.postgres.pool import Pool, explain
+from tokenmeter.stores.postgres.reading import Reader
+from tokenmeter.stores.postgres.records import encode_hold, encode_record, read_hold
+from tokenmeter.stores.postgres.schema import apply, check, queries, state
+from tokenmeter.stores.postgres.shipping import Shipping
+from tokenmeter.stores.spool import Spool
+
+__all__ = ["PostgresStore"]
+
+log = logging.getLogger("tokenmeter")
+T = TypeVar("T")
+
+_SQL = queries()
+_PAGE = 500
+
+
+class PostgresStore:
+    """See `tokenmeter.stores.base.Store`.
+
+    An entry is acknowledged when it is stored on the server; while that is away, when it is in the local spool, from
+    which it is sent later, once. A hold is made on the server or not at all. With ``wait=False`` every method that
+    would talk to the server raises `StoreBusyError`, so that an event loop never waits for the network.
+
+    Args:
+        url: ``postgresql://user@host:5432/db`` with any libpq parameter, and our own: ``schema`` (``tokenmeter``),
+            ``spool`` (folder), ``spool_mb`` (256), ``pool`` (connections, 4), ``leases`` (0).
+
+    Raises:
+        ConfigurationError: the URL is wrong, or the server refuses this user or database.
+        SchemaVersionError: the server's schema does not fit this release.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.address = Address.parse(url)
+        self.url = self.address.url
+        self._pool = Pool(self.address)
+        self._spool = Spool(self.address.spool, most_bytes=self.address.spool_bytes)
+        self._shipping = Shipping(self._pool, self._spool)
+        self._checked = False
+        try:
+            self._check_schema()
+        except StoreUnavailableError as error:
+            log.warning("The PostgreSQL store %s is away; entries go to the spool until it is back.", self.url, exc_info=error)
+
+    def _check_schema(self) -> None:
+        """Make the schema where there is none and we may; refuse one that does not fit."""
+        self._pool.run(lambda connection, _: self._set_up(connection))
+        self._checked = True
+
+    def _set_up(self, connection: Connection[Any]) -> None:
+        found = state(connection)
+        if not found.applied:
+            apply(connection, self.address.schema)
+            found = state(connection)
+        check(found)
+
+    def _run(self, work: Any, *, wait: bool = True) -> Any:
+        """Run ``work(connection)`` on the server, with its errors as ours."""
+        if not wait:
+            raise StoreBusyError("The PostgreSQL store needs the network; call again from a thread.")
+        if not self._checked:
+            self._check_schema()
+        try:
+            return self._pool.run(lambda connection, _: work(connection))
+        except psycopg.Error as error:
+            raise explain(error, self.address) from error
+
+    def _value(self, query: str, values: Sequence[Any], *, wait: bool = True) -> Any:
+        return self._run(lambda connection: connection.execute(_SQL[query], values).fetchone()[0], wait=wait)
+
+    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
+        rows: list[Any] = self._run(lambda connection: connection.execute(_SQL[query], values).fetchall())
+        return rows
+
+    # -- writing
+
+    def settle(
+        self,
+        entry: Entry,
+        postings: Sequence[Posting] = (),
+        *,
+        reservation_id: str | None = None,
+        only_if_held: bool = False,
+        wait: bool = True,
+    ) -> Settlement:
+        """Append `entry`, move the counters, free the hold, add to the sums: one transaction on the server.
+
+        While the server is away the entry goes to the spool and counts as recorded; its counters move, its hold is
+        freed and a repetition is found out when it arrives.
+        """
+        if not wait:
+            raise StoreBusyError("The PostgreSQL store needs the network; call again from a thread.")
+        record = encode_record(entry, postings, reservation_id=reservation_id, only_if_held=only_if_held)
+        return self._shipping.send_now(record) if only_if_held else self._shipping.settle(record)
+
+    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
+        """Hold every claim or none; holding the same reservation again changes nothing."""
+        missed = self._value("reserve", [encode_hold(reservation, skew_us=self._pool.skew_us)], wait=wait)
+        if missed is not None:
+            claim = reservation.claims[missed["claim"]]
+            raise CapReachedError(claim, int(missed["settled"]), int(missed["reserved"]))
+
+    def release(self, reservation_id: str, *, wait: bool = True) -> bool:
+        """Free a hold without an entry."""
+        return bool(self._value("release", [reservation_id], wait=wait))
+
+    def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
+        """Move a hold's expiry."""
+        until = to_microseconds(expires_at) + self._pool.skew_us
+        return bool(self._value("extend", [reservation_id, until], wait=wait))
+
+    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
+        """SET the settled amounts; for the ledger's owner."""
+        keys = list(settled)
+        columns = [[key.budget for key in keys], [key.scope for key in keys], [key.window_start for key in keys]]
+        self._run(lambda connection: connection.execute(_SQL["set_counters"], [*columns, list(settled.values())]) and None)
+
+    def secret(self) -> bytes:
+        """The ledger's own secret, kept on the server; remembered in the spool for times when that is away."""
+        try:
+            value = bytes(self._value("secret", [os.urandom(32)]))
+        except StoreUnavailableError:
+            with contextlib.suppress(StoreError):
+                remembered = self._spool.note("secret")
+                if remembered is not None:
+                    return remembered
+            raise
+        with contextlib.suppress(StoreError):
+            if self._spool.note("secret") != value:
+                self._spool.remember("secret", value)
+        return value
+
+    def flush(self, timeout: float = 10.0) -> int:
+        """Send what waits in this host's spool, from this thread; how many entries are left after `timeout` seconds."""
+        return self._shipping.flush(timeout)
+
+    # -- reading
+
+    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
+        """Holds whose expiry has passed by the server's clock, oldest first.
+
+        What waits in this host's spool is sent first: those calls are not lost, only late.
+        """
+        self._shipping.tend()
+        skew = self._pool.skew_us
+        rows = self._rows("expired_holds", [to_microseconds(now) + skew, limit])
+        return [read_hold(row, skew_us=skew) for row in rows]
+
+    def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+        """State of the named counters."""
+        if not keys:
+            return {}
+        columns = [[key.budget for key in keys], [key.scope for key in keys], [key.window_start for key in keys]]
+        found = dict(map(_counter, self._rows("counters", columns)))
+        return {key: found.get(key, Counter()) for key in keys}
+
+    def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
+        """Every counter, in key order, in short read transactions."""
+        last: tuple[Any, ...] = ("", "", -(2**63))
+        while True:
+            rows = self._rows("all_counters", [*last, _PAGE])
+            yield from map(_counter, rows)
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1][:3]
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None."""
+        return self._run(lambda connection: Reader(connection).entry(entry_id))  # type: ignore[no-any-return]
+
+    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """Entries in order of their occurrence, page by page, each page in a read transaction of its own."""
+        which = which or EntryFilter()
+        last: tuple[int, int] | None = None
+        while True:
+            page, last = self._run(
+                lambda connection, after=last: Reader(connection).page(which, after, newest_first=newest_first)
+            )
+            yield from page
+            if last is None:
+                return
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
+    ) -> Sequence[Aggregate]:
+        """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
+        with self._lend() as connection:
+            return Reader(connection).aggregate(boundaries, by, which)
+
+    @contextlib.contextmanager
+    def _lend(self) -> Iterator[Connection[Any]]:
+        if not self._checked:
+            self._check_schema()
+        with self._pool.lend() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield connection
+
+    # -- care
+
+    def verify(self) -> Verification:
+        """Walk the hash chains, re-derive the sums, and compare holds with counters."""
+        with self._lend() as connection:
+            return audit(connection)
+
+    def health(self) -> Health:
+        """Facts of server and spool, and what to mind. Answers while the server is away, too."""
+        facts: dict[str, Any] = {"store": "postgresql", "url": self.url, "schema": self.address.schema}
+        warnings: list[str] = []
+        try:
+            version, entries, holds, tls, local = self._rows("facts", [])[0]
+            facts |= {"server_version": version, "entries": int(entries), "pending_holds": holds, "tls": tls}
+            if not tls and not local:
+                warnings.append("The connection is not encrypted: add sslmode=verify-full to the URL.")
+        except StoreError as error:
+            warnings.append(f"The server is away: {error}")
+        if abs(self._pool.skew_us) > _WORST_SKEW_US:
+            warnings.append(f"This host's clock differs from the server's by {self._pool.skew_us // 1_000_000} seconds.")
+        facts |= {"server_failures": self._pool.failures, "spooled_entries": self._shipping.spooled}
+        self._describe_spool(facts, warnings)
+        return Health(facts, tuple(warnings))
+
+    def _describe_spool(self, facts: dict[str, Any], warnings: list[str]) -> None:
+        facts["spool"] = str(self._spool.path)
+        try:
+            backlog = self._spool.backlog()
+        except StoreError as error:
+            warnings.append(f"The spool cannot be used; entries are lost while the server is away: {error}")
+            return
+        facts |= {"spool_waiting": backlog.records, "spool_refused": backlog.refused}
+        if backlog.oldest_seconds is not None:
+            facts["spool_oldest_seconds"] = backlog.oldest_seconds
+        if backlog.refused:
+            warnings.append(f"{backlog.refused} entries were refused by the server, the last because: {backlog.reason}")
+
+    def close(self) -> None:
+        """Send what waits (for a moment at most), then let go of connections and files."""
+        with contextlib.suppress(StoreError):
+            if not self._pool.down:
+                self._shipping.tend()
+        self._shipping.close()
+        self._pool.close()
+        self._spool.close()
+
+
+_WORST_SKEW_US = 5_000_000
+
+
+def _counter(row: Sequence[Any]) -> tuple[CounterKey, Counter]:
+    budget, scope, window_start, settled, reserved = row
+    return CounterKey(budget, scope, window_start), Counter(int(settled), int(reserved))

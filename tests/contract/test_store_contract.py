@@ -1,0 +1,408 @@
+"""What every store promises, whatever it keeps its rows in."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.attribution import ApiKey
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
+from tokenmeter.usage import Usage
+
+DAY = timedelta(days=1)
+BEYOND_INT64 = 50_000_000 * 10**12  # 50 million dollars in picodollars
+
+
+def one(store, noon, by=(), where=None):
+    return store.aggregate([noon - DAY, noon + DAY], by, EntryFilter(where=where or {}))
+
+
+class TestEntries:
+    def test_is_a_store(self, store):
+        assert isinstance(store, Store)
+
+    def test_gives_back_exactly_what_was_settled(self, store, make_entry, make_charge, noon):
+        entry = make_entry(
+            charges=(
+                make_charge("input", 10, multipliers={"geo": Decimal("1.10"), "platform": Decimal("1.05")}),
+                make_charge("seconds_audio", Decimal("12.345678901"), unit="Seconds", price_id="p1", source="u"),
+                make_charge("images", 2, None, role="image_generation"),
+            ),
+            response_model="gpt-5-2025-08-07",
+            response_id="r",
+            request_id="q",
+            status="aborted",
+            streamed=True,
+            attempts=3,
+            latency_us=12,
+            first_token_us=0,
+            service_tier="flex",
+            member="ada",
+            team="search",
+            organization="acme",
+            project="p",
+            route="/x",
+            end_user="u\u00e9\U0001f600",
+            tags={"b": "2", "a": "1 'quoted\""},
+            cost_source="unpriced",
+            flags=("estimated", "unknown"),
+            price_list_hash="h",
+            raw_usage='{"a":[1,2.5,null]}',
+            error_type="APIError",
+            corrects="e0",
+            reservation_id="r0",
+            dedup_key="d",
+        )
+        assert store.settle(entry).recorded
+        assert store.entry(entry.entry_id) == entry
+
+    def test_gives_back_an_entry_that_knows_nothing(self, store, make_entry):
+        entry = make_entry(
+            charges=(), request_model=None, api_key=None, usage=Usage(), cost_source="none", status="error"
+        )
+        store.settle(entry)
+        assert store.entry(entry.entry_id) == entry
+        assert store.entry(entry.entry_id).billed_cost is None
+
+    def test_keeps_amounts_beyond_64_bits(self, store, make_entry, noon):
+        huge = Decimal("12345678901.123456789012")
+        entry = make_entry(charges=(), kind="adjustment", list_cost=huge, contracted_cost=-huge, billed_cost=huge)
+        store.settle(entry)
+        store.settle(replace(entry, entry_id="again"))
+        assert store.entry(entry.entry_id) == entry
+        assert [(a.list_cost, a.contracted_cost) for a in one(store, noon)] == [(2 * huge, -2 * huge)]
+
+    def test_keeps_instants_to_the_microsecond_whatever_their_zone(self, store, make_entry):
+        local = datetime(2026, 3, 29, 3, 30, 0, 123457, tzinfo=timezone(timedelta(hours=5, minutes=45)))
+        entry = make_entry(occurred_at=local)
+        store.settle(entry)
+        assert store.entry(entry.entry_id).occurred_at == local
+
+    def test_an_unknown_entry_is_none(self, store):
+        assert store.entry("nobody") is None
+
+    def test_the_same_entry_is_recorded_once(self, store, make_entry, make_key, make_posting, noon):
+        entry = make_entry()
+        posting = make_posting(make_key(), 7)
+        assert store.settle(entry, [posting]).recorded
+        assert not store.settle(entry, [posting]).recorded
+        assert store.counters([make_key()])[make_key()].settled == 7
+        assert one(store, noon)[0].requests == 1
+
+    def test_the_same_bill_is_recorded_once(self, store, make_entry, make_key, make_posting, noon):
+        store.settle(make_entry(dedup_key="openai:batch_1"), [make_posting(make_key(), 7)])
+        repeated = store.settle(make_entry(dedup_key="openai:batch_1"), [make_posting(make_key(), 7)])
+        assert not repeated.recorded
+        assert store.settle(make_entry(dedup_key="openai:batch_2")).recorded
+        assert store.counters([make_key()])[make_key()].settled == 7
+        assert one(store, noon)[0].requests == 2
+
+    def test_a_repetition_still_frees_its_hold(self, store, make_entry, make_key, make_hold, noon):
+        store.settle(make_entry(dedup_key="d"))
+        hold = make_hold((make_key(), 10, 6))
+        store.reserve(hold)
+        settlement = store.settle(make_entry(dedup_key="d"), reservation_id=hold.reservation_id)
+        assert (settlement.recorded, settlement.hold_found) == (False, True)
+        assert store.counters([make_key()])[make_key()] == Counter(0, 0)
+
+    def test_a_cost_finer_than_a_picodollar_is_refused_and_nothing_is_written(self, store, make_entry, noon):
+        with pytest.raises(ValueError, match="quantize"):
+            store.settle(make_entry(billed_cost=Decimal("1E-13")))
+        assert list(store.entries()) == []
+
+
+class TestReadingEntries:
+    @pytest.fixture
+    def many(self, store, make_entry, noon):
+        entries = [
+            make_entry(
+                entry_id=f"e{index:04d}",
+                occurred_at=noon + timedelta(minutes=(index * 7) % 1201 // 3),
+                member=("ada", "bob", None)[index % 3],
+                end_user=f"u{index % 5}",
+                tags={"env": "prod"} if index % 2 else {},
+            )
+            for index in range(1201)
+        ]
+        for entry in entries:
+            store.settle(entry)
+        return sorted(entries, key=lambda entry: entry.occurred_at)  # stable: ties in order of settlement
+
+    def test_come_in_order_of_occurrence_in_both_directions_over_many_pages(self, store, many):
+        assert list(store.entries()) == many
+        assert list(store.entries(newest_first=True)) == many[::-1]
+
+    def test_are_filtered_by_time_and_by_every_kind_of_dimension(self, store, many, noon):
+        since, until = noon + timedelta(minutes=30), noon + timedelta(minutes=90)
+        which = EntryFilter(
+            since=since,
+            until=until,
+            where={
+                "member": frozenset({"ada", None}),
+                "end_user": frozenset({"u1", "u2"}),
+                "tag:env": frozenset({"prod"}),
+                "sku_meter": frozenset({"output"}),
+                "api_key": frozenset({"prod"}),
+                "model": frozenset({"gpt-5"}),
+            },
+        )
+        expected = [
+            entry
+            for entry in many
+            if since <= entry.occurred_at < until
+            and entry.attribution.member in {"ada", None}
+            and entry.attribution.end_user in {"u1", "u2"}
+            and entry.attribution.tags
+        ]
+        assert expected
+        assert list(store.entries(which)) == expected
+
+    def test_nothing_matches_an_empty_condition(self, store, many):
+        assert list(store.entries(EntryFilter(where={"member": frozenset()}))) == []
+
+    def test_an_iteration_stays_whole_while_others_write(self, store, many, make_entry, noon):
+        seen = store.entries()
+        first = next(seen)
+        store.settle(make_entry(occurred_at=noon - DAY))
+        assert [first, *seen] == many
+
+    def test_an_unknown_dimension_is_refused(self, store):
+        with pytest.raises(ConfigurationError, match="colour"):
+            list(store.entries(EntryFilter(where={"colour": frozenset({"red"})})))
+
+
+class TestHolds:
+    def test_a_claim_that_fits_is_held_and_one_that_does_not_is_refused(self, store, make_hold, make_key):
+        key = make_key()
+        store.reserve(make_hold((key, 10, 6)))
+        with pytest.raises(CapReachedError) as stop:
+            store.reserve(make_hold((key, 10, 5)))
+        assert (stop.value.claim.key, stop.value.settled, stop.value.reserved) == (key, 0, 6)
+        store.reserve(make_hold((key, 10, 4)))
+        assert store.counters([key]) == {key: Counter(0, 10)}
+
+    def test_all_claims_are_held_or_none(self, store, make_hold, make_key):
+        first, second = make_key("a"), make_key("b")
+        with pytest.raises(CapReachedError) as stop:
+            store.reserve(make_hold((second, 1, 5), (first, 10, 5)))
+        assert stop.value.claim.key == second
+        assert store.counters([first, second]) == {first: Counter(), second: Counter()}
+        assert store.expired(datetime.max.replace(tzinfo=UTC)) == []
+
+    def test_a_counter_without_a_limit_only_counts(self, store, make_hold, make_key):
+        store.reserve(make_hold((make_key(), None, BEYOND_INT64)))
+        assert store.counters([make_key()])[make_key()].reserved == BEYOND_INT64
+
+    def test_amounts_beyond_64_bits_are_exact(self, store, make_hold, make_key, make_entry, make_posting):
+        key = make_key()
+        store.settle(make_entry(), [make_posting(key, BEYOND_INT64 - 1)])
+        store.reserve(make_hold((key, BEYOND_INT64, 1)))
+        with pytest.raises(CapReachedError):
+            store.reserve(make_hold((key, BEYOND_INT64, 1)))
+        assert store.counters([key]) == {key: Counter(BEYOND_INT64 - 1, 1)}
+
+    def test_settling_frees_the_hold_and_counts_the_truth(self, store, make_hold, make_key, make_entry, make_posting):
+        key = make_key()
+        hold = make_hold((key, 10, 6))
+        store.reserve(hold)
+        settlement = store.settle(make_entry(), [make_posting(key, 4)], reservation_id=hold.reservation_id)
+        assert settlement.hold_found
+        assert store.counters([key]) == {key: Counter(4, 0)}
+
+    def test_the_same_reservation_is_held_once(self, store, make_hold, make_key):
+        hold = make_hold((make_key(), 10, 6))
+        store.reserve(hold)
+        store.reserve(hold)
+        assert store.counters([make_key()])[make_key()].reserved == 6
+
+    def test_releasing_frees_once(self, store, make_hold, make_key):
+        hold = make_hold((make_key(), 10, 6))
+        store.reserve(hold)
+        assert store.release(hold.reservation_id)
+        assert not store.release(hold.reservation_id)
+        assert store.counters([make_key()])[make_key()] == Counter()
+
+    def test_an_expired_hold_comes_back_whole_and_an_extended_one_does_not(self, store, make_hold, make_key, noon):
+        hold = make_hold((make_key("a"), 10, 6), (make_key("b"), None, 3), expires_at=noon)
+        later = make_hold((make_key("a"), 10, 1), expires_at=noon + DAY)
+        store.reserve(hold)
+        store.reserve(later)
+        assert store.expired(noon - timedelta(microseconds=1)) == []
+        assert list(store.expired(noon)) == [hold]
+        assert store.extend(hold.reservation_id, noon + 2 * DAY)
+        assert list(store.expired(noon)) == []
+        assert list(store.expired(noon + 3 * DAY, limit=1)) == [later]
+        assert not store.extend("nobody", noon)
+
+    def test_a_late_settlement_after_the_sweeper_frees_nothing_twice(
+        self, store, make_hold, make_key, make_entry, make_posting
+    ):
+        key = make_key()
+        hold = make_hold((key, 10, 6))
+        store.reserve(hold)
+        store.reserve(make_hold((key, 10, 2)))
+        store.settle(make_entry(), [make_posting(key, 3)], reservation_id=hold.reservation_id, only_if_held=True)
+        late = store.settle(make_entry(), [make_posting(key, 1)], reservation_id=hold.reservation_id)
+        assert (late.recorded, late.hold_found) == (True, False)
+        assert store.counters([key]) == {key: Counter(4, 2)}
+
+    def test_a_sweeper_that_comes_late_books_nothing(self, store, make_hold, make_key, make_entry, make_posting, noon):
+        key = make_key()
+        hold = make_hold((key, 10, 6))
+        store.reserve(hold)
+        store.settle(make_entry(), [make_posting(key, 4)], reservation_id=hold.reservation_id)
+        swept = store.settle(
+            make_entry(), [make_posting(key, 9)], reservation_id=hold.reservation_id, only_if_held=True
+        )
+        assert not swept.recorded
+        assert store.counters([key]) == {key: Counter(4, 0)}
+        assert one(store, noon)[0].requests == 1
+
+    def test_a_new_window_is_a_new_counter(self, store, make_hold, make_key):
+        store.reserve(make_hold((make_key(start=0), 10, 10)))
+        store.reserve(make_hold((make_key(start=1), 10, 10)))
+        assert store.counters([make_key(start=1)])[make_key(start=1)].reserved == 10
+
+
+class TestCounters:
+    def test_a_counter_that_never_moved_is_zero(self, store, make_key):
+        assert store.counters([make_key()]) == {make_key(): Counter(0, 0)}
+
+    def test_all_counters_come_in_key_order(self, store, make_entry, make_key, make_posting):
+        keys = [make_key(f"b{index % 3}", f"member={index:04d}", index) for index in range(1100)]
+        store.settle(make_entry(), [make_posting(key, 1) for key in keys])
+        assert [key for key, counter in store.all_counters()] == sorted(keys)
+
+    def test_a_rebuild_sets_and_never_adds(self, store, make_entry, make_key, make_posting, make_hold):
+        key = make_key()
+        store.settle(make_entry(), [make_posting(key, 5)])
+        store.reserve(make_hold((key, None, 2)))
+        for _ in range(2):
+            store.set_counters({key: 3, make_key("new"): 1})
+        assert store.counters([key, make_key("new")]) == {key: Counter(3, 2), make_key("new"): Counter(1, 0)}
+
+    def test_a_threshold_is_reported_once_per_window(self, store, make_entry, make_key, make_posting):
+        def crossed(key, amount):
+            settlement = store.settle(make_entry(), [make_posting(key, amount, 50, 80, 100)])
+            return [(crossing.threshold, crossing.settled) for crossing in settlement.crossings]
+
+        key = make_key()
+        assert crossed(key, 49) == []
+        assert crossed(key, 1) == [(50, 50)]
+        assert crossed(key, 60) == [(80, 110), (100, 110)]
+        assert crossed(key, -90) == []
+        assert crossed(key, 90) == []
+        assert crossed(make_key(start=1), 90) == [(50, 90), (80, 90)]
+
+    def test_a_repetition_crosses_nothing(self, store, make_entry, make_key, make_posting):
+        entry = make_entry()
+        store.settle(entry)
+        assert store.settle(entry, [make_posting(make_key(), 100, 50)]).crossings == ()
+
+
+class TestSums:
+    def test_nothing_in_a_stretch_gives_no_groups(self, store, noon):
+        assert list(one(store, noon)) == []
+
+    def test_count_requests_errors_doubts_and_quantities(self, store, make_entry, make_charge, noon):
+        store.settle(make_entry())
+        store.settle(make_entry(charges=(), usage=Usage(), status="error", cost_source="none"))
+        store.settle(make_entry(flags=("estimated",), cost_source="estimated"))
+        store.settle(make_entry(charges=(make_charge("input", 5), make_charge("images", 1, None)), cost_source="unpriced"))
+        (total,) = one(store, noon)
+        assert (total.requests, total.errors, total.estimated, total.unpriced) == (4, 1, 1, 1)
+        assert total.quantities == {"input": 2005, "output": 400, "images": 1}
+        assert total.reasoning_output_tokens == 150
+        assert total.billed_cost == 2 * Decimal("0.00325") + Decimal("0.00000625")
+
+    def test_corrections_add_cost_only(self, store, make_entry, make_charge, noon):
+        store.settle(make_entry())
+        store.settle(make_entry(kind="correction", charges=(make_charge("input", 1000, "-0.00000025"),)))
+        store.settle(make_entry(kind="adjustment", charges=(), usage=Usage(), billed_cost=Decimal(-1)))
+        (total,) = one(store, noon)
+        assert (total.requests, total.quantities) == (1, {"input": 1000, "output": 200})
+        assert total.billed_cost == Decimal("0.00325") - Decimal("0.00025") - 1
+        by_meter = {a.group[0]: a for a in one(store, noon, ["sku_meter"])}
+        assert (by_meter[None].billed_cost, by_meter[None].requests) == (Decimal(-1), 0)
+
+    def test_by_meter_show_quantities_of_entries_without_a_price(self, store, make_entry, make_charge, noon):
+        store.settle(make_entry(charges=(), usage=Usage({"input": 7, "output": 3}), cost_source="unpriced"))
+        store.settle(make_entry(charges=(make_charge("input", 5), make_charge("images", 1, None)), cost_source="unpriced"))
+        groups = {a.group[0]: (a.requests, a.unpriced, dict(a.quantities)) for a in one(store, noon, ["sku_meter"])}
+        assert groups == {
+            "input": (2, 1, {"input": 12}),
+            "output": (1, 1, {"output": 3}),
+            "images": (1, 1, {"images": 1}),
+        }
+
+    def test_group_by_what_was_set_and_by_what_was_not(self, store, make_entry, noon):
+        store.settle(make_entry(member="ada", response_model="gpt-5-2025-08-07"))
+        store.settle(make_entry(member="ada", api_key=ApiKey("cd" * 16, "1234")))
+        store.settle(make_entry())
+        found = [(a.group, a.requests) for a in one(store, noon, ["member", "model", "api_key"])]
+        assert found == [
+            (("ada", "gpt-5", "...1234"), 1),
+            (("ada", "gpt-5-2025-08-07", "prod"), 1),
+            ((None, "gpt-5", "prod"), 1),
+        ]
+
+    @pytest.mark.parametrize("dimension", ["end_user", "tag:env"])
+    def test_reach_dimensions_that_no_series_keeps(self, store, make_entry, noon, dimension):
+        store.settle(make_entry(end_user="a", tags={"env": "a"}, member="ada"))
+        store.settle(make_entry(end_user="b", tags={"env": "b"}))
+        store.settle(make_entry())
+        assert [(a.group, a.requests) for a in one(store, noon, [dimension])] == [(("a",), 1), (("b",), 1), ((None,), 1)]
+        assert [a.group for a in one(store, noon, ["member"], {dimension: frozenset({"a"})})] == [("ada",)]
+
+    @pytest.mark.parametrize(
+        ("accepted", "requests", "cost"),
+        [({"input"}, 2, "0.0025"), ({"input", "output"}, 2, "0.0065"), ({"images"}, 0, "0")],
+    )
+    def test_under_a_condition_on_meters_count_each_entry_once(
+        self, store, make_entry, noon, accepted, requests, cost
+    ):
+        store.settle(make_entry())
+        store.settle(make_entry())
+        found = one(store, noon, (), {"sku_meter": frozenset(accepted)})
+        assert sum(a.requests for a in found) == requests
+        assert sum(a.billed_cost for a in found) == Decimal(cost)
+
+    def test_a_bucket_holds_its_start_and_not_its_end(self, store, make_entry, noon):
+        edges = [noon, noon + timedelta(microseconds=1), noon + timedelta(minutes=15), noon + timedelta(days=2)]
+        for edge in edges:
+            store.settle(make_entry(occurred_at=edge))
+        assert [(a.bucket, a.requests) for a in store.aggregate(edges, [])] == [(0, 1), (1, 1), (2, 1)]
+
+    @pytest.mark.parametrize("boundaries", [0, 1, 2, 3])
+    def test_impossible_boundaries_are_refused(self, store, noon, boundaries):
+        impossible = [[], [noon], [noon, noon - DAY], [noon.replace(tzinfo=None), noon]][boundaries]
+        with pytest.raises(ConfigurationError):
+            store.aggregate(impossible, [])
+
+    def test_an_unknown_dimension_is_refused(self, store, noon):
+        with pytest.raises(ConfigurationError, match="colour"):
+            one(store, noon, ["colour"])
+
+
+class TestCare:
+    def test_a_sound_ledger_verifies(self, store, make_entry, make_hold, make_key, make_posting):
+        assert store.verify().ok
+        for index in range(5):
+            store.settle(make_entry(member=str(index)), [make_posting(make_key(), 1)])
+        store.reserve(make_hold((make_key(), None, 4)))
+        verification = store.verify()
+        assert (verification.ok, verification.entries) == (True, 5)
+        assert verification.head
+
+    def test_health_counts(self, store, make_entry, make_hold, make_key):
+        store.settle(make_entry())
+        store.reserve(make_hold((make_key(), None, 4)))
+        facts = store.health().facts
+        assert (facts["entries"], facts["pending_holds"]) == (1, 1)
+
+    def test_the_secret_is_made_once(self, store):
+        secret = store.secret()
+        assert len(secret) == 32
+        assert store.secret() == secret
