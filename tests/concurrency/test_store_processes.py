@@ -254,7 +254,9 @@ def test_the_database_file_is_never_opened_by_the_process_itself(store, url, mon
     opened = []
     path = Path(url.removeprefix("sqlite:///"))
     original = os.open
-    monkeypatch.setattr(os, "open", lambda name, *rest, **more: opened.append(Path(name)) or original(name, *rest, **more))
+    monkeypatch.setattr(
+        os, "open", lambda name, *rest, **more: opened.append(Path(name)) or original(name, *rest, **more)
+    )
     monkeypatch.setattr("builtins.open", lambda name, *rest, **more: pytest.fail(f"opened {name}"))
     store.settle(plain_entry())
     store.reserve(Reservation(new_id(), (Claim(KEY, 1, 1),), utcnow(), utcnow(), "h", plain_entry()))

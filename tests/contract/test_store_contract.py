@@ -310,7 +310,9 @@ class TestSums:
         store.settle(make_entry())
         store.settle(make_entry(charges=(), usage=Usage(), status="error", cost_source="none"))
         store.settle(make_entry(flags=("estimated",), cost_source="estimated"))
-        store.settle(make_entry(charges=(make_charge("input", 5), make_charge("images", 1, None)), cost_source="unpriced"))
+        store.settle(
+            make_entry(charges=(make_charge("input", 5), make_charge("images", 1, None)), cost_source="unpriced")
+        )
         (total,) = one(store, noon)
         assert (total.requests, total.errors, total.estimated, total.unpriced) == (4, 1, 1, 1)
         assert total.quantities == {"input": 2005, "output": 400, "images": 1}
@@ -329,7 +331,9 @@ class TestSums:
 
     def test_by_meter_show_quantities_of_entries_without_a_price(self, store, make_entry, make_charge, noon):
         store.settle(make_entry(charges=(), usage=Usage({"input": 7, "output": 3}), cost_source="unpriced"))
-        store.settle(make_entry(charges=(make_charge("input", 5), make_charge("images", 1, None)), cost_source="unpriced"))
+        store.settle(
+            make_entry(charges=(make_charge("input", 5), make_charge("images", 1, None)), cost_source="unpriced")
+        )
         groups = {a.group[0]: (a.requests, a.unpriced, dict(a.quantities)) for a in one(store, noon, ["sku_meter"])}
         assert groups == {
             "input": (2, 1, {"input": 12}),
@@ -353,16 +357,18 @@ class TestSums:
         store.settle(make_entry(end_user="a", tags={"env": "a"}, member="ada"))
         store.settle(make_entry(end_user="b", tags={"env": "b"}))
         store.settle(make_entry())
-        assert [(a.group, a.requests) for a in one(store, noon, [dimension])] == [(("a",), 1), (("b",), 1), ((None,), 1)]
+        assert [(a.group, a.requests) for a in one(store, noon, [dimension])] == [
+            (("a",), 1),
+            (("b",), 1),
+            ((None,), 1),
+        ]
         assert [a.group for a in one(store, noon, ["member"], {dimension: frozenset({"a"})})] == [("ada",)]
 
     @pytest.mark.parametrize(
         ("accepted", "requests", "cost"),
         [({"input"}, 2, "0.0025"), ({"input", "output"}, 2, "0.0065"), ({"images"}, 0, "0")],
     )
-    def test_under_a_condition_on_meters_count_each_entry_once(
-        self, store, make_entry, noon, accepted, requests, cost
-    ):
+    def test_under_a_condition_on_meters_count_each_entry_once(self, store, make_entry, noon, accepted, requests, cost):
         store.settle(make_entry())
         store.settle(make_entry())
         found = one(store, noon, (), {"sku_meter": frozenset(accepted)})

@@ -154,7 +154,8 @@ class TestFile:
         store.close()
 
     @pytest.mark.parametrize(
-        ("kind", "expected"), [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("overlay", False)]
+        ("kind", "expected"),
+        [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("overlay", False)],
     )
     def test_a_network_file_system_is_known_by_its_longest_mount(self, tmp_path, kind, expected):
         mounts = tmp_path / "mountinfo"
@@ -394,7 +395,8 @@ class TestVerify:
 
     def test_finds_a_cut_tail_by_the_sums_even_when_the_head_was_moved(self, store, tamper):
         tamper(
-            "DELETE FROM entries WHERE seq > 9", "UPDATE head SET seq = 9, hash = (SELECT hash FROM entries WHERE seq = 9)"
+            "DELETE FROM entries WHERE seq > 9",
+            "UPDATE head SET seq = 9, hash = (SELECT hash FROM entries WHERE seq = 9)",
         )
         assert {kind for kind, where in self.found(store)} == {"rollup"}
 
