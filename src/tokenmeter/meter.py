@@ -162,8 +162,8 @@ class Meter:
                 self.store.reserve(reservation, wait=wait)
                 break
             except CapReachedError as stop:
-                freed = stop.reserved and attempt == 1 and self.sweep(wait=wait)
-                if not freed and (plan.inject_max_output_tokens is None or attempt == _ATTEMPTS):
+                swept = stop.reserved and attempt == 1 and self._make_room(wait=wait)
+                if not swept and (plan.inject_max_output_tokens is None or attempt == _ATTEMPTS):
                     raise self.budgets.explain(stop, plan, store=self.store) from None
         authorization.reservation = reservation
         authorization.inject_max_output_tokens = plan.inject_max_output_tokens
@@ -334,6 +334,15 @@ class Meter:
         )
         self._announce(settlement.crossings)
         return settlement.hold_found
+
+    def _make_room(self, *, wait: bool) -> bool:
+        try:
+            return self.sweep(wait=wait) > 0
+        except StoreBusyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found
+            self.fault("sweep expired holds", error)
+            return False
 
     def _sweep_sometimes(self) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -9,7 +10,7 @@ from tokenmeter.budgets.plan import Hold, Plan, UnboundedError
 from tokenmeter.budgets.raises import raised_key
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
-from tokenmeter.errors import BudgetExceededError, BudgetReservedError, RequestTooLargeError
+from tokenmeter.errors import BudgetExceededError, BudgetReservedError, RequestTooLargeError, StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import CapReachedError, Counter, Store
 
@@ -41,7 +42,7 @@ def explain(stop: CapReachedError, plan: Plan, *, store: Store, wait: Decimal) -
         soonest = wait if until_reset is None else min(wait, until_reset)
         reason = "Calls in flight hold the rest; try again when they have ended."
         return BudgetReservedError(reason, retry_after=soonest, **values)
-    if claim.amount > cap.limit or affordable:
+    if room > 0 and (claim.amount > cap.limit or affordable):
         reason = "It needs more than the window has left; ask for fewer output tokens or send a shorter prompt."
         return RequestTooLargeError(reason, max_affordable_output_tokens=affordable, **values)
     return BudgetExceededError(retry_after=until_reset, **values)
@@ -64,7 +65,7 @@ def refuse(error: UnboundedError, call: Call, *, store: Store) -> RequestTooLarg
 def _fields(hold: Hold, key: CounterKey, counter: Counter, store: Store) -> dict[str, Any]:
     budget = hold.cap.budget
     more = raised_key(key)
-    raised = 0 if hold.cap.rolling else store.counters([more])[more].settled
+    raised = 0 if hold.cap.rolling else _read(store, [more])[more].settled
     return {
         "budget": budget.name,
         "scope": hold.scope,
@@ -75,9 +76,17 @@ def _fields(hold: Hold, key: CounterKey, counter: Counter, store: Store) -> dict
     }
 
 
+def _read(store: Store, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+    """Counters that complete an error's figures. A store that fails now has said no already: that stands."""
+    try:
+        return store.counters(keys)
+    except StoreError:
+        return dict.fromkeys(keys, Counter())
+
+
 def _free_at(hold: Hold, amount: int, store: Store) -> int | None:
     """When a rate limit has room again: the end of its last window that is too full now."""
-    counters = store.counters([key for key, _ in hold.keys])
+    counters = _read(store, [key for key, _ in hold.keys])
     full = [
         end
         for key, end in hold.keys

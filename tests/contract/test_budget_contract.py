@@ -1,0 +1,462 @@
+"""What budgets promise, on every kind of store."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.attribution import Attribution
+from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import (
+    BudgetExceededError,
+    BudgetReservedError,
+    ConfigurationError,
+    RequestTooLargeError,
+    StoreUnavailableError,
+)
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.stores.base import EntryFilter
+from tokenmeter.usage import Consumption, Observation, Usage
+
+
+@pytest.fixture
+def metered(store, flat_pricer):
+    """A meter on the store under test: a token costs a dollar, an answer has at most 1,000 of them."""
+
+    def build(*budgets, **arguments):
+        alerts = arguments.pop("alerts", ())
+        return Meter(store=store, pricer=flat_pricer, budgets=BudgetBook(budgets, alerts=alerts), **arguments)
+
+    return build
+
+
+def a_call(member="ada", *, output=10, size=68, model="m", operation="chat", unbounded=None, **who):
+    """A call whose bound is `size` + 32 tokens of prompt and `output` tokens of answer."""
+    facts = RequestFacts(model=model, input_bytes=size, max_output_tokens=output, unbounded=unbounded)
+    return Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation=operation,
+        facts=facts,
+        attribution=Attribution(member=member, **who),
+    )
+
+
+def answered(tokens_in, tokens_out=0, model="m"):
+    usage = Usage({"input": tokens_in, "output": tokens_out})
+    return Outcome(observation=Observation(consumptions=(Consumption(model=model, usage=usage),)))
+
+
+def spend(meter, call, tokens):
+    return meter.settle(meter.authorize(call), answered(tokens))
+
+
+class TestCaps:
+    def test_exactly_as_many_requests_pass_as_the_limit_says(self, metered):
+        meter = metered(Budget(member="*", limit_requests=3))
+        for _ in range(3):
+            spend(meter, a_call(), 1)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call())
+        assert (stop.value.spent, stop.value.limit, stop.value.scope) == (3, 3, {"member": "ada"})
+        meter.authorize(a_call("bob"))
+
+    def test_what_is_held_counts_until_it_is_settled_with_the_truth(self, metered):
+        meter = metered(Budget(limit_tokens=220))
+        first, second = meter.authorize(a_call()), meter.authorize(a_call())
+        with pytest.raises(BudgetReservedError) as stop:
+            meter.authorize(a_call())
+        assert stop.value.retryable
+        assert stop.value.retry_after > 0
+        assert (stop.value.spent, stop.value.reserved, stop.value.requested) == (0, 220, 110)
+        meter.settle(first, answered(50, 5))
+        meter.settle(second, answered(50, 5))
+        meter.authorize(a_call())
+
+    def test_a_released_call_gives_its_hold_back(self, metered):
+        meter = metered(Budget(limit_tokens=110))
+        meter.release(meter.authorize(a_call()))
+        meter.authorize(a_call())
+
+    def test_spending_that_leaves_no_room_stops_until_the_window_ends(self, metered):
+        meter = metered(Budget(limit_usd=100, period="day", tz="Asia/Tokyo"))
+        spend(meter, a_call(size=0), 100)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(size=0))
+        assert type(stop.value) is BudgetExceededError
+        assert not stop.value.retryable
+        assert stop.value.resets_at.hour == 15  # midnight in Tokyo
+        assert timedelta() < stop.value.resets_at - utcnow() <= timedelta(days=1)
+
+    def test_a_call_that_is_too_large_hears_what_would_fit(self, metered):
+        meter = metered(Budget(limit_usd=200))
+        spend(meter, a_call(), 60)
+        with pytest.raises(RequestTooLargeError) as stop:
+            meter.authorize(a_call(output=500))
+        assert stop.value.max_affordable_output_tokens == 200 - 60 - 100
+        meter.authorize(a_call(output=stop.value.max_affordable_output_tokens))
+
+    def test_a_call_larger_than_the_whole_limit_is_never_retryable(self, metered):
+        with pytest.raises(RequestTooLargeError) as stop:
+            metered(Budget(limit_tokens=50)).authorize(a_call())
+        assert stop.value.max_affordable_output_tokens == 0
+
+    def test_all_matching_budgets_must_have_room_and_none_is_touched_otherwise(self, metered, store):
+        meter = metered(
+            Budget(limit_requests=5), Budget(member="ada", limit_requests=1), Budget(team="x", limit_tokens=110)
+        )
+        spend(meter, a_call(team="x"), 1)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(team="x"))
+        assert stop.value.budget == "member=ada requests/month"
+        assert {counter.reserved for _, counter in store.all_counters()} == {0}
+
+    def test_a_soft_budget_only_counts(self, metered):
+        meter = metered(Budget(limit_requests=1, hard=False))
+        for _ in range(3):
+            spend(meter, a_call(), 1)
+        (balance,) = meter.remaining()
+        assert (balance.spent, balance.remaining, balance.hard) == (3, -2, False)
+
+    def test_a_budget_counts_only_between_its_dates(self, metered):
+        meter = metered(Budget(limit_requests=1, ends="2020-01-01"))
+        for _ in range(2):
+            spend(meter, a_call(), 1)
+        assert meter.remaining() == []
+
+    def test_a_cost_beyond_the_bound_is_recorded_flagged_and_stops_the_next_call(self, metered):
+        meter = metered(Budget(limit_usd=300))
+        entry = spend(meter, a_call(), 400)
+        assert (entry.billed_cost, entry.flags) == (400, ("bound_violation",))
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call())
+        assert stop.value.spent == 400
+
+    def test_an_answers_own_model_name_does_not_move_it_to_another_counter(self, metered):
+        meter = metered(Budget(model="m", limit_requests=1))
+        meter.settle(meter.authorize(a_call()), replace(answered(1), observation=Observation(response_model="m-2026")))
+        with pytest.raises(BudgetExceededError):
+            meter.authorize(a_call())
+
+    def test_thousands_of_members_have_a_counter_each(self, metered, store):
+        meter = metered(Budget(member="*", limit_requests=1))
+        for number in range(2000):
+            meter.authorize(a_call(f"m{number}"))
+        assert len(list(store.all_counters())) == 2000
+        with pytest.raises(BudgetReservedError):
+            meter.authorize(a_call("m1234"))
+
+
+class TestBounds:
+    @pytest.mark.parametrize("why", ["server_tools", "advisor", "background"])
+    def test_a_call_without_a_bound_is_refused_with_its_reason(self, metered, why):
+        with pytest.raises(RequestTooLargeError, match="no upper bound") as stop:
+            metered(Budget(limit_usd=10**6)).authorize(a_call(unbounded=why))
+        assert stop.value.requested is None
+        assert "unbounded='expected'" in str(stop.value)
+
+    def test_a_model_without_a_price_is_refused_by_dollars_and_counted_by_tokens(self, metered):
+        with pytest.raises(RequestTooLargeError, match="price is not known"):
+            metered(Budget(limit_usd=10**6)).authorize(a_call(model="unknown"))
+        metered(Budget(limit_tokens=10**6)).authorize(a_call(model="unknown"))
+
+    def test_by_choice_a_call_without_a_bound_holds_what_is_known(self, metered):
+        meter = metered(Budget(limit_usd=200, unbounded="expected"))
+        first = meter.authorize(a_call(unbounded="server_tools"))
+        meter.settle(first, answered(200))
+        with pytest.raises(BudgetExceededError):
+            meter.authorize(a_call(unbounded="server_tools", size=0, output=1))
+
+    def test_expected_holds_learn_what_a_route_really_uses(self, metered, store):
+        meter = metered(Budget(limit_tokens=10**6, estimate="expected"))
+        for _ in range(25):
+            meter.settle(meter.authorize(a_call(output=1000)), answered(60, 7))
+        hold = meter.authorize(a_call(output=1000)).reservation
+        assert hold.claims[0].amount == 68 // 2 + 7
+
+    def test_without_a_cap_the_models_maximum_is_held(self, metered):
+        hold = metered(Budget(limit_tokens=10**6)).authorize(a_call(output=None)).reservation
+        assert hold.claims[0].amount == 100 + 1000
+
+    def test_a_cap_is_injected_as_far_as_every_budget_can_pay(self, metered):
+        meter = metered(Budget(limit_usd=500, inject_max_tokens=True), Budget(limit_tokens=400))
+        leave = meter.authorize(a_call(output=None))
+        assert leave.inject_max_output_tokens == 300
+        assert {claim.limit for claim in leave.reservation.claims if claim.amount in {400, 400 * 10**12}} == {
+            400,
+            500 * 10**12,
+        }
+
+    def test_no_cap_is_injected_where_the_maximum_fits_or_the_caller_named_one(self, metered):
+        meter = metered(Budget(limit_usd=5000, inject_max_tokens=True))
+        assert meter.authorize(a_call(output=None)).inject_max_output_tokens is None
+        assert meter.authorize(a_call(output=20)).inject_max_output_tokens is None
+
+    def test_an_exhausted_budget_injects_nothing_and_stops(self, metered):
+        meter = metered(Budget(limit_usd=100, inject_max_tokens=True))
+        spend(meter, a_call(size=0), 100)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(output=None))
+        assert type(stop.value) is BudgetExceededError
+
+
+class TestRateLimits:
+    def test_never_more_than_the_limit_in_a_minute(self, metered):
+        meter = metered(Budget(limit_requests=2, period="rolling-60s"))
+        for _ in range(2):
+            spend(meter, a_call(), 1)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call())
+        assert 0 < stop.value.retry_after <= 70
+        assert timedelta() < stop.value.resets_at - utcnow() <= timedelta(seconds=70)
+
+    def test_room_comes_back(self, metered, monkeypatch):
+        meter = metered(Budget(limit_requests=2, period="rolling-60s"))
+        start = datetime(2026, 11, 23, 12, tzinfo=UTC)
+        passed = []
+        for second in range(0, 600, 5):
+            now = start + timedelta(seconds=second)
+            monkeypatch.setattr("tokenmeter.meter.utcnow", lambda now=now: now)
+            try:
+                spend(meter, a_call(), 1)
+            except BudgetExceededError as stop:
+                assert now < stop.resets_at <= now + timedelta(seconds=70)
+            else:
+                passed.append(second)
+        assert all(later - earlier >= 60 for earlier, later in zip(passed, passed[2:], strict=False))
+        assert len(passed) >= 600 // 70 * 2
+
+
+class TestHolds:
+    def test_an_expired_hold_becomes_an_estimated_entry_and_gives_its_room_back(self, metered, store):
+        meter = metered(Budget(limit_tokens=120), hold_seconds=10)
+        lost = meter.authorize(a_call(size=40))
+        assert meter.sweep(utcnow() + timedelta(seconds=11)) == 1
+        entry = store.entry(lost.reservation.reservation_id)
+        assert entry.cost_source == "estimated"
+        assert {"estimated", "expired_hold"} <= set(entry.flags)
+        assert entry.billed_cost == 10  # 40 bytes are about 10 tokens
+        (balance,) = meter.remaining()
+        assert (balance.spent, balance.reserved) == (10, 0)
+        assert meter.sweep(utcnow() + timedelta(seconds=11)) == 0
+
+    def test_a_full_budget_sweeps_expired_holds_before_it_stops_a_call(self, metered, store):
+        meter = metered(Budget(limit_requests=2))
+        lost = meter.authorize(a_call())
+        meter.authorize(a_call())
+        store.extend(lost.reservation.reservation_id, utcnow() - timedelta(seconds=1))
+        with pytest.raises(BudgetExceededError):  # its estimated entry counts as a request
+            meter.authorize(a_call())
+        assert store.entry(lost.reservation.reservation_id) is not None
+
+    def test_a_late_answer_replaces_the_estimate(self, metered, store):
+        meter = metered(Budget(limit_usd=1000), Budget(limit_requests=10), Budget(limit_tokens=1000))
+        late = meter.authorize(a_call(size=40))
+        meter.sweep(utcnow() + timedelta(hours=1))
+        assert meter.settle(late, answered(33, 3)) is not None
+        assert [balance.spent for balance in meter.remaining()] == [36, 1, 36]
+        assert sum(entry.billed_cost for entry in store.entries()) == 36
+
+    def test_a_live_stream_keeps_its_hold(self, metered, store, monkeypatch):
+        meter = metered(Budget(limit_requests=1), hold_seconds=10)
+        leave = meter.authorize(a_call())
+        soon = leave.reservation.expires_at + timedelta(seconds=1)
+        meter.extend(leave)  # not due yet
+        assert len(store.expired(soon)) == 1
+        leave.extend_due_ns = 0
+        monkeypatch.setattr("tokenmeter.meter.utcnow", lambda: soon)
+        meter.extend(leave)
+        assert len(store.expired(soon)) == 0
+        assert len(store.expired(soon + timedelta(seconds=11))) == 1
+
+    def test_settling_twice_bills_once_what_the_provider_identifies(self, metered):
+        meter = metered(Budget(limit_usd=1000))
+        seen = Observation(
+            consumptions=(Consumption(model="m", usage=Usage({"input": 5})),), response_id="r1", deduplicate=True
+        )
+        assert meter.settle(meter.authorize(a_call()), Outcome(observation=seen)) is not None
+        assert meter.settle(meter.authorize(a_call()), Outcome(observation=seen)) is None
+        (balance,) = meter.remaining()
+        assert (balance.spent, balance.reserved) == (5, 0)
+
+    def test_a_call_billed_twice_keeps_its_hold_until_the_last(self, metered):
+        meter = metered(Budget(limit_usd=1000))
+        leave = meter.authorize(a_call())
+        meter.settle(leave, replace(answered(7), last=False))
+        assert meter.remaining()[0].reserved == 110
+        meter.settle(leave, answered(8))
+        assert (meter.remaining()[0].spent, meter.remaining()[0].reserved) == (15, 0)
+
+
+class TestRaises:
+    def test_a_raise_is_recorded_and_gives_room_at_once(self, metered, store):
+        meter = metered(Budget(member="*", limit_usd=100, name="members"))
+        spend(meter, a_call(size=0), 100)
+        entry = meter.raise_budget("members", 50, by="grace", reason="launch week", scope={"member": "ada"})
+        assert (entry.kind, entry.billed_cost) == ("adjustment", 0)
+        assert store.entry(entry.entry_id).attribution.tags["raised_by"] == "grace"
+        (balance,) = meter.remaining({"member": "ada"})
+        assert (balance.limit, balance.spent, balance.remaining) == (150, 100, 50)
+        spend(meter, a_call(size=0), 20)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call())
+        assert (stop.value.limit, stop.value.spent) == (150, 120)
+        assert meter.audit_budgets() == ()
+
+    def test_it_ends_with_its_window(self, metered):
+        meter = metered(Budget(limit_usd=100, name="all"))
+        meter.raise_budget("all", 50, by="grace", reason="launch", at=utcnow() - timedelta(days=62))
+        assert meter.remaining()[0].limit == 100
+
+    @pytest.mark.parametrize(
+        ("name", "amount", "scope", "problem"),
+        [
+            ("nobody", 1, {}, "No budget is called"),
+            ("members", 1, {}, "say which member"),
+            ("members", -1, {"member": "ada"}, "positive"),
+            ("members", "1E-13", {"member": "ada"}, "positive"),
+            ("members", 1, {"member": "ada", "team": "x"}, "team is not in it"),
+            ("rate", 1, {}, "rate limit"),
+            ("ada", 1, {"member": "bob"}, "not 'bob'"),
+        ],
+    )
+    def test_a_raise_of_nothing_is_refused(self, metered, name, amount, scope, problem):
+        meter = metered(
+            Budget(member="*", limit_usd=1, name="members"),
+            Budget(limit_requests=1, period="rolling-60s", name="rate"),
+            Budget(member="ada", limit_requests=1, name="ada"),
+        )
+        with pytest.raises(ConfigurationError, match=problem):
+            meter.raise_budget(name, amount, by="grace", reason="test", scope=scope)
+
+
+class TestReading:
+    def test_remaining_names_what_concerns_a_member_and_when_it_resets(self, metered):
+        meter = metered(
+            Budget(member="*", limit_usd=1000),
+            Budget(limit_tokens=10_000, period="total"),
+            Budget(team="search", limit_requests=1),
+            Budget(member="ada", model="*", limit_requests=5),
+            Budget(member="bob", limit_requests=5),
+        )
+        spend(meter, a_call(), 30)
+        balances = {balance.budget: balance for balance in meter.remaining({"member": "ada"})}
+        assert list(balances) == ["member=* usd/month", "all tokens/total", "member=ada,model=* requests/month"]
+        assert balances["member=* usd/month"].remaining == 970
+        assert balances["member=* usd/month"].resets_at.day == 1
+        assert balances["all tokens/total"].resets_at is None
+        assert balances["member=ada,model=* requests/month"].scope == {"member": "ada", "model": "m"}
+        assert balances["member=* usd/month"].to_dict()["remaining"] == "970"
+
+    def test_without_a_scope_every_counter_of_the_window_is_listed(self, metered):
+        meter = metered(Budget(member="*", limit_requests=5))
+        for member in ("ada", "bob", "with,comma=and%sign"):
+            spend(meter, a_call(member), 1)
+        assert [balance.scope["member"] for balance in meter.remaining()] == ["ada", "bob", "with,comma=and%sign"]
+
+    def test_counters_equal_the_ledger_and_drift_is_found_and_mended(self, metered, store):
+        meter = metered(Budget(member="*", limit_usd=1000), Budget(limit_requests=9, period="rolling-60s"))
+        for _ in range(3):
+            spend(meter, a_call(), 5)
+        assert meter.audit_budgets() == ()
+        key = next(key for key, _ in store.all_counters() if key.scope == "member=ada")
+        store.set_counters({key: 1})
+        (fault,) = meter.audit_budgets(repair=True)
+        assert fault.kind == "counter"
+        assert "the ledger 15" in fault.detail
+        assert meter.audit_budgets() == ()
+        assert meter.remaining({"member": "ada"})[0].spent == 15
+
+    def test_a_correction_of_cost_moves_dollars_only(self, metered, store):
+        meter = metered(Budget(limit_usd=1000), Budget(limit_tokens=1000), Budget(limit_requests=1000))
+        entry = spend(meter, a_call(), 5)
+        more = replace(entry, entry_id="c" * 32, kind="correction", corrects=entry.entry_id, billed_cost=Decimal(2))
+        store.settle(more, meter.budgets.postings(more))
+        assert [balance.spent for balance in meter.remaining()] == [7, 5, 1]
+
+
+class TestAlerts:
+    def test_each_threshold_fires_once_per_window_over_all_meters(self, metered):
+        seen = []
+        meters = [metered(Budget(member="*", limit_usd=1000), alerts=[seen.append]) for _ in range(2)]
+        for number in range(9):
+            spend(meters[number % 2], a_call(), 100)
+        for meter in meters:
+            assert meter.budgets.alerts.flush(5)
+        assert sorted(alert.threshold for alert in seen) == [50, 80]
+        first = min(seen, key=lambda alert: alert.threshold)
+        assert (first.spent, first.limit, first.scope, first.unit) == (500, 1000, {"member": "ada"}, "usd")
+        assert first.window_start <= first.at < first.window_end
+        assert len({alert.alert_id for alert in seen}) == 2
+
+    def test_one_large_call_crosses_several(self, metered):
+        seen = []
+        meter = metered(Budget(limit_usd=100, hard=False), alerts=[seen.append])
+        spend(meter, a_call(), 500)
+        meter.budgets.alerts.flush(5)
+        assert [alert.threshold for alert in seen] == [50, 80, 100]
+
+
+class TestFaults:
+    @pytest.fixture
+    def broken(self, store, monkeypatch):
+        def fail(*_, **__):
+            raise StoreUnavailableError("the disk is gone")
+
+        def breaks(*names):
+            for name in names:
+                monkeypatch.setattr(store, name, fail)
+
+        return breaks
+
+    def test_a_hard_cap_fails_closed(self, metered, broken):
+        meter = metered(Budget(limit_requests=9))
+        broken("reserve")
+        with pytest.raises(StoreUnavailableError, match=r"not sent.*store_failure='open'") as caught:
+            meter.authorize(a_call())
+        assert "the disk is gone" in str(caught.value.__cause__)
+
+    def test_by_choice_it_fails_open_and_is_counted(self, metered, broken):
+        meter = metered(Budget(limit_requests=9, store_failure="open"))
+        broken("reserve")
+        assert meter.authorize(a_call()).reservation is None
+        assert meter.faults == 1
+
+    def test_a_soft_budget_never_stops_a_call(self, metered, broken):
+        meter = metered(Budget(limit_requests=9, hard=False))
+        broken("reserve", "counters", "settle")
+        assert meter.settle(meter.authorize(a_call()), answered(1)) is None
+        assert meter.faults == 1
+
+    def test_a_call_that_no_budget_matches_needs_no_store(self, metered, broken):
+        meter = metered(Budget(member="bob", limit_requests=9))
+        broken("reserve")
+        assert meter.authorize(a_call("ada")).reservation is None
+
+    def test_a_stop_is_a_stop_even_if_nothing_more_can_be_read(self, metered, broken):
+        meter = metered(Budget(limit_requests=1, store_failure="open"))
+        spend(meter, a_call(), 1)
+        broken("counters", "expired")
+        with pytest.raises(BudgetExceededError):
+            meter.authorize(a_call())
+
+    def test_a_fault_in_rating_keeps_the_usage(self, metered, store, monkeypatch):
+        meter = metered()
+        monkeypatch.setattr(meter.pricer, "rate", lambda *_, **__: 1 // 0)
+        entry = meter.settle(meter.authorize(a_call()), answered(7))
+        assert (entry.cost_source, entry.flags, entry.usage.input_tokens) == ("unpriced", ("rating_failed",), 7)
+
+    def test_a_fault_in_the_price_list_leaves_a_call_without_a_bound(self, metered, monkeypatch):
+        meter = metered(Budget(limit_usd=10**6))
+        monkeypatch.setattr(meter.pricer, "ceiling", lambda **_: 1 // 0)
+        with pytest.raises(RequestTooLargeError, match="price is not known"):
+            meter.authorize(a_call())
+
+
+def test_without_budgets_nothing_is_asked_of_the_store(metered, store, monkeypatch):
+    monkeypatch.setattr(store, "reserve", None)
+    assert spend(metered(), a_call(), 3).billed_cost == 3
+    assert len(list(store.entries(EntryFilter()))) == 1
