@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmeter.dialects.base import StreamReader
-from tokenmeter.dialects.context import Context, joined
+from tokenmeter.dialects.context import Context, joined, pending
 from tokenmeter.dialects.estimates import estimate
 from tokenmeter.dialects.wire import JSON, section, text
 from tokenmeter.usage import Observation
@@ -156,17 +156,8 @@ class ResponseStream:
         if self._final is not None and (self._final.consumptions or not self._final.billable):
             return self._final
         opened, request = self._opened, self._context.request
-        tier = text(opened, "service_tier")
         if opened.get("background") is True:
-            # It goes on without us, and is billed when it is retrieved.
-            return Observation(
-                response_model=text(opened, "model"),
-                response_id=text(opened, "id"),
-                service_tier=tier,
-                flags=frozenset({"not_final"}),
-                billable=False,
-                deduplicate=True,
-            )
+            return pending(opened)  # it goes on without us, and is billed when it is retrieved
         group = estimate(request, model=text(opened, "model"), received=self._bytes)
         wire = {"input_tokens": group.usage["input"], "output_tokens": group.usage["output"]}
         seen = self._read({**opened, "object": "response", "output": self._items, "usage": wire}, self._context)

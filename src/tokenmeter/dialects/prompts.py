@@ -47,7 +47,7 @@ def measure(parts: Iterable[Any]) -> PromptSize:
             size += _open_object(value, stack, result)
         elif isinstance(value, list | tuple):
             size += _open_list(cast("Sequence[Any]", value), stack)
-        elif value is not None:
+        else:
             size += _open_other(value, stack)
     result.size = size
     return result
@@ -59,12 +59,12 @@ def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
     if kind is not None and isinstance(kind, str):
         if kind in _IMAGE_TYPES:
             result.images += 1
-            return 0
+            return _PUNCTUATION
         if kind in _REMOTE_TYPES and ("url" in value or "file_id" in value):
             result.remote = True
-    size = 0
+    size = _PUNCTUATION
     for key, item in value.items():
-        size += len(key) + _PUNCTUATION
+        size += (len(key) if key.isascii() else utf8_length(key)) + _PUNCTUATION
         if key in _REMOTE_KEYS and item:
             result.remote = True
         stack.append(item)
@@ -72,15 +72,15 @@ def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
 
 
 def _open_list(value: Sequence[Any], stack: list[Any]) -> int:
-    if value and type(value[0]) is int:  # a prompt of token ids
-        return _PUNCTUATION * len(value)
+    if value and type(value[0]) is int and all(type(item) is int for item in value):  # a prompt of token ids
+        return _PUNCTUATION * (len(value) + 1)
     stack.extend(value)
-    return 0
+    return _PUNCTUATION
 
 
 def _open_other(value: Any, stack: list[Any]) -> int:
     """Numbers, mappings and SDK objects; what cannot be looked into counts nothing."""
-    if isinstance(value, int | float):
+    if value is None or isinstance(value, int | float):
         return len(repr(value)) + _PUNCTUATION
     if isinstance(value, Mapping) or hasattr(value, "model_dump") or hasattr(value, "dict"):
         plain = to_wire(value)

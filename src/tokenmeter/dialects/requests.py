@@ -29,7 +29,6 @@ _PROMPT_KEYS = (
     "prediction",
     "output_config",
     "output_format",
-    "mcp_servers",
 )
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"

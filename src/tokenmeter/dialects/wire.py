@@ -118,7 +118,9 @@ def count(body: JSON, *names: str) -> int | None:
             continue
         if type(value) is int and value >= 0:
             return value
-        if isinstance(value, float | Decimal) and value >= 0 and value == int(value):
+        if isinstance(value, float) and value >= 0 and value.is_integer():
+            return int(value)
+        if isinstance(value, Decimal) and value.is_finite() and value >= 0 and value == value.to_integral_value():
             return int(value)
         raise MalformedError(f"{name} is {value!r}, which is no count")
     return None

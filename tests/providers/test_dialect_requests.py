@@ -1,0 +1,222 @@
+"""What is known of a request before it leaves: bounds that hold, and reasons where there are none."""
+
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tokenmeter.dialects import AnthropicDialect, OpenAIDialect
+
+OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
+PICTURE = "data:image/png;base64," + "A" * 100_000
+
+
+def openai(body, path="/chat/completions"):
+    return OPENAI.request_facts(OPENAI.endpoint("POST", path), body)
+
+
+def anthropic(body):
+    return ANTHROPIC.request_facts(ANTHROPIC.endpoint("POST", "/v1/messages"), body)
+
+
+def test_chat_facts_are_read():
+    facts = openai(
+        {
+            "model": "gpt-5.4",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_completion_tokens": 50,
+            "n": 3,
+            "service_tier": "flex",
+            "stream": True,
+        }
+    )
+    assert (facts.model, facts.max_output_tokens, facts.choices) == ("gpt-5.4", 50, 3)
+    assert (facts.service_tier, facts.streamed, facts.unbounded, facts.image_count) == ("flex", True, None, 0)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_each_name_of_the_output_limit_counts(name):
+    assert openai({"model": "m", name: 7}).max_output_tokens == 7
+
+
+def test_a_limit_that_is_no_number_is_none():
+    assert openai({"model": "m", "max_output_tokens": "inf"}).max_output_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("body", "choices"),
+    [
+        ({"n": 2, "best_of": 5}, 5),
+        ({"prompt": ["a", "b", "c"], "n": 2}, 6),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"n": None}, 1),
+    ],
+)
+def test_every_answer_that_is_generated_counts(body, choices):
+    assert openai({"model": "m", **body}, "/completions").choices == choices
+
+
+#: Text that JSON writes as it is.
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), max_size=60)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(texts.filter(lambda key: key != "type"), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.lists(texts, max_size=5), json_values)
+def test_input_bytes_bound_the_prompt_whatever_is_in_it(contents, schema):
+    """No fewer than the UTF-8 bytes of the messages and tools as JSON writes them."""
+    messages = [{"role": "user", "content": content} for content in contents]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": schema}}}]
+    facts = openai({"model": "m", "messages": messages, "tools": tools})
+    sent = [json.dumps(part, ensure_ascii=False, separators=(",", ":")) for part in (messages, tools)]
+    assume(not _has_integer_lists(schema))
+    assert facts.input_bytes >= sum(len(part.encode()) for part in sent)
+
+
+def _has_integer_lists(value):
+    """Lists of integers are taken as token ids, one token each."""
+    if isinstance(value, dict):
+        return any(map(_has_integer_lists, value.values()))
+    if isinstance(value, list):
+        return (bool(value) and all(type(item) is int for item in value)) or any(map(_has_integer_lists, value))
+    return False
+
+
+def test_a_prompt_of_token_ids_is_bounded_by_their_number():
+    assert 1000 <= openai({"model": "m", "input": [50256] * 1000}, "/embeddings").input_bytes <= 4100
+    assert openai({"model": "m", "input": [[1, 2], [3]]}, "/embeddings").input_bytes >= 3
+
+
+@pytest.mark.parametrize(
+    ("part", "images"),
+    [
+        ({"type": "image_url", "image_url": {"url": PICTURE}}, 1),
+        ({"type": "input_image", "image_url": PICTURE}, 1),
+        ({"type": "text", "text": "hi"}, 0),
+    ],
+)
+def test_pictures_are_counted_not_read(part, images):
+    facts = openai({"model": "m", "messages": [{"role": "user", "content": [part]}]})
+    assert facts.image_count == images
+    assert facts.input_bytes < 200
+
+
+def test_pictures_inside_tool_results_are_counted():
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * 50_000}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": source}]}
+    facts = anthropic({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": [result]}]})
+    assert facts.image_count == 1
+    assert facts.input_bytes < 300
+
+
+def test_everything_that_is_rendered_into_the_prompt_is_measured():
+    base = anthropic({"model": "m", "max_tokens": 1, "messages": []}).input_bytes
+    for extra in ({"system": "x" * 100}, {"tools": [{"name": "x" * 100}]}, {"output_config": {"format": "x" * 100}}):
+        assert anthropic({"model": "m", "max_tokens": 1, "messages": [], **extra}).input_bytes >= base + 100
+    for extra in ({"instructions": "x" * 100}, {"text": {"format": {"name": "x" * 100}}}, {"input": "x" * 100}):
+        assert openai({"model": "m", **extra}, "/responses").input_bytes >= 100
+
+
+def test_sdk_objects_in_the_input_are_measured():
+    """A conversation is often continued with the very objects the last answer was made of."""
+    from openai.types.responses import ResponseOutputMessage
+
+    message = ResponseOutputMessage.model_validate(
+        {
+            "id": "m",
+            "type": "message",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": "x" * 500, "annotations": []}],
+        }
+    )
+    assert openai({"model": "m", "input": [message]}, "/responses").input_bytes > 500
+
+
+def test_iterators_are_left_alone():
+    """Whatever can be read only once belongs to the SDK."""
+    once = iter([{"role": "user", "content": "hi"}])
+    openai({"model": "m", "messages": once})
+    assert next(once)["content"] == "hi"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "server_tools"),
+        ({"tools": [{"type": "mcp", "server_label": "x"}]}, "server_tools"),
+        ({"previous_response_id": "resp_1"}, "conversation"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"prompt": {"id": "pmpt_1"}}, "stored_prompt"),
+        ({"background": True}, "background"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}]}, "files"),
+        ({"context_management": [{"type": "compaction"}]}, "compaction"),
+        ({"tools": [{"type": "function", "name": "f"}]}, None),
+        ({"tools": [{"type": "custom", "name": "f"}]}, None),
+    ],
+)
+def test_openai_says_why_there_is_no_bound(body, reason):
+    assert openai({"model": "m", **body}, "/responses").unbounded == reason
+
+
+DOCUMENT = {"type": "document", "source": {"type": "url", "url": "https://example.com"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"tools": [{"type": "web_search_20260318", "name": "web_search"}]}, "server_tools"),
+        ({"tools": [{"type": "code_execution_20260521", "name": "code_execution"}]}, "server_tools"),
+        ({"mcp_servers": [{"type": "url", "url": "https://example.com", "name": "x"}]}, "server_tools"),
+        ({"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}]}, "advisor"),
+        ({"fallbacks": "default"}, "fallbacks"),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "compaction"),
+        ({"messages": [{"role": "user", "content": [DOCUMENT]}]}, "files"),
+        ({"tools": [{"type": "custom", "name": "f", "input_schema": {"type": "object"}}]}, None),
+        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, None),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, None),
+    ],
+)
+def test_anthropic_says_why_there_is_no_bound(body, reason):
+    assert anthropic({"model": "m", "max_tokens": 1, "messages": [], **body}).unbounded == reason
+
+
+def test_models_of_hosted_tools_are_noted():
+    tools = [{"type": "image_generation", "model": "gpt-image-2"}]
+    assert openai({"model": "m", "tools": tools}, "/responses").tool_models == {"image_generation": "gpt-image-2"}
+    advisor = [{"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}]
+    assert anthropic({"model": "m", "max_tokens": 1, "tools": advisor}).tool_models == {"advisor": "claude-opus-5"}
+    session = {
+        "type": "realtime",
+        "model": "gpt-realtime",
+        "audio": {"input": {"transcription": {"model": "whisper-1"}}},
+    }
+    facts = openai({"session": session}, "/realtime/client_secrets")
+    assert (facts.model, facts.tool_models) == ("gpt-realtime", {"transcription": "whisper-1"})
+
+
+def test_speech_counts_characters():
+    facts = openai({"model": "tts-1", "input": "Grüße", "voice": "alloy"}, "/audio/speech")
+    assert facts.characters == 5
+
+
+def test_background_that_may_wait_is_priced_by_its_window():
+    body = {"model": "m", "background": True, "background_options": {"completion_window": "8h"}}
+    assert openai(body, "/responses").processing == "background_8h"
+
+
+def test_standard_speed_is_no_speed():
+    assert anthropic({"model": "m", "speed": "standard"}).speed is None
+    assert anthropic({"model": "m", "speed": "fast"}).speed == "fast"
+
+
+@pytest.mark.parametrize("body", [None, {}])
+def test_no_body_is_no_facts(body):
+    assert openai(body).model is None
+    assert anthropic(body).input_bytes == 0

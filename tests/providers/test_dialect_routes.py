@@ -1,0 +1,131 @@
+"""A URL is recognised wherever it stands: under any host's base path, on Azure, Bedrock and Vertex AI."""
+
+import pytest
+
+from tokenmeter.dialects import AnthropicDialect, OpenAIDialect
+
+OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "path"),
+    [
+        ("POST", "/chat/completions", "chat.completions"),
+        ("post", "https://api.openai.com/v1/chat/completions", "chat.completions"),
+        ("POST", "/openai/deployments/files/chat/completions?api-version=2026-01-01", "chat.completions"),
+        ("POST", "https://x.openai.azure.com/openai/deployments/responses/embeddings", "embeddings"),
+        ("POST", "https://openrouter.ai/api/v1/chat/completions", "chat.completions"),
+        ("POST", "https://x.googleapis.com/v1beta/openai/chat/completions", "chat.completions"),
+        ("POST", "https://router.example.com/models/m/v1/chat/completions", "chat.completions"),
+        ("POST", "/completions", "completions"),
+        ("POST", "/responses", "responses"),
+        ("POST", "/responses?beta=true", "beta.responses"),
+        ("POST", "/responses/compact", "responses.compact"),
+        ("POST", "/embeddings", "embeddings"),
+        ("POST", "/images/generations", "images.generate"),
+        ("POST", "/images/edits", "images.edit"),
+        ("POST", "/images/variations", "images.create_variation"),
+        ("POST", "/audio/speech", "audio.speech"),
+        ("POST", "/audio/transcriptions", "audio.transcriptions"),
+        ("POST", "/audio/translations", "audio.translations"),
+        ("POST", "/decisions", "decisions"),
+        ("POST", "/videos", "videos"),
+        ("POST", "/videos/video_1/remix", "videos.remix"),
+        ("POST", "/threads/t/runs", "beta.threads.runs"),
+        ("GET", "/realtime?model=gpt-realtime", "realtime"),
+    ],
+)
+def test_billed_openai_calls(method, url, path):
+    endpoint = OPENAI.endpoint(method, url)
+    assert (endpoint.path, endpoint.billable, endpoint.polls, endpoint.known) == (path, True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "path"),
+    [
+        ("GET", "/responses/resp_1", "responses.retrieve"),
+        ("POST", "/responses/resp_1/cancel", "responses.cancel"),
+        ("GET", "/batches/batch_1", "batches.retrieve"),
+        ("GET", "/videos/video_1", "videos.retrieve"),
+        ("GET", "/fine_tuning/jobs/ft_1", "fine_tuning.jobs.retrieve"),
+        ("GET", "/threads/t/runs/r", "beta.threads.runs.retrieve"),
+    ],
+)
+def test_polled_openai_calls(method, url, path):
+    endpoint = OPENAI.endpoint(method, url)
+    assert (endpoint.path, endpoint.polls) == (path, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "url"),
+    [
+        ("POST", "/moderations"),
+        ("POST", "/responses/input_tokens"),
+        ("POST", "/batches"),
+        ("POST", "/fine_tuning/jobs"),
+        ("POST", "/files"),
+        ("POST", "/uploads/u/parts"),
+        ("POST", "/vector_stores/v/search"),
+        ("POST", "/conversations"),
+        ("POST", "/realtime/client_secrets"),
+        ("GET", "/models"),
+        ("GET", "/chat/completions"),
+        ("GET", "/files/f/content"),
+        ("DELETE", "/responses/resp_1"),
+        ("GET", "/responses/resp_1/input_items"),
+    ],
+)
+def test_free_openai_calls(method, url):
+    endpoint = OPENAI.endpoint(method, url)
+    assert (endpoint.billable, endpoint.polls) == (False, False)
+
+
+@pytest.mark.parametrize("url", ["/rerank", "/v2/ocr", "/audio/dreams"])
+def test_unknown_posts_may_cost_something(url):
+    endpoint = OPENAI.endpoint("POST", url)
+    assert (endpoint.billable, endpoint.known) == (True, False)
+    assert endpoint.path.startswith("/")
+    assert not OPENAI.endpoint("GET", url).billable
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "path", "billable", "polls"),
+    [
+        ("POST", "/v1/messages", "messages", True, False),
+        ("POST", "/v1/messages?beta=true", "beta.messages", True, False),
+        ("POST", "https://x.services.ai.azure.com/anthropic/v1/messages", "messages", True, False),
+        ("POST", "/model/us.anthropic.claude-opus-5-v1:0/invoke", "messages", True, False),
+        ("POST", "/model/arn%3Aaws%3Abedrock/invoke-with-response-stream", "messages", True, False),
+        (
+            "POST",
+            "/projects/p/locations/us-east5/publishers/anthropic/models/claude-opus-5:streamRawPredict",
+            "messages",
+            True,
+            False,
+        ),
+        ("POST", "/projects/p/locations/global/publishers/anthropic/models/claude:rawPredict", "messages", True, False),
+        (
+            "POST",
+            "/projects/p/locations/r/publishers/anthropic/models/count-tokens:rawPredict",
+            "messages.count_tokens",
+            False,
+            False,
+        ),
+        ("POST", "/v1/messages/count_tokens", "messages.count_tokens", False, False),
+        ("POST", "/v1/messages/count_tokens?beta=true", "beta.messages.count_tokens", False, False),
+        ("POST", "/v1/messages/batches", "messages.batches", False, False),
+        ("GET", "/v1/messages/batches/b", "messages.batches.retrieve", False, False),
+        ("GET", "/v1/messages/batches/b/results", "messages.batches.results", True, True),
+        ("GET", "/v1/messages/batches/b/results?beta=true", "beta.messages.batches.results", True, True),
+        ("GET", "/v1/sessions/s?beta=true", "beta.sessions.retrieve", True, True),
+        ("GET", "/v1/dreams/d?beta=true", "beta.dreams.retrieve", True, True),
+        ("POST", "/v1/complete", "completions", True, False),
+        ("GET", "/v1/models", "/models", False, False),
+        ("POST", "/v1/files?beta=true", "/files", False, False),
+        ("POST", "/v1/agents", "/agents", False, False),
+        ("POST", "/v1/messages/somehow", "/messages/somehow", True, False),
+    ],
+)
+def test_anthropic_calls(method, url, path, billable, polls):
+    endpoint = ANTHROPIC.endpoint(method, url)
+    assert (endpoint.path, endpoint.billable, endpoint.polls) == (path, billable, polls)

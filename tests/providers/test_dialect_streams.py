@@ -1,0 +1,372 @@
+"""Streams: usage replaces, events are not kept, and a stream cut short is estimated and says so."""
+
+import gc
+import weakref
+
+import pytest
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.dialects import AnthropicDialect, OpenAIDialect
+
+REQUEST = RequestFacts(model="asked", input_bytes=4000, streamed=True)
+
+
+def played(events, *, endpoint="chat.completions", provider="openai", request=REQUEST):
+    dialect = AnthropicDialect() if "messages" in endpoint else OpenAIDialect()
+    reader = dialect.stream(provider=provider, endpoint=endpoint, request=request)
+    for event in events:
+        reader.feed(event)
+    return reader
+
+
+def quantities(reader):
+    return dict(reader.observation().usage.quantities)
+
+
+def chunk(content=None, *, finish=None, usage=None, choices=True, index=0, **delta):
+    said = {"content": content} if content is not None else {}
+    listed = [{"index": index, "delta": {**said, **delta}, "finish_reason": finish}] if choices else []
+    event = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "gpt-5.4-2026-03-05",
+        "choices": listed,
+    }
+    return {**event, "usage": usage} if usage is not None else event
+
+
+def counted(prompt, answer, **details):
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, **details}
+
+
+class TestChat:
+    def test_final_usage_chunk_is_read_as_a_body_is(self):
+        details = {"prompt_tokens_details": {"cached_tokens": 64}}
+        reader = played(
+            [
+                chunk("", role="assistant"),
+                chunk("Hello"),
+                chunk(finish="stop"),
+                {**chunk(choices=False, usage=counted(100, 9, **details)), "service_tier": "flex"},
+            ]
+        )
+        seen = reader.observation()
+        assert reader.terminal
+        assert dict(seen.usage.quantities) == {"input": 36, "cache_read": 64, "output": 9}
+        assert (seen.response_id, seen.response_model, seen.flags) == (
+            "chatcmpl-1",
+            "gpt-5.4-2026-03-05",
+            frozenset(),
+        )
+        assert seen.service_tier == seen.consumptions[0].service_tier == "flex"
+
+    def test_cumulative_usage_on_every_chunk_is_not_added_up(self):
+        events = [chunk("word", usage=counted(100, number)) for number in range(1, 21)]
+        reader = played([*events, chunk(finish="stop", usage=counted(100, 20))])
+        assert quantities(reader) == {"input": 100, "output": 20}
+
+    def test_usage_on_a_chunk_with_choices_counts(self):
+        reader = played([chunk("a"), chunk(finish="stop", usage=counted(10, 2))])
+        assert quantities(reader) == {"input": 10, "output": 2}
+        assert not reader.observation().flags
+
+    def test_usage_after_the_finish_chunk_counts(self):
+        reader = played([chunk("a", finish="stop"), chunk("", usage=counted(10, 2))])
+        assert quantities(reader) == {"input": 10, "output": 2}
+
+    def test_hosts_that_hide_usage_in_a_field_of_their_own(self):
+        last = {**chunk(finish="stop"), "x_groq": {"id": "req", "usage": counted(10, 2)}}
+        assert quantities(played([chunk("a"), last], provider="groq")) == {"input": 10, "output": 2}
+
+    def test_cost_on_the_last_chunk_is_kept(self):
+        reader = played(
+            [chunk("a", finish="stop"), chunk(choices=False, usage={**counted(10, 2), "cost": 0.25})],
+            provider="openrouter",
+        )
+        assert str(reader.observation().consumptions[0].supplied_cost.amount) == "0.25"
+
+    def test_cut_short_is_estimated_from_both_sides(self):
+        reader = played(
+            [
+                chunk("x" * 40),
+                chunk("€" * 10),
+                chunk(reasoning_content="y" * 10),
+                chunk(tool_calls=[{"index": 0, "function": {"arguments": "z" * 20}}]),
+            ]
+        )
+        seen = reader.observation()
+        assert not reader.terminal
+        assert seen.flags == {"estimated"}
+        assert quantities(reader) == {"input": 1000, "output": (40 + 30 + 10 + 20) // 4}
+        assert seen.consumptions[0].model == "gpt-5.4-2026-03-05"
+
+    def test_cut_short_after_a_running_count_is_marked_too(self):
+        seen = played([chunk("a", usage=counted(10, 1))]).observation()
+        assert dict(seen.usage.quantities) == {"input": 10, "output": 1}
+        assert seen.flags == {"estimated"}
+
+    def test_never_read_is_the_input_alone(self):
+        seen = played([]).observation()
+        assert dict(seen.usage.quantities) == {"input": 1000}
+        assert seen.consumptions[0].model == "asked"
+        assert seen.flags == {"estimated"}
+
+    def test_ends_when_every_answer_has_ended(self):
+        request = RequestFacts(model="asked", choices=2, input_bytes=4)
+        reader = played([chunk("a", finish="stop")], request=request)
+        assert not reader.terminal
+        reader.feed(chunk("b", finish="stop", index=1))
+        assert reader.terminal
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {},
+            {"choices": None},
+            {"choices": [{"delta": None, "index": 0}]},
+            {"choices": [{"index": 0, "delta": {}}], "usage": None},
+            {"error": {"message": "overloaded"}},
+        ],
+    )
+    def test_odd_chunks_do_no_harm(self, odd):
+        assert quantities(played([odd, chunk("abcd"), odd])) == {"input": 1000, "output": 1}
+
+    def test_text_completion_chunks_are_counted(self):
+        event = {"id": "cmpl", "model": "m", "choices": [{"index": 0, "text": "x" * 8, "finish_reason": None}]}
+        assert quantities(played([event], endpoint="completions"))["output"] == 2
+
+
+def completed(kind="response.completed", **response):
+    usage = {
+        "input_tokens": 100,
+        "output_tokens": 20,
+        "total_tokens": 120,
+        "input_tokens_details": {"cached_tokens": 64},
+        "output_tokens_details": {"reasoning_tokens": 4},
+    }
+    body = {"id": "resp_1", "object": "response", "model": "gpt-5.4", "service_tier": "default", "output": []}
+    return {"type": kind, "response": {**body, "usage": usage, **response}}
+
+
+CREATED = {"type": "response.created", "response": {"id": "resp_1", "object": "response", "model": "gpt-5.4"}}
+
+
+class TestResponses:
+    @pytest.mark.parametrize("kind", ["response.completed", "response.incomplete", "response.failed"])
+    def test_each_terminal_event_carries_the_bill(self, kind):
+        reader = played([CREATED, completed(kind)], endpoint="responses")
+        assert reader.terminal
+        assert quantities(reader) == {"input": 36, "cache_read": 64, "output": 20}
+        assert (reader.observation().response_id, reader.observation().deduplicate) == ("resp_1", True)
+
+    def test_cut_short_counts_text_reasoning_arguments_and_tools(self):
+        done = {"type": "response.output_item.done"}
+        reader = played(
+            [
+                CREATED,
+                {"type": "response.reasoning_text.delta", "delta": "r" * 40},
+                {"type": "response.output_text.delta", "delta": "t" * 40},
+                {"type": "response.function_call_arguments.delta", "delta": "a" * 20},
+                {"type": "response.output_audio.delta", "delta": "UklGRg" * 1000},
+                {**done, "item": {"type": "web_search_call", "action": {"type": "search", "query": "q"}}},
+                {**done, "item": {"type": "message", "content": []}},
+            ],
+            endpoint="responses",
+        )
+        assert quantities(reader) == {"input": 1000, "output": 25, "web_searches": 1}
+        assert reader.observation().flags == {"estimated"}
+        assert reader.observation().response_id == "resp_1"
+
+    def test_background_goes_on_without_us_and_is_billed_when_retrieved(self):
+        created = {"type": "response.created", "response": {"id": "resp_1", "background": True, "model": "gpt-5.4"}}
+        seen = played(
+            [created, {"type": "response.output_text.delta", "delta": "x"}], endpoint="responses"
+        ).observation()
+        assert (seen.billable, seen.consumptions, seen.deduplicate) == (False, (), False)
+        assert seen.flags == {"not_final"}
+
+    def test_failed_without_usage_is_no_bill(self):
+        reader = played([CREATED, completed("response.failed", usage=None, status="failed")], endpoint="responses")
+        assert (reader.observation().billable, reader.observation().consumptions) == (False, ())
+
+    def test_beta_responses_stream_alike(self):
+        assert quantities(played([completed()], endpoint="beta.responses"))["output"] == 20
+
+
+def start(**usage):
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-opus-5", "content": []}
+    return {"type": "message_start", "message": {**message, "usage": {"input_tokens": 10, "output_tokens": 1, **usage}}}
+
+
+BLOCK = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+STOP = {"type": "message_stop"}
+
+
+def words(text, kind="text_delta", key="text"):
+    return {"type": "content_block_delta", "index": 0, "delta": {"type": kind, key: text}}
+
+
+def delta(stop="end_turn", **usage):
+    return {"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": usage}
+
+
+class TestMessages:
+    def test_message_delta_is_cumulative_and_nulls_say_nothing(self):
+        split = {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 400}
+        reader = played(
+            [
+                start(
+                    cache_creation_input_tokens=500,
+                    cache_creation=split,
+                    cache_read_input_tokens=30,
+                    service_tier="standard",
+                    inference_geo="us",
+                    speed="fast",
+                ),
+                BLOCK,
+                words("Hello"),
+                delta(output_tokens=15, input_tokens=None, cache_creation_input_tokens=None),
+                STOP,
+            ],
+            endpoint="messages",
+        )
+        (group,) = reader.observation().consumptions
+        assert dict(group.usage.quantities) == {
+            "input": 10,
+            "cache_read": 30,
+            "cache_write_5m": 100,
+            "cache_write_1h": 400,
+            "output": 15,
+        }
+        assert (group.service_tier, group.geo, group.speed, group.prompt_tokens) == ("default", "us", "fast", 540)
+        assert reader.terminal
+        assert reader.observation().flags == frozenset()
+        assert (reader.observation().response_id, reader.observation().response_model) == ("msg_1", "claude-opus-5")
+
+    def test_server_tools_raise_the_input_in_the_last_delta(self):
+        last = delta(output_tokens=90, input_tokens=7000, server_tool_use={"web_search_requests": 2})
+        reader = played([start(), BLOCK, words("a"), last, STOP], endpoint="messages")
+        assert quantities(reader) == {"input": 7000, "output": 90, "web_searches": 2}
+        assert reader.observation().consumptions[0].prompt_tokens is None
+
+    def test_iterations_in_the_last_delta_are_groups(self):
+        entries = [
+            {"type": "compaction", "input_tokens": 5000, "output_tokens": 70},
+            {"type": "message", "input_tokens": 10, "output_tokens": 9},
+        ]
+        reader = played([start(), BLOCK, delta(output_tokens=9, iterations=entries), STOP], endpoint="beta.messages")
+        assert [group.role for group in reader.observation().consumptions] == ["message", "compaction"]
+        assert quantities(reader) == {"input": 5010, "output": 79}
+
+    def test_cut_short_knows_the_input_and_estimates_the_output(self):
+        arguments = words('{"a":', "input_json_delta", "partial_json")
+        thinking = words("t" * 15, "thinking_delta", "thinking")
+        reader = played([start(), BLOCK, words("x" * 40), arguments, thinking], endpoint="messages")
+        seen = reader.observation()
+        assert not reader.terminal
+        assert dict(seen.usage.quantities) == {"input": 10, "output": 15}
+        assert seen.flags == {"estimated"}
+
+    def test_cut_short_right_after_the_start_keeps_its_placeholder(self):
+        seen = played([start()], endpoint="messages").observation()
+        assert dict(seen.usage.quantities) == {"input": 10, "output": 1}
+        assert (seen.flags, seen.billable) == ({"estimated"}, True)
+
+    def test_refused_before_any_output_is_not_billed(self):
+        seen = played([start(), delta("refusal", output_tokens=1), STOP], endpoint="messages").observation()
+        assert (seen.billable, seen.flags) == (False, {"unbilled_refusal"})
+
+    def test_refused_half_way_is_billed(self):
+        events = [start(), BLOCK, words("Hel"), delta("refusal", output_tokens=3), STOP]
+        assert played(events, endpoint="messages").observation().billable
+
+    def test_pings_and_errors_do_no_harm(self):
+        odd = [{"type": "ping"}, {"type": "error", "error": {"type": "overloaded_error"}}, {}]
+        assert quantities(played([*odd, start(), *odd], endpoint="messages")) == {"input": 10, "output": 1}
+
+    def test_never_read_is_the_input_alone(self):
+        seen = played([], endpoint="messages").observation()
+        assert dict(seen.usage.quantities) == {"input": 1000}
+        assert seen.flags == {"estimated"}
+
+
+class TestOthers:
+    def test_each_finished_image_counts(self):
+        usage = {
+            "input_tokens": 50,
+            "input_tokens_details": {"text_tokens": 50, "image_tokens": 0},
+            "output_tokens": 272,
+            "total_tokens": 322,
+        }
+        events = [
+            {"type": "image_generation.partial_image", "b64_json": "aGk=", "partial_image_index": 0},
+            {"type": "image_generation.completed", "b64_json": "aGk=", "usage": usage},
+            {"type": "image_generation.completed", "b64_json": "aGk=", "usage": usage},
+        ]
+        reader = played(events, endpoint="images.generate")
+        assert reader.terminal
+        assert quantities(reader) == {"input": 100, "output_image": 544}
+        assert {group.model for group in reader.observation().consumptions} == {"asked"}
+
+    def test_speech_says_its_usage_at_the_end(self):
+        usage = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}
+        events = [{"type": "speech.audio.delta", "audio": "UklG"}, {"type": "speech.audio.done", "usage": usage}]
+        assert quantities(played(events, endpoint="audio.speech")) == {"input": 14, "output_audio": 101}
+
+    def test_speech_cut_short_is_estimated_from_the_text(self):
+        request = RequestFacts(model="gpt-4o-mini-tts", input_bytes=400, characters=400)
+        reader = played([{"type": "speech.audio.delta", "audio": "UklG"}], endpoint="audio.speech", request=request)
+        assert quantities(reader) == {"input": 100, "output_audio": 560}
+        assert reader.observation().flags == {"estimated"}
+
+    def test_a_session_adds_up_its_answers_and_keeps_the_last_running_total(self):
+        answer = {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14}
+        events = [
+            {"type": "session.usage.updated", "usage": {"seconds": 5}},
+            {"type": "response.done", "response": {"id": "r1", "usage": answer}},
+            {"type": "response.done", "response": {"id": "r2", "usage": answer}},
+            {"type": "session.usage.updated", "usage": {"seconds": 12}},
+        ]
+        reader = played(events, endpoint="live")
+        assert quantities(reader) == {"input": 20, "output": 8, "seconds_audio": 12}
+
+    def test_an_assistants_run_ends_with_its_usage(self):
+        done = {
+            "event": "thread.run.completed",
+            "data": {
+                "id": "run_1",
+                "object": "thread.run",
+                "model": "gpt-4o",
+                "status": "completed",
+                "usage": counted(10, 2),
+            },
+        }
+        reader = played([{"event": "thread.created", "data": {"id": "t"}}, done], endpoint="beta.threads.runs")
+        assert quantities(reader) == {"input": 10, "output": 2}
+        assert reader.observation().response_id == "run_1"
+
+
+class Event(dict):
+    """A dict that can be watched."""
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "event"),
+    [
+        ("chat.completions", chunk("hello")),
+        ("responses", {"type": "response.output_text.delta", "delta": "hello"}),
+        ("responses", CREATED),
+        ("messages", words("hello")),
+        ("messages", start()),
+    ],
+)
+def test_events_are_not_kept(endpoint, event):
+    """A long stream costs no memory."""
+    reader = played([], endpoint=endpoint)
+    watched = Event(event)
+    gone = weakref.ref(watched)
+    reader.feed(watched)
+    del watched
+    gc.collect()
+    assert gone() is None
