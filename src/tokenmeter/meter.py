@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -151,10 +151,9 @@ class Meter:
     def _hold(self, authorization: Authorization, *, wait: bool) -> None:
         call, at = authorization.call, authorization.started_at
         self._sweep_sometimes()
-        attempt = 0
+        swept, attempt = False, 1
         while True:
-            attempt += 1
-            plan = self.budgets.plan(call, at=at, pricer=self.pricer, store=self.store)
+            plan = self.budgets.plan(call, at=at, pricer=self.pricer, store=self.store, inject=attempt > 1)
             if not plan.claims:
                 return
             reservation = self._reservation(authorization, plan)
@@ -162,9 +161,13 @@ class Meter:
                 self.store.reserve(reservation, wait=wait)
                 break
             except CapReachedError as stop:
-                swept = stop.reserved and attempt == 1 and self._make_room(wait=wait)
-                if not swept and (plan.inject_max_output_tokens is None or attempt == _ATTEMPTS):
+                if stop.reserved and not swept:
+                    swept = True
+                    if self._make_room(wait=wait):
+                        continue
+                if not plan.injectable or attempt == _ATTEMPTS:
                     raise self.budgets.explain(stop, plan, store=self.store) from None
+                attempt += 1
         authorization.reservation = reservation
         authorization.inject_max_output_tokens = plan.inject_max_output_tokens
         authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
@@ -192,10 +195,11 @@ class Meter:
         if authorization.reservation is None or time.perf_counter_ns() < authorization.extend_due_ns:
             return
         authorization.extend_due_ns = time.perf_counter_ns() + self._extend_every_ns
+        hold, until = authorization.reservation.reservation_id, utcnow() + self.hold_time
         try:
-            self.store.extend(authorization.reservation.reservation_id, utcnow() + self.hold_time, wait=False)
+            self.store.extend(hold, until, wait=False)
         except StoreBusyError:
-            authorization.extend_due_ns = time.perf_counter_ns() + 1_000_000_000
+            _in_background("extend", lambda: self._quietly("extend a hold", lambda: self.store.extend(hold, until)))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self.fault("extend a hold", error)
 
@@ -348,13 +352,13 @@ class Meter:
         now = time.monotonic()
         if now >= self._sweep_due:
             self._sweep_due = now + _SWEEP_EVERY
-            threading.Thread(target=self._sweep_quietly, name="tokenmeter-sweep", daemon=True).start()
+            _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep))
 
-    def _sweep_quietly(self) -> None:
+    def _quietly(self, what: str, work: Callable[[], object]) -> None:
         try:
-            self.sweep()
-        except Exception as error:  # noqa: BLE001 - nobody waits for it; the next sweep comes
-            self.fault("sweep expired holds", error)
+            work()
+        except Exception as error:  # noqa: BLE001 - nobody waits for it
+            self.fault(what, error)
 
     def _take_back_estimate(self, reservation: Reservation) -> None:
         """The hold had expired: if it was swept, its estimate is now counted beside the true entry."""
@@ -431,6 +435,10 @@ class Meter:
             reservation_id=None if reservation is None else reservation.reservation_id,
             dedup_key=f"{call.provider}:{response_id}" if seen.deduplicate and response_id else None,
         )
+
+
+def _in_background(name: str, work: Callable[[], object]) -> None:
+    threading.Thread(target=work, name=f"tokenmeter-{name}", daemon=True).start()
 
 
 def _unrated() -> Rating:

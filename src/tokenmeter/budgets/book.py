@@ -59,8 +59,8 @@ class BudgetBook:
 
     # -- before the call
 
-    def plan(self, call: Call, *, at: datetime, pricer: Pricer, store: Store) -> Plan:
-        """What `call` asks of the hard budgets that apply to it.
+    def plan(self, call: Call, *, at: datetime, pricer: Pricer, store: Store, inject: bool = False) -> Plan:
+        """What `call` asks of the hard budgets that apply to it; with `inject`, after it did not fit.
 
         Raises:
             BudgetExceededError: it has no upper bound, and a budget refuses such calls.
@@ -71,7 +71,15 @@ class BudgetBook:
         now = microseconds(at)
         holds = [Hold(cap, scope, cap.keys(scope, now)) for cap, scope in found]
         try:
-            return make_plan(call, at, holds, ceiling=_ceiling(call, at, pricer), learned=self._learned, store=store)
+            return make_plan(
+                call,
+                at,
+                holds,
+                ceiling=_ceiling(call, at, pricer),
+                learned=self._learned,
+                store=store,
+                inject=inject,
+            )
         except UnboundedError as error:
             raise refuse(error, call, store=store) from None
 

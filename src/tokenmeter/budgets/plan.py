@@ -47,6 +47,7 @@ class Plan:
         holds: The hard budgets that apply.
         claims: What is asked of their counters, in key order; empty when no hard budget applies.
         bound: The call's upper bound; None when only requests are counted.
+        injectable: Whether a smaller plan can be made by injecting an output cap.
         inject_max_output_tokens: Output cap to set on the request; None = send it as written.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     holds: Sequence[Hold] = ()
     claims: tuple[Claim, ...] = ()
     bound: Bound | None = None
+    injectable: bool = False
     inject_max_output_tokens: int | None = None
 
     def hold_of(self, key: CounterKey) -> Hold:
@@ -79,8 +81,19 @@ def make_plan(
     ceiling: Ceiling | None,
     learned: Expectations,
     store: Store,
+    inject: bool = False,
 ) -> Plan:
     """Bound `call` and turn its holds into claims.
+
+    Args:
+        call: The call.
+        at: When it leaves.
+        holds: The hard budgets that apply to it.
+        ceiling: The dearest rates that can apply to it; None for an unknown model.
+        learned: For budgets that go by expectations.
+        store: To look up what the budgets can still pay for, if a cap is to be injected.
+        inject: Inject a cap, where that is wanted: the model's own maximum did not fit. A model whose maximum is not
+            known gets one in any case.
 
     Raises:
         UnboundedError: it has no upper bound, and a budget refuses such calls.
@@ -88,12 +101,13 @@ def make_plan(
     if all(hold.cap.unit == "requests" for hold in holds):
         return Plan(call, at, holds, _claims(holds, [1] * len(holds)))
     upper = bound(call, ceiling)
-    inject = injected(call, upper, holds, store) if any(hold.cap.budget.inject_max_tokens for hold in holds) else None
-    if inject is not None:
-        call = replace(call, facts=replace(call.facts, max_output_tokens=inject))
+    injectable = _is_injectable(call, upper, holds)
+    cap = injected(upper, holds, store) if injectable and (inject or upper.reasons) else None
+    if cap is not None:
+        call = replace(call, facts=replace(call.facts, max_output_tokens=cap))
         upper = bound(call, ceiling)
     amounts = [_amount(hold, call, upper, learned) for hold in holds]
-    return Plan(call, at, holds, _claims(holds, amounts), upper, inject)
+    return Plan(call, at, holds, _claims(holds, amounts), upper, injectable, cap)
 
 
 def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
@@ -131,13 +145,18 @@ def _at_least(call: Call, upper: Bound, unit: str) -> int:
     return max(picodollars(upper.input_cost + upper.output_rate * output), 1)
 
 
-def injected(call: Call, upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
-    """The output cap that all budgets can still pay for; None when the request stays as written.
+def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
+    """Whether the request may get an output cap: a budget wants it, the caller named none, nothing else is unknown."""
+    return (
+        call.facts.max_output_tokens is None
+        and upper.output_tokens != 0
+        and set(upper.reasons) <= {"no_output_cap"}
+        and any(hold.cap.budget.inject_max_tokens for hold in holds)
+    )
 
-    It stays so when the caller named a cap, when the model's own maximum fits, and when the answer cannot be priced.
-    """
-    if call.facts.max_output_tokens is not None or not set(upper.reasons) <= {"no_output_cap"}:
-        return None
+
+def injected(upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
+    """The output cap that all budgets can still pay for; None when the model's own maximum fits after all."""
     paying = [hold for hold in holds if hold.cap.unit != "requests"]
     counters = store.counters([key for hold in paying for key, _ in hold.keys])
     affordable: list[int] = []
