@@ -6,8 +6,8 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from typing import cast
+from datetime import UTC, date, datetime
+from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
@@ -115,23 +115,22 @@ def closed(end: datetime) -> datetime | None:
 
 
 def cut(store: Store, query: Query) -> list[Period]:
-    """The query's buckets in order of time; one for the whole when it has no granularity.
+    """The query's buckets in order of time, one for the whole without a granularity; none where nothing is recorded.
 
-    With open ends the ledger's first and last entry say where the calendar starts and stops.
+    An open end is closed at the calendar unit that holds the ledger's first or last entry.
     """
-    whole, unit = query.period, query.granularity
-    if unit is None:
-        return [whole]
-    first = next(store.entries(query.filter), None)
-    last = next(store.entries(query.filter, newest_first=True), None)
-    if first is None or last is None:
-        return [whole]
-    start, end = whole.start, whole.end
+    start, end, tz = query.period.start, query.period.end, query.period.tz
+    unit = query.granularity or "day"
     if start == BEGINNING:
-        start = floor(first.occurred_at, unit, whole.tz).start
+        first = next(store.entries(EntryFilter(until=end)), None)
+        start = floor(first.occurred_at, unit, tz).start if first else end
     if end == END:
-        end = max(start + timedelta(hours=1), floor(last.occurred_at, unit, whole.tz).end)
-    return _distinct(buckets(Period(start, end, whole.tz, whole.label), unit))
+        last = next(store.entries(EntryFilter(since=start), newest_first=True), None) if start < end else None
+        end = floor(last.occurred_at, unit, tz).end if last else start
+    if start >= end:
+        return []
+    within = Period(start, end, tz, query.period.label)
+    return _distinct(buckets(within, query.granularity)) if query.granularity else [within]
 
 
 def _distinct(parts: Sequence[Period]) -> list[Period]:
@@ -156,10 +155,11 @@ def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None
     return {_dimension(name): _accepted(name, accepted) for name, accepted in where.items()}
 
 
-def _accepted(name: str, accepted: Accepted) -> frozenset[str | None]:
-    values = [accepted] if accepted is None or isinstance(accepted, str) else list(accepted)
+def _accepted(name: str, accepted: object) -> frozenset[str | None]:
+    several = isinstance(accepted, Iterable) and not isinstance(accepted, str)
+    values: list[Any] = list(cast("Iterable[Any]", accepted)) if several else [accepted]
     for value in values:
-        if value is not None and not isinstance(cast("object", value), str):
+        if value is not None and not isinstance(value, str):
             raise ConfigurationError(
                 f"where={{{name!r}: ...}} takes texts, None for 'not set', or a list of these, not {value!r}."
             )

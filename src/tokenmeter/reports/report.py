@@ -219,13 +219,13 @@ def build(
 def run(store: Store, query: Query) -> Report:
     """Read the report of a query that was parsed already."""
     parts = cut(store, query)
-    boundaries = [part.start for part in parts] + [parts[-1].end]
-    sums = store.aggregate(boundaries, query.by, query.filter)
-    rows = [_row(parts[one.bucket], query.by, one) for one in sums]
+    boundaries = [part.start for part in parts] + [part.end for part in parts[-1:]]
+    sums = store.aggregate(boundaries, query.by, query.filter) if parts else ()
+    rows = [_row(parts[one.bucket] if query.granularity else query.period, query.by, one) for one in sums]
     rows.sort(key=_by_time_and_cost if query.granularity else _by_cost)
     return Report(
         rows=tuple(rows),
-        totals=_totals(store, query, rows),
+        totals=_totals(store, query, boundaries, rows),
         by=query.by,
         period=query.period,
         granularity=query.granularity,
@@ -250,12 +250,12 @@ def _row(bucket: Period, by: Sequence[str], sums: Aggregate) -> Row:
     )
 
 
-def _totals(store: Store, query: Query, rows: Sequence[Row]) -> Row:
+def _totals(store: Store, query: Query, boundaries: Sequence[datetime], rows: Sequence[Row]) -> Row:
     total = Row.total(rows, query.period)
-    if "sku_meter" not in query.by:
+    if "sku_meter" not in query.by or not boundaries:
         return total
     # An entry is in one row for each of its meters (in none without any): count the entries themselves.
-    counted = store.aggregate([query.period.start, query.period.end], (), query.filter)
+    counted = store.aggregate([boundaries[0], boundaries[-1]], (), query.filter)
     return Row(
         bucket=query.period,
         group={},

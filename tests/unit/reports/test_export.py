@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.reports import Query, build, export_charges, export_entries
+from tokenmeter.reports.writers import import_extra
+from tokenmeter.stores.base import Store
+
+FORMATS = ("csv", "jsonl", "parquet")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The file's records, as another program would read them."""
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def money(records: list[dict[str, Any]], name: str) -> Decimal:
+    return sum((Decimal(record[name]) for record in records if record[name] not in (None, "")), Decimal(0))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_format_foots_to_the_report(month: Store, tmp_path: Path, format_: str) -> None:
+    query = Query.parse(period="2026-11")
+    report = build(month, by=["member", "model"], period="2026-11")
+    getattr(report, f"to_{format_}")(tmp_path / f"report.{format_}")
+    export_entries(month, tmp_path / f"entries.{format_}", query=query)
+    export_charges(month, tmp_path / f"charges.{format_}", query=query)
+    for name in ("report", "entries", "charges"):
+        records = read(tmp_path / f"{name}.{format_}")
+        for cost in ("list_cost", "contracted_cost", "billed_cost"):
+            assert money(records, cost) == getattr(report.totals, cost)
+    entries = read(tmp_path / f"entries.{format_}")
+    assert len(entries) == report.totals.requests
+    assert sum(int(entry["output"]) for entry in entries) == report.totals.usage["output"]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_manifest_lets_a_reader_check_the_file(month: Store, tmp_path: Path, format_: str) -> None:
+    path = tmp_path / f"entries.{format_}"
+    manifest = export_entries(month, path, query=Query.parse(period="2026-11", where={"member": ["ada", None]}))
+    written = json.loads((tmp_path / f"entries.{format_}.manifest.json").read_text())
+    assert written["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() == manifest.sha256
+    assert written["bytes"] == path.stat().st_size
+    assert written["rows"] == len(read(path)) == 3
+    assert written["control_totals"]["billed_cost"] == f"{money(read(path), 'billed_cost'):f}"
+    assert written["columns"] == list(read(path)[0])
+    assert (written["since"], written["until"]) == ("2026-11-01T00:00:00.000000Z", "2026-12-01T00:00:00.000000Z")
+    assert written["where"] == {"member": ["ada", None]}
+    assert written["ledger"]["first_entry"] == read(path)[0]["entry_id"]
+    assert written["ledger"]["last_entry"] == read(path)[-1]["entry_id"]
+
+
+def test_text_that_a_spreadsheet_would_run_is_defused(store: Store, make_entry: Callable[..., Entry]) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\uff1d1"]
+    for name in names:
+        store.settle(make_entry(who={"member": name}, input=1))
+    rows = list(csv.DictReader(io.StringIO(build(store, by="member").to_csv())))
+    assert sorted(row["member"] for row in rows) == sorted(f"'{name}" for name in names)
+    exact = [json.loads(line)["member"] for line in build(store, by="member").to_jsonl().splitlines()]
+    assert sorted(exact) == sorted(names)
+
+
+def test_negative_amounts_stay_numbers_in_csv(store: Store, make_entry: Callable[..., Entry]) -> None:
+    credit = {
+        "kind": "adjustment",
+        "list_cost": Decimal(0),
+        "contracted_cost": Decimal(0),
+        "billed_cost": Decimal("-1.5"),
+    }
+    store.settle(make_entry(fields=credit))
+    row = next(csv.DictReader(io.StringIO(build(store).to_csv())))
+    assert row["billed_cost"] == "-1.500000000000"
+
+
+def test_csv_quotes_by_the_standard(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(who={"member": 'a "quoted", name'}, input=1))
+    text = build(store, by="member").to_csv()
+    assert text.endswith("\r\n")
+    assert '"a ""quoted"", name"' in text
+
+
+def test_columns_do_not_depend_on_the_data(store: Store, make_entry: Callable[..., Entry]) -> None:
+    empty = build(store, by="member", period="2026-11").to_csv()
+    store.settle(make_entry(input=1, output=1))
+    assert build(store, by="member", period="2026-11").to_csv().splitlines()[0] == empty.splitlines()[0]
+
+
+def test_a_meter_of_the_users_own_gets_a_column_after_the_others(
+    store: Store, make_entry: Callable[..., Entry]
+) -> None:
+    store.settle(make_entry(moon_tokens=7))
+    row = next(csv.DictReader(io.StringIO(build(store).to_csv())))
+    assert row["moon_tokens"] == "7"
+
+
+def test_unknown_costs_are_empty_and_not_zero(month: Store) -> None:
+    rows = [json.loads(line) for line in build(month, by="model").to_jsonl().splitlines()]
+    assert next(row for row in rows if row["model"] == "unheard-of")["billed_cost"] is None
+
+
+def test_fractional_quantities_are_exact(store: Store, make_entry: Callable[..., Entry], tmp_path: Path) -> None:
+    store.settle(make_entry(model="whisper-1", seconds_audio=Decimal("12.345678")))
+    for format_ in FORMATS:
+        export_entries(store, tmp_path / f"e.{format_}")
+        assert Decimal(read(tmp_path / f"e.{format_}")[0]["seconds_audio"]) == Decimal("12.345678")
+
+
+def test_nothing_is_overwritten_by_accident(month: Store, tmp_path: Path) -> None:
+    report = build(month, by="member")
+    path = tmp_path / "report.csv"
+    report.to_csv(path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="overwrite=True"):
+        report.to_csv(path)
+    assert path.read_bytes() == before
+    build(month, by="model").to_csv(path, overwrite=True)
+    assert path.read_bytes() != before
+    path.unlink()
+    with pytest.raises(ConfigurationError, match="manifest"):
+        report.to_csv(path)
+
+
+def test_a_file_that_fails_midway_never_appears(month: Store, tmp_path: Path) -> None:
+    class Torn:
+        url = "torn:"
+        health = month.health
+
+        def entries(self, *_: Any, **__: Any) -> Iterator[Entry]:
+            yield from list(month.entries())[:3]
+            raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        export_entries(Torn(), tmp_path / "entries.csv")  # type: ignore[arg-type]
+    assert list(tmp_path.glob("*entries*")) == []
+
+
+def test_open_streams_are_written_as_they_are(month: Store) -> None:
+    text, binary = io.StringIO(newline=""), io.BytesIO()
+    report = build(month, by="member")
+    assert report.to_csv(text).file is None
+    report.to_csv(binary)
+    assert text.getvalue() == binary.getvalue().decode() == report.to_csv()
+
+
+def test_a_missing_folder_and_an_unknown_format_are_said(month: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="make it first"):
+        export_entries(month, tmp_path / "nowhere" / "entries.csv")
+    with pytest.raises(ConfigurationError, match="csv, jsonl, parquet"):
+        export_entries(month, tmp_path / "entries.xlsx")
+
+
+def test_a_missing_package_is_named_with_its_command() -> None:
+    with pytest.raises(ConfigurationError, match="pip install not_a_package"):
+        import_extra("not_a_package.part", "to_moon()")
+
+
+def test_progress_is_told(month: Store, tmp_path: Path) -> None:
+    seen: list[int] = []
+    export_entries(month, tmp_path / "entries.csv", progress=seen.append)
+    assert seen[-1] == 7
+
+
+def test_a_password_never_reaches_a_manifest(month: Store, tmp_path: Path) -> None:
+    class Remote:
+        url = "postgresql://meter:hunter2@db/usage"
+        health = month.health
+        entries = month.entries
+
+    manifest = export_entries(Remote(), tmp_path / "entries.csv")  # type: ignore[arg-type]
+    assert manifest.ledger["url"] == "postgresql://db/usage"
+
+
+def test_pandas_and_polars_frames_keep_money_exact(month: Store) -> None:
+    report = build(month, by=["member", "model"], period="2026-11")
+    pandas, polars = report.to_pandas(), report.to_polars()
+    assert sum(pandas["billed_cost"].dropna(), Decimal(0)) == report.totals.billed_cost
+    assert polars["billed_cost"].sum() == report.totals.billed_cost
+    assert pandas["requests"].sum() == polars["requests"].sum() == report.totals.requests
+    assert list(pandas.columns) == polars.columns == report.to_csv().splitlines()[0].split(",")
+    assert len(build(month, by="member").to_pandas()) == len(build(month, by="member").to_polars())
+
+
+def test_a_plot_shows_each_group_over_time(month: Store) -> None:
+    figure = build(month, by="model", period="2026-11", granularity="day").plot()
+    assert {bar.name for bar in figure.data} == {"gpt-5-mini", "claude-opus-4-1", "unheard-of"}
+    flat = build(month, by="member", period="2026-11").plot("requests")
+    assert list(flat.data[0].x) == ["bob", "ada", "grace", "(none)"]
+    assert list(flat.data[0].y) == ["2", "2", "1", "1"]

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.reports import FocusTerms, build
+from tokenmeter.stores.base import Store
+
+#: The mandatory columns of FOCUS 1.4's Cost and Usage dataset.
+MANDATORY = (
+    *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd"),
+    *("BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd"),
+    *("ChargePeriodStart", "ContractedCost", "EffectiveCost", "HostProviderName", "InvoiceIssuerName"),
+    *("ListCost", "PricingQuantity", "PricingUnit", "ServiceCategory", "ServiceName", "ServiceProviderName"),
+)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def money(rows: list[dict[str, str]], name: str = "BilledCost") -> Decimal:
+    return sum((Decimal(row[name]) for row in rows), Decimal(0))
+
+
+def test_cost_and_usage_foots_to_the_report_and_names_every_mandatory_column(month: Store, tmp_path: Path) -> None:
+    report = build(month)
+    report.to_focus(tmp_path)
+    rows = read(tmp_path / "cost_and_usage.csv")
+    assert set(MANDATORY) <= set(rows[0])
+    assert all(name in MANDATORY or name.startswith("x_") or name.isalpha() for name in rows[0])
+    assert money(rows) == report.totals.billed_cost
+    assert money(rows, "ListCost") == report.totals.list_cost
+    assert money(rows, "ContractedCost") == report.totals.contracted_cost
+    tokens = Counter[str]()
+    for row in rows:
+        tokens[row["SkuMeter"]] += int(row["x_Quantity"] or 0)
+    assert tokens == Counter({name: int(quantity) for name, quantity in report.totals.usage.quantities.items()})
+    assert sum(int(row["x_RequestCount"]) for row in rows) == 6  # the failed call used nothing
+
+
+def test_list_cost_is_unit_price_times_quantity(month: Store, make_entry: Callable[..., Entry], tmp_path: Path) -> None:
+    month.settle(make_entry(input=777, factors={"geo": "1.1", "discount": "0.9", "platform": "1.2"}))
+    build(month).to_focus(tmp_path)
+    priced = [row for row in read(tmp_path / "cost_and_usage.csv") if row["SkuPriceId"]]
+    assert len(priced) > 5
+    for row in priced:
+        quantity = Decimal(row["PricingQuantity"])
+        assert Decimal(row["ListUnitPrice"]) * quantity == Decimal(row["ListCost"])
+        assert Decimal(row["ContractedUnitPrice"]) * quantity == Decimal(row["ContractedCost"])
+    special = next(row for row in priced if row["PricingQuantity"] == "777")
+    assert Decimal(special["ListUnitPrice"]) == Decimal("0.000000275")
+    assert special["x_PlatformMultiplier"] == "1.2"
+
+
+def test_one_row_per_hour_key_member_model_and_meter(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
+    for at in ("2026-11-02T10:01", "2026-11-02T10:59:59", "2026-11-02T11:00"):
+        store.settle(make_entry(at, who={"member": "ada"}, key="prod", input=100, output=10))
+    store.settle(make_entry("2026-11-02T10:02", who={"member": "bob"}, key="prod", input=100))
+    build(store).to_focus(tmp_path)
+    rows = [
+        (row["ChargePeriodStart"], row["x_Member"], row["SkuId"], row["x_Quantity"], row["x_RequestCount"])
+        for row in read(tmp_path / "cost_and_usage.csv")
+    ]
+    assert sorted(rows) == [
+        ("2026-11-02T10:00:00Z", "ada", "openai/gpt-5-mini/input", "200", "2"),
+        ("2026-11-02T10:00:00Z", "ada", "openai/gpt-5-mini/output", "20", "0"),
+        ("2026-11-02T10:00:00Z", "bob", "openai/gpt-5-mini/input", "100", "1"),
+        ("2026-11-02T11:00:00Z", "ada", "openai/gpt-5-mini/input", "100", "1"),
+        ("2026-11-02T11:00:00Z", "ada", "openai/gpt-5-mini/output", "10", "0"),
+    ]
+
+
+def test_model_tier_tags_and_accounts_are_told(month: Store, tmp_path: Path) -> None:
+    build(month, where={"member": "ada"}, period="2026-11-02").to_focus(
+        tmp_path, terms=FocusTerms(issuer="ACME Platform", account="acme", payment_terms="Net 30")
+    )
+    row = next(row for row in read(tmp_path / "cost_and_usage.csv") if row["SkuMeter"] == "cache_read")
+    assert json.loads(row["SkuPriceDetails"]) == {
+        "x_Model": "gpt-5-mini",
+        "x_ServiceTier": "default",
+        "x_TokenType": "cache_read",
+    }
+    assert json.loads(row["Tags"]) == {"env": "prod"}
+    assert (row["SubAccountId"], row["SubAccountName"], row["SubAccountType"]) == ("search/ada", "ada", "Member")
+    assert (row["BillingAccountId"], row["InvoiceIssuerName"]) == ("acme", "ACME Platform")
+    assert (row["PricingUnit"], row["ConsumedUnit"], row["x_ApiKey"]) == ("Tokens", "Tokens", "prod")
+    assert read(tmp_path / "invoice_detail.csv")[0]["PaymentTerms"] == "Net 30"
+
+
+def test_unpriced_usage_keeps_its_tokens_and_is_named_in_the_manifest(month: Store, tmp_path: Path) -> None:
+    manifests = build(month, where={"model": "unheard-of"}).to_focus(tmp_path)
+    rows = read(tmp_path / "cost_and_usage.csv")
+    assert {row["x_CostSource"] for row in rows} == {"unpriced"}
+    assert [row["x_Quantity"] for row in rows] == ["50", "5"]
+    assert all(not row["SkuPriceId"] and not row["PricingQuantity"] for row in rows)
+    assert "2 rows are usage without a known price" in manifests["cost_and_usage"].notes[0]
+
+
+def test_a_correction_of_a_past_month_is_billed_in_the_month_it_was_made(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
+    original = make_entry("2026-10-05T10:30", input=1_000_000)
+    store.settle(original)
+    delta = {name: Decimal("-0.05") for name in ("list_cost", "contracted_cost", "billed_cost")}
+    charge = replace(original.charges[0], **delta)
+    for day in ("2026-10-20T00:00", "2026-11-20T00:00"):
+        made = make_entry(day).recorded_at
+        correction = {"kind": "correction", "recorded_at": made, "corrects": original.entry_id, **delta}
+        store.settle(make_entry("2026-10-05T10:30", fields={**correction, "charges": (charge,)}))
+    build(store).to_focus(tmp_path)
+    rows = [row for row in read(tmp_path / "cost_and_usage.csv") if row["ChargeDescription"].startswith("correction")]
+    assert [(row["ChargeClass"], row["BillingPeriodStart"], row["BilledCost"]) for row in rows] == [
+        ("", "2026-10-01T00:00:00Z", "-0.050000000000"),
+        ("Correction", "2026-11-01T00:00:00Z", "-0.050000000000"),
+    ]
+    assert {row["ChargePeriodStart"] for row in rows} == {"2026-10-05T10:00:00Z"}
+    assert all(not row["PricingQuantity"] and not row["x_Quantity"] for row in rows)
+
+
+def test_cost_that_no_charge_explains_is_not_lost(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
+    credit = {"kind": "adjustment", "list_cost": None, "contracted_cost": None, "billed_cost": Decimal("-1.5")}
+    store.settle(make_entry(fields=credit))
+    build(store).to_focus(tmp_path)
+    row = read(tmp_path / "cost_and_usage.csv")[0]
+    assert (row["ChargeCategory"], row["BilledCost"], row["SkuId"]) == ("Adjustment", "-1.500000000000", "")
+
+
+def test_invoice_detail_and_billing_period_belong_to_cost_and_usage(month: Store, tmp_path: Path) -> None:
+    build(month, tz="Asia/Kathmandu").to_focus(tmp_path)
+    usage, lines = read(tmp_path / "cost_and_usage.csv"), read(tmp_path / "invoice_detail.csv")
+    for line in lines:
+        own = [row for row in usage if row["InvoiceDetailId"] == line["InvoiceDetailId"]]
+        assert money(own) == Decimal(line["BilledCost"])
+        assert {row["BillingPeriodStart"] for row in own} == {line["BillingPeriodStart"]}
+        assert {row["InvoiceId"] for row in own} == {line["InvoiceId"]}
+    assert {row["InvoiceDetailId"] for row in usage} == {line["InvoiceDetailId"] for line in lines}
+    periods = {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in read(tmp_path / "billing_period.csv")}
+    assert {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in usage} == periods
+    assert ("2026-10-31T18:15:00Z", "2026-11-30T18:15:00Z") in periods
+
+
+def test_version_1_2_names_its_providers_the_old_way(month: Store, tmp_path: Path) -> None:
+    written = build(month).to_focus(tmp_path, version="1.2")
+    assert list(written) == ["cost_and_usage"]
+    columns = set(read(tmp_path / "cost_and_usage.csv")[0])
+    assert {"ProviderName", "PublisherName", "InvoiceId"} <= columns
+    assert not {"ServiceProviderName", "HostProviderName", "InvoiceDetailId"} & columns
+
+
+def test_charge_keys_are_unique_and_stable(month: Store, tmp_path: Path) -> None:
+    build(month).to_focus(tmp_path / "a")
+    build(month).to_focus(tmp_path / "b")
+    keys = [row["x_ChargeKey"] for row in read(tmp_path / "a" / "cost_and_usage.csv")]
+    assert len(set(keys)) == len(keys)
+    assert keys == [row["x_ChargeKey"] for row in read(tmp_path / "b" / "cost_and_usage.csv")]
+
+
+def test_what_cannot_be_written_is_said(month: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"1\.4 or 1\.2"):
+        build(month).to_focus(tmp_path, version="9")
+    build(month).to_focus(tmp_path)
+    with pytest.raises(ConfigurationError, match="exists"):
+        build(month).to_focus(tmp_path)
+    with pytest.raises(ConfigurationError, match="build it again"):
+        replace(build(month), source=None).to_focus(tmp_path / "other")
+
+
+def test_the_output_passes_the_focus_toolkits_lint(month: Store, tmp_path: Path) -> None:
+    """Runs where ``focus-data-toolkit`` is installed; CI installs it."""
+    validator = pytest.importorskip("focus_data_toolkit.model.validator")
+    bundle = pytest.importorskip("focus_data_toolkit.validate.bundle")
+    build(month).to_focus(tmp_path)
+    names = ("Cost and Usage", "Invoice Detail", "Billing Period")
+    data = {name: read(tmp_path / f"{name.lower().replace(' ', '_')}.csv") for name in names}
+    for name in names:
+        assert validator.lint_focus_1_4_structure(name, data[name]).messages() == []
+    checked = bundle.validate_dataset_bundle(data, invoice_detail_authoritative=True, rounding_tolerance=Decimal(0))
+    assert checked.errors == []

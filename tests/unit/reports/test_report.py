@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.reports import Query, build, entries
+from tokenmeter.stores.base import DIMENSIONS, Store
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def test_a_report_sums_requests_tokens_and_costs_per_group(month: Store) -> None:
+    report = build(month, by="member", period="2026-11")
+    ada = next(row for row in report.rows if row["member"] == "ada")
+    assert (ada.requests, ada.errors, ada.unpriced, ada.estimated) == (2, 0, 1, 0)
+    assert ada.usage["input"] == 650
+    assert ada.input_tokens == 1_050
+    assert ada.output_tokens == 505
+    assert ada.cached_share == Decimal(400) / 1_050
+    assert ada.list_cost == Decimal("0.00116")
+    assert ada.billed_cost == Decimal("0.001218")
+
+
+def test_totals_are_the_sum_of_the_rows(month: Store) -> None:
+    report = build(month, by=["member", "model"], period="2026-11")
+    assert report.totals.requests == sum(row.requests for row in report.rows) == 6
+    assert report.totals.billed_cost == sum(row.billed_cost for row in report.rows)
+    assert report.totals.usage["output"] == 534
+    assert report.totals.usage["web_searches"] == 2
+
+
+def test_rows_come_dearest_first(month: Store) -> None:
+    report = build(month, by="model", period="2026-11")
+    assert [row["model"] for row in report.rows] == ["claude-opus-4-1", "gpt-5-mini", "unheard-of"]
+
+
+def test_rows_with_a_granularity_come_in_order_of_time_then_dearest_first(month: Store) -> None:
+    report = build(month, by="member", period="2026-11", granularity="day")
+    assert [(row.bucket.label, row["member"]) for row in report.rows][:4] == [
+        ("2026-11-02", "bob"),
+        ("2026-11-02", "ada"),
+        ("2026-11-03", "bob"),
+        ("2026-11-03", None),
+    ]
+
+
+@pytest.mark.parametrize("dimension", [*DIMENSIONS, "tag:env"])
+def test_every_dimension_partitions_the_total(month: Store, dimension: str) -> None:
+    report = build(month, by=dimension)
+    assert sum(row.billed_cost for row in report.rows) == build(month).totals.billed_cost
+    assert sum(row.usage["input"] for row in report.rows) == build(month).totals.usage["input"]
+
+
+def test_a_split_by_meter_counts_each_request_once_in_the_totals(month: Store) -> None:
+    report = build(month, by="sku_meter", period="2026-11")
+    assert report.totals.requests == 6
+    assert sum(row.requests for row in report.rows) > 6
+    assert report.totals.billed_cost == build(month, period="2026-11").totals.billed_cost
+
+
+def test_filters_accept_a_value_several_values_and_not_set(month: Store) -> None:
+    def requests(**where: object) -> int:
+        return build(month, period="2026-11", where=where).totals.requests
+
+    assert requests(member="ada") == 2
+    assert requests(member=["ada", "bob"]) == 4
+    assert requests(member=None) == 1
+    assert requests(member=["ada", None], model="unheard-of") == 1
+    assert build(month, where={"tag:env": "prod"}).totals.requests == 3
+
+
+def test_the_calendar_is_cut_in_the_given_time_zone(month: Store) -> None:
+    assert build(month, period="2026-11", tz="UTC").totals.requests == 6
+    assert build(month, period="2026-11", tz="Asia/Kathmandu").totals.requests == 6
+    assert build(month, period="2026-10", tz="Asia/Kathmandu").totals.requests == 0
+    days = build(month, by=(), period="2026-11", tz="America/New_York", granularity="day")
+    assert "2026-11-02" in [row.bucket.label for row in days.rows]
+    assert "2026-11-03" in [row.bucket.label for row in days.rows]
+
+
+def test_the_hour_that_daylight_saving_repeats_is_told_apart(store: Store, make_entry: Callable[..., Entry]) -> None:
+    for at in ("2026-10-25T00:30", "2026-10-25T01:30"):
+        store.settle(make_entry(at, input=1))
+    report = build(store, period="2026-10-25", granularity="hour", tz="Europe/Berlin")
+    assert [row.bucket.label for row in report.rows] == ["2026-10-25T02:00+0200", "2026-10-25T02:00+0100"]
+
+
+def test_open_ends_take_their_calendar_from_the_ledger(month: Store) -> None:
+    report = build(month, granularity="month")
+    assert [(row.bucket.label, row.requests) for row in report.rows] == [("2026-10", 1), ("2026-11", 6)]
+    assert sum(row.requests for row in build(month, since="2026-11-03", granularity="day").rows) == 4
+
+
+def test_since_is_inclusive_and_until_exclusive(month: Store) -> None:
+    assert build(month, since="2026-11-02T10:00", until="2026-11-02T11:00").totals.requests == 1
+    assert build(month, since=date(2026, 11, 3), until=date(2026, 11, 4)).totals.requests == 2
+
+
+def test_relative_periods_count_from_now(month: Store) -> None:
+    assert build(month, period="this-month", now=NOW).totals.requests == 6
+    assert build(month, period="last-month", now=NOW).period.label == "2026-10"
+    assert build(month, period="last-24h", now=NOW).totals.requests == 0
+
+
+def test_an_entry_is_in_the_next_report(store: Store, make_entry: Callable[..., Entry]) -> None:
+    for count in range(1, 4):
+        store.settle(make_entry(input=1))
+        assert build(store, by="model").totals.requests == count
+
+
+def test_unknown_cost_is_not_zero(month: Store) -> None:
+    row = next(row for row in build(month, by="model").rows if row["model"] == "unheard-of")
+    assert not row.cost_known
+    assert row.to_dict()["billed_cost"] is None
+    assert row.usage["input"] == 50
+
+
+def test_dimensions_are_given_as_text_or_list(month: Store) -> None:
+    assert build(month, by="member, model").by == ("member", "model")
+    assert build(month, by=["member", "model", "member"]).by == ("member", "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ({"by": "modle"}, "Did you mean 'model'"),
+        ({"by": "key"}, "'api_key'"),
+        ({"by": "env"}, "'tag:env'"),
+        ({"by": ""}, "Known are provider"),
+        ({"by": [3]}, "named by a text"),
+        ({"where": {"membr": "ada"}}, "Did you mean 'member'"),
+        ({"where": {"member": []}}, "leave the filter out"),
+        ({"where": {"member": 3}}, "takes texts"),
+        ({"period": "2026-11", "since": "2026-11-01"}, "not both"),
+        ({"since": "2026-12-01", "until": "2026-11-01"}, "swap them"),
+        ({"since": "2026-12-01", "until": "2026-12-01"}, "is empty"),
+        ({"period": "November"}, "'2026-11'"),
+        ({"since": "yesterday-ish"}, "is not an instant"),
+        ({"granularity": "fortnight"}, "hour, day, week"),
+        ({"tz": "Mars/Olympus"}, "IANA"),
+    ],
+)
+def test_what_cannot_be_asked_is_answered_with_what_can(store: Store, arguments: dict[str, object], hint: str) -> None:
+    with pytest.raises(ConfigurationError, match=r".*") as error:
+        build(store, **arguments)  # type: ignore[arg-type]
+    assert hint in str(error.value)
+
+
+def test_entries_are_checked_at_once_and_read_lazily(month: Store) -> None:
+    with pytest.raises(ConfigurationError):
+        entries(month, where={"membr": "ada"})
+    found = entries(month, period="2026-11", where={"member": "bob"}, newest_first=True)
+    assert iter(found) is found
+    assert [entry.occurred_at.day for entry in found] == [3, 2]
+
+
+def test_a_report_survives_pickling_without_its_store(month: Store) -> None:
+    report = build(month, by="member", period="2026-11")
+    again = pickle.loads(pickle.dumps(report))  # noqa: S301 - our own bytes
+    assert again == report
+    assert again.source is None
+    assert str(again) == str(report)
+
+
+def test_to_dict_is_json_ready_and_exact(month: Store) -> None:
+    report = build(month, by="member", period="2026-11", where={"member": "ada"}).to_dict()
+    assert report["period"] == {
+        "label": "2026-11",
+        "start": "2026-11-01T00:00:00+00:00",
+        "end": "2026-12-01T00:00:00+00:00",
+        "tz": "UTC",
+    }
+    assert report["totals"]["billed_cost"] == "0.001218000000"
+    assert report["rows"][0]["quantities"] == {"input": 650, "cache_read": 400, "output": 505}
+    assert build(month).to_dict()["period"]["start"] is None
+
+
+def test_a_query_without_conditions_covers_all_time() -> None:
+    assert Query().filter.since is None
+    assert Query.parse().filter.until is None

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.ledger import Entry
+from tokenmeter.reports import build
+from tokenmeter.reports.layout import amount, compact, money_places, share
+from tokenmeter.stores.base import Store
+
+
+def test_the_table_shows_rows_totals_period_and_zone(month: Store) -> None:
+    text = build(month, by=["member", "model"], period="2026-11", tz="Europe/Berlin").to_text(width=120)
+    lines = text.splitlines()
+    assert lines[0] == "Usage and cost by member, model: 2026-11 (Europe/Berlin)"
+    assert lines[2].split() == [
+        *("member", "model", "requests", "errors", "input", "cached", "output"),
+        *("web", "searches", "list", "cost", "billed", "cost"),
+    ]
+    assert lines[4].split()[:2] == ["bob", "claude-opus-4-1"]
+    assert any(line.startswith("total") for line in lines)
+
+
+def test_str_is_the_table_and_print_shows_it(month: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    report = build(month, by="member")
+    print(report)  # noqa: T201 - what is tested
+    assert capsys.readouterr().out == f"{report}\n"
+    assert "grace" in str(report)
+
+
+def test_the_platform_multiplier_is_said(month: Store) -> None:
+    text = str(build(month, by="member", period="2026-11"))
+    assert "Billed cost is list cost x 1.05 (platform multiplier)." in text
+
+
+def test_no_multiplier_is_claimed_where_rows_differ(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(who={"member": "ada"}, input=1_000_000, factors={"platform": "1.05"}))
+    store.settle(make_entry(who={"member": "bob"}, input=1_000_000, factors={"platform": "1.10"}))
+    text = str(build(store, by="member"))
+    assert "(platform multiplier)" not in text
+    assert "1.075 x list cost on average" in text
+
+
+def test_a_discount_has_its_own_column(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(input=1_000_000, factors={"discount": "0.8", "platform": "1.1"}))
+    text = build(store, by="model").to_text(width=120)
+    assert "$0.25" in text
+    assert "$0.20" in text
+    assert "$0.22" in text
+    assert "Billed cost is contracted cost x 1.1 (platform multiplier)." in text
+
+
+def test_unpriced_and_estimated_are_marked_and_explained(month: Store) -> None:
+    lines = build(month, by="member", period="2026-11").to_text(width=100).splitlines()
+    assert next(line for line in lines if line.startswith("ada")).endswith("*")
+    assert next(line for line in lines if line.startswith("grace")).endswith("~")
+    assert next(line for line in lines if line.startswith("total")).endswith("*~")
+    assert "* 1 of 6 requests has no known price" in "\n".join(lines)
+    assert "~ 1 of 6 requests has estimated usage or cost." in lines
+
+
+def test_an_unknown_cost_reads_unpriced_and_not_zero(month: Store) -> None:
+    lines = build(month, by="model").to_text(width=100).splitlines()
+    row = next(line for line in lines if line.startswith("unheard-of"))
+    assert row.count("unpriced") == 2
+    assert "$0" not in row
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_fits_its_width(month: Store, make_entry: Callable[..., Entry], width: int) -> None:
+    long = "a-service-account-with-a-long-name@a-department.example.com"
+    month.settle(make_entry(who={"member": long, "route": "/v1/" + "x" * 60}, input=123_456_789, output=98_765_432))
+    text = build(month, by=["provider", "model", "member", "route"]).to_text(width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" in text
+
+
+def test_wide_characters_keep_the_columns_aligned(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(who={"member": "李小龍"}, input=1_000_000))
+    store.settle(make_entry(who={"member": "ada"}, input=1_000_000))
+    lines = build(store, by="member").to_text(width=100).splitlines()
+    chinese = next(line for line in lines if line.startswith("李小龍"))
+    ada = next(line for line in lines if line.startswith("ada"))
+    assert len(ada) - len(chinese) == 3
+
+
+def test_many_rows_are_summed_into_one_line_and_still_add_up(store: Store, make_entry: Callable[..., Entry]) -> None:
+    for number in range(30):
+        store.settle(make_entry(who={"end_user": f"user-{number}"}, input=1_000))
+    text = build(store, by="end_user").to_text(width=100, max_rows=5)
+    assert "(26 others)" in text
+    assert len([line for line in text.splitlines() if line.startswith("user-")]) == 4
+    assert "user-29" in build(store, by="end_user").to_text(max_rows=None)
+
+
+def test_names_cannot_steer_the_terminal(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(model="evil\x1b[2Jmodel\u202e", input=1))
+    text = build(store, by="model").to_text(width=100)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_an_empty_ledger_and_an_empty_period_say_what_to_do(store: Store, make_entry: Callable[..., Entry]) -> None:
+    assert "The ledger is empty." in str(build(store))
+    store.settle(make_entry(input=1))
+    assert "No entries in this period." in str(build(store, period="2020"))
+    assert "No entries match." in str(build(store, where={"member": "nobody"}))
+    assert "No entries match." in build(store, where={"member": "nobody"})._repr_html_()
+
+
+def test_html_escapes_every_name(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(who={"member": "<script>alert(1)</script>"}, input=1_000_000))
+    page = build(store, by="member", where={"member": "<script>alert(1)</script>"})._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "$0.25" in page
+
+
+@pytest.mark.parametrize(
+    ("dollars", "places", "shown"),
+    [
+        ("1234.5", 2, "$1,234.50"),
+        ("-0.5", 2, "-$0.50"),
+        ("0", 2, "$0.00"),
+        ("0.0000004", 6, "<$0.000001"),
+        ("1000000", 2, "$1,000,000.00"),
+    ],
+)
+def test_money_for_people(dollars: str, places: int, shown: str) -> None:
+    assert amount(Decimal(dollars), places) == shown
+
+
+def test_money_shows_two_figures_of_the_smallest_amount() -> None:
+    assert money_places([Decimal(120), Decimal("3.5")]) == 2
+    assert money_places([Decimal(120), Decimal("0.0042")]) == 4
+    assert money_places([Decimal("0.000000001")]) == 6
+    assert money_places([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("quantity", "shown"),
+    [(0, "0"), (9_999, "9,999"), (12_345, "12.3k"), (999_999, "1000k"), (1_500_000, "1.5M"), (Decimal("12.5"), "12.5")],
+)
+def test_compact_quantities(quantity: int | Decimal, shown: str) -> None:
+    assert compact(quantity) == shown
+
+
+def test_shares_never_round_to_all_or_nothing() -> None:
+    assert share(None) == "-"
+    assert share(Decimal(0)) == "0%"
+    assert share(Decimal("0.0001")) == "<1%"
+    assert share(Decimal("0.9999")) == ">99%"
+    assert share(Decimal(1)) == "100%"
