@@ -280,23 +280,17 @@ def _responded(*, response: Any, stream: bool, cast_to: Any, **_: Any) -> Exchan
     try:
         if not response.is_success:
             return None
-        exchange = call.respond(response.headers, streamed=stream)
+        lines = "JSONLDecoder" in str(cast_to)
+        exchange = call.respond(response.headers, streamed=stream and not lines)
         response.extensions[EXTENSION] = exchange
         if not is_read(response) or (stream and _is_binary_stream(response)):
-            if _reads_bytes(response, cast_to):
-                exchange.read_bytes_aside(response.headers)
+            if lines or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
+                exchange.read_bytes_aside(response.headers, lines=lines)
             watch_body(response, exchange)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.meter.fault("watch a response", error)
         return None
     return exchange
-
-
-def _reads_bytes(response: Any, cast_to: Any) -> bool:
-    """Whether the caller may take the bytes undecoded, or a decoder that does not tell us."""
-    if response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
-        return True
-    return "JSONLDecoder" in getattr(cast_to, "__name__", "") or "JSONLDecoder" in str(cast_to)
 
 
 def _is_binary_stream(response: Any) -> bool:

@@ -110,7 +110,7 @@ class Exchange:
 
     def saw_line(self, line: Any) -> None:
         """One line of a results file: an answer of its own."""
-        settling = self.call.line(self.call.read(line))
+        settling = self.call.line(self.call.read(line), self._request_id)
         if settling is not None:
             self._lines.append(settling)
 
@@ -119,9 +119,9 @@ class Exchange:
         """Whether `piece` wants to be told of every piece of the body."""
         return self._raw is not None
 
-    def read_bytes_aside(self, headers: Mapping[str, str]) -> None:
-        """The caller takes the bytes for himself: `feed_bytes` will be given a copy of each piece."""
-        self._raw = RawReader(headers, self, events=self.streamed)
+    def read_bytes_aside(self, headers: Mapping[str, str], *, lines: bool) -> None:
+        """The caller, or a decoder that does not tell us, takes the bytes: `piece` will be given each piece of them."""
+        self._raw = RawReader(headers, self, kind="lines" if lines else "events" if self.streamed else None)
         self._deaf = True
 
     def piece(self, piece: bytes) -> None:
@@ -156,7 +156,7 @@ class Exchange:
         if self._observation is not None:
             return
         try:
-            read_whole(content, headers, self, events=self.streamed)
+            read_whole(content, headers, self, kind="events" if self.streamed else None)
             if self._observation is None and self._reader is None and not self._lines:
                 self.saw_body(None)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
@@ -208,6 +208,8 @@ class Exchange:
     def _conclude(self) -> None:
         if self._raw is not None:
             self._raw.close()
+            if self.ended and self._reader is None and self._observation is None:
+                self.saw_body(None)
         if self._reader is not None:
             self._observation = self._reader.observation()
             if self._reader.terminal:

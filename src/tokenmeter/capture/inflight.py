@@ -180,11 +180,12 @@ class InFlight:
 
     # -- the end
 
-    def line(self, observation: Observation) -> Settling | None:
+    def line(self, observation: Observation, request_id: str | None) -> Settling | None:
         """One answer out of a results file; None when it is not billed."""
         if not observation.billable:
             return None
-        return Settling(self.meter, self._authorization, Outcome(observation=observation, last=False))
+        outcome = Outcome(observation=observation, request_id=request_id, last=False)
+        return Settling(self.meter, self._authorization, outcome)
 
     def finished(self, exchange: Exchange) -> list[Settling]:
         """An exchange has come to its end: what is to be written down now."""

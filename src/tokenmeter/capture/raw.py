@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 __all__ = ["DOCUMENT_LIMIT", "Listener", "RawReader", "read_whole"]
 
 #: A longer JSON document is not kept for reading; its usage is then unknown, and flagged so. Bytes.
 DOCUMENT_LIMIT = 32 * 1024 * 1024
+
+Kind = Literal["events", "lines", "json", "text", "binary"]
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -41,13 +43,13 @@ class RawReader:
     Args:
         headers: The response's headers.
         listener: Told what was decoded.
-        events: The body is known to be an event stream, whatever its content type says.
+        kind: What the body is known to be, whatever its content type says (`kind_of`).
     """
 
     __slots__ = ("_decode", "_document", "_event", "_kind", "_line", "_listener")
 
-    def __init__(self, headers: Mapping[str, str], listener: Listener, *, events: bool = False) -> None:
-        self._kind = "events" if events else kind_of(headers.get("content-type", ""))
+    def __init__(self, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None = None) -> None:
+        self._kind: Kind = kind or kind_of(headers.get("content-type", ""))
         self._decode = _decoder(headers.get("content-encoding", "")) if self._kind != "binary" else None
         self._listener = listener
         self._line = b""
@@ -99,15 +101,15 @@ class RawReader:
                 self._listener.saw_event(json.loads(data))
 
 
-def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *, events: bool) -> None:
+def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None) -> None:
     """Decode a body that is already in memory, its content encoding undone."""
-    reader = RawReader({"content-type": headers.get("content-type", "")}, listener, events=events)
+    reader = RawReader({"content-type": headers.get("content-type", "")}, listener, kind=kind)
     reader.feed(content)
     reader.close()
 
 
-def kind_of(content_type: str) -> str:
-    """``events``, ``lines``, ``json``, ``text`` or ``binary``."""
+def kind_of(content_type: str) -> Kind:
+    """What a body is by its content type."""
     name = content_type.split(";", maxsplit=1)[0].strip().lower()
     if name == "text/event-stream":
         return "events"
