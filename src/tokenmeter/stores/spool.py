@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.stores.database import Database, Session
 
 if TYPE_CHECKING:
@@ -32,7 +30,11 @@ _TABLES = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS records_due ON records (due_at) WHERE refused IS NULL",
-    "CREATE TABLE IF NOT EXISTS lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, until INTEGER NOT NULL)",
+    """
+    CREATE TABLE IF NOT EXISTS lease (
+        id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, until INTEGER NOT NULL
+    )
+    """,
     "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value BLOB NOT NULL)",
 )
 
@@ -91,9 +93,7 @@ class Spool:
 
         def work(session: Session) -> int:
             values = (body, _now(), _now() + OWN_SECONDS * 1000)
-            cursor = session.connection.execute(
-                "INSERT INTO records (body, added_at, due_at) VALUES (?, ?, ?)", values
-            )
+            cursor = session.connection.execute("INSERT INTO records (body, added_at, due_at) VALUES (?, ?, ?)", values)
             return cursor.lastrowid or 0
 
         return self._open().write(work)
@@ -140,9 +140,13 @@ class Spool:
         """Let another process drain."""
         self._change("UPDATE lease SET until = 0 WHERE holder = ?", [(holder,)])
 
+    def exists(self) -> bool:
+        """Whether there is anything to look at; the file is only made when something is kept."""
+        return self._database is not None or self.path.exists()
+
     def backlog(self) -> Backlog:
         """What waits, without making the file when there is none."""
-        if self._database is None and not self.path.exists():
+        if not self.exists():
             return Backlog(0, 0, None, None)
 
         def work(session: Session) -> Backlog:
@@ -160,7 +164,7 @@ class Spool:
 
     def note(self, name: str) -> bytes | None:
         """A remembered value, or None."""
-        if self._database is None and not self.path.exists():
+        if not self.exists():
             return None
 
         def work(session: Session) -> bytes | None:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -124,7 +124,7 @@ class Pool:
                 return result
 
     @contextmanager
-    def lend(self) -> Iterator[Connection[Row]]:
+    def lend(self) -> Generator[Connection[Row]]:
         """A connection for reading at leisure, apart from the pool's places.
 
         Raises:
@@ -153,7 +153,7 @@ class Pool:
         self._begin()
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection[Row]]:
+    def _connection(self) -> Generator[Connection[Row]]:
         places = self._places
         if not places.acquire(timeout=_PATIENCE):
             raise StoreUnavailableError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from tokenmeter.stores.codec import (
     COLUMNS,
     CONTEXT_FIELDS,
     RATE_FIELDS,
+    Amounts,
     Context,
     Rate,
     decode_amounts,
@@ -29,14 +31,33 @@ __all__ = ["PAGE", "Reader"]
 
 _SQL = queries()
 PAGE = 500
+_READ = 5000
 _CONTEXT = COLUMNS.index("context")
 _CHARGES = COLUMNS.index("charges")
 _NAMES = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-_AMOUNTS = sql.SQL(
-    "context, end_user, tags, quantities, reasoning_output_tokens, charges, flags, "
-    "list_micro, list_pico, contracted_micro, contracted_pico, billed_micro, billed_pico"
-)
+_COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")
 Where = Mapping[str, frozenset[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry's row, looked through.
+
+    Attributes:
+        context_id: Row id of its context.
+        context: That row.
+        amounts: Its integers.
+        rates: The rates of its charges, in order.
+        end_user: As in the entry.
+        tags: As in the entry.
+    """
+
+    context_id: int
+    context: Context
+    amounts: Amounts
+    rates: Sequence[Rate]
+    end_user: str | None
+    tags: Mapping[str, str]
 
 
 class Reader:
@@ -63,6 +84,12 @@ class Reader:
             for number, *values in self._connection.execute(query, [missing]):
                 known[number] = tuple(values)
 
+    def shared(self, table: str, numbers: Iterable[int]) -> Mapping[int, tuple[str | None, ...]]:
+        """Rows of ``contexts`` or ``rates`` by id."""
+        known = self._contexts if table == "contexts" else self._rates
+        self._look_up(table, numbers, known)
+        return known
+
     def context(self, number: int) -> Context:
         """A context that was learned."""
         return self._contexts[number]
@@ -70,6 +97,30 @@ class Reader:
     def rate(self, number: int) -> Rate:
         """A rate that was learned."""
         return self._rates[number]
+
+    def find(self, row: Sequence[Any]) -> Found:
+        """What an entry's row (in the order of `COLUMNS`) is made of.
+
+        Raises:
+            LookupError, ValueError, TypeError: somebody edited the row.
+        """
+        value = dict(zip(COLUMNS, row, strict=True))
+        numbers = [line[0] for line in json.loads(value["charges"] or "[]")]
+        if value["context"] not in self._contexts or any(number not in self._rates for number in numbers):
+            self.learn([value["context"]], [value["charges"]])
+        context = self.context(value["context"])
+        amounts = decode_amounts(
+            quantities=value["quantities"],
+            reasoning=value["reasoning_output_tokens"],
+            charges=value["charges"],
+            costs=[value[name] for name in _COSTS],
+            flags=value["flags"],
+            cost_source=context[_COST_SOURCE],
+            rates=self.rate,
+        )
+        tags: dict[str, str] = json.loads(value["tags"] or "{}")
+        rates = [self.rate(number) for number in numbers]
+        return Found(value["context"], context, amounts, rates, value["end_user"], tags)
 
     # -- entries
 
@@ -86,7 +137,9 @@ class Reader:
         check_dimensions(list(which.where))
         wanted, values = _conditions(which.where, _instant(which.since), _instant(which.until))
         if after is not None:
-            wanted.append(sql.SQL("(occurred_at, number) < (%s, %s)" if newest_first else "(occurred_at, number) > (%s, %s)"))
+            wanted.append(
+                sql.SQL("(occurred_at, number) < (%s, %s)" if newest_first else "(occurred_at, number) > (%s, %s)")
+            )
             values += after
         order = sql.SQL("DESC" if newest_first else "ASC")
         query = sql.SQL("SELECT number, {} FROM entries {} ORDER BY occurred_at {}, number {} LIMIT {}").format(
@@ -108,7 +161,7 @@ class Reader:
     ) -> Sequence[Aggregate]:
         """See `tokenmeter.stores.base.Store.aggregate`."""
         instants = check_boundaries(boundaries)
-        where = which.where if which else {}
+        where = (which or EntryFilter()).where
         tally = Tally(by, where)
         kept: list[tuple[int, Span]] = []
         raw: list[tuple[int, Span]] = []
@@ -142,27 +195,14 @@ class Reader:
 
     def _add_entries(self, tally: Tally, bucket: int, span: Span, where: Where) -> None:
         wanted, values = _conditions(where, span.start, span.end)
-        query = sql.SQL("SELECT {} FROM entries {}").format(_AMOUNTS, _clause(wanted))
+        query = sql.SQL("SELECT {} FROM entries {}").format(_NAMES, _clause(wanted))
         with self._connection.cursor("amounts") as cursor:
             cursor.execute(query, values)
-            while rows := cursor.fetchmany(5000):
-                self.learn((row[0] for row in rows), (row[5] for row in rows))
+            while rows := cursor.fetchmany(_READ):
+                self.learn((row[_CONTEXT] for row in rows), (row[_CHARGES] for row in rows))
                 for row in rows:
-                    self._add_row(tally, bucket, row)
-
-    def _add_row(self, tally: Tally, bucket: int, row: Sequence[Any]) -> None:
-        context_id, end_user, tags, quantities, reasoning, charges, flags, *costs = row
-        context = self.context(context_id)
-        amounts = decode_amounts(
-            quantities=quantities,
-            reasoning=reasoning,
-            charges=charges,
-            costs=costs,
-            flags=flags,
-            cost_source=context[_COST_SOURCE],
-            rates=self.rate,
-        )
-        tally.add_entry(bucket, context, amounts, end_user, json.loads(tags) if tags else {})
+                    found = self.find(row)
+                    tally.add_entry(bucket, found.context, found.amounts, found.end_user, found.tags)
 
 
 _COST_SOURCE = CONTEXT_FIELDS.index("cost_source")
@@ -184,9 +224,9 @@ def _conditions(where: Where, since: int | None, until: int | None) -> tuple[lis
     """SQL conditions and their values. Tags and meters are not among them: they are looked at row by row."""
     wanted: list[sql.Composable] = []
     values: list[Any] = []
-    for instant, condition in ((since, "occurred_at >= %s"), (until, "occurred_at < %s")):
+    for instant, condition in ((since, sql.SQL("occurred_at >= %s")), (until, sql.SQL("occurred_at < %s"))):
         if instant is not None:
-            wanted.append(sql.SQL(condition))
+            wanted.append(condition)
             values.append(instant)
     inner: list[sql.Composable] = []
     inner_values: list[Any] = []

@@ -1,8 +1,8 @@
 """The ledger's schema on the server: numbered .sql files, each applied once, in order, never taken back.
 
-Migrations only add (tables, columns that may be NULL, functions), so that application versions before and after one work
-side by side. A migration that older versions cannot live with says ``-- readable from: N`` in its first line, N being
-the number of the first migration that such a version must know.
+Migrations only add (tables, columns that may be NULL, functions), so that application versions before and after one
+work side by side. A migration that older versions cannot live with says ``-- readable from: N`` in its first line, N
+being the number of the first migration that such a version must know.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ import logging
 import os
 import random
 import threading
-import time
-import uuid
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -23,18 +21,20 @@ from tokenmeter.stores.base import Settlement
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.spool import Spool, SpooledRecord
+from tokenmeter.stores.spool import Spool
 
-__all__ = ["STRIPES", "Shipping"]
+__all__ = ["BATCH", "STRIPES", "RefusedError", "Shipping", "crossings_of"]
 
 log = logging.getLogger("tokenmeter")
 
 _SQL = queries()
 #: Writers are spread over this many hash chains and sets of sums, so that they need not wait for each other.
 STRIPES = 16
-_BATCH = 500
-_LEASE_SECONDS = 60
-_DRAIN_SECONDS = 1.0
+BATCH = 500
+
+
+class RefusedError(StoreError):
+    """The server refused an entry for its content; it is kept in the spool."""
 
 
 class _Ticket:
@@ -67,14 +67,11 @@ class Shipping:
         _SHIPPINGS.add(self)
 
     def _begin(self) -> None:
-        self._holder = uuid.uuid4().hex
         self._stripe = random.randrange(STRIPES)  # noqa: S311 - spreads writers
         self._turn = threading.Lock()
         self._mutex = threading.Lock()
         self._waiting: deque[_Ticket] = deque()
         self._late_crossings: list[ThresholdCrossing] = []
-        self._stop = threading.Event()
-        self._drainer: threading.Thread | None = None
 
     # -- one settlement
 
@@ -83,30 +80,28 @@ class Shipping:
 
         Raises:
             StoreUnavailableError: neither the server nor the spool took it.
-            StoreError: the server refused its content.
+            RefusedError: the server refused its content.
         """
         number, trouble = self._keep(record)
-        self._start_drainer()
         if not self._pool.down:
             ticket = _Ticket(record, number)
             self._send(ticket)
             if ticket.settlement is not None:
                 return self._with_late_crossings(ticket.settlement)
-            if ticket.error is not None and not isinstance(ticket.error, StoreUnavailableError):
+            if isinstance(ticket.error, RefusedError):
                 raise ticket.error
             trouble = trouble or ticket.error
         if number is None:
             raise StoreUnavailableError(
-                f"Neither the PostgreSQL store {self._pool.address.url} nor the spool {self._spool.path} took the entry; "
-                "it is not recorded. Bring the server back, or make room for the spool (spool_mb= and spool= in the URL)."
+                f"Neither the PostgreSQL store {self._pool.address.url} nor the spool {self._spool.path} took the "
+                "entry; it is not recorded. Bring the server back, or make room for the spool (spool= and spool_mb= "
+                "in the URL)."
             ) from trouble
         with contextlib.suppress(StoreError):
             self._spool.leave([number])
         with self._mutex:
             self.spooled += 1
-        return self._with_late_crossings(
-            Settlement(recorded=True, hold_found=record.reservation_id is not None)
-        )
+        return self._with_late_crossings(Settlement(recorded=True, hold_found=record.reservation_id is not None))
 
     def send_now(self, record: Record) -> Settlement:
         """Store `record` on the server or not at all.
@@ -139,7 +134,7 @@ class Shipping:
         batch: list[_Ticket] = []
         seen: set[str] = set()
         with self._mutex:
-            while self._waiting and len(batch) < _BATCH and self._waiting[0].record.entry_id not in seen:
+            while self._waiting and len(batch) < BATCH and self._waiting[0].record.entry_id not in seen:
                 ticket = self._waiting.popleft()
                 seen.add(ticket.record.entry_id)
                 batch.append(ticket)
@@ -147,14 +142,14 @@ class Shipping:
 
     def _ship(self, batch: Sequence[_Ticket]) -> None:
         try:
-            answer, again = self._post([ticket.record.body for ticket in batch])
+            answer, again = self.post([ticket.record.body for ticket in batch])
         except psycopg.Error as error:
             if len(batch) > 1:  # one of them is refused; each must speak for itself
                 for ticket in batch:
                     self._ship([ticket])
                 return
             self._put_aside(batch[0], error)
-        except BaseException as error:  # noqa: BLE001 - every waiting thread must learn of it
+        except BaseException as error:
             for ticket in batch:
                 ticket.error = error if isinstance(error, Exception) else StoreUnavailableError(repr(error))
                 ticket.done = True
@@ -163,8 +158,13 @@ class Shipping:
         else:
             self._hand_out(batch, answer, again=again)
 
-    def _post(self, bodies: Sequence[str]) -> tuple[dict[str, Any], bool]:
-        """The server's answer, and whether an earlier attempt may have been stored unseen."""
+    def post(self, bodies: Sequence[str]) -> tuple[dict[str, Any], bool]:
+        """Store records; the server's answer, and whether an earlier attempt may have been stored unseen.
+
+        Raises:
+            StoreUnavailableError: the server is away; whether they were stored is unknown, sending again is safe.
+            psycopg.Error: the server refused one of them; none was stored.
+        """
         text = batch_text(bodies, stripe=self._stripe)
 
         def work(connection: Connection[Any], attempt: int) -> tuple[dict[str, Any], bool]:
@@ -178,7 +178,7 @@ class Shipping:
         if again:  # the first attempt's answer was lost: what is known now was recorded by it
             recorded |= set(answer["known"])
         held = set(answer["held"])
-        crossings = [_crossing(row) for row in answer["crossings"]]
+        crossings = crossings_of(answer)
         numbers = [ticket.number for ticket in batch if ticket.number is not None]
         with contextlib.suppress(StoreError):  # sent again later, it changes nothing
             self._spool.remove(numbers)
@@ -189,6 +189,10 @@ class Shipping:
                 recorded=place in recorded, crossings=own, hold_found=ticket.record.reservation_id in held
             )
             ticket.done = True
+        self.report_later(crossings)
+
+    def report_later(self, crossings: Sequence[ThresholdCrossing]) -> None:
+        """Thresholds crossed by an entry that nobody waits for are reported with the next settlement."""
         with self._mutex:
             self._late_crossings += crossings
 
@@ -198,15 +202,14 @@ class Shipping:
         if ticket.number is not None:
             with contextlib.suppress(StoreError):
                 self._spool.refuse(ticket.number, reason)
-        refusal = StoreError(
-            f"The PostgreSQL store refused an entry: {reason}. It is kept in {self._spool.path}; see `tokenmeter doctor`."
+        ticket.error = RefusedError(
+            f"The PostgreSQL store refused an entry: {reason}. It is kept in {self._spool.path}; "
+            "`tokenmeter doctor` shows it."
         )
-        refusal.__cause__ = error
-        ticket.error = refusal
+        ticket.error.__cause__ = error
         ticket.done = True
 
     def _with_late_crossings(self, settlement: Settlement) -> Settlement:
-        """Thresholds crossed by entries that went through the spool are reported with the next settlement."""
         if not self._late_crossings:
             return settlement
         with self._mutex:
@@ -217,100 +220,18 @@ class Shipping:
             hold_found=settlement.hold_found,
         )
 
-    # -- what was left behind
-
-    def flush(self, timeout: float) -> int:
-        """Send what waits in this host's spool, from this thread.
-
-        Args:
-            timeout: Most seconds to take.
-
-        Returns:
-            How many records are left (of other processes too, and such as are being sent just now).
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                self._drain()
-            left = self._spool.backlog().records
-            if not left or time.monotonic() >= deadline:
-                return left
-            time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
-
-    def _drain(self) -> None:
-        """Send every record whose writer has left it; one drainer per spool at a time."""
-        if self._pool.down or not self._spool.due(1) or not self._spool.lease(self._holder, _LEASE_SECONDS):
-            return
-        try:
-            while records := self._spool.due(_BATCH):
-                self._forward(records)
-                self._spool.lease(self._holder, _LEASE_SECONDS)
-        finally:
-            self._spool.end_lease(self._holder)
-
-    def _forward(self, records: Sequence[SpooledRecord]) -> None:
-        try:
-            answer, _ = self._post([record.body for record in records])
-        except psycopg.Error as error:
-            if len(records) > 1:
-                for record in records:
-                    self._forward([record])
-                return
-            self.refused += 1
-            self._spool.refuse(records[0].number, str(error).strip().splitlines()[0])
-            log.error("The PostgreSQL store refused a spooled entry; it stays in %s", self._spool.path, exc_info=error)
-            return
-        with self._mutex:
-            self._late_crossings += [_crossing(row) for row in answer["crossings"]]
-        self._spool.remove([record.number for record in records])
-
-    def _start_drainer(self) -> None:
-        if self._drainer is not None and self._drainer.is_alive():
-            return
-        with self._mutex:
-            if self._drainer is None or not self._drainer.is_alive():
-                self._stop.clear()
-                self._drainer = threading.Thread(
-                    target=_drain_for_ever, args=(weakref.ref(self), self._stop), name="tokenmeter-drainer", daemon=True
-                )
-                self._drainer.start()
-
-    def tend(self) -> None:
-        """One round of the drainer's; never raises."""
-        try:
-            self._drain()
-        except Exception as error:  # noqa: BLE001 - tried again next round; the records stay where they are
-            log.debug("The spool could not be drained", exc_info=error)
-
-    # -- life
-
-    def close(self) -> None:
-        """Stop the drainer. What is left stays in the spool for the next process."""
-        self._stop.set()
-        drainer = self._drainer
-        if drainer is not None and drainer is not threading.current_thread():
-            drainer.join(timeout=5)
-        self._drainer = None
-
     def after_fork_in_child(self) -> None:
-        """Start afresh: the threads and the tickets are the parent's."""
+        """Start afresh: the tickets are the parent's."""
         self._begin()
         self._spool.after_fork_in_child()
 
 
-def _drain_for_ever(shipping: weakref.ref[Shipping], stop: threading.Event) -> None:
-    """Until stopped or forgotten. It holds no reference to its owner while it sleeps."""
-    while not stop.wait(random.uniform(0.5, 1.0) * _DRAIN_SECONDS):  # noqa: S311 - jitter
-        owner = shipping()
-        if owner is None:
-            return
-        owner.tend()
-        del owner
-
-
-def _crossing(row: Sequence[Any]) -> ThresholdCrossing:
-    budget, scope, window_start, threshold, settled = row
-    return ThresholdCrossing(CounterKey(budget, scope, window_start), int(threshold), int(settled))
+def crossings_of(answer: dict[str, Any]) -> list[ThresholdCrossing]:
+    """The thresholds that the server's answer reports."""
+    return [
+        ThresholdCrossing(CounterKey(budget, scope, window_start), int(threshold), int(settled))
+        for budget, scope, window_start, threshold, settled in answer["crossings"]
+    ]
 
 
 _SHIPPINGS: weakref.WeakSet[Shipping] = weakref.WeakSet()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,6 +27,7 @@ from tokenmeter.stores.base import (
 from tokenmeter.stores.codec import to_microseconds
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
+from tokenmeter.stores.postgres.draining import Drainer
 from tokenmeter.stores.postgres.pool import Pool, explain
 from tokenmeter.stores.postgres.reading import Reader
 from tokenmeter.stores.postgres.records import encode_hold, encode_record, read_hold
@@ -64,11 +66,14 @@ class PostgresStore:
         self._pool = Pool(self.address)
         self._spool = Spool(self.address.spool, most_bytes=self.address.spool_bytes)
         self._shipping = Shipping(self._pool, self._spool)
+        self._drainer = Drainer(self._pool, self._spool, self._shipping)
         self._checked = False
         try:
             self._check_schema()
         except StoreUnavailableError as error:
-            log.warning("The PostgreSQL store %s is away; entries go to the spool until it is back.", self.url, exc_info=error)
+            log.warning(
+                "The PostgreSQL store %s is away; entries go to the spool until it is back.", self.url, exc_info=error
+            )
 
     def _check_schema(self) -> None:
         """Make the schema where there is none and we may; refuse one that does not fit."""
@@ -82,7 +87,7 @@ class PostgresStore:
             found = state(connection)
         check(found)
 
-    def _run(self, work: Any, *, wait: bool = True) -> Any:
+    def _run(self, work: Callable[[Connection[Any]], T], *, wait: bool = True) -> T:
         """Run ``work(connection)`` on the server, with its errors as ours."""
         if not wait:
             raise StoreBusyError("The PostgreSQL store needs the network; call again from a thread.")
@@ -94,11 +99,14 @@ class PostgresStore:
             raise explain(error, self.address) from error
 
     def _value(self, query: str, values: Sequence[Any], *, wait: bool = True) -> Any:
-        return self._run(lambda connection: connection.execute(_SQL[query], values).fetchone()[0], wait=wait)
+        def work(connection: Connection[Any]) -> Any:
+            row = connection.execute(_SQL[query], values).fetchone()
+            return row[0] if row else None
 
-    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
-        rows: list[Any] = self._run(lambda connection: connection.execute(_SQL[query], values).fetchall())
-        return rows
+        return self._run(work, wait=wait)
+
+    def _rows(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return self._run(lambda connection: connection.execute(_SQL[query], values).fetchall())
 
     # -- writing
 
@@ -119,14 +127,20 @@ class PostgresStore:
         if not wait:
             raise StoreBusyError("The PostgreSQL store needs the network; call again from a thread.")
         record = encode_record(entry, postings, reservation_id=reservation_id, only_if_held=only_if_held)
-        return self._shipping.send_now(record) if only_if_held else self._shipping.settle(record)
+        if only_if_held:
+            return self._shipping.send_now(record)
+        self._drainer.start()
+        return self._shipping.settle(record)
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
-        missed = self._value("reserve", [encode_hold(reservation, skew_us=self._pool.skew_us)], wait=wait)
+        missed: dict[str, Any] | None = self._value(
+            "reserve", [encode_hold(reservation, skew_us=self._pool.skew_us)], wait=wait
+        )
         if missed is not None:
-            claim = reservation.claims[missed["claim"]]
-            raise CapReachedError(claim, int(missed["settled"]), int(missed["reserved"]))
+            raise CapReachedError(
+                reservation.claims[int(missed["claim"])], int(missed["settled"]), int(missed["reserved"])
+            )
 
     def release(self, reservation_id: str, *, wait: bool = True) -> bool:
         """Free a hold without an entry."""
@@ -141,7 +155,7 @@ class PostgresStore:
         """SET the settled amounts; for the ledger's owner."""
         keys = list(settled)
         columns = [[key.budget for key in keys], [key.scope for key in keys], [key.window_start for key in keys]]
-        self._run(lambda connection: connection.execute(_SQL["set_counters"], [*columns, list(settled.values())]) and None)
+        self._rows("set_counters", [*columns, list(settled.values())])
 
     def secret(self) -> bytes:
         """The ledger's own secret, kept on the server; remembered in the spool for times when that is away."""
@@ -160,7 +174,7 @@ class PostgresStore:
 
     def flush(self, timeout: float = 10.0) -> int:
         """Send what waits in this host's spool, from this thread; how many entries are left after `timeout` seconds."""
-        return self._shipping.flush(timeout)
+        return self._drainer.flush(timeout)
 
     # -- reading
 
@@ -169,7 +183,7 @@ class PostgresStore:
 
         What waits in this host's spool is sent first: those calls are not lost, only late.
         """
-        self._shipping.tend()
+        self._drainer.drain_quietly()
         skew = self._pool.skew_us
         rows = self._rows("expired_holds", [to_microseconds(now) + skew, limit])
         return [read_hold(row, skew_us=skew) for row in rows]
@@ -194,16 +208,14 @@ class PostgresStore:
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""
-        return self._run(lambda connection: Reader(connection).entry(entry_id))  # type: ignore[no-any-return]
+        return self._run(lambda connection: Reader(connection).entry(entry_id))
 
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """Entries in order of their occurrence, page by page, each page in a read transaction of its own."""
         which = which or EntryFilter()
         last: tuple[int, int] | None = None
         while True:
-            page, last = self._run(
-                lambda connection, after=last: Reader(connection).page(which, after, newest_first=newest_first)
-            )
+            page, last = self._run(partial(_page, which=which, after=last, newest_first=newest_first))
             yield from page
             if last is None:
                 return
@@ -216,7 +228,7 @@ class PostgresStore:
             return Reader(connection).aggregate(boundaries, by, which)
 
     @contextlib.contextmanager
-    def _lend(self) -> Iterator[Connection[Any]]:
+    def _lend(self) -> Generator[Connection[Any]]:
         if not self._checked:
             self._check_schema()
         with self._pool.lend() as connection, connection.transaction():
@@ -242,7 +254,9 @@ class PostgresStore:
         except StoreError as error:
             warnings.append(f"The server is away: {error}")
         if abs(self._pool.skew_us) > _WORST_SKEW_US:
-            warnings.append(f"This host's clock differs from the server's by {self._pool.skew_us // 1_000_000} seconds.")
+            warnings.append(
+                f"This host's clock differs from the server's by {self._pool.skew_us // 1_000_000} seconds."
+            )
         facts |= {"server_failures": self._pool.failures, "spooled_entries": self._shipping.spooled}
         self._describe_spool(facts, warnings)
         return Health(facts, tuple(warnings))
@@ -262,15 +276,19 @@ class PostgresStore:
 
     def close(self) -> None:
         """Send what waits (for a moment at most), then let go of connections and files."""
-        with contextlib.suppress(StoreError):
-            if not self._pool.down:
-                self._shipping.tend()
-        self._shipping.close()
+        self._drainer.drain_quietly()
+        self._drainer.close()
         self._pool.close()
         self._spool.close()
 
 
 _WORST_SKEW_US = 5_000_000
+
+
+def _page(
+    connection: Connection[Any], *, which: EntryFilter, after: tuple[int, int] | None, newest_first: bool
+) -> tuple[list[Entry], tuple[int, int] | None]:
+    return Reader(connection).page(which, after, newest_first=newest_first)
 
 
 def _counter(row: Sequence[Any]) -> tuple[CounterKey, Counter]:

