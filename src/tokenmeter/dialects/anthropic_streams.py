@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenmeter.dialects.context import Context
 from tokenmeter.dialects.estimates import estimate, tokens_of
-from tokenmeter.dialects.wire import section, text
+from tokenmeter.dialects.wire import is_object, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["MessageStream"]
@@ -42,11 +42,11 @@ class MessageStream:
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take one event."""
         delta = event.get("delta")
-        if delta is not None and "usage" not in event:
+        if delta is not None and is_object(delta) and "usage" not in event:
             for key in _TEXT_KEYS:
                 words = delta.get(key)
                 if type(words) is str:
-                    self._bytes += len(words) if words.isascii() else len(words.encode("utf-8", "replace"))
+                    self._bytes += len(words) if words.isascii() else utf8_length(words)
                     return
             return
         kind = event.get("type")

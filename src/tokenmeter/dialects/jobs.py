@@ -38,7 +38,7 @@ def in_batch(context: Context) -> Context:
 
 def batch(body: JSON, context: Context) -> Observation:
     """A ``Batch``: its total over all requests, at batch rates. Either this is billed or its output lines, not both."""
-    if context.final_only and body.get("status") in _UNDER_WAY:
+    if context.final_only and text(body, "status") in _UNDER_WAY:
         return pending(body)
     wire = usage_of(body)
     if not wire:
@@ -67,7 +67,7 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
 
 def fine_tuning(body: JSON, context: Context) -> Observation:
     """A fine-tuning job: its trained tokens, at the base model's training price, once it has succeeded."""
-    status = body.get("status")
+    status = text(body, "status")
     trained = count(body, "trained_tokens")
     if context.final_only and status in _UNDER_WAY:
         return pending(body)
@@ -83,7 +83,7 @@ def fine_tuning(body: JSON, context: Context) -> Observation:
 def run(body: JSON, context: Context) -> Observation:
     """An assistant's run or run step: the sum over its prompts, stated when it has ended."""
     wire = usage_of(body)
-    if context.final_only and (body.get("status") in _UNDER_WAY or not wire):
+    if context.final_only and (text(body, "status") in _UNDER_WAY or not wire):
         return pending(body)
     if not wire:
         return unknown(body, None, model=context.request.model, deduplicate=True)
@@ -96,7 +96,7 @@ def run(body: JSON, context: Context) -> Observation:
 def agent(body: JSON, context: Context) -> Observation:
     """An agent's session or turn: cumulative, best effort by the provider's own words."""
     wire = usage_of(body)
-    if not wire or (context.final_only and body.get("status") in _UNDER_WAY):
+    if not wire or (context.final_only and text(body, "status") in _UNDER_WAY):
         return pending(body)
     reading = replace(inclusive(wire), prompt_tokens=None)
     config = section(body, "agent")
@@ -106,7 +106,7 @@ def agent(body: JSON, context: Context) -> Observation:
 
 def eval_run(body: JSON, context: Context) -> Observation:
     """An evaluation run: one group per model that took part."""
-    if context.final_only and body.get("status") in _UNDER_WAY:
+    if context.final_only and text(body, "status") in _UNDER_WAY:
         return pending(body)
     parts: list[Observation] = []
     for wire in members(body, "per_model_usage"):

@@ -113,7 +113,7 @@ def realtime(body: JSON, context: Context) -> Observation:
     response = section(body, "response") or body
     wire = usage_of(response)
     if not wire:
-        if response.get("status") in _DONE_WITHOUT_RESULT:
+        if text(response, "status") in _DONE_WITHOUT_RESULT:
             return Observation(response_id=text(response, "id"), billable=False)
         return unknown(response, None, model=context.request.model)
     reading = inclusive(wire)
@@ -154,7 +154,7 @@ def live_session(body: JSON, context: Context) -> Observation:
 
 def video(body: JSON, context: Context) -> Observation:
     """A video job: billed by its seconds once it is made. ``seconds`` is text on the wire."""
-    status = body.get("status")
+    status = text(body, "status")
     if status == "failed":
         return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
     seconds = amount(body, "seconds")

@@ -9,7 +9,7 @@ from typing import Any
 from tokenmeter.dialects.base import StreamReader
 from tokenmeter.dialects.context import Context, joined, pending
 from tokenmeter.dialects.estimates import estimate
-from tokenmeter.dialects.wire import JSON, section, text
+from tokenmeter.dialects.wire import JSON, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["ChatStream", "EventStream", "ResponseStream", "open_stream"]
@@ -31,14 +31,14 @@ def open_stream(context: Context, read: _Read) -> StreamReader:
 class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
-    __slots__ = ("_chars", "_context", "_finished", "_read", "_said", "_usage")
+    __slots__ = ("_bytes", "_context", "_finished", "_read", "_said", "_usage")
 
     def __init__(self, context: Context, read: _Read) -> None:
         self._context = context
         self._read = read
         self._usage: Mapping[str, Any] | None = None
         self._said: dict[str, Any] = {}
-        self._chars = 0
+        self._bytes = 0
         self._finished = 0
 
     @property
@@ -48,28 +48,34 @@ class ChatStream:
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take one chunk."""
-        get = event.get
         if not self._said:
-            self._said = {key: event[key] for key in ("id", "model", "service_tier") if event.get(key)}
-        usage = get("usage")
-        if usage:
+            self._name(event)
+        usage = event.get("usage")
+        if usage and is_object(usage):
             self._usage = usage
             self._name(event)
-        for choice in get("choices") or ():
-            delta = choice.get("delta")
-            if delta:
-                content = delta.get("content")
-                if type(content) is str:
-                    self._chars += len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
-                if len(delta) > 1 or content is None:
-                    self._chars += _other_text(delta)
-            elif delta is None and type(choice.get("text")) is str:
-                self._chars += len(choice["text"].encode("utf-8", "replace"))
-            if choice.get("finish_reason"):
-                self._finished += 1
-                self._name(event)
+        try:
+            choices: Any = event.get("choices") or ()
+            for choice in choices:
+                self._choice(choice, event)
+        except (AttributeError, TypeError):
+            pass  # a chunk in no known shape says nothing
         if "x_groq" in event and not usage:
             self._usage = section(section(event, "x_groq"), "usage") or self._usage
+
+    def _choice(self, choice: Any, event: Mapping[str, Any]) -> None:
+        delta = choice.get("delta")
+        if delta:
+            content = delta.get("content")
+            if type(content) is str:
+                self._bytes += len(content) if content.isascii() else utf8_length(content)
+            if len(delta) > 1 or content is None:
+                self._bytes += _other_text(delta)
+        elif type(choice.get("text")) is str:
+            self._bytes += utf8_length(choice["text"])
+        if choice.get("finish_reason"):
+            self._finished += 1
+            self._name(event)
 
     def _name(self, event: Mapping[str, Any]) -> None:
         """The last chunks may correct the model and name the tier that served the call."""
@@ -80,7 +86,7 @@ class ChatStream:
     def observation(self) -> Observation:
         """What is known now; without a final usage it is an estimate."""
         if self._usage is None:
-            group = estimate(self._context.request, model=text(self._said, "model"), received=self._chars)
+            group = estimate(self._context.request, model=text(self._said, "model"), received=self._bytes)
             tier = text(self._said, "service_tier")
             return Observation(
                 consumptions=(replace(group, service_tier=tier or group.service_tier),),
@@ -100,18 +106,18 @@ def _other_text(delta: Mapping[str, Any]) -> int:
     for key in ("reasoning_content", "reasoning", "refusal"):
         value = delta.get(key)
         if type(value) is str:
-            size += len(value.encode("utf-8", "replace"))
-    for call in delta.get("tool_calls") or ():
+            size += utf8_length(value)
+    for call in members(delta, "tool_calls"):
         arguments = section(call, "function").get("arguments")
         if type(arguments) is str:
-            size += len(arguments.encode("utf-8", "replace"))
+            size += utf8_length(arguments)
     return size
 
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
 #: Deltas that are not text: base64 audio.
-_BINARY = frozenset({"response.audio.delta", "response.output_audio.delta"})
+_BINARY = ("response.audio.delta", "response.output_audio.delta")
 
 
 class ResponseStream:
@@ -137,9 +143,9 @@ class ResponseStream:
         delta = event.get("delta")
         if type(delta) is str:
             if event.get("type") not in _BINARY:
-                self._bytes += len(delta) if delta.isascii() else len(delta.encode("utf-8", "replace"))
+                self._bytes += len(delta) if delta.isascii() else utf8_length(delta)
             return
-        kind = event.get("type")
+        kind = text(event, "type")
         if kind in _TERMINAL:
             self._final = self._read(event, self._context)
         elif kind in _OPENING:
@@ -213,9 +219,9 @@ class EventStream:
         """Take one event."""
         delta = event.get("delta")
         if type(delta) is str:
-            self._bytes += len(delta.encode("utf-8", "replace"))
+            self._bytes += utf8_length(delta)
             return
-        kind = event.get("type") or event.get("event")
+        kind = text(event, "type") or text(event, "event")
         if kind in _ENDINGS:
             self._terminal = True
             self._seen.append(self._read(_payload(event), self._context))

@@ -42,7 +42,7 @@ def response(body: JSON, context: Context) -> Observation:
     reading = inclusive(wire, hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
     items = members(body, "output")
     meters = {**tool_meters(body, items), **hosts.extra_meters(context.provider, wire, model)}
-    if meters or any(item.get("type") in _LOOPING_ITEMS for item in items):
+    if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
     main = context.consumption(reading, model=model, wire=wire, tier=tier)
     pictures, flags = _image_tool(body, items, context)
@@ -60,7 +60,7 @@ def response(body: JSON, context: Context) -> Observation:
 
 
 def _without_usage(body: JSON, context: Context, model: str | None) -> Observation:
-    status = body.get("status")
+    status = text(body, "status")
     if status in _UNDER_WAY:
         return pending(body)
     if status in {"failed", "cancelled"}:
@@ -93,7 +93,7 @@ def tool_meters(body: JSON, items: list[JSON]) -> dict[str, Quantity]:
             for item in items
         )
     files = sum(item.get("type") == "file_search_call" for item in items)
-    containers = {item.get("container_id") for item in items if item.get("type") == "code_interpreter_call"}
+    containers = {text(item, "container_id") for item in items if item.get("type") == "code_interpreter_call"}
     meters = {"web_searches": billed, "file_searches": files, _container_meter(body): len(containers)}
     return {meter: quantity for meter, quantity in meters.items() if quantity}
 

@@ -42,7 +42,7 @@ def session(body: JSON, context: Context) -> Observation:
 
 def dream(body: JSON, context: Context) -> Observation:
     """A dream: one model for all of its work. Its cache writes of both lifetimes come as one number."""
-    if context.final_only and body.get("status") in {"pending", "running"}:
+    if context.final_only and text(body, "status") in {"pending", "running"}:
         return pending(body)
     wire = section(body, "usage") if "usage" in body else body
     reading = replace(exclusive(wire), prompt_tokens=None)
