@@ -128,12 +128,32 @@ def _content(context: Context, composition: Composition) -> list[JSON]:
     blocks: list[JSON] = []
     if composition.reasoning is not None:
         blocks.append({"type": "thinking", "thinking": composition.reasoning, "signature": "ZmFrZQ=="})
-    blocks += [dict(item) for item in context.answer.output]
+    if context.answer.output:
+        blocks += [dict(item) for item in context.answer.output]
+    else:
+        blocks += _searches(context, int(composition.usage["web_searches"]))
     if composition.text is not None:
         blocks.append({"type": "text", "text": composition.text, "citations": None})
     for name, arguments in composition.tool_calls:
         given: Any = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
         blocks.append({"type": "tool_use", "id": context.state.new_id("toolu_"), "name": name, "input": given})
+    return blocks
+
+
+def _searches(context: Context, number: int) -> list[JSON]:
+    """The blocks of so many web searches, each with one hit."""
+    blocks: list[JSON] = []
+    for _ in range(number):
+        identity = context.state.new_id("srvtoolu_")
+        blocks.append({"type": "server_tool_use", "id": identity, "name": "web_search", "input": {"query": "fake"}})
+        hit = {
+            "type": "web_search_result",
+            "title": "Fake",
+            "url": f"{context.root}/fake",
+            "encrypted_content": "ZmFrZQ==",
+            "page_age": None,
+        }
+        blocks.append({"type": "web_search_tool_result", "tool_use_id": identity, "content": [hit]})
     return blocks
 
 

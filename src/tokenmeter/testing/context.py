@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
+from tokenmeter.testing.reporting import Reports
 from tokenmeter.testing.script import Answer, StreamUsage
 from tokenmeter.testing.truth import Bill, Truth
 from tokenmeter.testing.wire import JSON, Reply, Request
@@ -108,6 +109,7 @@ class Context:
         azure: Whether the path was an Azure deployment's.
         batch: Whether this is a line of a batch.
         books: Reads the provider's books, for its usage reports.
+        reports: How it reports.
         inner: Serves one line of a batch (URL path and body): its endpoint and what was served.
     """
 
@@ -123,6 +125,7 @@ class Context:
     azure: bool = False
     batch: bool = False
     books: Callable[[], list[Truth]]
+    reports: Reports
     inner: Callable[[str, JSON], tuple[str, Served]]
 
     @property

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenmeter.testing import (
+    anthropic_admin,
     anthropic_batches,
     anthropic_messages,
     anthropic_sessions,
+    openai_admin,
     openai_chat,
     openai_decisions,
     openai_embeddings,
@@ -54,6 +56,8 @@ OPENAI: Sequence[Route] = (
     Route("POST", "/batches/{}/cancel", "batches.cancel", openai_jobs.cancel_batch),
     Route("POST", "/fine_tuning/jobs", "fine_tuning.jobs", openai_jobs.create_tuning),
     Route("GET", "/fine_tuning/jobs/{}", "fine_tuning.jobs.retrieve", openai_jobs.retrieve_tuning),
+    Route("GET", "/organization/usage/{}", "admin.organization.usage", openai_admin.usage),
+    Route("GET", "/organization/costs", "admin.organization.costs", openai_admin.costs),
 )
 ANTHROPIC: Sequence[Route] = (
     Route("POST", "/messages", "messages", anthropic_messages.create),
@@ -66,10 +70,14 @@ ANTHROPIC: Sequence[Route] = (
     Route("POST", "/messages/batches/{}/cancel", "messages.batches.cancel", anthropic_batches.cancel),
     Route("GET", "/models", "models", anthropic_sessions.list_models),
     Route("GET", "/models/{}", "models.retrieve", anthropic_sessions.model),
-    Route("POST", "/sessions", "sessions", anthropic_sessions.create),
-    Route("GET", "/sessions/{}", "sessions.retrieve", anthropic_sessions.retrieve),
-    Route("POST", "/sessions/{}/archive", "sessions.archive", anthropic_sessions.archive),
-    Route("POST", "/sessions/{}/events", "sessions.events", anthropic_sessions.send_events),
-    Route("GET", "/sessions/{}/events", "sessions.events.list", anthropic_sessions.list_events),
-    Route("GET", "/sessions/{}/events/stream", "sessions.events.stream", anthropic_sessions.stream_events),
+    Route("POST", "/sessions", "beta.sessions", anthropic_sessions.create),
+    Route("GET", "/sessions/{}", "beta.sessions.retrieve", anthropic_sessions.retrieve),
+    Route("POST", "/sessions/{}/archive", "beta.sessions.archive", anthropic_sessions.archive),
+    Route("POST", "/sessions/{}/events", "beta.sessions.events", anthropic_sessions.send_events),
+    Route("GET", "/sessions/{}/events", "beta.sessions.events.list", anthropic_sessions.list_events),
+    Route("GET", "/sessions/{}/events/stream", "beta.sessions.events.stream", anthropic_sessions.stream_events),
+    Route("GET", "/organizations/analytics/usage", "organization.analytics.usage", anthropic_admin.analytics_usage),
+    Route("GET", "/organizations/analytics/cost", "organization.analytics.cost", anthropic_admin.analytics_cost),
+    Route("GET", "/organizations/usage_report/messages", "organization.usage_report", anthropic_admin.usage_report),
+    Route("GET", "/organizations/cost_report", "organization.cost_report", anthropic_admin.cost_report),
 )

@@ -188,8 +188,7 @@ def _text_events(item: JSON, inside: JSON) -> Iterator[tuple[str, JSON]]:
 def _call_events(item: JSON, inside: JSON) -> Iterator[tuple[str, JSON]]:
     for piece in tokens.words(item["arguments"]):
         yield "response.function_call_arguments.delta", {**inside, "delta": piece}
-    done = {**inside, "name": item["name"], "arguments": item["arguments"]}
-    yield "response.function_call_arguments.done", done
+    yield "response.function_call_arguments.done", {**inside, "arguments": item["arguments"]}
 
 
 def _reasoning_events(item: JSON, inside: JSON) -> Iterator[tuple[str, JSON]]:

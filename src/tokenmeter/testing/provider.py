@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from tokenmeter.ledger import utcnow
 from tokenmeter.testing import service
 from tokenmeter.testing.context import RefusalError, State
+from tokenmeter.testing.reporting import Reports
 from tokenmeter.testing.script import Answer, Billing, Script, StreamUsage, ToolCall
 from tokenmeter.testing.transport import Server
 from tokenmeter.testing.truth import Books, GroupBy, Truth
@@ -38,6 +39,7 @@ class FakeProvider:
             on generating (the default); ``"sent"``, up to the last event sent; ``"nothing"``.
         api_keys: Keys that are valid; None accepts every key. A request without a key always gets a 401.
         clock: Tells the provider's time, aware UTC.
+        reports: How its usage and cost reports price, delay or round; see `Reports`.
         realtime: Whether WebSocket connections are served too; needs the ``websockets`` package.
         port: 0 takes any free port.
     """
@@ -50,6 +52,7 @@ class FakeProvider:
         billing: Billing = "generated",
         api_keys: Collection[str] | None = None,
         clock: Callable[[], datetime] = utcnow,
+        reports: Reports | None = None,
         realtime: bool = False,
         port: int = 0,
     ) -> None:
@@ -62,6 +65,7 @@ class FakeProvider:
             billing=billing,
             api_keys=None if api_keys is None else frozenset(api_keys),
             clock=clock,
+            reports=reports or Reports(),
         )
         self._realtime = realtime
         self._port = port
@@ -150,6 +154,15 @@ class FakeProvider:
         with self._lock:
             return list(self._requests)
 
+    @property
+    def reports(self) -> Reports:
+        """How its usage and cost reports price, delay or round; may be set at any time."""
+        return self._house.reports
+
+    @reports.setter
+    def reports(self, reports: Reports) -> None:
+        self._house.reports = reports
+
     def reset(self) -> None:
         """Forget requests, books, kept objects and scripted answers."""
         with self._lock:
@@ -189,6 +202,7 @@ class FakeProvider:
         events: Sequence[Event | Mapping[str, Any] | str | bytes] | None = None,
         stream_usage: StreamUsage | None = None,
         billing: Billing | None = None,
+        billed: bool = True,
         delay: float = 0.0,
         chunk_delay: float = 0.0,
         cut_after: int | None = None,
@@ -229,6 +243,7 @@ class FakeProvider:
             events: All events of a stream instead of made-up ones: values to send as JSON, or text and bytes as are.
             stream_usage: How this chat stream reports usage.
             billing: What it costs when it is not delivered whole.
+            billed: False for an answer that the provider waives though it carries usage.
             delay: Seconds before the first byte.
             chunk_delay: Seconds between a stream's events.
             cut_after: The connection ends after so many events of a stream, or bytes of a body.
@@ -263,6 +278,7 @@ class FakeProvider:
             events=events,
             stream_usage=stream_usage,
             billing=billing,
+            billed=billed,
             delivery=delivery,
         )
         self._house.script.add(scripted, path=path, model=for_model, times=times)

@@ -34,6 +34,7 @@ _SWITCHING = 101
 _AUDIO_BYTES_PER_TOKEN = 4_800  # 24 kHz, 16 bit: ten tokens a second
 _HEARD = "You said something."
 _RECEIVE = 65536
+_DATA = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
 Send = Callable[[JSON], None]
 
@@ -73,10 +74,11 @@ class Connections:
         kind = _session_kind(request)
         assert kind is not None  # noqa: S101 - the handshake was refused otherwise
         session = kind(self._house, request, send)
+        messages = _Messages()
         _flush(connection, protocol)
         while protocol.state is ConnectionState.OPEN and (data := connection.recv(_RECEIVE)):
             protocol.receive_data(data)
-            for message in _messages(protocol):
+            for message in messages.whole(protocol):
                 session.receive(message)
                 _flush(connection, protocol)
             _flush(connection, protocol)
@@ -88,15 +90,21 @@ def _flush(connection: socket.socket, protocol: ServerProtocol) -> None:
             connection.sendall(data)
 
 
-def _messages(protocol: ServerProtocol) -> Iterator[JSON]:
-    """Whole JSON messages; one split over frames is rare enough to be joined here, within a single receipt."""
-    whole = b""
-    for frame in protocol.events_received():
-        if isinstance(frame, Frame) and frame.opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
-            whole += frame.data
-            if frame.fin:
-                yield json.loads(whole)
-                whole = b""
+class _Messages:
+    """Joins frames to whole JSON messages."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes | bytearray | memoryview] = []
+
+    def whole(self, protocol: ServerProtocol) -> Iterator[JSON]:
+        """The messages completed by what was received."""
+        for frame in protocol.events_received():
+            if isinstance(frame, Frame) and frame.opcode in _DATA:
+                self._parts.append(frame.data)
+                if frame.fin:
+                    message = b"".join(self._parts)
+                    self._parts.clear()
+                    yield json.loads(message)
 
 
 class _Session:
@@ -192,7 +200,8 @@ class _Realtime(_Session):
                 pass  # the real API answers these too, without any effect on usage
 
     def _add(self, item: JSON) -> None:
-        self._said += [str(content["text"]) for content in item.get("content") or [] if "text" in content]
+        contents: list[JSON] = item.get("content") or []
+        self._said += [str(content["text"]) for content in contents if "text" in content]
         self._tell("conversation.item.added", item=item)
         self._tell("conversation.item.done", item=item)
 

@@ -79,7 +79,8 @@ def find(request: Request) -> Match:
     if (found := _TABLES[provider].find(request.method, path)) is None:
         return Match(provider=provider, azure=azure)
     route, params = found
-    name = f"beta.{route.name}" if provider == "anthropic" and request.query.get("beta") else route.name
+    beta = "beta" in request.query and route.name.startswith(("messages", "responses"))
+    name = f"beta.{route.name}" if beta else route.name
     return Match(provider=provider, name=name, serve=route.serve, params=params, implied=implied, azure=azure)
 
 

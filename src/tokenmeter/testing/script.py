@@ -53,6 +53,7 @@ class Answer:
     events: Sequence[Event | Mapping[str, Any] | str | bytes] | None = None
     stream_usage: StreamUsage | None = None
     billing: Billing | None = None
+    billed: bool = True
     delivery: Delivery = STRAIGHT
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tokenmeter.testing.context import Context, RefusalError, Served, State
 from tokenmeter.testing.errors import error_body
 from tokenmeter.testing.form import decode
+from tokenmeter.testing.reporting import Reports
 from tokenmeter.testing.routes import Match, find
 from tokenmeter.testing.script import DEFAULT, Answer, Billing, Script, StreamUsage
 from tokenmeter.testing.truth import Bill, Books, Truth
@@ -35,6 +36,7 @@ class House:
         billing: What an incomplete answer costs.
         api_keys: Valid keys; None = all.
         clock: Tells the time.
+        reports: How it reports usage and costs.
         root: URL of the server.
     """
 
@@ -46,6 +48,7 @@ class House:
     billing: Billing
     api_keys: frozenset[str] | None
     clock: Callable[[], datetime]
+    reports: Reports
     root: str = ""
 
 
@@ -135,6 +138,7 @@ def context_of(visit: Visit) -> Context:
         root=house.root,
         azure=visit.match.azure,
         books=house.books.snapshot,
+        reports=house.reports,
         inner=lambda path, body: _serve_line(visit, path, body),
     )
 
@@ -173,10 +177,10 @@ def _enter(visit: Visit, served: Served) -> Reply:
     if reply.status < _FIRST_ERROR and answer.status != DEFAULT.status:
         reply.status = answer.status
     policy = answer.billing or ("nothing" if answer.delivery.reset else house.billing)
-    truth = _record(visit, reply, _due_at_once(served.bill, reply, policy), visit.match.name)
+    truth = _record(visit, reply, _due_at_once(served.bill, reply, policy, billed=answer.billed), visit.match.name)
     for endpoint, line in served.lines:
         _record(visit, reply, line, endpoint)
-    if served.bill is not None and truth.complete:
+    if served.bill is not None and truth.complete and truth.billed:
         reply.ended = _ending(house.books, truth, served.bill, reply, policy)
     return reply
 
@@ -199,9 +203,11 @@ def _record(visit: Visit, reply: Reply, bill: Bill | None, endpoint: str | None)
     )
 
 
-def _due_at_once(bill: Bill | None, reply: Reply, policy: Billing) -> Bill | None:
+def _due_at_once(bill: Bill | None, reply: Reply, policy: Billing, *, billed: bool) -> Bill | None:
     """The bill as it is known before sending: what is cut on purpose is billed by `policy`."""
     delivery = reply.delivery
+    if bill is not None and not billed:
+        return replace(bill, free=True)
     if bill is None or not (delivery.reset or delivery.cut_after is not None):
         return bill
     return _part_of(bill, reply, policy, delivery.cut_after or 0)
@@ -212,7 +218,7 @@ def _part_of(bill: Bill, reply: Reply, policy: Billing, sent: int) -> Bill:
     if policy == "generated":
         return bill
     if policy == "nothing":
-        return replace(bill, consumptions=())
+        return replace(bill, free=True)
     if reply.events is None:
         return bill  # a body is generated whole before its first byte leaves
     generated = reply.events[min(sent, len(reply.events)) - 1].generated if sent else 0
@@ -222,7 +228,7 @@ def _part_of(bill: Bill, reply: Reply, policy: Billing, sent: int) -> Bill:
 def _ending(books: Books, truth: Truth, bill: Bill, reply: Reply, policy: Billing) -> Callable[[int, bool], None]:
     def ended(sent: int, complete: bool) -> None:
         if not complete:
-            parts = _part_of(bill, reply, policy, sent).consumptions
-            books.amend(truth.sequence, complete=False, consumptions=parts, billed=any(part.usage for part in parts))
+            due = _part_of(bill, reply, policy, sent)
+            books.amend(truth.sequence, complete=False, consumptions=due.consumptions, billed=due.billed)
 
     return ended

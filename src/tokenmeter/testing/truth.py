@@ -27,6 +27,7 @@ class Bill:
         wire_usage: The usage object sent to the client; None when none was sent.
         service_tier: Tier that served it.
         custom_id: The caller's own id of a batch line.
+        free: The provider waives it.
     """
 
     model: str | None = None
@@ -35,6 +36,12 @@ class Bill:
     wire_usage: Any = None
     service_tier: str | None = None
     custom_id: str | None = None
+    free: bool = False
+
+    @property
+    def billed(self) -> bool:
+        """Whether anything is due."""
+        return not self.free and any(part.usage for part in self.consumptions)
 
     def cut_at(self, generated: int) -> Bill:
         """The bill for the same answer when generation stopped after `generated` output tokens."""
@@ -77,7 +84,7 @@ class Truth:
         streamed: Whether the answer was an event stream.
         complete: Whether the whole answer was sent; False for a cut or abandoned one.
         usage: The usage object as sent to the client; None when none was.
-        consumptions: Disjoint quantities per model and context; empty when nothing is billed.
+        consumptions: Disjoint quantities per model and context, also of an answer that was waived.
         service_tier: Tier that served it.
     """
 
@@ -104,8 +111,13 @@ class Truth:
 
     @property
     def meters(self) -> Usage:
-        """Everything billed by this request, as disjoint quantities."""
-        return Usage.total(part.usage for part in self.consumptions)
+        """Everything billed for this request, as disjoint quantities."""
+        return Usage.total(part.usage for part in self.consumptions) if self.billed else Usage()
+
+    @property
+    def api_key_id(self) -> str | None:
+        """The key's id in the provider's usage reports."""
+        return None if self.api_key_sha256 is None else f"key_{self.api_key_sha256[:16]}"
 
 
 class Books:
@@ -132,7 +144,7 @@ class Books:
                 model=due.model,
                 response_id=due.response_id,
                 custom_id=due.custom_id,
-                billed=any(part.usage for part in due.consumptions),
+                billed=due.billed,
                 usage=due.wire_usage,
                 consumptions=due.consumptions,
                 service_tier=due.service_tier,
@@ -161,7 +173,7 @@ class Books:
         """Billed quantities per value of `by`; ``model`` and ``service_tier`` go by each consumption's own."""
         groups: dict[str | None, Usage] = {}
         for truth in self.snapshot():
-            for part in truth.consumptions:
+            for part in truth.consumptions if truth.billed else ():
                 value = _group(truth, part, by)
                 groups[value] = groups.get(value, Usage()) + part.usage
         return groups

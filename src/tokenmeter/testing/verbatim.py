@@ -22,15 +22,16 @@ _FIRST_ERROR = 400
 def serve_verbatim(match: Match, answer: Answer, request_model: str | None) -> Served:
     """Serve `answer`'s own body or events."""
     told: Mapping[str, Any] = {}
+    body: object = answer.body
     if answer.events is not None:
         reply = Reply(headers=dict(SSE), events=tuple(map(_event, answer.events)))
-    elif isinstance(answer.body, str):
-        reply = Reply(body=answer.body.encode())
-    elif isinstance(answer.body, bytes):
-        reply = Reply(body=answer.body)
+    elif isinstance(body, str):
+        reply = Reply(body=body.encode())
+    elif isinstance(body, bytes):
+        reply = Reply(body=body)
     else:
-        reply = json_reply(answer.body)
-        told = cast("Mapping[str, Any]", answer.body) if isinstance(answer.body, Mapping) else {}
+        reply = json_reply(body)
+        told = cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else {}
     reply.status = answer.status
     return Served(reply=reply, bill=_bill(match, answer, request_model, told))
 
