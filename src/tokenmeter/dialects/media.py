@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _ESTIMATED = frozenset({"estimated"})
+_SMALLEST_VIDEO = 720
 _DONE_WITHOUT_RESULT = frozenset({"failed", "cancelled"})
 
 
@@ -163,7 +164,14 @@ def video(body: JSON, context: Context) -> Observation:
         return pending(body)
     if seconds is None:
         return unknown(body, wire or None, model=context.request.model, deduplicate=True)
-    reading = Reading(Usage({"seconds_video": seconds}))
+    reading = Reading(Usage({_video_meter(text(body, "size")): seconds}))
     raw = {key: body[key] for key in ("seconds", "size", "usage") if body.get(key) is not None}
     group = context.consumption(reading, model=text(body, "model"), wire=wire or None, role="video_generation")
     return observation(reading, group, body, raw, deduplicate=True)
+
+
+def _video_meter(size: str | None) -> str:
+    """Pictures larger than the smallest size have prices, and so meters, of their own: ``seconds_video_1024p``."""
+    sides = [int(side) for side in (size or "").split("x") if side.isdecimal()]
+    shorter = min(sides, default=_SMALLEST_VIDEO)
+    return "seconds_video" if shorter <= _SMALLEST_VIDEO else f"seconds_video_{shorter}p"
