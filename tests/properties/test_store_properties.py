@@ -21,17 +21,28 @@ from tokenmeter.stores.codec import (
     encode_claims,
     encode_entry,
     rate_of,
+    to_microseconds,
 )
 from tokenmeter.stores.memory import MemoryStore
 from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, cover
+from tokenmeter.stores.slots import ends, terms
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.usage import Usage
 
-START = datetime(2026, 3, 27, tzinfo=UTC)
+START = datetime(2026, 2, 24, tzinfo=UTC)
 END = datetime(2026, 4, 3, tzinfo=UTC)
 ZONES = ["UTC", "Europe/Berlin", "Asia/Kathmandu", "Australia/Lord_Howe", "America/St_Johns", "Pacific/Chatham"]
 WIDE = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
+#: Anywhere, and often right beside the edge of a quarter-hour, a day or a month.
+instants = st.datetimes(START.replace(tzinfo=None), END.replace(tzinfo=None)).map(
+    lambda d: d.replace(tzinfo=UTC)
+) | st.builds(
+    lambda edge, quarters, microseconds: edge + timedelta(minutes=15 * quarters, microseconds=microseconds),
+    st.sampled_from([datetime(2026, 3, day, tzinfo=UTC) for day in (1, 2, 28, 29)]),
+    st.sampled_from([0, 1, 23, 47, 48, 49]),
+    st.sampled_from([-1, 0, 1]),
+)
 names = st.sampled_from(["ada", "bob", None])
 text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
 maybe = st.none() | text
@@ -65,9 +76,7 @@ def entries(draw):
     """Any entry: its costs need not even be what its charges add up to."""
     return Entry(
         kind=draw(st.sampled_from(["usage", "usage", "correction", "adjustment"])),
-        occurred_at=draw(
-            st.datetimes(START.replace(tzinfo=None), END.replace(tzinfo=None)).map(lambda d: d.replace(tzinfo=UTC))
-        ),
+        occurred_at=draw(instants),
         provider=draw(st.sampled_from(["openai", "anthropic"])),
         endpoint="e",
         operation="chat",
@@ -107,7 +116,6 @@ def entries(draw):
 
 
 ledgers = st.lists(entries(), max_size=12)
-instants = st.datetimes(START.replace(tzinfo=None), END.replace(tzinfo=None)).map(lambda d: d.replace(tzinfo=UTC))
 dimensions = st.lists(
     st.sampled_from(["member", "model", "provider", "status", "kind", "sku_meter", "end_user", "api_key", "route"]),
     unique=True,
@@ -201,6 +209,24 @@ def test_spans_cover_a_stretch_without_gap_or_overlap(start, length, grain):
         assert all(span.width for span in spans)
 
 
+@given(start=instants, end=instants)
+def test_terms_are_whole_slots_that_make_up_a_stretch(start, end):
+    start, end = sorted([to_microseconds(start), to_microseconds(end)])
+    counted = defaultdict(int)  # of each moment where something begins or ends: how often what follows it is counted
+    for term in terms(start, end):
+        assert term.start < term.end
+        assert term.level is not None or term.sign == 1
+        if term.level is not None:
+            slots = ends(term.level, term.start, term.end)
+            assert slots[-1] == term.end
+            assert len(slots) <= 96
+        counted[term.start] += term.sign
+        counted[term.end] -= term.sign
+    assert {moment: change for moment, change in counted.items() if change} == (
+        {start: 1, end: -1} if start < end else {}
+    )
+
+
 @given(content=ledgers, cuts=st.lists(instants, min_size=2, max_size=5), by=dimensions, which=filters)
 @WIDE
 def test_kept_sums_are_what_adding_up_the_entries_gives(fill, content, cuts, by, which):
@@ -208,7 +234,7 @@ def test_kept_sums_are_what_adding_up_the_entries_gives(fill, content, cuts, by,
     assert list(fill(content).aggregate(cuts, by, which)) == list(in_memory(content).aggregate(cuts, by, which))
 
 
-@given(content=ledgers, zone=st.sampled_from(ZONES), unit=st.sampled_from(["hour", "day", "week"]), by=dimensions)
+@given(content=ledgers, zone=st.sampled_from(ZONES), unit=st.sampled_from(["day", "week", "month"]), by=dimensions)
 @WIDE
 def test_the_sum_of_any_partition_is_the_total_in_any_zone(fill, content, zone, unit, by):
     store = fill(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -12,9 +13,10 @@ from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.chain import FIRST, link
 from tokenmeter.stores.codec import COLUMNS, CONTEXT_FIELDS, RATE_FIELDS, decode_claims, from_microseconds
 from tokenmeter.stores.database import Database, Session
-from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, SUMS, lines
+from tokenmeter.stores.rollups import DAY, SUMS, lines
 from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of, rate_numbers
 from tokenmeter.stores.shared import digest_of
+from tokenmeter.stores.slots import Level, ends, month, slots_of
 
 __all__ = ["audit"]
 
@@ -23,6 +25,10 @@ _CONTEXT, _CHARGES = COLUMNS.index("context"), COLUMNS.index("charges")
 _CHAIN = (
     f"SELECT seq, {', '.join(COLUMNS)}, hash FROM entries WHERE seq > ? AND seq <= ? "  # noqa: S608 - names of our own
     f"ORDER BY seq LIMIT {_PAGE}"
+)
+_ADDED = (
+    f"SELECT series, {', '.join(f'sum({name})' for name in SUMS)} FROM sums "  # noqa: S608 - names of our own
+    "WHERE until IN (SELECT value FROM json_each(?)) AND level = ? GROUP BY series"
 )
 _SHARED = {"contexts": CONTEXT_FIELDS, "rates": RATE_FIELDS, "series": ("context", "sku_meter", "marks")}
 
@@ -38,9 +44,14 @@ def audit(database: Database) -> Verification:
         faults += database.read(walk.page)
     faults += walk.end()
     day: int | None = -(2**62)
+    months: set[tuple[int, int]] = set()
     while day is not None:
         day, found = database.read(partial(_next_day, since=day))
         faults += found
+        if day is not None:
+            months.add(month(day - DAY))
+    for start, end in sorted(months):
+        faults += database.read(partial(_month, start=start, end=end))
     faults += database.read(_holds)
     return Verification(walk.entries, head.hex(), tuple(faults))
 
@@ -127,14 +138,25 @@ def _next_day(session: Session, *, since: int) -> tuple[int | None, list[Fault]]
     return end, faults if wrong else []
 
 
+def _month(session: Session, *, start: int, end: int) -> list[Fault]:
+    """Compare the sums of a UTC month with those of its days."""
+    kept, added = (
+        {series: sums for series, *sums in session.connection.execute(_ADDED, (json.dumps(slots), level))}
+        for level, slots in ((Level.MONTH, [end]), (Level.DAY, ends(Level.DAY, start, end)))
+    )
+    wrong = {series for series in kept.keys() | added.keys() if kept.get(series) != added.get(series)}
+    name = f"{from_microseconds(start):%Y-%m}"
+    return [Fault("rollup", name, f"{len(wrong)} sums of {name} are wrong.")] if wrong else []
+
+
 def _kept(session: Session, start: int, end: int) -> dict[tuple[Any, ...], tuple[int, ...]]:
     rows = session.connection.execute(
-        f"SELECT until, width, series, {', '.join(SUMS)} FROM sums WHERE until > ? AND until <= ?",  # noqa: S608 - names of our own
+        f"SELECT until, level, series, {', '.join(SUMS)} FROM sums WHERE until > ? AND until <= ? AND level < 2",  # noqa: S608 - names of our own
         (start, end),
     )
     return {
-        (until, width, *session.series.values(session.connection, series)): tuple(sums)
-        for until, width, series, *sums in rows
+        (until, level, *session.series.values(session.connection, series)): tuple(sums)
+        for until, level, series, *sums in rows
     }
 
 
@@ -150,9 +172,8 @@ def _derived(session: Session, start: int, end: int) -> dict[tuple[Any, ...], tu
         except (LookupError, ValueError, TypeError):
             continue  # an edited row: the chain has told of it
         for line in lines(found.context, found.amounts):
-            for width in (QUARTER_HOUR, DAY):
-                until = occurred_at - occurred_at % width + width
-                total = totals[until, width, found.context_id, line.sku_meter, line.marks]
+            for until, level in slots_of(occurred_at)[:2]:
+                total = totals[until, level, found.context_id, line.sku_meter, line.marks]
                 for index, value in enumerate(line.sums):
                     total[index] += value
     return {key: tuple(total) for key, total in totals.items()}

@@ -1,9 +1,8 @@
 """Sums of entries: what one entry adds, over which stretches sums are kept, and how they become report groups.
 
 An entry is split into lines, one per meter it used or was charged for. A *series* is all lines with the same context,
-meter and marks. Stores keep the sums of each series per quarter-hour and per UTC day; every current time zone lies on
-quarter-hours, so any calendar period in any zone is a union of such slots. A slot is known by its end and its width:
-the quarter-hour and the day that are being written then lie side by side in the store.
+meter and marks. Stores keep the sums of each series per stretch of UTC, quarter-hours at the finest: every current time
+zone lies on quarter-hours, so any calendar period in any zone is made of such stretches.
 """
 
 from __future__ import annotations
@@ -240,6 +239,35 @@ class Cell(NamedTuple):
     estimated: bool
 
 
+class _Total:
+    """One group while it is added up; costs in picodollars, quantities in billionths."""
+
+    __slots__ = (
+        *("billed_cost", "contracted_cost", "entries", "errors", "estimated", "list_cost", "nano", "reasoning"),
+        *("requests", "unpriced"),
+    )
+
+    def __init__(self) -> None:
+        self.entries = self.requests = self.errors = self.unpriced = self.estimated = self.reasoning = 0
+        self.list_cost = self.contracted_cost = self.billed_cost = 0
+        self.nano: dict[str, int] = {}
+
+    def aggregate(self, bucket: int, group: tuple[str | None, ...]) -> Aggregate:
+        return Aggregate(
+            bucket,
+            group,
+            requests=self.requests,
+            errors=self.errors,
+            unpriced=self.unpriced,
+            estimated=self.estimated,
+            quantities={meter: _quantity(nano) for meter, nano in self.nano.items() if nano},
+            reasoning_output_tokens=self.reasoning,
+            list_cost=to_dollars(self.list_cost),
+            contracted_cost=to_dollars(self.contracted_cost),
+            billed_cost=to_dollars(self.billed_cost),
+        )
+
+
 _NO_TAGS: Mapping[str, str] = {}
 
 
@@ -259,9 +287,7 @@ class Tally:
         self._every_line = self._split or len(where.get("sku_meter", ())) == 1
         mixed = not self._every_line and "sku_meter" in where
         self.needs_entries = mixed or any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
-        self._sums: dict[tuple[int, tuple[str | None, ...]], Aggregate] = {}
-        self._money: dict[tuple[int, tuple[str | None, ...]], list[int]] = {}
-        self._nano: dict[tuple[int, tuple[str | None, ...]], dict[str, int]] = {}
+        self._totals: dict[tuple[int, tuple[str | None, ...]], _Total] = {}
 
     def cell(
         self,
@@ -288,23 +314,23 @@ class Tally:
     def add(self, bucket: int, cell: Cell, sums: Sequence[int]) -> None:
         """Count `sums` (in the order of `SUMS`) in `cell`."""
         place = (bucket, cell.group)
-        total = self._sums.get(place)
+        total = self._totals.get(place)
         if total is None:
-            total = self._sums[place] = Aggregate(bucket, cell.group)
-            self._money[place] = [0] * 6
-            self._nano[place] = {}
+            total = self._totals[place] = _Total()
         count = sums[0]
-        total.requests += count * cell.requests
-        total.errors += count * cell.error
-        total.unpriced += count * cell.unpriced
-        total.estimated += count * cell.estimated
-        total.reasoning_output_tokens += sums[1]
-        if cell.sku_meter is not None and (sums[2] or sums[3]):
-            nano = self._nano[place]
-            nano[cell.sku_meter] = nano.get(cell.sku_meter, 0) + sums[2] * _NANO + sums[3]
-        money = self._money[place]
-        for index in range(6):
-            money[index] += sums[4 + index]
+        total.entries += count
+        if cell.requests:
+            total.requests += count
+            total.errors += count * cell.error
+            total.unpriced += count * cell.unpriced
+            total.estimated += count * cell.estimated
+        total.reasoning += sums[1]
+        meter = cell.sku_meter
+        if meter is not None:
+            total.nano[meter] = total.nano.get(meter, 0) + sums[2] * _NANO + sums[3]
+        total.list_cost += sums[4] * MICRO + sums[5]
+        total.contracted_cost += sums[6] * MICRO + sums[7]
+        total.billed_cost += sums[8] * MICRO + sums[9]
 
     def add_entry(
         self, bucket: int, context: Context, amounts: Amounts, end_user: str | None, tags: Mapping[str, str]
@@ -319,16 +345,10 @@ class Tally:
                 self.add(bucket, cell, line.sums)
 
     def result(self) -> list[Aggregate]:
-        """The groups, by bucket and then by value (not-set last)."""
-        for place, total in self._sums.items():
-            money = self._money[place]
-            total.list_cost = to_dollars(money[0] * MICRO + money[1])
-            total.contracted_cost = to_dollars(money[2] * MICRO + money[3])
-            total.billed_cost = to_dollars(money[4] * MICRO + money[5])
-            total.quantities = {meter: _quantity(nano) for meter, nano in self._nano[place].items() if nano}
+        """The groups that have an entry, by bucket and then by value (not-set last)."""
+        found = [total.aggregate(*place) for place, total in self._totals.items() if total.entries]
         return sorted(
-            self._sums.values(),
-            key=lambda total: (total.bucket, tuple((value is None, value or "") for value in total.group)),
+            found, key=lambda total: (total.bucket, tuple((value is None, value or "") for value in total.group))
         )
 
 

@@ -40,20 +40,17 @@ from tokenmeter.stores.codec import (
 from tokenmeter.stores.database import PATIENCE, Database, Session, sqlite3
 from tokenmeter.stores.migrations import SCHEMA_VERSION, queries
 from tokenmeter.stores.rollups import (
-    DAY,
-    QUARTER_HOUR,
     SUMS,
     Cell,
-    Span,
     Tally,
     check_boundaries,
     check_dimensions,
-    cover,
     lines,
     matches,
 )
 from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of, entry_of
 from tokenmeter.stores.selection import conditions
+from tokenmeter.stores.slots import Level, Term, ends, slots_of, terms
 
 __all__ = ["SQLiteStore"]
 
@@ -63,13 +60,13 @@ _NAMES = ", ".join(COLUMNS)
 _PLACES = ", ".join("?" * (len(COLUMNS) + 2))
 _INSERT_ENTRY = f"INSERT INTO entries (seq, {_NAMES}, hash) VALUES ({_PLACES}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of our own
 _ADD_SUMS = (
-    f"INSERT INTO sums (until, width, series, {', '.join(SUMS)}) VALUES ({', '.join('?' * (len(SUMS) + 3))}) "  # noqa: S608 - names of our own
-    "ON CONFLICT (until, width, series) DO UPDATE SET "
+    f"INSERT INTO sums (until, level, series, {', '.join(SUMS)}) VALUES ({', '.join('?' * (len(SUMS) + 3))}) "  # noqa: S608 - names of our own
+    "ON CONFLICT (until, level, series) DO UPDATE SET "
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
 )
 _SUM_SLOTS = (
     f"SELECT series, {', '.join(f'sum({name})' for name in SUMS)} FROM sums "  # noqa: S608 - names of our own
-    "WHERE until IN (SELECT value FROM json_each(?)) AND width = ? GROUP BY series"
+    "WHERE until IN (SELECT value FROM json_each(?)) AND level = ? GROUP BY series"
 )
 
 
@@ -151,11 +148,7 @@ class SQLiteStore:
         ]
         session.connection.executemany(
             _ADD_SUMS,
-            [
-                (occurred_at - occurred_at % width + width, width, *line)
-                for width in (QUARTER_HOUR, DAY)
-                for line in sums
-            ],
+            [(*slot, *line) for slot in slots_of(occurred_at) for line in sums],
         )
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
@@ -319,11 +312,11 @@ class SQLiteStore:
             tally = Tally(by, where)
             cells: dict[int, Cell | None] = {}
             for bucket, (start, end) in enumerate(pairwise(instants)):
-                for span in (Span(0, start, end),) if tally.needs_entries else cover(start, end):
-                    if span.width:
-                        _add_slots(session, tally, bucket, span, cells)
+                for term in (Term(1, None, start, end),) if tally.needs_entries else terms(start, end):
+                    if term.level is None:
+                        _add_entries(session, tally, bucket, term, where)
                     else:
-                        _add_entries(session, tally, bucket, span, where)
+                        _add_slots(session, tally, bucket, term, cells)
             return tally.result()
 
         return self._database.read(work)
@@ -378,22 +371,23 @@ def _page(session: Session, statement: str, values: Sequence[Any]) -> list[tuple
     return [(seq, entry_of(session, row)) for seq, *row in rows]
 
 
-def _add_slots(session: Session, tally: Tally, bucket: int, span: Span, cells: dict[int, Cell | None]) -> None:
-    ends = range(span.start + span.width, span.end + 1, span.width)
-    for series, *sums in session.connection.execute(_SUM_SLOTS, (compact_json([*ends]), span.width)):
+def _add_slots(session: Session, tally: Tally, bucket: int, term: Term, cells: dict[int, Cell | None]) -> None:
+    level = term.level or Level.QUARTER_HOUR
+    slots = compact_json(ends(level, term.start, term.end))
+    for series, *sums in session.connection.execute(_SUM_SLOTS, (slots, level)):
         if series not in cells:
             context_id, sku_meter, marks = session.series.values(session.connection, series)
             context = session.contexts.values(session.connection, context_id)
             cells[series] = tally.cell(context, sku_meter, marks)
         cell = cells[series]
         if cell is not None:
-            tally.add(bucket, cell, sums)
+            tally.add(bucket, cell, sums if term.sign > 0 else [-value for value in sums])
 
 
 def _add_entries(
-    session: Session, tally: Tally, bucket: int, span: Span, where: Mapping[str, frozenset[str | None]]
+    session: Session, tally: Tally, bucket: int, term: Term, where: Mapping[str, frozenset[str | None]]
 ) -> None:
-    wanted, values = conditions(where, span.start, span.end)
+    wanted, values = conditions(where, term.start, term.end)
     rows = session.connection.execute(
         f"SELECT {AMOUNT_COLUMNS} FROM entries WHERE {' AND '.join(wanted)}",  # noqa: S608 - names of our own
         values,

@@ -138,11 +138,11 @@ CREATE TABLE series (
     sku_meter TEXT,
     marks INTEGER NOT NULL
 );
--- `until` is the slot's end in microseconds since the epoch, `width` its length. With the end in front, the quarter-hour
--- and the day that are being written lie side by side: one page to write instead of two.
+-- `until` is the slot's end in microseconds since the epoch; level 0 is a quarter-hour, 1 a UTC day, 2 a UTC month.
+-- With the end in front, the slots that are being written lie side by side: one page to write instead of three.
 CREATE TABLE sums (
     until INTEGER NOT NULL,
-    width INTEGER NOT NULL,
+    level INTEGER NOT NULL,
     series INTEGER NOT NULL,
     entries INTEGER NOT NULL,
     reasoning INTEGER NOT NULL,
@@ -154,5 +154,5 @@ CREATE TABLE sums (
     contracted_pico INTEGER NOT NULL,
     billed_micro INTEGER NOT NULL,
     billed_pico INTEGER NOT NULL,
-    PRIMARY KEY (until, width, series)
+    PRIMARY KEY (until, level, series)
 ) WITHOUT ROWID;
