@@ -6,13 +6,16 @@ the same names; everything else is the SDK's own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
 from tokenmeter.capture.hosts import provider_of_url, region_of_url
+from tokenmeter.capture.sockets import watch_resource, watch_resources
 from tokenmeter.dialects.openai import OpenAIDialect
 from tokenmeter.errors import ConfigurationError
 
@@ -165,6 +168,26 @@ if not TYPE_CHECKING:
     __all__ = [name for name in __all__ if name in globals()]  # older SDKs have fewer
 
 
+def _watch_new_resources() -> None:
+    """WebSocket connections are opened by resources, which the SDK makes when they are first asked for."""
+    module: Any = import_module("openai._resource")
+    for name in ("SyncAPIResource", "AsyncAPIResource"):
+        kind: Any = getattr(module, name)
+        kind.__init__ = _watching(kind.__init__)
+
+
+def _watching(plain: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(plain)
+    def __init__(self: Any, client: Any) -> None:  # noqa: N807 - it becomes that method
+        plain(self, client)
+        watch_resource(self)
+
+    return __init__
+
+
+_watch_new_resources()
+
+
 def __getattr__(name: str) -> Any:
     return getattr(_sdk, name)
 
@@ -179,6 +202,7 @@ def __dir__() -> list[str]:
 def bind_client(client: Any, meter: Meter | None, attribution: Any) -> None:
     """Meter a client of the SDK in place."""
     bind(client, Binding(_SDK, meter, attribution))
+    watch_resources(client)
 
 
 def bind_module(module: ModuleType, meter: Meter | None, attribution: Any) -> None:

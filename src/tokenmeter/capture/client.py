@@ -21,6 +21,7 @@ from tokenmeter.capture.injection import (
     RAW_RESPONSE_HEADER,
     add_output_cap,
     ask_for_usage,
+    hide_in_raw_response,
     hide_null_usage,
     is_refusal,
     remember_refusal,
@@ -198,7 +199,7 @@ def _process_response(send: Send, client: Any, **kwargs: Any) -> Any:  # noqa: A
         exchange.failed(error)
         exchange.finish()
         raise
-    _read(exchange, kwargs["response"])
+    _read(exchange, kwargs["response"], value)
     return value
 
 
@@ -212,7 +213,7 @@ async def _process_response_async(send: Send, client: Any, **kwargs: Any) -> Any
         exchange.failed(error)
         exchange.finish()
         raise
-    _read(exchange, kwargs["response"])
+    _read(exchange, kwargs["response"], value)
     return value
 
 
@@ -297,8 +298,10 @@ def _is_binary_stream(response: Any) -> bool:
     return "amazon.eventstream" in response.headers.get("content-type", "")
 
 
-def _read(exchange: Exchange, response: Any) -> None:
+def _read(exchange: Exchange, response: Any, value: Any) -> None:
     """After the SDK made its value: a body in memory is all there is."""
+    if exchange.call.include_usage_injected:
+        hide_in_raw_response(exchange.call, value)
     if is_read(response) and not (exchange.streamed and _is_binary_stream(response)):
         exchange.read_content(response.content, response.headers)
         exchange.finish()

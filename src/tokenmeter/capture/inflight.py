@@ -26,14 +26,15 @@ from tokenmeter.meter import Authorization, Meter
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
-__all__ = ["CURRENT", "InFlight", "open_call"]
+__all__ = ["CURRENT", "REFUSALS", "InFlight", "describe", "open_call"]
 
 #: The call whose request is being sent in this context. Set and put back within one `request()`; never kept longer.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 
 log = logging.getLogger("tokenmeter")
 
-_REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
+#: What `Meter.authorize` stops a call with; all of it reaches the caller.
+REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
 
 
 class InFlight:
@@ -89,7 +90,7 @@ class InFlight:
             return
         try:
             self._authorization = self.meter.authorize(self._call)
-        except _REFUSALS:
+        except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
@@ -102,7 +103,7 @@ class InFlight:
             return
         try:
             self._authorization = await authorize_async(self.meter, self._call)
-        except _REFUSALS:
+        except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
@@ -258,7 +259,7 @@ def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> I
         return None
     try:
         body = effective_body(options)
-        call = _described(client, binding, meter, endpoint, body, stream=stream)
+        call = describe(client, binding, meter, endpoint, body, stream=stream)
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         meter.fault("see a call", error)
         return None
@@ -276,9 +277,10 @@ def _endpoint(binding: Binding, options: Any) -> Endpoint | None:
     return endpoint if endpoint.polls or (method == "POST" and endpoint.billable) else None
 
 
-def _described(
+def describe(
     client: Any, binding: Binding, meter: Meter, endpoint: Endpoint, body: Mapping[str, Any] | None, *, stream: bool
 ) -> Call:
+    """What accounting needs to know of a call with this body, made right here."""
     facts = binding.sdk.dialect.request_facts(endpoint, body)
     host = binding.host(client)
     if facts.streamed != stream or host.region is not None:

@@ -56,6 +56,13 @@ def reads_raw_bytes(options: Any) -> bool:
     )
 
 
+def hide_in_raw_response(call: InFlight, value: Any) -> None:
+    """A raw response lets its caller choose the stream class: have that one hide the usage chunk as well."""
+    parse = getattr(value, "_parse", None)
+    if parse is not None:
+        value._parse = lambda *, to=None: parse(to=to and (call.binding.sdk.hiding_stream(to) or to))  # noqa: SLF001
+
+
 def is_refusal(error: Any) -> bool:
     """Whether a host refused the request because of ``stream_options``."""
     if error.status_code not in _REFUSAL_CODES:

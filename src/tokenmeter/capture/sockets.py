@@ -1,0 +1,253 @@
+"""WebSocket connections (realtime, responses, live): every answer that arrives on one is settled by itself.
+
+They bypass ``client.request``. A connection of a metered client therefore gets its own ``parse_event``, which sees
+every received event, and its own ``send``, where a budget can stop the next answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.inflight import REFUSALS, describe
+from tokenmeter.capture.sdk import binding_of
+from tokenmeter.capture.settlement import Settling, settle, settle_from_anywhere, watch
+from tokenmeter.dialects.base import Dialect, StreamReader
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Authorization, Meter
+from tokenmeter.semconv import Status
+from tokenmeter.usage import Observation
+
+__all__ = ["Conversation", "watch_resource", "watch_resources"]
+
+Send = Callable[..., Any]
+
+#: Events that end an answer, with its usage on them.
+_ANSWERS = frozenset(
+    {
+        "conversation.item.input_audio_transcription.completed",
+        "response.cancelled",
+        "response.completed",
+        "response.done",
+        "response.failed",
+        "response.incomplete",
+    }
+)
+#: Events with a session's running total.
+_TOTALS = frozenset({"session.usage.updated", "session.closed"})
+_SETTINGS = frozenset({"session.created", "session.updated"})
+
+
+class Conversation:
+    """What goes on over one connection.
+
+    Args:
+        meter: Where to record.
+        dialect: Reads the events.
+        call: The connection, as a call: on whose account all of its answers go.
+        waits: Whether settling may wait for the store (not in an event loop).
+    """
+
+    __slots__ = ("__weakref__", "_asked", "_call", "_dialect", "_meter", "_pid", "_session", "_total", "_write")
+
+    def __init__(self, meter: Meter, dialect: Dialect, call: Call, *, waits: bool) -> None:
+        self._pid = os.getpid()
+        self._meter = meter
+        self._dialect = dialect
+        self._call = call
+        self._session: dict[str, Any] = {"model": call.facts.model}
+        self._asked: deque[Authorization] = deque()
+        self._total: StreamReader | None = None
+        self._write = settle if waits else settle_from_anywhere
+        watch(self)
+
+    def asks(self, event: Mapping[str, Any]) -> None:
+        """An event is about to be sent.
+
+        Raises:
+            BudgetExceededError: it asks for an answer that a hard cap does not allow.
+        """
+        if event.get("type") != "response.create":
+            return
+        asked = event.get("response")
+        body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else event
+        try:
+            self._asked.append(self._meter.authorize(self._call_for({**self._session, **body})))
+        except REFUSALS:
+            raise
+        except Exception as error:  # noqa: BLE001 - only a budget stops a call
+            self._meter.fault("authorize", error)
+
+    def hears(self, data: str | bytes) -> None:
+        """A message was received."""
+        try:
+            event = json.loads(data)
+            kind = event.get("type")
+            if kind in _ANSWERS:
+                self._settle(self._read(event), "ok", answers=not kind.startswith("conversation"))
+            elif kind in _TOTALS:
+                self._take_total(event)
+            elif kind in _SETTINGS:
+                self._session.update(event.get("session", {}))
+                self._call = self._call_for({"session": self._session, **self._session})
+        except Exception as error:  # noqa: BLE001 - the caller gets his event
+            self._meter.fault("read a socket", error)
+
+    def abandon(self) -> None:
+        """The connection is over: what was asked for and not answered may be billed all the same."""
+        if self._pid != os.getpid():
+            return
+        total, self._total = self._total, None
+        if total is not None:
+            self._settle(total.observation(), "aborted")
+        while self._asked:
+            self._settle(None, "aborted")
+
+    def __del__(self) -> None:
+        self._write = settle_from_anywhere
+        self.abandon()
+
+    def _call_for(self, body: Mapping[str, Any]) -> Call:
+        facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
+        return replace(self._call, facts=replace(facts, streamed=True, region=self._call.facts.region))
+
+    def _read(self, event: Mapping[str, Any]) -> Observation:
+        call = self._call
+        return self._dialect.read(event, provider=call.provider, endpoint=call.endpoint, request=call.facts)
+
+    def _take_total(self, event: Mapping[str, Any]) -> None:
+        call = self._call
+        if self._total is None:
+            self._total = self._dialect.stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
+        self._total.feed(event)
+        if self._total.terminal:
+            total, self._total = self._total, None
+            self._settle(total.observation(), "ok")
+
+    def _settle(self, seen: Observation | None, status: Status, *, answers: bool = True) -> None:
+        asked = self._asked.popleft() if self._asked and answers else None
+        if seen is not None and not seen.billable:
+            if asked is not None:
+                self._meter.release(asked)
+            return
+        if seen is not None and seen.deduplicate:
+            seen = replace(seen, deduplicate=False)
+        authorization = asked or Authorization(self._call, utcnow(), time.perf_counter_ns())
+        self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))
+
+
+# -- where the SDK makes connections
+
+
+def watch_resources(client: Any) -> None:
+    """Watch what was taken from `client` before it was metered."""
+    for resource in [*client.__dict__.values()]:
+        if getattr(resource, "_client", None) is client:
+            watch_resource(resource)
+            watch_resources(resource)
+
+
+def watch_resource(resource: Any) -> None:
+    """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
+    if not hasattr(type(resource), "connect") or binding_of(resource._client) is None:  # noqa: SLF001 - an SDK's own
+        return
+    resource.connect = functools.partial(_connect, functools.partial(type(resource).connect, resource), resource)
+
+
+def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
+    manager = send(*args, **kwargs)
+    client = resource._client  # noqa: SLF001 - an SDK's own
+    binding = binding_of(client)
+    meter = None if binding is None else binding.meter()
+    if binding is None or meter is None:
+        return manager
+    try:
+        endpoint = binding.sdk.dialect.endpoint("GET", _path(resource))
+        body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
+        call = describe(client, binding, meter, endpoint, body, stream=True)
+        manager.__class__ = _watched_manager(type(manager))
+        manager._tokenmeter_talk = functools.partial(Conversation, meter, binding.sdk.dialect, call)  # noqa: SLF001
+    except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
+        meter.fault("watch a socket", error)
+    return manager
+
+
+def _path(resource: Any) -> str:
+    module = type(resource).__module__
+    if "realtime" in module:
+        return "/realtime"
+    return "/responses" if "responses" in module else "/live"
+
+
+def _observe(connection: Any, talk_over: Callable[..., Conversation]) -> None:
+    """Have `connection` report from now on."""
+    kind: Any = connection.__class__
+    waits = not inspect.iscoroutinefunction(kind.recv)
+    talk = talk_over(waits=waits)
+    closing = _close if waits else _close_async
+    connection.parse_event = functools.partial(_parse_event, kind.parse_event, connection, talk)
+    connection.send = functools.partial(_send, kind.send, connection, talk)
+    connection.close = functools.partial(closing, kind.close, connection, talk)
+
+
+def _parse_event(parse: Send, connection: Any, talk: Conversation, data: str | bytes) -> Any:
+    talk.hears(data)
+    return parse(connection, data)
+
+
+def _send(send: Send, connection: Any, talk: Conversation, event: Any) -> Any:
+    talk.asks(event if isinstance(event, dict) else event.to_dict())
+    return send(connection, event)
+
+
+def _close(close: Send, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return close(connection, *args, **kwargs)
+    finally:
+        talk.abandon()
+
+
+async def _close_async(
+    close: Callable[..., Any], connection: Any, talk: Conversation, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return await close(connection, *args, **kwargs)
+    finally:
+        talk.abandon()
+
+
+_managers: dict[type[Any], type[Any]] = {}
+
+
+def _watched_manager(kind: type[Any]) -> type[Any]:
+    made = _managers.get(kind)
+    if made is None:
+        body = _async_entry(kind) if hasattr(kind, "__aenter__") else _entry(kind)
+        made = _managers[kind] = type(kind.__name__, (kind,), {"__module__": kind.__module__, **body})
+    return made
+
+
+def _entry(kind: type[Any]) -> dict[str, Any]:
+    def __enter__(self: Any) -> Any:  # noqa: N807 - it becomes that method
+        connection = kind.__enter__(self)
+        _observe(connection, self._tokenmeter_talk)
+        return connection
+
+    return {"__enter__": __enter__, "enter": __enter__}
+
+
+def _async_entry(kind: type[Any]) -> dict[str, Any]:
+    async def __aenter__(self: Any) -> Any:  # noqa: N807 - it becomes that method
+        connection = await kind.__aenter__(self)
+        _observe(connection, self._tokenmeter_talk)
+        return connection
+
+    return {"__aenter__": __aenter__, "enter": __aenter__}
