@@ -1,0 +1,278 @@
+"""A rate card: every price of one model, and which of them applies in a given context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, time
+from decimal import Decimal
+from typing import Literal
+
+from tokenmeter.money import EXACT, ONE
+from tokenmeter.pricing.price import Price
+from tokenmeter.pricing.rules import Rule
+from tokenmeter.semconv import TOKEN_METERS
+
+__all__ = ["Context", "Factor", "Quote", "RateCard"]
+
+#: Where a class without a price of its own takes it from, nearest first. A modality falls back to text, a cache read
+#: without a discount is a fresh input token. A write of a longer lifetime never falls back: it would be too cheap.
+_NEAREST: dict[str, tuple[str, ...]] = {
+    "input_audio": ("input",),
+    "input_image": ("input",),
+    "input_video": ("input",),
+    "cache_read": ("input",),
+    "cache_read_audio": ("input_audio", "cache_read", "input"),
+    "cache_read_image": ("input_image", "cache_read", "input"),
+    "cache_read_video": ("input_video", "cache_read", "input"),
+    "cache_write": ("input",),
+    "cache_write_5m": ("cache_write", "input"),
+    "cache_write_30m": ("cache_write", "input"),
+    "output_audio": ("output",),
+    "output_image": ("output",),
+    "output_video": ("output",),
+}
+Dimension = Literal["service_tier", "processing", "speed"]
+_MODES: tuple[Dimension, ...] = ("speed", "service_tier", "processing")
+_PLACES = ("geo", "region")
+#: Spellings of the standard case on the wire.
+_STANDARD: dict[str, frozenset[str]] = {
+    "service_tier": frozenset({"default", "standard", "auto", "on_demand", "standard_only", ""}),
+    "processing": frozenset({"sync", "standard", ""}),
+    "speed": frozenset({"standard", ""}),
+    "geo": frozenset({"global", "not_available", ""}),
+    "region": frozenset({"global", ""}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What, besides the model and the moment, decides a price. None = the standard case."""
+
+    service_tier: str | None = None
+    processing: str | None = None
+    speed: str | None = None
+    geo: str | None = None
+    region: str | None = None
+    endpoint: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        service_tier: str | None,
+        processing: str | None,
+        speed: str | None,
+        geo: str | None,
+        region: str | None,
+        endpoint: str | None,
+    ) -> Context:
+        """A context from values as they came off the wire."""
+        tier = _plain("service_tier", service_tier)
+        mode = _plain("processing", processing)
+        if tier == "batch":  # Anthropic says so in the tier
+            tier, mode = None, "batch"
+        return cls(tier, mode, _plain("speed", speed), _plain("geo", geo), _plain("region", region), endpoint)
+
+    def without(self, dimension: str) -> Context:
+        """The same context in the standard case of one dimension."""
+        return replace(self, **{dimension: None})
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the modes that are not standard."""
+        return tuple(name for name in _MODES if getattr(self, name) is not None)
+
+
+def _plain(dimension: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    text = str(value).strip().lower()
+    return None if text in _STANDARD[dimension] else text
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The public price of one unit of one meter in one context.
+
+    Attributes:
+        per_unit: US dollars per single unit.
+        row: The row it comes from.
+        rules: Rules by which it follows from that row.
+    """
+
+    per_unit: Decimal
+    row: Price
+    rules: tuple[Rule, ...] = ()
+
+    def times(self, rule: Rule) -> Quote:
+        """This quote under one more rule."""
+        return Quote(EXACT.multiply(self.per_unit, rule.factor), self.row, (*self.rules, rule))
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A multiplier on list cost for where a call was served; `rule` is None where it is known to cost nothing more."""
+
+    name: str
+    value: Decimal
+    rule: Rule | None = None
+
+
+class RateCard:
+    """The prices of one model as one provider sells it.
+
+    Args:
+        provider: Canonical provider id of the call.
+        model: Listed model id.
+        rows: Its prices of all layers, the strongest layer first.
+        rules: Rules of this provider.
+    """
+
+    def __init__(self, provider: str, model: str, rows: Iterable[Price], rules: Iterable[Rule]) -> None:
+        self.provider = provider
+        self.model = model
+        self.rows = tuple(rows)
+        self.rules = tuple(rule for rule in rules if provider in rule.providers)
+        self._by_meter: dict[str, list[Price]] = {}
+        for row in self.rows:
+            self._by_meter.setdefault(row.sku_meter, []).append(row)
+        covering = [rule for rule in self.rules if rule.covers(model)]
+        self._mode_rules = [rule for rule in covering if rule.kind == "mode"]
+        self._derived = [rule for rule in covering if rule.kind == "derived"]
+        self._priced_as = [rule for rule in covering if rule.kind == "priced_as"]
+        self.thresholds = tuple(sorted({row.conditions.min_input_tokens for row in self.rows} - {0}))
+        self.boundaries = tuple(sorted(_instants(self.rows, self.rules)))
+        self.clock = tuple(sorted({moment for row in self.rows for moment in row.conditions.hours or ()}))
+
+    def __contains__(self, sku_meter: str) -> bool:
+        return sku_meter in self._by_meter
+
+    def quote(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
+        """The public price of a meter, or None when none is known. It is never another mode's price by accident.
+
+        Args:
+            sku_meter: What was used.
+            context: In which context.
+            at: When the call left, aware UTC.
+            prompt_tokens: Size of the prompt that chooses a long-context tier.
+        """
+        found = self._own(sku_meter, context, at, prompt_tokens)
+        if found is not None:
+            return found
+        for rule in self._derived:
+            if sku_meter in rule.sku_meters and rule.base and rule.holds(at):
+                base = self.quote(rule.base, context, at, prompt_tokens)
+                return None if base is None else base.times(rule)
+        for nearest in _NEAREST.get(sku_meter, ()):
+            found = self._own(nearest, context, at, prompt_tokens)
+            if found is not None:
+                return found
+        return None
+
+    def _own(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
+        """The price of exactly this meter: its row, or what a rule of the mode makes of it."""
+        row = self._row(sku_meter, context, at, prompt_tokens)
+        if row is not None:
+            return Quote(row.per_unit, row)
+        modes = context.modes
+        if not modes:
+            return None
+        if sku_meter not in TOKEN_METERS and sku_meter != "cache_write":
+            return self._in_any_mode(sku_meter, context, at, prompt_tokens)
+        for dimension in modes:
+            value, plain = getattr(context, dimension), context.without(dimension)
+            for rule in self._priced_as:
+                if rule.applies(dimension, value) and sku_meter in rule.sku_meters and rule.holds(at):
+                    if rule.base == "standard":
+                        return self._own(sku_meter, plain, at, prompt_tokens)
+                    return self.quote(rule.base or "input", context, at, prompt_tokens)
+            for rule in self._mode_rules:
+                if rule.applies(dimension, value) and rule.holds(at):
+                    base = self._own(sku_meter, plain, at, prompt_tokens)
+                    if base is not None:
+                        return base.times(rule)
+        return self._left_standing(sku_meter, context, at, prompt_tokens)
+
+    def _in_any_mode(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
+        """Hosted tools and other meters besides tokens cost the same in every mode, unless a row says otherwise."""
+        plain = Context(endpoint=context.endpoint, geo=context.geo, region=context.region)
+        return self._own(sku_meter, plain, at, prompt_tokens)
+
+    def _left_standing(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
+        """A class that a mode's price list leaves out while it states others keeps its standard price."""
+        if len(context.modes) != 1 or self._row("input", context, at, prompt_tokens) is None:
+            return None
+        return self._own(sku_meter, context.without(context.modes[0]), at, prompt_tokens)
+
+    def _row(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Price | None:
+        best: Price | None = None
+        best_key: tuple[int, ...] = ()
+        for position, row in enumerate(self._by_meter.get(sku_meter, ())):
+            if row.holds(at) and _met(row, context, at, prompt_tokens):
+                key = _strength(row, position)
+                if best is None or key > best_key:
+                    best, best_key = row, key
+        return best
+
+    def places(self, quote: Quote, sku_meter: str, context: Context, at: datetime) -> tuple[Factor, ...] | str:
+        """Multipliers for where the call was served, or the name of the place that is unknown."""
+        factors: list[Factor] = []
+        if sku_meter not in TOKEN_METERS:
+            return ()
+        for dimension in _PLACES:
+            value = getattr(context, dimension)
+            if value is None or getattr(quote.row.conditions, dimension) == value:
+                continue
+            factor = self._place(dimension, value, at)
+            if factor is None:
+                return dimension
+            if factor.value != ONE:
+                factors.append(factor)
+        return tuple(factors)
+
+    def _place(self, dimension: str, value: str, at: datetime) -> Factor | None:
+        known = False
+        for rule in self.rules:
+            if rule.kind == "multiplier" and rule.applies(dimension, value):
+                known = True
+                if rule.covers(self.model) and rule.holds(at):
+                    return Factor(dimension, rule.factor, rule)
+        return Factor(dimension, ONE) if known else None
+
+
+_LAYERS = {"user": 3, "project": 2, "tokenmeter": 1, "genai-prices": 0}
+
+
+def _strength(row: Price, position: int) -> tuple[int, ...]:
+    """Layer, then the narrower place, then the higher tier, then rank, then the later date, then the later row."""
+    conditions = row.conditions
+    narrow = sum(value is not None for value in (conditions.geo, conditions.region, conditions.endpoint))
+    since = int(row.effective_from.timestamp()) if row.effective_from else 0
+    return _LAYERS[row.origin], narrow, conditions.min_input_tokens, row.rank, since, position
+
+
+def _met(row: Price, context: Context, at: datetime, prompt_tokens: int) -> bool:
+    conditions = row.conditions
+    return (
+        conditions.service_tier == context.service_tier
+        and conditions.processing == context.processing
+        and conditions.speed == context.speed
+        and conditions.geo in {None, context.geo}
+        and conditions.region in {None, context.region}
+        and conditions.endpoint in {None, context.endpoint}
+        and (not conditions.min_input_tokens or prompt_tokens > conditions.min_input_tokens)
+        and (conditions.hours is None or _within(conditions.hours, at.timetz().replace(tzinfo=None)))
+    )
+
+
+def _within(hours: tuple[time, time], moment: time) -> bool:
+    start, end = (each.replace(tzinfo=None) for each in hours)
+    return start <= moment < end if start <= end else moment >= start or moment < end
+
+
+def _instants(rows: Iterable[Price], rules: Iterable[Rule]) -> set[datetime]:
+    """Every instant at which some price may change."""
+    moments = {moment for row in rows for moment in (row.effective_from, row.effective_to)}
+    moments |= {moment for rule in rules for moment in (rule.since, rule.until)}
+    return {moment for moment in moments if moment is not None}

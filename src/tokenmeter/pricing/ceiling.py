@@ -1,0 +1,164 @@
+"""The dearest a call could come to be billed, per unit: what a budget holds before the answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.money import EXACT
+from tokenmeter.pricing.card import Context, RateCard
+from tokenmeter.pricing.price_list import ListedModel
+from tokenmeter.pricing.terms import Terms
+from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
+
+__all__ = ["Ceiling", "ceiling_of"]
+
+#: Classes a prompt of a given kind may be billed as. Audio, images and video are added only where the card sells them.
+_PROMPT = INPUT_METERS
+_ANSWER = OUTPUT_METERS
+_OTHER = (
+    "web_searches",
+    "file_searches",
+    "container_sessions",
+    "images",
+    "characters",
+    "seconds_audio",
+    "seconds_video",
+    "requests",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """Upper bounds of billed US dollars per single unit, multipliers and discounts included; None = not sold.
+
+    Attributes:
+        input: Per prompt token of any class (cache writes and long prompts included).
+        output: Per answer token of any class.
+        web_search: Per hosted web search.
+        file_search: Per hosted file search.
+        container_session: Per code container.
+        image: Per image, where images are sold by the piece.
+        character: Per character of text to be spoken.
+        audio_second: Per second of audio.
+        video_second: Per second of video.
+        request: Per request, where requests have a price.
+        context_window: Largest prompt in tokens; None when unknown.
+        max_output_tokens: Largest answer in tokens; None when unknown.
+        known: False when these are other models' rates, because this model is unknown.
+    """
+
+    input: Decimal | None = None
+    output: Decimal | None = None
+    web_search: Decimal | None = None
+    file_search: Decimal | None = None
+    container_session: Decimal | None = None
+    image: Decimal | None = None
+    character: Decimal | None = None
+    audio_second: Decimal | None = None
+    video_second: Decimal | None = None
+    request: Decimal | None = None
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+    known: bool = True
+
+
+def ceiling_of(
+    listed: ListedModel, *, facts: RequestFacts, endpoint: str, at: datetime, terms: Terms, platform: Decimal
+) -> Ceiling:
+    """The dearest rates at which `listed` could bill a call with these facts.
+
+    A tier that the request does not name may be any the model is sold in (the account's default decides); one it
+    names may also be served as standard. Speed, batch and region are only what the request says. Geography may be
+    any, since the account's workspace decides it.
+    """
+    card = listed.card
+    contexts = tuple(_contexts(card, facts, endpoint))
+    sizes = (0, *(threshold + 1 for threshold in card.thresholds))
+    dearest = _Dearest(listed, contexts, sizes, at, terms, platform)
+    return Ceiling(
+        input=dearest.of(_PROMPT),
+        output=dearest.of(_ANSWER),
+        **{name: dearest.of((meter,)) for name, meter in zip(_FIELDS, _OTHER, strict=True)},
+        context_window=listed.context_window,
+        max_output_tokens=listed.max_output_tokens,
+    )
+
+
+_FIELDS = (
+    "web_search",
+    "file_search",
+    "container_session",
+    "image",
+    "character",
+    "audio_second",
+    "video_second",
+    "request",
+)
+
+
+def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Context]:
+    named = Context.of(
+        service_tier=facts.service_tier,
+        processing=facts.processing,
+        speed=facts.speed,
+        geo=None,
+        region=facts.region,
+        endpoint=endpoint,
+    )
+    tiers: set[str | None] = {None, named.service_tier}
+    if facts.service_tier in {None, "auto"} and named.processing is None:
+        tiers |= {row.conditions.service_tier for row in card.rows} | set(_ruled(card, "service_tier"))
+    speeds = {None, named.speed}
+    for tier in tiers:
+        for speed in speeds:
+            for geo in {None, *_ruled(card, "geo")}:
+                yield replace(named, service_tier=tier, speed=speed, geo=geo)
+
+
+def _ruled(card: RateCard, dimension: str) -> Iterator[str]:
+    """Values of a dimension that some rule of this model prices."""
+    for rule in card.rules:
+        if rule.when and rule.when[0] == dimension and rule.when[1] != "*" and rule.covers(card.model):
+            yield rule.when[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Dearest:
+    listed: ListedModel
+    contexts: tuple[Context, ...]
+    sizes: tuple[int, ...]
+    at: datetime
+    terms: Terms
+    platform: Decimal
+
+    def of(self, meters: Iterable[str]) -> Decimal | None:
+        """The highest billed rate any of `meters` could have; None when none is sold."""
+        rates = [rate for meter in meters if self._sold(meter) for rate in self._rates(meter)]
+        return max(rates, default=None)
+
+    def _sold(self, meter: str) -> bool:
+        """Audio and image classes that merely inherit the text price add nothing; those with an own price do."""
+        card = self.listed.card
+        return meter in card or meter.startswith("cache_write") or meter in {"input", "output"}
+
+    def _rates(self, meter: str) -> Iterator[Decimal]:
+        card = self.listed.card
+        discount = self.terms.discount(
+            provider=card.provider, models=(self.listed.model, self.listed.name), sku_meter=meter, at=self.at
+        )
+        for context in self.contexts:
+            for size in self.sizes:
+                quote = card.quote(meter, context, self.at, size)
+                if quote is None:
+                    continue
+                places = card.places(quote, meter, context, self.at)
+                if isinstance(places, str):
+                    continue
+                rate = quote.per_unit
+                for place in (*(each.value for each in places), discount, self.platform):
+                    rate = EXACT.multiply(rate, place)
+                yield rate

@@ -1,0 +1,126 @@
+"""A price: one row of a price list, and the conditions under which it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from typing import Literal
+
+from tokenmeter.money import EXACT
+
+__all__ = ["ANY_TIME", "Conditions", "Origin", "Price", "midnight"]
+
+#: Layers, the strongest first.
+Origin = Literal["user", "project", "tokenmeter", "genai-prices"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """When a price holds. None holds for the standard case only, never for "any".
+
+    Attributes:
+        service_tier: ``flex``, ``priority``, ``ultrafast``, ...; None = the standard tier.
+        processing: ``batch``; None = synchronous.
+        speed: ``fast``; None = standard.
+        geo: Inference geography this very price is for; None = wherever (a geo multiplier may apply on top).
+        region: Region or data zone this very price is for; None = wherever (a region multiplier may apply on top).
+        endpoint: SDK method path this price is for; None = every endpoint.
+        min_input_tokens: Holds for prompts with strictly MORE tokens than this; 0 = every prompt.
+        hours: Daily ``[start, end)`` in UTC; None = all day.
+    """
+
+    service_tier: str | None = None
+    processing: str | None = None
+    speed: str | None = None
+    geo: str | None = None
+    region: str | None = None
+    endpoint: str | None = None
+    min_input_tokens: int = 0
+    hours: tuple[time, time] | None = None
+
+    def described(self) -> dict[str, str]:
+        """The conditions that are set, as text."""
+        found: dict[str, str] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value:
+                found[each.name] = f"{value[0]:%H:%M}-{value[1]:%H:%M}Z" if each.name == "hours" else str(value)
+        return found
+
+
+ANY_TIME = Conditions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What one unit of one meter of one model costs, when, and who says so.
+
+    Attributes:
+        provider: Provider id (genai-prices' spelling).
+        model: Model id of the price list.
+        sku_meter: `tokenmeter.semconv` meter.
+        unit_price: US dollars per `per` units.
+        per: Units that `unit_price` pays for, for example 1,000,000 tokens.
+        effective_from: First instant (aware UTC) at which it holds; None = since ever.
+        effective_to: First instant at which it no longer holds; None = until further notice.
+        conditions: When it holds.
+        source: URL or file that says so.
+        verified_on: Day on which the source was read; None when unknown.
+        origin: Layer the row comes from.
+        rank: Among rows of one layer that hold at once, the higher wins.
+    """
+
+    provider: str
+    model: str
+    sku_meter: str
+    unit_price: Decimal
+    per: int = 1_000_000
+    effective_from: datetime | None = None
+    effective_to: datetime | None = None
+    conditions: Conditions = ANY_TIME
+    source: str | None = None
+    verified_on: date | None = None
+    origin: Origin = "user"
+    rank: int = 0
+
+    @property
+    def per_unit(self) -> Decimal:
+        """US dollars per single unit, exact to 60 digits."""
+        return EXACT.divide(self.unit_price, Decimal(self.per))
+
+    def holds(self, at: datetime) -> bool:
+        """Whether the row is effective at `at` (aware)."""
+        return (self.effective_from is None or self.effective_from <= at) and (
+            self.effective_to is None or at < self.effective_to
+        )
+
+    def identity(self, price_list: str) -> str:
+        """The row, its effective date and its price list in one line: what a charge keeps as ``price_id``."""
+        conditions = ",".join(f"{key}={value}" for key, value in self.conditions.described().items())
+        since = f"@{self.effective_from:%Y-%m-%d}" if self.effective_from else ""
+        condition = f"[{conditions}]" if conditions else ""
+        return f"{self.provider}/{self.model}/{self.sku_meter}{condition}{since}#{price_list[:12]}"
+
+    def to_dict(self) -> Mapping[str, str]:
+        """The row as text, for tables, exports and hashing."""
+        row = {
+            "provider": self.provider,
+            "model": self.model,
+            "sku_meter": self.sku_meter,
+            "unit_price": format(self.unit_price, "f"),
+            "per": str(self.per),
+            "effective_from": self.effective_from.isoformat() if self.effective_from else "",
+            "effective_to": self.effective_to.isoformat() if self.effective_to else "",
+            **self.conditions.described(),
+            "source": self.source or "",
+            "verified_on": self.verified_on.isoformat() if self.verified_on else "",
+            "origin": self.origin,
+        }
+        return {key: value for key, value in row.items() if value}
+
+
+def midnight(day: date) -> datetime:
+    """The first instant of a UTC day."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)

@@ -1,0 +1,164 @@
+"""The effective price list: the user's rows over the project's over tokenmeter's own over genai-prices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.pricing.card import RateCard
+from tokenmeter.pricing.catalog import Catalog
+from tokenmeter.pricing.matching import canonical_provider, forms
+from tokenmeter.pricing.parse import parse_prices
+from tokenmeter.pricing.price import Price
+from tokenmeter.pricing.rules import Overrides, load_overrides
+
+__all__ = ["ListedModel", "PriceList"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """What the price list knows of a model.
+
+    Attributes:
+        provider: Canonical provider id of the call.
+        model: Listed id.
+        name: The name it was asked for by.
+        card: Its prices.
+        context_window: Largest prompt in tokens; None when unknown.
+        max_output_tokens: Largest answer in tokens; None when unknown.
+    """
+
+    provider: str
+    model: str
+    name: str
+    card: RateCard
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+
+
+class PriceList:
+    """Every price in force, by layer. Make one with `PriceList.load`.
+
+    Args:
+        rows: Rows stronger than the shipped ones (the user's, the project's).
+        overrides: What the catalog lacks; None = nothing.
+        catalog: The base; None = no base: only `rows` and `overrides` count.
+    """
+
+    def __init__(
+        self, rows: Iterable[Price] = (), *, overrides: Overrides | None = None, catalog: Catalog | None = None
+    ) -> None:
+        self._own_rows = tuple(rows)
+        self._overrides = overrides
+        self._catalog = catalog
+        self._layered: dict[tuple[str, str], list[Price]] = {}
+        for row in (*self._own_rows, *(overrides.prices if overrides else ())):
+            self._layered.setdefault((row.provider, row.model), []).append(row)
+        self._found: dict[tuple[str, str, str | None], ListedModel | None] = {}
+
+    @classmethod
+    def load(
+        cls,
+        user_rows: Iterable[Price | Mapping[str, Any]] = (),
+        user_file: str | Path | None = None,
+    ) -> PriceList:
+        """The price list in force: the shipped one under the user's rows.
+
+        Args:
+            user_rows: Rows from the configuration, parsed or as decoded TOML tables.
+            user_file: A TOML file of ``[[prices]]`` tables (the project's layer, weaker than `user_rows`).
+
+        Raises:
+            ConfigurationError: the file cannot be read or a row is bad.
+        """
+        rows: list[Price] = []
+        for number, row in enumerate(user_rows, start=1):
+            rows.extend((row,) if isinstance(row, Price) else parse_prices((row,), file=f"prices (row {number})"))
+        if user_file is not None:
+            rows.extend(_read(Path(user_file)))
+        overrides = load_overrides()
+        return cls(rows, overrides=overrides, catalog=Catalog(overrides.launches))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over everything that decides a price; stable over processes and machines, 64 hex digits."""
+        digest = hashlib.sha256()
+        digest.update((self._catalog.digest if self._catalog else "").encode())
+        digest.update((self._overrides.text if self._overrides else "").encode())
+        for row in self._own_rows:
+            digest.update(json.dumps(row.to_dict(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @property
+    def rows(self) -> Iterator[Price]:
+        """Every row of every layer, the strongest layer first. Reads the whole catalog."""
+        yield from self._own_rows
+        if self._overrides:
+            yield from self._overrides.prices
+        if self._catalog:
+            for provider, model in self._catalog.models():
+                yield from self._catalog.get(provider, model).rows
+
+    def models(self) -> Iterator[tuple[str, str]]:
+        """Every (provider, model id) that has a row. Reads the whole catalog."""
+        seen: set[tuple[str, str]] = set()
+        for key in (*self._layered, *(self._catalog.models() if self._catalog else ())):
+            if key not in seen:
+                seen.add(key)
+                yield key
+
+    def find(self, provider: str, model: str | None, region: str | None = None) -> ListedModel | None:
+        """The model that `model` names at `provider`, strictly; None when no rule explains the name.
+
+        Args:
+            provider: Provider id or one of its other names (``bedrock``, ``vertex``).
+            model: Name as the caller or the provider wrote it.
+            region: ``"global"`` where a Bedrock name does not say itself.
+        """
+        if not model:
+            return None
+        key = (provider, model, "global" if region == "global" else None)
+        try:
+            return self._found[key]
+        except KeyError:
+            found = self._found[key] = self._resolve(canonical_provider(provider), model, key[2])
+            return found
+
+    def _resolve(self, provider: str, name: str, region: str | None) -> ListedModel | None:
+        names = tuple(forms(provider, name, region))
+        aliases = self._overrides.aliases.get(provider, {}) if self._overrides else {}
+        names += tuple(aliases[each] for each in names if each in aliases)
+        listed = self._catalog.find(provider, names) if self._catalog else None
+        keys = [(provider, each) for each in names]
+        if listed is not None:
+            keys += [(provider, listed.model.lower()), (listed.provider, listed.model.lower())]
+        rows = [row for key in dict.fromkeys(keys) for row in self._layered.get(key, ())]
+        if not rows and listed is None:
+            return None
+        model = listed.model if listed else rows[0].model
+        card = RateCard(
+            provider,
+            model,
+            (*rows, *(listed.rows if listed else ())),
+            self._overrides.rules if self._overrides else (),
+        )
+        limit = self._overrides.max_output_tokens(model.lower()) if self._overrides else None
+        return ListedModel(provider, model, name, card, listed.context_window if listed else None, limit)
+
+
+def _read(path: Path) -> tuple[Price, ...]:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+    except OSError as error:
+        raise ConfigurationError(f"The price file {path} cannot be read ({error}); check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The price file {path} is no valid TOML: {error}.") from error
+    return parse_prices(raw.get("prices", ()), file=str(path), origin="project")

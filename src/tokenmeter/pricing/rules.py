@@ -1,0 +1,158 @@
+"""Pricing rules: how a rate follows from another where no row states it. They live as dated, sourced data in
+``overrides.toml``; this module gives them their meaning.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from tokenmeter.money import ONE
+from tokenmeter.pricing.catalog import Launch
+from tokenmeter.pricing.parse import parse_prices
+from tokenmeter.pricing.price import Price, midnight
+from tokenmeter.semconv import TOKEN_METERS
+
+__all__ = ["Overrides", "Rule", "load_overrides"]
+
+RuleKind = Literal["mode", "multiplier", "derived", "priced_as"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One way in which a rate follows from another.
+
+    Attributes:
+        kind: ``mode``: the rate of a mode (``when``) is `factor` x the rate without it.
+            ``multiplier``: list costs are multiplied by `factor` when `when` holds (geo, region).
+            ``derived``: each of `sku_meters` costs `factor` x `base`.
+            ``priced_as``: in mode `when`, each of `sku_meters` without a row is billed like `base`
+            (``standard``: like itself outside of the mode).
+        providers: Canonical provider ids of the call.
+        models: Patterns of model ids it covers.
+        except_models: Patterns it does not; for a multiplier those are billed without it.
+        when: ``(dimension, value)``; value ``*`` is anything.
+        sku_meters: Meters it covers.
+        factor: The factor.
+        base: The meter it is taken from.
+        since: First instant.
+        until: First instant at which it no longer holds.
+        source: URL that says so.
+        verified_on: Day on which it was read.
+    """
+
+    kind: RuleKind
+    providers: frozenset[str]
+    models: tuple[str, ...] = ("*",)
+    except_models: tuple[str, ...] = ()
+    when: tuple[str, str] | None = None
+    sku_meters: frozenset[str] = frozenset(TOKEN_METERS)
+    factor: Decimal = ONE
+    base: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    source: str = ""
+    verified_on: date | None = None
+
+    def covers(self, model: str) -> bool:
+        """Whether the rule is about this model id."""
+        return _any(self.models, model) and not _any(self.except_models, model)
+
+    def holds(self, at: datetime) -> bool:
+        """Whether the rule is effective at `at`."""
+        return (self.since is None or self.since <= at) and (self.until is None or at < self.until)
+
+    def applies(self, dimension: str, value: str) -> bool:
+        """Whether its condition is met by ``dimension = value``."""
+        return self.when is not None and self.when[0] == dimension and self.when[1] in {value, "*"}
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the price data lacks, with source and date: further rows, rules, launches, limits and aliases.
+
+    Attributes:
+        prices: Rows of models or meters that the catalog lacks or has wrong.
+        rules: See `Rule`.
+        launches: See `tokenmeter.pricing.catalog.Launch`.
+        limits: Model id pattern -> largest answer in tokens.
+        aliases: provider -> {name: listed id}.
+        text: The file, for hashing.
+    """
+
+    prices: tuple[Price, ...]
+    rules: tuple[Rule, ...]
+    launches: tuple[Launch, ...]
+    limits: tuple[tuple[str, int], ...]
+    aliases: dict[str, dict[str, str]]
+    text: str
+
+    def max_output_tokens(self, model: str) -> int | None:
+        """Largest answer `model` can give in tokens; None when unknown."""
+        return next((limit for pattern, limit in self.limits if fnmatchcase(model, pattern)), None)
+
+
+@cache
+def load_overrides() -> Overrides:
+    """The overrides shipped with this package."""
+    text = files("tokenmeter.pricing").joinpath("overrides.toml").read_text(encoding="utf-8")
+    raw = tomllib.loads(text, parse_float=Decimal)
+    rows = [each for group in raw["prices"] for each in _spread(group)]
+    return Overrides(
+        prices=parse_prices(rows, file="overrides.toml", origin="tokenmeter"),
+        rules=tuple(_rule(each) for each in raw["rules"]),
+        launches=tuple(_launch(each) for each in raw["launches"]),
+        limits=tuple((pattern, limit) for pattern, limit in raw["max_output_tokens"].items()),
+        aliases=raw["aliases"],
+        text=text,
+    )
+
+
+def _spread(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per model and meter of a group ``{models = [...], rates = {meter = price}, ...shared}``."""
+    shared = {key: value for key, value in group.items() if key not in {"models", "rates"}}
+    return [
+        {**shared, "model": model, "sku_meter": meter, "unit_price": price}
+        for model in group["models"]
+        for meter, price in group["rates"].items()
+    ]
+
+
+def _rule(raw: dict[str, Any]) -> Rule:
+    when = tuple(raw["when"].items())[0] if "when" in raw else None
+    meters = raw.get("sku_meters", "tokens")
+    return Rule(
+        kind=raw["kind"],
+        providers=frozenset(raw["providers"]),
+        models=tuple(raw.get("models", ("*",))),
+        except_models=tuple(raw.get("except_models", ())),
+        when=when,
+        sku_meters=frozenset(TOKEN_METERS if meters == "tokens" else meters),
+        factor=Decimal(raw.get("factor", 1)),
+        base=raw.get("base"),
+        since=midnight(raw["since"]) if "since" in raw else None,
+        until=midnight(raw["until"]) if "until" in raw else None,
+        source=raw["source"],
+        verified_on=raw["verified_on"],
+    )
+
+
+def _launch(raw: dict[str, Any]) -> Launch:
+    ((dimension, value),) = raw["when"].items()
+    return Launch(
+        providers=frozenset(raw["providers"]),
+        mode=(dimension, value),
+        since=raw["since"],
+        recorded=(raw["recorded"][0], raw["recorded"][1]),
+        models=frozenset(raw.get("models", ())),
+    )
+
+
+def _any(patterns: tuple[str, ...], model: str) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)

@@ -1,0 +1,158 @@
+"""Rates worked out: what each meter of one model costs in one context, during one window of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from types import MappingProxyType
+
+from tokenmeter.ledger import Charge
+from tokenmeter.money import EXACT, ONE, quantize, to_dollars
+from tokenmeter.pricing.card import Context, Quote
+from tokenmeter.pricing.price_list import ListedModel
+from tokenmeter.pricing.terms import Terms
+from tokenmeter.semconv import unit_of
+from tokenmeter.usage import Quantity
+
+__all__ = ["Rate", "RateSheet"]
+
+_NO_FACTORS: Mapping[str, Decimal] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The price of one unit of one meter, with every multiplier.
+
+    Attributes:
+        quote: Public price and where it comes from.
+        factors: Multipliers by name, in the order they apply; those of 1 are left out.
+        price_id: What charges keep.
+        unit: FOCUS unit.
+        rates: US dollars per unit at list, contracted and billed terms.
+        whole: The same in picodollars where all three are whole numbers: a line is then one exact integer product.
+    """
+
+    quote: Quote
+    factors: Mapping[str, Decimal]
+    price_id: str
+    unit: str
+    rates: tuple[Decimal, Decimal, Decimal]
+    whole: tuple[int, int, int] | None
+
+    def line(self, model: str | None, sku_meter: str, quantity: Quantity, role: str) -> Charge:
+        """The charge for `quantity`, rounded half-even to picodollars once per stage."""
+        whole = self.whole
+        if whole is not None and type(quantity) is int:
+            list_cost = to_dollars(quantity * whole[0])
+            contracted = list_cost if whole[1] == whole[0] else to_dollars(quantity * whole[1])
+            billed = contracted if whole[2] == whole[1] else to_dollars(quantity * whole[2])
+        else:
+            amount = Decimal(quantity)
+            list_cost, contracted, billed = (quantize(EXACT.multiply(amount, rate)) for rate in self.rates)
+        return Charge(
+            model=model,
+            sku_meter=sku_meter,
+            quantity=quantity,
+            unit=self.unit,
+            list_unit_price=self.quote.per_unit,
+            multipliers=self.factors,
+            list_cost=list_cost,
+            contracted_cost=contracted,
+            billed_cost=billed,
+            price_id=self.price_id,
+            source=self.quote.row.source,
+            role=role,
+        )
+
+
+class RateSheet:
+    """Rates of one model in one context, for prompts of one size band, at one moment's prices and terms.
+
+    Args:
+        listed: The model.
+        context: The context.
+        at: A moment of the window.
+        prompt_tokens: A prompt size of the band.
+        terms: Discounts.
+        platform: Platform multiplier.
+        price_list_hash: For price ids.
+    """
+
+    def __init__(
+        self,
+        listed: ListedModel,
+        *,
+        context: Context,
+        at: datetime,
+        prompt_tokens: int,
+        terms: Terms,
+        platform: Decimal,
+        price_list_hash: str,
+    ) -> None:
+        self._listed = listed
+        self._context = context
+        self._at = at
+        self._prompt_tokens = prompt_tokens
+        self._terms = terms
+        self._platform = platform
+        self._hash = price_list_hash
+        self._rates: dict[str, Rate | str] = {}
+
+    def rate(self, sku_meter: str) -> Rate | str:
+        """The rate of a meter; or, when there is none, the flag that says why."""
+        try:
+            return self._rates[sku_meter]
+        except KeyError:
+            rate = self._rates[sku_meter] = self._work_out(sku_meter)
+            return rate
+
+    def _work_out(self, sku_meter: str) -> Rate | str:
+        card, context, at = self._listed.card, self._context, self._at
+        quote = card.quote(sku_meter, context, at, self._prompt_tokens)
+        if quote is None:
+            return self._why_not(sku_meter)
+        places = card.places(quote, sku_meter, context, at)
+        if isinstance(places, str):
+            return f"unknown_{places}"
+        factors = {place.name: place.value for place in places}
+        list_rate = _product(quote.per_unit, factors.values())
+        discount = self._terms.discount(
+            provider=card.provider,
+            models=(self._listed.model, self._listed.name),
+            sku_meter=sku_meter,
+            at=at,
+        )
+        contracted = EXACT.multiply(list_rate, discount)
+        rates = (list_rate, contracted, EXACT.multiply(contracted, self._platform))
+        factors |= {
+            name: value for name, value in (("discount", discount), ("platform", self._platform)) if value != ONE
+        }
+        price_id = "".join((quote.row.identity(self._hash), *(f"*{rule.factor}" for rule in quote.rules)))
+        frozen = MappingProxyType(factors) if factors else _NO_FACTORS
+        return Rate(quote, frozen, price_id, unit_of(sku_meter), rates, _whole(rates))
+
+    def _why_not(self, sku_meter: str) -> str:
+        """Which part of the context has no price: the mode that would have to go for there to be one."""
+        context = self._context
+        for dimension in context.modes:
+            if self._listed.card.quote(sku_meter, context.without(dimension), self._at, self._prompt_tokens):
+                return f"unknown_{dimension}"
+        if context.modes:
+            plain = Context(endpoint=context.endpoint, geo=context.geo, region=context.region)
+            if self._listed.card.quote(sku_meter, plain, self._at, self._prompt_tokens):
+                return f"unknown_{context.modes[0]}"
+        return "unpriced_meter"
+
+
+def _product(value: Decimal, factors: Iterable[Decimal]) -> Decimal:
+    for factor in factors:
+        value = EXACT.multiply(value, factor)
+    return value
+
+
+def _whole(rates: tuple[Decimal, Decimal, Decimal]) -> tuple[int, int, int] | None:
+    scaled = [rate.scaleb(12, context=EXACT) for rate in rates]
+    whole = [int(each) for each in scaled]
+    return (whole[0], whole[1], whole[2]) if whole == scaled else None
