@@ -1,11 +1,37 @@
-"""Tools for testing applications that use tokenmeter: `FakeProvider`, a provider that runs in the test."""
+"""Tools for testing applications that use tokenmeter: `FakeProvider`, a provider that runs inside the test.
+
+The names are loaded at first use: the pytest plug-in imports this package in every run of whoever installed it.
+"""
 
 from __future__ import annotations
 
-from tokenmeter.testing.provider import FakeProvider
-from tokenmeter.testing.reporting import Reports
-from tokenmeter.testing.script import Answer
-from tokenmeter.testing.truth import Truth
-from tokenmeter.testing.wire import Event, Request
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenmeter.testing.provider import FakeProvider
+    from tokenmeter.testing.reporting import Reports
+    from tokenmeter.testing.script import Answer
+    from tokenmeter.testing.truth import Truth
+    from tokenmeter.testing.wire import Event, Request
 
 __all__ = ["Answer", "Event", "FakeProvider", "Reports", "Request", "Truth"]
+
+_HOMES = {
+    "Answer": "script",
+    "Event": "wire",
+    "FakeProvider": "provider",
+    "Reports": "reporting",
+    "Request": "wire",
+    "Truth": "truth",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

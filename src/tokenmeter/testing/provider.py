@@ -283,7 +283,9 @@ class FakeProvider:
         )
         self._house.script.add(scripted, path=path, model=for_model, times=times)
 
-    def script(self, answer: Answer, *, path: str | None = None, for_model: str | None = None, times: int = 1) -> None:
+    def script(
+        self, answer: Answer, *, path: str | None = None, for_model: str | None = None, times: int | None = 1
+    ) -> None:
         """Like `answer`, with a ready-made `Answer`."""
         self._house.script.add(answer, path=path, model=for_model, times=times)
 
