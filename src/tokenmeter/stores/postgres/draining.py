@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import psycopg
 
 from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.stores.postgres.leases import Leases
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.shipping import BATCH, Shipping, crossings_of
 from tokenmeter.stores.spool import Spool, SpooledRecord
@@ -35,8 +36,9 @@ class Drainer:
     from all rushing at a server that has just come back.
     """
 
-    def __init__(self, pool: Pool, spool: Spool, shipping: Shipping) -> None:
+    def __init__(self, pool: Pool, spool: Spool, shipping: Shipping, leases: Leases | None) -> None:
         self._pool = pool
+        self._leases = leases
         self._spool = spool
         self._shipping = shipping
         self._begin()
@@ -95,12 +97,13 @@ class Drainer:
         finally:
             self._spool.end_lease(self._holder)
 
-    def drain_quietly(self) -> None:
-        """`drain`, for those who cannot do anything about a failure: the records stay and are tried again."""
-        try:
-            self.drain()
-        except Exception as error:
-            log.debug("The spool could not be drained", exc_info=error)
+    def tend(self) -> None:
+        """One round: the spool and the leases. What fails is tried again in the next."""
+        for chore in (self.drain, *((self._leases.tend,) if self._leases else ())):
+            try:
+                chore()
+            except Exception as error:
+                log.debug("The spool or a lease could not be looked after", exc_info=error)
 
     def _forward(self, records: Sequence[SpooledRecord]) -> None:
         try:
@@ -131,6 +134,8 @@ class Drainer:
     def after_fork_in_child(self) -> None:
         """Start afresh: the thread and the lease are the parent's."""
         self._begin()
+        if self._leases is not None:
+            self._leases.after_fork_in_child()
 
 
 def _drain_until(drainer: weakref.ref[Drainer], stop: threading.Event) -> None:
@@ -139,7 +144,7 @@ def _drain_until(drainer: weakref.ref[Drainer], stop: threading.Event) -> None:
         owner = drainer()
         if owner is None:
             return
-        owner.drain_quietly()
+        owner.tend()
         del owner
 
 

@@ -52,10 +52,14 @@ def _is_conflict(error: psycopg.Error) -> bool:
 def explain(error: Exception, address: Address) -> StoreUnavailableError:
     """The driver's error as ours, with advice; the caller raises it from `error`."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return StoreUnavailableError(
-        f"The PostgreSQL store {address.url} cannot be used: {reason}. Check that the server runs and that this "
-        "host may reach it; `tokenmeter doctor` shows what waits in the spool."
-    )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        advice = "Let the ledger's owner run `tokenmeter db grant`, or use the owner's URL for this."
+    else:
+        advice = (
+            "Check that the server runs and that this host may reach it; `tokenmeter doctor` shows what waits in the "
+            "spool."
+        )
+    return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason}. {advice}")
 
 
 class Pool:
@@ -91,7 +95,10 @@ class Pool:
         return time.monotonic() < self._resume_at
 
     def run(self, work: Callable[[Connection[Row], int], T]) -> T:
-        """Run ``work(connection, attempt)``; it must be idempotent, for it runs again when the connection is lost.
+        """Run ``work(connection, lost)`` and again when a connection is lost or a deadlock was broken.
+
+        Args:
+            work: Gets a connection and how many earlier ones were lost, of which each may have done its work unseen.
 
         Raises:
             StoreUnavailableError: the server cannot be used.
@@ -101,15 +108,15 @@ class Pool:
             self.after_fork_in_child()
         if self.down:
             raise StoreUnavailableError(f"The PostgreSQL store {self.address.url} was away a moment ago.")
-        attempt = lost = 0
+        conflicts = lost = 0
         while True:
             try:
                 with self._connection() as connection:
-                    result = work(connection, attempt)
+                    result = work(connection, lost)
             except psycopg.Error as error:
-                attempt += 1
-                if _is_conflict(error) and attempt < _CONFLICT_ATTEMPTS:
-                    time.sleep(random.uniform(0, 0.004 * 2 ** min(attempt, 6)))  # noqa: S311 - jitter, not a secret
+                conflicts += _is_conflict(error)
+                if _is_conflict(error) and conflicts < _CONFLICT_ATTEMPTS:
+                    time.sleep(random.uniform(0, 0.004 * 2 ** min(conflicts, 6)))  # noqa: S311 - jitter, not a secret
                     continue
                 if not is_outage(error):
                     raise

@@ -30,7 +30,11 @@ from tokenmeter.stores.codec import (
 from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, lines
 from tokenmeter.stores.shared import digest_of
 
-__all__ = ["Record", "batch_text", "digest_row", "encode_hold", "encode_record", "identity_of", "read_hold"]
+__all__ = ["Draw", "Record", "batch_text", "digest_row", "encode_hold", "encode_record", "identity_of", "read_hold"]
+
+
+#: Lease id and amount held against it.
+Draw = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,21 @@ def digest_row(row: Sequence[Any], context: Context, rates: Sequence[Rate]) -> b
 
 
 def encode_record(
-    entry: Entry, postings: Sequence[Posting], *, reservation_id: str | None, only_if_held: bool
+    entry: Entry,
+    postings: Sequence[Posting],
+    *,
+    reservation_id: str | None,
+    only_if_held: bool,
+    draws: Sequence[Draw] = (),
 ) -> Record:
     """`entry` and what it moves, as JSON text.
+
+    Args:
+        entry: The entry.
+        postings: What it adds to counters.
+        reservation_id: The hold it frees.
+        only_if_held: Whether it is to be stored only if that hold is there.
+        draws: What it frees of leases.
 
     Raises:
         ValueError: a cost is finer than one picodollar.
@@ -80,6 +96,7 @@ def encode_record(
         "lines": [(line.sku_meter, line.marks, *line.sums) for line in lines(context, amounts)],
         "postings": [_posting(posting) for posting in postings],
         "hold": reservation_id,
+        "draws": draws,
         "only_if_held": only_if_held,
     }
     keys = tuple(posting.key for posting in postings)

@@ -167,9 +167,9 @@ class Shipping:
         """
         text = batch_text(bodies, stripe=self._stripe)
 
-        def work(connection: Connection[Any], attempt: int) -> tuple[dict[str, Any], bool]:
+        def work(connection: Connection[Any], lost: int) -> tuple[dict[str, Any], bool]:
             row = connection.execute(_SQL["settle"], [text]).fetchone()
-            return (row[0] if row else {}), attempt > 0
+            return (row[0] if row else {}), lost > 0
 
         return self._pool.run(work)
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -27,7 +28,9 @@ from tokenmeter.stores.base import (
 from tokenmeter.stores.codec import to_microseconds
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
+from tokenmeter.stores.postgres.condition import describe
 from tokenmeter.stores.postgres.draining import Drainer
+from tokenmeter.stores.postgres.leases import Leases
 from tokenmeter.stores.postgres.pool import Pool, explain
 from tokenmeter.stores.postgres.reading import Reader
 from tokenmeter.stores.postgres.records import encode_hold, encode_record, read_hold
@@ -66,7 +69,8 @@ class PostgresStore:
         self._pool = Pool(self.address)
         self._spool = Spool(self.address.spool, most_bytes=self.address.spool_bytes)
         self._shipping = Shipping(self._pool, self._spool)
-        self._drainer = Drainer(self._pool, self._spool, self._shipping)
+        self._leases = Leases(self._pool, self.address.leases) if self.address.leases else None
+        self._drainer = Drainer(self._pool, self._spool, self._shipping, self._leases)
         self._checked = False
         try:
             self._check_schema()
@@ -77,7 +81,10 @@ class PostgresStore:
 
     def _check_schema(self) -> None:
         """Make the schema where there is none and we may; refuse one that does not fit."""
-        self._pool.run(lambda connection, _: self._set_up(connection))
+        try:
+            self._pool.run(lambda connection, _: self._set_up(connection))
+        except psycopg.Error as error:
+            raise explain(error, self.address) from error
         self._checked = True
 
     def _set_up(self, connection: Connection[Any]) -> None:
@@ -126,14 +133,33 @@ class PostgresStore:
         """
         if not wait:
             raise StoreBusyError("The PostgreSQL store needs the network; call again from a thread.")
-        record = encode_record(entry, postings, reservation_id=reservation_id, only_if_held=only_if_held)
-        if only_if_held:
-            return self._shipping.send_now(record)
+        draws = self._leases.take(reservation_id) if self._leases else ()
+        record = encode_record(
+            entry, postings, reservation_id=reservation_id, only_if_held=only_if_held and not draws, draws=draws
+        )
         self._drainer.start()
-        return self._shipping.settle(record)
+        settlement = self._shipping.send_now(record) if only_if_held else self._shipping.settle(record)
+        if not draws:
+            return settlement
+        if not settlement.recorded and self._leases:
+            self._leases.put_back(draws)
+        return replace(settlement, hold_found=True)
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
+        if self._leases is not None:
+            if wait:
+                self._drainer.start()
+            if self._leases.hold(reservation, wait=wait):
+                return
+        try:
+            self._hold(reservation, wait=wait)
+        except CapReachedError:
+            if self._leases is None or not self._leases.give_up(reservation.claims):
+                raise
+            self._hold(reservation, wait=wait)
+
+    def _hold(self, reservation: Reservation, *, wait: bool) -> None:
         missed: dict[str, Any] | None = self._value(
             "reserve", [encode_hold(reservation, skew_us=self._pool.skew_us)], wait=wait
         )
@@ -144,10 +170,14 @@ class PostgresStore:
 
     def release(self, reservation_id: str, *, wait: bool = True) -> bool:
         """Free a hold without an entry."""
+        if self._leases is not None and self._leases.release(reservation_id):
+            return True
         return bool(self._value("release", [reservation_id], wait=wait))
 
     def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
         """Move a hold's expiry."""
+        if self._leases is not None and self._leases.knows(reservation_id):
+            return True
         until = to_microseconds(expires_at) + self._pool.skew_us
         return bool(self._value("extend", [reservation_id, until], wait=wait))
 
@@ -183,7 +213,7 @@ class PostgresStore:
 
         What waits in this host's spool is sent first: those calls are not lost, only late.
         """
-        self._drainer.drain_quietly()
+        self._drainer.tend()
         skew = self._pool.skew_us
         rows = self._rows("expired_holds", [to_microseconds(now) + skew, limit])
         return [read_hold(row, skew_us=skew) for row in rows]
@@ -244,45 +274,21 @@ class PostgresStore:
 
     def health(self) -> Health:
         """Facts of server and spool, and what to mind. Answers while the server is away, too."""
-        facts: dict[str, Any] = {"store": "postgresql", "url": self.url, "schema": self.address.schema}
-        warnings: list[str] = []
-        try:
-            version, entries, holds, tls, local = self._rows("facts", [])[0]
-            facts |= {"server_version": version, "entries": int(entries), "pending_holds": holds, "tls": tls}
-            if not tls and not local:
-                warnings.append("The connection is not encrypted: add sslmode=verify-full to the URL.")
-        except StoreError as error:
-            warnings.append(f"The server is away: {error}")
-        if abs(self._pool.skew_us) > _WORST_SKEW_US:
-            warnings.append(
-                f"This host's clock differs from the server's by {self._pool.skew_us // 1_000_000} seconds."
-            )
-        facts |= {"server_failures": self._pool.failures, "spooled_entries": self._shipping.spooled}
-        self._describe_spool(facts, warnings)
-        return Health(facts, tuple(warnings))
-
-    def _describe_spool(self, facts: dict[str, Any], warnings: list[str]) -> None:
-        facts["spool"] = str(self._spool.path)
-        try:
-            backlog = self._spool.backlog()
-        except StoreError as error:
-            warnings.append(f"The spool cannot be used; entries are lost while the server is away: {error}")
-            return
-        facts |= {"spool_waiting": backlog.records, "spool_refused": backlog.refused}
-        if backlog.oldest_seconds is not None:
-            facts["spool_oldest_seconds"] = backlog.oldest_seconds
-        if backlog.refused:
-            warnings.append(f"{backlog.refused} entries were refused by the server, the last because: {backlog.reason}")
+        return describe(
+            self._pool,
+            self._spool,
+            facts=lambda: self._rows("facts", [])[0],
+            counts={"spooled_entries": self._shipping.spooled, "refused_entries": self._shipping.refused},
+        )
 
     def close(self) -> None:
         """Send what waits (for a moment at most), then let go of connections and files."""
-        self._drainer.drain_quietly()
+        self._drainer.tend()
         self._drainer.close()
+        if self._leases is not None:
+            self._leases.close()
         self._pool.close()
         self._spool.close()
-
-
-_WORST_SKEW_US = 5_000_000
 
 
 def _page(

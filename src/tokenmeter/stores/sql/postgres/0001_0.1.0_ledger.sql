@@ -135,6 +135,17 @@ CREATE TABLE holds (
     call text NOT NULL
 );
 CREATE INDEX holds_by_expiry ON holds (expires_at, reservation_id);
+-- Room that a process has reserved ahead, to hold its calls against without asking.
+CREATE TABLE leases (
+    lease_id text COLLATE "C" PRIMARY KEY,
+    budget text COLLATE "C" NOT NULL,
+    scope text COLLATE "C" NOT NULL,
+    window_start bigint NOT NULL,
+    amount numeric NOT NULL,
+    expires_at bigint NOT NULL,
+    owner text NOT NULL
+) WITH (fillfactor = 30);
+CREATE INDEX leases_by_expiry ON leases (expires_at);
 CREATE TABLE crossings (
     budget text COLLATE "C",
     scope text COLLATE "C",

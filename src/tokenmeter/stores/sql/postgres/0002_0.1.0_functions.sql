@@ -1,10 +1,10 @@
 -- Everything a writer does, each in one round trip and one transaction. They run with their owner's rights.
--- Locks are taken in one order by all: hold, entries, counters by key, crossings, sums by key, chain.
+-- Locks are taken in one order by all: holds, entries, leases, counters by key, crossings, sums by key, chain.
 
 -- Append a batch of records, free their holds, move counters, report thresholds, add to the sums, link the chain.
 -- Argument: {"stripe": 3, "records": [{"entry": {column: value}, "digest": hex, "context": {}, "rates": [{}],
 --   "postings": [{}], "slots": [[width, slot]], "lines": [[sku_meter, marks, sums...]], "hold": id,
---   "only_if_held": true}]}
+--   "draws": [[lease, amount]], "only_if_held": true}]}
 -- Result: {"recorded": [place], "known": [place], "held": [reservation_id], "crossings": [[key..., threshold, settled]]}
 -- where `known` are records whose entry_id is in the ledger, by this call or an earlier one.
 CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -73,6 +73,19 @@ BEGIN
         WHERE item->'entry'->>'entry_id' = ANY (added)
         GROUP BY item->'entry'->>'entry_id'
     ) AS firsts;
+
+    WITH drawn AS (
+        SELECT draw->>0 AS lease, sum((draw->>1)::numeric) AS amount
+        FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
+            jsonb_array_elements(item->'draws') AS draw
+        WHERE place = ANY (live)
+        GROUP BY 1
+    ), taken AS (
+        UPDATE leases SET amount = leases.amount - drawn.amount FROM drawn
+        WHERE lease_id = drawn.lease AND leases.amount >= drawn.amount
+        RETURNING jsonb_build_array(budget, scope, window_start, NULL, drawn.amount, NULL) AS claim
+    )
+    SELECT freed || coalesce(jsonb_agg(jsonb_build_array(claim)), '[]') INTO freed FROM taken;
 
     WITH posted AS (
         SELECT p.*
@@ -190,6 +203,8 @@ BEGIN
         VALUES (claim.budget, claim.scope, claim.window_start, claim.window_end)
         ON CONFLICT DO NOTHING;
         CONTINUE WHEN add_hold(claim.budget, claim.scope, claim.window_start, claim.cap, claim.amount);
+        CONTINUE WHEN reclaim_leases() AND
+            add_hold(claim.budget, claim.scope, claim.window_start, claim.cap, claim.amount);
 
         UPDATE counters AS k SET reserved = k.reserved - earlier.amount
         FROM (
@@ -241,6 +256,80 @@ CREATE FUNCTION subtract_claims(claims jsonb) RETURNS void LANGUAGE sql SET sear
     SELECT (claim->>0) COLLATE "C", (claim->>1) COLLATE "C", (claim->>2)::bigint, -sum((claim->>4)::numeric)
     FROM jsonb_array_elements(claims) AS claim GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     ON CONFLICT (budget, scope, window_start) DO UPDATE SET reserved = c.reserved + excluded.reserved
+$$;
+
+-- Reserve a part of what a counter has left, for one process to hold calls against: 1/parts of it, or nothing where
+-- that is less than `least`. Result: the amount, 0 for none.
+CREATE FUNCTION lease(
+    new_id text, of_budget text, of_scope text, of_window bigint, of_end bigint, cap numeric, parts integer,
+    least_amount numeric, seconds integer, of_owner text
+) RETURNS numeric LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    part numeric;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    PERFORM reclaim_leases();
+    SELECT amount INTO part FROM leases WHERE lease_id = new_id;  -- asked again after the answer was lost
+    IF FOUND THEN
+        RETURN part;
+    END IF;
+    INSERT INTO counters (budget, scope, window_start, window_end) VALUES (of_budget, of_scope, of_window, of_end)
+    ON CONFLICT DO NOTHING;
+    SELECT floor((cap - settled - reserved) / parts) INTO part FROM counters
+    WHERE budget = of_budget AND scope = of_scope AND window_start = of_window FOR UPDATE;
+    IF part < least_amount THEN
+        RETURN 0;
+    END IF;
+    PERFORM add_hold(of_budget, of_scope, of_window, cap, part);
+    INSERT INTO leases (lease_id, budget, scope, window_start, amount, expires_at, owner)
+    VALUES (new_id, of_budget, of_scope, of_window, part, now_us() + seconds * 1000000::bigint, of_owner);
+    RETURN part;
+END $$;
+
+-- Keep leases for some more seconds; the ids of those that are still there.
+CREATE FUNCTION renew_leases(ids text[], seconds integer) RETURNS SETOF text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    RETURN QUERY UPDATE leases SET expires_at = now_us() + seconds * 1000000::bigint
+        WHERE lease_id = ANY (ids) AND expires_at >= now_us() RETURNING lease_id;
+END $$;
+
+-- Give back a part of a lease that no call is held against; false when the lease has expired.
+CREATE FUNCTION return_lease(id text, part numeric) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    found_lease leases;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    UPDATE leases SET amount = amount - part WHERE lease_id = id AND amount >= part RETURNING * INTO found_lease;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    DELETE FROM leases WHERE lease_id = id AND amount = 0;
+    PERFORM subtract_claims(jsonb_build_array(jsonb_build_array(
+        found_lease.budget, found_lease.scope, found_lease.window_start, NULL, part
+    )));
+    RETURN true;
+END $$;
+
+-- Free what leases hold whose process has not renewed them; whether there were any.
+CREATE FUNCTION reclaim_leases() RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    freed jsonb;
+BEGIN
+    WITH gone AS (DELETE FROM leases WHERE expires_at < now_us() RETURNING *)
+    SELECT jsonb_agg(jsonb_build_array(budget, scope, window_start, NULL, amount)) INTO freed FROM gone;
+    IF freed IS NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM subtract_claims(freed);
+    RETURN true;
+END $$;
+
+-- The server's clock.
+CREATE FUNCTION now_us() RETURNS bigint LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 $$;
 
 -- Move a hold's expiry; false when the hold is gone.

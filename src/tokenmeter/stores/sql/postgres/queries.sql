@@ -8,8 +8,14 @@ SELECT release(%s)
 SELECT extend(%s, %s)
 -- name: secret
 SELECT ledger_secret(%s)
--- name: server_clock
-SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+-- name: lease
+SELECT lease(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+-- name: renew_leases
+SELECT renew_leases(%s, %s)
+-- name: return_lease
+SELECT return_lease(%s, %s)
+-- name: reclaim_leases
+SELECT reclaim_leases()
 -- name: expired_holds
 SELECT reservation_id, claims, created_at, expires_at, owner, call
 FROM holds WHERE expires_at <= %s ORDER BY expires_at, reservation_id LIMIT %s
@@ -50,6 +56,8 @@ FROM (
     UNION ALL
     SELECT claim->>0, claim->>1, (claim->>2)::bigint, 0, (claim->>4)::numeric
     FROM holds, jsonb_array_elements(claims::jsonb) AS claim
+    UNION ALL
+    SELECT budget, scope, window_start, 0, amount FROM leases
 ) AS both_sides
 GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
 -- name: facts

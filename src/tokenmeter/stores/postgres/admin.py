@@ -1,0 +1,197 @@
+"""Setting up a shared ledger: its schema, and who may write and read it. What ``tokenmeter db`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import Connection, sql
+
+from tokenmeter.errors import ConfigurationError, SchemaVersionError
+from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.stores.postgres.schema import NEWEST, apply, migrations, state
+
+__all__ = ["Role", "Status", "grant", "init", "migrate", "status"]
+
+Role = Literal["writer", "reader", "owner"]
+
+#: What a writer calls. They run with the owner's rights, so a writer needs none on the tables.
+_FUNCTIONS = (
+    *("settle(jsonb)", "reserve(jsonb)", "release(text)", "extend(text, bigint)", "ledger_secret(bytea)"),
+    "lease(text, text, text, bigint, bigint, numeric, integer, numeric, integer, text)",
+    *("renew_leases(text[], integer)", "return_lease(text, numeric)", "reclaim_leases()"),
+)
+_WRITER_READS = ("counters", "holds", "batches", "schema_versions")
+_READER_READS = (
+    *("entries", "contexts", "rates", "sums", "batches", "chains", "counters", "holds", "leases", "crossings"),
+    "schema_versions",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a ledger's schema.
+
+    Attributes:
+        url: The store, without its password.
+        schema: Name of the schema.
+        applied: Names of the applied migrations.
+        pending: Names of those that this release would still apply.
+        unknown: Numbers of applied migrations that this release does not know (a newer one made them).
+        writers: Roles that may write.
+        readers: Roles that may read.
+    """
+
+    url: str
+    schema: str
+    applied: tuple[str, ...]
+    pending: tuple[str, ...]
+    unknown: tuple[int, ...]
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+def init(url: str) -> tuple[str, ...]:
+    """Make the schema and its tables; names of the migrations that were applied (none if all were there).
+
+    Raises:
+        ConfigurationError: this role may not, or the server refuses it.
+        StoreUnavailableError: the server is away.
+    """
+    with _connected(url) as (address, connection):
+        before = state(connection)
+        if before.readable_from > NEWEST:
+            raise SchemaVersionError("A newer tokenmeter made this ledger: pip install --upgrade tokenmeter-sdk.")
+        writers, readers = _grantees(connection, address) if before.applied else ((), ())
+        done = apply(connection, address.schema)
+        for role in writers if done else ():
+            _grant(connection, address.schema, "writer", role)
+        for role in readers if done else ():
+            _grant(connection, address.schema, "reader", role)
+        return done
+
+
+def migrate(url: str) -> tuple[str, ...]:
+    """Bring an existing schema to this release; who could write and read before, still can.
+
+    Raises:
+        ConfigurationError: there is no ledger, or this role may not change it.
+        StoreUnavailableError: the server is away.
+    """
+    with _connected(url) as (address, connection):
+        if not state(connection).applied:
+            raise ConfigurationError(
+                f"There is no ledger in schema {address.schema!r}; run `tokenmeter db init` first."
+            )
+    return init(url)
+
+
+def status(url: str) -> Status:
+    """What is applied, what is pending, and who may do what.
+
+    Raises:
+        ConfigurationError: the server refuses this role.
+        StoreUnavailableError: the server is away.
+    """
+    with _connected(url) as (address, connection):
+        applied = state(connection).applied
+        known = {migration.number: migration.name for migration in migrations()}
+        writers, readers = _grantees(connection, address) if applied else ((), ())
+        return Status(
+            url=address.url,
+            schema=address.schema,
+            applied=tuple(known[number] for number in applied if number in known),
+            pending=tuple(name for number, name in known.items() if number not in applied),
+            unknown=tuple(number for number in applied if number not in known),
+            writers=writers,
+            readers=readers,
+        )
+
+
+def grant(url: str, role: Role, to: str) -> None:
+    """Let a database role write, read or own the ledger. Idempotent.
+
+    A writer calls the functions and reads counters, holds and batches: it cannot change, remove or read an entry. A
+    reader reads everything but the ledger's secret. An owner may do what the schema's owner may, such as migrations and
+    rebuilding counters.
+
+    Args:
+        url: The ledger, as its owner.
+        role: ``writer``, ``reader`` or ``owner``.
+        to: Name of an existing database role.
+
+    Raises:
+        ConfigurationError: no such role, no ledger, or not the owner.
+        StoreUnavailableError: the server is away.
+    """
+    if role not in ("writer", "reader", "owner"):
+        raise ConfigurationError(f"The role must be writer, reader or owner, not {role!r}.")
+    with _connected(url) as (address, connection):
+        if not state(connection).applied:
+            raise ConfigurationError(
+                f"There is no ledger in schema {address.schema!r}; run `tokenmeter db init` first."
+            )
+        try:
+            with connection.transaction():
+                _grant(connection, address.schema, role, to)
+        except psycopg.errors.UndefinedObject:
+            raise ConfigurationError(
+                f"There is no database role {to!r}; make it first: CREATE ROLE {to} LOGIN PASSWORD '...';"
+            ) from None
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ConfigurationError(f"Only the ledger's owner may grant: {str(error).splitlines()[0]}.") from error
+
+
+def _grant(connection: Connection[Any], schema: str, role: Role, to: str) -> None:
+    name, who = sql.Identifier(schema), sql.Identifier(to)
+    if role == "owner":
+        row = connection.execute(
+            "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = %s", [schema]
+        ).fetchone()
+        if row is not None and row[0] != to:
+            connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(row[0].strip('"')), who))
+        return
+    connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(name, who))
+    for table in _WRITER_READS if role == "writer" else _READER_READS:
+        connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(schema, table), who))
+    if role == "writer":
+        connection.execute(
+            sql.SQL("GRANT SELECT (entry_id) ON {} TO {}").format(sql.Identifier(schema, "entries"), who)
+        )
+        for signature in _FUNCTIONS:
+            function, _, arguments = signature.partition("(")
+            statement = sql.SQL("GRANT EXECUTE ON FUNCTION {}({} TO {}")
+            connection.execute(
+                statement.format(sql.Identifier(schema, function), sql.SQL(arguments), who)  # pyright: ignore[reportArgumentType] - ours
+            )
+
+
+def _grantees(connection: Connection[Any], address: Address) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Roles that were made writers and readers, by name."""
+    query = """
+        SELECT 'writer', acl.grantee::regrole::text
+        FROM pg_proc JOIN pg_namespace AS n ON n.oid = pronamespace, aclexplode(proacl) AS acl
+        WHERE nspname = %(schema)s AND proname = 'settle' AND acl.grantee NOT IN (0, proowner)
+        UNION ALL
+        SELECT 'reader', acl.grantee::regrole::text
+        FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace, aclexplode(relacl) AS acl
+        WHERE nspname = %(schema)s AND relname = 'entries' AND acl.privilege_type = 'SELECT'
+            AND acl.grantee NOT IN (0, relowner)
+        ORDER BY 1, 2
+    """
+    rows = [(kind, name.strip('"')) for kind, name in connection.execute(query, {"schema": address.schema})]
+    return tuple(name for kind, name in rows if kind == "writer"), tuple(
+        name for kind, name in rows if kind == "reader"
+    )
+
+
+@contextmanager
+def _connected(url: str) -> Generator[tuple[Address, Connection[Any]]]:
+    address = Address.parse(url)
+    pool = Pool(address)
+    with pool.lend() as connection:
+        yield address, connection

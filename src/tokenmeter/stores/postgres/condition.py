@@ -1,0 +1,59 @@
+"""What ``doctor`` prints of a shared ledger: the server, the spool and the clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tokenmeter.errors import TokenmeterError
+from tokenmeter.stores.base import Health
+from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.stores.postgres.schema import NEWEST
+from tokenmeter.stores.spool import Spool
+
+__all__ = ["describe"]
+
+_WORST_SKEW_SECONDS = 5
+
+
+def describe(pool: Pool, spool: Spool, *, facts: Callable[[], Sequence[Any]], counts: Mapping[str, int]) -> Health:
+    """Facts and hazards; never raises.
+
+    Args:
+        pool: Connections to the server.
+        spool: Of this host.
+        facts: Asks the server for its version, entries, holds, encryption, and whether it is on this host.
+        counts: More facts.
+    """
+    address = pool.address
+    known: dict[str, Any] = {"store": "postgresql", "url": address.url, "schema": address.schema}
+    warnings: list[str] = []
+    try:
+        version, entries, holds, encrypted, local = facts()
+    except TokenmeterError as error:
+        warnings.append(f"The server is away: {error}")
+    else:
+        known |= {"server_version": version, "schema_version": NEWEST, "entries": int(entries), "pending_holds": holds}
+        known["encrypted"] = encrypted
+        if not encrypted and not local:
+            warnings.append("The connection is not encrypted: add sslmode=verify-full to the URL.")
+    skew = pool.skew_us // 1_000_000
+    if abs(skew) > _WORST_SKEW_SECONDS:
+        warnings.append(f"The server's clock is {skew} seconds from this host's; holds and leases go by the server's.")
+    known |= {"server_failures": pool.failures, **counts}
+    _describe_spool(spool, known, warnings)
+    return Health(known, tuple(warnings))
+
+
+def _describe_spool(spool: Spool, known: dict[str, Any], warnings: list[str]) -> None:
+    known |= {"spool": str(spool.path), "spool_most_bytes": spool.most_bytes}
+    try:
+        backlog = spool.backlog()
+    except TokenmeterError as error:
+        warnings.append(f"The spool cannot be used; entries are lost while the server is away: {error}")
+        return
+    known |= {"spool_waiting": backlog.records, "spool_refused": backlog.refused}
+    if backlog.oldest_seconds is not None:
+        known["spool_oldest_seconds"] = backlog.oldest_seconds
+    if backlog.refused:
+        warnings.append(f"The server refused {backlog.refused} entries, the last because: {backlog.reason}")
