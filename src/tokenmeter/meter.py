@@ -19,6 +19,7 @@ from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets import Balance, BudgetBook, Plan
 from tokenmeter.budgets.audit import audit_counters
 from tokenmeter.budgets.holds import estimated_entry, observation_of, taken_back, unanswered
+from tokenmeter.budgets.opening import open_balances
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id, utcnow
@@ -103,6 +104,7 @@ class Meter:
         self._logged: set[str] = set()
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self._sweep_due = time.monotonic() + _FIRST_SWEEP
+        self._opened = not budgets
 
     # -- identity
 
@@ -150,6 +152,7 @@ class Meter:
 
     def _hold(self, authorization: Authorization, *, wait: bool) -> None:
         call, at = authorization.call, authorization.started_at
+        self._open_budgets(wait=wait)
         self._sweep_sometimes()
         swept, attempt = False, 1
         while True:
@@ -171,6 +174,25 @@ class Meter:
         authorization.reservation = reservation
         authorization.inject_max_output_tokens = plan.inject_max_output_tokens
         authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
+
+    def _open_budgets(self, *, wait: bool) -> None:
+        if self._opened:
+            return
+        if not wait:
+            raise StoreBusyError("New budgets have to be looked up in the ledger first; call again from a thread.")
+        with _opening:
+            if not self._opened:
+                open_balances(self.budgets, self.store, utcnow())
+                self._opened = True
+
+    def _open_for_settling(self, *, wait: bool) -> None:
+        """As above, for what was not authorized (polled answers): the entry is recorded whatever comes of it."""
+        try:
+            self._open_budgets(wait=wait)
+        except StoreBusyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            self.fault("look up new budgets in the ledger", error)
 
     def _reservation(self, authorization: Authorization, plan: Plan) -> Reservation:
         return Reservation(
@@ -214,6 +236,8 @@ class Meter:
             The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
         """
         reservation = authorization.reservation if outcome.last else None
+        if not self._opened:
+            self._open_for_settling(wait=wait)
         try:
             entry = self._entry(authorization, outcome)
             settlement = self.store.settle(
@@ -273,6 +297,7 @@ class Meter:
             scope: Scope field -> value (``{"member": "ada"}``, tags as ``tag:NAME``); nothing means every budget.
             at: The instant whose windows are meant; default: now.
         """
+        self._open_budgets(wait=True)
         return self.budgets.remaining(self.store, scope or {}, at or utcnow())
 
     def raise_budget(
@@ -305,6 +330,7 @@ class Meter:
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
         """Counters that differ from the ledger; see `tokenmeter.budgets.audit.audit_counters`."""
+        self._open_budgets(wait=True)
         return audit_counters(self.budgets, self.store, now=utcnow(), repair=repair)
 
     def sweep(self, now: datetime | None = None, *, wait: bool = True) -> int:
@@ -460,11 +486,13 @@ def _json(value: Any) -> str:
 
 #: Reentrant, since a finaliser may settle a call in the middle of another one's.
 _lock = threading.RLock()
+_opening = threading.RLock()
 
 
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+def _renew_locks() -> None:
+    global _lock, _opening  # noqa: PLW0603 - a lock another thread held at the fork would never be freed in the child
     _lock = threading.RLock()
+    _opening = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_renew_locks)

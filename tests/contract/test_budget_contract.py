@@ -1,5 +1,6 @@
 """What budgets promise, on every kind of store."""
 
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -217,16 +218,16 @@ class TestRateLimits:
     def test_room_comes_back(self, metered, monkeypatch):
         meter = metered(Budget(limit_requests=2, period="rolling-60s"))
         start = datetime(2026, 11, 23, 12, tzinfo=UTC)
-        passed = []
+        passed, waits = [], []
         for second in range(0, 600, 5):
             now = start + timedelta(seconds=second)
             monkeypatch.setattr("tokenmeter.meter.utcnow", lambda now=now: now)
             try:
                 spend(meter, a_call(), 1)
-            except BudgetExceededError as stop:
-                assert now < stop.resets_at <= now + timedelta(seconds=70)
-            else:
                 passed.append(second)
+            except BudgetExceededError as stop:
+                waits.append((stop.resets_at - now).total_seconds())
+        assert 0 < min(waits) <= max(waits) <= 70
         assert all(later - earlier >= 60 for earlier, later in zip(passed, passed[2:], strict=False))
         assert len(passed) >= 600 // 70 * 2
 
@@ -382,6 +383,45 @@ class TestReading:
         assert [balance.spent for balance in meter.remaining()] == [7, 5, 1]
 
 
+class TestOpening:
+    def test_a_budget_added_in_mid_month_knows_what_the_month_has_cost(self, metered, store):
+        for member in ("ada", "ada", "bob"):
+            spend(metered(), a_call(member), 40)
+        budgets = Budget(member="*", limit_usd=150), Budget(limit_requests=9), Budget(team="x", limit_usd=9)
+        meter = metered(*budgets)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(output=1))
+        assert stop.value.spent == 80
+        again = metered(*budgets)
+        spend(again, a_call("cora"), 1)
+        spent = {(balance.budget, *balance.scope.values()): balance.spent for balance in metered(*budgets).remaining()}
+        assert spent == {
+            ("member=* usd/month", "ada"): 80,
+            ("member=* usd/month", "bob"): 40,
+            ("member=* usd/month", "cora"): 1,
+            ("all requests/month",): 4,
+            ("team=x usd/month", "x"): 0,
+        }
+        assert again.audit_budgets() == ()
+        assert sum(entry.billed_cost for entry in store.entries()) == 121
+
+    def test_many_that_start_at_once_open_it_once(self, metered):
+        for _ in range(20):
+            spend(metered(), a_call(), 5)
+        meters = [metered(Budget(limit_usd=1000)) for _ in range(8)]
+        threads = [threading.Thread(target=meter.remaining) for meter in meters]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [balance.spent for balance in meters[0].remaining()] == [100]
+
+    def test_a_budget_counted_from_the_first_call_has_no_opening_entry(self, metered, store):
+        for _ in range(3):
+            spend(metered(Budget(limit_usd=1000)), a_call(), 5)
+        assert [entry.kind for entry in store.entries()] == ["usage"] * 3
+
+
 class TestAlerts:
     def test_each_threshold_fires_once_per_window_over_all_meters(self, metered):
         seen = []
@@ -433,7 +473,7 @@ class TestFaults:
         meter = metered(Budget(limit_requests=9, hard=False))
         broken("reserve", "counters", "settle")
         assert meter.settle(meter.authorize(a_call()), answered(1)) is None
-        assert meter.faults == 1
+        assert meter.faults > 0
 
     def test_a_call_that_no_budget_matches_needs_no_store(self, metered, broken):
         meter = metered(Budget(member="bob", limit_requests=9))

@@ -1,0 +1,214 @@
+"""A cap of K calls admits exactly K, however many threads, tasks and processes want one, and whoever is killed."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from tokenmeter.attribution import Attribution
+from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import BudgetExceededError, StoreBusyError
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.stores import open_store
+from tokenmeter.usage import Consumption, Observation, Usage
+
+LIMIT = 100
+USAGE = Usage({"input": 20, "output": 3})
+ANSWERED = Outcome(observation=Observation(consumptions=(Consumption(model="m", usage=USAGE),)))
+CALL = Call(
+    provider="openai",
+    endpoint="chat.completions",
+    operation="chat",
+    facts=RequestFacts(model="m", input_bytes=100, max_output_tokens=10),
+    attribution=Attribution(member="ada"),
+)
+
+
+def open_meter(url):
+    budgets = [
+        Budget(member="*", limit_requests=LIMIT, name="each"),
+        Budget(limit_tokens=10**8, name="all"),
+        Budget(limit_requests=LIMIT, period="rolling-1d", name="rate"),
+    ]
+    return Meter(store=open_store(url), pricer=Pricer(PriceList()), budgets=BudgetBook(budgets))
+
+
+def worker(url, threads, wanted, pause):
+    """What runs in each process: every thread makes calls until it is stopped, and says so line by line."""
+    meter = open_meter(url)
+
+    def work():
+        for _ in range(int(wanted)):
+            try:
+                leave = meter.authorize(CALL)
+            except BudgetExceededError as stop:
+                if not stop.retryable:
+                    os.write(1, b"stopped\n")
+                    return
+                time.sleep(0.01)
+                continue
+            os.write(1, b"admitted\n")
+            time.sleep(random.random() * float(pause))
+            assert meter.settle(leave, ANSWERED) is not None
+            os.write(1, b"settled\n")
+
+    os.write(1, b"ready\n")
+    sys.stdin.readline()
+    workers = [threading.Thread(target=work) for _ in range(int(threads))]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    assert meter.faults == 0
+    meter.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shared_url(request, tmp_path):
+    """A store that processes can share."""
+    if request.param == "postgres":
+        return request.getfixturevalue("postgres_url")
+    return f"sqlite:///{tmp_path}/books/ledger.db"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def meter(request, tmp_path):
+    """A meter with the budgets of the workers."""
+    url = {"memory": lambda: "memory:", "sqlite": lambda: f"sqlite:///{tmp_path}/ledger.db"}.get(
+        request.param, lambda: request.getfixturevalue("postgres_url")
+    )()
+    made = open_meter(url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def spawn():
+    """Starts workers that wait for a line before they begin; kills what is left of them."""
+    running = []
+
+    def start(url, *, threads, wanted, pause):
+        arguments = [url, str(threads), str(wanted), str(pause)]
+        process = subprocess.Popen(
+            [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def go(processes):
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * len(processes)
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+def balances(meter):
+    return {balance.budget: balance for balance in meter.remaining({"member": "ada"})}
+
+
+def assert_full_and_sound(meter):
+    """Every cap is spent to the last call, nothing is held, and the counters are what the ledger says."""
+    standing = balances(meter)
+    assert [(standing[name].spent, standing[name].reserved) for name in ("each", "rate")] == [(LIMIT, 0)] * 2
+    assert standing["all"].reserved == 0
+    assert sum(entry.kind == "usage" for entry in meter.store.entries()) == LIMIT
+    assert not meter.audit_budgets()
+    assert meter.store.verify().ok
+
+
+def test_eight_processes_of_eight_threads_admit_exactly_the_limit(shared_url, spawn):
+    meter = open_meter(shared_url)
+    workers = [spawn(shared_url, threads=8, wanted=10**6, pause=0.005) for _ in range(8)]
+    go(workers)
+    said = Counter(line for process in workers for line in process.communicate(timeout=120)[0].split())
+    assert [process.returncode for process in workers] == [0] * 8
+    assert (said["admitted"], said["settled"], said["stopped"]) == (LIMIT, LIMIT, 64)
+    assert_full_and_sound(meter)
+    meter.close()
+
+
+def test_workers_killed_at_random_never_overshoot_and_their_holds_come_back(shared_url, spawn):
+    meter = open_meter(shared_url)
+    dice = random.Random(20261123)
+    acknowledged = 0
+    for _ in range(3):
+        workers = [spawn(shared_url, threads=4, wanted=8, pause=0.05) for _ in range(4)]
+        go(workers)
+        for process in workers:
+            time.sleep(dice.random() * 0.08)
+            process.send_signal(signal.SIGKILL)
+        acknowledged += sum(process.communicate()[0].count("settled") for process in workers)
+        standing = balances(meter)["each"]
+        assert standing.spent + standing.reserved <= LIMIT
+    recorded = sum(entry.status == "ok" for entry in meter.store.entries())
+    assert recorded >= acknowledged
+    held = balances(meter)["each"].reserved
+    assert meter.sweep(utcnow() + timedelta(hours=1)) == held
+    assert balances(meter)["each"].reserved == 0
+    last = spawn(shared_url, threads=8, wanted=10**6, pause=0)
+    go([last])
+    last.communicate(timeout=120)
+    assert last.returncode == 0
+    assert_full_and_sound(meter)
+    meter.close()
+
+
+def test_sixty_four_threads_admit_exactly_the_limit(meter):
+    admitted = []
+    barrier = threading.Barrier(64)
+
+    def work():
+        barrier.wait()
+        for _ in range(10):
+            try:
+                leave = meter.authorize(CALL)
+            except BudgetExceededError:
+                continue
+            admitted.append(leave)
+            meter.settle(leave, ANSWERED)
+
+    threads = [threading.Thread(target=work) for _ in range(64)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(admitted) == LIMIT
+    assert_full_and_sound(meter)
+
+
+async def test_two_hundred_tasks_admit_exactly_the_limit(meter):
+    async def work():
+        try:
+            leave = meter.authorize(CALL, wait=False)
+        except StoreBusyError:
+            try:
+                leave = await asyncio.to_thread(meter.authorize, CALL)
+            except BudgetExceededError:
+                return 0
+        except BudgetExceededError:
+            return 0
+        await asyncio.sleep(0.001)
+        await asyncio.to_thread(meter.settle, leave, ANSWERED)
+        return 1
+
+    assert sum(await asyncio.gather(*(work() for _ in range(200)))) == LIMIT
+    assert_full_and_sound(meter)
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])
