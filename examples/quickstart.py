@@ -60,7 +60,7 @@ def calls() -> None:
         for chunk in stream:
             assert chunk.choices, "the usage chunk never reaches a caller who did not ask for it"  # noqa: S101
         claude.messages.create(
-            model="claude-sonnet-4-5", max_tokens=300, messages=[{"role": "user", "content": f"Title for: {TEXT}"}]
+            model="claude-sonnet-5", max_tokens=300, messages=[{"role": "user", "content": f"Title for: {TEXT}"}]
         )
         openai.embeddings.create(model="text-embedding-3-small", input=[TEXT, "a query"])
     print(
@@ -71,7 +71,7 @@ def calls() -> None:
     with tokenmeter.attribute(member="ada", team="search", route="/chat"):
         openai.responses.create(model="gpt-5", input=f"Discuss: {TEXT}", max_output_tokens=400)
         with claude.messages.stream(
-            model="claude-sonnet-4-5", max_tokens=400, messages=[{"role": "user", "content": f"Discuss: {TEXT}"}]
+            model="claude-sonnet-5", max_tokens=400, messages=[{"role": "user", "content": f"Discuss: {TEXT}"}]
         ) as answer:
             answer.until_done()
 

@@ -8,19 +8,32 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.budgets import Balance, Budget, BudgetBook
+from tokenmeter.budgets.webhook import Webhook
 from tokenmeter.config import Settings, load_settings
 from tokenmeter.dialects import observe
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.periods import CalendarUnit, parse_instant
-from tokenmeter.pricing import PriceList, Pricer, Rating, Terms
+from tokenmeter.money import ONE
+from tokenmeter.pricing import (
+    Multiplier,
+    PriceList,
+    Pricer,
+    Rating,
+    Terms,
+    parse_discounts,
+    parse_multipliers,
+    parse_prices,
+)
+from tokenmeter.pricing.reprice import correction  # noqa: pending
 from tokenmeter.reports import Report, build
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import EntryFilter, Verification
@@ -40,6 +53,7 @@ __all__ = [
 
 _lock = threading.RLock()
 _default: Meter | None = None
+_pricer: Pricer | None = None
 
 
 def make_meter(settings: Settings | None = None, **arguments: Any) -> Meter:
@@ -54,25 +68,39 @@ def make_meter(settings: Settings | None = None, **arguments: Any) -> Meter:
         StoreUnavailableError: the store cannot be opened.
     """
     settings = settings or load_settings(**arguments)
-    pricer = make_pricer(settings)
-    budgets = BudgetBook(
-        [
-            row if isinstance(row, Budget) else Budget.parse(row, file=settings.source, row=number)
-            for number, row in enumerate(settings.budgets, 1)
-        ],
-    )
     return Meter(
+        pricer=_make_pricer(settings),
+        budgets=_make_budgets(settings),
         store=open_store(settings.store),
-        pricer=pricer,
-        budgets=budgets,
         aliases=settings.key_hashes(),
         hold_seconds=settings.hold_seconds,
     )
 
 
-def make_pricer(settings: Settings) -> Pricer:
-    """Price list and terms of `settings`, joined."""
-    raise NotImplementedError
+def _make_pricer(settings: Settings) -> Pricer:
+    file = settings.source or "configuration"
+    everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
+    return Pricer(
+        PriceList.load(parse_prices(settings.prices, file=file)),
+        Terms(
+            multipliers=(*everyone, *parse_multipliers(settings.multipliers, file=file)),
+            discounts=parse_discounts(settings.discounts, file=file),
+            model_maps=settings.models,
+        ),
+    )
+
+
+def _make_budgets(settings: Settings) -> BudgetBook:
+    file = settings.source or "configuration"
+    budgets = [
+        row if isinstance(row, Budget) else Budget.parse(row, file=file, row=number)
+        for number, row in enumerate(settings.budgets, 1)
+    ]
+    webhooks = [
+        Webhook(target.webhook, secret=os.environ.get(target.secret_env) if target.secret_env else None)
+        for target in settings.alerts
+    ]
+    return BudgetBook(budgets, alerts=webhooks)
 
 
 def configure(
@@ -132,6 +160,17 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _default_pricer() -> Pricer:
+    """The default meter's prices and terms, without opening its ledger when nothing else did."""
+    global _pricer  # noqa: PLW0603 - see configure
+    if _default is not None:
+        return _default.pricer
+    with _lock:
+        if _pricer is None:
+            _pricer = _make_pricer(load_settings())
+        return _pricer
 
 
 def report(
@@ -245,3 +284,70 @@ def price(
         pricer = Pricer(price_list, pricer.terms)
     moment = utcnow() if at is None else parse_instant(at)
     return pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
+
+
+def remaining(*, at: datetime | None = None, meter: Meter | None = None, **scope: str) -> list[Balance]:
+    """What budgets have left, and when they reset.
+
+    Args:
+        at: The instant whose windows are meant; default: now.
+        meter: Whose budgets; default: the default meter's.
+        **scope: Which budgets: ``member="ada"``, ``api_key="prod"``, ...; nothing means all.
+
+    Returns:
+        One `Balance` per counter: limit, spent, reserved, remaining (in the budget's unit), resets_at.
+    """
+    return (meter or default_meter()).remaining(scope, at=at)
+
+
+def sweep(*, meter: Meter | None = None) -> int:
+    """Turn holds that expired (a caller crashed) into estimated entries now, rather than at the next call.
+
+    Returns:
+        How many holds were swept.
+    """
+    return (meter or default_meter()).sweep()
+
+
+def verify(*, meter: Meter | None = None) -> Verification:
+    """Prove the ledger: hash chain, kept sums, and the budgets' counters against the entries.
+
+    Returns:
+        How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
+    """
+    chosen = meter or default_meter()
+    outcome = chosen.store.verify()
+    return replace(outcome, faults=(*outcome.faults, *chosen.audit_budgets()))
+
+
+def reprice(
+    *,
+    since: datetime | date | str | None = None,
+    until: datetime | date | str | None = None,
+    where: Mapping[str, str | None | Sequence[str | None]] | None = None,
+    tz: str = "UTC",
+    meter: Meter | None = None,
+) -> list[Entry]:
+    """Rate entries again whose price was unknown, and append the difference as corrections.
+
+    Nothing recorded is changed: each correction names the entry it re-states (`Entry.corrects`) and carries only the
+    difference in cost, never the tokens again. Running it twice corrects once.
+
+    Args:
+        since: As for `entries`.
+        until: As for `entries`.
+        where: As for `entries`; ``{"cost_source": "unpriced"}`` is implied.
+        tz: As for `entries`.
+        meter: Which ledger; default: the default meter's.
+
+    Returns:
+        The corrections that were recorded.
+    """
+    chosen = meter or default_meter()
+    unpriced = {**(where or {}), "cost_source": "unpriced"}
+    found: list[Entry] = []
+    for entry in entries(since=since, until=until, where=unpriced, tz=tz, meter=chosen):
+        posted = correction(entry, chosen.pricer)
+        if posted is not None and chosen.store.settle(posted, chosen.budgets.postings(posted)).recorded:
+            found.append(posted)
+    return found
