@@ -59,6 +59,6 @@ CostSource = Literal["billed", "computed", "estimated", "unpriced", "none"]
 def unit_of(sku_meter: str) -> str:
     """FOCUS ``PricingUnit`` of a meter; ``"Units"`` for a meter a user's own price list added.
 
-    A size behind a meter's name (``container_sessions_4g``, ``seconds_video_1024p``) has a price, not a unit, of its own.
+    A size behind the name (``container_sessions_4g``, ``seconds_video_1024p``) has a price, not a unit, of its own.
     """
     return UNITS.get(sku_meter) or UNITS.get(sku_meter.rpartition("_")[0], "Units")

@@ -145,6 +145,16 @@ def test_to_wire_takes_dataclasses_mappings_and_text():
     assert to_wire('{"a": [1]}') == {"a": [1]}
 
 
+@pytest.mark.parametrize(
+    ("asked", "billed"),
+    [("auto", None), ("standard_only", "default"), ("fast", "priority"), ("flex", "flex"), (None, None)],
+)
+def test_tier_asked_for_counts_where_the_answer_names_none(asked, billed):
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    seen = observe(usage, provider="openai", endpoint="chat.completions", model="m", service_tier=asked)
+    assert seen.consumptions[0].service_tier == billed
+
+
 class TestPolling:
     """Live calls: what may still grow is left out, and what was billed is not billed again."""
 

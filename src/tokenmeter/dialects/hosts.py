@@ -10,12 +10,13 @@ from decimal import Decimal
 from tokenmeter.dialects.wire import JSON, amount, count, section
 from tokenmeter.usage import Quantity, SuppliedCost
 
-__all__ = ["HIDDEN_OUTPUT", "billed_tier", "extra_meters", "supplied_cost"]
+__all__ = ["HIDDEN_OUTPUT", "billed_tier", "extra_meters", "supplied_cost", "write_meter"]
 
 #: Hosts whose ``total_tokens`` holds output (thinking) that ``completion_tokens`` leaves out.
 HIDDEN_OUTPUT = frozenset({"google", "google-vertex", "vertex"})
-#: Other words for the standard tier: Anthropic's and Groq's.
-_STANDARD_TIERS = frozenset({"standard", "on_demand"})
+#: Words for tiers that have another name on the bill: Anthropic's and Groq's standard, and OpenAI's ``fast``, which is
+#: answered as ``priority``.
+_TIER_NAMES = {"standard": "default", "standard_only": "default", "on_demand": "default", "fast": "priority"}
 #: Hosts for which ``usage.cost`` is the bill, so that 0 means free. Elsewhere 0 is a field nobody filled.
 _BILLING_HOSTS = frozenset({"openrouter"})
 _CENT = Decimal("0.01")
@@ -24,8 +25,13 @@ _TICK = Decimal("1E-10")
 
 
 def billed_tier(tier: str | None) -> str | None:
-    """`tier` as it is billed: a host's own word for its standard tier becomes ``default``."""
-    return "default" if tier in _STANDARD_TIERS else tier
+    """`tier` as it is billed; ``auto`` is a wish, not a tier."""
+    return None if tier is None or tier == "auto" else _TIER_NAMES.get(tier, tier)
+
+
+def write_meter(model: str | None) -> str:
+    """Class of cache writes without a lifetime: Claude's are Anthropic's five-minute ones on every host."""
+    return "cache_write_5m" if model and "claude" in model else "cache_write_30m"
 
 
 def supplied_cost(provider: str, usage: JSON) -> SuppliedCost | None:

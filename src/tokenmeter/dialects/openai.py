@@ -74,22 +74,24 @@ def _without_json(body: Any, context: Context) -> Observation:
 def _reader(body: JSON, context: Context) -> _Reader:
     if "custom_id" in body and ("response" in body or "error" in body):
         return _batch_line
-    kind = body.get("type")
-    if isinstance(kind, str) and kind in _BY_TYPE:
-        return _BY_TYPE[kind]
-    form = body.get("object")
-    if isinstance(form, str) and form in _BY_OBJECT:
-        return _BY_OBJECT[form]
-    if "error" in body and body.get("error") and "usage" not in body and "choices" not in body and "id" not in body:
+    kind, form = text(body, "type"), text(body, "object")
+    named = _BY_TYPE.get(kind or "") or _BY_OBJECT.get(form or "")
+    if named is not None:
+        return named
+    if kind and context.endpoint in _SOCKETS and not usage_of(body):
+        return _no_bill
+    if body.get("error") and _ANSWERS.isdisjoint(body):
         return _refused
-    for prefix, reader in _BY_ENDPOINT:
-        if context.endpoint.startswith(prefix):
-            return reader
-    return _any
+    return next((reader for prefix, reader in _BY_ENDPOINT if context.endpoint.startswith(prefix)), _any)
 
 
 def _batch_line(body: JSON, context: Context) -> Observation:
     return jobs.batch_line(body, context, read_openai)
+
+
+def _no_bill(_body: JSON, _context: Context) -> Observation:
+    """An event of a socket that bills nothing."""
+    return Observation(billable=False)
 
 
 def _refused(body: JSON, _context: Context) -> Observation:
@@ -105,7 +107,7 @@ def completion(body: JSON, context: Context) -> Observation:
         return _without_usage(body, context, model)
     reading = inclusive(
         wire,
-        write_meter=_write_meter(model or context.request.model),
+        write_meter=hosts.write_meter(model or context.request.model),
         hidden_output=context.provider in hosts.HIDDEN_OUTPUT,
     )
     extra = hosts.extra_meters(context.provider, wire, model or context.request.model)
@@ -136,11 +138,6 @@ def _choice_bytes(choice: JSON) -> int:
     return sum(map(utf8_length, words))
 
 
-def _write_meter(model: str | None) -> str:
-    """Cache writes of Claude through an OpenAI-shaped host are Anthropic's five-minute ones."""
-    return "cache_write_5m" if model and "claude" in model else "cache_write_30m"
-
-
 def _any(body: JSON, context: Context) -> Observation:
     """A body of an endpoint nobody described: whatever familiar usage is in it counts."""
     if "choices" in body:
@@ -159,6 +156,13 @@ def _decision_event(body: JSON, context: Context) -> Observation:
     return completion(section(section(body, "event"), "decision"), context)
 
 
+def _delegated(body: JSON, context: Context) -> Observation:
+    """An event of the response that a Live session delegates to: billed beside the session's seconds."""
+    event = section(body, "event")
+    reader = _BY_TYPE.get(text(event, "type") or "", _no_bill)
+    return reader(event, context)
+
+
 def _turn_event(body: JSON, context: Context) -> Observation:
     """The end of an agent's turn: what its root agent used."""
     turn = section(body, "turn")
@@ -174,9 +178,14 @@ def _wrapped_response(body: JSON, context: Context) -> Observation:
     return responses.response(section(body, "response"), context)
 
 
+#: Keys of which any answer has one, and an error in its place has none.
+_ANSWERS = frozenset({"choices", "id", "usage"})
+#: Endpoints whose bodies are events, most of which bill nothing.
+_SOCKETS = frozenset({"realtime", "beta.realtime", "live", "responses.connect", "beta.responses.connect"})
 #: Events of streams and sockets, by ``type``.
 _BY_TYPE: dict[str, _Reader] = {
     "response.done": media.realtime,
+    "response.event": _delegated,
     "response.completed": _wrapped_response,
     "response.incomplete": _wrapped_response,
     "response.failed": _wrapped_response,

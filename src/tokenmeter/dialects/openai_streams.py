@@ -222,6 +222,9 @@ class EventStream:
             self._bytes += utf8_length(delta)
             return
         kind = text(event, "type") or text(event, "event")
+        if kind == "response.event":  # a Live session's delegate
+            event = section(event, "event")
+            kind = text(event, "type")
         if kind in _ENDINGS:
             self._terminal = True
             self._seen.append(self._read(_payload(event), self._context))

@@ -9,7 +9,7 @@ from tokenmeter.dialects.context import Context, pending, unknown
 from tokenmeter.dialects.estimates import estimate
 from tokenmeter.dialects.media import svg
 from tokenmeter.dialects.shapes import Reading, inclusive, usage_of
-from tokenmeter.dialects.wire import JSON, count, members, section, text
+from tokenmeter.dialects.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 __all__ = ["response", "tool_meters"]
@@ -39,7 +39,9 @@ def response(body: JSON, context: Context) -> Observation:
         return replace(pending(body), flags=frozenset({"billed_before"}))
     if not wire:
         return _without_usage(body, context, model)
-    reading = inclusive(wire, hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
+    reading = inclusive(
+        wire, write_meter=hosts.write_meter(model), hidden_output=context.provider in hosts.HIDDEN_OUTPUT
+    )
     items = members(body, "output")
     meters = {**tool_meters(body, items), **hosts.extra_meters(context.provider, wire, model)}
     if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
@@ -68,7 +70,7 @@ def _without_usage(body: JSON, context: Context, model: str | None) -> Observati
     if not context.request.input_bytes:
         return unknown(body, body.get("usage"), model=model or context.request.model, deduplicate=True)
     words = [part.get("text") for item in members(body, "output") for part in members(item, "content")]
-    received = sum(len(word.encode("utf-8", "surrogatepass")) for word in words if isinstance(word, str))
+    received = sum(utf8_length(word) for word in words if isinstance(word, str))
     return Observation(
         consumptions=(estimate(context.request, model=model, received=received),),
         response_model=model,
