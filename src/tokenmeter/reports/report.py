@@ -19,7 +19,7 @@ from tokenmeter.reports.focus import FocusTerms, export_focus
 from tokenmeter.reports.query import BEGINNING, EVER, Accepted, Instant, Query, cut
 from tokenmeter.reports.row import Row
 from tokenmeter.reports.sink import Target
-from tokenmeter.reports.writers import ExportFormat
+from tokenmeter.reports.writers import ExportFormat, format_of
 from tokenmeter.stores.base import Aggregate, Store
 from tokenmeter.usage import Usage
 
@@ -121,6 +121,10 @@ class Report:
     def to_parquet(self, target: Target, *, overwrite: bool = False) -> Manifest:
         """Parquet with exact decimals (needs pyarrow), with the same columns and arguments as `to_csv`."""
         return self._write("parquet", target, overwrite=overwrite)
+
+    def export(self, target: Target, *, format: str | None = None, overwrite: bool = False) -> Manifest:  # noqa: A002 - what everybody calls it
+        """`to_csv`, `to_jsonl` or `to_parquet`, by `format` or by the target's ending."""
+        return self._write(format_of(target, format), target, overwrite=overwrite)
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` with the columns of `to_csv`; costs are ``decimal.Decimal`` objects."""

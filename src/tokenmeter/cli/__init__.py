@@ -1,0 +1,1 @@
+"""The command line: ``tokenmeter`` or ``python -m tokenmeter``. Needs the extra ``cli``."""

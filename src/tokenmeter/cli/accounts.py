@@ -1,0 +1,112 @@
+"""``budgets`` and ``remaining``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from tokenmeter.api import make_meter
+from tokenmeter.budgets import Balance
+from tokenmeter.cli.console import Exit, emit, out
+from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import utcnow
+from tokenmeter.periods import zone
+
+__all__ = ["budgets", "remaining"]
+
+_NEARLY = Decimal("0.8")
+
+
+def budgets(
+    *, tz: TzOption = "UTC", store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Every budget and counter with a bar: how much of it is used and held."""
+    _show(_balances({}, store, config), tz, as_json=as_json)
+
+
+def remaining(
+    *,
+    scope: Annotated[
+        list[str] | None, typer.Argument(help="FIELD=VALUE, such as member=ada or tag:env=prod.", show_default=False)
+    ] = None,
+    tz: TzOption = "UTC",
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one has nothing left.
+
+    Example: tokenmeter remaining member=ada
+    """
+    found = _balances(_parse_scope(scope or ()), store, config)
+    _show(found, tz, as_json=as_json)
+    if any(balance.hard and balance.remaining <= 0 for balance in found):
+        raise typer.Exit(Exit.BUDGET)
+
+
+def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
+    wanted: dict[str, str] = {}
+    for part in scope:
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as member=ada.")
+        wanted[name] = value
+    return wanted
+
+
+def _balances(wanted: dict[str, str], store: StoreOption, config: ConfigOption) -> list[Balance]:
+    meter = make_meter(settings_of(store, config))
+    try:
+        return meter.budgets.remaining(meter.store, wanted, utcnow())
+    finally:
+        meter.close()
+
+
+def _show(found: Sequence[Balance], tz: str, *, as_json: bool) -> None:
+    if as_json:
+        emit([balance.to_dict() for balance in found])
+        return
+    if not found:
+        out.print("No budget concerns this. Budgets are configured with [[budgets]] in tokenmeter.toml or in code.")
+        return
+    table = Table("budget", "scope", box=None, pad_edge=False, header_style="bold")
+    for head in ("used", "limit", "left"):
+        table.add_column(head, justify="right")
+    table.add_column("", width=20)
+    table.add_column("resets")
+    for balance in found:
+        scope = ", ".join(f"{name}={value}" for name, value in balance.scope.items()) or "all calls"
+        kind = "" if balance.hard else " (soft)"
+        resets = (
+            "never" if balance.resets_at is None else balance.resets_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M")
+        )
+        figures = (balance.spent + balance.reserved, balance.limit, balance.remaining)
+        table.add_row(
+            escape(balance.budget + kind),
+            escape(scope),
+            *(_amount(one, balance.unit) for one in figures),
+            _bar(balance),
+            resets,
+        )
+    out.print(table, soft_wrap=False)
+
+
+def _amount(value: Decimal, unit: str) -> str:
+    if unit == "usd":
+        return f"-${-value:,.2f}" if value < 0 else f"${value:,.2f}"
+    return f"{value:,.0f} {unit}"
+
+
+def _bar(balance: Balance) -> ProgressBar:
+    used = balance.spent + balance.reserved
+    part = used / balance.limit if balance.limit > 0 else Decimal(1)
+    colour = "red" if part >= 1 else "yellow" if part >= _NEARLY else "green"
+    percent = int(min(max(part, Decimal(0)), Decimal(1)) * 100)
+    return ProgressBar(total=100, completed=percent, width=20, complete_style=colour, finished_style=colour)

@@ -1,0 +1,187 @@
+"""``verify``, ``reprice``, ``doctor`` and ``config check``: is everything as it should be?"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+import tokenmeter
+from tokenmeter import api
+from tokenmeter.cli.console import Exit, emit, out
+from tokenmeter.cli.options import (
+    ConfigOption,
+    JsonOption,
+    PeriodOption,
+    SinceOption,
+    StoreOption,
+    TzOption,
+    UntilOption,
+    Where,
+    ledger,
+    query_of,
+    settings_of,
+)
+from tokenmeter.config import Settings, find_file
+from tokenmeter.meter import Meter
+from tokenmeter.money import ZERO
+from tokenmeter.reports.query import closed
+from tokenmeter.stores import default_path
+
+__all__ = ["config_app", "doctor", "reprice", "verify"]
+
+config_app = typer.Typer(help="The settings.", no_args_is_help=True)
+
+_MEANINGS = {
+    "edited": "an entry is not what was written",
+    "missing": "an entry was removed",
+    "cut": "the end of the ledger was cut off",
+    "rollup": "a kept sum differs from its entries",
+    "counter": "a budget's counter differs from its entries",
+}
+
+
+def verify(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
+    with ledger(store, config):
+        pass  # a missing ledger is said, not made
+    meter = api.make_meter(settings_of(store, config))
+    try:
+        outcome = api.verify(meter=meter)
+    finally:
+        meter.close()
+    if as_json:
+        faults = [{"kind": one.kind, "where": one.where, "detail": one.detail} for one in outcome.faults]
+        emit({"ok": outcome.ok, "entries": outcome.entries, "head": outcome.head, "faults": faults})
+    elif outcome.ok:
+        out.print(f"[green]Nothing is wrong.[/] {outcome.entries:,} entries checked, none edited, removed or cut off.")
+        out.print(f"Head of the chain: {outcome.head}")
+    else:
+        out.print(f"[bold red]{len(outcome.faults):,} faults[/] in {outcome.entries:,} entries:")
+        for fault in outcome.faults:
+            meaning = _MEANINGS.get(fault.kind, fault.kind)
+            out.print(f"  {escape(fault.where)}: {meaning}. {escape(fault.detail)}")
+        out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
+    if not outcome.ok:
+        raise typer.Exit(Exit.FOUND)
+
+
+def reprice(
+    *,
+    period: PeriodOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    where: Where = None,
+    tz: TzOption = "UTC",
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rate unpriced entries again with today's price list; the difference is appended as corrections."""
+    query = query_of(period, since, until, where, tz)
+    with ledger(store, config):
+        pass
+    meter = api.make_meter(settings_of(store, config))
+    try:
+        posted = api.reprice(
+            since=closed(query.period.start),
+            until=closed(query.period.end),
+            where={name: list(values) for name, values in query.where.items()},
+            meter=meter,
+        )
+    finally:
+        meter.close()
+    billed = sum((entry.billed_cost or ZERO for entry in posted), ZERO)
+    if as_json:
+        emit(
+            {"corrections": len(posted), "billed_cost": f"{billed:f}", "entries": [entry.entry_id for entry in posted]}
+        )
+    elif posted:
+        out.print(f"{len(posted):,} entries have a price now; corrections over ${billed:,.6f} were appended.")
+    else:
+        out.print("Nothing to correct: every entry is priced, or its price is still unknown.")
+
+
+def doctor(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """The state of ledger, SQLite, permissions, schema and prices. Exit code 1 when something needs care."""
+    settings = settings_of(store, config)
+    facts: dict[str, Any] = {
+        "tokenmeter": tokenmeter.__version__,
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("openai", "anthropic", "genai-prices", "sqlite-utils")},
+        "configuration": settings.source or "none (defaults)",
+        "ledger": settings.store or f"sqlite file {default_path()} (default)",
+    }
+    with ledger(store, config):
+        pass
+    meter = api.make_meter(settings)
+    try:
+        health = meter.store.health()
+        facts |= {**health.facts, **_price_facts(meter), "budgets": len(settings.budgets)}
+    finally:
+        meter.close()
+    warnings = [*health.warnings, *_warnings(settings)]
+    if as_json:
+        emit({"facts": facts, "warnings": warnings})
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            out.print(f"{name.replace('_', ' '):<{width}}  {escape(str(value))}")
+        for warning in warnings:
+            out.print(f"[yellow]care[/]  {escape(warning)}")
+        if not warnings:
+            out.print("[green]Nothing needs care.[/]")
+    if warnings:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _price_facts(meter: Meter) -> dict[str, Any]:
+    return {"price_list": meter.pricer.price_list_hash[:12]}
+
+
+def _warnings(settings: Settings) -> list[str]:
+    unset = [alias for alias, reference in settings.api_keys.items() if reference.startswith("env:")]
+    known = set(settings.key_hashes().values())
+    return [
+        f"api_keys.{alias} names an environment variable that is not set here: its calls show as ...last4."
+        for alias in unset
+        if alias not in known
+    ]
+
+
+@config_app.command("check")
+def check(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
+    settings = settings_of(store, config)
+    meter = api.make_meter(settings.model_copy(update={"store": "memory:"}))
+    budgets = [cap.budget.name for cap in meter.budgets.caps.values()]
+    meter.close()
+    found = {
+        "file": settings.source or (str(find_file()) if find_file() else None),
+        "store": settings.store,
+        "multiplier": f"{settings.multiplier:f}",
+        "budgets": budgets,
+        "api_keys": sorted(settings.api_keys),
+        "prices": len(settings.prices),
+        "discounts": len(settings.discounts),
+        "multipliers": len(settings.multipliers),
+    }
+    if as_json:
+        emit({"ok": True, **found, "warnings": _warnings(settings)})
+        return
+    for name, value in found.items():
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        out.print(f"{name.replace('_', ' '):<12}{escape(str(shown if shown is not None else 'default'))}")
+    for warning in _warnings(settings):
+        out.print(f"[yellow]care[/]  {escape(warning)}")
+    out.print("[green]The settings are good.[/]")

@@ -1,0 +1,192 @@
+"""``report``, ``entries`` and ``export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tokenmeter.cli.console import emit, out, progress_out
+from tokenmeter.cli.options import (
+    By,
+    ConfigOption,
+    GranularityOption,
+    JsonOption,
+    OverwriteOption,
+    PeriodOption,
+    SinceOption,
+    StoreOption,
+    TzOption,
+    UntilOption,
+    Where,
+    ledger,
+    query_of,
+)
+from tokenmeter.ledger import Entry
+from tokenmeter.periods import zone
+from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus
+from tokenmeter.reports.export import Origin, write
+from tokenmeter.reports.fields import entry_fields
+from tokenmeter.reports.layout import amount, count, visible
+from tokenmeter.reports.report import run
+from tokenmeter.stores.base import Store
+
+__all__ = ["entries", "export", "report"]
+
+
+def report(
+    *,
+    by: By = None,
+    period: PeriodOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    granularity: GranularityOption = None,
+    where: Where = None,
+    tz: TzOption = "UTC",
+    rows: Annotated[int, typer.Option(help="Rows to show before the rest is summed up; 0 = all.", min=0)] = 100,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Usage and cost per group and time, with totals.
+
+    Example: tokenmeter report --by member,model --period this-month --tz Europe/Berlin
+    """
+    query = query_of(period, since, until, where, tz, by=by, granularity=granularity)
+    with ledger(store, config) as opened:
+        result = run(opened, query)
+    if as_json:
+        emit(result.to_dict())
+    else:
+        out.print(result.to_text(width=out.width, max_rows=rows or None), markup=False)
+
+
+def entries(
+    *,
+    period: PeriodOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    where: Where = None,
+    tz: TzOption = "UTC",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many, newest first; 0 = all.", min=0)] = 20,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Single calls, newest first. With --json one object per line."""
+    query = query_of(period, since, until, where, tz)
+    with ledger(store, config) as opened:
+        found = islice(opened.entries(query.filter, newest_first=True), limit or None)
+        if as_json:
+            write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
+            return
+        table = Table("time", "model", "member", "route", "status", box=None, pad_edge=False, header_style="bold")
+        for head in ("input", "output", "billed cost"):
+            table.add_column(head, justify="right")
+        for entry in found:
+            table.add_row(*_cells(entry, tz))
+    out.print(table if table.row_count else "No entries match.", soft_wrap=False)
+
+
+def _cells(entry: Entry, tz: str) -> list[str]:
+    who, usage = entry.attribution, entry.usage
+    cost = "unpriced" if entry.billed_cost is None and entry.cost_source == "unpriced" else "-"
+    if entry.billed_cost is not None:
+        cost = amount(entry.billed_cost, 6)
+    texts = [
+        entry.occurred_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M:%S"),
+        *(visible(text or "-").replace("[", "\\[") for text in (entry.model, who.member, who.route)),
+        entry.status if entry.kind == "usage" else entry.kind,
+    ]
+    mark = "~" if "estimated" in entry.flags or entry.cost_source == "estimated" else ""
+    return [*texts, count(usage.input_tokens), count(usage.output_tokens), f"{cost}{mark}"]
+
+
+class Dataset(StrEnum):
+    """What can be exported."""
+
+    report = "report"
+    entries = "entries"
+    charges = "charges"
+    focus = "focus"
+
+
+def export(
+    *,
+    dataset: Annotated[Dataset, typer.Argument(help="What to write; focus writes a folder of datasets.")],
+    target: Annotated[Path, typer.Argument(help="File ending in .csv, .jsonl or .parquet; for focus a folder.")],
+    by: By = None,
+    period: PeriodOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    granularity: GranularityOption = None,
+    where: Where = None,
+    tz: TzOption = "UTC",
+    format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or parquet.")] = None,
+    focus_version: Annotated[str, typer.Option(help="FOCUS version: 1.4 or 1.2.")] = "1.4",
+    overwrite: OverwriteOption = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a report, entries, charge lines or FOCUS datasets, each with a manifest beside it.
+
+    Example: tokenmeter export focus ./november --period 2026-11
+    """
+    query = query_of(period, since, until, where, tz, by=by, granularity=granularity)
+    with ledger(store, config) as opened, _progress() as tell:
+        manifests = _export(
+            dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
+        )
+    if as_json:
+        emit({name: asdict(manifest) for name, manifest in manifests.items()})
+        return
+    for manifest in manifests.values():
+        out.print(f"{manifest.file}: {manifest.rows:,} rows, {manifest.bytes:,} bytes, SHA-256 {manifest.sha256}")
+        for note in manifest.notes:
+            out.print(f"  note: {note}", markup=False)
+
+
+def _export(
+    dataset: Dataset,
+    opened: Store,
+    target: Path,
+    query: Query,
+    format_: str | None,
+    *,
+    focus_version: str,
+    overwrite: bool,
+    tell: Callable[[int], None],
+) -> dict[str, Manifest]:
+    if dataset is Dataset.focus:
+        return export_focus(
+            opened,
+            target,
+            version=focus_version,
+            query=query,
+            format=format_ or "csv",
+            overwrite=overwrite,
+            progress=tell,
+        )
+    if dataset is Dataset.report:
+        return {"report": run(opened, query).export(target, format=format_, overwrite=overwrite)}
+    writer = export_entries if dataset is Dataset.entries else export_charges
+    return {dataset.value: writer(opened, target, format=format_, query=query, overwrite=overwrite, progress=tell)}
+
+
+@contextmanager
+def _progress() -> Generator[Callable[[int], None]]:
+    """A line on standard error that counts records; nothing where that is no terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} records"), TimeElapsedColumn())
+    with Progress(*columns, console=progress_out, transient=True, disable=not progress_out.is_terminal) as progress:
+        task = progress.add_task("export", total=None)
+        yield lambda number: progress.update(task, completed=number)
