@@ -21,8 +21,8 @@ from tokenmeter.config import Settings, load_settings
 from tokenmeter.dialects import observe
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.periods import CalendarUnit, parse_instant
 from tokenmeter.money import ONE
+from tokenmeter.periods import CalendarUnit, parse_instant
 from tokenmeter.pricing import (
     Multiplier,
     PriceList,
@@ -180,7 +180,7 @@ def report(
     until: datetime | date | str | None = None,
     period: str | None = None,
     granularity: CalendarUnit | None = None,
-    where: Mapping[str, str | None | Sequence[str | None]] | None = None,
+    where: Mapping[str, str | Sequence[str | None] | None] | None = None,
     tz: str = "UTC",
     meter: Meter | None = None,
 ) -> Report:
@@ -216,7 +216,7 @@ def entries(
     *,
     since: datetime | date | str | None = None,
     until: datetime | date | str | None = None,
-    where: Mapping[str, str | None | Sequence[str | None]] | None = None,
+    where: Mapping[str, str | Sequence[str | None] | None] | None = None,
     newest_first: bool = False,
     tz: str = "UTC",
     meter: Meter | None = None,
@@ -324,7 +324,7 @@ def reprice(
     *,
     since: datetime | date | str | None = None,
     until: datetime | date | str | None = None,
-    where: Mapping[str, str | None | Sequence[str | None]] | None = None,
+    where: Mapping[str, str | Sequence[str | None] | None] | None = None,
     tz: str = "UTC",
     meter: Meter | None = None,
 ) -> list[Entry]:

@@ -24,7 +24,7 @@ def every_shape(openai, anthropic):
     for _ in openai.responses.create(model="gpt-5", input="What does a token cost?", stream=True):
         pass
     openai.embeddings.create(model="text-embedding-3-small", input=["one", "two"])
-    anthropic.messages.create(model="claude-sonnet-4-5", max_tokens=100, messages=QUESTION)
+    anthropic.messages.create(model="claude-sonnet-5", max_tokens=100, messages=QUESTION)
     with anthropic.messages.stream(model="claude-haiku-4-5", max_tokens=100, messages=QUESTION) as stream:
         stream.until_done()
 
@@ -37,7 +37,7 @@ async def every_shape_async(openai, anthropic):
     async for _ in await openai.responses.create(model="gpt-5", input="What does a token cost?", stream=True):
         pass
     await openai.embeddings.create(model="text-embedding-3-small", input=["one", "two"])
-    await anthropic.messages.create(model="claude-sonnet-4-5", max_tokens=100, messages=QUESTION)
+    await anthropic.messages.create(model="claude-sonnet-5", max_tokens=100, messages=QUESTION)
     async with anthropic.messages.stream(model="claude-haiku-4-5", max_tokens=100, messages=QUESTION) as stream:
         await stream.until_done()
 
