@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -61,7 +61,7 @@ class Address:
         query = parse_qsl(parts.query, keep_blank_values=True)
         own = _OWN | {name: value for name, value in query if name in _OWN}
         rest = urlencode([pair for pair in query if pair[0] not in _OWN], quote_via=quote, safe="/")
-        conninfo = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
+        conninfo = _joined(parts.netloc, parts.path, rest)
         try:
             target = conninfo_to_dict(conninfo)
         except (psycopg.Error, UnicodeError):
@@ -74,13 +74,17 @@ class Address:
         shown = [(name, "***" if name in _SECRETS else value) for name, value in query]
         return cls(
             conninfo=conninfo,
-            url=urlunsplit(("postgresql", _redacted(parts.netloc), parts.path, urlencode(shown, safe="/*"), "")),
+            url=_joined(_redacted(parts.netloc), parts.path, urlencode(shown, safe="/*")),
             schema=own["schema"],
             spool=_spool(own["spool"], target, own["schema"]),
             spool_bytes=_number(own, "spool_mb", least=1) * _MEBIBYTE,
             pool=_number(own, "pool", least=1),
             leases=_number(own, "leases", least=0),
         )
+
+
+def _joined(netloc: str, path: str, query: str) -> str:
+    return f"postgresql://{netloc}{path}{'?' if query else ''}{query}"
 
 
 def _redacted(netloc: str) -> str:

@@ -136,9 +136,7 @@ def apply(connection: Connection[Any], schema: str) -> tuple[str, ...]:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
             connection.execute("SET LOCAL statement_timeout = 0")
-            exists = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]).fetchone()
-            if not exists:
-                connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
+            _make_schema(connection, schema)
             connection.execute(sql.SQL("SET LOCAL search_path = {}, pg_temp").format(name))
             connection.execute(_VERSIONS)
             applied = state(connection).applied
@@ -150,6 +148,17 @@ def apply(connection: Connection[Any], schema: str) -> tuple[str, ...]:
             f"This role may not set up the schema {schema!r}: let its owner run `tokenmeter db init` and "
             f"`tokenmeter db grant`. ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _make_schema(connection: Connection[Any], schema: str) -> None:
+    """Make sure that the schema is there and takes tables; else they would go elsewhere on the search path."""
+    row = connection.execute(
+        "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %s", [schema]
+    ).fetchone()
+    if row is None:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    elif not row[0]:
+        raise psycopg.errors.InsufficientPrivilege(f"permission denied for schema {schema}")
 
 
 def _step(connection: Connection[Any], step: Migration) -> str:

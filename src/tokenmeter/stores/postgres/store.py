@@ -75,9 +75,7 @@ class PostgresStore:
         try:
             self._check_schema()
         except StoreUnavailableError as error:
-            log.warning(
-                "The PostgreSQL store %s is away; entries go to the spool until it is back.", self.url, exc_info=error
-            )
+            log.warning("The PostgreSQL store is away; entries go to the spool until it is back. %s", error)
 
     def _check_schema(self) -> None:
         """Make the schema where there is none and we may; refuse one that does not fit."""

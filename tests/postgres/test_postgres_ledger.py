@@ -1,0 +1,171 @@
+"""What the shared ledger keeps: append-only, chained, checked; what PostgreSQL cannot hold; calls that must not wait."""
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tokenmeter.errors import StoreBusyError
+from tokenmeter.ledger import CounterKey, utcnow
+
+
+@pytest.mark.parametrize("table", ["entries", "contexts", "rates", "batches"])
+@pytest.mark.parametrize("action", ["DELETE FROM {}", "TRUNCATE {}"])
+def test_the_ledger_is_append_only_even_for_its_owner(store, query, make_entry, table, action):
+    import psycopg
+
+    store.settle(make_entry())
+    with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+        query(action.format(table))
+    with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+        query("UPDATE entries SET list_micro = 0")
+
+
+class TestVerify:
+    @pytest.fixture
+    def tampered(self, store, query, make_entry):
+        for index in range(6):
+            store.settle(make_entry(request_model=f"model-{index % 2}"))
+        assert store.verify().ok
+
+        def run(statement):
+            query(f"SET session_replication_role = replica; {statement}")
+            return {fault.kind for fault in store.verify().faults}
+
+        return run
+
+    def test_finds_an_edited_entry(self, tampered):
+        assert "edited" in tampered("UPDATE entries SET billed_micro = 0 WHERE number = 3")
+
+    def test_finds_an_edited_entry_whose_digest_was_edited_too(self, tampered):
+        assert "edited" in tampered("UPDATE entries SET request_id = 'x', digest = sha256('x') WHERE number = 3")
+
+    def test_finds_an_edited_shared_row(self, tampered):
+        assert "edited" in tampered("UPDATE contexts SET member = 'bob'")
+
+    def test_finds_a_removed_entry(self, tampered):
+        assert "missing" in tampered("DELETE FROM entries WHERE number = 3")
+
+    def test_finds_a_removed_batch(self, tampered):
+        assert "missing" in tampered(
+            "WITH b AS (DELETE FROM batches WHERE position = 2 RETURNING number) "
+            "DELETE FROM entries USING b WHERE batch = b.number"
+        )
+
+    def test_finds_a_cut_tail(self, tampered):
+        assert "cut" in tampered(
+            "WITH b AS (DELETE FROM batches WHERE position >= 5 RETURNING number) "
+            "DELETE FROM entries USING b WHERE batch = b.number"
+        )
+
+    def test_finds_an_added_entry(self, tampered):
+        assert "edited" in tampered(
+            "INSERT INTO entries (entry_id, batch, digest, occurred_at, recorded_at, context, streamed, attempts, "
+            "reasoning_output_tokens) SELECT 'forged', 999, digest, occurred_at, recorded_at, context, streamed, attempts, "
+            "0 FROM entries LIMIT 1"
+        )
+
+    def test_finds_a_wrong_sum(self, tampered):
+        assert tampered("UPDATE sums SET billed_micro = billed_micro + 1") == {"rollup"}
+
+    def test_finds_a_wrong_counter(self, tampered):
+        assert tampered("INSERT INTO counters (budget, scope, window_start, reserved) VALUES ('b', '', 0, 5)") == {
+            "counter"
+        }
+
+
+def test_text_that_postgresql_cannot_hold_is_marked_and_kept(store, make_entry):
+    entry = make_entry(
+        request_model="a\0b", response_id="x\ud800y", raw_usage='{"\ud83d": "\\u0000"}', error_type="E\n"
+    )
+    assert store.settle(entry).recorded
+    kept = store.entry(entry.entry_id)
+    assert kept == replace(entry, request_model="a\ufffdb", response_id="x\ufffdy", raw_usage='{"\ufffd": "\\u0000"}')
+    assert store.verify().ok
+
+
+def test_nothing_waits_for_the_network_when_asked_not_to(store, make_entry, make_hold, key):
+    calls = [
+        lambda: store.settle(make_entry(), wait=False),
+        lambda: store.reserve(make_hold((key, 5, 1)), wait=False),
+        lambda: store.release("none", wait=False),
+        lambda: store.extend("none", utcnow(), wait=False),
+    ]
+    for call in calls:
+        with pytest.raises(StoreBusyError):
+            call()
+    assert list(store.entries()) == []
+    assert store.counters([key])[key].reserved == 0
+
+
+def test_a_retried_bill_posts_once_whoever_sends_it(store, opened, postgres_url, make_entry, make_posting, key):
+    other = opened(postgres_url.replace("/spool", "/other-spool"))
+    results = []
+
+    def work(target):
+        entry = make_entry(dedup_key="openai:resp_1")
+        results.append(target.settle(entry, [make_posting(7)]).recorded)
+
+    threads = [threading.Thread(target=work, args=(target,)) for target in (store, other) * 8]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False] * 15 + [True]
+    assert store.counters([key])[key].settled == 7
+
+
+def test_each_threshold_is_reported_once_under_concurrency(store, make_entry, make_posting):
+    crossed = []
+
+    def work():
+        for _ in range(10):
+            crossed.extend(store.settle(make_entry(), [make_posting(1, 10, 40, 79, 1000)]).crossings)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(crossing.threshold for crossing in crossed) == [10, 40, 79]
+
+
+def test_threads_that_move_many_counters_in_any_order_do_not_deadlock(store, make_entry, make_hold, make_posting):
+    keys = [CounterKey("cap", f"member={index}", 0) for index in range(6)]
+    faults = []
+
+    def work(shift):
+        try:
+            for step in range(15):
+                turned = keys[(shift + step) % 6 :] + keys[: (shift + step) % 6]
+                hold = make_hold(*((key, 10**6, 2) for key in turned))
+                store.reserve(hold)
+                store.settle(
+                    make_entry(), [make_posting(1, key=key) for key in turned], reservation_id=hold.reservation_id
+                )
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(shift,)) for shift in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    states = store.counters(keys).values()
+    assert {(state.settled, state.reserved) for state in states} == {(90, 0)}
+    assert store.verify().ok
+
+
+def test_reports_agree_with_entries_when_writers_use_many_stripes(opened, postgres_url, make_entry):
+    stores = [opened(postgres_url) for _ in range(4)]
+    start = utcnow() - timedelta(days=2)
+    for index in range(40):
+        stores[index % 4].settle(make_entry(occurred_at=start + timedelta(hours=index)))
+    [total] = stores[0].aggregate([start - timedelta(days=3), start + timedelta(days=9)], ["model"])
+    entries = list(stores[1].entries())
+    assert total.requests == len(entries) == 40
+    assert total.billed_cost == sum(entry.billed_cost for entry in entries)
+    assert total.quantities == {"input": 400}
+    assert stores[0].verify().ok
