@@ -3,7 +3,7 @@
 The upper bound of a prompt is its UTF-8 bytes: no tokenizer in use makes more tokens than bytes. Pictures count at the
 dearest the model's family charges for one; content that lies elsewhere (files, earlier turns, stored prompts) at the
 model's context window, which no single prompt can pass. The answer's bound is the caller's own cap, else the model's
-maximum, per choice.
+maximum (its context window, where that is all that is known), per choice.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from collections import OrderedDict, deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tokenmeter.call import Call, RequestFacts
 from tokenmeter.dialects.estimates import estimate
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.pricing import Ceiling
 from tokenmeter.usage import Observation
-
-if TYPE_CHECKING:
-    from tokenmeter.pricing import Ceiling
 
 __all__ = ["Bound", "Expectations", "bound", "input_estimate", "picodollars"]
 
@@ -130,45 +128,62 @@ def bound(call: Call, ceiling: Ceiling | None) -> Bound:
         call: The call.
         ceiling: The dearest rates that can apply to it and the model's limits; None for an unknown model.
     """
-    facts = call.facts
     context = ceiling.context_window if ceiling else None
-    maximum = ceiling.max_output_tokens if ceiling else None
-    reasons = _reasons(call, context)
+    maximum = (ceiling.max_output_tokens or context) if ceiling else None
+    pieces = _pieces(call, ceiling)
     prompt = _prompt_bound(call, context)
-    answer = _answer_bound(call, maximum)
-    if answer is None:
-        reasons.add("no_output_cap")
-    bounded = not reasons
-    input_rate, output_rate = (ceiling.input, ceiling.output) if ceiling else (None, None)
-    if answer == 0:
-        output_rate = ZERO
-    if input_rate is None or output_rate is None:
-        reasons.add("unknown_price")
-    input_cost = None if input_rate is None else EXACT.multiply(input_rate, prompt)
+    answer = 0 if pieces is not None else _answer_bound(call, maximum)
+    reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None)
+    input_cost, output_rate = _rates(ceiling, prompt, answer) if pieces is None else (pieces, ZERO)
     cost = None
-    if bounded and input_cost is not None and output_rate is not None and answer is not None:
+    if ceiling is None or not ceiling.known or input_cost is None or output_rate is None:
+        reasons.add("unknown_price")
+    elif not reasons and answer is not None:
         cost = EXACT.add(input_cost, EXACT.multiply(output_rate, answer))
     return Bound(
-        input_tokens=prompt if bounded or reasons <= {"no_output_cap", "unknown_price"} else None,
-        output_tokens=answer if bounded else None,
+        input_tokens=prompt if reasons <= {"no_output_cap", "unknown_price"} else None,
+        output_tokens=answer if reasons <= {"unknown_price"} else None,
         cost=cost,
         input_cost=input_cost,
         output_rate=output_rate,
-        choices=facts.choices,
+        choices=call.facts.choices,
         max_output_tokens=maximum,
         reasons=tuple(sorted(reasons)),
     )
 
 
-def _reasons(call: Call, context: int | None) -> set[str]:
+def _pieces(call: Call, ceiling: Ceiling | None) -> Decimal | None:
+    """The cost of what is sold by the piece and counted in the request: spoken characters, pictures."""
+    facts = call.facts
+    if ceiling is None or ceiling.output is not None:
+        return None
+    if call.operation == "speech" and ceiling.character is not None and facts.characters is not None:
+        return EXACT.multiply(ceiling.character, facts.characters)
+    if call.operation == "image_generation" and ceiling.image is not None:
+        return EXACT.multiply(ceiling.image, facts.choices)
+    return None
+
+
+def _rates(ceiling: Ceiling | None, prompt: int, answer: int | None) -> tuple[Decimal | None, Decimal | None]:
+    """The prompt's cost and the answer's rate."""
+    if ceiling is None or ceiling.input is None:
+        return None, None
+    fixed = EXACT.add(EXACT.multiply(ceiling.input, prompt), ceiling.request or ZERO)
+    return fixed, ZERO if answer == 0 else ceiling.output
+
+
+def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_piece: bool) -> set[str]:
     named = call.facts.unbounded
     reasons = set(named.split(",")) if named else set[str]()
     if reasons & _BOUNDED_BY_CONTEXT:
         reasons -= _BOUNDED_BY_CONTEXT
         if context is None:
             reasons.add("no_context_window")
-    if call.operation not in _TEXT_OPERATIONS and call.operation not in _NO_OUTPUT_OPERATIONS:
+    textual = call.operation in _TEXT_OPERATIONS or call.operation in _NO_OUTPUT_OPERATIONS
+    if not textual and not sold_by_piece:
         reasons.add("operation")
+    elif answer is None:
+        reasons.add("no_output_cap")
     return reasons
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets import Balance, BudgetBook, Plan
@@ -23,17 +23,16 @@ from tokenmeter.budgets.opening import open_balances
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import CapReachedError, Fault, Store
 from tokenmeter.usage import Observation
-
-if TYPE_CHECKING:
-    from tokenmeter.pricing import Pricer, Rating
 
 __all__ = ["Authorization", "Meter"]
 
 log = logging.getLogger("tokenmeter")
 
 _NOTHING_SEEN = Observation()
+_UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
 _HOST = socket.gethostname()
 #: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
 _MOST_KEYS = 1_000
@@ -182,7 +181,7 @@ class Meter:
             raise StoreBusyError("New budgets have to be looked up in the ledger first; call again from a thread.")
         with _opening:
             if not self._opened:
-                open_balances(self.budgets, self.store, utcnow())
+                open_balances(self.budgets, self.store, self.pricer, utcnow())
                 self._opened = True
 
     def _open_for_settling(self, *, wait: bool) -> None:
@@ -242,7 +241,7 @@ class Meter:
             entry = self._entry(authorization, outcome)
             settlement = self.store.settle(
                 entry,
-                self.budgets.postings(entry) if self.budgets else (),
+                self.budgets.postings(entry, self.pricer) if self.budgets else (),
                 reservation_id=None if reservation is None else reservation.reservation_id,
                 wait=wait,
             )
@@ -325,13 +324,13 @@ class Meter:
             StoreUnavailableError: it could not be recorded.
         """
         entry = self.budgets.raise_entry(name, amount, by=by, reason=reason, at=at or utcnow(), scope=scope or {})
-        self.store.settle(entry, self.budgets.postings(entry))
+        self.store.settle(entry, self.budgets.postings(entry, self.pricer))
         return entry
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
         """Counters that differ from the ledger; see `tokenmeter.budgets.audit.audit_counters`."""
         self._open_budgets(wait=True)
-        return audit_counters(self.budgets, self.store, now=utcnow(), repair=repair)
+        return audit_counters(self.budgets, self.store, self.pricer, now=utcnow(), repair=repair)
 
     def sweep(self, now: datetime | None = None, *, wait: bool = True) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
@@ -357,7 +356,7 @@ class Meter:
         entry = estimated_entry(reservation, rating, self.pricer.price_list_hash)
         settlement = self.store.settle(
             entry,
-            self.budgets.postings(entry),
+            self.budgets.postings(entry, self.pricer),
             reservation_id=reservation.reservation_id,
             only_if_held=True,
             wait=wait,
@@ -392,7 +391,7 @@ class Meter:
             estimate = self.store.entry(reservation.reservation_id)
             if estimate is not None:
                 correction = taken_back(estimate)
-                self.store.settle(correction, self.budgets.postings(correction))
+                self.store.settle(correction, self.budgets.postings(correction, self.pricer))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self.fault("take back an expired hold's estimate", error)
 
@@ -417,7 +416,7 @@ class Meter:
             )
         except Exception as error:  # noqa: BLE001 - the usage is kept; `reprice` can rate it later
             self.fault("rate a call", error)
-            return _unrated()
+            return _UNRATED
 
     def _entry(self, authorization: Authorization, outcome: Outcome) -> Entry:
         call = authorization.call
@@ -465,19 +464,6 @@ class Meter:
 
 def _in_background(name: str, work: Callable[[], object]) -> None:
     threading.Thread(target=work, name=f"tokenmeter-{name}", daemon=True).start()
-
-
-def _unrated() -> Rating:
-    from tokenmeter.pricing import Rating  # noqa: PLC0415 - only after a fault
-
-    return Rating(
-        charges=(),
-        list_cost=None,
-        contracted_cost=None,
-        billed_cost=None,
-        cost_source="unpriced",
-        flags=frozenset({"rating_failed"}),
-    )
 
 
 def _json(value: Any) -> str:

@@ -20,22 +20,35 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, Usage
 
+MODEL = "gpt-4"  # its context window of 8,192 tokens is all that is known of its answers' length
+
 
 @pytest.fixture
-def metered(store, flat_pricer):
-    """A meter on the store under test: a token costs a dollar, an answer has at most 1,000 of them."""
+def dollar_pricer():
+    """A token of the model costs a dollar."""
+    rows = [
+        {"provider": "openai", "model": MODEL, "sku_meter": meter, "unit_price": "1", "per": 1}
+        for meter in ("input", "output")
+    ]
+    return Pricer(PriceList.load(rows))
+
+
+@pytest.fixture
+def metered(store, dollar_pricer):
+    """A meter on the store under test, with the budgets it is given."""
 
     def build(*budgets, **arguments):
         alerts = arguments.pop("alerts", ())
-        return Meter(store=store, pricer=flat_pricer, budgets=BudgetBook(budgets, alerts=alerts), **arguments)
+        return Meter(store=store, pricer=dollar_pricer, budgets=BudgetBook(budgets, alerts=alerts), **arguments)
 
     return build
 
 
-def a_call(member="ada", *, output=10, size=68, model="m", operation="chat", unbounded=None, **who):
+def a_call(member="ada", *, output=10, size=68, model=MODEL, operation="chat", unbounded=None, **who):
     """A call whose bound is `size` + 32 tokens of prompt and `output` tokens of answer."""
     facts = RequestFacts(model=model, input_bytes=size, max_output_tokens=output, unbounded=unbounded)
     return Call(
@@ -47,7 +60,7 @@ def a_call(member="ada", *, output=10, size=68, model="m", operation="chat", unb
     )
 
 
-def answered(tokens_in, tokens_out=0, model="m"):
+def answered(tokens_in, tokens_out=0, model=MODEL):
     usage = Usage({"input": tokens_in, "output": tokens_out})
     return Outcome(observation=Observation(consumptions=(Consumption(model=model, usage=usage),)))
 
@@ -138,8 +151,10 @@ class TestCaps:
         assert stop.value.spent == 400
 
     def test_an_answers_own_model_name_does_not_move_it_to_another_counter(self, metered):
-        meter = metered(Budget(model="m", limit_requests=1))
-        meter.settle(meter.authorize(a_call()), replace(answered(1), observation=Observation(response_model="m-2026")))
+        meter = metered(Budget(model=MODEL, limit_requests=1))
+        meter.settle(
+            meter.authorize(a_call()), replace(answered(1), observation=Observation(response_model=f"{MODEL}-0613"))
+        )
         with pytest.raises(BudgetExceededError):
             meter.authorize(a_call())
 
@@ -172,6 +187,17 @@ class TestBounds:
         with pytest.raises(BudgetExceededError):
             meter.authorize(a_call(unbounded="server_tools", size=0, output=1))
 
+    def test_what_has_no_price_counts_at_the_dearest_known_rate(self, metered, store):
+        meter = metered(Budget(limit_usd=150, unbounded="expected"))
+        leave = meter.authorize(a_call(model="unknown", size=8))
+        assert leave.reservation.claims[0].amount == 50 * 10**12  # 8 + 32 + 10 tokens
+        entry = meter.settle(leave, answered(120, model="unknown"))
+        assert (entry.cost_source, entry.billed_cost) == ("unpriced", None)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(model="unknown", size=8))
+        assert stop.value.spent == 120
+        assert meter.audit_budgets() == ()
+
     def test_expected_holds_learn_what_a_route_really_uses(self, metered, store):
         meter = metered(Budget(limit_tokens=10**6, estimate="expected"))
         for _ in range(25):
@@ -181,7 +207,7 @@ class TestBounds:
 
     def test_without_a_cap_the_models_maximum_is_held(self, metered):
         hold = metered(Budget(limit_tokens=10**6)).authorize(a_call(output=None)).reservation
-        assert hold.claims[0].amount == 100 + 1000
+        assert hold.claims[0].amount == 100 + 8192
 
     def test_a_cap_is_injected_as_far_as_every_budget_can_pay(self, metered):
         meter = metered(Budget(limit_usd=500, inject_max_tokens=True), Budget(limit_tokens=400))
@@ -193,7 +219,7 @@ class TestBounds:
         }
 
     def test_no_cap_is_injected_where_the_maximum_fits_or_the_caller_named_one(self, metered):
-        meter = metered(Budget(limit_usd=5000, inject_max_tokens=True))
+        meter = metered(Budget(limit_usd=9000, inject_max_tokens=True))
         assert meter.authorize(a_call(output=None)).inject_max_output_tokens is None
         assert meter.authorize(a_call(output=20)).inject_max_output_tokens is None
 
@@ -280,7 +306,7 @@ class TestHolds:
     def test_settling_twice_bills_once_what_the_provider_identifies(self, metered):
         meter = metered(Budget(limit_usd=1000))
         seen = Observation(
-            consumptions=(Consumption(model="m", usage=Usage({"input": 5})),), response_id="r1", deduplicate=True
+            consumptions=(Consumption(model=MODEL, usage=Usage({"input": 5})),), response_id="r1", deduplicate=True
         )
         assert meter.settle(meter.authorize(a_call()), Outcome(observation=seen)) is not None
         assert meter.settle(meter.authorize(a_call()), Outcome(observation=seen)) is None
@@ -353,7 +379,7 @@ class TestReading:
         assert balances["member=* usd/month"].remaining == 970
         assert balances["member=* usd/month"].resets_at.day == 1
         assert balances["all tokens/total"].resets_at is None
-        assert balances["member=ada,model=* requests/month"].scope == {"member": "ada", "model": "m"}
+        assert balances["member=ada,model=* requests/month"].scope == {"member": "ada", "model": MODEL}
         assert balances["member=* usd/month"].to_dict()["remaining"] == "970"
 
     def test_without_a_scope_every_counter_of_the_window_is_listed(self, metered):
@@ -379,7 +405,7 @@ class TestReading:
         meter = metered(Budget(limit_usd=1000), Budget(limit_tokens=1000), Budget(limit_requests=1000))
         entry = spend(meter, a_call(), 5)
         more = replace(entry, entry_id="c" * 32, kind="correction", corrects=entry.entry_id, billed_cost=Decimal(2))
-        store.settle(more, meter.budgets.postings(more))
+        store.settle(more, meter.budgets.postings(more, meter.pricer))
         assert [balance.spent for balance in meter.remaining()] == [7, 5, 1]
 
 

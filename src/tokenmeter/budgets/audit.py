@@ -9,21 +9,24 @@ from tokenmeter.budgets.book import BudgetBook
 from tokenmeter.budgets.raises import raised_key
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.ledger import CounterKey
+from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Fault, Store
 
 __all__ = ["audit_counters", "recount"]
 
 
-def recount(book: BudgetBook, store: Store) -> dict[CounterKey, int]:
+def recount(book: BudgetBook, store: Store, pricer: Pricer) -> dict[CounterKey, int]:
     """What every counter of the configured budgets should hold, by the ledger alone."""
     sums: defaultdict[CounterKey, int] = defaultdict(int)
     for entry in store.entries():
-        for posting in book.postings(entry):
+        for posting in book.postings(entry, pricer):
             sums[posting.key] += posting.amount
     return dict(sums)
 
 
-def audit_counters(book: BudgetBook, store: Store, *, now: datetime, repair: bool = False) -> tuple[Fault, ...]:
+def audit_counters(
+    book: BudgetBook, store: Store, pricer: Pricer, *, now: datetime, repair: bool = False
+) -> tuple[Fault, ...]:
     """Counters of configured budgets that differ from the ledger.
 
     A counter that moves while the ledger is read is not judged. A budget that was configured in the middle of a window
@@ -32,6 +35,7 @@ def audit_counters(book: BudgetBook, store: Store, *, now: datetime, repair: boo
     Args:
         book: The budgets.
         store: Their ledger and counters.
+        pricer: For tokens whose price is not known.
         now: Windows of rate limits that ended before are left alone.
         repair: Set the counters that differ to what the ledger says.
 
@@ -39,7 +43,7 @@ def audit_counters(book: BudgetBook, store: Store, *, now: datetime, repair: boo
         One fault of kind ``counter`` for each that differs (before the repair).
     """
     before = _counters(book, store)
-    due = recount(book, store)
+    due = recount(book, store, pricer)
     after = _counters(book, store)
     still = {key for key in due.keys() | before.keys() if before.get(key, 0) == after.get(key, 0)}
     moment = microseconds(now)

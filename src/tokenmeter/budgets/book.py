@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget
 from tokenmeter.budgets.caps import Cap, CapIndex
+from tokenmeter.budgets.ceilings import Ceilings
 from tokenmeter.budgets.holds import TAKEN_BACK
 from tokenmeter.budgets.plan import Hold, Plan, UnboundedError, make_plan
 from tokenmeter.budgets.policy import Budget, check_consistent
@@ -22,11 +22,11 @@ from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.estimation import Expectations, picodollars
 from tokenmeter.ledger import Claim, Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.money import EXACT, ZERO, quantize
+from tokenmeter.pricing import Pricer
+from tokenmeter.semconv import OUTPUT_METERS
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.usage import Usage
-
-if TYPE_CHECKING:
-    from tokenmeter.pricing import Ceiling, Pricer
 
 __all__ = ["BudgetBook"]
 
@@ -52,6 +52,7 @@ class BudgetBook:
         self._all = CapIndex(self._caps.values())
         self._hard = CapIndex(cap for cap in self._caps.values() if cap.budget.hard)
         self._learned = Expectations()
+        self._ceilings = Ceilings()
         self._learns = any(budget.hard for budget in self.budgets)
 
     def __bool__(self) -> bool:
@@ -75,7 +76,7 @@ class BudgetBook:
                 call,
                 at,
                 holds,
-                ceiling=_ceiling(call, at, pricer),
+                ceiling=self._ceilings.of(call, at, pricer),
                 learned=self._learned,
                 store=store,
                 inject=inject,
@@ -94,15 +95,18 @@ class BudgetBook:
 
     # -- after the call
 
-    def postings(self, entry: Entry) -> tuple[Posting, ...]:
-        """What `entry` adds to the counters, hard and soft, in key order. Depends on nothing but the entry."""
+    def postings(self, entry: Entry, pricer: Pricer) -> tuple[Posting, ...]:
+        """What `entry` adds to the counters, hard and soft, in key order.
+
+        Tokens whose price is not known count at the dearest known rate, never at nothing.
+        """
         if is_raise(entry):
             return tuple(sorted(raise_postings(entry, self._caps), key=lambda posting: posting.key))
         now = microseconds(entry.occurred_at)
         postings = [
             Posting(key, amount, cap.thresholds_of(key.window_start), end)
             for cap, scope in self._all.find(Subject.of_entry(entry), entry.occurred_at)
-            if (amount := _spent(cap, entry))
+            if (amount := _spent(cap, entry, pricer))
             for key, end in cap.keys(scope, now)
         ]
         postings.sort(key=lambda posting: posting.key)
@@ -178,31 +182,31 @@ class BudgetBook:
         return self._caps
 
 
-def _ceiling(call: Call, at: datetime, pricer: Pricer) -> Ceiling | None:
-    try:
-        return pricer.ceiling(
-            provider=call.provider,
-            endpoint=call.endpoint,
-            facts=call.facts,
-            at=at,
-            api_key=call.api_key,
-            attribution=call.attribution,
-        )
-    except Exception:
-        # A price list that cannot answer leaves the call without a bound; each budget says what that means.
-        log.exception("tokenmeter could not look up the dearest price of %r", call.facts.model)
-        return None
-
-
-def _spent(cap: Cap, entry: Entry) -> int:
+def _spent(cap: Cap, entry: Entry, pricer: Pricer) -> int:
     if cap.unit == "usd":
-        return 0 if entry.billed_cost is None else picodollars(entry.billed_cost)
+        cost = entry.billed_cost or ZERO
+        if entry.cost_source == "unpriced":
+            cost += _dearest(entry, pricer)
+        return picodollars(cost)
     back = TAKEN_BACK in entry.flags
     if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
         return 0
     if cap.unit == "tokens":
         return entry.usage.total_tokens
     return -1 if back else 1
+
+
+def _dearest(entry: Entry, pricer: Pricer) -> Decimal:
+    """What the unpriced tokens of `entry` cost at the dearest known rates of its provider."""
+    rates = pricer.dearest_known(
+        provider=entry.provider, at=entry.occurred_at, api_key=entry.api_key, attribution=entry.attribution
+    )
+    cost = ZERO
+    for charge in entry.charges:
+        if charge.billed_cost is None and charge.unit == "Tokens":
+            rate = rates.output if charge.sku_meter in OUTPUT_METERS else rates.input
+            cost += EXACT.multiply(rate or ZERO, charge.quantity)
+    return quantize(cost)
 
 
 def _full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:

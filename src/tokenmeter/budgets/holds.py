@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from tokenmeter.call import Call
 from tokenmeter.estimation import input_estimate
 from tokenmeter.ledger import Charge, Entry, Reservation, new_id, utcnow
+from tokenmeter.pricing import Rating
 from tokenmeter.usage import Consumption, Observation, Usage
-
-if TYPE_CHECKING:
-    from tokenmeter.pricing import Rating
 
 __all__ = ["EXPIRED", "TAKEN_BACK", "estimated_entry", "observation_of", "taken_back", "unanswered"]
 

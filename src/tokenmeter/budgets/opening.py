@@ -11,6 +11,7 @@ from tokenmeter.budgets.caps import Cap
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.ledger import CounterKey, Entry, Posting
 from tokenmeter.money import ZERO
+from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import EntryFilter, Store
 
 __all__ = ["open_balances"]
@@ -19,7 +20,7 @@ __all__ = ["open_balances"]
 LONG_SEARCH = 1_000
 
 
-def open_balances(book: BudgetBook, store: Store, now: datetime) -> None:
+def open_balances(book: BudgetBook, store: Store, pricer: Pricer, now: datetime) -> None:
     """Give every budget that was never counted before the balance of its current window.
 
     A budget configured in the middle of a month thereby knows what the month has cost so far. The balance is one
@@ -30,11 +31,11 @@ def open_balances(book: BudgetBook, store: Store, now: datetime) -> None:
         StoreUnavailableError: the ledger cannot be read or written.
     """
     marks = {_mark(cap): cap for cap in book.caps.values() if not cap.rolling}
-    counters = store.counters(list(marks)) if marks else {}
+    counters = store.counters(list(marks))
     new = {cap.counter_name: cap for mark, cap in marks.items() if not counters[mark].settled}
     if not new:
         return
-    sums, searched = _sums(book, store, new, microseconds(now))
+    sums, searched = _sums(book, store, pricer, new, microseconds(now))
     for name, cap in new.items():
         balance = sums.get(name, {})
         if (balance and not _is_counted(store, balance)) or (not balance and searched > LONG_SEARCH):
@@ -51,7 +52,7 @@ def _is_counted(store: Store, keys: Iterable[CounterKey]) -> bool:
 
 
 def _sums(
-    book: BudgetBook, store: Store, caps: dict[str, Cap], now: int
+    book: BudgetBook, store: Store, pricer: Pricer, caps: dict[str, Cap], now: int
 ) -> tuple[Mapping[str, Mapping[CounterKey, int]], int]:
     """What the ledger holds for the current windows of `caps`, and how many entries were read for it.
 
@@ -63,7 +64,7 @@ def _sums(
     since = from_microseconds(min(starts.values()))
     for entry in store.entries(EntryFilter(since=since), newest_first=True):
         searched += 1
-        for posting in book.postings(entry):
+        for posting in book.postings(entry, pricer):
             name = posting.key.budget
             if name not in caps or posting.key.window_start != starts[name]:
                 continue

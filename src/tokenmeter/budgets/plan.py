@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from tokenmeter.budgets.caps import Cap
 from tokenmeter.call import Call
 from tokenmeter.estimation import Bound, Expectations, bound, picodollars
 from tokenmeter.ledger import Claim, CounterKey
+from tokenmeter.pricing import Ceiling
 from tokenmeter.stores.base import Store
-
-if TYPE_CHECKING:
-    from tokenmeter.pricing import Ceiling
 
 __all__ = ["Hold", "Plan", "UnboundedError", "injected", "make_plan"]
 
@@ -102,7 +99,7 @@ def make_plan(
         return Plan(call, at, holds, _claims(holds, [1] * len(holds)))
     upper = bound(call, ceiling)
     injectable = _is_injectable(call, upper, holds)
-    cap = injected(upper, holds, store) if injectable and (inject or upper.reasons) else None
+    cap = injected(upper, holds, store) if injectable and (inject or upper.output_tokens is None) else None
     if cap is not None:
         call = replace(call, facts=replace(call.facts, max_output_tokens=cap))
         upper = bound(call, ceiling)
@@ -150,7 +147,7 @@ def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
     return (
         call.facts.max_output_tokens is None
         and upper.output_tokens != 0
-        and set(upper.reasons) <= {"no_output_cap"}
+        and set(upper.reasons) <= {"no_output_cap", "unknown_price"}
         and any(hold.cap.budget.inject_max_tokens for hold in holds)
     )
 
