@@ -134,7 +134,7 @@ def bound(call: Call, ceiling: Ceiling | None) -> Bound:
     prompt = _prompt_bound(call, context)
     answer = 0 if pieces is not None else _answer_bound(call, maximum)
     reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None)
-    input_cost, output_rate = _rates(ceiling, prompt, answer) if pieces is None else (pieces, ZERO)
+    input_cost, output_rate = _rates(call, ceiling, prompt) if pieces is None else (pieces, ZERO)
     cost = None
     if ceiling is None or not ceiling.known or input_cost is None or output_rate is None:
         reasons.add("unknown_price")
@@ -164,12 +164,12 @@ def _pieces(call: Call, ceiling: Ceiling | None) -> Decimal | None:
     return None
 
 
-def _rates(ceiling: Ceiling | None, prompt: int, answer: int | None) -> tuple[Decimal | None, Decimal | None]:
+def _rates(call: Call, ceiling: Ceiling | None, prompt: int) -> tuple[Decimal | None, Decimal | None]:
     """The prompt's cost and the answer's rate."""
     if ceiling is None or ceiling.input is None:
         return None, None
     fixed = EXACT.add(EXACT.multiply(ceiling.input, prompt), ceiling.request or ZERO)
-    return fixed, ZERO if answer == 0 else ceiling.output
+    return fixed, ZERO if call.operation in _NO_OUTPUT_OPERATIONS else ceiling.output
 
 
 def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_piece: bool) -> set[str]:

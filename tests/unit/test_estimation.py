@@ -1,0 +1,186 @@
+"""A call's bound is never below what the call turns out to use, and what has no bound says why."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenmeter.attribution import Attribution
+from tokenmeter.call import Call, RequestFacts
+from tokenmeter.estimation import CLAUDE_OVERHEAD, REQUEST_OVERHEAD, Expectations, bound, input_estimate, picodollars
+from tokenmeter.ledger import Entry
+from tokenmeter.pricing import Ceiling, PriceList, Pricer
+from tokenmeter.usage import Consumption, Observation, Usage
+
+CEILING = Ceiling(
+    input=Decimal("0.000003"), output=Decimal("0.000015"), context_window=200_000, max_output_tokens=8_192
+)
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def a_call(operation="chat", provider="openai", **facts):
+    return Call(
+        provider=provider,
+        endpoint="chat.completions",
+        operation=operation,
+        facts=RequestFacts(**({"model": "gpt-5", "input_bytes": 1000, "max_output_tokens": 100} | facts)),
+        attribution=Attribution(route="/r"),
+    )
+
+
+class TestBound:
+    def test_is_bytes_and_overhead_plus_every_answers_cap(self):
+        upper = bound(a_call(choices=3), CEILING)
+        assert (upper.input_tokens, upper.output_tokens) == (1000 + REQUEST_OVERHEAD, 300)
+        assert upper.cost == Decimal("0.000003") * (1000 + REQUEST_OVERHEAD) + Decimal("0.000015") * 300
+        assert upper.reasons == ()
+
+    def test_without_a_cap_is_the_models_maximum_else_its_context_window(self):
+        assert bound(a_call(max_output_tokens=None), CEILING).output_tokens == 8_192
+        assert bound(a_call(max_output_tokens=None), replace(CEILING, max_output_tokens=None)).output_tokens == 200_000
+
+    def test_claude_adds_its_tool_prompt_wherever_it_is_served(self):
+        for call in (a_call(provider="anthropic"), a_call(provider="bedrock", model="us.anthropic.claude-x")):
+            assert bound(call, CEILING).input_tokens == 1000 + CLAUDE_OVERHEAD
+
+    def test_pictures_count_at_the_dearest_the_family_charges(self):
+        plain = bound(a_call(), CEILING).input_tokens
+        assert bound(a_call(image_count=2), CEILING).input_tokens == plain + 2 * 25_000
+        mini = a_call(model="gpt-4o-mini", image_count=1)
+        assert bound(mini, CEILING).input_tokens == plain + 48_169
+
+    def test_an_embedding_has_no_answer(self):
+        upper = bound(a_call("embeddings", max_output_tokens=None), Ceiling(input=Decimal("2E-8")))
+        assert (upper.output_tokens, upper.cost) == (0, Decimal("2E-8") * (1000 + REQUEST_OVERHEAD))
+
+    def test_speech_sold_by_the_character_is_bounded(self):
+        upper = bound(a_call("speech", characters=500), Ceiling(character=Decimal("0.000015")))
+        assert (upper.cost, upper.reasons) == (Decimal("0.0075"), ())
+
+    def test_pictures_sold_by_the_piece_are_bounded(self):
+        upper = bound(a_call("image_generation", choices=2), Ceiling(image=Decimal("0.04")))
+        assert upper.cost == Decimal("0.08")
+
+    @pytest.mark.parametrize("operation", ["transcription", "image_generation", "realtime", "video_generation"])
+    def test_what_is_only_known_afterwards_has_no_bound(self, operation):
+        upper = bound(a_call(operation), CEILING)
+        assert (upper.cost, upper.tokens) == (None, None)
+        assert "before the answer" in upper.explain()
+
+    @pytest.mark.parametrize("reason", ["conversation", "files", "stored_prompt"])
+    def test_a_prompt_that_lies_elsewhere_is_bounded_by_the_context_window(self, reason):
+        assert bound(a_call(unbounded=reason), CEILING).input_tokens == 200_000
+        unknown = bound(a_call(unbounded=reason), replace(CEILING, context_window=None))
+        assert (unknown.tokens, unknown.reasons) == (None, ("no_context_window",))
+
+    def test_several_reasons_are_all_given(self):
+        upper = bound(a_call(unbounded="server_tools,conversation,compaction"), CEILING)
+        assert upper.reasons == ("compaction", "server_tools")
+        assert " and " in upper.explain()
+
+    def test_an_unknown_model_has_a_bound_in_tokens_but_none_in_dollars(self):
+        for ceiling in (None, replace(CEILING, known=False)):
+            upper = bound(a_call(), ceiling)
+            assert (upper.tokens, upper.amount("usd"), upper.amount("requests")) == (1132, None, 1)
+            assert upper.explain() == "the model's price is not known"
+
+    def test_dollars_are_rounded_up_to_the_picodollar(self):
+        assert picodollars(Decimal("0.0000000000001")) == 1
+        assert picodollars(Decimal("1.5")) == 1_500_000_000_000
+
+    @given(st.integers(0, 10**7), st.integers(0, 10**5), st.integers(1, 5), st.integers(0, 10**15))
+    def test_the_affordable_answer_fits_and_one_token_more_does_not(self, size, most, choices, room):
+        call = a_call(input_bytes=size, choices=choices, max_output_tokens=most)
+        for unit in ("usd", "tokens"):
+            upper = bound(call, replace(CEILING, max_output_tokens=None, context_window=None))
+            affordable = upper.affordable_output_tokens(unit, room)
+            cost = lambda tokens: bound(replace(call, facts=replace(call.facts, max_output_tokens=tokens)), CEILING)  # noqa: E731
+            assert affordable == 0 or cost(affordable).amount(unit) <= room
+            assert cost(affordable + 1).amount(unit) > room
+
+
+@settings(deadline=None)  # the first example loads the price list
+@given(
+    st.sampled_from(["gpt-5", "gpt-4.1", "gpt-5-mini", "claude-sonnet-4-5", "claude-opus-4-1", "o3"]),
+    st.integers(0, 400_000),
+    st.integers(0, 20_000),
+    st.sampled_from(["input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_30m"]),
+    st.sampled_from([None, "default", "priority", "flex"]),
+)
+def test_no_class_tier_or_prompt_length_costs_more_than_the_bound(model, size, answer, meter, tier):
+    pricer = Pricer(PriceList.load())
+    provider = "anthropic" if "claude" in model else "openai"
+    call = a_call(provider=provider, model=model, input_bytes=size, max_output_tokens=answer)
+    ceiling = pricer.ceiling(provider=provider, endpoint=call.endpoint, facts=call.facts, at=NOW)
+    usage = Usage({meter: size, "output": answer})
+    seen = Consumption(model=model, usage=usage, service_tier=tier, prompt_tokens=size)
+    rating = pricer.rate(Observation(consumptions=(seen,)), provider=provider, endpoint=call.endpoint, at=NOW)
+    assert (rating.billed_cost or 0) <= bound(call, ceiling).cost
+
+
+class TestExpectations:
+    @pytest.fixture
+    def learned(self):
+        made = Expectations()
+        for tokens in range(1, 101):
+            made.learn(
+                Entry(
+                    occurred_at=NOW,
+                    provider="openai",
+                    endpoint="chat.completions",
+                    operation="chat",
+                    request_model="gpt-5",
+                    attribution=Attribution(route="/r"),
+                    usage=Usage({"input": 5, "output": tokens}),
+                    billed_cost=Decimal(tokens).scaleb(-6),
+                    cost_source="computed",
+                    latency_us=tokens * 10_000,
+                )
+            )
+        return made
+
+    def test_are_the_99th_percentile_of_what_was_seen(self, learned):
+        upper = bound(a_call(max_output_tokens=5000), CEILING)
+        assert learned.amount(a_call(), upper, "tokens") == 500 + 99
+        assert learned.amount(a_call(), upper, "usd") == 99_000_000
+
+    def test_never_exceed_the_bound(self, learned):
+        call = a_call(max_output_tokens=3, input_bytes=2)
+        assert learned.amount(call, bound(call, CEILING), "tokens") == min(1 + 99, 2 + REQUEST_OVERHEAD + 3)
+
+    def test_know_nothing_of_another_route_or_model(self, learned):
+        upper = bound(a_call(), CEILING)
+        assert learned.amount(a_call(model="gpt-4"), upper, "tokens") is None
+        assert learned.wait(a_call(model="gpt-4")) == 1
+
+    def test_say_how_long_half_of_the_calls_took(self, learned):
+        assert learned.wait(a_call()) == Decimal("0.500")
+
+    def test_failed_calls_teach_nothing(self):
+        made = Expectations()
+        for _ in range(50):
+            made.learn(
+                Entry(
+                    occurred_at=NOW,
+                    provider="openai",
+                    endpoint="e",
+                    operation="chat",
+                    request_model="m",
+                    status="error",
+                )
+            )
+        assert made.amount(a_call(model="m"), bound(a_call(), CEILING), "tokens") is None
+
+    def test_memory_is_bounded(self):
+        made = Expectations()
+        for number in range(3000):
+            made.learn(Entry(occurred_at=NOW, provider="p", endpoint="e", operation="chat", request_model=f"m{number}"))
+        assert len(made._samples) == 1024
+
+
+def test_an_unheard_calls_estimate_is_its_prompt():
+    seen = input_estimate(a_call())
+    assert (seen.usage.input_tokens, seen.usage.output_tokens, seen.flags) == (250, 0, {"estimated"})
