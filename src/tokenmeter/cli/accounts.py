@@ -16,7 +16,6 @@ from tokenmeter.budgets import Balance
 from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import utcnow
 from tokenmeter.periods import zone
 
 __all__ = ["budgets", "remaining"]
@@ -64,7 +63,7 @@ def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
 def _balances(wanted: dict[str, str], store: StoreOption, config: ConfigOption) -> list[Balance]:
     meter = make_meter(settings_of(store, config))
     try:
-        return meter.budgets.remaining(meter.store, wanted, utcnow())
+        return list(meter.remaining(wanted))
     finally:
         meter.close()
 
@@ -77,7 +76,7 @@ def _show(found: Sequence[Balance], tz: str, *, as_json: bool) -> None:
         out.print("No budget concerns this. Budgets are configured with [[budgets]] in tokenmeter.toml or in code.")
         return
     table = Table("budget", "scope", box=None, pad_edge=False, header_style="bold")
-    for head in ("used", "limit", "left"):
+    for head in ("used", "limit", "left", "%"):
         table.add_column(head, justify="right")
     table.add_column("", width=20)
     table.add_column("resets")
@@ -92,6 +91,7 @@ def _show(found: Sequence[Balance], tz: str, *, as_json: bool) -> None:
             escape(balance.budget + kind),
             escape(scope),
             *(_amount(one, balance.unit) for one in figures),
+            f"{_part(balance):.0%}",
             _bar(balance),
             resets,
         )
@@ -104,9 +104,12 @@ def _amount(value: Decimal, unit: str) -> str:
     return f"{value:,.0f} {unit}"
 
 
+def _part(balance: Balance) -> Decimal:
+    return (balance.spent + balance.reserved) / balance.limit if balance.limit > 0 else Decimal(1)
+
+
 def _bar(balance: Balance) -> ProgressBar:
-    used = balance.spent + balance.reserved
-    part = used / balance.limit if balance.limit > 0 else Decimal(1)
+    part = _part(balance)
     colour = "red" if part >= 1 else "yellow" if part >= _NEARLY else "green"
     percent = int(min(max(part, Decimal(0)), Decimal(1)) * 100)
     return ProgressBar(total=100, completed=percent, width=20, complete_style=colour, finished_style=colour)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -105,8 +105,14 @@ def reprice(
         out.print("Nothing to correct: every entry is priced, or its price is still unknown.")
 
 
-def doctor(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """The state of ledger, SQLite, permissions, schema and prices. Exit code 1 when something needs care."""
+def doctor(
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 when something needs care.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The state of ledger, SQLite, permissions, schema and prices. What needs care comes last."""
     settings = settings_of(store, config)
     facts: dict[str, Any] = {
         "tokenmeter": tokenmeter.__version__,
@@ -134,7 +140,7 @@ def doctor(*, store: StoreOption = None, config: ConfigOption = None, as_json: J
             out.print(f"[yellow]care[/]  {escape(warning)}")
         if not warnings:
             out.print("[green]Nothing needs care.[/]")
-    if warnings:
+    if strict and warnings:
         raise typer.Exit(Exit.FOUND)
 
 

@@ -132,7 +132,7 @@ def _import(files: list[Path], given: Given, meter: Meter) -> tuple[dict[str, in
                         continue
                     try:
                         counts[_record(line, given, meter)] += 1
-                    except (TokenmeterError, ValueError) as error:
+                    except TokenmeterError as error:
                         counts["left_out"] += 1
                         problems.append(f"{file.name}:{number}: {error}")
     names = ("recorded", "repeated", "unbilled", "left_out")
@@ -140,19 +140,23 @@ def _import(files: list[Path], given: Given, meter: Meter) -> tuple[dict[str, in
 
 
 def _record(line: bytes, given: Given, meter: Meter) -> str:
-    body = _body(json.loads(line))
+    try:
+        content = json.loads(line)
+    except ValueError:
+        raise ConfigurationError("not JSON") from None
+    body = _body(content)
     if body is None:
         return "unbilled"
     entry = _entry(body, given, meter)
     if entry is None:
         return "unbilled"
-    return "recorded" if meter.store.settle(entry, meter.budgets.postings(entry)).recorded else "repeated"
+    return "recorded" if meter.store.settle(entry, meter.budgets.postings(entry, meter.pricer)).recorded else "repeated"
 
 
 def _body(line: object) -> Body | None:
     """The response in a line: itself, or inside an OpenAI or Anthropic batch result; None in a failed one."""
     if not isinstance(line, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - the file's content is bad, not the caller's type
+        raise ConfigurationError("not a JSON object")
     content = cast("dict[str, Any]", line)
     if "custom_id" not in content:
         return Body(content)

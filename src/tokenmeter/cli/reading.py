@@ -89,9 +89,11 @@ def entries(
         if as_json:
             write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
             return
-        table = Table("time", "model", "member", "route", "status", box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for head in ("time", "model", "member", "route", "status"):
+            table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=19 if head == "time" else None)
         for head in ("input", "output", "billed cost"):
-            table.add_column(head, justify="right")
+            table.add_column(head, justify="right", no_wrap=True)
         for entry in found:
             table.add_row(*_cells(entry, tz))
     out.print(table if table.row_count else "No entries match.", soft_wrap=False)

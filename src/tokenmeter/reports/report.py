@@ -225,7 +225,8 @@ def run(store: Store, query: Query) -> Report:
     parts = cut(store, query)
     boundaries = [part.start for part in parts] + [part.end for part in parts[-1:]]
     sums = store.aggregate(boundaries, query.by, query.filter) if parts else ()
-    rows = [_row(parts[one.bucket] if query.granularity else query.period, query.by, one) for one in sums]
+    found = (_row(parts[one.bucket] if query.granularity else query.period, query.by, one) for one in sums)
+    rows = [row for row in found if not row.empty]
     rows.sort(key=_by_time_and_cost if query.granularity else _by_cost)
     return Report(
         rows=tuple(rows),

@@ -78,6 +78,11 @@ class Row:
         """False when nothing in this row has a price: its costs are then unknown, not zero."""
         return not (self.unpriced and not self.list_cost and not self.billed_cost)
 
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing: only bookkeeping entries without usage or cost are in it."""
+        return not (self.requests or self.usage or self.list_cost or self.contracted_cost or self.billed_cost)
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready values: costs and fractional quantities as decimal text, unknown costs None."""
         start, end = closed(self.bucket.start), closed(self.bucket.end)

@@ -93,7 +93,9 @@ def refuse_existing(path: Path) -> None:
         ConfigurationError: `path` exists.
     """
     if path.exists():
-        raise ConfigurationError(f"{str(path)!r} exists; choose another name, or pass overwrite=True to replace it.")
+        raise ConfigurationError(
+            f"{str(path)!r} exists; choose another name, or replace it with overwrite=True (--overwrite)."
+        )
 
 
 def write_whole(path: Path, content: str, *, overwrite: bool) -> None:

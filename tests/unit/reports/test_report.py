@@ -184,3 +184,9 @@ def test_to_dict_is_json_ready_and_exact(month: Store) -> None:
 def test_a_query_without_conditions_covers_all_time() -> None:
     assert Query().filter.since is None
     assert Query.parse().filter.until is None
+
+
+def test_bookkeeping_without_usage_or_cost_makes_no_row(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(who={"member": "ada"}, input=1))
+    store.settle(make_entry(fields={"kind": "adjustment", "billed_cost": Decimal(0)}))
+    assert [row["member"] for row in build(store, by="member").rows] == ["ada"]

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tokenmeter.__main__ import main
+from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.reports import build
+from tokenmeter.stores import open_store
+
+LINES = [
+    {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1795000000,
+        "model": "gpt-5-mini",
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    },
+    {
+        "id": "batch_req_1",
+        "custom_id": "a",
+        "error": None,
+        "response": {
+            "status_code": 200,
+            "body": {
+                "id": "chatcmpl-2",
+                "object": "chat.completion",
+                "created": 1795000001,
+                "model": "gpt-5-mini",
+                "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+            },
+        },
+    },
+    {"id": "batch_req_2", "custom_id": "b", "response": {"status_code": 400, "body": {"error": {}}}, "error": None},
+    {
+        "custom_id": "c",
+        "result": {
+            "type": "succeeded",
+            "message": {
+                "id": "msg_1",
+                "type": "message",
+                "model": "claude-sonnet-4-5",
+                "usage": {"input_tokens": 10, "output_tokens": 5, "service_tier": "batch"},
+            },
+        },
+    },
+    {"custom_id": "d", "result": {"type": "expired"}},
+]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a configuration, away from the user's own files."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TOKENMETER_STORE", "TOKENMETER_CONFIG", "TOKENMETER_TZ"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "tokenmeter.toml").write_text(
+        'store = "sqlite:///usage.db"\n'
+        "[[budgets]]\nname = 'members'\nmember = '*'\nlimit_usd = '0.01'\n"
+        "[[budgets]]\nname = 'calls'\nlimit_requests = 1000\nhard = false\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def ledger(place: Path, make_entry: Callable[..., Entry]) -> Path:
+    """Three calls in November."""
+    store = open_store(place / "usage.db")
+    store.settle(make_entry("2026-11-02T10:00", who={"member": "ada"}, key="prod", input=600, output=500))
+    store.settle(make_entry("2026-11-02T11:00", "claude-opus-4-1", who={"member": "bob"}, input=2_000, output=9))
+    store.settle(make_entry("2026-11-03T00:10", "unheard-of", who={"member": "bob"}, input=5))
+    store.close()
+    return place / "usage.db"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def run(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        printed = capsys.readouterr()
+        return Outcome(int(end.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.mark.usefixtures("ledger")
+def test_report_prints_the_table(run: Callable[..., Outcome]) -> None:
+    outcome = run("report", "--by", "member,model", "--period", "2026-11")
+    assert outcome.code == 0
+    assert outcome.out.startswith("Usage and cost by member, model: 2026-11 (UTC)")
+    assert "claude-opus-4-1" in outcome.out
+
+
+def test_report_as_json_is_the_report(run: Callable[..., Outcome], ledger: Path) -> None:
+    outcome = run("report", "-b", "member", "-b", "model", "-w", "member=bob", "-w", "member=", "--json")
+    store = open_store(ledger)
+    expected = build(store, by=["member", "model"], where={"member": ["bob", None]}).to_dict()
+    store.close()
+    assert {**json.loads(outcome.out), "created_at": None} == {**expected, "created_at": None}
+
+
+@pytest.mark.usefixtures("ledger")
+def test_entries_are_newest_first_and_as_json_one_per_line(run: Callable[..., Outcome]) -> None:
+    assert "unheard-of" in run("entries", "--limit", "1").out
+    lines = run("entries", "--json", "--where", "member=bob").out.splitlines()
+    assert [json.loads(line)["model"] for line in lines] == ["unheard-of", "claude-opus-4-1"]
+    assert "No entries match." in run("entries", "--period", "2020").out
+
+
+@pytest.mark.usefixtures("ledger")
+def test_export_writes_files_and_manifests(run: Callable[..., Outcome], place: Path) -> None:
+    assert run("export", "entries", "e.csv").code == 0
+    with (place / "e.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 3
+    assert run("export", "report", "r.jsonl", "--by", "member").code == 0
+    assert run("export", "charges", "c.parquet").code == 0
+    written = json.loads(run("export", "focus", "november", "--period", "2026-11", "--json").out)
+    assert set(written) == {"cost_and_usage", "invoice_detail", "billing_period"}
+    assert (place / "november" / "cost_and_usage.csv.manifest.json").exists()
+
+
+@pytest.mark.usefixtures("ledger")
+def test_export_refuses_to_overwrite_until_told(run: Callable[..., Outcome]) -> None:
+    assert run("export", "entries", "e.csv").code == 0
+    refused = run("export", "entries", "e.csv")
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert run("export", "entries", "e.csv", "--overwrite").code == 0
+
+
+@pytest.mark.usefixtures("ledger")
+def test_wrong_arguments_end_with_2_and_an_answer(run: Callable[..., Outcome]) -> None:
+    assert "Did you mean 'model'" in run("report", "--by", "modle").err
+    assert run("report", "--by", "modle").code == 2
+    error = json.loads(run("report", "--period", "Nov", "--json").err)
+    assert error["error"] == "ConfigurationError"
+    assert "DIMENSION=VALUE" in run("report", "--where", "ada").err
+    assert run("nonsense").code == 2
+    assert run("report", "--store", "bogus:x").code == 2
+
+
+def test_a_missing_ledger_is_said_and_not_made(run: Callable[..., Outcome], place: Path) -> None:
+    outcome = run("report")
+    assert outcome.code == 2
+    assert "There is no ledger at usage.db" in outcome.err
+    assert not (place / "usage.db").exists()
+    assert "ledger.db" in run("report", "--config", str(_empty_config(place))).err
+
+
+def _empty_config(place: Path) -> Path:
+    path = place / "empty.toml"
+    path.write_text("")
+    return path
+
+
+def test_a_broken_ledger_ends_with_3(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "usage.db").write_bytes(b"this is no database" * 1000)
+    outcome = run("report")
+    assert outcome.code == 3
+    assert outcome.err
+
+
+@pytest.mark.usefixtures("ledger")
+def test_verify_says_that_all_is_well(run: Callable[..., Outcome]) -> None:
+    outcome = run("verify")
+    assert (outcome.code, outcome.out.splitlines()[0][:17]) == (0, "Nothing is wrong.")
+    assert json.loads(run("verify", "--json").out)["ok"] is True
+
+
+def test_verify_explains_an_edited_entry_and_ends_with_1(run: Callable[..., Outcome], ledger: Path) -> None:
+    run("verify")
+    with sqlite3.connect(ledger) as database:
+        triggers = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (name,) in triggers:
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute("UPDATE entries SET billed_micro = billed_micro + 1 WHERE seq = 2")
+    database.close()
+    outcome = run("verify")
+    assert outcome.code == 1
+    assert "an entry is not what was written" in outcome.out
+
+
+def test_budgets_show_bars_and_remaining_ends_with_5_when_nothing_is_left(
+    run: Callable[..., Outcome], place: Path, make_entry: Callable[..., Entry]
+) -> None:
+    store = open_store(place / "usage.db")
+    store.settle(make_entry(utcnow().isoformat(), "claude-opus-4-1", who={"member": "bob"}, input=2_000))
+    store.settle(make_entry(utcnow().isoformat(), who={"member": "ada"}, input=2_000))
+    store.close()
+    rows = json.loads(run("budgets", "--json").out)
+    assert [(row["budget"], row["scope"]) for row in rows] == [
+        ("members", {"member": "ada"}),
+        ("members", {"member": "bob"}),
+        ("calls", {}),
+    ]
+    assert "300%" in run("budgets").out
+    assert run("remaining", "member=bob").code == 5
+    assert run("remaining", "member=ada").code == 0
+    assert "FIELD=VALUE" in run("remaining", "bob").err
+
+
+@pytest.mark.usefixtures("ledger")
+def test_doctor_tells_the_state(run: Callable[..., Outcome]) -> None:
+    facts = json.loads(run("doctor", "--json").out)["facts"]
+    assert facts["path"].endswith("usage.db")
+    assert facts["schema_version"]
+    assert "usage.db" in run("doctor").out
+
+
+def test_config_check_reads_the_settings_as_a_program_would(run: Callable[..., Outcome], place: Path) -> None:
+    good = run("config", "check", "--json")
+    assert good.code == 0
+    assert json.loads(good.out)["budgets"] == ["members", "calls"]
+    (place / "tokenmeter.toml").write_text('stoer = "memory:"\n')
+    bad = run("config", "check")
+    assert bad.code == 2
+    assert "did you mean 'store'" in bad.err
+
+
+def test_import_records_each_response_once(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "out.jsonl").write_text("\n".join(map(json.dumps, LINES)) + "\n")
+    first = run("import", "out.jsonl", "--member", "ada", "--tag", "job=night", "--at", "2026-11-20")
+    assert first.code == 0
+    assert first.out.startswith("3 recorded, 0 already there, 2 failed or without usage, 0 left out.")
+    second = json.loads(run("import", "out.jsonl", "--at", "2026-11-20", "--json").out)
+    assert (second["recorded"], second["repeated"]) == (0, 3)
+    rows = json.loads(run("report", "--by", "model,tag:job", "--json").out)["rows"]
+    assert {row["group"]["model"]: row["requests"] for row in rows} == {"gpt-5-mini": 2, "claude-sonnet-4-5": 1}
+    assert {row["group"]["tag:job"] for row in rows} == {"night"}
+
+
+def test_a_batch_line_is_priced_as_a_batch(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "out.jsonl").write_text("\n".join(map(json.dumps, LINES[:2])) + "\n")
+    run("import", "out.jsonl")
+    batch, live = (json.loads(line) for line in run("entries", "--json").out.splitlines())
+    assert float(live["list_cost"]) == 2 * float(batch["list_cost"])
+
+
+def test_import_names_the_lines_it_left_out(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "out.jsonl").write_text('not json\n[1]\n{"what": "ever"}\n' + json.dumps(LINES[3]) + "\n")
+    outcome = run("import", "out.jsonl")
+    assert outcome.code == 1
+    assert "out.jsonl:1: not JSON" in outcome.out
+    assert "out.jsonl:2: not a JSON object" in outcome.out
+    assert "give --provider and --endpoint" in outcome.out
+    assert "give --at" in outcome.out
+    assert run("import", "nothing.jsonl").code == 2
+
+
+def test_the_command_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "tokenmeter", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("tokenmeter ")
+
+
+def test_without_the_extra_the_command_names_it() -> None:
+    program = "import sys; sys.modules['typer'] = None; from tokenmeter.__main__ import main; main(['report'])"
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 2
+    assert outcome.stderr == "The command line needs an extra: pip install 'tokenmeter-sdk[cli]'\n"
