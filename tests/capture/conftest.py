@@ -21,6 +21,7 @@ from tokenmeter.adopt import wrap
 from tokenmeter.api import make_meter
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
+from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider
 
 KEY = "sk-test-0123456789abcdef"
@@ -32,9 +33,15 @@ def provider() -> Iterator[FakeProvider]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def priced() -> Meter:
+    """A meter with the real price list, which takes a while to read."""
+    return make_meter(store="memory:", config={})
+
+
 @pytest.fixture
-def meter() -> Iterator[Meter]:
-    made = make_meter(store="memory:", config={})
+def meter(priced: Meter) -> Iterator[Meter]:
+    made = Meter(store=open_store("memory:"), pricer=priced.pricer, budgets=priced.budgets)
     yield made
     made.close()
 
@@ -73,6 +80,7 @@ class Clients:
     def __init__(self, provider: FakeProvider, meter: Meter) -> None:
         self.provider = provider
         self.meter = meter
+        self.made: list[Any] = []
 
     def make(self, name: str, *, metered: bool = True, **options: Any) -> Any:
         ours, plain, url = (
@@ -85,6 +93,7 @@ class Clients:
             http = plain.DefaultAsyncHttpxClient if name.startswith("Async") else plain.DefaultHttpxClient
             settings["http_client"] = http(verify=False)
         client = getattr(ours if metered else plain, name)(**settings)
+        self.made.append(client)
         return wrap(client, self.meter) if metered else client
 
     def openai(self, **options: Any) -> Any:
@@ -98,11 +107,6 @@ class Clients:
 
     def async_anthropic(self, **options: Any) -> Any:
         return self.make("AsyncAnthropic", **options)
-
-
-@pytest.fixture
-def clients(provider: FakeProvider, meter: Meter) -> Clients:
-    return Clients(provider, meter)
 
 
 class Do:
@@ -134,6 +138,15 @@ class Do:
 @pytest.fixture
 def do() -> Do:
     return Do()
+
+
+@pytest.fixture
+async def clients(provider: FakeProvider, meter: Meter, do: Do) -> AsyncIterator[Clients]:
+    maker = Clients(provider, meter)
+    yield maker
+    for client in maker.made:
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            await do(client.close())
 
 
 # -- the table of shapes, for docs/reference/coverage.md

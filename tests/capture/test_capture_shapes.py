@@ -309,9 +309,7 @@ async def _(c, do):
 
 @shape("openai audio transcriptions, text", "flagged")
 async def _(c, do):
-    return await do(
-        c.audio.transcriptions.create(model="whisper-1", file=("a.wav", _wav()), response_format="text")
-    )
+    return await do(c.audio.transcriptions.create(model="whisper-1", file=("a.wav", _wav()), response_format="text"))
 
 
 @shape("openai audio transcriptions stream", needs="responses.compact")
@@ -324,9 +322,7 @@ async def _(c, do):
 async def _(c, do):
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
     file = await do(c.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch"))
-    made = await do(
-        c.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-    )
+    made = await do(c.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"))
     done = await do(c.batches.retrieve(made.id))
     await do(c.batches.retrieve(made.id))
     return done.status, json.loads((await do(c.files.content(done.output_file_id))).text)["custom_id"]
@@ -435,9 +431,7 @@ def _wav() -> bytes:
 # -- the promises
 
 
-CASES = [
-    pytest.param(shape, kind, id=f"{shape.name} ({kind})") for shape in SHAPES for kind in ("sync", "async")
-]
+CASES = [pytest.param(shape, kind, id=f"{shape.name} ({kind})") for shape in SHAPES for kind in ("sync", "async")]
 
 
 def _client(clients: Any, shape: Shape, kind: str, *, metered: bool) -> Any:

@@ -9,7 +9,7 @@ __all__ = ["provider_of_url", "region_of_url"]
 
 #: Pattern of the URL without its scheme -> provider id. First match wins.
 _HOSTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), provider)
+    (re.compile(rf"{pattern}(?=[:/]|$)"), provider)
     for pattern, provider in (
         (r"([a-z]{2}\.)?api\.openai\.com", "openai"),
         (r"api\.anthropic\.com", "anthropic"),
@@ -26,7 +26,7 @@ _HOSTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"api\.perplexity\.ai", "perplexity"),
         (r"api\.cerebras\.ai", "cerebras"),
         (r"api\.cohere\.(ai|com)", "cohere"),
-        (r"api\.moonshot\.", "moonshotai"),
+        (r"api\.moonshot\.(ai|cn)", "moonshotai"),
         (r"api\.z\.ai", "zai"),
         (r"open\.bigmodel\.cn", "zhipuai"),
         (r"api\.minimaxi?\.(com|io)", "minimax"),

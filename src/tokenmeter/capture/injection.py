@@ -59,8 +59,14 @@ def reads_raw_bytes(options: Any) -> bool:
 def hide_in_raw_response(call: InFlight, value: Any) -> None:
     """A raw response lets its caller choose the stream class: have that one hide the usage chunk as well."""
     parse = getattr(value, "_parse", None)
-    if parse is not None:
-        value._parse = lambda *, to=None: parse(to=to and (call.binding.sdk.hiding_stream(to) or to))  # noqa: SLF001
+    if parse is None:
+        return
+    hiding_stream = call.binding.sdk.hiding_stream
+
+    def _parse(*, to: Any = None) -> Any:
+        return parse(to=None if to is None else hiding_stream(to) or to)
+
+    value._parse = _parse  # noqa: SLF001 - what its public parse() goes through
 
 
 def is_refusal(error: Any) -> bool:

@@ -157,9 +157,9 @@ def watch_resources(client: Any) -> None:
 
 def watch_resource(resource: Any) -> None:
     """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
-    if not hasattr(type(resource), "connect") or binding_of(resource._client) is None:  # noqa: SLF001 - an SDK's own
-        return
-    resource.connect = functools.partial(_connect, functools.partial(type(resource).connect, resource), resource)
+    kind: Any = resource.__class__
+    if hasattr(kind, "connect") and binding_of(resource._client) is not None:  # noqa: SLF001 - an SDK's own
+        resource.connect = functools.partial(_connect, functools.partial(kind.connect, resource), resource)
 
 
 def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
@@ -173,7 +173,8 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
         endpoint = binding.sdk.dialect.endpoint("GET", _path(resource))
         body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
         call = describe(client, binding, meter, endpoint, body, stream=True)
-        manager.__class__ = _watched_manager(type(manager))
+        kind: Any = manager.__class__
+        manager.__class__ = _watched_manager(kind)
         manager._tokenmeter_talk = functools.partial(Conversation, meter, binding.sdk.dialect, call)  # noqa: SLF001
     except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
         meter.fault("watch a socket", error)
@@ -204,7 +205,7 @@ def _parse_event(parse: Send, connection: Any, talk: Conversation, data: str | b
 
 
 def _send(send: Send, connection: Any, talk: Conversation, event: Any) -> Any:
-    talk.asks(event if isinstance(event, dict) else event.to_dict())
+    talk.asks(event.to_dict() if hasattr(event, "to_dict") else event)
     return send(connection, event)
 
 

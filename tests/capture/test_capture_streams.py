@@ -1,0 +1,257 @@
+"""Streams settle exactly once, however they end, and never show what the caller did not ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import anthropic
+import openai
+import pytest
+
+from tokenmeter.testing import FakeProvider
+
+MESSAGES = [{"role": "user", "content": "Tell me about the sea, please."}]
+CHAT = {"model": "gpt-5-mini", "messages": MESSAGES, "stream": True}
+MESSAGE = {"model": "claude-sonnet-5", "max_tokens": 64, "messages": MESSAGES, "stream": True}
+
+
+def test_a_stream_closed_early_is_recorded_once_as_aborted_with_an_estimate(clients, books):
+    stream = clients.openai().chat.completions.create(**CHAT)
+    next(stream)
+    stream.close()
+    stream.close()
+    entry = books.one()
+    assert (entry.status, entry.streamed) == ("aborted", True)
+    assert "estimated" in entry.flags
+    assert entry.usage.input_tokens > 0
+    assert entry.first_token_us is not None
+
+
+def test_a_stream_that_is_broken_off_and_dropped_is_recorded(clients, books):
+    for _chunk in clients.openai().chat.completions.create(**CHAT):
+        break
+    del _chunk
+    assert books.one().status == "aborted"
+
+
+def test_a_stream_that_is_never_iterated_is_recorded_with_its_estimated_input(clients, books):
+    stream = clients.openai().chat.completions.create(**CHAT)
+    del stream
+    entry = books.one()
+    assert entry.usage.input_tokens > 0
+    assert entry.usage.output_tokens == 0
+    assert "estimated" in entry.flags
+
+
+def test_an_error_of_the_callers_own_ends_the_stream_as_aborted(clients, books):
+    with pytest.raises(ValueError, match="mine"), clients.openai().chat.completions.create(**CHAT) as stream:
+        next(stream)
+        raise ValueError("mine")
+    entry = books.one()
+    assert (entry.status, entry.error_type) == ("aborted", "ValueError")
+
+
+def test_a_stream_read_inside_an_except_block_is_no_error(clients, books):
+    try:
+        raise KeyError("first provider failed")
+    except KeyError:
+        list(clients.openai().chat.completions.create(**CHAT))
+    assert (books.one().status, books.one().error_type) == ("ok", None)
+
+
+def test_anthropics_input_is_exact_in_a_stream_cut_short(clients, books, provider):
+    stream = clients.anthropic().messages.create(**MESSAGE)
+    next(stream)
+    stream.close()
+    entry = books.one()
+    assert entry.usage.input_tokens == provider.truth[0].meters.input_tokens
+    assert (entry.status, "estimated" in entry.flags) == ("aborted", True)
+
+
+def test_a_connection_that_breaks_in_the_stream_is_an_error_with_an_estimate(clients, books, provider):
+    provider.cut(3)
+    with pytest.raises(Exception) as raised:
+        list(clients.openai().chat.completions.create(**CHAT))
+    assert not isinstance(raised.value, AssertionError)
+    entry = books.one()
+    assert (entry.status, entry.streamed) == ("error", True)
+    assert entry.error_type
+    assert "estimated" in entry.flags
+
+
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+def test_an_error_event_in_the_stream_reaches_the_caller_and_the_entry(sdk, clients, books, provider):
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": "no"}}
+    text = f"event: error\ndata: {json.dumps(error)}\n\n"
+    provider.answer(events=[text])
+    stream = (
+        clients.openai().chat.completions.create(**CHAT)
+        if sdk == "openai"
+        else clients.anthropic().messages.create(**MESSAGE)
+    )
+    with pytest.raises((openai.APIError, anthropic.APIError)):
+        list(stream)
+    assert books.one().status == "error"
+
+
+def test_breaking_off_at_the_finish_reason_is_ok_and_estimated(clients, books):
+    for chunk in clients.openai().chat.completions.create(**CHAT):
+        if chunk.choices[0].finish_reason:
+            break
+    del chunk
+    entry = books.one()
+    assert (entry.status, "estimated" in entry.flags) == ("ok", True)
+
+
+def test_the_usage_chunk_nobody_asked_for_is_not_shown(clients, books):
+    chunks = list(clients.openai().chat.completions.create(**CHAT))
+    assert all(chunk.choices for chunk in chunks)
+    assert not any("usage" in chunk.model_fields_set for chunk in chunks)
+    assert "estimated" not in books.one().flags
+
+
+def test_the_stream_is_the_sdks_own_type(clients):
+    with clients.openai().chat.completions.create(**CHAT) as stream:
+        assert isinstance(stream, openai.Stream)
+        assert type(stream).__name__ == "Stream"
+        assert stream.response.status_code == 200
+
+
+def test_a_raw_response_parsed_to_a_stream_class_hides_the_usage_chunk_as_well(clients, books):
+    raw = clients.openai().chat.completions.with_raw_response.create(**CHAT)
+    chunks = list(raw.parse(to=openai.Stream[openai.types.chat.ChatCompletionChunk]))
+    assert all(chunk.choices for chunk in chunks)
+    assert "estimated" not in books.one().flags
+
+
+def test_chunks_without_choices_that_are_not_the_usage_chunk_stay(clients, provider):
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5-mini"}
+    filters = {**head, "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    word = {**head, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+    provider.answer(events=[filters, word, "data: [DONE]\n\n"])
+    assert [len(chunk.choices) for chunk in clients.openai().chat.completions.create(**CHAT)] == [0, 1]
+
+
+@pytest.mark.parametrize("stream_usage", ["openai", "always", "last_choice", "cumulative"])
+def test_usage_is_right_wherever_a_host_puts_it(stream_usage, clients, books, provider):
+    provider.answer(stream_usage=stream_usage)
+    list(clients.openai().chat.completions.create(**CHAT))
+    assert books.quantities() == dict(provider.total.quantities)
+
+
+def test_a_host_that_never_reports_usage_is_estimated(clients, books, provider):
+    provider.answer(stream_usage="never")
+    list(clients.openai().chat.completions.create(**CHAT))
+    entry = books.one()
+    assert entry.usage.input_tokens > 0
+    assert entry.usage.output_tokens > 0
+    assert "estimated" in entry.flags
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+async def test_a_host_that_refuses_stream_options_gets_the_call_as_written(status, clients, books, do):
+    with FakeProvider(stream_usage="refuse", refusal_status=status) as refusing:
+        for name in ("OpenAI", "AsyncOpenAI"):
+            client = clients.make(name, base_url=f"{refusing.openai_url}/{name.lower()}/v1")
+            for _ in range(2):
+                assert [chunk async for chunk in do.each(client.chat.completions.create(**CHAT))]
+            await do(client.close())
+        asked = ["stream_options" in (request.json or {}) for request in refusing.requests]
+    assert asked == [True, False, False] * 2  # refused once, then remembered
+    assert [entry.attempts for entry in books.all()] == [2, 1] * 2
+    assert all("estimated" in entry.flags and entry.status == "ok" for entry in books.all())
+
+
+def test_a_refusal_of_something_else_is_raised(clients, books, provider):
+    provider.fail(400, message="The model is asleep.")
+    with pytest.raises(openai.BadRequestError, match="asleep"):
+        clients.openai().chat.completions.create(**CHAT)
+    assert len(provider.requests) == 1
+    assert (books.one().status, books.one().billed_cost) == ("error", None)
+
+
+async def test_an_async_stream_that_is_closed_early_is_recorded(clients, books):
+    async with clients.async_openai() as client:
+        stream = await client.chat.completions.create(**CHAT)
+        async for _chunk in stream:
+            break
+        await stream.close()
+    assert books.one().status == "aborted"
+
+
+async def test_a_cancelled_task_leaves_an_entry(clients, books, provider):
+    provider.answer(chunk_delay=0.05)
+    async with clients.async_anthropic() as client:
+        begun = asyncio.Event()
+
+        async def read():
+            async with await client.messages.create(**MESSAGE) as stream:
+                async for _event in stream:
+                    begun.set()
+
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    entry = books.one()
+    assert (entry.status, entry.error_type) == ("aborted", "CancelledError")
+    assert entry.usage.input_tokens > 0
+
+
+async def test_a_call_cancelled_before_its_answer_is_recorded_with_unknown_billing(clients, books, provider):
+    provider.answer(delay=5)
+    async with clients.async_openai() as client:
+        task = asyncio.create_task(client.chat.completions.create(model="gpt-5-mini", messages=MESSAGES))
+        async with asyncio.timeout(10):
+            while not provider.requests:
+                await asyncio.sleep(0.01)  # noqa: ASYNC110 - the provider runs in threads
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.billed_cost) == ("aborted", "CancelledError", None)
+    assert "billing_unknown" in entry.flags
+
+
+async def test_a_stream_may_be_closed_in_another_task_than_it_was_opened_in(clients, books):
+    async with clients.async_openai() as client:
+        stream = await client.chat.completions.create(**CHAT)
+        await asyncio.create_task(stream.__anext__())
+        await asyncio.create_task(stream.close())
+    assert books.one().status == "aborted"
+
+
+def test_a_dropped_async_stream_is_recorded_although_its_loop_is_closed(clients, books):
+    kept = []
+
+    async def begin():
+        stream = await clients.async_openai().chat.completions.create(**CHAT)
+        await stream.__anext__()
+        kept.append(stream)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    kept.clear()
+    assert books.one().status == "aborted"
+
+
+def test_open_streams_are_recorded_when_the_interpreter_exits(tmp_path, provider):
+    script = f"""
+import tokenmeter, tokenmeter.openai
+tokenmeter.configure(store="sqlite:///{tmp_path}/exit.db", config={{}})
+client = tokenmeter.openai.OpenAI(base_url={provider.openai_url!r}, api_key="sk-test")
+stream = client.chat.completions.create(**{CHAT!r})
+next(stream)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+    from tokenmeter.stores import open_store
+
+    store = open_store(f"sqlite:///{tmp_path}/exit.db")
+    (entry,) = store.entries()
+    assert entry.status == "aborted"
+    store.close()
