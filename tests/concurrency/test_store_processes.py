@@ -92,8 +92,8 @@ while True:
         for _ in range(wanted):
             acknowledged.add(process.stdout.readline().strip())
         process.send_signal(signal.SIGKILL)
-        rest, _ = process.communicate()
-        acknowledged |= {line for line in rest.splitlines() if len(line) == 32}
+        process.wait()
+        acknowledged |= {line for line in process.stdout.read().splitlines() if len(line) == 32}
     recorded = {entry.entry_id for entry in store.entries()}
     assert acknowledged <= recorded
     assert len(recorded) - len(acknowledged) <= 4  # written, killed before it could be told

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreBusyError, StoreUnavailableError
-from tokenmeter.stores import database, default_path, open_store
+from tokenmeter.stores import database, default_path, open_store, session
 from tokenmeter.stores.filesystem import is_network
 from tokenmeter.stores.migrations import SCHEMA_VERSION
 from tokenmeter.stores.sqlite import SQLiteStore
@@ -132,7 +132,7 @@ class TestFile:
     def test_sqlite_is_the_one_that_sqlite_utils_takes(self):
         from sqlite_utils import utils
 
-        assert database.sqlite3 is utils.sqlite3
+        assert session.sqlite3 is utils.sqlite3
 
     def test_sqlite_utils_reads_it(self, store, path, make_entry):
         import sqlite_utils
@@ -378,7 +378,6 @@ class TestVerify:
         (values,) = store._fetch(f"SELECT {', '.join(CONTEXT_FIELDS)} FROM contexts WHERE id = 4")
         forged = digest_of(["eve" if name == "member" else v for name, v in zip(CONTEXT_FIELDS, values, strict=True)])
         tamper(f"UPDATE contexts SET member = 'eve', digest = x'{forged.hex()}' WHERE id = 4")
-        store.close()
         assert ("edited", "entry 4") in self.found(store)
 
     def test_finds_removed_entries(self, store, tamper):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -12,11 +11,13 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.chain import FIRST, link
 from tokenmeter.stores.codec import COLUMNS, CONTEXT_FIELDS, RATE_FIELDS, decode_claims, from_microseconds
-from tokenmeter.stores.database import Database, Session
+from tokenmeter.stores.database import Database
 from tokenmeter.stores.rollups import DAY, SUMS, lines
 from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of, rate_numbers
+from tokenmeter.stores.session import Session
 from tokenmeter.stores.shared import digest_of
 from tokenmeter.stores.slots import Level, ends, month, slots_of
+from tokenmeter.stores.summing import slot_sums
 
 __all__ = ["audit"]
 
@@ -25,10 +26,6 @@ _CONTEXT, _CHARGES = COLUMNS.index("context"), COLUMNS.index("charges")
 _CHAIN = (
     f"SELECT seq, {', '.join(COLUMNS)}, hash FROM entries WHERE seq > ? AND seq <= ? "  # noqa: S608 - names of our own
     f"ORDER BY seq LIMIT {_PAGE}"
-)
-_ADDED = (
-    f"SELECT series, {', '.join(f'sum({name})' for name in SUMS)} FROM sums "  # noqa: S608 - names of our own
-    "WHERE until IN (SELECT value FROM json_each(?)) AND level = ? GROUP BY series"
 )
 _SHARED = {"contexts": CONTEXT_FIELDS, "rates": RATE_FIELDS, "series": ("context", "sku_meter", "marks")}
 
@@ -141,7 +138,7 @@ def _next_day(session: Session, *, since: int) -> tuple[int | None, list[Fault]]
 def _month(session: Session, *, start: int, end: int) -> list[Fault]:
     """Compare the sums of a UTC month with those of its days."""
     kept, added = (
-        {series: sums for series, *sums in session.connection.execute(_ADDED, (json.dumps(slots), level))}
+        {series: sums for series, *sums in slot_sums(session, level, slots)}
         for level, slots in ((Level.MONTH, [end]), (Level.DAY, ends(Level.DAY, start, end)))
     )
     wrong = {series for series in kept.keys() | added.keys() if kept.get(series) != added.get(series)}

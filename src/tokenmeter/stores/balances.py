@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tokenmeter.ledger import Claim, CounterKey, Posting, ThresholdCrossing
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.codec import decode_claims
-from tokenmeter.stores.database import Session
 from tokenmeter.stores.migrations import queries
+from tokenmeter.stores.session import Session
 
 __all__ = ["Balances", "take_hold"]
 
@@ -88,6 +88,8 @@ class Balances:
 
     def write(self) -> None:
         """Write every counter that was touched."""
+        if not self._balances:
+            return
         self._session.connection.executemany(
             _SQL["set_counter"],
             [

@@ -7,34 +7,24 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
-import errno
 import logging
 import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.stores.codec import CONTEXT_FIELDS, RATE_FIELDS
+from tokenmeter.stores.failures import explained, is_busy, unusable
 from tokenmeter.stores.filesystem import is_network, make_private_file
 from tokenmeter.stores.migrations import migrate
-from tokenmeter.stores.shared import SharedRows
+from tokenmeter.stores.session import ReplacedError, Session, keep_for_ever, sqlite3
 from tokenmeter.stores.sidelock import SideLock
 
-if TYPE_CHECKING:
-    import sqlite3
-else:  # one SQLite library per process: the one that sqlite-utils takes
-    try:
-        import pysqlite3 as sqlite3
-    except ImportError:
-        import sqlite3
-
-__all__ = ["Database", "Session", "sqlite3"]
+__all__ = ["PATIENCE", "Database"]
 
 log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
@@ -43,88 +33,10 @@ T = TypeVar("T")
 PATIENCE = 30.0
 #: WAL pages (4 KiB) between checkpoints.
 _CHECKPOINT_PAGES = 4000
-_BUSY_CODES = {5, 6, 15}  # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PROTOCOL
-_FILE_GONE = (0, 0)
-
-
-class _ReplacedError(Exception):
-    """The file under the path is no longer the one that is open."""
-
-
-def _identity(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - on the hot path
-    except FileNotFoundError:
-        return _FILE_GONE
-    return status.st_dev, status.st_ino
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return "locked" in str(error) or "busy" in str(error)
-    return code & 0xFF in _BUSY_CODES
 
 
 def _pause(attempt: int) -> None:
     time.sleep(random.uniform(0.00005, min(0.0002 * (attempt + 1), 0.005)))  # noqa: S311 - jitter, not a secret
-
-
-class Session:
-    """One open connection and what is known through it.
-
-    Attributes:
-        connection: Autocommit; transactions are begun and ended by `Database`.
-        contexts: Rows of that table.
-        rates: Rows of that table.
-        series: Rows of that table.
-        crossings: Thresholds known to be reported.
-    """
-
-    def __init__(self, path: str, connection: sqlite3.Connection, *, wal: bool) -> None:
-        self.connection = connection
-        self.contexts = SharedRows("contexts", CONTEXT_FIELDS)
-        self.rates = SharedRows("rates", RATE_FIELDS)
-        self.series = SharedRows("series", ("context", "sku_meter", "marks"))
-        self.crossings: set[tuple[str, str, int, int]] = set()
-        self._paths = (path, path + "-wal") if wal else (path,)
-        self._identities = [_identity(name) for name in self._paths]
-
-    def moved(self) -> bool:
-        """Whether the path now names another file than the one this connection has open."""
-        return [_identity(name) for name in self._paths] != self._identities
-
-    def let_go(self) -> None:
-        """Close the connection if that is safe.
-
-        Closing removes the log by its name. When the file was replaced, that would be the log of the new one; when only
-        the log is gone, closing folds back what the still open descriptor holds.
-        """
-        now = [_identity(name) for name in self._paths]
-        if now[0] == self._identities[0] and now[-1] in {self._identities[-1], _FILE_GONE}:
-            self.connection.close()
-        else:
-            _keep_for_ever(self.connection)
-
-    def check_place(self) -> None:
-        """Refuse to commit to a file that nobody will ever read again."""
-        if self.moved():
-            raise _ReplacedError
-
-    def committed(self) -> None:
-        """Remember what the transaction added."""
-        for rows in (self.contexts, self.rates, self.series):
-            rows.committed()
-
-    def rolled_back(self) -> None:
-        """Forget what the transaction added."""
-        for rows in (self.contexts, self.rates, self.series):
-            rows.forget()
-
-
-def _keep_for_ever(value: object) -> None:
-    """Leak `value`: closing an inherited or orphaned connection would take the new file's WAL along."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 class Database:
@@ -176,13 +88,13 @@ class Database:
                 session = self._session(deadline)
                 try:
                     return self._transact(session, work, deadline)
-                except _ReplacedError:
+                except ReplacedError:
                     log.warning(
                         "The ledger file %s was replaced while it was open; going on with the new one.", self.path
                     )
                     self._close_idle()
                 except sqlite3.Error as error:
-                    raise self._explained(error) from error
+                    raise explained(self.path, error) from error
 
     def read(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one read transaction: it sees one state of the ledger and nobody waits for it.
@@ -202,7 +114,7 @@ class Database:
             finally:
                 session.connection.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise self._explained(error) from error
+            raise explained(self.path, error) from error
         finally:
             self._take_back(session, healthy=healthy)
 
@@ -217,7 +129,7 @@ class Database:
     # -- turns and transactions
 
     @contextlib.contextmanager
-    def _turn(self, *, wait: bool) -> Any:
+    def _turn(self, *, wait: bool) -> Generator[float | None]:
         if not (self._mutex.acquire(timeout=self.patience) if wait else self._mutex.acquire(blocking=False)):
             raise self._too_busy(wait=wait)
         try:
@@ -250,7 +162,7 @@ class Database:
                     session.connection.execute("BEGIN IMMEDIATE")
                 except sqlite3.Error as error:
                     self._lock.release()
-                    if not _is_busy(error):
+                    if not is_busy(error):
                         raise
                 else:
                     return
@@ -263,7 +175,7 @@ class Database:
             try:
                 session.connection.execute("COMMIT")
             except sqlite3.Error as error:
-                if not _is_busy(error):
+                if not is_busy(error):
                     raise
                 self._wait(attempt, deadline)  # a rollback journal waits for its readers
                 attempt += 1
@@ -291,9 +203,9 @@ class Database:
             try:
                 self._writer = self._open(deadline)
             except sqlite3.Error as error:
-                raise self._explained(error) from error
+                raise explained(self.path, error) from error
             except OSError as error:
-                raise self._unusable(error) from error
+                raise unusable(self.path, error) from error
         return self._writer
 
     def _open(self, deadline: float | None) -> Session:
@@ -312,7 +224,7 @@ class Database:
                     return Session(str(self.path), connection, wal=self.wal)
                 except sqlite3.Error as error:
                     connection.close()
-                    if not _is_busy(error):
+                    if not is_busy(error):
                         raise
                     self._wait(attempt, deadline)
                     attempt += 1
@@ -350,7 +262,7 @@ class Database:
         except BaseException as error:
             self._lent -= 1
             if isinstance(error, sqlite3.Error):
-                raise self._explained(error) from error
+                raise explained(self.path, error) from error
             raise
 
     def _take_back(self, session: Session, *, healthy: bool) -> None:
@@ -405,33 +317,9 @@ class Database:
         self._mutex = threading.Lock()
         self._lock.close()
         for session in self._idle():
-            _keep_for_ever(session.connection)
+            keep_for_ever(session.connection)
         self._lent = 0
         self._pid = os.getpid()
-
-    # -- errors
-
-    def _explained(self, error: sqlite3.Error) -> StoreError:
-        text = str(error)
-        if "disk is full" in text:
-            advice = "the disk is full. Nothing was written and nothing is lost; free some space."
-        elif "not a database" in text or "malformed" in text:
-            advice = (
-                "the file is damaged or not an SQLite database. Nothing was written. "
-                "Put it aside and restore a backup, or name another file."
-            )
-        elif "readonly" in text or "unable to open" in text:
-            advice = "it cannot be written. Check the permissions of the file and its directory, or name another file."
-        else:
-            advice = f"SQLite failed: {text}."
-        return StoreUnavailableError(f"{self.path}: {advice}")
-
-    def _unusable(self, error: OSError) -> StoreError:
-        reason = errno.errorcode.get(error.errno or 0, "") + f" ({error.strerror})"
-        return StoreUnavailableError(
-            f"{self.path} cannot be used: {reason}. Check the permissions of its directory, or name another file in "
-            "configure(store=...) or TOKENMETER_STORE."
-        )
 
 
 _DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -25,6 +25,8 @@ def make_private_file(path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(21, "is a directory; name a file", str(path))
+    if path.exists():
+        return
     missing = [folder for folder in path.parents if not folder.exists()]
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):

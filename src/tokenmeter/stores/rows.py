@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.codec import COLUMNS, CONTEXT_FIELDS, Amounts, Context, Rate, decode_amounts, decode_entry
-from tokenmeter.stores.database import Session
+from tokenmeter.stores.session import Session
 
 __all__ = ["AMOUNT_COLUMNS", "Found", "amounts_of", "entry_of", "rate_numbers"]
 

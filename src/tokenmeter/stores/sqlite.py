@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,32 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.chain import link
+from tokenmeter.stores.booking import Draft, append
 from tokenmeter.stores.codec import (
     COLUMNS,
-    Amounts,
     compact_json,
-    context_of,
     decode_claims,
-    encode_amounts,
     encode_claims,
-    encode_entry,
     from_microseconds,
-    rate_of,
     to_microseconds,
 )
-from tokenmeter.stores.database import PATIENCE, Database, Session, sqlite3
+from tokenmeter.stores.database import PATIENCE, Database
 from tokenmeter.stores.migrations import SCHEMA_VERSION, queries
 from tokenmeter.stores.rollups import (
-    SUMS,
-    Cell,
-    Tally,
     check_boundaries,
     check_dimensions,
-    lines,
     matches,
 )
-from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of, entry_of
+from tokenmeter.stores.rows import entry_of
 from tokenmeter.stores.selection import conditions
-from tokenmeter.stores.slots import Level, Term, ends, slots_of, terms
+from tokenmeter.stores.session import Session, sqlite3
+from tokenmeter.stores.summing import summed
 
 __all__ = ["SQLiteStore"]
 
 _SQL = queries()
 _PAGE = 500
 _NAMES = ", ".join(COLUMNS)
-_PLACES = ", ".join("?" * (len(COLUMNS) + 2))
-_INSERT_ENTRY = f"INSERT INTO entries (seq, {_NAMES}, hash) VALUES ({_PLACES}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of our own
-_ADD_SUMS = (
-    f"INSERT INTO sums (until, level, series, {', '.join(SUMS)}) VALUES ({', '.join('?' * (len(SUMS) + 3))}) "  # noqa: S608 - names of our own
-    "ON CONFLICT (until, level, series) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
-)
-_SUM_SLOTS = (
-    f"SELECT series, {', '.join(f'sum({name})' for name in SUMS)} FROM sums "  # noqa: S608 - names of our own
-    "WHERE until IN (SELECT value FROM json_each(?)) AND level = ? GROUP BY series"
-)
 
 
 class SQLiteStore:
@@ -99,11 +79,7 @@ class SQLiteStore:
         wait: bool = True,
     ) -> Settlement:
         """Append `entry`, move the counters, free the hold, add to the sums: one transaction."""
-        context, rates, amounts = (
-            context_of(entry),
-            [rate_of(charge) for charge in entry.charges],
-            encode_amounts(entry),
-        )
+        draft = Draft(entry)
 
         def work(session: Session) -> Settlement:
             claims = None if reservation_id is None else take_hold(session, reservation_id)
@@ -111,48 +87,16 @@ class SQLiteStore:
             balances = Balances(session)
             if claims:
                 balances.free(claims)
-            recorded = (held or not only_if_held) and self._append(session, entry, context, rates, amounts)
+            recorded = (held or not only_if_held) and append(session, draft)
             crossings = [crossing for posting in postings for crossing in balances.post(posting)] if recorded else []
             balances.write()
             return Settlement(recorded=recorded, crossings=tuple(crossings), hold_found=held)
 
         return self._database.write(work, wait=wait)
 
-    def _append(
-        self,
-        session: Session,
-        entry: Entry,
-        context: tuple[Any, ...],
-        rates: Sequence[tuple[Any, ...]],
-        amounts: Amounts,
-    ) -> bool:
-        """The entry, its link in the chain and its sums; False when it is in the ledger already."""
-        run = session.connection.execute
-        context_id, digest = session.contexts.number(session.connection, context)
-        shared = [session.rates.number(session.connection, rate) for rate in rates]
-        row = encode_entry(entry, amounts, context_id, [number for number, _ in shared])
-        seq, before = run(_SQL["head"]).fetchone()
-        after = link(before, row, (digest, *(of_rate for _, of_rate in shared)))
-        if not run(_INSERT_ENTRY, (seq + 1, *row, after)).rowcount:
-            return False
-        run(_SQL["advance_head"], (seq + 1, after))
-        self._add_sums(session, row[1], context_id, context, amounts)
-        return True
-
-    def _add_sums(
-        self, session: Session, occurred_at: int, context_id: int, context: tuple[Any, ...], amounts: Amounts
-    ) -> None:
-        sums = [
-            (session.series.number(session.connection, (context_id, line.sku_meter, line.marks))[0], *line.sums)
-            for line in lines(context, amounts)
-        ]
-        session.connection.executemany(
-            _ADD_SUMS,
-            [(*slot, *line) for slot in slots_of(occurred_at) for line in sums],
-        )
-
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
+        draft = Draft(reservation.call)
 
         def work(session: Session) -> None:
             run = session.connection.execute
@@ -161,13 +105,6 @@ class SQLiteStore:
             balances = Balances(session)
             balances.hold(reservation.claims)
             balances.write()
-            call = reservation.call
-            row = encode_entry(
-                call,
-                encode_amounts(call),
-                session.contexts.number(session.connection, context_of(call))[0],
-                [session.rates.number(session.connection, rate_of(charge))[0] for charge in call.charges],
-            )
             run(
                 _SQL["add_hold"],
                 (
@@ -176,7 +113,7 @@ class SQLiteStore:
                     to_microseconds(reservation.expires_at),
                     reservation.owner,
                     encode_claims(reservation.claims),
-                    compact_json(row),
+                    compact_json(draft.row(session)[0]),
                 ),
             )
 
@@ -306,26 +243,17 @@ class SQLiteStore:
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
         instants = check_boundaries(boundaries)
-        where = (which or EntryFilter()).where
-
-        def work(session: Session) -> list[Aggregate]:
-            tally = Tally(by, where)
-            cells: dict[int, Cell | None] = {}
-            for bucket, (start, end) in enumerate(pairwise(instants)):
-                for term in (Term(1, None, start, end),) if tally.needs_entries else terms(start, end):
-                    if term.level is None:
-                        _add_entries(session, tally, bucket, term, where)
-                    else:
-                        _add_slots(session, tally, bucket, term, cells)
-            return tally.result()
-
-        return self._database.read(work)
+        return self._database.read(partial(summed, instants=instants, by=by, which=which or EntryFilter()))
 
     # -- care
 
     def verify(self) -> Verification:
         """Walk the hash chain, re-derive the sums, and compare holds with counters."""
-        return audit(self._database)
+        fresh = Database(self.path)  # knows nothing yet: what was remembered is not what is checked
+        try:
+            return audit(fresh)
+        finally:
+            fresh.close()
 
     def health(self) -> Health:
         """Facts of the file and of SQLite, and what to mind."""
@@ -369,29 +297,3 @@ def _instant(moment: datetime | None) -> int | None:
 def _page(session: Session, statement: str, values: Sequence[Any]) -> list[tuple[int, Entry]]:
     rows = session.connection.execute(statement, values).fetchall()
     return [(seq, entry_of(session, row)) for seq, *row in rows]
-
-
-def _add_slots(session: Session, tally: Tally, bucket: int, term: Term, cells: dict[int, Cell | None]) -> None:
-    level = term.level or Level.QUARTER_HOUR
-    slots = compact_json(ends(level, term.start, term.end))
-    for series, *sums in session.connection.execute(_SUM_SLOTS, (slots, level)):
-        if series not in cells:
-            context_id, sku_meter, marks = session.series.values(session.connection, series)
-            context = session.contexts.values(session.connection, context_id)
-            cells[series] = tally.cell(context, sku_meter, marks)
-        cell = cells[series]
-        if cell is not None:
-            tally.add(bucket, cell, sums if term.sign > 0 else [-value for value in sums])
-
-
-def _add_entries(
-    session: Session, tally: Tally, bucket: int, term: Term, where: Mapping[str, frozenset[str | None]]
-) -> None:
-    wanted, values = conditions(where, term.start, term.end)
-    rows = session.connection.execute(
-        f"SELECT {AMOUNT_COLUMNS} FROM entries WHERE {' AND '.join(wanted)}",  # noqa: S608 - names of our own
-        values,
-    )
-    for row in rows:
-        found = amounts_of(session, row)
-        tally.add_entry(bucket, found.context, found.amounts, found.end_user, found.tags)
