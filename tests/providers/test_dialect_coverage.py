@@ -230,3 +230,15 @@ class TestWithoutUsage:
         facts = RequestFacts(model="whisper-1")
         seen = self.dialect.read("1\n00:00 --> 00:01\nhi", provider="openai", endpoint=endpoint, request=facts)
         assert (seen.flags, seen.response_model) == ({"usage_unknown"}, "whisper-1")
+
+
+def test_every_flag_is_documented():
+    import tokenmeter.dialects
+
+    folder = Path(tokenmeter.dialects.__file__).parent
+    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    flags = set(re.findall(r'flags\.add\("(\w+)"\)|frozenset\(\{"(\w+)"\}\)|flags \| \{"(\w+)"\}', source))
+    names = {name for found in flags for name in found if name} - {"openrouter"}
+    manual = Path(__file__).parents[2].joinpath("docs/reference/usage.md").read_text()
+    assert names
+    assert not {name for name in names if f"`{name}`" not in manual}
