@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenmeter.stores.database import Database, Session
+from tokenmeter.errors import StoreError
+from tokenmeter.stores.database import Database
+from tokenmeter.stores.session import Session
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Backlog", "Spool", "SpooledRecord"]
+__all__ = ["OWN_SECONDS", "Backlog", "Spool", "SpooledRecord"]
 
 _PAGE = 4096
 #: A writer that died or lost its server leaves its records to the drainer after this many seconds.
-OWN_SECONDS = 20
+OWN_SECONDS = 10
 _TABLES = (
     """
     CREATE TABLE IF NOT EXISTS records (
@@ -73,30 +75,44 @@ class Spool:
 
     Its writes survive the end of the process, however it ends. The file is made when it is first needed.
 
-    Args:
+    Attributes:
         path: The file.
         most_bytes: How large it may grow; beyond, `add` raises.
+        trouble: Why the last record could not be kept; None when it was.
     """
 
     def __init__(self, path: Path, *, most_bytes: int) -> None:
         self.path = path
         self.most_bytes = most_bytes
+        self.trouble: str | None = None
         self._database: Database | None = None
         self._opening = threading.Lock()
 
-    def add(self, body: str) -> int:
-        """Keep a record; its number. The caller sends it itself: the drainer takes it only `OWN_SECONDS` later.
+    def add(self, body: str, *, due: bool) -> int:
+        """Keep a record; its number.
+
+        Args:
+            body: The record.
+            due: Whether the drainer is to send it at once. Else its writer does, and the drainer takes it only
+                `OWN_SECONDS` later.
 
         Raises:
             StoreUnavailableError: the file is full or cannot be written.
         """
 
         def work(session: Session) -> int:
-            values = (body, _now(), _now() + OWN_SECONDS * 1000)
+            now = _now()
+            values = (body, now, 0 if due else now + OWN_SECONDS * 1000)
             cursor = session.connection.execute("INSERT INTO records (body, added_at, due_at) VALUES (?, ?, ?)", values)
             return cursor.lastrowid or 0
 
-        return self._open().write(work)
+        try:
+            number = self._open().write(work)
+        except StoreError as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = None
+        return number
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Forget records: the server has them."""

@@ -47,10 +47,12 @@ def describe(pool: Pool, spool: Spool, *, facts: Callable[[], Sequence[Any]], co
 
 def _describe_spool(spool: Spool, known: dict[str, Any], warnings: list[str]) -> None:
     known |= {"spool": str(spool.path), "spool_most_bytes": spool.most_bytes}
+    if spool.trouble:
+        warnings.append(f"The spool took no entry; they are lost while the server is away: {spool.trouble}")
     try:
         backlog = spool.backlog()
     except TokenmeterError as error:
-        warnings.append(f"The spool cannot be used; entries are lost while the server is away: {error}")
+        warnings.append(f"The spool cannot be read: {error}")
         return
     known |= {"spool_waiting": backlog.records, "spool_refused": backlog.refused}
     if backlog.oldest_seconds is not None:

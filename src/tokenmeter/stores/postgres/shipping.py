@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from tokenmeter.stores.base import Settlement
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.spool import Spool
+from tokenmeter.stores.spool import OWN_SECONDS, Spool
 
 __all__ = ["BATCH", "STRIPES", "RefusedError", "Shipping", "crossings_of"]
 
@@ -40,7 +41,7 @@ class RefusedError(StoreError):
 class _Ticket:
     """One record that a thread waits for."""
 
-    __slots__ = ("done", "error", "number", "record", "settlement")
+    __slots__ = ("_added_at", "done", "error", "number", "record", "settlement")
 
     def __init__(self, record: Record, number: int | None) -> None:
         self.record = record
@@ -48,6 +49,12 @@ class _Ticket:
         self.done = False
         self.settlement: Settlement | None = None
         self.error: Exception | None = None
+        self._added_at = time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the drainer may have sent it, too."""
+        return time.monotonic() - self._added_at > OWN_SECONDS - 1
 
 
 class Shipping:
@@ -82,8 +89,9 @@ class Shipping:
             StoreUnavailableError: neither the server nor the spool took it.
             RefusedError: the server refused its content.
         """
-        number, trouble = self._keep(record)
-        if not self._pool.down:
+        away = self._pool.down
+        number, trouble = self._keep(record, away=away)
+        if not away:
             ticket = _Ticket(record, number)
             self._send(ticket)
             if ticket.settlement is not None:
@@ -97,8 +105,9 @@ class Shipping:
                 "entry; it is not recorded. Bring the server back, or make room for the spool (spool= and spool_mb= "
                 "in the URL)."
             ) from trouble
-        with contextlib.suppress(StoreError):
-            self._spool.leave([number])
+        if not away:
+            with contextlib.suppress(StoreError):
+                self._spool.leave([number])
         with self._mutex:
             self.spooled += 1
         return self._with_late_crossings(Settlement(recorded=True, hold_found=record.reservation_id is not None))
@@ -115,9 +124,9 @@ class Shipping:
             raise ticket.error or StoreUnavailableError("The entry was not sent.")
         return ticket.settlement
 
-    def _keep(self, record: Record) -> tuple[int | None, Exception | None]:
+    def _keep(self, record: Record, *, away: bool) -> tuple[int | None, Exception | None]:
         try:
-            return self._spool.add(record.body), None
+            return self._spool.add(record.body, due=away), None
         except StoreError as error:  # a full or read-only disk: the server alone must take the entry
             return None, error
 
@@ -175,14 +184,15 @@ class Shipping:
 
     def _hand_out(self, batch: Sequence[_Ticket], answer: dict[str, Any], *, again: bool) -> None:
         recorded = set(answer["recorded"])
-        if again:  # the first attempt's answer was lost: what is known now was recorded by it
-            recorded |= set(answer["known"])
+        known = set(answer["known"])
         held = set(answer["held"])
         crossings = crossings_of(answer)
         numbers = [ticket.number for ticket in batch if ticket.number is not None]
         with contextlib.suppress(StoreError):  # sent again later, it changes nothing
             self._spool.remove(numbers)
         for place, ticket in enumerate(batch):
+            if place in known and (again or ticket.overdue):
+                recorded.add(place)  # by our own earlier attempt or by the drainer, which left us no answer
             own = tuple(crossing for crossing in crossings if crossing.key in ticket.record.keys and place in recorded)
             crossings = [crossing for crossing in crossings if crossing not in own]
             ticket.settlement = Settlement(
