@@ -152,6 +152,7 @@ class TestQueue:
         go.set()
         assert alerts.flush(10)
 
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
     def test_a_forked_child_delivers_its_own(self):
         seen = []
         alerts = AlertQueue([seen.append])

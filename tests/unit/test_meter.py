@@ -1,0 +1,217 @@
+"""The meter's own promises: identity, entries, faults that never reach the caller."""
+
+import gc
+import hashlib
+import logging
+import os
+import threading
+import time
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.attribution import Attribution, attribute, current_scopes
+from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import StoreBusyError, StoreUnavailableError
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms
+from tokenmeter.stores.memory import MemoryStore
+from tokenmeter.usage import Consumption, Observation, Usage
+
+KEY = "sk-test-0123456789-wxyz"
+
+
+@pytest.fixture(scope="module")
+def pricer():
+    rows = [
+        {"provider": "openai", "model": "m", "sku_meter": meter, "unit_price": "1", "per": 1_000_000}
+        for meter in ("input", "output")
+    ]
+    return Pricer(PriceList.load(rows), Terms(multipliers=(Multiplier(factor=Decimal("1.05")),)))
+
+
+@pytest.fixture
+def make_meter(pricer):
+    def build(*budgets, **arguments):
+        return Meter(store=MemoryStore(), pricer=pricer, budgets=BudgetBook(budgets), **arguments)
+
+    return build
+
+
+def a_call(**changes):
+    facts = RequestFacts(model="m", input_bytes=40, max_output_tokens=10, streamed=True)
+    values = {"provider": "openai", "endpoint": "chat.completions", "operation": "chat", "facts": facts}
+    return Call(**(values | changes))
+
+
+def answered(**changes):
+    usage = Usage({"input": 1000, "output": 200}, 50)
+    values = {
+        "consumptions": (Consumption(model="m-2026", usage=usage),),
+        "response_model": "m-2026",
+        "response_id": "r1",
+    }
+    return Observation(**(values | changes))
+
+
+class TestIdentity:
+    def test_a_key_is_known_by_fingerprint_last4_and_alias(self, make_meter):
+        meter = make_meter(aliases={hashlib.sha256(KEY.encode()).hexdigest(): "prod"})
+        known = meter.identify(KEY)
+        assert (known.last4, known.alias, len(known.fingerprint)) == ("wxyz", "prod", 32)
+        assert meter.identify(KEY) is known
+        assert meter.identify(None) is meter.identify("") is None
+
+    def test_the_same_key_has_another_fingerprint_in_another_ledger(self, make_meter):
+        assert make_meter().identify(KEY).fingerprint != make_meter().identify(KEY).fingerprint
+
+    def test_a_budget_on_a_key_still_applies_while_the_store_cannot_say_its_secret(self, make_meter, monkeypatch):
+        meter = make_meter(Budget(api_key="*", limit_requests=1), aliases={})
+
+        def fail(*_, **__):
+            raise StoreUnavailableError("gone")
+
+        for name in ("secret", "reserve"):
+            monkeypatch.setattr(meter.store, name, fail)
+        with pytest.raises(StoreUnavailableError):
+            meter.authorize(a_call(api_key=meter.identify(KEY)))
+
+    def test_short_lived_keys_do_not_pile_up(self, make_meter):
+        meter = make_meter()
+        for number in range(2500):
+            meter.identify(f"token-{number}")
+        assert len(meter._keys) <= 1000
+
+
+class TestEntries:
+    def test_an_answer_is_recorded_as_it_was_seen(self, make_meter):
+        meter = make_meter()
+        leave = meter.authorize(a_call(attribution=Attribution(member="ada")))
+        entry = meter.settle(
+            leave, Outcome(observation=answered(raw_usage={"ü": 1}), request_id="req", attempts=2, first_token_us=7)
+        )
+        assert meter.store.entry(entry.entry_id) is entry
+        assert (entry.request_model, entry.response_model, entry.model) == ("m", "m-2026", "m-2026")
+        assert (entry.request_id, entry.attempts, entry.first_token_us, entry.streamed) == ("req", 2, 7, True)
+        assert (entry.raw_usage, entry.occurred_at, entry.attribution.member) == ('{"ü":1}', leave.started_at, "ada")
+        assert entry.latency_us >= 0
+        assert entry.usage.reasoning_output_tokens == 50
+
+    def test_the_platform_multiplier_is_on_the_bill(self, make_meter):
+        meter = make_meter()
+        seen = answered(consumptions=(Consumption(model="m", usage=Usage({"input": 1000, "output": 200})),))
+        entry = meter.settle(meter.authorize(a_call()), Outcome(observation=seen))
+        assert (entry.list_cost, entry.billed_cost) == (Decimal("0.0012"), Decimal("0.00126"))
+
+    @pytest.mark.parametrize(
+        ("status", "flags"), [("aborted", ("billing_unknown",)), ("timeout", ("billing_unknown",)), ("error", ())]
+    )
+    def test_a_call_without_an_answer_says_whether_it_may_be_billed(self, make_meter, status, flags):
+        meter = make_meter()
+        entry = meter.settle(meter.authorize(a_call()), Outcome(status=status, error_type="Oops"))
+        assert (entry.flags, entry.cost_source, entry.billed_cost, entry.error_type) == (flags, "none", None, "Oops")
+
+    def test_scopes_see_their_calls(self, make_meter):
+        meter = make_meter()
+        with attribute(member="ada") as outer, attribute(route="/r") as inner:
+            meter.settle(meter.authorize(a_call(scopes=current_scopes())), Outcome(observation=answered()))
+        assert (outer.requests, inner.requests, inner.usage.input_tokens, inner.unpriced) == (1, 1, 1000, 1)
+
+
+class TestFaults:
+    def test_a_store_that_fails_is_counted_logged_once_and_hidden_from_the_caller(
+        self, make_meter, monkeypatch, caplog
+    ):
+        meter = make_meter()
+        monkeypatch.setattr(meter.store, "settle", lambda *_, **__: 1 // 0)
+        with caplog.at_level(logging.ERROR, logger="tokenmeter"):
+            for _ in range(3):
+                assert meter.settle(meter.authorize(a_call()), Outcome()) is None
+        assert meter.faults == 3
+        assert caplog.text.count("tokenmeter could not record a call") == 1
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_a_busy_store_is_said_only_to_those_who_do_not_wait(self, make_meter, monkeypatch):
+        meter = make_meter()
+
+        def busy(*_, **__):
+            raise StoreBusyError("taken")
+
+        leave = meter.authorize(a_call())
+        monkeypatch.setattr(meter.store, "settle", busy)
+        with pytest.raises(StoreBusyError):
+            meter.settle(leave, Outcome(), wait=False)
+        assert not leave.settled
+
+    @pytest.mark.parametrize("method", ["release", "extend"])
+    def test_giving_back_and_keeping_a_hold_never_raise(self, make_meter, monkeypatch, method):
+        meter = make_meter(Budget(limit_requests=1))
+        leave = meter.authorize(a_call())
+        leave.extend_due_ns = 0
+        monkeypatch.setattr(meter.store, method, lambda *_, **__: 1 // 0)
+        getattr(meter, method)(leave)
+        assert meter.faults == 1
+
+    def test_a_finaliser_may_settle_in_the_middle_of_an_authorization(self, make_meter):
+        meter = make_meter(
+            Budget(limit_requests=10**6, estimate="expected"), Budget(limit_tokens=10**9, estimate="expected")
+        )
+
+        class Stream:
+            def __init__(self):
+                self.leave = meter.authorize(a_call())
+                self.myself = self
+
+            def __del__(self):
+                meter.settle(self.leave, Outcome(observation=answered()))
+
+        gc.set_threshold(5, 2, 2)
+        try:
+            for _ in range(300):
+                Stream()
+        finally:
+            gc.set_threshold(700, 10, 10)
+            gc.collect()
+        assert meter.remaining()[0].spent == 300
+        assert meter.faults == 0
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
+    def test_a_forked_child_can_authorize_while_a_thread_of_its_parent_was_in_the_meter(self, make_meter):
+        meter = make_meter(Budget(limit_requests=10**6))
+        stop = threading.Event()
+
+        def work():
+            while not stop.is_set():
+                meter.fault("pretend", ValueError())
+                meter.budgets.learn(meter.settle(meter.authorize(a_call()), Outcome(observation=answered())))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            for _ in range(5):
+                child = os.fork()
+                if child == 0:
+                    fresh = make_meter(Budget(limit_requests=5))
+                    fresh.fault("pretend", ValueError())
+                    fresh.settle(fresh.authorize(a_call()), Outcome(observation=answered()))
+                    os._exit(0)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        finally:
+            stop.set()
+            thread.join()
+
+
+class TestSweeping:
+    def test_expired_holds_are_swept_now_and_then_off_the_calls_path(self, make_meter):
+        meter = make_meter(Budget(limit_requests=100), hold_seconds=0)
+        lost = meter.authorize(a_call())
+        meter._sweep_due = 0
+        meter.authorize(a_call())
+        until = time.monotonic() + 5
+        while meter.store.entry(lost.reservation.reservation_id) is None and time.monotonic() < until:
+            time.sleep(0.005)
+        entry = meter.store.entry(lost.reservation.reservation_id)
+        assert entry.billed_cost == Decimal("0.0000105")  # ten tokens at $1 a million, times 1.05
+        assert entry.status == "aborted"
+        assert meter._sweep_due > time.monotonic() + 50
