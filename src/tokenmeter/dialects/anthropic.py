@@ -13,11 +13,11 @@ from tokenmeter.dialects import sessions
 from tokenmeter.dialects.anthropic_streams import MessageStream
 from tokenmeter.dialects.base import Endpoint, StreamReader
 from tokenmeter.dialects.context import Context, joined, unknown
+from tokenmeter.dialects.familiar import is_usage, read_usage, usage_of
 from tokenmeter.dialects.iterations import groups_of
 from tokenmeter.dialects.jobs import in_batch
 from tokenmeter.dialects.requests import anthropic_facts
 from tokenmeter.dialects.routes import anthropic_endpoint
-from tokenmeter.dialects.shapes import is_usage, read_usage, usage_of
 from tokenmeter.dialects.wire import JSON, MalformedError, is_array, is_object, section, text
 from tokenmeter.usage import Observation
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmeter.dialects.context import Context, joined, observation, pending, unknown
-from tokenmeter.dialects.shapes import Reading, inclusive, read_usage, usage_of
+from tokenmeter.dialects.familiar import read_usage, usage_of
+from tokenmeter.dialects.shapes import Reading, inclusive
 from tokenmeter.dialects.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
 

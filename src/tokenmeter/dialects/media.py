@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenmeter.dialects.context import Context, observation, pending, unknown
 from tokenmeter.dialects.estimates import speech_tokens, tokens_of
-from tokenmeter.dialects.shapes import Reading, inclusive, usage_of
+from tokenmeter.dialects.familiar import usage_of
+from tokenmeter.dialects.shapes import Reading, inclusive
 from tokenmeter.dialects.wire import JSON, amount, count, is_array, is_object, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 

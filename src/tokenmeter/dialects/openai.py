@@ -15,10 +15,11 @@ from tokenmeter.dialects import hosts, jobs, media, responses
 from tokenmeter.dialects.base import Endpoint, StreamReader
 from tokenmeter.dialects.context import Context, joined, observation, unknown
 from tokenmeter.dialects.estimates import estimate
+from tokenmeter.dialects.familiar import is_usage, read_usage, usage_of
 from tokenmeter.dialects.openai_streams import open_stream
 from tokenmeter.dialects.requests import openai_facts
 from tokenmeter.dialects.routes import openai_endpoint
-from tokenmeter.dialects.shapes import inclusive, is_usage, read_usage, usage_of
+from tokenmeter.dialects.shapes import inclusive
 from tokenmeter.dialects.wire import JSON, MalformedError, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from tokenmeter.dialects import hosts
 from tokenmeter.dialects.context import Context, pending, unknown
 from tokenmeter.dialects.estimates import estimate
+from tokenmeter.dialects.familiar import usage_of
 from tokenmeter.dialects.media import svg
-from tokenmeter.dialects.shapes import Reading, inclusive, usage_of
+from tokenmeter.dialects.shapes import Reading, inclusive
 from tokenmeter.dialects.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
-from tokenmeter.dialects.wire import JSON, amount, count, is_object, members, section
+from tokenmeter.dialects.wire import JSON, count, is_object, section
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["Reading", "exclusive", "inclusive", "is_usage", "native", "read_usage", "usage_of"]
+__all__ = ["MODALITIES", "Reading", "exclusive", "inclusive", "put"]
 
 _NO_FLAGS: frozenset[str] = frozenset()
-_MODALITIES = ("audio", "image", "video")
-_MODALITY_KEYS = tuple(f"{name}_tokens" for name in _MODALITIES)
+MODALITIES = ("audio", "image", "video")
+_MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
 _WRITE_KEYS = frozenset({"cache_write_tokens", "cache_creation_tokens", "cache_write_tokens_details"})
 #: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.
 _KNOWN_DETAILS = frozenset(
@@ -38,11 +37,6 @@ _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 _KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
-_INCLUSIVE_KEYS = frozenset({"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"})
-_EXCLUSIVE_KEYS = frozenset(
-    {"cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation", "iterations", "server_tool_use"}
-)
-_NATIVE_KEYS = frozenset({"inputTokens", "outputTokens", "promptTokenCount", "prompt_token_count", "totalTokenCount"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +52,6 @@ class Reading:
     usage: Usage
     prompt_tokens: int | None = None
     flags: frozenset[str] = _NO_FLAGS
-
-
-def is_usage(body: JSON) -> bool:
-    """Whether `body` is itself a usage object, of whatever format."""
-    return not (_INCLUSIVE_KEYS.isdisjoint(body) and _NATIVE_KEYS.isdisjoint(body)) or "seconds" in body
-
-
-def usage_of(body: JSON) -> JSON:
-    """The usage object in `body`, which may be one itself; empty when it has none."""
-    return body if is_usage(body) else section(body, "usage")
-
-
-def read_usage(usage: JSON) -> Reading | None:
-    """Read a usage object by its own keys; None when no familiar one is in it.
-
-    Raises:
-        MalformedError: a count is no number.
-    """
-    if "prompt_tokens" in usage or "completion_tokens" in usage:
-        return inclusive(usage)
-    if not _EXCLUSIVE_KEYS.isdisjoint(usage):
-        return exclusive(usage)
-    if not _INCLUSIVE_KEYS.isdisjoint(usage):
-        return inclusive(usage)
-    if not _NATIVE_KEYS.isdisjoint(usage):
-        return native(usage)
-    if (seconds := amount(usage, "seconds")) is not None:
-        return Reading(Usage({"seconds_audio": seconds}))
-    return None
 
 
 # -- OpenAI's format: totals include their breakdowns
@@ -160,9 +125,9 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
     if rest < 0:
         flags.add("cache_write_mismatch")
     quantities: dict[str, Quantity] = {}
-    _put(quantities, "cache_write_12h", half_day)
-    _put(quantities, "cache_write_30m", half_hour)
-    _put(quantities, write_meter, max(rest, 0))
+    put(quantities, "cache_write_12h", half_day)
+    put(quantities, "cache_write_30m", half_hour)
+    put(quantities, write_meter, max(rest, 0))
     return quantities
 
 
@@ -176,30 +141,30 @@ def _split_input(usage: JSON, details: JSON, prompt: int, quantities: dict[str, 
     split = details.get("cached_tokens_details") or usage.get("cached_tokens_details")
     if found or split:
         hits = _stated_hits(split, cached, flags) if is_object(split) else _assumed_hits(cached, rest, found, flags)
-        for name in _MODALITIES:
+        for name in MODALITIES:
             size, hit = found.get(name, 0), hits.get(name, 0)
             if hit > size:
                 flags.add("cached_exceeds_input")
-            _put(quantities, f"input_{name}", max(size - hit, 0))
-            _put(quantities, f"cache_read_{name}", hit)
+            put(quantities, f"input_{name}", max(size - hit, 0))
+            put(quantities, f"cache_read_{name}", hit)
             rest -= max(size, hit)
         cached = hits["text"]
     if cached > rest:
         flags.add("cached_exceeds_input")
-    _put(quantities, "input", max(rest - cached, 0))
-    _put(quantities, "cache_read", cached)
+    put(quantities, "input", max(rest - cached, 0))
+    put(quantities, "cache_read", cached)
 
 
 def _modalities(details: JSON) -> dict[str, int]:
     """Sizes of what is not text; empty for most calls."""
     if not any(map(details.get, _MODALITY_KEYS)):
         return {}
-    return {name: size for name in _MODALITIES if (size := count(details, f"{name}_tokens"))}
+    return {name: size for name in MODALITIES if (size := count(details, f"{name}_tokens"))}
 
 
 def _stated_hits(split: JSON, cached: int, flags: set[str]) -> dict[str, int]:
     """Cached tokens by modality, as the wire breaks them down."""
-    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens") or 0 for name in _MODALITIES}
+    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens") or 0 for name in MODALITIES}
     stated = count(split, "text_tokens", "cached_text_tokens")
     rest = cached - sum(hits.values())
     if stated is not None and cached and stated != rest:
@@ -226,14 +191,14 @@ def _split_output(
 ) -> None:
     rest = answer
     for name, part in _modalities(details).items():
-        _put(quantities, f"output_{name}", part)
+        put(quantities, f"output_{name}", part)
         rest -= part
     if output_meter != "output" and (words := count(details, "text_tokens")) is not None:
-        _put(quantities, "output", words)
+        put(quantities, "output", words)
         rest -= words
     if rest < 0:
         flags.add("output_parts_exceed_total")
-    _put(quantities, output_meter, max(rest, 0))
+    put(quantities, output_meter, max(rest, 0))
 
 
 def _has_unknown(details: JSON, known: frozenset[str] = _KNOWN_DETAILS, suffix: str = "_tokens") -> bool:
@@ -242,7 +207,8 @@ def _has_unknown(details: JSON, known: frozenset[str] = _KNOWN_DETAILS, suffix: 
     return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
 
 
-def _put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:
+def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:
+    """Add `quantity` to a class; nothing used leaves no class."""
     if quantity:
         quantities[meter] = quantities.get(meter, 0) + quantity
 
@@ -262,8 +228,8 @@ def exclusive(usage: JSON) -> Reading:
     """
     flags: set[str] = set()
     quantities: dict[str, Quantity] = {}
-    _put(quantities, "input", count(usage, "input_tokens") or 0)
-    _put(quantities, "cache_read", count(usage, "cache_read_input_tokens") or 0)
+    put(quantities, "input", count(usage, "input_tokens") or 0)
+    put(quantities, "cache_read", count(usage, "cache_read_input_tokens") or 0)
     split = section(usage, "cache_creation")
     short, hour = count(split, "ephemeral_5m_input_tokens") or 0, count(split, "ephemeral_1h_input_tokens") or 0
     written = count(usage, "cache_creation_input_tokens")
@@ -273,98 +239,16 @@ def exclusive(usage: JSON) -> Reading:
         short += max(written - short - hour, 0)
     if _has_unknown(split, _KNOWN_TTLS):
         flags.add("unknown_token_class")
-    _put(quantities, "cache_write_5m", short)
-    _put(quantities, "cache_write_1h", hour)
+    put(quantities, "cache_write_5m", short)
+    put(quantities, "cache_write_1h", hour)
     prompt: int | None = int(sum(quantities.values()))
-    _put(quantities, "output", count(usage, "output_tokens") or 0)
+    put(quantities, "output", count(usage, "output_tokens") or 0)
     tools = section(usage, "server_tool_use")
     if tools:
-        _put(quantities, "web_searches", count(tools, "web_search_requests") or 0)
+        put(quantities, "web_searches", count(tools, "web_search_requests") or 0)
         if any(tools.get(name) for name in _KNOWN_SERVER_TOOLS):
             prompt = None
         if _has_unknown(tools, _KNOWN_SERVER_TOOLS, "_requests"):
             flags.add("unknown_server_tool")
     thinking = count(section(usage, "output_tokens_details"), "thinking_tokens") or 0
     return Reading(Usage(quantities, thinking), prompt, frozenset(flags) if flags else _NO_FLAGS)
-
-
-# -- formats of clouds' own APIs
-
-
-def native(usage: JSON) -> Reading:
-    """Google's ``usageMetadata`` or Amazon Bedrock's Converse usage, in either spelling.
-
-    Raises:
-        MalformedError: a count is no number.
-    """
-    return _converse(usage) if "inputTokens" in usage or "outputTokens" in usage else _gemini(usage)
-
-
-def _converse(usage: JSON) -> Reading:
-    """Input excludes the cache. Source: Amazon Bedrock API reference, TokenUsage."""
-    quantities: dict[str, Quantity] = {}
-    _put(quantities, "input", count(usage, "inputTokens") or 0)
-    _put(quantities, "cache_read", count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount") or 0)
-    hour = 0
-    for entry in members(usage, "cacheDetails"):
-        if entry.get("ttl") == "1h":
-            hour += count(entry, "inputTokens") or 0
-    written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount") or 0
-    _put(quantities, "cache_write_1h", hour)
-    _put(quantities, "cache_write_5m", max(written - hour, 0))
-    prompt = int(sum(quantities.values()))
-    _put(quantities, "output", count(usage, "outputTokens") or 0)
-    return Reading(Usage(quantities), prompt)
-
-
-def _gemini(usage: JSON) -> Reading:
-    """Prompt includes the cache; thoughts stand beside the candidates. Source: Gemini API, UsageMetadata."""
-    names = _GEMINI_CAMEL if "promptTokenCount" in usage or "totalTokenCount" in usage else _GEMINI_SNAKE
-    prompt = (count(usage, names["prompt"]) or 0) + (count(usage, names["tool"]) or 0)
-    thoughts = count(usage, names["thoughts"]) or 0
-    found = _gemini_modalities(usage, names["prompt_details"], names["size"])
-    hits = _gemini_modalities(usage, names["cache_details"], names["size"])
-    made = _gemini_modalities(usage, names["answer_details"], names["size"])
-    return inclusive(
-        {
-            "prompt_tokens": prompt,
-            "completion_tokens": (count(usage, names["answer"]) or 0) + thoughts,
-            "prompt_tokens_details": {
-                **found,
-                "cached_tokens": count(usage, names["cached"]) or 0,
-                "cached_tokens_details": hits,
-            },
-            "completion_tokens_details": {**made, "reasoning_tokens": thoughts},
-        }
-    )
-
-
-_GEMINI_SNAKE = {
-    "prompt": "prompt_token_count",
-    "tool": "tool_use_prompt_token_count",
-    "answer": "candidates_token_count",
-    "thoughts": "thoughts_token_count",
-    "cached": "cached_content_token_count",
-    "prompt_details": "prompt_tokens_details",
-    "cache_details": "cache_tokens_details",
-    "answer_details": "candidates_tokens_details",
-    "size": "token_count",
-}
-
-
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(part.title() for part in rest)
-
-
-_GEMINI_CAMEL = {key: _camel(name) for key, name in _GEMINI_SNAKE.items()}
-
-
-def _gemini_modalities(usage: JSON, name: str, size: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for entry in members(usage, name):
-        modality = str(cast("object", entry.get("modality")) or "").lower().rpartition(".")[2]
-        if modality in _MODALITIES:
-            key = f"{modality}_tokens"
-            sizes[key] = sizes.get(key, 0) + (count(entry, size) or 0)
-    return sizes
