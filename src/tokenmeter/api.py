@@ -33,7 +33,7 @@ from tokenmeter.pricing import (
     parse_multipliers,
     parse_prices,
 )
-from tokenmeter.pricing.reprice import correction  # noqa: pending
+from tokenmeter.pricing.reprice import correction
 from tokenmeter.reports import Report, build
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import EntryFilter, Verification
@@ -93,8 +93,8 @@ def _make_pricer(settings: Settings) -> Pricer:
 def _make_budgets(settings: Settings) -> BudgetBook:
     file = settings.source or "configuration"
     budgets = [
-        row if isinstance(row, Budget) else Budget.parse(row, file=file, row=number)
-        for number, row in enumerate(settings.budgets, 1)
+        row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
+        for number, row in enumerate(settings.budgets)
     ]
     webhooks = [
         Webhook(target.webhook, secret=os.environ.get(target.secret_env) if target.secret_env else None)
@@ -348,6 +348,6 @@ def reprice(
     found: list[Entry] = []
     for entry in entries(since=since, until=until, where=unpriced, tz=tz, meter=chosen):
         posted = correction(entry, chosen.pricer)
-        if posted is not None and chosen.store.settle(posted, chosen.budgets.postings(posted)).recorded:
+        if posted is not None and chosen.post(posted):
             found.append(posted)
     return found

@@ -273,6 +273,19 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
             self.fault("release a hold", error)
 
+    def post(self, entry: Entry) -> bool:
+        """Append an entry that no call made: a correction or an adjustment; budgets count it.
+
+        Returns:
+            False when it is in the ledger already.
+
+        Raises:
+            StoreUnavailableError: it could not be recorded.
+        """
+        settlement = self.store.settle(entry, self.budgets.postings(entry, self.pricer))
+        self._announce(settlement.crossings)
+        return settlement.recorded
+
     def fault(self, where: str, error: BaseException) -> None:
         """Count a fault of our own; log each kind once with its cause. The call's result goes through."""
         with _lock:
@@ -324,7 +337,7 @@ class Meter:
             StoreUnavailableError: it could not be recorded.
         """
         entry = self.budgets.raise_entry(name, amount, by=by, reason=reason, at=at or utcnow(), scope=scope or {})
-        self.store.settle(entry, self.budgets.postings(entry, self.pricer))
+        self.post(entry)
         return entry
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:

@@ -1,0 +1,46 @@
+"""Every Python example in the README and the documentation runs, against a FakeProvider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+import tokenmeter
+import tokenmeter.api
+from tokenmeter.testing import FakeProvider
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture
+def namespace(tmp_path, monkeypatch):
+    """What a reader has at hand: keys in the environment, a provider that answers, a ledger of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("TOKENMETER_STORE", f"sqlite:///{tmp_path / 'usage.db'}")
+    monkeypatch.setattr(tokenmeter.api, "_default", None)
+    with FakeProvider() as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-docs-openai-0001")
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-docs-0002")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.openai_url)
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.anthropic_url)
+        from tokenmeter.anthropic import Anthropic
+        from tokenmeter.openai import OpenAI
+
+        with OpenAI() as client, Anthropic() as claude:
+            response = client.responses.create(model="gpt-5-mini", input="Hello")
+            yield {"client": client, "claude": claude, "response": response, "tokenmeter": tokenmeter}
+    if tokenmeter.api._default is not None:
+        tokenmeter.api._default.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_of_a_page_run_one_after_another(page, namespace, capsys):
+    document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(page)
+    document.namespace.update(namespace)
+    for example in document.examples():
+        example.evaluate()
