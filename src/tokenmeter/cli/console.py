@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import Any
 
 from rich.console import Console
 
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
+from tokenmeter.reports.layout import Column, fit, render
 
-__all__ = ["Exit", "code_of", "emit", "fail", "out", "progress_out"]
+__all__ = ["Exit", "code_of", "emit", "fail", "out", "progress_out", "show_table"]
 
 
 class Exit(IntEnum):
@@ -34,6 +36,25 @@ progress_out = Console(stderr=True, highlight=False, soft_wrap=True)
 def emit(value: Any) -> None:
     """Print `value` as JSON."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def show_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, figures: Collection[str], whole: Collection[str] = ()
+) -> None:
+    """Print aligned columns that fit the terminal.
+
+    Args:
+        heads: Headings.
+        rows: Cells of each line.
+        figures: Columns to align to the right; these and `whole` are never shortened.
+        whole: Texts that lose their meaning when cut.
+    """
+    columns = [
+        Column(head, cells, right=head in figures, shrinks=head not in figures and head not in whole)
+        for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
+    ]
+    for line in render(fit(columns, out.width), totals=False):
+        out.print(line, markup=False)
 
 
 def code_of(error: TokenmeterError) -> Exit:

@@ -1,7 +1,137 @@
-"""``prices show``, ``prices diff`` and ``prices update``."""
+"""``prices show`` and ``prices diff``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(help="The price list.", no_args_is_help=True)
+from tokenmeter.api import make_meter
+from tokenmeter.cli.console import Exit, emit, out, show_table
+from tokenmeter.cli.options import ConfigOption, JsonOption, TzOption, settings_of
+from tokenmeter.ledger import utcnow
+from tokenmeter.periods import parse_instant
+from tokenmeter.pricing import Price, PriceList
+from tokenmeter.reports.layout import visible
+
+__all__ = ["app"]
+
+app = typer.Typer(help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
+
+ProviderOption = Annotated[str | None, typer.Option("--provider", help="Only this provider.")]
+ModelArgument = Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)]
+_NAMES = ("provider", "model", "meter", "conditions")
+_Key = tuple[str, str, str, str]
+
+
+@app.command()
+def show(
+    *,
+    model: ModelArgument = None,
+    provider: ProviderOption = None,
+    meter: Annotated[str | None, typer.Option(help="Only this meter, such as cache_read.")] = None,
+    at: Annotated[str | None, typer.Option(help="Prices in force at this instant.", show_default="now")] = None,
+    tz: TzOption = "UTC",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every price in force, with its conditions, dates and source.
+
+    Example: tokenmeter prices show gpt-5-mini --provider openai
+    """
+    moment = utcnow() if at is None else parse_instant(at, tz)
+    wanted = [
+        row
+        for row in _rows(_price_list(config), provider, model)
+        if row.holds(moment) and meter in {None, row.sku_meter}
+    ]
+    if as_json:
+        emit([dict(row.to_dict()) for row in wanted])
+        return
+    if not wanted:
+        out.print(
+            "No price matches; names are matched exactly. `tokenmeter prices show --provider openai` lists models."
+        )
+        raise typer.Exit(Exit.FOUND)
+    rows = [[*_names(row), _price(row), _per(row), _since(row), row.origin] for row in wanted]
+    show_table([*_NAMES, "price", "per", "since", "origin"], rows, figures=("price", "per"), whole=("meter", "since"))
+
+
+@app.command()
+def diff(
+    since: Annotated[str, typer.Argument(help="The earlier instant, such as 2026-10-01.")],
+    until: Annotated[str | None, typer.Argument(help="The later instant.", show_default="now")] = None,
+    *,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    provider: ProviderOption = None,
+    tz: TzOption = "UTC",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which prices changed between two instants. Exit code 1 when any did.
+
+    Example: tokenmeter prices diff 2026-10-01 --provider openai
+    """
+    earlier = parse_instant(since, tz)
+    later = utcnow() if until is None else parse_instant(until, tz)
+    rows = list(_rows(_price_list(config), provider, model))
+    before, after = _in_force(rows, earlier), _in_force(rows, later)
+    changed = [
+        (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if key not in before or key not in after or before[key].per_unit != after[key].per_unit
+    ]
+    if as_json:
+        emit([{"before": old and dict(old.to_dict()), "after": new and dict(new.to_dict())} for old, new in changed])
+    elif changed:
+        cells = [
+            [*_names(row), _price(old), _price(new), _per(row), row.origin]
+            for old, new in changed
+            if (row := new or old) is not None
+        ]
+        show_table(
+            [*_NAMES, "before", "after", "per", "origin"], cells, figures=("before", "after", "per"), whole=("meter",)
+        )
+    else:
+        out.print("No price changed.")
+    if changed:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _price_list(config: ConfigOption) -> PriceList:
+    meter = make_meter(settings_of("memory:", config))
+    meter.close()
+    return meter.pricer.price_list
+
+
+def _rows(prices: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
+    return (row for row in prices.rows if provider in {None, row.provider} and model in {None, row.model})
+
+
+def _in_force(rows: list[Price], at: datetime) -> dict[_Key, Price]:
+    """The strongest row per (provider, model, meter, conditions); `rows` come strongest layer first."""
+    found: dict[_Key, Price] = {}
+    for row in rows:
+        key = (row.provider, row.model, row.sku_meter, str(row.conditions.described()))
+        if row.holds(at) and (key not in found or (row.origin == found[key].origin and row.rank > found[key].rank)):
+            found[key] = row
+    return found
+
+
+def _names(row: Price) -> tuple[str, str, str, str]:
+    conditions = ", ".join(f"{name}={value}" for name, value in row.conditions.described().items())
+    return visible(row.provider), visible(row.model), row.sku_meter, visible(conditions)
+
+
+def _price(row: Price | None) -> str:
+    return "-" if row is None else f"${row.unit_price:f}"
+
+
+def _since(row: Price) -> str:
+    return "-" if row.effective_from is None else f"{row.effective_from:%Y-%m-%d}"
+
+
+def _per(row: Price) -> str:
+    return {1_000_000: "1M", 1_000: "1k"}.get(row.per, f"{row.per:,}")

@@ -13,9 +13,8 @@ from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from tokenmeter.cli.console import emit, out, progress_out
+from tokenmeter.cli.console import emit, out, progress_out, show_table
 from tokenmeter.cli.options import (
     By,
     ConfigOption,
@@ -41,6 +40,8 @@ from tokenmeter.reports.report import run
 from tokenmeter.stores.base import Store
 
 __all__ = ["entries", "export", "report"]
+
+_ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output", "billed cost")
 
 
 def report(
@@ -89,14 +90,11 @@ def entries(
         if as_json:
             write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for head in ("time", "model", "member", "route", "status"):
-            table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=19 if head == "time" else None)
-        for head in ("input", "output", "billed cost"):
-            table.add_column(head, justify="right", no_wrap=True)
-        for entry in found:
-            table.add_row(*_cells(entry, tz))
-    out.print(table if table.row_count else "No entries match.", soft_wrap=False)
+        rows = [_cells(entry, tz) for entry in found]
+    if rows:
+        show_table(_ENTRY_HEADS, rows, figures=_ENTRY_HEADS[-3:], whole=("time", "status"))
+    else:
+        out.print("No entries match.")
 
 
 def _cells(entry: Entry, tz: str) -> list[str]:
@@ -106,7 +104,7 @@ def _cells(entry: Entry, tz: str) -> list[str]:
         cost = amount(entry.billed_cost, 6)
     texts = [
         entry.occurred_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M:%S"),
-        *(visible(text or "-").replace("[", "\\[") for text in (entry.model, who.member, who.route)),
+        *(visible(text or "-") for text in (entry.model, who.member, who.route)),
         entry.status if entry.kind == "usage" else entry.kind,
     ]
     mark = "~" if "estimated" in entry.flags or entry.cost_source == "estimated" else ""

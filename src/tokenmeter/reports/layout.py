@@ -18,7 +18,7 @@ _MIN_PLACES, _MAX_PLACES = 2, 6
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column; its last cell belongs to the totals line.
+    """One column; in a report its last cell belongs to the totals line.
 
     Attributes:
         head: Heading.
@@ -96,13 +96,14 @@ def _total(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + gaps
 
 
-def render(columns: Sequence[Column]) -> list[str]:
-    """Heading, rule, lines, rule, totals; without lines a single rule."""
+def render(columns: Sequence[Column], *, totals: bool = True) -> list[str]:
+    """Heading, rule and lines; with `totals` the last line stands under a rule of its own."""
     heads = _line([column.head for column in columns], columns)
     lines = [_line(cells, columns) for cells in zip(*(column.cells for column in columns), strict=True)]
     rule = "-" * _total(columns)
-    body = [*lines[:-1], rule] if len(lines) > 1 else []
-    return [heads, rule, *body, lines[-1]]
+    if totals and len(lines) > 1:
+        lines.insert(-1, rule)
+    return [heads, rule, *lines]
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column]) -> str:

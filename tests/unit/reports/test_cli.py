@@ -275,3 +275,28 @@ def test_without_the_extra_the_command_names_it() -> None:
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert outcome.returncode == 2
     assert outcome.stderr == "The command line needs an extra: pip install 'tokenmeter-sdk[cli]'\n"
+
+
+def test_prices_show_lists_what_is_in_force(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "tokenmeter.toml").write_text(
+        "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\nunit_price = '0.5'\n"
+        "effective_from = 2026-11-10\nsource = 'contract'\n"
+    )
+    assert "$0.5" in run("prices", "show", "our-own").out
+    rows = json.loads(run("prices", "show", "our-own", "--json").out)
+    assert [(row["sku_meter"], row["unit_price"], row["origin"]) for row in rows] == [("input", "0.5", "user")]
+    nothing = run("prices", "show", "our-own", "--at", "2026-11-09")
+    assert nothing.code == 1
+    assert "No price matches" in nothing.out
+
+
+def test_prices_diff_says_what_changed_between_two_days(run: Callable[..., Outcome], place: Path) -> None:
+    row = "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\nsource = 'contract'\n"
+    (place / "tokenmeter.toml").write_text(
+        f"{row}unit_price = '0.5'\neffective_to = 2026-11-10\n{row}unit_price = '0.4'\neffective_from = 2026-11-10\n"
+    )
+    changed = run("prices", "diff", "2026-11-01", "2026-11-20", "--model", "our-own")
+    assert changed.code == 1
+    assert changed.out.splitlines()[-1].split()[3:5] == ["$0.5", "$0.4"]
+    same = run("prices", "diff", "2026-11-11", "2026-11-20", "--model", "our-own")
+    assert (same.code, same.out.strip()) == (0, "No price changed.")
