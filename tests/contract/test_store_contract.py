@@ -80,6 +80,19 @@ class TestEntries:
         store.settle(entry)
         assert store.entry(entry.entry_id).occurred_at == local
 
+    def test_half_a_character_off_the_wire_costs_no_entry(
+        self, store, make_entry, make_charge, make_hold, make_key, noon
+    ):
+        broken = make_entry(
+            charges=(make_charge(model="m\ud800"),), response_id="\ud800", raw_usage='"\udfff"', request_model="\ud8ff"
+        )
+        assert store.settle(broken).recorded
+        assert not store.settle(broken).recorded
+        store.reserve(make_hold((make_key(), 1, 1), call=broken))
+        assert len(store.expired(noon)) == 1
+        assert [entry.billed_cost for entry in store.entries()] == [broken.billed_cost]
+        assert store.verify().ok
+
     def test_an_unknown_entry_is_none(self, store):
         assert store.entry("nobody") is None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -39,6 +40,7 @@ __all__ = [
     "encode_entry",
     "from_microseconds",
     "rate_of",
+    "storable",
     "to_microseconds",
 ]
 
@@ -125,6 +127,20 @@ class Amounts(NamedTuple):
     costs: tuple[int | None, int | None, int | None]
     reasoning: int
     estimated: bool
+
+
+def storable(entry: Entry) -> Entry:
+    """`entry` with lone surrogates, which no UTF-8 text can hold, written as escapes."""
+    texts: dict[str, Any] = {
+        name: value.encode("utf-8", "backslashreplace").decode()
+        for name in (field.name for field in fields(entry))
+        if isinstance(value := getattr(entry, name), str)
+    }
+    charges = tuple(
+        replace(charge, model=charge.model and charge.model.encode("utf-8", "backslashreplace").decode())
+        for charge in entry.charges
+    )
+    return replace(entry, **texts, charges=charges)
 
 
 def to_microseconds(moment: datetime) -> int:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 #: Seconds a write waits for its turn before it gives up.
 PATIENCE = 30.0
+#: Seconds a fork waits for a write that is under way; later the child does with what it inherits.
+_FORK_PATIENCE = 5.0
 #: WAL pages (4 KiB) between checkpoints.
 _CHECKPOINT_PAGES = 4000
 
@@ -71,6 +73,7 @@ class Database:
         self._readers: list[Session] = []
         self._lent = 0
         self._pid = os.getpid()
+        self._forking = False
         _DATABASES.add(self)
         with self._turn(wait=True) as deadline:
             self._session(deadline)
@@ -304,17 +307,20 @@ class Database:
 
     def before_fork(self) -> None:
         """Close what can be closed: a child that inherits an open SQLite file believes it holds locks it does not."""
-        self._mutex.acquire(timeout=self.patience)
-        self._close_idle()
+        self._forking = self._mutex.acquire(timeout=min(self.patience, _FORK_PATIENCE))
+        if self._forking:
+            self._close_idle()
 
     def after_fork_in_parent(self) -> None:
         """Go on; connections open again when they are needed."""
-        with contextlib.suppress(RuntimeError):
+        if self._forking:
+            self._forking = False
             self._mutex.release()
 
     def after_fork_in_child(self) -> None:
         """Start afresh: no inherited connection is used or closed, no inherited lock is trusted."""
         self._mutex = threading.Lock()
+        self._forking = False
         self._lock.close()
         for session in self._idle():
             keep_for_ever(session.connection)

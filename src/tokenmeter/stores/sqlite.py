@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
 from tokenmeter.stores.audit import audit
@@ -29,6 +29,7 @@ from tokenmeter.stores.codec import (
     decode_claims,
     encode_claims,
     from_microseconds,
+    storable,
     to_microseconds,
 )
 from tokenmeter.stores.database import PATIENCE, Database
@@ -45,6 +46,7 @@ from tokenmeter.stores.summing import summed
 
 __all__ = ["SQLiteStore"]
 
+T = TypeVar("T")
 _SQL = queries()
 _PAGE = 500
 _NAMES = ", ".join(COLUMNS)
@@ -79,9 +81,8 @@ class SQLiteStore:
         wait: bool = True,
     ) -> Settlement:
         """Append `entry`, move the counters, free the hold, add to the sums: one transaction."""
-        draft = Draft(entry)
 
-        def work(session: Session) -> Settlement:
+        def work(session: Session, draft: Draft) -> Settlement:
             claims = None if reservation_id is None else take_hold(session, reservation_id)
             held = claims is not None
             balances = Balances(session)
@@ -92,13 +93,20 @@ class SQLiteStore:
             balances.write()
             return Settlement(recorded=recorded, crossings=tuple(crossings), hold_found=held)
 
-        return self._database.write(work, wait=wait)
+        return self._write(entry, work, wait=wait)
+
+    def _write(self, entry: Entry, work: Callable[[Session, Draft], T], *, wait: bool) -> T:
+        try:
+            draft = Draft(entry)
+            return self._database.write(lambda session: work(session, draft), wait=wait)
+        except UnicodeEncodeError:  # rare: a provider named something in half a character
+            escaped = Draft(storable(entry))
+            return self._database.write(lambda session: work(session, escaped), wait=wait)
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
-        draft = Draft(reservation.call)
 
-        def work(session: Session) -> None:
+        def work(session: Session, draft: Draft) -> None:
             run = session.connection.execute
             if run(_SQL["hold"], (reservation.reservation_id,)).fetchone():
                 return
@@ -117,7 +125,7 @@ class SQLiteStore:
                 ),
             )
 
-        self._database.write(work, wait=wait)
+        self._write(reservation.call, work, wait=wait)
 
     def release(self, reservation_id: str, *, wait: bool = True) -> bool:
         """Free a hold without an entry."""
