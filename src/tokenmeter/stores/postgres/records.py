@@ -88,10 +88,10 @@ def encode_record(
     amounts = encode_amounts(entry)
     row = _clean(encode_entry(entry, amounts, identity_of(context), [identity_of(rate) for rate in rates]))
     body = {
-        "entry": dict(zip(COLUMNS, row, strict=True)),
+        "entry": _named(COLUMNS, row),
         "digest": digest_row(row, context, rates).hex(),
-        "context": {"id": identity_of(context), **dict(zip(CONTEXT_FIELDS, context, strict=True))},
-        "rates": [{"id": identity_of(rate), **dict(zip(RATE_FIELDS, rate, strict=True))} for rate in rates],
+        "context": {"id": identity_of(context), **_named(CONTEXT_FIELDS, context)},
+        "rates": [{"id": identity_of(rate), **_named(RATE_FIELDS, rate)} for rate in rates],
         "slots": [(width, row[COLUMNS.index("occurred_at")] // width) for width in (QUARTER_HOUR, DAY)],
         "lines": [(line.sku_meter, line.marks, *line.sums) for line in lines(context, amounts)],
         "postings": [_posting(posting) for posting in postings],
@@ -101,6 +101,11 @@ def encode_record(
     }
     keys = tuple(posting.key for posting in postings)
     return Record(row[0], compact_json(body), keys, reservation_id)
+
+
+def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Values by name, without those that are None: what is left out is NULL."""
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 def _posting(posting: Posting) -> dict[str, Any]:

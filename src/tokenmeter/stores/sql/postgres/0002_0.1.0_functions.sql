@@ -12,6 +12,8 @@ CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFI
 DECLARE
     of_stripe smallint := batch->>'stripe';
     batch_number bigint := nextval('batch_numbers');
+    ids text[];
+    digests bytea[];
     held text[];
     freed jsonb;
     added text[];
@@ -23,6 +25,10 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);  -- an entry that was acknowledged must be there
     END IF;
+
+    SELECT coalesce(array_agg(item->'entry'->>'entry_id' ORDER BY place), '{}'),
+        coalesce(array_agg(decode(item->>'digest', 'hex') ORDER BY place), '{}') INTO ids, digests
+    FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place);
 
     INSERT INTO contexts
     SELECT DISTINCT ON (c.id) c.*
@@ -72,10 +78,7 @@ BEGIN
 
     SELECT coalesce(array_agg(place), '{}') INTO live
     FROM (
-        SELECT min(place) AS place
-        FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place)
-        WHERE item->'entry'->>'entry_id' = ANY (added)
-        GROUP BY item->'entry'->>'entry_id'
+        SELECT min(place) AS place FROM unnest(ids) WITH ORDINALITY AS r (id, place) WHERE id = ANY (added) GROUP BY id
     ) AS firsts;
 
     WITH drawn AS (
@@ -128,14 +131,19 @@ BEGIN
     ), '[]') INTO crossed FROM reported;
 
     INSERT INTO sums AS s
-    SELECT (slot->>0)::bigint, (slot->>1)::bigint, (item->'entry'->>'context')::bigint,
-        coalesce(line->>0, '') COLLATE "C", (line->>1)::smallint, of_stripe,
-        sum((line->>2)::bigint), sum((line->>3)::bigint), sum((line->>4)::bigint), sum((line->>5)::bigint),
-        sum((line->>6)::bigint), sum((line->>7)::bigint), sum((line->>8)::bigint), sum((line->>9)::bigint),
-        sum((line->>10)::bigint), sum((line->>11)::bigint)
-    FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
-        jsonb_array_elements(item->'slots') AS slot, jsonb_array_elements(item->'lines') AS line
-    WHERE place = ANY (live)
+    SELECT (slot->0)::bigint, (slot->1)::bigint, context, sku_meter, marks, of_stripe, sum(l1), sum(l2), sum(l3), sum(l4),
+        sum(l5), sum(l6), sum(l7), sum(l8), sum(l9), sum(l10)
+    FROM (
+        SELECT item->'slots' AS slots, (item->'entry'->'context')::bigint AS context,
+            coalesce(line->>0, '') COLLATE "C" AS sku_meter, (line->1)::smallint AS marks,
+            (line->2)::bigint AS l1, (line->3)::bigint AS l2, (line->4)::bigint AS l3, (line->5)::bigint AS l4,
+            (line->6)::bigint AS l5, (line->7)::bigint AS l6, (line->8)::bigint AS l7, (line->9)::bigint AS l8,
+            (line->10)::bigint AS l9, (line->11)::bigint AS l10
+        FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
+            jsonb_array_elements(item->'lines') AS line
+        WHERE place = ANY (live)
+        OFFSET 0
+    ) AS lines, jsonb_array_elements(slots) AS slot
     GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
     ON CONFLICT (width, slot, context, sku_meter, marks, stripe) DO UPDATE SET
         entries = s.entries + excluded.entries,
@@ -150,18 +158,13 @@ BEGIN
         billed_pico = s.billed_pico + excluded.billed_pico;
 
     IF cardinality(live) > 0 THEN
-        INSERT INTO chains AS c (stripe, batches, hash)
-        SELECT of_stripe, 1, sha256(decode(repeat('00', 32), 'hex') || content)
-        FROM (
-            SELECT string_agg(decode(item->>'digest', 'hex'), ''::bytea
-                ORDER BY (item->'entry'->>'entry_id') COLLATE "C") AS content
-            FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place) WHERE place = ANY (live)
-        ) AS digests
-        ON CONFLICT (stripe) DO UPDATE SET batches = c.batches + 1, hash = sha256(c.hash || (
-            SELECT string_agg(decode(item->>'digest', 'hex'), ''::bytea
-                ORDER BY (item->'entry'->>'entry_id') COLLATE "C")
-            FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place) WHERE place = ANY (live)
+        INSERT INTO chains (stripe, batches, hash) VALUES (of_stripe, 0, decode(repeat('00', 32), 'hex'))
+        ON CONFLICT DO NOTHING;
+        UPDATE chains SET batches = batches + 1, hash = sha256(hash || (
+            SELECT string_agg(digest, ''::bytea ORDER BY id COLLATE "C")
+            FROM unnest(ids, digests) WITH ORDINALITY AS r (id, digest, place) WHERE place = ANY (live)
         ))
+        WHERE stripe = of_stripe
         RETURNING batches, hash INTO head_position, head;
         INSERT INTO batches (number, stripe, position, entries, hash)
         VALUES (batch_number, of_stripe, head_position, cardinality(live), head);
@@ -170,9 +173,8 @@ BEGIN
     RETURN jsonb_build_object(
         'recorded', (SELECT coalesce(jsonb_agg(place - 1), '[]') FROM unnest(live) AS place),
         'known', (
-            SELECT coalesce(jsonb_agg(place - 1), '[]')
-            FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place)
-            WHERE EXISTS (SELECT FROM entries WHERE entry_id = item->'entry'->>'entry_id')
+            SELECT coalesce(jsonb_agg(place - 1), '[]') FROM unnest(ids) WITH ORDINALITY AS r (id, place)
+            WHERE EXISTS (SELECT FROM entries WHERE entry_id = id)
         ),
         'held', to_jsonb(held),
         'crossings', crossed
