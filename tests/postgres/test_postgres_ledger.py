@@ -1,4 +1,4 @@
-"""What the shared ledger keeps: append-only, chained, checked; what PostgreSQL cannot hold; calls that must not wait."""
+"""The shared ledger: append-only, chained and checked; text PostgreSQL cannot hold; calls that must not wait."""
 
 import threading
 from dataclasses import replace
@@ -62,8 +62,8 @@ class TestVerify:
     def test_finds_an_added_entry(self, tampered):
         assert "edited" in tampered(
             "INSERT INTO entries (entry_id, batch, digest, occurred_at, recorded_at, context, streamed, attempts, "
-            "reasoning_output_tokens) SELECT 'forged', 999, digest, occurred_at, recorded_at, context, streamed, attempts, "
-            "0 FROM entries LIMIT 1"
+            "reasoning_output_tokens) SELECT 'forged', 999, digest, occurred_at, recorded_at, context, streamed, "
+            "attempts, 0 FROM entries LIMIT 1"
         )
 
     def test_finds_a_wrong_sum(self, tampered):

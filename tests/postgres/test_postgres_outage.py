@@ -170,10 +170,15 @@ class TestSpool:
         store = opened(f"{url}&spool_mb=1")
         server.stop_at_once()
         kept = 0
-        with pytest.raises(StoreUnavailableError, match="spool_mb="):
-            for _ in range(2000):
+
+        def fill():
+            nonlocal kept
+            while kept < 2000:
                 store.settle(make_entry(raw_usage="x" * 3000))
                 kept += 1
+
+        with pytest.raises(StoreUnavailableError, match="spool_mb="):
+            fill()
         assert 50 < kept < 500
         assert store.health().facts["spool_waiting"] == kept
         server.start()

@@ -143,8 +143,9 @@ class TestVersions:
         admin.grant(postgres_url, "writer", role)
         admin.grant(postgres_url, "reader", role)
         further = schema.Migration(9999, "9999_9.9.9_further.sql", 1, "CREATE TABLE further (id bigint)")
+        known = schema.migrations()
         for module in (schema, admin):
-            monkeypatch.setattr(module, "migrations", lambda known=schema.migrations(): (*known, further))
+            monkeypatch.setattr(module, "migrations", lambda: (*known, further))
         with pytest.raises(SchemaVersionError, match="db migrate"):
             open_store(postgres_url)
         assert admin.status(postgres_url).pending == (further.name,)
