@@ -3,6 +3,7 @@
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -203,7 +204,7 @@ def test_spans_cover_a_stretch_without_gap_or_overlap(start, length, grain):
         assert start <= span.start < span.end <= end
         if span.width:
             assert span.start % span.width == span.end % span.width == 0
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in pairwise(spans):
         assert before.end == after.start
     if grain != 1:
         assert all(span.width for span in spans)
