@@ -360,7 +360,7 @@ class TestVerify:
         ],
     )
     def test_finds_an_edited_entry(self, store, tamper, change):
-        tamper(f"UPDATE entries SET {change} WHERE seq = 5")  # noqa: S608 S608
+        tamper(f"UPDATE entries SET {change} WHERE seq = 5")  # noqa: S608
         assert ("edited", "entry 5") in self.found(store)
 
     @pytest.mark.parametrize(
@@ -368,16 +368,16 @@ class TestVerify:
         [("contexts", "member = 'eve'"), ("rates", "list_unit_price = '1'"), ("series", "sku_meter = 'output'")],
     )
     def test_finds_an_edited_shared_row(self, store, tamper, table, change):
-        tamper(f"UPDATE {table} SET {change} WHERE id = 1")  # noqa: S608 S608
+        tamper(f"UPDATE {table} SET {change} WHERE id = 1")  # noqa: S608
         assert ("edited", f"{table} 1") in self.found(store)
 
     def test_finds_an_edited_shared_row_whose_digest_was_edited_too(self, store, tamper):
         from tokenmeter.stores.codec import CONTEXT_FIELDS
         from tokenmeter.stores.shared import digest_of
 
-        (values,) = store._fetch(f"SELECT {', '.join(CONTEXT_FIELDS)} FROM contexts WHERE id = 4")  # noqa: S608 S608
+        (values,) = store._fetch(f"SELECT {', '.join(CONTEXT_FIELDS)} FROM contexts WHERE id = 4")  # noqa: S608
         forged = digest_of(["eve" if name == "member" else v for name, v in zip(CONTEXT_FIELDS, values, strict=True)])
-        tamper(f"UPDATE contexts SET member = 'eve', digest = x'{forged.hex()}' WHERE id = 4")  # noqa: S608 S608
+        tamper(f"UPDATE contexts SET member = 'eve', digest = x'{forged.hex()}' WHERE id = 4")  # noqa: S608
         assert ("edited", "entry 4") in self.found(store)
 
     def test_finds_removed_entries(self, store, tamper):
