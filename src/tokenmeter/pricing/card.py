@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, time
 from decimal import Decimal
-from typing import Literal
 
 from tokenmeter.money import EXACT, ONE
-from tokenmeter.pricing.price import Price
+from tokenmeter.pricing.price import EVERY_MODEL, Price, plain
 from tokenmeter.pricing.rules import Rule
 from tokenmeter.semconv import TOKEN_METERS
 
@@ -32,17 +31,10 @@ _NEAREST: dict[str, tuple[str, ...]] = {
     "output_image": ("output",),
     "output_video": ("output",),
 }
-Dimension = Literal["service_tier", "processing", "speed"]
-_MODES: tuple[Dimension, ...] = ("speed", "service_tier", "processing")
+#: Token classes have prices per mode; hosted tools and other meters cost the same in every mode, unless a row differs.
+_TOKENS = {*TOKEN_METERS, "cache_write"}
+_MODES = ("speed", "service_tier", "processing")
 _PLACES = ("geo", "region")
-#: Spellings of the standard case on the wire.
-_STANDARD: dict[str, frozenset[str]] = {
-    "service_tier": frozenset({"default", "standard", "auto", "on_demand", "standard_only", ""}),
-    "processing": frozenset({"sync", "standard", ""}),
-    "speed": frozenset({"standard", ""}),
-    "geo": frozenset({"global", "not_available", ""}),
-    "region": frozenset({"global", ""}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +60,15 @@ class Context:
         endpoint: str | None,
     ) -> Context:
         """A context from values as they came off the wire."""
-        tier = _plain("service_tier", service_tier)
-        mode = _plain("processing", processing)
+        tier = plain("service_tier", service_tier)
+        mode = plain("processing", processing)
         if tier == "batch":  # Anthropic says so in the tier
             tier, mode = None, "batch"
-        return cls(tier, mode, _plain("speed", speed), _plain("geo", geo), _plain("region", region), endpoint)
+        return cls(tier, mode, plain("speed", speed), plain("geo", geo), plain("region", region), endpoint)
+
+    def standard(self) -> Context:
+        """The same context in no mode at all."""
+        return Context(endpoint=self.endpoint, geo=self.geo, region=self.region)
 
     def without(self, dimension: str) -> Context:
         """The same context in the standard case of one dimension."""
@@ -82,13 +78,6 @@ class Context:
     def modes(self) -> tuple[str, ...]:
         """Names of the modes that are not standard."""
         return tuple(name for name in _MODES if getattr(self, name) is not None)
-
-
-def _plain(dimension: str, value: str | None) -> str | None:
-    if value is None:
-        return None
-    text = str(value).strip().lower()
-    return None if text in _STANDARD[dimension] else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +101,11 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A multiplier on list cost for where a call was served; `rule` is None where it is known to cost nothing more."""
+    """A multiplier on list cost for where a call was served, and the rule that says so."""
 
     name: str
     value: Decimal
-    rule: Rule | None = None
+    rule: Rule
 
 
 class RateCard:
@@ -126,24 +115,32 @@ class RateCard:
         provider: Canonical provider id of the call.
         model: Listed model id.
         rows: Its prices of all layers, the strongest layer first.
-        rules: Rules of this provider.
+        rules: Rules; those about this provider and model count.
+        name: How the call named the model, where that differs.
     """
 
-    def __init__(self, provider: str, model: str, rows: Iterable[Price], rules: Iterable[Rule]) -> None:
+    def __init__(
+        self, provider: str, model: str, rows: Iterable[Price], rules: Iterable[Rule], *, name: str | None = None
+    ) -> None:
         self.provider = provider
         self.model = model
         self.rows = tuple(rows)
-        self.rules = tuple(rule for rule in rules if provider in rule.providers)
+        names = (model, name.lower()) if name else (model,)
+        self.rules = tuple(rule for rule in rules if provider in rule.providers and rule.covers(names))
         self._by_meter: dict[str, list[Price]] = {}
         for row in self.rows:
             self._by_meter.setdefault(row.sku_meter, []).append(row)
-        covering = [rule for rule in self.rules if rule.covers(model)]
-        self._mode_rules = [rule for rule in covering if rule.kind == "mode"]
-        self._derived = [rule for rule in covering if rule.kind == "derived"]
-        self._priced_as = [rule for rule in covering if rule.kind == "priced_as"]
+        self._mode_rules = [rule for rule in self.rules if rule.kind == "mode"]
+        self._derived = [rule for rule in self.rules if rule.kind == "derived"]
+        self._place_rules = [rule for rule in self.rules if rule.kind == "multiplier"]
         self.thresholds = tuple(sorted({row.conditions.min_input_tokens for row in self.rows} - {0}))
         self.boundaries = tuple(sorted(_instants(self.rows, self.rules)))
         self.clock = tuple(sorted({moment for row in self.rows for moment in row.conditions.hours or ()}))
+
+    @property
+    def meters(self) -> Iterable[str]:
+        """Every meter that has a row."""
+        return self._by_meter.keys()
 
     def __contains__(self, sku_meter: str) -> bool:
         return sku_meter in self._by_meter
@@ -164,46 +161,36 @@ class RateCard:
             if sku_meter in rule.sku_meters and rule.base and rule.holds(at):
                 base = self.quote(rule.base, context, at, prompt_tokens)
                 return None if base is None else base.times(rule)
-        for nearest in _NEAREST.get(sku_meter, ()):
-            found = self._own(nearest, context, at, prompt_tokens)
-            if found is not None:
-                return found
-        return None
+        if context.modes and self._own(sku_meter, context.standard(), at, prompt_tokens) is not None:
+            return None  # the class has a price of its own, only not in this mode
+        nearest = (self._own(each, context, at, prompt_tokens) for each in _NEAREST.get(sku_meter, ()))
+        return next((quote for quote in nearest if quote is not None), None)
 
     def _own(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
-        """The price of exactly this meter: its row, or what a rule of the mode makes of it."""
+        """The price of exactly this meter: its row, or what the mode makes of the row it has in the standard case."""
         row = self._row(sku_meter, context, at, prompt_tokens)
         if row is not None:
             return Quote(row.per_unit, row)
-        modes = context.modes
-        if not modes:
+        if not context.modes:
             return None
-        if sku_meter not in TOKEN_METERS and sku_meter != "cache_write":
-            return self._in_any_mode(sku_meter, context, at, prompt_tokens)
-        for dimension in modes:
-            value, plain = getattr(context, dimension), context.without(dimension)
-            for rule in self._priced_as:
-                if rule.applies(dimension, value) and sku_meter in rule.sku_meters and rule.holds(at):
-                    if rule.base == "standard":
-                        return self._own(sku_meter, plain, at, prompt_tokens)
-                    return self.quote(rule.base or "input", context, at, prompt_tokens)
+        if sku_meter not in _TOKENS or self._leaves_out(context, at, prompt_tokens):
+            return self._own(sku_meter, context.standard(), at, prompt_tokens)
+        return self._by_rule(sku_meter, context, at, prompt_tokens)
+
+    def _by_rule(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
+        """The price that a mode's rule makes of the price without that mode; rules of several modes compose."""
+        for dimension in context.modes:
+            value = getattr(context, dimension)
             for rule in self._mode_rules:
-                if rule.applies(dimension, value) and rule.holds(at):
-                    base = self._own(sku_meter, plain, at, prompt_tokens)
+                if rule.applies(dimension, value) and sku_meter in rule.sku_meters and rule.holds(at):
+                    base = self._own(sku_meter, context.without(dimension), at, prompt_tokens)
                     if base is not None:
                         return base.times(rule)
-        return self._left_standing(sku_meter, context, at, prompt_tokens)
+        return None
 
-    def _in_any_mode(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
-        """Hosted tools and other meters besides tokens cost the same in every mode, unless a row says otherwise."""
-        plain = Context(endpoint=context.endpoint, geo=context.geo, region=context.region)
-        return self._own(sku_meter, plain, at, prompt_tokens)
-
-    def _left_standing(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Quote | None:
-        """A class that a mode's price list leaves out while it states others keeps its standard price."""
-        if len(context.modes) != 1 or self._row("input", context, at, prompt_tokens) is None:
-            return None
-        return self._own(sku_meter, context.without(context.modes[0]), at, prompt_tokens)
+    def _leaves_out(self, context: Context, at: datetime, prompt_tokens: int) -> bool:
+        """Whether the one mode is listed for this model: a class its list leaves out keeps its standard price."""
+        return len(context.modes) == 1 and self._row("input", context, at, prompt_tokens) is not None
 
     def _row(self, sku_meter: str, context: Context, at: datetime, prompt_tokens: int) -> Price | None:
         best: Price | None = None
@@ -232,24 +219,23 @@ class RateCard:
         return tuple(factors)
 
     def _place(self, dimension: str, value: str, at: datetime) -> Factor | None:
-        known = False
-        for rule in self.rules:
-            if rule.kind == "multiplier" and rule.applies(dimension, value):
-                known = True
-                if rule.covers(self.model) and rule.holds(at):
-                    return Factor(dimension, rule.factor, rule)
-        return Factor(dimension, ONE) if known else None
+        for rule in self._place_rules:
+            if rule.applies(dimension, value) and rule.holds(at):
+                return Factor(dimension, rule.factor, rule)
+        return None
 
 
 _LAYERS = {"user": 3, "project": 2, "tokenmeter": 1, "genai-prices": 0}
 
 
 def _strength(row: Price, position: int) -> tuple[int, ...]:
-    """Layer, then the narrower place, then the higher tier, then rank, then the later date, then the later row."""
+    """Layer, then the narrower place, then rank, then the higher tier, then the later date, then the later row."""
     conditions = row.conditions
+    # What is shipped about a whole provider only fills gaps; what the user says about one is meant.
+    layer = -1 if row.model == EVERY_MODEL and row.origin == "tokenmeter" else _LAYERS[row.origin]
     narrow = sum(value is not None for value in (conditions.geo, conditions.region, conditions.endpoint))
     since = int(row.effective_from.timestamp()) if row.effective_from else 0
-    return _LAYERS[row.origin], narrow, conditions.min_input_tokens, row.rank, since, position
+    return layer, narrow, row.rank, conditions.min_input_tokens, since, position
 
 
 def _met(row: Price, context: Context, at: datetime, prompt_tokens: int) -> bool:

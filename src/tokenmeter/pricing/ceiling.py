@@ -16,20 +16,6 @@ from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 
 __all__ = ["Ceiling", "ceiling_of"]
 
-#: Classes a prompt of a given kind may be billed as. Audio, images and video are added only where the card sells them.
-_PROMPT = INPUT_METERS
-_ANSWER = OUTPUT_METERS
-_OTHER = (
-    "web_searches",
-    "file_searches",
-    "container_sessions",
-    "images",
-    "characters",
-    "seconds_audio",
-    "seconds_video",
-    "requests",
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
@@ -80,24 +66,19 @@ def ceiling_of(
     sizes = (0, *(threshold + 1 for threshold in card.thresholds))
     dearest = _Dearest(listed, contexts, sizes, at, terms, platform)
     return Ceiling(
-        input=dearest.of(_PROMPT),
-        output=dearest.of(_ANSWER),
-        **{name: dearest.of((meter,)) for name, meter in zip(_FIELDS, _OTHER, strict=True)},
+        input=dearest.of(INPUT_METERS),
+        output=dearest.of(OUTPUT_METERS),
+        web_search=dearest.of(("web_searches",)),
+        file_search=dearest.of(("file_searches",)),
+        container_session=dearest.of(meter for meter in card.meters if meter.startswith("container_sessions")),
+        image=dearest.of(("images",)),
+        character=dearest.of(("characters",)),
+        audio_second=dearest.of(("seconds_audio",)),
+        video_second=dearest.of(meter for meter in card.meters if meter.startswith("seconds_video")),
+        request=dearest.of(("requests",)),
         context_window=listed.context_window,
         max_output_tokens=listed.max_output_tokens,
     )
-
-
-_FIELDS = (
-    "web_search",
-    "file_search",
-    "container_session",
-    "image",
-    "character",
-    "audio_second",
-    "video_second",
-    "request",
-)
 
 
 def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Context]:
@@ -122,7 +103,7 @@ def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Co
 def _ruled(card: RateCard, dimension: str) -> Iterator[str]:
     """Values of a dimension that some rule of this model prices."""
     for rule in card.rules:
-        if rule.when and rule.when[0] == dimension and rule.when[1] != "*" and rule.covers(card.model):
+        if rule.when and rule.when[0] == dimension and rule.when[1] != "*":
             yield rule.when[1]
 
 

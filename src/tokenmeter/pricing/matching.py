@@ -45,6 +45,7 @@ _PROVIDERS = {
 }
 
 _DATE = re.compile(r"[-@:](20\d\d)(-?)(\d\d)\2(\d\d)$")
+_FINE_TUNED = re.compile(r"(ft:[^:]+):")
 _FLOATING = re.compile(r"(?:-latest|@latest|@default)$")
 _BEDROCK_VERSION = re.compile(r"-v\d+(?::\d+)?(?::\d+k)?$|:\d+$")
 _BEDROCK_PROFILE = re.compile(r"(?:(global)|regional|us-gov|us|eu|apac|jp|au|ca|in|sa|me|af|il|uk|kr)\.(?=[a-z0-9]+\.)")
@@ -95,6 +96,10 @@ def _forms(provider: str, name: str, region: str | None) -> Iterator[str]:
         name = name.rsplit("/", 1)[-1]
         yield name
     yield from _snapshots((name,))
+    if tuned := _FINE_TUNED.match(name):
+        yield tuned[1]
+        yield from _snapshots((tuned[1],))
+        yield tuned[1].rpartition("-")[0]  # ft:gpt-3.5-turbo-0125
     if provider == "google" and not name.startswith("claude"):
         stage = _GOOGLE_STAGE.search(name)
         if stage:
@@ -128,7 +133,7 @@ def _bedrock_forms(name: str, region: str | None) -> Iterator[str]:
 
 
 def listed_names(provider: str, identity: str) -> Iterator[str]:
-    """The further names a listed id answers to: Bedrock ids also without version and date, where that is unambiguous."""
+    """Further names a listed id answers to: Bedrock ids without version and date, where that is unambiguous."""
     if provider == "aws":
         versionless = _BEDROCK_VERSION.sub("", identity)
         yield versionless

@@ -11,7 +11,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.matching import canonical_provider
-from tokenmeter.pricing.price import Conditions, Origin, Price
+from tokenmeter.pricing.price import Conditions, Origin, Price, plain
 from tokenmeter.pricing.terms import SCOPES, Discount, Multiplier
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 
@@ -198,12 +198,13 @@ class _Row:
         for name in table:  # pyright: ignore[reportUnknownVariableType] - decoded TOML
             if name not in {*_CONDITIONS, "min_input_tokens"}:
                 raise self._wrong(f"conditions.{name}", "is no condition")
-        values = {name: _plain(name, inner._text(name)) for name in _CONDITIONS}
-        return Conditions(**values, min_input_tokens=inner._whole("min_input_tokens", 0))
-
-
-def _plain(name: str, value: str | None) -> str | None:
-    """Spellings of the standard case as None."""
-    if name == "service_tier" and value in {"default", "standard", "auto"}:
-        return None
-    return None if name == "speed" and value == "standard" else value
+        values = {name: inner._text(name) for name in _CONDITIONS}
+        return Conditions(
+            service_tier=plain("service_tier", values["service_tier"]),
+            processing=plain("processing", values["processing"]),
+            speed=plain("speed", values["speed"]),
+            geo=plain("geo", values["geo"]),
+            region=plain("region", values["region"]),
+            endpoint=values["endpoint"],
+            min_input_tokens=inner._whole("min_input_tokens", 0),
+        )

@@ -10,8 +10,10 @@ from typing import Literal
 
 from tokenmeter.money import EXACT
 
-__all__ = ["ANY_TIME", "Conditions", "Origin", "Price", "midnight"]
+__all__ = ["ANY_TIME", "EVERY_MODEL", "Conditions", "Origin", "Price", "midnight", "plain"]
 
+#: As a row's model: every model of the provider (hosted tools cost the same whichever model called them).
+EVERY_MODEL = "*"
 #: Layers, the strongest first.
 Origin = Literal["user", "project", "tokenmeter", "genai-prices"]
 
@@ -124,3 +126,24 @@ class Price:
 def midnight(day: date) -> datetime:
     """The first instant of a UTC day."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+#: Spellings of the standard case on the wire.
+_STANDARD: Mapping[str, frozenset[str]] = {
+    "service_tier": frozenset({"default", "standard", "auto", "on_demand", "standard_only", ""}),
+    "processing": frozenset({"sync", "standard", ""}),
+    "speed": frozenset({"standard", ""}),
+    "geo": frozenset({"global", "not_available", ""}),
+    "region": frozenset({"global", ""}),
+}
+
+
+def plain(dimension: str, value: str | None) -> str | None:
+    """A condition's value in its one spelling; None for every spelling of the standard case."""
+    if value is None:
+        return None
+    text = value.strip().lower()
+    if text in _STANDARD.get(dimension, ()):
+        return None
+    # OpenAI renamed its priority processing to fast mode; both are asked for, answered and billed alike.
+    return "priority" if dimension == "service_tier" and text == "fast" else text

@@ -17,7 +17,7 @@ from tokenmeter.pricing.card import RateCard
 from tokenmeter.pricing.catalog import Catalog
 from tokenmeter.pricing.matching import canonical_provider, forms
 from tokenmeter.pricing.parse import parse_prices
-from tokenmeter.pricing.price import Price
+from tokenmeter.pricing.price import EVERY_MODEL, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 
 __all__ = ["ListedModel", "PriceList"]
@@ -137,18 +137,21 @@ class PriceList:
         aliases = self._overrides.aliases.get(provider, {}) if self._overrides else {}
         names += tuple(aliases[each] for each in names if each in aliases)
         listed = self._catalog.find(provider, names) if self._catalog else None
-        keys = [(provider, each) for each in names]
+        keys = [(provider, each) for each in names if each != EVERY_MODEL]
         if listed is not None:
             keys += [(provider, listed.model.lower()), (listed.provider, listed.model.lower())]
         rows = [row for key in dict.fromkeys(keys) for row in self._layered.get(key, ())]
         if not rows and listed is None:
             return None
+        sellers = dict.fromkeys((provider, listed.provider if listed else provider))
+        rows += [row for seller in sellers for row in self._layered.get((seller, EVERY_MODEL), ())]
         model = listed.model if listed else rows[0].model
         card = RateCard(
             provider,
             model,
             (*rows, *(listed.rows if listed else ())),
             self._overrides.rules if self._overrides else (),
+            name=name,
         )
         limit = self._overrides.max_output_tokens(model.lower()) if self._overrides else None
         return ListedModel(provider, model, name, card, listed.context_window if listed else None, limit)

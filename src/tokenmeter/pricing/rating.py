@@ -49,6 +49,8 @@ class Rating:
 
 
 _NOTHING = Rating()
+#: Something was used, and nobody can say how much: never the same as nothing.
+_UNKNOWN = Rating(cost_source="unpriced")
 
 
 class Pricer:
@@ -104,14 +106,17 @@ class Pricer:
             api_key: Key used, for multipliers by key.
             attribution: On whose account, for multipliers by member, team, ...
         """
-        if not observation.billable or not observation.consumptions:
+        if not observation.billable:
             return _NOTHING
+        if not observation.consumptions:
+            return _UNKNOWN if "usage_unknown" in observation.flags else _NOTHING
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
         charges: list[Charge] = []
         flags: set[str] = set()
         for consumption in observation.consumptions:
             listed = self.find(provider, consumption.model, consumption.region)
-            platform = self._platform(provider, consumption.model, listed, moment, api_key, attribution)
+            models = (consumption.model, listed.model if listed else None)
+            platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
             if consumption.supplied_cost is not None:
                 charges.append(_supplied(consumption, platform))
             elif listed is None:
@@ -139,7 +144,8 @@ class Pricer:
         if listed is None:
             return None
         moment = at.astimezone(UTC)
-        platform = self._platform(provider, facts.model, listed, moment, api_key, attribution)
+        models = (facts.model, listed.model)
+        platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
         return ceiling_of(listed, facts=facts, endpoint=endpoint, at=moment, terms=self.terms, platform=platform)
 
     def dearest_known(
@@ -157,7 +163,7 @@ class Pricer:
         moment = at.astimezone(UTC)
         canonical = canonical_provider(provider)
         highest = self._highest(canonical, moment)
-        platform = self._platform(provider, None, None, moment, api_key, attribution)
+        platform = self._platform(provider, (), moment, api_key=api_key, attribution=attribution)
         billed = [None if rate is None else EXACT.multiply(rate, platform) for rate in highest]
         return Ceiling(input=billed[0], output=billed[1], known=False)
 
@@ -172,20 +178,16 @@ class Pricer:
     def _platform(
         self,
         provider: str,
-        model: str | None,
-        listed: ListedModel | None,
+        models: Iterable[str | None],
         at: datetime,
+        *,
         api_key: ApiKey | None,
         attribution: Attribution,
     ) -> Decimal:
         if not self.terms.multipliers:
             return ONE
         return self.terms.platform(
-            provider=canonical_provider(provider),
-            models=(model, listed.model if listed else None),
-            at=at,
-            api_key=api_key,
-            attribution=attribution,
+            provider=canonical_provider(provider), models=models, at=at, api_key=api_key, attribution=attribution
         )
 
     def _sheet(

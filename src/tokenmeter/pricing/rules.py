@@ -1,10 +1,12 @@
-"""Pricing rules: how a rate follows from another where no row states it. They live as dated, sourced data in
-``overrides.toml``; this module gives them their meaning.
+"""Pricing rules: how a rate follows from another where no row states it.
+
+They live as dated, sourced data in ``overrides.toml``; this module gives them their meaning.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -14,14 +16,14 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from tokenmeter.money import ONE
-from tokenmeter.pricing.catalog import Launch
+from tokenmeter.pricing.conversion import Launch
 from tokenmeter.pricing.parse import parse_prices
 from tokenmeter.pricing.price import Price, midnight
 from tokenmeter.semconv import TOKEN_METERS
 
 __all__ = ["Overrides", "Rule", "load_overrides"]
 
-RuleKind = Literal["mode", "multiplier", "derived", "priced_as"]
+RuleKind = Literal["mode", "multiplier", "derived"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +34,9 @@ class Rule:
         kind: ``mode``: the rate of a mode (``when``) is `factor` x the rate without it.
             ``multiplier``: list costs are multiplied by `factor` when `when` holds (geo, region).
             ``derived``: each of `sku_meters` costs `factor` x `base`.
-            ``priced_as``: in mode `when`, each of `sku_meters` without a row is billed like `base`
-            (``standard``: like itself outside of the mode).
         providers: Canonical provider ids of the call.
         models: Patterns of model ids it covers.
-        except_models: Patterns it does not; for a multiplier those are billed without it.
+        except_models: Patterns it does not.
         when: ``(dimension, value)``; value ``*`` is anything.
         sku_meters: Meters it covers.
         factor: The factor.
@@ -60,9 +60,10 @@ class Rule:
     source: str = ""
     verified_on: date | None = None
 
-    def covers(self, model: str) -> bool:
-        """Whether the rule is about this model id."""
-        return _any(self.models, model) and not _any(self.except_models, model)
+    def covers(self, names: Iterable[str]) -> bool:
+        """Whether the rule is about the model that goes by `names`: its listed id, and how the call named it."""
+        known = tuple(names)
+        return _any(self.models, known) and not _any(self.except_models, known)
 
     def holds(self, at: datetime) -> bool:
         """Whether the rule is effective at `at`."""
@@ -80,7 +81,7 @@ class Overrides:
     Attributes:
         prices: Rows of models or meters that the catalog lacks or has wrong.
         rules: See `Rule`.
-        launches: See `tokenmeter.pricing.catalog.Launch`.
+        launches: See `tokenmeter.pricing.conversion.Launch`.
         limits: Model id pattern -> largest answer in tokens.
         aliases: provider -> {name: listed id}.
         text: The file, for hashing.
@@ -125,7 +126,7 @@ def _spread(group: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rule(raw: dict[str, Any]) -> Rule:
-    when = tuple(raw["when"].items())[0] if "when" in raw else None
+    when = next(iter(raw["when"].items())) if "when" in raw else None
     meters = raw.get("sku_meters", "tokens")
     return Rule(
         kind=raw["kind"],
@@ -154,5 +155,5 @@ def _launch(raw: dict[str, Any]) -> Launch:
     )
 
 
-def _any(patterns: tuple[str, ...], model: str) -> bool:
-    return any(fnmatchcase(model, pattern) for pattern in patterns)
+def _any(patterns: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -125,7 +125,7 @@ class Terms:
                 return value.lower() in names
             if name == "provider":
                 return value == provider
-            return value == getattr(attribution, name)
+            return bool(value == getattr(attribution, name))
 
         fitting = [
             (rule.specificity, _since(rule.effective_from), position, rule.factor)
