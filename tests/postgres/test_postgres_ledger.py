@@ -75,13 +75,13 @@ class TestVerify:
         }
 
 
-def test_text_that_postgresql_cannot_hold_is_marked_and_kept(store, make_entry):
+def test_text_that_postgresql_cannot_hold_is_escaped_and_kept(store, make_entry):
     entry = make_entry(
         request_model="a\0b", response_id="x\ud800y", raw_usage='{"\ud83d": "\\u0000"}', error_type="E\n"
     )
     assert store.settle(entry).recorded
     kept = store.entry(entry.entry_id)
-    assert kept == replace(entry, request_model="a\ufffdb", response_id="x\ufffdy", raw_usage='{"\ufffd": "\\u0000"}')
+    assert kept == replace(entry, request_model="a\\x00b", response_id="x\\ud800y", raw_usage='{"\\ud83d": "\\u0000"}')
     assert store.verify().ok
 
 

@@ -28,7 +28,7 @@ _FUNCTIONS = (
 _WRITER_READS = ("counters", "holds", "batches", "schema_versions")
 _READER_READS = (
     *("entries", "contexts", "rates", "sums", "batches", "chains", "counters", "holds", "leases", "crossings"),
-    "schema_versions",
+    *("documents", "schema_versions"),
 )
 
 

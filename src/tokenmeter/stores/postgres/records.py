@@ -123,8 +123,14 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _clean(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`values` without what PostgreSQL's text cannot hold: NUL and lone surrogates become U+FFFD."""
-    return tuple(_UNSTORABLE.sub("\ufffd", value) if isinstance(value, str) else value for value in values)
+    """`values` with what PostgreSQL's text cannot hold, NUL and lone surrogates, written as escapes."""
+    return tuple(_escaped(value) if isinstance(value, str) else value for value in values)
+
+
+def _escaped(text: str) -> str:
+    if not _UNSTORABLE.search(text):
+        return text
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def batch_text(bodies: Sequence[str], *, stripe: int) -> str:

@@ -26,10 +26,12 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.codec import to_microseconds
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
 from tokenmeter.stores.postgres.condition import describe
 from tokenmeter.stores.postgres.draining import Drainer
+from tokenmeter.stores.postgres.filing import PAGE, file_document, read_page
 from tokenmeter.stores.postgres.leases import Leases
 from tokenmeter.stores.postgres.pool import Pool, explain
 from tokenmeter.stores.postgres.reading import Reader
@@ -262,6 +264,27 @@ class PostgresStore:
         with self._pool.lend() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield connection
+
+    # -- documents
+
+    def file(self, draft: NewDocument) -> Filing:
+        """File a document once; for the ledger's owner."""
+        if not self._checked:
+            self._check_schema()
+        try:
+            return self._pool.run(lambda connection, lost: file_document(connection, draft, lost=lost))
+        except psycopg.Error as error:
+            raise explain(error, self.address) from error
+
+    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Filed documents, in the order of their filing, page by page."""
+        last = 0
+        while True:
+            page = self._run(partial(read_page, which=which, after=last))
+            yield from page
+            if len(page) < PAGE:
+                return
+            last = page[-1].position
 
     # -- care
 
