@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.usage import Quantity
 
 __all__ = [
@@ -252,6 +253,17 @@ class Store(Protocol):
                 then given to the groups an entry has a charge in).
             which: Further conditions; its since/until are ignored.
         """
+        ...
+
+    def file(self, draft: NewDocument) -> Filing:
+        """File a document once: numbered without gaps in its series, linked to the one before, never changed.
+
+        A key that is taken is not filed again; the document that has it comes back.
+        """
+        ...
+
+    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Filed documents, in the order of their filing, lazily."""
         ...
 
     def verify(self) -> Verification:

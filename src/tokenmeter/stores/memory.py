@@ -22,6 +22,7 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.codec import context_of, encode_amounts, to_microseconds
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request, place
 from tokenmeter.stores.rollups import Tally, check_boundaries, check_dimensions, matches
 
 __all__ = ["MemoryStore"]
@@ -51,6 +52,7 @@ class MemoryStore:
         self._order: list[tuple[int, int, str]] = []
         self._balances: dict[CounterKey, _Balance] = {}
         self._holds: dict[str, Reservation] = {}
+        self._documents: list[Document] = []
         self._secret = os.urandom(32)
 
     def settle(
@@ -199,6 +201,28 @@ class MemoryStore:
                 who = entry.attribution
                 tally.add_entry(bucket, context_of(entry), encode_amounts(entry), who.end_user, who.tags)
         return tally.result()
+
+    def file(self, draft: NewDocument) -> Filing:
+        """File a document once."""
+        with self._lock:
+            taken = next((d for d in self._documents if (d.kind, d.key) == (draft.kind, draft.key)), None)
+            if taken is not None:
+                return Filing(taken, recorded=False)
+            last = self._documents[-1] if self._documents else None
+            document = place(
+                draft,
+                last=None if last is None else (last.position, last.hash),
+                numbered=max((d.number or 0 for d in self._documents if d.series == draft.series), default=0),
+                anchor=self.verify().head,
+            )
+            self._documents.append(document)
+            return Filing(document, recorded=True)
+
+    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Filed documents, in the order of their filing."""
+        with self._lock:
+            found = [document for document in self._documents if which.accepts(document)]
+        yield from found
 
     def verify(self) -> Verification:
         """Entries in memory are immutable objects; there is nothing to compare them with."""

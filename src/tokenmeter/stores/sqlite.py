@@ -33,6 +33,8 @@ from tokenmeter.stores.codec import (
     to_microseconds,
 )
 from tokenmeter.stores.database import PATIENCE, Database
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.filing import file_document, read_documents
 from tokenmeter.stores.migrations import SCHEMA_VERSION, queries
 from tokenmeter.stores.rollups import (
     check_boundaries,
@@ -252,6 +254,16 @@ class SQLiteStore:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
         instants = check_boundaries(boundaries)
         return self._database.read(partial(summed, instants=instants, by=by, which=which or EntryFilter()))
+
+    # -- documents
+
+    def file(self, draft: NewDocument) -> Filing:
+        """File a document once."""
+        return file_document(self._database, draft)
+
+    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Filed documents, in the order of their filing."""
+        return read_documents(self._database, which)
 
     # -- care
 
