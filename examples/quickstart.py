@@ -30,6 +30,9 @@ def main() -> None:
             os.environ["ANTHROPIC_API_KEY"] = "sk-ant-quickstart-0002"
             os.environ["OPENAI_BASE_URL"] = provider.openai_url
             os.environ["ANTHROPIC_BASE_URL"] = provider.anthropic_url
+            # The provider finds the second prompt in its cache, as a real one would.
+            provider.answer(path="/v1/chat/completions", times=1)
+            provider.answer(path="/v1/chat/completions", meters={"input": 75, "cache_read": 128, "output": 42})
             print(f"No API keys found: a FakeProvider answers at {provider.url}\n")
         meter = tokenmeter.configure(
             store=f"sqlite:///{Path(folder) / 'usage.db'}",

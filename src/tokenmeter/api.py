@@ -268,7 +268,7 @@ def price(
         source), their sums `list_cost` and `billed_cost`, `cost_source` and `flags`.
 
     Raises:
-        ConfigurationError: not a response or usage at all, or an unknown provider or endpoint.
+        PricingError: not a response or usage at all.
     """
     observation = observe(
         response_or_usage,
@@ -283,7 +283,8 @@ def price(
     if price_list is not None:
         pricer = Pricer(price_list, pricer.terms)
     moment = utcnow() if at is None else parse_instant(at)
-    return pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
+    rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
+    return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
 
 
 def remaining(*, at: datetime | None = None, meter: Meter | None = None, **scope: str) -> list[Balance]:
