@@ -211,7 +211,7 @@ def bind_module(module: ModuleType, meter: Meter | None, attribution: Any) -> No
     for name in _MODULE_CLIENT_CLASSES:
         plain = getattr(module, name, None)
         if plain is not None:
-            setattr(module, name, metered_class(plain, template))
+            setattr(module, name, metered_class(plain, template))  # or the same again, with other settings
     made = getattr(module, "_client", None)
     if made is not None:
         bind(made, template.copy())

@@ -1,4 +1,4 @@
-"""Fixtures for capture: a fake provider, a meter over a ledger in memory, clients of both kinds, and what they recorded."""
+"""Fixtures for capture: a fake provider, a meter over a ledger in memory, clients, and what they recorded."""
 
 from __future__ import annotations
 

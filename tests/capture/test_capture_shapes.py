@@ -25,7 +25,7 @@ Run = Callable[[Any, Any], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to call. `recorded`: ``right``, ``flagged`` (an estimate or unknown, and says so) or ``free`` (no entry)."""
+    """One way to call. `recorded`: ``right``, ``flagged`` (estimated or unknown) or ``free`` (no entry)."""
 
     name: str
     run: Run

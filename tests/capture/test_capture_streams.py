@@ -47,16 +47,18 @@ def test_a_stream_that_is_never_iterated_is_recorded_with_its_estimated_input(cl
 
 
 def test_an_error_of_the_callers_own_ends_the_stream_as_aborted(clients, books):
-    with pytest.raises(ValueError, match="mine"), clients.openai().chat.completions.create(**CHAT) as stream:
-        next(stream)
+    def stop(_chunk):
         raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"), clients.openai().chat.completions.create(**CHAT) as stream:
+        stop(next(stream))
     entry = books.one()
     assert (entry.status, entry.error_type) == ("aborted", "ValueError")
 
 
 def test_a_stream_read_inside_an_except_block_is_no_error(clients, books):
     try:
-        raise KeyError("first provider failed")
+        {}["first provider"]
     except KeyError:
         list(clients.openai().chat.completions.create(**CHAT))
     assert (books.one().status, books.one().error_type) == ("ok", None)
@@ -73,9 +75,8 @@ def test_anthropics_input_is_exact_in_a_stream_cut_short(clients, books, provide
 
 def test_a_connection_that_breaks_in_the_stream_is_an_error_with_an_estimate(clients, books, provider):
     provider.cut(3)
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(Exception, match=r"(?i)connection|incomplete|peer"):  # the SDK's error, or httpx's in old ones
         list(clients.openai().chat.completions.create(**CHAT))
-    assert not isinstance(raised.value, AssertionError)
     entry = books.one()
     assert (entry.status, entry.streamed) == ("error", True)
     assert entry.error_type
@@ -207,8 +208,8 @@ async def test_a_call_cancelled_before_its_answer_is_recorded_with_unknown_billi
     async with clients.async_openai() as client:
         task = asyncio.create_task(client.chat.completions.create(model="gpt-5-mini", messages=MESSAGES))
         async with asyncio.timeout(10):
-            while not provider.requests:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - the provider runs in threads
+            while not provider.requests:  # noqa: ASYNC110 - the provider runs in threads
+                await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

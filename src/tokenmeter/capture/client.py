@@ -82,6 +82,9 @@ def metered_class(
             among ours as it does among the SDK's.
         module: Where the class is to be found under its name; default: where the SDK has it.
     """
+    if TEMPLATE in vars(sdk_class):  # metered already
+        setattr(sdk_class, TEMPLATE, template)
+        return sdk_class
     mixin = AsyncCapture if inspect.iscoroutinefunction(sdk_class.request) else Capture
     copying = _copying(sdk_class)
     body = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -13,7 +12,7 @@ from tokenmeter.attribution import current_attribution, current_scopes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.background import recall, remember
 from tokenmeter.capture.exchange import Exchange
-from tokenmeter.capture.sdk import Binding
+from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import (
     Settling,
     authorize_async,
@@ -30,8 +29,6 @@ __all__ = ["CURRENT", "REFUSALS", "InFlight", "describe", "open_call"]
 
 #: The call whose request is being sent in this context. Set and put back within one `request()`; never kept longer.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
-
-log = logging.getLogger("tokenmeter")
 
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
 REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
@@ -271,8 +268,8 @@ def _endpoint(binding: Binding, options: Any) -> Endpoint | None:
     try:
         method = options.method.upper()
         endpoint = binding.sdk.dialect.endpoint(method, str(options.url))
-    except Exception:
-        log.exception("tokenmeter could not see what is called; the call itself goes on")
+    except Exception as error:  # noqa: BLE001 - the call itself goes on
+        complain("see what is called", error)
         return None
     return endpoint if endpoint.polls or (method == "POST" and endpoint.billable) else None
 

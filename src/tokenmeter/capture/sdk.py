@@ -12,7 +12,7 @@ from tokenmeter.dialects.base import Dialect
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.meter import Meter
 
-__all__ = ["BINDING", "TEMPLATE", "Binding", "Host", "Sdk", "binding_of"]
+__all__ = ["BINDING", "TEMPLATE", "Binding", "Host", "Sdk", "binding_of", "complain"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -96,8 +96,8 @@ class Binding:
             return self.sdk.default_meter()
         except ConfigurationError:
             raise
-        except Exception:
-            log.exception("tokenmeter has no meter and records nothing; the call itself goes on")
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("find its meter, and records nothing", error)
             return None
 
     def host(self, client: Any) -> Host:
@@ -110,6 +110,17 @@ class Binding:
     def copy(self) -> Binding:
         """For a copy of the client."""
         return Binding(self.sdk, self.own_meter, self.attribution)
+
+
+def complain(what: str, error: Exception) -> None:
+    """Log a fault that happened before there was a meter to count it; each kind once."""
+    kind = f"{what}: {type(error).__name__}"
+    if kind not in _complained:
+        _complained.add(kind)
+        log.error("tokenmeter could not %s; the call itself goes on", what, exc_info=error)
+
+
+_complained: set[str] = set()
 
 
 def binding_of(client: Any) -> Binding | None:

@@ -1,0 +1,234 @@
+"""Processes, threads, loops and memory: nothing lost, nothing counted twice, nothing kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import anthropic
+import openai
+import pytest
+
+import tokenmeter
+from tokenmeter.capture.settlement import Settling, settle_from_anywhere
+from tokenmeter.meter import Meter
+from tokenmeter.stores import open_store
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+CHAT = {"model": "gpt-5-mini", "messages": MESSAGES}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-5-mini",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+}
+
+
+def _transport():
+    """The SDK's own flavour of httpx, answering from memory."""
+    kind = openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]
+    return __import__(kind)
+
+
+def test_a_forked_child_leaves_the_parents_open_stream_to_the_parent(provider, tmp_path):
+    script = f"""
+import gc, os, tokenmeter, tokenmeter.openai
+tokenmeter.configure(store="sqlite:///{tmp_path}/fork.db", config={{}})
+client = tokenmeter.openai.OpenAI(base_url={provider.openai_url!r}, api_key="sk-test")
+stream = client.chat.completions.create(**{CHAT!r}, stream=True)
+next(stream)
+child = os.fork()
+if not child:
+    client.chat.completions.create(**{CHAT!r})
+    del stream
+    gc.collect()
+    raise SystemExit
+os.waitpid(child, 0)
+list(stream)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert done.stderr == ""
+    store = open_store(f"sqlite:///{tmp_path}/fork.db")
+    assert sorted((entry.streamed, entry.status) for entry in store.entries()) == [(False, "ok"), (True, "ok")]
+    store.close()
+
+
+def test_one_client_serves_several_event_loops(clients, books):
+    async def turn():
+        client = clients.async_openai()
+        await client.chat.completions.create(**CHAT)
+        async for _chunk in await client.chat.completions.create(**CHAT, stream=True):
+            pass
+        await client.close()
+
+    for _ in range(3):
+        asyncio.run(turn())
+    assert [entry.status for entry in books.all()] == ["ok"] * 6
+
+
+def test_what_is_dropped_while_the_meter_is_at_work_waits_for_the_next_call(clients, books, meter, monkeypatch):
+    """A finaliser may run inside the meter, under its locks: it must neither wait nor be forgotten."""
+    client = clients.openai()
+    settle = meter.store.settle
+    inner = []
+
+    def finalising(*args, **kwargs):
+        if not inner:
+            inner.append(1)
+            held = client.chat.completions.create  # a stream is dropped right here
+            stream = held(**CHAT, stream=True)
+            del stream
+            gc.collect()
+            inner.append(len(list(meter.store.entries())))
+        return settle(*args, **kwargs)
+
+    monkeypatch.setattr(meter.store, "settle", finalising)
+    client.chat.completions.create(**CHAT)
+    assert inner == [1, 0]
+    assert len(books.all()) == 2
+
+
+def test_an_outcome_put_by_is_written_after_the_next_call(clients, books, meter, monkeypatch):
+    from tokenmeter.errors import StoreBusyError
+
+    client = clients.openai()
+    settle = meter.store.settle
+    busy = [True]
+
+    def sometimes(*args, wait=True, **kwargs):
+        if busy and not wait:
+            raise StoreBusyError("busy")
+        return settle(*args, wait=wait, **kwargs)
+
+    monkeypatch.setattr(meter.store, "settle", sometimes)
+    stream = client.chat.completions.create(**CHAT, stream=True)
+    del stream
+    gc.collect()
+    assert list(meter.store.entries()) == []
+    busy.clear()
+    client.chat.completions.create(**CHAT)
+    assert len(books.all()) == 2
+
+
+def test_nothing_of_ours_keeps_clients_responses_or_results_alive(clients):
+    client = clients.openai()
+    result = client.chat.completions.create(**CHAT)
+    stream = client.chat.completions.create(**CHAT, stream=True)
+    list(stream)
+    raw = client.chat.completions.with_raw_response.create(**CHAT)
+    watched = [weakref.ref(thing) for thing in (result, stream.response, raw.http_response, raw)]
+    del result, stream, raw
+    gc.collect()
+    assert [ref() for ref in watched] == [None] * 4
+    gone = weakref.ref(client)
+    client.close()
+    clients.made.clear()
+    del client
+    gc.collect()
+    assert gone() is None
+
+
+def _leaking(streamed, priced, calls):
+    """How many objects, and how many calls settled, after so many calls against a transport in memory."""
+    httpx = _transport()
+    chunk = {**ANSWER, "object": "chat.completion.chunk"}
+    chunk["choices"] = [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]
+    events = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
+
+    class Body(httpx.SyncByteStream):
+        def __iter__(self):
+            yield events
+
+    def answer(request):
+        if streamed:
+            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Body())
+        return httpx.Response(200, json=ANSWER)
+
+    store = _Forgetful()
+    http_client = httpx.Client(transport=httpx.MockTransport(answer))
+    client = openai.OpenAI(api_key="sk-test", http_client=http_client)
+    tokenmeter.wrap(client, Meter(store=store, pricer=priced.pricer, budgets=priced.budgets))
+
+    def call(times):
+        for turn in range(times):
+            made = client.chat.completions.create(**CHAT, stream=streamed)
+            if streamed and turn % 2:  # every other one is dropped unread
+                list(made)
+        del made
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = call(50)
+    grown = call(calls) - before
+    client.close()
+    return grown, store.settled - 50
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["bodies", "streams"])
+def test_the_number_of_objects_does_not_grow_with_the_number_of_calls(streamed, priced):
+    grown, settled = _leaking(streamed, priced, 1_000)
+    assert settled == 1_000
+    assert grown < 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TOKENMETER_SLOW" not in os.environ, reason="takes minutes: set TOKENMETER_SLOW")
+@pytest.mark.parametrize("streamed", [False, True], ids=["bodies", "streams"])
+def test_the_number_of_objects_does_not_grow_over_100_000_calls(streamed, priced):
+    grown, settled = _leaking(streamed, priced, 100_000)
+    assert settled == 100_000
+    assert grown < 200
+
+
+class _Forgetful:
+    """A store that only counts, so that memory can be told to be capture's."""
+
+    url = "memory:"
+
+    def __init__(self):
+        self.settled = 0
+
+    def settle(self, *_args, **_kwargs):
+        from tokenmeter.stores.base import Settlement
+
+        self.settled += 1
+        return Settlement(recorded=True)
+
+    def secret(self):
+        return bytes(32)
+
+
+def test_settling_from_many_threads_at_once_is_safe(meter, books, clients):
+    client = clients.openai()
+    client.chat.completions.create(**CHAT)
+    (entry,) = books.all()
+    from tokenmeter.call import Call, Outcome, RequestFacts
+
+    call = Call(provider="openai", endpoint=entry.endpoint, operation="chat", facts=RequestFacts())
+    authorization = meter.authorize(call)
+    threads = [
+        threading.Thread(target=lambda: settle_from_anywhere(Settling(meter, authorization, Outcome())))
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.chat.completions.create(**CHAT)  # takes along whatever was put by
+    assert len(books.all()) == 22
+
+
+def test_opentelemetry_of_the_anthropic_sdk_is_not_counted_as_well(clients, books):
+    client = clients.anthropic()
+    client.messages.create(model="claude-sonnet-5", max_tokens=16, messages=MESSAGES)
+    assert len(books.all()) == 1
+    assert anthropic.__version__
