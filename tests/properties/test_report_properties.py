@@ -167,4 +167,4 @@ def test_report_csv_jsonl_parquet_and_focus_agree(recorded: list[Entry], tz: str
     assert money(focus, "ListCost") == report.totals.list_cost
     assert money(focus, "ContractedCost") == report.totals.contracted_cost
     assert money(focus, "BilledCost") == money(invoices, "BilledCost") == report.totals.billed_cost
-    assert sum(int(row["x_Quantity"]) for row in focus) == sum(map(int, report.totals.usage.quantities.values()))
+    assert sum(Decimal(row["x_Quantity"]) for row in focus) == sum(map(int, report.totals.usage.quantities.values()))

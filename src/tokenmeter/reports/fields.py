@@ -59,19 +59,29 @@ class ChargeLine:
 
 def plain(value: Any, kind: Kind) -> Any:
     """A value as JSON has it; decimals as text without exponent, instants in ISO 8601 (UTC)."""
-    if value is None or kind in {"flag", "text"}:
-        return value
-    if kind == "integer":
-        return int(value)
-    if kind == "money":
-        return f"{quantize(value):f}"
-    if kind in {"price", "quantity"}:
-        return f"{value:f}" if isinstance(value, Decimal) else str(value)
-    if kind in {"instant", "second"}:
-        moment: datetime = value
-        finest = "microseconds" if kind == "instant" else "seconds"
-        return moment.astimezone(UTC).isoformat(timespec=finest).replace("+00:00", "Z")
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str, sort_keys=True)
+    return None if value is None else _PLAIN[kind](value)
+
+
+def _digits(quantity: Quantity) -> str:
+    digits = f"{Decimal(quantity):f}"
+    return digits if "." in digits else f"{digits}.0"  # readers that guess types must not take it for integers
+
+
+def _instant(moment: datetime, timespec: str = "microseconds") -> str:
+    return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+_PLAIN: Mapping[Kind, Callable[[Any], Any]] = {
+    "text": str,
+    "integer": int,
+    "money": lambda dollars: f"{quantize(dollars):f}",
+    "price": lambda price: f"{price:f}",
+    "quantity": _digits,
+    "instant": _instant,
+    "second": lambda moment: _instant(moment, "seconds"),
+    "flag": bool,
+    "json": json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str, sort_keys=True).encode,
+}
 
 
 # -- a report's rows

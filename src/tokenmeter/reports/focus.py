@@ -11,13 +11,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports.export import Manifest, Origin, write
 from tokenmeter.reports.fields import Field
-from tokenmeter.reports.focus_columns import billing_period_fields, cost_and_usage_fields, invoice_detail_fields
+from tokenmeter.reports.focus_columns import (
+    billing_period_fields,
+    cost_and_usage_fields,
+    invoice_detail_fields,
+    service_of,
+)
 from tokenmeter.reports.focus_rows import CostRow, cost_rows
 from tokenmeter.reports.query import Query
 from tokenmeter.stores.base import Store
@@ -32,12 +37,13 @@ class FocusTerms:
     """What FOCUS asks for and a ledger does not know.
 
     Attributes:
-        issuer: ``InvoiceIssuerName``: who bills for the usage.
+        issuer: ``InvoiceIssuerName`` and service provider: who bills for the usage, such as a platform that resells
+            it; None = each provider bills its own. The provider of the model is the host provider either way.
         account: ``BillingAccountId`` of usage that names no organization.
         payment_terms: ``PaymentTerms`` of the Invoice Detail dataset.
     """
 
-    issuer: str = "tokenmeter"
+    issuer: str | None = None
     account: str = "default"
     payment_terms: str = "Not agreed"
 
@@ -55,13 +61,21 @@ class InvoiceLine:
     billed_cost: Decimal = ZERO
 
 
+class BillingMonth(NamedTuple):
+    """One record of Billing Period."""
+
+    start: datetime
+    end: datetime
+    issuer: str
+
+
 @dataclass(slots=True)
 class Books:
     """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
 
     terms: FocusTerms
     lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
-    periods: dict[datetime, datetime] = field(default_factory=dict[datetime, datetime])
+    periods: dict[BillingMonth, None] = field(default_factory=dict[BillingMonth, None])
     unpriced: int = 0
 
     def watch(self, rows: Iterable[CostRow]) -> Iterator[CostRow]:
@@ -69,7 +83,7 @@ class Books:
         for row in rows:
             line = self.lines.setdefault(self.detail_id(row), InvoiceLine(row))
             line.billed_cost = EXACT.add(line.billed_cost, row.billed_cost)
-            self.periods[row.key.billing_start] = row.key.billing_end
+            self.periods[BillingMonth(row.key.billing_start, row.key.billing_end, self.issuer(row))] = None
             self.unpriced += row.key.sku.cost_source == "unpriced"
             yield row
 
@@ -77,9 +91,13 @@ class Books:
         """FOCUS ``BillingAccountId``."""
         return row.key.owner.organization or self.terms.account
 
+    def issuer(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceIssuerName`` and ``ServiceProviderName``."""
+        return self.terms.issuer or service_of(row.key.sku.provider)[0]
+
     def invoice_id(self, row: CostRow) -> str:
         """FOCUS ``InvoiceId`` of the open invoice the row will be on."""
-        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.account(row)}"
+        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.issuer(row)}:{self.account(row)}"
 
     def detail_id(self, row: CostRow) -> str:
         """FOCUS ``InvoiceDetailId`` of the line the row is summed in."""
@@ -143,7 +161,7 @@ def export_focus(
 
 def _other_datasets(books: Books) -> Iterator[tuple[str, Iterable[Any], Sequence[Field[Any]]]]:
     yield "Invoice Detail", books.lines.values(), invoice_detail_fields(books)
-    yield "Billing Period", books.periods.items(), billing_period_fields(books)
+    yield "Billing Period", books.periods, billing_period_fields()
 
 
 def _noting(rows: Iterator[CostRow], books: Books, origin: Origin) -> Iterator[CostRow]:

@@ -6,17 +6,16 @@ Source of names, types and rules: the FOCUS specification, versions 1.4 and 1.2 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.ledger import utcnow
 from tokenmeter.reports.fields import Field
 
 if TYPE_CHECKING:
-    from tokenmeter.reports.focus import Books, InvoiceLine
+    from tokenmeter.reports.focus import BillingMonth, Books, InvoiceLine
     from tokenmeter.reports.focus_rows import CostRow
 
-__all__ = ["billing_period_fields", "cost_and_usage_fields", "invoice_detail_fields"]
+__all__ = ["billing_period_fields", "cost_and_usage_fields", "invoice_detail_fields", "service_of"]
 
 #: Provider id -> FOCUS ServiceProviderName and ServiceName.
 _SERVICES = {
@@ -31,7 +30,8 @@ _SERVICES = {
 }
 
 
-def _service(provider: str) -> tuple[str, str]:
+def service_of(provider: str) -> tuple[str, str]:
+    """Company and service behind a provider id."""
     return _SERVICES.get(provider, (provider, f"{provider} API"))
 
 
@@ -67,7 +67,14 @@ def _sub_account_type(row: CostRow) -> str | None:
 
 def cost_and_usage_fields(books: Books, *, version: str, head: str | None) -> list[Field[CostRow]]:
     """Columns of Cost and Usage, alphabetical, custom ones last."""
-    columns = [*_account(books), *_charge(), *_costs(), *_prices(), *_services(version), *_invoice(books, version)]
+    columns = [
+        *_account(books),
+        *_charge(),
+        *_costs(),
+        *_prices(),
+        *_services(books, version),
+        *_invoice(books, version),
+    ]
     return [*sorted(columns, key=lambda one: one.name), *_custom(head)]
 
 
@@ -79,7 +86,7 @@ def _account(books: Books) -> list[Field[CostRow]]:
         Field("BillingCurrency", "text", lambda _: "USD"),
         Field("BillingPeriodStart", "second", lambda row: row.key.billing_start),
         Field("BillingPeriodEnd", "second", lambda row: row.key.billing_end),
-        Field("InvoiceIssuerName", "text", lambda _: books.terms.issuer),
+        Field("InvoiceIssuerName", "text", books.issuer),
         Field("SubAccountId", "text", lambda row: row.sub_account),
         Field("SubAccountName", "text", lambda row: row.key.owner.member or row.key.owner.team),
         Field("SubAccountType", "text", _sub_account_type),
@@ -123,15 +130,15 @@ def _prices() -> list[Field[CostRow]]:
     ]
 
 
-def _services(version: str) -> list[Field[CostRow]]:
+def _services(books: Books, version: str) -> list[Field[CostRow]]:
     provider, host = (
         ("ProviderName", "PublisherName") if version == "1.2" else ("ServiceProviderName", "HostProviderName")
     )
     return [
-        Field(provider, "text", lambda row: _service(row.key.sku.provider)[0]),
-        Field(host, "text", lambda row: _service(row.key.sku.provider)[0]),
+        Field(provider, "text", books.issuer),
+        Field(host, "text", lambda row: service_of(row.key.sku.provider)[0]),
         Field("ServiceCategory", "text", lambda _: "AI and Machine Learning"),
-        Field("ServiceName", "text", lambda row: _service(row.key.sku.provider)[1]),
+        Field("ServiceName", "text", lambda row: service_of(row.key.sku.provider)[1]),
         Field("ServiceSubcategory", "text", lambda _: "Generative AI"),
     ]
 
@@ -165,7 +172,7 @@ def invoice_detail_fields(books: Books) -> list[Field[InvoiceLine]]:
     now = utcnow()
 
     def grain(row: CostRow) -> dict[str, str]:
-        own = {"ServiceName": _service(row.key.sku.provider)[1]}
+        own = {"ServiceName": service_of(row.key.sku.provider)[1]}
         return own if row.sub_account is None else {**own, "SubAccountId": row.sub_account}
 
     columns: list[tuple[str, Any, Callable[[CostRow], Any]]] = [
@@ -182,7 +189,7 @@ def invoice_detail_fields(books: Books) -> list[Field[InvoiceLine]]:
         ("InvoiceId", "text", books.invoice_id),
         ("InvoiceIssueDate", "second", lambda _: None),
         ("InvoiceIssueStatus", "text", lambda _: "Open"),
-        ("InvoiceIssuerName", "text", lambda _: books.terms.issuer),
+        ("InvoiceIssuerName", "text", books.issuer),
         ("PaymentDueDate", "second", lambda _: None),
         ("PaymentTerms", "text", lambda _: books.terms.payment_terms),
         ("ReferenceInvoiceId", "text", books.invoice_id),
@@ -197,14 +204,14 @@ def _of_row(pick: Callable[[CostRow], Any]) -> Callable[[InvoiceLine], Any]:
     return lambda line: pick(line.row)
 
 
-def billing_period_fields(books: Books) -> list[Field[tuple[datetime, datetime]]]:
-    """Columns of Billing Period; records are its start and end. A month is closed once it is over."""
+def billing_period_fields() -> list[Field[BillingMonth]]:
+    """Columns of Billing Period. A month is closed once it is over."""
     now = utcnow()
     return [
-        Field("BillingPeriodCreated", "second", lambda ends: ends[0]),
-        Field("BillingPeriodEnd", "second", lambda ends: ends[1]),
-        Field("BillingPeriodLastUpdated", "second", lambda ends: max(now, ends[0])),
-        Field("BillingPeriodStart", "second", lambda ends: ends[0]),
-        Field("BillingPeriodStatus", "text", lambda ends: "Closed" if ends[1] <= now else "Open"),
-        Field("InvoiceIssuerName", "text", lambda _: books.terms.issuer),
+        Field("BillingPeriodCreated", "second", lambda month: month.start),
+        Field("BillingPeriodEnd", "second", lambda month: month.end),
+        Field("BillingPeriodLastUpdated", "second", lambda month: max(now, month.start)),
+        Field("BillingPeriodStart", "second", lambda month: month.start),
+        Field("BillingPeriodStatus", "text", lambda month: "Closed" if month.end <= now else "Open"),
+        Field("InvoiceIssuerName", "text", lambda month: month.issuer),
     ]

@@ -107,7 +107,7 @@ def test_a_meter_of_the_users_own_gets_a_column_after_the_others(
 ) -> None:
     store.settle(make_entry(moon_tokens=7))
     row = next(csv.DictReader(io.StringIO(build(store).to_csv())))
-    assert row["moon_tokens"] == "7"
+    assert row["moon_tokens"] == "7.0"
 
 
 def test_unknown_costs_are_empty_and_not_zero(month: Store) -> None:

@@ -44,7 +44,7 @@ def test_cost_and_usage_foots_to_the_report_and_names_every_mandatory_column(mon
     assert money(rows, "ContractedCost") == report.totals.contracted_cost
     tokens = Counter[str]()
     for row in rows:
-        tokens[row["SkuMeter"]] += int(row["x_Quantity"] or 0)
+        tokens[row["SkuMeter"]] += int(Decimal(row["x_Quantity"] or 0))
     assert tokens == Counter({name: int(quantity) for name, quantity in report.totals.usage.quantities.items()})
     assert sum(int(row["x_RequestCount"]) for row in rows) == 6  # the failed call used nothing
 
@@ -58,7 +58,7 @@ def test_list_cost_is_unit_price_times_quantity(month: Store, make_entry: Callab
         quantity = Decimal(row["PricingQuantity"])
         assert Decimal(row["ListUnitPrice"]) * quantity == Decimal(row["ListCost"])
         assert Decimal(row["ContractedUnitPrice"]) * quantity == Decimal(row["ContractedCost"])
-    special = next(row for row in priced if row["PricingQuantity"] == "777")
+    special = next(row for row in priced if row["PricingQuantity"] == "777.0")
     assert Decimal(special["ListUnitPrice"]) == Decimal("0.000000275")
     assert special["x_PlatformMultiplier"] == "1.2"
 
@@ -75,11 +75,11 @@ def test_one_row_per_hour_key_member_model_and_meter(
         for row in read(tmp_path / "cost_and_usage.csv")
     ]
     assert sorted(rows) == [
-        ("2026-11-02T10:00:00Z", "ada", "openai/gpt-5-mini/input", "200", "2"),
-        ("2026-11-02T10:00:00Z", "ada", "openai/gpt-5-mini/output", "20", "0"),
-        ("2026-11-02T10:00:00Z", "bob", "openai/gpt-5-mini/input", "100", "1"),
-        ("2026-11-02T11:00:00Z", "ada", "openai/gpt-5-mini/input", "100", "1"),
-        ("2026-11-02T11:00:00Z", "ada", "openai/gpt-5-mini/output", "10", "0"),
+        ("2026-11-02T10:00:00Z", "ada", "openai/gpt-5-mini/input", "200.0", "2"),
+        ("2026-11-02T10:00:00Z", "ada", "openai/gpt-5-mini/output", "20.0", "0"),
+        ("2026-11-02T10:00:00Z", "bob", "openai/gpt-5-mini/input", "100.0", "1"),
+        ("2026-11-02T11:00:00Z", "ada", "openai/gpt-5-mini/input", "100.0", "1"),
+        ("2026-11-02T11:00:00Z", "ada", "openai/gpt-5-mini/output", "10.0", "0"),
     ]
 
 
@@ -104,7 +104,7 @@ def test_unpriced_usage_keeps_its_tokens_and_is_named_in_the_manifest(month: Sto
     manifests = build(month, where={"model": "unheard-of"}).to_focus(tmp_path)
     rows = read(tmp_path / "cost_and_usage.csv")
     assert {row["x_CostSource"] for row in rows} == {"unpriced"}
-    assert [row["x_Quantity"] for row in rows] == ["50", "5"]
+    assert [row["x_Quantity"] for row in rows] == ["50.0", "5.0"]
     assert all(not row["SkuPriceId"] and not row["PricingQuantity"] for row in rows)
     assert "2 rows are usage without a known price" in manifests["cost_and_usage"].notes[0]
 
@@ -152,6 +152,19 @@ def test_invoice_detail_and_billing_period_belong_to_cost_and_usage(month: Store
     periods = {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in read(tmp_path / "billing_period.csv")}
     assert {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in usage} == periods
     assert ("2026-10-31T18:15:00Z", "2026-11-30T18:15:00Z") in periods
+
+
+def test_without_an_issuer_each_provider_bills_its_own(month: Store, tmp_path: Path) -> None:
+    build(month).to_focus(tmp_path / "own")
+    rows = read(tmp_path / "own" / "cost_and_usage.csv")
+    assert {(row["ServiceProviderName"], row["InvoiceIssuerName"], row["HostProviderName"]) for row in rows} == {
+        ("OpenAI", "OpenAI", "OpenAI"),
+        ("Anthropic", "Anthropic", "Anthropic"),
+    }
+    build(month).to_focus(tmp_path / "platform", terms=FocusTerms(issuer="ACME"))
+    rows = read(tmp_path / "platform" / "cost_and_usage.csv")
+    assert {(row["ServiceProviderName"], row["InvoiceIssuerName"]) for row in rows} == {("ACME", "ACME")}
+    assert {row["HostProviderName"] for row in rows} == {"OpenAI", "Anthropic"}
 
 
 def test_version_1_2_names_its_providers_the_old_way(month: Store, tmp_path: Path) -> None:
