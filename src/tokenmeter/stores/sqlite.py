@@ -277,13 +277,15 @@ class SQLiteStore:
 
     def health(self) -> Health:
         """Facts of the file and of SQLite, and what to mind."""
+        entries, head = self._fetch(_SQL["head"])[0]
         facts: dict[str, Any] = {
             "store": "sqlite",
             "path": str(self.path),
             "sqlite_version": sqlite3.sqlite_version,
             "schema_version": SCHEMA_VERSION,
             "journal_mode": self._fetch("PRAGMA journal_mode")[0][0],
-            "entries": self._fetch(_SQL["head"])[0][0],
+            "entries": entries,
+            "head": head.hex(),
             "pending_holds": self._fetch(_SQL["count_holds"])[0][0],
         }
         status = self.path.stat()
