@@ -7,17 +7,21 @@
 --   "draws": [[lease, amount]], "only_if_held": true}]}
 -- Result: {"recorded": [place], "known": [place], "held": [reservation_id], "crossings": [[key..., threshold, settled]]}
 -- where `known` are records whose entry_id is in the ledger, by this call or an earlier one.
-CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+-- Tables are only looked up by key; planning that anew for each call takes four times as long as doing it.
+CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+AS $$
 #variable_conflict use_column
 DECLARE
     of_stripe smallint := batch->>'stripe';
     batch_number bigint := nextval('batch_numbers');
     ids text[];
     digests bytea[];
+    hold_ids text[];
     held text[];
     freed jsonb;
-    added text[];
-    live bigint[];
+    added jsonb;
+    alive boolean[];
     crossed jsonb;
     head bytea;
     head_position bigint;
@@ -27,14 +31,16 @@ BEGIN
     END IF;
 
     SELECT coalesce(array_agg(item->'entry'->>'entry_id' ORDER BY place), '{}'),
-        coalesce(array_agg(decode(item->>'digest', 'hex') ORDER BY place), '{}') INTO ids, digests
+        coalesce(array_agg(decode(item->>'digest', 'hex') ORDER BY place), '{}'),
+        coalesce(array_agg(item->>'hold') FILTER (WHERE item->>'hold' IS NOT NULL), '{}')
+    INTO ids, digests, hold_ids
     FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place);
 
     INSERT INTO contexts
     SELECT DISTINCT ON (c.id) c.*
     FROM (
         SELECT item->'context' AS context FROM jsonb_array_elements(batch->'records') AS item
-        WHERE NOT EXISTS (SELECT FROM contexts WHERE id = (item->'context'->>'id')::bigint) OFFSET 0
+        WHERE (SELECT true FROM contexts WHERE id = (item->'context'->'id')::bigint) IS NULL OFFSET 0
     ) AS fresh, jsonb_populate_record(NULL::contexts, fresh.context) AS c
     ORDER BY c.id
     ON CONFLICT DO NOTHING;
@@ -43,15 +49,13 @@ BEGIN
     SELECT DISTINCT ON (r.id) r.*
     FROM (
         SELECT rate FROM jsonb_array_elements(batch->'records') AS item, jsonb_array_elements(item->'rates') AS rate
-        WHERE NOT EXISTS (SELECT FROM rates WHERE id = (rate->>'id')::bigint) OFFSET 0
+        WHERE (SELECT true FROM rates WHERE id = (rate->'id')::bigint) IS NULL OFFSET 0
     ) AS fresh, jsonb_populate_record(NULL::rates, fresh.rate) AS r
     ORDER BY r.id
     ON CONFLICT DO NOTHING;
 
     WITH gone AS (
-        DELETE FROM holds
-        WHERE reservation_id IN (SELECT item->>'hold' FROM jsonb_array_elements(batch->'records') AS item)
-        RETURNING reservation_id, claims::jsonb AS claims
+        DELETE FROM holds WHERE reservation_id = ANY (hold_ids) RETURNING reservation_id, claims::jsonb AS claims
     )
     SELECT coalesce(array_agg(reservation_id), '{}'), coalesce(jsonb_agg(claims), '[]') INTO held, freed FROM gone;
 
@@ -74,18 +78,19 @@ BEGIN
         ON CONFLICT DO NOTHING
         RETURNING entry_id
     )
-    SELECT coalesce(array_agg(entry_id), '{}') INTO added FROM put;
+    SELECT coalesce(jsonb_object_agg(entry_id, true), '{}') INTO added FROM put;
 
-    SELECT coalesce(array_agg(place), '{}') INTO live
+    SELECT coalesce(array_agg(added ? id AND turn = 1 ORDER BY place), '{}') INTO alive
     FROM (
-        SELECT min(place) AS place FROM unnest(ids) WITH ORDINALITY AS r (id, place) WHERE id = ANY (added) GROUP BY id
-    ) AS firsts;
+        SELECT id, place, row_number() OVER (PARTITION BY id ORDER BY place) AS turn
+        FROM unnest(ids) WITH ORDINALITY AS r (id, place)
+    ) AS turns;
 
     WITH drawn AS (
         SELECT draw->>0 AS lease, sum((draw->>1)::numeric) AS amount
         FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
             jsonb_array_elements(item->'draws') AS draw
-        WHERE place = ANY (live)
+        WHERE alive[place]
         GROUP BY 1
     ), taken AS (
         UPDATE leases SET amount = leases.amount - drawn.amount FROM drawn
@@ -100,7 +105,7 @@ BEGIN
             jsonb_to_recordset(item->'postings') AS p (
                 budget text, scope text, window_start bigint, window_end bigint, amount numeric, thresholds numeric[]
             )
-        WHERE place = ANY (live)
+        WHERE alive[place]
     ), moves AS (
         SELECT budget, scope, window_start, window_end, amount AS settled, 0::numeric AS reserved FROM posted
         UNION ALL
@@ -141,7 +146,7 @@ BEGIN
             (line->10)::bigint AS l9, (line->11)::bigint AS l10
         FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
             jsonb_array_elements(item->'lines') AS line
-        WHERE place = ANY (live)
+        WHERE alive[place]
         OFFSET 0
     ) AS lines, jsonb_array_elements(slots) AS slot
     GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
@@ -157,24 +162,26 @@ BEGIN
         billed_micro = s.billed_micro + excluded.billed_micro,
         billed_pico = s.billed_pico + excluded.billed_pico;
 
-    IF cardinality(live) > 0 THEN
+    IF added <> '{}' THEN
         INSERT INTO chains (stripe, batches, hash) VALUES (of_stripe, 0, decode(repeat('00', 32), 'hex'))
         ON CONFLICT DO NOTHING;
         UPDATE chains SET batches = batches + 1, hash = sha256(hash || (
             SELECT string_agg(digest, ''::bytea ORDER BY id COLLATE "C")
-            FROM unnest(ids, digests) WITH ORDINALITY AS r (id, digest, place) WHERE place = ANY (live)
+            FROM unnest(ids, digests) WITH ORDINALITY AS r (id, digest, place) WHERE alive[place]
         ))
         WHERE stripe = of_stripe
         RETURNING batches, hash INTO head_position, head;
         INSERT INTO batches (number, stripe, position, entries, hash)
-        VALUES (batch_number, of_stripe, head_position, cardinality(live), head);
+        VALUES (batch_number, of_stripe, head_position, (SELECT count(*) FROM jsonb_object_keys(added)), head);
     END IF;
 
     RETURN jsonb_build_object(
-        'recorded', (SELECT coalesce(jsonb_agg(place - 1), '[]') FROM unnest(live) AS place),
+        'recorded', (
+            SELECT coalesce(jsonb_agg(place - 1), '[]') FROM generate_subscripts(alive, 1) AS place WHERE alive[place]
+        ),
         'known', (
             SELECT coalesce(jsonb_agg(place - 1), '[]') FROM unnest(ids) WITH ORDINALITY AS r (id, place)
-            WHERE EXISTS (SELECT FROM entries WHERE entry_id = id)
+            WHERE (SELECT true FROM entries WHERE entry_id = id)
         ),
         'held', to_jsonb(held),
         'crossings', crossed
