@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -26,13 +27,15 @@ from tokenmeter.cli.options import (
     settings_of,
 )
 from tokenmeter.config import Settings, find_file
+from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
-from tokenmeter.reports.query import closed
+from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
 
 __all__ = ["config_app", "doctor", "reprice", "verify"]
 
+_STALE = timedelta(days=60)
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
 
 _MEANINGS = {
@@ -126,10 +129,18 @@ def doctor(
     meter = api.make_meter(settings)
     try:
         health = meter.store.health()
-        facts |= {**health.facts, **_price_facts(meter), "budgets": len(settings.budgets)}
+        newest = _newest_price(meter)
+        facts |= {
+            **health.facts,
+            "price_list": meter.pricer.price_list_hash[:12],
+            "newest_price": f"{newest:%Y-%m-%d}",
+            "budgets": len(settings.budgets),
+        }
     finally:
         meter.close()
     warnings = [*health.warnings, *_warnings(settings)]
+    if utcnow() - newest > _STALE:
+        warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if as_json:
         emit({"facts": facts, "warnings": warnings})
     else:
@@ -151,8 +162,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _price_facts(meter: Meter) -> dict[str, Any]:
-    return {"price_list": meter.pricer.price_list_hash[:12]}
+def _newest_price(meter: Meter) -> datetime:
+    """When the newest price came into force: how old the list is."""
+    now = utcnow()
+    dates = (row.effective_from for row in meter.pricer.price_list.rows)
+    return max((moment for moment in dates if moment is not None and moment <= now), default=BEGINNING)
 
 
 def _warnings(settings: Settings) -> list[str]:

@@ -1,13 +1,16 @@
-"""``prices show`` and ``prices diff``."""
+"""``prices show``, ``prices diff`` and ``prices update``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated
 
 import typer
 
+from tokenmeter import prices
 from tokenmeter.api import make_meter
 from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.options import ConfigOption, JsonOption, TzOption, settings_of
@@ -24,6 +27,7 @@ ProviderOption = Annotated[str | None, typer.Option("--provider", help="Only thi
 ModelArgument = Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)]
 _NAMES = ("provider", "model", "meter", "conditions")
 _Key = tuple[str, str, str, str]
+_Pair = tuple[Price | None, Price | None]
 
 
 @app.command()
@@ -37,66 +41,101 @@ def show(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every price in force, with its conditions, dates and source.
+    """Every price in force, with its conditions, dates and source. With --provider a model is named as in a call.
 
     Example: tokenmeter prices show gpt-5-mini --provider openai
     """
     moment = utcnow() if at is None else parse_instant(at, tz)
-    wanted = [
-        row
-        for row in _rows(_price_list(config), provider, model)
-        if row.holds(moment) and meter in {None, row.sku_meter}
-    ]
+    listed = _price_list(config)
+    if model and provider:
+        rows = prices.show(model, provider=provider, at=moment, price_list=listed)
+    else:
+        rows = [row for row in _rows(listed, provider, model) if row.holds(moment)]
+    wanted = [row for row in rows if meter in {None, row.sku_meter}]
     if as_json:
         emit([dict(row.to_dict()) for row in wanted])
-        return
-    if not wanted:
-        out.print(
-            "No price matches; names are matched exactly. `tokenmeter prices show --provider openai` lists models."
+    elif wanted:
+        cells = [[*_names(row), _price(row), _per(row), _since(row), row.origin] for row in wanted]
+        show_table(
+            [*_NAMES, "price", "per", "since", "origin"], cells, figures=("price", "per"), whole=("meter", "since")
         )
+    else:
+        out.print("No price matches. `tokenmeter prices show --provider openai` lists a provider's models.")
+    if not wanted:
         raise typer.Exit(Exit.FOUND)
-    rows = [[*_names(row), _price(row), _per(row), _since(row), row.origin] for row in wanted]
-    show_table([*_NAMES, "price", "per", "since", "origin"], rows, figures=("price", "per"), whole=("meter", "since"))
 
 
 @app.command()
 def diff(
-    since: Annotated[str, typer.Argument(help="The earlier instant, such as 2026-10-01.")],
-    until: Annotated[str | None, typer.Argument(help="The later instant.", show_default="now")] = None,
     *,
+    since: Annotated[
+        str | None, typer.Argument(help="The earlier instant, such as 2026-10-01.", show_default=False)
+    ] = None,
+    until: Annotated[str | None, typer.Argument(help="The later instant.", show_default="now")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     provider: ProviderOption = None,
     tz: TzOption = "UTC",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which prices changed between two instants. Exit code 1 when any did.
+    """Where prices in force differ from the bundled catalog, or, with SINCE, what changed between two instants.
 
-    Example: tokenmeter prices diff 2026-10-01 --provider openai
+    Exit code 1 when anything differs. Example: tokenmeter prices diff 2026-10-01 --provider openai
     """
-    earlier = parse_instant(since, tz)
-    later = utcnow() if until is None else parse_instant(until, tz)
-    rows = list(_rows(_price_list(config), provider, model))
-    before, after = _in_force(rows, earlier), _in_force(rows, later)
-    changed = [
+    listed = _price_list(config)
+    if since is None:
+        pairs: list[_Pair] = [
+            (_at_price(one.price, one.catalog_unit_price), one.price)
+            for one in prices.diff(price_list=listed)
+            if provider in {None, one.price.provider} and model in {None, one.price.model}
+        ]
+        heads = ("catalog", "in force")
+    else:
+        later = utcnow() if until is None else parse_instant(until, tz)
+        rows = list(_rows(listed, provider, model))
+        pairs = _changes(_in_force(rows, parse_instant(since, tz)), _in_force(rows, later))
+        heads = ("before", "after")
+    _show_changes(pairs, heads, as_json=as_json)
+
+
+@app.command()
+def update(*, provider: ProviderOption = None, as_json: JsonOption = False) -> None:
+    """Fetch the catalog's newest data and show what changed since the installed one. Uses the network, keeps nothing.
+
+    To use the new prices for good: pip install -U genai-prices. Exit code 1 when anything changed.
+    """
+    now = utcnow()
+    before = _in_force(list(_rows(PriceList.load(), provider, None)), now)
+    prices.update()
+    after = _in_force(list(_rows(PriceList.load(), provider, None)), now)
+    _show_changes(_changes(before, after), ("installed", "newest"), as_json=as_json)
+
+
+def _changes(before: Mapping[_Key, Price], after: Mapping[_Key, Price]) -> list[_Pair]:
+    return [
         (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if key not in before or key not in after or before[key].per_unit != after[key].per_unit
     ]
+
+
+def _at_price(row: Price, unit_price: Decimal | None) -> Price | None:
+    return None if unit_price is None else replace(row, unit_price=unit_price)
+
+
+def _show_changes(pairs: Sequence[_Pair], heads: tuple[str, str], *, as_json: bool) -> None:
     if as_json:
-        emit([{"before": old and dict(old.to_dict()), "after": new and dict(new.to_dict())} for old, new in changed])
-    elif changed:
+        emit([{"before": old and dict(old.to_dict()), "after": new and dict(new.to_dict())} for old, new in pairs])
+    elif pairs:
         cells = [
             [*_names(row), _price(old), _price(new), _per(row), row.origin]
-            for old, new in changed
+            for old, new in pairs
             if (row := new or old) is not None
         ]
-        show_table(
-            [*_NAMES, "before", "after", "per", "origin"], cells, figures=("before", "after", "per"), whole=("meter",)
-        )
+        show_table([*_NAMES, *heads, "per", "origin"], cells, figures=(*heads, "per"), whole=("meter",))
     else:
-        out.print("No price changed.")
-    if changed:
+        out.print("No price differs.")
+    if pairs:
         raise typer.Exit(Exit.FOUND)
 
 
@@ -106,8 +145,8 @@ def _price_list(config: ConfigOption) -> PriceList:
     return meter.pricer.price_list
 
 
-def _rows(prices: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
-    return (row for row in prices.rows if provider in {None, row.provider} and model in {None, row.model})
+def _rows(listed: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
+    return (row for row in listed.rows if provider in {None, row.provider} and model in {None, row.model})
 
 
 def _in_force(rows: list[Price], at: datetime) -> dict[_Key, Price]:

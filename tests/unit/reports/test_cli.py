@@ -222,6 +222,7 @@ def test_doctor_tells_the_state(run: Callable[..., Outcome]) -> None:
     facts = json.loads(run("doctor", "--json").out)["facts"]
     assert facts["path"].endswith("usage.db")
     assert facts["schema_version"]
+    assert facts["newest_price"].startswith("20")
     assert "usage.db" in run("doctor").out
 
 
@@ -299,4 +300,20 @@ def test_prices_diff_says_what_changed_between_two_days(run: Callable[..., Outco
     assert changed.code == 1
     assert changed.out.splitlines()[-1].split()[3:5] == ["$0.5", "$0.4"]
     same = run("prices", "diff", "2026-11-11", "2026-11-20", "--model", "our-own")
-    assert (same.code, same.out.strip()) == (0, "No price changed.")
+    assert (same.code, same.out.strip()) == (0, "No price differs.")
+
+
+def test_prices_diff_without_dates_compares_with_the_catalog(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "tokenmeter.toml").write_text(
+        "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\n"
+        "unit_price = '0.5'\nsource = 'contract'\n"
+    )
+    found = json.loads(run("prices", "diff", "--model", "our-own", "--json").out)
+    assert [(row["before"], row["after"]["unit_price"]) for row in found] == [(None, "0.5")]
+
+
+def test_prices_show_says_that_nobody_knows_a_model(run: Callable[..., Outcome], place: Path) -> None:
+    assert place.is_dir()
+    unknown = run("prices", "show", "unheard-of", "--provider", "openai")
+    assert unknown.code == 4
+    assert "unheard-of" in unknown.err

@@ -16,6 +16,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.reports import Query, build, export_charges, export_entries
 from tokenmeter.reports.writers import import_extra
+from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -203,3 +204,11 @@ def test_a_plot_shows_each_group_over_time(month: Store) -> None:
     flat = build(month, by="member", period="2026-11").plot("requests")
     assert list(flat.data[0].x) == ["bob", "ada", "grace", "(none)"]
     assert list(flat.data[0].y) == ["2", "2", "1", "1"]
+
+
+def test_a_manifest_names_the_head_of_the_ledger(tmp_path: Path, make_entry: Callable[..., Entry]) -> None:
+    store = open_store(tmp_path / "ledger.db")
+    store.settle(make_entry(input=1))
+    manifest = export_entries(store, tmp_path / "entries.csv")
+    assert manifest.ledger["head"] == store.verify().head
+    store.close()
