@@ -118,7 +118,7 @@ class Bound:
 
 def picodollars(cost: Decimal) -> int:
     """`cost` in whole picodollars, rounded up."""
-    return int(cost.scaleb(12, context=EXACT).to_integral_value(rounding=ROUND_CEILING))
+    return int(EXACT.scaleb(cost, 12).to_integral_value(rounding=ROUND_CEILING))
 
 
 def bound(call: Call, ceiling: Ceiling | None) -> Bound:

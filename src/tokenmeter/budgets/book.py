@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from operator import attrgetter
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget
 from tokenmeter.budgets.caps import Cap, CapIndex
 from tokenmeter.budgets.ceilings import Ceilings
 from tokenmeter.budgets.holds import TAKEN_BACK
 from tokenmeter.budgets.plan import Hold, Plan, UnboundedError, make_plan
-from tokenmeter.budgets.policy import Budget, check_consistent
+from tokenmeter.budgets.policy import Budget, Unit, check_consistent
 from tokenmeter.budgets.raises import is_raise, raise_entry, raise_postings, raised_key
 from tokenmeter.budgets.scopes import Subject, parse_scope
 from tokenmeter.budgets.status import Balance, balances
@@ -21,7 +22,7 @@ from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.estimation import Expectations, picodollars
-from tokenmeter.ledger import Claim, Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.ledger import Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.money import EXACT, ZERO, quantize
 from tokenmeter.pricing import Pricer
 from tokenmeter.semconv import OUTPUT_METERS
@@ -103,26 +104,29 @@ class BudgetBook:
         if is_raise(entry):
             return tuple(sorted(raise_postings(entry, self._caps), key=lambda posting: posting.key))
         now = microseconds(entry.occurred_at)
-        postings = [
-            Posting(key, amount, cap.thresholds_of(key.window_start), end)
-            for cap, scope in self._all.find(Subject.of_entry(entry), entry.occurred_at)
-            if (amount := _spent(cap, entry, pricer))
-            for key, end in cap.keys(scope, now)
-        ]
-        postings.sort(key=lambda posting: posting.key)
+        spent: dict[Unit, int] = {}
+        postings: list[Posting] = []
+        for cap, scope in self._all.find(Subject.of_entry(entry), entry.occurred_at):
+            unit = cap.unit
+            if unit not in spent:
+                spent[unit] = _spent(unit, entry, pricer)
+            if amount := spent[unit]:
+                postings += [
+                    Posting(key, amount, cap.thresholds_of(key.window_start), end) for key, end in cap.keys(scope, now)
+                ]
+        if len(postings) > 1:
+            postings.sort(key=_posting_key)
         return tuple(postings)
 
     def bound_violated(self, reservation: Reservation, usage: Usage, billed_cost: Decimal | None) -> bool:
         """Whether a call used more than the strict bound that was held for it."""
-        return any(self._exceeds(claim, usage, billed_cost) for claim in reservation.claims)
-
-    def _exceeds(self, claim: Claim, usage: Usage, billed_cost: Decimal | None) -> bool:
-        cap = self._caps[claim.key.budget]
-        if cap.budget.estimate != "strict" or cap.budget.unbounded != "refuse":
-            return False
-        if cap.unit == "usd":
-            return billed_cost is not None and picodollars(billed_cost) > claim.amount
-        return cap.unit == "tokens" and usage.total_tokens > claim.amount
+        spent: dict[Unit, int] = {
+            "usd": picodollars(billed_cost or ZERO),
+            "tokens": usage.total_tokens,
+            "requests": 1,
+        }
+        caps = ((claim.amount, self._caps[claim.key.budget]) for claim in reservation.claims)
+        return any(amount < spent[cap.unit] and cap.strict for amount, cap in caps)
 
     def learn(self, entry: Entry) -> None:
         """Remember what a call used and how long it took: what others are expected to, and have to wait."""
@@ -182,8 +186,11 @@ class BudgetBook:
         return self._caps
 
 
-def _spent(cap: Cap, entry: Entry, pricer: Pricer) -> int:
-    if cap.unit == "usd":
+_posting_key = attrgetter("key")
+
+
+def _spent(unit: Unit, entry: Entry, pricer: Pricer) -> int:
+    if unit == "usd":
         cost = entry.billed_cost or ZERO
         if entry.cost_source == "unpriced":
             cost += _dearest(entry, pricer)
@@ -191,7 +198,7 @@ def _spent(cap: Cap, entry: Entry, pricer: Pricer) -> int:
     back = TAKEN_BACK in entry.flags
     if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
         return 0
-    if cap.unit == "tokens":
+    if unit == "tokens":
         return entry.usage.total_tokens
     return -1 if back else 1
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from tokenmeter.budgets.policy import Budget
+from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.scopes import Matcher, Subject, scope_text
 from tokenmeter.budgets.windows import ROLLING_STEPS, Span
 from tokenmeter.ledger import CounterKey
 
-__all__ = ["Cap", "CapIndex"]
+__all__ = ["Cap", "CapIndex", "Keys"]
+
+#: Counters, each with its window's end in microseconds since the epoch (None = never).
+Keys = tuple[tuple[CounterKey, int | None], ...]
+
+_MOST_KEYS = 4_096
 
 
 class Cap:
@@ -28,6 +33,7 @@ class Cap:
 
     __slots__ = (
         "_cached",
+        "_keys",
         "_step",
         "_window",
         "budget",
@@ -43,14 +49,20 @@ class Cap:
         self.budget = budget
         self.counter_name = budget.counter_name
         self.limit = budget.limit_amount
-        self.unit = budget.unit
+        self.unit: Unit = budget.unit
         self.match = Matcher(budget.scope)
         self.percents = budget.threshold_amounts
         self.thresholds = tuple(self.percents)
         self._window = budget.window
         length = self._window.length_us
         self._step = None if length is None else max(length // ROLLING_STEPS, 1)
+        self._keys: dict[tuple[str, ...], tuple[tuple[Span, ...], Keys]] = {}
         self._cached: tuple[int, int | None, tuple[Span, ...]] = (1, 0, ())
+
+    @property
+    def strict(self) -> bool:
+        """Whether every hold is an upper bound of its call."""
+        return self.budget.estimate == "strict" and self.budget.unbounded == "refuse"
 
     @property
     def rolling(self) -> bool:
@@ -71,10 +83,19 @@ class Cap:
         self._cached = (start, end, spans)
         return spans
 
-    def keys(self, scope: dict[str, str], at_us: int) -> list[tuple[CounterKey, int | None]]:
+    def keys(self, scope: dict[str, str], at_us: int) -> Keys:
         """The counters, with their windows' ends, of a call at an instant."""
+        spans = self.spans(at_us)
+        values = tuple(scope.values())
+        known = self._keys.get(values)
+        if known is not None and known[0] is spans:
+            return known[1]
         text = scope_text(scope)
-        return [(CounterKey(self.counter_name, text, start), end) for start, end in self.spans(at_us)]
+        keys = tuple((CounterKey(self.counter_name, text, start), end) for start, end in spans)
+        if len(self._keys) >= _MOST_KEYS:
+            self._keys.clear()
+        self._keys[values] = (spans, keys)
+        return keys
 
     def thresholds_of(self, window_start: int) -> tuple[int, ...]:
         """The thresholds a counter reports. Of overlapping rolling windows only every seventh does: these do not."""

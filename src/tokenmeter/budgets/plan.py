@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 
-from tokenmeter.budgets.caps import Cap
+from tokenmeter.budgets.caps import Cap, Keys
 from tokenmeter.call import Call
 from tokenmeter.estimation import Bound, Expectations, bound, picodollars
 from tokenmeter.ledger import Claim, CounterKey
@@ -31,7 +32,7 @@ class Hold:
 
     cap: Cap
     scope: dict[str, str]
-    keys: Sequence[tuple[CounterKey, int | None]]
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,12 @@ def make_plan(
     if cap is not None:
         call = replace(call, facts=replace(call.facts, max_output_tokens=cap))
         upper = bound(call, ceiling)
-    amounts = [_amount(hold, call, upper, learned) for hold in holds]
+    most = {unit: upper.amount(unit) for unit in {hold.cap.unit for hold in holds}}
+    amounts = [_amount(hold, call, upper, most[hold.cap.unit], learned) for hold in holds]
     return Plan(call, at, holds, _claims(holds, amounts), upper, injectable, cap)
+
+
+_claim_key = attrgetter("key")
 
 
 def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
@@ -114,13 +119,12 @@ def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
         for key, end in hold.keys
     ]
     if len(claims) > 1:
-        claims.sort(key=lambda claim: claim.key)
+        claims.sort(key=_claim_key)
     return tuple(claims)
 
 
-def _amount(hold: Hold, call: Call, upper: Bound, learned: Expectations) -> int:
+def _amount(hold: Hold, call: Call, upper: Bound, most: int | None, learned: Expectations) -> int:
     budget, unit = hold.cap.budget, hold.cap.unit
-    most = upper.amount(unit)
     if most is None and budget.unbounded == "refuse":
         raise UnboundedError(hold, upper)
     if most is not None and budget.estimate == "strict":
