@@ -8,9 +8,8 @@ from datetime import datetime, time
 from decimal import Decimal
 
 from tokenmeter.money import EXACT, ONE
-from tokenmeter.pricing.price import EVERY_MODEL, Price, plain
+from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price, plain
 from tokenmeter.pricing.rules import Rule
-from tokenmeter.semconv import TOKEN_METERS
 
 __all__ = ["Context", "Factor", "Quote", "RateCard"]
 
@@ -31,8 +30,6 @@ _NEAREST: dict[str, tuple[str, ...]] = {
     "output_image": ("output",),
     "output_video": ("output",),
 }
-#: Token classes have prices per mode; hosted tools and other meters cost the same in every mode, unless a row differs.
-_TOKENS = {*TOKEN_METERS, "cache_write"}
 _MODES = ("speed", "service_tier", "processing")
 _PLACES = ("geo", "region")
 
@@ -173,7 +170,7 @@ class RateCard:
             return Quote(row.per_unit, row)
         if not context.modes:
             return None
-        if sku_meter not in _TOKENS or self._leaves_out(context, at, prompt_tokens):
+        if sku_meter not in TOKEN_CLASSES or self._leaves_out(context, at, prompt_tokens):
             return self._own(sku_meter, context.standard(), at, prompt_tokens)
         return self._by_rule(sku_meter, context, at, prompt_tokens)
 
@@ -205,7 +202,7 @@ class RateCard:
     def places(self, quote: Quote, sku_meter: str, context: Context, at: datetime) -> tuple[Factor, ...] | str:
         """Multipliers for where the call was served, or the name of the place that is unknown."""
         factors: list[Factor] = []
-        if sku_meter not in TOKEN_METERS:
+        if sku_meter not in TOKEN_CLASSES:
             return ()
         for dimension in _PLACES:
             value = getattr(context, dimension)

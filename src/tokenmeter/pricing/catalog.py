@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.errors import PricingError
 from tokenmeter.pricing.conversion import Launch, price_rows
 from tokenmeter.pricing.matching import listed_names, undated
 from tokenmeter.pricing.price import Price
@@ -21,7 +22,7 @@ from tokenmeter.pricing.price import Price
 if TYPE_CHECKING:
     from genai_prices import types as genai
 
-__all__ = ["Catalog", "CatalogModel"]
+__all__ = ["Catalog", "CatalogData", "CatalogModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,83 +42,116 @@ class CatalogModel:
     rows: tuple[Price, ...]
 
 
-class Catalog:
-    """The installed genai-prices data. Importing this module does not import it; the first look-up does."""
+class CatalogData:
+    """One edition of the data, with an index of the names each model goes by.
 
-    def __init__(self, launches: Iterable[Launch] = ()) -> None:
+    Args:
+        providers: Provider records.
+        edition: What rows of it name as their source.
+        digest: SHA-256 of the data.
+    """
+
+    def __init__(self, providers: Iterable[genai.Provider], *, edition: str, digest: str) -> None:
+        self.providers: Mapping[str, genai.Provider] = {provider.id: provider for provider in providers}
+        self.edition = edition
+        self.digest = digest
+        self._indexes: dict[str, Mapping[str, genai.ModelInfo]] = {}
+
+    @classmethod
+    def fetched(cls) -> CatalogData:
+        """The newest edition, over the network.
+
+        Raises:
+            PricingError: it cannot be fetched or read.
+        """
+        from genai_prices import UpdatePrices  # noqa: PLC0415 - only who asks for the network pays for its client
+
+        try:
+            snapshot = UpdatePrices().fetch()
+        except Exception as error:
+            raise PricingError(f"The newest prices could not be fetched ({error}); the bundled ones remain.") from error
+        if snapshot is None:
+            raise PricingError("The newest prices could not be fetched; the bundled ones remain.")
+        digest = hashlib.sha256(repr(snapshot.providers).encode()).hexdigest()
+        return cls(snapshot.providers, edition=f"genai-prices {digest[:12]}", digest=digest)
+
+    def index(self, provider: str) -> Mapping[str, genai.ModelInfo]:
+        """Names -> models of one provider."""
+        found = self._indexes.get(provider)
+        if found is None:
+            found = self._indexes[provider] = _index(provider, self.providers[provider].models)
+        return found
+
+
+class Catalog:
+    """The price data as models with rows. Making one does not import the data; the first look-up does.
+
+    Args:
+        launches: Since when modes were sold that the data recorded later.
+        data: The edition; None = the installed one.
+    """
+
+    def __init__(self, launches: Iterable[Launch] = (), *, data: CatalogData | None = None) -> None:
         self._launches = tuple(launches)
+        self._data = data
         self._found: dict[tuple[str, str], CatalogModel] = {}
 
     @property
-    def version(self) -> str:
-        """The installed version, without importing it."""
-        return importlib.metadata.version("genai-prices")
-
-    @property
     def digest(self) -> str:
-        """SHA-256 of the data, without importing it: the same data gives the same digest on every machine."""
-        return _digest(self.version)
+        """SHA-256 of the data, known without importing it: the same data gives the same digest on every machine."""
+        return self._data.digest if self._data else _installed_digest()
 
     def find(self, provider: str, names: Iterable[str]) -> CatalogModel | None:
         """The model listed under the first of `names` that is listed, at `provider` or whose models it resells."""
-        listed = _providers().get(provider)
+        data = self._data or _installed()
+        listed = data.providers.get(provider)
         if listed is None:
             return None
         wanted = tuple(names)
-        for source in (provider, *(listed.fallback_model_providers or ())):
-            index = _index(source)
+        for seller in (provider, *(listed.fallback_model_providers or ())):
+            index = data.index(seller)
             for name in wanted:
                 info = index.get(name)
                 if info is not None:
-                    return self._model(source, info)
+                    return self._model(data, seller, info)
         return None
 
-    def models(self) -> Iterator[tuple[str, str]]:
-        """Every (provider, model id) listed."""
-        for provider in _providers().values():
+    def models(self) -> Iterator[CatalogModel]:
+        """Every model listed. Converts the whole catalog."""
+        data = self._data or _installed()
+        for provider in data.providers.values():
             for info in provider.models:
-                yield provider.id, info.id
+                yield self._model(data, provider.id, info)
 
-    def get(self, provider: str, model: str) -> CatalogModel:
-        """The model with exactly this id.
-
-        Raises:
-            KeyError: not listed.
-        """
-        return self._model(provider, next(i for i in _providers()[provider].models if i.id == model))
-
-    def _model(self, provider: str, info: genai.ModelInfo) -> CatalogModel:
+    def _model(self, data: CatalogData, provider: str, info: genai.ModelInfo) -> CatalogModel:
         key = (provider, info.id)
         found = self._found.get(key)
         if found is None:
-            rows = tuple(price_rows(provider, info, self._launches, source=f"genai-prices {self.version}"))
+            rows = tuple(price_rows(provider, info, self._launches, source=data.edition))
             found = self._found[key] = CatalogModel(provider, info.id, info.context_window, rows)
         return found
 
 
 @cache
-def _providers() -> Mapping[str, genai.Provider]:
+def _installed() -> CatalogData:
     from genai_prices import data  # noqa: PLC0415 - half a second: paid by the first look-up, never by an import
 
-    return {provider.id: provider for provider in data.providers}
+    edition = f"genai-prices {importlib.metadata.version('genai-prices')}"
+    return CatalogData(data.providers, edition=edition, digest=_installed_digest())
 
 
 @cache
-def _digest(version: str) -> str:
+def _installed_digest() -> str:
     package = importlib.util.find_spec("genai_prices")
     data = Path(package.origin).with_name("data.py") if package and package.origin else None
-    content = data.read_bytes() if data and data.is_file() else version.encode()
-    return hashlib.sha256(content).hexdigest()
+    if data is not None and data.is_file():
+        return hashlib.sha256(data.read_bytes()).hexdigest()
+    return hashlib.sha256(importlib.metadata.version("genai-prices").encode()).hexdigest()
 
 
-# -- names
-
-
-@cache
-def _index(provider: str) -> Mapping[str, genai.ModelInfo]:
+def _index(provider: str, models: list[genai.ModelInfo]) -> Mapping[str, genai.ModelInfo]:
     """Name -> model. An id beats a declared alias, which beats the stem of an open-ended clause."""
     index: dict[str, genai.ModelInfo] = {}
-    models = _providers()[provider].models
     for info in models:
         index.setdefault(info.id.lower(), info)
     for info in models:

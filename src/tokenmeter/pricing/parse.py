@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.matching import canonical_provider
-from tokenmeter.pricing.price import Conditions, Origin, Price, plain
+from tokenmeter.pricing.price import TOKEN_CLASSES, Conditions, Origin, Price, plain
 from tokenmeter.pricing.terms import SCOPES, Discount, Multiplier
-from tokenmeter.semconv import TOKEN_METERS, unit_of
+from tokenmeter.semconv import unit_of
 
-__all__ = ["parse_discounts", "parse_multipliers", "parse_prices"]
+__all__ = ["parse_discounts", "parse_multipliers", "parse_prices", "table_lines"]
 
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {
     *("provider", "model", "sku_meter", "unit_price", "per", "effective_from", "effective_to", "conditions"),
     *("source", "verified_on", "min_input_tokens", *_CONDITIONS),
 }
-_METERS_BESIDES = {"cache_write"}  # the class whose lifetime nobody stated
 
 
-def parse_prices(rows: Iterable[Mapping[str, Any]], *, file: str, origin: Origin = "user") -> tuple[Price, ...]:
+def parse_prices(
+    rows: Iterable[Mapping[str, Any]], *, file: str, origin: Origin = "user", lines: Sequence[int] = ()
+) -> tuple[Price, ...]:
     """``[[prices]]`` tables as rows of a price list.
 
     Each needs ``provider``, ``model``, ``sku_meter`` and ``unit_price`` (US dollars per ``per`` units; ``per`` is
@@ -36,53 +38,63 @@ def parse_prices(rows: Iterable[Mapping[str, Any]], *, file: str, origin: Origin
         rows: The decoded tables; read TOML with ``parse_float=Decimal``.
         file: Name of the file they come from, for messages.
         origin: Layer they form.
+        lines: Line of each row in the file, where known (`table_lines`), for messages.
 
     Raises:
         ConfigurationError: names file, row, field and reason.
     """
-    return tuple(_Row("prices", number, raw, file).price(origin) for number, raw in _numbered("prices", rows, file))
+    return tuple(row.price(origin) for row in _rows("prices", rows, file, lines))
 
 
-def parse_discounts(rows: Iterable[Mapping[str, Any]], *, file: str) -> tuple[Discount, ...]:
+def parse_discounts(rows: Iterable[Mapping[str, Any]], *, file: str, lines: Sequence[int] = ()) -> tuple[Discount, ...]:
     """``[[discounts]]`` tables: ``factor`` (0.8 = 20 % off) by ``provider``, ``model``, ``sku_meter`` and dates.
 
     Raises:
         ConfigurationError: names file, row, field and reason.
     """
-    return tuple(_Row("discounts", number, raw, file).discount() for number, raw in _numbered("discounts", rows, file))
+    return tuple(row.discount() for row in _rows("discounts", rows, file, lines))
 
 
-def parse_multipliers(rows: Iterable[Mapping[str, Any]], *, file: str) -> tuple[Multiplier, ...]:
+def parse_multipliers(
+    rows: Iterable[Mapping[str, Any]], *, file: str, lines: Sequence[int] = ()
+) -> tuple[Multiplier, ...]:
     """``[[multipliers]]`` tables: ``factor`` by any of the scope fields (``api_key``, ``member``, ...) and dates.
 
     Raises:
         ConfigurationError: names file, row, field and reason.
     """
-    numbered = _numbered("multipliers", rows, file)
-    return tuple(_Row("multipliers", number, raw, file).multiplier() for number, raw in numbered)
+    return tuple(row.multiplier() for row in _rows("multipliers", rows, file, lines))
 
 
-def _numbered(table: str, rows: Any, file: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    if not isinstance(rows, Iterable) or isinstance(rows, (str, Mapping)):
+def table_lines(text: str, table: str) -> list[int]:
+    """Line numbers (from 1) of the ``[[table]]`` headers in TOML text, in order."""
+    header = re.compile(rf"\s*\[\[\s*{re.escape(table)}\s*\]\]")
+    return [number for number, line in enumerate(text.splitlines(), start=1) if header.match(line)]
+
+
+def _rows(table: str, rows: Any, file: str, lines: Sequence[int]) -> Iterator[_Row]:
+    if not hasattr(rows, "__iter__") or isinstance(rows, (str, Mapping)):
         raise ConfigurationError(f"{file}: {table} must be an array of tables; write [[{table}]] above each row.")
-    for number, raw in enumerate(rows, start=1):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    for number, raw in enumerate(rows, start=1):
+        line = lines[number - 1] if number <= len(lines) else None
+        place = f"{file}: [[{table}]] row {number}" + (f" (line {line})" if line else "")
         if not isinstance(raw, Mapping):
-            raise ConfigurationError(f"{file}: [[{table}]] row {number} must be a table, not {raw!r}.")
-        yield number, raw  # pyright: ignore[reportUnknownVariableType] - decoded TOML
+            raise ConfigurationError(f"{place} must be a table, not {raw!r}.")
+        yield _Row(cast("Mapping[str, Any]", raw), place, file)
 
 
 class _Row:
     """One table, its place in its file, and readers that say what is wrong with it."""
 
-    def __init__(self, table: str, number: int, raw: Mapping[str, Any], file: str) -> None:
+    def __init__(self, raw: Mapping[str, Any], place: str, file: str) -> None:
         self.raw = raw
-        line = raw.get("__line__")
-        self._place = f"{file}: [[{table}]] row {number}" + (f" (line {line})" if line else "")
+        self._place = place
+        self._file = file
 
     def price(self, origin: Origin) -> Price:
         self._known_only(_PRICE_FIELDS)
         meter = self._meter(required=True) or ""
-        by_million = meter in TOKEN_METERS or meter in {"characters", *_METERS_BESIDES}
+        by_million = meter in TOKEN_CLASSES or meter == "characters"
         per = self._whole("per", 1_000_000 if by_million else 1)
         if per < 1:
             raise self._wrong("per", "must be at least 1")
@@ -96,7 +108,7 @@ class _Row:
             effective_from=since,
             effective_to=until,
             conditions=self._conditions(),
-            source=self._text("source") or self._place.split(":")[0],
+            source=self._text("source") or self._file,
             verified_on=self._day("verified_on"),
             origin=origin,
         )
@@ -131,7 +143,7 @@ class _Row:
 
     def _known_only(self, known: set[str]) -> None:
         for name in self.raw:
-            if name not in known and name != "__line__":
+            if name not in known:
                 raise self._wrong(name, f"is unknown; the fields are {', '.join(sorted(known))}")
 
     def _text(self, name: str, *, required: bool = False) -> str | None:
@@ -146,7 +158,7 @@ class _Row:
 
     def _meter(self, *, required: bool) -> str | None:
         meter = self._text("sku_meter", required=required)
-        if meter is not None and meter not in _METERS_BESIDES and unit_of(meter) in {"Units", "USD"}:
+        if meter is not None and meter not in TOKEN_CLASSES and unit_of(meter) in {"Units", "USD"}:
             raise self._wrong("sku_meter", f"{meter!r} is no meter that usage is counted in; see the pricing reference")
         return meter
 
@@ -189,16 +201,15 @@ class _Row:
         return since, until
 
     def _conditions(self) -> Conditions:
-        table = self.raw.get("conditions", {})
+        table: Any = self.raw.get("conditions", {})
         if not isinstance(table, Mapping):
             raise self._wrong("conditions", "must be a table such as { service_tier = 'flex' }")
-        raw: dict[str, Any] = {**table, **{key: value for key, value in self.raw.items() if key in _PRICE_FIELDS}}
-        inner = _Row("", 0, raw, "")
-        inner._place = self._place
-        for name in table:  # pyright: ignore[reportUnknownVariableType] - decoded TOML
+        stated = cast("Mapping[str, Any]", table)
+        for name in stated:
             if name not in {*_CONDITIONS, "min_input_tokens"}:
                 raise self._wrong(f"conditions.{name}", "is no condition")
-        values = {name: inner._text(name) for name in _CONDITIONS}
+        merged = _Row({**stated, **self.raw}, self._place, self._file)
+        values = {name: merged._text(name) for name in _CONDITIONS}
         return Conditions(
             service_tier=plain("service_tier", values["service_tier"]),
             processing=plain("processing", values["processing"]),
@@ -206,5 +217,5 @@ class _Row:
             geo=plain("geo", values["geo"]),
             region=plain("region", values["region"]),
             endpoint=values["endpoint"],
-            min_input_tokens=inner._whole("min_input_tokens", 0),
+            min_input_tokens=merged._whole("min_input_tokens", 0),
         )

@@ -9,11 +9,15 @@ from decimal import Decimal
 from typing import Literal
 
 from tokenmeter.money import EXACT
+from tokenmeter.semconv import TOKEN_METERS
 
-__all__ = ["ANY_TIME", "EVERY_MODEL", "Conditions", "Origin", "Price", "midnight", "plain"]
+__all__ = ["ANY_TIME", "EVERY_MODEL", "TOKEN_CLASSES", "Conditions", "Origin", "Price", "midnight", "plain"]
 
 #: As a row's model: every model of the provider (hosted tools cost the same whichever model called them).
 EVERY_MODEL = "*"
+#: Meters that have prices per mode and place; hosted tools and other meters cost the same in each, unless a row says
+#: otherwise. ``cache_write`` is the class whose lifetime nobody stated, from which 5 and 30 minutes inherit.
+TOKEN_CLASSES = frozenset({*TOKEN_METERS, "cache_write"})
 #: Layers, the strongest first.
 Origin = Literal["user", "project", "tokenmeter", "genai-prices"]
 

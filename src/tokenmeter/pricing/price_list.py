@@ -14,9 +14,9 @@ from typing import Any
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing.card import RateCard
-from tokenmeter.pricing.catalog import Catalog
+from tokenmeter.pricing.catalog import Catalog, CatalogData
 from tokenmeter.pricing.matching import canonical_provider, forms
-from tokenmeter.pricing.parse import parse_prices
+from tokenmeter.pricing.parse import parse_prices, table_lines
 from tokenmeter.pricing.price import EVERY_MODEL, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 
@@ -60,7 +60,7 @@ class PriceList:
         self._overrides = overrides
         self._catalog = catalog
         self._layered: dict[tuple[str, str], list[Price]] = {}
-        for row in (*self._own_rows, *(overrides.prices if overrides else ())):
+        for row in self.own_rows:
             self._layered.setdefault((row.provider, row.model), []).append(row)
         self._found: dict[tuple[str, str, str | None], ListedModel | None] = {}
 
@@ -69,12 +69,15 @@ class PriceList:
         cls,
         user_rows: Iterable[Price | Mapping[str, Any]] = (),
         user_file: str | Path | None = None,
+        *,
+        newest: CatalogData | None = None,
     ) -> PriceList:
         """The price list in force: the shipped one under the user's rows.
 
         Args:
             user_rows: Rows from the configuration, parsed or as decoded TOML tables.
             user_file: A TOML file of ``[[prices]]`` tables (the project's layer, weaker than `user_rows`).
+            newest: Another edition of the base data than the installed one (see `tokenmeter.prices.update`).
 
         Raises:
             ConfigurationError: the file cannot be read or a row is bad.
@@ -85,7 +88,7 @@ class PriceList:
         if user_file is not None:
             rows.extend(_read(Path(user_file)))
         overrides = load_overrides()
-        return cls(rows, overrides=overrides, catalog=Catalog(overrides.launches))
+        return cls(rows, overrides=overrides, catalog=Catalog(overrides.launches, data=newest))
 
     @cached_property
     def hash(self) -> str:
@@ -98,22 +101,17 @@ class PriceList:
         return digest.hexdigest()
 
     @property
-    def rows(self) -> Iterator[Price]:
-        """Every row of every layer, the strongest layer first. Reads the whole catalog."""
-        yield from self._own_rows
-        if self._overrides:
-            yield from self._overrides.prices
-        if self._catalog:
-            for provider, model in self._catalog.models():
-                yield from self._catalog.get(provider, model).rows
+    def own_rows(self) -> tuple[Price, ...]:
+        """The rows laid over the catalog: the user's, the project's and the shipped overrides."""
+        return (*self._own_rows, *(self._overrides.prices if self._overrides else ()))
 
-    def models(self) -> Iterator[tuple[str, str]]:
-        """Every (provider, model id) that has a row. Reads the whole catalog."""
-        seen: set[tuple[str, str]] = set()
-        for key in (*self._layered, *(self._catalog.models() if self._catalog else ())):
-            if key not in seen:
-                seen.add(key)
-                yield key
+    @property
+    def rows(self) -> Iterator[Price]:
+        """Every row of every layer, the strongest layer first. Converts the whole catalog."""
+        yield from self.own_rows
+        if self._catalog:
+            for listed in self._catalog.models():
+                yield from listed.rows
 
     def find(self, provider: str, model: str | None, region: str | None = None) -> ListedModel | None:
         """The model that `model` names at `provider`, strictly; None when no rule explains the name.
@@ -159,9 +157,10 @@ class PriceList:
 
 def _read(path: Path) -> tuple[Price, ...]:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text, parse_float=Decimal)
     except OSError as error:
         raise ConfigurationError(f"The price file {path} cannot be read ({error}); check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The price file {path} is no valid TOML: {error}.") from error
-    return parse_prices(raw.get("prices", ()), file=str(path), origin="project")
+    return parse_prices(raw.get("prices", ()), file=str(path), origin="project", lines=table_lines(text, "prices"))

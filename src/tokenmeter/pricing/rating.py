@@ -18,6 +18,7 @@ from tokenmeter.pricing.matching import canonical_provider
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.pricing.terms import Terms
+from tokenmeter.pricing.wanted import Wanted
 from tokenmeter.semconv import CostSource, unit_of
 from tokenmeter.usage import Consumption, Observation, Quantity
 
@@ -242,10 +243,10 @@ def _lines(consumption: Consumption, listed: ListedModel, sheet: RateSheet, flag
         rate = sheet.rate(meter)
         if isinstance(rate, str):
             flags.add(rate)
-            lines.append(_unpriced(model, meter, quantity, role))
+            lines.append(_unpriced(consumption, meter, quantity))
         else:
             lines.append(rate.line(model, meter, quantity, role))
-    if "requests" in listed.card and "requests" not in quantities and lines:
+    if lines and "requests" in listed.card and "requests" not in quantities:
         rate = sheet.rate("requests")
         if not isinstance(rate, str):
             lines.append(rate.line(model, "requests", 1, role))
@@ -255,12 +256,12 @@ def _lines(consumption: Consumption, listed: ListedModel, sheet: RateSheet, flag
 def _unpriced_lines(consumption: Consumption) -> Iterable[Charge]:
     for meter, quantity in consumption.usage.quantities.items():
         if quantity:
-            yield _unpriced(consumption.model, meter, quantity, consumption.role)
+            yield _unpriced(consumption, meter, quantity)
 
 
-def _unpriced(model: str | None, sku_meter: str, quantity: Quantity, role: str) -> Charge:
+def _unpriced(consumption: Consumption, sku_meter: str, quantity: Quantity) -> Charge:
     return Charge(
-        model=model,
+        model=consumption.model,
         sku_meter=sku_meter,
         quantity=quantity,
         unit=unit_of(sku_meter),
@@ -268,7 +269,8 @@ def _unpriced(model: str | None, sku_meter: str, quantity: Quantity, role: str) 
         list_cost=None,
         contracted_cost=None,
         billed_cost=None,
-        role=role,
+        price_id=Wanted.of(consumption).price_id(),
+        role=consumption.role,
     )
 
 
@@ -302,13 +304,12 @@ def _total(charges: tuple[Charge, ...], flags: set[str], *, estimated: bool) -> 
     listed = contracted = billed = ZERO
     priced = supplied = 0
     for charge in charges:
-        if charge.list_cost is None or charge.contracted_cost is None or charge.billed_cost is None:
-            continue
-        priced += 1
-        supplied += charge.sku_meter == "provider_cost"
-        listed += charge.list_cost
-        contracted += charge.contracted_cost
-        billed += charge.billed_cost
+        if charge.list_cost is not None:
+            priced += 1
+            supplied += charge.sku_meter == "provider_cost"
+            listed += charge.list_cost
+            contracted += charge.contracted_cost or ZERO
+            billed += charge.billed_cost or ZERO
     frozen = frozenset(flags) if flags else _NO_FLAGS
     if priced < len(charges):
         if not priced:

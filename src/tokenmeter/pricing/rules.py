@@ -18,8 +18,7 @@ from typing import Any, Literal
 from tokenmeter.money import ONE
 from tokenmeter.pricing.conversion import Launch
 from tokenmeter.pricing.parse import parse_prices
-from tokenmeter.pricing.price import Price, midnight
-from tokenmeter.semconv import TOKEN_METERS
+from tokenmeter.pricing.price import TOKEN_CLASSES, Price, midnight
 
 __all__ = ["Overrides", "Rule", "load_overrides"]
 
@@ -52,7 +51,7 @@ class Rule:
     models: tuple[str, ...] = ("*",)
     except_models: tuple[str, ...] = ()
     when: tuple[str, str] | None = None
-    sku_meters: frozenset[str] = frozenset(TOKEN_METERS)
+    sku_meters: frozenset[str] = TOKEN_CLASSES
     factor: Decimal = ONE
     base: str | None = None
     since: datetime | None = None
@@ -134,7 +133,7 @@ def _rule(raw: dict[str, Any]) -> Rule:
         models=tuple(raw.get("models", ("*",))),
         except_models=tuple(raw.get("except_models", ())),
         when=when,
-        sku_meters=frozenset(TOKEN_METERS if meters == "tokens" else meters),
+        sku_meters=frozenset(TOKEN_CLASSES if meters == "tokens" else meters),
         factor=Decimal(raw.get("factor", 1)),
         base=raw.get("base"),
         since=midnight(raw["since"]) if "since" in raw else None,

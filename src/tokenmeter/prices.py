@@ -1,0 +1,127 @@
+"""The price list, to look at: what is in force for a model, and where it differs from the bundled catalog.
+
+Nothing here goes to the network, except `update`, and only when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+
+from tokenmeter.errors import UnknownModelError
+from tokenmeter.ledger import utcnow
+from tokenmeter.periods import parse_instant
+from tokenmeter.pricing import Price, PriceList
+from tokenmeter.pricing.catalog import CatalogData
+
+__all__ = ["Difference", "diff", "show", "update"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One place where the price list in force and the bundled catalog disagree.
+
+    Attributes:
+        price: The row in force.
+        catalog_unit_price: What the catalog says for the same model, meter, conditions and day, US dollars per
+            `Price.per` units; None when it has no such row.
+    """
+
+    price: Price
+    catalog_unit_price: Decimal | None
+
+    @property
+    def kind(self) -> str:
+        """``added`` when the catalog has no such row, else ``changed``."""
+        return "added" if self.catalog_unit_price is None else "changed"
+
+
+def show(
+    model: str,
+    *,
+    provider: str = "openai",
+    at: datetime | date | str | None = None,
+    price_list: PriceList | None = None,
+) -> list[Price]:
+    """The rows in force for `model`, the standard ones first.
+
+    Args:
+        model: Name as the provider writes it; matched as strictly as a call's.
+        provider: Provider id.
+        at: Day or instant; default: now.
+        price_list: Prices to look into; default: the shipped ones.
+
+    Raises:
+        UnknownModelError: no row names the model.
+    """
+    listed = (price_list or PriceList.load()).find(provider, model)
+    if listed is None:
+        raise UnknownModelError(
+            f"No price names {model!r} at {provider!r}. Write the id as the provider does, or add [[prices]] for it."
+        )
+    moment = utcnow() if at is None else parse_instant(at)
+    rows: dict[tuple[object, ...], Price] = {}
+    for row in listed.card.rows:
+        if row.holds(moment):
+            key = (row.sku_meter, row.conditions)
+            rows[key] = max(rows.get(key, row), row, key=_layer)
+    return sorted(rows.values(), key=_order)
+
+
+def diff(*, at: datetime | date | str | None = None, price_list: PriceList | None = None) -> list[Difference]:
+    """Where the price list in force on a day differs from the bundled catalog, row by row.
+
+    Args:
+        at: Day or instant; default: now.
+        price_list: Prices to compare; default: the shipped ones.
+    """
+    moment = utcnow() if at is None else parse_instant(at)
+    chosen = price_list or PriceList.load()
+    return list(_differences(chosen.own_rows, chosen, moment))
+
+
+def _differences(rows: Iterable[Price], price_list: PriceList, at: datetime) -> Iterator[Difference]:
+    for row in rows:
+        if not row.holds(at):
+            continue
+        listed = price_list.find(row.provider, row.model)
+        base = [
+            other.per_unit * row.per
+            for other in (listed.card.rows if listed else ())
+            if other.origin == "genai-prices"
+            and other.holds(at)
+            and (other.sku_meter, other.conditions) == (row.sku_meter, row.conditions)
+        ]
+        if not base or base[-1] != row.unit_price:
+            yield Difference(price=row, catalog_unit_price=base[-1] if base else None)
+
+
+def update(user_rows: Iterable[Price] = (), user_file: str | Path | None = None) -> PriceList:
+    """Fetch the newest edition of the base data, for this process. Only this function uses the network.
+
+    Ledger entries carry the hash of the price list that rated them, so entries before and after can be told apart.
+
+    Args:
+        user_rows: Rows to lay over it, as in `PriceList.load`.
+        user_file: As in `PriceList.load`.
+
+    Returns:
+        A price list on that data; hand it to ``tokenmeter.price(price_list=...)`` or to a `Pricer`.
+
+    Raises:
+        PricingError: the data could not be fetched or read.
+    """
+    return PriceList.load(user_rows, user_file, newest=CatalogData.fetched())
+
+
+def _layer(row: Price) -> tuple[int, int]:
+    strength = {"user": 3, "project": 2, "tokenmeter": 1, "genai-prices": 0}
+    return strength[row.origin], row.rank
+
+
+def _order(row: Price) -> tuple[int, str, str]:
+    conditions = row.conditions.described()
+    return len(conditions), str(sorted(conditions.items())), row.sku_meter
