@@ -89,7 +89,7 @@ def opened():
 
 
 @pytest.fixture
-def store(opened, postgres_url):
+def store(postgres_url, opened):
     return opened(postgres_url)
 
 

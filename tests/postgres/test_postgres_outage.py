@@ -60,7 +60,7 @@ class TestOutage:
         other = opened(f"{url}-of-another-host")
         hold = make_hold((key, 10, 6))
         store.reserve(hold)
-        store.settle(make_entry())  # holds are flushed with the next entry, or within 0.6 seconds
+        time.sleep(0.8)  # holds are flushed within 0.6 seconds
         server.stop_at_once()
         store.settle(make_entry(), [make_posting(6)], reservation_id=hold.reservation_id)
         server.start()
@@ -134,7 +134,7 @@ class TestRestartedServer:
     ):
         import psycopg
 
-        real = store._pool._connection
+        real = store._pool._seated
         cut = []
 
         class Cut:
@@ -154,11 +154,11 @@ class TestRestartedServer:
         from contextlib import contextmanager
 
         @contextmanager
-        def connection():
-            with real() as found:
+        def seated(seat):
+            with real(seat) as found:
                 yield Cut(found)
 
-        monkeypatch.setattr(store._pool, "_connection", connection)
+        monkeypatch.setattr(store._pool, "_seated", seated)
         assert store.settle(make_entry(), [make_posting(3)]).recorded
         assert cut
         assert store.counters([key])[key].settled == 3
@@ -216,6 +216,7 @@ class TestSpool:
         for thread in threads:
             thread.join()
         assert results.count(True) == 4
+        assert store.flush(5) == 0
         assert "picky" in next(result for result in results if result is not True)
         facts = store.health().facts
         assert (facts["spool_refused"], facts["refused_entries"], facts["spool_waiting"]) == (1, 1, 0)

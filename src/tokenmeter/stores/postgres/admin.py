@@ -23,7 +23,7 @@ Role = Literal["writer", "reader", "owner"]
 _FUNCTIONS = (
     *("settle(jsonb)", "reserve(jsonb)", "release(text)", "extend(text, bigint)", "ledger_secret(bytea)"),
     "lease(text, text, text, bigint, bigint, numeric, integer, numeric, integer, text)",
-    *("renew_leases(text[], integer)", "return_lease(text, numeric)", "reclaim_leases()"),
+    *("renew_leases(text[], integer)", "return_lease(text, numeric)", "reclaim_leases()", "log_position()"),
 )
 _WRITER_READS = ("counters", "holds", "batches", "schema_versions")
 _READER_READS = (

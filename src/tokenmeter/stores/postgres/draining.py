@@ -24,8 +24,8 @@ __all__ = ["Drainer"]
 
 log = logging.getLogger("tokenmeter")
 
-#: A drainer that dies frees its place after this many seconds.
-_LEASE_SECONDS = 60
+#: A drainer that dies frees its place after this many seconds; one that lives renews it with every batch.
+_LEASE_SECONDS = 5
 _ROUND_SECONDS = 1.0
 
 
@@ -74,6 +74,7 @@ class Drainer:
         deadline = time.monotonic() + timeout
         while True:
             with contextlib.suppress(StoreUnavailableError):
+                self._shipping.confirm()
                 self.drain()
             left = self._spool.backlog().records
             if not left or time.monotonic() >= deadline:
@@ -99,7 +100,7 @@ class Drainer:
 
     def tend(self) -> None:
         """One round: the spool and the leases. What fails is tried again in the next."""
-        for chore in (self.drain, *((self._leases.tend,) if self._leases else ())):
+        for chore in (self._shipping.confirm, self.drain, *((self._leases.tend,) if self._leases else ())):
             try:
                 chore()
             except Exception as error:

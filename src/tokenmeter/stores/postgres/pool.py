@@ -17,7 +17,7 @@ from psycopg import Connection, sql
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores.postgres.address import Address
 
-__all__ = ["Pool", "explain", "is_outage"]
+__all__ = ["Pool", "Seat", "explain", "is_outage"]
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -62,6 +62,21 @@ def explain(error: Exception, address: Address) -> StoreUnavailableError:
     return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason}. {advice}")
 
 
+class Seat:
+    """A connection of one's own, outside the pool's places, kept from call to call.
+
+    Attributes:
+        connection: It, once it is open.
+        lost: Called when it broke, before another one is opened.
+    """
+
+    __slots__ = ("connection", "lost")
+
+    def __init__(self, lost: Callable[[], None]) -> None:
+        self.connection: Connection[Row] | None = None
+        self.lost = lost
+
+
 class Pool:
     """Connections to one server, opened when needed, at most `Address.pool` of them.
 
@@ -83,7 +98,8 @@ class Pool:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._idle: list[Connection[Row]] = []
-        self._closer = weakref.finalize(self, _close_all, self._idle, self._pid)
+        self._open: list[Connection[Row]] = []
+        self._closer = weakref.finalize(self, _close_all, self._open, self._pid)
         self._mutex = threading.Lock()
         self._places = threading.BoundedSemaphore(self.address.pool)
         self._pause = 0.0
@@ -94,11 +110,12 @@ class Pool:
         """Whether calls fail at once just now."""
         return time.monotonic() < self._resume_at
 
-    def run(self, work: Callable[[Connection[Row], int], T]) -> T:
+    def run(self, work: Callable[[Connection[Row], int], T], *, seat: Seat | None = None) -> T:
         """Run ``work(connection, lost)`` and again when a connection is lost or a deadlock was broken.
 
         Args:
             work: Gets a connection and how many earlier ones were lost, of which each may have done its work unseen.
+            seat: Whose connection to use; None = any of the pool's.
 
         Raises:
             StoreUnavailableError: the server cannot be used.
@@ -111,7 +128,7 @@ class Pool:
         conflicts = lost = 0
         while True:
             try:
-                with self._connection() as connection:
+                with self._connection() if seat is None else self._seated(seat) as connection:
                     result = work(connection, lost)
             except psycopg.Error as error:
                 conflicts += _is_conflict(error)
@@ -146,17 +163,23 @@ class Pool:
             raise explain(error, self.address) from error
         finally:
             if connection is not None:
-                connection.close()
+                self._close(connection)
 
     def close(self) -> None:
         """Close idle connections; using the pool again opens new ones."""
         if self._pid == os.getpid():
             self._discard_idle()
 
+    def vacate(self, seat: Seat) -> None:
+        """Close a seat's connection."""
+        connection, seat.connection = seat.connection, None
+        if connection is not None:
+            self._close(connection)
+
     def after_fork_in_child(self) -> None:
         """Start afresh. Inherited connections are kept, unused and unclosed: they are the parent's."""
         self._closer.detach()
-        _abandoned.extend(self._idle)
+        _abandoned.extend(self._open)
         self._begin()
 
     @contextmanager
@@ -183,9 +206,21 @@ class Pool:
                     with self._mutex:
                         self._idle.append(connection)
                 else:
-                    connection.close()
+                    self._close(connection)
         finally:
             places.release()
+
+    @contextmanager
+    def _seated(self, seat: Seat) -> Generator[Connection[Row]]:
+        if seat.connection is None:
+            seat.connection = self._connect()
+        try:
+            yield seat.connection
+        except psycopg.Error:
+            if seat.connection.broken or seat.connection.closed:
+                self.vacate(seat)
+                seat.lost()
+            raise
 
     def _connect(self) -> Connection[Row]:
         given = self.address.conninfo
@@ -214,6 +249,8 @@ class Pool:
         except BaseException:
             connection.close()
             raise
+        with self._mutex:
+            self._open.append(connection)
         if row is not None:
             self.skew_us = round((int(row[1]) - time.time_ns() // 1000) / 1_000_000) * 1_000_000
         return connection
@@ -222,7 +259,14 @@ class Pool:
         with self._mutex:
             idle = self._idle.copy()
             self._idle.clear()
-        _close_all(idle, self._pid)
+        for connection in idle:
+            self._close(connection)
+
+    def _close(self, connection: Connection[Row]) -> None:
+        connection.close()
+        with self._mutex:
+            if connection in self._open:
+                self._open.remove(connection)
 
     def _failed(self) -> None:
         self.failures += 1

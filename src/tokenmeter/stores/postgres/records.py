@@ -133,9 +133,9 @@ def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def batch_text(bodies: Sequence[str], *, stripe: int) -> str:
-    """Records as one batch."""
-    return f'{{"stripe":{stripe},"records":[{",".join(bodies)}]}}'
+def batch_text(bodies: Sequence[str], *, stripe: int, kept: bool) -> str:
+    """Records as one batch; `kept`: the sender keeps them until they are flushed."""
+    return f'{{"stripe":{stripe},"kept":{"true" if kept else "false"},"records":[{",".join(bodies)}]}}'
 
 
 def encode_hold(reservation: Reservation, *, skew_us: int) -> str:

@@ -19,7 +19,7 @@ from psycopg import Connection
 from tokenmeter.errors import StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Settlement
-from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.stores.postgres.pool import Pool, Seat, explain
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
 from tokenmeter.stores.spool import OWN_SECONDS, Spool
@@ -32,6 +32,7 @@ _SQL = queries()
 #: Writers are spread over this many hash chains and sets of sums, so that they need not wait for each other.
 STRIPES = 16
 BATCH = 500
+_CONFIRM_SECONDS = 1.0
 
 
 class RefusedError(StoreError):
@@ -57,6 +58,17 @@ class _Ticket:
         return time.monotonic() - self._added_at > OWN_SECONDS - 1
 
 
+class _Sent:
+    """Records that the server has, but perhaps not yet on its disk."""
+
+    __slots__ = ("before", "numbers")
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+        #: A position in the server's log that lies behind them; None until the server named one.
+        self.before: int | None = None
+
+
 class Shipping:
     """Sends records to the server, each exactly once, in batches that form by themselves under load.
 
@@ -79,6 +91,9 @@ class Shipping:
         self._mutex = threading.Lock()
         self._waiting: deque[_Ticket] = deque()
         self._late_crossings: list[ThresholdCrossing] = []
+        self._seat = Seat(self._send_again)
+        self._sent: list[_Sent] = []
+        self._backend: int | None = None
 
     # -- one settlement
 
@@ -150,8 +165,9 @@ class Shipping:
         return batch
 
     def _ship(self, batch: Sequence[_Ticket]) -> None:
+        kept = all(ticket.number is not None for ticket in batch)
         try:
-            answer, again = self.post([ticket.record.body for ticket in batch])
+            answer, again = self.post([ticket.record.body for ticket in batch], kept=kept, seat=self._seat)
         except psycopg.Error as error:
             if len(batch) > 1:  # one of them is refused; each must speak for itself
                 for ticket in batch:
@@ -165,31 +181,41 @@ class Shipping:
             if not isinstance(error, Exception):
                 raise
         else:
+            self._learn(answer["log"])
             self._hand_out(batch, answer, again=again)
+            numbers = [ticket.number for ticket in batch if ticket.number is not None]
+            if kept:
+                self._sent.append(_Sent(numbers))
+            else:
+                self._forget(numbers)
 
-    def post(self, bodies: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    def post(
+        self, bodies: Sequence[str], *, kept: bool = False, seat: Seat | None = None
+    ) -> tuple[dict[str, Any], bool]:
         """Store records; the server's answer, and whether an earlier attempt may have been stored unseen.
+
+        Args:
+            bodies: The records.
+            kept: The caller keeps them until the server has flushed them; it need not wait for its disk.
+            seat: On whose connection.
 
         Raises:
             StoreUnavailableError: the server is away; whether they were stored is unknown, sending again is safe.
             psycopg.Error: the server refused one of them; none was stored.
         """
-        text = batch_text(bodies, stripe=self._stripe)
+        text = batch_text(bodies, stripe=self._stripe, kept=kept)
 
         def work(connection: Connection[Any], lost: int) -> tuple[dict[str, Any], bool]:
             row = connection.execute(_SQL["settle"], [text]).fetchone()
             return (row[0] if row else {}), lost > 0
 
-        return self._pool.run(work)
+        return self._pool.run(work, seat=seat)
 
     def _hand_out(self, batch: Sequence[_Ticket], answer: dict[str, Any], *, again: bool) -> None:
         recorded = set(answer["recorded"])
         known = set(answer["known"])
         held = set(answer["held"])
         crossings = crossings_of(answer)
-        numbers = [ticket.number for ticket in batch if ticket.number is not None]
-        with contextlib.suppress(StoreError):  # sent again later, it changes nothing
-            self._spool.remove(numbers)
         for place, ticket in enumerate(batch):
             if place in known and (again or ticket.overdue):
                 recorded.add(place)  # by our own earlier attempt or by the drainer, which left us no answer
@@ -200,6 +226,59 @@ class Shipping:
             )
             ticket.done = True
         self.report_later(crossings)
+
+    # -- what the server has, but perhaps not on its disk
+
+    def confirm(self) -> bool:
+        """Ask how far the server has flushed, and forget what that covers; whether anything is left unconfirmed.
+
+        Raises:
+            StoreUnavailableError: the server is away.
+        """
+        if not self._sent or self._pool.down:
+            return bool(self._sent)
+        with self._turn:
+            try:
+                self._learn(self._pool.run(_log_position, seat=self._seat))
+            except psycopg.Error as error:
+                raise explain(error, self._pool.address) from error
+        return bool(self._sent)
+
+    def _learn(self, log_position: Sequence[int]) -> None:
+        """From the server's log as it was after everything in `_sent`. Needs the turn."""
+        backend, written, flushed = log_position
+        if backend != self._backend:  # another connection: what came over the last one is in doubt
+            self._send_again()
+            self._backend = backend
+        for sent in self._sent:
+            if sent.before is None:
+                sent.before = written
+        flushed_now = [sent for sent in self._sent if sent.before is not None and sent.before <= flushed]
+        self._sent = [sent for sent in self._sent if sent not in flushed_now]
+        self._forget([number for sent in flushed_now for number in sent.numbers])
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        if numbers:
+            with contextlib.suppress(StoreError):  # sent again by the drainer, it changes nothing
+                self._spool.remove(numbers)
+
+    def _send_again(self) -> None:
+        """The connection broke, perhaps as the server crashed: the drainer sends what is in doubt once more."""
+        sent, self._sent = self._sent, []
+        numbers = [number for one in sent for number in one.numbers]
+        if numbers:
+            with contextlib.suppress(StoreError):  # the drainer finds it some seconds later
+                self._spool.leave(numbers)
+
+    def close(self) -> None:
+        """Wait for what is unconfirmed (for a moment at most), then let go of the connection."""
+        deadline = time.monotonic() + _CONFIRM_SECONDS
+        with contextlib.suppress(StoreError):
+            while self.confirm() and time.monotonic() < deadline:
+                time.sleep(0.02)
+        with self._turn:
+            self._send_again()
+            self._pool.vacate(self._seat)
 
     def report_later(self, crossings: Sequence[ThresholdCrossing]) -> None:
         """Thresholds crossed by an entry that nobody waits for are reported with the next settlement."""
@@ -234,6 +313,11 @@ class Shipping:
         """Start afresh: the tickets are the parent's."""
         self._begin()
         self._spool.after_fork_in_child()
+
+
+def _log_position(connection: Connection[Any], _: int) -> Sequence[int]:
+    row = connection.execute(_SQL["log_position"]).fetchone()
+    return row[0] if row else (0, 0, 0)
 
 
 def crossings_of(answer: dict[str, Any]) -> list[ThresholdCrossing]:

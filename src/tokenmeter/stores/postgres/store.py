@@ -308,6 +308,7 @@ class PostgresStore:
         self._drainer.close()
         if self._leases is not None:
             self._leases.close()
+        self._shipping.close()
         self._pool.close()
         self._spool.close()
 

@@ -2,11 +2,13 @@
 -- Locks are taken in one order by all: holds, entries, leases, counters by key, crossings, sums by key, chain.
 
 -- Append a batch of records, free their holds, move counters, report thresholds, add to the sums, link the chain.
--- Argument: {"stripe": 3, "records": [{"entry": {column: value}, "digest": hex, "context": {}, "rates": [{}],
+-- Argument: {"stripe": 3, "kept": true, "records": [{"entry": {column: value}, "digest": hex, "context": {}, "rates": [{}],
 --   "postings": [{}], "slots": [[width, slot]], "lines": [[sku_meter, marks, sums...]], "hold": id,
 --   "draws": [[lease, amount]], "only_if_held": true}]}
 -- Result: {"recorded": [place], "known": [place], "held": [reservation_id], "crossings": [[key..., threshold, settled]]}
--- where `known` are records whose entry_id is in the ledger, by this call or an earlier one.
+-- where `known` are records whose entry_id is in the ledger, by this call or an earlier one; and "log": [backend, written,
+-- flushed], positions in the write-ahead log as this call found them. With `kept` the commit is not flushed: the sender
+-- keeps the records until it has seen a flushed position behind them, and sends them again if the server crashed first.
 -- Tables are only looked up by key; planning that anew for each call takes four times as long as doing it.
 CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
@@ -24,11 +26,15 @@ DECLARE
     alive boolean[];
     crossed jsonb;
     head bytea;
+    log jsonb;
     head_position bigint;
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM set_config('synchronous_commit', 'on', true);  -- an entry that was acknowledged must be there
+    IF coalesce((batch->>'kept')::boolean, false) THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+    ELSIF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
+    log := log_position();
 
     SELECT coalesce(array_agg(item->'entry'->>'entry_id' ORDER BY place), '{}'),
         coalesce(array_agg(decode(item->>'digest', 'hex') ORDER BY place), '{}'),
@@ -135,6 +141,10 @@ BEGIN
         jsonb_build_array(budget, scope, window_start, threshold, settled) ORDER BY budget, scope, window_start, threshold
     ), '[]') INTO crossed FROM reported;
 
+    IF crossed <> '[]' AND current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);  -- what is reported once must not be forgotten
+    END IF;
+
     INSERT INTO sums AS s
     SELECT (slot->0)::bigint, (slot->1)::bigint, context, sku_meter, marks, of_stripe, sum(l1), sum(l2), sum(l3), sum(l4),
         sum(l5), sum(l6), sum(l7), sum(l8), sum(l9), sum(l10)
@@ -184,7 +194,8 @@ BEGIN
             WHERE (SELECT true FROM entries WHERE entry_id = id)
         ),
         'held', to_jsonb(held),
-        'crossings', crossed
+        'crossings', crossed,
+        'log', log
     );
 END $$;
 
@@ -340,6 +351,13 @@ BEGIN
     PERFORM subtract_claims(freed);
     RETURN true;
 END $$;
+
+-- Which server process this is, and how far its server's write-ahead log is written and flushed.
+CREATE FUNCTION log_position() RETURNS jsonb LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT jsonb_build_array(
+        pg_backend_pid(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() - '0/0'::pg_lsn
+    )
+$$;
 
 -- The server's clock.
 CREATE FUNCTION now_us() RETURNS bigint LANGUAGE sql SET search_path FROM CURRENT AS $$

@@ -1,5 +1,7 @@
 -- name: settle
 SELECT settle(%s::jsonb)
+-- name: log_position
+SELECT log_position()
 -- name: reserve
 SELECT reserve(%s::jsonb)
 -- name: release
