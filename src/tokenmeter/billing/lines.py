@@ -1,0 +1,290 @@
+"""Invoice lines and their sum: exact per line, rounded once per line, and every rounding visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.billing.currency import ExchangeRate, convert, round_money
+from tokenmeter.billing.profile import Tax
+from tokenmeter.billing.rated import Rate, Rated, plus
+from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.periods import Period
+
+__all__ = ["LineItem", "TaxLine", "Totals", "make_lines", "sum_up"]
+
+_MILLION = 1_000_000
+#: What a meter is called on an invoice, where its name alone would not do.
+_METERS = {
+    "input": "input tokens",
+    "output": "output tokens",
+    "cache_read": "cached input tokens",
+    "provider_cost": "cost stated by the provider",
+    "adjustment": "adjustment",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineItem:
+    """One line of an invoice.
+
+    Attributes:
+        position: From 1.
+        kind: ``usage``, ``correction`` or ``adjustment``.
+        description: For people.
+        period: Label of the period in which it was used; for a correction an earlier one.
+        provider: Provider id.
+        model: Model.
+        sku_meter: What was used.
+        group: Accounts the invoice is broken down by -> value.
+        quantity: How much, in `unit`.
+        unit: FOCUS PricingUnit.
+        list_unit_price: US dollars per single unit; None when unknown or mixed.
+        multipliers: Factors by name, in the order they apply.
+        billed_cost: US dollars, exact: quantity x unit price x multipliers, to 12 decimals per call.
+        exact_amount: The same in the invoice's currency, exact.
+        amount: Rounded once, to the currency's minor unit.
+        unpriced: Charges in it whose price is unknown: what they cost is missing.
+    """
+
+    position: int
+    kind: str
+    description: str
+    period: str
+    provider: str
+    model: str | None
+    sku_meter: str
+    group: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
+    quantity: Decimal
+    unit: str
+    list_unit_price: Decimal | None
+    multipliers: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
+    billed_cost: Decimal
+    exact_amount: Decimal
+    amount: Decimal
+    unpriced: int = 0
+
+    @property
+    def multiplier(self) -> Decimal:
+        """All factors together."""
+        product = ONE
+        for factor in self.multipliers.values():
+            product = EXACT.multiply(product, factor)
+        return product
+
+    @property
+    def price_text(self) -> str:
+        """The unit price for people: tokens per million."""
+        if self.list_unit_price is None:
+            return ""
+        per = _MILLION if self.unit == "Tokens" else 1
+        price = EXACT.multiply(self.list_unit_price, Decimal(per)).normalize()
+        return f"{price:f} / 1M" if per > 1 else f"{price:f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; decimals are text."""
+        return {
+            "position": self.position,
+            "kind": self.kind,
+            "description": self.description,
+            "period": self.period,
+            "provider": self.provider,
+            "model": self.model,
+            "sku_meter": self.sku_meter,
+            "group": dict(self.group),
+            "quantity": f"{self.quantity:f}",
+            "unit": self.unit,
+            "list_unit_price": None if self.list_unit_price is None else f"{self.list_unit_price:f}",
+            "multipliers": {name: f"{factor:f}" for name, factor in self.multipliers.items()},
+            "billed_cost": f"{self.billed_cost:f}",
+            "exact_amount": f"{self.exact_amount:f}",
+            "amount": f"{self.amount:f}",
+            "unpriced": self.unpriced,
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> LineItem:
+        """A line from `to_dict`."""
+        price = values["list_unit_price"]
+        known: dict[str, Any] = dict(values)
+        known |= {name: Decimal(values[name]) for name in ("quantity", "billed_cost", "exact_amount", "amount")}
+        known["multipliers"] = {name: Decimal(factor) for name, factor in values["multipliers"].items()}
+        known["list_unit_price"] = None if price is None else Decimal(price)
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class TaxLine:
+    """A tax: its label, its rate, what it is taken on, and how much it is."""
+
+    label: str
+    rate: Decimal
+    base: Decimal
+    amount: Decimal
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """``subtotal + credits + rounding = net``; ``net + taxes = total``; ``net + remainder = ledger_amount``.
+
+    Attributes:
+        subtotal: Sum of the rounded lines of usage and corrections.
+        credits: Sum of the rounded adjustment lines, usually negative.
+        rounding: What the rounded lines together are off the ledger, in whole minor units: a line of its own.
+        net: What is due before tax: the ledger's total, rounded once.
+        taxes: Each rounded once.
+        total: What is due.
+        ledger_cost: The ledger's total in US dollars, exact.
+        ledger_amount: The same in the invoice's currency, exact.
+        remainder: Less than a minor unit: what even the rounded total is off the ledger.
+    """
+
+    subtotal: Decimal
+    credits: Decimal
+    rounding: Decimal
+    net: Decimal
+    taxes: tuple[TaxLine, ...] = ()
+    total: Decimal
+    ledger_cost: Decimal
+    ledger_amount: Decimal
+    remainder: Decimal
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; decimals are text."""
+        amounts = ("subtotal", "credits", "rounding", "net", "total", "ledger_cost", "ledger_amount", "remainder")
+        taxes = [
+            {"label": t.label, "rate": f"{t.rate:f}", "base": f"{t.base:f}", "amount": f"{t.amount:f}", "note": t.note}
+            for t in self.taxes
+        ]
+        return {**{name: f"{getattr(self, name):f}" for name in amounts}, "taxes": taxes}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Totals:
+        """Totals from `to_dict`."""
+        taxes = tuple(
+            TaxLine(row["label"], Decimal(row["rate"]), Decimal(row["base"]), Decimal(row["amount"]), row["note"])
+            for row in values["taxes"]
+        )
+        amounts: dict[str, Any] = {name: Decimal(text) for name, text in values.items() if name != "taxes"}
+        return cls(**amounts, taxes=taxes)
+
+
+def make_lines(
+    parts: Iterable[tuple[Period, Iterable[Rated]]],
+    *,
+    within: Period,
+    by: Sequence[str],
+    currency: str,
+    rate: ExchangeRate,
+) -> tuple[LineItem, ...]:
+    """Lines from rows: one per account asked for, model, meter, price and period.
+
+    Args:
+        parts: Rows of the period itself and of earlier ones that are corrected.
+        within: The invoice's period; rows of another one are corrections.
+        by: Accounts to break down by.
+        currency: ISO 4217 code.
+        rate: From dollars to it.
+    """
+    sums: dict[tuple[Any, ...], Rated] = {}
+    for period, rows in parts:
+        for row in rows:
+            sums_key = _key(row.rate, period, within, by)
+            before = sums.get(sums_key, Rated(row.rate))
+            sums[sums_key] = plus(before, row)
+    ordered = sorted(sums.items(), key=lambda item: _order(item[0]))
+    shown = [(key, row) for key, row in ordered if row.quantity or row.billed_cost or row.unpriced]
+    return tuple(
+        _line(position, key, row, by=by, currency=currency, rate=rate)
+        for position, (key, row) in enumerate(shown, start=1)
+    )
+
+
+def _key(rate: Rate, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
+    kind = "correction" if period != within and rate.kind == "usage" else rate.kind
+    group = tuple(getattr(rate, name) for name in by)
+    return (
+        kind,
+        period.label,
+        group,
+        rate.provider,
+        rate.model,
+        rate.sku_meter,
+        rate.list_unit_price,
+        rate.multipliers,
+    )
+
+
+def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    kind, period, group, provider, model, meter, price, multipliers = key
+    names = [(value is None, value or "") for value in (*group, provider, model)]
+    return ("usage", "correction", "adjustment").index(kind), period, names, meter, price or ZERO, repr(multipliers)
+
+
+def _line(
+    position: int, key: tuple[Any, ...], row: Rated, *, by: Sequence[str], currency: str, rate: ExchangeRate
+) -> LineItem:
+    kind, period, group, *_ = key
+    exact = convert(row.billed_cost, rate)
+    return LineItem(
+        position=position,
+        kind=kind,
+        description=_description(kind, period, row.rate),
+        period=period,
+        provider=row.rate.provider,
+        model=row.rate.model,
+        sku_meter=row.rate.sku_meter,
+        group=dict(zip(by, group, strict=True)),
+        quantity=row.quantity,
+        unit=row.rate.unit,
+        list_unit_price=row.rate.list_unit_price,
+        multipliers=dict(row.rate.multipliers),
+        billed_cost=row.billed_cost,
+        exact_amount=exact,
+        amount=round_money(exact, currency),
+        unpriced=row.unpriced,
+    )
+
+
+def _description(kind: str, period: str, rate: Rate) -> str:
+    meter = _METERS.get(rate.sku_meter) or rate.sku_meter.replace("_", " ")
+    what = f"{rate.model or rate.provider} {meter}"
+    return f"Correction of {period}: {what}" if kind == "correction" else what
+
+
+def sum_up(lines: Iterable[LineItem], *, currency: str, rate: ExchangeRate, taxes: Sequence[Tax] = ()) -> Totals:
+    """The totals of `lines`; see `Totals`.
+
+    Args:
+        lines: The lines.
+        currency: ISO 4217 code.
+        rate: From dollars to it.
+        taxes: Taxes on the net amount.
+    """
+    cost = subtotal = credits_ = ZERO
+    for line in lines:
+        cost = EXACT.add(cost, line.billed_cost)
+        if line.kind == "adjustment":
+            credits_ += line.amount
+        else:
+            subtotal += line.amount
+    exact = convert(cost, rate)
+    net = round_money(exact, currency)
+    due = tuple(
+        TaxLine(tax.label, tax.rate, net, round_money(EXACT.multiply(net, tax.rate), currency), tax.note)
+        for tax in taxes
+    )
+    return Totals(
+        subtotal=round_money(subtotal, currency),
+        credits=round_money(credits_, currency),
+        rounding=round_money(net - subtotal - credits_, currency),
+        net=net,
+        taxes=due,
+        total=sum((tax.amount for tax in due), net),
+        ledger_cost=cost,
+        ledger_amount=exact,
+        remainder=EXACT.subtract(exact, net),
+    )

@@ -1,0 +1,263 @@
+"""Closing a period: what it came to is written down once; what arrives later is a correction in the next one.
+
+Late is what the ledger holds of a closed period and no closing has told yet. It is found by comparing the ledger with
+what was told, not by clocks, so that an entry which waited in a spool or settled during the closing is never lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.billing.rated import ACCOUNTS, Rate, Rated, Tally, add, decode, encode, minus
+from tokenmeter.errors import LedgerError
+from tokenmeter.ledger import utcnow
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.periods import Period, parse_period
+from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.documents import Document, NewDocument, Request
+
+__all__ = ["ClosedPeriod", "Late", "close_period", "closed_periods", "corrections", "find_closed", "late_entries"]
+
+_KIND = "period"
+_COSTS = ("list_cost", "contracted_cost", "billed_cost")
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """What was added to a closed period after its closing.
+
+    Attributes:
+        period: The closed period.
+        rows: The differences, by rate.
+    """
+
+    period: Period
+    rows: tuple[Rated, ...]
+
+    @property
+    def billed_cost(self) -> Decimal:
+        """US dollars, exact."""
+        return _total(self.rows, "billed_cost")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {"period": _period_dict(self.period), "billed_cost": str(self.billed_cost), "rows": encode(self.rows)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedPeriod:
+    """The manifest of a closed period, as it is filed in the ledger.
+
+    Attributes:
+        period: The stretch of time.
+        closed_at: When it was closed, aware UTC.
+        closed_by: Who closed it.
+        entries: How many entries it had.
+        requests: Of these, calls.
+        unpriced: Calls with a meter of unknown price: what they cost is not in the sums.
+        estimated: Calls whose usage or cost is estimated.
+        list_cost: US dollars at public prices, exact.
+        contracted_cost: US dollars after discounts.
+        billed_cost: US dollars after discounts and platform multiplier.
+        rows: What the sums are made of.
+        late: Corrections of earlier periods that this closing took up.
+        document: Where it is filed: its `hash` seals the manifest, its `anchor` the entries.
+    """
+
+    period: Period
+    closed_at: datetime
+    closed_by: str | None = None
+    entries: int = 0
+    requests: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+    list_cost: Decimal = ZERO
+    contracted_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+    rows: tuple[Rated, ...] = field(default=(), repr=False)
+    late: tuple[Late, ...] = ()
+    document: Document | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        seal = f" Seal {self.document.hash[:16]}." if self.document else ""
+        late = "".join(f" Corrections of {one.period.label}: ${one.billed_cost:f}." for one in self.late)
+        doubts = f" {self.unpriced} unpriced, {self.estimated} estimated." if self.unpriced or self.estimated else ""
+        return (
+            f"{self.period.label} ({self.period.tz}) closed at {self.closed_at:%Y-%m-%d %H:%M:%S} UTC: "
+            f"{self.requests} requests, billed ${self.billed_cost:f}.{late}{doubts}{seal}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest, JSON-ready."""
+        return {
+            "period": _period_dict(self.period),
+            "closed_at": self.closed_at.isoformat(),
+            "closed_by": self.closed_by,
+            **{name: getattr(self, name) for name in ("entries", "requests", "unpriced", "estimated")},
+            **{name: str(getattr(self, name)) for name in _COSTS},
+            "late": [one.to_dict() for one in self.late],
+            "rows": encode(self.rows),
+        }
+
+    @classmethod
+    def of(cls, document: Document) -> ClosedPeriod:
+        """The manifest that `document` holds."""
+        body: dict[str, Any] = json.loads(document.body)
+        return cls(
+            period=_period_of(body["period"]),
+            closed_at=datetime.fromisoformat(body["closed_at"]),
+            closed_by=body["closed_by"],
+            entries=body["entries"],
+            requests=body["requests"],
+            unpriced=body["unpriced"],
+            estimated=body["estimated"],
+            list_cost=Decimal(body["list_cost"]),
+            contracted_cost=Decimal(body["contracted_cost"]),
+            billed_cost=Decimal(body["billed_cost"]),
+            rows=tuple(decode(body["rows"])),
+            late=tuple(Late(_period_of(one["period"]), tuple(decode(one["rows"]))) for one in body["late"]),
+            document=document,
+        )
+
+
+def close_period(
+    store: Store, period: str | Period, *, tz: str = "UTC", by: str | None = None, now: datetime | None = None
+) -> ClosedPeriod:
+    """Close a period for good and file its manifest.
+
+    Entries that reach the period later stay in the ledger where they occurred; the next closing takes them up as
+    corrections. A closed period is never reopened.
+
+    Args:
+        store: The ledger.
+        period: ``"2026-11"``, ``"2026-Q4"``, ... or a `Period`.
+        tz: IANA zone in which it is cut.
+        by: Who closes it.
+        now: The moment of closing; default: now.
+
+    Raises:
+        ConfigurationError: not a period or a zone.
+        LedgerError: it has not ended, or is closed already, whole or in part.
+    """
+    moment = now or utcnow()
+    wanted = period if isinstance(period, Period) else parse_period(period, tz, now=moment)
+    if wanted.end > moment:
+        raise LedgerError(f"{wanted.label} ends at {wanted.end.isoformat()}; it can be closed from then on.")
+    while True:
+        closed = closed_periods(store)
+        _check_open(wanted, closed)
+        manifest = _manifest(store, wanted, closed, moment, by)
+        body = json.dumps(manifest.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        # Numbered keys: of two closings at the same time one files its manifest, the other looks again.
+        filing = store.file(NewDocument(kind=_KIND, key=f"{len(closed) + 1}", body=body))
+        if filing.recorded:
+            return ClosedPeriod.of(filing.document)
+
+
+def _check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
+    for one in closed:
+        if one.period.start < wanted.end and wanted.start < one.period.end:
+            raise LedgerError(
+                f"{wanted.label} ({wanted.tz}) is closed, or overlaps with {one.period.label} ({one.period.tz}), "
+                f"closed at {one.closed_at.isoformat(timespec='seconds')}. Periods are not reopened: entries that come "
+                "later, and adjustments, are corrections in the next period."
+            )
+
+
+def _manifest(
+    store: Store, wanted: Period, closed: Sequence[ClosedPeriod], moment: datetime, by: str | None
+) -> ClosedPeriod:
+    tally = Tally.of(store.entries(EntryFilter(since=wanted.start, until=wanted.end)))
+    rows = tuple(tally.rows.values())
+    return ClosedPeriod(
+        period=wanted,
+        closed_at=moment,
+        closed_by=by,
+        entries=tally.entries,
+        requests=tally.requests,
+        unpriced=tally.unpriced,
+        estimated=tally.estimated,
+        list_cost=_total(rows, "list_cost"),
+        contracted_cost=_total(rows, "contracted_cost"),
+        billed_cost=_total(rows, "billed_cost"),
+        rows=rows,
+        late=tuple(late_entries(store, closed)),
+    )
+
+
+def closed_periods(store: Store) -> list[ClosedPeriod]:
+    """All closed periods, in the order of their closing."""
+    return [ClosedPeriod.of(document) for document in store.documents(Request(_KIND))]
+
+
+def find_closed(store: Store, period: Period) -> ClosedPeriod | None:
+    """The closing of exactly this period, or None."""
+    same = (one for one in closed_periods(store) if (one.period.start, one.period.end) == (period.start, period.end))
+    return next(same, None)
+
+
+def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[Late]:
+    """What closed periods hold that no closing has told: the corrections the next closing will take up."""
+    closings = closed_periods(store) if closed is None else closed
+    found = (Late(one.period, tuple(_untold(store, one.period, _told(one, closings)))) for one in closings)
+    return [late for late in found if late.rows]
+
+
+def corrections(store: Store, closed: ClosedPeriod | None) -> list[Late]:
+    """Corrections that belong to a period: those its closing took up, or, while it is open, those waiting."""
+    return list(closed.late) if closed is not None else late_entries(store)
+
+
+def _told(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> dict[Rate, Rated]:
+    same = (late.rows for each in closings for late in each.late if late.period == one.period)
+    return add(one.rows, *same)
+
+
+def _untold(store: Store, period: Period, told: Mapping[Rate, Rated]) -> list[Rated]:
+    if _account_sums(told.values()) == _ledger_sums(store, period):
+        return []
+    now = Tally.of(store.entries(EntryFilter(since=period.start, until=period.end)))
+    return minus(now.rows, told)
+
+
+def _ledger_sums(store: Store, period: Period) -> dict[tuple[Any, ...], tuple[Decimal, ...]]:
+    """Costs per account, from the kept sums: quick even for millions of entries."""
+    groups = store.aggregate([period.start, period.end], [*ACCOUNTS, "kind"])
+    sums = {group.group: (group.list_cost, group.contracted_cost, group.billed_cost) for group in groups}
+    return {account: costs for account, costs in sums.items() if any(costs)}
+
+
+def _account_sums(rows: Iterable[Rated]) -> dict[tuple[Any, ...], tuple[Decimal, ...]]:
+    sums: dict[tuple[Any, ...], tuple[Decimal, ...]] = {}
+    for row in rows:
+        account = tuple(row.rate[: len(ACCOUNTS) + 1])
+        before = sums.get(account, (ZERO, ZERO, ZERO))
+        sums[account] = tuple(EXACT.add(sum_, cost) for sum_, cost in zip(before, row[2:5], strict=True))
+    return {account: costs for account, costs in sums.items() if any(costs)}
+
+
+def _total(rows: Iterable[Rated], name: str) -> Decimal:
+    total = ZERO
+    for row in rows:
+        total = EXACT.add(total, getattr(row, name))
+    return total
+
+
+def _period_dict(period: Period) -> dict[str, str]:
+    return {
+        "label": period.label,
+        "start": period.start.isoformat(),
+        "end": period.end.isoformat(),
+        "tz": period.tz,
+    }
+
+
+def _period_of(values: Mapping[str, str]) -> Period:
+    return Period(
+        datetime.fromisoformat(values["start"]), datetime.fromisoformat(values["end"]), values["tz"], values["label"]
+    )

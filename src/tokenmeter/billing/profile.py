@@ -1,0 +1,224 @@
+"""Who bills whom, and how: the ``[billing]`` settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from typing import Any, TypeVar, cast
+
+from tokenmeter.billing.currency import USD, check_currency
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import parse_decimal
+from tokenmeter.periods import zone
+
+__all__ = ["BillingProfile", "Party", "Tax"]
+
+T = TypeVar("T")
+_PERCENT = Decimal(100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tax:
+    """A tax on the net amount.
+
+    Attributes:
+        name: ``"VAT"``, ``"GST"``, ...
+        rate: As a fraction: ``Decimal("0.19")``.
+        note: What the law wants said, for example about reverse charge.
+    """
+
+    name: str
+    rate: Decimal
+    note: str | None = None
+
+    @classmethod
+    def parse(cls, row: object, *, where: str) -> Tax:
+        """A tax from a mapping.
+
+        Raises:
+            ConfigurationError: a wrong key, or a rate outside 0 to 1.
+        """
+        values = _checked(cls, row, where)
+        rate = parse_decimal(values.get("rate"), name=f"{where}.rate")
+        if not 0 <= rate < 1:
+            raise ConfigurationError(f"{where}.rate is a fraction such as '0.19' for 19 %, not {rate}.")
+        return cls(name=_text(values, "name", where) or "Tax", rate=rate, note=_text(values, "note", where))
+
+    @property
+    def label(self) -> str:
+        """``VAT 19 %``."""
+        return f"{self.name} {(self.rate * _PERCENT).normalize():f} %"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """A seller or a buyer.
+
+    Attributes:
+        name: Its name.
+        address: Its lines.
+        email: Where to write.
+        tax_id: VAT or tax number.
+        cost_centre: The buyer's cost centre.
+        purchase_order: The buyer's order number.
+        payment: How to pay the seller: lines with bank and account.
+        taxes: The buyer's own taxes, instead of the profile's; None = the profile's.
+    """
+
+    name: str
+    address: tuple[str, ...] = ()
+    email: str | None = None
+    tax_id: str | None = None
+    cost_centre: str | None = None
+    purchase_order: str | None = None
+    payment: tuple[str, ...] = ()
+    taxes: tuple[Tax, ...] | None = None
+
+    @classmethod
+    def parse(cls, row: object, *, where: str) -> Party:
+        """A party from a mapping; a text alone is its name.
+
+        Raises:
+            ConfigurationError: a wrong key or no name.
+        """
+        values = _checked(cls, {"name": row} if isinstance(row, str) else row, where)
+        name = _text(values, "name", where)
+        if not name:
+            raise ConfigurationError(f"{where}.name is missing: every invoice names its parties.")
+        return cls(
+            name=name,
+            address=_lines(values, "address", where),
+            payment=_lines(values, "payment", where),
+            taxes=_taxes(values["taxes"], f"{where}.taxes") if values.get("taxes") is not None else None,
+            **{key: _text(values, key, where) for key in ("email", "tax_id", "cost_centre", "purchase_order")},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What an invoice shows of it, JSON-ready."""
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "taxes"}
+        return {
+            name: list(cast("tuple[str, ...]", value)) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillingProfile:
+    """How invoices are made.
+
+    Attributes:
+        seller: Who bills.
+        buyers: ``"member=ada"`` -> party; without one, the buyer is named like the account.
+        currency: ISO 4217 code.
+        tz: Zone in which periods are cut and dates are written.
+        series: What invoice numbers begin with: ``"INV-"`` makes ``INV-00001``.
+        credit_series: The same for credit notes.
+        terms_days: Days until payment is due.
+        payment_terms: A sentence instead of the usual one.
+        taxes: On every invoice, unless the buyer has its own.
+        notes: Printed at the end.
+    """
+
+    seller: Party = field(default_factory=lambda: Party(name="(seller not configured)"))
+    buyers: Mapping[str, Party] = field(default_factory=dict[str, Party])
+    currency: str = USD
+    tz: str = "UTC"
+    series: str = "INV-"
+    credit_series: str = "CN-"
+    terms_days: int = 30
+    payment_terms: str | None = None
+    taxes: tuple[Tax, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, row: object, *, file: str = "configuration") -> BillingProfile:
+        """The profile from a ``[billing]`` mapping.
+
+        Raises:
+            ConfigurationError: an unknown key or a bad value; says which.
+        """
+        where = f"{file}: billing"
+        values = _checked(cls, row, where)
+        texts: dict[str, Any] = {
+            key: _text(values, key, where) for key in ("currency", "tz", "series", "credit_series")
+        }
+        days = values.get("terms_days", 30)
+        if not isinstance(days, int) or isinstance(days, bool) or days < 0:
+            raise ConfigurationError(f"{where}.terms_days is a number of days, not {days!r}.")
+        if "seller" in values:
+            texts["seller"] = Party.parse(values["seller"], where=f"{where}.seller")
+        profile = cls(
+            buyers=_buyers(values.get("buyers", {}), f"{where}.buyers"),
+            terms_days=days,
+            payment_terms=_text(values, "payment_terms", where),
+            taxes=_taxes(values.get("taxes", ()), f"{where}.taxes"),
+            notes=_lines(values, "notes", where),
+            **{key: value for key, value in texts.items() if value is not None},
+        )
+        check_currency(profile.currency)
+        zone(profile.tz)
+        if profile.series == profile.credit_series:
+            raise ConfigurationError(f"{where}: series and credit_series must differ; both are {profile.series!r}.")
+        return profile
+
+    def buyer(self, scope: Mapping[str, str]) -> Party:
+        """The buyer of an account: the one configured for it, else one of that name."""
+        for dimension, value in scope.items():
+            if found := self.buyers.get(f"{dimension}={value}"):
+                return found
+        return Party(name=", ".join(scope.values()))
+
+
+def _checked(kind: type[Any], row: object, where: str) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ConfigurationError(f"{where} is a table of settings, not {row!r}.")
+    values = dict(cast("Mapping[str, Any]", row))
+    known = [one.name for one in fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ConfigurationError(
+                f"{where}: unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {known}.")
+            )
+    return values
+
+
+def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = values.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ConfigurationError(f"{where}.{key} is a text, not {value!r}.")
+    return value
+
+
+def _lines(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = values.get(key) or ()
+    lines: list[Any] = value.splitlines() if isinstance(value, str) else list(value)
+    if not all(isinstance(line, str) for line in lines):
+        raise ConfigurationError(f"{where}.{key} is a list of lines, not {value!r}.")
+    return tuple(lines)
+
+
+def _taxes(rows: Any, where: str) -> tuple[Tax, ...]:
+    if isinstance(rows, (str, Mapping)):
+        raise ConfigurationError(f"{where} is a list of tables, written [[billing.taxes]].")
+    return tuple(row if isinstance(row, Tax) else Tax.parse(row, where=where) for row in rows)
+
+
+def _buyers(table: Any, where: str) -> dict[str, Party]:
+    """Buyers written ``[billing.buyers.member.ada]``."""
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{where} is a table such as [billing.buyers.member.ada].")
+    found: dict[str, Party] = {}
+    for dimension, accounts in cast("Mapping[str, Any]", table).items():
+        if dimension not in ("member", "team", "organization", "project", "api_key") or not isinstance(
+            accounts, Mapping
+        ):
+            raise ConfigurationError(
+                f"{where}.{dimension}: write [billing.buyers.member.ada], with member, team, organization, project or "
+                "api_key in the middle."
+            )
+        for name, row in cast("Mapping[str, Any]", accounts).items():
+            found[f"{dimension}={name}"] = Party.parse(row, where=f"{where}.{dimension}.{name}")
+    return found

@@ -1,0 +1,188 @@
+"""Entries boiled down to what an invoice line needs: one row per account, meter and price, costs exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.semconv import EntryKind
+
+__all__ = ["ACCOUNTS", "Rate", "Rated", "Tally", "add", "decode", "encode", "minus", "plus", "within"]
+
+#: What an invoice can be made out to.
+ACCOUNTS = ("member", "team", "organization", "project", "api_key")
+
+
+class Rate(NamedTuple):
+    """What rows are told apart by. Multipliers are ``((name, factor), ...)`` in the order they apply."""
+
+    member: str | None
+    team: str | None
+    organization: str | None
+    project: str | None
+    api_key: str | None
+    kind: EntryKind
+    provider: str
+    model: str | None
+    sku_meter: str
+    unit: str
+    list_unit_price: Decimal | None
+    multipliers: tuple[tuple[str, Decimal], ...]
+
+
+class Rated(NamedTuple):
+    """Sums over the charges of one rate: quantity in the rate's unit, costs in US dollars, exact.
+
+    `unpriced` counts charges without a known price: what they cost is missing.
+    """
+
+    rate: Rate
+    quantity: Decimal = ZERO
+    list_cost: Decimal = ZERO
+    contracted_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+    unpriced: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Rows by rate, with counts of the entries they come from."""
+
+    rows: dict[Rate, Rated]
+    entries: int = 0
+    requests: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Tally:
+        """Add up `entries`, one at a time."""
+        tally = cls({})
+        for entry in entries:
+            tally.entries += 1
+            if entry.kind == "usage":
+                tally.requests += 1
+                tally.unpriced += entry.cost_source == "unpriced"
+                tally.estimated += entry.cost_source == "estimated" or "estimated" in entry.flags
+            for row in _rows(entry):
+                known = tally.rows.get(row.rate)
+                tally.rows[row.rate] = row if known is None else plus(known, row)
+        return tally
+
+
+def _rows(entry: Entry) -> Iterator[Rated]:
+    rest = Rated(
+        _rate(entry, None),
+        ZERO,
+        entry.list_cost or ZERO,
+        entry.contracted_cost or ZERO,
+        entry.billed_cost or ZERO,
+    )
+    for charge in entry.charges:
+        row = Rated(
+            _rate(entry, charge),
+            Decimal(charge.quantity),
+            charge.list_cost or ZERO,
+            charge.contracted_cost or ZERO,
+            charge.billed_cost or ZERO,
+            int(charge.billed_cost is None),
+        )
+        rest = plus(rest, row._replace(quantity=ZERO, unpriced=0), -1)
+        yield row
+    if any(rest[1:]):  # cost that no charge explains
+        yield rest
+
+
+def _rate(entry: Entry, charge: Charge | None) -> Rate:
+    who = entry.attribution
+    rate = Rate(
+        member=who.member,
+        team=who.team,
+        organization=who.organization,
+        project=who.project,
+        api_key=None if entry.api_key is None else entry.api_key.label,
+        kind=entry.kind,
+        provider=entry.provider,
+        model=entry.model,
+        sku_meter="adjustment" if entry.kind == "adjustment" else "provider_cost",
+        unit="USD",
+        list_unit_price=None,
+        multipliers=(),
+    )
+    if charge is None:
+        return rate
+    return rate._replace(
+        model=charge.model or entry.model,
+        sku_meter=charge.sku_meter,
+        unit=charge.unit,
+        list_unit_price=charge.list_unit_price,
+        multipliers=tuple(charge.multipliers.items()),
+    )
+
+
+def plus(one: Rated, other: Rated, sign: int = 1) -> Rated:
+    """`one` with `other` added (or, with ``sign=-1``, taken away); the rate stays that of `one`."""
+    return Rated(
+        one.rate,
+        EXACT.add(one.quantity, sign * other.quantity),
+        EXACT.add(one.list_cost, sign * other.list_cost),
+        EXACT.add(one.contracted_cost, sign * other.contracted_cost),
+        EXACT.add(one.billed_cost, sign * other.billed_cost),
+        one.unpriced + sign * other.unpriced,
+    )
+
+
+def add(*groups: Iterable[Rated]) -> dict[Rate, Rated]:
+    """All rows together, summed by rate."""
+    total: dict[Rate, Rated] = {}
+    for row in (row for group in groups for row in group):
+        total[row.rate] = plus(total.get(row.rate, Rated(row.rate)), row)
+    return total
+
+
+def minus(now: Mapping[Rate, Rated], before: Mapping[Rate, Rated]) -> list[Rated]:
+    """What was added to `before` to make `now`; rows that did not change are left out."""
+    found = (plus(now.get(rate, Rated(rate)), before.get(rate, Rated(rate)), -1) for rate in {**before, **now})
+    return [row for row in found if any(row[1:])]
+
+
+def within(rows: Iterable[Rated], scope: Mapping[str, str]) -> list[Rated]:
+    """The rows on the account of `scope`."""
+    return [row for row in rows if all(getattr(row.rate, name) == value for name, value in scope.items())]
+
+
+def encode(rows: Iterable[Rated]) -> list[list[Any]]:
+    """Rows as JSON-ready values, in a stable order; decimals are text."""
+    encoded = [
+        [
+            *row.rate[:-2],
+            None if row.rate.list_unit_price is None else str(row.rate.list_unit_price),
+            [[name, str(factor)] for name, factor in row.rate.multipliers],
+            *(str(amount) for amount in row[1:5]),
+            row.unpriced,
+        ]
+        for row in rows
+    ]
+    return sorted(encoded, key=repr)
+
+
+def decode(encoded: Iterable[Sequence[Any]]) -> list[Rated]:
+    """Rows from `encode`."""
+    return [_decoded(*values) for values in encoded]
+
+
+def _decoded(*values: Any) -> Rated:
+    *about, price, factors, quantity, list_cost, contracted_cost, billed_cost, unpriced = values
+    known: dict[str, Any] = dict(zip(Rate._fields, about, strict=False))
+    rate = Rate(
+        **known,
+        list_unit_price=None if price is None else Decimal(price),
+        multipliers=tuple((name, Decimal(factor)) for name, factor in factors),
+    )
+    return Rated(
+        rate, Decimal(quantity), Decimal(list_cost), Decimal(contracted_cost), Decimal(billed_cost), int(unpriced)
+    )

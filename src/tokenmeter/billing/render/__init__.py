@@ -1,0 +1,1 @@
+"""The forms of invoices and credit notes: HTML, PDF and CSV."""

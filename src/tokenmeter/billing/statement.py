@@ -1,0 +1,241 @@
+"""The running balance of an account: opening + charges + credits = closing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from tokenmeter.billing.account import account_name, check_account
+from tokenmeter.billing.currency import USD
+from tokenmeter.billing.invoice import Invoice, number_text
+from tokenmeter.billing.issuing import CREDIT_NOTE, EVENT, INVOICE
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_period, zone
+from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.documents import Document, Request
+
+__all__ = ["Statement", "StatementLine", "draw_statement"]
+
+Basis = Literal["usage", "invoices"]
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """One line: when, what, what it adds (`charges`), what it takes off (`credits`, negative), and the balance then."""
+
+    date: str
+    description: str
+    charges: Decimal
+    credits: Decimal
+    balance: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """An account over a period. ``opening + charges + credits == closing``, exactly.
+
+    Attributes:
+        scope: Whose: dimension -> value.
+        period: What it covers.
+        basis: ``usage``: what was used, to the picodollar; ``invoices``: what was invoiced, credited and paid.
+        currency: ISO 4217 code.
+        opening: Balance at the period's start.
+        charges: What was added.
+        credits: What was taken off; negative.
+        closing: Balance at its end.
+        lines: In order of time.
+        unpriced: Calls of unknown price among them (usage only): what they cost is missing.
+    """
+
+    scope: Mapping[str, str]
+    period: Period
+    basis: Basis
+    currency: str = USD
+    opening: Decimal
+    charges: Decimal
+    credits: Decimal
+    closing: Decimal
+    lines: tuple[StatementLine, ...] = field(default=())
+    unpriced: int = 0
+
+    def __str__(self) -> str:
+        width = max([24, *(len(line.description) for line in self.lines)])
+        head = f"Statement of {account_name(self.scope)}, {self.period.label} ({self.period.tz}), {self.currency}"
+        form = f"{{:<12}} {{:<{width}}} {{:>18}} {{:>18}} {{:>18}}"
+        rows = [("Date", "", "Charges", "Credits", "Balance"), ("", "Opening balance", "", "", f"{self.opening:,f}")]
+        rows += [
+            (line.date, line.description, f"{line.charges:,f}", f"{line.credits:,f}", f"{line.balance:,f}")
+            for line in self.lines
+        ]
+        rows.append(("", "Closing balance", f"{self.charges:,f}", f"{self.credits:,f}", f"{self.closing:,f}"))
+        doubt = [f"{self.unpriced} calls have no known price; their cost is missing."] if self.unpriced else []
+        return "\n".join([head, *(form.format(*row).rstrip() for row in rows), *doubt])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready; decimals are text."""
+        return {
+            "scope": dict(self.scope),
+            "period": {
+                "label": self.period.label,
+                "start": self.period.start.isoformat(),
+                "end": self.period.end.isoformat(),
+                "tz": self.period.tz,
+            },
+            "basis": self.basis,
+            "currency": self.currency,
+            **{name: f"{getattr(self, name):f}" for name in ("opening", "charges", "credits", "closing")},
+            "unpriced": self.unpriced,
+            "lines": [
+                {
+                    "date": line.date,
+                    "description": line.description,
+                    **{name: f"{getattr(line, name):f}" for name in ("charges", "credits", "balance")},
+                }
+                for line in self.lines
+            ],
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Movement:
+    at: datetime
+    currency: str
+    description: str
+    amount: Decimal
+
+
+def draw_statement(
+    store: Store,
+    *,
+    period: str | Period,
+    member: str | None = None,
+    team: str | None = None,
+    organization: str | None = None,
+    project: str | None = None,
+    api_key: str | None = None,
+    basis: Basis = "usage",
+    granularity: CalendarUnit = "day",
+    tz: str = "UTC",
+) -> Statement:
+    """The running balance of an account.
+
+    Args:
+        store: The ledger.
+        period: ``"2026-11"``, ... or a `Period`. What came before is the opening balance.
+        member: Whose; several of the five narrow it down further.
+        team: As above.
+        organization: As above.
+        project: As above.
+        api_key: As above.
+        basis: ``usage``: billed cost of calls and corrections as charges, adjustments as credits, in dollars.
+            ``invoices``: invoices as charges; credit notes, payments and voidings as credits, in their currency.
+        granularity: Calendar unit of a usage statement's lines.
+        tz: Zone of periods and dates.
+
+    Raises:
+        ConfigurationError: whose is not said, or invoices in several currencies.
+    """
+    scope = check_account(member=member, team=team, organization=organization, project=project, api_key=api_key)
+    asked = period if isinstance(period, Period) else parse_period(period, tz)
+    if granularity not in CALENDAR_UNITS:
+        raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
+    if basis == "usage":
+        return _by_usage(store, scope, asked, granularity)
+    if basis == "invoices":
+        return _by_invoices(store, scope, asked)
+    raise ConfigurationError(f"A statement's basis is 'usage' or 'invoices', not {basis!r}.")
+
+
+def _by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: CalendarUnit) -> Statement:
+    which = EntryFilter(where={name: frozenset([value]) for name, value in scope.items()})
+    first = next(store.entries(EntryFilter(until=period.start, where=which.where)), None)
+    opening = ZERO
+    if first is not None:
+        for group in store.aggregate([first.occurred_at, period.start], [], which):
+            opening = EXACT.add(opening, group.billed_cost)
+    parts = buckets(period, unit)
+    charges = [ZERO] * len(parts)
+    credits_ = [ZERO] * len(parts)
+    unpriced = 0
+    for group in store.aggregate([*(part.start for part in parts), period.end], ["kind"], which):
+        column = credits_ if group.group[0] == "adjustment" else charges
+        column[group.bucket] = EXACT.add(column[group.bucket], group.billed_cost)
+        unpriced += group.unpriced
+    lines: list[StatementLine] = []
+    balance = opening
+    for part, charge, credit in zip(parts, charges, credits_, strict=True):
+        balance = EXACT.add(balance, EXACT.add(charge, credit))
+        if charge or credit:
+            lines.append(
+                StatementLine(part.label, "Usage" if not credit else "Usage and credits", charge, credit, balance)
+            )
+    return replace(_blank(scope, period, "usage"), **_summed(opening, lines), unpriced=unpriced)
+
+
+def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Statement:
+    opening = ZERO
+    lines: list[StatementLine] = []
+    currencies: set[str] = set()
+    balance = ZERO
+    for moved in _movements(store, scope):
+        currencies.add(moved.currency)
+        if moved.at >= period.end:
+            continue
+        balance += moved.amount
+        if moved.at < period.start:
+            opening = balance
+            continue
+        charges, credits_ = max(moved.amount, ZERO), min(moved.amount, ZERO)
+        day = moved.at.astimezone(zone(period.tz)).date().isoformat()
+        lines.append(StatementLine(day, moved.description, charges, credits_, balance))
+    if len(currencies) > 1:
+        raise ConfigurationError(
+            f"{account_name(scope)} has invoices in {', '.join(sorted(currencies))}; a statement is in one currency."
+        )
+    currency = next(iter(currencies), USD)
+    return replace(_blank(scope, period, "invoices"), **_summed(opening, lines), currency=currency)
+
+
+def _movements(store: Store, scope: Mapping[str, str]) -> Iterator[_Movement]:
+    """What moved the account's balance, in the order of filing."""
+    due: dict[str, tuple[Invoice, Decimal]] = {}
+    for document in store.documents(Request()):
+        if document.kind == INVOICE and document.key.startswith(f"{account_name(scope)} "):
+            invoice = Invoice.of(document)
+            due[number_text(document)] = (invoice, invoice.total)
+            what = f"{invoice.title} {invoice.number} for {invoice.period.label}"
+            yield _Movement(document.recorded_at, invoice.currency, what, invoice.total)
+        elif document.kind in {EVENT, CREDIT_NOTE} and (found := due.get(document.key.rpartition(" #")[0])):
+            invoice, left = found
+            amount, what = _taken_off(document, invoice, left)
+            due[str(invoice.number)] = (invoice, left - amount)
+            if amount:
+                yield _Movement(document.recorded_at, invoice.currency, what, -amount)
+
+
+def _taken_off(document: Document, invoice: Invoice, left: Decimal) -> tuple[Decimal, str]:
+    body: dict[str, Any] = json.loads(document.body)
+    if document.kind == CREDIT_NOTE:
+        return Decimal(body["total"]), f"Credit note {number_text(document)} on {invoice.number}: {body['reason']}"
+    return left, f"Invoice {invoice.number} {body['status']}"
+
+
+def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:
+    return Statement(scope=scope, period=period, basis=basis, opening=ZERO, charges=ZERO, credits=ZERO, closing=ZERO)
+
+
+def _summed(opening: Decimal, lines: list[StatementLine]) -> dict[str, Any]:
+    charges = credits_ = ZERO
+    for line in lines:
+        charges, credits_ = EXACT.add(charges, line.charges), EXACT.add(credits_, line.credits)
+    closing = lines[-1].balance if lines else opening
+    return {"opening": opening, "charges": charges, "credits": credits_, "closing": closing, "lines": tuple(lines)}

@@ -1,0 +1,123 @@
+"""Closing a period: a manifest, corrections for what comes late, and no way back."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.billing import close_period, closed_periods, draft_invoice, late_entries
+from tokenmeter.errors import ConfigurationError, LedgerError
+
+JANUARY = datetime(2027, 1, 2, tzinfo=UTC)
+
+
+def test_the_manifest_counts_and_sums_the_period(every_store, make_call, december):
+    """On every store: entries, requests, sums, and what they are made of, sealed in the ledger."""
+    for entry in (
+        make_call("1.25", member="ada"),
+        make_call("0.000000000001", member="bob"),
+        make_call(None, member="bob", model="mystery"),
+        make_call("5", at="2026-10-31T23:59", member="ada"),
+        make_call("7", at="2026-12-01T00:00", member="ada"),
+    ):
+        every_store.settle(entry)
+    closed = close_period(every_store, "2026-11", by="kim", now=december)
+    assert (closed.entries, closed.requests, closed.unpriced) == (3, 3, 1)
+    assert closed.billed_cost == Decimal("1.250000000001")
+    assert closed.closed_by == "kim"
+    assert sum(row.billed_cost for row in closed.rows) == closed.billed_cost
+    assert closed_periods(every_store) == [closed]
+    assert closed.document.hash in {document.hash for document in every_store.documents()}
+    assert "billed $1.250000000001" in str(closed)
+
+
+def test_a_period_is_cut_in_its_zone(store, book, december):
+    book("1", at="2026-10-31T23:30")  # November in Berlin
+    book("2", at="2026-11-30T23:30")  # December in Berlin
+    assert close_period(store, "2026-11", tz="Europe/Berlin", now=december).billed_cost == 1
+
+
+def test_a_period_that_has_not_ended_cannot_be_closed(store):
+    with pytest.raises(LedgerError, match="can be closed from then on"):
+        close_period(store, "2026-11", now=datetime(2026, 11, 30, 23, 59, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("again", ["2026-11", "2026-Q4", "2026-11-15"])
+def test_a_closed_period_is_not_reopened_nor_overlapped(store, again):
+    close_period(store, "2026-11", now=JANUARY)
+    with pytest.raises(LedgerError, match="not reopened"):
+        close_period(store, again, now=JANUARY)
+    with pytest.raises(LedgerError, match="Europe/Berlin"):
+        close_period(store, "2026-11", tz="Europe/Berlin", now=JANUARY)
+
+
+def test_a_period_that_does_not_exist_is_refused(store):
+    with pytest.raises(ConfigurationError, match="Unknown period"):
+        close_period(store, "November", now=JANUARY)
+
+
+def test_of_many_closings_at_once_one_succeeds(every_store, make_call, december):
+    every_store.settle(make_call("1"))
+
+    def attempt(_):
+        try:
+            return close_period(every_store, "2026-11", now=december)
+        except LedgerError:
+            return None
+
+    with ThreadPoolExecutor(6) as threads:
+        outcomes = list(threads.map(attempt, range(6)))
+    assert len([one for one in outcomes if one]) == 1
+    assert len(closed_periods(every_store)) == 1
+
+
+def test_late_entries_become_corrections_of_the_next_period(every_store, make_call, december):
+    """What was recorded after the closing is in the next closing, once, and stays where it occurred in the ledger."""
+    every_store.settle(make_call("1", member="ada"))
+    close_period(every_store, "2026-11", now=december)
+    assert late_entries(every_store) == []
+    every_store.settle(make_call("0.30", member="ada"))
+    every_store.settle(make_call("4", at="2026-12-05T00:00", member="ada"))
+    (late,) = late_entries(every_store)
+    assert (late.period.label, late.billed_cost) == ("2026-11", Decimal("0.3"))
+
+    november = draft_invoice(every_store, member="ada", period="2026-11")
+    assert november.totals.ledger_cost == 1
+    december_closed = close_period(every_store, "2026-12", now=JANUARY)
+    assert [one.billed_cost for one in december_closed.late] == [Decimal("0.3")]
+    assert late_entries(every_store) == []
+    bill = draft_invoice(every_store, member="ada", period="2026-12")
+    assert bill.totals.ledger_cost == Decimal("4.3")
+    assert [(line.kind, line.period, line.amount) for line in bill.lines] == [
+        ("usage", "2026-12", Decimal("4.00")),
+        ("correction", "2026-11", Decimal("0.30")),
+    ]
+
+
+def test_late_entries_that_cancel_out_in_sum_still_correct_each_account(store, book, december):
+    book("1", member="ada")
+    book("1", member="bob")
+    close_period(store, "2026-11", now=december)
+    book("0.5", member="ada", kind="correction")
+    book("-0.5", member="bob", kind="correction")
+    (late,) = late_entries(store)
+    assert late.billed_cost == 0
+    assert {row.rate.member: row.billed_cost for row in late.rows} == {"ada": Decimal("0.5"), "bob": Decimal("-0.5")}
+
+
+def test_each_late_entry_is_told_once_over_many_closings(store, book):
+    """Lateness of lateness: every closing takes up only what none before did, and the sum is the ledger's."""
+    told = Decimal(0)
+    for month in range(1, 6):
+        for earlier in range(1, month + 1):
+            book(f"0.{month}{earlier}", at=f"2026-{earlier:02}-10T00:00", member="ada")
+        closed = close_period(store, f"2026-{month:02}", now=datetime(2026, 6, 1, tzinfo=UTC))
+        told += closed.billed_cost + sum(late.billed_cost for late in closed.late)
+    assert told == sum(entry.billed_cost for entry in store.entries())
+    assert late_entries(store) == []
+
+
+def test_an_empty_period_closes(store, december):
+    closed = close_period(store, "2026-11", now=december)
+    assert (closed.entries, closed.billed_cost, closed.rows) == (0, 0, ())
