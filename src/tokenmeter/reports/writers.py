@@ -55,20 +55,27 @@ def _write_csv(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink:
         line.seek(0)
         line.truncate()
 
-    put(_cell(one.name, "text") for one in fields)
+    put(_defused(one.name) for one in fields)
+    cells = [_CELLS.get(one.kind) for one in fields]
     for values in records:
-        put(_cell(value, one.kind) for value, one in zip(values, fields, strict=True))
+        put(value if cell is None or value is None else cell(value) for cell, value in zip(cells, values, strict=True))
 
 
-def _cell(value: Any, kind: Kind) -> str:
-    if value is None:
-        return ""
-    text = plain(value, kind)
-    if kind == "flag":
-        return "true" if text else "false"
-    if kind in {"text", "json"} and text.startswith(_FORMULA):
-        return f"'{text}"
-    return str(text)
+def _defused(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+#: How a CSV cell is written, by kind; whole numbers as they are.
+_CELLS: Mapping[Kind, Callable[[Any], str]] = {
+    "text": _defused,
+    "json": lambda value: _defused(plain(value, "json")),
+    "flag": lambda value: "true" if value else "false",
+    "money": lambda value: plain(value, "money"),
+    "price": lambda value: plain(value, "price"),
+    "quantity": lambda value: plain(value, "quantity"),
+    "instant": lambda value: plain(value, "instant"),
+    "second": lambda value: plain(value, "second"),
+}
 
 
 def _write_jsonl(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink: Sink) -> None:
