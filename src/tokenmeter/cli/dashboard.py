@@ -30,7 +30,9 @@ def dashboard(
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Host name it answers to, besides localhost and IP addresses; repeat it.", show_default=False),
+        typer.Option(
+            help="Host name it answers to, besides localhost and IP addresses; repeat it.", show_default=False
+        ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     tz: TzOption = "UTC",
@@ -50,7 +52,9 @@ def dashboard(
     token = _token(token_file)
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
-        out.print(f"Others can reach {host}, so viewers need this token, new with every start:\n  {token}", markup=False)
+        out.print(
+            f"Others can reach {host}, so viewers need this token, new with every start:\n  {token}", markup=False
+        )
 
     def ready(address: str) -> None:
         out.print(f"Dashboard at {address} (Ctrl+C ends it)", markup=False)

@@ -1,0 +1,18 @@
+"""The dashboard: web pages over the ledger, served locally or mounted in your own server.
+
+Needs the extra ``dashboard``.
+"""
+
+from tokenmeter.errors import ConfigurationError
+
+try:
+    from tokenmeter.dashboard.asgi import app
+    from tokenmeter.dashboard.server import serve
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] not in {"jinja2", "markupsafe", "starlette", "uvicorn"}:
+        raise
+    raise ConfigurationError(
+        f"The dashboard needs the extra 'dashboard': pip install 'tokenmeter-sdk[dashboard]'. ({error})"
+    ) from error
+
+__all__ = ["app", "serve"]

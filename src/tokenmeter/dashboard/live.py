@@ -1,0 +1,100 @@
+"""Live pages: one look at the ledger per moment, shared by everybody who watches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol, runtime_checkable
+
+from starlette.concurrency import run_in_threadpool
+
+from tokenmeter.errors import StoreError
+from tokenmeter.stores.base import Store
+
+__all__ = ["Pulse", "pulse_of"]
+
+log = logging.getLogger("tokenmeter")
+
+#: Seconds between two looks while somebody watches.
+_EVERY = 0.7
+#: Seconds of silence after which a line is sent, so that a viewer who left is noticed.
+_SILENCE = 15.0
+
+
+@runtime_checkable
+class _Pulsing(Protocol):
+    """A store that can say cheaply whether anything was written."""
+
+    def pulse(self) -> str:
+        """A text that differs whenever an entry or a hold came or went."""
+        ...
+
+
+def pulse_of(store: Store) -> str:
+    """A text that differs after every write to `store`."""
+    if isinstance(store, _Pulsing):
+        return store.pulse()
+    facts = store.health().facts
+    return f"{facts.get('entries')}.{facts.get('pending_holds')}"
+
+
+class Pulse:
+    """Looks at the ledger while somebody watches, and tells all watchers of every change.
+
+    Args:
+        probe: What changes when the ledger does; called in a worker thread.
+    """
+
+    def __init__(self, probe: Callable[[], str]) -> None:
+        self._probe = probe
+        self._watchers: set[asyncio.Queue[str]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.looks = 0
+
+    async def events(self) -> AsyncGenerator[str]:
+        """Server-sent events: ``change`` with the state now, then one for every other state."""
+        news: asyncio.Queue[str] = asyncio.Queue()
+        self._watchers.add(news)
+        self._begin()
+        try:
+            yield "retry: 2000\n\n"
+            yield f"event: change\ndata: {await self.look()}\n\n"
+            while True:
+                try:
+                    state = await asyncio.wait_for(news.get(), _SILENCE)
+                except TimeoutError:
+                    yield ": still here\n\n"
+                else:
+                    yield f"event: change\ndata: {state}\n\n"
+        finally:
+            self._watchers.discard(news)
+            self._end()
+
+    def _begin(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch())
+
+    def _end(self) -> None:
+        if self._task is not None and not self._watchers:
+            self._task.cancel()
+            self._task = None
+
+    async def look(self) -> str:
+        """The state now; ``unknown`` while the store is out of reach."""
+        self.looks += 1
+        try:
+            return await run_in_threadpool(self._probe)
+        except StoreError as error:
+            log.debug("The dashboard could not look at the ledger: %s", error)
+            return "unknown"
+
+    async def _watch(self) -> None:
+        known = await self.look()
+        while True:
+            await asyncio.sleep(_EVERY)
+            state = await self.look()
+            if state != known:
+                known = state
+                for news in self._watchers:
+                    news.put_nowait(state)

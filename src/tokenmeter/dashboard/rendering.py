@@ -1,0 +1,91 @@
+"""Templates: everything that is put into a page is escaped."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from tokenmeter.dashboard import figures
+from tokenmeter.dashboard.view import PERIODS, label_of
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.periods import CALENDAR_UNITS
+from tokenmeter.stores.base import DIMENSIONS
+
+__all__ = ["base_of", "page", "plotly_script"]
+
+#: Zones offered by name; the field takes every IANA name.
+_ZONES = (
+    *("UTC", "Africa/Johannesburg", "Africa/Lagos", "America/Chicago", "America/Los_Angeles", "America/New_York"),
+    *("America/Sao_Paulo", "Asia/Dubai", "Asia/Kathmandu", "Asia/Kolkata", "Asia/Shanghai", "Asia/Singapore"),
+    *("Asia/Tokyo", "Australia/Sydney", "Europe/Berlin", "Europe/London", "Europe/Paris", "Pacific/Auckland"),
+)
+
+
+#: How plotly.js asks whether the styles of its maps are in the page already.
+_EMBEDDED = re.compile(rb'if\(!document\.getElementById\("([0-9a-f]{64})"\)\)')
+
+
+@cache
+def plotly_script() -> Path:
+    """The script that the Python package plotly brings along.
+
+    Raises:
+        ConfigurationError: the package is missing.
+    """
+    found = find_spec("plotly")
+    script = Path(found.origin).parent / "package_data" / "plotly.min.js" if found and found.origin else None
+    if script is None or not script.exists():
+        raise ConfigurationError("The dashboard needs plotly: pip install 'tokenmeter-sdk[dashboard]'.")
+    return script
+
+
+@cache
+def _embedded_styles() -> tuple[str, ...]:
+    """Ids of style sheets that plotly.js would write into the page, which its security policy forbids."""
+    return tuple(dict.fromkeys(found.decode() for found in _EMBEDDED.findall(plotly_script().read_bytes())))
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("tokenmeter.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update({one: getattr(figures, one) for one in figures.__all__})
+    made.filters.update(label=label_of)
+    known: dict[str, Any] = {"periods": PERIODS, "units": CALENDAR_UNITS[:4], "dimensions": DIMENSIONS, "zones": _ZONES}
+    known["embedded_styles"] = _embedded_styles()
+    made.globals.update(known)
+    return made
+
+
+def base_of(request: Request) -> str:
+    """The path the dashboard is served under, without a slash at its end."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def page(request: Request, template: str, *, status: int = 200, title: str, **context: Any) -> HTMLResponse:
+    """A page from a template.
+
+    Args:
+        request: For links and for which page is current.
+        template: Name of its file.
+        status: HTTP status.
+        title: Its heading.
+        **context: Names the template uses; ``state`` makes it a live page.
+    """
+    base = base_of(request)
+    known = {"state": None, "view": None, "door": False, **context}
+    path = request.scope["path"].removeprefix(base)
+    text = _environment().get_template(template).render(base=base, path=path, title=title, **known)
+    return HTMLResponse(text, status_code=status)

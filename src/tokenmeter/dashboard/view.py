@@ -1,0 +1,239 @@
+"""What a page shows, as it stands in its URL: period, time zone, granularity and filters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from urllib.parse import urlencode
+
+from tokenmeter.ledger import utcnow
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, zone
+from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by
+from tokenmeter.stores.base import DIMENSIONS, Store
+
+__all__ = ["MAX_BUCKETS", "PERIODS", "View", "canonical", "label_of"]
+
+#: Bars a chart shows at most; a finer granularity than fits is made coarser, and the page says so.
+MAX_BUCKETS = 750
+#: Periods offered by name.
+PERIODS = {
+    "last-24h": "Last 24 hours",
+    "today": "Today",
+    "yesterday": "Yesterday",
+    "last-7d": "Last 7 days",
+    "last-30d": "Last 30 days",
+    "this-month": "This month",
+    "last-month": "Last month",
+    "last-12m": "Last 12 months",
+    "this-year": "This year",
+    "all": "All time",
+}
+_DEFAULT_PERIOD = "last-30d"
+_QUARTER = timedelta(minutes=15)
+_OWN = ("period", "since", "until", "granularity", "tz")
+#: Fields that only the filter form has, and those that say nothing when they are empty.
+_FORM = {"add", "is", "apply"}
+_OPTIONAL = {*_OWN, "before"}
+_LABELS = {"api_key": "API key", "end_user": "end user", "sku_meter": "meter", "cost_source": "cost known by"}
+#: Up to this length a unit is the natural one.
+_NATURAL: Sequence[tuple[timedelta, CalendarUnit]] = (
+    (timedelta(days=2), "hour"),
+    (timedelta(days=93), "day"),
+    (timedelta(days=5 * 366), "month"),
+)
+
+
+def label_of(dimension: str) -> str:
+    """A dimension in words."""
+    if dimension.startswith("tag:"):
+        return f"tag {dimension.removeprefix('tag:')}"
+    return _LABELS.get(dimension, dimension.replace("_", " "))
+
+
+def _quarter_hour(now: datetime) -> datetime:
+    """`now`, moved up to a quarter-hour, where kept sums begin and end."""
+    over = timedelta(minutes=now.minute % 15, seconds=now.second, microseconds=now.microsecond)
+    return now - over + _QUARTER if over else now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A checked URL query.
+
+    Attributes:
+        query: Period and filters; its granularity is None until `over_time` chooses one.
+        period_text: The period as it stands in the URL; None when `since` or `until` do.
+        since: As in the URL.
+        until: As in the URL.
+        granularity: As asked; None = choose.
+        default_tz: Zone used when the URL names none.
+        filters: dimension and accepted value, in the URL's order; None = not set.
+        now: The clock's time, which "today" counts from.
+    """
+
+    query: Query
+    period_text: str | None
+    since: str | None
+    until: str | None
+    granularity: CalendarUnit | None
+    default_tz: str
+    filters: tuple[tuple[str, str | None], ...]
+    now: datetime
+
+    @classmethod
+    def parse(cls, items: Iterable[tuple[str, str]], *, tz: str = "UTC", now: datetime | None = None) -> View:
+        """The view that URL parameters ask for; unknown ones are refused.
+
+        Raises:
+            ConfigurationError: an unknown parameter, dimension, period, unit or zone.
+        """
+        given: dict[str, str] = {}
+        filters: list[tuple[str, str | None]] = []
+        for name, value in items:
+            if name in _OWN:
+                if value.strip():
+                    given[name] = value.strip()
+            else:
+                filters.append((parse_by([name])[0], value or None))
+        since, until = given.get("since"), given.get("until")
+        text: str | None = None if since or until else given.get("period", _DEFAULT_PERIOD)
+        now = now or utcnow()
+        where: dict[str, list[str | None]] = {}
+        for name, accepted in filters:
+            where.setdefault(name, []).append(accepted)
+        zone_name = given.get("tz", tz)
+        asked = Query.parse(
+            period=Period(BEGINNING, END, zone_name, "all time") if text == "all" else text,
+            since=since,
+            until=until,
+            granularity=given.get("granularity"),
+            where=where,
+            tz=zone_name,
+            now=_quarter_hour(now) if text and text.endswith("h") else now,
+        )
+        return cls(
+            query=replace(asked, granularity=None),
+            period_text=text,
+            since=since,
+            until=until,
+            granularity=asked.granularity,
+            default_tz=tz,
+            filters=tuple(dict.fromkeys(filters)),
+            now=now,
+        )
+
+    @property
+    def tz(self) -> str:
+        """IANA zone of the calendar."""
+        return self.query.period.tz
+
+    def local(self, moment: datetime) -> datetime:
+        """`moment` by the clock of the view's zone."""
+        return moment.astimezone(zone(self.tz))
+
+    # -- time
+
+    def bounded(self, store: Store) -> View:
+        """The same with an open beginning or end closed at the ledger's first and last entry; empty without any."""
+        period = self.query.period
+        if period.start != BEGINNING and period.end != END:
+            return self
+        parts = cut(store, Query(period=period))
+        closed = parts[0] if parts else Period(self.now, self.now, self.tz)
+        return replace(self, query=replace(self.query, period=replace(closed, label=period.label)))
+
+    def over_time(self) -> tuple[Query, bool]:
+        """The query cut into bars, and whether it had to be cut coarser than asked. Needs a bounded period."""
+        period = self.query.period
+        length = period.end - period.start
+        asked = self.granularity or _natural(length)
+        chosen = _fitting(period, asked)
+        return replace(self.query, granularity=chosen), chosen != asked
+
+    def previous(self) -> Period | None:
+        """The stretch of the same length right before; of a period still running only what has passed is compared."""
+        period = self.query.period
+        if self.period_text == "all" or period.start >= min(period.end, self.now):
+            return None
+        length = min(period.end, _quarter_hour(self.now)) - period.start
+        return Period(period.start - length, period.start, period.tz)
+
+    # -- URLs
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """The URL parameters that make this view again."""
+        if self.period_text is not None:
+            yield "period", self.period_text
+        for name in ("since", "until", "granularity"):
+            value: str | None = getattr(self, name)
+            if value is not None:
+                yield name, value
+        if self.tz != self.default_tz:
+            yield "tz", self.tz
+        for name, found in self.filters:
+            yield name, found or ""
+
+    def url(self, **more: str) -> str:
+        """These parameters, with `more` in front, as ``?...``."""
+        return "?" + urlencode([*more.items(), *self.items()])
+
+    def with_filter(self, dimension: str, value: str | None) -> View:
+        """Narrowed to one value of a dimension, instead of any other value of it."""
+        kept = tuple(pair for pair in self.filters if pair[0] != dimension)
+        return self._filtered((*kept, (dimension, value)))
+
+    def without(self, dimension: str, value: str | None) -> View:
+        """Without that filter."""
+        return self._filtered(tuple(pair for pair in self.filters if pair != (dimension, value)))
+
+    def _filtered(self, filters: tuple[tuple[str, str | None], ...]) -> View:
+        return replace(self, filters=filters)
+
+    def during(self, bucket: Period) -> View:
+        """Narrowed to a bucket of time."""
+        local = (self.local(moment).isoformat() for moment in (bucket.start, bucket.end))
+        since, until = local
+        return replace(self, period_text=None, since=since, until=until, granularity=None)
+
+    def free_dimensions(self, names: Sequence[str] = DIMENSIONS) -> list[str]:
+        """The dimensions among `names` that no filter holds."""
+        held = {name for name, _ in self.filters}
+        return [name for name in names if name not in held]
+
+
+def canonical(items: Sequence[tuple[str, str]]) -> str | None:
+    """The URL query that says what the filter form sent; None when `items` did not come from the form.
+
+    Raises:
+        ConfigurationError: a filter on an unknown dimension.
+    """
+    given = dict(items)
+    if not given.keys() & _FORM:
+        return None
+    kept = [(name, value) for name, value in items if name not in _FORM and (value or name not in _OPTIONAL)]
+    if any(name in {"since", "until"} for name, _ in kept):
+        kept = [pair for pair in kept if pair[0] != "period"]
+    if given.get("add"):
+        kept.append((parse_by([given["add"]])[0], given.get("is", "").strip()))
+    return urlencode(list(dict.fromkeys(kept)))
+
+
+def _natural(length: timedelta) -> CalendarUnit:
+    for limit, unit in _NATURAL:
+        if length <= limit:
+            return unit
+    return "year"
+
+
+def _fitting(period: Period, asked: CalendarUnit) -> CalendarUnit:
+    length = period.end - period.start
+    for unit in CALENDAR_UNITS[CALENDAR_UNITS.index(asked) :]:
+        if _roughly(length, unit) <= MAX_BUCKETS and len(buckets(period, unit)) <= MAX_BUCKETS:
+            return unit
+    return "year"
+
+
+def _roughly(length: timedelta, unit: CalendarUnit) -> float:
+    days = {"hour": 1 / 24, "day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}[unit]
+    return length / timedelta(days=days)
