@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Public name -> module that defines it. Everything is loaded at its first use, so that `import tokenmeter` itself loads
-#: no SDK, no price data and no settings model.
+#: Public name -> module that defines it. Everything is loaded at its first use, so that `import tokenmeter` itself
+#: loads no SDK, no price data and no settings model.
 _HOMES = {
     "tokenmeter.adopt": ("wrap",),
     "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),

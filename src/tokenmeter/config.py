@@ -211,7 +211,9 @@ def _explain(error: ValidationError, source: str | None) -> str:
         path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "is-instance")))
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(problem["loc"][-1]), Settings.model_fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(Settings.model_fields))}."
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(Settings.model_fields))}."
+            )
             problems.append(f"unknown key {path!r}: {hint}")
         else:
             problems.append(f"{path}: {problem['msg']} (got {problem['input']!r})")

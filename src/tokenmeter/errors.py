@@ -128,11 +128,12 @@ class BudgetExceededError(TokenmeterError):
             return "This call was stopped because a usage budget is exhausted."
         where = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
         asked = "a call without an upper bound" if self.requested is None else self._amount(self.requested)
-        parts = [
+        state = (
             f"Budget {self.budget!r} ({where}) stopped the call before it was sent: "
             f"limit {self._amount(self.limit)}, spent {self._amount(self.spent)}, "
             f"reserved by calls in flight {self._amount(self.reserved)}, this call needs up to {asked}."
-        ]
+        )
+        parts = [state]
         if self.reason:
             parts.append(self.reason)
         if self.max_affordable_output_tokens is not None:

@@ -158,8 +158,8 @@ def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> 
     """A period from what a person writes.
 
     Forms: ``2026``, ``2026-Q4``, ``2026-11``, ``2026-W47``, ``2026-11-23``, ``today``, ``yesterday``, ``this-month``,
-    ``last-month`` (any calendar unit), and ``last-24h``, ``last-7d``, ``last-4w``, ``last-3m`` (whole calendar days, weeks
-    or months up to and including the current one; hours are exact).
+    ``last-month`` (any calendar unit), and ``last-24h``, ``last-7d``, ``last-4w``, ``last-3m`` (whole calendar days,
+    weeks or months up to and including the current one; hours are exact).
 
     Raises:
         ConfigurationError: none of these.

@@ -26,7 +26,7 @@ def configure() -> None:
 
 def clients() -> None:
     """Clients and their answers have the SDK's own types."""
-    from openai.types.chat import ChatCompletion  # noqa: PLC0415 - only here
+    from openai.types.chat import ChatCompletion
 
     answer = OpenAI().chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "Hi"}])
     assert_type(answer, ChatCompletion)
@@ -36,7 +36,7 @@ def clients() -> None:
 
 async def async_clients() -> None:
     """The same for async clients."""
-    from anthropic.types import Message  # noqa: PLC0415 - only here
+    from anthropic.types import Message
 
     async with AsyncOpenAI() as openai, AsyncAnthropic() as anthropic:
         await openai.responses.create(model="gpt-5", input="Hi")
