@@ -198,6 +198,23 @@ class TestBounds:
         assert stop.value.spent == 120
         assert meter.audit_budgets() == ()
 
+    def test_a_price_found_later_replaces_the_dearest_rate(self, metered, store):
+        meter = metered(Budget(limit_usd=1000, unbounded="expected"))
+        entry = meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
+        taken_back = replace(entry.charges[0], quantity=-120)
+        priced = replace(entry.charges[0], list_cost=Decimal(6), contracted_cost=Decimal(6), billed_cost=Decimal(6))
+        correction = replace(
+            entry,
+            entry_id="c" * 32,
+            kind="correction",
+            usage=Usage(),
+            charges=(taken_back, priced),
+            billed_cost=Decimal(6),
+            cost_source="computed",
+        )
+        store.settle(correction, meter.budgets.postings(correction, meter.pricer))
+        assert meter.remaining()[0].spent == 6
+
     def test_expected_holds_learn_what_a_route_really_uses(self, metered, store):
         meter = metered(Budget(limit_tokens=10**6, estimate="expected"))
         for _ in range(25):

@@ -192,7 +192,7 @@ _posting_key = attrgetter("key")
 def _spent(unit: Unit, entry: Entry, pricer: Pricer) -> int:
     if unit == "usd":
         cost = entry.billed_cost or ZERO
-        if entry.cost_source == "unpriced":
+        if entry.cost_source == "unpriced" or entry.kind == "correction":
             cost += _dearest(entry, pricer)
         return picodollars(cost)
     back = TAKEN_BACK in entry.flags
@@ -204,7 +204,12 @@ def _spent(unit: Unit, entry: Entry, pricer: Pricer) -> int:
 
 
 def _dearest(entry: Entry, pricer: Pricer) -> Decimal:
-    """What the unpriced tokens of `entry` cost at the dearest known rates of its provider."""
+    """What the unpriced tokens of `entry` cost at the dearest known rates of its provider.
+
+    A correction that prices them later takes their unpriced lines back, and with them this estimate.
+    """
+    if all(charge.billed_cost is not None for charge in entry.charges):
+        return ZERO
     rates = pricer.dearest_known(
         provider=entry.provider, at=entry.occurred_at, api_key=entry.api_key, attribution=entry.attribution
     )
