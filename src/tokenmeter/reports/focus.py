@@ -84,7 +84,7 @@ class Books:
             line = self.lines.setdefault(self.detail_id(row), InvoiceLine(row))
             line.billed_cost = EXACT.add(line.billed_cost, row.billed_cost)
             self.periods[BillingMonth(row.key.billing_start, row.key.billing_end, self.issuer(row))] = None
-            self.unpriced += row.key.sku.cost_source == "unpriced"
+            self.unpriced += row.key.sku.cost_source == "unpriced" and row.quantity != 0
             yield row
 
     def account(self, row: CostRow) -> str:

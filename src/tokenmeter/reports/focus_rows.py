@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.money import EXACT, ONE, ZERO, quantize
 from tokenmeter.periods import Period, floor
 from tokenmeter.reports.query import BEGINNING
+from tokenmeter.semconv import EntryKind
 from tokenmeter.usage import Quantity
 
 __all__ = ["CostKey", "CostRow", "Owner", "Sku", "cost_rows"]
@@ -55,7 +56,7 @@ class CostKey(NamedTuple):
     hour_end: datetime
     billing_start: datetime
     billing_end: datetime
-    kind: str
+    kind: EntryKind
     late: bool
     sku: Sku
     owner: Owner
@@ -117,7 +118,7 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
     rows: dict[CostKey, CostRow] = {}
     for entry in entries:
         if entry.occurred_at not in hour:
-            yield from rows.values()
+            yield from _worth_saying(rows)
             rows.clear()
             hour = floor(entry.occurred_at, "hour", tz)
             month = floor(entry.occurred_at, "month", tz)
@@ -126,12 +127,35 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
             billed_in = floor(entry.recorded_at, "month", tz)
         owner = _owner(entry)
         for position, charge in enumerate(_charges(entry)):
+            sku = _sku(entry, charge)
+            kind: EntryKind = entry.kind
+            if kind == "correction":
+                kind, sku, charge = _restated(sku, charge)  # noqa: PLW2901 - what is left of it to be counted
             key = CostKey(
-                hour.start, hour.end, billed_in.start, billed_in.end, entry.kind, billed_in is not month,
-                _sku(entry, charge), owner,
+                hour.start, hour.end, billed_in.start, billed_in.end, kind, billed_in is not month, sku, owner
             )  # fmt: skip
             rows.setdefault(key, CostRow(key)).add(charge, first=position == 0 and entry.kind == "usage")
-    yield from rows.values()
+    yield from _worth_saying(rows)
+
+
+def _worth_saying(rows: Mapping[CostKey, CostRow]) -> Iterator[CostRow]:
+    """Rows without those in which everything was taken back."""
+    for row in rows.values():
+        if row.requests or row.quantity or row.list_cost or row.contracted_cost or row.billed_cost:
+            yield row
+
+
+def _restated(sku: Sku, charge: Charge) -> tuple[EntryKind, Sku, Charge]:
+    """A correction's charge: usage where it re-states quantities, else a mere difference in cost.
+
+    Repricing takes an unpriced line back (the opposite quantity) and states it anew with its price.
+    """
+    if charge.list_cost is None or (
+        sku.list_unit_price is not None
+        and quantize(EXACT.multiply(sku.list_unit_price, Decimal(charge.quantity))) == charge.list_cost
+    ):
+        return "usage", sku, charge
+    return "correction", sku._replace(list_unit_price=None, contracted_unit_price=None), replace(charge, quantity=0)
 
 
 def _charges(entry: Entry) -> Iterator[Charge]:

@@ -199,18 +199,16 @@ def _notes(view: _View) -> list[str]:
     notes = [note] if (note := _multiplier(view.report)) else []
     if totals.unpriced:
         notes.append(
-            f"* {_of(totals.unpriced, totals.requests)} no known price for a part of the usage: "
-            "that part's cost is missing here, it is not zero."
+            f"* {_of(totals.unpriced, totals.requests)} recorded without a known price for a part of the usage: unless "
+            "repriced since, that part's cost is missing here, it is not zero."
         )
     if totals.estimated:
-        notes.append(f"~ {_of(totals.estimated, totals.requests)} estimated usage or cost.")
+        notes.append(f"~ {_of(totals.estimated, totals.requests)} recorded with estimated usage or cost.")
     return notes
 
 
 def _of(part: int, whole: int) -> str:
-    if part > whole:  # corrections count as entries, not as requests
-        return f"{part:,} {'entry has' if part == 1 else 'entries have'}"
-    return f"{part:,} of {whole:,} requests {'has' if part == 1 else 'have'}"
+    return f"{part:,} of {whole:,} requests {'was' if part == 1 else 'were'}"
 
 
 def _multiplier(report: Report) -> str | None:

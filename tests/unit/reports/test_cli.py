@@ -12,7 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from tokenmeter.__main__ import main
+from tokenmeter.dialects import observe
 from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.reports import build
 from tokenmeter.stores import open_store
 
@@ -317,3 +319,39 @@ def test_prices_show_says_that_nobody_knows_a_model(run: Callable[..., Outcome],
     unknown = run("prices", "show", "unheard-of", "--provider", "openai")
     assert unknown.code == 4
     assert "unheard-of" in unknown.err
+
+
+def test_reprice_appends_what_became_known_once(run: Callable[..., Outcome], place: Path) -> None:
+    store = open_store(place / "usage.db")
+    seen = observe(
+        {
+            "id": "c1",
+            "object": "chat.completion",
+            "model": "our-own",
+            "usage": {"prompt_tokens": 10, "completion_tokens": 0},
+        },
+        provider="openai",
+        endpoint="chat.completions",
+    )
+    rating = Pricer(PriceList.load()).rate(seen, provider="openai", endpoint="chat.completions", at=utcnow())
+    store.settle(
+        Entry(
+            occurred_at=utcnow(),
+            provider="openai",
+            endpoint="chat.completions",
+            operation="chat",
+            response_model="our-own",
+            usage=seen.usage,
+            charges=rating.charges,
+            cost_source=rating.cost_source,
+        )
+    )
+    store.close()
+    assert "Nothing to correct" in run("reprice").out
+    (place / "tokenmeter.toml").write_text(
+        "store = 'sqlite:///usage.db'\n"
+        "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\nunit_price = '2'\nsource = 'us'\n"
+    )
+    assert json.loads(run("reprice", "--json").out)["billed_cost"] == "0.000020000000"
+    assert "Nothing to correct" in run("reprice").out
+    assert json.loads(run("report", "--json").out)["totals"]["billed_cost"] == "0.000020000000"

@@ -14,6 +14,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.reports import FocusTerms, build
 from tokenmeter.stores.base import Store
+from tokenmeter.usage import Usage
 
 #: The mandatory columns of FOCUS 1.4's Cost and Usage dataset.
 MANDATORY = (
@@ -128,6 +129,25 @@ def test_a_correction_of_a_past_month_is_billed_in_the_month_it_was_made(
     ]
     assert {row["ChargePeriodStart"] for row in rows} == {"2026-10-05T10:00:00Z"}
     assert all(not row["PricingQuantity"] and not row["x_Quantity"] for row in rows)
+
+
+def test_repricing_gives_the_same_usage_its_price(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
+    """Unpriced lines are taken back and stated anew: quantities stay, costs come."""
+    unpriced = make_entry("2026-11-02T10:00", "unheard-of", input=1_000)
+    store.settle(unpriced)
+    priced = make_entry("2026-11-02T10:00", input=1_000)
+    back = replace(unpriced.charges[0], quantity=-1_000)
+    costs = {name: getattr(priced, name) for name in ("list_cost", "contracted_cost", "billed_cost")}
+    correction = {"kind": "correction", "charges": (back, priced.charges[0]), "usage": Usage(), **costs}
+    store.settle(make_entry("2026-11-02T10:00", "unheard-of", fields=correction))
+    manifest = build(store).to_focus(tmp_path)["cost_and_usage"]
+    rows = read(tmp_path / "cost_and_usage.csv")
+    assert sum(Decimal(row["x_Quantity"]) for row in rows) == 1_000
+    assert money(rows) == build(store).totals.billed_cost == Decimal("0.00025")
+    assert next(row for row in rows if row["SkuPriceId"])["PricingQuantity"] == "1000.0"
+    assert manifest.notes == ()
 
 
 def test_cost_that_no_charge_explains_is_not_lost(

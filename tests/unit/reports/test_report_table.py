@@ -57,8 +57,8 @@ def test_unpriced_and_estimated_are_marked_and_explained(month: Store) -> None:
     assert next(line for line in lines if line.startswith("ada")).endswith("*")
     assert next(line for line in lines if line.startswith("grace")).endswith("~")
     assert next(line for line in lines if line.startswith("total")).endswith("*~")
-    assert "* 1 of 6 requests has no known price" in "\n".join(lines)
-    assert "~ 1 of 6 requests has estimated usage or cost." in lines
+    assert "* 1 of 6 requests was recorded without a known price" in "\n".join(lines)
+    assert "~ 1 of 6 requests was recorded with estimated usage or cost." in lines
 
 
 def test_an_unknown_cost_reads_unpriced_and_not_zero(month: Store) -> None:
