@@ -6,25 +6,24 @@ import hashlib
 import json
 import logging
 import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from tokenmeter.attribution import ApiKey
-from tokenmeter.budgets import Balance, BudgetBook, Plan
+from tokenmeter.budgets import Balance, BudgetBook
+from tokenmeter.budgets.alerts import EXIT_SECONDS
 from tokenmeter.budgets.audit import audit_counters
-from tokenmeter.budgets.holds import estimated_entry, observation_of, taken_back, unanswered
-from tokenmeter.budgets.opening import open_balances
+from tokenmeter.budgets.reservations import Reservations
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.ledger import Entry, Reservation, utcnow
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.stores.base import CapReachedError, Fault, Store
+from tokenmeter.stores.base import Fault, Store
 from tokenmeter.usage import Observation
 
 __all__ = ["Authorization", "Meter"]
@@ -33,14 +32,8 @@ log = logging.getLogger("tokenmeter")
 
 _NOTHING_SEEN = Observation()
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
-_HOST = socket.gethostname()
 #: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
 _MOST_KEYS = 1_000
-#: Seconds between two looks for expired holds, and from the first call to the first look.
-_SWEEP_EVERY = 60
-_FIRST_SWEEP = 5
-#: How often a plan is made anew when its counters moved before it was held.
-_ATTEMPTS = 3
 
 
 @dataclass(slots=True)
@@ -102,8 +95,9 @@ class Meter:
         self._secret: bytes | None = None
         self._logged: set[str] = set()
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
-        self._sweep_due = time.monotonic() + _FIRST_SWEEP
-        self._opened = not budgets
+        self._reservations = Reservations(
+            budgets, store, pricer, hold_time=self.hold_time, rate=self._rate, fault=self.fault
+        )
 
     # -- identity
 
@@ -142,66 +136,16 @@ class Meter:
         authorization = Authorization(call, utcnow(), time.perf_counter_ns())
         if self.budgets:
             try:
-                self._hold(authorization, wait=wait)
+                held = self._reservations.hold(call, authorization.started_at, wait=wait)
+                if held is not None:
+                    authorization.reservation = held.reservation
+                    authorization.inject_max_output_tokens = held.inject_max_output_tokens
+                    authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
             except (BudgetExceededError, StoreBusyError):
                 raise
             except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
                 self._without_store(authorization, error)
         return authorization
-
-    def _hold(self, authorization: Authorization, *, wait: bool) -> None:
-        call, at = authorization.call, authorization.started_at
-        self._open_budgets(wait=wait)
-        self._sweep_sometimes()
-        swept, attempt = False, 1
-        while True:
-            plan = self.budgets.plan(call, at=at, pricer=self.pricer, store=self.store, inject=attempt > 1)
-            if not plan.claims:
-                return
-            reservation = self._reservation(authorization, plan)
-            try:
-                self.store.reserve(reservation, wait=wait)
-                break
-            except CapReachedError as stop:
-                if stop.reserved and not swept:
-                    swept = True
-                    if self._make_room(wait=wait):
-                        continue
-                if not plan.injectable or attempt == _ATTEMPTS:
-                    raise self.budgets.explain(stop, plan, store=self.store) from None
-                attempt += 1
-        authorization.reservation = reservation
-        authorization.inject_max_output_tokens = plan.inject_max_output_tokens
-        authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
-
-    def _open_budgets(self, *, wait: bool) -> None:
-        if self._opened:
-            return
-        if not wait:
-            raise StoreBusyError("New budgets have to be looked up in the ledger first; call again from a thread.")
-        with _opening:
-            if not self._opened:
-                open_balances(self.budgets, self.store, self.pricer, utcnow())
-                self._opened = True
-
-    def _open_for_settling(self, *, wait: bool) -> None:
-        """As above, for what was not authorized (polled answers): the entry is recorded whatever comes of it."""
-        try:
-            self._open_budgets(wait=wait)
-        except StoreBusyError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self.fault("look up new budgets in the ledger", error)
-
-    def _reservation(self, authorization: Authorization, plan: Plan) -> Reservation:
-        return Reservation(
-            reservation_id=new_id(),
-            claims=plan.claims,
-            created_at=authorization.started_at,
-            expires_at=authorization.started_at + self.hold_time,
-            owner=f"{_HOST}:{os.getpid()}",
-            call=unanswered(plan.call, authorization.started_at),
-        )
 
     def _without_store(self, authorization: Authorization, error: Exception) -> None:
         if self.budgets.fails_closed(authorization.call, authorization.started_at):
@@ -216,13 +160,7 @@ class Meter:
         if authorization.reservation is None or time.perf_counter_ns() < authorization.extend_due_ns:
             return
         authorization.extend_due_ns = time.perf_counter_ns() + self._extend_every_ns
-        hold, until = authorization.reservation.reservation_id, utcnow() + self.hold_time
-        try:
-            self.store.extend(hold, until, wait=False)
-        except StoreBusyError:
-            _in_background("extend", lambda: self._quietly("extend a hold", lambda: self.store.extend(hold, until)))
-        except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self.fault("extend a hold", error)
+        self._reservations.extend(authorization.reservation.reservation_id)
 
     # -- after the call
 
@@ -235,8 +173,8 @@ class Meter:
             The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
         """
         reservation = authorization.reservation if outcome.last else None
-        if not self._opened:
-            self._open_for_settling(wait=wait)
+        if not self._reservations.opened:
+            self._open_budgets(wait=wait)
         try:
             entry = self._entry(authorization, outcome)
             settlement = self.store.settle(
@@ -253,15 +191,24 @@ class Meter:
             return None
         authorization.settled = True
         if reservation is not None and not settlement.hold_found:
-            self._take_back_estimate(reservation)
+            self._reservations.take_back_estimate(reservation)
         if not settlement.recorded:
             return None
         for scope in authorization.call.scopes:
             scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
         if self.budgets:
             self.budgets.learn(entry)
-            self._announce(settlement.crossings)
+            self._reservations.announce(settlement.crossings)
         return entry
+
+    def _open_budgets(self, *, wait: bool) -> None:
+        """For what was not authorized (polled answers): the entry is recorded whatever comes of it."""
+        try:
+            self._reservations.open(wait=wait)
+        except StoreBusyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            self.fault("look up new budgets in the ledger", error)
 
     def release(self, authorization: Authorization) -> None:
         """Free the hold of a call that is not to be recorded (free endpoints). Never raises."""
@@ -283,7 +230,7 @@ class Meter:
             StoreUnavailableError: it could not be recorded.
         """
         settlement = self.store.settle(entry, self.budgets.postings(entry, self.pricer))
-        self._announce(settlement.crossings)
+        self._reservations.announce(settlement.crossings)
         return settlement.recorded
 
     def fault(self, where: str, error: BaseException) -> None:
@@ -297,7 +244,8 @@ class Meter:
             log.error("tokenmeter could not %s; the call itself goes on", where, exc_info=error)
 
     def close(self) -> None:
-        """Close the store."""
+        """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
+        self.budgets.alerts.flush(EXIT_SECONDS)
         self.store.close()
 
     # -- budgets
@@ -309,7 +257,7 @@ class Meter:
             scope: Scope field -> value (``{"member": "ada"}``, tags as ``tag:NAME``); nothing means every budget.
             at: The instant whose windows are meant; default: now.
         """
-        self._open_budgets(wait=True)
+        self._reservations.open(wait=True)
         return self.budgets.remaining(self.store, scope or {}, at or utcnow())
 
     def raise_budget(
@@ -342,78 +290,16 @@ class Meter:
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
         """Counters that differ from the ledger; see `tokenmeter.budgets.audit.audit_counters`."""
-        self._open_budgets(wait=True)
+        self._reservations.open(wait=True)
         return audit_counters(self.budgets, self.store, self.pricer, now=utcnow(), repair=repair)
 
-    def sweep(self, now: datetime | None = None, *, wait: bool = True) -> int:
+    def sweep(self, now: datetime | None = None) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
-
-        Raises:
-            StoreBusyError: ``wait=False`` and the store's lock is taken; what was swept until then stays swept.
 
         Returns:
             How many holds were swept.
         """
-        swept = 0
-        moment = now or utcnow()
-        while batch := self.store.expired(moment):
-            found = sum(self._sweep_one(reservation, wait=wait) for reservation in batch)
-            swept += found
-            if not found:
-                break
-        return swept
-
-    def _sweep_one(self, reservation: Reservation, *, wait: bool) -> bool:
-        call = reservation.call
-        rating = self._rate(observation_of(call), call, call.occurred_at)
-        entry = estimated_entry(reservation, rating, self.pricer.price_list_hash)
-        settlement = self.store.settle(
-            entry,
-            self.budgets.postings(entry, self.pricer),
-            reservation_id=reservation.reservation_id,
-            only_if_held=True,
-            wait=wait,
-        )
-        self._announce(settlement.crossings)
-        return settlement.hold_found
-
-    def _make_room(self, *, wait: bool) -> bool:
-        try:
-            return self.sweep(wait=wait) > 0
-        except StoreBusyError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found
-            self.fault("sweep expired holds", error)
-            return False
-
-    def _sweep_sometimes(self) -> None:
-        now = time.monotonic()
-        if now >= self._sweep_due:
-            self._sweep_due = now + _SWEEP_EVERY
-            _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep))
-
-    def _quietly(self, what: str, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - nobody waits for it
-            self.fault(what, error)
-
-    def _take_back_estimate(self, reservation: Reservation) -> None:
-        """The hold had expired: if it was swept, its estimate is now counted beside the true entry."""
-        try:
-            estimate = self.store.entry(reservation.reservation_id)
-            if estimate is not None:
-                correction = taken_back(estimate)
-                self.store.settle(correction, self.budgets.postings(correction, self.pricer))
-        except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self.fault("take back an expired hold's estimate", error)
-
-    def _announce(self, crossings: Sequence[ThresholdCrossing]) -> None:
-        if crossings:
-            try:
-                self.budgets.announce(crossings, self.store)
-            except Exception as error:  # noqa: BLE001 - the call's own result goes through
-                self.fault("announce a crossed threshold", error)
+        return self._reservations.sweep(now or utcnow())
 
     # -- entries
 
@@ -475,23 +361,17 @@ class Meter:
         )
 
 
-def _in_background(name: str, work: Callable[[], object]) -> None:
-    threading.Thread(target=work, name=f"tokenmeter-{name}", daemon=True).start()
-
-
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 #: Reentrant, since a finaliser may settle a call in the middle of another one's.
 _lock = threading.RLock()
-_opening = threading.RLock()
 
 
-def _renew_locks() -> None:
-    global _lock, _opening  # noqa: PLW0603 - a lock another thread held at the fork would never be freed in the child
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
     _lock = threading.RLock()
-    _opening = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_locks)
+os.register_at_fork(after_in_child=_renew_lock)

@@ -312,7 +312,7 @@ class TestHolds:
         meter.extend(leave)  # not due yet
         assert len(store.expired(soon)) == 1
         leave.extend_due_ns = 0
-        monkeypatch.setattr("tokenmeter.meter.utcnow", lambda: soon)
+        monkeypatch.setattr("tokenmeter.budgets.reservations.utcnow", lambda: soon)
         meter.extend(leave)
         until = time.monotonic() + 5
         while store.expired(soon) and time.monotonic() < until:
