@@ -109,6 +109,16 @@ class TestOutage:
         assert store.flush(20) == 0
         assert len(_ids(store)) == 1
 
+    def test_a_ledger_that_is_first_reached_after_an_outage_is_set_up_then(self, server, url, opened, make_entry):
+        server.stop_at_once()
+        store = opened(url)
+        assert store.settle(make_entry()).recorded
+        server.start()
+        time.sleep(1)
+        assert store.settle(make_entry()).recorded
+        assert store.flush(20) == 0
+        assert len(_ids(store)) == 2
+
     def test_a_sweep_is_done_on_the_server_or_not_at_all(self, server, url, opened, make_entry, make_hold, key):
         store = opened(url)
         hold = make_hold((key, 10, 1))

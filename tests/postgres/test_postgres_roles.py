@@ -79,6 +79,22 @@ def test_a_writer_writes_and_cannot_read_or_change(
                 connection.execute(statement.format(name))
 
 
+def test_entries_of_a_writer_who_lost_the_right_wait_until_it_is_back(
+    postgres_url, url_of, role, opened, query, make_entry
+):
+    admin.init(postgres_url)
+    admin.grant(postgres_url, "writer", role)
+    store = opened(url_of(role))
+    query(f"REVOKE EXECUTE ON FUNCTION settle(jsonb) FROM {role}")
+    entry = make_entry()
+    assert store.settle(entry).recorded
+    assert store.flush(0) == 1
+    assert store.health().facts["spool_refused"] == 0
+    admin.grant(postgres_url, "writer", role)
+    assert store.flush(10) == 0
+    assert opened(postgres_url).entry(entry.entry_id) == entry
+
+
 def test_a_reader_reports_and_cannot_write(postgres_url, url_of, role, opened, make_entry, make_hold, key):
     owner = opened(postgres_url)
     entry = make_entry()

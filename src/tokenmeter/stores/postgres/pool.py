@@ -17,7 +17,7 @@ from psycopg import Connection, sql
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores.postgres.address import Address
 
-__all__ = ["Pool", "Seat", "explain", "is_outage"]
+__all__ = ["Pool", "Seat", "explain", "is_outage", "is_refusal"]
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -43,6 +43,11 @@ def is_outage(error: BaseException) -> bool:
     # 53: out of resources, 57: shutting down or cancelled, 58: system error, 08: connection, 25006: read-only replica
     code = error.sqlstate
     return code is None or code[:2] in {"08", "53", "57", "58"}
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether the server refused the data themselves: what fails so today fails tomorrow, too."""
+    return (error.sqlstate or "")[:2] in {"22", "23"}
 
 
 def _is_conflict(error: psycopg.Error) -> bool:

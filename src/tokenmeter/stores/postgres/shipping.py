@@ -19,9 +19,10 @@ from psycopg import Connection
 from tokenmeter.errors import StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Settlement
-from tokenmeter.stores.postgres.pool import Pool, Seat, explain
+from tokenmeter.stores.postgres.pool import Pool, Seat, explain, is_refusal
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
+from tokenmeter.stores.postgres.unflushed import Unflushed
 from tokenmeter.stores.spool import OWN_SECONDS, Spool
 
 __all__ = ["BATCH", "STRIPES", "RefusedError", "Shipping", "crossings_of"]
@@ -58,17 +59,6 @@ class _Ticket:
         return time.monotonic() - self._added_at > OWN_SECONDS - 1
 
 
-class _Sent:
-    """Records that the server has, but perhaps not yet on its disk."""
-
-    __slots__ = ("before", "numbers")
-
-    def __init__(self, numbers: Sequence[int]) -> None:
-        self.numbers = numbers
-        #: A position in the server's log that lies behind them; None until the server named one.
-        self.before: int | None = None
-
-
 class Shipping:
     """Sends records to the server, each exactly once, in batches that form by themselves under load.
 
@@ -91,9 +81,7 @@ class Shipping:
         self._mutex = threading.Lock()
         self._waiting: deque[_Ticket] = deque()
         self._late_crossings: list[ThresholdCrossing] = []
-        self._seat = Seat(self._send_again)
-        self._sent: list[_Sent] = []
-        self._backend: int | None = None
+        self._unflushed = Unflushed(self._spool)
 
     # -- one settlement
 
@@ -167,7 +155,7 @@ class Shipping:
     def _ship(self, batch: Sequence[_Ticket]) -> None:
         kept = all(ticket.number is not None for ticket in batch)
         try:
-            answer, again = self.post([ticket.record.body for ticket in batch], kept=kept, seat=self._seat)
+            answer, again = self.post([ticket.record.body for ticket in batch], kept=kept, seat=self._unflushed.seat)
         except psycopg.Error as error:
             if len(batch) > 1:  # one of them is refused; each must speak for itself
                 for ticket in batch:
@@ -181,13 +169,13 @@ class Shipping:
             if not isinstance(error, Exception):
                 raise
         else:
-            self._learn(answer["log"])
+            self._unflushed.learn(answer["log"])
             self._hand_out(batch, answer, again=again)
             numbers = [ticket.number for ticket in batch if ticket.number is not None]
             if kept:
-                self._sent.append(_Sent(numbers))
+                self._unflushed.add(numbers)
             else:
-                self._forget(numbers)
+                self._unflushed.forget(numbers)
 
     def post(
         self, bodies: Sequence[str], *, kept: bool = False, seat: Seat | None = None
@@ -200,8 +188,8 @@ class Shipping:
             seat: On whose connection.
 
         Raises:
-            StoreUnavailableError: the server is away; whether they were stored is unknown, sending again is safe.
-            psycopg.Error: the server refused one of them; none was stored.
+            StoreUnavailableError: the server is away or not set up; sending again is safe.
+            psycopg.Error: the server refused one of them for its content; none was stored.
         """
         text = batch_text(bodies, stripe=self._stripe, kept=kept)
 
@@ -209,7 +197,12 @@ class Shipping:
             row = connection.execute(_SQL["settle"], [text]).fetchone()
             return (row[0] if row else {}), lost > 0
 
-        return self._pool.run(work, seat=seat)
+        try:
+            return self._pool.run(work, seat=seat)
+        except psycopg.Error as error:
+            if is_refusal(error):
+                raise
+            raise explain(error, self._pool.address) from error  # no schema, no right: that can be put right
 
     def _hand_out(self, batch: Sequence[_Ticket], answer: dict[str, Any], *, again: bool) -> None:
         recorded = set(answer["recorded"])
@@ -235,40 +228,10 @@ class Shipping:
         Raises:
             StoreUnavailableError: the server is away.
         """
-        if not self._sent or self._pool.down:
-            return bool(self._sent)
-        with self._turn:
-            try:
-                self._learn(self._pool.run(_log_position, seat=self._seat))
-            except psycopg.Error as error:
-                raise explain(error, self._pool.address) from error
-        return bool(self._sent)
-
-    def _learn(self, log_position: Sequence[int]) -> None:
-        """From the server's log as it was after everything in `_sent`. Needs the turn."""
-        backend, written, flushed = log_position
-        if backend != self._backend:  # another connection: what came over the last one is in doubt
-            self._send_again()
-            self._backend = backend
-        for sent in self._sent:
-            if sent.before is None:
-                sent.before = written
-        flushed_now = [sent for sent in self._sent if sent.before is not None and sent.before <= flushed]
-        self._sent = [sent for sent in self._sent if sent not in flushed_now]
-        self._forget([number for sent in flushed_now for number in sent.numbers])
-
-    def _forget(self, numbers: Sequence[int]) -> None:
-        if numbers:
-            with contextlib.suppress(StoreError):  # sent again by the drainer, it changes nothing
-                self._spool.remove(numbers)
-
-    def _send_again(self) -> None:
-        """The connection broke, perhaps as the server crashed: the drainer sends what is in doubt once more."""
-        sent, self._sent = self._sent, []
-        numbers = [number for one in sent for number in one.numbers]
-        if numbers:
-            with contextlib.suppress(StoreError):  # the drainer finds it some seconds later
-                self._spool.leave(numbers)
+        if self._unflushed and not self._pool.down:
+            with self._turn:
+                self._unflushed.ask(self._pool)
+        return bool(self._unflushed)
 
     def close(self) -> None:
         """Wait for what is unconfirmed (for a moment at most), then let go of the connection."""
@@ -277,8 +240,8 @@ class Shipping:
             while self.confirm() and time.monotonic() < deadline:
                 time.sleep(0.02)
         with self._turn:
-            self._send_again()
-            self._pool.vacate(self._seat)
+            self._unflushed.send_again()
+            self._pool.vacate(self._unflushed.seat)
 
     def report_later(self, crossings: Sequence[ThresholdCrossing]) -> None:
         """Thresholds crossed by an entry that nobody waits for are reported with the next settlement."""
@@ -313,11 +276,6 @@ class Shipping:
         """Start afresh: the tickets are the parent's."""
         self._begin()
         self._spool.after_fork_in_child()
-
-
-def _log_position(connection: Connection[Any], _: int) -> Sequence[int]:
-    row = connection.execute(_SQL["log_position"]).fetchone()
-    return row[0] if row else (0, 0, 0)
 
 
 def crossings_of(answer: dict[str, Any]) -> list[ThresholdCrossing]:

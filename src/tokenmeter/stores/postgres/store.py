@@ -138,6 +138,9 @@ class PostgresStore:
             entry, postings, reservation_id=reservation_id, only_if_held=only_if_held and not draws, draws=draws
         )
         self._drainer.start()
+        if not self._checked and not self._pool.down:
+            with contextlib.suppress(StoreUnavailableError):
+                self._check_schema()
         settlement = self._shipping.send_now(record) if only_if_held else self._shipping.settle(record)
         if not draws:
             return settlement
