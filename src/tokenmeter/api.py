@@ -35,8 +35,9 @@ from tokenmeter.pricing import (
 )
 from tokenmeter.pricing.reprice import correction
 from tokenmeter.reports import Report, build
+from tokenmeter.reports import entries as read_entries
 from tokenmeter.stores import open_store
-from tokenmeter.stores.base import EntryFilter, Verification
+from tokenmeter.stores.base import Verification
 
 __all__ = [
     "configure",
@@ -73,6 +74,7 @@ def make_meter(settings: Settings | None = None, **arguments: Any) -> Meter:
         budgets=_make_budgets(settings),
         store=open_store(settings.store),
         aliases=settings.key_hashes(),
+        providers=settings.providers,
         hold_seconds=settings.hold_seconds,
     )
 
@@ -216,21 +218,15 @@ def entries(
     *,
     since: datetime | date | str | None = None,
     until: datetime | date | str | None = None,
+    period: str | None = None,
     where: Mapping[str, str | Sequence[str | None] | None] | None = None,
     newest_first: bool = False,
     tz: str = "UTC",
     meter: Meter | None = None,
 ) -> Iterator[Entry]:
-    """Raw entries, lazily, in order of their occurrence. Arguments as for `report`."""
-    which = EntryFilter(
-        since=None if since is None else parse_instant(since, tz),
-        until=None if until is None else parse_instant(until, tz),
-        where={
-            name: frozenset([value] if value is None or isinstance(value, str) else value)
-            for name, value in (where or {}).items()
-        },
-    )
-    return (meter or default_meter()).store.entries(which, newest_first=newest_first)
+    """Raw entries, lazily, in order of their occurrence. Arguments and errors as for `report`."""
+    store = (meter or default_meter()).store
+    return read_entries(store, since=since, until=until, period=period, where=where, newest_first=newest_first, tz=tz)
 
 
 def price(

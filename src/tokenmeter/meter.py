@@ -70,6 +70,7 @@ class Meter:
         pricer: Price list and terms.
         budgets: The caps.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
+        providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
         hold_seconds: How long a call may be in flight before its hold expires; a live stream extends it.
 
     Attributes:
@@ -83,6 +84,7 @@ class Meter:
         pricer: Pricer,
         budgets: BudgetBook,
         aliases: Mapping[str, str] | None = None,
+        providers: Mapping[str, str] | None = None,
         hold_seconds: int = 900,
     ) -> None:
         self.store = store
@@ -91,6 +93,7 @@ class Meter:
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
         self._aliases = dict(aliases or {})
+        self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
         self._keys: dict[str, ApiKey] = {}
         self._secret: bytes | None = None
         self._logged: set[str] = set()
@@ -122,6 +125,13 @@ class Meter:
             self._keys.clear()
         known = self._keys[key] = ApiKey.identify(key, secret=self._secret, alias=alias)
         return known
+
+    def provider_at(self, base_url: object) -> str | None:
+        """The provider that the user named for a host of their own; None for every other host."""
+        if not self._providers:
+            return None
+        url = str(base_url)
+        return next((provider for prefix, provider in self._providers if url.startswith(prefix)), None)
 
     # -- before the call
 

@@ -260,3 +260,31 @@ def test_a_price_can_be_asked_without_a_call(configure):
     )
     assert rating.list_cost == Decimal("0.25")
     assert rating.billed_cost == Decimal("0.2625")
+
+
+def test_a_host_of_ones_own_is_billed_by_the_provider_it_is_named_for(provider, configure, clients):
+    configure(config={"providers": {provider.url: "groq"}})
+    openai, _ = clients
+    openai.chat.completions.create(model="openai/gpt-oss-20b", messages=QUESTION)
+    (entry,) = tokenmeter.entries()
+    assert entry.provider == "groq"
+    assert entry.cost_source == "computed"
+
+
+def test_a_repriced_entry_is_corrected_once_and_counts_its_tokens_once(provider, configure, clients, tmp_path):
+    configure()
+    openai, _ = clients
+    openai.chat.completions.create(model="model-from-the-future", messages=QUESTION)
+    assert tokenmeter.reprice() == []
+    price = {"provider": "openai", "model": "model-from-the-future", "per": 1_000_000, "source": "a contract"}
+    configure(
+        prices=[{**price, "sku_meter": "input", "unit_price": 2}, {**price, "sku_meter": "output", "unit_price": 10}]
+    )
+    before = tokenmeter.report().totals
+    (correction,) = tokenmeter.reprice()
+    after = tokenmeter.report().totals
+    assert correction.kind == "correction"
+    assert after.billed_cost == before.input_tokens * Decimal("0.000002") + before.output_tokens * Decimal("0.00001")
+    assert (after.input_tokens, after.output_tokens, after.requests) == (before.input_tokens, before.output_tokens, 1)
+    assert tokenmeter.reprice() == []
+    assert tokenmeter.verify().ok

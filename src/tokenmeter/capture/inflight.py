@@ -283,7 +283,7 @@ def describe(
     if facts.streamed != stream or host.region is not None:
         facts = replace(facts, streamed=stream, region=host.region)
     return Call(
-        provider=host.provider,
+        provider=meter.provider_at(host.url) or host.provider,
         endpoint=endpoint.path,
         operation=endpoint.operation,
         facts=facts,
