@@ -127,11 +127,11 @@ class BudgetExceededError(TokenmeterError):
         if redact:
             return "This call was stopped because a usage budget is exhausted."
         where = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
-        asked = "a call without an upper bound" if self.requested is None else self._amount(self.requested)
+        asked = "has no upper bound" if self.requested is None else f"needs up to {self._amount(self.requested)}"
         state = (
             f"Budget {self.budget!r} ({where}) stopped the call before it was sent: "
             f"limit {self._amount(self.limit)}, spent {self._amount(self.spent)}, "
-            f"reserved by calls in flight {self._amount(self.reserved)}, this call needs up to {asked}."
+            f"reserved by calls in flight {self._amount(self.reserved)}, this call {asked}."
         )
         parts = [state]
         if self.reason:
@@ -176,7 +176,9 @@ class BudgetExceededError(TokenmeterError):
         }
 
     def _amount(self, value: Decimal) -> str:
-        return f"${value:f}" if self.unit == "usd" else f"{value:f} {self.unit}"
+        if self.unit == "usd":
+            return f"${value:f}"
+        return f"{value:f} {self.unit.removesuffix('s') if value == 1 else self.unit}"
 
 
 def _rebuild(kind: type[BudgetExceededError], fields: dict[str, Any]) -> BudgetExceededError:

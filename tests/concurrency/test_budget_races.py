@@ -148,7 +148,7 @@ def test_workers_killed_at_random_never_overshoot_and_their_holds_come_back(shar
     meter = open_meter(shared_url)
     dice = random.Random(20261123)
     acknowledged = 0
-    for _ in range(3):
+    for _ in range(2):
         workers = [spawn(shared_url, threads=4, wanted=8, pause=0.05) for _ in range(4)]
         go(workers)
         for process in workers:

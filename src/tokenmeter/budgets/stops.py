@@ -53,8 +53,8 @@ def refuse(error: UnboundedError, call: Call, *, store: Store) -> RequestTooLarg
     hold = error.hold
     key, end = hold.keys[0]
     return RequestTooLargeError(
-        f"It has no upper bound: {error.upper.explain()}. Remove the reason, or set unbounded='expected' on the budget "
-        "to hold what such calls usually use.",
+        f"That is because {error.upper.explain()}. Change that, or set unbounded='expected' on the budget to hold what "
+        "such calls usually use.",
         requested=None,
         resets_at=None if end is None else from_microseconds(end),
         model=call.facts.model,
