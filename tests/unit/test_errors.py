@@ -54,4 +54,4 @@ def test_a_budget_stop_survives_pickling_and_json():
 
 
 def test_a_call_without_a_bound_says_so():
-    assert "without an upper bound" in str(BudgetExceededError(**{**FIELDS, "requested": None}))
+    assert "has no upper bound" in str(BudgetExceededError(**{**FIELDS, "requested": None}))
