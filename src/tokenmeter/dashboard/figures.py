@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 
@@ -19,6 +20,7 @@ __all__ = [
     "money",
     "name",
     "number",
+    "places",
     "share",
     "unit_amount",
     "wire_instant",
@@ -32,6 +34,11 @@ def money(dollars: Decimal | None, places: int | None = None) -> str:
     if dollars is None:
         return "unknown"
     return amount(dollars, money_places([dollars]) if places is None else places)
+
+
+def places(amounts: Iterable[Decimal | None]) -> int:
+    """Decimals that one column needs, so that its figures line up."""
+    return money_places(one for one in amounts if one is not None)
 
 
 def exact(value: Decimal | int | None) -> str:

@@ -39,6 +39,8 @@ def make_server(
             port=port,
             log_level="warning",
             access_log=False,
+            ws="none",
+            lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=1,  # live pages never hang up by themselves
         )
@@ -77,6 +79,7 @@ def serve(
             f"{host}:{port} is taken or not an address of this machine; try another --port."
         ) from None
     with listening:
+        listening.listen()  # who opens the address at once waits, and is not refused
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{listening.getsockname()[1]}/")

@@ -1,0 +1,232 @@
+"""A dashboard served over real HTTP, and a real Chromium to look at it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import tokenmeter
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.ledger import Entry
+from tokenmeter.usage import Consumption, Observation, Usage
+
+pytest.importorskip("starlette", reason="the dashboard needs the extra 'dashboard'")
+
+HOSTILE = '<img src=x onerror="document.title=1">&lt;/script>\'"'
+_BUDGETS = [
+    {"member": "ada", "limit_usd": "0.05", "name": "ada-monthly"},
+    {"limit_tokens": 10**9, "name": "everything"},
+]
+
+
+_NUMBERS = count()
+
+
+def recorded(meter, *, at=None, model="gpt-5-mini", provider="openai", key="prod", fields=None, who=None, **quantities):
+    """Rate and record one call, as the meter does."""
+    at = at or datetime.now(UTC)
+    usage, owner = Usage(quantities or {"input": 600, "cache_read": 400, "output": 500}), Attribution(**(who or {}))
+    api_key = ApiKey("f" * 32, "abcd", key)
+    seen = Observation(consumptions=(Consumption(model=model, usage=usage),), response_model=model)
+    rating = meter.pricer.rate(
+        seen, provider=provider, endpoint="chat.completions", at=at, api_key=api_key, attribution=owner
+    )
+    known = {
+        "occurred_at": at,
+        "provider": provider,
+        "endpoint": "chat.completions",
+        "operation": "chat",
+        "request_model": model,
+        "response_model": model,
+        "response_id": f"resp_{next(_NUMBERS)}",
+        "attribution": owner,
+        "api_key": api_key,
+        "usage": usage,
+        "charges": rating.charges,
+        "list_cost": rating.list_cost,
+        "contracted_cost": rating.contracted_cost,
+        "billed_cost": rating.billed_cost,
+        "cost_source": rating.cost_source,
+    }
+    entry = Entry(**{**known, **(fields or {})})
+    meter.store.settle(entry, meter.budgets.postings(entry, meter.pricer))
+    return entry
+
+
+@pytest.fixture
+def record(meter):
+    """Record a call in `meter`: `record(model=..., who={"member": "ada"}, input=100)`."""
+    return lambda **what: recorded(meter, **what)
+
+
+@pytest.fixture
+def meter(tmp_path):
+    """A meter on an empty SQLite ledger, with a multiplier and two budgets."""
+    made = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'usage.db'}", multiplier="1.05", budgets=_BUDGETS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def busy(meter, record):
+    """`meter` after a few days: four members (one with a hostile name), an unpriced model, an estimate, a failure."""
+    now = datetime.now(UTC)
+    for day in range(5):
+        at = now - timedelta(days=day, minutes=1)
+        record(at=at, who={"member": "ada", "team": "search", "route": "/chat", "tags": {"env": "prod"}})
+        record(at=at, who={"member": "bob", "team": "ads", "route": "/summarise"}, key="staging", input=90, output=9)
+    record(at=now - timedelta(hours=3), who={"member": HOSTILE, "route": HOSTILE, "tags": {"env": HOSTILE}})
+    record(at=now - timedelta(hours=4), model="unheard-of-1", who={"member": "ada"}, input=50, output=5)
+    record(
+        at=now - timedelta(hours=5), who={"member": "eve"}, fields={"cost_source": "estimated", "flags": ("estimated",)}
+    )
+    record(at=now - timedelta(hours=6), who={"member": "eve"}, fields={"status": "error", "error_type": "APIError"})
+    return meter
+
+
+class Served:
+    """One running dashboard."""
+
+    def __init__(self, server):
+        self._server = server
+        self._socket = server.config.bind_socket()
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+        while not server.started:
+            assert self._thread.is_alive(), "the dashboard did not start"
+
+    def get(self, path, *, method="GET", body=None, **headers):
+        """One request: status, headers (lower case), body as text."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            content = answer.read()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+        finally:
+            connection.close()
+        text = content.decode() if not found.get("content-type", "").endswith("zip") else content
+        return answer.status, found, text
+
+    def stop(self):
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._socket.close()
+
+
+@pytest.fixture
+def run_server():
+    """Run a uvicorn server until the test's end."""
+    running = []
+
+    def start(server):
+        running.append(Served(server))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.stop()
+
+
+@pytest.fixture
+def serve(run_server):
+    """Serve a meter's dashboard: `serve(meter, token=...)`."""
+    from tokenmeter.dashboard.server import make_server
+
+    return lambda meter, **options: run_server(make_server(meter, port=0, **options))
+
+
+@pytest.fixture
+def served(busy, serve):
+    """The dashboard of `busy`."""
+    return serve(busy)
+
+
+# -- Chromium
+
+_FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+]
+
+
+def _chromium():
+    named = os.environ.get("TOKENMETER_TEST_CHROMIUM")
+    found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found if found and Path(found).exists() else None
+
+
+def _skip(reason):
+    loud = f"NO BROWSER TEST RAN: {reason}"
+    sys.__stderr__.write(f"\n{'!' * 100}\n{loud}\n{'!' * 100}\n")
+    pytest.skip(loud)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, one per session; every page gets a profile of its own."""
+    path = _chromium()
+    if path is None:
+        _skip("no Chromium found; install it (Debian: apt-get install chromium) or set TOKENMETER_TEST_CHROMIUM.")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _skip("the package 'playwright' is missing; it is in the dependency group 'test'.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium):
+    """Open a page: `browse(url, width=360, scheme="dark")`. Errors in its console or scripts fail the test."""
+    contexts, faults = [], []
+
+    def start(url, *, width=1440, height=900, scheme="light", expected=()):
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
+        )
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        host = urlsplit(url).netloc
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on(
+            "console",
+            lambda line: (
+                line.type == "error" and not any(one in line.text for one in expected) and faults.append(line.text)
+            ),
+        )
+        page.on(
+            "request",
+            lambda request: (
+                urlsplit(request.url).netloc != host
+                and not request.url.startswith("data:")
+                and faults.append(f"asked {request.url}")
+            ),
+        )
+        page.goto(url)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def hostile():
+    """A name that would run as a script where it is not escaped."""
+    return HOSTILE

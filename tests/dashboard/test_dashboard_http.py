@@ -1,0 +1,278 @@
+"""The dashboard over plain HTTP: who is let in, what a browser may do with a page, and that nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tokenmeter import dashboard
+from tokenmeter.dashboard.live import Pulse
+from tokenmeter.errors import ConfigurationError
+
+TOKEN = "a-long-enough-token-for-a-test"
+PATHS = ("/", "/breakdown?by=member", "/entries", "/budgets", "/health", "/export/report.csv", "/export/focus.zip")
+
+
+class Elements(HTMLParser):
+    """Every element of a page, with its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_reading_every_page_writes_nothing(served, busy):
+    before = busy.store.verify()
+    held = dict(busy.store.all_counters())
+    for path in PATHS:
+        assert served.get(path)[0] == 200, path
+    assert busy.store.verify() == before
+    assert dict(busy.store.all_counters()) == held
+
+
+def test_no_page_lets_a_browser_run_or_load_anything_foreign(served, busy):
+    entry = next(busy.store.entries())
+    for path in (*PATHS, f"/entries/{entry.entry_id}", "/nowhere", "/?period=nonsense", "/static/dashboard.js"):
+        _, headers, body = served.get(path)
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        if headers["content-type"].startswith("text/html"):
+            seen = Elements(body)
+            assert all("src" in one or one.get("type") == "application/json" for one in seen.of("script")), path
+            assert not seen.of("style"), path
+            assert not [name for _, one in seen.found for name in one if name == "style" or name.startswith("on")], path
+            loaded = [
+                one.get(name) for _, one in seen.found for name in ("src", "action", "data-events") if name in one
+            ]
+            assert all(address.startswith("/") for address in loaded), path
+            assert headers["cache-control"] == "no-store"
+
+
+def test_names_are_escaped_in_the_page_and_in_its_data(served, hostile):
+    for path in ("/", "/entries", "/breakdown?by=member"):
+        body = served.get(path)[2]
+        assert hostile not in body
+        assert "<img" not in body
+    assert hostile in {one["name"] for one in json.loads(_chart(served.get("/?model=gpt-5-mini")[2]))["spend"]}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "evil@x"])
+def test_a_foreign_host_name_is_refused(served, host):
+    status, _, body = served.get("/", host=host)
+    assert status == 421
+    assert "--allow-host" in body
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8484", "127.0.0.1:1", "[::1]:8484", "LOCALHOST"])
+def test_its_own_names_are_answered(served, host):
+    assert served.get("/health", host=host)[0] == 200
+
+
+def test_a_named_host_is_answered(busy, serve):
+    served = serve(busy, allow_hosts=["usage.example"])
+    assert served.get("/health", host="usage.example:8484")[0] == 200
+
+
+def test_an_address_that_others_reach_needs_a_token(meter):
+    with pytest.raises(ConfigurationError, match="give a token"):
+        dashboard.serve(meter, host="0.0.0.0")  # noqa: S104 - what is refused
+    with pytest.raises(ConfigurationError, match="at least 16 characters"):
+        dashboard.serve(meter, host="0.0.0.0", token="guess")  # noqa: S104 - as above
+
+
+def test_without_the_token_nothing_is_shown(busy, serve):
+    served = serve(busy, token=TOKEN)
+    for path in (*PATHS, "/events", "/static/plotly.min.js", "/entries/x"):
+        assert served.get(path)[0] == 401, path
+        assert served.get(path, authorization="Bearer wrong")[0] == 401
+        assert served.get(path, cookie="tokenmeter_dashboard=00")[0] == 401
+        status, headers, _ = served.get(path, accept="text/html")
+        assert (status, headers["location"]) == (303, "/login")
+    assert served.get("/", authorization=f"Bearer {TOKEN}")[0] == 200
+    assert served.get("/login")[0] == 200
+    assert served.get("/static/../entries", authorization="")[0] in {401, 404}
+
+
+def test_the_cookie_is_strict_and_ends_with_the_process(busy, serve):
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    first, second = serve(busy, token=TOKEN), serve(busy, token=TOKEN)
+    status, headers, _ = first.get("/login", method="POST", body=f"token={TOKEN}", **form)
+    assert status == 303
+    assert "httponly" in headers["set-cookie"].lower()
+    assert "samesite=strict" in headers["set-cookie"].lower()
+    cookie = headers["set-cookie"].partition(";")[0]
+    assert first.get("/", cookie=cookie)[0] == 200
+    assert second.get("/", cookie=cookie)[0] == 401
+    assert first.get("/login", method="POST", body="token=wrong", **form)[0] == 401
+
+
+def test_mistakes_in_the_url_are_explained(served):
+    for query, words in (
+        ("period=nonsense", "Unknown period"),
+        ("colour=red", "Unknown dimension"),
+        ("tz=Mars/Base", "Unknown time zone"),
+        ("granularity=minute", "Unknown granularity"),
+        ("since=2026-12-01&until=2026-11-01", "2026"),
+        ("since=0001-01-01&tz=Asia/Tokyo", "cannot be shown"),
+    ):
+        status, _, body = served.get(f"/?{query}")
+        assert status == 400, query
+        assert words in body
+    assert served.get("/entries/none")[0] == 404
+    assert served.get("/export/secrets.csv")[0] == 404
+    assert served.get("/nowhere")[0] == 404
+
+
+def test_keys_and_secrets_are_not_on_any_page(served, busy):
+    entry = next(busy.store.entries())
+    secret = busy.store.secret().hex()
+    for path in (*PATHS[:5], f"/entries/{entry.entry_id}"):
+        body = served.get(path)[2]
+        assert "f" * 32 not in body
+        assert secret not in body
+
+
+def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):
+    at = datetime.now(UTC) - timedelta(hours=1)
+    known = [record(at=at if number % 3 else at - timedelta(minutes=number)).entry_id for number in range(120)]
+    served = serve(meter)
+    seen, path = [], "/entries"
+    while path:
+        body = served.get(path)[2]
+        seen += re.findall(r'<th scope="row"><a href="/entries/(\w+)', body)
+        older = re.search(r'rel="next" href="([^"]+)"', body)
+        path = older[1].replace("&amp;", "&") if older else None
+    assert len(seen) == 120
+    assert set(seen) == set(known)
+
+
+def test_it_works_under_a_path_of_another_application(busy, run_server):
+    import uvicorn
+
+    application = Starlette(routes=[Mount("/inside/usage", dashboard.app(busy, token=TOKEN))])
+    served = run_server(
+        uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", ws="none", lifespan="off"))
+    )
+    assert served.get("/inside/usage/", accept="text/html")[1]["location"] == "/inside/usage/login"
+    login = served.get("/inside/usage/login", method="POST", body=f"token={TOKEN}")[1]
+    assert login["location"] == "/inside/usage/"
+    assert "path=/inside/usage/" in login["set-cookie"].lower()
+    let_in = {"authorization": f"Bearer {TOKEN}"}
+    for path in (
+        "",
+        "entries",
+        "budgets",
+        "health",
+        "static/dashboard.css",
+        "static/plotly.min.js",
+        "export/report.csv",
+    ):
+        assert served.get(f"/inside/usage/{path}", **let_in)[0] == 200, path
+    body = served.get("/inside/usage/", **let_in)[2]
+    links = re.findall(r'(?:href|src|action|data-events)="([^"#][^"]*)"', body)
+    assert links
+    assert all(link.startswith("/inside/usage/") for link in links)
+    assert all(link.startswith("/inside/usage/") for link in json.loads(_chart(body))["links"])
+    assert served.get("/inside/usage/?add=member&is=ada", **let_in)[1]["location"] == "/inside/usage/?member=ada"
+
+
+def _chart(body):
+    return re.search(r'<script type="application/json">(.*?)</script>', body, re.DOTALL)[1]
+
+
+def test_an_empty_ledger_tells_how_to_make_the_first_call(meter, serve):
+    served = serve(meter)
+    for path in ("/", "/?period=all"):
+        body = served.get(path)[2]
+        assert "No call is recorded yet" in body
+        assert "from tokenmeter.openai import OpenAI" in body
+    assert "Nothing here" in served.get("/entries")[2]
+
+
+def test_many_viewers_share_one_look():
+    """One prober, however many watch; it rests when the last has gone."""
+
+    async def watch():
+        state = ["a"]
+        pulse = Pulse(lambda: state[0])
+        streams = [pulse.events() for _ in range(50)]
+        for stream in streams:
+            assert "retry" in await anext(stream)
+            assert "data: a" in await anext(stream)
+        looks = pulse.looks
+        state[0] = "b"
+        began = time.perf_counter()
+        told = await asyncio.gather(*(anext(stream) for stream in streams))
+        assert time.perf_counter() - began < 2
+        assert set(told) == {"event: change\ndata: b\n\n"}
+        assert pulse.looks - looks <= 4
+        for stream in streams:
+            await stream.aclose()
+        looks = pulse.looks
+        await asyncio.sleep(1.0)
+        assert pulse.looks == looks
+
+    asyncio.run(watch())
+
+
+def test_the_event_stream_tells_of_a_call_within_two_seconds(meter, serve, record):
+    served = serve(meter)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection.request("GET", "/events")
+    answer = connection.getresponse()
+    assert answer.getheader("content-type").startswith("text/event-stream")
+    lines = iter(answer.readline, b"")
+    first = next(line for line in lines if line.startswith(b"data:"))
+    time.sleep(0.1)
+    began = time.perf_counter()
+    record(who={"member": "ada"})
+    second = next(line for line in lines if line.startswith(b"data:"))
+    assert second != first
+    assert time.perf_counter() - began < 2
+    connection.close()
+
+
+def test_the_command_serves_the_ledger_it_is_given(busy, tmp_path):
+    command = [sys.executable, "-m", "tokenmeter", "dashboard", "--port", "0", "--store", busy.store.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        line = process.stdout.readline()
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/")
+        assert ">14<" in connection.getresponse().read().decode()
+        connection.close()
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()
+
+
+def test_the_command_names_a_missing_ledger(tmp_path):
+    command = [sys.executable, "-m", "tokenmeter", "dashboard", "--store", f"sqlite:///{tmp_path}/none.db"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "There is no ledger" in done.stderr
+    assert not (tmp_path / "none.db").exists()
