@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import tokenmeter
-from tokenmeter.cli import accounts, care, dashboard, importing, prices, reading
+from tokenmeter.cli import accounts, care, dashboard, database, importing, prices, reading
 from tokenmeter.cli.console import fail
 from tokenmeter.errors import TokenmeterError
 
@@ -51,6 +51,7 @@ app.command("verify")(care.verify)
 app.command("doctor")(care.doctor)
 app.add_typer(care.config_app, name="config")
 app.command("import")(importing.import_)
+app.add_typer(database.app, name="db")
 app.command("dashboard")(dashboard.dashboard)
 
 
