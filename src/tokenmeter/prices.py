@@ -99,7 +99,9 @@ def _differences(rows: Iterable[Price], price_list: PriceList, at: datetime) -> 
             yield Difference(price=row, catalog_unit_price=base[-1] if base else None)
 
 
-def update(user_rows: Iterable[Price] = (), user_file: str | Path | None = None) -> PriceList:
+def update(
+    user_rows: Iterable[Price] = (), user_file: str | Path | None = None, *, url: str | None = None
+) -> PriceList:
     """Fetch the newest edition of the base data, for this process. Only this function uses the network.
 
     Ledger entries carry the hash of the price list that rated them, so entries before and after can be told apart.
@@ -107,6 +109,7 @@ def update(user_rows: Iterable[Price] = (), user_file: str | Path | None = None)
     Args:
         user_rows: Rows to lay over it, as in `PriceList.load`.
         user_file: As in `PriceList.load`.
+        url: Where to fetch from; default: where genai-prices publishes.
 
     Returns:
         A price list on that data; hand it to ``tokenmeter.price(price_list=...)`` or to a `Pricer`.
@@ -114,7 +117,7 @@ def update(user_rows: Iterable[Price] = (), user_file: str | Path | None = None)
     Raises:
         PricingError: the data could not be fetched or read.
     """
-    return PriceList.load(user_rows, user_file, newest=CatalogData.fetched())
+    return PriceList.load(user_rows, user_file, newest=CatalogData.fetched(url))
 
 
 def _layer(row: Price) -> tuple[int, int]:

@@ -58,8 +58,11 @@ class CatalogData:
         self._indexes: dict[str, Mapping[str, genai.ModelInfo]] = {}
 
     @classmethod
-    def fetched(cls) -> CatalogData:
+    def fetched(cls, url: str | None = None) -> CatalogData:
         """The newest edition, over the network.
+
+        Args:
+            url: Where to; default: where genai-prices publishes.
 
         Raises:
             PricingError: it cannot be fetched or read.
@@ -67,7 +70,7 @@ class CatalogData:
         from genai_prices import UpdatePrices  # noqa: PLC0415 - only who asks for the network pays for its client
 
         try:
-            snapshot = UpdatePrices().fetch()
+            snapshot = (UpdatePrices(url=url) if url else UpdatePrices()).fetch()
         except Exception as error:
             raise PricingError(f"The newest prices could not be fetched ({error}); the bundled ones remain.") from error
         if snapshot is None:

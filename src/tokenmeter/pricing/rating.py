@@ -266,6 +266,7 @@ def _unpriced(consumption: Consumption, sku_meter: str, quantity: Quantity) -> C
         quantity=quantity,
         unit=unit_of(sku_meter),
         list_unit_price=None,
+        multipliers={},
         list_cost=None,
         contracted_cost=None,
         billed_cost=None,

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from types import MappingProxyType
 
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, quantize, to_dollars
@@ -17,8 +16,6 @@ from tokenmeter.semconv import unit_of
 from tokenmeter.usage import Quantity
 
 __all__ = ["Rate", "RateSheet"]
-
-_NO_FACTORS: Mapping[str, Decimal] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +127,7 @@ class RateSheet:
             name: value for name, value in (("discount", discount), ("platform", self._platform)) if value != ONE
         }
         price_id = "".join((quote.row.identity(self._hash), *(f"*{rule.factor}" for rule in quote.rules)))
-        frozen = MappingProxyType(factors) if factors else _NO_FACTORS
-        return Rate(quote, frozen, price_id, unit_of(sku_meter), rates, _whole(rates))
+        return Rate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates))
 
     def _why_not(self, sku_meter: str) -> str:
         """Which part of the context has no price: the mode that would have to go for there to be one."""

@@ -1,0 +1,74 @@
+"""Bodies whose cost was worked out by hand, from what came off the wire to the last decimal."""
+
+import importlib
+import json
+import re
+import tomllib
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tokenmeter.dialects.observe import observe
+from tokenmeter.periods import parse_instant
+from tokenmeter.pricing import PriceList, Pricer
+
+GOLDEN = sorted(Path(__file__).with_name("golden").glob("*.toml"))
+CASES = [case for path in GOLDEN for case in tomllib.loads(path.read_text(encoding="utf-8"))["case"]]
+LINE = re.compile(r"(?P<meter>\w+): (?P<sum>.+) = (?P<cost>[\d.]+)$")
+
+
+@pytest.fixture(scope="module")
+def pricer():
+    return Pricer(PriceList.load())
+
+
+def rated(case, pricer):
+    call = dict(case["call"])
+    at = parse_instant(call.pop("at"))
+    observation = observe(json.loads(case["body"]), **call)
+    return pricer.rate(observation, provider=call["provider"], endpoint=call["endpoint"], at=at)
+
+
+def worked_out(line):
+    """(meter, quantity, unit price, cost) of a line like ``input: 1000 x 3 / 1000000 x 1.1 = 0.0033``."""
+    found = LINE.match(line)
+    factors, _, per = found["sum"].partition(" / ")
+    quantity, price, *multipliers = (Decimal(each) for each in factors.split(" x "))
+    cost = Decimal(found["cost"])
+    divisor = Decimal(per or 1_000_000)
+    product = quantity * price / divisor
+    for multiplier in multipliers:
+        product *= multiplier
+    assert product == cost, f"the arithmetic in the data is wrong: {line} (it is {product})"
+    return found["meter"], quantity, price / divisor, cost
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_a_body_costs_what_was_worked_out_by_hand(case, pricer):
+    rating = rated(case, pricer)
+    seen = [(charge.sku_meter, charge.quantity, charge.list_unit_price, charge.list_cost) for charge in rating.charges]
+    if "list_cost" in case:
+        assert sorted(seen) == sorted(worked_out(line) for line in case["lines"])
+        assert rating.list_cost == Decimal(case["list_cost"])
+        assert rating.cost_source == case.get("cost_source", "computed")
+    else:
+        assert sorted(seen) == sorted(
+            (meter, quantity, None, None) for meter, quantity, _, _ in seen if f"{meter}: unpriced" in case["lines"]
+        )
+        assert rating.list_cost is None
+        assert rating.cost_source == "unpriced"
+    assert sorted(rating.flags) == case.get("flags", [])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "usage_type" in case], ids=lambda case: case["name"])
+def test_the_bodies_are_what_the_sdk_knows(case):
+    module, _, name = case["usage_type"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    usage = json.loads(case["body"])["usage"]
+    assert kind.model_validate(usage).model_dump(exclude_unset=True) == usage
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_every_expected_cost_names_its_source(case):
+    assert case["source"]
