@@ -135,12 +135,10 @@ print([entry.endpoint for entry in meter.store.entries()])
     assert done.stdout.strip() == "['chat.completions', 'chat.completions', 'embeddings']"
 
 
-def test_a_missing_sdk_is_told_with_the_command_that_installs_it(tmp_path):
+def test_a_missing_sdk_is_told_with_the_command_that_installs_it():
     for name in ("openai", "anthropic"):
         script = f"import sys; sys.modules[{name!r}] = None\nimport tokenmeter.{name}"
-        done = subprocess.run(
-            [sys.executable, "-c", script], check=False, timeout=60, capture_output=True, text=True, cwd=tmp_path
-        )
+        done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60, capture_output=True, text=True)
         assert f"pip install 'tokenmeter-sdk[{name}]'" in done.stderr
 
 
@@ -234,9 +232,8 @@ def test_a_key_provider_is_asked_as_often_as_by_the_sdk_and_its_key_is_recorded(
         asked.append(1)
         return f"sk-turn-{len(asked)}-0123456789abcd{len(asked):02}"
 
-    try:
-        client = clients.openai(api_key=provide)
-    except TypeError:
+    client = clients.openai(api_key=provide)
+    if not hasattr(client, "_refresh_api_key"):
         pytest.skip("this SDK version takes no key provider")
     client.chat.completions.create(**CHAT)
     client.chat.completions.create(**CHAT)
@@ -260,7 +257,11 @@ def test_anthropics_default_credentials_are_not_lost_by_our_class(monkeypatch, t
     monkeypatch.setenv("ANTHROPIC_IDENTITY_TOKEN", "token")
     monkeypatch.setenv("ANTHROPIC_FEDERATION_RULE_ID", "rule")
     monkeypatch.setenv("ANTHROPIC_ORGANIZATION_ID", "org")
-    ours, theirs = tokenmeter.anthropic.Anthropic(), anthropic.Anthropic()
+    try:
+        theirs = anthropic.Anthropic()
+    except anthropic.AnthropicError:
+        pytest.skip("this SDK version wants a profile file")
+    ours = tokenmeter.anthropic.Anthropic()
     assert theirs.credentials is not None
     assert type(ours.credentials) is type(theirs.credentials)
     assert ours.with_options(timeout=3).credentials is ours.credentials
