@@ -43,8 +43,10 @@ __all__ = [
     "configure",
     "default_meter",
     "entries",
+    "flush",
     "make_meter",
     "price",
+    "raise_budget",
     "remaining",
     "report",
     "reprice",
@@ -297,6 +299,49 @@ def remaining(*, at: datetime | None = None, meter: Meter | None = None, **scope
     return (meter or default_meter()).remaining(scope, at=at)
 
 
+def raise_budget(
+    name: str,
+    amount: Decimal | int | str,
+    *,
+    by: str,
+    reason: str,
+    scope: Mapping[str, str] | None = None,
+    at: datetime | None = None,
+    meter: Meter | None = None,
+) -> Entry:
+    """Raise a budget once, for one window; the ledger records how much, by whom and why.
+
+    Args:
+        name: The budget's name.
+        amount: How much is added to its limit, in its unit.
+        by: Who decided it.
+        reason: Why.
+        scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
+        at: An instant in the window that is meant; default: now.
+        meter: Whose budget; default: the default meter's.
+
+    Raises:
+        ConfigurationError: no such budget or counter, or an amount that is not positive.
+        StoreUnavailableError: it could not be recorded.
+    """
+    return (meter or default_meter()).raise_budget(name, amount, by=by, reason=reason, scope=scope, at=at)
+
+
+def flush(timeout: int = 10, *, meter: Meter | None = None) -> int:
+    """Wait until entries that only this host acknowledged are on the shared server, and alerts are handed over.
+
+    Only a PostgreSQL ledger has such entries, while its server is away; they are safe on this host's disk meanwhile.
+
+    Args:
+        timeout: Seconds to wait at most.
+        meter: Which ledger; default: the default meter's.
+
+    Returns:
+        How many entries still wait.
+    """
+    return (meter or default_meter()).flush(timeout)
+
+
 def sweep(*, meter: Meter | None = None) -> int:
     """Turn holds that expired (a caller crashed) into estimated entries now, rather than at the next call.
 
@@ -306,15 +351,19 @@ def sweep(*, meter: Meter | None = None) -> int:
     return (meter or default_meter()).sweep()
 
 
-def verify(*, meter: Meter | None = None) -> Verification:
+def verify(*, repair: bool = False, meter: Meter | None = None) -> Verification:
     """Prove the ledger: hash chain, kept sums, and the budgets' counters against the entries.
+
+    Args:
+        repair: Set the counters of budgets that differ to what the ledger says. Entries are never touched.
+        meter: Which ledger; default: the default meter's.
 
     Returns:
         How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
     """
     chosen = meter or default_meter()
     outcome = chosen.store.verify()
-    return replace(outcome, faults=(*outcome.faults, *chosen.audit_budgets()))
+    return replace(outcome, faults=(*outcome.faults, *chosen.audit_budgets(repair=repair)))
 
 
 def reprice(

@@ -23,7 +23,7 @@ from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Reservation, utcnow
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.stores.base import Fault, Store
+from tokenmeter.stores.base import Fault, Spooling, Store
 from tokenmeter.usage import Observation
 
 __all__ = ["Authorization", "Meter"]
@@ -252,6 +252,15 @@ class Meter:
             self._logged.add(kind)
         if first:
             log.error("tokenmeter could not %s; the call itself goes on", where, exc_info=error)
+
+    def flush(self, timeout: int) -> int:
+        """Hand over waiting alerts, and entries that a shared store only keeps on this host so far.
+
+        Returns:
+            How many entries still wait after `timeout` seconds.
+        """
+        self.budgets.alerts.flush(timeout)
+        return self.store.flush(timeout) if isinstance(self.store, Spooling) else 0
 
     def close(self) -> None:
         """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""

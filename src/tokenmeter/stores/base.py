@@ -24,6 +24,7 @@ __all__ = [
     "Fault",
     "Health",
     "Settlement",
+    "Spooling",
     "Store",
     "Verification",
 ]
@@ -170,6 +171,15 @@ class Health:
 
     facts: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Spooling(Protocol):
+    """What a store on a server can also do: it acknowledges on this host and ships afterwards."""
+
+    def flush(self, timeout: int) -> int:
+        """Send what waits on this host; how many entries are left after `timeout` seconds."""
+        ...
 
 
 @runtime_checkable
