@@ -296,6 +296,10 @@ class PostgresStore:
         with self._lend() as connection:
             return audit(connection)
 
+    def pulse(self) -> str:
+        """A text that differs after every write; cheap enough to be asked every second."""
+        return ".".join(map(str, self._rows("pulse", [])[0]))
+
     def health(self) -> Health:
         """Facts of server and spool, and what to mind. Answers while the server is away, too."""
         return describe(

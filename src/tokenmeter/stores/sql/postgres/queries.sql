@@ -62,6 +62,8 @@ FROM (
     SELECT budget, scope, window_start, 0, amount FROM leases
 ) AS both_sides
 GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
+-- name: pulse
+SELECT (SELECT string_agg(batches::text, '.' ORDER BY stripe) FROM chains), (SELECT count(*) FROM holds)
 -- name: facts
 SELECT current_setting('server_version'), (SELECT coalesce(sum(entries), 0) FROM batches), (SELECT count(*) FROM holds),
     coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), inet_server_addr() IS NULL
