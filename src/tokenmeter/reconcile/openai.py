@@ -1,0 +1,113 @@
+"""OpenAI's books: organization usage (daily, input INCLUDES what was cached) and costs (daily, float dollars)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+
+from tokenmeter.periods import Period
+from tokenmeter.reconcile.paging import Pages
+from tokenmeter.reconcile.statement import Bucket, CostLine, ProviderStatement, UsageLine
+
+__all__ = ["GRAIN", "fetch", "item_model", "token_counts"]
+
+#: What costs and usage can both be split by. Costs know no service tier.
+GRAIN = ("model", "api_key")
+#: Reports that count tokens. The others count images, seconds or calls, which only money can be compared with.
+_COUNTED = ("completions", "embeddings", "moderations")
+_TOKENLESS = ("images.", "audio.", "videos", "fine_tuning", "decisions")
+_USAGE_BUCKETS, _COST_BUCKETS = 31, 180
+_GROUP_BY = {"model": "model", "api_key": "api_key_id"}
+
+
+def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> ProviderStatement:
+    """Read the organization's usage and costs.
+
+    Args:
+        client: An ``openai.OpenAI`` with an admin key.
+        period: In whole UTC days.
+        by: Names of `GRAIN` to split by.
+        pages: Fetches.
+    """
+    asked = {"start_time": int(period.start.timestamp()), "end_time": int(period.end.timestamp()), "bucket_width": "1d"}
+    fields = [_GROUP_BY[name] for name in by]
+    usage: list[UsageLine] = []
+    for kind in _COUNTED:
+        given = {**asked, "group_by": fields, "limit": _USAGE_BUCKETS}
+        for day, row in _results(client, f"usage/{kind}", given, pages):
+            usage.append(UsageLine(_bucket(day, row, by), token_counts(row), int(row["num_model_requests"])))
+    items = ["line_item", *(["api_key_id"] if "api_key" in by else [])]
+    given = {**asked, "group_by": items, "limit": _COST_BUCKETS}
+    costs = [
+        CostLine(
+            _bucket(day, {**row, "model": item_model(row.get("line_item"))}, by),
+            str(row.get("line_item") or ""),
+            Decimal(str((row.get("amount") or {}).get("value") or 0)),
+        )
+        for day, row in _results(client, "costs", given, pages)
+    ]
+    return ProviderStatement(
+        provider="openai",
+        period=period,
+        source="OpenAI organization usage and costs",
+        grain=tuple(by),
+        usage=tuple(usage),
+        costs=tuple(costs),
+        tokenless=_TOKENLESS,
+    )
+
+
+def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
+    return Bucket(day, **{name: row.get(_GROUP_BY[name]) for name in by})
+
+
+def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
+    """Disjoint counts of a usage result: ``input_tokens`` includes what was cached and what was written to a cache."""
+    cached = int(row.get("input_cached_tokens") or 0)
+    written = int(row.get("input_cache_write_tokens") or 0)
+    total = int(row.get("input_tokens") or 0)
+    counts = {
+        "input": total - cached - written,
+        "cache_read": cached,
+        "cache_write": written,
+        "output": int(row.get("output_tokens") or 0),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def item_model(line_item: str | None) -> str | None:
+    """The model that a cost's ``line_item`` (``"gpt-5, cached input"``) names; None for a tool's or other cost."""
+    model, comma, _ = (line_item or "").rpartition(", ")
+    return model if comma else None
+
+
+def _results(
+    client: Any, report: str, parameters: Mapping[str, Any], pages: Pages
+) -> Iterator[tuple[date, dict[str, Any]]]:
+    token: str | None = None
+    while True:
+        given = {**parameters, **({"page": token} if token else {})}
+        page = pages.get(f"openai {report}", given, lambda given=given: _ask(client, report, given))  # type: ignore[misc]
+        for bucket in page["data"]:
+            day = datetime.fromtimestamp(int(bucket["start_time"]), UTC).date()
+            for row in bucket.get("results") or bucket.get("result") or ():
+                yield day, row
+        token = page.get("next_page")
+        if not page.get("has_more") or not token:
+            return
+
+
+def _ask(client: Any, report: str, parameters: Mapping[str, Any]) -> Any:
+    """By the SDK's own method where it has one, else by a plain GET."""
+    organization = getattr(getattr(client, "admin", None), "organization", None)
+    owner = getattr(organization, "usage", None)
+    name = report.removeprefix("usage/")
+    method = getattr(organization, "costs", None) or getattr(owner, "costs", None) if name == "costs" else None
+    method = method or getattr(owner, name, None)
+    if callable(method):
+        return method(**parameters)
+    query = {f"{key}[]" if isinstance(value, list) else key: value for key, value in parameters.items()}
+    return client.get(f"/organization/{report}?{urlencode(query, doseq=True)}", cast_to=object)

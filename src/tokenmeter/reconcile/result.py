@@ -1,0 +1,267 @@
+"""The outcome of a reconciliation: readable, exact, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.errors import ReconciliationError
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.meter import Meter
+from tokenmeter.money import EXACT, ONE, ZERO, parse_decimal, quantize
+from tokenmeter.periods import Period
+from tokenmeter.reconcile.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
+
+__all__ = ["Proposal", "Reconciliation", "Totals"]
+
+_ROWS = 40
+_PERCENT = Decimal(100)
+ENDPOINT = "reconcile"
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """One side, over everything that was compared; None = not told."""
+
+    tokens: int | None
+    cost: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An adjustment that would make the ledger's cost that of the provider in one bucket.
+
+    Attributes:
+        discrepancy: What it settles.
+        amount: US dollars, upstream cost; may be negative.
+    """
+
+    discrepancy: Discrepancy
+    amount: Decimal
+
+    def entry(self, provider: str, *, attribution: Attribution = NOBODY, multiplier: Decimal = ONE) -> Entry:
+        """The adjustment as a ledger entry, on the day it is for.
+
+        Args:
+            provider: Provider id.
+            attribution: On whose account.
+            multiplier: Platform multiplier on top of the upstream amount.
+        """
+        bucket = self.discrepancy.bucket
+        billed = quantize(EXACT.multiply(self.amount, multiplier))
+        names = "/".join(name or "-" for name in bucket[1:])
+        charge = Charge(
+            model=bucket.model,
+            sku_meter="adjustment",
+            quantity=self.amount,
+            unit="USD",
+            list_unit_price=ONE,
+            multipliers={} if multiplier == ONE else {"platform": multiplier},
+            list_cost=self.amount,
+            contracted_cost=self.amount,
+            billed_cost=billed,
+            source=f"reconciliation: {self.discrepancy.cause}",
+        )
+        return Entry(
+            kind="adjustment",
+            occurred_at=datetime.combine(bucket.day, time(), UTC),
+            provider=provider,
+            endpoint=ENDPOINT,
+            operation=ENDPOINT,
+            request_model=bucket.model,
+            service_tier=bucket.service_tier,
+            attribution=attribution,
+            charges=(charge,),
+            list_cost=self.amount,
+            contracted_cost=self.amount,
+            billed_cost=billed,
+            cost_source="billed",
+            flags=(f"reconciled_{self.discrepancy.cause}",),
+            dedup_key=f"{ENDPOINT}:{provider}:{bucket.day}:{names}:{self.discrepancy.theirs_cost}:{self.amount}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciliation:
+    """The ledger against a provider's books. ``print()`` it.
+
+    Attributes:
+        provider: Whose books.
+        period: In whole UTC days.
+        source: Where the statement came from.
+        grain: What both sides were split by, besides the day.
+        compared: How many buckets were compared.
+        ours: Our totals.
+        theirs: Theirs.
+        complete_until: Until when the statement is taken as complete.
+        discrepancies: Every difference, in order of day.
+    """
+
+    provider: str
+    period: Period
+    source: str
+    grain: tuple[str, ...]
+    compared: int
+    ours: Totals
+    theirs: Totals
+    complete_until: datetime
+    discrepancies: tuple[Discrepancy, ...] = ()
+    meter: Meter | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing needs attention: rounding and reports that are still late do not."""
+        return all(one.cause in {"rounding", "late", "timing", "requests", "refused"} for one in self.discrepancies)
+
+    @property
+    def difference(self) -> Decimal | None:
+        """Theirs less ours, US dollars; None without costs."""
+        if self.theirs.cost is None or self.ours.cost is None:
+            return None
+        return EXACT.subtract(self.theirs.cost, self.ours.cost)
+
+    @property
+    def coverage(self) -> Decimal | None:
+        """Percent of the provider's traffic that the ledger has: by tokens, or by cost where those are not told.
+
+        None when the provider counted nothing.
+        """
+        missed = [one for one in self.discrepancies if one.cause == "unrecorded"]
+        if self.theirs.tokens is not None:
+            whole = Decimal(self.theirs.tokens)
+            missing = Decimal(sum(max(one.theirs_tokens - one.ours_tokens, 0) for one in missed))
+        else:
+            whole = self.theirs.cost or ZERO
+            missing = sum((max(one.amount or ZERO, ZERO) for one in missed), ZERO)
+        return None if whole <= 0 else (_PERCENT * (whole - missing) / whole).quantize(Decimal("0.01"))
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]:
+        """Adjustments that would settle the differences in cost. Nothing is posted until you `post` it."""
+        return tuple(
+            Proposal(one, quantize(one.amount))
+            for one in self.discrepancies
+            if one.cause in POSTABLE and one.amount is not None and quantize(one.amount)
+        )
+
+    def by_cause(self) -> dict[Cause, Decimal]:
+        """Cause -> sum of amounts, US dollars, in the order of `CAUSES`."""
+        sums: dict[Cause, Decimal] = {}
+        for cause in CAUSES:
+            found = [one for one in self.discrepancies if one.cause == cause]
+            if found:
+                sums[cause] = sum((one.amount or ZERO for one in found), ZERO)
+        return sums
+
+    def post(
+        self,
+        meter: Meter | None = None,
+        *,
+        causes: Collection[Cause] = POSTABLE,
+        attribution: Attribution = NOBODY,
+        multiplier: Decimal | int | str = 1,
+    ) -> list[Entry]:
+        """Append the proposals to the ledger as adjustments. Entries are never edited; the same proposal posts once.
+
+        Args:
+            meter: Whose ledger and budgets; default: the one that was reconciled.
+            causes: Only proposals for these.
+            attribution: On whose account.
+            multiplier: Platform multiplier on top of the upstream amounts.
+
+        Returns:
+            The entries that were appended.
+
+        Raises:
+            ReconciliationError: no meter is known.
+        """
+        chosen = meter or self.meter
+        if chosen is None:
+            raise ReconciliationError("Say in which ledger: post(meter).")
+        factor = parse_decimal(multiplier, name="multiplier")
+        entries = [
+            proposal.entry(self.provider, attribution=attribution, multiplier=factor)
+            for proposal in self.proposals
+            if proposal.discrepancy.cause in causes
+        ]
+        return [entry for entry in entries if chosen.post(entry)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready; decimals are text."""
+        coverage = self.coverage
+        return {
+            "provider": self.provider,
+            "period": {
+                "label": self.period.label,
+                "start": self.period.start.isoformat(),
+                "end": self.period.end.isoformat(),
+            },
+            "source": self.source,
+            "grain": ["day", *self.grain],
+            "compared": self.compared,
+            "complete_until": self.complete_until.isoformat(),
+            "ok": self.ok,
+            "coverage": None if coverage is None else f"{coverage:f}",
+            "ours": _totals_dict(self.ours),
+            "theirs": _totals_dict(self.theirs),
+            "difference": None if self.difference is None else f"{quantize(self.difference):f}",
+            "by_cause": {cause: f"{quantize(amount):f}" for cause, amount in self.by_cause().items()},
+            "discrepancies": [one.to_dict() for one in self.discrepancies],
+            "proposals": [
+                {
+                    "day": one.discrepancy.bucket.day.isoformat(),
+                    "model": one.discrepancy.bucket.model,
+                    "cause": one.discrepancy.cause,
+                    "amount": f"{one.amount:f}",
+                }
+                for one in self.proposals
+            ],
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+    def __str__(self) -> str:
+        return "\n".join(_text(self))
+
+
+def _totals_dict(totals: Totals) -> dict[str, Any]:
+    return {"tokens": totals.tokens, "cost": None if totals.cost is None else f"{quantize(totals.cost):f}"}
+
+
+def _text(outcome: Reconciliation) -> Iterator[str]:
+    yield f"{outcome.provider}, {outcome.period.label} (UTC): the ledger against {outcome.source}"
+    coverage = "unknown" if outcome.coverage is None else f"{outcome.coverage} %"
+    split = ", ".join(("day", *outcome.grain))
+    yield f"Coverage {coverage}. {outcome.compared} buckets compared, by {split}."
+    for name, side in (("ledger", outcome.ours), ("provider", outcome.theirs)):
+        tokens = "-" if side.tokens is None else f"{side.tokens:,}"
+        cost = "-" if side.cost is None else f"${quantize(side.cost):,f}"
+        yield f"  {name:<10} {tokens:>18} tokens {cost:>24}"
+    if not outcome.discrepancies:
+        yield "No differences."
+        return
+    yield ""
+    counts = Counter(one.cause for one in outcome.discrepancies)
+    for cause, amount in outcome.by_cause().items():
+        yield f"  {cause:<17} {counts[cause]:>5} x {quantize(amount):>22,f} USD  {CAUSES[cause]}"
+    yield ""
+    yield f"{'day':<11} {'model':<28} {'cause':<17} {'tokens':>14} {'USD':>20}"
+    dearest = sorted(outcome.discrepancies, key=lambda one: -abs(one.amount or ZERO))[:_ROWS]
+    for one in sorted(dearest, key=outcome.discrepancies.index):
+        names = " ".join(name for name in one.bucket[1:] if name) or "-"
+        dollars = "-" if one.amount is None else f"{quantize(one.amount):,f}"
+        more = one.theirs_tokens - one.ours_tokens
+        yield f"{one.bucket.day} {names:<28} {one.cause:<17} {more:>+14,} {dollars:>20}"
+    if len(outcome.discrepancies) > _ROWS:
+        yield f"... and {len(outcome.discrepancies) - _ROWS} smaller ones; all are in discrepancies."
+    if outcome.proposals:
+        total = sum((one.amount for one in outcome.proposals), ZERO)
+        yield f"{len(outcome.proposals)} adjustments over {total:,f} USD are proposed; post() appends them."

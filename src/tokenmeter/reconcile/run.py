@@ -1,0 +1,183 @@
+"""Reconciling: fetch the provider's books, read ours, compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.money import EXACT, ZERO, parse_decimal
+from tokenmeter.periods import Period, floor, parse_period
+from tokenmeter.reconcile import anthropic, openai
+from tokenmeter.reconcile.books import Side, read_ledger
+from tokenmeter.reconcile.compare import compare
+from tokenmeter.reconcile.files import read_files
+from tokenmeter.reconcile.paging import Pages, Progress
+from tokenmeter.reconcile.result import Reconciliation, Totals
+from tokenmeter.reconcile.statement import GRAIN, Bucket, ProviderStatement
+
+__all__ = ["reconcile", "reconcile_statement"]
+
+#: What a provider that names no watermark may still add to.
+_SETTLING = timedelta(days=2)
+_TOLERANCE = Decimal("0.005")
+
+
+def reconcile(
+    meter: Meter,
+    *,
+    provider: str,
+    period: str | Period,
+    source: Any,
+    by: str | Sequence[str] = "model",
+    reports: str | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    cost_unit: str = "usd",
+    keys: Mapping[str, str] | None = None,
+    models: Mapping[str, str] | None = None,
+    settling: timedelta = _SETTLING,
+    tolerance: Decimal | str = _TOLERANCE,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    now: datetime | None = None,
+) -> Reconciliation:
+    """Compare the ledger with the provider's own books: requests, tokens per class, and money, per UTC day.
+
+    Args:
+        meter: Whose ledger.
+        provider: ``"openai"`` or ``"anthropic"``; with files any provider id.
+        period: ``"2026-11"``, ... cut in UTC, as the providers do.
+        source: An ``OpenAI`` or ``Anthropic`` client with an admin key, or the path of a CSV file, or a list of paths.
+        by: What to split by besides the day: ``model``, ``api_key``, ``service_tier``; what the provider cannot tell
+            apart in both its usage and its costs is left out.
+        reports: Anthropic: ``"analytics"`` or ``"classic"``; default: analytics where the SDK has it.
+        columns: Files: what is in which column, see `tokenmeter.reconcile.files.Columns`; default: known exports.
+        cost_unit: Files with `columns`: ``"usd"`` or ``"cents"``.
+        keys: The provider's id of an API key -> its alias in the ledger.
+        models: The provider's name of a model -> its name in the ledger.
+        settling: How long a provider that names no watermark may still add to a day.
+        tolerance: US dollars per bucket up to which a difference under half a percent counts as rounding.
+        resume: A file that remembers fetched pages, to go on after an interruption.
+        progress: Called after each page with what is read, pages so far, and how many there will be.
+        now: The instant to judge lateness by; default: now.
+
+    Raises:
+        ConfigurationError: an unknown provider or split, a column map that does not fit.
+        ReconciliationError: the statement cannot be read; the client's key is refused.
+    """
+    asked = period if isinstance(period, Period) else parse_period(period, "UTC", now=now)
+    if floor(asked.start, "day").start != asked.start or floor(asked.end, "day").start != asked.end:
+        raise ConfigurationError("Providers report in whole UTC days; give a period such as '2026-11', in UTC.")
+    names = _grain(by)
+    statement = _statement(
+        source,
+        provider,
+        asked,
+        names,
+        reports=reports,
+        columns=columns,
+        cost_unit=cost_unit,
+        pages=Pages(resume=resume, progress=progress),
+    )
+    return reconcile_statement(
+        meter,
+        _translated(statement, keys or {}, models or {}),
+        complete_until=statement.watermark or (now or utcnow()) - settling,
+        tolerance=parse_decimal(tolerance, name="tolerance"),
+    )
+
+
+def reconcile_statement(
+    meter: Meter, statement: ProviderStatement, *, complete_until: datetime, tolerance: Decimal = _TOLERANCE
+) -> Reconciliation:
+    """Compare the ledger with a statement from anywhere."""
+    ledger = read_ledger(meter.store, statement)
+    outcome = compare(statement, ledger, complete_until=complete_until, tolerance=tolerance)
+    return Reconciliation(
+        provider=statement.provider,
+        period=statement.period,
+        source=statement.source,
+        grain=statement.grain,
+        compared=len({*outcome.ours, *outcome.theirs}),
+        ours=_totals(outcome.ours.values(), statement),
+        theirs=_totals(outcome.theirs.values(), statement),
+        complete_until=complete_until.astimezone(UTC),
+        discrepancies=outcome.discrepancies,
+        meter=meter,
+    )
+
+
+def _grain(by: str | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in by.split(",") if name.strip()) if isinstance(by, str) else tuple(by)
+    for name in names:
+        if name not in GRAIN:
+            raise ConfigurationError(f"A statement can be split by {', '.join(GRAIN)}, not {name!r}.")
+    return names
+
+
+def _statement(
+    source: Any,
+    provider: str,
+    period: Period,
+    by: Sequence[str],
+    *,
+    reports: str | None,
+    columns: Mapping[str, str | Sequence[str]] | None,
+    cost_unit: str,
+    pages: Pages,
+) -> ProviderStatement:
+    paths = [source] if isinstance(source, (str, os.PathLike)) else source
+    if isinstance(paths, (list, tuple)):
+        return read_files(paths, period, provider=provider, by=by, columns=columns, cost_unit=cost_unit)  # pyright: ignore[reportUnknownArgumentType]
+    if provider == "openai":
+        return openai.fetch(source, period, by=_known(by, openai.GRAIN), pages=pages)
+    if provider == "anthropic":
+        analytics = hasattr(getattr(source, "beta", None), "organization")
+        generation = reports or ("analytics" if analytics else "classic")
+        if generation == "analytics":
+            grain = _known(by, anthropic.ANALYTICS_GRAIN)
+            return anthropic.fetch(source, period, by=grain, pages=pages, generation="analytics")
+        if generation == "classic":
+            grain = _known(by, anthropic.CLASSIC_GRAIN)
+            return anthropic.fetch(source, period, by=grain, pages=pages, generation="classic")
+        raise ConfigurationError(f"reports= is 'analytics' or 'classic', not {reports!r}.")
+    raise ConfigurationError(
+        f"Only openai and anthropic have reports that can be fetched; for {provider!r} give a CSV file as source=."
+    )
+
+
+def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in by if name in grain)
+
+
+def _translated(statement: ProviderStatement, keys: Mapping[str, str], models: Mapping[str, str]) -> ProviderStatement:
+    """The statement with the ledger's names of keys and models."""
+
+    def ours(bucket: Bucket) -> Bucket:
+        key, model = bucket.api_key, bucket.model
+        return bucket._replace(
+            api_key=None if key is None else keys.get(key, key),
+            model=None if model is None else models.get(model, model),
+        )
+
+    usage, costs = statement.usage, statement.costs
+    return replace(
+        statement,
+        usage=None if usage is None else tuple(replace(line, bucket=ours(line.bucket)) for line in usage),
+        costs=None if costs is None else tuple(replace(line, bucket=ours(line.bucket)) for line in costs),
+    )
+
+
+def _totals(sides: Iterable[Side], statement: ProviderStatement) -> Totals:
+    tokens, cost = 0, ZERO
+    for side in sides:
+        tokens += side.total_tokens
+        cost = EXACT.add(cost, side.cost or ZERO)
+    return Totals(tokens=None if statement.usage is None else tokens, cost=None if statement.costs is None else cost)

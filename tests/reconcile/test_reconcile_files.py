@@ -1,0 +1,118 @@
+"""CSV files: the consoles' exports by their headings, anything else with a column map."""
+
+from datetime import date
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.errors import ConfigurationError, ReconciliationError
+from tokenmeter.periods import parse_period
+from tokenmeter.reconcile.files import read_files
+
+NOVEMBER = parse_period("2026-11")
+DAY = date(2026, 11, 10)
+OPENAI_USAGE = (
+    "start_time,end_time,start_time_iso,project_id,num_model_requests,user_id,api_key_id,model,batch,service_tier,"
+    "input_tokens,output_tokens,input_cached_tokens\n"
+    "1794268800,1794355200,2026-11-10T00:00:00+00:00,proj_1,2,,key_1,gpt-5,,,1000,200,300\n"
+    "1794355200,1794441600,2026-11-11T00:00:00+00:00,,,,,,,,,,\n"
+)
+OPENAI_COSTS = (
+    "start_time,end_time,start_time_iso,end_time_iso,amount_value,amount_currency,line_item,project_id\n"
+    '1794268800,1794355200,2026-11-10T00:00:00+00:00,,0.00087500,usd,"gpt-5, input",proj_1\n'
+    "1794355200,1794441600,2026-11-11T00:00:00+00:00,,,,,\n"
+)
+ANTHROPIC_USAGE = (
+    "usage_date_utc,model_version,api_key,workspace,usage_type,context_window,usage_input_tokens_no_cache,"
+    "usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,"
+    "usage_output_tokens,web_search_count\n"
+    "2026-11-10,claude-sonnet-5,prod,Default,standard,<= 200k,700,10,20,300,200,1\n"
+)
+ANTHROPIC_COSTS = (
+    "usage_date_utc,model,workspace,api_key,usage_type,token_type,cost_usd,cost_type\n"
+    "2026-11-10,claude-sonnet-5,Default,prod,standard,output,1.25,token\n"
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text, name="statement.csv"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def read(*paths, provider="openai", by=("model",), **options):
+    return read_files(paths, NOVEMBER, provider=provider, by=by, **options)
+
+
+def test_openai_exports_are_known_and_their_input_loses_the_cache(write):
+    statement = read(write(OPENAI_USAGE, "usage.csv"), write(OPENAI_COSTS, "costs.csv"))
+    first = next(line for line in statement.usage if line.tokens)
+    assert first.bucket.model == "gpt-5"
+    assert (first.tokens, first.requests) == ({"input": 700, "cache_read": 300, "output": 200}, 2)
+    assert first.bucket.day == DAY
+    assert [(line.bucket.model, line.amount) for line in statement.costs if line.amount] == [
+        ("gpt-5", Decimal("0.000875"))
+    ]
+    assert statement.source == "usage.csv, costs.csv"
+
+
+def test_anthropic_exports_are_known_and_their_costs_are_dollars(write):
+    statement = read(
+        write(ANTHROPIC_USAGE, "usage.csv"), write(ANTHROPIC_COSTS, "costs.csv"), provider="anthropic", by=("api_key",)
+    )
+    (line,) = statement.usage
+    assert line.tokens == {"input": 700, "cache_read": 300, "cache_write": 30, "output": 200, "web_searches": 1}
+    assert line.bucket.api_key == "prod"
+    assert statement.costs[0].amount == Decimal("1.25")
+
+
+def test_what_is_not_split_by_is_summed(write):
+    statement = read(write(ANTHROPIC_USAGE), provider="anthropic", by=("model",))
+    assert statement.usage[0].bucket.api_key is None
+
+
+@pytest.mark.parametrize(("unit", "dollars"), [("usd", "1234.5"), ("cents", "12.345")])
+def test_a_column_map_reads_anything(write, unit, dollars):
+    path = write('Tag;Modell;Tokens rein;Tokens raus;Betrag\n2026-11-10T08:00:00+02:00;m;1,000;5;"$1,234.50"\n')
+    columns = {"day": "Tag", "model": "Modell", "input": "Tokens rein", "output": "Tokens raus", "cost": "Betrag"}
+    statement = read(path, provider="acme", columns=columns, cost_unit=unit)
+    assert statement.usage[0].tokens == {"input": 1000, "output": 5}
+    assert statement.costs[0].amount == Decimal(dollars)
+    assert statement.classes == ("input", "output")
+
+
+def test_days_outside_the_period_are_left_out(write):
+    path = write("day,cost\n2026-10-31,1\n2026-11-30,2\n2026-12-01,4\n")
+    statement = read(path, columns={"day": "day", "cost": "cost"})
+    assert [line.amount for line in statement.costs] == [2]
+    assert statement.usage is None
+    assert statement.grain == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"model": "m"}, "'day' is missing"),
+        ({"day": "d", "colour": "c"}, "unknown name 'colour'"),
+        ({"day": "d", "input": "a", "input_including_cache": "b"}, "not both"),
+        ({"day": "nowhere"}, "no column 'nowhere'"),
+    ],
+)
+def test_a_map_that_does_not_fit_says_so(write, columns, message):
+    with pytest.raises(ConfigurationError, match=message):
+        read(write("d,m,a,b\n"), columns=columns)
+
+
+def test_an_unknown_file_names_its_headings(write):
+    with pytest.raises(ReconciliationError, match="Its headings: a, b"):
+        read(write("a,b\n1,2\n"))
+
+
+@pytest.mark.parametrize(("row", "message"), [("soon,1", "line 2: 'soon'"), ("2026-11-10,much", "line 2: 'much'")])
+def test_a_bad_cell_names_its_line(write, row, message):
+    with pytest.raises(ReconciliationError, match=message):
+        read(write(f"day,cost\n{row}\n"), columns={"day": "day", "cost": "cost"})

@@ -1,0 +1,162 @@
+"""Against providers that bill what passed us by, at other prices, late, rounded, or not at all: each is found."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.testing import Reports
+
+BOTH = pytest.mark.parametrize("name", ["openai", "anthropic"])
+COST = {"openai": Decimal("0.0029125"), "anthropic": Decimal("0.00519")}
+
+
+def causes(outcome):
+    return {one.cause for one in outcome.discrepancies}
+
+
+@BOTH
+def test_books_that_agree_have_no_differences(ask, check, name):
+    for _ in range(3):
+        ask(name)
+    outcome = check(name)
+    assert outcome.discrepancies == ()
+    assert (outcome.ok, outcome.coverage, outcome.difference) == (True, 100, 0)
+    assert outcome.theirs.tokens == 3600
+    assert outcome.theirs.cost == 3 * COST[name]
+    assert "No differences." in str(outcome)
+
+
+@BOTH
+def test_traffic_that_did_not_pass_us_is_found_and_coverage_says_how_much(ask, check, name):
+    for metered in (True, True, True, False):
+        ask(name, metered=metered)
+    outcome = check(name)
+    assert causes(outcome) == {"unrecorded"}
+    assert outcome.coverage == 75
+    assert outcome.difference == COST[name]
+    assert sum(one.amount for one in outcome.discrepancies) == COST[name]
+    assert sum(sum(one.tokens.values()) for one in outcome.discrepancies) == 1200
+    assert not outcome.ok
+
+
+@BOTH
+def test_another_price_is_found_though_the_tokens_agree(ask, check, provider, prices, name):
+    model = {"openai": "gpt-5", "anthropic": "claude-sonnet-5"}[name]
+    dearer = {meter: str(Decimal(price) * 2) for meter, price in prices[model].items()}
+    provider.reports = Reports(prices={**prices, model: dearer})
+    ask(name)
+    outcome = check(name)
+    (found,) = outcome.discrepancies
+    assert (found.cause, found.bucket.model, found.tokens) == ("price", model, {})
+    assert found.amount == COST[name]
+    assert "2.0000 times ours" in found.detail
+    assert outcome.coverage == 100
+
+
+@BOTH
+def test_a_report_that_is_a_day_late_is_late_not_wrong(ask, check, provider, prices, name):
+    provider.reports = Reports(prices=prices, delay=timedelta(days=1))
+    ask(name)
+    outcome = check(name, now=datetime.now(UTC))
+    assert causes(outcome) == {"late"}
+    assert outcome.ok
+    assert outcome.proposals == ()
+
+
+def test_without_a_watermark_a_report_that_stays_behind_is_wrong_after_a_while(ask, check, provider, prices):
+    provider.reports = Reports(prices=prices, delay=timedelta(days=1))
+    ask("openai")
+    assert causes(check("openai")) == {"unbilled"}
+
+
+def test_anthropics_own_watermark_decides_over_the_calendar(ask, check, provider, prices):
+    provider.reports = Reports(prices=prices, delay=timedelta(days=1))
+    ask("anthropic")
+    if not hasattr(pytest.importorskip("anthropic").Anthropic(api_key="x").beta, "organization"):
+        pytest.skip("this SDK has no analytics")
+    assert causes(check("anthropic")) == {"late"}
+
+
+@BOTH
+def test_another_rounding_is_rounding(ask, check, provider, prices, name):
+    provider.reports = Reports(prices=prices, decimals=2)
+    for _ in range(3):
+        ask(name)
+    outcome = check(name)
+    assert causes(outcome) == {"rounding"}
+    assert outcome.ok
+    assert outcome.proposals == ()
+    assert outcome.difference != 0
+
+
+def test_a_refused_call_that_the_usage_report_counts_is_found(ask, check, provider, prices):
+    """Anthropic does not bill a refusal before any output, but its usage report may count it."""
+    provider.reports = Reports(prices=prices, count_refused=True)
+    ask("anthropic")
+    ask("anthropic", billed=False, fields={"stop_reason": "refusal", "content": []})
+    outcome = check("anthropic")
+    assert causes(outcome) == {"refused"}
+    assert outcome.ok
+    assert outcome.difference == 0
+    assert outcome.coverage == 100
+
+
+def test_the_classic_anthropic_reports_do_as_well(ask, check):
+    ask("anthropic", meters={"input": 10, "cache_read": 5, "cache_write_1h": 3, "output": 2, "web_searches": 1})
+    ask("anthropic", metered=False)
+    outcome = check("anthropic", reports="classic")
+    assert outcome.source == "Anthropic classic reports"
+    assert causes(outcome) == {"unrecorded"}
+    assert sum(sum(one.tokens.values()) for one in outcome.discrepancies) == 1200
+
+
+def test_models_are_told_apart_and_snapshots_are_not(ask, check, provider):
+    """Only the model that differs is named; a dated name and its alias are one model."""
+    ask("openai")
+    ask("openai", model="gpt-5-mini", metered=False)
+    outcome = check("openai")
+    assert [one.bucket.model for one in outcome.discrepancies] == ["gpt-5-mini"]
+
+
+def test_several_days_and_pages_are_read(ask, check):
+    """40 days are more than one page of usage, and more than one request to the analytics."""
+    for name in ("openai", "anthropic"):
+        ask(name)
+        assert check(name, period="last-40d").discrepancies == ()
+
+
+def test_keys_can_be_told_apart_by_name(ask, check, provider, meter):
+    ask("openai")
+    key = provider.truth[0].api_key_id
+    (entry,) = meter.store.entries()
+    outcome = check("openai", by=["model", "api_key"], keys={key: entry.api_key.label})
+    assert outcome.discrepancies == ()
+    assert outcome.grain == ("model", "api_key")
+    unknown = check("openai", by=["model", "api_key"])
+    assert causes(unknown) == {"unrecorded", "unbilled"}
+
+
+def test_posting_the_proposals_settles_the_cost_once(ask, check, meter):
+    """Adjustments are new entries; the second run proposes nothing, the second post appends nothing."""
+    ask("openai")
+    ask("openai", metered=False)
+    outcome = check("openai")
+    before = list(meter.store.entries())
+    (posted,) = outcome.post(multiplier="1.10")
+    assert (posted.kind, posted.contracted_cost) == ("adjustment", COST["openai"])
+    assert posted.billed_cost == COST["openai"] * Decimal("1.10")
+    assert [entry for entry in meter.store.entries() if entry.kind == "usage"] == before
+    assert outcome.post() == []
+    again = check("openai")
+    assert again.difference == 0
+    assert again.proposals == ()
+    assert "settled" in again.discrepancies[0].detail
+
+
+def test_unpriced_calls_of_ours_are_named_so(check, meter, ask, provider, prices):
+    provider.reports = Reports(prices={**prices, "gpt-99-new": {"input": "0.000002", "output": "0.00001"}})
+    ask("openai", model="gpt-99-new", meters={"input": 500, "output": 50})
+    outcome = check("openai")
+    assert causes(outcome) == {"unpriced"}
+    assert [one.amount for one in outcome.proposals] == [Decimal("0.0015")]
