@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -38,6 +38,7 @@ from tokenmeter.reports import Report, build
 from tokenmeter.reports import entries as read_entries
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Verification
+from tokenmeter.telemetry import EntryMetrics
 
 __all__ = [
     "configure",
@@ -59,11 +60,14 @@ _default: Meter | None = None
 _pricer: Pricer | None = None
 
 
-def make_meter(settings: Settings | None = None, **arguments: Any) -> Meter:
+def make_meter(
+    settings: Settings | None = None, *, observers: Iterable[Callable[[Entry], object]] = (), **arguments: Any
+) -> Meter:
     """A meter of your own, apart from the default one.
 
     Args:
         settings: Ready settings; else they are loaded with `arguments`.
+        observers: Called with each call's entry once it is recorded, in the caller's thread.
         **arguments: As for `configure`.
 
     Raises:
@@ -77,6 +81,7 @@ def make_meter(settings: Settings | None = None, **arguments: Any) -> Meter:
         store=open_store(settings.store),
         aliases=settings.key_hashes(),
         providers=settings.providers,
+        observers=(*observers, *((EntryMetrics(),) if settings.metrics else ())),
         hold_seconds=settings.hold_seconds,
     )
 

@@ -64,6 +64,7 @@ class Settings(BaseModel):
         models: provider -> {deployment or alias: model id}, for Azure deployments and names of your own.
         providers: base URL prefix -> provider id, for hosts of your own.
         alerts: ``[[alerts]]`` rows.
+        metrics: Whether each call is also recorded as OpenTelemetry metrics (needs the extra ``otel``).
         hold_seconds: How long a call may be in flight before its hold expires.
         source: The file the settings came from.
     """
@@ -80,6 +81,7 @@ class Settings(BaseModel):
     models: dict[str, dict[str, str]] = Field(default_factory=dict)
     providers: dict[str, str] = Field(default_factory=dict)
     alerts: list[AlertTarget] = Field(default_factory=list[AlertTarget])
+    metrics: bool = False
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
 

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -71,6 +71,7 @@ class Meter:
         budgets: The caps.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
+        observers: Called with each call's entry once it is recorded, in the caller's thread; must be quick.
         hold_seconds: How long a call may be in flight before its hold expires; a live stream extends it.
 
     Attributes:
@@ -85,6 +86,7 @@ class Meter:
         budgets: BudgetBook,
         aliases: Mapping[str, str] | None = None,
         providers: Mapping[str, str] | None = None,
+        observers: Iterable[Callable[[Entry], object]] = (),
         hold_seconds: int = 900,
     ) -> None:
         self.store = store
@@ -92,6 +94,7 @@ class Meter:
         self.budgets = budgets
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
+        self._observers = tuple(observers)
         self._aliases = dict(aliases or {})
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
         self._keys: dict[str, ApiKey] = {}
@@ -206,6 +209,7 @@ class Meter:
             return None
         for scope in authorization.call.scopes:
             scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
+        self._tell(entry)
         if self.budgets:
             self.budgets.learn(entry)
             self._reservations.announce(settlement.crossings)
@@ -219,6 +223,13 @@ class Meter:
             raise
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self.fault("look up new budgets in the ledger", error)
+
+    def _tell(self, entry: Entry) -> None:
+        for observe in self._observers:
+            try:
+                observe(entry)
+            except Exception as error:  # noqa: BLE001 - the call's own result goes through
+                self.fault("tell an observer", error)
 
     def release(self, authorization: Authorization) -> None:
         """Free the hold of a call that is not to be recorded (free endpoints). Never raises."""
