@@ -13,7 +13,8 @@ from starlette.responses import RedirectResponse, Response
 from tokenmeter.dashboard import exports
 from tokenmeter.dashboard.chart import chart_data
 from tokenmeter.dashboard.live import pulse_of
-from tokenmeter.dashboard.overview import overview, rank
+from tokenmeter.dashboard.memory import Memory
+from tokenmeter.dashboard.overview import Overview, overview, rank
 from tokenmeter.dashboard.rendering import base_of, page
 from tokenmeter.dashboard.standing import standings
 from tokenmeter.dashboard.view import View, canonical, label_of
@@ -39,6 +40,7 @@ class Pages:
 
     def __init__(self, meter: Meter, *, tz: str) -> None:
         self._meter, self._store, self._tz = meter, meter.store, tz
+        self._overviews = Memory[Overview]()
 
     def overview(self, request: Request) -> Response:
         """Spend and tokens over time, totals, rankings."""
@@ -46,7 +48,7 @@ class Pages:
             return canonical
         state = pulse_of(self._store)
         view = self._view(request).bounded(self._store)
-        seen = overview(self._store, view)
+        seen = self._overviews.get((state, *view.identity), lambda: overview(self._store, view))
         return page(
             request,
             "overview.html",

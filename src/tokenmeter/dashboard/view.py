@@ -174,6 +174,11 @@ class View:
         for name, found in self.filters:
             yield name, found or ""
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for views that show the same of an unchanged ledger."""
+        return (self.url(), self.query.period, self.previous())
+
     def url(self, **more: str) -> str:
         """These parameters, with `more` in front, as ``?...``."""
         return "?" + urlencode([*more.items(), *self.items()])
