@@ -9,7 +9,7 @@ import time
 import timeit
 from datetime import UTC, datetime
 
-from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.pricing import PriceList, Pricer, Rating
 from tokenmeter.usage import Consumption, Observation, Usage
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -36,7 +36,7 @@ def main() -> None:
     print(f"every further call          {1e6 * best:8.2f} us")
 
 
-def rate(pricer: Pricer):
+def rate(pricer: Pricer) -> Rating:
     return pricer.rate(SEEN, provider="openai", endpoint="responses", at=AT)
 
 

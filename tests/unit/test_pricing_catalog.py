@@ -200,7 +200,8 @@ def test_update_fetches_another_edition_without_touching_the_installed_one(publi
     provider = {"id": "openai", "name": "OpenAI", "api_pattern": "x", "models": [model]}
     publisher.body = json.dumps([provider]).encode()
     newest = prices.update(url=url)
-    assert newest.find("openai", "gpt-new").card.rows[0].unit_price == 7
+    found = {row.sku_meter: row.unit_price for row in newest.find("openai", "gpt-new").card.rows}
+    assert found["input"] == 7
     assert newest.hash != listed.hash
     assert listed.find("openai", "gpt-new") is None
     assert PriceList.load().hash == listed.hash

@@ -170,7 +170,7 @@ def test_the_platform_multiplier_of_the_most_specific_scope_applies_and_is_shown
     multipliers = parse_multipliers(
         [
             {"factor": "1.05"},
-            {"factor": "1.10", "team": "search"},
+            {"multiplier": "1.10", "team": "search"},
             {"factor": "1.20", "member": "ada"},
             {"factor": "1.30", "member": "ada", "model": "gpt-5"},
             {"factor": "1.50", "api_key": "prod"},
@@ -202,6 +202,7 @@ def test_the_platform_multiplier_of_the_most_specific_scope_applies_and_is_shown
         (parse_discounts, {"provider": "openai"}, "field 'factor': is missing"),
         (parse_discounts, {"factor": "0.9", "meter": "input"}, "field 'meter': is unknown"),
         (parse_multipliers, {"factor": "x"}, "field 'factor'"),
+        (parse_multipliers, {"member": "ada"}, "field 'multiplier': is missing"),
         (parse_multipliers, {"factor": "1.1", "user": "ada"}, "field 'user': is unknown"),
     ],
 )

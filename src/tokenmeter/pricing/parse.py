@@ -58,7 +58,7 @@ def parse_discounts(rows: Iterable[Mapping[str, Any]], *, file: str, lines: Sequ
 def parse_multipliers(
     rows: Iterable[Mapping[str, Any]], *, file: str, lines: Sequence[int] = ()
 ) -> tuple[Multiplier, ...]:
-    """``[[multipliers]]`` tables: ``factor`` by any of the scope fields (``api_key``, ``member``, ...) and dates.
+    """``[[multipliers]]`` tables: ``multiplier`` by any of the scope fields (``api_key``, ``member``, ...) and dates.
 
     Raises:
         ConfigurationError: names file, row, field and reason.
@@ -128,13 +128,14 @@ class _Row:
         )
 
     def multiplier(self) -> Multiplier:
-        self._known_only({"factor", "effective_from", "effective_to", "name", *SCOPES})
+        self._known_only({"multiplier", "factor", "effective_from", "effective_to", "name", *SCOPES})
         since, until = self._dates()
         scope = {name: self._text(name) for name in SCOPES}
         if scope["provider"]:
             scope["provider"] = canonical_provider(scope["provider"])
         named = tuple((name, value) for name, value in scope.items() if value)
-        return Multiplier(factor=self._number("factor"), scope=named, effective_from=since, effective_to=until)
+        field = "factor" if "factor" in self.raw and "multiplier" not in self.raw else "multiplier"
+        return Multiplier(factor=self._number(field), scope=named, effective_from=since, effective_to=until)
 
     # -- fields
 

@@ -22,6 +22,8 @@ from tokenmeter.pricing.rules import Overrides, load_overrides
 
 __all__ = ["ListedModel", "PriceList"]
 
+_MOST_KEPT = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
@@ -127,6 +129,8 @@ class PriceList:
         try:
             return self._found[key]
         except KeyError:
+            if len(self._found) >= _MOST_KEPT:  # names may come from strangers
+                self._found.clear()
             found = self._found[key] = self._resolve(canonical_provider(provider), model, key[2])
             return found
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
@@ -25,6 +26,7 @@ from tokenmeter.usage import Consumption, Observation, Quantity
 __all__ = ["Pricer", "Rating"]
 
 _NO_FLAGS: frozenset[str] = frozenset()
+_MOST_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Pricer:
         try:
             return self._models[key]
         except KeyError:
+            _keep_small(self._models)
             mapped = self.terms.model(canonical_provider(provider), model) if model else None
             found = self._models[key] = self.price_list.find(provider, mapped, region)
             return found
@@ -214,6 +217,7 @@ class Pricer:
         )
         sheet = self._sheets.get(key)
         if sheet is None:
+            _keep_small(self._sheets)
             context = Context.of(
                 service_tier=consumption.service_tier,
                 processing=consumption.processing,
@@ -232,6 +236,12 @@ class Pricer:
                 price_list_hash=self.price_list.hash,
             )
         return sheet
+
+
+def _keep_small(cache: dict[Any, Any]) -> None:
+    """Start over rather than grow for ever, where names come from strangers."""
+    if len(cache) >= _MOST_KEPT:
+        cache.clear()
 
 
 def _lines(consumption: Consumption, listed: ListedModel, sheet: RateSheet, flags: set[str]) -> list[Charge]:
