@@ -320,5 +320,7 @@ def number_text(document: Document) -> str:
 
 
 def _party(values: Mapping[str, Any]) -> Party:
-    lines = {name: tuple(values[name]) for name in ("address", "payment")}
-    return Party(**{**values, **lines})
+    known: dict[str, Any] = dict(values)
+    for name in ("address", "payment"):
+        known[name] = tuple(known[name])
+    return Party(**known)

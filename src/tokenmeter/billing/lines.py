@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 from tokenmeter.billing.currency import ExchangeRate, convert, round_money
@@ -16,6 +16,7 @@ from tokenmeter.periods import Period
 __all__ = ["LineItem", "TaxLine", "Totals", "make_lines", "sum_up"]
 
 _MILLION = 1_000_000
+_SHOWN = Context(prec=10)
 #: What a meter is called on an invoice, where its name alone would not do.
 _METERS = {
     "input": "input tokens",
@@ -76,11 +77,11 @@ class LineItem:
 
     @property
     def price_text(self) -> str:
-        """The unit price for people: tokens per million."""
+        """The unit price for people, to ten digits: tokens per million."""
         if self.list_unit_price is None:
             return ""
         per = _MILLION if self.unit == "Tokens" else 1
-        price = EXACT.multiply(self.list_unit_price, Decimal(per)).normalize()
+        price = _SHOWN.plus(EXACT.multiply(self.list_unit_price, Decimal(per))).normalize()
         return f"{price:f} / 1M" if per > 1 else f"{price:f}"
 
     def to_dict(self) -> dict[str, Any]:

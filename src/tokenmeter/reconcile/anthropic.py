@@ -73,13 +73,14 @@ def dollars(cents: object) -> Decimal:
 
 def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
     """Disjoint counts of a usage row: ``uncached_input_tokens`` excludes what was read from or written to a cache."""
-    created: Mapping[str, Any] = row.get("cache_creation") or {}
-    counts = {
+    created: dict[str, Any] = row.get("cache_creation") or {}
+    tools: dict[str, Any] = row.get("server_tool_use") or {}
+    counts: dict[str, Any] = {
         "input": row.get("uncached_input_tokens") or 0,
         "cache_read": row.get("cache_read_input_tokens") or 0,
         "cache_write": sum(int(count or 0) for count in created.values()),
         "output": row.get("output_tokens") or 0,
-        "web_searches": (row.get("server_tool_use") or {}).get("web_search_requests") or 0,
+        "web_searches": tools.get("web_search_requests") or 0,
     }
     return {name: int(count) for name, count in counts.items() if count}
 

@@ -78,7 +78,7 @@ class _Reader:
         self.sides: dict[Bucket, Side] = {}
         self._statement = statement
         # A provider that bills tools without naming a model is compared with all of them together.
-        self._tools_apart = any(cost.bucket.model is None for cost in statement.costs or ())
+        self._tools_apart = any(cost.amount and cost.bucket.model is None for cost in statement.costs or ())
 
     def read(self, entry: Entry) -> None:
         counted = self._statement.usage is not None and not entry.endpoint.startswith(self._statement.tokenless or "\0")

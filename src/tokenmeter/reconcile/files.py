@@ -144,6 +144,8 @@ def read_files(
         classes |= {"input" if name == "input_including_cache" else name for name in counted}
         usage = [] if counted and usage is None else usage
         costs = [] if "cost" in how.names and costs is None else costs
+    if costs and not any(line.bucket.model for line in costs if line.amount):
+        grain = [name for name in grain if name != "model"]  # whole days' costs: nothing says of which model
     return ProviderStatement(
         provider=provider,
         period=period,

@@ -45,7 +45,7 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> Pr
         CostLine(
             _bucket(day, {**row, "model": item_model(row.get("line_item"))}, by),
             str(row.get("line_item") or ""),
-            Decimal(str((row.get("amount") or {}).get("value") or 0)),
+            _dollars(row.get("amount")),
         )
         for day, row in _results(client, "costs", given, pages)
     ]
@@ -58,6 +58,10 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> Pr
         costs=tuple(costs),
         tokenless=_TOKENLESS,
     )
+
+
+def _dollars(amount: dict[str, Any] | None) -> Decimal:
+    return Decimal(str((amount or {}).get("value") or 0))
 
 
 def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
@@ -109,5 +113,5 @@ def _ask(client: Any, report: str, parameters: Mapping[str, Any]) -> Any:
     method = method or getattr(owner, name, None)
     if callable(method):
         return method(**parameters)
-    query = {f"{key}[]" if isinstance(value, list) else key: value for key, value in parameters.items()}
+    query: dict[str, Any] = {f"{key}[]" if isinstance(value, list) else key: value for key, value in parameters.items()}
     return client.get(f"/organization/{report}?{urlencode(query, doseq=True)}", cast_to=object)

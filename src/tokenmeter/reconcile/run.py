@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
@@ -133,9 +133,9 @@ def _statement(
     cost_unit: str,
     pages: Pages,
 ) -> ProviderStatement:
-    paths = [source] if isinstance(source, (str, os.PathLike)) else source
-    if isinstance(paths, (list, tuple)):
-        return read_files(paths, period, provider=provider, by=by, columns=columns, cost_unit=cost_unit)  # pyright: ignore[reportUnknownArgumentType]
+    paths = _paths(source)
+    if paths:
+        return read_files(paths, period, provider=provider, by=by, columns=columns, cost_unit=cost_unit)
     if provider == "openai":
         return openai.fetch(source, period, by=_known(by, openai.GRAIN), pages=pages)
     if provider == "anthropic":
@@ -151,6 +151,13 @@ def _statement(
     raise ConfigurationError(
         f"Only openai and anthropic have reports that can be fetched; for {provider!r} give a CSV file as source=."
     )
+
+
+def _paths(source: Any) -> list[Path]:
+    """The files that `source` names; none for a client."""
+    if isinstance(source, (str, os.PathLike)):
+        return [Path(os.fspath(cast("str | os.PathLike[str]", source)))]
+    return [Path(path) for path in cast("Iterable[str]", source)] if isinstance(source, (list, tuple)) else []
 
 
 def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:

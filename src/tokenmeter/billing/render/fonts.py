@@ -1,14 +1,14 @@
 """Fonts for PDF: the ones that come with reportlab first, then what the system has, then the reader's own for CJK.
 
-A text is cut into runs, each in the first font that has all its characters, so that any name can be printed and the
-same text always takes the same way.
+A text is set in the first font that has all of it; where none has, it is cut into runs. So any name can be printed, and
+the same text always takes the same way.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from html import escape
 from importlib import import_module
 from itertools import groupby
@@ -86,11 +86,20 @@ def _font_of(character: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)
+def _font_of_all(text: str) -> str | None:
+    """The first font that has every character; None when none has."""
+    metrics = reportlab("pdfbase.pdfmetrics")
+    fonts = ((name, metrics.getFont(name).face.charToGlyph) for name in set_up_fonts())
+    return next((name for name, glyphs in fonts if all(ord(character) in glyphs for character in text)), None)
+
+
 def marked_up(text: str) -> str:
     """`text` as reportlab's paragraph markup, each run in a font that has it; control characters are left out."""
     parts: list[str] = []
-    printable = (character for character in text if character.isprintable())
-    for name, run in groupby(printable, key=_font_of):
+    printable = "".join(character for character in text if character.isprintable())
+    whole = _font_of_all(printable)
+    for name, run in groupby(printable, key=_font_of if whole is None else lambda _: whole):
         shown = escape("".join(run)) if name else "?"
         parts.append(shown if name in {REGULAR, None} else f'<font name="{name}">{shown}</font>')
     return "".join(parts)

@@ -28,9 +28,9 @@ dt { color: #57606a; } dd { margin: 0; text-align: right; }
 table { width: 100%; border-collapse: collapse; font-size: 9pt; }
 thead { display: table-header-group; }
 th { text-align: left; border-bottom: 1px solid #8c959f; padding: 1mm 1.5mm; font-size: 8pt; }
-td { padding: 1mm 1.5mm; border-bottom: 1px solid #eaeef2; vertical-align: top; overflow-wrap: anywhere; }
+td { padding: 1mm 1.5mm; border-bottom: 1px solid #eaeef2; vertical-align: top; overflow-wrap: break-word; }
 tr { break-inside: avoid; }
-.n { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .sums { width: auto; margin: 4mm 0 6mm auto; break-inside: avoid; }
 .sums td { border: 0; } .sums tr:last-child td { border-top: 2px solid #1b1f24; font-weight: 700; font-size: 11pt; }
 .empty { color: #57606a; }

@@ -113,9 +113,9 @@ class _Page:
 
     def _table(self) -> Any:
         sheet = self._sheet
-        styles = ["number" if numeric else "cell" for numeric in sheet.numeric]
+        # Figures are drawn as they are: laying each out as a paragraph takes most of a long invoice's time.
         rows = [
-            [self._text(cell, style) for cell, style in zip(row, styles, strict=True)]
+            [cell if numeric else self._text(cell, "cell") for cell, numeric in zip(row, sheet.numeric, strict=True)]
             for row in (sheet.columns, *sheet.rows)
         ]
         weights = [_weight(name, numeric=numeric) for name, numeric in zip(sheet.columns, sheet.numeric, strict=True)]
@@ -123,6 +123,8 @@ class _Page:
         table = self._parts.LongTable(rows, colWidths=widths, repeatRows=1)
         table.setStyle(
             [
+                ("FONT", (0, 0), (-1, -1), REGULAR, _SIZES["cell"], _SIZES["cell"] * 1.35),
+                *(("ALIGN", (n, 0), (n, -1), "RIGHT") for n, numeric in enumerate(sheet.numeric) if numeric),
                 ("VALIGN", (0, 0), (-1, -1), "TOP"),
                 ("LINEBELOW", (0, 0), (-1, 0), 0.8, "#8c959f"),
                 ("LINEBELOW", (0, 1), (-1, -1), 0.3, _LINE),

@@ -1,0 +1,357 @@
+"""Invoices: drafted from the ledger, numbered without gaps, never changed, put right by credit notes."""
+
+import json
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.billing import (
+    BillingProfile,
+    close_period,
+    credit_notes,
+    draft_invoice,
+    find_invoice,
+    invoices,
+)
+from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.stores import open_store
+
+PROFILE = {
+    "seller": {"name": "Platform GmbH", "address": ["Hauptstr. 1", "10115 Berlin"], "tax_id": "DE1"},
+    "taxes": [{"name": "VAT", "rate": "0.19"}],
+    "terms_days": 14,
+    "buyers": {"team": {"search": {"name": "Search & Co", "cost_centre": "4711", "purchase_order": "PO-9"}}},
+}
+
+
+@pytest.fixture
+def ready(store, book, december):
+    """November of ada in team search: 10 dollars of input, 2.345 of output; closed."""
+    book("10", member="ada", team="search", key="prod", multipliers={"platform": "1.05"})
+    book("2.345", member="ada", team="search", meter="output", quantity=500)
+    book("1", member="bob", team="ads")
+    close_period(store, "2026-11", now=december)
+    return store
+
+
+def draft(store, **changes):
+    return draft_invoice(store, **{"team": "search", "period": "2026-11", "profile": PROFILE, **changes})
+
+
+def test_a_draft_shows_what_an_account_owes_and_writes_nothing(ready):
+    bill = draft(ready)
+    assert (bill.status, bill.number, bill.buyer.name, bill.buyer.cost_centre) == ("draft", None, "Search & Co", "4711")
+    assert [(line.sku_meter, line.amount, line.multiplier) for line in bill.lines] == [
+        ("input", Decimal("10.00"), Decimal("1.05")),
+        ("output", Decimal("2.35"), 1),
+    ]
+    totals = bill.totals
+    assert (totals.subtotal, totals.rounding, totals.net) == (Decimal("12.35"), Decimal("0.00"), Decimal("12.35"))
+    assert (totals.taxes[0].amount, bill.total) == (Decimal("2.35"), Decimal("14.70"))
+    assert totals.net + totals.remainder == totals.ledger_cost == Decimal("12.345")
+    assert invoices(ready) == []
+
+
+@pytest.mark.parametrize(
+    ("account", "total"),
+    [
+        ({"member": "ada"}, "12.35"),
+        ({"team": "ads"}, "1.00"),
+        ({"api_key": "prod"}, "10.00"),
+        ({"member": "ada", "team": "ads"}, "0.00"),
+        ({"project": "none"}, "0.00"),
+        ({"organization": "none"}, "0.00"),
+    ],
+)
+def test_an_invoice_is_made_out_to_any_account(ready, account, total):
+    bill = draft_invoice(ready, period="2026-11", **account)
+    assert bill.total == Decimal(total)
+    assert bill.issue().number == "INV-00001"
+
+
+def test_an_open_period_is_drafted_from_live_entries_but_not_issued(store, book):
+    book("3", member="ada", at="2026-11-10T00:00")
+    bill = draft_invoice(store, member="ada", period="2026-11")
+    assert bill.total == 3
+    with pytest.raises(LedgerError, match="still open"):
+        bill.issue()
+
+
+def test_a_draft_from_before_the_closing_is_made_anew(store, book, december):
+    book("3", member="ada")
+    bill = draft_invoice(store, member="ada", period="2026-11")
+    close_period(store, "2026-11", now=december)
+    with pytest.raises(LedgerError, match="draft the invoice again"):
+        bill.issue()
+
+
+def test_an_issued_invoice_has_number_dates_terms_and_names_its_ledger(ready):
+    bill = draft(ready).issue(on=date(2026, 12, 2))
+    assert (bill.number, bill.status, bill.issued_on, bill.due_on) == (
+        "INV-00001",
+        "issued",
+        date(2026, 12, 2),
+        date(2026, 12, 16),
+    )
+    assert "14 days" in bill.payment_terms
+    assert bill.ledger["since"].startswith("2026-11-01")
+    assert len(bill.ledger["manifest"]) == len(bill.ledger["head"]) == 64
+    assert find_invoice(ready, "INV-00001") == bill
+    assert bill.to_dict()["seal"] == bill.document.hash
+
+
+def test_what_is_issued_does_not_follow_later_entries_or_settings(ready, book):
+    bill = draft(ready).issue()
+    book("99", member="ada", team="search")
+    assert find_invoice(ready, bill.number).total == bill.total
+    assert draft(ready).total == bill.total
+
+
+def test_an_account_is_invoiced_once_for_a_period(ready):
+    first = draft(ready).issue()
+    assert draft(ready).issue().number == first.number
+    with pytest.raises(LedgerError, match="has invoice INV-00001"):
+        draft(ready, currency="EUR", exchange_rate="0.9").issue()
+    assert draft(ready, team="ads").issue().number == "INV-00002"
+
+
+def test_numbers_have_no_gaps_when_many_issue_at_once(every_store, make_call, december):
+    """On every store: threads issuing invoices, some of them the same one."""
+    members = [f"m{count}" for count in range(8)]
+    for member in members:
+        every_store.settle(make_call("1.5", member=member))
+    close_period(every_store, "2026-11", now=december)
+    drafts = [draft_invoice(every_store, member=member, period="2026-11") for member in (*members, *members)]
+    with ThreadPoolExecutor(8) as threads:
+        issued = list(threads.map(lambda bill: bill.issue(), drafts))
+    assert sorted({bill.number for bill in issued}) == [f"INV-{count:05}" for count in range(1, 9)]
+    assert [bill.number for bill in issued[:8]] == [bill.number for bill in issued[8:]]
+
+
+def test_series_are_numbered_apart(ready):
+    assert draft(ready, profile={**PROFILE, "series": "2026-"}).issue().number == "2026-00001"
+    assert draft(ready, team="ads").issue().number == "INV-00001"
+
+
+def test_the_life_of_an_invoice(ready):
+    bill = draft(ready).issue()
+    paid = bill.mark_paid(note="wire 77")
+    assert (paid.status, paid.balance, paid.events[-1].note) == ("paid", 0, "wire 77")
+    assert paid.mark_paid().events == paid.events
+    for step in (lambda: paid.void("no"), lambda: paid.mark_uncollectible("no")):
+        with pytest.raises(LedgerError, match="is paid"):
+            step()
+    assert [one.number for one in invoices(ready, status="paid")] == [bill.number]
+    assert invoices(ready, status="issued") == []
+
+
+def test_a_voided_invoice_keeps_its_number_and_makes_room_for_a_new_one(ready):
+    void = draft(ready).issue().void("wrong buyer")
+    assert (void.status, void.balance) == ("void", 0)
+    again = draft(ready).issue()
+    assert (again.number, again.status) == ("INV-00002", "issued")
+    assert [one.status for one in invoices(ready)] == ["void", "issued"]
+
+
+def test_drafts_have_no_life(ready):
+    for step in (lambda d: d.mark_paid(), lambda d: d.void("x"), lambda d: d.credit(None, "x")):
+        with pytest.raises(LedgerError, match="is a draft"):
+            step(draft(ready))
+
+
+def test_uncollectible_can_still_be_paid(ready):
+    assert draft(ready).issue().mark_uncollectible("gone").mark_paid().status == "paid"
+
+
+def test_a_credit_note_gives_back_with_tax_under_its_own_number(ready):
+    bill = draft(ready).issue()
+    note = bill.credit([(1, "2.00"), ("Goodwill", "0.50")], "outage on the 12th")
+    assert (note.number, note.net, note.taxes[0].amount, note.total) == (
+        "CN-00001",
+        Decimal("2.50"),
+        Decimal("0.48"),
+        Decimal("2.98"),
+    )
+    assert [line.description for line in note.lines] == ["gpt-5 input tokens", "Goodwill"]
+    assert bill.refreshed().balance == bill.total - note.total
+    assert credit_notes(ready, invoice=bill.number) == [note]
+
+
+def test_crediting_the_rest_ends_at_nothing_to_the_cent(ready):
+    bill = draft(ready).issue()
+    for amount in ("0.11", "0.11", "0.11"):
+        bill.credit(amount, "part")
+    bill.credit(None, "rest")
+    assert bill.refreshed().balance == 0
+    with pytest.raises(LedgerError, match="nothing positive is left"):
+        bill.credit(None, "more")
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "message"),
+    [
+        ("12.36", LedgerError, "more than the 12.35 left"),
+        ([(9, "1")], ConfigurationError, "has lines 1 to 2"),
+        ("0", ConfigurationError, "positive amount"),
+        ("-1", ConfigurationError, "positive amount"),
+        ("0.001", ConfigurationError, "whole minor units"),
+    ],
+)
+def test_a_credit_that_cannot_be_is_refused(ready, lines, error, message):
+    with pytest.raises(error, match=message):
+        draft(ready).issue().credit(lines, "why")
+
+
+def test_a_credit_says_why(ready):
+    with pytest.raises(ConfigurationError, match="reason"):
+        draft(ready).issue().credit("1", "")
+
+
+def test_credits_at_the_same_time_never_exceed_the_invoice(every_store, make_call, december):
+    every_store.settle(make_call("10", member="ada"))
+    close_period(every_store, "2026-11", now=december)
+    bill = draft_invoice(every_store, member="ada", period="2026-11").issue()
+
+    def attempt(_):
+        try:
+            return bill.credit("3", "x")
+        except LedgerError:
+            return None
+
+    with ThreadPoolExecutor(6) as threads:
+        notes = [note for note in threads.map(attempt, range(6)) if note]
+    assert len(notes) == 3
+    assert bill.refreshed().credited == 9
+
+
+def test_a_credited_invoice_is_not_voided_and_a_void_one_not_credited(ready):
+    bill = draft(ready).issue()
+    bill.credit("1", "x")
+    with pytest.raises(LedgerError, match="has credit notes"):
+        bill.void("x")
+    other = draft(ready, team="ads").issue().void("x")
+    with pytest.raises(LedgerError, match="nothing to credit"):
+        other.credit("1", "x")
+
+
+def test_another_currency_at_a_rate_that_is_written_down(ready):
+    rate = {"rate": "147.31", "source": "ECB", "date": "2026-11-30"}
+    bill = draft(ready, currency="JPY", exchange_rate=rate).issue()
+    assert bill.totals.net == Decimal(1819)  # 12.345 x 147.31 = 1818.54, and yen have no cents
+    assert bill.totals.ledger_cost == Decimal("12.345")
+    assert bill.exchange_rate.source == "ECB"
+    with pytest.raises(ConfigurationError, match="exchange_rate="):
+        draft(ready, currency="EUR")
+    with pytest.raises(ConfigurationError, match="ISO 4217"):
+        draft(ready, currency="Euro")
+
+
+def test_sub_cent_lines_are_billed_by_the_rounding_line(store, book, december):
+    """A thousand lines of 0.4 cents are 4 dollars, though each rounds to nothing."""
+    for count in range(1000):
+        book("0.004", member="ada", model=f"model-{count}")
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, member="ada", period="2026-11").issue()
+    assert len(bill.lines) == 1000
+    assert (bill.totals.subtotal, bill.totals.rounding, bill.total) == (0, Decimal("4.00"), Decimal("4.00"))
+    assert find_invoice(store, bill.number).lines == bill.lines
+
+
+def test_adjustments_are_credits_and_a_negative_total_is_a_credit(store, book, december):
+    book("1", member="ada")
+    book("-3", member="ada", kind="adjustment", meter="adjustment", quantity=-3)
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, member="ada", period="2026-11").issue()
+    assert (bill.totals.subtotal, bill.totals.credits, bill.total) == (1, -3, -2)
+    assert str(bill).startswith("Credit INV-00001")
+
+
+def test_no_usage_is_an_invoice_of_nothing(ready):
+    bill = draft(ready, team="idle").issue()
+    assert (bill.lines, bill.total) == ((), 0)
+
+
+def test_unpriced_usage_is_shown_not_billed_as_free(store, book, december):
+    book(None, member="ada", model="mystery")
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, member="ada", period="2026-11")
+    assert (bill.unpriced, bill.total) == (1, 0)
+    assert "no known price" in bill.to_html()
+
+
+def test_lines_can_be_broken_down(ready):
+    bill = draft(ready, by="member,api_key")
+    assert [dict(line.group) for line in bill.lines] == [
+        {"member": "ada", "api_key": "prod"},
+        {"member": "ada", "api_key": None},
+    ]
+    assert sum(line.amount for line in bill.lines) == bill.totals.subtotal
+
+
+def test_a_buyer_may_have_taxes_of_its_own(ready):
+    buyer = {"name": "Abroad Ltd", "taxes": [{"name": "VAT", "rate": "0", "note": "Reverse charge"}]}
+    bill = draft(ready, buyer=buyer)
+    assert (bill.totals.taxes[0].amount, bill.total) == (0, Decimal("12.35"))
+    assert "Reverse charge" in bill.to_html()
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ({"selller": {}}, "did you mean 'seller'"),
+        ({"seller": {"adress": []}}, "did you mean 'address'"),
+        ({"seller": {}}, "seller.name is missing"),
+        ({"taxes": [{"rate": "19"}]}, "0.19"),
+        ({"taxes": {"rate": "0.1"}}, r"\[\[billing.taxes\]\]"),
+        ({"terms_days": "14"}, "number of days"),
+        ({"currency": "EURO"}, "ISO 4217"),
+        ({"tz": "Berlin"}, "time zone"),
+        ({"series": "A", "credit_series": "A"}, "must differ"),
+        ({"buyers": {"colour": {"red": "x"}}}, r"billing.buyers.member.ada"),
+        ([], "table of settings"),
+    ],
+)
+def test_wrong_settings_say_which_and_how(profile, message):
+    with pytest.raises(ConfigurationError, match=message):
+        BillingProfile.parse(profile, file="tokenmeter.toml")
+
+
+@pytest.mark.parametrize("account", [{}, {"member": ""}, {"member": 7}])
+def test_an_account_must_be_named(store, account):
+    with pytest.raises(ConfigurationError, match=r"whose|one account"):
+        draft_invoice(store, period="2026-11", **account)
+
+
+def test_there_is_no_such_invoice(store):
+    with pytest.raises(LedgerError, match="no invoice 'INV-00009'"):
+        find_invoice(store, "INV-00009")
+
+
+def test_an_edited_invoice_is_found(tmp_path, make_call, december):
+    from tokenmeter.stores.documents import audit
+
+    path = tmp_path / "ledger.db"
+    store = open_store(path)
+    store.settle(make_call("5", member="ada"))
+    close_period(store, "2026-11", now=december)
+    draft_invoice(store, member="ada", period="2026-11").issue()
+    assert audit(store) == []
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER documents_stay_unchanged")
+        connection.execute("UPDATE documents SET body = replace(body, '5.00', '4.00') WHERE kind = 'invoice'")
+    connection.close()
+    store = open_store(path)
+    assert [kind for kind, _, _ in audit(store)] == ["edited"]
+    store.close()
+
+
+def test_json_holds_everything_exactly(ready):
+    told = json.loads(draft(ready).issue().to_json())
+    assert told["lines"][1]["billed_cost"] == "2.345000000000"
+    assert told["totals"]["total"] == "14.70"
+    assert told["totals"]["remainder"] == "-0.005000000000"
+    assert datetime.fromisoformat(told["period"]["start"]) == datetime(2026, 11, 1, tzinfo=UTC)

@@ -1,0 +1,75 @@
+"""For any ledger: invoice total + rounding = ledger total, over every way to cut it into invoices."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokenmeter.billing import close_period, draft_invoice
+from tokenmeter.stores import open_store
+
+ACCOUNTS = ("ada", "bob", "Zoë")
+COSTS = st.decimals(min_value="-5", max_value="50", places=12)
+CALLS = st.lists(
+    st.tuples(
+        COSTS,
+        st.sampled_from(ACCOUNTS),
+        st.sampled_from(["gpt-5", "gpt-5-mini", "claude-sonnet-5"]),
+        st.sampled_from(["usage", "correction", "adjustment"]),
+        st.sampled_from(["1", "1.05", "0.333333"]),
+        st.integers(min_value=1, max_value=30),
+        st.booleans(),
+    ),
+    max_size=25,
+)
+RATES = st.one_of(st.none(), st.decimals(min_value="0.01", max_value="200", places=6))
+
+
+def record(store, make_call, calls):
+    for cost, member, model, kind, factor, day, _ in calls:
+        at = f"2026-11-{day:02}T10:00"
+        store.settle(make_call(cost, at, member=member, model=model, kind=kind, multipliers={"platform": factor}))
+
+
+def ledger_total(store, member=None):
+    entries = [entry for entry in store.entries() if member in {None, entry.attribution.member}]
+    return sum((entry.billed_cost for entry in entries), Decimal(0))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=CALLS, rate=RATES, currency=st.sampled_from(["EUR", "JPY", "KWD"]))
+def test_total_and_rounding_are_the_ledgers_total(make_call, december, calls, rate, currency):
+    store = open_store("memory:")
+    record(store, make_call, calls)
+    close_period(store, "2026-11", now=december)
+    money = {} if rate is None else {"currency": currency, "exchange_rate": rate}
+    factor = Decimal(1) if rate is None else rate
+    billed = Decimal(0)
+    for member in ACCOUNTS:
+        bill = draft_invoice(store, member=member, period="2026-11", **money).issue()
+        totals = bill.totals
+        exact = ledger_total(store, member) * factor
+        assert totals.net + totals.remainder == exact
+        assert sum(line.amount for line in bill.lines) + totals.rounding == bill.total
+        assert sum(line.exact_amount for line in bill.lines) == exact
+        assert abs(totals.remainder) * 2 <= Decimal(1).scaleb(totals.net.as_tuple().exponent)
+        billed += totals.ledger_cost
+    assert billed == ledger_total(store)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=CALLS)
+def test_late_entries_move_between_invoices_but_are_never_lost_or_billed_twice(make_call, december, calls):
+    """Whatever is recorded after the closing is on the next period's invoices; together they are the ledger."""
+    store = open_store("memory:")
+    record(store, make_call, [call for call in calls if not call[-1]])
+    close_period(store, "2026-11", now=december)
+    record(store, make_call, [call for call in calls if call[-1]])
+    close_period(store, "2026-12", now=datetime(2027, 1, 1, tzinfo=UTC))
+    billed = sum(
+        draft_invoice(store, member=member, period=period).issue().totals.ledger_cost
+        for member in ACCOUNTS
+        for period in ("2026-11", "2026-12")
+    )
+    assert billed == ledger_total(store)

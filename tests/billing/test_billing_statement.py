@@ -1,0 +1,71 @@
+"""Statements of account: opening + charges + credits = closing."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.billing import close_period, draft_invoice, draw_statement
+from tokenmeter.errors import ConfigurationError
+
+
+def foots(statement):
+    lines = statement.lines
+    balance = statement.opening
+    for line in lines:
+        balance += line.charges + line.credits
+        assert line.balance == balance
+    assert statement.opening + statement.charges + statement.credits == statement.closing == balance
+    return True
+
+
+def test_a_usage_statement_runs_through_the_ledger(every_store, make_call):
+    for entry in (
+        make_call("5", at="2026-10-31T23:59", member="ada"),
+        make_call("1.000000000001", at="2026-11-02T10:00", member="ada"),
+        make_call("2", at="2026-11-02T11:00", member="ada"),
+        make_call("-0.5", at="2026-11-20T00:00", member="ada", kind="adjustment", meter="adjustment"),
+        make_call("-0.25", at="2026-11-21T00:00", member="ada", kind="correction"),
+        make_call("9", at="2026-11-02T11:00", member="bob"),
+    ):
+        every_store.settle(entry)
+    statement = draw_statement(every_store, member="ada", period="2026-11")
+    assert foots(statement)
+    assert (statement.opening, statement.credits) == (5, Decimal("-0.5"))
+    assert statement.charges == Decimal("2.750000000001")
+    assert statement.closing == Decimal("7.250000000001")
+    assert [line.date for line in statement.lines] == ["2026-11-02", "2026-11-20", "2026-11-21"]
+    assert "Closing balance" in str(statement)
+
+
+def test_the_next_statement_opens_where_the_last_one_closed(store, book):
+    for month in ("2026-10", "2026-11", "2026-12"):
+        book("1.1", at=f"{month}-15T00:00", team="search")
+    months = [draw_statement(store, team="search", period=month) for month in ("2026-10", "2026-11", "2026-12")]
+    assert [one.opening for one in months[1:]] == [one.closing for one in months[:-1]]
+    assert months[0].opening == 0
+
+
+def test_an_invoice_statement_shows_what_was_billed_credited_and_paid(store, book, december):
+    book("10", member="ada")
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, member="ada", period="2026-11").issue()
+    bill.credit("4", "outage")
+    bill.mark_paid()
+    statement = draw_statement(store, member="ada", period="this-year", basis="invoices")
+    assert foots(statement)
+    assert [(line.charges, line.credits) for line in statement.lines] == [(10, 0), (0, -4), (0, -6)]
+    assert "Credit note CN-00001 on INV-00001: outage" in str(statement)
+    later = draw_statement(store, member="ada", period=str(datetime.now(UTC).year + 1), basis="invoices")
+    assert (later.opening, later.lines) == (0, ())
+
+
+def test_nobody_has_an_empty_statement(store):
+    statement = draw_statement(store, member="nobody", period="2026-11")
+    assert (statement.opening, statement.closing, statement.lines) == (0, 0, ())
+
+
+@pytest.mark.parametrize("wrong", [{"basis": "guess"}, {"granularity": "fortnight"}, {"member": None}])
+def test_wrong_arguments_are_refused(store, wrong):
+    with pytest.raises(ConfigurationError):
+        draw_statement(store, **{"member": "ada", "period": "2026-11", **wrong})
