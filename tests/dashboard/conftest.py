@@ -173,9 +173,12 @@ def _skip(reason):
     pytest.skip(loud)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless Chromium, one per session; every page gets a profile of its own."""
+    """A headless Chromium; every page gets a profile of its own.
+
+    It ends with the module: playwright's loop would be in the way of tests that run one of their own.
+    """
     path = _chromium()
     if path is None:
         _skip("no Chromium found; install it (Debian: apt-get install chromium) or set TOKENMETER_TEST_CHROMIUM.")

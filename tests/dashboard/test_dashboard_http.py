@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -264,8 +265,10 @@ def test_the_command_serves_the_ledger_it_is_given(busy, tmp_path):
         connection.request("GET", "/")
         assert ">14<" in connection.getresponse().read().decode()
         connection.close()
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=20)[0]
     finally:
-        process.terminate()
+        process.kill()
         process.wait(10)
         process.stdout.close()
 

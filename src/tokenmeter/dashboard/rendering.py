@@ -20,6 +20,13 @@ from tokenmeter.stores.base import DIMENSIONS
 
 __all__ = ["base_of", "page", "plotly_script"]
 
+#: Path and name of every page in the navigation, and whether it takes the view's period and filters along.
+_NAVIGATION = (
+    ("/", "Overview", True),
+    ("/entries", "Entries", True),
+    ("/budgets", "Budgets", False),
+    ("/health", "Health", False),
+)
 #: Zones offered by name; the field takes every IANA name.
 _ZONES = (
     *("UTC", "Africa/Johannesburg", "Africa/Lagos", "America/Chicago", "America/Los_Angeles", "America/New_York"),
@@ -64,6 +71,7 @@ def _environment() -> Environment:
     made.filters.update({one: getattr(figures, one) for one in figures.__all__})
     made.filters.update(label=label_of)
     known: dict[str, Any] = {"periods": PERIODS, "units": CALENDAR_UNITS[:4], "dimensions": DIMENSIONS, "zones": _ZONES}
+    known["navigation"] = _NAVIGATION
     known["embedded_styles"] = _embedded_styles()
     made.globals.update(known)
     return made
