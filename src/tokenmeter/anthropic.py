@@ -6,12 +6,12 @@ the same names; everything else is the SDK's own.
 
 from __future__ import annotations
 
+import functools
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
 from tokenmeter.capture.hosts import provider_of_url, region_of_url
-from tokenmeter.dialects.anthropic import AnthropicDialect
 from tokenmeter.errors import ConfigurationError
 
 try:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         AsyncAnthropicVertex,
     )
 
+    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Meter
 
 __all__ = [
@@ -126,6 +127,13 @@ def _no_hiding_stream(_stream_cls: Any) -> None:
     return None
 
 
+@functools.cache
+def _dialect() -> Dialect:
+    from tokenmeter.dialects.anthropic import AnthropicDialect  # noqa: PLC0415 - a client may be made and never used
+
+    return AnthropicDialect()
+
+
 def _default_meter() -> Meter:
     from tokenmeter.api import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
@@ -134,7 +142,7 @@ def _default_meter() -> Meter:
 
 _SDK = Sdk(
     name="anthropic",
-    dialect=AnthropicDialect(),
+    dialect=_dialect,
     provider=_provider,
     region=_region,
     api_key=_api_key,

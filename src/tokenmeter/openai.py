@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
 from tokenmeter.capture.hosts import provider_of_url, region_of_url
 from tokenmeter.capture.sockets import watch_resource, watch_resources
-from tokenmeter.dialects.openai import OpenAIDialect
 from tokenmeter.errors import ConfigurationError
 
 try:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
         OpenAI,
     )
 
+    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Meter
 
 __all__ = [
@@ -128,6 +128,13 @@ def _hiding_stream(stream_cls: Any) -> Any:
     return None if kind is None else kind[get_args(stream_cls)]
 
 
+@functools.cache
+def _dialect() -> Dialect:
+    from tokenmeter.dialects.openai import OpenAIDialect  # noqa: PLC0415 - a client may be made and never used
+
+    return OpenAIDialect()
+
+
 def _default_meter() -> Meter:
     from tokenmeter.api import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
@@ -136,7 +143,7 @@ def _default_meter() -> Meter:
 
 _SDK = Sdk(
     name="openai",
-    dialect=OpenAIDialect(),
+    dialect=_dialect,
     provider=_provider,
     region=_region,
     api_key=_api_key,

@@ -48,9 +48,10 @@ async def test_a_fault_in_reading_the_wire_format(name, method, clients, do, met
 
     client = clients.make(name)
     binding = sdk.binding_of(client)
+    broken_dialect = Broken(binding.sdk.dialect(), method)
     described = type(binding.sdk)(
         **{field: getattr(binding.sdk, field) for field in binding.sdk.__slots__ if field != "dialect"},
-        dialect=Broken(binding.sdk.dialect, method),
+        dialect=lambda: broken_dialect,
     )
     binding.sdk = described
     monkeypatch.setattr(sdk, "_complained", set())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from tokenmeter.meter import Authorization, Meter
+if TYPE_CHECKING:
+    from tokenmeter.meter import Authorization, Meter
 
 __all__ = ["LIMIT", "recall", "remember"]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.attribution import current_attribution, current_scopes
 from tokenmeter.call import Call, Outcome
@@ -18,14 +18,16 @@ from tokenmeter.capture.settlement import (
     authorize_async,
     watch,
 )
-from tokenmeter.dialects.base import Endpoint, StreamReader
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
-from tokenmeter.meter import Authorization, Meter
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
-__all__ = ["CURRENT", "REFUSALS", "InFlight", "describe", "open_call"]
+if TYPE_CHECKING:
+    from tokenmeter.dialects.base import Endpoint, StreamReader
+    from tokenmeter.meter import Authorization, Meter
+
+__all__ = ["CURRENT", "REFUSALS", "InFlight", "describe", "leave", "open_call"]
 
 #: The call whose request is being sent in this context. Set and put back within one `request()`; never kept longer.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
@@ -108,7 +110,7 @@ class InFlight:
 
     def _leave(self) -> Authorization:
         """Leave without asking a budget: nothing new is billed, or the budgets failed."""
-        return Authorization(self._call, utcnow(), time.perf_counter_ns())
+        return leave(self._call)
 
     @property
     def provider(self) -> str:
@@ -141,12 +143,12 @@ class InFlight:
     def stream_reader(self) -> StreamReader:
         """A fresh reader for one stream of this call."""
         call = self._call
-        return self.binding.sdk.dialect.stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
+        return self.binding.sdk.dialect().stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
     def read(self, body: Any) -> Observation:
         """Usage of a whole decoded body."""
         call = self._call
-        return self.binding.sdk.dialect.read(body, provider=call.provider, endpoint=call.endpoint, request=call.facts)
+        return self.binding.sdk.dialect().read(body, provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """The provider's id of a request, from its response's headers."""
@@ -267,7 +269,7 @@ def _endpoint(binding: Binding, options: Any) -> Endpoint | None:
     """What is called; None for what makes no bill."""
     try:
         method = options.method.upper()
-        endpoint = binding.sdk.dialect.endpoint(method, str(options.url))
+        endpoint = binding.sdk.dialect().endpoint(method, str(options.url))
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         complain("see what is called", error)
         return None
@@ -278,7 +280,7 @@ def describe(
     client: Any, binding: Binding, meter: Meter, endpoint: Endpoint, body: Mapping[str, Any] | None, *, stream: bool
 ) -> Call:
     """What accounting needs to know of a call with this body, made right here."""
-    facts = binding.sdk.dialect.request_facts(endpoint, body)
+    facts = binding.sdk.dialect().request_facts(endpoint, body)
     host = binding.host(client)
     if facts.streamed != stream or host.region is not None:
         facts = replace(facts, streamed=stream, region=host.region)
@@ -291,6 +293,13 @@ def describe(
         scopes=current_scopes(),
         api_key=meter.identify(binding.sdk.api_key(client)),
     )
+
+
+def leave(call: Call) -> Authorization:
+    """Leave for a call that no budget is asked about."""
+    from tokenmeter.meter import Authorization  # noqa: PLC0415 - there is a meter by now, which importing us need not load
+
+    return Authorization(call, utcnow(), time.perf_counter_ns())
 
 
 def effective_body(options: Any) -> Mapping[str, Any] | None:

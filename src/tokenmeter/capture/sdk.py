@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.dialects.base import Dialect
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.meter import Meter
+
+if TYPE_CHECKING:
+    from tokenmeter.dialects.base import Dialect
+    from tokenmeter.meter import Meter
 
 __all__ = ["BINDING", "TEMPLATE", "Binding", "Host", "Sdk", "binding_of", "complain"]
 
@@ -28,7 +30,7 @@ class Sdk:
 
     Attributes:
         name: Provider id when neither the client's class nor its URL says another (``openai``, ``anthropic``).
-        dialect: Reads the SDK's wire format.
+        dialect: Gives the reader of the SDK's wire format, always the same one.
         provider: Provider id of a client, from its class and base URL.
         region: Cloud region or data zone of a client, where it decides the price; else None.
         api_key: Text of the key a client uses right now; None when it has none, or a short-lived token.
@@ -42,7 +44,7 @@ class Sdk:
     """
 
     name: str
-    dialect: Dialect
+    dialect: Callable[[], Dialect]
     provider: Callable[[Any], str]
     region: Callable[[Any], str | None]
     api_key: Callable[[Any], str | None]

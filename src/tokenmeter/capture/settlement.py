@@ -10,7 +10,7 @@ import atexit
 import os
 import threading
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 import anyio
@@ -18,7 +18,9 @@ import anyio.to_thread
 
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.meter import Authorization, Meter
+
+if TYPE_CHECKING:
+    from tokenmeter.meter import Authorization, Meter
 
 __all__ = ["Open", "Settling", "authorize_async", "settle", "settle_async", "settle_from_anywhere", "watch"]
 

@@ -10,21 +10,21 @@ import functools
 import inspect
 import json
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.inflight import REFUSALS, describe
+from tokenmeter.capture.inflight import REFUSALS, describe, leave
 from tokenmeter.capture.sdk import binding_of
 from tokenmeter.capture.settlement import Settling, settle, settle_from_anywhere, watch
-from tokenmeter.dialects.base import Dialect, StreamReader
-from tokenmeter.ledger import utcnow
-from tokenmeter.meter import Authorization, Meter
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
+
+if TYPE_CHECKING:
+    from tokenmeter.dialects.base import Dialect, StreamReader
+    from tokenmeter.meter import Authorization, Meter
 
 __all__ = ["Conversation", "watch_resource", "watch_resources"]
 
@@ -140,7 +140,7 @@ class Conversation:
             return
         if seen is not None and seen.deduplicate:
             seen = replace(seen, deduplicate=False)
-        authorization = asked or Authorization(self._call, utcnow(), time.perf_counter_ns())
+        authorization = asked or leave(self._call)
         self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))
 
 
@@ -170,12 +170,12 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
     if binding is None or meter is None:
         return manager
     try:
-        endpoint = binding.sdk.dialect.endpoint("GET", _path(resource))
+        endpoint = binding.sdk.dialect().endpoint("GET", _path(resource))
         body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
         call = describe(client, binding, meter, endpoint, body, stream=True)
         kind: Any = manager.__class__
         manager.__class__ = _watched_manager(kind)
-        manager._tokenmeter_talk = functools.partial(Conversation, meter, binding.sdk.dialect, call)  # noqa: SLF001
+        manager._tokenmeter_talk = functools.partial(Conversation, meter, binding.sdk.dialect(), call)  # noqa: SLF001
     except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
         meter.fault("watch a socket", error)
     return manager
