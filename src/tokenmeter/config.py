@@ -65,6 +65,7 @@ class Settings(BaseModel):
         providers: base URL prefix -> provider id, for hosts of your own.
         alerts: ``[[alerts]]`` rows.
         metrics: Whether each call is also recorded as OpenTelemetry metrics (needs the extra ``otel``).
+        billing: ``[billing]``: who bills whom, and how; see `tokenmeter.billing.BillingProfile`.
         hold_seconds: How long a call may be in flight before its hold expires.
         source: The file the settings came from.
     """
@@ -82,6 +83,7 @@ class Settings(BaseModel):
     providers: dict[str, str] = Field(default_factory=dict)
     alerts: list[AlertTarget] = Field(default_factory=list[AlertTarget])
     metrics: bool = False
+    billing: Row = Field(default_factory=dict[str, Any])
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
 

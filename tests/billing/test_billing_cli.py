@@ -1,0 +1,73 @@
+"""``tokenmeter period``, ``invoice`` and ``reconcile`` from the command line."""
+
+import json
+
+import pytest
+
+from tokenmeter.__main__ import main
+from tokenmeter.stores import open_store
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, make_call):
+    """Run a command on a ledger with a call of October; gives the exit code and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("OPENAI_ADMIN_KEY", raising=False)
+    store = open_store(tmp_path / "usage.db")
+    store.settle(make_call("12.3456", at="2026-10-10T10:00", member="ada", team="search"))
+    store.close()
+    (tmp_path / "tokenmeter.toml").write_text(
+        'store = "sqlite:///usage.db"\n[billing.seller]\nname = "Platform GmbH"\n'
+        '[[billing.taxes]]\nname = "VAT"\nrate = "0.19"\n'
+    )
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out + printed.err
+
+    return command
+
+
+def test_from_the_closing_to_the_credit_note(run, tmp_path):
+    assert "No period is closed" in run("period", "status")[1]
+    assert "billed $12.345600000000" in run("period", "close", "2026-10", "--by", "kim")[1]
+    code, text = run("invoice", "draft", "team=search", "--period", "2026-10")
+    assert (code, "(draft)" in text) == (0, True)
+    issued = json.loads(run("invoice", "issue", "team=search", "--period", "2026-10", "--json")[1])
+    assert (issued["number"], issued["totals"]["total"]) == ("INV-00001", "14.70")
+    assert issued["seller"]["name"] == "Platform GmbH"
+    assert "INV-00001" in run("invoice", "list")[1]
+    for ending in ("html", "csv"):
+        assert run("invoice", "pdf", "INV-00001", f"invoice.{ending}")[0] == 0
+        assert "INV-00001" in (tmp_path / f"invoice.{ending}").read_text()
+    assert "CN-00001" in run("invoice", "credit", "INV-00001", "1.00", "--reason", "outage")[1]
+    assert "paid" in run("invoice", "paid", "INV-00001", "--note", "wire")[1]
+    assert json.loads(run("period", "status", "--json")[1])["closed"][0]["closed_by"] == "kim"
+
+
+def test_what_the_ledger_refuses_ends_with_code_4(run):
+    assert run("invoice", "issue", "team=search", "--period", "2026-10")[0] == 4
+    assert run("invoice", "show", "INV-00009")[0] == 4
+
+
+@pytest.mark.parametrize("account", ["search", "colour=red", "team="])
+def test_an_account_must_be_named(run, account):
+    assert run("invoice", "draft", account, "--period", "2026-10")[0] == 2
+
+
+def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):
+    columns = ("--column", "day=d", "--column", "model=m", "--column", "cost=c")
+    for cost, code in (("12.3456", 0), ("13.00", 1)):
+        (tmp_path / "s.csv").write_text(f"d,m,c\n2026-10-10,gpt-5,{cost}\n")
+        assert run("reconcile", "openai", "--period", "2026-10", "--file", "s.csv", *columns)[0] == code
+    told = json.loads(run("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", *columns, "--post", "--json")[1])
+    assert (told["by_cause"], len(told["posted"])) == ({"price": "0.654400000000"}, 1)
+    assert run("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", *columns)[0] == 0
+
+
+def test_reconciling_without_an_admin_key_says_which_is_missing(run):
+    code, text = run("reconcile", "openai")
+    assert (code, "OPENAI_ADMIN_KEY" in text) == (2, True)
