@@ -6,7 +6,6 @@ Neither its matching (prefix and containment clauses match models that do not ex
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -137,19 +136,23 @@ class Catalog:
 
 @cache
 def _installed() -> CatalogData:
+    from importlib.metadata import version  # noqa: PLC0415 - as below
+
     from genai_prices import data  # noqa: PLC0415 - half a second: paid by the first look-up, never by an import
 
-    edition = f"genai-prices {importlib.metadata.version('genai-prices')}"
+    edition = f"genai-prices {version('genai-prices')}"
     return CatalogData(data.providers, edition=edition, digest=_installed_digest())
 
 
 @cache
 def _installed_digest() -> str:
     package = importlib.util.find_spec("genai_prices")
-    data = Path(package.origin).with_name("data.py") if package and package.origin else None
-    if data is not None and data.is_file():
-        return hashlib.sha256(data.read_bytes()).hexdigest()
-    return hashlib.sha256(importlib.metadata.version("genai-prices").encode()).hexdigest()
+    file = Path(package.origin).with_name("data.py") if package and package.origin else None
+    if file is not None and file.is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    from genai_prices import data as compiled  # noqa: PLC0415 - installed without sources: only then it is read
+
+    return hashlib.sha256(repr(compiled.providers).encode()).hexdigest()
 
 
 def _index(provider: str, models: list[genai.ModelInfo]) -> Mapping[str, genai.ModelInfo]:

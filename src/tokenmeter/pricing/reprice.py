@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.pricing.rating import Pricer
+from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.wanted import Wanted
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 

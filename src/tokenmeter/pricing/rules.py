@@ -12,7 +12,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 from tokenmeter.money import ONE
@@ -101,7 +101,7 @@ class Overrides:
 @cache
 def load_overrides() -> Overrides:
     """The overrides shipped with this package."""
-    text = files("tokenmeter.pricing").joinpath("overrides.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("overrides.toml").read_text(encoding="utf-8")
     raw = tomllib.loads(text, parse_float=Decimal)
     rows = [each for group in raw["prices"] for each in _spread(group)]
     return Overrides(

@@ -1,0 +1,223 @@
+"""Rating observations, and bounding calls before they leave: a price list and terms, joined."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.attribution import NOBODY, ApiKey, Attribution
+from tokenmeter.call import RequestFacts
+from tokenmeter.ledger import Charge
+from tokenmeter.money import EXACT, ONE
+from tokenmeter.pricing.card import Context
+from tokenmeter.pricing.ceiling import Ceiling, ceiling_of
+from tokenmeter.pricing.matching import canonical_provider
+from tokenmeter.pricing.price_list import ListedModel, PriceList
+from tokenmeter.pricing.rating import Rating, priced_lines, supplied_line, total, unpriced_lines
+from tokenmeter.pricing.sheet import RateSheet
+from tokenmeter.pricing.terms import Terms
+from tokenmeter.usage import Consumption, Observation
+
+__all__ = ["Pricer"]
+
+_MOST_KEPT = 10_000
+_NOTHING = Rating()
+#: Something was used, and nobody can say how much: never the same as nothing.
+_UNKNOWN = Rating(cost_source="unpriced")
+
+
+class Pricer:
+    """Rates observations by a price list and the user's terms. Safe to share; keeps every rate it has worked out.
+
+    Args:
+        price_list: The prices.
+        terms: Platform multipliers, negotiated discounts, names for models.
+    """
+
+    def __init__(self, price_list: PriceList, terms: Terms | None = None) -> None:
+        self.price_list = price_list
+        given = terms or Terms()
+        maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
+        self.terms = Terms(given.multipliers, given.discounts, maps)
+        changes = {moment for each in given.discounts for moment in (each.effective_from, each.effective_to)}
+        self._discount_changes = tuple(sorted(moment for moment in changes if moment is not None))
+        self._models: dict[tuple[str, str | None, str | None], ListedModel | None] = {}
+        self._sheets: dict[tuple[object, ...], RateSheet] = {}
+
+    @property
+    def price_list_hash(self) -> str:
+        """`PriceList.hash`."""
+        return self.price_list.hash
+
+    def find(self, provider: str, model: str | None, region: str | None = None) -> ListedModel | None:
+        """The listed model that `model` means at `provider`; the user's own names for models are resolved first."""
+        key = (provider, model, region)
+        try:
+            return self._models[key]
+        except KeyError:
+            _keep_small(self._models)
+            mapped = self.terms.model(canonical_provider(provider), model) if model else None
+            found = self._models[key] = self.price_list.find(provider, mapped, region)
+            return found
+
+    def rate(
+        self,
+        observation: Observation,
+        *,
+        provider: str,
+        endpoint: str,
+        at: datetime,
+        api_key: ApiKey | None = None,
+        attribution: Attribution = NOBODY,
+    ) -> Rating:
+        """What `observation` costs.
+
+        Args:
+            observation: What the provider said was used.
+            provider: Provider id.
+            endpoint: SDK method path.
+            at: When the call left, aware.
+            api_key: Key used, for multipliers by key.
+            attribution: On whose account, for multipliers by member, team, ...
+        """
+        if not observation.billable:
+            return _NOTHING
+        if not observation.consumptions:
+            return _UNKNOWN if "usage_unknown" in observation.flags else _NOTHING
+        moment = at if at.tzinfo is UTC else at.astimezone(UTC)
+        charges: list[Charge] = []
+        flags: set[str] = set()
+        for consumption in observation.consumptions:
+            listed = self.find(provider, consumption.model, consumption.region)
+            models = (consumption.model, listed.model if listed else None)
+            platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
+            if consumption.supplied_cost is not None:
+                charges.append(supplied_line(consumption, platform))
+            elif listed is None:
+                flags.add("unknown_model")
+                charges.extend(unpriced_lines(consumption))
+            else:
+                sheet = self._sheet(consumption, listed, endpoint, moment, platform)
+                if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
+                    flags.add("tier_ambiguous")
+                charges.extend(priced_lines(consumption, listed, sheet, flags))
+        return total(tuple(charges), flags, estimated="estimated" in observation.flags)
+
+    def ceiling(
+        self,
+        *,
+        provider: str,
+        endpoint: str,
+        facts: RequestFacts,
+        at: datetime,
+        api_key: ApiKey | None = None,
+        attribution: Attribution = NOBODY,
+    ) -> Ceiling | None:
+        """The dearest billed rates at which a call with these facts could be served; None for an unknown model."""
+        listed = self.find(provider, facts.model, facts.region)
+        if listed is None:
+            return None
+        moment = at.astimezone(UTC)
+        models = (facts.model, listed.model)
+        platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
+        return ceiling_of(listed, facts=facts, endpoint=endpoint, at=moment, terms=self.terms, platform=platform)
+
+    def dearest_known(
+        self,
+        *,
+        provider: str,
+        at: datetime,
+        api_key: ApiKey | None = None,
+        attribution: Attribution = NOBODY,
+    ) -> Ceiling:
+        """Rates to hold for a model that no row names: the dearest standard token rates of any model at `provider`.
+
+        Of all providers when this one is unknown too. The result's `known` is False.
+        """
+        moment = at.astimezone(UTC)
+        canonical = canonical_provider(provider)
+        highest = self._highest(canonical, moment)
+        platform = self._platform(provider, (), moment, api_key=api_key, attribution=attribution)
+        billed = [None if rate is None else EXACT.multiply(rate, platform) for rate in highest]
+        return Ceiling(input=billed[0], output=billed[1], known=False)
+
+    def _highest(self, provider: str, at: datetime) -> tuple[Decimal | None, Decimal | None]:
+        rows = [row for row in self.price_list.rows if row.holds(at) and row.conditions.described() == {}]
+        rows = [row for row in rows if row.provider == provider] or rows
+        dearest = [
+            max((row.per_unit for row in rows if row.sku_meter == meter), default=None) for meter in ("input", "output")
+        ]
+        return dearest[0], dearest[1]
+
+    def _platform(
+        self,
+        provider: str,
+        models: Iterable[str | None],
+        at: datetime,
+        *,
+        api_key: ApiKey | None,
+        attribution: Attribution,
+    ) -> Decimal:
+        if not self.terms.multipliers:
+            return ONE
+        return self.terms.platform(
+            provider=canonical_provider(provider), models=models, at=at, api_key=api_key, attribution=attribution
+        )
+
+    def _sheet(
+        self, consumption: Consumption, listed: ListedModel, endpoint: str, at: datetime, platform: Decimal
+    ) -> RateSheet:
+        """The sheet for a consumption; one is kept per context, window of time, prompt band and multiplier."""
+        card = listed.card
+        size = consumption.prompt_tokens or 0
+        key = (
+            listed.provider,
+            listed.name,
+            consumption.service_tier,
+            consumption.processing,
+            consumption.speed,
+            consumption.geo,
+            consumption.region,
+            endpoint,
+            bisect_left(card.thresholds, size),
+            bisect_right(card.boundaries, at),
+            bisect_right(card.clock, at.timetz()) if card.clock else 0,
+            bisect_right(self._discount_changes, at) if self._discount_changes else 0,
+            platform,
+        )
+        sheet = self._sheets.get(key)
+        if sheet is None:
+            _keep_small(self._sheets)
+            context = Context.of(
+                service_tier=consumption.service_tier,
+                processing=consumption.processing,
+                speed=consumption.speed,
+                geo=consumption.geo,
+                region=consumption.region,
+                endpoint=endpoint,
+            )
+            sheet = self._sheets[key] = RateSheet(
+                listed,
+                context=context,
+                at=at,
+                prompt_tokens=size,
+                terms=self.terms,
+                platform=platform,
+                price_list_hash=self.price_list.hash,
+            )
+        return sheet
+
+
+def _keep_small(cache: dict[Any, Any]) -> None:
+    """Start over rather than grow for ever, where names come from strangers."""
+    if len(cache) >= _MOST_KEPT:
+        cache.clear()
+
+
+def _ambiguous(consumption: Consumption, listed: ListedModel) -> bool:
+    """Whether one of several unseen prompts could have been long enough for a dearer tier."""
+    thresholds = listed.card.thresholds
+    return bool(thresholds) and consumption.usage.input_tokens > thresholds[0]
