@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
 
 from tokenmeter.budgets import Budget
 from tokenmeter.errors import ConfigurationError
@@ -75,7 +75,7 @@ class Settings(BaseModel):
     store: str | None = None
     multiplier: Annotated[Decimal, BeforeValidator(_multiplier)] = ONE
     api_keys: dict[str, str] = Field(default_factory=dict)
-    budgets: list[Budget | Row] = Field(default_factory=list[Budget | Row])
+    budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
     prices: list[Row] = Field(default_factory=list[Row])
     discounts: list[Row] = Field(default_factory=list[Row])
     multipliers: list[Row] = Field(default_factory=list[Row])
