@@ -192,14 +192,14 @@ def test_the_provider_is_known_by_class_and_host(meter):
 
     for url, provider in cases.items():
         client = tokenmeter.openai.OpenAI(api_key="k", base_url=url)
-        assert binding_of(client).host(client).provider == provider, url
+        assert binding_of(client).host(client, meter).provider == provider, url
         client.base_url = "https://api.deepseek.com"
-        assert binding_of(client).host(client).provider == "deepseek"
+        assert binding_of(client).host(client, meter).provider == "deepseek"
     azure = tokenmeter.openai.AzureOpenAI(api_key="k", azure_endpoint="https://proxy.example", api_version="2024-10-21")
-    assert binding_of(azure).host(azure).provider == "azure"
+    assert binding_of(azure).host(azure, meter).provider == "azure"
 
 
-def test_anthropics_platform_classes_have_their_own_provider_and_region():
+def test_anthropics_platform_classes_have_their_own_provider_and_region(meter):
     from tokenmeter.capture.sdk import binding_of
 
     cases = {
@@ -211,9 +211,17 @@ def test_anthropics_platform_classes_have_their_own_provider_and_region():
         kind = getattr(tokenmeter.anthropic, name, None)
         if kind is not None:
             client = kind(**options)
-            host = binding_of(client).host(client)
+            host = binding_of(client).host(client, meter)
             assert host.provider == provider
             assert host.region == options.get("aws_region", options.get("region"))
+
+
+def test_a_host_of_the_users_own_is_known_by_the_providers_setting(clients, provider):
+    own = {provider.url: "vllm", f"{provider.url}/v1": "lab"}
+    meter = tokenmeter.make_meter(store="memory:", config={"providers": own})
+    tokenmeter.wrap(clients.openai(), meter).chat.completions.create(**CHAT)
+    assert [entry.provider for entry in meter.store.entries()] == ["lab"]
+    meter.close()
 
 
 def test_the_key_is_known_by_fingerprint_and_never_by_its_text(clients, books):

@@ -281,7 +281,7 @@ def describe(
 ) -> Call:
     """What accounting needs to know of a call with this body, made right here."""
     facts = binding.sdk.dialect().request_facts(endpoint, body)
-    host = binding.host(client)
+    host = binding.host(client, meter)
     if facts.streamed != stream or host.region is not None:
         facts = replace(facts, streamed=stream, region=host.region)
     return Call(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
@@ -64,11 +65,13 @@ class Host:
         url: The client's base URL, as the SDK's own object.
         provider: Provider id.
         region: Cloud region or data zone, where it decides the price.
+        meter: The meter whose settings were asked; not kept alive.
     """
 
     url: Any
     provider: str
     region: str | None
+    meter: ref[Meter]
 
 
 @dataclass(slots=True)
@@ -102,11 +105,13 @@ class Binding:
             complain("find its meter, and records nothing", error)
             return None
 
-    def host(self, client: Any) -> Host:
-        """Who serves `client`, worked out once per base URL."""
+    def host(self, client: Any, meter: Meter) -> Host:
+        """Who serves `client`, worked out once per base URL; the user's own hosts come first."""
         url, known = client.base_url, self._host
-        if known is None or (url is not known.url and str(url) != str(known.url)):
-            known = self._host = Host(url, self.sdk.provider(client), self.sdk.region(client))
+        if known is None or known.meter() is not meter or (url is not known.url and str(url) != str(known.url)):
+            provider = meter.provider_at(url) or self.sdk.provider(client)
+            known = Host(url, provider, self.sdk.region(client), ref(meter))
+            self._host = known
         return known
 
     def copy(self) -> Binding:
