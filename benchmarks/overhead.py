@@ -1,7 +1,7 @@
 """What metering adds to a call: the plain SDK and ours in one process, in alternating blocks.
 
-Prints the median over blocks of the difference in CPU time per call, with every entry written durably to SQLite, and what
-importing costs. The provider answers from memory, so nothing but the client's own work is timed.
+Prints the median over blocks of the difference in CPU time per call, with every entry written durably to SQLite, and
+what importing costs. The provider answers from memory, so nothing but the client's own work is timed.
 
     python benchmarks/overhead.py [--calls 40] [--blocks 15]
 """

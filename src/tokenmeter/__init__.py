@@ -9,16 +9,20 @@ if TYPE_CHECKING:
     from tokenmeter.adopt import wrap
     from tokenmeter.anthropic import Anthropic, AsyncAnthropic
     from tokenmeter.api import (
+        close_period,
         configure,
         default_meter,
         entries,
         flush,
+        invoice,
         make_meter,
         price,
         raise_budget,
+        reconcile,
         remaining,
         report,
         reprice,
+        statement,
         sweep,
         verify,
     )
@@ -56,16 +60,20 @@ _HOMES = {
     "tokenmeter.adopt": ("wrap",),
     "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
     "tokenmeter.api": (
+        "close_period",
         "configure",
         "default_meter",
         "entries",
         "flush",
+        "invoice",
         "make_meter",
         "price",
         "raise_budget",
+        "reconcile",
         "remaining",
         "report",
         "reprice",
+        "statement",
         "sweep",
         "verify",
     ),
@@ -96,7 +104,7 @@ _HOMES = {
     "tokenmeter.usage": ("Usage",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = frozenset({"anthropic", "openai", "prices", "testing"})
+_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing"})
 
 
 def __getattr__(name: str) -> Any:
@@ -145,16 +153,20 @@ __all__ = [
     "Usage",
     "__version__",
     "attribute",
+    "close_period",
     "configure",
     "default_meter",
     "entries",
     "flush",
+    "invoice",
     "make_meter",
     "price",
     "raise_budget",
+    "reconcile",
     "remaining",
     "report",
     "reprice",
+    "statement",
     "sweep",
     "verify",
     "wrap",

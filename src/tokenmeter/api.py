@@ -14,7 +14,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from tokenmeter import billing
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.billing import BillingProfile, ClosedPeriod, Invoice, Statement
 from tokenmeter.budgets import Balance, Budget, BudgetBook
 from tokenmeter.budgets.webhook import Webhook
 from tokenmeter.config import Settings, load_settings
@@ -34,29 +36,36 @@ from tokenmeter.pricing import (
     parse_prices,
 )
 from tokenmeter.pricing.reprice import correction
+from tokenmeter.reconciliation import Reconciliation
+from tokenmeter.reconciliation import reconcile as compare
 from tokenmeter.reports import Report, build
 from tokenmeter.reports import entries as read_entries
-from tokenmeter.stores import open_store
-from tokenmeter.stores.base import Verification
+from tokenmeter.stores import documents, open_store
+from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.telemetry import EntryMetrics
 
 __all__ = [
+    "close_period",
     "configure",
     "default_meter",
     "entries",
     "flush",
+    "invoice",
     "make_meter",
     "price",
     "raise_budget",
+    "reconcile",
     "remaining",
     "report",
     "reprice",
+    "statement",
     "sweep",
     "verify",
 ]
 
 _lock = threading.RLock()
 _default: Meter | None = None
+_settings: Settings | None = None
 _pricer: Pricer | None = None
 
 
@@ -142,12 +151,13 @@ def configure(
         ConfigurationError: an unknown key, a bad value or URL, a missing extra; the message says what to do.
         StoreUnavailableError: the store cannot be opened.
     """
-    global _default  # noqa: PLW0603 - the one default meter is this module's reason to be
-    meter = make_meter(
+    global _default, _settings  # noqa: PLW0603 - the one default meter is this module's reason to be
+    settings = load_settings(
         store=store, prices=prices, multiplier=multiplier, budgets=budgets, api_keys=api_keys, config=config
     )
+    meter = make_meter(settings)
     with _lock:
-        _default = meter
+        _default, _settings = meter, settings
     return meter
 
 
@@ -347,6 +357,72 @@ def flush(timeout: int = 10, *, meter: Meter | None = None) -> int:
     return (meter or default_meter()).flush(timeout)
 
 
+def close_period(period: str, *, tz: str = "UTC", by: str | None = None, meter: Meter | None = None) -> ClosedPeriod:
+    """Close a billing period: its sums are filed for good, and what arrives late is told with the next one.
+
+    Args:
+        period: ``"2026-11"``, or any other period that has ended.
+        tz: IANA time zone the period is cut in.
+        by: Who closes it.
+        meter: Which ledger; default: the default meter's.
+
+    Returns:
+        The closed period with its manifest: counts, sums, ledger range and hash.
+
+    Raises:
+        LedgerError: it is closed already, overlaps one that is, or has not ended.
+    """
+    return billing.close_period((meter or default_meter()).store, period, tz=tz, by=by)
+
+
+def invoice(*, period: str, meter: Meter | None = None, **options: Any) -> Invoice:
+    """Draft an invoice for one account of a closed period; see `tokenmeter.billing.draft_invoice` for `options`.
+
+    Args:
+        period: The closed period.
+        meter: Which ledger; default: the default meter's.
+        **options: One of ``member=``, ``team=``, ``organization=``, ``project=``, ``api_key=``; ``profile=`` (default:
+            the settings' ``[billing]``), ``buyer=``, ``currency=``, ``exchange_rate=``, ...
+
+    Returns:
+        A draft: ``.issue()`` gives it its number, ``.html()``, ``.pdf()``, ``.csv()``, ``.json()`` its forms.
+    """
+    options.setdefault("profile", _profile())
+    return billing.draft_invoice((meter or default_meter()).store, period=period, **options)
+
+
+def statement(*, period: str, meter: Meter | None = None, **options: Any) -> Statement:
+    """A running balance for chargeback: opening + charges - credits = closing.
+
+    Args:
+        period: Any period.
+        meter: Which ledger; default: the default meter's.
+        **options: As for `tokenmeter.billing.draw_statement`: ``member=``, ``team=``, ``basis=``, ``granularity=``.
+    """
+    return billing.draw_statement((meter or default_meter()).store, period=period, **options)
+
+
+def reconcile(*, provider: str, period: str, source: Any, meter: Meter | None = None, **options: Any) -> Reconciliation:
+    """Compare the ledger with a provider's own books; every difference is classified, none is edited.
+
+    Args:
+        provider: ``openai``, ``anthropic``, or any id of the ledger for a CSV file.
+        period: Which days.
+        source: An SDK client with an admin key, or the path of a CSV export.
+        meter: Which ledger; default: the default meter's.
+        **options: As for `tokenmeter.reconciliation.reconcile`: ``columns=``, ``tolerance=``, ``progress=``, ...
+
+    Returns:
+        Coverage, discrepancies with amounts and likely cause, and proposals that ``.post()`` books.
+    """
+    return compare(meter or default_meter(), provider=provider, period=period, source=source, **options)
+
+
+def _profile() -> BillingProfile | None:
+    settings = _settings or load_settings()
+    return BillingProfile.parse(settings.billing, file=settings.source or "configuration") if settings.billing else None
+
+
 def sweep(*, meter: Meter | None = None) -> int:
     """Turn holds that expired (a caller crashed) into estimated entries now, rather than at the next call.
 
@@ -368,7 +444,8 @@ def verify(*, repair: bool = False, meter: Meter | None = None) -> Verification:
     """
     chosen = meter or default_meter()
     outcome = chosen.store.verify()
-    return replace(outcome, faults=(*outcome.faults, *chosen.audit_budgets(repair=repair)))
+    filed = [Fault(*found) for found in documents.audit(chosen.store)]
+    return replace(outcome, faults=(*outcome.faults, *filed, *chosen.audit_budgets(repair=repair)))
 
 
 def reprice(

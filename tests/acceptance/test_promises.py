@@ -288,3 +288,21 @@ def test_a_repriced_entry_is_corrected_once_and_counts_its_tokens_once(provider,
     assert (after.input_tokens, after.output_tokens, after.requests) == (before.input_tokens, before.output_tokens, 1)
     assert tokenmeter.reprice() == []
     assert tokenmeter.verify().ok
+
+
+def test_a_month_is_closed_invoiced_and_stated_to_the_picodollar(provider, configure, clients):
+    from datetime import UTC, datetime
+
+    configure(multiplier="1.05", config={"billing": {"seller": "Platform Ltd", "currency": "USD"}})
+    openai, _ = clients
+    with tokenmeter.attribute(team="search"):
+        openai.chat.completions.create(model="gpt-5-mini", messages=QUESTION)
+    month = datetime.now(UTC).strftime("%Y-%m")
+    total = tokenmeter.report().totals.billed_cost
+    assert tokenmeter.statement(team="search", period=month).closing == total
+    with pytest.raises(tokenmeter.LedgerError):  # the month is not over
+        tokenmeter.close_period(month)
+    draft = tokenmeter.invoice(team="search", period=month)
+    assert draft.seller.name == "Platform Ltd"
+    assert draft.totals.net + draft.totals.remainder == total
+    assert tokenmeter.verify().ok

@@ -8,7 +8,7 @@ from tokenmeter.adopt import wrap
 from tokenmeter.api import make_meter
 from tokenmeter.budgets import BudgetBook
 from tokenmeter.meter import Meter
-from tokenmeter.reconcile import reconcile
+from tokenmeter.reconciliation import reconcile
 from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider, Reports
 

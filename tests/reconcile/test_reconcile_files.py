@@ -7,7 +7,7 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
-from tokenmeter.reconcile.files import read_files
+from tokenmeter.reconciliation.files import read_files
 
 NOVEMBER = parse_period("2026-11")
 DAY = date(2026, 11, 10)

@@ -8,8 +8,8 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
-from tokenmeter.reconcile import openai as openai_books
-from tokenmeter.reconcile.paging import Pages
+from tokenmeter.reconciliation import openai as openai_books
+from tokenmeter.reconciliation.paging import Pages
 
 
 class HTTPError(Exception):

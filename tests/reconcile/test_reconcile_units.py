@@ -11,9 +11,9 @@ from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.meter import Meter
 from tokenmeter.periods import parse_period
-from tokenmeter.reconcile import Bucket, CostLine, ProviderStatement, UsageLine, reconcile, reconcile_statement
-from tokenmeter.reconcile import anthropic as anthropic_books
-from tokenmeter.reconcile import openai as openai_books
+from tokenmeter.reconciliation import Bucket, CostLine, ProviderStatement, UsageLine, reconcile, reconcile_statement
+from tokenmeter.reconciliation import anthropic as anthropic_books
+from tokenmeter.reconciliation import openai as openai_books
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage
 

@@ -106,8 +106,7 @@ def update(*, provider: ProviderOption = None, as_json: JsonOption = False) -> N
     """
     now = utcnow()
     before = _in_force(list(_rows(PriceList.load(), provider, None)), now)
-    prices.update()
-    after = _in_force(list(_rows(PriceList.load(), provider, None)), now)
+    after = _in_force(list(_rows(prices.update(), provider, None)), now)
     _show_changes(_changes(before, after), ("installed", "newest"), as_json=as_json)
 
 

@@ -25,7 +25,7 @@ from tokenmeter.billing import (
 from tokenmeter.cli.console import Exit, emit, out, progress_out, show_table
 from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, ledger, settings_of
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.reconcile import reconcile as run_reconciliation
+from tokenmeter.reconciliation import reconcile as run_reconciliation
 
 __all__ = ["invoice_app", "period_app", "reconcile"]
 

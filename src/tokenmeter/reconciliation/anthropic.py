@@ -15,8 +15,8 @@ from urllib.parse import urlencode
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period, floor
-from tokenmeter.reconcile.paging import Pages
-from tokenmeter.reconcile.statement import TOKEN_CLASSES, Bucket, CostLine, ProviderStatement, UsageLine
+from tokenmeter.reconciliation.paging import Pages
+from tokenmeter.reconciliation.statement import TOKEN_CLASSES, Bucket, CostLine, ProviderStatement, UsageLine
 
 __all__ = ["ANALYTICS_GRAIN", "CLASSIC_GRAIN", "Generation", "dollars", "fetch", "token_counts"]
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.reconcile.statement import Bucket, ProviderStatement, class_of
+from tokenmeter.reconciliation.statement import Bucket, ProviderStatement, class_of
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
 

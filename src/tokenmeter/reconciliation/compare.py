@@ -9,9 +9,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from tokenmeter.money import EXACT, ONE, ZERO
-from tokenmeter.reconcile.books import Side, align_models
-from tokenmeter.reconcile.discrepancy import CAUSES, Cause, Discrepancy
-from tokenmeter.reconcile.statement import Bucket, ProviderStatement
+from tokenmeter.reconciliation.books import Side, align_models
+from tokenmeter.reconciliation.discrepancy import CAUSES, Cause, Discrepancy
+from tokenmeter.reconciliation.statement import Bucket, ProviderStatement
 
 __all__ = ["Comparison", "compare"]
 

@@ -13,8 +13,8 @@ from typing import Literal
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period
-from tokenmeter.reconcile.openai import item_model
-from tokenmeter.reconcile.statement import TOKEN_CLASSES, Bucket, CostLine, ProviderStatement, UsageLine
+from tokenmeter.reconciliation.openai import item_model
+from tokenmeter.reconciliation.statement import TOKEN_CLASSES, Bucket, CostLine, ProviderStatement, UsageLine
 
 __all__ = ["COLUMNS", "Columns", "read_files"]
 

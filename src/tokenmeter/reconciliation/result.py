@@ -16,7 +16,7 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ONE, ZERO, parse_decimal, quantize
 from tokenmeter.periods import Period
-from tokenmeter.reconcile.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
 
 __all__ = ["Proposal", "Reconciliation", "Totals"]
 

@@ -15,13 +15,13 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.periods import Period, floor, parse_period
-from tokenmeter.reconcile import anthropic, openai
-from tokenmeter.reconcile.books import Side, read_ledger
-from tokenmeter.reconcile.compare import compare
-from tokenmeter.reconcile.files import read_files
-from tokenmeter.reconcile.paging import Pages, Progress
-from tokenmeter.reconcile.result import Reconciliation, Totals
-from tokenmeter.reconcile.statement import GRAIN, Bucket, ProviderStatement
+from tokenmeter.reconciliation import anthropic, openai
+from tokenmeter.reconciliation.books import Side, read_ledger
+from tokenmeter.reconciliation.compare import compare
+from tokenmeter.reconciliation.files import read_files
+from tokenmeter.reconciliation.paging import Pages, Progress
+from tokenmeter.reconciliation.result import Reconciliation, Totals
+from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement
 
 __all__ = ["reconcile", "reconcile_statement"]
 
@@ -58,7 +58,7 @@ def reconcile(
         by: What to split by besides the day: ``model``, ``api_key``, ``service_tier``; what the provider cannot tell
             apart in both its usage and its costs is left out.
         reports: Anthropic: ``"analytics"`` or ``"classic"``; default: analytics where the SDK has it.
-        columns: Files: what is in which column, see `tokenmeter.reconcile.files.Columns`; default: known exports.
+        columns: Files: what is in which column, see `tokenmeter.reconciliation.files.Columns`; default: known exports.
         cost_unit: Files with `columns`: ``"usd"`` or ``"cents"``.
         keys: The provider's id of an API key -> its alias in the ledger.
         models: The provider's name of a model -> its name in the ledger.

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tokenmeter.periods import Period
-from tokenmeter.reconcile.paging import Pages
-from tokenmeter.reconcile.statement import Bucket, CostLine, ProviderStatement, UsageLine
+from tokenmeter.reconciliation.paging import Pages
+from tokenmeter.reconciliation.statement import Bucket, CostLine, ProviderStatement, UsageLine
 
 __all__ = ["GRAIN", "fetch", "item_model", "token_counts"]
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from tokenmeter.money import quantize
-from tokenmeter.reconcile.statement import Bucket
+from tokenmeter.reconciliation.statement import Bucket
 
 __all__ = ["CAUSES", "POSTABLE", "Cause", "Discrepancy"]
 
