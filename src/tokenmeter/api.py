@@ -151,7 +151,7 @@ def configure(
         ConfigurationError: an unknown key, a bad value or URL, a missing extra; the message says what to do.
         StoreUnavailableError: the store cannot be opened.
     """
-    global _default, _settings  # noqa: PLW0603 - the one default meter is this module's reason to be
+    global _default, _settings
     settings = load_settings(
         store=store, prices=prices, multiplier=multiplier, budgets=budgets, api_keys=api_keys, config=config
     )
