@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tokenmeter.__main__ import main
+from tokenmeter.cli import console
 from tokenmeter.dialects import observe
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.pricing import PriceList, Pricer
@@ -71,6 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("TOKENMETER_STORE", "TOKENMETER_CONFIG", "TOKENMETER_TZ"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console.out, "_width", 120)  # a console reads COLUMNS once, when it is made
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "tokenmeter.toml").write_text(
