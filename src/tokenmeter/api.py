@@ -99,10 +99,13 @@ def _make_pricer(settings: Settings) -> Pricer:
     file = settings.source or "configuration"
     everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
     return Pricer(
-        PriceList.load(parse_prices(settings.prices, file=file)),
+        PriceList.load(parse_prices(settings.prices, file=file, lines=settings.lines("prices"))),
         Terms(
-            multipliers=(*everyone, *parse_multipliers(settings.multipliers, file=file)),
-            discounts=parse_discounts(settings.discounts, file=file),
+            multipliers=(
+                *everyone,
+                *parse_multipliers(settings.multipliers, file=file, lines=settings.lines("multipliers")),
+            ),
+            discounts=parse_discounts(settings.discounts, file=file, lines=settings.lines("discounts")),
             model_maps=settings.models,
         ),
     )

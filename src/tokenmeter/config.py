@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 from tokenmeter.budgets import Budget
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ONE, parse_decimal
+from tokenmeter.pricing.parse import table_lines
 
 __all__ = ["FILE_NAME", "Settings", "find_file", "hash_key", "load_settings"]
 
@@ -86,6 +87,13 @@ class Settings(BaseModel):
     billing: Row = Field(default_factory=dict[str, Any])
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
+
+    def lines(self, table: str) -> list[int]:
+        """Line in the file of each row of `table`, for messages; 0 for rows given in code, which come first."""
+        if self.source is None:
+            return []
+        found = table_lines(Path(self.source).read_text(encoding="utf-8"), table)
+        return [*[0] * (len(getattr(self, table)) - len(found)), *found]
 
     def key_hashes(self) -> dict[str, str]:
         """SHA-256 of each known API key -> its alias. An ``env:`` variable that is not set is skipped."""

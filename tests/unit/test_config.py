@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter.api import make_meter
 from tokenmeter.budgets import Budget
 from tokenmeter.config import hash_key, load_settings
 from tokenmeter.errors import ConfigurationError
@@ -98,3 +99,11 @@ def test_keys_are_hashed_at_once_and_variables_looked_up(monkeypatch):
     )
     assert settings.key_hashes() == {hash_key("sk-plain"): "a", hash_key("sk-from-env"): "b", "0" * 64: "d"}
     assert "sk-plain" not in repr(settings)
+
+
+@pytest.mark.parametrize("table", ["prices", "discounts", "multipliers"])
+def test_a_bad_row_is_named_by_file_and_line_also_behind_rows_given_in_code(tmp_path, table):
+    (tmp_path / "tokenmeter.toml").write_text(f'multiplier = "1.1"\n\n[[{table}]]\nnonsense = 1\n')
+    fine = {"provider": "openai", "model": "m", "sku_meter": "input", "unit_price": 1}
+    with pytest.raises(ConfigurationError, match=r"tokenmeter\.toml: .*\(line 3\).*nonsense"):
+        make_meter(store="memory:", prices=[fine])
