@@ -416,7 +416,8 @@ def reconcile(*, provider: str, period: str, source: Any, meter: Meter | None = 
         **options: As for `tokenmeter.reconciliation.reconcile`: ``columns=``, ``tolerance=``, ``progress=``, ...
 
     Returns:
-        Coverage, discrepancies with amounts and likely cause, and proposals that ``.post()`` books.
+        Coverage, discrepancies with amounts and likely cause, and proposals that ``.post()`` books; ``.file()`` keeps
+        it in the ledger.
     """
     return compare(meter or default_meter(), provider=provider, period=period, source=source, **options)
 

@@ -274,6 +274,9 @@ def reconcile(
     reports: Annotated[str | None, typer.Option("--reports", help="Anthropic: analytics or classic.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="File that remembers fetched pages.")] = None,
     post: Annotated[bool, typer.Option("--post", help="Append the proposed adjustments.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep/--no-keep", help="File the outcome in the ledger, for auditors and the dashboard.")
+    ] = True,
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -298,14 +301,16 @@ def reconcile(
                 progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
             )
         posted = outcome.post() if post else []
+        if as_json:
+            emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
+        else:
+            out.print(str(outcome), markup=False)
+            if post:
+                out.print(f"{len(posted)} adjustments were appended.")
+        if keep:  # told first: an outcome that cannot be filed is not lost
+            outcome.file()
     finally:
         meter.close()
-    if as_json:
-        emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
-    else:
-        out.print(str(outcome), markup=False)
-        if post:
-            out.print(f"{len(posted)} adjustments were appended.")
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
 

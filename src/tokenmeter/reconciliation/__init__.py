@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenmeter.reconciliation.discrepancy import CAUSES, Cause, Discrepancy
+from tokenmeter.reconciliation.filed import reconciliations
 from tokenmeter.reconciliation.result import Proposal, Reconciliation
 from tokenmeter.reconciliation.run import reconcile, reconcile_statement
 from tokenmeter.reconciliation.statement import Bucket, CostLine, ProviderStatement, UsageLine
@@ -19,4 +20,5 @@ __all__ = [
     "UsageLine",
     "reconcile",
     "reconcile_statement",
+    "reconciliations",
 ]

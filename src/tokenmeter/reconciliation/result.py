@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -17,8 +18,12 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ONE, ZERO, parse_decimal, quantize
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.stores.documents import Document, NewDocument
 
-__all__ = ["Proposal", "Reconciliation", "Totals"]
+__all__ = ["KIND", "Proposal", "Reconciliation", "Totals"]
+
+#: Kind of the document that keeps an outcome.
+KIND = "reconciliation"
 
 _ROWS = 40
 _PERCENT = Decimal(100)
@@ -101,6 +106,8 @@ class Reconciliation:
         theirs: Theirs.
         complete_until: Until when the statement is taken as complete.
         discrepancies: Every difference, in order of day.
+        reconciled_at: When it was compared, aware UTC.
+        document: Where it is filed; None until it is.
     """
 
     provider: str
@@ -112,6 +119,8 @@ class Reconciliation:
     theirs: Totals
     complete_until: datetime
     discrepancies: tuple[Discrepancy, ...] = ()
+    reconciled_at: datetime
+    document: Document | None = field(default=None, repr=False, compare=False)
     meter: Meter | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -181,9 +190,7 @@ class Reconciliation:
         Raises:
             ReconciliationError: no meter is known.
         """
-        chosen = meter or self.meter
-        if chosen is None:
-            raise ReconciliationError("Say in which ledger: post(meter).")
+        chosen = self._in(meter, "post")
         factor = parse_decimal(multiplier, name="multiplier")
         entries = [
             proposal.entry(self.provider, attribution=attribution, multiplier=factor)
@@ -191,6 +198,26 @@ class Reconciliation:
             if proposal.discrepancy.cause in causes
         ]
         return [entry for entry in entries if chosen.post(entry)]
+
+    def file(self, meter: Meter | None = None) -> Document:
+        """Keep this outcome in the ledger, sealed like an invoice; filing it again gives the same document.
+
+        Args:
+            meter: In whose ledger; default: the one that was reconciled.
+
+        Raises:
+            ReconciliationError: no meter is known.
+        """
+        body = json.dumps(self.to_dict(), separators=(",", ":"))
+        digest = hashlib.sha256(body.encode()).hexdigest()[:16]
+        draft = NewDocument(kind=KIND, key=f"{self.provider} {self.period.label} {digest}", body=body)
+        return self._in(meter, "file").store.file(draft).document
+
+    def _in(self, meter: Meter | None, verb: str) -> Meter:
+        chosen = meter or self.meter
+        if chosen is None:
+            raise ReconciliationError(f"Say in which ledger: {verb}(meter).")
+        return chosen
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready; decimals are text."""
@@ -206,6 +233,7 @@ class Reconciliation:
             "grain": ["day", *self.grain],
             "compared": self.compared,
             "complete_until": self.complete_until.isoformat(),
+            "reconciled_at": self.reconciled_at.isoformat(),
             "ok": self.ok,
             "coverage": None if coverage is None else f"{coverage:f}",
             "ours": _totals_dict(self.ours),

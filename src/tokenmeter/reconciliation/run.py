@@ -75,6 +75,7 @@ def reconcile(
     asked = period if isinstance(period, Period) else parse_period(period, "UTC", now=now)
     if floor(asked.start, "day").start != asked.start or floor(asked.end, "day").start != asked.end:
         raise ConfigurationError("Providers report in whole UTC days; give a period such as '2026-11', in UTC.")
+    moment = now or utcnow()
     names = _grain(by)
     statement = _statement(
         source,
@@ -89,13 +90,19 @@ def reconcile(
     return reconcile_statement(
         meter,
         _translated(statement, keys or {}, models or {}),
-        complete_until=statement.watermark or (now or utcnow()) - settling,
+        complete_until=statement.watermark or moment - settling,
         tolerance=parse_decimal(tolerance, name="tolerance"),
+        now=moment,
     )
 
 
 def reconcile_statement(
-    meter: Meter, statement: ProviderStatement, *, complete_until: datetime, tolerance: Decimal = _TOLERANCE
+    meter: Meter,
+    statement: ProviderStatement,
+    *,
+    complete_until: datetime,
+    tolerance: Decimal = _TOLERANCE,
+    now: datetime | None = None,
 ) -> Reconciliation:
     """Compare the ledger with a statement from anywhere."""
     ledger = read_ledger(meter.store, statement)
@@ -110,6 +117,7 @@ def reconcile_statement(
         theirs=_totals(outcome.theirs.values(), statement),
         complete_until=complete_until.astimezone(UTC),
         discrepancies=outcome.discrepancies,
+        reconciled_at=(now or utcnow()).astimezone(UTC),
         meter=meter,
     )
 

@@ -28,7 +28,7 @@ class Document:
     Attributes:
         position: Its place among all documents of the ledger, from 1, without gaps.
         document_id: Identity, time-ordered.
-        kind: ``period``, ``invoice``, ``credit_note``, ``invoice_event``.
+        kind: ``period``, ``invoice``, ``credit_note``, ``invoice_event``, ``reconciliation``.
         key: Identity within its kind; a key is filed once.
         series: Series it is numbered in; None for kinds without numbers.
         number: Its number in the series, from 1, without gaps; None without a series.

@@ -1,0 +1,69 @@
+"""A reconciliation is kept in the ledger when it is filed: what was compared, when, and what came out."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from tokenmeter.__main__ import main
+from tokenmeter.errors import ReconciliationError
+from tokenmeter.reconciliation import reconcile, reconciliations
+from tokenmeter.stores import documents, open_store
+
+JANUARY = datetime(2027, 1, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def compare(meter, tmp_path):
+    """Reconcile an empty ledger with a statement of two models, in dollars, tokens or both."""
+
+    def run(rows="2026-11-10,gpt-5,1000,2.5\n2026-11-11,gpt-5-mini,7,0.000001\n", *, at=JANUARY, **columns):
+        path = tmp_path / "statement.csv"
+        path.write_text(f"day,model,input,cost\n{rows}")
+        named = {"day": "day", "model": "model", **(columns or {"input": "input", "cost": "cost"})}
+        return reconcile(meter, provider="openai", period="2026-11", source=path, columns=named, now=at)
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [{}, {"input": "input"}, {"cost": "cost"}])
+def test_what_was_filed_reads_back_as_it_was(compare, meter, columns):
+    outcome = compare(**columns)
+    outcome.file()
+    (kept,) = reconciliations(meter.store)
+    assert kept.to_dict() == outcome.to_dict()
+    assert str(kept) == str(outcome)
+    assert (kept.ok, kept.coverage, kept.proposals) == (outcome.ok, outcome.coverage, outcome.proposals)
+    assert kept.reconciled_at == JANUARY
+
+
+def test_every_run_is_kept_and_none_twice(compare, meter):
+    first, second = compare(), compare(at=JANUARY.replace(day=6))
+    assert first.file() == first.file() != second.file()
+    assert [one.reconciled_at.day for one in reconciliations(meter.store)] == [5, 6]
+    assert documents.audit(meter.store) == []
+
+
+def test_an_outcome_without_a_ledger_says_so(compare, meter):
+    compare().file()
+    (kept,) = reconciliations(meter.store)
+    with pytest.raises(ReconciliationError, match=r"file\(meter\)"):
+        kept.file()
+
+
+def test_the_command_keeps_its_outcome_unless_told_not_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.csv").write_text("d,m,c\n2026-10-10,gpt-5,1.5\n")
+    url = f"sqlite:///{tmp_path}/usage.db"
+    command = ["reconcile", "openai", "-p", "2026-10", "-f", "s.csv", "--store", url]
+    command += ["--column", "day=d", "--column", "model=m", "--column", "cost=c"]
+    for more in ([], ["--no-keep"]):
+        with pytest.raises(SystemExit):
+            main([*command, *more, "--json"])
+    told = json.loads(capsys.readouterr().out.partition("\n}\n")[0] + "}")
+    store = open_store(url)
+    try:
+        (kept,) = reconciliations(store)
+    finally:
+        store.close()
+    assert kept.to_dict() == {name: value for name, value in told.items() if name != "posted"}
