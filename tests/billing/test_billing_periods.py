@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.billing import close_period, closed_periods, draft_invoice, late_entries
+from tokenmeter.billing import close_period, closed_periods, draft_invoice, late_costs, late_entries
 from tokenmeter.errors import ConfigurationError, LedgerError
 
 JANUARY = datetime(2027, 1, 2, tzinfo=UTC)
@@ -104,6 +104,17 @@ def test_late_entries_that_cancel_out_in_sum_still_correct_each_account(store, b
     (late,) = late_entries(store)
     assert late.billed_cost == 0
     assert {row.rate.member: row.billed_cost for row in late.rows} == {"ada": Decimal("0.5"), "bob": Decimal("-0.5")}
+
+
+def test_what_came_late_can_be_summed_without_reading_an_entry(every_store, make_call, december, monkeypatch):
+    """The sum is that of `late_entries`, and a change of accounts that adds up to nothing is not overlooked."""
+    every_store.settle(make_call("1", member="ada"))
+    close_period(every_store, "2026-11", now=december)
+    assert late_costs(every_store) == []
+    every_store.settle(make_call("0.5", member="ada", kind="correction"))
+    every_store.settle(make_call("-0.5", member="bob", kind="correction"))
+    monkeypatch.setattr(every_store, "entries", None)
+    assert [(one.period.label, cost) for one, cost in late_costs(every_store)] == [("2026-11", Decimal(0))]
 
 
 def test_each_late_entry_is_told_once_over_many_closings(store, book):

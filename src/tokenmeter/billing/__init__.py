@@ -8,7 +8,7 @@ from tokenmeter.billing.drafting import draft_invoice
 from tokenmeter.billing.invoice import Event, Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import find_invoice, invoices
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
-from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_entries
+from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
 from tokenmeter.billing.statement import Statement, StatementLine, draw_statement
 
@@ -36,5 +36,6 @@ __all__ = [
     "draw_statement",
     "find_invoice",
     "invoices",
+    "late_costs",
     "late_entries",
 ]

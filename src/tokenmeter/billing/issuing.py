@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -83,11 +84,13 @@ def _same(standing: Invoice, final: Invoice) -> Invoice:
 def load(store: Store, document: Document) -> Invoice:
     """The invoice in `document` with everything that happened since."""
     invoice = Invoice.of(document, source=store)
-    events = [_event(one) for one in store.documents(Request(EVENT, f"{invoice.number} #"))]
-    credited = ZERO
-    for note in store.documents(Request(CREDIT_NOTE, f"{invoice.number} #")):
-        credited += Decimal(json.loads(note.body)["total"])
-    return invoice.with_events(events, credited)
+    own = f"{invoice.number} #"
+    return _as_it_stands(invoice, store.documents(Request(EVENT, own)), store.documents(Request(CREDIT_NOTE, own)))
+
+
+def _as_it_stands(invoice: Invoice, events: Iterable[Document], notes: Iterable[Document]) -> Invoice:
+    credited = sum((Decimal(json.loads(note.body)["total"]) for note in notes), ZERO)
+    return invoice.with_events([_event(one) for one in events], credited)
 
 
 def _event(document: Document) -> Event:
@@ -131,8 +134,18 @@ def invoices(store: Store, *, period: str | None = None, status: InvoiceStatus |
         period: Only with this label, such as ``"2026-11"``.
         status: Only those that stand so.
     """
-    found = (load(store, document) for document in store.documents(Request(INVOICE)))
+    events, notes = _by_invoice(store, EVENT), _by_invoice(store, CREDIT_NOTE)
+    filed = (Invoice.of(document, source=store) for document in store.documents(Request(INVOICE)))
+    found = (_as_it_stands(one, events[str(one.number)], notes[str(one.number)]) for one in filed)
     return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
+
+
+def _by_invoice(store: Store, kind: str) -> Mapping[str, list[Document]]:
+    """What was filed on invoices: number -> documents of `kind`, oldest first."""
+    found: dict[str, list[Document]] = defaultdict(list)
+    for document in store.documents(Request(kind)):
+        found[document.key.rpartition(" #")[0]].append(document)
+    return found
 
 
 def find_invoice(store: Store, number: str) -> Invoice:

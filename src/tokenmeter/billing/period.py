@@ -21,7 +21,16 @@ from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, NewDocument, Request
 
-__all__ = ["ClosedPeriod", "Late", "close_period", "closed_periods", "corrections", "find_closed", "late_entries"]
+__all__ = [
+    "ClosedPeriod",
+    "Late",
+    "close_period",
+    "closed_periods",
+    "corrections",
+    "find_closed",
+    "late_costs",
+    "late_entries",
+]
 
 _KIND = "period"
 _COSTS = ("list_cost", "contracted_cost", "billed_cost")
@@ -206,6 +215,24 @@ def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> 
     closings = closed_periods(store) if closed is None else closed
     found = (Late(one.period, tuple(_untold(store, one.period, _told(one, closings)))) for one in closings)
     return [late for late in found if late.rows]
+
+
+def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[tuple[ClosedPeriod, Decimal]]:
+    """The periods of `late_entries` with what they add up to, in US dollars: from the kept sums, no entry is read."""
+    closings = closed_periods(store) if closed is None else closed
+    found: list[tuple[ClosedPeriod, Decimal]] = []
+    for one in closings:
+        told, now = _account_sums(_told(one, closings).values()), _ledger_sums(store, one.period)
+        if told != now:
+            found.append((one, EXACT.subtract(_billed(now), _billed(told))))
+    return found
+
+
+def _billed(sums: Mapping[tuple[Any, ...], tuple[Decimal, ...]]) -> Decimal:
+    total = ZERO
+    for _, _, billed in sums.values():
+        total = EXACT.add(total, billed)
+    return total
 
 
 def corrections(store: Store, closed: ClosedPeriod | None) -> list[Late]:
