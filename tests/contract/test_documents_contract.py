@@ -68,9 +68,8 @@ def test_documents_are_anchored_in_the_entries(store, make_entry):
     assert store.file(draft("b")).document.anchor != before.anchor
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
 def test_documents_survive_a_restart(store_url):
-    if store_url == "memory:":
-        pytest.skip("memory ends with its process")
     store = open_store(store_url)
     filed = store.file(draft("a", body='{"name":"Zoë 株式会社"}')).document
     store.close()

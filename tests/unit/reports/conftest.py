@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import quantize
 from tokenmeter.semconv import unit_of
-from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.usage import Usage
 
@@ -101,11 +99,9 @@ def make_entry() -> Callable[..., Entry]:
     return make
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened = open_store("memory:" if request.param == "memory" else tmp_path / "ledger.db")
-    yield opened
-    opened.close()
+@pytest.fixture
+def store(every_store: Store) -> Store:
+    return every_store
 
 
 @pytest.fixture
