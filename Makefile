@@ -19,3 +19,17 @@ $(MATRIX)/%.json: FORCE
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(MATRIX)/$*
 	$(UV) pip install --quiet --python $(MATRIX)/$*/bin/python $(SDKS) $(WITH) -e .
 	TOKENMETER_COVERAGE=$@ $(MATRIX)/$*/bin/python -m pytest -q tests/capture
+
+FRAMEWORKS := autogen haystack instructor langchain litellm llama_index magentic mem0 openai_agents pydantic_ai smolagents
+FRAMEWORK_ENVS := .venv-frameworks
+
+.PHONY: frameworks $(FRAMEWORKS:%=framework-%)
+## Programs of other projects with our clients, each in an environment of its own; -k goes on after a failure.
+frameworks: $(FRAMEWORKS:%=framework-%)
+
+$(FRAMEWORKS:%=framework-%): framework-%:
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(FRAMEWORK_ENVS)/$*
+	$(UV) pip install --quiet --python $(FRAMEWORK_ENVS)/$*/bin/python -e . -r examples/frameworks/with_$*.py \
+		pytest pytest-asyncio pytest-timeout
+	$(FRAMEWORK_ENVS)/$*/bin/python examples/frameworks/with_$*.py
+	$(FRAMEWORK_ENVS)/$*/bin/python -m pytest -q -W default tests/frameworks/test_$*.py
