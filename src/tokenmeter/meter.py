@@ -375,6 +375,7 @@ class Meter:
             first_token_us=outcome.first_token_us,
             service_tier=seen.service_tier,
             attribution=call.attribution,
+        bill_id = seen.bill_id or response_id
             api_key=call.api_key,
             usage=usage,
             charges=rating.charges,
@@ -387,7 +388,7 @@ class Meter:
             raw_usage=None if seen.raw_usage is None else _json(seen.raw_usage),
             error_type=outcome.error_type,
             reservation_id=None if reservation is None else reservation.reservation_id,
-            dedup_key=f"{call.provider}:{response_id}" if seen.deduplicate and response_id else None,
+            dedup_key=f"{call.provider}:{bill_id}" if seen.deduplicate and bill_id else None,
         )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 
@@ -144,6 +145,12 @@ class Observation:
         raw_usage: The usage object as it came off the wire (JSON-ready), kept for audit; None when there was none.
         billable: False for a response that is free by the provider's rules.
         deduplicate: Whether the same `response_id` may be seen again (polling, batch results) and must bill once.
+        bill_id: Identity under which it is billed once, where that is not `response_id`: the output file of a batch,
+            the ``custom_id`` of a result within its file.
+        reading: What the quantities are: ``whole``, the bill itself; ``total``, a running total, of which only what
+            is new is recorded; ``step``, a part of a running total that may be read as well; ``share``, a part of a
+            bill that may be read as a whole as well.
+        at: When a step was done, or a total taken, as the provider says; aware UTC.
     """
 
     consumptions: tuple[Consumption, ...] = ()
@@ -154,6 +161,9 @@ class Observation:
     raw_usage: Any = None
     billable: bool = True
     deduplicate: bool = False
+    bill_id: str | None = None
+    reading: Literal["whole", "total", "step", "share"] = "whole"
+    at: datetime | None = None
 
     @property
     def usage(self) -> Usage:

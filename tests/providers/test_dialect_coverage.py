@@ -190,14 +190,15 @@ class TestPolling:
         assert (seen.billable, seen.consumptions, seen.deduplicate) == (False, (), False)
         assert seen.flags == {"not_final"}
 
-    def test_a_running_session_of_agents_is_no_bill_yet(self):
-        body = {"id": "s", "type": "session", "status": "idle", "usage": {"input_tokens": 3, "output_tokens": 1}}
+    @pytest.mark.parametrize("status", ["idle", "running", "rescheduling", "terminated"])
+    def test_a_session_of_agents_states_a_running_total_whatever_its_status(self, status):
+        body = {"id": "s", "type": "session", "status": status, "usage": {}}
         read = AnthropicDialect().read
         seen = read(body, provider="anthropic", endpoint="beta.sessions.retrieve", request=RequestFacts())
         assert not seen.billable
-        body["status"] = "terminated"
+        body["usage"] = {"input_tokens": 3, "output_tokens": 1}
         seen = read(body, provider="anthropic", endpoint="beta.sessions.retrieve", request=RequestFacts())
-        assert (seen.billable, seen.deduplicate, seen.usage["input"]) == (True, True, 3)
+        assert (seen.billable, seen.reading, seen.usage["input"]) == (True, "total", 3)
 
     def test_a_finished_batch_without_usage_is_written_down_as_unknown(self):
         seen = self.read({"id": "b", "object": "batch", "status": "completed", "model": "m"}, "batches.retrieve")

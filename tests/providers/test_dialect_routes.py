@@ -70,7 +70,6 @@ def test_polled_openai_calls(method, url, path):
         ("POST", "/realtime/client_secrets"),
         ("GET", "/models"),
         ("GET", "/chat/completions"),
-        ("GET", "/files/f/content"),
         ("DELETE", "/responses/resp_1"),
         ("GET", "/responses/resp_1/input_items"),
     ],

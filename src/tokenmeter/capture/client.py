@@ -284,12 +284,12 @@ def _responded(*, response: Any, stream: bool, cast_to: Any, **_: Any) -> Exchan
     try:
         if not response.is_success:
             return None
-        lines = "JSONLDecoder" in str(cast_to)
+        lines = call.endpoint.form == "lines"
         exchange = call.respond(response.headers, streamed=stream and not lines)
         response.extensions[EXTENSION] = exchange
         if not is_read(response) or (stream and _is_binary_stream(response)):
             if lines or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
-                exchange.read_bytes_aside(response.headers, lines=lines)
+                exchange.read_bytes_aside(response.headers)
             watch_body(response, exchange)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.meter.fault("watch a response", error)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.call import Outcome
-from tokenmeter.capture.raw import RawReader, read_whole
+from tokenmeter.capture.raw import Kind, RawReader, read_whole
 from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
@@ -45,6 +45,7 @@ class Exchange:
         "_first_token_us",
         "_holding",
         "_lines",
+        "_many",
         "_observation",
         "_pid",
         "_raw",
@@ -64,8 +65,9 @@ class Exchange:
         self.closed = False
         self._attempts = max(call.attempts, 1)
         self._request_id = call.request_id(headers)
-        self._reader: StreamReader | None = call.stream_reader() if streamed else None
-        self._feed: Callable[[Any], None] | None = None
+        self._many = call.endpoint.form != "one"
+        self._reader: StreamReader | None = call.stream_reader() if streamed and not self._many else None
+        self._feed: Callable[[Any], None] | None = self.saw_line if streamed and self._many else None
         self._holding = streamed and call.holds
         self._deaf = False  # to what the SDK decodes: the bytes are read, or all is known
         self._raw: RawReader | None = None
@@ -106,10 +108,15 @@ class Exchange:
 
     def saw_body(self, body: Any) -> None:
         """The whole decoded body: JSON, text, or None for one that carries no text."""
-        self._observation = self.call.read(body)
+        if not self._many:
+            self._observation = self.call.read(body)
+            return
+        self._deaf = True
+        for item in _page_of(body):
+            self.saw_line(item)
 
     def saw_line(self, line: Any) -> None:
-        """One line of a results file: an answer of its own."""
+        """One line of a results file, object of a page or event of a session: a bill of its own."""
         settling = self.call.line(self.call.read(line), self._request_id)
         if settling is not None:
             self._lines.append(settling)
@@ -117,11 +124,17 @@ class Exchange:
     @property
     def follows_pieces(self) -> bool:
         """Whether `piece` wants to be told of every piece of the body."""
-        return self._raw is not None
+        return self._raw is not None or self._many
 
-    def read_bytes_aside(self, headers: Mapping[str, str], *, lines: bool) -> None:
+    @property
+    def _kind(self) -> Kind | None:
+        if self.call.endpoint.form == "lines":
+            return "lines"
+        return "events" if self.streamed else None
+
+    def read_bytes_aside(self, headers: Mapping[str, str]) -> None:
         """The caller, or a decoder that does not tell us, takes the bytes: `piece` will be given each piece of them."""
-        self._raw = RawReader(headers, self, kind="lines" if lines else "events" if self.streamed else None)
+        self._raw = RawReader(headers, self, kind=self._kind)
         self._deaf = True
 
     def piece(self, piece: bytes) -> None:
@@ -153,11 +166,11 @@ class Exchange:
 
     def read_content(self, content: bytes, headers: Mapping[str, str]) -> None:
         """The body is in memory already, and the SDK has not shown it to us decoded."""
-        if self._observation is not None:
+        if self._observation is not None or self._deaf:
             return
         try:
-            read_whole(content, headers, self, kind="events" if self.streamed else None)
-            if self._observation is None and self._reader is None and not self._lines:
+            read_whole(content, headers, self, kind=self._kind)
+            if self._observation is None and self._reader is None and not self._many:
                 self.saw_body(None)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.call.meter.fault("read a response", error)
@@ -208,7 +221,7 @@ class Exchange:
     def _conclude(self) -> None:
         if self._raw is not None:
             self._raw.close()
-            if self.ended and self._reader is None and self._observation is None:
+            if self.ended and self._reader is None and self._observation is None and not self._many:
                 self.saw_body(None)
         if self._reader is not None:
             self._observation = self._reader.observation()
@@ -231,6 +244,12 @@ class Exchange:
             error_type=self._error_type,
             last=last,
         )
+
+
+def _page_of(body: Any) -> list[Any]:
+    """The objects of a page."""
+    items: Any = body.get("data") if hasattr(body, "get") else None
+    return cast("Any", items) if isinstance(items, list) else []
 
 
 def exchange_of(response: Any) -> Exchange | None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.attribution import current_attribution, current_scopes
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.background import recall, remember
+from tokenmeter.capture.background import also_known_as, on_account_of_starter, recall, remember, started
+from tokenmeter.capture.readings import FileLine, FirstLine, GrowingBill, opened
 from tokenmeter.capture.exchange import Exchange
 from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import (
@@ -50,6 +51,7 @@ class InFlight:
     __slots__ = (
         "_authorization",
         "_background",
+        "_first_line",
         "_call",
         "_finished",
         "_opened",
@@ -84,7 +86,8 @@ class InFlight:
         Raises:
             BudgetExceededError: nothing must be sent.
         """
-        if self.endpoint.polls:
+        self._first_line: FirstLine | None = None
+        if not self.endpoint.asks:
             self._authorization = self._leave()
             return
         try:
@@ -97,7 +100,7 @@ class InFlight:
 
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
-        if self.endpoint.polls:
+        if not self.endpoint.asks:
             self._authorization = self._leave()
             return
         try:
@@ -180,12 +183,14 @@ class InFlight:
 
     # -- the end
 
-    def line(self, observation: Observation, request_id: str | None) -> Settling | None:
-        """One answer out of a results file; None when it is not billed."""
-        if not observation.billable:
+    def line(self, seen: Observation, request_id: str | None) -> Settling | None:
+        """One of many bills: a line of a results file, an object of a page, an event; None when it is not billed."""
+        if self._is_left_out(seen):
             return None
-        outcome = Outcome(observation=observation, request_id=request_id, last=False)
-        return Settling(self.meter, self._authorization, outcome)
+        subject = self.endpoint.subject
+        if subject is not None and seen.bill_id is not None:
+            seen = replace(seen, bill_id=f"{subject}/{seen.bill_id}")
+        return self._polled(seen, Outcome(observation=seen, request_id=request_id, last=False))
 
     def finished(self, exchange: Exchange) -> list[Settling]:
         """An exchange has come to its end: what is to be written down now."""
@@ -201,21 +206,22 @@ class InFlight:
         for number, exchange in enumerate(exchanges, 1):
             seen = exchange.observation
             if self._is_left_out(seen):
-                if not self.endpoint.polls:
-                    remember(self.meter, seen.response_id, self._authorization)
+                self._put_down(seen)
                 continue
             if seen.deduplicate and not self.endpoint.polls and not self._background:
                 seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
             outcome = exchange.outcome(seen, last=not self._opened and number == len(exchanges))
-            started = recall(self.meter, seen.response_id) if self.endpoint.polls else None
-            found.append(Settling(self.meter, started or self._authorization, outcome))
+            if self.endpoint.polls:
+                found.append(self._polled(seen, outcome))
+            else:
+                found.append(Settling(self.meter, self._authorization, outcome))
         return found
 
     def _is_left_out(self, seen: Observation) -> bool:
         """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""
         if self.endpoint.polls:
             return not (seen.billable and seen.deduplicate)
-        return "not_final" in seen.flags
+        return self.endpoint.starts or "not_final" in seen.flags
 
     def returned(self) -> list[Settling]:
         """The call returned a value: what is to be written down before the caller gets it."""
@@ -224,6 +230,36 @@ class InFlight:
         self._opened -= len(finished)
         if not finished and not self._opened:  # middleware answered by itself: nothing was billed
             self.meter.release(self._authorization)
+    def _put_down(self, seen: Observation) -> None:
+        """Remember what was started by this call, and is billed when it is read."""
+        if self.endpoint.starts:
+            started(self.meter, seen.response_id, self._authorization.call)
+            opened(self.meter, seen.response_id, seen.response_model)
+        elif not self.endpoint.polls:
+            remember(self.meter, seen.response_id, self._authorization)
+
+    def _polled(self, seen: Observation, outcome: Outcome) -> Settling:
+        """A reading of what may have been read before, on the account of who started it."""
+        identity = self.endpoint.subject or seen.response_id
+        mine = recall(self.meter, seen.response_id)
+        if mine is None:
+            call = on_account_of_starter(self.meter, identity, self._authorization.call)
+            mine = self._authorization if call is self._authorization.call else replace(self._authorization, call=call)
+        if seen.reading in {"total", "step"} and identity is not None:
+            return GrowingBill(self.meter, replace(mine, started_at=utcnow()), outcome, identity)
+        if seen.reading == "share" and self.endpoint.subject is not None:
+            return self._file_line(mine, seen, outcome)
+        if seen.bill_id is not None:
+            also_known_as(self.meter, seen.response_id, seen.bill_id)
+        return Settling(self.meter, mine, outcome)
+
+    def _file_line(self, mine: Authorization, seen: Observation, outcome: Outcome) -> Settling:
+        if self._first_line is not None:
+            return FileLine(self.meter, mine, outcome, self._first_line)
+        seen = replace(seen, bill_id=self.endpoint.subject)
+        self._first_line = FirstLine(self.meter, mine, replace(outcome, observation=seen))
+        return self._first_line
+
         return self._settlings(finished)
 
     def raised(self, error: BaseException) -> list[Settling]:
@@ -233,7 +269,7 @@ class InFlight:
                 exchange.failed(error)
             return self.returned()
         self._returned = True
-        if not self.attempts or self.endpoint.polls:  # nothing ever left
+        if not self.attempts or not self.endpoint.asks:  # nothing ever left, or it was free
             self.meter.release(self._authorization)
             return []
         response = getattr(error, "response", None)
@@ -273,7 +309,7 @@ def _endpoint(binding: Binding, options: Any) -> Endpoint | None:
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         complain("see what is called", error)
         return None
-    return endpoint if endpoint.polls or (method == "POST" and endpoint.billable) else None
+    return endpoint if endpoint.polls or endpoint.starts or (method == "POST" and endpoint.billable) else None
 
 
 def describe(

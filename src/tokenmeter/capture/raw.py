@@ -46,13 +46,14 @@ class RawReader:
         kind: What the body is known to be, whatever its content type says (`kind_of`).
     """
 
-    __slots__ = ("_decode", "_document", "_event", "_kind", "_line", "_listener")
+    __slots__ = ("_begun", "_decode", "_document", "_event", "_kind", "_line", "_listener")
 
     def __init__(self, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None = None) -> None:
         self._kind: Kind = kind or kind_of(headers.get("content-type", ""))
         self._decode = _decoder(headers.get("content-encoding", "")) if self._kind != "binary" else None
         self._listener = listener
-        self._line = b""
+        self._line = bytearray()
+        self._begun = False
         self._event: list[bytes] = []
         self._document: bytearray | None = bytearray()
 
@@ -60,7 +61,7 @@ class RawReader:
         """Take one piece, in order.
 
         Raises:
-            ValueError, zlib.error: the body is not what its headers say.
+            zlib.error: the body is not what its headers say.
         """
         if self._decode is None:
             return
@@ -68,19 +69,24 @@ class RawReader:
         if self._kind in {"json", "text"}:
             self._keep(piece)
             return
-        *lines, self._line = (self._line + piece).replace(b"\r\n", b"\n").split(b"\n")
-        for line in lines:
-            self._take_line(line)
+        self._line += piece
+        if b"\n" in piece:
+            *lines, rest = self._line.replace(b"\r\n", b"\n").split(b"\n")
+            self._line = rest
+            for line in lines:
+                self._take_line(bytes(line))
+        elif len(self._line) > DOCUMENT_LIMIT:
+            self._let_through()
 
     def close(self) -> None:
         """The body is at its end."""
         if self._kind in {"events", "lines"}:
-            self._take_line(self._line)
+            self._take_line(bytes(self._line))
             self._take_line(b"")
         elif self._document:
             text = self._document.decode("utf-8", "replace")
             self._document = None
-            self._listener.saw_body(json.loads(text) if self._kind == "json" else text)
+            self._listener.saw_body(_decoded(text, text) if self._kind == "json" else text)
 
     def _keep(self, piece: bytes) -> None:
         if self._document is not None:
@@ -88,17 +94,40 @@ class RawReader:
             if len(self._document) > DOCUMENT_LIMIT:
                 self._document = None
 
+    def _let_through(self) -> None:
+        """The rest of the body is none of our business."""
+        self._decode = None
+        self._line.clear()
+
+    def _take_result(self, line: bytes) -> None:
+        result = _decoded(line, None)
+        if not self._begun and not (isinstance(result, dict) and "custom_id" in result):
+            self._let_through()  # some other file
+        self._begun = True
+        if self._decode is not None:
+            self._listener.saw_line(result)
+
     def _take_line(self, line: bytes) -> None:
+        if self._decode is None:
+            return
         if self._kind == "lines":
             if line.strip():
-                self._listener.saw_line(json.loads(line))
+                self._take_result(line)
         elif line.startswith(b"data:"):
             self._event.append(line[5:].strip())
         elif not line and self._event:
             data = b"\n".join(self._event)
             self._event = []
-            if not data.startswith(b"[DONE]"):
-                self._listener.saw_event(json.loads(data))
+            if (event := _decoded(data, None)) is not None:  # [DONE], or nothing that anybody could read
+                self._listener.saw_event(event)
+
+
+def _decoded(written: bytes | str, otherwise: Any) -> Any:
+    """`written` as JSON; `otherwise` where it is none."""
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError):
+        return otherwise
 
 
 def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None) -> None:

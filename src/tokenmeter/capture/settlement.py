@@ -10,7 +10,8 @@ import atexit
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 import anyio
@@ -43,6 +44,15 @@ class Settling:
         self.authorization = authorization
         self.outcome = outcome
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether the ledger has to be read first, for which an event loop must not wait."""
+        return False
+
+    def record(self, *, wait: bool) -> None:
+        """Hand the outcome to the meter."""
+        self.meter.settle(self.authorization, self.outcome, wait=wait)
+
     def write(self, *, wait: bool) -> None:
         """Settle.
 
@@ -50,7 +60,7 @@ class Settling:
             StoreBusyError: ``wait=False`` and the store is busy; nothing was written.
         """
         try:
-            self.meter.settle(self.authorization, self.outcome, wait=wait)
+            self.record(wait=wait)
         except StoreBusyError:
             if not wait:
                 raise
@@ -80,16 +90,26 @@ async def settle_async(settling: Settling) -> None:
 
     A cancelled task does not lose the outcome: the thread that waits for the lock goes on.
     """
-    if _write(settling, wait=False):
-        _catch_up(wait=False)
+    if settling.looks_up or not _write(settling, wait=False):
+        await _in_thread(settle, settling)
         return
+    _catch_up(wait=False)
+    if any(waiting.looks_up for waiting in tuple(_put_by)):
+        await _in_thread(_catch_up_waiting)
+
+
+async def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
     with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(settle, settling, limiter=anyio.CapacityLimiter(1))
+        await anyio.to_thread.run_sync(work, *arguments, limiter=anyio.CapacityLimiter(1))
+
+
+def _catch_up_waiting() -> None:
+    _catch_up(wait=True)
 
 
 def settle_from_anywhere(settling: Settling) -> None:
     """Write one outcome from a finaliser or another place that must not wait. Never raises, never blocks."""
-    if _this_thread.inside or not _write(settling, wait=False):
+    if _this_thread.inside or settling.looks_up or not _write(settling, wait=False):
         _set_exit_hook()
         _put_by.append(settling)
 
@@ -112,7 +132,7 @@ def _catch_up(*, wait: bool) -> None:
             settling = _put_by.popleft()
         except IndexError:  # another thread took the last one
             return
-        if not _write(settling, wait=wait):
+        if (settling.looks_up and not wait) or not _write(settling, wait=wait):
             _put_by.appendleft(settling)
             return
 

@@ -6,6 +6,7 @@ Source of all shapes: ``anthropic.types`` and ``anthropic.types.beta``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
@@ -70,7 +71,7 @@ def _reader(body: JSON, context: Context) -> _Reader:
     if isinstance(kind, str) and kind in sessions.BY_TYPE:
         return sessions.BY_TYPE[kind]
     if context.endpoint.startswith("beta.sessions"):
-        return sessions.session
+        return sessions.other_event if ".events" in context.endpoint else sessions.session
     if context.endpoint.startswith("beta.dreams"):
         return sessions.dream
     return message
@@ -86,7 +87,8 @@ def batch_line(body: JSON, context: Context) -> Observation:
     result = section(body, "result")
     if result.get("type") != "succeeded":
         return Observation(response_id=text(body, "custom_id"), billable=False)
-    return message(section(result, "message"), in_batch(context))
+    seen = read_anthropic(section(result, "message"), in_batch(context))
+    return replace(seen, deduplicate=True, bill_id=text(body, "custom_id"))
 
 
 def message(body: JSON, context: Context) -> Observation:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.usage import Observation
 
-__all__ = ["Dialect", "Endpoint", "StreamReader"]
+__all__ = ["Dialect", "Endpoint", "Form", "StreamReader"]
+
+Form = Literal["one", "lines", "items"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +28,27 @@ class Endpoint:
         billable: False for endpoints that are free (``count_tokens``, ``models``): they make no entry.
         polls: True for a GET whose body may repeat a bill (background responses, batch results): recorded once by
             response id. Other GETs make no entry.
+        starts: True for a free call that starts work which is billed when it is read (batches, agent sessions): who
+            made it is remembered.
+        form: Whether an answer holds ``one`` bill, or many: the ``lines`` of a results file, or the ``items`` of a
+            page or of a stream of events.
         known: False when no reader is known for it; a usage object found in its body is still recorded, flagged.
+        subject: The id in the URL: of the batch, file or session that is asked about; None when it names none.
     """
 
     path: str
     operation: str
     billable: bool = True
     polls: bool = False
+    starts: bool = False
+    form: Form = "one"
     known: bool = True
+    subject: str | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether a call makes a new bill, so that a budget is to be asked first."""
+        return self.billable and not self.polls
 
 
 class StreamReader(Protocol):

@@ -49,7 +49,8 @@ def batch(body: JSON, context: Context) -> Observation:
         return unknown(body, None, model=context.request.model, deduplicate=True)
     reading = replace(inclusive(wire), prompt_tokens=None)
     group = in_batch(context).consumption(reading, model=text(body, "model"), wire=wire)
-    return observation(reading, group, body, wire, deduplicate=True)
+    # Its output file states the same bill line by line: whichever is read first is recorded under the file's id.
+    return replace(observation(reading, group, body, wire, deduplicate=True), bill_id=text(body, "output_file_id"))
 
 
 def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Observation]) -> Observation:
@@ -63,7 +64,14 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
     groups = tuple(
         replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions
     )
-    return replace(inner, consumptions=groups, response_id=inner.response_id or text(body, "id"), deduplicate=True)
+    return replace(
+        inner,
+        consumptions=groups,
+        response_id=inner.response_id or text(body, "id"),
+        deduplicate=True,
+        bill_id=text(body, "custom_id"),
+        reading="share",
+    )
 
 
 def fine_tuning(body: JSON, context: Context) -> Observation:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from tokenmeter.dialects.base import Endpoint
+from tokenmeter.dialects.base import Endpoint, Form
 
 __all__ = ["anthropic_endpoint", "openai_endpoint"]
 
@@ -20,10 +20,11 @@ class _Route:
 
 
 def _routes(table: str, *, billable: bool, polls: bool = False) -> Iterable[_Route]:
-    """Rows of ``METHOD /path sdk.method.path operation``."""
+    """Rows of ``METHOD /path sdk.method.path operation``, with ``starts``, or an answer's form, behind."""
     for row in table.strip().splitlines():
-        method, path, name, operation = row.split()
-        endpoint = Endpoint(name, operation, billable=billable, polls=polls)
+        method, path, name, operation, *marks = row.split()
+        form: Form = "lines" if "lines" in marks else "items" if "items" in marks else "one"
+        endpoint = Endpoint(name, operation, billable=billable, polls=polls, starts="starts" in marks, form=form)
         yield _Route(frozenset(method.split("|")), tuple(path.strip("/").split("/")), endpoint)
 
 
@@ -58,7 +59,9 @@ GET  /live/*                                             live                   
 _OPENAI_POLLED = """
 GET  /responses/*                                        responses.retrieve            chat
 POST /responses/*/cancel                                 responses.cancel              chat
+GET  /batches                                            batches.list                  batch items
 GET  /batches/*                                          batches.retrieve              batch
+GET  /files/*/content                                    files.content                 batch lines
 POST /batches/*/cancel                                   batches.cancel                batch
 GET  /fine_tuning/jobs/*                                 fine_tuning.jobs.retrieve     fine_tuning
 GET  /videos/*                                           videos.retrieve               video_generation
@@ -71,10 +74,10 @@ GET  /agents/sessions/*/subagents/*/turns/*              beta.agents.sessions.su
 _OPENAI_FREE = """
 POST /responses/input_tokens                             responses.input_tokens        count_tokens
 POST /moderations                                        moderations                   moderation
-POST /batches                                            batches                       batch
-POST /fine_tuning/jobs                                   fine_tuning.jobs              fine_tuning
+POST /batches                                            batches                       batch starts
+POST /fine_tuning/jobs                                   fine_tuning.jobs              fine_tuning starts
 POST /fine_tuning/alpha/graders/validate                 fine_tuning.alpha.graders.validate evaluation
-POST /evals/*/runs                                       evals.runs                    evaluation
+POST /evals/*/runs                                       evals.runs                    evaluation starts
 POST /agents/sessions                                    beta.agents.sessions          invoke_agent
 POST /agents/sessions/*/events                           beta.agents.sessions.events   invoke_agent
 GET  /agents/sessions/*                                  beta.agents.sessions.retrieve invoke_agent
@@ -125,19 +128,26 @@ POST /messages                                           messages               
 POST /complete                                           completions                   text_completion
 """
 _ANTHROPIC_POLLED = """
-GET  /messages/batches/*/results                         messages.batches.results      chat
+GET  /messages/batches/*/results                         messages.batches.results      chat lines
+GET  /sessions                                           beta.sessions.list            invoke_agent items
 GET  /sessions/*                                         beta.sessions.retrieve        invoke_agent
+POST /sessions/*                                         beta.sessions.update          invoke_agent
 POST /sessions/*/archive                                 beta.sessions.archive         invoke_agent
+GET  /sessions/*/events                                  beta.sessions.events.list     invoke_agent items
+GET  /sessions/*/events/stream                           beta.sessions.events.stream   invoke_agent items
+GET  /dreams                                             beta.dreams.list              invoke_agent items
 GET  /dreams/*                                           beta.dreams.retrieve          invoke_agent
+POST /dreams/*/archive                                   beta.dreams.archive           invoke_agent
+POST /dreams/*/cancel                                    beta.dreams.cancel            invoke_agent
 """
 _ANTHROPIC_FREE = """
 POST /messages/count_tokens                              messages.count_tokens         count_tokens
-POST /messages/batches                                   messages.batches              batch
+POST /messages/batches                                   messages.batches              batch starts
 GET  /messages/batches/*                                 messages.batches.retrieve     batch
 POST /messages/batches/*/cancel                          messages.batches.cancel       batch
-POST /sessions                                           beta.sessions                 invoke_agent
+POST /sessions                                           beta.sessions                 invoke_agent starts
 POST /sessions/*/events                                  beta.sessions.events          invoke_agent
-POST /dreams                                             beta.dreams                   invoke_agent
+POST /dreams                                             beta.dreams                   invoke_agent starts
 """
 _ANTHROPIC_ROOTS = frozenset(
     {
@@ -217,7 +227,7 @@ def _match(method: str, bare: str, routes: tuple[_Route, ...], roots: frozenset[
             # Behind the first resource's name only a billed call counts: a base path may hold such a name as well.
             at_start = index == start or route.endpoint.billable
             if at_start and method in route.methods and _fits(route.segments, segments[index:]):
-                return route.endpoint
+                return _about(route, segments[index:])
     maybe = method == "POST" and tail[0] in paid
     return Endpoint("/" + "/".join(tail), "other", billable=maybe, known=not maybe)
 
@@ -228,11 +238,12 @@ def _fits(pattern: tuple[str, ...], segments: list[str]) -> bool:
     )
 
 
+def _about(route: _Route, segments: list[str]) -> Endpoint:
+    """The route's endpoint with the id that stands in the URL."""
+    if "*" not in route.segments:
+        return route.endpoint
+    return replace(route.endpoint, subject=segments[route.segments.index("*")])
+
+
 def _as_beta(endpoint: Endpoint) -> Endpoint:
-    return Endpoint(
-        f"beta.{endpoint.path}",
-        endpoint.operation,
-        billable=endpoint.billable,
-        polls=endpoint.polls,
-        known=endpoint.known,
-    )
+    return replace(endpoint, path=f"beta.{endpoint.path}")

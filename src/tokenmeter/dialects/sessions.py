@@ -1,4 +1,4 @@
-"""Anthropic's managed agents and dreams: cumulative totals, of which the last stands.
+"""Anthropic's managed agents and dreams. A session states its running total, a dream the total when it has ended.
 
 Source: ``anthropic.types.beta`` BetaManagedAgentsSession, BetaManagedAgentsSessionUsage, BetaDream.
 """
@@ -7,37 +7,60 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from tokenmeter.dialects.context import Context, observation, pending, unknown
 from tokenmeter.dialects.shapes import Reading, exclusive
 from tokenmeter.dialects.wire import JSON, amount, count, section, text
 from tokenmeter.usage import Observation, Usage
 
-__all__ = ["BY_TYPE", "dream", "session"]
+__all__ = ["BY_TYPE", "dream", "other_event", "session"]
 
 
 def session(body: JSON, context: Context) -> Observation:
-    """A session, a thread of one, its usage event, or the usage object itself.
+    """A session, a thread of one, its usage event, or the usage object itself: a running total.
 
-    Tokens over many prompts, running time and searches; ``list_cost``, where it is tracked, is the bill. A live session
-    is recorded when it is terminated, since its total grows until then.
+    Tokens over many prompts, running time and searches; ``list_cost``, where it is tracked, is the bill.
     """
     wire = section(body, "usage") if "usage" in body else body
-    if context.final_only and text(body, "status") not in {None, "terminated"}:
-        return pending(body)
+    config = section(section(body, "agent"), "model")
+    model = text(config, "id") or text(section(body, "agent"), "model")
+    if context.final_only and not _used(body, wire):
+        return replace(pending(body), response_model=model)
     if not wire:
         return unknown(body, body.get("usage"), model=context.request.model, deduplicate=True)
-    config = section(section(body, "agent"), "model")
     reading = replace(exclusive(wire), prompt_tokens=None)
     if active := amount(wire, "active_seconds"):
         reading = replace(reading, usage=reading.usage + Usage({"runtime_seconds": active}))
-    model = text(config, "id") or text(section(body, "agent"), "model")
     group = context.consumption(reading, model=model, wire=wire, role="session")
     if (speed := text(config, "speed")) and speed != "standard":
         group = replace(group, speed=speed)
     if section(wire, "list_cost") and group.supplied_cost is None:
         reading = replace(reading, flags=reading.flags | {"foreign_currency"})
-    return replace(observation(reading, group, body, wire, deduplicate=True), response_model=model)
+    seen = observation(reading, group, body, wire, deduplicate=True)
+    return replace(seen, response_model=model, reading="total", at=_instant(body))
+
+
+def _used(body: JSON, wire: JSON) -> bool:
+    """Whether there is anything to record as yet: a new session's usage is empty."""
+    if wire:
+        return any(value is not None for value in wire.values())
+    return text(body, "status") == "terminated" and bool(amount(section(body, "stats"), "active_seconds"))
+
+
+def _instant(body: JSON) -> datetime | None:
+    """When an event was processed, aware UTC; None for what is no event."""
+    written = text(body, "processed_at")
+    try:
+        found = None if written is None else datetime.fromisoformat(written)
+    except ValueError:
+        return None
+    return None if found is None or found.tzinfo is None else found.astimezone(UTC)
+
+
+def other_event(body: JSON, _context: Context) -> Observation:
+    """An event of a session that says nothing of its usage."""
+    return Observation(response_id=text(body, "id"), billable=False)
 
 
 def dream(body: JSON, context: Context) -> Observation:
@@ -63,7 +86,7 @@ def span(body: JSON, context: Context) -> Observation:
     group = context.consumption(reading, model=None)
     speed = text(wire, "speed")
     group = replace(group, speed=speed if speed != "standard" else None)
-    return observation(reading, group, body, wire, deduplicate=True)
+    return replace(observation(reading, group, body, wire, deduplicate=True), reading="step", at=_instant(body))
 
 
 def _unsplit(reading: Reading, wire: JSON) -> Reading:

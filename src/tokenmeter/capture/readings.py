@@ -1,0 +1,228 @@
+"""Bills that are read more than once, in parts or as they grow. Each is recorded once, over all processes.
+
+A running total (an agent session, a Live session) is recorded by what it has grown. Its entries are numbered, and the
+number is part of the key that a ledger takes once only: of two processes that read the same growth one is refused,
+looks into the ledger, and records what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.background import Recent
+from tokenmeter.capture.settlement import Settling
+from tokenmeter.errors import StoreBusyError
+from tokenmeter.ledger import Entry
+from tokenmeter.stores.base import EntryFilter
+from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
+
+if TYPE_CHECKING:
+    from tokenmeter.meter import Authorization, Meter
+
+__all__ = ["FileLine", "FirstLine", "GrowingBill", "opened"]
+
+_ZERO = Decimal(0)
+#: Readings by other processes that may come between, before a growth is left to the next reading.
+_TRIES = 4
+
+
+# -- running totals
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is recorded of one running total.
+
+    Attributes:
+        entries: How many entries that took.
+        usage: Their quantities.
+        list_cost: Their cost at list prices, US dollars; what is unpriced counts nothing.
+        steps: Ids of the steps among them.
+        until: When the last total was taken: steps before it are inside it.
+        model: The model of the session, as far as anybody said.
+    """
+
+    entries: int = 0
+    usage: Usage = field(default_factory=Usage)
+    list_cost: Decimal = _ZERO
+    steps: set[str] = field(default_factory=set[str])
+    until: datetime | None = None
+    model: str | None = None
+
+    def add(self, entry: Entry, *, step: bool, at: datetime) -> None:
+        """Take in what was recorded."""
+        self.entries += 1
+        self.usage += entry.usage
+        self.list_cost += entry.list_cost or _ZERO
+        self.model = entry.response_model or self.model
+        if step:
+            self.steps.add(entry.response_id or "")
+        else:
+            self.until = at if self.until is None else max(at, self.until)
+
+    def rest_of(self, seen: Observation) -> Observation | None:
+        """What of `seen` is not recorded yet; None for nothing."""
+        model = seen.response_model or self.model
+        groups = tuple(replace(group, model=group.model or model) for group in seen.consumptions)
+        named = replace(seen, response_model=model, consumptions=groups)
+        if seen.reading == "step":
+            within = self.until is not None and seen.at is not None and seen.at <= self.until
+            return None if within or seen.response_id in self.steps else named
+        usage, fell = _growth(seen.usage, self.usage)
+        group = named.consumptions[0]
+        cost = group.supplied_cost
+        grown = None if cost is None else cost.amount - self.list_cost
+        if not usage and (grown is None or grown <= 0):
+            return None
+        if cost is not None and grown is not None:
+            cost = SuppliedCost(max(grown, _ZERO), cost.source)
+        flags = named.flags | {"total_fell"} if fell else named.flags
+        return replace(named, consumptions=(_grown(group, usage, cost),), flags=flags)
+
+
+def _growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
+    """By how much `total` is above what is recorded, and whether it is below it anywhere."""
+    rest = {meter: quantity - recorded[meter] for meter, quantity in total.quantities.items()}
+    reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
+    grown = {meter: quantity for meter, quantity in rest.items() if quantity > 0}
+    return Usage(grown, reasoning), any(quantity < 0 for quantity in rest.values())
+
+
+def _grown(group: Consumption, usage: Usage, cost: SuppliedCost | None) -> Consumption:
+    return replace(group, usage=usage, supplied_cost=cost)
+
+
+_accounts: Recent[_Account] = Recent()
+
+
+def opened(meter: Meter, identity: str | None, model: str | None) -> None:
+    """This process began the session: nothing of it is recorded yet, and nobody need look."""
+    if identity is not None:
+        _accounts.put(meter, identity, _Account(model=model))
+
+
+class GrowingBill(Settling):
+    """A reading of a running total, or one step of it.
+
+    Args:
+        meter: Where to record.
+        authorization: Leave for the call that read it.
+        outcome: What was read.
+        identity: Provider's id of the session.
+    """
+
+    __slots__ = ("_identity",)
+
+    def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome, identity: str) -> None:
+        super().__init__(meter, authorization, outcome)
+        self._identity = identity
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the ledger has to be read first."""
+        return _accounts.get(self.meter, self._identity) is None
+
+    def record(self, *, wait: bool) -> None:
+        """Record what is new."""
+        seen = self.outcome.observation
+        if seen is None or not seen.consumptions:
+            return
+        account = _accounts.get(self.meter, self._identity)
+        for _ in range(_TRIES):
+            if account is None:
+                account = self._looked_up()
+            rest = account.rest_of(seen)
+            if rest is None:
+                return
+            rest = replace(rest, bill_id=f"{self._identity}#{account.entries + 1}", deduplicate=True)
+            if rest.reading == "total":
+                rest = replace(rest, response_id=self._identity)
+            entry = self.meter.settle(self.authorization, replace(self.outcome, observation=rest), wait=wait)
+            if entry is not None:
+                account.add(entry, step=rest.reading == "step", at=rest.at or entry.occurred_at)
+                return
+            known, account = account.entries, self._looked_up()
+            if account.entries == known:  # it was not refused: it failed, and that is logged
+                return
+
+    def _looked_up(self) -> _Account:
+        call = self.authorization.call
+        kept = _accounts.get(self.meter, self._identity)
+        account = _Account(model=None if kept is None else kept.model)
+        prefix = f"{call.provider}:{self._identity}#"
+        for entry in _entries_of(self.meter, call, operation=call.operation):
+            if entry.dedup_key is not None and entry.dedup_key.startswith(prefix):
+                account.add(entry, step=entry.response_id != self._identity, at=entry.occurred_at)
+        _accounts.put(self.meter, self._identity, account)
+        return account
+
+
+def _entries_of(meter: Meter, call: Call, *, operation: str) -> list[Entry]:
+    where: dict[str, frozenset[str | None]] = {
+        "provider": frozenset({call.provider}),
+        "operation": frozenset({operation}),
+    }
+    return list(meter.store.entries(EntryFilter(where=where)))
+
+
+# -- results files, whose sum may be stated elsewhere as well
+
+
+class FirstLine(Settling):
+    """The first billed line of a results file, recorded under the file's id, as the batch's own total is.
+
+    Attributes:
+        written: Whether the ledger has been asked.
+        billed_whole: Whether the total was recorded before, so that no line is.
+    """
+
+    __slots__ = ("billed_whole", "written")
+
+    def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome) -> None:
+        super().__init__(meter, authorization, outcome)
+        self.written = self.billed_whole = False
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the ledger has to be read: if the file's id is taken, by what."""
+        return True
+
+    def record(self, *, wait: bool) -> None:
+        """Record it, and learn whether the lines behind it are to be recorded."""
+        entry = self.meter.settle(self.authorization, self.outcome, wait=wait)
+        self.written = True
+        seen = self.outcome.observation
+        if entry is not None or seen is None:
+            return
+        call = self.authorization.call
+        key = f"{call.provider}:{seen.bill_id}"
+        recorded = (entry for entry in _entries_of(self.meter, call, operation=call.operation))
+        self.billed_whole = any(entry.dedup_key == key and entry.endpoint != call.endpoint for entry in recorded)
+
+
+class FileLine(Settling):
+    """Any further line of a results file.
+
+    Args:
+        meter: Where to record.
+        authorization: Leave for the call that read it.
+        outcome: What it says.
+        first: The file's first billed line.
+    """
+
+    __slots__ = ("_first",)
+
+    def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome, first: FirstLine) -> None:
+        super().__init__(meter, authorization, outcome)
+        self._first = first
+
+    def record(self, *, wait: bool) -> None:
+        """Record it, unless the batch was recorded as a whole."""
+        if not wait and not self._first.written:
+            raise StoreBusyError("the first line is still to be written")
+        if not self._first.billed_whole:
+            super().record(wait=wait)
