@@ -16,7 +16,10 @@ import pytest
 
 import tokenmeter
 from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.billing import close_period, draft_invoice, find_invoice
 from tokenmeter.ledger import Entry
+from tokenmeter.periods import parse_period
+from tokenmeter.reconciliation import reconcile
 from tokenmeter.usage import Consumption, Observation, Usage
 
 pytest.importorskip("starlette", reason="the dashboard needs the extra 'dashboard'")
@@ -91,6 +94,33 @@ def busy(meter, record):
     )
     record(at=now - timedelta(hours=6), who={"member": "eve"}, fields={"status": "error", "error_type": "APIError"})
     return meter
+
+
+@pytest.fixture
+def filed(busy, record, tmp_path):
+    """`busy` with last month closed and invoiced, something late, a credit note, and two reconciliations."""
+    month = parse_period("last-month")
+    at = month.start + timedelta(days=9, hours=8)
+    for team in ("search", HOSTILE):
+        record(at=at, who={"member": "ada", "team": team}, input=1_000_000, cache_read=400_000, output=300_000)
+        record(at=at, model="unheard-of-1", who={"member": HOSTILE, "team": team}, input=50, output=5)
+    close_period(busy.store, month, by=HOSTILE)
+    profile = {
+        "seller": {"name": "Platform GmbH", "address": ["Hauptstr. 1"]},
+        "taxes": [{"name": "VAT", "rate": 0.19}],
+    }
+    for team in ("search", HOSTILE):
+        draft_invoice(busy.store, team=team, period=month, profile=profile, by="member").issue()
+    find_invoice(busy.store, "INV-00002").credit([(1, "0.10")], HOSTILE)
+    find_invoice(busy.store, "INV-00001").mark_paid(note="wire 7")
+    record(at=at, who={"member": "ada", "team": "search"}, input=100_000)
+    statement = tmp_path / "statement.csv"
+    columns = {"day": "day", "model": "model", "input": "input", "cost": "cost"}
+    for rows in (f"{at.date()},gpt-5-mini,9,2.5\n{at.date()},{HOSTILE.replace(chr(34), '')},7,1\n", ""):
+        statement.write_text(f"day,model,input,cost\n{rows}")
+        period = month if rows else parse_period("2020-01")
+        reconcile(busy, provider="openai", period=period, source=statement, columns=columns).file()
+    return busy
 
 
 class Served:

@@ -13,6 +13,7 @@ from decimal import Decimal
 import pytest
 
 import tokenmeter
+from tokenmeter.reconciliation import reconciliations
 from tokenmeter.testing import FakeProvider
 
 TOKEN = "a-long-enough-token-for-a-test"
@@ -150,15 +151,21 @@ def test_hostile_names_are_text_on_every_page(served, busy, browse, hostile):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_pages_fit_and_can_be_read(served, busy, browse, scheme, width):
-    entry = next(busy.store.entries(newest_first=True))
+def test_pages_fit_can_be_read_and_are_told_to_screen_readers(filed, serve, browse, scheme, width):
+    served = serve(filed)
+    entry = next(filed.store.entries(newest_first=True))
+    first, _ = reconciliations(filed.store)
     page = browse(f"{served.url}/", width=width, scheme=scheme)
     drawn(page)
-    for path in ("/", "/breakdown?by=model", "/entries", f"/entries/{entry.entry_id}", "/budgets", "/health"):
+    for path in (
+        *("/", "/breakdown?by=model", "/entries", f"/entries/{entry.entry_id}", "/budgets", "/health"),
+        *("/invoices", "/invoices/INV-00002", "/credit-notes", "/credit-notes/CN-00001", "/periods", "/periods/1"),
+        *("/reconciliations", f"/reconciliations/{first.document.document_id}"),
+    ):
         page.goto(served.url + path)
         assert wide(page) <= 0, f"{path} is wider than {width} px"
-        low = page.evaluate(CONTRAST)
-        assert low == [], f"{path}: too little contrast"
+        assert page.evaluate(CONTRAST) == [], f"{path}: too little contrast"
+        assert page.evaluate(UNTOLD) == [], f"{path}: not told to screen readers"
 
 
 #: Texts whose contrast with the ground behind them is below WCAG AA.
@@ -182,6 +189,31 @@ CONTRAST = r"""() => {
     if (ratio < 4.5) low.push([one.tagName, one.textContent.slice(0, 30), ratio]);
   }
   return low;
+}"""
+
+
+#: What a screen reader could not tell, or would tell wrongly.
+UNTOLD = r"""() => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const found = (what, elements) => elements.map((one) => `${what}: ${one.outerHTML.slice(0, 90)}`);
+  const named = (one) => one.getAttribute("aria-label") || document.getElementById(one.getAttribute("aria-labelledby"));
+  const ids = all("[id]").map((one) => one.id);
+  const regions = all("[role=region], section").map(named).map((one) => one?.textContent || one).filter(Boolean);
+  const levels = all("h1, h2, h3").map((one) => Number(one.tagName[1]));
+  return [
+    ...(document.documentElement.lang && document.title ? [] : ["no language or title"]),
+    ...(all("main").length === 1 && all("h1").length === 1 ? [] : ["not one main, one h1"]),
+    ...levels.filter((level, at) => at && level > levels[at - 1] + 1).map((level) => `h${level} skips a level`),
+    ...regions.filter((name, at) => regions.indexOf(name) !== at).map((name) => `two regions ${name}`),
+    ...ids.filter((id, at) => ids.indexOf(id) !== at).map((id) => `id ${id} twice`),
+    ...found("no name", all("nav, form, [role=region], [role=img], [role=group]").filter((one) => !named(one))),
+    ...found("empty", all("a, button, th[scope=row], h1, h2").filter((one) => !one.textContent.trim() && !named(one))),
+    ...found("no label", all("input:not([type=hidden]), select").filter((one) => !one.labels.length && !named(one))),
+    ...found("no scope", all("th").filter((one) => !one.scope)),
+    ...found("hidden focus", all("[aria-hidden=true] :is(a, button, input)")),
+    ...found("no keyboard", all(".scroll, pre").filter((one) => one.tabIndex !== 0)),
+    ...found("not a list", all("li").filter((one) => !one.closest("ul, ol"))),
+  ];
 }"""
 
 

@@ -22,7 +22,9 @@ from tokenmeter.dashboard.live import Pulse
 from tokenmeter.errors import ConfigurationError
 
 TOKEN = "a-long-enough-token-for-a-test"
-PATHS = ("/", "/breakdown?by=member", "/entries", "/budgets", "/health", "/export/report.csv", "/export/focus.zip")
+BOOKS = ("/invoices", "/credit-notes", "/periods", "/reconciliations")
+PAGES = ("/", "/breakdown?by=member", "/entries", "/budgets", "/health", *BOOKS)
+PATHS = (*PAGES, "/export/report.csv", "/export/focus.zip")
 
 
 class Elements(HTMLParser):
@@ -149,7 +151,7 @@ def test_mistakes_in_the_url_are_explained(served):
 def test_keys_and_secrets_are_not_on_any_page(served, busy):
     entry = next(busy.store.entries())
     secret = busy.store.secret().hex()
-    for path in (*PATHS[:5], f"/entries/{entry.entry_id}"):
+    for path in (*PAGES, f"/entries/{entry.entry_id}"):
         body = served.get(path)[2]
         assert "f" * 32 not in body
         assert secret not in body
@@ -169,10 +171,10 @@ def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):
     assert set(seen) == set(known)
 
 
-def test_it_works_under_a_path_of_another_application(busy, run_server):
+def test_it_works_under_a_path_of_another_application(filed, run_server):
     import uvicorn
 
-    application = Starlette(routes=[Mount("/inside/usage", dashboard.app(busy, token=TOKEN))])
+    application = Starlette(routes=[Mount("/inside/usage", dashboard.app(filed, token=TOKEN))])
     served = run_server(
         uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", ws="none", lifespan="off"))
     )
@@ -191,10 +193,11 @@ def test_it_works_under_a_path_of_another_application(busy, run_server):
         "export/report.csv",
     ):
         assert served.get(f"/inside/usage/{path}", **let_in)[0] == 200, path
-    body = served.get("/inside/usage/", **let_in)[2]
-    links = re.findall(r'(?:href|src|action|data-events)="([^"#][^"]*)"', body)
-    assert links
-    assert all(link.startswith("/inside/usage/") for link in links)
+    for path in ("/invoices", "/invoices/INV-00001", "/credit-notes/CN-00001", "/periods/1", "/reconciliations", "/"):
+        body = served.get(f"/inside/usage{path}", **let_in)[2]
+        links = re.findall(r'(?:href|src|action|data-events)="([^"#][^"]*)"', body)
+        assert links
+        assert all(link.startswith("/inside/usage/") for link in links)
     assert all(link.startswith("/inside/usage/") for link in json.loads(_chart(body))["links"])
     assert served.get("/inside/usage/?add=member&is=ada", **let_in)[1]["location"] == "/inside/usage/?member=ada"
 

@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tokenmeter.api import default_meter
+from tokenmeter.dashboard.books import Books
 from tokenmeter.dashboard.live import Pulse, pulse_of
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.rendering import base_of, page, plotly_script
@@ -52,7 +53,8 @@ def app(
     """
     zone(tz)
     chosen = meter or default_meter()
-    pages, pulse = Pages(chosen, tz=tz), Pulse(lambda: pulse_of(chosen.store))
+    pages, books = Pages(chosen, tz=tz), Books(chosen, tz=tz)
+    pulse = Pulse(lambda: pulse_of(chosen.store))
     door = Door(token) if token is not None else None
     script = plotly_script()
 
@@ -68,6 +70,17 @@ def app(
         Route("/entries", pages.entries),
         Route("/entries/{entry_id}", pages.entry),
         Route("/budgets", pages.budgets),
+        Route("/invoices", books.invoices),
+        Route("/invoices/{number:path}", books.invoice),
+        Route("/credit-notes", books.credit_notes),
+        Route("/credit-notes/{number:path}", books.credit_note),
+        Route("/printed/{form}/{number:path}", books.printed),
+        Route("/periods", books.periods),
+        Route("/periods/{key}.json", books.manifest),
+        Route("/periods/{key}", books.period),
+        Route("/reconciliations", books.reconciliations),
+        Route("/reconciliations/{key}.json", books.outcome),
+        Route("/reconciliations/{key}", books.reconciliation),
         Route("/health", pages.health),
         Route("/export/{what}", pages.export),
         Route("/events", events),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 
+from tokenmeter.billing.currency import money_text
 from tokenmeter.money import ONE
 from tokenmeter.periods import zone
 from tokenmeter.reports.layout import amount, compact, count, money_places, share, visible
@@ -15,9 +16,11 @@ __all__ = [
     "change",
     "compact",
     "count",
+    "decimals",
     "exact",
     "instant",
     "money",
+    "money_text",
     "name",
     "number",
     "places",
@@ -37,16 +40,29 @@ def money(dollars: Decimal | None, places: int | None = None) -> str:
 
 
 def places(amounts: Iterable[Decimal | None]) -> int:
-    """Decimals that one column needs, so that its figures line up."""
-    return money_places(one for one in amounts if one is not None)
+    """Decimals that one column needs, so that its figures line up; cents where there are thousands."""
+    known = [one for one in amounts if one is not None]
+    return 2 if any(abs(one) >= 1000 for one in known) else money_places(known)  # noqa: PLR2004 - thousands
 
 
-def exact(value: Decimal | int | None) -> str:
-    """A decimal without exponent and trailing zeros; ``unknown`` for None."""
+def exact(value: Decimal | int | None, decimals: int | None = None) -> str:
+    """A decimal in full, without exponent; ``unknown`` for None.
+
+    Args:
+        value: What to write.
+        decimals: How many, as `decimals` says for the column; None = as many as it takes.
+    """
     if value is None:
         return "unknown"
     text = f"{value:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    whole, _, fraction = text.partition(".")
+    fraction = fraction.rstrip("0") if decimals is None else fraction.rstrip("0").ljust(decimals, "0")
+    return f"{whole}.{fraction}" if fraction else whole
+
+
+def decimals(values: Iterable[Decimal | int | None]) -> int:
+    """Decimals that one column needs to be exact and line up."""
+    return max((len(exact(one).partition(".")[2]) for one in values if one is not None), default=0)
 
 
 def number(quantity: Quantity) -> str:
@@ -60,12 +76,14 @@ def unit_amount(value: Decimal, unit: str) -> str:
 
 
 def change(now: Decimal | int, before: Decimal | int) -> str:
-    """How `now` differs from `before`, in percent."""
-    if not before:
-        return "new" if now else "no change"
-    part = Decimal(now) / Decimal(before) - ONE
-    if not part:
+    """How `now` differs from `before`, in percent; in words where one of them is a credit."""
+    if now == before:
         return "no change"
+    if now < 0 or before < 0:
+        return "more" if now > before else "less"
+    if not before:
+        return "new"
+    part = Decimal(now) / Decimal(before) - ONE
     if part > 10:  # noqa: PLR2004 - beyond eleven times, percents say less than a factor
         return f"{part + ONE:,.0f}-fold"
     return f"{'+' if part > 0 else '-'}{share(abs(part))}"

@@ -15,7 +15,7 @@ from tokenmeter.dashboard.chart import chart_data
 from tokenmeter.dashboard.live import pulse_of
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import Overview, overview, rank
-from tokenmeter.dashboard.rendering import base_of, page
+from tokenmeter.dashboard.rendering import base_of, missing, page
 from tokenmeter.dashboard.standing import standings
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.ledger import Entry, utcnow
@@ -113,13 +113,7 @@ class Pages:
         entry_id = request.path_params["entry_id"]
         entry = self._store.entry(entry_id)
         if entry is None:
-            return page(
-                request,
-                "error.html",
-                status=404,
-                title="No such entry",
-                message=f"There is no entry {entry_id[:64]!r} in this ledger.",
-            )
+            return missing(request, "No such entry", f"There is no entry {entry_id[:64]!r} in this ledger.")
         view = self._view(request)
         return page(request, "entry.html", title="Entry", view=view, entry=entry)
 
@@ -155,8 +149,7 @@ class Pages:
         """A download."""
         what = request.path_params["what"]
         if what not in exports.EXPORTS:
-            known = ", ".join(exports.EXPORTS)
-            return page(request, "error.html", status=404, title="No such export", message=f"Exports are {known}.")
+            return missing(request, "No such export", f"Exports are {', '.join(exports.EXPORTS)}.")
         view = self._view(request, but=("by",))
         return exports.export(self._store, view, what, by=request.query_params.get("by", ""))
 

@@ -18,13 +18,16 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS
 from tokenmeter.stores.base import DIMENSIONS
 
-__all__ = ["base_of", "page", "plotly_script"]
+__all__ = ["base_of", "missing", "page", "plotly_script"]
 
 #: Path and name of every page in the navigation, and whether it takes the view's period and filters along.
 _NAVIGATION = (
     ("/", "Overview", True),
     ("/entries", "Entries", True),
     ("/budgets", "Budgets", False),
+    ("/invoices", "Invoices", False),
+    ("/periods", "Periods", False),
+    ("/reconciliations", "Reconciliation", False),
     ("/health", "Health", False),
 )
 #: Zones offered by name; the field takes every IANA name.
@@ -97,3 +100,8 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
     path = request.scope["path"].removeprefix(base)
     text = _environment().get_template(template).render(base=base, path=path, title=title, **known)
     return HTMLResponse(text, status_code=status)
+
+
+def missing(request: Request, title: str, message: str) -> HTMLResponse:
+    """The page that says that there is no such thing."""
+    return page(request, "error.html", status=404, title=title, message=message)

@@ -14,7 +14,7 @@
   }
 
   function traces() {
-    const unit = shows === "spend" ? "$%{y:,.6~f}" : "%{y:,} tokens";
+    const unit = shows === "spend" ? "%{y:$,.6~f}" : "%{y:,} tokens";
     return data[shows].map((series, index) => ({
       type: "bar",
       name: plain(series.name),
@@ -33,6 +33,7 @@
   function draw() {
     const ink = colour("--ink");
     const line = colour("--line");
+    const label = 30 + 7 * Math.max(...data.labels.map((text) => text.length), 1); // pixels, roughly
     const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, fixedrange: true, automargin: true };
     Plotly.react(
       place,
@@ -44,8 +45,8 @@
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: 12 },
-        xaxis: { ...axis, type: "category", nticks: Math.max(3, Math.floor(place.clientWidth / 90)), tickangle: 0 },
-        yaxis: { ...axis, tickprefix: shows === "spend" ? "$" : "", rangemode: "tozero", nticks: 6 },
+        xaxis: { ...axis, type: "category", nticks: Math.max(2, Math.floor(place.clientWidth / label)), tickangle: 0 },
+        yaxis: { ...axis, tickformat: shows === "spend" ? "$,.6~f" : "", rangemode: "tozero", nticks: 6 },
         showlegend: false,
         hoverlabel: { bgcolor: colour("--card"), bordercolor: line, font: { color: ink } },
       },
@@ -79,6 +80,7 @@
   document.addEventListener("refreshed", () => {
     read();
     draw();
+    Plotly.Plots.resize(place); // it may have been hidden until the first call
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 })();

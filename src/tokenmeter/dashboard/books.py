@@ -1,0 +1,227 @@
+"""The pages of what is on file: invoices, credit notes, closed periods, reconciliations. Nothing here writes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from decimal import Decimal
+from typing import Generic, NamedTuple, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tokenmeter.billing import CreditNote, Invoice, credit_notes, invoices
+from tokenmeter.dashboard.closings import Closing, by_meter, closings
+from tokenmeter.dashboard.rendering import missing, page
+from tokenmeter.dashboard.view import View
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.money import ZERO
+from tokenmeter.periods import Period, zone
+from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
+
+__all__ = ["Books"]
+
+T = TypeVar("T")
+_PAGE = 50
+_MOST_ROWS = 500
+#: Forms a document can be downloaded in.
+_TYPES = {
+    "pdf": "application/pdf",
+    "html": "text/html; charset=utf-8",
+    "csv": "text/csv; charset=utf-8",
+    "json": "application/json",
+}
+
+
+class Part(NamedTuple, Generic[T]):
+    """Some of a long list: which, as the page's number from 1, and whether there are more."""
+
+    items: Sequence[T]
+    number: int
+    more: bool
+
+
+class Books:
+    """The pages of what one meter's ledger has on file.
+
+    Args:
+        meter: Whose ledger.
+        tz: Time zone of instants that belong to no period.
+    """
+
+    def __init__(self, meter: Meter, *, tz: str) -> None:
+        self._store, self._tz = meter.store, tz
+
+    # -- invoices
+
+    def invoices(self, request: Request) -> Response:
+        """Issued invoices, the last first."""
+        found = invoices(self._store)[::-1]
+        due: Counter[str] = Counter()
+        left: dict[str, Decimal] = {}
+        for one in found:
+            if one.balance:
+                due[one.currency] += 1
+                left[one.currency] = left.get(one.currency, ZERO) + one.balance
+        return page(
+            request,
+            "invoices.html",
+            title="Invoices",
+            part=_part(request, found),
+            due=due,
+            left=left,
+            today=utcnow().astimezone(zone(self._tz)).date(),
+        )
+
+    def invoice(self, request: Request) -> Response:
+        """One invoice with its lines, and what happened to it."""
+        number = request.path_params["number"]
+        found = self._invoice(number)
+        if found is None:
+            return missing(request, "No such invoice", f"There is no invoice {number[:64]!r} in this ledger.")
+        return page(
+            request,
+            "invoice.html",
+            title=f"{found.title} {found.number}",
+            invoice=found,
+            groups=next((tuple(line.group) for line in found.lines), ()),
+            notes=credit_notes(self._store, invoice=found.number),
+            calls=self._calls(found.period, **found.scope),
+            tz=self._tz,
+        )
+
+    def credit_notes(self, request: Request) -> Response:
+        """Issued credit notes, the last first."""
+        found = credit_notes(self._store)[::-1]
+        return page(request, "credit_notes.html", title="Credit notes", part=_part(request, found))
+
+    def credit_note(self, request: Request) -> Response:
+        """One credit note with its lines."""
+        number = request.path_params["number"]
+        found = self._credit_note(number)
+        if found is None:
+            return missing(request, "No such credit note", f"There is no credit note {number[:64]!r} in this ledger.")
+        return page(request, "credit_note.html", title=f"Credit note {found.number}", note=found)
+
+    def printed(self, request: Request) -> Response:
+        """An invoice or a credit note as a file."""
+        form, number = request.path_params["form"], request.path_params["number"]
+        found = self._invoice(number) or self._credit_note(number)
+        write = getattr(found, f"to_{form}", None) if form in _TYPES else None
+        if write is None:
+            return missing(request, "No such file", f"There is no {number[:64]!r} to download as {form[:16]!r}.")
+        return _download(write(), number, form)
+
+    def _invoice(self, number: str) -> Invoice | None:
+        return next((one for one in invoices(self._store) if one.number == number), None)
+
+    def _credit_note(self, number: str) -> CreditNote | None:
+        return next((one for one in credit_notes(self._store) if one.number == number), None)
+
+    # -- periods
+
+    def periods(self, request: Request) -> Response:
+        """Closed periods, the last first."""
+        return page(request, "periods.html", title="Periods", part=_part(request, closings(self._store)), tz=self._tz)
+
+    def period(self, request: Request) -> Response:
+        """One closed period: its manifest, and what came in later."""
+        found = self._closing(request)
+        if found is None:
+            return missing(request, "No such period", "There is no such closed period in this ledger.")
+        period = found.closed.period
+        return page(
+            request,
+            "period.html",
+            title=f"Period {period.label}",
+            one=found,
+            sums=by_meter(found.closed),
+            invoices=invoices(self._store, period=period.label),
+            calls=self._calls(period),
+            tz=self._tz,
+        )
+
+    def manifest(self, request: Request) -> Response:
+        """A closed period's manifest, as it is filed."""
+        found = self._closing(request)
+        if found is None or found.closed.document is None:
+            return missing(request, "No such period", "There is no such closed period in this ledger.")
+        return _download(found.closed.document.body, f"period-{found.closed.period.label}", "json")
+
+    def _closing(self, request: Request) -> Closing | None:
+        return next((one for one in closings(self._store) if one.key == request.path_params["key"]), None)
+
+    # -- reconciliations
+
+    def reconciliations(self, request: Request) -> Response:
+        """Filed reconciliations, the last first."""
+        found = reconciliations(self._store)[::-1]
+        return page(request, "reconciliations.html", title="Reconciliation", part=_part(request, found), tz=self._tz)
+
+    def reconciliation(self, request: Request) -> Response:
+        """One reconciliation: by cause, and every difference."""
+        found = self._reconciliation(request)
+        if found is None:
+            return missing(request, "No such reconciliation", "There is no such reconciliation in this ledger.")
+        dearest = sorted(found.discrepancies, key=lambda one: -abs(one.amount or ZERO))[:_MOST_ROWS]
+        return page(
+            request,
+            "reconciliation.html",
+            title=f"Reconciliation with {found.provider}",
+            outcome=found,
+            causes=CAUSES,
+            counts=Counter(one.cause for one in found.discrepancies),
+            differences=[(one, self._entries_of(found, one)) for one in dearest],
+            tz=self._tz,
+        )
+
+    def outcome(self, request: Request) -> Response:
+        """A reconciliation as JSON."""
+        found = self._reconciliation(request)
+        if found is None:
+            return missing(request, "No such reconciliation", "There is no such reconciliation in this ledger.")
+        return _download(found.to_json(), f"reconciliation-{found.provider}-{found.period.label}", "json")
+
+    def _reconciliation(self, request: Request) -> Reconciliation | None:
+        key = request.path_params["key"]
+        return next(
+            (one for one in reconciliations(self._store) if one.document and one.document.document_id == key), None
+        )
+
+    # -- links
+
+    def _calls(self, period: Period, **scope: str) -> str:
+        """The URL query that shows the calls of a period and an account."""
+        span = {"since": period.start.isoformat(), "until": period.end.isoformat(), "tz": period.tz}
+        return View.parse([*span.items(), *scope.items()], tz=self._tz).url()
+
+    def _entries_of(self, outcome: Reconciliation, one: Discrepancy) -> str:
+        """The URL query that shows our side of a difference."""
+        day = one.bucket.day
+        split = {name: getattr(one.bucket, name) or "" for name in outcome.grain}
+        given = {"since": f"{day}", "until": f"{day + timedelta(days=1)}", "tz": "UTC", "provider": outcome.provider}
+        return View.parse([*given.items(), *split.items()], tz=self._tz).url()
+
+
+def _part(request: Request, items: Sequence[T]) -> Part[T]:
+    """The part of `items` that the URL asks for.
+
+    Raises:
+        ConfigurationError: not a page number.
+    """
+    asked = request.query_params.get("page", "1")
+    if not re.fullmatch(r"[1-9]\d{0,8}", asked):
+        raise ConfigurationError(f"page= is a number from 1, not {asked[:64]!r}.")
+    first = (int(asked) - 1) * _PAGE
+    return Part(items[first : first + _PAGE], int(asked), len(items) > first + _PAGE)
+
+
+def _download(content: str | bytes, name: str, form: str) -> Response:
+    safe = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)
+    return Response(
+        content, media_type=_TYPES[form], headers={"content-disposition": f'attachment; filename="{safe}.{form}"'}
+    )

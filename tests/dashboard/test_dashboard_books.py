@@ -1,0 +1,168 @@
+"""Invoices, credit notes, closed periods and reconciliations in the dashboard: what is filed, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from tokenmeter.billing import close_period, closed_periods, credit_notes, draft_invoice, find_invoice
+from tokenmeter.periods import parse_period
+from tokenmeter.reconciliation import reconciliations
+
+
+def figures(row):
+    """The cells of a row as decimals; None for what is no number."""
+    texts = (re.sub(r"[,$]|( / 1M)| [A-Z]{3}$", "", cell.strip()) for cell in row.locator("td").all_inner_texts())
+    return [Decimal(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None for text in texts]
+
+
+def test_an_invoice_multiplies_out_and_leads_to_the_calls_it_bills(filed, serve, browse):
+    page = browse(f"{serve(filed).url}/invoices")
+    assert [row.inner_text() for row in page.locator("tbody th").all()] == ["INV-00002", "INV-00001"]
+    assert "paid" in page.locator("tbody tr").last.inner_text()
+    page.get_by_role("link", name="INV-00001").click()
+    invoice = find_invoice(filed.store, "INV-00001")
+    rows = page.get_by_role("region", name="Lines as a table").locator("tbody tr").all()
+    assert len(rows) == len(invoice.lines)
+    for row, line in zip(rows, invoice.lines, strict=True):
+        _, _, quantity, _, price, _, exact, amount = figures(row)
+        if line.unpriced:
+            assert "unpriced" in row.inner_text()
+            assert (price, exact, amount) == (None, None, None)
+        else:
+            assert quantity * price / 1_000_000 * Decimal("1.05") == exact
+            assert exact.quantize(Decimal("0.01")) == amount
+    sums = page.locator(".sums").inner_text()
+    assert f"total\t{invoice.total:,f} USD" in sums
+    assert "left to pay\t0.00 USD" in sums
+    assert "paid, wire 7" in page.locator("section", has_text="What happened since").inner_text()
+    page.get_by_role("link", name="The calls").click()
+    page.wait_for_url("**/entries?*team=search*")
+    assert page.locator("tbody tr").count() == 3  # the late one, too
+
+
+def test_documents_can_be_downloaded_as_they_are_filed(filed, serve, browse):
+    served = serve(filed)
+    invoice, (note,) = find_invoice(filed.store, "INV-00002"), credit_notes(filed.store)
+    page = browse(f"{served.url}/invoices/INV-00002")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="PDF").click()
+    assert download.value.suggested_filename == "INV-00002.pdf"
+    with open(download.value.path(), "rb") as file:  # noqa: PTH123 - a path of playwright's
+        assert file.read() == invoice.to_pdf()
+    for path, content in (
+        ("/printed/html/INV-00002", invoice.to_html()),
+        ("/printed/csv/INV-00002", invoice.to_csv()),
+        ("/printed/json/INV-00002", invoice.to_json()),
+        ("/printed/html/CN-00001", note.to_html()),
+        ("/printed/json/CN-00001", note.to_json()),
+        ("/periods/1.json", closed_periods(filed.store)[0].document.body),
+    ):
+        status, headers, body = served.get(path)
+        assert (status, body) == (200, content), path
+        assert headers["content-disposition"].startswith("attachment")
+
+
+def test_a_closed_period_tells_what_came_in_late_until_a_closing_takes_it_up(filed, serve, browse):
+    served = serve(filed)
+    page = browse(f"{served.url}/periods")
+    assert "waiting" in page.locator("tbody tr").inner_text()
+    page.locator("tbody th a").click()
+    (closed,) = closed_periods(filed.store)
+    facts = page.locator("section", has_text="At its closing").inner_text()
+    for told in (closed.document.anchor, closed.document.hash, f"${closed.billed_cost.normalize():f}"):
+        assert told in facts
+    assert "$0.026 waiting" in page.locator("section", has_text="What came in late").inner_text()  # 0.02625
+    page.get_by_role("link", name="INV-00001").click()
+    page.wait_for_url("**/invoices/INV-00001")
+    month = parse_period("this-month")
+    close_period(filed.store, month, now=month.end)
+    page.goto(f"{served.url}/periods/1")
+    late = page.locator("section", has_text="What came in late").inner_text()
+    assert f"billed as a correction in {month.label}" in late
+    assert "waiting" not in late
+
+
+def test_a_reconciliation_explains_its_differences_and_leads_to_our_side(filed, serve, browse, record):
+    page = browse(f"{serve(filed).url}/reconciliations")
+    assert [row.locator("td").last.inner_text() for row in page.locator("tbody tr").all()] == [
+        "agrees",
+        "needs attention",
+    ]
+    page.locator("tbody th a").last.click()
+    outcome, _ = reconciliations(filed.store)
+    causes = page.get_by_role("region", name="Differences by cause").locator("tbody tr").all()
+    assert [row.locator("th").inner_text() for row in causes] == [one.replace("_", " ") for one in outcome.by_cause()]
+    rows = page.get_by_role("region", name="Differences as a table").locator("tbody tr")
+    assert rows.count() == len(outcome.discrepancies)
+    mine = rows.filter(has_text="gpt-5-mini")
+    day = mine.locator("time").inner_text()
+    mine.locator("th a").click()
+    page.wait_for_url(f"**/entries?*since={day}*model=gpt-5-mini*")
+    assert page.locator("tbody tr").count() == 3
+
+
+def test_empty_pages_show_the_command_that_fills_them(meter, serve):
+    served = serve(meter)
+    for path, command in (
+        ("/invoices", "tokenmeter invoice issue"),
+        ("/credit-notes", "tokenmeter invoice credit"),
+        ("/periods", "tokenmeter period close"),
+        ("/reconciliations", "tokenmeter reconcile openai"),
+    ):
+        assert command in served.get(path)[2], path
+
+
+def test_what_is_not_there_is_said(filed, serve):
+    served = serve(filed)
+    for path in (
+        *("/invoices/INV-00009", "/invoices/%3Cb%3E", "/credit-notes/INV-00001", "/periods/7", "/periods/7.json"),
+        *("/reconciliations/x", "/reconciliations/x.json", "/printed/exe/INV-00001", "/printed/pdf/none"),
+        "/printed/csv/CN-00001",
+    ):
+        status, _, body = served.get(path)
+        assert (status, "<b>" in body) == (404, False), path
+        assert "There is no" in body, path
+    assert served.get("/invoices?page=0")[0] == 400
+
+
+def test_hostile_names_are_text_and_nothing_is_written(filed, serve, hostile):
+    served = serve(filed)
+    before = list(filed.store.documents()), filed.store.verify()
+    (first, _), (note,) = reconciliations(filed.store), credit_notes(filed.store)
+    for path in (
+        *(
+            "/invoices",
+            "/invoices/INV-00002",
+            "/credit-notes",
+            f"/credit-notes/{note.number}",
+            "/periods",
+            "/periods/1",
+        ),
+        f"/reconciliations/{first.document.document_id}",
+    ):
+        status, _, body = served.get(path)
+        assert (status, "<img" in body, hostile in body) == (200, False, False), path
+        assert "&lt;img src=x" in body, path
+    assert (list(filed.store.documents()), filed.store.verify()) == before
+
+
+def test_many_invoices_are_paged(meter, serve, record):
+    """Also with a series that has to be escaped in a URL."""
+    at = datetime(2026, 1, 10, tzinfo=UTC)
+    for number in range(60):
+        record(at=at + timedelta(minutes=number), who={"team": f"team {number}"}, input=100_000)
+    close_period(meter.store, "2026-01")
+    profile = {"series": "2026/?#", "seller": {"name": "Platform"}}
+    for number in range(60):
+        draft_invoice(meter.store, team=f"team {number}", period="2026-01", profile=profile).issue()
+    served = serve(meter)
+    seen, path = [], "/invoices"
+    while path:
+        body = served.get(path)[2]
+        seen += re.findall(r'<th scope="row"[^>]*><a href="([^"]+)', body)
+        older = re.search(r'rel="next" href="([^"]+)"', body)
+        path = older[1] if older else None
+    assert len(set(seen)) == len(seen) == 60
+    assert "Invoice 2026/?#00060" in served.get(seen[0])[2]
