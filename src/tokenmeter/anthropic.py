@@ -123,6 +123,10 @@ def _api_key(client: Any) -> str | None:
     return None
 
 
+def _asks_for_key(client: Any) -> bool:
+    return getattr(client, "_azure_ad_token_provider", None) is not None
+
+
 def _no_hiding_stream(_stream_cls: Any) -> None:
     return None
 
@@ -146,6 +150,7 @@ _SDK = Sdk(
     provider=_provider,
     region=_region,
     api_key=_api_key,
+    asks_for_key=_asks_for_key,
     request_id_headers=("request-id", "x-amzn-requestid", "x-request-id"),
     default_meter=_default_meter,
     error=_sdk.AnthropicError,

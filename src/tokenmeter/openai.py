@@ -91,6 +91,12 @@ def _api_key(client: Any) -> str | None:
     return key if isinstance(key, str) else None
 
 
+def _asks_for_key(client: Any) -> bool:
+    return any(getattr(client, provider, None) is not None for provider in _KEY_PROVIDERS)
+
+
+#: Client attributes that hold the function which the SDK asks for a key or token.
+_KEY_PROVIDERS = ("_api_key_provider", "_azure_ad_token_provider", "_bedrock_token_provider")
 #: What the SDK puts where a key would be, when it authenticates otherwise.
 _PLACEHOLDERS = frozenset({"", "<missing API key>", "workload-identity-auth"})
 
@@ -147,6 +153,7 @@ _SDK = Sdk(
     provider=_provider,
     region=_region,
     api_key=_api_key,
+    asks_for_key=_asks_for_key,
     request_id_headers=("x-request-id", "apim-request-id", "x-amzn-requestid", "request-id"),
     default_meter=_default_meter,
     error=_sdk.OpenAIError,

@@ -1,9 +1,9 @@
 """The mixins over the SDKs' client classes, and the same hooks for a client that somebody else made.
 
 Every way to call (create, parse, stream helpers, tool runners, raw and streaming responses, ``client.post``) goes
-through `request`, once per logical call; `_prepare_request` and `_process_response`, once per HTTP request and
-response; and `_process_response_data`, with every decoded body and stream event. The hooks do nothing else than tell
-the call's `InFlight` and `Exchange`; what the caller gets is the SDK's own.
+through `request`, once per logical call; `_prepare_options`, `_prepare_request` and `_process_response`, once per HTTP
+request and response; and `_process_response_data`, with every decoded body and stream event. The hooks do nothing else
+than tell the call's `InFlight` and `Exchange`; what the caller gets is the SDK's own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tokenmeter.capture.body import is_read, watch_body
+from tokenmeter.capture.current import current_call, sending
 from tokenmeter.capture.exchange import EXTENSION, Exchange, exchange_of
-from tokenmeter.capture.inflight import CURRENT, InFlight, open_call
+from tokenmeter.capture.inflight import InFlight, open_call
 from tokenmeter.capture.injection import (
     RAW_RESPONSE_HEADER,
     add_output_cap,
@@ -26,6 +27,7 @@ from tokenmeter.capture.injection import (
     is_refusal,
     remember_refusal,
 )
+from tokenmeter.capture.keys import key_in
 from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, binding_of
 from tokenmeter.capture.settlement import settle, settle_async
 
@@ -40,6 +42,9 @@ class Capture:
     def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """One logical call."""
         return _request(super().request, self, cast_to, options, *args, **kwargs)  # type: ignore[misc]
+
+    def _prepare_options(self, options: Any) -> Any:
+        return _prepare_options(super()._prepare_options, self, options)  # type: ignore[misc]
 
     def _prepare_request(self, request: Any) -> None:
         _prepare_request(super()._prepare_request, self, request)  # type: ignore[misc]
@@ -58,6 +63,9 @@ class AsyncCapture:
     async def request(self, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
         """One logical call."""
         return await _request_async(super().request, self, cast_to, options, *args, **kwargs)  # type: ignore[misc]
+
+    async def _prepare_options(self, options: Any) -> Any:
+        return await _prepare_options_async(super()._prepare_options, self, options)  # type: ignore[misc]
 
     async def _prepare_request(self, request: Any) -> None:
         await _prepare_request_async(super()._prepare_request, self, request)  # type: ignore[misc]
@@ -130,26 +138,24 @@ def _copying(kind: type[Any]) -> Callable[..., Any]:
 
 def _request(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
     call = _opened(client, options, kwargs)
-    if call is None:
-        return send(cast_to, options, *args, **kwargs)
-    call.authorize()
-    outer = CURRENT.get()
-    CURRENT.set(call)
-    try:
-        sent, changed = _prepared(client, call, options, kwargs)
+    with sending(call):
+        if call is None:
+            return send(cast_to, options, *args, **kwargs)
+        if not call.awaits_key:
+            call.authorize()
         try:
-            value = send(cast_to, sent, *args, **changed)
-        except call.binding.sdk.status_error as error:
-            if not call.include_usage_injected or not is_refusal(error):
-                raise
-            remember_refusal(client, call)
-            value = send(cast_to, add_output_cap(call, options), *args, **kwargs)
-    except BaseException as error:
-        for settling in call.raised(error):
-            settle(settling)
-        raise
-    finally:
-        _leave(call, outer)
+            sent, changed = _prepared(client, call, options, kwargs)
+            try:
+                value = send(cast_to, sent, *args, **changed)
+            except call.binding.sdk.status_error as error:
+                if not call.include_usage_injected or not is_refusal(error):
+                    raise
+                remember_refusal(client, call)
+                value = send(cast_to, add_output_cap(call, options), *args, **kwargs)
+        except BaseException as error:
+            for settling in call.raised(error):
+                settle(settling)
+            raise
     for settling in call.returned():
         settle(settling)
     return value
@@ -157,39 +163,73 @@ def _request(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **
 
 async def _request_async(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
     call = _opened(client, options, kwargs)
-    if call is None:
-        return await send(cast_to, options, *args, **kwargs)
-    await call.authorize_async()
-    outer = CURRENT.get()
-    CURRENT.set(call)
-    try:
-        sent, changed = _prepared(client, call, options, kwargs)
+    with sending(call):
+        if call is None:
+            return await send(cast_to, options, *args, **kwargs)
+        if not call.awaits_key:
+            await call.authorize_async()
         try:
-            value = await send(cast_to, sent, *args, **changed)
-        except call.binding.sdk.status_error as error:
-            if not call.include_usage_injected or not is_refusal(error):
-                raise
-            remember_refusal(client, call)
-            value = await send(cast_to, add_output_cap(call, options), *args, **kwargs)
-    except BaseException as error:
-        for settling in call.raised(error):
-            await settle_async(settling)
-        raise
-    finally:
-        _leave(call, outer)
+            sent, changed = _prepared(client, call, options, kwargs)
+            try:
+                value = await send(cast_to, sent, *args, **changed)
+            except call.binding.sdk.status_error as error:
+                if not call.include_usage_injected or not is_refusal(error):
+                    raise
+                remember_refusal(client, call)
+                value = await send(cast_to, add_output_cap(call, options), *args, **kwargs)
+        except BaseException as error:
+            for settling in call.raised(error):
+                await settle_async(settling)
+            raise
     for settling in call.returned():
         await settle_async(settling)
     return value
 
 
-def _prepare_request(send: Send, client: Any, request: Any) -> None:
+def _prepare_options(send: Send, client: Any, options: Any) -> Any:
+    prepared = send(options)
+    call = current_call()
+    if call is None or not call.key_on_demand:
+        return prepared
+    given, used = key_in(prepared.headers), client.api_key
+    if call.learn_key(given or call.binding.sdk.api_key(client)):
+        call.authorize()
+        if given is None:
+            _keep_key(client, used)
+    return _capped(call, prepared)
+
+
+async def _prepare_options_async(send: Send, client: Any, options: Any) -> Any:
+    prepared = await send(options)
+    call = current_call()
+    if call is None or not call.key_on_demand:
+        return prepared
+    given, used = key_in(prepared.headers), client.api_key
+    if call.learn_key(given or call.binding.sdk.api_key(client)):
+        await call.authorize_async()
+        if given is None:
+            _keep_key(client, used)
+    return _capped(call, prepared)
+
+
+def _prepare_request(send: Send, client: Any, request: Any) -> None:  # noqa: ARG001 - hooks are called alike
     send(request)
-    _leaves(client)
+    call = current_call()
+    if call is not None:
+        call.attempts += 1
+        if call.awaits_key:
+            call.learn_key(key_in(request.headers))
+            call.authorize()
 
 
-async def _prepare_request_async(send: Send, client: Any, request: Any) -> None:
+async def _prepare_request_async(send: Send, client: Any, request: Any) -> None:  # noqa: ARG001 - as above
     await send(request)
-    _leaves(client)
+    call = current_call()
+    if call is not None:
+        call.attempts += 1
+        if call.awaits_key:
+            call.learn_key(key_in(request.headers))
+            await call.authorize_async()
 
 
 def _process_response(send: Send, client: Any, **kwargs: Any) -> Any:  # noqa: ARG001 - hooks are called alike
@@ -227,12 +267,14 @@ def _process_response_data(send: Send, client: Any, *, data: Any, cast_to: Any, 
 
 _HOOKS: dict[str, Callable[..., Any]] = {
     "request": _request,
+    "_prepare_options": _prepare_options,
     "_prepare_request": _prepare_request,
     "_process_response": _process_response,
     "_process_response_data": _process_response_data,
 }
 _ASYNC_HOOKS: dict[str, Callable[..., Any]] = {
     "request": _request_async,
+    "_prepare_options": _prepare_options_async,
     "_prepare_request": _prepare_request_async,
     "_process_response": _process_response_async,
     "_process_response_data": _process_response_data,
@@ -260,25 +302,23 @@ def _prepared(client: Any, call: InFlight, options: Any, kwargs: dict[str, Any])
     return sent, {**kwargs, "stream_cls": stream_cls}
 
 
-def _leave(call: InFlight, outer: InFlight | None) -> None:
-    # No token: a coroutine may be closed in another context than the one it ran in.
-    if CURRENT.get() is call:
-        CURRENT.set(outer)
+def _keep_key(client: Any, used: Any) -> None:
+    """While this call waited for leave, another thread or task may have put its own key on the client they share."""
+    if client.api_key is not used:
+        client.api_key = used
 
 
-def _leaves(client: Any) -> None:
-    call = CURRENT.get()
-    if call is None:
-        return
+def _capped(call: InFlight, options: Any) -> Any:
     try:
-        call.leaves(client)
-    except Exception as error:  # noqa: BLE001 - the call itself goes on
-        call.meter.fault("identify a key", error)
+        return add_output_cap(call, options)
+    except Exception as error:  # noqa: BLE001 - sent as written, then
+        call.meter.fault("prepare a request", error)
+        return options
 
 
-def _responded(*, response: Any, stream: bool, cast_to: Any, **_: Any) -> Exchange | None:
+def _responded(*, response: Any, stream: bool, **_: Any) -> Exchange | None:
     """The exchange of a response with a success status; None when there is no metered call, or nothing is billed."""
-    call = CURRENT.get()
+    call = current_call()
     if call is None:
         return None
     try:

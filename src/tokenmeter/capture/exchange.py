@@ -191,8 +191,11 @@ class Exchange:
 
     def finish(self) -> None:
         """Nothing more will come (sync). Settles, unless the call itself is still on its way."""
+        # A generator that is closed may be in the hands of the garbage collector, which runs in any thread at any
+        # moment, also while that thread holds a lock of the meter or the store: it must not wait.
+        write = settle_from_anywhere if isinstance(sys.exception(), GeneratorExit) else settle
         for settling in self._close():
-            settle(settling)
+            write(settling)
 
     async def finish_async(self) -> None:
         """Nothing more will come (async). Settles without making the event loop wait."""

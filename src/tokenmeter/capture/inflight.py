@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.attribution import current_attribution, current_scopes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.background import also_known_as, on_account_of_starter, recall, remember, started
-from tokenmeter.capture.readings import FileLine, FirstLine, GrowingBill, opened
 from tokenmeter.capture.exchange import Exchange
+from tokenmeter.capture.readings import FileLine, FirstLine, GrowingBill, opened
 from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import (
     Settling,
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
     from tokenmeter.dialects.base import Endpoint, StreamReader
     from tokenmeter.meter import Authorization, Meter
 
-__all__ = ["CURRENT", "REFUSALS", "InFlight", "describe", "leave", "open_call"]
-
-#: The call whose request is being sent in this context. Set and put back within one `request()`; never kept longer.
-CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
+__all__ = ["REFUSALS", "InFlight", "describe", "leave", "open_call"]
 
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
 REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
@@ -46,25 +42,36 @@ class InFlight:
         endpoint: What is called.
         attempts: HTTP requests sent so far.
         include_usage_injected: Whether the request asks for a usage chunk that the caller did not ask for.
+        key_on_demand: Whether the SDK asks a function of its user's for the key of each request.
+        awaits_key: Whether leave cannot be asked for yet, since the key is not known.
     """
 
     __slots__ = (
         "_authorization",
         "_background",
-        "_first_line",
         "_call",
         "_finished",
+        "_first_line",
         "_opened",
         "_returned",
         "attempts",
+        "awaits_key",
         "binding",
         "endpoint",
         "include_usage_injected",
+        "key_on_demand",
         "meter",
     )
 
     def __init__(
-        self, binding: Binding, meter: Meter, endpoint: Endpoint, call: Call, *, background: bool = False
+        self,
+        binding: Binding,
+        meter: Meter,
+        endpoint: Endpoint,
+        call: Call,
+        *,
+        background: bool = False,
+        key_on_demand: bool = False,
     ) -> None:
         self.binding = binding
         self.meter = meter
@@ -74,8 +81,12 @@ class InFlight:
         self._call = call
         self._background = background  # it will be read again, and must bill once
         self._authorization: Authorization  # from `authorize` on
+        self.key_on_demand = self.awaits_key = key_on_demand
+        if key_on_demand:
+            self._authorization = self._leave()
         self._opened = 0
         self._finished: list[Exchange] = []
+        self._first_line: FirstLine | None = None
         self._returned = False
 
     # -- leave
@@ -86,7 +97,7 @@ class InFlight:
         Raises:
             BudgetExceededError: nothing must be sent.
         """
-        self._first_line: FirstLine | None = None
+        self.awaits_key = False
         if not self.endpoint.asks:
             self._authorization = self._leave()
             return
@@ -100,6 +111,7 @@ class InFlight:
 
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
+        self.awaits_key = False
         if not self.endpoint.asks:
             self._authorization = self._leave()
             return
@@ -125,13 +137,16 @@ class InFlight:
         """The output cap that a budget wants set on the request."""
         return self._authorization.inject_max_output_tokens
 
-    def leaves(self, client: Any) -> None:
-        """One HTTP request is about to be sent. Only now is the key known that a key provider hands out."""
-        self.attempts += 1
-        key = self.meter.identify(self.binding.sdk.api_key(client))
-        call = self._authorization.call
-        if key is not call.api_key and key != call.api_key:
-            self._authorization.call = replace(call, api_key=key)
+    def learn_key(self, key: str | None) -> bool:
+        """Take the key that a request was prepared with; whether it is what leave was waiting for."""
+        try:
+            known = self.meter.identify(key)
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            self.meter.fault("identify a key", error)
+            return False
+        if known != self._authorization.call.api_key:
+            self._call = self._authorization.call = replace(self._authorization.call, api_key=known)
+        return self.awaits_key and known is not None
 
     # -- responses
 
@@ -217,19 +232,6 @@ class InFlight:
                 found.append(Settling(self.meter, self._authorization, outcome))
         return found
 
-    def _is_left_out(self, seen: Observation) -> bool:
-        """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""
-        if self.endpoint.polls:
-            return not (seen.billable and seen.deduplicate)
-        return self.endpoint.starts or "not_final" in seen.flags
-
-    def returned(self) -> list[Settling]:
-        """The call returned a value: what is to be written down before the caller gets it."""
-        self._returned = True
-        finished, self._finished = self._finished, []
-        self._opened -= len(finished)
-        if not finished and not self._opened:  # middleware answered by itself: nothing was billed
-            self.meter.release(self._authorization)
     def _put_down(self, seen: Observation) -> None:
         """Remember what was started by this call, and is billed when it is read."""
         if self.endpoint.starts:
@@ -260,6 +262,19 @@ class InFlight:
         self._first_line = FirstLine(self.meter, mine, replace(outcome, observation=seen))
         return self._first_line
 
+    def _is_left_out(self, seen: Observation) -> bool:
+        """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""
+        if self.endpoint.polls:
+            return not (seen.billable and seen.deduplicate)
+        return self.endpoint.starts or "not_final" in seen.flags
+
+    def returned(self) -> list[Settling]:
+        """The call returned a value: what is to be written down before the caller gets it."""
+        self._returned = True
+        finished, self._finished = self._finished, []
+        self._opened -= len(finished)
+        if not finished and not self._opened:  # middleware answered by itself: nothing was billed
+            self.meter.release(self._authorization)
         return self._settlings(finished)
 
     def raised(self, error: BaseException) -> list[Settling]:
@@ -298,7 +313,14 @@ def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> I
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         meter.fault("see a call", error)
         return None
-    return InFlight(binding, meter, endpoint, call, background=body is not None and body.get("background") is True)
+    return InFlight(
+        binding,
+        meter,
+        endpoint,
+        call,
+        background=body is not None and body.get("background") is True,
+        key_on_demand=binding.sdk.asks_for_key(client),
+    )
 
 
 def _endpoint(binding: Binding, options: Any) -> Endpoint | None:

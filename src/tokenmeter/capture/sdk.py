@@ -35,6 +35,7 @@ class Sdk:
         provider: Provider id of a client, from its class and base URL.
         region: Cloud region or data zone of a client, where it decides the price; else None.
         api_key: Text of the key a client uses right now; None when it has none, or a short-lived token.
+        asks_for_key: Whether a client asks a function of its user's for the key of each request.
         request_id_headers: Response headers that may hold the provider's id of the request.
         default_meter: The meter for clients that were not given one.
         error: Root of the SDK's errors.
@@ -49,6 +50,7 @@ class Sdk:
     provider: Callable[[Any], str]
     region: Callable[[Any], str | None]
     api_key: Callable[[Any], str | None]
+    asks_for_key: Callable[[Any], bool]
     request_id_headers: tuple[str, ...]
     default_meter: Callable[[], Meter]
     error: type[Exception]
