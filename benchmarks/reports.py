@@ -1,7 +1,7 @@
 """How long reports take over a large ledger, and how large it is.
 
-Makes a ledger of N entries through the store's own `settle` (one durable transaction per entry, as live calls do),
-spread over a year, then times reports. Run it with the package installed::
+Makes a ledger of N entries through the store's own `append`, as an import does, spread over a year, then times reports.
+Run it with the package installed::
 
     python benchmarks/reports.py                       # 1 million entries
     python benchmarks/reports.py --entries 10000000    # 10 million: about half an hour to make, then kept with --keep
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tokenmeter.usage import Usage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECONDS = 365 * 86_400
+BATCH = 100
 MULTIPLIER = Decimal("1.05")
 PRICES = {
     "gpt-5-mini": ("openai", {"input": "2.5E-7", "cache_read": "2.5E-8", "output": "2E-6"}),
@@ -80,15 +82,18 @@ def make(path: Path, count: int, members: int) -> None:
         sys.exit(f"{path} exists; time it with --ledger {path}, or name another file.")
     store = open_store(path)
     began = time.perf_counter()
-    for number, entry in enumerate(entries(count, members), 1):
-        store.settle(entry)
+    made = entries(count, members)
+    number = 0
+    while batch := [(entry, ()) for entry in islice(made, BATCH)]:
+        store.append(batch)
+        number += len(batch)
         if number % 20_000 == 0 or number == count:
             show_progress(number, count, time.perf_counter() - began)
     seconds = time.perf_counter() - began
     store.close()
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     print(
-        f"\n{count:,} entries in {seconds:,.0f} s ({count / seconds:,.0f} per second), each in a transaction of its own"
+        f"\n{count:,} entries in {seconds:,.0f} s ({count / seconds:,.0f} per second), {BATCH} to a transaction"
     )
     print(f"file size {size / 1e6:,.0f} MB ({size / count:,.0f} bytes per entry)")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -477,9 +478,6 @@ def reprice(
     """
     chosen = meter or default_meter()
     unpriced = {**(where or {}), "cost_source": "unpriced"}
-    found: list[Entry] = []
-    for entry in entries(since=since, until=until, where=unpriced, tz=tz, meter=chosen):
-        posted = correction(entry, chosen.pricer)
-        if posted is not None and chosen.post(posted):
-            found.append(posted)
-    return found
+    unknown = entries(since=since, until=until, where=unpriced, tz=tz, meter=chosen)
+    known = [found for entry in unknown if (found := correction(entry, chosen.pricer)) is not None]
+    return list(compress(known, chosen.post_all(known)))

@@ -8,10 +8,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from tokenmeter.attribution import ApiKey
@@ -34,6 +35,8 @@ _NOTHING_SEEN = Observation()
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
 #: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
 _MOST_KEYS = 1_000
+#: Entries to a transaction: large enough to be quick, small enough that live calls need not wait long.
+_BATCH = 100
 
 
 @dataclass(slots=True)
@@ -250,9 +253,22 @@ class Meter:
         Raises:
             StoreUnavailableError: it could not be recorded.
         """
-        settlement = self.store.settle(entry, self.budgets.postings(entry, self.pricer))
-        self._reservations.announce(settlement.crossings)
-        return settlement.recorded
+        return next(self.post_all([entry]))
+
+    def post_all(self, entries: Iterable[Entry]) -> Iterator[bool]:
+        """`post` for many entries, a hundred to a transaction; lazily, so take every answer.
+
+        Yields:
+            Per entry, in order: False when it is in the ledger already.
+
+        Raises:
+            StoreUnavailableError: the rest could not be recorded.
+        """
+        waiting = iter(entries)
+        while batch := [(entry, self.budgets.postings(entry, self.pricer)) for entry in islice(waiting, _BATCH)]:
+            for settlement in self.store.append(batch):
+                self._reservations.announce(settlement.crossings)
+                yield settlement.recorded
 
     def fault(self, where: str, error: BaseException) -> None:
         """Count a fault of our own; log each kind once with its cause. The call's result goes through."""
@@ -359,6 +375,7 @@ class Meter:
         if reservation is not None and self.budgets.bound_violated(reservation, usage, rating.billed_cost):
             flags |= {"bound_violation"}
         response_id = seen.response_id or outcome.response_id
+        bill_id = seen.bill_id or response_id
         return Entry(
             occurred_at=authorization.started_at,
             provider=call.provider,
@@ -375,7 +392,6 @@ class Meter:
             first_token_us=outcome.first_token_us,
             service_tier=seen.service_tier,
             attribution=call.attribution,
-        bill_id = seen.bill_id or response_id
             api_key=call.api_key,
             usage=usage,
             charges=rating.charges,

@@ -286,6 +286,7 @@ def test_a_repriced_entry_is_corrected_once_and_counts_its_tokens_once(provider,
     assert correction.kind == "correction"
     assert after.billed_cost == before.input_tokens * Decimal("0.000002") + before.output_tokens * Decimal("0.00001")
     assert (after.input_tokens, after.output_tokens, after.requests) == (before.input_tokens, before.output_tokens, 1)
+    assert (before.unpriced, after.unpriced) == (1, 0)
     assert tokenmeter.reprice() == []
     assert tokenmeter.verify().ok
 

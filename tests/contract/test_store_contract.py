@@ -120,6 +120,24 @@ class TestEntries:
         assert (settlement.recorded, settlement.hold_found) == (False, True)
         assert store.counters([make_key()])[make_key()] == Counter(0, 0)
 
+    def test_many_are_appended_at_once_each_of_them_once(self, store, make_entry, make_key, make_posting, noon):
+        known, first = make_entry(dedup_key="bill"), make_entry(member="ada")
+        store.settle(known)
+        batch = [first, make_entry(dedup_key="bill"), first, *(make_entry(member=f"m{index}") for index in range(150))]
+        done = store.append([(entry, [make_posting(make_key(), 7, 14)]) for entry in batch])
+        assert [settlement.recorded for settlement in done] == [True, False, False, *[True] * 150]
+        assert [crossing.threshold for settlement in done for crossing in settlement.crossings] == [14]
+        assert store.counters([make_key()])[make_key()].settled == 7 * 151
+        assert [(total.requests, total.billed_cost) for total in one(store, noon)] == [(152, 152 * Decimal("0.00325"))]
+        assert store.entry(first.entry_id) == first
+        assert list(store.append([])) == []
+        assert store.verify().ok
+
+    def test_of_many_none_is_appended_when_one_cannot_be(self, store, make_entry):
+        with pytest.raises(ValueError, match="quantize"):
+            store.append([(make_entry(), ()), (make_entry(billed_cost=Decimal("1E-13")), ())])
+        assert list(store.entries()) == []
+
     def test_a_cost_finer_than_a_picodollar_is_refused_and_nothing_is_written(self, store, make_entry, noon):
         with pytest.raises(ValueError, match="quantize"):
             store.settle(make_entry(billed_cost=Decimal("1E-13")))
@@ -341,6 +359,17 @@ class TestSums:
         assert total.billed_cost == Decimal("0.00325") - Decimal("0.00025") - 1
         by_meter = {a.group[0]: a for a in one(store, noon, ["sku_meter"])}
         assert (by_meter[None].billed_cost, by_meter[None].requests) == (Decimal(-1), 0)
+
+    def test_a_correction_takes_back_that_its_entry_had_no_price(self, store, make_entry, make_charge, noon):
+        store.settle(make_entry())
+        store.settle(make_entry(charges=(make_charge("images", 2, None),), cost_source="unpriced"))
+        pair = (make_charge("images", -2, None), make_charge("images", 2, "0.04"))
+        store.settle(make_entry(kind="correction", charges=pair, billed_cost=Decimal("0.08")))
+        assert [(total.requests, total.unpriced) for total in one(store, noon)] == [(2, 0)]
+        assert {total.group: total.unpriced for total in one(store, noon, ["sku_meter"])}["images",] == 0
+        apart = {total.group: (total.requests, total.unpriced) for total in one(store, noon, ["cost_source"])}
+        assert apart == {("computed",): (1, 0), ("unpriced",): (1, 1)}
+        assert store.verify().ok
 
     def test_by_meter_show_quantities_of_entries_without_a_price(self, store, make_entry, make_charge, noon):
         store.settle(make_entry(charges=(), usage=Usage({"input": 7, "output": 3}), cost_source="unpriced"))

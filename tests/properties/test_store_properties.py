@@ -3,7 +3,6 @@
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +24,6 @@ from tokenmeter.stores.codec import (
     to_microseconds,
 )
 from tokenmeter.stores.memory import MemoryStore
-from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, cover
 from tokenmeter.stores.slots import ends, terms
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.usage import Usage
@@ -190,24 +188,6 @@ def test_an_entry_survives_its_row_exactly(content):
 )
 def test_claims_survive_their_text_exactly(claims):
     assert decode_claims(encode_claims(claims)) == tuple(claims)
-
-
-@given(
-    start=st.integers(-3 * DAY, 3 * DAY), length=st.integers(-1, 5 * DAY), grain=st.sampled_from([1, QUARTER_HOUR, DAY])
-)
-def test_spans_cover_a_stretch_without_gap_or_overlap(start, length, grain):
-    start -= start % grain
-    end = start + length - length % grain
-    spans = list(cover(start, end))
-    assert sum(span.end - span.start for span in spans) == max(0, end - start)
-    for span in spans:
-        assert start <= span.start < span.end <= end
-        if span.width:
-            assert span.start % span.width == span.end % span.width == 0
-    for before, after in pairwise(spans):
-        assert before.end == after.start
-    if grain != 1:
-        assert all(span.width for span in spans)
 
 
 @given(start=instants, end=instants)

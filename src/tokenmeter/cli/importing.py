@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -125,32 +126,54 @@ def _import(files: list[Path], given: Given, meter: Meter) -> tuple[dict[str, in
     with Progress(*columns, console=progress_out, transient=True, disable=not progress_out.is_terminal) as progress:
         for file in files:
             task = progress.add_task(file.name, total=file.stat().st_size)
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    progress.advance(task, len(line))
-                    if not line.strip():
-                        continue
-                    try:
-                        counts[_record(line, given, meter)] += 1
-                    except TokenmeterError as error:
-                        counts["left_out"] += 1
-                        problems.append(f"{file.name}:{number}: {error}")
+            source = _Source(file, given, meter)
+            for recorded in meter.post_all(source.entries(partial(progress.advance, task))):
+                counts["recorded" if recorded else "repeated"] += 1
+            counts += source.counts
+            problems += source.problems
     names = ("recorded", "repeated", "unbilled", "left_out")
     return {name: counts[name] for name in names}, problems
 
 
-def _record(line: bytes, given: Given, meter: Meter) -> str:
+class _Source:
+    """One file on its way into the ledger.
+
+    Attributes:
+        counts: Lines that make no entry: ``unbilled`` and ``left_out``.
+        problems: Why lines were left out.
+    """
+
+    def __init__(self, file: Path, given: Given, meter: Meter) -> None:
+        self.counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self._file, self._given, self._meter = file, given, meter
+
+    def entries(self, advance: Callable[[int], None]) -> Iterator[Entry]:
+        """The entries of all lines; `advance` is told how many bytes were read."""
+        with self._file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                advance(len(line))
+                if not line.strip():
+                    continue
+                try:
+                    entry = _read(line, self._given, self._meter)
+                except TokenmeterError as error:
+                    self.counts["left_out"] += 1
+                    self.problems.append(f"{self._file.name}:{number}: {error}")
+                else:
+                    if entry is not None:
+                        yield entry
+                    else:
+                        self.counts["unbilled"] += 1
+
+
+def _read(line: bytes, given: Given, meter: Meter) -> Entry | None:
     try:
         content = json.loads(line)
     except ValueError:
         raise ConfigurationError("not JSON") from None
     body = _body(content)
-    if body is None:
-        return "unbilled"
-    entry = _entry(body, given, meter)
-    if entry is None:
-        return "unbilled"
-    return "recorded" if meter.store.settle(entry, meter.budgets.postings(entry, meter.pricer)).recorded else "repeated"
+    return None if body is None else _entry(body, given, meter)
 
 
 def _body(line: object) -> Body | None:

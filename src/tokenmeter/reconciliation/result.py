@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time
 from decimal import Decimal
+from itertools import compress
 from typing import Any
 
 from tokenmeter.attribution import NOBODY, Attribution
@@ -197,7 +198,7 @@ class Reconciliation:
             for proposal in self.proposals
             if proposal.discrepancy.cause in causes
         ]
-        return [entry for entry in entries if chosen.post(entry)]
+        return list(compress(entries, chosen.post_all(entries)))
 
     def file(self, meter: Meter | None = None) -> Document:
         """Keep this outcome in the ledger, sealed like an invoice; filing it again gives the same document.

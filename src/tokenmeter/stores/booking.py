@@ -1,7 +1,9 @@
-"""Writing one entry inside a transaction: its row, its link in the chain, and its part of the sums."""
+"""Writing entries inside a transaction: their rows, their links in the chain, and their part of the sums."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import add
 from typing import Any
 
 from tokenmeter.ledger import Entry
@@ -12,9 +14,10 @@ from tokenmeter.stores.rollups import SUMS, lines
 from tokenmeter.stores.session import Session
 from tokenmeter.stores.slots import slots_of
 
-__all__ = ["Draft", "append"]
+__all__ = ["Booking", "Draft"]
 
 _SQL = queries()
+_OCCURRED_AT = COLUMNS.index("occurred_at")
 _NAMES = ", ".join(COLUMNS)
 _PLACES = ", ".join("?" * (len(COLUMNS) + 2))
 _INSERT_ENTRY = f"INSERT INTO entries (seq, {_NAMES}, hash) VALUES ({_PLACES}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of our own
@@ -49,19 +52,45 @@ class Draft:
         return row, context, [digest, *(digest for _, digest in rates)]
 
 
-def append(session: Session, draft: Draft) -> bool:
-    """Add the entry to the ledger and to the sums; False, and nothing written, when it is there already."""
-    run = session.connection.execute
-    row, context, digests = draft.row(session)
-    seq, before = run(_SQL["head"]).fetchone()
-    after = link(before, row, digests)
-    if not run(_INSERT_ENTRY, (seq + 1, *row, after)).rowcount:
-        return False
-    run(_SQL["advance_head"], (seq + 1, after))
-    sums = [
-        (session.series.number(session.connection, (context, line.sku_meter, line.marks))[0], *line.sums)
-        for line in draft.lines
-    ]
-    slots = slots_of(row[COLUMNS.index("occurred_at")])
-    session.connection.executemany(_ADD_SUMS, [(*slot, *line) for slot in slots for line in sums])
-    return True
+class Booking:
+    """The entries that one transaction appends: the chain's head is read once, sums are written once.
+
+    Args:
+        session: In a write transaction.
+    """
+
+    __slots__ = ("_hash", "_seq", "_session", "_sums")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._seq: int | None = None
+        self._hash = b""
+        self._sums: dict[tuple[int, int, int], Sequence[int]] = {}
+
+    def append(self, draft: Draft) -> bool:
+        """Add the entry to the ledger; False, and nothing written, when it is there already."""
+        session = self._session
+        row, context, digests = draft.row(session)
+        if self._seq is None:
+            self._seq, self._hash = session.connection.execute(_SQL["head"]).fetchone()
+        after = link(self._hash, row, digests)
+        if not session.connection.execute(_INSERT_ENTRY, (self._seq + 1, *row, after)).rowcount:
+            return False
+        self._seq, self._hash = self._seq + 1, after
+        self._add(draft, context, row[_OCCURRED_AT])
+        return True
+
+    def _add(self, draft: Draft, context: int, occurred_at: int) -> None:
+        slots = slots_of(occurred_at)
+        for meter, marks, sums in draft.lines:
+            series = self._session.series.number(self._session.connection, (context, meter, marks))[0]
+            for until, level in slots:
+                place = (until, level, series)
+                known = self._sums.get(place)
+                self._sums[place] = sums if known is None else tuple(map(add, known, sums))
+
+    def write(self) -> None:
+        """Write the chain's new head and what was added to the sums."""
+        if self._sums:
+            self._session.connection.execute(_SQL["advance_head"], (self._seq, self._hash))
+            self._session.connection.executemany(_ADD_SUMS, [(*place, *sums) for place, sums in self._sums.items()])

@@ -80,6 +80,13 @@ class MemoryStore:
             crossings = [crossing for posting in postings for crossing in self._post(posting)]
             return Settlement(recorded=True, crossings=tuple(crossings), hold_found=held)
 
+    def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
+        """Append many entries."""
+        for entry, _ in batch:
+            encode_amounts(entry)  # all or none
+        with self._lock:
+            return [self.settle(entry, postings) for entry, postings in batch]
+
     def _post(self, posting: Posting) -> Iterator[ThresholdCrossing]:
         balance = self._balance(posting.key)
         balance.settled += posting.amount

@@ -7,7 +7,7 @@ zone lies on quarter-hours, so any calendar period in any zone is made of such s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import pairwise
@@ -29,11 +29,9 @@ __all__ = [
     "SUMS",
     "UNPRICED",
     "Line",
-    "Span",
     "Tally",
     "check_boundaries",
     "check_dimensions",
-    "cover",
     "lines",
     "matches",
 ]
@@ -41,7 +39,8 @@ __all__ = [
 QUARTER_HOUR = 900 * 1_000_000
 DAY = 96 * QUARTER_HOUR
 
-#: Marks of a line. The first line of an entry leads: it alone is counted where lines are not told apart.
+#: Marks of a line. The first line of an entry leads: it alone is counted where lines are not told apart. On a
+#: correction, unpriced means that it takes back what was unpriced: one entry less without a price.
 LEAD, UNPRICED, ESTIMATED, METER_UNPRICED = 1, 2, 4, 8
 #: What is summed per series, in order. Quantities are split into whole units and billionths.
 SUMS = (
@@ -69,14 +68,6 @@ class Line(NamedTuple):
     sku_meter: str | None
     marks: int
     sums: tuple[int, ...]
-
-
-class Span(NamedTuple):
-    """``[start, end)`` in microseconds, to be read from slots of `width`; width 0 = from the entries themselves."""
-
-    width: int
-    start: int
-    end: int
 
 
 def _parts(quantity: Quantity) -> tuple[int, int]:
@@ -124,9 +115,7 @@ def _marked(
     *,
     counted: bool,
 ) -> list[Line]:
-    marks = 0
-    if counted:
-        marks = (UNPRICED if unpriced else 0) | (ESTIMATED if amounts.estimated else 0)
+    marks = (UNPRICED if unpriced else 0) | (ESTIMATED if counted and amounts.estimated else 0)
     reasoning_at = "output" if "output" in quantities else next(iter(quantities))
     result: list[Line] = []
     lead = LEAD
@@ -136,7 +125,7 @@ def _marked(
         result.append(
             Line(
                 meter,
-                marks | lead | (METER_UNPRICED if counted and meter in unpriced else 0),
+                marks | lead | (METER_UNPRICED if meter in unpriced else 0),
                 (
                     1,
                     amounts.reasoning if counted and meter == reasoning_at else 0,
@@ -150,27 +139,6 @@ def _marked(
         )
         lead = 0
     return result
-
-
-def cover(start: int, end: int) -> Iterator[Span]:
-    """``[start, end)`` as few disjoint spans: whole days inside, quarter-hours around them, entries at ragged ends."""
-    yield from _cover(start, end, (DAY, QUARTER_HOUR))
-
-
-def _cover(start: int, end: int, widths: Sequence[int]) -> Iterator[Span]:
-    if start >= end:
-        return
-    if not widths:
-        yield Span(0, start, end)
-        return
-    width, finer = widths[0], widths[1:]
-    first, last = -(-start // width) * width, end // width * width
-    if first >= last:
-        yield from _cover(start, end, finer)
-        return
-    yield from _cover(start, first, finer)
-    yield Span(width, first, last)
-    yield from _cover(last, end, finer)
 
 
 def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
@@ -235,7 +203,7 @@ class Cell(NamedTuple):
     sku_meter: str | None
     requests: bool
     error: bool
-    unpriced: bool
+    unpriced: int
     estimated: bool
 
 
@@ -286,6 +254,9 @@ class Tally:
         # Without a split every entry counts once, at its lead; a filter on one meter makes that meter's line the one.
         self._every_line = self._split or len(where.get("sku_meter", ())) == 1
         mixed = not self._every_line and "sku_meter" in where
+        # A correction takes its entry's count back, unless the report tells the two apart.
+        apart = not {"kind", "cost_source"}.isdisjoint((*by, *where))
+        self._unpriced_counts = {"usage": 1, "correction": 0 if apart else -1}
         self.needs_entries = mixed or any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
         self._totals: dict[tuple[int, tuple[str | None, ...]], _Total] = {}
 
@@ -301,13 +272,15 @@ class Tally:
         for name, accepted in self._where.items():
             if _value(name, context, sku_meter, end_user, tags) not in accepted:
                 return None
-        requests = context[_KIND] == "usage" and (self._every_line or bool(marks & LEAD))
+        leads = self._every_line or bool(marks & LEAD)
+        requests = leads and context[_KIND] == "usage"
+        unpriced = leads and bool(marks & (METER_UNPRICED if self._every_line else UNPRICED))
         return Cell(
             tuple(_value(name, context, sku_meter, end_user, tags) for name in self._by),
             sku_meter,
             requests,
             requests and context[_STATUS] != "ok",
-            requests and bool(marks & (METER_UNPRICED if self._split else UNPRICED)),
+            unpriced * self._unpriced_counts.get(context[_KIND] or "", 0),
             requests and bool(marks & ESTIMATED),
         )
 
@@ -322,8 +295,8 @@ class Tally:
         if cell.requests:
             total.requests += count
             total.errors += count * cell.error
-            total.unpriced += count * cell.unpriced
             total.estimated += count * cell.estimated
+        total.unpriced += count * cell.unpriced
         total.reasoning += sums[1]
         meter = cell.sku_meter
         if meter is not None:

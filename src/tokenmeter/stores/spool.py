@@ -58,16 +58,25 @@ class Backlog:
         refused: How many the server refused for their content; they stay until somebody looks.
         oldest_seconds: Age of the oldest that waits; None when none does.
         reason: Why the last one was refused.
+        bytes: Size of the file that they take.
     """
 
-    records: int
-    refused: int
-    oldest_seconds: int | None
-    reason: str | None
+    records: int = 0
+    refused: int = 0
+    oldest_seconds: int | None = None
+    reason: str | None = None
+    bytes: int = 0
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _used_bytes(session: Session) -> int:
+    pages, free = (
+        session.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
+    )
+    return int(pages - free) * _PAGE
 
 
 class Spool:
@@ -163,7 +172,7 @@ class Spool:
     def backlog(self) -> Backlog:
         """What waits, without making the file when there is none."""
         if not self.exists():
-            return Backlog(0, 0, None, None)
+            return Backlog()
 
         def work(session: Session) -> Backlog:
             records, refused, oldest = session.connection.execute(
@@ -174,7 +183,7 @@ class Spool:
                 "SELECT refused FROM records WHERE refused IS NOT NULL ORDER BY number DESC LIMIT 1"
             ).fetchone()
             age = None if oldest is None else max(0, _now() - oldest) // 1000
-            return Backlog(records, refused, age, last[0] if last else None)
+            return Backlog(records, refused, age, last[0] if last else None, _used_bytes(session))
 
         return self._open().read(work)
 

@@ -22,7 +22,7 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.booking import Draft, append
+from tokenmeter.stores.booking import Booking, Draft
 from tokenmeter.stores.codec import (
     COLUMNS,
     compact_json,
@@ -84,31 +84,51 @@ class SQLiteStore:
     ) -> Settlement:
         """Append `entry`, move the counters, free the hold, add to the sums: one transaction."""
 
-        def work(session: Session, draft: Draft) -> Settlement:
+        def work(session: Session, drafts: Sequence[Draft]) -> Settlement:
             claims = None if reservation_id is None else take_hold(session, reservation_id)
             held = claims is not None
             balances = Balances(session)
             if claims:
                 balances.free(claims)
-            recorded = (held or not only_if_held) and append(session, draft)
+            booking = Booking(session)
+            recorded = (held or not only_if_held) and booking.append(drafts[0])
             crossings = [crossing for posting in postings for crossing in balances.post(posting)] if recorded else []
+            booking.write()
             balances.write()
             return Settlement(recorded=recorded, crossings=tuple(crossings), hold_found=held)
 
-        return self._write(entry, work, wait=wait)
+        return self._write([entry], work, wait=wait)
 
-    def _write(self, entry: Entry, work: Callable[[Session, Draft], T], *, wait: bool) -> T:
+    def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
+        """Append many entries in one transaction."""
+
+        def work(session: Session, drafts: Sequence[Draft]) -> list[Settlement]:
+            booking, balances = Booking(session), Balances(session)
+            settlements: list[Settlement] = []
+            for draft, (_, postings) in zip(drafts, batch, strict=True):
+                recorded = booking.append(draft)
+                crossings = [found for posting in postings for found in balances.post(posting)] if recorded else []
+                settlements.append(Settlement(recorded=recorded, crossings=tuple(crossings)))
+            booking.write()
+            balances.write()
+            return settlements
+
+        return self._write([entry for entry, _ in batch], work)
+
+    def _write(
+        self, entries: Sequence[Entry], work: Callable[[Session, Sequence[Draft]], T], *, wait: bool = True
+    ) -> T:
         try:
-            draft = Draft(entry)
-            return self._database.write(lambda session: work(session, draft), wait=wait)
+            drafts = [Draft(entry) for entry in entries]
+            return self._database.write(lambda session: work(session, drafts), wait=wait)
         except UnicodeEncodeError:  # rare: a provider named something in half a character
-            escaped = Draft(storable(entry))
+            escaped = [Draft(storable(entry)) for entry in entries]
             return self._database.write(lambda session: work(session, escaped), wait=wait)
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
 
-        def work(session: Session, draft: Draft) -> None:
+        def work(session: Session, drafts: Sequence[Draft]) -> None:
             run = session.connection.execute
             if run(_SQL["hold"], (reservation.reservation_id,)).fetchone():
                 return
@@ -123,11 +143,11 @@ class SQLiteStore:
                     to_microseconds(reservation.expires_at),
                     reservation.owner,
                     encode_claims(reservation.claims),
-                    compact_json(draft.row(session)[0]),
+                    compact_json(drafts[0].row(session)[0]),
                 ),
             )
 
-        self._write(reservation.call, work, wait=wait)
+        self._write([reservation.call], work, wait=wait)
 
     def release(self, reservation_id: str, *, wait: bool = True) -> bool:
         """Free a hold without an entry."""

@@ -24,8 +24,9 @@ _FUNCTIONS = (
     *("settle(jsonb)", "reserve(jsonb)", "release(text)", "extend(text, bigint)", "ledger_secret(bytea)"),
     "lease(text, text, text, bigint, bigint, numeric, integer, numeric, integer, text)",
     *("renew_leases(text[], integer)", "return_lease(text, numeric)", "reclaim_leases()", "log_position()"),
+    *("document_place(text, text, text)", "file_document(jsonb)"),
 )
-_WRITER_READS = ("counters", "holds", "batches", "schema_versions")
+_WRITER_READS = ("counters", "holds", "chains", "schema_versions")
 _READER_READS = (
     *("entries", "contexts", "rates", "sums", "batches", "chains", "counters", "holds", "leases", "crossings"),
     *("documents", "schema_versions"),
@@ -115,9 +116,9 @@ def status(url: str) -> Status:
 def grant(url: str, role: Role, to: str) -> None:
     """Let a database role write, read or own the ledger. Idempotent.
 
-    A writer calls the functions and reads counters, holds and batches: it cannot change, remove or read an entry. A
-    reader reads everything but the ledger's secret. An owner may do what the schema's owner may, such as migrations and
-    rebuilding counters.
+    A writer calls the functions and reads counters, holds and the heads of the chains: it cannot change, remove or read
+    an entry. A reader reads everything but the ledger's secret. Who closes periods and issues invoices is both. An
+    owner may do what the schema's owner may, such as migrations and rebuilding counters.
 
     Args:
         url: The ledger, as its owner.

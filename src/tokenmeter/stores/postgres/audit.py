@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -14,9 +15,10 @@ from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.chain import FIRST
 from tokenmeter.stores.codec import COLUMNS, from_microseconds
 from tokenmeter.stores.postgres.reading import Reader
-from tokenmeter.stores.postgres.records import digest_row, identity_of
+from tokenmeter.stores.postgres.records import digest_row, head_of, identity_of
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, SUMS, lines
+from tokenmeter.stores.rollups import SUMS, lines
+from tokenmeter.stores.slots import Level, slots_of
 
 __all__ = ["audit"]
 
@@ -29,6 +31,7 @@ _CHAIN = sql.SQL(
     "FULL JOIN entries AS e ON e.batch = b.number ORDER BY b.stripe, b.position, e.entry_id"
 ).format(sql.SQL(", ").join(sql.Identifier("e", name) for name in COLUMNS))
 _FIXED = 5
+_NAMES_OF = {Level.QUARTER_HOUR: "%Y-%m-%d", Level.DAY: "%Y-%m-%d", Level.MONTH: "%Y-%m"}
 _NAMED = 3
 
 SumKey = tuple[Any, ...]
@@ -66,6 +69,7 @@ class _Walk:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._last: dict[int, tuple[int, bytes]] = {}
+        self._counted: dict[int, int] = {}
         self.entries = 0
         self.faults: list[Fault] = []
         self.sums: dict[SumKey, list[int]] = {}
@@ -83,6 +87,7 @@ class _Walk:
         where = f"batch {stripe}/{position}"
         before_position, before = self._last.get(stripe, (0, FIRST))
         self._last[stripe] = (position, stored)
+        self._counted[stripe] = self._counted.get(stripe, 0) + count
         if len(own) != count:
             self.faults.append(Fault("missing", where, f"It had {count} entries and has {len(own)}."))
         elif position != before_position + 1:
@@ -99,27 +104,26 @@ class _Walk:
         except (LookupError, ValueError, TypeError):
             return b""  # an edited row: its hash will not fit
         for line in lines(found.context, found.amounts):
-            for width in (QUARTER_HOUR, DAY):
-                key = (width, row[_OCCURRED] // width, found.context_id, line.sku_meter, line.marks)
+            for until, level in slots_of(row[_OCCURRED]):
+                key = (level, until, found.context_id, line.sku_meter, line.marks)
                 total = self.sums.setdefault(key, [0] * len(SUMS))
                 for index, value in enumerate(line.sums):
                     total[index] += value
         return digest_row(row, found.context, found.rates)
 
     def end(self, heads: Sequence[Sequence[Any]]) -> Iterator[Fault]:
-        known = {stripe: (batches, head) for stripe, batches, head in heads}
+        known = {stripe: (batches, entries, head) for stripe, batches, entries, head in heads}
         for stripe in sorted(known.keys() | self._last.keys()):
-            batches, head = known.get(stripe, (0, FIRST))
+            batches, entries, head = known.get(stripe, (0, 0, FIRST))
             position, last = self._last.get(stripe, (0, FIRST))
             if position < batches:
                 yield Fault("cut", f"chain {stripe}", f"Its last {batches - position} batches are gone.")
-            elif (position, last) != (batches, head):
+            elif (position, self._counted.get(stripe, 0), last) != (batches, entries, head):
                 yield Fault("edited", f"chain {stripe}", "Its last batch is not the one its head names.")
 
     def head(self) -> str:
         """One hash over the ends of all chains (hex)."""
-        ends = (bytes([stripe]) + last for stripe, (_, last) in sorted(self._last.items()))
-        return hashlib.sha256(b"".join(ends)).hexdigest()
+        return head_of((stripe, last) for stripe, (_, last) in sorted(self._last.items()))
 
 
 def _shared_rows(connection: Connection[Any], reader: Reader) -> Iterator[Fault]:
@@ -134,9 +138,6 @@ def _shared_rows(connection: Connection[Any], reader: Reader) -> Iterator[Fault]
 def _wrong_sums(rows: Sequence[Sequence[Any]], derived: dict[SumKey, list[int]]) -> Iterator[Fault]:
     kept = {tuple(row[:_FIXED]): [int(value) for value in row[_FIXED:]] for row in rows}
     wrong = {key for key in kept.keys() | derived.keys() if kept.get(key) != derived.get(key)}
-    days: dict[str, int] = {}
-    for width, slot, *_ in wrong:
-        day = f"{from_microseconds(slot * width):%Y-%m-%d}"
-        days[day] = days.get(day, 0) + 1
-    for day, count in sorted(days.items()):
+    slots = Counter(f"{from_microseconds(until - 1):{_NAMES_OF[level]}}" for level, until, *_ in wrong)
+    for day, count in sorted(slots.items()):
         yield Fault("rollup", day, f"{count} sums of {day} are wrong.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from psycopg import Connection, sql
 
+from tokenmeter.stores.codec import compact_json
 from tokenmeter.stores.documents import COLUMNS, Document, Filing, NewDocument, Request, document_of, place, row_of
+from tokenmeter.stores.postgres.records import head_of
 from tokenmeter.stores.postgres.schema import queries
 
 __all__ = ["PAGE", "file_document", "read_page"]
@@ -17,9 +18,6 @@ PAGE = 100
 _SQL = queries()
 _NAMES = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
 _SELECT = sql.SQL("SELECT {} FROM documents WHERE ").format(_NAMES)
-_INSERT = sql.SQL("INSERT INTO documents ({}) VALUES ({})").format(
-    _NAMES, sql.SQL(", ").join([sql.Placeholder()] * len(COLUMNS))
-)
 
 
 def file_document(connection: Connection[Any], draft: NewDocument, *, lost: int = 0) -> Filing:
@@ -31,27 +29,20 @@ def file_document(connection: Connection[Any], draft: NewDocument, *, lost: int 
         lost: Connections lost on the way: what has this very content was then filed by us.
     """
     with connection.transaction():
-        connection.execute("LOCK TABLE documents IN EXCLUSIVE MODE")  # numbers without gaps; readers go on
-        taken = connection.execute(_SELECT + sql.SQL("kind = %s AND key = %s"), [draft.kind, draft.key]).fetchone()
-        if taken:
-            document = document_of(taken)
+        row = connection.execute(_SQL["document_place"], [draft.kind, draft.key, draft.series]).fetchone()
+        found = row[0] if row else {}
+        if found["taken"]:
+            document = document_of([found["taken"][name] for name in COLUMNS])
             return Filing(document, recorded=bool(lost) and document.body == draft.body)
-        last = connection.execute("SELECT position, hash FROM documents ORDER BY position DESC LIMIT 1").fetchone()
-        numbered = connection.execute("SELECT max(number) FROM documents WHERE series = %s", [draft.series]).fetchone()
         document = place(
             draft,
-            last=None if last is None else (last[0], last[1]),
-            numbered=None if numbered is None else numbered[0],
-            anchor=_anchor(connection),
+            last=None if found["last"] is None else (found["last"][0], found["last"][1]),
+            numbered=found["numbered"],
+            anchor=head_of((stripe, bytes.fromhex(head)) for stripe, head in found["heads"] or ()),
         )
-        connection.execute(_INSERT, row_of(document))
+        values = dict(zip(COLUMNS, row_of(document), strict=True))
+        connection.execute(_SQL["file_document"], [compact_json(values)])
         return Filing(document, recorded=True)
-
-
-def _anchor(connection: Connection[Any]) -> str:
-    """One hash over the heads of all chains of entries."""
-    heads = connection.execute(_SQL["heads"]).fetchall()
-    return hashlib.sha256(b"".join(bytes(head) for _, _, head in heads)).hexdigest()
 
 
 def read_page(connection: Connection[Any], which: Request, after: int) -> list[Document]:

@@ -1,4 +1,4 @@
-"""A few connections for one process: retries, a pause after failures, and forks."""
+"""A few connections for one process: retries, a pause after failures, forks, and poolers in between."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection
 
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.sessions import Row, open_session, transaction
 
 __all__ = ["Pool", "Seat", "explain", "is_outage", "is_refusal"]
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
 
-#: A call goes on while its hold is made; these bound how long a dead or jammed server can delay it.
-_CONNECT_SECONDS = 5
-_STATEMENT_MILLISECONDS = 15_000
+#: How long a call waits for one of the connections.
 _PATIENCE = 15.0
 _ATTEMPTS = 3
 _CONFLICT_ATTEMPTS = 12
 _LONGEST_PAUSE = 5.0
-#: Words of libpq that mean a wrong setting, not a server that is away.
-_SETTINGS_WRONG = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 _abandoned: list[Connection[Row]] = []
 
 
@@ -85,18 +81,21 @@ class Seat:
 class Pool:
     """Connections to one server, opened when needed, at most `Address.pool` of them.
 
-    Every call runs in autocommit mode: one statement, one transaction, one round trip. After the server failed, calls
-    fail at once for a pause that doubles from 0.2 to 5 seconds, so that an outage costs a call no time.
+    Every call runs in autocommit mode: one statement, one transaction, one round trip. Behind a pooler it takes two
+    more, as every transaction has to name the schema. After the server failed, calls fail at once for a pause that
+    doubles from 0.2 to 5 seconds, so that an outage costs a call no time.
 
     Attributes:
         failures: How often the server could not be used.
         skew_us: The server's clock less this host's, in whole seconds (as microseconds).
+        pooled: Whether a pooler such as PgBouncer was met between this host and the server.
     """
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.failures = 0
         self.skew_us = 0
+        self.pooled = False
         self._begin()
         _POOLS.add(self)
 
@@ -133,7 +132,10 @@ class Pool:
         conflicts = lost = 0
         while True:
             try:
-                with self._connection() if seat is None else self._seated(seat) as connection:
+                with (
+                    self._connection() if seat is None else self._seated(seat) as connection,
+                    self._scope(connection),
+                ):
                     result = work(connection, lost)
             except psycopg.Error as error:
                 conflicts += _is_conflict(error)
@@ -153,8 +155,11 @@ class Pool:
                 return result
 
     @contextmanager
-    def lend(self) -> Generator[Connection[Row]]:
-        """A connection for reading at leisure, apart from the pool's places.
+    def lend(self, *, snapshot: bool = False) -> Generator[Connection[Row]]:
+        """A connection apart from the pool's places, for one transaction that may take its time.
+
+        Args:
+            snapshot: Only read, and see one state of the ledger throughout.
 
         Raises:
             StoreUnavailableError: the server cannot be used.
@@ -162,8 +167,8 @@ class Pool:
         connection: Connection[Row] | None = None
         try:
             connection = self._connect()
-            connection.execute("SET statement_timeout = 0")
-            yield connection
+            with transaction(connection, self.address, snapshot=snapshot, milliseconds=0):
+                yield connection
         except psycopg.Error as error:
             raise explain(error, self.address) from error
         finally:
@@ -186,6 +191,10 @@ class Pool:
         self._closer.detach()
         _abandoned.extend(self._open)
         self._begin()
+
+    def _scope(self, connection: Connection[Row]) -> AbstractContextManager[None]:
+        """What a call needs around it: a transaction that names the schema, where a session does not last."""
+        return transaction(connection, self.address) if self.pooled else nullcontext()
 
     @contextmanager
     def _connection(self) -> Generator[Connection[Row]]:
@@ -228,37 +237,12 @@ class Pool:
             raise
 
     def _connect(self) -> Connection[Row]:
-        given = self.address.conninfo
-        defaults: dict[str, Any] = {"keepalives_idle": 5, "tcp_user_timeout": 10_000, "application_name": "tokenmeter"}
-        if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
-            defaults["connect_timeout"] = _CONNECT_SECONDS
-        try:
-            connection = Connection.connect(given, autocommit=True, **defaults)
-        except psycopg.OperationalError as error:
-            if any(words in str(error) for words in _SETTINGS_WRONG):
-                raise ConfigurationError(
-                    f"The PostgreSQL server refused {self.address.url}: {str(error).strip().splitlines()[0]}. "
-                    "Check user, password (PGPASSWORD or ~/.pgpass), database and sslmode."
-                ) from error
-            raise
-        try:
-            connection.execute(
-                sql.SQL("SET search_path = {}, pg_temp").format(sql.Identifier(self.address.schema)), prepare=False
-            )
-            row = connection.execute(
-                "SELECT set_config('statement_timeout', %s, false), "
-                "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
-                [str(_STATEMENT_MILLISECONDS)],
-                prepare=False,
-            ).fetchone()
-        except BaseException:
-            connection.close()
-            raise
+        session = open_session(self.address)
         with self._mutex:
-            self._open.append(connection)
-        if row is not None:
-            self.skew_us = round((int(row[1]) - time.time_ns() // 1000) / 1_000_000) * 1_000_000
-        return connection
+            self._open.append(session.connection)
+        self.skew_us = session.skew_us
+        self.pooled |= session.pooled
+        return session.connection
 
     def _discard_idle(self) -> None:
         with self._mutex:

@@ -25,7 +25,8 @@ from tokenmeter.stores.codec import (
     to_microseconds,
 )
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.rollups import Cell, Span, Tally, check_boundaries, check_dimensions, cover, matches
+from tokenmeter.stores.rollups import Cell, Tally, check_boundaries, check_dimensions, matches
+from tokenmeter.stores.slots import Level, Term, terms
 
 __all__ = ["PAGE", "Reader"]
 
@@ -163,26 +164,20 @@ class Reader:
         instants = check_boundaries(boundaries)
         where = (which or EntryFilter()).where
         tally = Tally(by, where)
-        kept: list[tuple[int, Span]] = []
-        raw: list[tuple[int, Span]] = []
+        kept: list[tuple[int, int, Level, int, int]] = []
         for bucket, (start, end) in enumerate(pairwise(instants)):
-            for span in (Span(0, start, end),) if tally.needs_entries else cover(start, end):
-                (kept if span.width else raw).append((bucket, span))
-        self._add_sums(tally, kept)
-        for bucket, span in raw:
-            self._add_entries(tally, bucket, span, where)
+            for term in (Term(1, None, start, end),) if tally.needs_entries else terms(start, end):
+                if term.level is None:
+                    self._add_entries(tally, bucket, term, where)
+                else:
+                    kept.append((bucket, term.sign, term.level, term.start, term.end))
+        if kept:
+            self._add_sums(tally, kept)
         return tally.result()
 
-    def _add_sums(self, tally: Tally, spans: Sequence[tuple[int, Span]]) -> None:
-        if not spans:
-            return
-        columns = [
-            [bucket for bucket, _ in spans],
-            [span.width for _, span in spans],
-            [span.start // span.width for _, span in spans],
-            [span.end // span.width for _, span in spans],
-        ]
-        rows = self._connection.execute(_SQL["sums"], columns).fetchall()
+    def _add_sums(self, tally: Tally, kept: Sequence[tuple[int, int, Level, int, int]]) -> None:
+        """Add whole slots up: bucket, sign, level, start and end of each term."""
+        rows = self._connection.execute(_SQL["sums"], list(map(list, zip(*kept, strict=True)))).fetchall()
         self.learn((row[1] for row in rows), ())
         cells: dict[tuple[Any, ...], Cell | None] = {}
         for bucket, context, sku_meter, marks, *sums in rows:
@@ -193,8 +188,8 @@ class Reader:
             if cell is not None:
                 tally.add(bucket, cell, [int(value) for value in sums])
 
-    def _add_entries(self, tally: Tally, bucket: int, span: Span, where: Where) -> None:
-        wanted, values = _conditions(where, span.start, span.end)
+    def _add_entries(self, tally: Tally, bucket: int, term: Term, where: Where) -> None:
+        wanted, values = _conditions(where, term.start, term.end)
         query = sql.SQL("SELECT {} FROM entries {}").format(_NAMES, _clause(wanted))
         with self._connection.cursor("amounts") as cursor:
             cursor.execute(query, values)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,21 @@ from tokenmeter.stores.codec import (
     rate_of,
     to_microseconds,
 )
-from tokenmeter.stores.rollups import DAY, QUARTER_HOUR, lines
+from tokenmeter.stores.rollups import lines
 from tokenmeter.stores.shared import digest_of
+from tokenmeter.stores.slots import slots_of
 
-__all__ = ["Draw", "Record", "batch_text", "digest_row", "encode_hold", "encode_record", "identity_of", "read_hold"]
+__all__ = [
+    "Draw",
+    "Record",
+    "batch_text",
+    "digest_row",
+    "encode_hold",
+    "encode_record",
+    "head_of",
+    "identity_of",
+    "read_hold",
+]
 
 
 #: Lease id and amount held against it.
@@ -64,6 +76,11 @@ def digest_row(row: Sequence[Any], context: Context, rates: Sequence[Rate]) -> b
     return link(FIRST, row, (digest_of(context), *map(digest_of, rates)))
 
 
+def head_of(ends: Iterable[tuple[int, bytes]]) -> str:
+    """One hash (hex) over the last hashes of all chains, each given with its stripe, in order of the stripes."""
+    return hashlib.sha256(b"".join(bytes([stripe]) + last for stripe, last in ends)).hexdigest()
+
+
 def encode_record(
     entry: Entry,
     postings: Sequence[Posting],
@@ -92,7 +109,7 @@ def encode_record(
         "digest": digest_row(row, context, rates).hex(),
         "context": {"id": identity_of(context), **_named(CONTEXT_FIELDS, context)},
         "rates": [{"id": identity_of(rate), **_named(RATE_FIELDS, rate)} for rate in rates],
-        "slots": [(width, row[COLUMNS.index("occurred_at")] // width) for width in (QUARTER_HOUR, DAY)],
+        "slots": slots_of(row[COLUMNS.index("occurred_at")]),
         "lines": [(line.sku_meter, line.marks, *line.sums) for line in lines(context, amounts)],
         "postings": [_posting(posting) for posting in postings],
         "hold": reservation_id,

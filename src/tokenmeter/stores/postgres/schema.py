@@ -93,7 +93,8 @@ def queries() -> dict[str, bytes]:
 def state(connection: Connection[Any]) -> State:
     """Which migrations the schema on the search path has."""
     try:
-        rows = connection.execute("SELECT number, readable_from FROM schema_versions ORDER BY number").fetchall()
+        with connection.transaction():  # a failure must not end a transaction around it
+            rows = connection.execute("SELECT number, readable_from FROM schema_versions ORDER BY number").fetchall()
     except psycopg.errors.UndefinedTable:
         return State((), 0)
     return State(tuple(row[0] for row in rows), max((row[1] for row in rows), default=0))

@@ -121,11 +121,18 @@ class Shipping:
         Raises:
             StoreUnavailableError: the server is away.
         """
-        ticket = _Ticket(record, None)
-        self._send(ticket)
-        if ticket.settlement is None:
-            raise ticket.error or StoreUnavailableError("The entry was not sent.")
-        return ticket.settlement
+        return self.send_all([record])[0]
+
+    def send_all(self, records: Sequence[Record]) -> list[Settlement]:
+        """Store `records` on the server, `BATCH` of them at a time.
+
+        Raises:
+            StoreUnavailableError: the server is away.
+            RefusedError: the server refused one of them for its content.
+        """
+        tickets = [_Ticket(record, None) for record in records]
+        self._send(*tickets)
+        return [_settled(ticket) for ticket in tickets]
 
     def _keep(self, record: Record, *, away: bool) -> tuple[int | None, Exception | None]:
         try:
@@ -133,14 +140,15 @@ class Shipping:
         except StoreError as error:  # a full or read-only disk: the server alone must take the entry
             return None, error
 
-    def _send(self, ticket: _Ticket) -> None:
-        """Send the ticket, alone or in somebody's batch. Whoever gets the turn sends for all that wait."""
+    def _send(self, *tickets: _Ticket) -> None:
+        """Send the tickets, alone or in somebody's batch. Whoever gets the turn sends for all that wait."""
         with self._mutex:
-            self._waiting.append(ticket)
-        while not ticket.done:
-            with self._turn:
-                if not ticket.done:
-                    self._ship(self._next_batch())
+            self._waiting.extend(tickets)
+        for ticket in tickets:
+            while not ticket.done:
+                with self._turn:
+                    if not ticket.done:
+                        self._ship(self._next_batch())
 
     def _next_batch(self) -> list[_Ticket]:
         batch: list[_Ticket] = []
@@ -153,7 +161,8 @@ class Shipping:
         return batch
 
     def _ship(self, batch: Sequence[_Ticket]) -> None:
-        kept = all(ticket.number is not None for ticket in batch)
+        # Behind a pooler nobody can tell how far the server's log is flushed: the next answer may be another process's.
+        kept = not self._pool.pooled and all(ticket.number is not None for ticket in batch)
         try:
             answer, again = self.post([ticket.record.body for ticket in batch], kept=kept, seat=self._unflushed.seat)
         except psycopg.Error as error:
@@ -276,6 +285,12 @@ class Shipping:
         """Start afresh: the tickets are the parent's."""
         self._begin()
         self._spool.after_fork_in_child()
+
+
+def _settled(ticket: _Ticket) -> Settlement:
+    if ticket.settlement is None:
+        raise ticket.error or StoreUnavailableError("The entry was not sent.")
+    return ticket.settlement
 
 
 def crossings_of(answer: dict[str, Any]) -> list[ThresholdCrossing]:

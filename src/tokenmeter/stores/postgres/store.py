@@ -148,6 +148,14 @@ class PostgresStore:
             self._leases.put_back(draws)
         return replace(settlement, hold_found=True)
 
+    def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
+        """Append many entries on the server, in one transaction; nothing goes to the spool."""
+        if not self._checked:
+            self._check_schema()
+        return self._shipping.send_all(
+            [encode_record(entry, postings, reservation_id=None, only_if_held=False) for entry, postings in batch]
+        )
+
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
         if self._leases is not None:
@@ -264,14 +272,13 @@ class PostgresStore:
     def _lend(self) -> Generator[Connection[Any]]:
         if not self._checked:
             self._check_schema()
-        with self._pool.lend() as connection, connection.transaction():
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        with self._pool.lend(snapshot=True) as connection:
             yield connection
 
     # -- documents
 
     def file(self, draft: NewDocument) -> Filing:
-        """File a document once; for the ledger's owner."""
+        """File a document once."""
         if not self._checked:
             self._check_schema()
         try:
@@ -305,7 +312,7 @@ class PostgresStore:
         return describe(
             self._pool,
             self._spool,
-            facts=lambda: self._rows("facts", [])[0],
+            rows=lambda name: self._rows(name, []),
             counts={"spooled_entries": self._shipping.spooled, "refused_entries": self._shipping.refused},
         )
 

@@ -78,11 +78,12 @@ CREATE INDEX entries_by_time ON entries (occurred_at, number);
 CREATE INDEX entries_by_context ON entries (context, occurred_at);
 CREATE INDEX entries_by_end_user ON entries (end_user, occurred_at) WHERE end_user IS NOT NULL;
 
--- Sums of entries per quarter-hour and per UTC day: slot = occurred_at / width. Writers of different stripes do not wait
--- for each other; a reader adds the stripes up. sku_meter '' stands for cost that no meter explains.
+-- Sums of entries over the slot that ends at `until`; level 0 is a quarter-hour, 1 a UTC day, 2 a UTC month. Writers of
+-- different stripes do not wait for each other; a reader adds the stripes up. sku_meter '' stands for cost that no meter
+-- explains.
 CREATE TABLE sums (
-    width bigint,
-    slot bigint,
+    level smallint,
+    until bigint,
     context bigint,
     sku_meter text COLLATE "C",
     marks smallint,
@@ -97,13 +98,14 @@ CREATE TABLE sums (
     contracted_pico bigint NOT NULL,
     billed_micro bigint NOT NULL,
     billed_pico bigint NOT NULL,
-    PRIMARY KEY (width, slot, context, sku_meter, marks, stripe)
+    PRIMARY KEY (level, until, context, sku_meter, marks, stripe)
 ) WITH (fillfactor = 70);
 
 -- Hash chains, one per stripe. A batch's hash covers the hash before it and the digests of its entries by entry_id.
 CREATE TABLE chains (
     stripe smallint PRIMARY KEY,
     batches bigint NOT NULL,
+    entries bigint NOT NULL,
     hash bytea NOT NULL
 ) WITH (fillfactor = 10);
 CREATE SEQUENCE batch_numbers;

@@ -3,7 +3,7 @@
 
 -- Append a batch of records, free their holds, move counters, report thresholds, add to the sums, link the chain.
 -- Argument: {"stripe": 3, "kept": true, "records": [{"entry": {column: value}, "digest": hex, "context": {}, "rates": [{}],
---   "postings": [{}], "slots": [[width, slot]], "lines": [[sku_meter, marks, sums...]], "hold": id,
+--   "postings": [{}], "slots": [[until, level]], "lines": [[sku_meter, marks, sums...]], "hold": id,
 --   "draws": [[lease, amount]], "only_if_held": true}]}
 -- Result: {"recorded": [place], "known": [place], "held": [reservation_id], "crossings": [[key..., threshold, settled]]}
 -- where `known` are records whose entry_id is in the ledger, by this call or an earlier one; and "log": [backend, written,
@@ -28,8 +28,10 @@ DECLARE
     head bytea;
     log jsonb;
     head_position bigint;
+    added_entries integer;
+    kept boolean := coalesce((batch->>'kept')::boolean, false);
 BEGIN
-    IF coalesce((batch->>'kept')::boolean, false) THEN
+    IF kept THEN
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSIF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
@@ -146,7 +148,7 @@ BEGIN
     END IF;
 
     INSERT INTO sums AS s
-    SELECT (slot->0)::bigint, (slot->1)::bigint, context, sku_meter, marks, of_stripe, sum(l1), sum(l2), sum(l3), sum(l4),
+    SELECT (slot->1)::smallint, (slot->0)::bigint, context, sku_meter, marks, of_stripe, sum(l1), sum(l2), sum(l3), sum(l4),
         sum(l5), sum(l6), sum(l7), sum(l8), sum(l9), sum(l10)
     FROM (
         SELECT item->'slots' AS slots, (item->'entry'->'context')::bigint AS context,
@@ -160,7 +162,7 @@ BEGIN
         OFFSET 0
     ) AS lines, jsonb_array_elements(slots) AS slot
     GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
-    ON CONFLICT (width, slot, context, sku_meter, marks, stripe) DO UPDATE SET
+    ON CONFLICT (level, until, context, sku_meter, marks, stripe) DO UPDATE SET
         entries = s.entries + excluded.entries,
         reasoning = s.reasoning + excluded.reasoning,
         quantity = s.quantity + excluded.quantity,
@@ -173,16 +175,23 @@ BEGIN
         billed_pico = s.billed_pico + excluded.billed_pico;
 
     IF added <> '{}' THEN
-        INSERT INTO chains (stripe, batches, hash) VALUES (of_stripe, 0, decode(repeat('00', 32), 'hex'))
+        INSERT INTO chains (stripe, batches, entries, hash) VALUES (of_stripe, 0, 0, decode(repeat('00', 32), 'hex'))
         ON CONFLICT DO NOTHING;
-        UPDATE chains SET batches = batches + 1, hash = sha256(hash || (
+        SELECT count(*) INTO added_entries FROM jsonb_object_keys(added);
+        UPDATE chains SET batches = batches + 1, entries = entries + added_entries, hash = sha256(hash || (
             SELECT string_agg(digest, ''::bytea ORDER BY id COLLATE "C")
             FROM unnest(ids, digests) WITH ORDINALITY AS r (id, digest, place) WHERE alive[place]
         ))
         WHERE stripe = of_stripe
         RETURNING batches, hash INTO head_position, head;
         INSERT INTO batches (number, stripe, position, entries, hash)
-        VALUES (batch_number, of_stripe, head_position, (SELECT count(*) FROM jsonb_object_keys(added)), head);
+        VALUES (batch_number, of_stripe, head_position, added_entries, head);
+    ELSIF NOT kept THEN
+        -- What was known already may be another session's and not flushed yet. Changing something, however void, makes
+        -- this commit wait for the disk, and so for all that was written before.
+        INSERT INTO chains AS c (stripe, batches, entries, hash)
+        VALUES (of_stripe, 0, 0, decode(repeat('00', 32), 'hex'))
+        ON CONFLICT (stripe) DO UPDATE SET batches = c.batches;
     END IF;
 
     RETURN jsonb_build_object(

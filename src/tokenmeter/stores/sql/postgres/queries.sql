@@ -38,16 +38,16 @@ SELECT * FROM contexts WHERE id = ANY (%s)
 -- name: rates
 SELECT * FROM rates WHERE id = ANY (%s)
 -- name: sums
-SELECT span.bucket, context, nullif(sku_meter, ''), marks, sum(entries), sum(reasoning), sum(quantity),
-    sum(quantity_nano), sum(list_micro), sum(list_pico), sum(contracted_micro), sum(contracted_pico),
-    sum(billed_micro), sum(billed_pico)
-FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS span (bucket, width, first, last)
-JOIN sums ON sums.width = span.width AND slot >= span.first AND slot < span.last
+SELECT bucket, context, nullif(sku_meter, ''), marks, sum(sign * entries), sum(sign * reasoning), sum(sign * quantity),
+    sum(sign * quantity_nano), sum(sign * list_micro), sum(sign * list_pico), sum(sign * contracted_micro),
+    sum(sign * contracted_pico), sum(sign * billed_micro), sum(sign * billed_pico)
+FROM unnest(%s::bigint[], %s::bigint[], %s::smallint[], %s::bigint[], %s::bigint[]) AS term (bucket, sign, at, first, last)
+JOIN sums ON level = term.at AND until > term.first AND until <= term.last
 GROUP BY 1, 2, 3, 4
 -- name: heads
-SELECT stripe, batches, hash FROM chains ORDER BY stripe
+SELECT stripe, batches, entries, hash FROM chains WHERE batches > 0 ORDER BY stripe
 -- name: all_sums
-SELECT width, slot, context, nullif(sku_meter, ''), marks, sum(entries), sum(reasoning), sum(quantity),
+SELECT level, until, context, nullif(sku_meter, ''), marks, sum(entries), sum(reasoning), sum(quantity),
     sum(quantity_nano), sum(list_micro), sum(list_pico), sum(contracted_micro), sum(contracted_pico),
     sum(billed_micro), sum(billed_pico)
 FROM sums GROUP BY 1, 2, 3, 4, 5
@@ -65,5 +65,11 @@ GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
 -- name: pulse
 SELECT (SELECT string_agg(batches::text, '.' ORDER BY stripe) FROM chains), (SELECT count(*) FROM holds)
 -- name: facts
-SELECT current_setting('server_version'), (SELECT coalesce(sum(entries), 0) FROM batches), (SELECT count(*) FROM holds),
-    coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), inet_server_addr() IS NULL
+SELECT current_setting('server_version'), current_user::text, (SELECT max(number) FROM schema_versions),
+    (SELECT count(*) FROM holds), coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
+    inet_server_addr() IS NULL, has_table_privilege('entries', 'INSERT'),
+    has_function_privilege('settle(jsonb)', 'EXECUTE'), has_table_privilege('entries', 'SELECT')
+-- name: document_place
+SELECT document_place(%s, %s, %s)
+-- name: file_document
+SELECT file_document(%s::jsonb)
