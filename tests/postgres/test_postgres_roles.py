@@ -1,12 +1,18 @@
 """Who may do what on a shared ledger, and application versions before and after a migration."""
 
+import io
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
+from tokenmeter.reports import build, export_entries
 from tokenmeter.stores import open_store
+from tokenmeter.stores.base import Counter
+from tokenmeter.stores.documents import Filing, NewDocument, audit
 from tokenmeter.stores.postgres import admin, schema
+from tokenmeter.stores.postgres.records import batch_text, encode_record
 
 
 @pytest.fixture
@@ -46,7 +52,6 @@ def test_migrating_what_is_not_there_says_init(postgres_url):
 def test_a_writer_writes_and_cannot_read_or_change(
     postgres_url, url_of, role, opened, make_entry, make_hold, make_posting, key
 ):
-    import psycopg
 
     admin.init(postgres_url)
     admin.grant(postgres_url, "writer", role)
@@ -65,18 +70,103 @@ def test_a_writer_writes_and_cannot_read_or_change(
         store.entry(entry.entry_id)
     with pytest.raises(StoreUnavailableError, match="db grant"):
         store.set_counters({key: 0})
+    assert store.health().facts["role"] == "writer"
+
+
+#: What no grant of ours allows. `{}` is the schema.
+FORBIDDEN = (
+    "INSERT INTO {}.counters VALUES ('b', '', 0, 0, 0, 0)",
+    "INSERT INTO {}.entries (entry_id) VALUES ('forged')",
+    "UPDATE {}.entries SET list_micro = 0",
+    "DELETE FROM {}.entries",
+    "TRUNCATE {}.entries",
+    "UPDATE {}.sums SET billed_micro = 0",
+    "UPDATE {}.chains SET hash = ''",
+    "DELETE FROM {}.holds",
+    "INSERT INTO {}.documents (position) VALUES (1)",
+    "DELETE FROM {}.documents",
+    "LOCK TABLE {}.entries IN EXCLUSIVE MODE",
+    "SELECT value FROM {}.secret",
+    "ALTER TABLE {}.entries DISABLE TRIGGER ALL",
+    "DROP TRIGGER entries_stay ON {}.entries",
+    "DROP TABLE {}.entries",
+    "CREATE TABLE {}.mine (id bigint)",
+    "CREATE OR REPLACE FUNCTION {}.refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+    "SET session_replication_role = replica",
+    "GRANT SELECT ON {}.entries TO PUBLIC",
+)
+
+
+@pytest.mark.parametrize("grants", [["writer"], ["reader"], ["writer", "reader"]], ids=" and ".join)
+def test_no_grant_allows_to_change_or_remove_anything(postgres_url, url_of, role, opened, make_entry, grants):
+    """Neither a writer nor a reader gets past the functions: not to rows, not to triggers, not to the secret."""
+    import psycopg
+
+    opened(postgres_url).settle(make_entry())
+    for granted in grants:
+        admin.grant(postgres_url, granted, role)
+    schema_name = postgres_url.partition("schema=")[2].partition("&")[0]
+    closed = {
+        "reader": ("SELECT billed_micro FROM {}.entries", "SELECT body FROM {}.documents"),
+        "writer": ("SELECT {}.settle('{{}}')", "SELECT {}.file_document('{{}}')"),
+    }
+    statements = [*FORBIDDEN, *(text for name, texts in closed.items() if name not in grants for text in texts)]
     with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
-        name = postgres_url.partition("schema=")[2].partition("&")[0]
-        for statement in (
-            "SELECT billed_micro FROM {}.entries",
-            "SELECT value FROM {}.secret",
-            "INSERT INTO {}.counters VALUES ('b', '', 0, 0, 0, 0)",
-            "UPDATE {}.entries SET list_micro = 0",
-            "DELETE FROM {}.holds",
-            "ALTER TABLE {}.entries DISABLE TRIGGER ALL",
-        ):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute(statement.format(name))
+        for statement in statements:
+            with pytest.raises(psycopg.Error) as refused:
+                connection.execute(statement.format(schema_name))
+            assert refused.value.sqlstate == "42501", statement
+
+
+def test_a_writers_own_tables_do_not_stand_in_for_the_ledgers(postgres_url, url_of, role, opened, query, make_entry):
+    import psycopg
+
+    admin.init(postgres_url)
+    admin.grant(postgres_url, "writer", role)
+    record = encode_record(make_entry(), (), reservation_id=None, only_if_held=False)
+    with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
+        connection.execute("CREATE TEMP TABLE entries (LIKE pg_class); SET search_path = pg_temp, public")
+        connection.execute(
+            f"SELECT {query.schema}.settle(%s::jsonb)", [batch_text([record.body], stripe=1, kept=False)]
+        )
+    assert [found.entry_id for found in opened(postgres_url).entries()] == [record.entry_id]
+
+
+def test_who_may_write_and_read_closes_the_month_and_issues_its_invoices(
+    postgres_url, url_of, role, opened, make_entry
+):
+    from tokenmeter.billing import close_period, draft_invoice, find_invoice
+
+    admin.init(postgres_url)
+    admin.grant(postgres_url, "writer", role)
+    admin.grant(postgres_url, "reader", role)
+    store = opened(url_of(role))
+    store.settle(make_entry(occurred_at=datetime(2026, 10, 5, tzinfo=UTC)))
+    closed = close_period(store, "2026-10", now=datetime(2026, 11, 2, tzinfo=UTC))
+    bill = draft_invoice(store, member="ada", period="2026-10").issue()
+    assert bill.mark_paid().status == "paid"
+    assert find_invoice(opened(postgres_url), bill.number).status == "paid"
+    assert (closed.entries, store.verify().faults, audit(store)) == (1, (), [])
+    assert store.health().facts["role"] == "writer and reader"
+
+
+def test_a_writer_files_documents_only_behind_the_last(postgres_url, url_of, role, opened, query):
+    import psycopg
+
+    admin.init(postgres_url)
+    admin.grant(postgres_url, "writer", role)
+    writer = opened(url_of(role))
+    draft = NewDocument(kind="invoice", key="a", body="{}", series="A")
+    filed = writer.file(draft)
+    assert filed.recorded
+    assert writer.file(draft) == Filing(filed.document, recorded=False)
+    with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
+        for position, number in ((1, 2), (3, 2), (2, 1), (2, 3)):
+            forged = {"position": position, "number": number, "series": "A", "kind": "invoice", "key": "b"}
+            with pytest.raises(psycopg.errors.SerializationFailure):
+                connection.execute(f"SELECT {query.schema}.file_document(%s)", [psycopg.types.json.Jsonb(forged)])
+    with pytest.raises(StoreUnavailableError, match="db grant"):
+        list(writer.documents())
 
 
 def test_entries_of_a_writer_who_lost_the_right_wait_until_it_is_back(
@@ -95,18 +185,33 @@ def test_entries_of_a_writer_who_lost_the_right_wait_until_it_is_back(
     assert opened(postgres_url).entry(entry.entry_id) == entry
 
 
-def test_a_reader_reports_and_cannot_write(postgres_url, url_of, role, opened, make_entry, make_hold, key):
+def test_a_reader_reports_exports_and_verifies_and_cannot_write(
+    postgres_url, url_of, role, opened, make_entry, make_hold, key
+):
     owner = opened(postgres_url)
     entry = make_entry()
     owner.settle(entry)
+    filed = owner.file(NewDocument(kind="period", key="a", body="{}")).document
     admin.grant(postgres_url, "reader", role)
     store = opened(url_of(role))
     assert store.entry(entry.entry_id) == entry
+    assert build(store, by="member").totals.requests == 1
+    manifest = export_entries(store, io.BytesIO(), format="jsonl")
+    assert (manifest.rows, manifest.ledger["head"]) == (1, store.verify().head)
     assert store.verify().ok
-    with pytest.raises(StoreUnavailableError, match="db grant"):
-        store.reserve(make_hold((key, 10, 4)))
-    with pytest.raises(StoreUnavailableError, match="db grant"):
-        store.secret()
+    assert list(store.documents()) == [filed]
+    assert len(list(store.all_counters())) == 0
+    facts = store.health().facts
+    assert (facts["role"], facts["entries"]) == ("reader", 1)
+    for attempt in (
+        lambda: store.reserve(make_hold((key, 10, 4))),
+        store.secret,
+        lambda: store.file(NewDocument(kind="period", key="b", body="{}")),
+        lambda: store.set_counters({key: 0}),
+        lambda: store.settle(make_entry(), only_if_held=True),
+    ):
+        with pytest.raises(StoreUnavailableError, match="db grant"):
+            attempt()
 
 
 def test_an_owner_may_do_what_the_schemas_owner_may(postgres_url, url_of, role, opened, key):
@@ -134,14 +239,22 @@ def test_granting_to_nobody_says_how_to_make_the_role(postgres_url):
 
 class TestVersions:
     def test_an_older_application_works_on_an_additive_newer_schema(
-        self, store, query, opened, postgres_url, make_entry
+        self, store, query, opened, postgres_url, make_entry, make_hold, make_posting, key
     ):
         store.settle(make_entry())
-        query("ALTER TABLE entries ADD COLUMN invented text; ALTER TABLE contexts ADD COLUMN invented text")
+        tables = [name for (name,) in query("SELECT tablename FROM pg_tables WHERE schemaname = %s", query.schema)]
+        for table in tables:
+            query(f"ALTER TABLE {table} ADD COLUMN invented text")
+        query("CREATE TABLE invented (id bigint)")
+        query("CREATE FUNCTION settle(batch jsonb, more text) RETURNS jsonb RETURN batch")
         query("INSERT INTO schema_versions (number, name, readable_from) VALUES (9999, '9999_9.9.9_new.sql', 1)")
         store.settle(make_entry())
         later = opened(postgres_url)
-        later.settle(make_entry(request_model="gpt-6"))
+        hold = make_hold((key, 10, 4))
+        later.reserve(hold)
+        later.settle(make_entry(request_model="gpt-6"), [make_posting(3, 1)], reservation_id=hold.reservation_id)
+        assert later.counters([key])[key] == Counter(3, 0)
+        assert later.file(NewDocument(kind="period", key="a", body="{}")).recorded
         assert len(list(later.entries())) == 3
         assert later.verify().ok
         assert admin.status(postgres_url).unknown == (9999,)

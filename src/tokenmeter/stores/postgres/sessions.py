@@ -1,0 +1,117 @@
+"""Opening a connection, and what a session or, behind a pooler, each transaction is set to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import Connection, sql
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.postgres.address import Address
+
+__all__ = ["Row", "Session", "open_session", "transaction"]
+
+Row = tuple[Any, ...]
+
+#: A call goes on while its hold is made; these bound how long a dead or jammed server can delay it.
+_CONNECT_SECONDS = 5
+_STATEMENT_MILLISECONDS = 15_000
+#: Words of libpq that mean a wrong setting, not a server that is away.
+_SETTINGS_WRONG = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+#: The server process that answers, and its clock.
+_WHO = "SELECT pg_backend_pid(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_SESSION = sql.SQL("SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}")
+_TRANSACTION = sql.SQL("{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}")
+_BEGIN = sql.SQL("BEGIN")
+_SNAPSHOT = sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An open connection.
+
+    Attributes:
+        connection: In autocommit mode.
+        skew_us: The server's clock less this host's, in whole seconds (as microseconds).
+        pooled: Whether a pooler such as PgBouncer is in between: the process that answers is not the one that was
+            connected to, and the next transaction's may be another one. Nothing is then left in a session.
+    """
+
+    connection: Connection[Row]
+    skew_us: int
+    pooled: bool
+
+
+def open_session(address: Address) -> Session:
+    """Connect, and set the session to our schema unless a pooler would hand it to others.
+
+    Raises:
+        ConfigurationError: the server refuses user, password, database or encryption.
+        psycopg.Error: it is away.
+    """
+    connection = _connect(address)
+    try:
+        row = connection.execute(_WHO, prepare=False).fetchone()
+        answering, clock = row or (0, 0)
+        pooled = answering != connection.info.backend_pid
+        if pooled:
+            connection.prepare_threshold = None
+        else:
+            connection.execute(_SESSION.format(**_settings(address, _STATEMENT_MILLISECONDS)), prepare=False)
+    except BaseException:
+        connection.close()
+        raise
+    return Session(connection, round((int(clock) - time.time_ns() // 1000) / 1_000_000) * 1_000_000, pooled)
+
+
+def _settings(address: Address, milliseconds: int) -> dict[str, sql.Composable]:
+    return {"schema": sql.Identifier(address.schema), "limit": sql.Literal(milliseconds)}
+
+
+def _connect(address: Address) -> Connection[Row]:
+    given = address.conninfo
+    defaults: dict[str, Any] = {"keepalives_idle": 5, "tcp_user_timeout": 10_000, "application_name": "tokenmeter"}
+    if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
+        defaults["connect_timeout"] = _CONNECT_SECONDS
+    try:
+        return Connection.connect(given, autocommit=True, **defaults)
+    except psycopg.OperationalError as error:
+        if any(words in str(error) for words in _SETTINGS_WRONG):
+            raise ConfigurationError(
+                f"The PostgreSQL server refused {address.url}: {str(error).strip().splitlines()[0]}. "
+                "Check user, password (PGPASSWORD or ~/.pgpass), database and sslmode."
+            ) from error
+        raise
+
+
+@contextmanager
+def transaction(
+    connection: Connection[Row],
+    address: Address,
+    *,
+    snapshot: bool = False,
+    milliseconds: int = _STATEMENT_MILLISECONDS,
+) -> Generator[None]:
+    """One transaction that names our schema itself.
+
+    Args:
+        connection: In autocommit mode.
+        address: Whose schema.
+        snapshot: Only read, and see one state of the ledger throughout.
+        milliseconds: Most a statement may take; 0 = as long as it takes.
+    """
+    begin = _SNAPSHOT if snapshot else _BEGIN
+    connection.execute(_TRANSACTION.format(begin=begin, **_settings(address, milliseconds)), prepare=False)
+    try:
+        yield
+    except BaseException:
+        with suppress(psycopg.Error):
+            connection.rollback()
+        raise
+    connection.commit()
