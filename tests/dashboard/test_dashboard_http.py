@@ -18,8 +18,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tokenmeter import dashboard
-from tokenmeter.dashboard.live import Pulse
+from tokenmeter.dashboard.live import Pulse, entries_of
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Reservation
 
 TOKEN = "a-long-enough-token-for-a-test"
 BOOKS = ("/invoices", "/credit-notes", "/periods", "/reconciliations")
@@ -237,6 +238,56 @@ def test_many_viewers_share_one_look():
         looks = pulse.looks
         await asyncio.sleep(1.0)
         assert pulse.looks == looks
+
+    asyncio.run(watch())
+
+
+def test_a_page_is_read_anew_only_after_a_new_entry(busy, serve, record, monkeypatch):
+    """Four questions to the kept sums for the overview, one for a breakdown, no entry; the next viewers ask nothing."""
+    asked = []
+    monkeypatch.setattr(busy.store, "aggregate", _counted(busy.store.aggregate, asked))
+    monkeypatch.setattr(busy.store, "entries", _counted(busy.store.entries, asked))
+    served = serve(busy)
+    hold = Reservation(
+        reservation_id="r1",
+        created_at=datetime.now(UTC),
+        expires_at=datetime.now(UTC) + timedelta(minutes=5),
+        claims=(),
+        call=record(at=datetime(2020, 1, 1, tzinfo=UTC)),
+        owner="test",
+    )
+    for path, questions in (("/", 4), ("/?member=ada&period=last-7d", 4), ("/breakdown?by=model", 1)):
+        asked.clear()
+        body = served.get(path)[2]
+        assert len(asked) == questions, path
+        busy.store.reserve(hold)  # a call on its way changes no sum
+        assert served.get(path)[2] == body
+        busy.store.release("r1")
+        assert len(asked) == questions, path
+        record(who={"member": "ada"})
+        assert served.get(path)[2] != body
+        assert len(asked) == 2 * questions, path
+
+
+def _counted(method, calls):
+    return lambda *given, **options: (calls.append(method.__name__), method(*given, **options))[1]
+
+
+def test_a_call_on_its_way_is_told_only_where_holds_are_shown():
+    async def watch():
+        state = ["7.0"]
+        pulse = Pulse(lambda: state[0])
+        narrow, wide = pulse.events(entries_of), pulse.events()
+        for stream, data in ((narrow, "7"), (wide, "7.0")):
+            await anext(stream)
+            assert f"data: {data}\n" in await anext(stream)
+        state[0] = "7.1"
+        assert "data: 7.1\n" in await anext(wide)
+        state[0] = "8.1"
+        assert "data: 8.1\n" in await anext(wide)
+        assert "data: 8\n" in await anext(narrow)
+        for stream in (narrow, wide):
+            await stream.aclose()
 
     asyncio.run(watch())
 

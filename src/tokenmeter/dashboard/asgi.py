@@ -16,11 +16,11 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from tokenmeter.api import default_meter
+from tokenmeter.api.default import default_meter
 from tokenmeter.dashboard.books import Books
-from tokenmeter.dashboard.live import Pulse, pulse_of
+from tokenmeter.dashboard.live import Pulse, entries_of, pulse_of
 from tokenmeter.dashboard.pages import Pages
-from tokenmeter.dashboard.rendering import base_of, page, plotly_script
+from tokenmeter.dashboard.rendering import base_of, page, plotly_script, prepare
 from tokenmeter.dashboard.security import Door, HostCheck, SafeHeaders
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.meter import Meter
@@ -57,9 +57,13 @@ def app(
     pulse = Pulse(lambda: pulse_of(chosen.store))
     door = Door(token) if token is not None else None
     script = plotly_script()
+    prepare()
 
-    async def events(_: Request) -> Response:
-        return StreamingResponse(pulse.events(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    async def events(request: Request) -> Response:
+        part = str if "holds" in request.query_params else entries_of
+        return StreamingResponse(
+            pulse.events(part), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+        )
 
     async def plotly(_: Request) -> Response:
         return FileResponse(script, media_type="text/javascript", headers={"cache-control": "private, max-age=86400"})

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from tokenmeter.errors import StoreError
 from tokenmeter.stores.base import Store
 
-__all__ = ["Pulse", "pulse_of"]
+__all__ = ["Pulse", "entries_of", "pulse_of"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -27,16 +27,21 @@ class _Pulsing(Protocol):
     """A store that can say cheaply whether anything was written."""
 
     def pulse(self) -> str:
-        """A text that differs whenever an entry or a hold came or went."""
+        """A text that differs whenever an entry or a hold came or went; behind its last dot is the number of holds."""
         ...
 
 
 def pulse_of(store: Store) -> str:
-    """A text that differs after every write to `store`."""
+    """A text that differs after every write to `store`; behind its last dot is the number of holds."""
     if isinstance(store, _Pulsing):
         return store.pulse()
     facts = store.health().facts
     return f"{facts.get('entries')}.{facts.get('pending_holds')}"
+
+
+def entries_of(pulse: str) -> str:
+    """The part of a pulse that only entries change: a call on its way is not in it."""
+    return pulse.rpartition(".")[0] or pulse
 
 
 class Pulse:
@@ -52,21 +57,28 @@ class Pulse:
         self._task: asyncio.Task[None] | None = None
         self.looks = 0
 
-    async def events(self) -> AsyncGenerator[str]:
-        """Server-sent events: ``change`` with the state now, then one for every other state."""
+    async def events(self, part: Callable[[str], str] = str) -> AsyncGenerator[str]:
+        """Server-sent events: ``change`` with the state now, then one for every other state.
+
+        Args:
+            part: What of the pulse the viewer watches.
+        """
         news: asyncio.Queue[str] = asyncio.Queue()
         self._watchers.add(news)
         self._begin()
         try:
             yield "retry: 2000\n\n"
-            yield f"event: change\ndata: {await self.look()}\n\n"
+            told = part(await self.look())
+            yield f"event: change\ndata: {told}\n\n"
             while True:
                 try:
-                    state = await asyncio.wait_for(news.get(), _SILENCE)
+                    state = part(await asyncio.wait_for(news.get(), _SILENCE))
                 except TimeoutError:
                     yield ": still here\n\n"
-                else:
-                    yield f"event: change\ndata: {state}\n\n"
+                    continue
+                if state != told:
+                    told = state
+                    yield f"event: change\ndata: {told}\n\n"
         finally:
             self._watchers.discard(news)
             self._end()

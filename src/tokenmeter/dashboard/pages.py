@@ -6,20 +6,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import dropwhile, islice
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from tokenmeter.dashboard import exports
 from tokenmeter.dashboard.chart import chart_data
-from tokenmeter.dashboard.live import pulse_of
+from tokenmeter.dashboard.live import entries_of, pulse_of
 from tokenmeter.dashboard.memory import Memory
-from tokenmeter.dashboard.overview import Overview, overview, rank
+from tokenmeter.dashboard.overview import Overview, Ranking, overview, rank
 from tokenmeter.dashboard.rendering import base_of, missing, page
 from tokenmeter.dashboard.standing import standings
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
+from tokenmeter.reports import Row
 from tokenmeter.reports.query import parse_by
 from tokenmeter.reports.report import run
 from tokenmeter.stores.base import EntryFilter
@@ -28,6 +30,13 @@ __all__ = ["Pages"]
 
 _PAGE = 50
 _MOST_ROWS = 500
+
+
+class Breakdown(NamedTuple):
+    """The sums of a period, and the values of one dimension."""
+
+    totals: Row
+    ranking: Ranking
 
 
 class Pages:
@@ -40,15 +49,20 @@ class Pages:
 
     def __init__(self, meter: Meter, *, tz: str) -> None:
         self._meter, self._store, self._tz = meter, meter.store, tz
-        self._overviews = Memory[Overview]()
+        self._overviews = Memory[tuple[View, Overview]]()
+        self._breakdowns = Memory[tuple[View, Breakdown]]()
 
     def overview(self, request: Request) -> Response:
         """Spend and tokens over time, totals, rankings."""
         if (canonical := self._canonical(request)) is not None:
             return canonical
-        state = pulse_of(self._store)
-        view = self._view(request).bounded(self._store)
-        seen = self._overviews.get((state, *view.identity), lambda: overview(self._store, view))
+        state, asked = self._head(), self._view(request)
+
+        def read() -> tuple[View, Overview]:
+            view = asked.bounded(self._store)
+            return view, overview(self._store, view)
+
+        view, seen = self._overviews.get((state, *asked.identity), read)
         return page(
             request,
             "overview.html",
@@ -64,10 +78,15 @@ class Pages:
         """All values of one dimension."""
         if (canonical := self._canonical(request)) is not None:
             return canonical
-        state = pulse_of(self._store)
+        state, asked = self._head(), self._view(request, but=("by",))
         (by,) = parse_by([request.query_params.get("by") or "member"])
-        view = self._view(request, but=("by",)).bounded(self._store)
-        found = run(self._store, replace(view.query, by=(by,)))
+
+        def read() -> tuple[View, Breakdown]:
+            view = asked.bounded(self._store)
+            found = run(self._store, replace(view.query, by=(by,)))
+            return view, Breakdown(found.totals, rank(found.rows, by, top=_MOST_ROWS))
+
+        view, found = self._breakdowns.get((state, by, *asked.identity), read)
         return page(
             request,
             "breakdown.html",
@@ -76,14 +95,14 @@ class Pages:
             view=view,
             by=by,
             totals=found.totals,
-            ranking=rank(found.rows, by, top=_MOST_ROWS),
+            ranking=found.ranking,
         )
 
     def entries(self, request: Request) -> Response:
         """Single calls, newest first, page by page."""
         if (canonical := self._canonical(request)) is not None:
             return canonical
-        state = pulse_of(self._store)
+        state = self._head()
         view = self._view(request, but=("before",))
         found = list(islice(self._older(view, request.query_params.get("before")), _PAGE + 1))
         return page(
@@ -127,6 +146,7 @@ class Pages:
             "budgets.html",
             title="Budgets",
             state=state,
+            holds=True,
             view=view,
             standings=found,
             configured=len(self._meter.budgets.budgets),
@@ -152,6 +172,10 @@ class Pages:
             return missing(request, "No such export", f"Exports are {', '.join(exports.EXPORTS)}.")
         view = self._view(request, but=("by",))
         return exports.export(self._store, view, what, by=request.query_params.get("by", ""))
+
+    def _head(self) -> str:
+        """Differs after every entry."""
+        return entries_of(pulse_of(self._store))
 
     # -- URLs
 

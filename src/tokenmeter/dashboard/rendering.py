@@ -18,7 +18,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS
 from tokenmeter.stores.base import DIMENSIONS
 
-__all__ = ["base_of", "missing", "page", "plotly_script"]
+__all__ = ["base_of", "missing", "page", "plotly_script", "prepare"]
 
 #: Path and name of every page in the navigation, and whether it takes the view's period and filters along.
 _NAVIGATION = (
@@ -80,6 +80,13 @@ def _environment() -> Environment:
     return made
 
 
+def prepare() -> None:
+    """Compile every template, so that the first viewer does not wait for it."""
+    made = _environment()
+    for name in made.list_templates():
+        made.get_template(name)
+
+
 def base_of(request: Request) -> str:
     """The path the dashboard is served under, without a slash at its end."""
     return str(request.scope.get("root_path", "")).rstrip("/")
@@ -93,10 +100,10 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         template: Name of its file.
         status: HTTP status.
         title: Its heading.
-        **context: Names the template uses; ``state`` makes it a live page.
+        **context: Names the template uses; ``state`` makes it a live page, with ``holds`` also for calls on their way.
     """
     base = base_of(request)
-    known = {"state": None, "view": None, "door": False, **context}
+    known = {"state": None, "holds": False, "view": None, "door": False, **context}
     path = request.scope["path"].removeprefix(base)
     text = _environment().get_template(template).render(base=base, path=path, title=title, **known)
     return HTMLResponse(text, status_code=status)

@@ -4,6 +4,7 @@
   const body = document.body;
   const status = document.getElementById("live");
   const LEAST_PAUSE = 1000; // milliseconds between two refreshes, however busy the ledger is
+  const SHARE = 3; // a refresh is followed by a pause this many times as long: a large ledger is not read all the time
   let shown = body.dataset.state;
   let wanted = shown;
   let busy = false;
@@ -44,6 +45,7 @@
     try {
       while (wanted !== shown && !document.hidden) {
         const state = wanted;
+        const began = performance.now();
         const answer = await fetch(location.href, { credentials: "same-origin", headers: { accept: "text/html" } });
         if (answer.redirected && new URL(answer.url).pathname.endsWith("/login")) {
           location.reload();
@@ -55,7 +57,8 @@
         shown = state;
         say(status.dataset.words, true);
         document.getElementById("updated").textContent = `updated ${new Date().toLocaleTimeString()}`;
-        await new Promise((done) => setTimeout(done, LEAST_PAUSE));
+        const pause = Math.max(LEAST_PAUSE, SHARE * (performance.now() - began));
+        await new Promise((done) => setTimeout(done, pause));
       }
     } catch (error) {
       say("Not live: the dashboard does not answer", false);
