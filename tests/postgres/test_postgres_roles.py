@@ -85,7 +85,7 @@ FORBIDDEN = (
     "DELETE FROM {}.holds",
     "INSERT INTO {}.documents (position) VALUES (1)",
     "DELETE FROM {}.documents",
-    "LOCK TABLE {}.entries IN EXCLUSIVE MODE",
+    "DO 'BEGIN LOCK TABLE {}.entries IN EXCLUSIVE MODE; END'",
     "SELECT value FROM {}.secret",
     "ALTER TABLE {}.entries DISABLE TRIGGER ALL",
     "DROP TRIGGER entries_stay ON {}.entries",
@@ -93,7 +93,6 @@ FORBIDDEN = (
     "CREATE TABLE {}.mine (id bigint)",
     "CREATE OR REPLACE FUNCTION {}.refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
     "SET session_replication_role = replica",
-    "GRANT SELECT ON {}.entries TO PUBLIC",
 )
 
 
