@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenmeter.adopt import wrap
     from tokenmeter.anthropic import Anthropic, AsyncAnthropic
-    from tokenmeter.api import (
-        close_period,
-        configure,
-        default_meter,
-        entries,
-        flush,
-        invoice,
-        make_meter,
-        price,
-        raise_budget,
-        reconcile,
-        remaining,
-        report,
-        reprice,
-        statement,
-        sweep,
-        verify,
-    )
+    from tokenmeter.api.assembly import make_meter
+    from tokenmeter.api.care import flush, raise_budget, reprice, sweep, verify
+    from tokenmeter.api.default import configure, default_meter
+    from tokenmeter.api.reading import entries, price, remaining, report
+    from tokenmeter.api.settling import close_period, invoice, reconcile, statement
     from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
     from tokenmeter.budgets import Budget
     from tokenmeter.errors import (
@@ -59,24 +46,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "tokenmeter.adopt": ("wrap",),
     "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
-    "tokenmeter.api": (
-        "close_period",
-        "configure",
-        "default_meter",
-        "entries",
-        "flush",
-        "invoice",
-        "make_meter",
-        "price",
-        "raise_budget",
-        "reconcile",
-        "remaining",
-        "report",
-        "reprice",
-        "statement",
-        "sweep",
-        "verify",
-    ),
+    "tokenmeter.api.assembly": ("make_meter",),
+    "tokenmeter.api.care": ("flush", "raise_budget", "reprice", "sweep", "verify"),
+    "tokenmeter.api.default": ("configure", "default_meter"),
+    "tokenmeter.api.reading": ("entries", "price", "remaining", "report"),
+    "tokenmeter.api.settling": ("close_period", "invoice", "reconcile", "statement"),
     "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
     "tokenmeter.budgets": ("Budget",),
     "tokenmeter.errors": (

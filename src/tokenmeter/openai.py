@@ -76,7 +76,7 @@ def _provider(client: Any) -> str:
     known = provider_of_url(str(client.base_url))
     if known is not None:
         return known
-    names = {kind.__name__ for kind in type(client).__mro__}
+    names = {kind.__name__.removeprefix("Async") for kind in type(client).__mro__}
     return next((provider for word, provider in _PROVIDERS.items() if f"{word}OpenAI" in names), "openai")
 
 
@@ -142,7 +142,7 @@ def _dialect() -> Dialect:
 
 
 def _default_meter() -> Meter:
-    from tokenmeter.api import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+    from tokenmeter.api.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
     return default_meter()
 

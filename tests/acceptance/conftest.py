@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tokenmeter
-import tokenmeter.api
+import tokenmeter.api.default
 from tokenmeter.testing import FakeProvider
 
 OPENAI_KEY = "sk-acceptance-openai-0001"
@@ -23,7 +23,7 @@ def configure(tmp_path, monkeypatch):
     """`tokenmeter.configure` on a ledger file of this test's own; the old default meter comes back afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(tokenmeter.api, "_default", None)
+    monkeypatch.setattr(tokenmeter.api.default, "_default", None)
     made = []
 
     def build(**arguments):

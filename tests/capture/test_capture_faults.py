@@ -111,12 +111,12 @@ async def test_a_busy_store_never_makes_the_event_loop_wait(name, clients, books
 
 
 def test_no_default_meter_is_logged_and_the_call_goes_on(clients, caplog, monkeypatch):
-    from tokenmeter import api
+    from tokenmeter.api import default
 
     def fails():
         raise StoreUnavailableError("the disk is full")
 
-    monkeypatch.setattr(api, "default_meter", fails)
+    monkeypatch.setattr(default, "default_meter", fails)
     monkeypatch.setattr("tokenmeter.capture.sdk._complained", set())
     client = tokenmeter.wrap(clients.openai(metered=False))
     with caplog.at_level(logging.ERROR, logger="tokenmeter"):

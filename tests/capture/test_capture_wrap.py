@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import pickle
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def test_the_default_meter_is_looked_up_at_each_call(clients, provider, monkeypa
     meters = [tokenmeter.make_meter(store="memory:", config={}) for _ in range(2)]
     client = tokenmeter.openai.OpenAI(api_key="k", base_url=provider.openai_url)
     for meter in meters:
-        monkeypatch.setattr(tokenmeter.api, "_default", meter)
+        monkeypatch.setattr(tokenmeter.api.default, "_default", meter)
         client.chat.completions.create(**CHAT)
     assert [len(list(meter.store.entries())) for meter in meters] == [1, 1]
     client.close()
@@ -273,3 +274,25 @@ def test_anthropics_default_credentials_are_not_lost_by_our_class(monkeypatch, t
     assert theirs.credentials is not None
     assert type(ours.credentials) is type(theirs.credentials)
     assert ours.with_options(timeout=3).credentials is ours.credentials
+
+
+@pytest.mark.parametrize("metered", [True, False], ids=["our class", "wrapped"])
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI", "Anthropic", "AsyncAnthropic"])
+def test_what_is_called_on_a_client_has_the_sdks_signature_name_and_documentation(name, metered, clients, meter):
+    plain, ours = clients.make(name, metered=False), clients.make(name, metered=False)
+    if metered:
+        ours = clients.make(name)
+    else:
+        tokenmeter.wrap(ours, meter)
+    paths = ["copy", "with_options", "get", "post", "close", "is_closed"]
+    paths += ["chat.completions.create", "responses.create", "realtime.connect"] if "OpenAI" in name else []
+    paths += [] if metered else ["request"]
+    for path in [*paths, *(["messages.create", "messages.stream"] if "Anthropic" in name else [])]:
+        try:
+            theirs = operator.attrgetter(path)(plain)
+        except AttributeError:
+            continue  # not in this SDK version
+        method = operator.attrgetter(path)(ours)
+        assert inspect.signature(method) == inspect.signature(theirs)
+        assert (method.__name__, method.__doc__) == (theirs.__name__, theirs.__doc__)
+        assert inspect.iscoroutinefunction(method) == inspect.iscoroutinefunction(theirs)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tokenmeter.adopt import wrap
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import BudgetBook
 from tokenmeter.meter import Meter
 from tokenmeter.reconciliation import reconcile

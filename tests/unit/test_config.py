@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import Budget
 from tokenmeter.config import hash_key, load_settings
 from tokenmeter.errors import ConfigurationError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tokenmeter
-import tokenmeter.api
+import tokenmeter.api.default
 from tokenmeter.telemetry import EntryMetrics
 
 pytest.importorskip("opentelemetry.sdk.metrics")

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import Balance
 from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of

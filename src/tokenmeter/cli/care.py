@@ -11,7 +11,9 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
-from tokenmeter import api
+from tokenmeter.api.assembly import make_meter
+from tokenmeter.api.care import reprice as correct
+from tokenmeter.api.care import verify as prove
 from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.options import (
     ConfigOption,
@@ -51,9 +53,9 @@ def verify(*, store: StoreOption = None, config: ConfigOption = None, as_json: J
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
     with ledger(store, config):
         pass  # a missing ledger is said, not made
-    meter = api.make_meter(settings_of(store, config))
+    meter = make_meter(settings_of(store, config))
     try:
-        outcome = api.verify(meter=meter)
+        outcome = prove(meter=meter)
     finally:
         meter.close()
     if as_json:
@@ -87,9 +89,9 @@ def reprice(
     query = query_of(period, since, until, where, tz)
     with ledger(store, config):
         pass
-    meter = api.make_meter(settings_of(store, config))
+    meter = make_meter(settings_of(store, config))
     try:
-        posted = api.reprice(
+        posted = correct(
             since=closed(query.period.start),
             until=closed(query.period.end),
             where={name: list(values) for name, values in query.where.items()},
@@ -126,7 +128,7 @@ def doctor(
     }
     with ledger(store, config):
         pass
-    meter = api.make_meter(settings)
+    meter = make_meter(settings)
     try:
         health = meter.store.health()
         newest = _newest_price(meter)
@@ -183,7 +185,7 @@ def _warnings(settings: Settings) -> list[str]:
 def check(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
     settings = settings_of(store, config)
-    meter = api.make_meter(settings.model_copy(update={"store": "memory:"}))
+    meter = make_meter(settings.model_copy(update={"store": "memory:"}))
     budgets = [cap.budget.name for cap in meter.budgets.caps.values()]
     meter.close()
     found = {

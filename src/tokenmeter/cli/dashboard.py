@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.cli.console import out
 from tokenmeter.cli.options import ConfigOption, StoreOption, TzOption, ledger, settings_of
 from tokenmeter.errors import ConfigurationError

@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tokenmeter import prices
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.options import ConfigOption, JsonOption, TzOption, settings_of
 from tokenmeter.ledger import utcnow

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenmeter.api import make_meter
+from tokenmeter.api.assembly import make_meter
 from tokenmeter.billing import (
     BillingProfile,
     Invoice,
