@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import pytest
 
 import tokenmeter
+from tokenmeter.meter import Meter
 from tokenmeter.testing import FakeProvider
 
 pytest.importorskip("websockets")
@@ -105,3 +107,141 @@ def test_connections_of_a_plain_client_are_left_alone(clients, books):
     with client.realtime.connect(model="gpt-realtime") as connection:
         assert "parse_event" not in vars(connection)
     assert books.all() == []
+
+
+SOUND = base64.b64encode(bytes(96_000)).decode()  # two seconds
+
+
+async def _until(connection, kind, do):
+    while True:
+        event = await do(connection.recv())
+        if event.type == kind:
+            return event
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_live_session_is_recorded_by_its_last_total(name, clients, books, provider, do):
+    client = clients.make(name)
+    _needs(client, "live.connect")
+    async with do.inside(client.live.connect()) as connection:
+        await do(connection.session.start(session={"model": "gpt-live-1"}))
+        for _ in range(3):
+            await do(connection.session.input_audio.append(audio=SOUND))
+            await _until(connection, "session.usage.updated", do)
+        await do(connection.session.close())
+        await _until(connection, "session.closed", do)
+    entry = books.one()
+    assert (entry.status, entry.model, entry.usage["seconds_audio"]) == ("ok", "gpt-live-1", 6)
+    assert books.quantities() == dict(provider.total.quantities)
+    assert books.meter.faults == 0
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_live_session_that_is_cut_off_is_recorded_as_far_as_it_was_stated(name, clients, books, do):
+    client = clients.make(name)
+    _needs(client, "live.connect")
+    async with do.inside(client.live.connect()) as connection:
+        await do(connection.session.start(session={"model": "gpt-live-1"}))
+        await do(connection.session.input_audio.append(audio=SOUND))
+        await _until(connection, "session.usage.updated", do)
+    entry = books.one()
+    assert (entry.status, entry.usage["seconds_audio"]) == ("aborted", 2)
+    assert "estimated" in entry.flags
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+@pytest.mark.parametrize("same_program", [True, False], ids=["same program", "another program"])
+async def test_who_looks_in_on_a_live_session_does_not_bill_it_again(
+    name, same_program, clients, books, meter, priced, do
+):
+    client = clients.make(name)
+    _needs(client, "live.sideband.connect")
+    other = Meter(store=meter.store, pricer=priced.pricer, budgets=priced.budgets)  # knows of nothing but the ledger
+    onlooker = client if same_program else tokenmeter.wrap(clients.make(name, metered=False), other)
+    async with do.inside(client.live.connect()) as connection:
+        await do(connection.session.start(session={"model": "gpt-live-1"}))
+        identity = (await _until(connection, "session.started", do)).session.id
+        await do(connection.session.input_audio.append(audio=SOUND))
+        await _until(connection, "session.usage.updated", do)
+        async with do.inside(onlooker.live.sideband.connect(session_id=identity)) as sideband:
+            await do(sideband.session.update(session={}))
+            await _until(sideband, "session.usage.updated", do)
+        await do(connection.session.input_audio.append(audio=SOUND))
+        await do(connection.session.close())
+        await _until(connection, "session.closed", do)
+    assert books.quantities() == {"seconds_audio": 4}
+    assert meter.faults == other.faults == 0
+
+
+def test_a_long_live_session_is_recorded_as_it_grows(clients, books, monkeypatch):
+    """So that a crash after hours loses a minute."""
+    monkeypatch.setattr("tokenmeter.capture.sockets._EVERY", 0)
+    client = clients.openai()
+    _needs(client, "live.connect")
+    with client.live.connect() as connection:
+        connection.session.start(session={"model": "gpt-live-1"})
+        for total in (2, 4):
+            connection.session.input_audio.append(audio=SOUND)
+            while connection.recv().type != "session.usage.updated":
+                pass
+            assert books.quantities() == {"seconds_audio": total}
+    assert len(books.all()) == 2
+    assert len({entry.dedup_key for entry in books.all()}) == 2
+
+
+@pytest.mark.parametrize("where", ["response.event", "decision.event"])
+def test_what_a_live_session_delegates_is_recorded_beside_it(where, clients, books):
+    from tokenmeter.capture.sockets import Conversation
+
+    client = clients.openai()
+    usage = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
+    answer = {"id": "resp_1", "object": "response", "model": "gpt-5-mini", "status": "completed", "usage": usage}
+    inner = {"type": "response.completed", "response": answer}
+    if where == "decision.event":
+        inner = {"type": "decision.completed", "decision": {**answer, "object": "decision"}}
+    talk = _conversation(client, books.meter, "/live")
+    assert isinstance(talk, Conversation)
+    talk.hears(json.dumps({"type": where, "event": {"type": "response.output_text.delta", "delta": "hi"}}))
+    for _ in range(2):  # as seen by the session's own connection, and by one that looks in
+        talk.hears(json.dumps({"type": where, "event_id": "e", "event": inner}))
+    recorded = [entry for entry in books.all() if entry.usage]
+    assert [(entry.model, dict(entry.usage.quantities)) for entry in recorded] == [
+        ("gpt-5-mini", {"input": 12, "output": 3})
+    ]
+
+
+def _conversation(client, meter, path, **more):
+    from tokenmeter.capture.inflight import describe
+    from tokenmeter.capture.sdk import binding_of
+    from tokenmeter.capture.sockets import Conversation
+
+    binding = binding_of(client)
+    dialect = binding.sdk.dialect()
+    call = describe(client, binding, meter, dialect.endpoint("GET", path), {}, stream=True)
+    return Conversation(meter, dialect, call, waits=True, **more)
+
+
+def test_an_answer_that_is_refused_costs_nothing(clients, books, provider):
+    client = clients.openai()
+    _needs(client, "responses.connect")
+    provider.fail(429, code="rate_limit_exceeded")
+    with client.responses.connect() as connection:
+        connection.response.create(model="gpt-5-mini", input="Say hello.")
+        while connection.recv().type != "error":
+            pass
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.billed_cost) == ("error", "rate_limit_exceeded", None)
+    assert not entry.usage
+
+
+def test_a_session_that_is_looked_in_on_twice_is_recorded_once(clients, books):
+    client = clients.openai()
+    _needs(client, "realtime.connect")
+    usage = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
+    done = json.dumps({"type": "response.done", "response": {"id": "resp_1", "status": "completed", "usage": usage}})
+    for _ in range(2):
+        _conversation(client, books.meter, "/realtime", attached_to="call_1").hears(done)
+    assert dict(books.one().usage.quantities) == {"input": 12, "output": 3}
+    for _ in range(2):  # sessions of their own, on a host that names every answer alike
+        _conversation(client, books.meter, "/realtime").hears(done)
+    assert len(books.all()) == 3

@@ -182,7 +182,6 @@ class TestPolling:
             ({"id": "f", "object": "fine_tuning.job", "status": "running"}, "fine_tuning.jobs.retrieve"),
             ({"id": "v", "object": "video", "status": "queued", "seconds": "8"}, "videos"),
             ({"id": "r", "object": "thread.run", "status": "queued", "usage": None}, "beta.threads.runs.retrieve"),
-            ({"type": "session.usage.updated", "usage": {"seconds": 3}}, "live"),
         ],
     )
     def test_what_is_under_way_is_no_bill_yet_and_shuts_out_nothing(self, body, endpoint):

@@ -245,7 +245,8 @@ def test_sessions_accumulate_usage(fake_provider, client):
     assert session.usage.list_cost.amount == "3.0"
     assert fake_provider.total.total_tokens == 28
     kinds = [event.type for event in client.beta.sessions.events.list(made.id)]
-    assert kinds == ["user.message", "agent.message", "session.status_idle"] * 2
+    turn = ["user.message", "span.model_request_end", "agent.message", "session.usage", "session.status_idle"]
+    assert kinds == turn * 2
 
 
 def test_vertex_and_bedrock_urls_are_served(fake_provider):

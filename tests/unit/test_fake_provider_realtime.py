@@ -11,7 +11,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("websockets")
 
 from openai.types import realtime as realtime_types  # noqa: E402
-from websockets.exceptions import InvalidStatus  # noqa: E402
+from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
 from tokenmeter.testing import FakeProvider  # noqa: E402
@@ -130,3 +130,37 @@ def test_large_messages_in_many_frames_arrive_whole(provider):
         while "response.completed" not in socket.recv(timeout=10):
             pass
     assert provider.total["input"] == 75_000
+
+
+def test_a_client_may_close_in_the_middle_of_an_answer(provider, client, caplog):
+    """The answer is billed, and nothing is raised on the server's thread (which pytest would report)."""
+    address = provider.openai_url.replace("http", "ws") + "/responses"
+    ask = b'{"type": "response.create", "model": "gpt-5-mini", "input": "Hello"}'
+    with connect(address, additional_headers={"authorization": f"Bearer {KEY}"}) as raw:
+        # Question and goodbye reach the server in one piece.
+        raw.protocol.send_text(ask)
+        raw.protocol.send_close(1000)
+        raw.socket.sendall(b"".join(raw.protocol.data_to_send()))
+        with pytest.raises(ConnectionClosed):
+            raw.recv(timeout=5)
+    provider.stop()
+    assert len(provider.billed) == 1
+
+
+def test_a_live_session_states_a_running_total_and_is_billed_once(provider, client):
+    if not hasattr(client, "live"):
+        pytest.skip("this SDK has no Live sessions")
+    sound = base64.b64encode(bytes(96_000)).decode()
+    with client.live.connect() as connection:
+        connection.session.start(session={"model": "gpt-live-1"})
+        identity = until(connection, "session.started")[-1].session.id
+        for total in (2, 4):
+            connection.session.input_audio.append(audio=sound)
+            assert until(connection, "session.usage.updated")[-1].usage.seconds == total
+        with client.live.sideband.connect(session_id=identity) as sideband:
+            sideband.session.update(session={})
+            assert until(sideband, "session.usage.updated")[-1].usage.seconds == 4
+        connection.session.close()
+        assert until(connection, "session.closed")[-1].usage.seconds == 4
+    (truth,) = provider.billed
+    assert (truth.response_id, dict(truth.meters.quantities)) == (identity, {"seconds_audio": 4})

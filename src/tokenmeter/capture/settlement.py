@@ -23,7 +23,16 @@ from tokenmeter.errors import StoreBusyError
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
 
-__all__ = ["Open", "Settling", "authorize_async", "settle", "settle_async", "settle_from_anywhere", "watch"]
+__all__ = [
+    "Open",
+    "Settling",
+    "authorize_async",
+    "catch_up_async",
+    "settle",
+    "settle_async",
+    "settle_from_anywhere",
+    "watch",
+]
 
 
 class Open(Protocol):
@@ -95,6 +104,12 @@ async def settle_async(settling: Settling) -> None:
         return
     _catch_up(wait=False)
     if any(waiting.looks_up for waiting in tuple(_put_by)):
+        await catch_up_async()
+
+
+async def catch_up_async() -> None:
+    """Write what was put by, without making the event loop wait."""
+    if _put_by:
         await _in_thread(_catch_up_waiting)
 
 

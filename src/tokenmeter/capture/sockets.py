@@ -10,20 +10,24 @@ import functools
 import inspect
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.inflight import REFUSALS, describe, leave
+from tokenmeter.capture.readings import GrowingBill, opened
 from tokenmeter.capture.sdk import binding_of
-from tokenmeter.capture.settlement import Settling, settle, settle_from_anywhere, watch
+from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
+from tokenmeter.ledger import new_id
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
-    from tokenmeter.dialects.base import Dialect, StreamReader
+    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Authorization, Meter
 
 __all__ = ["Conversation", "watch_resource", "watch_resources"]
@@ -33,7 +37,6 @@ Send = Callable[..., Any]
 #: Events that end an answer, with its usage on them.
 _ANSWERS = frozenset(
     {
-        "conversation.item.input_audio_transcription.completed",
         "response.cancelled",
         "response.completed",
         "response.done",
@@ -41,9 +44,14 @@ _ANSWERS = frozenset(
         "response.incomplete",
     }
 )
+#: Events that carry the end of an answer which nobody asked for on this connection.
+_DELEGATED = frozenset({"conversation.item.input_audio_transcription.completed", "decision.event", "response.event"})
 #: Events with a session's running total.
 _TOTALS = frozenset({"session.usage.updated", "session.closed"})
-_SETTINGS = frozenset({"session.created", "session.updated"})
+_BEGINNINGS = frozenset({"session.created", "session.started"})
+_SETTINGS = _BEGINNINGS | {"session.updated"}
+#: A running total is written down this often, and at the end. Seconds.
+_EVERY = 60
 
 
 class Conversation:
@@ -53,19 +61,36 @@ class Conversation:
         meter: Where to record.
         dialect: Reads the events.
         call: The connection, as a call: on whose account all of its answers go.
+        attached_to: The session that the connection looks in on, which others may look in on as well.
         waits: Whether settling may wait for the store (not in an event loop).
     """
 
-    __slots__ = ("__weakref__", "_asked", "_call", "_dialect", "_meter", "_pid", "_session", "_total", "_write")
+    __slots__ = (
+        "__weakref__",
+        "_asked",
+        "_attached_to",
+        "_call",
+        "_dialect",
+        "_due",
+        "_meter",
+        "_pid",
+        "_session",
+        "_total",
+        "_write",
+    )
 
-    def __init__(self, meter: Meter, dialect: Dialect, call: Call, *, waits: bool) -> None:
+    def __init__(
+        self, meter: Meter, dialect: Dialect, call: Call, *, waits: bool, attached_to: str | None = None
+    ) -> None:
         self._pid = os.getpid()
         self._meter = meter
         self._dialect = dialect
         self._call = call
         self._session: dict[str, Any] = {"model": call.facts.model}
-        self._asked: deque[Authorization] = deque()
-        self._total: StreamReader | None = None
+        self._asked: deque[tuple[str | None, Authorization]] = deque()
+        self._attached_to = attached_to
+        self._total: Observation | None = None
+        self._due = time.monotonic() + _EVERY
         self._write = settle if waits else settle_from_anywhere
         watch(self)
 
@@ -80,7 +105,8 @@ class Conversation:
         asked = event.get("response")
         body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else event
         try:
-            self._asked.append(self._meter.authorize(self._call_for({**self._session, **body})))
+            authorization = self._meter.authorize(self._call_for({**self._session, **body}))
+            self._asked.append((event.get("event_id"), authorization))
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -91,13 +117,14 @@ class Conversation:
         try:
             event = json.loads(data)
             kind = event.get("type")
-            if kind in _ANSWERS:
-                self._settle(self._read(event), "ok", answers=not kind.startswith("conversation"))
+            if kind in _ANSWERS or kind in _DELEGATED:
+                self._settle(self._read(event), "ok", answers=kind in _ANSWERS)
             elif kind in _TOTALS:
-                self._take_total(event)
+                self._take_total(self._read(event), ended=kind == "session.closed")
             elif kind in _SETTINGS:
-                self._session.update(event.get("session", {}))
-                self._call = self._call_for({"session": self._session, **self._session})
+                self._configure(event.get("session", {}), begins=kind in _BEGINNINGS)
+            elif kind == "error":
+                self._refuse(event.get("error") or {})
         except Exception as error:  # noqa: BLE001 - the caller gets his event
             self._meter.fault("read a socket", error)
 
@@ -105,9 +132,8 @@ class Conversation:
         """The connection is over: what was asked for and not answered may be billed all the same."""
         if self._pid != os.getpid():
             return
-        total, self._total = self._total, None
-        if total is not None:
-            self._settle(total.observation(), "aborted")
+        if self._total is not None:
+            self._write_total("aborted")
         while self._asked:
             self._settle(None, "aborted")
 
@@ -123,23 +149,49 @@ class Conversation:
         call = self._call
         return self._dialect.read(event, provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
-    def _take_total(self, event: Mapping[str, Any]) -> None:
-        call = self._call
-        if self._total is None:
-            self._total = self._dialect.stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
-        self._total.feed(event)
-        if self._total.terminal:
-            total, self._total = self._total, None
-            self._settle(total.observation(), "ok")
+    def _configure(self, settings: Mapping[str, Any], *, begins: bool) -> None:
+        self._session.update(settings)
+        self._call = self._call_for({"session": self._session, **self._session})
+        if begins and self._attached_to is None:
+            opened(self._meter, self._session.get("id"), self._call.facts.model)
+
+    def _take_total(self, seen: Observation, *, ended: bool) -> None:
+        if seen.reading != "total":  # a session that ends without saying what it used
+            self._settle(seen, "ok", answers=False)
+            return
+        self._total = seen
+        if ended or time.monotonic() >= self._due:
+            self._write_total("ok")
+
+    def _write_total(self, status: Status) -> None:
+        total, self._total = self._total, None
+        if total is None:
+            return
+        self._due = time.monotonic() + _EVERY
+        identity = self._attached_to or self._session.setdefault("id", new_id())
+        flags = total.flags | {"estimated"} if status == "aborted" else total.flags
+        outcome = Outcome(status=status, observation=replace(total, response_id=identity, flags=flags))
+        self._write(GrowingBill(self._meter, leave(self._call), outcome, identity))
+
+    def _refuse(self, error: Mapping[str, Any]) -> None:
+        """An answer that was asked for will not come. Which one, a realtime session says by its event's id."""
+        named, only_answers = error.get("event_id"), self._call.endpoint == "responses.connect"
+        for asked in self._asked:
+            if only_answers or (named is not None and asked[0] == named):
+                self._asked.remove(asked)
+                outcome = Outcome(status="error", error_type=error.get("code") or error.get("type"))
+                self._write(Settling(self._meter, asked[1], outcome))
+                return
 
     def _settle(self, seen: Observation | None, status: Status, *, answers: bool = True) -> None:
-        asked = self._asked.popleft() if self._asked and answers else None
+        asked = self._asked.popleft()[1] if self._asked and answers else None
         if seen is not None and not seen.billable:
             if asked is not None:
                 self._meter.release(asked)
             return
-        if seen is not None and seen.deduplicate:
-            seen = replace(seen, deduplicate=False)
+        if seen is not None:
+            shared = self._attached_to is not None or self._call.endpoint == "live"
+            seen = replace(seen, deduplicate=shared)
         authorization = asked or leave(self._call)
         self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))
 
@@ -159,7 +211,8 @@ def watch_resource(resource: Any) -> None:
     """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
     kind: Any = resource.__class__
     if hasattr(kind, "connect") and binding_of(resource._client) is not None:  # noqa: SLF001 - an SDK's own
-        resource.connect = functools.partial(_connect, functools.partial(kind.connect, resource), resource)
+        plain = MethodType(kind.connect, resource)
+        resource.connect = functools.update_wrapper(functools.partial(_connect, plain, resource), plain)
 
 
 def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
@@ -175,7 +228,9 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
         call = describe(client, binding, meter, endpoint, body, stream=True)
         kind: Any = manager.__class__
         manager.__class__ = _watched_manager(kind)
-        manager._tokenmeter_talk = functools.partial(Conversation, meter, binding.sdk.dialect(), call)  # noqa: SLF001
+        manager._tokenmeter_talk = functools.partial(  # noqa: SLF001
+            Conversation, meter, binding.sdk.dialect(), call, attached_to=_attached_to(resource, kwargs)
+        )
     except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
         meter.fault("watch a socket", error)
     return manager
@@ -186,6 +241,12 @@ def _path(resource: Any) -> str:
     if "realtime" in module:
         return "/realtime"
     return "/responses" if "responses" in module else "/live"
+
+
+def _attached_to(resource: Any, asked: Mapping[str, Any]) -> str | None:
+    """The session that exists already; None for one that begins with this connection."""
+    named = asked.get("session_id") if "sideband" in type(resource).__module__ else asked.get("call_id")
+    return named if isinstance(named, str) else None
 
 
 def _observe(connection: Any, talk_over: Callable[..., Conversation]) -> None:
@@ -223,6 +284,7 @@ async def _close_async(
         return await close(connection, *args, **kwargs)
     finally:
         talk.abandon()
+        await catch_up_async()
 
 
 _managers: dict[type[Any], type[Any]] = {}

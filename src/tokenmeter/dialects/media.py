@@ -141,17 +141,15 @@ def heard(body: JSON, context: Context) -> Observation:
 
 
 def live_session(body: JSON, context: Context) -> Observation:
-    """A Live session's seconds of audio, cumulative: the last word is the bill, ``session.closed`` says it."""
+    """A Live session's seconds of audio: a running total, with its last word in ``session.closed``."""
     wire = usage_of(body)
     session = section(body, "session")
     identity = {"id": session.get("id")}
     if not wire:
         return unknown(identity, None, model=context.request.model)
-    if context.final_only and body.get("type") == "session.usage.updated":
-        return pending(identity)
     reading = spoken(wire)
     group = context.consumption(reading, model=text(session, "model"))
-    return observation(reading, group, identity, wire, deduplicate=True)
+    return replace(observation(reading, group, identity, wire, deduplicate=True), reading="total")
 
 
 def video(body: JSON, context: Context) -> Observation:

@@ -13,7 +13,18 @@ from tokenmeter.testing.wire import JSON, Reply, json_reply, part, sse
 from tokenmeter.testing.wire_usage import read_messages
 from tokenmeter.usage import Usage
 
-__all__ = ["archive", "create", "list_events", "list_models", "model", "retrieve", "send_events", "stream_events"]
+__all__ = [
+    "archive",
+    "create",
+    "list_events",
+    "list_models",
+    "list_sessions",
+    "model",
+    "retrieve",
+    "send_events",
+    "stream_events",
+    "update",
+]
 
 _AGENT_MODEL = "claude-sonnet-5"
 _MODELS = ("claude-opus-5", "claude-sonnet-5", "claude-haiku-4-5")
@@ -76,13 +87,26 @@ def send_events(context: Context) -> Served:
         session = {**session, "usage": _cumulative(context, session, total), "updated_at": stamp}
         context.state.put("sessions", session["id"], session)
         answered: list[JSON] = [
+            _span(composition.usage, context.state.new_id("sevt_")),
             {"type": "agent.message", "content": [{"type": "text", "text": composition.text or ""}]},
+            {"type": "session.usage", "usage": session["usage"]},
             {"type": "session.status_idle", "stop_reason": {"type": "end_turn"}},
         ]
         told = [{"id": context.state.new_id("sevt_"), "processed_at": stamp, **event} for event in answered]
         context.state.get("session_events", session["id"]).extend([*sent, *told])
     bill = composition.bill(session["id"], session["usage"], *context.answer.also, service_tier="standard")
     return Served(reply=json_reply({"data": sent}), bill=bill)
+
+
+def _span(usage: Usage, start: str) -> JSON:
+    """The end of the turn's one model request."""
+    wire = {
+        "input_tokens": int(usage["input"]),
+        "output_tokens": usage.output_tokens,
+        "cache_read_input_tokens": usage.cache_read_input_tokens,
+        "cache_creation_input_tokens": int(usage["cache_write_5m"] + usage["cache_write_1h"]),
+    }
+    return {"type": "span.model_request_end", "model_request_start_id": start, "is_error": False, "model_usage": wire}
 
 
 def _cumulative(context: Context, session: JSON, usage: Usage) -> JSON:
@@ -106,6 +130,20 @@ def _cumulative(context: Context, session: JSON, usage: Usage) -> JSON:
 def retrieve(context: Context) -> Served:
     """``GET /v1/sessions/{id}``."""
     return Served(reply=json_reply(context.state.get("sessions", context.params[0])))
+
+
+def list_sessions(context: Context) -> Served:
+    """``GET /v1/sessions``."""
+    return Served(reply=json_reply({"data": context.state.all("sessions"), "next_page": None}))
+
+
+def update(context: Context) -> Served:
+    """``POST /v1/sessions/{id}``."""
+    session: JSON = context.state.get("sessions", context.params[0])
+    changed = {name: value for name, value in context.body.items() if name in {"metadata", "title"}}
+    session = {**session, **changed, "updated_at": context.now.isoformat()}
+    context.state.put("sessions", session["id"], session)
+    return Served(reply=json_reply(session))
 
 
 def archive(context: Context) -> Served:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,7 +33,9 @@ from tokenmeter.usage import Consumption, Usage
 __all__ = ["Connections"]
 
 _SWITCHING = 101
-_AUDIO_BYTES_PER_TOKEN = 4_800  # 24 kHz, 16 bit: ten tokens a second
+_AUDIO_BYTES_PER_SECOND = 48_000  # 24 kHz, 16 bit
+_AUDIO_BYTES_PER_TOKEN = 4_800  # ten tokens a second
+_ATTACHED = re.compile(r"/live/sessions/([^/]+)/attach$")
 _HEARD = "You said something."
 _RECEIVE = 65536
 _DATA = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
@@ -69,19 +73,23 @@ class Connections:
 
     def _converse(self, connection: socket.socket, protocol: ServerProtocol, request: Request) -> None:
         def send(event: JSON) -> None:
-            protocol.send_text(dump(event))
+            if protocol.state is ConnectionState.OPEN:  # the client may close in the middle of an answer
+                protocol.send_text(dump(event))
 
         kind = _session_kind(request)
         assert kind is not None  # noqa: S101 - the handshake was refused otherwise
         session = kind(self._house, request, send)
         messages = _Messages()
         _flush(connection, protocol)
-        while protocol.state is ConnectionState.OPEN and (data := connection.recv(_RECEIVE)):
-            protocol.receive_data(data)
-            for message in messages.whole(protocol):
-                session.receive(message)
+        try:
+            while protocol.state is ConnectionState.OPEN and (data := connection.recv(_RECEIVE)):
+                protocol.receive_data(data)
+                for message in messages.whole(protocol):
+                    session.receive(message)
+                    _flush(connection, protocol)
                 _flush(connection, protocol)
-            _flush(connection, protocol)
+        finally:
+            session.end()
 
 
 def _flush(connection: socket.socket, protocol: ServerProtocol) -> None:
@@ -119,6 +127,9 @@ class _Session:
 
     def receive(self, event: JSON) -> None:
         raise NotImplementedError
+
+    def end(self) -> None:
+        """The connection is over."""
 
     def visit(self, body: JSON) -> Visit:
         """A visit for one answer within the session; takes the next scripted answer."""
@@ -263,8 +274,59 @@ class _Realtime(_Session):
         self._tell("response.done", response={**response, "status": "completed", "output": [item], "usage": wire})
 
 
+class _Live(_Session):
+    """A Live session, billed by its seconds of audio; or a look into one that goes on elsewhere."""
+
+    endpoint = "live"
+
+    def __init__(self, house: House, request: Request, send: Send) -> None:
+        super().__init__(house, request, send)
+        attached = _ATTACHED.search(request.path)
+        self._primary = attached is None
+        self._session: JSON = {"id": attached[1] if attached else house.state.new_id("sess_"), "status": "active"}
+        self._session |= house.state.find("live_sessions", self._session["id"]) or {"seconds": Decimal(0)}
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        kept = self.house.state.find("live_sessions", self._session["id"]) or self._session
+        usage = {"seconds": float(kept["seconds"])}
+        session = {name: value for name, value in kept.items() if name != "seconds"}
+        told = {"usage": usage} if "usage" in kind or kind == "session.closed" else {}
+        told |= {} if "usage" in kind else {"session": session}
+        self.send({"type": kind, "event_id": self.house.state.new_id("event_"), **told, **fields})
+
+    def receive(self, event: JSON) -> None:
+        match event.get("type"):
+            case "session.start":
+                self._session |= {"expires_at": 0, **part(event, "session")}
+                self._keep()
+                self._tell("session.started")
+            case "session.input_audio.append":
+                self._session["seconds"] += Decimal(len(base64.b64decode(event["audio"]))) / _AUDIO_BYTES_PER_SECOND
+                self._keep()
+                self._tell("session.usage.updated")
+            case "session.close":
+                self._tell("session.closed", reason="close_requested")
+                self.end()
+            case _:
+                self._tell("session.usage.updated")
+
+    def _keep(self) -> None:
+        self.house.state.put("live_sessions", self._session["id"], dict(self._session))
+
+    def end(self) -> None:
+        """Bill the session, once."""
+        if not self._primary or "model" not in self._session:
+            return
+        self._primary = False
+        charged = Consumption(model=self._session["model"], usage=Usage({"seconds_audio": self._session["seconds"]}))
+        bill = Bill(model=self._session["model"], response_id=self._session["id"], consumptions=(charged,))
+        self.record(Visit(house=self.house, request=self.request, match=Match(provider="openai")), bill)
+
+
 def _session_kind(request: Request) -> type[_Session] | None:
     path = urlsplit(request.target).path.rstrip("/")
     if path.endswith("/realtime"):
         return _Realtime
+    if path.endswith("/live/sessions") or _ATTACHED.search(path):
+        return _Live
     return _Responses if path.endswith("/responses") else None
