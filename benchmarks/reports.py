@@ -34,6 +34,8 @@ from tokenmeter.usage import Usage
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECONDS = 365 * 86_400
 BATCH = 100
+ANSWERS = 20_000
+FAILURES = 0.01
 MULTIPLIER = Decimal("1.05")
 PRICES = {
     "gpt-5-mini": ("openai", {"input": "2.5E-7", "cache_read": "2.5E-8", "output": "2E-6"}),
@@ -92,9 +94,7 @@ def make(path: Path, count: int, members: int) -> None:
     seconds = time.perf_counter() - began
     store.close()
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-    print(
-        f"\n{count:,} entries in {seconds:,.0f} s ({count / seconds:,.0f} per second), {BATCH} to a transaction"
-    )
+    print(f"\n{count:,} entries in {seconds:,.0f} s ({count / seconds:,.0f} per second), {BATCH} to a transaction")
     print(f"file size {size / 1e6:,.0f} MB ({size / count:,.0f} bytes per entry)")
 
 
@@ -118,37 +118,41 @@ def entries(count: int, members: int) -> Iterator[Entry]:
         for route in ("/chat", "/summarise", "/search")
     ]
     keys = [ApiKey("a" * 32, "1111", "prod"), ApiKey("b" * 32, "2222", "batch")]
+    answers = [answer(chance) for _ in range(min(count, ANSWERS))]
     for number in range(count):
-        model = chance.choice(list(PRICES))
-        provider, prices = PRICES[model]
-        failed = chance.random() < 0.01
-        charges = (
-            ()
-            if failed
-            else tuple(charge(model, meter, chance.randint(1, 4000), price) for meter, price in prices.items())
-        )
         moment = START + timedelta(seconds=number * SECONDS / count)
         yield Entry(
             occurred_at=moment,
             recorded_at=moment,
-            provider=provider,
             endpoint="responses",
             operation="chat",
-            request_model=model,
-            response_model=model,
             response_id=f"resp_{number:012x}",
-            status="error" if failed else "ok",
             service_tier="default",
             latency_us=chance.randint(200_000, 9_000_000),
             attribution=chance.choice(people),
             api_key=keys[number % 2],
-            usage=Usage({line.sku_meter: line.quantity for line in charges}),
-            charges=charges,
-            list_cost=total(charges, "list_cost"),
-            contracted_cost=total(charges, "contracted_cost"),
-            billed_cost=total(charges, "billed_cost"),
-            cost_source="none" if failed else "computed",
+            **chance.choice(answers),
         )
+
+
+def answer(chance: random.Random) -> dict[str, Any]:
+    """What one call used and cost."""
+    model = chance.choice(list(PRICES))
+    provider, prices = PRICES[model]
+    failed = chance.random() < FAILURES
+    charges = () if failed else tuple(charge(model, meter, chance.randint(1, 4000), prices[meter]) for meter in prices)
+    return {
+        "provider": provider,
+        "request_model": model,
+        "response_model": model,
+        "status": "error" if failed else "ok",
+        "usage": Usage({line.sku_meter: line.quantity for line in charges}),
+        "charges": charges,
+        "list_cost": total(charges, "list_cost"),
+        "contracted_cost": total(charges, "contracted_cost"),
+        "billed_cost": total(charges, "billed_cost"),
+        "cost_source": "none" if failed else "computed",
+    }
 
 
 def charge(model: str, meter: str, quantity: int, price: str) -> Charge:
