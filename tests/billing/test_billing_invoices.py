@@ -145,6 +145,8 @@ def test_the_life_of_an_invoice(ready):
         with pytest.raises(LedgerError, match="is paid"):
             step()
     assert [one.number for one in invoices(ready, status="paid")] == [bill.number]
+    (brief,) = invoices(ready, lines=False)
+    assert (brief.number, brief.status, brief.total, brief.lines) == (bill.number, "paid", bill.total, ())
     assert invoices(ready, status="issued") == []
 
 

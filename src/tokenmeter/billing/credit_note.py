@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from tokenmeter.billing.currency import money_text, round_money
 from tokenmeter.billing.invoice import Invoice, number_text
-from tokenmeter.billing.issuing import CREDIT_NOTE, invoices, load
+from tokenmeter.billing.issuing import CREDIT_NOTE, find_invoice, invoices, load
 from tokenmeter.billing.lines import TaxLine
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
@@ -203,5 +203,8 @@ def _line(invoice: Invoice, which: int | str, amount: object) -> CreditLine:
 def credit_notes(store: Store, *, invoice: str | None = None) -> list[CreditNote]:
     """Issued credit notes, oldest first; of one invoice, or all."""
     notes = list(store.documents(Request(CREDIT_NOTE, None if invoice is None else f"{invoice} #")))
-    known = {one.number: one for one in invoices(store)} if notes else {}
+    if not notes:
+        return []
+    found = invoices(store) if invoice is None else [find_invoice(store, invoice)]
+    known = {one.number: one for one in found}
     return [CreditNote.of(note, known[json.loads(note.body)["invoice"]]) for note in notes]

@@ -269,8 +269,8 @@ class Invoice:
         return write_pdf(invoice_sheet(self), target)
 
     @classmethod
-    def of(cls, document: Document, *, source: Store | None = None) -> Invoice:
-        """The invoice that `document` holds, as it was issued."""
+    def of(cls, document: Document, *, source: Store | None = None, lines: bool = True) -> Invoice:
+        """The invoice that `document` holds, as it was issued; without its lines where only the rest is looked at."""
         body: dict[str, Any] = json.loads(document.body)
         rate = body["exchange_rate"]
         period = body["period"]
@@ -287,7 +287,7 @@ class Invoice:
             buyer=_party(body["buyer"]),
             currency=body["currency"],
             exchange_rate=ExchangeRate(Decimal(rate["rate"]), rate["source"], rate["date"]),
-            lines=tuple(LineItem.of(line) for line in body["lines"]),
+            lines=tuple(LineItem.of(line) for line in body["lines"]) if lines else (),
             totals=Totals.of(body["totals"]),
             issued_on=date.fromisoformat(body["issued_on"]),
             due_on=date.fromisoformat(body["due_on"]),

@@ -126,16 +126,19 @@ def _check_step(invoice: Invoice, status: InvoiceStatus) -> None:
         )
 
 
-def invoices(store: Store, *, period: str | None = None, status: InvoiceStatus | None = None) -> list[Invoice]:
+def invoices(
+    store: Store, *, period: str | None = None, status: InvoiceStatus | None = None, lines: bool = True
+) -> list[Invoice]:
     """Issued invoices in the order of their numbers' filing.
 
     Args:
         store: The ledger.
         period: Only with this label, such as ``"2026-11"``.
         status: Only those that stand so.
+        lines: Whether to read their lines; a list of thousands is quicker without.
     """
     events, notes = _by_invoice(store, EVENT), _by_invoice(store, CREDIT_NOTE)
-    filed = (Invoice.of(document, source=store) for document in store.documents(Request(INVOICE)))
+    filed = (Invoice.of(document, source=store, lines=lines) for document in store.documents(Request(INVOICE)))
     found = (_as_it_stands(one, events[str(one.number)], notes[str(one.number)]) for one in filed)
     return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
 

@@ -7,7 +7,7 @@ what was told, not by clocks, so that an entry which waited in a spool or settle
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -222,7 +222,7 @@ def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> li
     closings = closed_periods(store) if closed is None else closed
     found: list[tuple[ClosedPeriod, Decimal]] = []
     for one in closings:
-        told, now = _account_sums(_told(one, closings).values()), _ledger_sums(store, one.period)
+        told, now = _account_sums(_told_rows(one, closings)), _ledger_sums(store, one.period)
         if told != now:
             found.append((one, EXACT.subtract(_billed(now), _billed(told))))
     return found
@@ -241,8 +241,15 @@ def corrections(store: Store, closed: ClosedPeriod | None) -> list[Late]:
 
 
 def _told(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> dict[Rate, Rated]:
-    same = (late.rows for each in closings for late in each.late if late.period == one.period)
-    return add(one.rows, *same)
+    return add(_told_rows(one, closings))
+
+
+def _told_rows(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> Iterator[Rated]:
+    yield from one.rows
+    for each in closings:
+        for late in each.late:
+            if late.period == one.period:
+                yield from late.rows
 
 
 def _untold(store: Store, period: Period, told: Mapping[Rate, Rated]) -> list[Rated]:

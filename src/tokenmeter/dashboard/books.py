@@ -12,11 +12,11 @@ from typing import Generic, NamedTuple, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokenmeter.billing import CreditNote, Invoice, credit_notes, invoices
+from tokenmeter.billing import CreditNote, Invoice, credit_notes, find_invoice, invoices
 from tokenmeter.dashboard.closings import Closing, by_meter, closings
 from tokenmeter.dashboard.rendering import missing, page
 from tokenmeter.dashboard.view import View
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
@@ -60,7 +60,7 @@ class Books:
 
     def invoices(self, request: Request) -> Response:
         """Issued invoices, the last first."""
-        found = invoices(self._store)[::-1]
+        found = invoices(self._store, lines=False)[::-1]
         due: Counter[str] = Counter()
         left: dict[str, Decimal] = {}
         for one in found:
@@ -117,7 +117,10 @@ class Books:
         return _download(write(), number, form)
 
     def _invoice(self, number: str) -> Invoice | None:
-        return next((one for one in invoices(self._store) if one.number == number), None)
+        try:
+            return find_invoice(self._store, number)
+        except LedgerError:
+            return None
 
     def _credit_note(self, number: str) -> CreditNote | None:
         return next((one for one in credit_notes(self._store) if one.number == number), None)
@@ -140,7 +143,7 @@ class Books:
             title=f"Period {period.label}",
             one=found,
             sums=by_meter(found.closed),
-            invoices=invoices(self._store, period=period.label),
+            invoices=invoices(self._store, period=period.label, lines=False),
             calls=self._calls(period),
             tz=self._tz,
         )

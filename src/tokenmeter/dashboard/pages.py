@@ -30,6 +30,7 @@ __all__ = ["Pages"]
 
 _PAGE = 50
 _MOST_ROWS = 500
+_MOST_BUDGETS = 200
 
 
 class Breakdown(NamedTuple):
@@ -148,7 +149,8 @@ class Pages:
             state=state,
             holds=True,
             view=view,
-            standings=found,
+            standings=found[:_MOST_BUDGETS],
+            others=max(len(found) - _MOST_BUDGETS, 0),
             configured=len(self._meter.budgets.budgets),
         )
 
