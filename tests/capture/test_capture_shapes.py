@@ -496,26 +496,22 @@ def _settled(value: Any) -> str:
     return _TIMES.sub(r"\1 0", _IDS.sub("ID", text.replace('\\"', '"')))
 
 
-def _wire(request: Any) -> dict[str, Any]:
-    headers = {name.lower(): value for name, value in request.headers}
-    for changing in ("content-length", "idempotency-key", "x-stainless-idempotency-key"):
-        headers.pop(changing, None)
-    boundary = re.search(r"boundary=(\S+)", headers.get("content-type", ""))
-    body = request.json
-    if boundary:
-        headers["content-type"] = "multipart"
-        body = request.body.replace(boundary[1].encode(), b"-")
-    return {
-        "method": request.method,
-        "target": _IDS.sub("ID", request.target),
-        "headers": headers,
-        "body": json.loads(_IDS.sub("ID", json.dumps(body))) if isinstance(body, dict) else body,
-    }
+#: Headers whose value is new in every request.
+_CHANGING = frozenset({"content-length", "idempotency-key", "x-stainless-idempotency-key"})
+_INJECTED = b',"stream_options":{"include_usage":true}'
 
 
-def _without_injection(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    body = ours["body"]
-    if isinstance(body, dict) and "stream_options" in body and "stream_options" not in theirs["body"]:
-        assert body["stream_options"] == {"include_usage": True}
-        return {**ours, "body": {key: value for key, value in body.items() if key != "stream_options"}}
-    return ours
+def _wire(request: Any) -> tuple[str, str, list[tuple[str, str]], bytes]:
+    """A request as it was sent: headers in order and case, the body byte for byte, but for what is new each time."""
+    found = re.search(r"boundary=(\S+)", request.header("content-type") or "")
+    boundary = found[1] if found else "no boundary"
+    headers = [
+        (name, "" if name.lower() in _CHANGING else value.replace(boundary, "-")) for name, value in request.headers
+    ]
+    body = re.sub(_IDS.pattern.encode(), b"ID", request.body.replace(boundary.encode(), b"-"))
+    return request.method, _IDS.sub("ID", request.target), headers, body
+
+
+def _without_injection(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[Any, ...]:
+    *rest, body = ours
+    return (*rest, body.replace(_INJECTED, b"") if _INJECTED not in theirs[-1] else body)

@@ -115,8 +115,9 @@ def bind(client: Any, binding: Binding) -> None:
         return
     hooks: dict[str, Callable[..., Any]] = _ASYNC_HOOKS if inspect.iscoroutinefunction(kind.request) else _HOOKS
     for name, hook in hooks.items():
-        setattr(client, name, functools.partial(hook, functools.partial(getattr(kind, name), client), client))
-    client.copy = client.with_options = functools.partial(_copying(kind), client)
+        plain = types.MethodType(getattr(kind, name), client)
+        setattr(client, name, functools.update_wrapper(functools.partial(hook, plain, client), plain))
+    client.copy = client.with_options = types.MethodType(_copying(kind), client)
 
 
 def _copying(kind: type[Any]) -> Callable[..., Any]:
