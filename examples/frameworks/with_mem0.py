@@ -14,20 +14,19 @@ import os
 import tempfile
 from pathlib import Path
 
-home = tempfile.TemporaryDirectory()
-os.environ["MEM0_DIR"] = home.name
-os.environ["MEM0_TELEMETRY"] = "False"
-
-from mem0 import Memory
 from stage import stage
 
 import tokenmeter
 
 
-def main() -> None:
+def main(home: Path) -> None:
     """Remember something about two people, and ask for it."""
+    os.environ["MEM0_DIR"] = str(home)
+    os.environ["MEM0_TELEMETRY"] = "False"
+    from mem0 import Memory  # noqa: PLC0415 - it reads the environment when it is imported
+
     with stage() as provider:
-        store = {"provider": "qdrant", "config": {"path": str(Path(home.name) / "vectors")}}
+        store = {"provider": "qdrant", "config": {"path": str(home / "vectors")}}
         memory = Memory.from_config({"vector_store": store})
         tokenmeter.wrap(memory.llm.client)
         tokenmeter.wrap(memory.embedding_model.client)
@@ -46,5 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with home:
-        main()
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(folder))

@@ -10,7 +10,9 @@ from haystack import Document, Pipeline
 from haystack.components.agents import Agent
 from haystack.components.builders import ChatPromptBuilder
 from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
+from haystack.components.extractors import LLMMetadataExtractor
 from haystack.components.generators.chat import OpenAIChatGenerator, OpenAIResponsesChatGenerator
+from haystack.core.errors import PipelineRuntimeError
 from haystack.dataclasses import ChatMessage
 from haystack.tools import tool
 from haystack_integrations.components.generators.anthropic import AnthropicChatGenerator
@@ -129,10 +131,23 @@ def test_in_a_pipeline_a_budget_stop_is_the_cause_of_its_error(make, one_call_le
     pipeline = Pipeline()
     pipeline.add_component("chat", make())
     pipeline.run({"chat": {"messages": HELLO}})
-    with pytest.raises(Exception) as error:  # noqa: PT011 - whatever the pipeline makes of it
+    with pytest.raises(PipelineRuntimeError) as stop:
         pipeline.run({"chat": {"messages": HELLO}})
-    found = [error.value, error.value.__cause__]
-    assert any(isinstance(each, tokenmeter.BudgetExceededError) for each in found)
+    assert isinstance(stop.value.__cause__, tokenmeter.BudgetExceededError)
+    assert len(one_call_left.provider.requests) == 1
+
+
+def test_a_clients_own_attribution_reaches_threads_that_scopes_do_not(make_client, books):
+    generator = OpenAIChatGenerator()
+    generator.client = tokenmeter.wrap(make_client(OpenAI), attribution=tokenmeter.Attribution(member="linus"))
+    extractor = LLMMetadataExtractor(
+        prompt="Topic of {{ document.content }}", chat_generator=generator, expected_keys=["topic"]
+    )
+    books.provider.answer('{"topic": "x"}', times=2)
+    extracted = extractor.run([Document(content="one"), Document(content="two")])["documents"]  # on its own threads
+    assert [document.meta["topic"] for document in extracted] == ["x", "x"]
+    books.agree(calls=2)
+    assert books.by_member() == {"linus": 2}
 
 
 def test_answers_and_usage_are_those_with_the_plain_client(make_client, books):
