@@ -72,11 +72,24 @@ def record(meter):
 
 
 @pytest.fixture
-def meter(tmp_path):
-    """A meter on an empty SQLite ledger, with a multiplier and two budgets."""
-    made = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'usage.db'}", multiplier="1.05", budgets=_BUDGETS)
-    yield made
-    made.close()
+def make_meter(tmp_path):
+    """A meter on an empty SQLite ledger, with a multiplier: `make_meter(budgets)`."""
+    made = []
+
+    def make(budgets):
+        url = f"sqlite:///{tmp_path / f'usage{len(made)}.db'}"
+        made.append(tokenmeter.make_meter(store=url, multiplier="1.05", budgets=budgets))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def meter(make_meter):
+    """A meter on an empty ledger, with two budgets."""
+    return make_meter(_BUDGETS)
 
 
 @pytest.fixture

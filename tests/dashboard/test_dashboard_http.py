@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from html.parser import HTMLParser
 
 import pytest
@@ -18,9 +19,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tokenmeter import dashboard
+from tokenmeter.attribution import ApiKey
 from tokenmeter.dashboard.live import Pulse, entries_of
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import Reservation
+from tokenmeter.ledger import Entry, Reservation
 
 TOKEN = "a-long-enough-token-for-a-test"
 BOOKS = ("/invoices", "/credit-notes", "/periods", "/reconciliations")
@@ -156,6 +158,27 @@ def test_keys_and_secrets_are_not_on_any_page(served, busy):
         body = served.get(path)[2]
         assert "f" * 32 not in body
         assert secret not in body
+
+
+def test_a_key_without_an_alias_is_not_told_by_its_fingerprint(serve, make_meter):
+    """Its budget counts by the fingerprint, which is only hinted at."""
+    key = ApiKey("0123456789abcdef" * 2, "wxyz")
+    made = make_meter([{"api_key": "*", "limit_usd": 5}])
+    recorded = Entry(
+        occurred_at=datetime.now(UTC),
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        request_model="gpt-5",
+        api_key=key,
+        billed_cost=Decimal(6),
+    )
+    made.store.settle(recorded, made.budgets.postings(recorded, made.pricer))
+    served = serve(made)
+    for path in (*PAGES, f"/entries/{recorded.entry_id}"):
+        body = served.get(path)[2]
+        assert key.fingerprint not in body, path
+    assert "0123…" in served.get("/budgets")[2]
 
 
 def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):

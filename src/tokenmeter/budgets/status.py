@@ -8,10 +8,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.budgets.caps import Cap
+from tokenmeter.budgets.caps import Cap, Keys
 from tokenmeter.budgets.raises import raised_key
 from tokenmeter.budgets.scopes import parse_scope, value_fits
 from tokenmeter.budgets.windows import from_microseconds, microseconds
+from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter, Store
 
 __all__ = ["Balance", "balances"]
@@ -76,11 +77,16 @@ def balances(caps: Iterable[Cap], store: Store, wanted: Mapping[str, str], at: d
         at: The instant whose windows are meant.
     """
     now = microseconds(at)
-    result: list[Balance] = []
-    for cap in caps:
-        if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted):
-            result += [_balance(cap, scope, now, store) for scope in _scopes(cap, wanted, now, store)]
-    return result
+    found = [
+        (cap, scope, cap.keys(scope, now))
+        for cap in caps
+        if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)
+        for scope in _scopes(cap, wanted, now, store)
+    ]
+    named = (key for _, _, keys in found for key, _ in keys)
+    raises = (raised_key(keys[0][0]) for _, _, keys in found)
+    counters = store.counters([*named, *raises])
+    return [_balance(cap, scope, keys, counters) for cap, scope, keys in found]
 
 
 def _concerns(scope: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -104,12 +110,9 @@ def _scopes(cap: Cap, wanted: Mapping[str, str], now: int, store: Store) -> Iter
                 yield found
 
 
-def _balance(cap: Cap, scope: dict[str, str], now: int, store: Store) -> Balance:
-    keys = cap.keys(scope, now)
-    raises = raised_key(keys[0][0])
-    counters = store.counters([*(key for key, _ in keys), raises])
+def _balance(cap: Cap, scope: dict[str, str], keys: Keys, counters: Mapping[CounterKey, Counter]) -> Balance:
     key, end = max(keys, key=lambda pair: _taken(counters[pair[0]]))
-    raised, counter = counters[raises].settled, counters[key]
+    raised, counter = counters[raised_key(keys[0][0])].settled, counters[key]
     amount = cap.budget.amount
     return Balance(
         budget=cap.budget.name,

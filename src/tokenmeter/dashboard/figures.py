@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
@@ -24,12 +25,14 @@ __all__ = [
     "name",
     "number",
     "places",
+    "scope_name",
     "share",
     "unit_amount",
     "wire_instant",
 ]
 
 NOT_SET = "(not set)"
+_FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 def money(dollars: Decimal | None, places: int | None = None) -> str:
@@ -92,6 +95,11 @@ def change(now: Decimal | int, before: Decimal | int) -> str:
 def name(value: str | None) -> str:
     """A name that somebody chose, without characters that would turn or hide the text around it."""
     return NOT_SET if value is None else visible(value)
+
+
+def scope_name(field: str, value: str) -> str:
+    """A value of a budget's scope. An API key without an alias counts by its fingerprint, which is only hinted at."""
+    return f"{value[:4]}…" if field == "api_key" and _FINGERPRINT.fullmatch(value) else name(value)
 
 
 def instant(moment: datetime | None, tz: str, *, seconds: bool = False) -> str:
