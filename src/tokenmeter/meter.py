@@ -103,6 +103,7 @@ class Meter:
         self._keys: dict[str, ApiKey] = {}
         self._secret: bytes | None = None
         self._logged: set[str] = set()
+        self._prices_read = False
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self._reservations = Reservations(
             budgets, store, pricer, hold_time=self.hold_time, rate=self._rate, fault=self.fault
@@ -152,6 +153,7 @@ class Meter:
         authorization = Authorization(call, utcnow(), time.perf_counter_ns())
         if self.budgets:
             try:
+                self._check_prices(wait=wait)
                 held = self._reservations.hold(call, authorization.started_at, wait=wait)
                 if held is not None:
                     authorization.reservation = held.reservation
@@ -162,6 +164,12 @@ class Meter:
             except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
                 self._without_store(authorization, error)
         return authorization
+
+    def _check_prices(self, *, wait: bool) -> None:
+        """Reading the price data takes half a second; an event loop leaves that to a thread."""
+        if not (wait or self._prices_read or self.pricer.price_list.ready):
+            raise StoreBusyError("The price data is still to be read from disk; call again from a thread.")
+        self._prices_read = True
 
     def _without_store(self, authorization: Authorization, error: Exception) -> None:
         if self.budgets.fails_closed(authorization.call, authorization.started_at):
@@ -189,6 +197,7 @@ class Meter:
             The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
         """
         reservation = authorization.reservation if outcome.last else None
+        self._check_prices(wait=wait)
         if not self._reservations.opened:
             self._open_budgets(wait=wait)
         try:

@@ -15,6 +15,7 @@ import pytest
 
 import tokenmeter
 import tokenmeter.anthropic
+import tokenmeter.api.default
 import tokenmeter.openai
 from tokenmeter.attribution import Attribution, attribute
 from tokenmeter.errors import ConfigurationError

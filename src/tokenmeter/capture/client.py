@@ -163,6 +163,9 @@ def _request(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **
 
 
 async def _request_async(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+    binding = binding_of(client)
+    if binding is not None:
+        await binding.meet()
     call = _opened(client, options, kwargs)
     with sending(call):
         if call is None:

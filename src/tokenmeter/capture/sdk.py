@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import anyio
+import anyio.to_thread
+
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 
@@ -90,6 +93,17 @@ class Binding:
     own_meter: Meter | None = None
     attribution: Attribution = NOBODY
     _host: Host | None = field(default=None, repr=False)
+    _met: bool = field(default=False, repr=False)
+
+    async def meet(self) -> None:
+        """Have the default meter made in a thread: its settings and its store are read from disk.
+
+        Raises:
+            ConfigurationError: as from `meter`.
+        """
+        if self.own_meter is None and not self._met:
+            await anyio.to_thread.run_sync(self.meter, limiter=anyio.CapacityLimiter(1))
+            self._met = True
 
     def meter(self) -> Meter | None:
         """The meter for the next call; None when the default one cannot be had (logged).

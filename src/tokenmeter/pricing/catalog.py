@@ -103,6 +103,11 @@ class Catalog:
         """SHA-256 of the data, known without importing it: the same data gives the same digest on every machine."""
         return self._data.digest if self._data else _installed_digest()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the data is imported; the first look-up takes half a second otherwise."""
+        return self._data is not None or _installed.cache_info().currsize > 0
+
     def find(self, provider: str, names: Iterable[str]) -> CatalogModel | None:
         """The model listed under the first of `names` that is listed, at `provider` or whose models it resells."""
         data = self._data or _installed()

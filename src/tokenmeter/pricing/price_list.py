@@ -103,6 +103,11 @@ class PriceList:
         return digest.hexdigest()
 
     @property
+    def ready(self) -> bool:
+        """Whether a look-up answers at once, with nothing to be read from disk."""
+        return self._catalog is None or self._catalog.ready
+
+    @property
     def own_rows(self) -> tuple[Price, ...]:
         """The rows laid over the catalog: the user's, the project's and the shipped overrides."""
         return (*self._own_rows, *(self._overrides.prices if self._overrides else ()))
