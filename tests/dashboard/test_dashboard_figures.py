@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.dashboard.figures import change, exact, money, name, number, unit_amount
+from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import overview, savings
 from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
@@ -106,9 +106,24 @@ def test_figures_are_written_for_people():
     assert (change(3, 2), change(1, 2), change(5, 5), change(5, 0), change(0, 0)) == (
         *("+50%", "-50%", "no change", "new", "no change"),
     )
+    assert (change(Decimal(-9), Decimal(1)), change(2, Decimal(-1))) == ("less", "more")
+    assert [exact(Decimal(text), decimals([Decimal("0.125"), None])) for text in ("1.5", "-2")] == ["1.500", "-2.000"]
+    assert (places([Decimal("0.0042")]), places([Decimal("0.0042"), Decimal(-5000)])) == (4, 2)
     assert change(Decimal(40), Decimal(2)) == "20-fold"
     assert (unit_amount(Decimal("0.004"), "usd"), unit_amount(Decimal(9000), "tokens")) == ("$0.0040", "9,000 tokens")
     assert (name("a\u202eb"), name(None)) == ("a?b", "(not set)")
+
+
+def test_a_charges_price_is_told_with_its_date_and_list(meter, record):
+    entry = record(at=NOW, model="gpt-5")
+    (row, since) = price_words(entry.charges[0].price_id)
+    assert row == "openai/gpt-5/input"
+    assert since.endswith(f"price list {meter.pricer.price_list_hash[:12]}")
+    assert price_words(f"acme/m/input[tier=flex]@2026-10-01#{'a' * 12}*0.5*1.1") == [
+        "acme/m/input[tier=flex] *0.5*1.1",
+        f"in effect from 2026-10-01, price list {'a' * 12}",
+    ]
+    assert price_words("an importer's own") == ["an importer's own"]
 
 
 def test_viewers_of_one_page_share_a_reading_and_a_failed_one_is_made_again():

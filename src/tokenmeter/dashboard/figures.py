@@ -25,6 +25,7 @@ __all__ = [
     "name",
     "number",
     "places",
+    "price_words",
     "scope_name",
     "share",
     "unit_amount",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 NOT_SET = "(not set)"
+_PRICE = re.compile(r"(?P<row>.+?)(?:@(?P<since>\d{4}-\d\d-\d\d))?#(?P<list>[0-9a-f]{12})(?P<rules>(?:\*[\d.]+)*)")
 _FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
@@ -95,6 +97,15 @@ def change(now: Decimal | int, before: Decimal | int) -> str:
 def name(value: str | None) -> str:
     """A name that somebody chose, without characters that would turn or hide the text around it."""
     return NOT_SET if value is None else visible(value)
+
+
+def price_words(price_id: str) -> list[str]:
+    """What a charge's `price_id` says: the row, from when it is in effect, the price list it is in."""
+    found = _PRICE.fullmatch(price_id)
+    if found is None:
+        return [price_id]
+    since = f"in effect from {found['since']}" if found["since"] else "no date known"
+    return [f"{found['row']} {found['rules']}".rstrip(), f"{since}, price list {found['list']}"]
 
 
 def scope_name(field: str, value: str) -> str:

@@ -56,7 +56,7 @@
         exchange(fresh);
         shown = state;
         say(status.dataset.words, true);
-        document.getElementById("updated").textContent = `updated ${new Date().toLocaleTimeString()}`;
+        document.getElementById("updated").textContent = `· updated ${new Date().toLocaleTimeString()}`;
         const pause = Math.max(LEAST_PAUSE, SHARE * (performance.now() - began));
         await new Promise((done) => setTimeout(done, pause));
       }

@@ -1,0 +1,143 @@
+"""Draws the dashboard's pictures from a ledger of invented calls: ``python docs/images/dashboard.py``.
+
+Needs the extra ``dashboard``, playwright and a Chromium; ``TOKENMETER_TEST_CHROMIUM`` names one that is elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+import tokenmeter
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.billing import close_period, draft_invoice
+from tokenmeter.dashboard.server import make_server
+from tokenmeter.ledger import Entry
+from tokenmeter.meter import Meter
+from tokenmeter.periods import parse_period
+from tokenmeter.usage import Consumption, Observation, Usage
+
+HERE = Path(__file__).parent
+NOW = datetime.now(UTC)
+CALLS = 2500
+DAYS = 70
+MODELS = {
+    "gpt-5": ("openai", 5),
+    "gpt-5-mini": ("openai", 8),
+    "claude-sonnet-4-5": ("anthropic", 6),
+    "claude-haiku-4-5": ("anthropic", 4),
+    "our-own-model": ("openai", 0.3),
+}
+MEMBERS = {
+    "ada": "search",
+    "grace": "search",
+    "linus": "ads",
+    "barbara": "support",
+    "edsger": "ads",
+    "margaret": "search",
+}
+PROFILE = {
+    "seller": {"name": "Platform GmbH", "address": ["Hauptstr. 1", "10115 Berlin"], "tax_id": "DE123456789"},
+    "terms_days": 14,
+    "taxes": [{"name": "VAT", "rate": "0.19"}],
+    "buyers": {"team": {"search": {"name": "Search department", "cost_centre": "4711", "purchase_order": "PO-118"}}},
+}
+#: File name, and the links that lead from the overview to what it shows.
+PICTURES = {
+    "dashboard.png": (),
+    "dashboard-entry.png": ("header >> text=Entries", "tbody tr:nth-child(3) th a"),
+    "dashboard-invoice.png": ("header >> text=Invoices", "tbody th a"),
+}
+
+
+def main() -> None:
+    """Write the pictures beside this file."""
+    with tempfile.TemporaryDirectory() as folder:
+        meter = tokenmeter.make_meter(store=f"sqlite:///{folder}/usage.db", multiplier="1.05", config={})
+        fill(meter)
+        server = make_server(meter, port=0)
+        with server.config.bind_socket() as socket:
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+            thread.start()
+            while not server.started:
+                time.sleep(0.05)
+            try:
+                draw(f"http://127.0.0.1:{socket.getsockname()[1]}/")
+            finally:
+                server.should_exit = True
+                thread.join()
+                meter.close()
+
+
+def fill(meter: Meter) -> None:
+    """Record calls of the last weeks, and bill last month's."""
+    chance = random.Random(7)  # noqa: S311 - the same picture each time
+    for number in range(CALLS):
+        record(meter, chance, number)
+    month = parse_period("last-month")
+    close_period(meter.store, month)
+    draft_invoice(meter.store, team="search", period=month, profile=PROFILE).issue()
+
+
+def record(meter: Meter, chance: random.Random, number: int) -> None:
+    """Record one call, rated as the meter does."""
+    (model,) = chance.choices(list(MODELS), [weight for _, weight in MODELS.values()])
+    member = list(MEMBERS)[min(int(chance.paretovariate(1)) - 1, len(MEMBERS) - 1)]
+    who = Attribution(member=member, team=MEMBERS[member], route=chance.choice(("/chat", "/summarise", "/classify")))
+    usage = Usage({name: chance.randrange(20, 9000) for name in ("input", "cache_read", "output")})
+    seen = Observation(consumptions=(Consumption(model=model, usage=usage),), response_model=model)
+    at = NOW - timedelta(days=chance.random() ** 1.3 * DAYS)
+    provider = MODELS[model][0]
+    key = ApiKey("0" * 32, "ab12", chance.choice(("prod", "staging", "batch-jobs")))
+    rating = meter.pricer.rate(
+        seen, provider=provider, endpoint="chat.completions", at=at, api_key=key, attribution=who
+    )
+    failed = chance.random() < 0.02  # noqa: PLR2004 - every fiftieth
+    entry = Entry(
+        occurred_at=at,
+        provider=provider,
+        endpoint="chat.completions",
+        operation="chat",
+        request_model=model,
+        response_model=model,
+        response_id=f"resp_{number}",
+        attribution=who,
+        api_key=key,
+        usage=usage,
+        charges=rating.charges,
+        list_cost=rating.list_cost,
+        contracted_cost=rating.contracted_cost,
+        billed_cost=rating.billed_cost,
+        cost_source=rating.cost_source,
+        status="error" if failed else "ok",
+        error_type="APIError" if failed else None,
+    )
+    meter.store.settle(entry)
+
+
+def draw(address: str) -> None:
+    """Take every picture in a real browser."""
+    chromium = os.environ.get("TOKENMETER_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1440, "height": 600})
+        for name, links in PICTURES.items():
+            page.goto(address)
+            page.wait_for_selector("#chart .barlayer .point", state="attached")
+            page.wait_for_selector(".live.on")
+            for link in links:
+                page.locator(link).first.click()
+            page.screenshot(path=HERE / name, full_page=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
