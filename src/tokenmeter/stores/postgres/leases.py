@@ -16,7 +16,8 @@ from psycopg import Connection
 
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Claim, CounterKey, Reservation
-from tokenmeter.stores.postgres.pool import Pool, explain
+from tokenmeter.stores.postgres.failures import explain
+from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.records import Draw
 from tokenmeter.stores.postgres.schema import queries
 

@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import psycopg
-from psycopg import Connection
 
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.stores.postgres.address import Address
-from tokenmeter.stores.postgres.sessions import Row, open_session, transaction
+from tokenmeter.stores.postgres.failures import explain, is_conflict, is_outage
+from tokenmeter.stores.postgres.sessions import STATEMENT_SECONDS, Connection, open_session, transaction
 
-__all__ = ["Pool", "Seat", "explain", "is_outage", "is_refusal"]
+__all__ = ["Pool", "Seat"]
 
 T = TypeVar("T")
 
@@ -26,41 +26,11 @@ T = TypeVar("T")
 _PATIENCE = 15.0
 _ATTEMPTS = 3
 _CONFLICT_ATTEMPTS = 12
+#: A server that does not even refuse is not asked again by the same call.
+_RETRY_SECONDS = 3.0
+_PROBE_SECONDS = 5.0
 _LONGEST_PAUSE = 5.0
-_abandoned: list[Connection[Row]] = []
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the server or the way to it failed, rather than the statement."""
-    if isinstance(error, psycopg.InterfaceError):
-        return True
-    if not isinstance(error, psycopg.OperationalError):
-        return False
-    # 53: out of resources, 57: shutting down or cancelled, 58: system error, 08: connection, 25006: read-only replica
-    code = error.sqlstate
-    return code is None or code[:2] in {"08", "53", "57", "58"}
-
-
-def is_refusal(error: psycopg.Error) -> bool:
-    """Whether the server refused the data themselves: what fails so today fails tomorrow, too."""
-    return (error.sqlstate or "")[:2] in {"22", "23"}
-
-
-def _is_conflict(error: psycopg.Error) -> bool:
-    return error.sqlstate in {"40001", "40P01", "55P03"}
-
-
-def explain(error: Exception, address: Address) -> StoreUnavailableError:
-    """The driver's error as ours, with advice; the caller raises it from `error`."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        advice = "Let the ledger's owner run `tokenmeter db grant`, or use the owner's URL for this."
-    else:
-        advice = (
-            "Check that the server runs and that this host may reach it; `tokenmeter doctor` shows what waits in the "
-            "spool."
-        )
-    return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason}. {advice}")
+_abandoned: list[Connection] = []
 
 
 class Seat:
@@ -74,7 +44,7 @@ class Seat:
     __slots__ = ("connection", "lost")
 
     def __init__(self, lost: Callable[[], None]) -> None:
-        self.connection: Connection[Row] | None = None
+        self.connection: Connection | None = None
         self.lost = lost
 
 
@@ -89,7 +59,10 @@ class Pool:
         failures: How often the server could not be used.
         skew_us: The server's clock less this host's, in whole seconds (as microseconds).
         pooled: Whether a pooler such as PgBouncer was met between this host and the server.
+        seconds: Most that a statement of a call may take.
     """
+
+    seconds = STATEMENT_SECONDS
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -101,8 +74,8 @@ class Pool:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._idle: list[Connection[Row]] = []
-        self._open: list[Connection[Row]] = []
+        self._idle: list[Connection] = []
+        self._open: list[Connection] = []
         self._closer = weakref.finalize(self, _close_all, self._open, self._pid)
         self._mutex = threading.Lock()
         self._places = threading.BoundedSemaphore(self.address.pool)
@@ -114,7 +87,7 @@ class Pool:
         """Whether calls fail at once just now."""
         return time.monotonic() < self._resume_at
 
-    def run(self, work: Callable[[Connection[Row], int], T], *, seat: Seat | None = None) -> T:
+    def run(self, work: Callable[[Connection, int], T], *, seat: Seat | None = None) -> T:
         """Run ``work(connection, lost)`` and again when a connection is lost or a deadlock was broken.
 
         Args:
@@ -127,8 +100,8 @@ class Pool:
         """
         if self._pid != os.getpid():
             self.after_fork_in_child()
-        if self.down:
-            raise StoreUnavailableError(f"The PostgreSQL store {self.address.url} was away a moment ago.")
+        self._ask_leave()
+        deadline = time.monotonic() + _RETRY_SECONDS
         conflicts = lost = 0
         while True:
             try:
@@ -138,24 +111,35 @@ class Pool:
                 ):
                     result = work(connection, lost)
             except psycopg.Error as error:
-                conflicts += _is_conflict(error)
-                if _is_conflict(error) and conflicts < _CONFLICT_ATTEMPTS:
+                conflicts += is_conflict(error)
+                if is_conflict(error) and conflicts < _CONFLICT_ATTEMPTS:
                     time.sleep(random.uniform(0, 0.004 * 2 ** min(conflicts, 6)))  # noqa: S311 - jitter, not a secret
                     continue
                 if not is_outage(error):
+                    self._works()
                     raise
                 lost += 1
                 self._discard_idle()
-                if lost >= _ATTEMPTS:
+                if lost >= _ATTEMPTS or time.monotonic() > deadline:
                     self._failed()
                     raise explain(error, self.address) from error
                 time.sleep(random.uniform(0.01, 0.05) * lost)  # noqa: S311 - as above
             else:
-                self._pause = 0.0
+                self._works()
                 return result
 
+    def _ask_leave(self) -> None:
+        """Fail while the server is left alone; then let one call find out whether it is back, without the others."""
+        if self.down:
+            raise self._away()
+        if self._pause:
+            self._resume_at = time.monotonic() + _PROBE_SECONDS
+
+    def _away(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"The PostgreSQL store {self.address.url} was away a moment ago.")
+
     @contextmanager
-    def lend(self, *, snapshot: bool = False) -> Generator[Connection[Row]]:
+    def lend(self, *, snapshot: bool = False) -> Generator[Connection]:
         """A connection apart from the pool's places, for one transaction that may take its time.
 
         Args:
@@ -164,10 +148,10 @@ class Pool:
         Raises:
             StoreUnavailableError: the server cannot be used.
         """
-        connection: Connection[Row] | None = None
+        connection: Connection | None = None
         try:
-            connection = self._connect()
-            with transaction(connection, self.address, snapshot=snapshot, milliseconds=0):
+            connection = self._connect(seconds=0)
+            with transaction(connection, self.address, snapshot=snapshot):
                 yield connection
         except psycopg.Error as error:
             raise explain(error, self.address) from error
@@ -192,18 +176,14 @@ class Pool:
         _abandoned.extend(self._open)
         self._begin()
 
-    def _scope(self, connection: Connection[Row]) -> AbstractContextManager[None]:
+    def _scope(self, connection: Connection) -> AbstractContextManager[None]:
         """What a call needs around it: a transaction that names the schema, where a session does not last."""
         return transaction(connection, self.address) if self.pooled else nullcontext()
 
     @contextmanager
-    def _connection(self) -> Generator[Connection[Row]]:
+    def _connection(self) -> Generator[Connection]:
         places = self._places
-        if not places.acquire(timeout=_PATIENCE):
-            raise StoreUnavailableError(
-                f"All {self.address.pool} connections of this process were busy for {_PATIENCE:g} seconds; "
-                "add pool=N to the PostgreSQL URL."
-            )
+        self._take_place(places)
         try:
             with self._mutex:
                 connection = self._idle.pop() if self._idle else None
@@ -224,8 +204,20 @@ class Pool:
         finally:
             places.release()
 
+    def _take_place(self, places: threading.BoundedSemaphore) -> None:
+        if places.acquire(blocking=False):
+            return
+        if not places.acquire(timeout=_PATIENCE):
+            raise StoreUnavailableError(
+                f"All {self.address.pool} connections of this process were busy for {_PATIENCE:g} seconds; "
+                "add pool=N to the PostgreSQL URL."
+            )
+        if self.down:  # the server failed those who were before us
+            places.release()
+            raise self._away()
+
     @contextmanager
-    def _seated(self, seat: Seat) -> Generator[Connection[Row]]:
+    def _seated(self, seat: Seat) -> Generator[Connection]:
         if seat.connection is None:
             seat.connection = self._connect()
         try:
@@ -236,8 +228,8 @@ class Pool:
                 seat.lost()
             raise
 
-    def _connect(self) -> Connection[Row]:
-        session = open_session(self.address)
+    def _connect(self, *, seconds: int | None = None) -> Connection:
+        session = open_session(self.address, seconds=self.seconds if seconds is None else seconds)
         with self._mutex:
             self._open.append(session.connection)
         self.skew_us = session.skew_us
@@ -251,11 +243,14 @@ class Pool:
         for connection in idle:
             self._close(connection)
 
-    def _close(self, connection: Connection[Row]) -> None:
+    def _close(self, connection: Connection) -> None:
         connection.close()
         with self._mutex:
             if connection in self._open:
                 self._open.remove(connection)
+
+    def _works(self) -> None:
+        self._pause = self._resume_at = 0.0
 
     def _failed(self) -> None:
         self.failures += 1
@@ -263,7 +258,7 @@ class Pool:
         self._resume_at = time.monotonic() + self._pause * random.uniform(0.7, 1.0)  # noqa: S311 - as above
 
 
-def _close_all(connections: list[Connection[Row]], pid: int) -> None:
+def _close_all(connections: list[Connection], pid: int) -> None:
     """Close connections in the process that opened them: at a pool's end, or at the interpreter's."""
     if pid == os.getpid():
         for connection in connections:

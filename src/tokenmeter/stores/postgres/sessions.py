@@ -7,21 +7,25 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import sql
+from psycopg.abc import PQGen
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.postgres.address import Address
 
-__all__ = ["Row", "Session", "open_session", "transaction"]
+__all__ = ["STATEMENT_SECONDS", "Connection", "Row", "Session", "open_session", "transaction"]
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 
 #: A call goes on while its hold is made; these bound how long a dead or jammed server can delay it.
 _CONNECT_SECONDS = 5
-_STATEMENT_MILLISECONDS = 15_000
+STATEMENT_SECONDS = 10
+#: By how much the server may be late in ending a statement itself.
+_GRACE_SECONDS = 2
 #: Words of libpq that mean a wrong setting, not a server that is away.
 _SETTINGS_WRONG = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 #: The server process that answers, and its clock.
@@ -30,6 +34,38 @@ _SESSION = sql.SQL("SET search_path = {schema}, pg_temp; SET statement_timeout =
 _TRANSACTION = sql.SQL("{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}")
 _BEGIN = sql.SQL("BEGIN")
 _SNAPSHOT = sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+
+class Connection(psycopg.Connection[Row]):
+    """A connection whose statements end, whether the server answers or not.
+
+    Attributes:
+        seconds: Most that a statement may take; 0 = as long as it takes.
+    """
+
+    seconds: int = 0
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **named: Any) -> T:
+        """Wait for the server's answer.
+
+        Raises:
+            OperationalError: none came in time; the connection is closed.
+        """
+        if self.seconds:
+            gen = self._ending(gen, time.monotonic() + self.seconds + _GRACE_SECONDS)
+        return super().wait(gen, *arguments, **named)
+
+    def _ending(self, gen: PQGen[T], deadline: float) -> PQGen[T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > deadline:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError("the server does not answer")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +79,24 @@ class Session:
             connected to, and the next transaction's may be another one. Nothing is then left in a session.
     """
 
-    connection: Connection[Row]
+    connection: Connection
     skew_us: int
     pooled: bool
 
 
-def open_session(address: Address) -> Session:
+def open_session(address: Address, *, seconds: int) -> Session:
     """Connect, and set the session to our schema unless a pooler would hand it to others.
+
+    Args:
+        address: Where to.
+        seconds: Most that a statement may take; 0 = as long as it takes.
 
     Raises:
         ConfigurationError: the server refuses user, password, database or encryption.
         psycopg.Error: it is away.
     """
     connection = _connect(address)
+    connection.seconds = seconds
     try:
         row = connection.execute(_WHO, prepare=False).fetchone()
         answering, clock = row or (0, 0)
@@ -63,18 +104,18 @@ def open_session(address: Address) -> Session:
         if pooled:
             connection.prepare_threshold = None
         else:
-            connection.execute(_SESSION.format(**_settings(address, _STATEMENT_MILLISECONDS)), prepare=False)
+            connection.execute(_SESSION.format(**_settings(address, seconds)), prepare=False)
     except BaseException:
         connection.close()
         raise
     return Session(connection, round((int(clock) - time.time_ns() // 1000) / 1_000_000) * 1_000_000, pooled)
 
 
-def _settings(address: Address, milliseconds: int) -> dict[str, sql.Composable]:
-    return {"schema": sql.Identifier(address.schema), "limit": sql.Literal(milliseconds)}
+def _settings(address: Address, seconds: int) -> dict[str, sql.Composable]:
+    return {"schema": sql.Identifier(address.schema), "limit": sql.Literal(seconds * 1000)}
 
 
-def _connect(address: Address) -> Connection[Row]:
+def _connect(address: Address) -> Connection:
     given = address.conninfo
     defaults: dict[str, Any] = {"keepalives_idle": 5, "tcp_user_timeout": 10_000, "application_name": "tokenmeter"}
     if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
@@ -91,23 +132,16 @@ def _connect(address: Address) -> Connection[Row]:
 
 
 @contextmanager
-def transaction(
-    connection: Connection[Row],
-    address: Address,
-    *,
-    snapshot: bool = False,
-    milliseconds: int = _STATEMENT_MILLISECONDS,
-) -> Generator[None]:
+def transaction(connection: Connection, address: Address, *, snapshot: bool = False) -> Generator[None]:
     """One transaction that names our schema itself.
 
     Args:
         connection: In autocommit mode.
         address: Whose schema.
         snapshot: Only read, and see one state of the ledger throughout.
-        milliseconds: Most a statement may take; 0 = as long as it takes.
     """
     begin = _SNAPSHOT if snapshot else _BEGIN
-    connection.execute(_TRANSACTION.format(begin=begin, **_settings(address, milliseconds)), prepare=False)
+    connection.execute(_TRANSACTION.format(begin=begin, **_settings(address, connection.seconds)), prepare=False)
     try:
         yield
     except BaseException:

@@ -19,7 +19,8 @@ from psycopg import Connection
 from tokenmeter.errors import StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Settlement
-from tokenmeter.stores.postgres.pool import Pool, Seat, explain, is_refusal
+from tokenmeter.stores.postgres.failures import explain, is_refusal
+from tokenmeter.stores.postgres.pool import Pool, Seat
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
 from tokenmeter.stores.postgres.unflushed import Unflushed

@@ -31,9 +31,10 @@ from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
 from tokenmeter.stores.postgres.condition import describe
 from tokenmeter.stores.postgres.draining import Drainer
+from tokenmeter.stores.postgres.failures import explain
 from tokenmeter.stores.postgres.filing import PAGE, file_document, read_page
 from tokenmeter.stores.postgres.leases import Leases
-from tokenmeter.stores.postgres.pool import Pool, explain
+from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.reading import Reader
 from tokenmeter.stores.postgres.records import encode_hold, encode_record, read_hold
 from tokenmeter.stores.postgres.schema import apply, check, queries, state

@@ -11,7 +11,8 @@ import psycopg
 from psycopg import Connection
 
 from tokenmeter.errors import StoreError
-from tokenmeter.stores.postgres.pool import Pool, Seat, explain
+from tokenmeter.stores.postgres.failures import explain
+from tokenmeter.stores.postgres.pool import Pool, Seat
 from tokenmeter.stores.postgres.schema import queries
 from tokenmeter.stores.spool import Spool
 

@@ -1,0 +1,44 @@
+"""What the driver's errors mean, and in which words they are told."""
+
+from __future__ import annotations
+
+import psycopg
+
+from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.stores.postgres.address import Address
+
+__all__ = ["explain", "is_conflict", "is_outage", "is_refusal"]
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the server or the way to it failed, rather than the statement."""
+    if isinstance(error, psycopg.InterfaceError):
+        return True
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    # 53: out of resources, 57: shutting down or cancelled, 58: system error, 08: connection, 25006: read-only replica
+    code = error.sqlstate
+    return code is None or code[:2] in {"08", "53", "57", "58"}
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether the server refused the data themselves: what fails so today fails tomorrow, too."""
+    return (error.sqlstate or "")[:2] in {"22", "23"}
+
+
+def is_conflict(error: psycopg.Error) -> bool:
+    """Whether two transactions got in each other's way: tried again, it works."""
+    return error.sqlstate in {"40001", "40P01", "55P03"}
+
+
+def explain(error: Exception, address: Address) -> StoreUnavailableError:
+    """The driver's error as ours, with advice; the caller raises it from `error`."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        advice = "Let the ledger's owner run `tokenmeter db grant`, or use the owner's URL for this."
+    else:
+        advice = (
+            "Check that the server runs and that this host may reach it; `tokenmeter doctor` shows what waits in the "
+            "spool."
+        )
+    return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason}. {advice}")

@@ -1,0 +1,125 @@
+"""A server that hangs: it takes connections and statements and answers none. Its processes are stopped by SIGSTOP."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import tokenmeter
+from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.testing import FakeProvider
+
+QUESTION = [{"role": "user", "content": "What does a token cost?"}]
+#: Most that a statement may take here, with its grace, and a call.
+_LONGEST = 3.0
+
+
+def _children(parent):
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = status.read_text().rpartition(") ")
+        except OSError:
+            continue  # it has ended
+        if int(rest.split()[1]) == parent:
+            yield int(status.parent.name)
+
+
+class Hang:
+    """Stops a server's processes; `end` lets them go on."""
+
+    def __init__(self, server):
+        self._main = int((server.folder / "data" / "postmaster.pid").read_text().split("\n")[0])
+        self._stopped = []
+
+    def begin(self):
+        self._stopped = [self._main, *_children(self._main)]
+        for process in self._stopped:
+            os.kill(process, signal.SIGSTOP)
+
+    def end(self):
+        stopped, self._stopped = self._stopped, []
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+
+
+@pytest.fixture
+def hang(own_postgres_server, monkeypatch):
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    monkeypatch.setattr(Pool, "seconds", 1)
+    made = Hang(own_postgres_server)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def url(own_postgres_server, tmp_path):
+    return f"{own_postgres_server.url}&spool={tmp_path}/spool&connect_timeout=2"
+
+
+def test_a_call_in_hand_gives_up_and_those_behind_it_do_not_wait(hang, url, opened, make_entry, make_hold, key):
+    store = opened(url)
+    store.reserve(make_hold((key, 100, 1)))
+    hang.begin()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        store.reserve(make_hold((key, 100, 1)))
+    assert time.monotonic() - started < 2 * _LONGEST
+    took = []
+
+    def call():
+        before = time.monotonic()
+        assert store.settle(make_entry()).recorded
+        took.append(time.monotonic() - before)
+
+    threads = [threading.Thread(target=call) for _ in range(12)]
+    for thread in threads:
+        time.sleep(0.05)
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(seconds > 0.5 for seconds in took) <= 2  # one or two find out for all the others
+    hang.end()
+    assert store.flush(20) == 0
+    assert len(list(store.entries())) == 12
+
+
+async def test_an_event_loop_goes_on_and_its_calls_return(hang, url, tmp_path):
+    """Plain and streamed calls, under a budget that lets calls go on: recorded in the spool, the loop never held up."""
+    openai = pytest.importorskip("openai")
+    lags = []
+
+    async def tick():
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            lags.append(time.monotonic() - before - 0.01)
+
+    budget = tokenmeter.Budget(member="*", limit_usd=50, name="open", store_failure="open")
+    meter = tokenmeter.make_meter(store=url, budgets=[budget])
+    with FakeProvider() as provider:
+        sdk = openai.AsyncOpenAI(base_url=provider.openai_url, api_key="sk-test-0123456789", max_retries=0)
+        client = tokenmeter.wrap(sdk, meter)
+        await client.chat.completions.create(model="gpt-5-mini", messages=QUESTION)
+        ticking = asyncio.create_task(tick())
+        hang.begin()
+        answers = await asyncio.gather(
+            *(client.chat.completions.create(model="gpt-5-mini", messages=QUESTION) for _ in range(8))
+        )
+        async with await client.chat.completions.create(model="gpt-5-mini", messages=QUESTION, stream=True) as stream:
+            pieces = [piece async for piece in stream]
+        ticking.cancel()
+        hang.end()
+        await client.close()
+    assert all(answer.choices for answer in answers)
+    assert pieces
+    assert len(lags) > 50
+    assert max(lags) < 0.5, "the loop was held up"
+    await asyncio.to_thread(meter.store.flush, 20)
+    assert len(list(meter.store.entries())) == 10
+    await asyncio.to_thread(meter.close)
