@@ -50,10 +50,13 @@ class Usage:
     @classmethod
     def total(cls, usages: Iterable[Usage]) -> Usage:
         """The sum of many usages; empty for none."""
-        result = cls()
+        quantities: dict[str, Quantity] = {}
+        reasoning = 0
         for usage in usages:
-            result += usage
-        return result
+            reasoning += usage.reasoning_output_tokens
+            for meter, quantity in usage.quantities.items():
+                quantities[meter] = quantities.get(meter, 0) + quantity
+        return cls(quantities, reasoning)
 
     @property
     def input_tokens(self) -> int:

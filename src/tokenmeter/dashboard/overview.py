@@ -135,10 +135,23 @@ def rank(rows: Sequence[Row], dimension: str, *, top: int = _TOP) -> Ranking:
     values: dict[str | None, list[Row]] = {}
     for row in rows:
         values.setdefault(row.group[dimension], []).append(row)
-    summed = [replace(Row.total(found, found[0].bucket), group={dimension: value}) for value, found in values.items()]
-    summed.sort(key=lambda row: (-row.billed_cost, -row.usage.total_tokens, -row.requests, row.group[dimension] or ""))
-    shown = summed[:top]
-    return Ranking(dimension, shown, len(summed) - len(shown), max((row.billed_cost for row in shown), default=ZERO))
+    dearest = sorted(values, key=lambda value: (*_weight(values[value]), value or ""))[:top]
+    shown = [
+        replace(Row.total(found, found[0].bucket), group={dimension: value})
+        for value in dearest
+        for found in [values[value]]
+    ]
+    return Ranking(dimension, shown, len(values) - len(shown), max((row.billed_cost for row in shown), default=ZERO))
+
+
+def _weight(rows: Sequence[Row]) -> tuple[Decimal, int, int]:
+    """What rows are ranked by, the dearest lowest."""
+    cost, tokens, requests = ZERO, 0, 0
+    for row in rows:
+        cost = EXACT.subtract(cost, row.billed_cost)
+        tokens -= row.usage.total_tokens
+        requests -= row.requests
+    return cost, tokens, requests
 
 
 def savings(store: Store, view: View) -> Savings:
