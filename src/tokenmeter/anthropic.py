@@ -127,8 +127,8 @@ def _asks_for_key(client: Any) -> bool:
     return getattr(client, "_azure_ad_token_provider", None) is not None
 
 
-def _no_hiding_stream(_stream_cls: Any) -> None:
-    return None
+def _hide_nothing(_stream: Any) -> None:
+    """No usage is ever asked for: it is in every stream."""
 
 
 @functools.cache
@@ -156,7 +156,8 @@ _SDK = Sdk(
     error=_sdk.AnthropicError,
     status_error=_sdk.APIStatusError,
     timeout_error=_sdk.APITimeoutError,
-    hiding_stream=_no_hiding_stream,
+    stream_classes=frozenset(),
+    hide_usage=_hide_nothing,
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
 from tokenmeter.capture.hosts import provider_of_url, region_of_url
@@ -51,8 +51,6 @@ __all__ = [
     "Client",
     "OpenAI",
 ]
-
-T = TypeVar("T")
 
 #: The SDK's client classes, each after those it derives from. Which of them exist depends on the SDK's version.
 _CLIENT_CLASSES = (
@@ -106,32 +104,26 @@ def _is_usage_chunk(chunk: Any) -> bool:
     return not getattr(chunk, "choices", True) and getattr(chunk, "usage", None) is not None
 
 
-class _HidingStream(_sdk.Stream[T], Generic[T]):
-    def __stream__(self) -> Iterator[T]:
-        chunks: Any = super().__stream__()
-        with closing(chunks):
-            for chunk in chunks:
-                if not _is_usage_chunk(chunk):
-                    yield chunk
+def _hide_usage(stream: Any) -> None:
+    """A stream stays of the SDK's own class: only the iterator behind it changes."""
+    if isinstance(stream, _sdk.Stream):
+        stream._iterator = _without_usage(stream._iterator)  # noqa: SLF001 - the SDK has no public way
+    elif isinstance(stream, _sdk.AsyncStream):
+        stream._iterator = _without_usage_async(stream._iterator)  # noqa: SLF001 - as above
 
 
-class _HidingAsyncStream(_sdk.AsyncStream[T], Generic[T]):
-    async def __stream__(self) -> AsyncIterator[T]:
-        chunks: Any = super().__stream__()
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                if not _is_usage_chunk(chunk):
-                    yield chunk
+def _without_usage(chunks: Any) -> Iterator[Any]:
+    with closing(chunks):
+        for chunk in chunks:
+            if not _is_usage_chunk(chunk):
+                yield chunk
 
 
-for _hiding, _plain in ((_HidingStream, _sdk.Stream), (_HidingAsyncStream, _sdk.AsyncStream)):
-    _hiding.__name__, _hiding.__qualname__, _hiding.__module__ = _plain.__name__, _plain.__qualname__, _plain.__module__
-
-
-def _hiding_stream(stream_cls: Any) -> Any:
-    hiding: dict[Any, Any] = {_sdk.Stream: _HidingStream, _sdk.AsyncStream: _HidingAsyncStream}
-    kind = hiding.get(get_origin(stream_cls))
-    return None if kind is None else kind[get_args(stream_cls)]
+async def _without_usage_async(chunks: Any) -> AsyncIterator[Any]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if not _is_usage_chunk(chunk):
+                yield chunk
 
 
 @functools.cache
@@ -159,7 +151,8 @@ _SDK = Sdk(
     error=_sdk.OpenAIError,
     status_error=_sdk.APIStatusError,
     timeout_error=_sdk.APITimeoutError,
-    hiding_stream=_hiding_stream,
+    stream_classes=frozenset({_sdk.Stream, _sdk.AsyncStream}),
+    hide_usage=_hide_usage,
 )
 
 

@@ -22,8 +22,8 @@ from tokenmeter.capture.injection import (
     RAW_RESPONSE_HEADER,
     add_output_cap,
     ask_for_usage,
-    hide_in_raw_response,
     hide_null_usage,
+    hide_usage_chunk,
     is_refusal,
     remember_refusal,
 )
@@ -145,9 +145,9 @@ def _request(send: Send, client: Any, cast_to: Any, options: Any, *args: Any, **
         if not call.awaits_key:
             call.authorize()
         try:
-            sent, changed = _prepared(client, call, options, kwargs)
+            sent = _prepared(client, call, options, kwargs)
             try:
-                value = send(cast_to, sent, *args, **changed)
+                value = send(cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not call.include_usage_injected or not is_refusal(error):
                     raise
@@ -173,9 +173,9 @@ async def _request_async(send: Send, client: Any, cast_to: Any, options: Any, *a
         if not call.awaits_key:
             await call.authorize_async()
         try:
-            sent, changed = _prepared(client, call, options, kwargs)
+            sent = _prepared(client, call, options, kwargs)
             try:
-                value = await send(cast_to, sent, *args, **changed)
+                value = await send(cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not call.include_usage_injected or not is_refusal(error):
                     raise
@@ -293,17 +293,14 @@ def _opened(client: Any, options: Any, kwargs: dict[str, Any]) -> InFlight | Non
     return None if binding is None else open_call(client, binding, options, stream=bool(kwargs.get("stream")))
 
 
-def _prepared(client: Any, call: InFlight, options: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The options and keywords to send with: the caller's own, or copies of them with what we add."""
+def _prepared(client: Any, call: InFlight, options: Any, kwargs: dict[str, Any]) -> Any:
+    """The options to send: the caller's own, or a copy of them with what we add."""
     try:
         sent = add_output_cap(call, options)
-        if not kwargs.get("stream"):
-            return sent, kwargs
-        sent, stream_cls = ask_for_usage(client, call, sent, kwargs.get("stream_cls"))
+        return ask_for_usage(client, call, sent, kwargs.get("stream_cls")) if kwargs.get("stream") else sent
     except Exception as error:  # noqa: BLE001 - sent as written, then
         call.meter.fault("prepare a request", error)
-        return options, kwargs
-    return sent, {**kwargs, "stream_cls": stream_cls}
+        return options
 
 
 def _keep_key(client: Any, used: Any) -> None:
@@ -348,7 +345,7 @@ def _is_binary_stream(response: Any) -> bool:
 def _read(exchange: Exchange, response: Any, value: Any) -> None:
     """After the SDK made its value: a body in memory is all there is."""
     if exchange.call.include_usage_injected:
-        hide_in_raw_response(exchange.call, value)
+        hide_usage_chunk(exchange.call, value)
     if is_read(response) and not (exchange.streamed and _is_binary_stream(response)):
         exchange.read_content(response.content, response.headers)
         exchange.finish()

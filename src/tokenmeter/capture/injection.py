@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 from tokenmeter.capture.inflight import InFlight, effective_body
 
@@ -13,6 +14,7 @@ __all__ = [
     "add_output_cap",
     "ask_for_usage",
     "hide_null_usage",
+    "hide_usage_chunk",
     "is_refusal",
     "reads_raw_bytes",
     "remember_refusal",
@@ -26,23 +28,22 @@ _REFUSAL_CODES = frozenset({400, 403, 422})
 _refusing: set[str] = set()
 
 
-def ask_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any) -> tuple[Any, Any]:
-    """`options` and `stream_cls` of a stream, asking for the usage chunk and hiding it from the caller.
+def ask_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any) -> Any:
+    """`options` of a stream of class `stream_cls`, asking for the usage chunk, which `hide_usage_chunk` then hides.
 
-    Both come back as they were where the caller decided himself, reads the bytes himself, or the host refuses.
+    They come back as they were where the caller decided himself, reads the bytes himself, or the host refuses.
     """
-    if call.endpoint.path not in _STREAMS_WITHOUT_USAGE or reads_raw_bytes(options) or stream_cls is None:
-        return options, stream_cls
+    if call.endpoint.path not in _STREAMS_WITHOUT_USAGE or reads_raw_bytes(options):
+        return options
     body = effective_body(options)
-    if body is None or str(client.base_url) in _refusing:
-        return options, stream_cls
+    if body is None or get_origin(stream_cls) not in call.binding.sdk.stream_classes:
+        return options
     asked = body.get("stream_options")
     own: Mapping[str, Any] = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else {}
-    hiding = None if "include_usage" in own else call.binding.sdk.hiding_stream(stream_cls)
-    if hiding is None:
-        return options, stream_cls
+    if "include_usage" in own or str(client.base_url) in _refusing:
+        return options
     call.include_usage_injected = True
-    return _with_field(options, "stream_options", {**own, "include_usage": True}), hiding
+    return _with_field(options, "stream_options", {**own, "include_usage": True})
 
 
 def reads_raw_bytes(options: Any) -> bool:
@@ -56,15 +57,18 @@ def reads_raw_bytes(options: Any) -> bool:
     )
 
 
-def hide_in_raw_response(call: InFlight, value: Any) -> None:
-    """A raw response lets its caller choose the stream class: have that one hide the usage chunk as well."""
+def hide_usage_chunk(call: InFlight, value: Any) -> None:
+    """Hide the chunk that only we asked for from `value`: a stream, or a raw response that is parsed to one later."""
     parse = getattr(value, "_parse", None)
     if parse is None:
+        call.binding.sdk.hide_usage(value)
         return
-    hiding_stream = call.binding.sdk.hiding_stream
 
-    def _parse(*, to: Any = None) -> Any:
-        return parse(to=None if to is None else hiding_stream(to) or to)
+    @functools.wraps(parse)
+    def _parse(*args: Any, **kwargs: Any) -> Any:
+        parsed = parse(*args, **kwargs)
+        call.binding.sdk.hide_usage(parsed)
+        return parsed
 
     value._parse = _parse  # noqa: SLF001 - what its public parse() goes through
 

@@ -44,8 +44,8 @@ class Sdk:
         error: Root of the SDK's errors.
         status_error: Raised for an answer with an error status; has ``response`` and ``status_code``.
         timeout_error: Raised when nobody answered in time.
-        hiding_stream: The given ``stream_cls``, made to leave out the usage chunk that only we asked for; None when
-            that cannot be done for it.
+        stream_classes: Classes of streams that a usage chunk can be hidden from.
+        hide_usage: Makes a stream of theirs leave out the usage chunk that only we asked for; anything else stays.
     """
 
     name: str
@@ -59,7 +59,8 @@ class Sdk:
     error: type[Exception]
     status_error: type[Exception]
     timeout_error: type[Exception]
-    hiding_stream: Callable[[Any], Any]
+    stream_classes: frozenset[type[Any]]
+    hide_usage: Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,34 +254,32 @@ def _observe(connection: Any, talk_over: Callable[..., Conversation]) -> None:
     kind: Any = connection.__class__
     waits = not inspect.iscoroutinefunction(kind.recv)
     talk = talk_over(waits=waits)
-    closing = _close if waits else _close_async
-    connection.parse_event = functools.partial(_parse_event, kind.parse_event, connection, talk)
-    connection.send = functools.partial(_send, kind.send, connection, talk)
-    connection.close = functools.partial(closing, kind.close, connection, talk)
+    hooks: dict[str, Send] = {"parse_event": _parse_event, "send": _send, "close": _close if waits else _close_async}
+    for name, hook in hooks.items():
+        plain = getattr(connection, name)
+        setattr(connection, name, functools.update_wrapper(functools.partial(hook, kind, connection, talk), plain))
 
 
-def _parse_event(parse: Send, connection: Any, talk: Conversation, data: str | bytes) -> Any:
+def _parse_event(kind: Any, connection: Any, talk: Conversation, data: str | bytes) -> Any:
     talk.hears(data)
-    return parse(connection, data)
+    return kind.parse_event(connection, data)
 
 
-def _send(send: Send, connection: Any, talk: Conversation, event: Any) -> Any:
+def _send(kind: Any, connection: Any, talk: Conversation, event: Any) -> Any:
     talk.asks(event.to_dict() if hasattr(event, "to_dict") else event)
-    return send(connection, event)
+    return kind.send(connection, event)
 
 
-def _close(close: Send, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
+def _close(kind: Any, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
     try:
-        return close(connection, *args, **kwargs)
+        return kind.close(connection, *args, **kwargs)
     finally:
         talk.abandon()
 
 
-async def _close_async(
-    close: Callable[..., Any], connection: Any, talk: Conversation, *args: Any, **kwargs: Any
-) -> Any:
+async def _close_async(kind: Any, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
     try:
-        return await close(connection, *args, **kwargs)
+        return await kind.close(connection, *args, **kwargs)
     finally:
         talk.abandon()
         await catch_up_async()
