@@ -88,6 +88,7 @@ class Books:
             "invoice.html",
             title=f"{found.title} {found.number}",
             invoice=found,
+            lines=found.lines[:_MOST_ROWS],
             groups=next((tuple(line.group) for line in found.lines), ()),
             notes=credit_notes(self._store, invoice=found.number),
             calls=self._calls(found.period, **found.scope),
@@ -136,13 +137,14 @@ class Books:
         found = self._closing(request)
         if found is None:
             return missing(request, "No such period", "There is no such closed period in this ledger.")
-        period = found.closed.period
+        period, sums = found.closed.period, by_meter(found.closed)
         return page(
             request,
             "period.html",
             title=f"Period {period.label}",
             one=found,
-            sums=by_meter(found.closed),
+            sums=sums[:_MOST_ROWS],
+            others=len(sums) - len(sums[:_MOST_ROWS]),
             invoices=invoices(self._store, period=period.label, lines=False),
             calls=self._calls(period),
             tz=self._tz,
