@@ -183,7 +183,8 @@ class Exchange:
         self._status, self._error_type = self.call.status_of(error), type(error).__name__
 
     def _stopped_by(self, error: BaseException) -> None:
-        if isinstance(error, self.call.binding.sdk.error):
+        sdk = self.call.binding.sdk
+        if isinstance(error, sdk.error) or (isinstance(error, Exception) and _raised_in(sdk.name, error)):
             self.failed(error)
         elif self._status is None:
             self._status = "aborted"
@@ -247,6 +248,16 @@ class Exchange:
             error_type=self._error_type,
             last=last,
         )
+
+
+def _raised_in(package: str, error: Exception) -> bool:
+    """Whether `error` came up through code of `package`: a body that cannot be read, not a fault of the caller's."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == package:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _page_of(body: Any) -> list[Any]:

@@ -290,11 +290,25 @@ class InFlight:
         response = getattr(error, "response", None)
         outcome = Outcome(
             status=self.status_of(error),
+            observation=_unanswered(error),
             request_id=None if response is None else self.request_id(response.headers),
             attempts=self.attempts,
             error_type=type(error).__name__,
         )
         return [Settling(self.meter, self._authorization, outcome)]
+
+
+#: What httpx and httpx2 raise before anything was sent.
+_UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+
+
+def _unanswered(error: BaseException) -> Observation:
+    """What is known of a call that raised: a refusal costs nothing, a lost answer may have been billed."""
+    cause = error.__cause__
+    unsent = type(cause).__name__ in _UNSENT or "client has been closed" in str(cause)
+    if unsent or getattr(error, "response", None) is not None:
+        return Observation()
+    return Observation(flags=frozenset({"billing_unknown"}))
 
 
 def open_call(client: Any, binding: Binding, options: Any, *, stream: bool) -> InFlight | None:

@@ -52,7 +52,7 @@ class AnthropicDialect:
 def read_anthropic(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
     try:
-        if is_array(body):
+        if is_array(body) and body:
             return joined(read_anthropic(part, context) for part in body)
         if not is_object(body):
             return unknown({}, None, model=context.request.model)

@@ -22,13 +22,14 @@ _TEXT_KEYS = ("text", "partial_json", "thinking")
 class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
-    __slots__ = ("_bytes", "_content", "_context", "_message", "_read", "_stop", "_terminal", "_usage")
+    __slots__ = ("_bytes", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage")
 
     def __init__(self, context: Context, read: _Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0
         self._content = False
+        self._counted = False  # the output, that is: the start only holds its place
         self._message: dict[str, Any] = {}
         self._stop: str | None = None
         self._terminal = False
@@ -51,7 +52,9 @@ class MessageStream:
             return
         kind = event.get("type")
         if kind == "message_delta":
-            self._replace(section(event, "usage"))
+            usage = section(event, "usage")
+            self._replace(usage)
+            self._counted = self._counted or usage.get("output_tokens") is not None
             self._stop = text(section(event, "delta"), "stop_reason") or self._stop
             self._terminal = self._terminal or self._stop is not None
         elif kind == "message_start":
@@ -74,11 +77,12 @@ class MessageStream:
             group = estimate(self._context.request, model=text(self._message, "model"), received=self._bytes)
             return Observation(consumptions=(group,), flags=_ESTIMATED)
         usage = dict(self._usage)
-        if not self._terminal:
+        final = self._terminal and self._counted
+        if not final:
             stated = usage.get("output_tokens")
             usage["output_tokens"] = max(stated if isinstance(stated, int) else 0, tokens_of(self._bytes))
         body = {**self._message, "stop_reason": self._stop, "usage": usage}
         if not self._content:
             body["content"] = []
         seen = self._read(body, self._context)
-        return seen if self._terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+        return seen if final else replace(seen, flags=seen.flags | _ESTIMATED)

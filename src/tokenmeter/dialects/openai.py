@@ -53,7 +53,7 @@ class OpenAIDialect:
 def read_openai(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
     try:
-        if is_array(body):
+        if is_array(body) and body:
             return joined(read_openai(part, context) for part in body)
         if not is_object(body):
             return _without_json(body, context)

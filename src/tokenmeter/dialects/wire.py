@@ -28,6 +28,8 @@ __all__ = [
 JSON = Mapping[str, Any]
 
 _NOTHING: dict[str, Any] = {}
+#: No bill counts more: the largest batch is some 10^11 tokens. A higher number is a fault of whoever sent it.
+_MOST = 10**12
 
 
 class MalformedError(ValueError):
@@ -110,17 +112,17 @@ def count(body: JSON, *names: str) -> int | None:
     """The first of `names` that holds a count in `body`; None when none is there.
 
     Raises:
-        MalformedError: it is there, but is not a whole number of zero or more.
+        MalformedError: it is there, but is not a whole number from zero to what one bill can hold.
     """
     for name in names:
         value = body.get(name)
         if value is None:
             continue
-        if type(value) is int and value >= 0:
+        if type(value) is int and 0 <= value <= _MOST:
             return value
-        if isinstance(value, float) and value >= 0 and value.is_integer():
+        if isinstance(value, float) and 0 <= value <= _MOST and value.is_integer():
             return int(value)
-        if isinstance(value, Decimal) and value.is_finite() and value >= 0 and value == value.to_integral_value():
+        if isinstance(value, Decimal) and value.is_finite() and 0 <= value <= _MOST and value == int(value):
             return int(value)
         raise MalformedError(f"{name} is {value!r}, which is no count")
     return None
