@@ -73,11 +73,11 @@ def record(meter):
 
 @pytest.fixture
 def make_meter(tmp_path):
-    """A meter on an empty SQLite ledger, with a multiplier: `make_meter(budgets)`."""
+    """A meter on an empty ledger, SQLite unless a URL is given, with a multiplier: `make_meter(budgets)`."""
     made = []
 
-    def make(budgets):
-        url = f"sqlite:///{tmp_path / f'usage{len(made)}.db'}"
+    def make(budgets, url=None):
+        url = url or f"sqlite:///{tmp_path / f'usage{len(made)}.db'}"
         made.append(tokenmeter.make_meter(store=url, multiplier="1.05", budgets=budgets))
         return made[-1]
 
@@ -87,9 +87,10 @@ def make_meter(tmp_path):
 
 
 @pytest.fixture
-def meter(make_meter):
-    """A meter on an empty ledger, with two budgets."""
-    return make_meter(_BUDGETS)
+def meter(make_meter, request):
+    """A meter on an empty ledger, with two budgets; on a server where a test asks for ``"postgres"``."""
+    on_server = getattr(request, "param", None) == "postgres"
+    return make_meter(_BUDGETS, request.getfixturevalue("postgres_url") if on_server else None)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
+
 from tokenmeter.billing import close_period, closed_periods, credit_notes, draft_invoice, find_invoice
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import reconciliations
@@ -146,6 +148,27 @@ def test_hostile_names_are_text_and_nothing_is_written(filed, serve, hostile):
         assert (status, "<img" in body, hostile in body) == (200, False, False), path
         assert "&lt;img src=x" in body, path
     assert (list(filed.store.documents()), filed.store.verify()) == before
+
+
+@pytest.mark.parametrize("meter", ["postgres"], indirect=True)
+def test_a_ledger_on_a_server_is_shown_the_same(filed, serve, record):
+    """Every page, and a new call is told."""
+    served = serve(filed)
+    entry = record(who={"member": "ada"})
+    (outcome, _), (note,) = reconciliations(filed.store), credit_notes(filed.store)
+    for path, shown in (
+        *(("/", ">15<"), ("/breakdown?by=member", ">15<"), ("/entries?member=ada", entry.entry_id)),
+        *((f"/entries/{entry.entry_id}", "platform"), ("/budgets", "ada-monthly"), ("/health", "server version")),
+        *(("/invoices", "INV-00002"), ("/invoices/INV-00001", "wire 7"), (f"/credit-notes/{note.number}", "0.10")),
+        *(("/periods", "waiting"), ("/periods/1", "waiting"), ("/reconciliations", "needs attention")),
+        (f"/reconciliations/{outcome.document.document_id}", "unrecorded"),
+    ):
+        status, _, body = served.get(path)
+        assert (status, shown in body) == (200, True), path
+    before = served.get("/")[2]
+    record(who={"member": "newcomer"})
+    assert "newcomer" not in before
+    assert "newcomer" in served.get("/")[2]
 
 
 def test_many_invoices_are_paged(meter, serve, record):
