@@ -165,6 +165,8 @@ def test_a_ledger_on_a_server_is_shown_the_same(filed, serve, record):
     ):
         status, _, body = served.get(path)
         assert (status, shown in body) == (200, True), path
+    for path, status in (("/?member=%00", 400), ("/entries?before=%00", 200), ("/entries/%00", 404)):
+        assert served.get(path)[0] == status, path
     before = served.get("/")[2]
     record(who={"member": "newcomer"})
     assert "newcomer" not in before

@@ -119,7 +119,7 @@ class Pages:
 
     def _older(self, view: View, before: str | None) -> Iterable[Entry]:
         which = view.query.filter
-        last = self._store.entry(before) if before else None
+        last = self._entry(before) if before else None
         if last is None:
             return self._store.entries(which, newest_first=True)
         until = last.occurred_at + timedelta(microseconds=1)
@@ -131,11 +131,14 @@ class Pages:
     def entry(self, request: Request) -> Response:
         """One entry and how each of its charges was made."""
         entry_id = request.path_params["entry_id"]
-        entry = self._store.entry(entry_id)
+        entry = self._entry(entry_id)
         if entry is None:
             return missing(request, "No such entry", f"There is no entry {entry_id[:64]!r} in this ledger.")
         view = self._view(request)
         return page(request, "entry.html", title="Entry", view=view, entry=entry)
+
+    def _entry(self, entry_id: str) -> Entry | None:
+        return self._store.entry(entry_id) if entry_id.isprintable() else None  # a server refuses NUL in a text
 
     def budgets(self, request: Request) -> Response:
         """Every budget with its bar."""

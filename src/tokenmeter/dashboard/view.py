@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, zone
 from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by
@@ -91,6 +92,8 @@ class View:
         given: dict[str, str] = {}
         filters: list[tuple[str, str | None]] = []
         for name, value in items:
+            if "\0" in value:
+                raise ConfigurationError(f"The value of {name!r} contains a NUL character, which no name can.")
             if name in _OWN:
                 if value.strip():
                     given[name] = value.strip()
