@@ -32,4 +32,5 @@ $(FRAMEWORKS:%=framework-%): framework-%:
 	$(UV) pip install --quiet --python $(FRAMEWORK_ENVS)/$*/bin/python -e . -r examples/frameworks/with_$*.py \
 		pytest pytest-asyncio pytest-timeout
 	$(FRAMEWORK_ENVS)/$*/bin/python examples/frameworks/with_$*.py
-	$(FRAMEWORK_ENVS)/$*/bin/python -m pytest -q -W ignore tests/frameworks/test_$*.py
+	TOKENMETER_FRAMEWORK=$* $(FRAMEWORK_ENVS)/$*/bin/python -m pytest -q -W ignore \
+		tests/frameworks/test_$*.py tests/frameworks/test_how_to.py
