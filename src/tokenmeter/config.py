@@ -73,7 +73,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    store: str | None = None
+    store: str | None = Field(default=None, repr=False)  # may hold a password
     multiplier: Annotated[Decimal, BeforeValidator(_multiplier)] = ONE
     api_keys: dict[str, str] = Field(default_factory=dict)
     budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])

@@ -1,6 +1,7 @@
 """What a PostgreSQL URL may say, and what is never shown of it."""
 
 import logging
+import re
 import sys
 import traceback
 
@@ -9,6 +10,7 @@ import pytest
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.urls import redacted
 
 SECRET = "p%40ss-w0rd"
 
@@ -28,6 +30,45 @@ def test_a_password_is_not_shown(url):
     assert "p@ss" not in address.url
     assert "***" in address.url
     assert "db.example" in address.url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:hunter/xyz@db.example/books",
+        "postgresql://ada:hunter?xyz@db.example/books",
+        "postgresql://ada:hunter#xyz@db.example/books",
+        "postgresql://db.example:hunter/books",
+        "postgresql://[::1/books?password=hunter",
+        "postgresqll://ada:hunter/xyz@db.example/books",
+        "host=db.example password=hunter",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(url):
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(url)
+    assert not {"hunter", "xyz"} & set(re.findall(r"\w+", str(caught.value)))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:////srv/a:b@c/usage.db", "sqlite:////srv/a:b@c/usage.db"),
+        ("memory:", "memory:"),
+        ("postgresql:///books?host=/run&application_name=a@b", "postgresql:///books?host=/run&application_name=a@b"),
+        ("postgresql://one:1,two:2/books?sslmode=require", "postgresql://one:1,two:2/books?sslmode=require"),
+        ("postgresql://ada@db/books?user=a&PASSWORD=x&port=1", "postgresql://ada@db/books?user=a&PASSWORD=***&port=1"),
+    ],
+)
+def test_only_secrets_are_hidden(url, shown):
+    assert redacted(url) == shown
+
+
+def test_several_hosts_and_ipv6_are_read(tmp_path):
+    for place in ("[::1]:5433", "one:1,two:2", "[::1],[::2]:7", "", "db"):
+        assert Address.parse(f"postgresql://{place}/books?spool={tmp_path}").conninfo.startswith(
+            f"postgresql://{place}/"
+        )
 
 
 def test_our_own_parameters_are_not_libpqs(tmp_path):

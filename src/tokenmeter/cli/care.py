@@ -34,6 +34,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
+from tokenmeter.stores.urls import redacted
 
 __all__ = ["config_app", "doctor", "reprice", "verify"]
 
@@ -124,7 +125,7 @@ def doctor(
         "python": platform.python_version(),
         **{package: _version(package) for package in ("openai", "anthropic", "genai-prices", "sqlite-utils")},
         "configuration": settings.source or "none (defaults)",
-        "ledger": settings.store or f"sqlite file {default_path()} (default)",
+        "ledger": redacted(settings.store or "") or f"sqlite file {default_path()} (default)",
     }
     with ledger(store, config):
         pass
@@ -190,7 +191,7 @@ def check(*, store: StoreOption = None, config: ConfigOption = None, as_json: Js
     meter.close()
     found = {
         "file": settings.source or (str(find_file()) if find_file() else None),
-        "store": settings.store,
+        "store": settings.store and redacted(settings.store),
         "multiplier": f"{settings.multiplier:f}",
         "budgets": budgets,
         "api_keys": sorted(settings.api_keys),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.urls import redacted
 
 if TYPE_CHECKING:
     from tokenmeter.stores.base import Store
@@ -49,7 +50,7 @@ def open_store(url: str | Path | None = None) -> Store:
         return _open_sqlite(_sqlite_path(url, rest))
     if colon and scheme in {"postgresql", "postgres"}:
         return _open_postgres(url)
-    raise ConfigurationError(f"Unknown store {url!r}; use {_FORMS}, or give a pathlib.Path.")
+    raise ConfigurationError(f"Unknown store {redacted(url)!r}; use {_FORMS}, or give a pathlib.Path.")
 
 
 def _sqlite_path(url: str, rest: str) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -15,14 +15,16 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.urls import redacted
 
 __all__ = ["Address"]
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_HOST = r"(?:\[[^\]]*\]|[^:,\[]*)(?::\d*)?"
+_HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*")
 _MEBIBYTE = 1024 * 1024
 #: Parameters of the URL that are ours; every other one is libpq's.
 _OWN = {"schema": "tokenmeter", "spool": "", "spool_mb": "256", "pool": "4", "leases": "0"}
-_SECRETS = {"password", "sslpassword"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Address:
     """A parsed store URL.
 
     Attributes:
-        conninfo: What libpq gets: the URL without our own parameters. Holds the password; never print it.
+        conninfo: What libpq gets: the URL without our own parameters. Holds the password; never shown.
         url: The same for people, with ``***`` for every secret.
         schema: PostgreSQL schema of the ledger.
         spool: File that keeps entries until the server has them.
@@ -39,7 +41,7 @@ class Address:
         leases: Parts a budget is cut into for leasing; 0 = every hold is made on the server.
     """
 
-    conninfo: str
+    conninfo: str = field(repr=False)
     url: str
     schema: str
     spool: Path
@@ -58,6 +60,11 @@ class Address:
             parts = urlsplit(url)
         except ValueError:
             raise ConfigurationError("The PostgreSQL URL cannot be read; write postgresql://user@host/db.") from None
+        if parts.fragment or not _HOSTS.fullmatch(parts.netloc.rpartition("@")[2]):
+            raise ConfigurationError(
+                "The PostgreSQL URL has a port that is no number, or a password with characters that end a part of a "
+                "URL: percent-encode them (/ is %2F, ? is %3F, # is %23), or leave it to PGPASSWORD or ~/.pgpass."
+            )
         query = parse_qsl(parts.query, keep_blank_values=True)
         own = _OWN | {name: value for name, value in query if name in _OWN}
         rest = urlencode([pair for pair in query if pair[0] not in _OWN], quote_via=quote, safe="/")
@@ -71,10 +78,9 @@ class Address:
             ) from None
         if not _SCHEMA.fullmatch(own["schema"]):
             raise ConfigurationError(f"schema={own['schema']!r} is not a plain lower-case name.")
-        shown = [(name, "***" if name in _SECRETS else value) for name, value in query]
         return cls(
             conninfo=conninfo,
-            url=_joined(_redacted(parts.netloc), parts.path, urlencode(shown, safe="/*")),
+            url=redacted(url),
             schema=own["schema"],
             spool=_spool(own["spool"], target, own["schema"]),
             spool_bytes=_number(own, "spool_mb", least=1) * _MEBIBYTE,
@@ -85,12 +91,6 @@ class Address:
 
 def _joined(netloc: str, path: str, query: str) -> str:
     return f"postgresql://{netloc}{path}{'?' if query else ''}{query}"
-
-
-def _redacted(netloc: str) -> str:
-    user, at, host = netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    return f"{name}:***@{host}" if colon else f"{user}{at}{host}"
 
 
 def _number(own: dict[str, str], name: str, *, least: int) -> int:

@@ -29,19 +29,22 @@ def describe(pool: Pool, spool: Spool, *, rows: Callable[[str], Sequence[Any]], 
     known: dict[str, Any] = {"store": "postgresql", "url": address.url, "schema": address.schema}
     warnings: list[str] = []
     try:
-        _describe_server(rows, known, warnings)
+        _describe_server(rows, known)
     except TokenmeterError as error:
         warnings.append(f"The server is away: {error}")
+    if pool.exposed:
+        warnings.append("The connection is not encrypted: add sslmode=verify-full to the URL.")
     skew = pool.skew_us // 1_000_000
     if abs(skew) > _WORST_SKEW_SECONDS:
         warnings.append(f"The server's clock is {skew} seconds from this host's; holds and leases go by the server's.")
-    known |= {"clock_skew_seconds": skew, "pooled": pool.pooled, "server_failures": pool.failures, **counts}
+    known |= {"encrypted": pool.encrypted, "pooled": pool.pooled, "clock_skew_seconds": skew}
+    known |= {"server_failures": pool.failures, **counts}
     _describe_spool(spool, known, warnings)
     return Health(known, tuple(warnings))
 
 
-def _describe_server(rows: Callable[[str], Sequence[Any]], known: dict[str, Any], warnings: list[str]) -> None:
-    version, user, schema_version, holds, encrypted, local, *rights = rows("facts")[0]
+def _describe_server(rows: Callable[[str], Sequence[Any]], known: dict[str, Any]) -> None:
+    version, user, schema_version, holds, *rights = rows("facts")[0]
     heads = rows("heads")
     known |= {
         "server_version": version,
@@ -51,10 +54,7 @@ def _describe_server(rows: Callable[[str], Sequence[Any]], known: dict[str, Any]
         "entries": sum(entries for _, _, entries, _ in heads),
         "head": head_of((stripe, bytes(head)) for stripe, _, _, head in heads),
         "pending_holds": holds,
-        "encrypted": encrypted,
     }
-    if not encrypted and not local:
-        warnings.append("The connection is not encrypted: add sslmode=verify-full to the URL.")
 
 
 def _role(owner: bool, writer: bool, reader: bool) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import psycopg
 
-from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.stores.postgres.failures import reason_of
 from tokenmeter.stores.postgres.leases import Leases
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.shipping import BATCH, Shipping, crossings_of
@@ -73,7 +74,7 @@ class Drainer:
         """
         deadline = time.monotonic() + timeout
         while True:
-            with contextlib.suppress(StoreUnavailableError):
+            with contextlib.suppress(StoreUnavailableError, ConfigurationError):
                 self._shipping.confirm()
                 self.drain()
             left = self._spool.backlog().records
@@ -121,7 +122,7 @@ class Drainer:
 
     def _put_aside(self, record: SpooledRecord, error: psycopg.Error) -> None:
         self._shipping.refused += 1
-        self._spool.refuse(record.number, str(error).strip().splitlines()[0])
+        self._spool.refuse(record.number, reason_of(error))
         log.error("The PostgreSQL store refused an entry; it stays in %s: %s", self._spool.path, error)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import psycopg
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.stores.postgres.address import Address
 
-__all__ = ["explain", "is_conflict", "is_outage", "is_refusal"]
+__all__ = ["explain", "is_conflict", "is_outage", "is_refusal", "reason_of"]
 
 
 def is_outage(error: BaseException) -> bool:
@@ -31,9 +31,14 @@ def is_conflict(error: psycopg.Error) -> bool:
     return error.sqlstate in {"40001", "40P01", "55P03"}
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of what `error` says."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def explain(error: Exception, address: Address) -> StoreUnavailableError:
     """The driver's error as ours, with advice; the caller raises it from `error`."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         advice = "Let the ledger's owner run `tokenmeter db grant`, or use the owner's URL for this."
     else:
@@ -41,4 +46,4 @@ def explain(error: Exception, address: Address) -> StoreUnavailableError:
             "Check that the server runs and that this host may reach it; `tokenmeter doctor` shows what waits in the "
             "spool."
         )
-    return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason}. {advice}")
+    return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason_of(error)}. {advice}")

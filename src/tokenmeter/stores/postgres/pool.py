@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import psycopg
 
-from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores.postgres.address import Address
-from tokenmeter.stores.postgres.failures import explain, is_conflict, is_outage
+from tokenmeter.stores.postgres.failures import explain, is_conflict, is_outage, reason_of
 from tokenmeter.stores.postgres.sessions import STATEMENT_SECONDS, Connection, open_session, transaction
 
 __all__ = ["Pool", "Seat"]
@@ -59,6 +59,8 @@ class Pool:
         failures: How often the server could not be used.
         skew_us: The server's clock less this host's, in whole seconds (as microseconds).
         pooled: Whether a pooler such as PgBouncer was met between this host and the server.
+        encrypted: Whether the connection made last speaks TLS.
+        exposed: Whether it crosses a network without.
         seconds: Most that a statement of a call may take.
     """
 
@@ -68,7 +70,7 @@ class Pool:
         self.address = address
         self.failures = 0
         self.skew_us = 0
-        self.pooled = False
+        self.pooled = self.encrypted = self.exposed = False
         self._begin()
         _POOLS.add(self)
 
@@ -81,6 +83,7 @@ class Pool:
         self._places = threading.BoundedSemaphore(self.address.pool)
         self._pause = 0.0
         self._resume_at = 0.0
+        self._reason = ""
 
     @property
     def down(self) -> bool:
@@ -110,6 +113,9 @@ class Pool:
                     self._scope(connection),
                 ):
                     result = work(connection, lost)
+            except ConfigurationError as error:  # a password was changed, a certificate has run out: no hurry either
+                self._failed(error)
+                raise
             except psycopg.Error as error:
                 conflicts += is_conflict(error)
                 if is_conflict(error) and conflicts < _CONFLICT_ATTEMPTS:
@@ -121,7 +127,7 @@ class Pool:
                 lost += 1
                 self._discard_idle()
                 if lost >= _ATTEMPTS or time.monotonic() > deadline:
-                    self._failed()
+                    self._failed(error)
                     raise explain(error, self.address) from error
                 time.sleep(random.uniform(0.01, 0.05) * lost)  # noqa: S311 - as above
             else:
@@ -136,7 +142,9 @@ class Pool:
             self._resume_at = time.monotonic() + _PROBE_SECONDS
 
     def _away(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"The PostgreSQL store {self.address.url} was away a moment ago.")
+        return StoreUnavailableError(
+            f"The PostgreSQL store {self.address.url} was away a moment ago: {self._reason.rstrip('.')}."
+        )
 
     @contextmanager
     def lend(self, *, snapshot: bool = False) -> Generator[Connection]:
@@ -234,6 +242,7 @@ class Pool:
             self._open.append(session.connection)
         self.skew_us = session.skew_us
         self.pooled |= session.pooled
+        self.encrypted, self.exposed = session.encrypted, session.exposed
         return session.connection
 
     def _discard_idle(self) -> None:
@@ -252,7 +261,8 @@ class Pool:
     def _works(self) -> None:
         self._pause = self._resume_at = 0.0
 
-    def _failed(self) -> None:
+    def _failed(self, error: Exception) -> None:
+        self._reason = reason_of(error)
         self.failures += 1
         self._pause = min(max(0.2, self._pause * 2), _LONGEST_PAUSE)
         self._resume_at = time.monotonic() + self._pause * random.uniform(0.7, 1.0)  # noqa: S311 - as above

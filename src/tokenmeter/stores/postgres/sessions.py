@@ -15,6 +15,7 @@ from psycopg.abc import PQGen
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.failures import reason_of
 
 __all__ = ["STATEMENT_SECONDS", "Connection", "Row", "Session", "open_session", "transaction"]
 
@@ -27,7 +28,11 @@ STATEMENT_SECONDS = 10
 #: By how much the server may be late in ending a statement itself.
 _GRACE_SECONDS = 2
 #: Words of libpq that mean a wrong setting, not a server that is away.
-_SETTINGS_WRONG = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+_SETTINGS_WRONG = (
+    *("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry"),
+    *("does not support SSL", "certificate", "SSL error"),
+)
+_LOOPBACK = ("127.0.0.1", "::1")
 #: The server process that answers, and its clock.
 _WHO = "SELECT pg_backend_pid(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _SESSION = sql.SQL("SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}")
@@ -77,11 +82,15 @@ class Session:
         skew_us: The server's clock less this host's, in whole seconds (as microseconds).
         pooled: Whether a pooler such as PgBouncer is in between: the process that answers is not the one that was
             connected to, and the next transaction's may be another one. Nothing is then left in a session.
+        encrypted: Whether it speaks TLS.
+        exposed: Whether it crosses a network without.
     """
 
     connection: Connection
     skew_us: int
     pooled: bool
+    encrypted: bool
+    exposed: bool
 
 
 def open_session(address: Address, *, seconds: int) -> Session:
@@ -108,7 +117,10 @@ def open_session(address: Address, *, seconds: int) -> Session:
     except BaseException:
         connection.close()
         raise
-    return Session(connection, round((int(clock) - time.time_ns() // 1000) / 1_000_000) * 1_000_000, pooled)
+    encrypted = bool(connection.pgconn.ssl_in_use)
+    local = connection.info.host.startswith("/") or connection.info.hostaddr in _LOOPBACK
+    skew_us = round((int(clock) - time.time_ns() // 1000) / 1_000_000) * 1_000_000
+    return Session(connection, skew_us, pooled, encrypted, exposed=not (encrypted or local))
 
 
 def _settings(address: Address, seconds: int) -> dict[str, sql.Composable]:
@@ -125,7 +137,7 @@ def _connect(address: Address) -> Connection:
     except psycopg.OperationalError as error:
         if any(words in str(error) for words in _SETTINGS_WRONG):
             raise ConfigurationError(
-                f"The PostgreSQL server refused {address.url}: {str(error).strip().splitlines()[0]}. "
+                f"The PostgreSQL server refused {address.url}: {reason_of(error)}. "
                 "Check user, password (PGPASSWORD or ~/.pgpass), database and sslmode."
             ) from error
         raise

@@ -19,7 +19,7 @@ from psycopg import Connection
 from tokenmeter.errors import StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Settlement
-from tokenmeter.stores.postgres.failures import explain, is_refusal
+from tokenmeter.stores.postgres.failures import explain, is_refusal, reason_of
 from tokenmeter.stores.postgres.pool import Pool, Seat
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
@@ -259,7 +259,7 @@ class Shipping:
             self._late_crossings += crossings
 
     def _put_aside(self, ticket: _Ticket, error: psycopg.Error) -> None:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         self.refused += 1
         if ticket.number is not None:
             with contextlib.suppress(StoreError):

@@ -66,8 +66,7 @@ GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
 SELECT (SELECT string_agg(batches::text, '.' ORDER BY stripe) FROM chains), (SELECT count(*) FROM holds)
 -- name: facts
 SELECT current_setting('server_version'), current_user::text, (SELECT max(number) FROM schema_versions),
-    (SELECT count(*) FROM holds), coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
-    inet_server_addr() IS NULL, has_table_privilege('entries', 'INSERT'),
+    (SELECT count(*) FROM holds), has_table_privilege('entries', 'INSERT'),
     has_function_privilege('settle(jsonb)', 'EXECUTE'), has_table_privilege('entries', 'SELECT')
 -- name: document_place
 SELECT document_place(%s, %s, %s)
