@@ -35,7 +35,8 @@ class Row:
         group: dimension -> value; None = the entries do not name it.
         requests: Calls, failed ones included.
         errors: Of these, how many failed or were aborted.
-        unpriced: Entries with a meter of unknown price: their cost is missing, in part or whole, from the three costs.
+        unpriced: Entries with a meter of unknown price, less those that a correction has priced since: their cost is
+            missing, in part or whole, from the three costs.
         estimated: Entries whose usage or cost is estimated.
         usage: Quantity per meter (tokens per disjoint class, seconds, searches, ...) and the inclusive token views.
         list_cost: US dollars at public prices, exact: the sum of what is priced.
@@ -76,7 +77,7 @@ class Row:
     @property
     def cost_known(self) -> bool:
         """False when nothing in this row has a price: its costs are then unknown, not zero."""
-        return not (self.unpriced and not self.list_cost and not self.billed_cost)
+        return not (self.unpriced > 0 and not self.list_cost and not self.billed_cost)
 
     @property
     def empty(self) -> bool:

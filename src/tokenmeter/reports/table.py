@@ -152,7 +152,7 @@ def _costs(view: _View) -> list[Column]:
     if any(row.contracted_cost != row.list_cost for row in view.shown):
         columns.append(replace(_money("contracted", view, lambda row: row.contracted_cost), drop=1))
     columns.append(_money("billed cost", view, lambda row: row.billed_cost))
-    marks = tuple(("*" if row.unpriced else "") + ("~" if row.estimated else "") for row in view.shown)
+    marks = tuple(("*" if row.unpriced > 0 else "") + ("~" if row.estimated else "") for row in view.shown)
     return [*columns, Column("", marks, glued=True)] if any(marks) else columns
 
 

@@ -114,7 +114,7 @@ class Aggregate:
         group: Values of the asked dimensions, in order; None = not set.
         requests: Entries of kind ``usage``.
         errors: Of these, how many were not ``ok``.
-        unpriced: Entries with a meter of unknown price.
+        unpriced: Entries with a meter of unknown price, less those that a correction has priced since.
         estimated: Entries whose usage or cost is estimated.
         quantities: sku_meter -> sum.
         reasoning_output_tokens: Informational.

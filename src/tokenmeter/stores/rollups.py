@@ -56,6 +56,8 @@ SUMS = (
     "billed_pico",
 )
 _NANO = 1_000_000_000
+#: Kind of entry -> what an unpriced one adds to their count: a correction takes its entry's back.
+_UNPRICED_COUNTS = {"usage": 1, "correction": -1}
 _FREE = (0, 0, 0)
 _NANOUNIT = Decimal("1E-9")
 _INDEX = {name: index for index, name in enumerate(CONTEXT_FIELDS)}
@@ -244,6 +246,7 @@ class Tally:
 
     Attributes:
         needs_entries: Whether the sums of series cannot answer, because a dimension is not part of a series.
+        fields: The fields of a context that matter; all others may be left None.
     """
 
     def __init__(self, by: Sequence[str], where: Mapping[str, frozenset[str | None]]) -> None:
@@ -254,11 +257,14 @@ class Tally:
         # Without a split every entry counts once, at its lead; a filter on one meter makes that meter's line the one.
         self._every_line = self._split or len(where.get("sku_meter", ())) == 1
         mixed = not self._every_line and "sku_meter" in where
-        # A correction takes its entry's count back, unless the report tells the two apart.
-        apart = not {"kind", "cost_source"}.isdisjoint((*by, *where))
-        self._unpriced_counts = {"usage": 1, "correction": 0 if apart else -1}
         self.needs_entries = mixed or any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
+        self.fields = tuple(sorted({"kind", "status", *(name for name in (*by, *where) if name in _INDEX)}))
         self._totals: dict[tuple[int, tuple[str | None, ...]], _Total] = {}
+
+    def context(self, values: Sequence[str | None]) -> Context:
+        """A context of which only `fields` are known, by their `values` in order."""
+        known = dict(zip(self.fields, values, strict=True))
+        return tuple(known.get(name) for name in CONTEXT_FIELDS)
 
     def cell(
         self,
@@ -280,7 +286,7 @@ class Tally:
             sku_meter,
             requests,
             requests and context[_STATUS] != "ok",
-            unpriced * self._unpriced_counts.get(context[_KIND] or "", 0),
+            unpriced * _UNPRICED_COUNTS.get(context[_KIND] or "", 0),
             requests and bool(marks & ESTIMATED),
         )
 

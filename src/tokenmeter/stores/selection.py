@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenmeter.stores.codec import CONTEXT_FIELDS
 
-__all__ = ["conditions"]
+__all__ = ["conditions", "of_context"]
 
 
 def _accepts(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
@@ -26,18 +26,24 @@ def conditions(
         if instant is not None:
             wanted.append(condition)
             values.append(instant)
-    inner: list[str] = []
-    inner_values: list[Any] = []
-    for name, accepted in where.items():
-        if name in CONTEXT_FIELDS:
-            condition, given = _accepts(name, accepted)
-            inner.append(condition)
-            inner_values += given
-        elif name == "end_user":
-            condition, given = _accepts(name, accepted)
-            wanted.append(condition)
-            values += given
+    if "end_user" in where:
+        condition, given = _accepts("end_user", where["end_user"])
+        wanted.append(condition)
+        values += given
+    inner, inner_values = of_context(where)
     if inner:
         wanted.append(f"context IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
         values += inner_values
+    return wanted, values
+
+
+def of_context(where: Mapping[str, frozenset[str | None]]) -> tuple[list[str], list[Any]]:
+    """The conditions among them that concern contexts, over a row of that table."""
+    wanted: list[str] = []
+    values: list[Any] = []
+    for name, accepted in where.items():
+        if name in CONTEXT_FIELDS:
+            condition, given = _accepts(name, accepted)
+            wanted.append(condition)
+            values += given
     return wanted, values

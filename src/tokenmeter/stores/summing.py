@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.codec import compact_json
 from tokenmeter.stores.rollups import SUMS, Cell, Tally
 from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of
-from tokenmeter.stores.selection import conditions
+from tokenmeter.stores.selection import conditions, of_context
 from tokenmeter.stores.session import Session
 from tokenmeter.stores.slots import Level, Term, ends, terms
 
 __all__ = ["slot_sums", "summed"]
 
+_SUMS = ", ".join(f"sum({name})" for name in SUMS)
+_SLOTS = "SELECT " + ", ".join(f"json_extract(value, '$[{place}]')" for place in range(3)) + " FROM json_each(?)"  # noqa: S608 - numbers of our own
 _SUM_SLOTS = (
-    f"SELECT series, {', '.join(f'sum({name})' for name in SUMS)} FROM sums "  # noqa: S608 - names of our own
+    f"SELECT series, {_SUMS} FROM sums "  # noqa: S608 - names of our own
     "WHERE until IN (SELECT value FROM json_each(?)) AND level = ? GROUP BY series"
 )
 
@@ -33,32 +36,40 @@ def summed(session: Session, instants: Sequence[int], by: Sequence[str], which: 
         ConfigurationError: an unknown dimension.
     """
     tally = Tally(by, which.where)
-    cells = _Cells(session, tally)
+    slots: list[tuple[int, int, int]] = []
     for bucket, (start, end) in enumerate(pairwise(instants)):
         for term in (Term(1, None, start, end),) if tally.needs_entries else terms(start, end):
             if term.level is None:
                 _add_entries(session, tally, bucket, term, which)
             else:
-                for series, *sums in slot_sums(session, term.level, ends(term.level, term.start, term.end)):
-                    cell = cells[series]
-                    if cell is not None:
-                        tally.add(bucket, cell, sums if term.sign > 0 else [-value for value in sums])
+                place = term.sign * (bucket + 1)
+                slots += [(place, term.level, until) for until in ends(term.level, term.start, term.end)]
+    if slots:
+        _add_sums(session, tally, slots, which)
     return tally.result()
 
 
-class _Cells(dict[int, "Cell | None"]):
-    """Series -> where it goes, found out once per report."""
-
-    def __init__(self, session: Session, tally: Tally) -> None:
-        super().__init__()
-        self._session, self._tally = session, tally
-
-    def __missing__(self, series: int) -> Cell | None:
-        connection = self._session.connection
-        context_id, sku_meter, marks = self._session.series.values(connection, series)
-        context = self._session.contexts.values(connection, context_id)
-        cell = self[series] = self._tally.cell(context, sku_meter, marks)
-        return cell
+def _add_sums(session: Session, tally: Tally, slots: Sequence[tuple[int, int, int]], which: EntryFilter) -> None:
+    """Add whole slots: the bucket's number from 1 (below zero: to be taken away), level and end of each."""
+    fields = ", ".join(f"contexts.{name}" for name in tally.fields)
+    wanted, values = of_context(which.where)
+    rows = session.connection.execute(
+        f"WITH slot (place, level, until) AS ({_SLOTS}) SELECT place, marks, sku_meter, {fields}, {_SUMS} "  # noqa: S608 - names of our own
+        "FROM slot CROSS JOIN sums USING (level, until) "
+        "CROSS JOIN series ON series.id = sums.series CROSS JOIN contexts ON contexts.id = series.context "
+        f"WHERE {' AND '.join(wanted) or 1} GROUP BY place, marks, sku_meter, {fields}",
+        (compact_json(slots), *values),
+    )
+    cells: dict[tuple[Any, ...], Cell | None] = {}
+    width = 2 + len(tally.fields)
+    for place, *row in rows:
+        series, sums = tuple(row[:width]), row[width:]
+        if series not in cells:
+            marks, sku_meter, *known = series
+            cells[series] = tally.cell(tally.context(known), sku_meter, marks)
+        cell = cells[series]
+        if cell is not None:
+            tally.add(abs(place) - 1, cell, sums if place > 0 else [-value for value in sums])
 
 
 def _add_entries(session: Session, tally: Tally, bucket: int, term: Term, which: EntryFilter) -> None:

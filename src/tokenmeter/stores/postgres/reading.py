@@ -25,7 +25,7 @@ from tokenmeter.stores.codec import (
     to_microseconds,
 )
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.rollups import Cell, Tally, check_boundaries, check_dimensions, matches
+from tokenmeter.stores.rollups import SUMS, Cell, Tally, check_boundaries, check_dimensions, matches
 from tokenmeter.stores.slots import Level, Term, terms
 
 __all__ = ["PAGE", "Reader"]
@@ -36,6 +36,14 @@ _READ = 5000
 _CONTEXT = COLUMNS.index("context")
 _CHARGES = COLUMNS.index("charges")
 _NAMES = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+_SUMS_OF = (
+    "SELECT bucket, marks, nullif(sku_meter, ''), {fields}, "  # noqa: S608 - names of our own
+    + ", ".join(f"sum(sign * {name})" for name in SUMS)
+    + " FROM unnest(%s::bigint[], %s::bigint[], %s::smallint[], %s::bigint[], %s::bigint[])"
+    " AS term (bucket, sign, at, first, last)"
+    " JOIN sums ON level = term.at AND until > term.first AND until <= term.last"
+    " JOIN contexts ON contexts.id = context {clause} GROUP BY bucket, marks, sku_meter, {fields}"
+)
 _COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")
 Where = Mapping[str, frozenset[str | None]]
 
@@ -172,18 +180,22 @@ class Reader:
                 else:
                     kept.append((bucket, term.sign, term.level, term.start, term.end))
         if kept:
-            self._add_sums(tally, kept)
+            self._add_sums(tally, kept, where)
         return tally.result()
 
-    def _add_sums(self, tally: Tally, kept: Sequence[tuple[int, int, Level, int, int]]) -> None:
+    def _add_sums(self, tally: Tally, kept: Sequence[tuple[int, int, Level, int, int]], where: Where) -> None:
         """Add whole slots up: bucket, sign, level, start and end of each term."""
-        rows = self._connection.execute(_SQL["sums"], list(map(list, zip(*kept, strict=True)))).fetchall()
-        self.learn((row[1] for row in rows), ())
+        fields = sql.SQL(", ").join(map(sql.Identifier, tally.fields))
+        wanted, values = _of_context(where)
+        query = sql.SQL(_SUMS_OF).format(fields=fields, clause=_clause(wanted))
+        rows = self._connection.execute(query, [*map(list, zip(*kept, strict=True)), *values]).fetchall()
         cells: dict[tuple[Any, ...], Cell | None] = {}
-        for bucket, context, sku_meter, marks, *sums in rows:
-            series = (context, sku_meter, marks)
+        width = 2 + len(tally.fields)
+        for bucket, *row in rows:
+            series, sums = tuple(row[:width]), row[width:]
             if series not in cells:
-                cells[series] = tally.cell(self.context(context), sku_meter, marks)
+                marks, sku_meter, *known = series
+                cells[series] = tally.cell(tally.context(known), sku_meter, marks)
             cell = cells[series]
             if cell is not None:
                 tally.add(bucket, cell, [int(value) for value in sums])
@@ -223,19 +235,21 @@ def _conditions(where: Where, since: int | None, until: int | None) -> tuple[lis
         if instant is not None:
             wanted.append(condition)
             values.append(instant)
-    inner: list[sql.Composable] = []
-    inner_values: list[Any] = []
-    for name, accepted in where.items():
-        if name in CONTEXT_FIELDS:
-            inner.append(_accepts(name, accepted))
-            inner_values.append([value for value in accepted if value is not None])
-        elif name == "end_user":
-            wanted.append(_accepts(name, accepted))
-            values.append([value for value in accepted if value is not None])
+    if "end_user" in where:
+        wanted.append(_accepts("end_user", where["end_user"]))
+        values.append([value for value in where["end_user"] if value is not None])
+    inner, inner_values = _of_context(where)
     if inner:
         wanted.append(sql.SQL("context IN (SELECT id FROM contexts {})").format(_clause(inner)))
         values += inner_values
     return wanted, values
+
+
+def _of_context(where: Where) -> tuple[list[sql.Composable], list[Any]]:
+    """The conditions among them that concern contexts, over a row of that table."""
+    names = [name for name in where if name in CONTEXT_FIELDS]
+    values = [[value for value in where[name] if value is not None] for name in names]
+    return [_accepts(name, where[name]) for name in names], values
 
 
 def _accepts(column: str, accepted: frozenset[str | None]) -> sql.Composable:

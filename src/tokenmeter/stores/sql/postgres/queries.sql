@@ -37,13 +37,6 @@ ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settl
 SELECT * FROM contexts WHERE id = ANY (%s)
 -- name: rates
 SELECT * FROM rates WHERE id = ANY (%s)
--- name: sums
-SELECT bucket, context, nullif(sku_meter, ''), marks, sum(sign * entries), sum(sign * reasoning), sum(sign * quantity),
-    sum(sign * quantity_nano), sum(sign * list_micro), sum(sign * list_pico), sum(sign * contracted_micro),
-    sum(sign * contracted_pico), sum(sign * billed_micro), sum(sign * billed_pico)
-FROM unnest(%s::bigint[], %s::bigint[], %s::smallint[], %s::bigint[], %s::bigint[]) AS term (bucket, sign, at, first, last)
-JOIN sums ON level = term.at AND until > term.first AND until <= term.last
-GROUP BY 1, 2, 3, 4
 -- name: heads
 SELECT stripe, batches, entries, hash FROM chains WHERE batches > 0 ORDER BY stripe
 -- name: all_sums
