@@ -108,6 +108,8 @@ def _provider(client: Any) -> str:
 
 
 def _region(client: Any) -> str | None:
+    if _provider(client) == "anthropic":  # its price goes by the geography that the answer names
+        return None
     for name in ("aws_region", "region"):
         region = getattr(client, name, None)
         if isinstance(region, str):

@@ -65,6 +65,8 @@ _ALIASES = {"Client": "OpenAI", "AsyncClient": "AsyncOpenAI"}
 #: Classes behind ``openai.chat...``, which the SDK makes at the first such call.
 _MODULE_CLIENT_CLASSES = ("_ModuleClient", "_AzureModuleClient", "_BedrockModuleClient")
 _PROVIDERS = {"Azure": "azure", "Bedrock": "aws"}
+#: By the name of what ``OpenAI(provider=...)`` was configured with.
+_RUNTIMES = {"bedrock": "aws", "vertex": "google"}
 
 
 # -- what capture must know of this SDK
@@ -74,12 +76,19 @@ def _provider(client: Any) -> str:
     known = provider_of_url(str(client.base_url))
     if known is not None:
         return known
+    runtime = getattr(getattr(client, "_provider_runtime", None), "name", None)
+    if runtime in _RUNTIMES:
+        return _RUNTIMES[runtime]
     names = {kind.__name__.removeprefix("Async") for kind in type(client).__mro__}
     return next((provider for word, provider in _PROVIDERS.items() if f"{word}OpenAI" in names), "openai")
 
 
 def _region(client: Any) -> str | None:
-    return region_of_url(str(client.base_url))
+    found = region_of_url(str(client.base_url))
+    for owner in (client, getattr(client, "_provider_runtime", None)):
+        for name in ("aws_region", "region"):
+            found = found or getattr(owner, name, None)
+    return found if isinstance(found, str) else None
 
 
 def _api_key(client: Any) -> str | None:

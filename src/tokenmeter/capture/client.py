@@ -17,6 +17,7 @@ from typing import Any
 from tokenmeter.capture.body import is_read, watch_body
 from tokenmeter.capture.current import current_call, sending
 from tokenmeter.capture.exchange import EXTENSION, Exchange, exchange_of
+from tokenmeter.capture.frames import FRAMES
 from tokenmeter.capture.inflight import InFlight, open_call
 from tokenmeter.capture.injection import (
     RAW_RESPONSE_HEADER,
@@ -339,7 +340,7 @@ def _responded(*, response: Any, stream: bool, **_: Any) -> Exchange | None:
 
 
 def _is_binary_stream(response: Any) -> bool:
-    return "amazon.eventstream" in response.headers.get("content-type", "")
+    return FRAMES in response.headers.get("content-type", "")
 
 
 def _read(exchange: Exchange, response: Any, value: Any) -> None:

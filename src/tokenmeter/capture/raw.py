@@ -11,12 +11,14 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
+from tokenmeter.capture.frames import FRAMES, FrameReader
+
 __all__ = ["DOCUMENT_LIMIT", "Listener", "RawReader", "read_whole"]
 
 #: A longer JSON document is not kept for reading; its usage is then unknown, and flagged so. Bytes.
 DOCUMENT_LIMIT = 32 * 1024 * 1024
 
-Kind = Literal["events", "lines", "json", "text", "binary"]
+Kind = Literal["events", "frames", "lines", "json", "text", "binary"]
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -46,10 +48,12 @@ class RawReader:
         kind: What the body is known to be, whatever its content type says (`kind_of`).
     """
 
-    __slots__ = ("_begun", "_decode", "_document", "_event", "_kind", "_line", "_listener")
+    __slots__ = ("_begun", "_decode", "_document", "_event", "_frames", "_kind", "_line", "_listener")
 
     def __init__(self, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None = None) -> None:
-        self._kind: Kind = kind or kind_of(headers.get("content-type", ""))
+        stated = kind_of(headers.get("content-type", ""))
+        self._kind: Kind = stated if kind is None or stated == "frames" else kind
+        self._frames = FrameReader() if self._kind == "frames" else None
         self._decode = _decoder(headers.get("content-encoding", "")) if self._kind != "binary" else None
         self._listener = listener
         self._line = bytearray()
@@ -66,6 +70,10 @@ class RawReader:
         if self._decode is None:
             return
         piece = self._decode(piece)
+        if self._frames is not None:
+            for event in self._frames.events(piece):
+                self._listener.saw_event(event)
+            return
         if self._kind in {"json", "text"}:
             self._keep(piece)
             return
@@ -139,6 +147,8 @@ def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *
 
 def kind_of(content_type: str) -> Kind:
     """What a body is by its content type."""
+    if FRAMES in content_type:
+        return "frames"
     name = content_type.split(";", maxsplit=1)[0].strip().lower()
     if name == "text/event-stream":
         return "events"
