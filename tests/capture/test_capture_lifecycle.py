@@ -97,6 +97,46 @@ def test_what_is_dropped_while_the_meter_is_at_work_waits_for_the_next_call(clie
     assert len(books.all()) == 2
 
 
+@pytest.mark.parametrize("name", ["OpenAI", "Anthropic"])
+def test_a_stream_collected_while_its_thread_holds_the_stores_lock_is_neither_waited_for_nor_lost(
+    name, clients, priced, tmp_path
+):
+    """The collector may run anywhere, also while this thread reads a report; waiting there is waiting for oneself."""
+    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    meter = Meter(store=store, pricer=priced.pricer, budgets=priced.budgets)
+    client = tokenmeter.wrap(clients.make(name), meter)
+    create = client.chat.completions.create if name == "OpenAI" else client.messages.create
+    request = CHAT if name == "OpenAI" else {"model": "claude-sonnet-5", "max_tokens": 16, "messages": MESSAGES}
+    stream = create(**request, stream=True)
+    next(iter(stream))
+    with store._database._mutex:
+        del stream
+        gc.collect()
+    create(**request)
+    assert meter.faults == 0
+    assert sorted(entry.status for entry in store.entries()) == ["aborted", "ok"]
+    meter.close()
+
+
+def test_a_stream_closed_by_a_signal_handler_amid_a_settlement_is_recorded_after_it(clients, books, meter, monkeypatch):
+    client = clients.openai()
+    stream = client.chat.completions.create(**CHAT, stream=True)
+    settle, lock = meter.store.settle, threading.Lock()
+
+    def interrupted(*args, **kwargs):
+        assert lock.acquire(timeout=1), "waits for itself"
+        stream.close()
+        try:
+            return settle(*args, **kwargs)
+        finally:
+            lock.release()
+
+    monkeypatch.setattr(meter.store, "settle", interrupted)
+    client.chat.completions.create(**CHAT)
+    assert meter.faults == 0
+    assert sorted(entry.status for entry in books.all()) == ["aborted", "ok"]
+
+
 def test_an_outcome_put_by_is_written_after_the_next_call(clients, books, meter, monkeypatch):
     from tokenmeter.errors import StoreBusyError
 

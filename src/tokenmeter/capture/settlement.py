@@ -90,6 +90,9 @@ _exit_hook_set = False
 
 def settle(settling: Settling) -> None:
     """Write one outcome, waiting for the store's lock if need be. Never raises."""
+    if _this_thread.inside:  # called by a signal handler or an observer amid another one: it would wait for itself
+        _put_by_for_later(settling)
+        return
     _write(settling, wait=True)
     _catch_up(wait=True)
 
@@ -125,8 +128,12 @@ def _catch_up_waiting() -> None:
 def settle_from_anywhere(settling: Settling) -> None:
     """Write one outcome from a finaliser or another place that must not wait. Never raises, never blocks."""
     if _this_thread.inside or settling.looks_up or not _write(settling, wait=False):
-        _set_exit_hook()
-        _put_by.append(settling)
+        _put_by_for_later(settling)
+
+
+def _put_by_for_later(settling: Settling) -> None:
+    _set_exit_hook()
+    _put_by.append(settling)
 
 
 def _write(settling: Settling, *, wait: bool) -> bool:
