@@ -1,9 +1,11 @@
 """The spool: entries through outages of the server, full and read-only disks, forks and kills."""
 
 import os
+import resource
 import signal
 import threading
 import time
+import traceback
 
 import pytest
 
@@ -24,6 +26,21 @@ def server(own_postgres_server):
 
 def _ids(store):
     return sorted(entry.entry_id for entry in store.entries())
+
+
+def _exit_code_of(work):
+    """Run `work` in a forked child; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class TestOutage:
@@ -201,7 +218,7 @@ class TestSpool:
         (tmp_path / "spool").write_text("a file where the folder should be")
         store = opened(postgres_url)
         assert store.settle(make_entry()).recorded
-        assert "spool took no entry" in store.health().warnings[0]
+        assert "spool takes no entry" in store.health().warnings[0]
 
     def test_without_spool_and_server_the_error_says_what_to_do(self, server, url, opened, make_entry, tmp_path):
         (tmp_path / "spool").write_text("a file where the folder should be")
@@ -209,6 +226,40 @@ class TestSpool:
         server.stop_at_once()
         with pytest.raises(StoreUnavailableError, match="not recorded"):
             store.settle(make_entry())
+
+    def test_a_disk_that_fills_up_is_told_and_what_is_in_the_spool_stays(self, server, url, opened, make_entry):
+        """In a child whose files may grow no more: the server alone records, then nobody, and the error says so."""
+        store = opened(url)
+        server.stop_at_once()
+        store.settle(make_entry())
+
+        def grow_up_to(size):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+        def fill():
+            while True:
+                store.settle(make_entry(raw_usage="x" * 3000))
+                kept.append(1)
+
+        kept = []
+
+        def work():
+            grow_up_to(200_000)
+            with pytest.raises(StoreUnavailableError, match="not recorded"):
+                fill()
+            assert 5 < len(kept) < 200
+            grow_up_to(resource.RLIM_INFINITY)
+            server.start()
+            time.sleep(0.5)  # longer than the pause after a failure
+            grow_up_to(10_000)
+            assert store.settle(make_entry()).recorded
+            assert "spool takes no entry" in store.health().warnings[0]
+            grow_up_to(resource.RLIM_INFINITY)
+            assert store.flush(20) == 0
+            assert len(_ids(store)) == 1 + len(kept) + 1
+            store.close()
+
+        assert _exit_code_of(work) == 0
 
     def test_an_entry_the_server_refuses_is_kept_aside_and_does_not_block_others(self, store, query, make_entry):
         query("ALTER TABLE entries ADD CONSTRAINT picky CHECK (request_id IS DISTINCT FROM 'bad')")
@@ -257,6 +308,40 @@ class TestProcesses:
         assert store.counters([key])[key].settled == 21
         assert store.verify().ok
         assert threading.active_count() <= threads + 2
+
+    def test_forks_while_threads_write_and_the_drainer_sends_lose_and_double_nothing(
+        self, server, url, opened, make_entry, make_posting, key
+    ):
+        store = opened(url)
+        server.stop_at_once()
+        for _ in range(150):
+            store.settle(make_entry(), [make_posting(1)])
+        server.start()
+        stop, written = threading.Event(), []
+
+        def write():
+            while not stop.is_set():
+                store.settle(make_entry(), [make_posting(1)])
+                written.append(1)
+
+        def work():
+            for _ in range(5):
+                assert store.settle(make_entry(), [make_posting(1)]).recorded
+            store.close()
+
+        threads = [threading.Thread(target=write) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        codes = [_exit_code_of(work) for _ in range(6)]
+        codes += [_exit_code_of(lambda: _exit_code_of(work) and os.abort())]  # a child's child
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert codes == [0] * 7
+        assert store.flush(20) == 0
+        assert len(_ids(store)) == 150 + len(written) + 7 * 5
+        assert store.counters([key])[key].settled == 150 + len(written) + 7 * 5
+        assert store.verify().ok
 
     def test_what_a_killed_process_left_is_sent_by_another(self, postgres_url, opened, make_entry, monkeypatch):
         monkeypatch.setattr(spool, "OWN_SECONDS", 1)

@@ -17,7 +17,7 @@ _DAMAGED = (
 )
 _UNWRITABLE = "it cannot be written. Check the permissions of the file and its directory, or name another file."
 _ADVICE = {
-    "disk is full": "the disk is full. Nothing was written and nothing is lost; free some space.",
+    "disk is full": "the disk is full. Nothing was written; free some space.",
     "not a database": _DAMAGED,
     "malformed": _DAMAGED,
     "readonly": _UNWRITABLE,

@@ -65,7 +65,10 @@ def _role(owner: bool, writer: bool, reader: bool) -> str:
 def _describe_spool(spool: Spool, known: dict[str, Any], warnings: list[str]) -> None:
     known |= {"spool": str(spool.path), "spool_most_bytes": spool.most_bytes}
     if spool.trouble:
-        warnings.append(f"The spool took no entry; they are lost while the server is away: {spool.trouble}")
+        warnings.append(
+            "The spool takes no entry, so that none is recorded while the server is away; make room, or name another "
+            f"folder with spool= in the URL. {spool.trouble}"
+        )
     try:
         backlog = spool.backlog()
     except TokenmeterError as error:
