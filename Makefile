@@ -34,3 +34,18 @@ $(FRAMEWORKS:%=framework-%): framework-%:
 	$(FRAMEWORK_ENVS)/$*/bin/python examples/frameworks/with_$*.py
 	TOKENMETER_FRAMEWORK=$* $(FRAMEWORK_ENVS)/$*/bin/python -m pytest -q -W ignore \
 		tests/frameworks/test_$*.py tests/frameworks/test_how_to.py
+
+SUITES := .venv-suites
+SUITE_OPTIONS ?= -n 2
+
+.PHONY: sdk-suites
+## The SDKs' own test suites: with the plain clients, with ours under their names, and with theirs wrapped.
+sdk-suites: suite-openai suite-anthropic
+
+suite-openai: EXTRAS := aiohttp,bedrock,realtime,vertex
+suite-anthropic: EXTRAS := aiohttp,bedrock,vertex
+suite-anthropic: PLUGINS := -p tests._alias_httpx
+suite-%: FORCE
+	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(SUITES)/$*
+	$(UV) pip install --quiet --python $(SUITES)/$*/bin/python "$*[$(EXTRAS)]" -r tests/sdk_suites/requirements.txt -e .
+	tests/sdk_suites/run.sh $* $(SUITES)/$* $(PLUGINS) $(SUITE_OPTIONS)

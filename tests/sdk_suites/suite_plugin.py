@@ -1,0 +1,93 @@
+"""A pytest plugin that runs an SDK's own test suite with the clients metered, and writes down how each test ended.
+
+    PYTHONPATH=tests/sdk_suites SUITE_CLIENTS=classes SUITE_RESULTS=ours.json pytest -p suite_plugin ...
+
+``SUITE_CLIENTS`` says whose clients the tests get: ``plain`` (the SDK's), ``classes`` (ours, under the SDK's names), or
+``wrapped`` (the SDK's, each given to `tokenmeter.wrap` when it is made).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import stand_in_api
+
+_SDKS = ("openai", "anthropic")
+_results: dict[str, str] = {}
+
+
+def _client_classes(sdk: ModuleType, names: list[str]) -> list[type[Any]]:
+    return [kind for name in names if isinstance(kind := getattr(sdk, name, None), type)]
+
+
+def _put_ours_in_place(sdk: str, ours: ModuleType) -> None:
+    """Every public name of the SDK that means one of its client classes now means ours."""
+    metered = {getattr(ours, name).__mro__[0].__name__: getattr(ours, name) for name in ours.__all__}
+    plain = {getattr(import_module(sdk), name): getattr(ours, name) for name in metered}
+    for path, module in list(sys.modules.items()):
+        private = any(part.startswith("_") for part in path.split("."))
+        if path.split(".", maxsplit=1)[0] == sdk and not private:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, type) and value in plain:
+                    setattr(module, name, plain[value])
+
+
+def _wrap_when_made(kind: type[Any], wrap: Callable[[Any], Any]) -> None:
+    plain = kind.__init__
+
+    @functools.wraps(plain)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it becomes that method
+        plain(self, *args, **kwargs)
+        if type(self).__init__ is __init__:
+            wrap(self)
+
+    kind.__init__ = __init__
+
+
+def _prepare(sdk: str, clients: str) -> None:
+    base = import_module(f"{sdk}._base_client")
+    for name in ("SyncAPIClient", "AsyncAPIClient"):
+        stand_in_api.note_expected(getattr(base, name))
+    if clients == "plain":
+        return
+    import tokenmeter  # the plain run must not know of it
+
+    tokenmeter.configure(store="memory:")
+    ours = import_module(f"tokenmeter.{sdk}")
+    if clients == "classes":
+        _put_ours_in_place(sdk, ours)
+    else:
+        for kind in _client_classes(import_module(sdk), ours.__all__):
+            if "__init__" in vars(kind):
+                _wrap_when_made(kind, tokenmeter.wrap)
+        if sdk == "openai":
+            tokenmeter.wrap(import_module(sdk))
+
+
+def pytest_load_initial_conftests() -> None:
+    """Before the suite's conftest imports anything."""
+    os.environ["TEST_API_BASE_URL"] = stand_in_api.start()
+    for sdk in _SDKS:
+        _prepare(sdk, os.environ["SUITE_CLIENTS"])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """The worst of a test's three phases counts."""
+    if report.when == "call" or report.outcome != "passed":
+        _results[report.nodeid] = report.outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write ``{test: outcome}``."""
+    if hasattr(session.config, "workerinput"):  # the controller has them all
+        return
+    Path(os.environ["SUITE_RESULTS"]).write_text(json.dumps(_results, indent=0, sort_keys=True), encoding="utf-8")
