@@ -19,15 +19,21 @@ def provider():
 
 
 @pytest.fixture
-def configure(tmp_path, monkeypatch):
-    """`tokenmeter.configure` on a ledger file of this test's own; the old default meter comes back afterwards."""
+def configure(request, tmp_path, monkeypatch):
+    """`tokenmeter.configure` on a ledger of this test's own; the old default meter comes back afterwards.
+
+    The ledger is a file; a test may ask for ``"postgres"``.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(tokenmeter.api.default, "_default", None)
     made = []
 
     def build(**arguments):
-        arguments.setdefault("store", f"sqlite:///{tmp_path / 'usage.db'}")
+        on_server = getattr(request, "param", None) == "postgres"
+        arguments.setdefault(
+            "store", request.getfixturevalue("postgres_url") if on_server else f"sqlite:///{tmp_path / 'usage.db'}"
+        )
         meter = tokenmeter.configure(**arguments)
         made.append(meter)
         return meter

@@ -13,6 +13,8 @@ import tokenmeter
 from tokenmeter.usage import Usage
 
 QUESTION = [{"role": "user", "content": "What does a token cost?"}]
+#: What holds on one machine holds on many: nothing but the store's URL changes.
+SHARED = pytest.mark.parametrize("configure", ["sqlite", "postgres"], indirect=True)
 
 
 def every_shape(openai, anthropic):
@@ -52,6 +54,7 @@ def assert_recorded_is_true(provider):
     )
 
 
+@SHARED
 def test_accounting_is_token_accurate_for_every_shape(provider, configure, clients):
     configure()
     every_shape(*clients)
@@ -59,6 +62,7 @@ def test_accounting_is_token_accurate_for_every_shape(provider, configure, clien
     assert_recorded_is_true(provider)
 
 
+@SHARED
 def test_accounting_is_token_accurate_for_every_async_shape(provider, configure, async_clients):
     configure()
 
@@ -97,6 +101,7 @@ def test_cached_tokens_are_billed_at_the_cached_rate(provider, configure, client
     assert entry.usage.cache_read_input_tokens == 900
 
 
+@SHARED
 def test_usage_is_attributed_by_key_member_model_and_route(provider, configure, clients):
     configure(api_keys={"prod": "sk-acceptance-openai-0001"})
     openai, anthropic = clients
@@ -137,6 +142,7 @@ def test_the_platform_multiplier_stands_visibly_on_top(provider, configure, clie
     assert "1.05" in str(tokenmeter.report())
 
 
+@SHARED
 def test_a_hard_cap_stops_the_call_before_it_leaves(provider, configure, clients):
     configure(budgets=[tokenmeter.Budget(member="ada", limit_usd="0.0000001")])
     openai, _ = clients
@@ -150,6 +156,7 @@ def test_a_hard_cap_stops_the_call_before_it_leaves(provider, configure, clients
     assert len(provider.requests) == 1
 
 
+@SHARED
 @pytest.mark.parametrize("unit", ["limit_requests", "limit_tokens"])
 def test_a_monthly_cap_per_key_holds_against_concurrent_threads(provider, configure, clients, unit):
     limit = 5 if unit == "limit_requests" else 100_000
@@ -200,6 +207,7 @@ def test_an_unknown_model_is_unpriced_never_free(provider, configure, clients):
     assert "unpriced" in str(tokenmeter.report())
 
 
+@SHARED
 def test_rollups_are_real_time_and_every_partition_adds_up(provider, configure, clients):
     configure()
     every_shape(*clients)
@@ -211,6 +219,7 @@ def test_rollups_are_real_time_and_every_partition_adds_up(provider, configure, 
         assert sum(row.input_tokens for row in report.rows) == total.input_tokens
 
 
+@SHARED
 def test_the_ledger_can_be_audited(provider, configure, clients):
     configure()
     every_shape(*clients)
@@ -271,6 +280,7 @@ def test_a_host_of_ones_own_is_billed_by_the_provider_it_is_named_for(provider, 
     assert entry.cost_source == "computed"
 
 
+@SHARED
 def test_a_repriced_entry_is_corrected_once_and_counts_its_tokens_once(provider, configure, clients, tmp_path):
     configure()
     openai, _ = clients
@@ -291,6 +301,7 @@ def test_a_repriced_entry_is_corrected_once_and_counts_its_tokens_once(provider,
     assert tokenmeter.verify().ok
 
 
+@SHARED
 def test_a_month_is_closed_invoiced_and_stated_to_the_picodollar(provider, configure, clients):
     from datetime import UTC, datetime
 

@@ -42,8 +42,10 @@ def pricer():
 
 
 @pytest.fixture
-def meter(pricer):
-    made = Meter(store=open_store("memory:"), pricer=pricer, budgets=BudgetBook([]))
+def meter(request, pricer, fresh_url):
+    """A meter on an empty ledger: in memory, unless a test asks for another kind."""
+    store = open_store(fresh_url(getattr(request, "param", "memory")))
+    made = Meter(store=store, pricer=pricer, budgets=BudgetBook([]))
     yield made
     made.close()
 

@@ -28,6 +28,7 @@ def test_books_that_agree_have_no_differences(ask, check, name):
 
 
 @BOTH
+@pytest.mark.parametrize("meter", ["memory", "sqlite", "postgres"], indirect=True)
 def test_traffic_that_did_not_pass_us_is_found_and_coverage_says_how_much(ask, check, name):
     for metered in (True, True, True, False):
         ask(name, metered=metered)
