@@ -467,3 +467,14 @@ def test_azure_deployments_work(fake_provider):
 def test_any_base_path_is_accepted(fake_provider):
     with openai.OpenAI(base_url=f"{fake_provider.url}/some/host/api/v1", api_key=KEY) as client:
         assert client.chat.completions.create(model="m", messages=HELLO).usage
+
+
+def test_batches_are_listed_from_the_one_that_was_named_last(fake_provider):
+    with openai.OpenAI(base_url=fake_provider.openai_url, api_key=KEY) as client:
+        file = client.files.create(file=("in.jsonl", b""), purpose="batch")
+        made = [
+            client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h").id
+            for _ in range(3)
+        ]
+        assert [batch.id for batch in client.batches.list(after=made[0]).data] == made[1:]
+        assert client.batches.list(after=made[-1]).data == []
