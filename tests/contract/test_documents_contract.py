@@ -119,8 +119,10 @@ def test_an_older_ledger_gets_the_table(tmp_path, make_entry):
     store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE documents")
+        for column in ("crossed_at", "entry_id"):
+            connection.execute(f"ALTER TABLE crossings DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
-        connection.execute("DELETE FROM _sqlite_migrations WHERE name LIKE '0002%'")
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name > '0002'")
     connection.close()
     again = open_store(path)
     assert again.entry(entry.entry_id) == entry

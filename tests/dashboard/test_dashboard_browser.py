@@ -263,7 +263,7 @@ def test_the_browser_logs_in_with_the_token_and_stays_in(busy, serve, browse):
     page.wait_for_selector(".live.on")
 
 
-def test_budgets_show_bars_holds_and_passed_thresholds(served, busy, browse, record):
+def test_budgets_show_bars_holds_and_the_alerts_with_the_call_that_fired_them(served, busy, browse, record):
     page = browse(f"{served.url}/budgets")
     box = page.locator(".budgets li", has_text="ada-monthly")
     assert "member: ada" in box.inner_text()
@@ -274,6 +274,14 @@ def test_budgets_show_bars_holds_and_passed_thresholds(served, busy, browse, rec
         "%Y-%m-01 00:00"
     ) in box.inner_text()
     page.wait_for_selector(".live.on")
-    record(who={"member": "ada"}, output=30_000)
+    assert "No threshold was passed yet" in page.locator("section", has_text="Alerts").inner_text()
+    entry = record(who={"member": "ada"}, output=30_000)
     page.wait_for_selector("text=exhausted", timeout=5_000)
-    assert "passed 50 %, 80 %, 100 % of $0.05" in page.locator(".alerts").inner_text()
+    alerts = page.get_by_role("region", name="Alerts as a table").locator("tbody tr")
+    told = [row.locator("td").all_inner_texts() for row in alerts.all()]
+    assert [(cells[0], cells[1], cells[3]) for cells in told] == [
+        ("ada-monthly", "member: ada", percent) for percent in ("100%", "80%", "50%")
+    ]
+    assert alerts.first.locator("time").get_attribute("datetime") == entry.recorded_at.isoformat()
+    alerts.first.get_by_role("link").click()
+    page.wait_for_url(f"**/entries/{entry.entry_id}")

@@ -17,7 +17,7 @@ from tokenmeter.dashboard.live import entries_of, pulse_of
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import Overview, Ranking, overview, rank
 from tokenmeter.dashboard.rendering import base_of, missing, page
-from tokenmeter.dashboard.standing import standings
+from tokenmeter.dashboard.standing import fired, standings
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
@@ -31,6 +31,7 @@ __all__ = ["Pages"]
 _PAGE = 50
 _MOST_ROWS = 500
 _MOST_BUDGETS = 200
+_MOST_ALERTS = 50
 
 
 class Breakdown(NamedTuple):
@@ -154,6 +155,7 @@ class Pages:
             view=view,
             standings=found[:_MOST_BUDGETS],
             others=max(len(found) - _MOST_BUDGETS, 0),
+            alerts=fired(self._meter, limit=_MOST_ALERTS),
             configured=len(self._meter.budgets.budgets),
         )
 

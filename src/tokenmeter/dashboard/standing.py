@@ -1,18 +1,21 @@
-"""Where budgets stand, as the budgets page draws it, and which thresholds their windows have passed."""
+"""Where budgets stand, as the budgets page draws it, and which alerts they fired."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
 from tokenmeter.budgets.caps import Cap
+from tokenmeter.budgets.policy import Unit
+from tokenmeter.budgets.scopes import parse_scope
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
+from tokenmeter.stores.base import Crossing
 
-__all__ = ["Standing", "standings"]
+__all__ = ["Fired", "Standing", "fired", "standings"]
 
 _FULL = Decimal(100)
 _NEARLY = Decimal(80)
@@ -28,7 +31,6 @@ class Standing:
         held: Percent that calls in flight hold, as far as the bar has room.
         percent: Percent of the limit, used and held together; may pass 100.
         state: ``exhausted``, ``nearly`` or ``fine``.
-        passed: Thresholds (percents) that were passed in this window: those that alerted.
     """
 
     balance: Balance
@@ -36,17 +38,36 @@ class Standing:
     held: Decimal
     percent: Decimal
     state: str
-    passed: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """One alert: a threshold that a counter crossed.
+
+    Attributes:
+        budget: Name of the budget.
+        scope: Whose: field -> value.
+        percent: Of the limit; None where the budget is configured otherwise by now.
+        amount: What was crossed, in `unit`; None without a unit.
+        unit: The budget's; None where it is not configured any more.
+        crossing: As the store remembers it: when, and by which entry.
+    """
+
+    budget: str
+    scope: Mapping[str, str]
+    percent: int | None
+    amount: Decimal | None
+    unit: Unit | None
+    crossing: Crossing
 
 
 def standings(meter: Meter, at: datetime) -> list[Standing]:
     """Every counter of every configured budget, the fullest first. Nothing is written."""
-    caps = {cap.budget.name: cap for cap in meter.budgets.caps.values()}
-    found = [_standing(balance, caps[balance.budget]) for balance in meter.budgets.remaining(meter.store, {}, at)]
+    found = [_standing(balance) for balance in meter.budgets.remaining(meter.store, {}, at)]
     return sorted(found, key=lambda one: (-one.percent, one.balance.budget, sorted(one.balance.scope.items())))
 
 
-def _standing(balance: Balance, cap: Cap) -> Standing:
+def _standing(balance: Balance) -> Standing:
     settled, held = _percent(balance.spent, balance.limit), _percent(balance.reserved, balance.limit)
     percent = settled + held
     filled = min(settled, _FULL)
@@ -56,7 +77,6 @@ def _standing(balance: Balance, cap: Cap) -> Standing:
         held=min(held, _FULL - filled),
         percent=percent,
         state="exhausted" if percent >= _FULL else "nearly" if percent >= _NEARLY else "fine",
-        passed=_passed(balance, cap),
     )
 
 
@@ -64,10 +84,15 @@ def _percent(part: Decimal, limit: Decimal) -> Decimal:
     return max(part, ZERO) / limit * 100 if limit > 0 else _FULL
 
 
-def _passed(balance: Balance, cap: Cap) -> list[int]:
-    """Thresholds count from the configured limit; a raise of this window is on both sides of the balance."""
-    plain_limit = cap.budget.amount(cap.limit)
-    spent = balance.spent - (balance.limit - plain_limit)
-    return [
-        percent for percent in cap.budget.thresholds or () if plain_limit > 0 and spent * 100 >= plain_limit * percent
-    ]
+def fired(meter: Meter, *, limit: int) -> list[Fired]:
+    """The last alerts of all budgets, the last first."""
+    caps = meter.budgets.caps
+    return [_fired(crossing, caps.get(crossing.key.budget)) for crossing in meter.store.crossings(limit=limit)]
+
+
+def _fired(crossing: Crossing, cap: Cap | None) -> Fired:
+    scope = parse_scope(crossing.key.scope)
+    if cap is None:
+        return Fired(crossing.key.budget, scope, None, None, None, crossing)
+    percent, amount = cap.percents.get(crossing.threshold), cap.budget.amount(crossing.threshold)
+    return Fired(cap.budget.name, scope, percent, amount, cap.unit, crossing)

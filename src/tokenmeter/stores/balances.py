@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tokenmeter.ledger import Claim, CounterKey, Posting, ThresholdCrossing
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossing
 from tokenmeter.stores.base import CapReachedError, Counter
-from tokenmeter.stores.codec import decode_claims
+from tokenmeter.stores.codec import decode_claims, to_microseconds
 from tokenmeter.stores.migrations import queries
 from tokenmeter.stores.session import Session
 
@@ -57,22 +57,24 @@ class Balances:
         for claim in claims:
             self._balance(claim.key).reserved -= claim.amount
 
-    def post(self, posting: Posting) -> list[ThresholdCrossing]:
-        """Add to the settled amount; thresholds that nobody has reported yet are reported now."""
+    def post(self, postings: Sequence[Posting], entry: Entry) -> tuple[ThresholdCrossing, ...]:
+        """Add what `entry` posts to the settled amounts; thresholds nobody has reported yet are reported now."""
+        return tuple(crossing for posting in postings for crossing in self._post(posting, entry))
+
+    def _post(self, posting: Posting, entry: Entry) -> Iterator[ThresholdCrossing]:
         balance = self._balance(posting.key)
         balance.settled += posting.amount
         balance.window_end = posting.window_end
-        return [
-            ThresholdCrossing(posting.key, threshold, balance.settled)
-            for threshold in posting.thresholds
-            if threshold <= balance.settled and self._first_to_report(posting.key, threshold)
-        ]
+        for threshold in posting.thresholds:
+            if threshold <= balance.settled and self._first_to_report(posting.key, threshold, entry):
+                yield ThresholdCrossing(posting.key, threshold, balance.settled)
 
-    def _first_to_report(self, key: CounterKey, threshold: int) -> bool:
+    def _first_to_report(self, key: CounterKey, threshold: int, entry: Entry) -> bool:
         place = (key.budget, key.scope, key.window_start, threshold)
         if place in self._session.crossings:
             return False
-        added = self._session.connection.execute(_SQL["add_crossing"], (*place[:3], str(threshold))).rowcount
+        values = (*place[:3], str(threshold), to_microseconds(entry.recorded_at), entry.entry_id)
+        added = self._session.connection.execute(_SQL["add_crossing"], values).rowcount
         if not added:  # by an earlier transaction, perhaps another process's: that stays so
             self._session.crossings.add(place)
         return bool(added)

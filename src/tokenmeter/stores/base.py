@@ -20,6 +20,7 @@ __all__ = [
     "Aggregate",
     "CapReachedError",
     "Counter",
+    "Crossing",
     "EntryFilter",
     "Fault",
     "Health",
@@ -73,6 +74,23 @@ class Counter:
 
     settled: int = 0
     reserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A threshold that was crossed, as the store remembers it.
+
+    Attributes:
+        key: The counter.
+        threshold: The absolute amount that was crossed, in the budget's integer unit.
+        crossed_at: When it was recorded, aware UTC; None when nobody noted it.
+        entry_id: The entry that took the counter there; None when nobody noted it.
+    """
+
+    key: CounterKey
+    threshold: int
+    crossed_at: datetime | None
+    entry_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +270,10 @@ class Store(Protocol):
 
     def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
         """SET the settled amounts (a rebuild from the ledger), never add."""
+        ...
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first; of one moment the highest first."""
         ...
 
     def entry(self, entry_id: str) -> Entry | None:

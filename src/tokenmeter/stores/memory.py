@@ -16,6 +16,7 @@ from tokenmeter.stores.base import (
     Aggregate,
     CapReachedError,
     Counter,
+    Crossing,
     EntryFilter,
     Health,
     Settlement,
@@ -52,6 +53,7 @@ class MemoryStore:
         self._order: list[tuple[int, int, str]] = []
         self._balances: dict[CounterKey, _Balance] = {}
         self._holds: dict[str, Reservation] = {}
+        self._crossings: list[Crossing] = []
         self._documents: list[Document] = []
         self._secret = os.urandom(32)
 
@@ -77,7 +79,7 @@ class MemoryStore:
             self._entries[entry.entry_id] = entry
             if entry.dedup_key is not None:
                 self._dedup_keys.add(entry.dedup_key)
-            crossings = [crossing for posting in postings for crossing in self._post(posting)]
+            crossings = [crossing for posting in postings for crossing in self._post(posting, entry)]
             return Settlement(recorded=True, crossings=tuple(crossings), hold_found=held)
 
     def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
@@ -87,12 +89,13 @@ class MemoryStore:
         with self._lock:
             return [self.settle(entry, postings) for entry, postings in batch]
 
-    def _post(self, posting: Posting) -> Iterator[ThresholdCrossing]:
+    def _post(self, posting: Posting, entry: Entry) -> Iterator[ThresholdCrossing]:
         balance = self._balance(posting.key)
         balance.settled += posting.amount
         for threshold in posting.thresholds:
             if threshold <= balance.settled and threshold not in balance.reported:
                 balance.reported.add(threshold)
+                self._crossings.append(Crossing(posting.key, threshold, entry.recorded_at, entry.entry_id))
                 yield ThresholdCrossing(posting.key, threshold, balance.settled)
 
     def _balance(self, key: CounterKey) -> _Balance:
@@ -170,6 +173,12 @@ class MemoryStore:
         with self._lock:
             for key, amount in settled.items():
                 self._balance(key).settled = amount
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first."""
+        with self._lock:
+            found = sorted(self._crossings, key=lambda one: (one.crossed_at, one.threshold), reverse=True)
+        return found[:limit]
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""

@@ -31,7 +31,7 @@ def _migrations() -> dict[int, str]:
 
 
 #: Version that this release reads and writes.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @cache

@@ -17,6 +17,7 @@ from tokenmeter.stores.balances import Balances, take_hold
 from tokenmeter.stores.base import (
     Aggregate,
     Counter,
+    Crossing,
     EntryFilter,
     Health,
     Settlement,
@@ -92,10 +93,10 @@ class SQLiteStore:
                 balances.free(claims)
             booking = Booking(session)
             recorded = (held or not only_if_held) and booking.append(drafts[0])
-            crossings = [crossing for posting in postings for crossing in balances.post(posting)] if recorded else []
+            crossings = balances.post(postings, entry) if recorded else ()
             booking.write()
             balances.write()
-            return Settlement(recorded=recorded, crossings=tuple(crossings), hold_found=held)
+            return Settlement(recorded=recorded, crossings=crossings, hold_found=held)
 
         return self._write([entry], work, wait=wait)
 
@@ -105,10 +106,10 @@ class SQLiteStore:
         def work(session: Session, drafts: Sequence[Draft]) -> list[Settlement]:
             booking, balances = Booking(session), Balances(session)
             settlements: list[Settlement] = []
-            for draft, (_, postings) in zip(drafts, batch, strict=True):
+            for draft, (entry, postings) in zip(drafts, batch, strict=True):
                 recorded = booking.append(draft)
-                crossings = [found for posting in postings for found in balances.post(posting)] if recorded else []
-                settlements.append(Settlement(recorded=recorded, crossings=tuple(crossings)))
+                crossings = balances.post(postings, entry) if recorded else ()
+                settlements.append(Settlement(recorded=recorded, crossings=crossings))
             booking.write()
             balances.write()
             return settlements
@@ -234,6 +235,13 @@ class SQLiteStore:
 
     def _fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._database.read(lambda session: session.connection.execute(statement, values).fetchall())
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first."""
+        return [
+            Crossing(CounterKey(*key), int(threshold), None if at is None else from_microseconds(at), entry_id)
+            for *key, threshold, at, entry_id in self._fetch(_SQL["crossings"], (limit,))
+        ]
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""

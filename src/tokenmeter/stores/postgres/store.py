@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from tokenmeter.stores.base import (
     Aggregate,
     CapReachedError,
     Counter,
+    Crossing,
     EntryFilter,
     Health,
     Settlement,
@@ -215,7 +216,11 @@ class PostgresStore:
         return value
 
     def flush(self, timeout: float = 10.0) -> int:
-        """Send what waits in this host's spool, from this thread; how many entries are left after `timeout` seconds."""
+        """Send what waits in this host's spool, from this thread; how many entries are left after `timeout` seconds.
+
+        Raises:
+            StoreUnavailableError: the spool cannot be read.
+        """
         return self._drainer.flush(timeout)
 
     # -- reading
@@ -247,6 +252,13 @@ class PostgresStore:
             if len(rows) < _PAGE:
                 return
             last = rows[-1][:3]
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first."""
+        return [
+            Crossing(CounterKey(budget, scope, window_start), int(threshold), at.astimezone(UTC), entry_id)
+            for budget, scope, window_start, threshold, at, entry_id in self._rows("crossings", [limit])
+        ]
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""

@@ -42,7 +42,12 @@ SELECT claims FROM holds;
 SELECT count(*) FROM holds;
 
 -- name: add_crossing
-INSERT INTO crossings (budget, scope, window_start, threshold) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING;
+INSERT INTO crossings (budget, scope, window_start, threshold, crossed_at, entry_id) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING;
+
+-- name: crossings
+SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings
+ORDER BY crossed_at DESC, length(threshold) DESC, threshold DESC, budget, scope LIMIT ?;
 
 -- name: make_secret
 INSERT INTO secret (id, value) VALUES (1, ?) ON CONFLICT DO NOTHING;

@@ -108,7 +108,7 @@ BEGIN
     SELECT freed || coalesce(jsonb_agg(jsonb_build_array(claim)), '[]') INTO freed FROM taken;
 
     WITH posted AS (
-        SELECT p.*
+        SELECT p.*, place, item->'entry'->>'entry_id' AS entry_id
         FROM jsonb_array_elements(batch->'records') WITH ORDINALITY AS r (item, place),
             jsonb_to_recordset(item->'postings') AS p (
                 budget text, scope text, window_start bigint, window_end bigint, amount numeric, thresholds numeric[]
@@ -128,14 +128,18 @@ BEGIN
             reserved = c.reserved + excluded.reserved,
             window_end = coalesce(excluded.window_end, c.window_end)
         RETURNING budget, scope, window_start, settled
-    ), reported AS (
-        INSERT INTO crossings (budget, scope, window_start, threshold, settled)
-        SELECT DISTINCT moved.budget, moved.scope, moved.window_start, threshold, moved.settled
+    ), steps AS (
+        SELECT budget, scope, window_start, thresholds, place, entry_id,
+            sum(amount) OVER (PARTITION BY budget, scope, window_start ORDER BY place DESC) - amount AS later
         FROM posted
+    ), reported AS (
+        INSERT INTO crossings (budget, scope, window_start, threshold, settled, entry_id)
+        SELECT DISTINCT ON (1, 2, 3, 4) moved.budget, moved.scope, moved.window_start, threshold, moved.settled, entry_id
+        FROM steps
         JOIN moved USING (budget, scope, window_start)
-        CROSS JOIN unnest(posted.thresholds) AS threshold
+        CROSS JOIN unnest(thresholds) AS threshold
         WHERE threshold <= moved.settled
-        ORDER BY 1, 2, 3, 4
+        ORDER BY 1, 2, 3, 4, threshold > moved.settled - later, place
         ON CONFLICT DO NOTHING
         RETURNING budget, scope, window_start, threshold, settled
     )

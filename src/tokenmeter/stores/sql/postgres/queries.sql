@@ -28,6 +28,9 @@ FROM counters JOIN unnest(%s::text[], %s::text[], %s::bigint[]) AS wanted (budge
 -- name: all_counters
 SELECT budget, scope, window_start, settled, reserved FROM counters
 WHERE (budget, scope, window_start) > (%s, %s, %s) ORDER BY budget, scope, window_start LIMIT %s
+-- name: crossings
+SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings
+ORDER BY crossed_at DESC, threshold DESC, budget, scope LIMIT %s
 -- name: set_counters
 INSERT INTO counters (budget, scope, window_start, settled)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::numeric[]) AS c (budget, scope, window_start, settled)
