@@ -1,6 +1,8 @@
 """The shared ledger: append-only, chained and checked; text PostgreSQL cannot hold; calls that must not wait."""
 
+import random
 import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -169,3 +171,18 @@ def test_reports_agree_with_entries_when_writers_use_many_stripes(opened, postgr
     assert total.billed_cost == sum(entry.billed_cost for entry in entries)
     assert total.quantities == {"input": 400}
     assert stores[0].verify().ok
+
+
+def test_no_store_touches_the_programs_own_random_numbers(every_store, make_entry, make_hold, make_posting, key):
+    """A program that seeds `random` draws the same numbers with tokenmeter as without."""
+    state = random.getstate()
+    hold = make_hold((key, 10, 1))
+    every_store.reserve(hold)
+    every_store.settle(make_entry(), [make_posting(1)], reservation_id=hold.reservation_id)
+    threads = [threading.Thread(target=every_store.settle, args=(make_entry(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    time.sleep(1.1)  # the drainer's round
+    assert random.getstate() == state

@@ -127,9 +127,15 @@ filters = st.dictionaries(
 ).map(lambda where: EntryFilter(where=where))
 
 
+EVERYWHERE = pytest.mark.parametrize("fill", ["sqlite", "postgres"], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def fill(tmp_path_factory):
-    """A fresh SQLite store with these entries."""
+def fill(request, tmp_path_factory):
+    """An empty store that gets these entries: an SQLite file, unless a test asks for ``"postgres"``."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        yield from _fill_on_server(request.getfixturevalue("postgres_server_url"), tmp_path_factory.mktemp("spool"))
+        return
     opened = []
 
     def make(content):
@@ -143,6 +149,30 @@ def fill(tmp_path_factory):
     yield make
     for store in opened:
         store.close()
+
+
+def _fill_on_server(server, spool):
+    """One ledger, emptied again and again by somebody who may."""
+    import psycopg
+
+    from tokenmeter.stores import open_store
+
+    glue = "&" if "?" in server else "?"
+    store = open_store(f"{server}{glue}schema=properties_{spool.name.replace('-', '_')}&spool={spool}")
+    with psycopg.connect(server, autocommit=True) as connection:
+        name = store.address.schema
+        connection.execute(f"SET search_path = {name}; SET session_replication_role = replica")
+
+        def make(content):
+            connection.execute("TRUNCATE entries, contexts, rates, sums, chains, batches")
+            for entry in content:
+                store.settle(entry)
+            return store
+
+        yield make
+        store.close()
+        connection.execute("SET client_min_messages = warning")
+        connection.execute(f"DROP SCHEMA {name} CASCADE")
 
 
 def in_memory(content):
@@ -208,6 +238,7 @@ def test_terms_are_whole_slots_that_make_up_a_stretch(start, end):
     )
 
 
+@EVERYWHERE
 @given(content=ledgers, cuts=st.lists(instants, min_size=2, max_size=5), by=dimensions, which=filters)
 @WIDE
 def test_kept_sums_are_what_adding_up_the_entries_gives(fill, content, cuts, by, which):
@@ -251,6 +282,7 @@ def test_the_total_is_the_plain_sum_of_the_entries(fill, content):
         assert found.get(meter, 0) == used + only_charged
 
 
+@EVERYWHERE
 @given(content=ledgers)
 @WIDE
 def test_any_ledger_verifies(fill, content):

@@ -9,12 +9,12 @@ import atexit
 import contextlib
 import logging
 import os
-import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
+from random import SystemRandom
 from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
@@ -29,6 +29,8 @@ __all__ = ["PATIENCE", "Database"]
 log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
 
+#: Not the program's own `random`, whose sequence is the program's.
+_DICE = SystemRandom()
 #: Seconds a write waits for its turn before it gives up.
 PATIENCE = 30.0
 #: Seconds a fork waits for a write that is under way; later the child does with what it inherits.
@@ -38,7 +40,7 @@ _CHECKPOINT_PAGES = 4000
 
 
 def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0.00005, min(0.0002 * (attempt + 1), 0.005)))  # noqa: S311 - jitter, not a secret
+    time.sleep(_DICE.uniform(0.00005, min(0.0002 * (attempt + 1), 0.005)))
 
 
 class Database:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Sequence
+from random import SystemRandom
 
 import psycopg
 
@@ -25,6 +25,8 @@ __all__ = ["Drainer"]
 
 log = logging.getLogger("tokenmeter")
 
+#: Not the program's own `random`, whose sequence is the program's.
+_DICE = SystemRandom()
 #: A drainer that dies frees its place after this many seconds; one that lives renews it with every batch.
 _LEASE_SECONDS = 5
 _ROUND_SECONDS = 1.0
@@ -142,7 +144,7 @@ class Drainer:
 
 def _drain_until(drainer: weakref.ref[Drainer], stop: threading.Event) -> None:
     """Until stopped or forgotten. No reference is held while it sleeps."""
-    while not stop.wait(random.uniform(0.5, 1.0) * _ROUND_SECONDS):  # noqa: S311 - jitter, not a secret
+    while not stop.wait(_DICE.uniform(0.5, 1.0) * _ROUND_SECONDS):
         owner = drainer()
         if owner is None:
             return

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from random import SystemRandom
 from typing import TypeVar
 
 import psycopg
@@ -22,6 +22,8 @@ __all__ = ["Pool", "Seat"]
 
 T = TypeVar("T")
 
+#: Not the program's own `random`, whose sequence is the program's.
+_DICE = SystemRandom()
 #: How long a call waits for one of the connections.
 _PATIENCE = 15.0
 _ATTEMPTS = 3
@@ -119,7 +121,7 @@ class Pool:
             except psycopg.Error as error:
                 conflicts += is_conflict(error)
                 if is_conflict(error) and conflicts < _CONFLICT_ATTEMPTS:
-                    time.sleep(random.uniform(0, 0.004 * 2 ** min(conflicts, 6)))  # noqa: S311 - jitter, not a secret
+                    time.sleep(_DICE.uniform(0, 0.004 * 2 ** min(conflicts, 6)))
                     continue
                 if not is_outage(error):
                     self._works()
@@ -129,7 +131,7 @@ class Pool:
                 if lost >= _ATTEMPTS or time.monotonic() > deadline:
                     self._failed(error)
                     raise explain(error, self.address) from error
-                time.sleep(random.uniform(0.01, 0.05) * lost)  # noqa: S311 - as above
+                time.sleep(_DICE.uniform(0.01, 0.05) * lost)
             else:
                 self._works()
                 return result
@@ -265,7 +267,7 @@ class Pool:
         self._reason = reason_of(error)
         self.failures += 1
         self._pause = min(max(0.2, self._pause * 2), _LONGEST_PAUSE)
-        self._resume_at = time.monotonic() + self._pause * random.uniform(0.7, 1.0)  # noqa: S311 - as above
+        self._resume_at = time.monotonic() + self._pause * _DICE.uniform(0.7, 1.0)
 
 
 def _close_all(connections: list[Connection], pid: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from random import SystemRandom
 from typing import Any
 
 import psycopg
@@ -31,6 +31,8 @@ __all__ = ["BATCH", "STRIPES", "RefusedError", "Shipping", "crossings_of"]
 log = logging.getLogger("tokenmeter")
 
 _SQL = queries()
+#: Not the program's own `random`, whose sequence is the program's.
+_DICE = SystemRandom()
 #: Writers are spread over this many hash chains and sets of sums, so that they need not wait for each other.
 STRIPES = 16
 BATCH = 500
@@ -77,7 +79,7 @@ class Shipping:
         _SHIPPINGS.add(self)
 
     def _begin(self) -> None:
-        self._stripe = random.randrange(STRIPES)  # noqa: S311 - spreads writers
+        self._stripe = _DICE.randrange(STRIPES)
         self._turn = threading.Lock()
         self._mutex = threading.Lock()
         self._waiting: deque[_Ticket] = deque()
