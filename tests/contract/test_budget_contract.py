@@ -264,7 +264,7 @@ class TestRateLimits:
         passed, waits = [], []
         for second in range(0, 600, 5):
             now = start + timedelta(seconds=second)
-            monkeypatch.setattr("tokenmeter.meter.utcnow", lambda now=now: now)
+            monkeypatch.setattr("tokenmeter.meter.meter.utcnow", lambda now=now: now)
             try:
                 spend(meter, a_call(), 1)
                 passed.append(second)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
-from typing import Any
 
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets import Balance, BudgetBook
@@ -21,45 +17,22 @@ from tokenmeter.budgets.alerts import EXIT_SECONDS
 from tokenmeter.budgets.audit import audit_counters
 from tokenmeter.budgets.reservations import Reservations
 from tokenmeter.call import Call, Outcome
-from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import Entry, Reservation, utcnow
+from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreUnavailableError
+from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.meter.authorization import Authorization
+from tokenmeter.meter.keys import KeyRing
+from tokenmeter.meter.recording import NOTHING_SEEN, record_of
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Fault, Spooling, Store
 from tokenmeter.usage import Observation
 
-__all__ = ["Authorization", "Meter"]
+__all__ = ["Meter"]
 
 log = logging.getLogger("tokenmeter")
 
-_NOTHING_SEEN = Observation()
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
-#: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
-_MOST_KEYS = 1_000
 #: Entries to a transaction: large enough to be quick, small enough that live calls need not wait long.
 _BATCH = 100
-
-
-@dataclass(slots=True)
-class Authorization:
-    """Leave to make one call; hand it back to `Meter.settle`.
-
-    Attributes:
-        call: The call.
-        started_at: When it left, aware UTC.
-        started_ns: The same on the performance counter.
-        reservation: The hold, if a budget applies.
-        settled: Whether an outcome was written (or given up on).
-        inject_max_output_tokens: Output cap that a budget wants set on the request; None = send it as written.
-        extend_due_ns: When the hold is next worth extending, on the performance counter.
-    """
-
-    call: Call
-    started_at: datetime
-    started_ns: int
-    reservation: Reservation | None = None
-    settled: bool = False
-    inject_max_output_tokens: int | None = None
-    extend_due_ns: int = 0
 
 
 class Meter:
@@ -98,10 +71,8 @@ class Meter:
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
         self._observers = tuple(observers)
-        self._aliases = dict(aliases or {})
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
-        self._keys: dict[str, ApiKey] = {}
-        self._secret: bytes | None = None
+        self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
@@ -112,26 +83,8 @@ class Meter:
     # -- identity
 
     def identify(self, key: str | None) -> ApiKey | None:
-        """`key` as the ledger knows it; None for no key. The key's text is kept only in this process's memory.
-
-        While the store cannot say its secret the key has no fingerprint, but budgets on it still apply.
-        """
-        if not key:
-            return None
-        known = self._keys.get(key)
-        if known is not None:
-            return known
-        alias = self._aliases.get(hashlib.sha256(key.encode()).hexdigest())
-        try:
-            if self._secret is None:
-                self._secret = self.store.secret()
-        except StoreError as error:
-            self.fault("read the ledger's secret", error)
-            return replace(ApiKey.identify(key, secret=b"", alias=alias), fingerprint="unknown")
-        if len(self._keys) >= _MOST_KEYS:
-            self._keys.clear()
-        known = self._keys[key] = ApiKey.identify(key, secret=self._secret, alias=alias)
-        return known
+        """`key` as the ledger knows it; None for no key. See `tokenmeter.meter.keys`."""
+        return self._keys.identify(key)
 
     def provider_at(self, base_url: object) -> str | None:
         """The provider that the user named for a host of their own; None for every other host."""
@@ -358,6 +311,18 @@ class Meter:
 
     # -- entries
 
+    def _entry(self, authorization: Authorization, outcome: Outcome) -> Entry:
+        seen = outcome.observation or NOTHING_SEEN
+        rating = self._rate(seen, authorization.call, authorization.started_at)
+        held = authorization.reservation
+        return record_of(
+            authorization,
+            outcome,
+            rating,
+            price_list_hash=self.pricer.price_list_hash,
+            bound_violated=held is not None and self.budgets.bound_violated(held, seen.usage, rating.billed_cost),
+        )
+
     def _rate(self, observation: Observation, call: Call | Entry, at: datetime) -> Rating:
         try:
             return self.pricer.rate(
@@ -371,54 +336,6 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the usage is kept; `reprice` can rate it later
             self.fault("rate a call", error)
             return _UNRATED
-
-    def _entry(self, authorization: Authorization, outcome: Outcome) -> Entry:
-        call = authorization.call
-        seen = outcome.observation or _NOTHING_SEEN
-        rating = self._rate(seen, call, authorization.started_at)
-        usage = seen.usage
-        reservation = authorization.reservation
-        flags = seen.flags | rating.flags
-        if outcome.observation is None and outcome.status in {"aborted", "timeout"}:
-            flags |= {"billing_unknown"}
-        if reservation is not None and self.budgets.bound_violated(reservation, usage, rating.billed_cost):
-            flags |= {"bound_violation"}
-        response_id = seen.response_id or outcome.response_id
-        bill_id = seen.bill_id or response_id
-        return Entry(
-            occurred_at=authorization.started_at,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            operation=call.operation,
-            request_model=call.facts.model,
-            response_model=seen.response_model,
-            response_id=response_id,
-            request_id=outcome.request_id,
-            status=outcome.status,
-            streamed=call.facts.streamed,
-            attempts=outcome.attempts,
-            latency_us=(time.perf_counter_ns() - authorization.started_ns) // 1000,
-            first_token_us=outcome.first_token_us,
-            service_tier=seen.service_tier,
-            attribution=call.attribution,
-            api_key=call.api_key,
-            usage=usage,
-            charges=rating.charges,
-            list_cost=rating.list_cost,
-            contracted_cost=rating.contracted_cost,
-            billed_cost=rating.billed_cost,
-            cost_source=rating.cost_source,
-            flags=tuple(sorted(flags)) if flags else (),
-            price_list_hash=self.pricer.price_list_hash,
-            raw_usage=None if seen.raw_usage is None else _json(seen.raw_usage),
-            error_type=outcome.error_type,
-            reservation_id=None if reservation is None else reservation.reservation_id,
-            dedup_key=f"{call.provider}:{bill_id}" if seen.deduplicate and bill_id else None,
-        )
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 #: Reentrant, since a finaliser may settle a call in the middle of another one's.

@@ -1,0 +1,34 @@
+"""Leave to make one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from tokenmeter.call import Call
+from tokenmeter.ledger import Reservation
+
+__all__ = ["Authorization"]
+
+
+@dataclass(slots=True)
+class Authorization:
+    """Leave to make one call; hand it back to `Meter.settle`.
+
+    Attributes:
+        call: The call.
+        started_at: When it left, aware UTC.
+        started_ns: The same on the performance counter.
+        reservation: The hold, if a budget applies.
+        settled: Whether an outcome was written (or given up on).
+        inject_max_output_tokens: Output cap that a budget wants set on the request; None = send it as written.
+        extend_due_ns: When the hold is next worth extending, on the performance counter.
+    """
+
+    call: Call
+    started_at: datetime
+    started_ns: int
+    reservation: Reservation | None = None
+    settled: bool = False
+    inject_max_output_tokens: int | None = None
+    extend_due_ns: int = 0
