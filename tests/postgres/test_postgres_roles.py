@@ -160,7 +160,7 @@ def test_a_writer_files_documents_only_behind_the_last(postgres_url, url_of, rol
     assert filed.recorded
     assert writer.file(draft) == Filing(filed.document, recorded=False)
     with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
-        for position, number in ((1, 2), (3, 2), (2, 1), (2, 3)):
+        for position, number in ((1, 2), (3, 2), (2, 1), (2, 3), (2, None), (None, 2)):
             forged = {"position": position, "number": number, "series": "A", "kind": "invoice", "key": "b"}
             with pytest.raises(psycopg.errors.SerializationFailure):
                 connection.execute(f"SELECT {query.schema}.file_document(%s)", [psycopg.types.json.Jsonb(forged)])

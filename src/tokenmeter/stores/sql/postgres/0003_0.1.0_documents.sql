@@ -37,8 +37,11 @@ DECLARE
     draft documents := jsonb_populate_record(NULL::documents, document);
 BEGIN
     PERFORM pg_advisory_xact_lock('documents'::regclass::oid::bigint);
-    IF draft.position <> (SELECT coalesce(max(position), 0) + 1 FROM documents)
-        OR draft.number <> (SELECT coalesce(max(number), 0) + 1 FROM documents WHERE series = draft.series) THEN
+    IF draft.position IS DISTINCT FROM (SELECT coalesce(max(position), 0) + 1 FROM documents)
+        OR draft.number IS DISTINCT FROM CASE WHEN draft.series IS NOT NULL THEN
+            (SELECT coalesce(max(number), 0) + 1 FROM documents WHERE series = draft.series)
+        END
+    THEN
         RAISE EXCEPTION 'another document was filed meanwhile' USING ERRCODE = 'serialization_failure';
     END IF;
     INSERT INTO documents SELECT draft.*;
