@@ -35,13 +35,14 @@ CREATE FUNCTION file_document(document jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     draft documents := jsonb_populate_record(NULL::documents, document);
+    next_number bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock('documents'::regclass::oid::bigint);
+    IF draft.series IS NOT NULL THEN
+        SELECT coalesce(max(number), 0) + 1 INTO next_number FROM documents WHERE series = draft.series;
+    END IF;
     IF draft.position IS DISTINCT FROM (SELECT coalesce(max(position), 0) + 1 FROM documents)
-        OR draft.number IS DISTINCT FROM CASE WHEN draft.series IS NOT NULL THEN
-            (SELECT coalesce(max(number), 0) + 1 FROM documents WHERE series = draft.series)
-        END
-    THEN
+        OR draft.number IS DISTINCT FROM next_number THEN
         RAISE EXCEPTION 'another document was filed meanwhile' USING ERRCODE = 'serialization_failure';
     END IF;
     INSERT INTO documents SELECT draft.*;
