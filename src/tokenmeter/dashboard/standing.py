@@ -11,6 +11,7 @@ from tokenmeter.budgets import Balance
 from tokenmeter.budgets.caps import Cap
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.scopes import parse_scope
+from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
 from tokenmeter.stores.base import Crossing
@@ -50,6 +51,7 @@ class Fired:
         percent: Of the limit; None where the budget is configured otherwise by now.
         amount: What was crossed, in `unit`; None without a unit.
         unit: The budget's; None where it is not configured any more.
+        window_start: Start of the window it was crossed in; None for a budget that never resets.
         crossing: As the store remembers it: when, and by which entry.
     """
 
@@ -58,6 +60,7 @@ class Fired:
     percent: int | None
     amount: Decimal | None
     unit: Unit | None
+    window_start: datetime | None
     crossing: Crossing
 
 
@@ -91,8 +94,13 @@ def fired(meter: Meter, *, limit: int) -> list[Fired]:
 
 
 def _fired(crossing: Crossing, cap: Cap | None) -> Fired:
-    scope = parse_scope(crossing.key.scope)
-    if cap is None:
-        return Fired(crossing.key.budget, scope, None, None, None, crossing)
-    percent, amount = cap.percents.get(crossing.threshold), cap.budget.amount(crossing.threshold)
-    return Fired(cap.budget.name, scope, percent, amount, cap.unit, crossing)
+    key = crossing.key
+    return Fired(
+        budget=cap.budget.name if cap else key.budget,
+        scope=parse_scope(key.scope),
+        percent=cap.percents.get(crossing.threshold) if cap else None,
+        amount=cap.budget.amount(crossing.threshold) if cap else None,
+        unit=cap.unit if cap else None,
+        window_start=from_microseconds(key.window_start) if key.window_start else None,
+        crossing=crossing,
+    )
