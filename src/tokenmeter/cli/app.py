@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import tokenmeter
-from tokenmeter.cli import accounts, care, dashboard, database, importing, prices, reading, settling
+from tokenmeter.cli import accounts, care, dashboard, database, importing, invoicing, prices, reading, settling
 from tokenmeter.cli.console import fail
 from tokenmeter.errors import TokenmeterError
 
@@ -54,7 +54,7 @@ app.command("import")(importing.import_)
 app.add_typer(database.app, name="db")
 app.command("dashboard")(dashboard.dashboard)
 app.add_typer(settling.period_app, name="period")
-app.add_typer(settling.invoice_app, name="invoice")
+app.add_typer(invoicing.invoice_app, name="invoice")
 app.command("reconcile")(settling.reconcile)
 
 

@@ -17,6 +17,8 @@ from tokenmeter.stores import default_path, open_store
 from tokenmeter.stores.base import Store
 
 __all__ = [
+    "BillPeriod",
+    "Break",
     "By",
     "ConfigOption",
     "GranularityOption",
@@ -29,6 +31,7 @@ __all__ = [
     "UntilOption",
     "Where",
     "ledger",
+    "pairs_of",
     "parse_where",
     "query_of",
     "settings_of",
@@ -38,6 +41,8 @@ StoreOption = Annotated[
     str | None,
     typer.Option("--store", help="Ledger URL, such as sqlite:///usage.db.", show_default="from the settings"),
 ]
+BillPeriod = Annotated[str, typer.Option("--period", "-p", help="2026-11, last-month, ...")]
+Break = Annotated[str, typer.Option("--by", "-b", help="Break lines down by these, such as member.")]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Path of tokenmeter.toml.", show_default="looked for")
 ]
@@ -123,3 +128,9 @@ def query_of(
         where=parse_where(where),
         tz=tz,
     )
+
+
+def pairs_of(parts: list[str]) -> dict[str, str]:
+    """``["member=ada"]`` as a mapping."""
+    split = (part.partition("=") for part in parts)
+    return {name: value for name, _, value in split}
