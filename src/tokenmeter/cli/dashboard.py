@@ -39,7 +39,7 @@ def dashboard(
     store: StoreOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve the dashboard on this machine until Ctrl+C: spend, usage, entries, budgets, exports. It never writes.
+    """Serve the dashboard on this machine until Ctrl+C: spend, entries, budgets, invoices, exports. It never writes.
 
     Example: tokenmeter dashboard --tz Europe/Berlin --open
     """
