@@ -113,12 +113,12 @@ def _is_usage_chunk(chunk: Any) -> bool:
     return not getattr(chunk, "choices", True) and getattr(chunk, "usage", None) is not None
 
 
-def _hide_usage(stream: Any) -> None:
+def _hide_usage(value: Any) -> None:
     """A stream stays of the SDK's own class: only the iterator behind it changes."""
-    if isinstance(stream, _sdk.Stream):
-        stream._iterator = _without_usage(stream._iterator)  # noqa: SLF001 - the SDK has no public way
-    elif isinstance(stream, _sdk.AsyncStream):
-        stream._iterator = _without_usage_async(stream._iterator)  # noqa: SLF001 - as above
+    is_stream, is_async_stream = isinstance(value, _sdk.Stream), isinstance(value, _sdk.AsyncStream)
+    if is_stream or is_async_stream:
+        state = value.__dict__
+        state["_iterator"] = (_without_usage if is_stream else _without_usage_async)(state["_iterator"])
 
 
 def _without_usage(chunks: Any) -> Iterator[Any]:
