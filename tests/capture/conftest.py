@@ -36,7 +36,10 @@ def provider() -> Iterator[FakeProvider]:
 @pytest.fixture(scope="session")
 def priced() -> Meter:
     """A meter with the real price list, which takes a while to read."""
-    return make_meter(store="memory:", config={})
+    made = make_meter(store="memory:", config={})
+    made.pricer.price_list.find("openai", "gpt-5-mini", None)
+    gc.freeze()  # what is here to stay: the tests collect garbage often, and need not look through it each time
+    return made
 
 
 @pytest.fixture

@@ -305,7 +305,7 @@ _UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyErro
 def _unanswered(error: BaseException) -> Observation:
     """What is known of a call that raised: a refusal costs nothing, a lost answer may have been billed."""
     cause = error.__cause__
-    unsent = type(cause).__name__ in _UNSENT or "client has been closed" in str(cause)
+    unsent = type(cause).__name__ in _UNSENT or "client has been closed" in f"{error} {cause}"
     if unsent or getattr(error, "response", None) is not None:
         return Observation()
     return Observation(flags=frozenset({"billing_unknown"}))
