@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter.dashboard.chart import chart_data
 from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import overview, savings
@@ -40,6 +41,19 @@ def test_every_way_of_cutting_adds_up_to_the_total(meter, record, query, tz):
     ):
         assert sum((row.billed_cost for row in part), ZERO) == seen.totals.billed_cost
         assert sum(row.requests for row in part) == seen.totals.requests
+
+
+def test_the_chart_shows_the_dearest_values_and_all_others_as_one(meter, record):
+    """More values than colours: what is stacked is the total, credits included."""
+    for place in range(9):
+        record(at=NOW - timedelta(days=place % 3), who={"member": f"m{place}"}, output=100 * (place + 1))
+    record(at=NOW, who={"member": "m0"}, fields={"billed_cost": Decimal("-0.01"), "kind": "adjustment"})
+    chosen = view("period=last-7d&model=gpt-5-mini")
+    seen = overview(meter.store, chosen)
+    spend = chart_data(seen, chosen, "")["spend"]
+    assert [one["name"] for one in spend] == ["m8", "m7", "m6", "m5", "m4", "m3", "others"]
+    assert sum(Decimal(value) for one in spend for value in one["values"]) == seen.totals.billed_cost
+    assert min(Decimal(value) for value in spend[-1]["values"]) < 0
 
 
 def test_savings_are_the_cached_tokens_at_the_models_own_fresh_price_less_their_cost(meter, record):
@@ -135,7 +149,7 @@ def test_viewers_of_one_page_share_a_reading_and_a_failed_one_is_made_again():
         return len(made)
 
     found = []
-    viewers = [threading.Thread(target=lambda: found.append(memory.get("a", make))) for _ in range(8)]
+    viewers = [threading.Thread(target=lambda: found.append(memory.get("a", "7", make))) for _ in range(8)]
     for viewer in viewers:
         viewer.start()
     gate.set()
@@ -143,8 +157,12 @@ def test_viewers_of_one_page_share_a_reading_and_a_failed_one_is_made_again():
         viewer.join()
     assert found == [1] * 8
     with pytest.raises(ZeroDivisionError):
-        memory.get("b", lambda: 1 // 0)
-    assert memory.get("b", lambda: 7) == 7
+        memory.get("b", "7", lambda: 1 // 0)
+    assert memory.get("b", "7", lambda: 7) == 7
+    assert memory.get("b", "8", lambda: 8) == 8
+    assert memory.get("b", "8", lambda: 9) == 8
+    memory.get("c", "8", lambda: 1)
+    assert memory.get("a", "7", make) == 2  # the two asked for last are kept
 
 
 def test_a_missing_extra_names_the_command_that_installs_it():

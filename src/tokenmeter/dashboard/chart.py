@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -43,8 +43,8 @@ def chart_data(seen: Overview, view: View, base: str) -> dict[str, Any]:
         }
         for value in seen.shown
     ]
-    if any(bar.parts.keys() - set(seen.shown) for bar in bars):
-        rest = [_rest(bar.total, [row for value, row in bar.parts.items() if value in seen.shown]) for bar in bars]
+    if seen.others:
+        rest = [_rest(bar.total, bar.parts.values()) for bar in bars]
         spend.append({"name": "others", "values": [_text(cost) for cost in rest]})
     return {
         "labels": [bar.bucket.label.replace("T", " ") for bar in bars],
@@ -54,7 +54,7 @@ def chart_data(seen: Overview, view: View, base: str) -> dict[str, Any]:
     }
 
 
-def _rest(total: Row, shown: list[Row]) -> Decimal:
+def _rest(total: Row, shown: Iterable[Row]) -> Decimal:
     cost = total.billed_cost
     for row in shown:
         cost = EXACT.subtract(cost, row.billed_cost)

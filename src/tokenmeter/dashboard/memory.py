@@ -14,22 +14,27 @@ T = TypeVar("T")
 
 
 class Memory(Generic[T]):
-    """The last few readings by key. Who asks for one that is being made waits for it; a failed one is forgotten.
+    """The last reading of each of a few keys.
+
+    Who asks for one that is being made waits for it; a failed one is forgotten.
 
     Args:
-        most: How many are kept.
+        most: How many keys are kept.
     """
 
-    def __init__(self, most: int = 32) -> None:
+    def __init__(self, most: int = 16) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[str, Future[T]]] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The reading called `key`, made by `make` if it is not there."""
+    def get(self, key: Hashable, state: str, make: Callable[[], T]) -> T:
+        """The reading called `key` of a ledger in that `state`, made by `make` unless it is the one that is kept."""
         mine = Future[T]()
         with self._lock:
-            found = self._kept.setdefault(key, mine)
+            known, found = self._kept.get(key, ("", mine))
+            if known != state:
+                found = mine
+            self._kept[key] = (state, found)
             self._kept.move_to_end(key)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
@@ -42,5 +47,6 @@ class Memory(Generic[T]):
             mine.set_result(make())
         except BaseException as error:  # noqa: BLE001 - whoever asked raises it
             with self._lock:
-                self._kept.pop(key, None)
+                if self._kept.get(key, ("", None))[1] is mine:
+                    del self._kept[key]
             mine.set_exception(error)

@@ -27,7 +27,7 @@ _TOP = 6
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bucket of time: its sums, and the same per value of the dimension that splits the chart."""
+    """One bucket of time: its sums, and those of the values that the chart shows."""
 
     bucket: Period
     total: Row
@@ -76,7 +76,8 @@ class Overview:
         unit: The buckets' calendar unit.
         coarser: Whether the unit is coarser than asked.
         split: The dimension that splits the bars.
-        shown: Its values in the chart, dearest first; all others are summed up.
+        shown: Its values in the chart, dearest first.
+        others: How many values are not; the chart sums them up.
         rankings: Per dimension.
         savings: Of caching.
     """
@@ -89,6 +90,7 @@ class Overview:
     coarser: bool
     split: str
     shown: Sequence[str | None]
+    others: int
     rankings: Sequence[Ranking]
     savings: Savings
 
@@ -101,17 +103,19 @@ def overview(store: Store, view: View) -> Overview:
     groups = run(store, replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
     before_period = view.previous()
     before = None if before_period is None else run(store, replace(view.query, period=before_period)).totals
-    rankings = [rank(groups.rows, dimension) for dimension in RANKED]
-    by_split = rank(groups.rows, split)
+    ranked = {dimension: rank(groups.rows, dimension) for dimension in groups.by}
+    rankings = [ranked[dimension] for dimension in RANKED]
+    shown = [row.group[split] for row in ranked[split].rows]
     return Overview(
         totals=groups.totals,
         before=before,
         before_period=before_period,
-        bars=_bars(cut(store, query), cells.rows, split),
+        bars=_bars(cut(store, query), cells.rows, split, shown),
         unit=query.granularity or "day",
         coarser=coarser,
         split=split,
-        shown=[row.group[split] for row in by_split.rows],
+        shown=shown,
+        others=ranked[split].others,
         rankings=[one for position, one in enumerate(rankings) if position < _ALWAYS or one.others or _named(one)],
         savings=savings(store, view),
     )
@@ -121,10 +125,10 @@ def _named(ranking: Ranking) -> bool:
     return any(row.group[ranking.dimension] is not None for row in ranking.rows)
 
 
-def _bars(parts: Sequence[Period], rows: Sequence[Row], split: str) -> list[Bar]:
+def _bars(parts: Sequence[Period], rows: Sequence[Row], split: str, shown: Sequence[str | None]) -> list[Bar]:
     found = {start: list(group) for start, group in groupby(rows, key=lambda row: row.bucket.start)}
     return [
-        Bar(part, Row.total(inside, part), {row.group[split]: row for row in inside})
+        Bar(part, Row.total(inside, part), {row.group[split]: row for row in inside if row.group[split] in shown})
         for part in parts
         for inside in [found.get(part.start, [])]
     ]

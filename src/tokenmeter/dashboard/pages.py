@@ -64,7 +64,7 @@ class Pages:
             view = asked.bounded(self._store)
             return view, overview(self._store, view)
 
-        view, seen = self._overviews.get((state, *asked.identity), read)
+        view, seen = self._overviews.get(asked.identity, state, read)
         return page(
             request,
             "overview.html",
@@ -88,7 +88,7 @@ class Pages:
             found = run(self._store, replace(view.query, by=(by,)))
             return view, Breakdown(found.totals, rank(found.rows, by, top=_MOST_ROWS))
 
-        view, found = self._breakdowns.get((state, by, *asked.identity), read)
+        view, found = self._breakdowns.get((by, *asked.identity), state, read)
         return page(
             request,
             "breakdown.html",
