@@ -123,3 +123,30 @@ async def test_an_event_loop_goes_on_and_its_calls_return(hang, url, tmp_path):
     await asyncio.to_thread(meter.store.flush, 20)
     assert len(list(meter.store.entries())) == 10
     await asyncio.to_thread(meter.close)
+
+
+def test_a_settlement_waits_for_synchronous_replicas_and_a_hold_does_not(
+    own_postgres_server, hang, url, opened, make_entry, make_hold, key
+):
+    """The replica of this test never answers, so the settlement is given up: the spool has the entry."""
+    import psycopg
+
+    store = opened(url)
+    store.settle(make_entry())
+    with psycopg.connect(own_postgres_server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'a_replica'")
+        connection.execute("SELECT pg_reload_conf()")
+    time.sleep(0.2)
+    times = []
+    for call in (lambda: store.reserve(make_hold((key, 10, 1))), lambda: store.settle(make_entry())):
+        before = time.monotonic()
+        call()
+        times.append(time.monotonic() - before)
+    assert times[0] < 0.5
+    assert times[1] > 0.9
+    assert store.health().facts["spooled_entries"] == 1
+    with psycopg.connect(own_postgres_server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        connection.execute("SELECT pg_reload_conf()")
+    assert store.flush(20) == 0
+    assert len(list(store.entries())) == 2

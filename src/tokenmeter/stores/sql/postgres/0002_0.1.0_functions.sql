@@ -9,6 +9,7 @@
 -- where `known` are records whose entry_id is in the ledger, by this call or an earlier one; and "log": [backend, written,
 -- flushed], positions in the write-ahead log as this call found them. With `kept` the commit is not flushed: the sender
 -- keeps the records until it has seen a flushed position behind them, and sends them again if the server crashed first.
+-- Where there are synchronous replicas, they are waited for all the same: a position tells nothing of theirs.
 -- Tables are only looked up by key; planning that anew for each call takes four times as long as doing it.
 CREATE FUNCTION settle(batch jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
@@ -29,7 +30,7 @@ DECLARE
     log jsonb;
     head_position bigint;
     added_entries integer;
-    kept boolean := coalesce((batch->>'kept')::boolean, false);
+    kept boolean := coalesce((batch->>'kept')::boolean, false) AND current_setting('synchronous_standby_names') = '';
 BEGIN
     IF kept THEN
         PERFORM set_config('synchronous_commit', 'off', true);
