@@ -69,7 +69,7 @@ class Drainer:
         """Send what waits in this host's spool, from this thread.
 
         Args:
-            timeout: Most seconds to take.
+            timeout: Seconds after which nothing more is begun; one statement may take a few more.
 
         Returns:
             How many records are left (of other processes too, and such as are being sent just now).
