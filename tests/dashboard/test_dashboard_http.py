@@ -296,6 +296,21 @@ def _counted(method, calls):
     return lambda *given, **options: (calls.append(method.__name__), method(*given, **options))[1]
 
 
+def test_a_call_between_two_first_looks_is_not_missed():
+    """The viewer's own look sees the ledger before the call, the watcher's first one after it."""
+
+    async def watch():
+        states = iter("a")
+        pulse = Pulse(lambda: next(states, "b"))
+        stream = pulse.events()
+        told = [await anext(stream) for _ in range(2)]
+        told.append(await asyncio.wait_for(anext(stream), 2))
+        assert {line[-3] for line in told[1:]} == {"a", "b"}
+        await stream.aclose()
+
+    asyncio.run(watch())
+
+
 def test_a_call_on_its_way_is_told_only_where_holds_are_shown():
     async def watch():
         state = ["7.0"]

@@ -102,11 +102,11 @@ class Pulse:
             return "unknown"
 
     async def _watch(self) -> None:
-        known = await self.look()
+        known: str | None = None
         while True:
-            await asyncio.sleep(_EVERY)
             state = await self.look()
             if state != known:
                 known = state
                 for news in self._watchers:
-                    news.put_nowait(state)
+                    news.put_nowait(state)  # also the first: it may be newer than what a viewer was told
+            await asyncio.sleep(_EVERY)
