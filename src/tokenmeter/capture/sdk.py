@@ -133,7 +133,7 @@ class Binding:
 
     def copy(self) -> Binding:
         """For a copy of the client."""
-        return Binding(self.sdk, self.own_meter, self.attribution)
+        return Binding(self.sdk, self.own_meter, self.attribution, _met=self._met)
 
 
 def complain(what: str, error: Exception) -> None:
