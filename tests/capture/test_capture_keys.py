@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 
 import pytest
 
 import tokenmeter
+from tokenmeter.testing import FakeProvider
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CHAT = {"model": "gpt-5-mini", "messages": MESSAGES}
@@ -131,3 +133,17 @@ def test_foundrys_token_is_the_key_and_not_the_one_in_the_environment(clients, b
     client = clients.make("AnthropicFoundry", api_key=None, azure_ad_token_provider=lambda: ADA)
     client.messages.create(model="claude-sonnet-5", max_tokens=64, messages=MESSAGES)
     assert books.one().api_key.last4 == ADA[-4:]
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_cap_on_a_key_stops_the_answers_of_a_connection_that_was_made_with_it(name, clients, do):
+    meter = _capped(limit_usd="0.000001")
+    with FakeProvider(realtime=True) as clients.provider:
+        for key, stopped in ((BOB, False), (ADA, True)):
+            client = tokenmeter.wrap(_client(clients, name, lambda key=key: key), meter)
+            if not hasattr(client, "realtime"):
+                pytest.skip("this SDK version has no such connection")
+            async with do.inside(client.realtime.connect(model="gpt-realtime")) as connection:
+                with pytest.raises(tokenmeter.BudgetExceededError) if stopped else contextlib.nullcontext():
+                    await do(connection.response.create())
+    meter.close()

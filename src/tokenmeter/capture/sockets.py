@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.inflight import REFUSALS, describe, leave
 from tokenmeter.capture.readings import GrowingBill, opened
-from tokenmeter.capture.sdk import binding_of
+from tokenmeter.capture.sdk import Binding, binding_of
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
 from tokenmeter.ledger import new_id
 from tokenmeter.semconv import Status
@@ -228,12 +228,20 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
         call = describe(client, binding, meter, endpoint, body, stream=True)
         kind: Any = manager.__class__
         manager.__class__ = _watched_manager(kind)
-        manager._tokenmeter_talk = functools.partial(  # noqa: SLF001
-            Conversation, meter, binding.sdk.dialect(), call, attached_to=_attached_to(resource, kwargs)
-        )
+        attached_to = _attached_to(resource, kwargs)
+        manager._tokenmeter_talk = functools.partial(_talk, client, binding, meter, call, attached_to)  # noqa: SLF001
     except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
         meter.fault("watch a socket", error)
     return manager
+
+
+def _talk(
+    client: Any, binding: Binding, meter: Meter, call: Call, attached_to: str | None, *, waits: bool
+) -> Conversation:
+    """The conversation over a connection that was just made, with the key that was handed out for it."""
+    if binding.sdk.asks_for_key(client):
+        call = replace(call, api_key=meter.identify(binding.sdk.api_key(client)))
+    return Conversation(meter, binding.sdk.dialect(), call, waits=waits, attached_to=attached_to)
 
 
 def _path(resource: Any) -> str:
