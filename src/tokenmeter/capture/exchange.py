@@ -67,7 +67,7 @@ class Exchange:
         self._request_id = call.request_id(headers)
         self._many = call.endpoint.form != "one"
         self._reader: StreamReader | None = call.stream_reader() if streamed and not self._many else None
-        self._feed: Callable[[Any], None] | None = self.saw_line if streamed and self._many else None
+        self._feed: Callable[[Any], None] | None = None
         self._holding = streamed and call.holds
         self._deaf = False  # to what the SDK decodes: the bytes are read, or all is known
         self._raw: RawReader | None = None
@@ -99,6 +99,9 @@ class Exchange:
 
     def saw_event(self, event: Any) -> None:
         """One decoded event of a stream."""
+        if self._many:
+            self.saw_line(event)
+            return
         if self._reader is None:
             self._reader = self.call.stream_reader()
         if self._feed is None:
@@ -124,7 +127,7 @@ class Exchange:
     @property
     def follows_pieces(self) -> bool:
         """Whether `piece` wants to be told of every piece of the body."""
-        return self._raw is not None or self._many
+        return self._raw is not None
 
     @property
     def _kind(self) -> Kind | None:
