@@ -11,11 +11,12 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.stores.postgres import sessions
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.testing import FakeProvider
 
 QUESTION = [{"role": "user", "content": "What does a token cost?"}]
-#: Most that a statement may take here, with its grace, and a call.
+#: Most that a call may take here: a statement, and an attempt to connect.
 _LONGEST = 3.0
 
 
@@ -52,6 +53,7 @@ def hang(own_postgres_server, monkeypatch):
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs /proc")
     monkeypatch.setattr(Pool, "seconds", 1)
+    monkeypatch.setattr(sessions, "_GRACE_SECONDS", 0)
     made = Hang(own_postgres_server)
     yield made
     made.end()
@@ -67,7 +69,7 @@ def test_a_call_in_hand_gives_up_and_those_behind_it_do_not_wait(hang, url, open
     store.reserve(make_hold((key, 100, 1)))
     hang.begin()
     started = time.monotonic()
-    with pytest.raises(StoreUnavailableError, match="does not answer"):
+    with pytest.raises(StoreUnavailableError):
         store.reserve(make_hold((key, 100, 1)))
     assert time.monotonic() - started < 2 * _LONGEST
     took = []
