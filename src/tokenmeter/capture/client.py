@@ -239,29 +239,27 @@ async def _prepare_request_async(send: Send, client: Any, request: Any) -> None:
 
 def _process_response(send: Send, client: Any, **kwargs: Any) -> Any:  # noqa: ARG001 - hooks are called alike
     exchange = _responded(**kwargs)
-    if exchange is None:
-        return send(**kwargs)
     try:
         value = send(**kwargs)
     except BaseException as error:
-        exchange.failed(error)
-        exchange.finish()
+        if exchange is not None:
+            exchange.failed(error)
+            exchange.finish()
         raise
-    _read(exchange, kwargs["response"], value)
+    _answered(exchange, kwargs["response"], value)
     return value
 
 
 async def _process_response_async(send: Send, client: Any, **kwargs: Any) -> Any:  # noqa: ARG001 - as above
     exchange = _responded(**kwargs)
-    if exchange is None:
-        return await send(**kwargs)
     try:
         value = await send(**kwargs)
     except BaseException as error:
-        exchange.failed(error)
-        exchange.finish()
+        if exchange is not None:
+            exchange.failed(error)
+            exchange.finish()
         raise
-    _read(exchange, kwargs["response"], value)
+    _answered(exchange, kwargs["response"], value)
     return value
 
 
@@ -344,11 +342,12 @@ def _is_binary_stream(response: Any) -> bool:
     return FRAMES in response.headers.get("content-type", "")
 
 
-def _read(exchange: Exchange, response: Any, value: Any) -> None:
+def _answered(exchange: Exchange | None, response: Any, value: Any) -> None:
     """After the SDK made its value: a body in memory is all there is."""
-    if exchange.call.include_usage_injected:
-        hide_usage_chunk(exchange.call, value)
-    if is_read(response) and not (exchange.streamed and _is_binary_stream(response)):
+    call = current_call()
+    if call is not None and call.include_usage_injected:
+        hide_usage_chunk(call, value)  # also where the response could not be watched
+    if exchange is not None and is_read(response) and not (exchange.streamed and _is_binary_stream(response)):
         exchange.read_content(response.content, response.headers)
         exchange.finish()
 
