@@ -175,7 +175,7 @@ async def test_who_looks_in_on_a_live_session_does_not_bill_it_again(
 
 def test_a_long_live_session_is_recorded_as_it_grows(clients, books, monkeypatch):
     """So that a crash after hours loses a minute."""
-    monkeypatch.setattr("tokenmeter.capture.sockets._EVERY", 0)
+    monkeypatch.setattr("tokenmeter.capture.conversation._EVERY", 0)
     client = clients.openai()
     _needs(client, "live.connect")
     with client.live.connect() as connection:
@@ -191,7 +191,7 @@ def test_a_long_live_session_is_recorded_as_it_grows(clients, books, monkeypatch
 
 @pytest.mark.parametrize("where", ["response.event", "decision.event"])
 def test_what_a_live_session_delegates_is_recorded_beside_it(where, clients, books):
-    from tokenmeter.capture.sockets import Conversation
+    from tokenmeter.capture.conversation import Conversation
 
     client = clients.openai()
     usage = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
@@ -211,9 +211,9 @@ def test_what_a_live_session_delegates_is_recorded_beside_it(where, clients, boo
 
 
 def _conversation(client, meter, path, **more):
+    from tokenmeter.capture.conversation import Conversation
     from tokenmeter.capture.inflight import describe
     from tokenmeter.capture.sdk import binding_of
-    from tokenmeter.capture.sockets import Conversation
 
     binding = binding_of(client)
     dialect = binding.sdk.dialect()

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.attribution import current_attribution, current_scopes
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.background import also_known_as, on_account_of_starter, recall, remember, started
 from tokenmeter.capture.exchange import Exchange
-from tokenmeter.capture.readings import FileLine, FirstLine, GrowingBill, opened
+from tokenmeter.capture.readings import Readings
 from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import (
     Settling,
@@ -51,8 +50,8 @@ class InFlight:
         "_background",
         "_call",
         "_finished",
-        "_first_line",
         "_opened",
+        "_readings",
         "_returned",
         "attempts",
         "awaits_key",
@@ -86,7 +85,7 @@ class InFlight:
             self._authorization = self._leave()
         self._opened = 0
         self._finished: list[Exchange] = []
-        self._first_line: FirstLine | None = None
+        self._readings = Readings(meter, endpoint)
         self._returned = False
 
     # -- leave
@@ -202,10 +201,7 @@ class InFlight:
         """One of many bills: a line of a results file, an object of a page, an event; None when it is not billed."""
         if self._is_left_out(seen):
             return None
-        subject = self.endpoint.subject
-        if subject is not None and seen.bill_id is not None:
-            seen = replace(seen, bill_id=f"{subject}/{seen.bill_id}")
-        return self._polled(seen, Outcome(observation=seen, request_id=request_id, last=False))
+        return self._readings.line(self._authorization, Outcome(observation=seen, request_id=request_id, last=False))
 
     def finished(self, exchange: Exchange) -> list[Settling]:
         """An exchange has come to its end: what is to be written down now."""
@@ -221,46 +217,17 @@ class InFlight:
         for number, exchange in enumerate(exchanges, 1):
             seen = exchange.observation
             if self._is_left_out(seen):
-                self._put_down(seen)
+                if not self.endpoint.polls:
+                    self._readings.begun(self._authorization, seen)
                 continue
             if seen.deduplicate and not self.endpoint.polls and not self._background:
                 seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
             outcome = exchange.outcome(seen, last=not self._opened and number == len(exchanges))
             if self.endpoint.polls:
-                found.append(self._polled(seen, outcome))
+                found.append(self._readings.bill(self._authorization, outcome))
             else:
                 found.append(Settling(self.meter, self._authorization, outcome))
         return found
-
-    def _put_down(self, seen: Observation) -> None:
-        """Remember what was started by this call, and is billed when it is read."""
-        if self.endpoint.starts:
-            started(self.meter, seen.response_id, self._authorization.call)
-            opened(self.meter, seen.response_id, seen.response_model)
-        elif not self.endpoint.polls:
-            remember(self.meter, seen.response_id, self._authorization)
-
-    def _polled(self, seen: Observation, outcome: Outcome) -> Settling:
-        """A reading of what may have been read before, on the account of who started it."""
-        identity = self.endpoint.subject or seen.response_id
-        mine = recall(self.meter, seen.response_id)
-        if mine is None:
-            call = on_account_of_starter(self.meter, identity, self._authorization.call)
-            mine = self._authorization if call is self._authorization.call else replace(self._authorization, call=call)
-        if seen.reading in {"total", "step"} and identity is not None:
-            return GrowingBill(self.meter, replace(mine, started_at=utcnow()), outcome, identity)
-        if seen.reading == "share" and self.endpoint.subject is not None:
-            return self._file_line(mine, seen, outcome)
-        if seen.bill_id is not None:
-            also_known_as(self.meter, seen.response_id, seen.bill_id)
-        return Settling(self.meter, mine, outcome)
-
-    def _file_line(self, mine: Authorization, seen: Observation, outcome: Outcome) -> Settling:
-        if self._first_line is not None:
-            return FileLine(self.meter, mine, outcome, self._first_line)
-        seen = replace(seen, bill_id=self.endpoint.subject)
-        self._first_line = FirstLine(self.meter, mine, replace(outcome, observation=seen))
-        return self._first_line
 
     def _is_left_out(self, seen: Observation) -> bool:
         """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""

@@ -13,17 +13,25 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.background import Recent
+from tokenmeter.capture.background import (
+    Recent,
+    also_known_as,
+    on_account_of_starter,
+    recall,
+    remember,
+    started,
+)
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 if TYPE_CHECKING:
+    from tokenmeter.dialects.base import Endpoint
     from tokenmeter.meter import Authorization, Meter
 
-__all__ = ["FileLine", "FirstLine", "GrowingBill", "opened"]
+__all__ = ["FileLine", "FirstLine", "GrowingBill", "Readings", "opened"]
 
 _ZERO = Decimal(0)
 #: Readings by other processes that may come between, before a growth is left to the next reading.
@@ -226,3 +234,60 @@ class FileLine(Settling):
             raise StoreBusyError("the first line is still to be written")
         if not self._first.billed_whole:
             super().record(wait=wait)
+
+
+# -- what a call that only reads, or only starts, leaves behind
+
+
+class Readings:
+    """The bills that one call reads, or starts for others to read.
+
+    Args:
+        meter: Where to record.
+        endpoint: What is called.
+    """
+
+    __slots__ = ("_endpoint", "_first_line", "_meter")
+
+    def __init__(self, meter: Meter, endpoint: Endpoint) -> None:
+        self._meter = meter
+        self._endpoint = endpoint
+        self._first_line: FirstLine | None = None
+
+    def begun(self, authorization: Authorization, seen: Observation) -> None:
+        """Remember what was started by the call, and is billed when it is read."""
+        if self._endpoint.starts:
+            started(self._meter, seen.response_id, authorization.call)
+            opened(self._meter, seen.response_id, seen.response_model)
+        else:
+            remember(self._meter, seen.response_id, authorization)
+
+    def line(self, authorization: Authorization, outcome: Outcome) -> Settling:
+        """One of many bills in an answer: a line of a results file, an object of a page, an event."""
+        seen, subject = outcome.observation, self._endpoint.subject
+        if seen is not None and seen.bill_id is not None and subject is not None:
+            outcome = replace(outcome, observation=replace(seen, bill_id=f"{subject}/{seen.bill_id}"))
+        return self.bill(authorization, outcome)
+
+    def bill(self, authorization: Authorization, outcome: Outcome) -> Settling:
+        """A reading of what may have been read before, on the account of who started it."""
+        meter, seen, subject = self._meter, outcome.observation or Observation(), self._endpoint.subject
+        identity = subject or seen.response_id
+        mine = recall(meter, seen.response_id)
+        if mine is None:
+            call = on_account_of_starter(meter, identity, authorization.call)
+            mine = authorization if call is authorization.call else replace(authorization, call=call)
+        if seen.reading in {"total", "step"} and identity is not None:
+            return GrowingBill(meter, replace(mine, started_at=utcnow()), outcome, identity)
+        if seen.reading == "share" and subject is not None:
+            return self._file_line(mine, outcome, seen, subject)
+        if seen.bill_id is not None:
+            also_known_as(meter, seen.response_id, seen.bill_id)
+        return Settling(meter, mine, outcome)
+
+    def _file_line(self, mine: Authorization, outcome: Outcome, seen: Observation, file: str) -> Settling:
+        if self._first_line is not None:
+            return FileLine(self._meter, mine, outcome, self._first_line)
+        outcome = replace(outcome, observation=replace(seen, bill_id=file))
+        self._first_line = FirstLine(self._meter, mine, outcome)
+        return self._first_line

@@ -1,202 +1,30 @@
-"""WebSocket connections (realtime, responses, live): every answer that arrives on one is settled by itself.
+"""WebSocket connections (realtime, responses, live) bypass ``client.request``: here they are found and listened to.
 
-They bypass ``client.request``. A connection of a metered client therefore gets its own ``parse_event``, which sees
-every received event, and its own ``send``, where a budget can stop the next answer.
+A connection of a metered client gets its own ``parse_event``, which sees every received event, and its own ``send``,
+where a budget can stop the next answer.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import json
-import os
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MethodType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.inflight import REFUSALS, describe, leave
-from tokenmeter.capture.readings import GrowingBill, opened
+from tokenmeter.call import Call
+from tokenmeter.capture.conversation import Conversation
+from tokenmeter.capture.inflight import describe
 from tokenmeter.capture.sdk import Binding, binding_of
-from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
-from tokenmeter.ledger import new_id
-from tokenmeter.semconv import Status
-from tokenmeter.usage import Observation
+from tokenmeter.capture.settlement import catch_up_async
 
 if TYPE_CHECKING:
-    from tokenmeter.dialects.base import Dialect
-    from tokenmeter.meter import Authorization, Meter
+    from tokenmeter.meter import Meter
 
-__all__ = ["Conversation", "watch_resource", "watch_resources"]
+__all__ = ["watch_resource", "watch_resources"]
 
 Send = Callable[..., Any]
-
-#: Events that end an answer, with its usage on them.
-_ANSWERS = frozenset(
-    {
-        "response.cancelled",
-        "response.completed",
-        "response.done",
-        "response.failed",
-        "response.incomplete",
-    }
-)
-#: Events that carry the end of an answer which nobody asked for on this connection.
-_DELEGATED = frozenset({"conversation.item.input_audio_transcription.completed", "decision.event", "response.event"})
-#: Events with a session's running total.
-_TOTALS = frozenset({"session.usage.updated", "session.closed"})
-_BEGINNINGS = frozenset({"session.created", "session.started"})
-_SETTINGS = _BEGINNINGS | {"session.updated"}
-#: A running total is written down this often, and at the end. Seconds.
-_EVERY = 60
-
-
-class Conversation:
-    """What goes on over one connection.
-
-    Args:
-        meter: Where to record.
-        dialect: Reads the events.
-        call: The connection, as a call: on whose account all of its answers go.
-        attached_to: The session that the connection looks in on, which others may look in on as well.
-        waits: Whether settling may wait for the store (not in an event loop).
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_asked",
-        "_attached_to",
-        "_call",
-        "_dialect",
-        "_due",
-        "_meter",
-        "_pid",
-        "_session",
-        "_total",
-        "_write",
-    )
-
-    def __init__(
-        self, meter: Meter, dialect: Dialect, call: Call, *, waits: bool, attached_to: str | None = None
-    ) -> None:
-        self._pid = os.getpid()
-        self._meter = meter
-        self._dialect = dialect
-        self._call = call
-        self._session: dict[str, Any] = {"model": call.facts.model}
-        self._asked: deque[tuple[str | None, Authorization]] = deque()
-        self._attached_to = attached_to
-        self._total: Observation | None = None
-        self._due = time.monotonic() + _EVERY
-        self._write = settle if waits else settle_from_anywhere
-        watch(self)
-
-    def asks(self, event: Mapping[str, Any]) -> None:
-        """An event is about to be sent.
-
-        Raises:
-            BudgetExceededError: it asks for an answer that a hard cap does not allow.
-        """
-        if event.get("type") != "response.create":
-            return
-        asked = event.get("response")
-        body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else event
-        try:
-            authorization = self._meter.authorize(self._call_for({**self._session, **body}))
-            self._asked.append((event.get("event_id"), authorization))
-        except REFUSALS:
-            raise
-        except Exception as error:  # noqa: BLE001 - only a budget stops a call
-            self._meter.fault("authorize", error)
-
-    def hears(self, data: str | bytes) -> None:
-        """A message was received."""
-        try:
-            event = json.loads(data)
-            kind = event.get("type")
-            if kind in _ANSWERS or kind in _DELEGATED:
-                self._settle(self._read(event), "ok", answers=kind in _ANSWERS)
-            elif kind in _TOTALS:
-                self._take_total(self._read(event), ended=kind == "session.closed")
-            elif kind in _SETTINGS:
-                self._configure(event.get("session", {}), begins=kind in _BEGINNINGS)
-            elif kind == "error":
-                self._refuse(event.get("error") or {})
-        except Exception as error:  # noqa: BLE001 - the caller gets his event
-            self._meter.fault("read a socket", error)
-
-    def abandon(self) -> None:
-        """The connection is over: what was asked for and not answered may be billed all the same."""
-        if self._pid != os.getpid():
-            return
-        if self._total is not None:
-            self._write_total("aborted")
-        while self._asked:
-            self._settle(None, "aborted")
-
-    def __del__(self) -> None:
-        self._write = settle_from_anywhere
-        self.abandon()
-
-    def _call_for(self, body: Mapping[str, Any]) -> Call:
-        facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
-        return replace(self._call, facts=replace(facts, streamed=True, region=self._call.facts.region))
-
-    def _read(self, event: Mapping[str, Any]) -> Observation:
-        call = self._call
-        return self._dialect.read(event, provider=call.provider, endpoint=call.endpoint, request=call.facts)
-
-    def _configure(self, settings: Mapping[str, Any], *, begins: bool) -> None:
-        self._session.update(settings)
-        self._call = self._call_for({"session": self._session, **self._session})
-        if begins and self._attached_to is None:
-            opened(self._meter, self._session.get("id"), self._call.facts.model)
-
-    def _take_total(self, seen: Observation, *, ended: bool) -> None:
-        if seen.reading != "total":  # a session that ends without saying what it used
-            self._settle(seen, "ok", answers=False)
-            return
-        self._total = seen
-        if ended or time.monotonic() >= self._due:
-            self._write_total("ok")
-
-    def _write_total(self, status: Status) -> None:
-        total, self._total = self._total, None
-        if total is None:
-            return
-        self._due = time.monotonic() + _EVERY
-        identity = self._attached_to or self._session.setdefault("id", new_id())
-        flags = total.flags | {"estimated"} if status == "aborted" else total.flags
-        outcome = Outcome(status=status, observation=replace(total, response_id=identity, flags=flags))
-        self._write(GrowingBill(self._meter, leave(self._call), outcome, identity))
-
-    def _refuse(self, error: Mapping[str, Any]) -> None:
-        """An answer that was asked for will not come. Which one, a realtime session says by its event's id."""
-        named, only_answers = error.get("event_id"), self._call.endpoint == "responses.connect"
-        for asked in self._asked:
-            if only_answers or (named is not None and asked[0] == named):
-                self._asked.remove(asked)
-                outcome = Outcome(status="error", error_type=error.get("code") or error.get("type"))
-                self._write(Settling(self._meter, asked[1], outcome))
-                return
-
-    def _settle(self, seen: Observation | None, status: Status, *, answers: bool = True) -> None:
-        asked = self._asked.popleft()[1] if self._asked and answers else None
-        if seen is not None and not seen.billable:
-            if asked is not None:
-                self._meter.release(asked)
-            return
-        if seen is not None:
-            shared = self._attached_to is not None or self._call.endpoint == "live"
-            seen = replace(seen, deduplicate=shared)
-        authorization = asked or leave(self._call)
-        self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))
-
-
-# -- where the SDK makes connections
 
 
 def watch_resources(client: Any) -> None:
