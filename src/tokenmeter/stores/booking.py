@@ -59,24 +59,22 @@ class Booking:
         session: In a write transaction.
     """
 
-    __slots__ = ("_hash", "_seq", "_session", "_sums")
+    __slots__ = ("_head", "_session", "_sums")
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._seq: int | None = None
-        self._hash = b""
+        self._head: tuple[int, bytes] | None = None
         self._sums: dict[tuple[int, int, int], Sequence[int]] = {}
 
     def append(self, draft: Draft) -> bool:
         """Add the entry to the ledger; False, and nothing written, when it is there already."""
         session = self._session
         row, context, digests = draft.row(session)
-        if self._seq is None:
-            self._seq, self._hash = session.connection.execute(_SQL["head"]).fetchone()
-        after = link(self._hash, row, digests)
-        if not session.connection.execute(_INSERT_ENTRY, (self._seq + 1, *row, after)).rowcount:
+        seq, before = self._head or session.connection.execute(_SQL["head"]).fetchone()
+        head = (seq + 1, link(before, row, digests))
+        if not session.connection.execute(_INSERT_ENTRY, (head[0], *row, head[1])).rowcount:
             return False
-        self._seq, self._hash = self._seq + 1, after
+        self._head = head
         self._add(draft, context, row[_OCCURRED_AT])
         return True
 
@@ -91,6 +89,6 @@ class Booking:
 
     def write(self) -> None:
         """Write the chain's new head and what was added to the sums."""
-        if self._sums:
-            self._session.connection.execute(_SQL["advance_head"], (self._seq, self._hash))
+        if self._head:
+            self._session.connection.execute(_SQL["advance_head"], self._head)
             self._session.connection.executemany(_ADD_SUMS, [(*place, *sums) for place, sums in self._sums.items()])
