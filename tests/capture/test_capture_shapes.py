@@ -542,7 +542,8 @@ def _settled(value: Any) -> str:
 
 #: Headers whose value is new in every request.
 _CHANGING = frozenset({"content-length", "idempotency-key", "x-stainless-idempotency-key"})
-_INJECTED = b',"stream_options":{"include_usage":true}'
+#: As old and new httpx write it.
+_INJECTED = re.compile(rb', ?"stream_options": ?\{"include_usage": ?true\}')
 
 
 def _wire(request: Any) -> tuple[str, str, list[tuple[str, str]], bytes]:
@@ -558,4 +559,4 @@ def _wire(request: Any) -> tuple[str, str, list[tuple[str, str]], bytes]:
 
 def _without_injection(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[Any, ...]:
     *rest, body = ours
-    return (*rest, body.replace(_INJECTED, b"") if _INJECTED not in theirs[-1] else body)
+    return (*rest, body if _INJECTED.search(theirs[-1]) else _INJECTED.sub(b"", body))
