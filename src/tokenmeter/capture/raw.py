@@ -18,6 +18,8 @@ __all__ = ["DOCUMENT_LIMIT", "Listener", "RawReader", "read_whole"]
 #: A longer JSON document is not kept for reading; its usage is then unknown, and flagged so. Bytes.
 DOCUMENT_LIMIT = 32 * 1024 * 1024
 
+_PIECE = 64 * 1024
+
 Kind = Literal["events", "frames", "lines", "json", "text", "binary"]
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
@@ -141,7 +143,9 @@ def _decoded(written: bytes | str, otherwise: Any) -> Any:
 def read_whole(content: bytes, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None) -> None:
     """Decode a body that is already in memory, its content encoding undone."""
     reader = RawReader({"content-type": headers.get("content-type", "")}, listener, kind=kind)
-    reader.feed(content)
+    step = _PIECE if kind == "lines" else max(len(content), 1)  # a file may be large, and none of our business
+    for start in range(0, len(content), step):
+        reader.feed(content[start : start + step])
     reader.close()
 
 
