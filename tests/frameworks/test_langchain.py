@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from langchain_anthropic import ChatAnthropic
@@ -99,6 +100,19 @@ async def test_threads_and_tasks_keep_their_own_attribution(chat, books):
     await asyncio.gather(ask("linus"), ask("ada"))
     books.agree(calls=7)
     assert books.by_member() == {"ada": 4, "grace": 2, "linus": 1}
+
+
+async def test_a_stream_that_is_left_early_is_recorded_as_aborted(chat, books):
+    chat.invoke("Hello")
+    books.provider.answer("a long story " * 200, chunk_delay=0.01, times=2)
+    with contextlib.closing(chat.stream("Tell a story")) as stream:
+        next(stream)
+    async with contextlib.aclosing(chat.astream("Tell a story")) as stream:
+        await anext(stream)
+    await asyncio.sleep(0.1)  # the generators inside are closed by the event loop
+    complete, *left = books.entries()
+    assert complete.status == "ok"
+    assert [(entry.status, entry.flags) for entry in left] == [("aborted", ("estimated",))] * 2
 
 
 async def test_copies_and_configured_models_stay_metered(chat, books):

@@ -101,6 +101,19 @@ async def test_concurrent_runs_keep_their_own_attribution_streamed_or_not(make_m
     assert books.by_member() == {"ada": 2, "grace": 2, "linus": 2}
 
 
+async def test_a_streamed_run_that_is_cancelled_is_recorded_as_aborted(make_model, books):
+    agent = Agent(name="storyteller", model=make_model())
+    await Runner.run(agent, "Hello")
+    books.provider.answer("a long story " * 200, chunk_delay=0.01)
+    stream = Runner.run_streamed(agent, "Tell a story")
+    async for event in stream.stream_events():
+        if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
+            stream.cancel()
+    complete, left = books.entries()
+    assert complete.status == "ok"
+    assert (left.status, left.flags) == ("aborted", ("estimated",))
+
+
 def test_a_sync_run_is_recorded(make_model, books):
     with tokenmeter.attribute(member="ada"):
         assert Runner.run_sync(Agent(name="echo", model=make_model()), "Hello").final_output == "You said: Hello"

@@ -76,6 +76,30 @@ async def test_concurrent_runs_keep_their_own_attribution(kind, make_model, book
     assert books.by_member() == {"ada": 2, "grace": 1, "linus": 1}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_run_that_is_left_early_or_cancelled_is_recorded_as_aborted(kind, make_model, books):
+    agent = Agent(make_model(kind))
+
+    async def read_all():
+        async with agent.run_stream("Tell a story") as stream:
+            async for _ in stream.stream_text(delta=True):
+                pass
+
+    await read_all()
+    books.provider.answer("a long story " * 200, chunk_delay=0.01, times=2)
+    async with agent.run_stream("Tell a story") as stream:
+        async for _ in stream.stream_text(delta=True):
+            break
+    running = asyncio.ensure_future(read_all())
+    await asyncio.sleep(0.3)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    complete, *left = books.entries()
+    assert complete.status == "ok"
+    assert [(entry.status, entry.flags) for entry in left] == [("aborted", ("estimated",))] * 2
+
+
 def test_sync_runs_and_embeddings_are_recorded(make_model, make_client, books):
     embedding = OpenAIEmbeddingModel(
         "text-embedding-3-small", provider=OpenAIProvider(openai_client=make_client(AsyncOpenAI))
