@@ -85,8 +85,8 @@ class RawReader:
             self._line = rest
             for line in lines:
                 self._take_line(bytes(line))
-        elif len(self._line) > DOCUMENT_LIMIT:
-            self._let_through()
+        elif len(self._line) > DOCUMENT_LIMIT or (self._kind == "lines" and not self._line.startswith(b"{")):
+            self._let_through()  # no line of any file we know
 
     def close(self) -> None:
         """The body is at its end."""
