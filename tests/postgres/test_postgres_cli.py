@@ -1,30 +1,54 @@
 """``tokenmeter db``: a shared ledger is set up from the command line."""
 
-from __future__ import annotations
-
 import json
-import subprocess
-import sys
+import uuid
+
+import pytest
+
+from tokenmeter.__main__ import main
 
 
-def db(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tokenmeter", "db", *arguments], capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def db(capsys, tmp_path, monkeypatch):
+    """Run ``tokenmeter db ...``: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(["db", *arguments])
+        shown = capsys.readouterr()
+        return end.value.code or 0, shown.out, shown.err
+
+    return run
 
 
-def test_a_ledger_is_made_inspected_and_opened_to_a_reader(postgres_url):
-    before = db("status", postgres_url, "--json")
-    assert before.returncode == 1, before.stderr
-    assert json.loads(before.stdout)["pending"]
-    assert "Applied" in db("init", postgres_url).stdout
-    assert "up to date" in db("migrate", postgres_url).stdout
-    after = db("status", postgres_url)
-    assert after.returncode == 0
-    assert "pending: none" in after.stdout
+def test_a_ledger_is_made_inspected_and_opened_to_roles(db, postgres_url, postgres_server_url):
+    import psycopg
+
+    code, out, _ = db("status", postgres_url, "--json")
+    assert code == 1
+    assert json.loads(out)["pending"]
+    assert "Applied" in db("init", postgres_url)[1]
+    assert "up to date" in db("migrate", postgres_url)[1]
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role}")
+        for right in ("writer", "reader"):
+            assert f"{role} is now a {right}" in db("grant", right, role, postgres_url)[1].replace("\n", " ")
+        code, out, _ = db("status", postgres_url, "--json")
+        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    found = json.loads(out)
+    assert (code, found["pending"], found["writers"], found["readers"]) == (0, [], [role], [role])
 
 
-def test_a_sqlite_ledger_needs_no_setting_up():
-    refused = db("init", "sqlite:///usage.db")
-    assert refused.returncode == 2
-    assert "sets itself up" in refused.stderr
+def test_a_role_that_is_not_there_is_told_how_to_make(db, postgres_url):
+    db("init", postgres_url)
+    code, _, err = db("grant", "writer", "nobody_there", postgres_url)
+    assert code == 2
+    assert "CREATE ROLE nobody_there" in err.replace("\n", " ")
+
+
+def test_a_sqlite_ledger_needs_no_setting_up(db):
+    code, _, err = db("init", "sqlite:///usage.db")
+    assert code == 2
+    assert "sets itself up" in err.replace("\n", " ")

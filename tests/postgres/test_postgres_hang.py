@@ -85,7 +85,7 @@ def test_a_call_in_hand_gives_up_and_those_behind_it_do_not_wait(hang, url, open
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(seconds > 0.5 for seconds in took) <= 2  # one or two find out for all the others
+    assert sum(seconds > 1.5 for seconds in took) <= 2  # one or two find out for all the others
     hang.end()
     assert store.flush(20) == 0
     assert len(list(store.entries())) == 12
@@ -144,7 +144,7 @@ def test_a_settlement_waits_for_synchronous_replicas_and_a_hold_does_not(
         before = time.monotonic()
         call()
         times.append(time.monotonic() - before)
-    assert times[0] < 0.5
+    assert times[0] < 0.9
     assert times[1] > 0.9
     assert store.health().facts["spooled_entries"] == 1
     with psycopg.connect(own_postgres_server.url, autocommit=True) as connection:

@@ -30,7 +30,7 @@ _GRACE_SECONDS = 2
 #: Words of libpq that mean a wrong setting, not a server that is away.
 _SETTINGS_WRONG = (
     *("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry"),
-    *("does not support SSL", "certificate", "SSL error"),
+    *("does not support SSL", "certificate"),
 )
 _LOOPBACK = ("127.0.0.1", "::1")
 #: The server process that answers, and its clock.
