@@ -70,3 +70,34 @@ def test_an_event_loop_goes_on_while_settings_and_prices_are_read(sdk, tmp_path)
     assert (read_before, read_meanwhile, entries, cost_source) == (False, True, 1, "computed")
     assert {name for name, _ in threads} == {"genai_prices", "tokenmeter.api.default"}
     assert not any(on_the_loop for _, on_the_loop in threads)
+
+
+ABORTED = """
+import sys, tokenmeter
+from tokenmeter.openai import OpenAI
+from tokenmeter.testing import FakeProvider
+
+def words(client):
+    question = dict(model="gpt-5-mini", messages=[dict(role="user", content="x")])
+    with client.chat.completions.create(**question, stream=True) as stream:
+        yield from stream
+
+with FakeProvider() as provider:
+    client = OpenAI(api_key="k", base_url=provider.openai_url)
+    for _ in words(client):
+        break
+    print([(entry.status, entry.streamed) for entry in tokenmeter.entries()])
+"""
+
+
+def test_a_first_stream_that_is_dropped_half_way_is_in_the_next_report(tmp_path):
+    pytest.importorskip("openai")
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTED],
+        env={"PATH": "/usr/bin", "TOKENMETER_STORE": f"sqlite:///{tmp_path}/usage.db", "HOME": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "[('aborted', True)]"

@@ -264,7 +264,7 @@ class TestRateLimits:
         passed, waits = [], []
         for second in range(0, 600, 5):
             now = start + timedelta(seconds=second)
-            monkeypatch.setattr("tokenmeter.meter.meter.utcnow", lambda now=now: now)
+            monkeypatch.setattr(meter.store, "now", lambda now=now: now)
             try:
                 spend(meter, a_call(), 1)
                 passed.append(second)
@@ -312,7 +312,7 @@ class TestHolds:
         meter.extend(leave)  # not due yet
         assert len(store.expired(soon)) == 1
         leave.extend_due_ns = 0
-        monkeypatch.setattr("tokenmeter.budgets.reservations.utcnow", lambda: soon)
+        monkeypatch.setattr(store, "now", lambda: soon)
         meter.extend(leave)
         until = time.monotonic() + 5
         while store.expired(soon) and time.monotonic() < until:

@@ -5,10 +5,15 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
-from tokenmeter.ledger import CounterKey
+from tokenmeter import Budget, make_meter
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.ledger import CounterKey, utcnow
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError
 
@@ -145,10 +150,34 @@ class TestLeases:
 
 
 def test_an_expired_hold_goes_by_the_servers_clock(store, make_hold, key):
-    store._pool.skew_us = 3600 * 1_000_000
-    hold = make_hold((key, 10, 1), seconds=60)
-    store.reserve(hold)
-    assert [found.reservation_id for found in store.expired(hold.expires_at)] == [hold.reservation_id]
-    assert store.expired(hold.expires_at)[0].expires_at == hold.expires_at
+    store._pool.skew_us = 3600 * 1_000_000  # this host's clock is an hour late
+    now = store.now()
+    assert abs(now - utcnow() - timedelta(hours=1)) < timedelta(seconds=2)
+    store.reserve(replace(make_hold((key, 10, 1)), expires_at=now + timedelta(seconds=60)))
     store._pool.skew_us = 0  # another host, whose clock is right
-    assert list(store.expired(hold.expires_at)) == []
+    assert list(store.expired(now)) == []
+    assert len(store.expired(now + timedelta(seconds=61))) == 1
+
+
+def test_the_servers_clock_decides_the_window(postgres_url, monkeypatch):
+    hour = timedelta(hours=1)
+    monkeypatch.setattr("tokenmeter.stores.postgres.store.utcnow", lambda: utcnow() - hour)  # this host's clock is late
+    monkeypatch.setattr(
+        "tokenmeter.stores.postgres.sessions.time", SimpleNamespace(time_ns=_an_hour_ago_ns, monotonic=time.monotonic)
+    )
+    late = make_meter(store=postgres_url, config={}, budgets=[Budget(limit_requests=5, period="hour")])
+    call = Call(
+        provider="openai", endpoint="chat.completions", operation="chat", facts=RequestFacts(model="gpt-5-mini")
+    )
+    before = utcnow() - timedelta(seconds=2)
+    late.settle(late.authorize(call), Outcome(status="ok"))
+    (entry,) = late.store.entries()
+    assert before < entry.occurred_at < utcnow() + timedelta(seconds=2)
+    (balance,) = late.remaining(at=entry.occurred_at)
+    assert balance.spent == 1
+    assert balance.window_start == entry.occurred_at.replace(minute=0, second=0, microsecond=0)
+    late.close()
+
+
+def _an_hour_ago_ns():
+    return time.time_ns() - 3600 * 1_000_000_000

@@ -22,7 +22,7 @@ from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.estimation import Expectations, picodollars
-from tokenmeter.ledger import Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.ledger import Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.money import EXACT, ZERO, quantize
 from tokenmeter.pricing import Pricer
 from tokenmeter.semconv import OUTPUT_METERS
@@ -156,7 +156,7 @@ class BudgetBook:
             spent=amount(crossing.settled + raised),
             window_start=from_microseconds(start),
             window_end=None if end is None else from_microseconds(end),
-            at=utcnow(),
+            at=store.now(),
             hard=cap.budget.hard,
         )
 

@@ -16,7 +16,7 @@ from tokenmeter.budgets.opening import open_balances
 from tokenmeter.budgets.plan import Plan
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.usage import Observation
@@ -118,12 +118,12 @@ class Reservations:
             raise StoreBusyError("New budgets have to be looked up in the ledger first; call again from a thread.")
         with _opening:
             if not self.opened:
-                open_balances(self._book, self._store, self._pricer, utcnow())
+                open_balances(self._book, self._store, self._pricer, self._store.now())
                 self.opened = True
 
     def extend(self, reservation_id: str) -> None:
         """Give a hold its full time again. Never waits, never raises; a store behind a network is told by a thread."""
-        until = utcnow() + self._hold_time
+        until = self._store.now() + self._hold_time
         try:
             self._store.extend(reservation_id, until, wait=False)
         except StoreBusyError:
@@ -187,7 +187,7 @@ class Reservations:
 
     def _make_room(self, *, wait: bool) -> bool:
         try:
-            return self.sweep(utcnow(), wait=wait) > 0
+            return self.sweep(self._store.now(), wait=wait) > 0
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found
@@ -198,7 +198,7 @@ class Reservations:
         now = time.monotonic()
         if now >= self._sweep_due:
             self._sweep_due = now + _SWEEP_EVERY
-            _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep, utcnow()))
+            _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep, self._store.now()))
 
     def _quietly(self, what: str, work: Callable[..., object], *arguments: object) -> None:
         try:

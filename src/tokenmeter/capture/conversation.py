@@ -161,7 +161,7 @@ class Conversation:
         identity = self._attached_to or self._session.setdefault("id", new_id())
         flags = total.flags | {"estimated"} if status == "aborted" else total.flags
         outcome = Outcome(status=status, observation=replace(total, response_id=identity, flags=flags))
-        self._write(GrowingBill(self._meter, leave(self._call), outcome, identity))
+        self._write(GrowingBill(self._meter, leave(self._meter, self._call), outcome, identity))
 
     def _refuse(self, error: Mapping[str, Any]) -> None:
         """An answer that was asked for will not come. Which one, a realtime session says by its event's id."""
@@ -182,5 +182,5 @@ class Conversation:
         if seen is not None:
             shared = self._attached_to is not None or self._call.endpoint == "live"
             seen = replace(seen, deduplicate=shared)
-        authorization = asked or leave(self._call)
+        authorization = asked or leave(self._meter, self._call)
         self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))

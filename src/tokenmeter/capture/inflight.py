@@ -18,7 +18,6 @@ from tokenmeter.capture.settlement import (
     watch,
 )
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreUnavailableError
-from tokenmeter.ledger import utcnow
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
@@ -124,7 +123,7 @@ class InFlight:
 
     def _leave(self) -> Authorization:
         """Leave without asking a budget: nothing new is billed, or the budgets failed."""
-        return leave(self._call)
+        return leave(self.meter, self._call)
 
     @property
     def provider(self) -> str:
@@ -334,11 +333,11 @@ def describe(
     )
 
 
-def leave(call: Call) -> Authorization:
+def leave(meter: Meter, call: Call) -> Authorization:
     """Leave for a call that no budget is asked about."""
     from tokenmeter.meter import Authorization  # noqa: PLC0415 - there is a meter by now, which importing us need not load
 
-    return Authorization(call, utcnow(), time.perf_counter_ns())
+    return Authorization(call, meter.store.now(), time.perf_counter_ns())
 
 
 def effective_body(options: Any) -> Mapping[str, Any] | None:

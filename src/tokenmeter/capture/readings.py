@@ -23,7 +23,7 @@ from tokenmeter.capture.background import (
 )
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.ledger import Entry
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
@@ -278,7 +278,7 @@ class Readings:
             call = on_account_of_starter(meter, identity, authorization.call)
             mine = authorization if call is authorization.call else replace(authorization, call=call)
         if seen.reading in {"total", "step"} and identity is not None:
-            return GrowingBill(meter, replace(mine, started_at=utcnow()), outcome, identity)
+            return GrowingBill(meter, replace(mine, started_at=meter.store.now()), outcome, identity)
         if seen.reading == "share" and subject is not None:
             return self._file_line(mine, outcome, seen, subject)
         if seen.bill_id is not None:

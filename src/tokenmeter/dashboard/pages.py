@@ -19,7 +19,7 @@ from tokenmeter.dashboard.overview import Overview, Ranking, overview, rank
 from tokenmeter.dashboard.rendering import base_of, missing, page
 from tokenmeter.dashboard.standing import fired, standings
 from tokenmeter.dashboard.view import View, canonical, label_of
-from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import parse_by
@@ -145,7 +145,7 @@ class Pages:
         """Every budget with its bar."""
         state = pulse_of(self._store)
         view = self._view(request)
-        found = standings(self._meter, utcnow())
+        found = standings(self._meter, self._meter.store.now())
         return page(
             request,
             "budgets.html",

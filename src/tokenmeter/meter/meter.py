@@ -18,7 +18,7 @@ from tokenmeter.budgets.audit import audit_counters
 from tokenmeter.budgets.reservations import Reservations
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreUnavailableError
-from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.ledger import Entry
 from tokenmeter.meter.authorization import Authorization
 from tokenmeter.meter.keys import KeyRing
 from tokenmeter.meter.recording import NOTHING_SEEN, record_of
@@ -103,10 +103,10 @@ class Meter:
             StoreUnavailableError: a hard cap applies, the store fails, and the budget says ``closed``.
             StoreBusyError: ``wait=False`` and the store's lock is taken; call again, from a thread.
         """
-        authorization = Authorization(call, utcnow(), time.perf_counter_ns())
+        self._read_prices(wait=wait)
+        authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
         if self.budgets:
             try:
-                self._check_prices(wait=wait)
                 held = self._reservations.hold(call, authorization.started_at, wait=wait)
                 if held is not None:
                     authorization.reservation = held.reservation
@@ -118,11 +118,20 @@ class Meter:
                 self._without_store(authorization, error)
         return authorization
 
-    def _check_prices(self, *, wait: bool) -> None:
-        """Reading the price data takes half a second; an event loop leaves that to a thread."""
-        if not (wait or self._prices_read or self.pricer.price_list.ready):
+    def _read_prices(self, *, wait: bool) -> None:
+        """Before the first call, since an aborted stream may be settled where nothing can be waited for.
+
+        It takes half a second; an event loop leaves it to a thread.
+        """
+        if self._prices_read:
+            return
+        if not (wait or self.pricer.price_list.ready):
             raise StoreBusyError("The price data is still to be read from disk; call again from a thread.")
         self._prices_read = True
+        try:
+            self.pricer.price_list.prepare()
+        except Exception as error:  # noqa: BLE001 - the call itself goes through; `reprice` can rate it later
+            self.fault("read the price data", error)
 
     def _without_store(self, authorization: Authorization, error: Exception) -> None:
         if self.budgets.fails_closed(authorization.call, authorization.started_at):
@@ -150,7 +159,7 @@ class Meter:
             The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
         """
         reservation = authorization.reservation if outcome.last else None
-        self._check_prices(wait=wait)
+        self._read_prices(wait=wait)
         if not self._reservations.opened:
             self._open_budgets(wait=wait)
         try:
@@ -266,7 +275,7 @@ class Meter:
             at: The instant whose windows are meant; default: now.
         """
         self._reservations.open(wait=True)
-        return self.budgets.remaining(self.store, scope or {}, at or utcnow())
+        return self.budgets.remaining(self.store, scope or {}, at or self.store.now())
 
     def raise_budget(
         self,
@@ -292,14 +301,15 @@ class Meter:
             ConfigurationError: no such budget or counter, or an amount that is not positive.
             StoreUnavailableError: it could not be recorded.
         """
-        entry = self.budgets.raise_entry(name, amount, by=by, reason=reason, at=at or utcnow(), scope=scope or {})
+        moment = at or self.store.now()
+        entry = self.budgets.raise_entry(name, amount, by=by, reason=reason, at=moment, scope=scope or {})
         self.post(entry)
         return entry
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
         """Counters that differ from the ledger; see `tokenmeter.budgets.audit.audit_counters`."""
         self._reservations.open(wait=True)
-        return audit_counters(self.budgets, self.store, self.pricer, now=utcnow(), repair=repair)
+        return audit_counters(self.budgets, self.store, self.pricer, now=self.store.now(), repair=repair)
 
     def sweep(self, now: datetime | None = None) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
@@ -307,7 +317,7 @@ class Meter:
         Returns:
             How many holds were swept.
         """
-        return self._reservations.sweep(now or utcnow())
+        return self._reservations.sweep(now or self.store.now())
 
     # -- entries
 

@@ -108,6 +108,11 @@ class Catalog:
         """Whether the data is imported; the first look-up takes half a second otherwise."""
         return self._data is not None or _installed.cache_info().currsize > 0
 
+    def prepare(self) -> None:
+        """Import the data."""
+        if self._data is None:
+            _installed()
+
     def find(self, provider: str, names: Iterable[str]) -> CatalogModel | None:
         """The model listed under the first of `names` that is listed, at `provider` or whose models it resells."""
         data = self._data or _installed()

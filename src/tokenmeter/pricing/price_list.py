@@ -107,6 +107,11 @@ class PriceList:
         """Whether a look-up answers at once, with nothing to be read from disk."""
         return self._catalog is None or self._catalog.ready
 
+    def prepare(self) -> None:
+        """Read from disk what the first look-up would read."""
+        if self._catalog is not None:
+            self._catalog.prepare()
+
     @property
     def own_rows(self) -> tuple[Price, ...]:
         """The rows laid over the catalog: the user's, the project's and the shipped overrides."""

@@ -210,6 +210,10 @@ class Store(Protocol):
 
     url: str
 
+    def now(self) -> datetime:
+        """The ledger's clock, aware UTC: it decides windows and expiry for all who share the ledger. Asks nobody."""
+        ...
+
     def settle(
         self,
         entry: Entry,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.stores.base import (
     Aggregate,
     CapReachedError,
@@ -56,6 +56,10 @@ class MemoryStore:
         self._crossings: list[Crossing] = []
         self._documents: list[Document] = []
         self._secret = os.urandom(32)
+
+    def now(self) -> datetime:
+        """This machine's clock."""
+        return utcnow()
 
     def settle(
         self,

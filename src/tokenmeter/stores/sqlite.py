@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, utcnow
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.balances import Balances, take_hold
 from tokenmeter.stores.base import (
@@ -71,6 +71,10 @@ class SQLiteStore:
         self._database = Database(path, patience=patience)
         self.path = self._database.path
         self.url = f"sqlite:///{self.path}"
+
+    def now(self) -> datetime:
+        """This machine's clock."""
+        return utcnow()
 
     # -- writing
 

@@ -155,16 +155,16 @@ def batch_text(bodies: Sequence[str], *, stripe: int, kept: bool) -> str:
     return f'{{"stripe":{stripe},"kept":{"true" if kept else "false"},"records":[{",".join(bodies)}]}}'
 
 
-def encode_hold(reservation: Reservation, *, skew_us: int) -> str:
-    """A reservation as JSON text, its instants moved onto the server's clock."""
+def encode_hold(reservation: Reservation) -> str:
+    """A reservation as JSON text."""
     call = reservation.call
     context, rates = _clean(context_of(call)), [_clean(rate_of(charge)) for charge in call.charges]
     row = _clean(encode_entry(call, encode_amounts(call), 0, range(len(rates))))
     return compact_json(
         {
             "reservation_id": reservation.reservation_id,
-            "created_at": to_microseconds(reservation.created_at) + skew_us,
-            "expires_at": to_microseconds(reservation.expires_at) + skew_us,
+            "created_at": to_microseconds(reservation.created_at),
+            "expires_at": to_microseconds(reservation.expires_at),
             "owner": reservation.owner,
             "claims": encode_claims(reservation.claims),
             "call": compact_json([row, context, rates]),
@@ -172,15 +172,15 @@ def encode_hold(reservation: Reservation, *, skew_us: int) -> str:
     )
 
 
-def read_hold(row: Sequence[Any], *, skew_us: int) -> Reservation:
-    """The reservation of a row of ``holds``, its instants on this host's clock."""
+def read_hold(row: Sequence[Any]) -> Reservation:
+    """The reservation of a row of ``holds``."""
     reservation_id, claims, created_at, expires_at, owner, call = row
     values, context, rates = json.loads(call)
     return Reservation(
         reservation_id=reservation_id,
         claims=decode_claims(claims),
-        created_at=from_microseconds(created_at - skew_us),
-        expires_at=from_microseconds(expires_at - skew_us),
+        created_at=from_microseconds(created_at),
+        expires_at=from_microseconds(expires_at),
         owner=owner,
         call=decode_entry(values, tuple(context), lambda number: tuple(rates[number])),
     )

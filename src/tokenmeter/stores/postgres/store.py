@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import psycopg
 from psycopg import Connection
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, utcnow
 from tokenmeter.stores.base import (
     Aggregate,
     CapReachedError,
@@ -117,6 +117,10 @@ class PostgresStore:
     def _rows(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         return self._run(lambda connection: connection.execute(_SQL[query], values).fetchall())
 
+    def now(self) -> datetime:
+        """The server's clock, to the second, as this host knows it from its last connection."""
+        return utcnow() + timedelta(microseconds=self._pool.skew_us)
+
     # -- writing
 
     def settle(
@@ -174,7 +178,7 @@ class PostgresStore:
 
     def _hold(self, reservation: Reservation, *, wait: bool) -> None:
         missed: dict[str, Any] | None = self._value(
-            "reserve", [encode_hold(reservation, skew_us=self._pool.skew_us)], wait=wait
+            "reserve", [encode_hold(reservation)], wait=wait
         )
         if missed is not None:
             raise CapReachedError(
@@ -191,8 +195,7 @@ class PostgresStore:
         """Move a hold's expiry."""
         if self._leases is not None and self._leases.knows(reservation_id):
             return True
-        until = to_microseconds(expires_at) + self._pool.skew_us
-        return bool(self._value("extend", [reservation_id, until], wait=wait))
+        return bool(self._value("extend", [reservation_id, to_microseconds(expires_at)], wait=wait))
 
     def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
         """SET the settled amounts; for the ledger's owner."""
@@ -231,9 +234,8 @@ class PostgresStore:
         What waits in this host's spool is sent first: those calls are not lost, only late.
         """
         self._drainer.tend()
-        skew = self._pool.skew_us
-        rows = self._rows("expired_holds", [to_microseconds(now) + skew, limit])
-        return [read_hold(row, skew_us=skew) for row in rows]
+        rows = self._rows("expired_holds", [to_microseconds(now), limit])
+        return [read_hold(row) for row in rows]
 
     def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
         """State of the named counters."""
