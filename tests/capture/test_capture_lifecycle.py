@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from datetime import UTC, datetime
 
 import anthropic
 import openai
@@ -236,6 +237,9 @@ class _Forgetful:
 
     def __init__(self):
         self.settled = 0
+
+    def now(self):
+        return datetime.now(UTC)
 
     def settle(self, *_args, **_kwargs):
         from tokenmeter.stores.base import Settlement

@@ -372,7 +372,7 @@ class TestVerify:
         assert ("edited", f"{table} 1") in self.found(store)
 
     def test_finds_an_edited_shared_row_whose_digest_was_edited_too(self, store, tamper):
-        from tokenmeter.stores.codec import CONTEXT_FIELDS
+        from tokenmeter.stores.contexts import CONTEXT_FIELDS
         from tokenmeter.stores.shared import digest_of
 
         (values,) = store._fetch(f"SELECT {', '.join(CONTEXT_FIELDS)} FROM contexts WHERE id = 4")  # noqa: S608

@@ -13,19 +13,12 @@ from tokenmeter.ledger import Charge, Claim, CounterKey, Entry
 from tokenmeter.money import PICODOLLAR, to_picodollars
 from tokenmeter.periods import Period, buckets
 from tokenmeter.stores.base import EntryFilter
-from tokenmeter.stores.codec import (
-    context_of,
-    decode_claims,
-    decode_entry,
-    encode_amounts,
-    encode_claims,
-    encode_entry,
-    rate_of,
-    to_microseconds,
-)
+from tokenmeter.stores.codec import decode_claims, decode_entry, encode_amounts, encode_claims, encode_entry
+from tokenmeter.stores.contexts import context_of, rate_of
 from tokenmeter.stores.memory import MemoryStore
 from tokenmeter.stores.slots import ends, terms
 from tokenmeter.stores.sqlite import SQLiteStore
+from tokenmeter.stores.values import to_microseconds
 from tokenmeter.usage import Usage
 
 START = datetime(2026, 2, 24, tzinfo=UTC)

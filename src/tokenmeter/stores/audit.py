@@ -10,7 +10,8 @@ from typing import Any
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.chain import FIRST, link
-from tokenmeter.stores.codec import COLUMNS, CONTEXT_FIELDS, RATE_FIELDS, decode_claims, from_microseconds
+from tokenmeter.stores.codec import COLUMNS, decode_claims
+from tokenmeter.stores.contexts import CONTEXT_FIELDS, RATE_FIELDS
 from tokenmeter.stores.database import Database
 from tokenmeter.stores.rollups import DAY, SUMS, lines
 from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of, rate_numbers
@@ -18,6 +19,7 @@ from tokenmeter.stores.session import Session
 from tokenmeter.stores.shared import digest_of
 from tokenmeter.stores.slots import Level, ends, month, slots_of
 from tokenmeter.stores.summing import slot_sums
+from tokenmeter.stores.values import from_microseconds
 
 __all__ = ["audit"]
 

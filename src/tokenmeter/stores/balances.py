@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossing
 from tokenmeter.stores.base import CapReachedError, Counter
-from tokenmeter.stores.codec import decode_claims, to_microseconds
+from tokenmeter.stores.codec import decode_claims
 from tokenmeter.stores.migrations import queries
 from tokenmeter.stores.session import Session
+from tokenmeter.stores.values import to_microseconds
 
 __all__ = ["Balances", "take_hold"]
 

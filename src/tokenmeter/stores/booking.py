@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.chain import link
-from tokenmeter.stores.codec import COLUMNS, context_of, encode_amounts, encode_entry, rate_of
+from tokenmeter.stores.codec import COLUMNS, encode_amounts, encode_entry
+from tokenmeter.stores.contexts import context_of, rate_of
 from tokenmeter.stores.migrations import queries
 from tokenmeter.stores.rollups import SUMS, lines
 from tokenmeter.stores.session import Session

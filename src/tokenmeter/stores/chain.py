@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tokenmeter.stores.codec import compact_json
+from tokenmeter.stores.values import compact_json
 
 __all__ = ["FIRST", "link"]
 

@@ -12,68 +12,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry
 from tokenmeter.money import to_dollars, to_picodollars
+from tokenmeter.stores.contexts import CONTEXT_FIELDS, Context, Rate, decode_multipliers
+from tokenmeter.stores.values import MICRO, compact_json, from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
     "COLUMNS",
-    "CONTEXT_FIELDS",
-    "MICRO",
-    "RATE_FIELDS",
     "Amounts",
-    "Context",
-    "Rate",
-    "compact_json",
-    "context_of",
     "decode_amounts",
     "decode_claims",
     "decode_entry",
     "encode_amounts",
     "encode_claims",
     "encode_entry",
-    "from_microseconds",
-    "rate_of",
     "storable",
-    "to_microseconds",
 ]
 
-#: Picodollars in a microdollar: where summed money columns are split.
-MICRO = 1_000_000
-_SECOND = 1_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-#: What `Context` holds, in order. ``model`` and ``api_key`` are what reports group by; they follow from the others.
-CONTEXT_FIELDS = (
-    "kind",
-    "provider",
-    "endpoint",
-    "operation",
-    "request_model",
-    "response_model",
-    "status",
-    "service_tier",
-    "cost_source",
-    "member",
-    "team",
-    "organization",
-    "project",
-    "route",
-    "api_key_fingerprint",
-    "api_key_last4",
-    "api_key_alias",
-    "price_list_hash",
-    "model",
-    "api_key",
-)
-#: What `Rate` holds, in order. Prices and factors are decimal text; ``multipliers`` is JSON, None for none.
-RATE_FIELDS = ("model", "sku_meter", "unit", "list_unit_price", "multipliers", "price_id", "source", "role")
 #: Columns of an entry's row, in order, after its number and before its hash.
 COLUMNS = (
     "entry_id",
@@ -104,11 +64,6 @@ COLUMNS = (
     "reservation_id",
     "dedup_key",
 )
-
-#: Values in the order of `CONTEXT_FIELDS`.
-Context = tuple[str | None, ...]
-#: Values in the order of `RATE_FIELDS`.
-Rate = tuple[Any, ...]
 
 
 class Amounts(NamedTuple):
@@ -141,79 +96,6 @@ def storable(entry: Entry) -> Entry:
         for charge in entry.charges
     )
     return replace(entry, **texts, charges=charges)
-
-
-def to_microseconds(moment: datetime) -> int:
-    """An aware instant as microseconds since the epoch."""
-    since = moment - _EPOCH
-    return (since.days * 86_400 + since.seconds) * _SECOND + since.microseconds
-
-
-def from_microseconds(microseconds: int) -> datetime:
-    """Microseconds since the epoch as an aware UTC instant."""
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Decimal):
-        return str(value)
-    raise TypeError(f"{value!r} cannot be stored.")
-
-
-#: Compact JSON; a Decimal becomes text, so that a quantity comes back as exactly what it was.
-compact_json: Callable[[object], str] = json.JSONEncoder(separators=(",", ":"), default=_plain).encode
-
-
-def context_of(entry: Entry) -> Context:
-    """Who, what and under which terms, in the order of `CONTEXT_FIELDS`."""
-    who = entry.attribution
-    key = entry.api_key
-    return (
-        entry.kind,
-        entry.provider,
-        entry.endpoint,
-        entry.operation,
-        entry.request_model,
-        entry.response_model,
-        entry.status,
-        entry.service_tier,
-        entry.cost_source,
-        who.member,
-        who.team,
-        who.organization,
-        who.project,
-        who.route,
-        *((None, None, None) if key is None else (key.fingerprint, key.last4, key.alias)),
-        entry.price_list_hash,
-        entry.model,
-        None if key is None else key.label,
-    )
-
-
-def rate_of(charge: Charge) -> Rate:
-    """Everything of a charge but its amounts."""
-    price = charge.list_unit_price
-    multipliers = charge.multipliers
-    return (
-        charge.model,
-        charge.sku_meter,
-        charge.unit,
-        None if price is None else str(price),
-        _encode_multipliers(tuple(multipliers.items())) if multipliers else None,
-        charge.price_id,
-        charge.source,
-        charge.role,
-    )
-
-
-@lru_cache(maxsize=1024)
-def _encode_multipliers(multipliers: tuple[tuple[str, Decimal], ...]) -> str:
-    return compact_json(multipliers)
-
-
-@lru_cache(maxsize=1024)
-def _decode_multipliers(text: str | None) -> tuple[tuple[str, Decimal], ...]:
-    return tuple((name, Decimal(factor)) for name, factor in json.loads(text)) if text else ()
 
 
 def _picodollars(amount: Decimal | None) -> int | None:
@@ -343,7 +225,7 @@ def _decode_charge(rate: Rate, quantity: int | str, costs: Sequence[int | None])
         quantity=_quantity(quantity),
         unit=unit,
         list_unit_price=None if price is None else Decimal(price),
-        multipliers=dict(_decode_multipliers(multipliers)),
+        multipliers=dict(decode_multipliers(multipliers)),
         list_cost=_dollars(costs[0]),
         contracted_cost=_dollars(costs[1]),
         billed_cost=_dollars(costs[2]),

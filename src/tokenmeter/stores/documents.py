@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.ledger import new_id, utcnow
 from tokenmeter.stores.chain import FIRST, link
-from tokenmeter.stores.codec import from_microseconds, to_microseconds
+from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 __all__ = ["COLUMNS", "Document", "Filing", "NewDocument", "Request", "audit", "document_of", "place", "row_of"]
 

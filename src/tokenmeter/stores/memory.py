@@ -22,9 +22,11 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.codec import context_of, encode_amounts, to_microseconds
+from tokenmeter.stores.codec import encode_amounts
+from tokenmeter.stores.contexts import context_of
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request, place
 from tokenmeter.stores.rollups import Tally, check_boundaries, check_dimensions, matches
+from tokenmeter.stores.values import to_microseconds
 
 __all__ = ["MemoryStore"]
 

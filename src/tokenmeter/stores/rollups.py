@@ -17,7 +17,9 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.base import DIMENSIONS, Aggregate
-from tokenmeter.stores.codec import CONTEXT_FIELDS, MICRO, Amounts, Context, context_of, to_microseconds
+from tokenmeter.stores.codec import Amounts
+from tokenmeter.stores.contexts import CONTEXT_FIELDS, Context, context_of
+from tokenmeter.stores.values import MICRO, to_microseconds
 from tokenmeter.usage import Quantity
 
 __all__ = [

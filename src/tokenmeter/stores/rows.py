@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenmeter.ledger import Entry
-from tokenmeter.stores.codec import COLUMNS, CONTEXT_FIELDS, Amounts, Context, Rate, decode_amounts, decode_entry
+from tokenmeter.stores.codec import COLUMNS, Amounts, decode_amounts, decode_entry
+from tokenmeter.stores.contexts import CONTEXT_FIELDS, Context, Rate
 from tokenmeter.stores.session import Session
 
 __all__ = ["AMOUNT_COLUMNS", "Found", "amounts_of", "entry_of", "rate_numbers"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenmeter.stores.codec import CONTEXT_FIELDS
+from tokenmeter.stores.contexts import CONTEXT_FIELDS
 
 __all__ = ["conditions", "of_context"]
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 from typing import TYPE_CHECKING
 
-from tokenmeter.stores.codec import CONTEXT_FIELDS, RATE_FIELDS
+from tokenmeter.stores.contexts import CONTEXT_FIELDS, RATE_FIELDS
 from tokenmeter.stores.shared import SharedRows
 
 if TYPE_CHECKING:

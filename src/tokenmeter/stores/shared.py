@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.stores.codec import compact_json
+from tokenmeter.stores.values import compact_json
 
 if TYPE_CHECKING:
     import sqlite3

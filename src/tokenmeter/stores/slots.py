@@ -11,8 +11,8 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from tokenmeter.stores.codec import from_microseconds, to_microseconds
 from tokenmeter.stores.rollups import DAY, QUARTER_HOUR
+from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 __all__ = ["Level", "Term", "ends", "month", "slots_of", "terms"]
 

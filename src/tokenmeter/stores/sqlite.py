@@ -24,15 +24,7 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.booking import Booking, Draft
-from tokenmeter.stores.codec import (
-    COLUMNS,
-    compact_json,
-    decode_claims,
-    encode_claims,
-    from_microseconds,
-    storable,
-    to_microseconds,
-)
+from tokenmeter.stores.codec import COLUMNS, decode_claims, encode_claims, storable
 from tokenmeter.stores.database import PATIENCE, Database
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.filing import file_document, read_documents
@@ -46,6 +38,7 @@ from tokenmeter.stores.rows import entry_of
 from tokenmeter.stores.selection import conditions
 from tokenmeter.stores.session import Session, sqlite3
 from tokenmeter.stores.summing import summed
+from tokenmeter.stores.values import compact_json, from_microseconds, to_microseconds
 
 __all__ = ["SQLiteStore"]
 

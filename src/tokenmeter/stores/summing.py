@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 from tokenmeter.stores.base import Aggregate, EntryFilter
-from tokenmeter.stores.codec import compact_json
 from tokenmeter.stores.rollups import SUMS, Cell, Tally
 from tokenmeter.stores.rows import AMOUNT_COLUMNS, amounts_of
 from tokenmeter.stores.selection import conditions, of_context
 from tokenmeter.stores.session import Session
 from tokenmeter.stores.slots import Level, Term, ends, terms
+from tokenmeter.stores.values import compact_json
 
 __all__ = ["slot_sums", "summed"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from psycopg import Connection, sql
 
-from tokenmeter.stores.codec import compact_json
 from tokenmeter.stores.documents import COLUMNS, Document, Filing, NewDocument, Request, document_of, place, row_of
 from tokenmeter.stores.postgres.records import head_of
 from tokenmeter.stores.postgres.schema import queries
+from tokenmeter.stores.values import compact_json
 
 __all__ = ["PAGE", "file_document", "read_page"]
 

@@ -26,7 +26,6 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.codec import to_microseconds
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
@@ -41,6 +40,7 @@ from tokenmeter.stores.postgres.records import encode_hold, encode_record, read_
 from tokenmeter.stores.postgres.schema import apply, check, queries, state
 from tokenmeter.stores.postgres.shipping import Shipping
 from tokenmeter.stores.spool import Spool
+from tokenmeter.stores.values import to_microseconds
 
 __all__ = ["PostgresStore"]
 
@@ -177,9 +177,7 @@ class PostgresStore:
             self._hold(reservation, wait=wait)
 
     def _hold(self, reservation: Reservation, *, wait: bool) -> None:
-        missed: dict[str, Any] | None = self._value(
-            "reserve", [encode_hold(reservation)], wait=wait
-        )
+        missed: dict[str, Any] | None = self._value("reserve", [encode_hold(reservation)], wait=wait)
         if missed is not None:
             raise CapReachedError(
                 reservation.claims[int(missed["claim"])], int(missed["settled"]), int(missed["reserved"])
