@@ -25,11 +25,13 @@ from tokenmeter.reports.focus_columns import (
 )
 from tokenmeter.reports.focus_rows import CostRow, cost_rows
 from tokenmeter.reports.query import Query
+from tokenmeter.reports.sink import refuse_existing
 from tokenmeter.stores.base import Store
 
 __all__ = ["FOCUS_VERSIONS", "Books", "FocusTerms", "InvoiceLine", "export_focus"]
 
 FOCUS_VERSIONS = ("1.4", "1.2")
+_DATASETS = ("cost_and_usage", "invoice_detail", "billing_period")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +140,7 @@ def export_focus(
     if version not in FOCUS_VERSIONS:
         raise ConfigurationError(f"Unknown FOCUS version {version!r}; use {' or '.join(FOCUS_VERSIONS)}.")
     query = query or Query()
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    place = _folder(folder, version, format, overwrite=overwrite)
     books = Books(terms or FocusTerms())
     origin = Origin.of(store, f"FOCUS {version} Cost and Usage", query)
     entries = origin.watch(store.entries(query.filter))
@@ -159,6 +160,19 @@ def export_focus(
     return written
 
 
+def _folder(folder: str | Path, version: str, format: str, *, overwrite: bool) -> Path:  # noqa: A002 - as above
+    """The folder, ready to take every dataset: none is written when one of them cannot be."""
+    place = Path(folder)
+    if not overwrite:
+        for name in _DATASETS if version == "1.4" else _DATASETS[:1]:
+            refuse_existing(place / f"{name}.{format}")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{str(place)!r} cannot be made a folder: {error.strerror}. Name another.") from error
+    return place
+
+
 def _other_datasets(books: Books) -> Iterator[tuple[str, Iterable[Any], Sequence[Field[Any]]]]:
     yield "Invoice Detail", books.lines.values(), invoice_detail_fields(books)
     yield "Billing Period", books.periods, billing_period_fields()
@@ -168,6 +182,6 @@ def _noting(rows: Iterator[CostRow], books: Books, origin: Origin) -> Iterator[C
     yield from rows
     if books.unpriced:
         origin.notes.append(
-            f"{books.unpriced} rows are usage without a known price. FOCUS allows no empty cost: they say 0, and "
+            f"Rows of usage without a known price: {books.unpriced:,}. FOCUS allows no empty cost: they say 0, and "
             "x_CostSource says 'unpriced'. Their quantity is in x_Quantity."
         )

@@ -51,7 +51,8 @@ def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
     """A sink into `target`. A file gets its name only when the block ends well.
 
     Raises:
-        ConfigurationError: the file exists and `overwrite` is False, or its folder does not exist.
+        ConfigurationError: the file exists and `overwrite` is False, its folder does not exist, or the system does not
+            let it be written (permissions, a full disk, a folder of that name).
     """
     if not isinstance(target, (str, os.PathLike)):
         yield Sink(target)
@@ -61,16 +62,42 @@ def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
         refuse_existing(path)
     if not path.parent.is_dir():
         raise ConfigurationError(f"The folder {str(path.parent)!r} does not exist; make it first.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with temporary.open("xb") as stream:
+        with _told(path):
+            file = _File(temporary, "xb")
+        file.path = path
+        with io.BufferedWriter(file) as stream:
             yield Sink(stream)
             stream.flush()
-            os.fsync(stream.fileno())
-        _name(temporary, path, overwrite=overwrite)
+            with _told(path):
+                os.fsync(stream.fileno())
+        with _told(path):
+            _name(temporary, path, overwrite=overwrite)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
+
+
+class _File(io.FileIO):
+    """A file on its way to `path`. Only its own failures are told as such, never those of who makes the records."""
+
+    path: Path
+
+    def write(self, data: Any, /) -> int:
+        """As `io.FileIO` does it."""
+        with _told(self.path):
+            return super().write(data)
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None]:
+    """What the system has against writing `path`, in words."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(f"{str(path)!r} cannot be written: {reason}. Name another place.") from error
 
 
 def _name(temporary: Path, path: Path, *, overwrite: bool) -> None:

@@ -107,7 +107,7 @@ def test_unpriced_usage_keeps_its_tokens_and_is_named_in_the_manifest(month: Sto
     assert {row["x_CostSource"] for row in rows} == {"unpriced"}
     assert [row["x_Quantity"] for row in rows] == ["50.0", "5.0"]
     assert all(not row["SkuPriceId"] and not row["PricingQuantity"] for row in rows)
-    assert "2 rows are usage without a known price" in manifests["cost_and_usage"].notes[0]
+    assert "usage without a known price: 2." in manifests["cost_and_usage"].notes[0]
 
 
 def test_a_correction_of_a_past_month_is_billed_in_the_month_it_was_made(
@@ -211,6 +211,17 @@ def test_what_cannot_be_written_is_said(month: Store, tmp_path: Path) -> None:
         build(month).to_focus(tmp_path)
     with pytest.raises(ConfigurationError, match="build it again"):
         replace(build(month), source=None).to_focus(tmp_path / "other")
+    with pytest.raises(ConfigurationError, match="cannot be made a folder"):
+        build(month).to_focus(tmp_path / "billing_period.csv")
+
+
+def test_no_dataset_is_written_when_one_of_them_exists(month: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "focus"
+    folder.mkdir()
+    (folder / "billing_period.csv").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"billing_period\.csv"):
+        build(month).to_focus(folder)
+    assert [path.name for path in folder.iterdir()] == ["billing_period.csv"]
 
 
 def test_the_output_passes_the_focus_toolkits_lint(month: Store, tmp_path: Path) -> None:
