@@ -14,6 +14,7 @@ __all__ = ["CALENDAR_UNITS", "CalendarUnit", "Period", "buckets", "floor", "pars
 
 CalendarUnit = Literal["hour", "day", "week", "month", "quarter", "year"]
 CALENDAR_UNITS: tuple[CalendarUnit, ...] = ("hour", "day", "week", "month", "quarter", "year")
+_OUT_OF_RANGE = "An instant lies outside the years 1 to 9999 in UTC; use one that lies within, or leave the end open."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ def zone(name: str) -> tzinfo:
 
 def _midnight(day: date, tz: tzinfo) -> datetime:
     """The first instant of `day` in `tz`, as UTC. A midnight skipped by daylight saving is the first that exists."""
-    return datetime.combine(day, time(), tz).astimezone(UTC)
+    try:
+        return datetime.combine(day, time(), tz).astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise ConfigurationError(_OUT_OF_RANGE) from None
 
 
 def _first_day(day: date, unit: CalendarUnit, week_start: int) -> date:
@@ -134,7 +138,10 @@ def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
                 f"{value!r} is not an instant; use '2026-11-23', '2026-11-23T10:00' or '2026-11-23T10:00+01:00'."
             ) from None
     if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=zone(tz))).astimezone(UTC)
+        try:
+            return (value if value.tzinfo else value.replace(tzinfo=zone(tz))).astimezone(UTC)
+        except (OverflowError, ValueError):
+            raise ConfigurationError(_OUT_OF_RANGE) from None
     return _midnight(value, zone(tz))
 
 
@@ -179,7 +186,7 @@ def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> 
             parts = found.groupdict()
             try:
                 return _calendar_period(_form_day(parts), unit, tz)
-            except ValueError:
+            except (OverflowError, ValueError):
                 break
     raise ConfigurationError(
         f"Unknown period {text!r}; use '2026-11', '2026-11-23', '2026-Q4', '2026', 'today', 'yesterday', 'this-month', "

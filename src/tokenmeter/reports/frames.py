@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.fields import Field, report_fields
 from tokenmeter.reports.query import END
 from tokenmeter.reports.writers import import_extra
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["chart", "pandas_frame", "polars_frame"]
 
 _MAX_SERIES = 12
+#: What adds up, so that bars may be stacked and the rest summed.
+_VALUES = (
+    "billed_cost",
+    "contracted_cost",
+    "list_cost",
+    "requests",
+    "errors",
+    "unpriced",
+    "estimated",
+    "input_tokens",
+    "output_tokens",
+)
 
 
 def pandas_frame(report: Report) -> Any:
@@ -58,7 +71,12 @@ def chart(report: Report, *, value: str = "billed_cost") -> Any:
     """A plotly figure: bars over time, stacked by group, with a granularity; else one bar per group.
 
     Groups beyond the dozen dearest are summed as ``others``.
+
+    Raises:
+        ConfigurationError: `value` is nothing that adds up, or plotly is not installed.
     """
+    if value not in _VALUES:
+        raise ConfigurationError(f"A chart shows {', '.join(_VALUES)}, not {value!r}.")
     graph = import_extra("plotly.graph_objects", "plot()")
     figure = graph.Figure()
     if report.granularity:

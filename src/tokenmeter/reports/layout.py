@@ -13,6 +13,8 @@ __all__ = ["Column", "amount", "compact", "count", "fit", "money_places", "rende
 
 _GAP = "  "
 _ELLIPSIS = "…"
+#: Invisible, but part of how Persian, Indic scripts and emoji are spelled.
+_JOINERS = "\u200c\u200d"
 _MIN_PLACES, _MAX_PLACES = 2, 6
 
 
@@ -119,10 +121,13 @@ def _width(text: str) -> int:
     """Terminal cells of `text`: East Asian wide characters take two, combining marks none."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
-    )
+    return sum(_cells(letter) for letter in text)
+
+
+def _cells(letter: str) -> int:
+    if unicodedata.combining(letter) or letter in _JOINERS:
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def _ellipsis(text: str, size: int) -> str:
@@ -135,7 +140,9 @@ def _ellipsis(text: str, size: int) -> str:
 
 def visible(text: str) -> str:
     """`text` without characters that would move the cursor, colour the terminal or reverse the writing."""
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in _JOINERS else "?" for letter in text)
 
 
 # -- figures

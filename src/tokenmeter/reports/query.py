@@ -117,16 +117,17 @@ def closed(end: datetime) -> datetime | None:
 def cut(store: Store, query: Query) -> list[Period]:
     """The query's buckets in order of time, one for the whole without a granularity; none where nothing is recorded.
 
-    An open end is closed at the calendar unit that holds the ledger's first or last entry.
+    An open end is closed at the calendar unit that holds the ledger's first or last entry, and so are both ends with a
+    granularity: a bucket without entries makes no row.
     """
     start, end, tz = query.period.start, query.period.end, query.period.tz
     unit = query.granularity or "day"
-    if start == BEGINNING:
-        first = next(store.entries(EntryFilter(until=end)), None)
-        start = floor(first.occurred_at, unit, tz).start if first else end
-    if end == END:
-        last = next(store.entries(EntryFilter(since=start), newest_first=True), None) if start < end else None
-        end = floor(last.occurred_at, unit, tz).end if last else start
+    if start == BEGINNING or query.granularity:  # a century cut into hours has buckets only where there are entries
+        first = next(store.entries(EntryFilter(since=closed(start), until=end)), None)
+        start = max(start, floor(first.occurred_at, unit, tz).start) if first else end
+    if start < end and (end == END or query.granularity):
+        last = next(store.entries(EntryFilter(since=start, until=closed(end)), newest_first=True), None)
+        end = min(end, floor(last.occurred_at, unit, tz).end) if last else start
     if start >= end:
         return []
     within = Period(start, end, tz, query.period.label)
@@ -146,12 +147,16 @@ def _distinct(parts: Sequence[Period]) -> list[Period]:
 
 def parse_by(by: str | Iterable[str]) -> tuple[str, ...]:
     """Dimensions from one name, several separated by commas, or an iterable of names; each at most once."""
+    if not isinstance(by, Iterable):
+        raise ConfigurationError(f"by= takes the name of a dimension or a list of names, not {by!r}.")
     names = by.split(",") if isinstance(by, str) else by
     return tuple(dict.fromkeys(_dimension(name) for name in names))
 
 
 def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None]]:
     """Filters as the store takes them: each dimension with the set of values it accepts."""
+    if not isinstance(where, Mapping):
+        raise ConfigurationError(f"where= takes a mapping such as {{'member': 'ada'}}, not {where!r}.")
     return {_dimension(name): _accepted(name, accepted) for name, accepted in where.items()}
 
 
@@ -194,15 +199,21 @@ def _parse_span(
     if period is not None:
         if since is not None or until is not None:
             raise ConfigurationError("Give either period= or since= and until=, not both.")
-        return period if isinstance(period, Period) else parse_period(period.strip(), tz, now=now)
-    start = BEGINNING if since is None else parse_instant(since, tz)
-    end = END if until is None else parse_instant(until, tz)
+        return period if isinstance(period, Period) else parse_period(str(period).strip(), tz, now=now)
+    start = BEGINNING if since is None else _instant("since", since, tz)
+    end = END if until is None else _instant("until", until, tz)
     if start >= end:
         raise ConfigurationError(
             f"The period is empty: it starts at {start.isoformat()} and ends at {end.isoformat()}. "
             "since= is its first instant and until= the first one after it; swap them or move one."
         )
     return Period(start, end, tz, _span_label(since, until))
+
+
+def _instant(name: str, value: object, tz: str) -> datetime:
+    if not isinstance(value, str | date):
+        raise ConfigurationError(f"{name}= takes a datetime, a date or ISO 8601 text, not {value!r}.")
+    return parse_instant(value, tz)
 
 
 def _span_label(since: Instant | None, until: Instant | None) -> str:

@@ -158,7 +158,15 @@ class Report:
         )
 
     def plot(self, value: str = "billed_cost") -> Any:
-        """A plotly figure of `value` (any number of a `Row`): over time with a granularity, else per group."""
+        """A plotly figure of a cost, count or token sum of the rows: over time with a granularity, else per group.
+
+        Args:
+            value: ``billed_cost``, ``list_cost``, ``contracted_cost``, ``requests``, ``errors``, ``unpriced``,
+                ``estimated``, ``input_tokens`` or ``output_tokens``.
+
+        Raises:
+            ConfigurationError: `value` is none of these, or plotly is not installed.
+        """
         return frames.chart(self, value=value)
 
     @property

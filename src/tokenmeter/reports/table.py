@@ -109,7 +109,10 @@ def _names(view: _View) -> list[Column]:
         columns[0][-1] = f"({view.others:,} others)"
     for position, cells in enumerate(columns):
         cells.append("" if position else "total")
-    return [Column(head, tuple(cells), shrinks=True) for head, cells in zip(heads, columns, strict=True)]
+    return [
+        Column(head, tuple(cells), shrinks=head != report.granularity)  # a time that is cut says nothing
+        for head, cells in zip(heads, columns, strict=True)
+    ]
 
 
 def _counts(view: _View) -> list[Column]:

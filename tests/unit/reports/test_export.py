@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import resource
+import signal
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -212,3 +214,40 @@ def test_a_manifest_names_the_head_of_the_ledger(tmp_path: Path, make_entry: Cal
     manifest = export_entries(store, tmp_path / "entries.csv")
     assert manifest.ledger["head"] == store.verify().head
     store.close()
+
+
+@pytest.mark.parametrize("format_", ["csv", "jsonl", "parquet"])
+def test_a_file_that_finds_no_room_is_said_and_leaves_nothing(month: Store, tmp_path: Path, format_: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(ConfigurationError, match="cannot be written: File too large"):
+            export_entries(month, tmp_path / f"entries.{format_}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.glob("*entries*")) == list(tmp_path.glob(".*.part")) == []
+
+
+def test_a_folder_in_the_way_is_said(month: Store, tmp_path: Path) -> None:
+    (tmp_path / "report.csv").mkdir()
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        build(month).to_csv(tmp_path / "report.csv", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+
+
+def test_ctrl_c_leaves_no_file(month: Store, tmp_path: Path) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_entries(month, tmp_path / "entries.csv", progress=stop)
+    assert list(tmp_path.glob("*entries*")) == list(tmp_path.glob(".*.part")) == []
+
+
+@pytest.mark.parametrize("value", ["nope", "usage", "group", "cached_share", "cost_known"])
+def test_a_plot_of_what_does_not_add_up_names_what_does(month: Store, value: str) -> None:
+    for report in (build(month, by="member"), build(month, period="2020")):
+        with pytest.raises(ConfigurationError, match="billed_cost"):
+            report.plot(value)

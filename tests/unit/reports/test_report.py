@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -144,6 +145,13 @@ def test_dimensions_are_given_as_text_or_list(month: Store) -> None:
         ({"since": "yesterday-ish"}, "is not an instant"),
         ({"granularity": "fortnight"}, "hour, day, week"),
         ({"tz": "Mars/Olympus"}, "IANA"),
+        ({"by": 5}, "list of names"),
+        ({"where": ["member"]}, "mapping"),
+        ({"since": 5}, "ISO 8601"),
+        ({"since": date(1, 1, 1), "tz": "Asia/Tokyo"}, "years 1 to 9999"),
+        ({"until": "9999-12-31T23:59", "tz": "America/New_York"}, "years 1 to 9999"),
+        ({"period": "9999-12-31"}, "Unknown period"),
+        ({"period": "0001", "tz": "Asia/Tokyo"}, "years 1 to 9999"),
     ],
 )
 def test_what_cannot_be_asked_is_answered_with_what_can(store: Store, arguments: dict[str, object], hint: str) -> None:
@@ -190,3 +198,16 @@ def test_bookkeeping_without_usage_or_cost_makes_no_row(store: Store, make_entry
     store.settle(make_entry(who={"member": "ada"}, input=1))
     store.settle(make_entry(fields={"kind": "adjustment", "billed_cost": Decimal(0)}))
     assert [row["member"] for row in build(store, by="member").rows] == ["ada"]
+
+
+def test_centuries_cut_into_hours_cost_no_more_than_the_hours_in_use(month: Store) -> None:
+    report = build(month, by="member", granularity="hour", since="1900-01-01", until="2900-01-01")
+    assert report.totals == replace(build(month).totals, bucket=report.totals.bucket)
+    assert report.rows[0].bucket.label == "2026-10-31T23:00"
+
+
+def test_a_period_within_a_bucket_keeps_its_own_ends_and_entries(month: Store) -> None:
+    report = build(month, granularity="day", since="2026-11-02T10:30", until="2026-11-03T06:00")
+    assert [row.requests for row in report.rows] == [1, 1]
+    assert report.rows[0].bucket.start == datetime(2026, 11, 2, 10, 30, tzinfo=UTC)
+    assert report.rows[-1].bucket.end == datetime(2026, 11, 3, 6, tzinfo=UTC)

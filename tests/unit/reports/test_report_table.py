@@ -86,6 +86,20 @@ def test_wide_characters_keep_the_columns_aligned(store: Store, make_entry: Call
     assert len(ada) - len(chinese) == 3
 
 
+def test_joiners_that_spell_a_name_stay_and_take_no_room(store: Store, make_entry: Callable[..., Entry]) -> None:
+    for member in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469"):
+        store.settle(make_entry(who={"member": member}, input=1_000_000))
+        text = build(store, by="member", where={"member": member}).to_text(width=100)
+        line = next(line for line in text.splitlines() if line.startswith(member))
+        wide = sum(letter > "\U0001f000" for letter in member)
+        assert len(line) + wide - member.count("\u200d") - member.count("\u200c") == len(text.splitlines()[-1])
+
+
+def test_times_are_never_cut(month: Store) -> None:
+    text = build(month, by=["member", "model", "team"], granularity="hour").to_text(width=60)
+    assert "2026-11-02T10:00" in text
+
+
 def test_many_rows_are_summed_into_one_line_and_still_add_up(store: Store, make_entry: Callable[..., Entry]) -> None:
     for number in range(30):
         store.settle(make_entry(who={"end_user": f"user-{number}"}, input=1_000))
