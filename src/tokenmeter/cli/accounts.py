@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import Balance
+from tokenmeter.budgets.scopes import SCOPE_FIELDS
 from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of
 from tokenmeter.errors import ConfigurationError
@@ -56,6 +57,9 @@ def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
         name, equals, value = part.partition("=")
         if not (name and equals and value):
             raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as member=ada.")
+        if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
+            known = ", ".join(SCOPE_FIELDS)
+            raise ConfigurationError(f"No budget is scoped by {name!r}; use {known} or tag:NAME.")
         wanted[name] = value
     return wanted
 
@@ -73,7 +77,10 @@ def _show(found: Sequence[Balance], tz: str, *, as_json: bool) -> None:
         emit([balance.to_dict() for balance in found])
         return
     if not found:
-        out.print("No budget concerns this. Budgets are configured with [[budgets]] in tokenmeter.toml or in code.")
+        out.print(
+            "No budget concerns this. Budgets are configured with [[budgets]] in tokenmeter.toml or in code.",
+            markup=False,
+        )
         return
     table = Table("budget", "scope", box=None, pad_edge=False, header_style="bold")
     for head in ("used", "limit", "left", "%"):

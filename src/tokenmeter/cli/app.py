@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import tokenmeter
 from tokenmeter.cli import accounts, care, dashboard, database, importing, invoicing, prices, reading, settling
 from tokenmeter.cli.console import fail
-from tokenmeter.errors import TokenmeterError
+from tokenmeter.errors import ConfigurationError, TokenmeterError
 
 __all__ = ["app", "run"]
+
+#: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="tokenmeter",
@@ -61,7 +64,13 @@ app.command("reconcile")(settling.reconcile)
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and end the process; an error of tokenmeter's is said in words, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
     try:
-        app(given, prog_name="tokenmeter")
+        sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
     except TokenmeterError as error:
-        sys.exit(fail(error, as_json="--json" in given))
+        sys.exit(fail(error, as_json=as_json))
+    except _UsageError as error:  # without JSON typer shows it itself
+        sys.exit(fail(ConfigurationError(error.format_message()), as_json=as_json))
+    except OSError as error:  # a full disk behind standard output, a file that may not be read
+        reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        sys.exit(fail(ConfigurationError(f"The system does not permit it: {reason}."), as_json=as_json))

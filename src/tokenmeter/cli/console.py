@@ -27,10 +27,10 @@ class Exit(IntEnum):
     BUDGET = 5  # a budget is exhausted
 
 
-#: Results go here.
-out = Console(highlight=False, soft_wrap=True)
+#: Results go here. A name such as ``:key:`` is a name, not an emoji.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
 #: Progress and errors go here, so that results can be piped.
-progress_out = Console(stderr=True, highlight=False, soft_wrap=True)
+progress_out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def emit(value: Any) -> None:

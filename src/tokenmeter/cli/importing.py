@@ -170,7 +170,7 @@ class _Source:
 def _read(line: bytes, given: Given, meter: Meter) -> Entry | None:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigurationError("not JSON") from None
     body = _body(content)
     return None if body is None else _entry(body, given, meter)
@@ -183,7 +183,10 @@ def _body(line: object) -> Body | None:
     content = cast("dict[str, Any]", line)
     if "custom_id" not in content:
         return Body(content)
-    answer: dict[str, Any] = content.get("response") or content.get("result") or {}
+    found = content.get("response") or content.get("result") or {}
+    if not isinstance(found, dict):
+        raise ConfigurationError("a batch line whose result is no JSON object")
+    answer = cast("dict[str, Any]", found)
     body: Any = answer.get("body") or answer.get("message")
     if not isinstance(body, dict) or answer.get("status_code", _OK) != _OK:
         return None
@@ -196,6 +199,8 @@ def _entry(body: Body, given: Given, meter: Meter) -> Entry | None:
     processing = given.processing or ("batch" if body.batch else None)
     seen = observe(body.content, provider=provider, endpoint=endpoint, processing=processing)
     if not seen.consumptions:
+        if _says_usage(body.content):
+            raise ConfigurationError("its usage cannot be read, so that it would be missing")
         return None
     moment = _moment(body.content) or given.at
     if moment is None:
@@ -239,8 +244,15 @@ def _moment(content: JSON) -> datetime | None:
     for name in ("created", "created_at"):
         value = content.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return datetime.fromtimestamp(value, UTC)
+            with suppress(ValueError, OverflowError, OSError):  # no instant, whatever it is
+                return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
             with suppress(ConfigurationError):
                 return parse_instant(value)
     return None
+
+
+def _says_usage(content: JSON) -> bool:
+    """Whether a response has a usage that is not simply nothing."""
+    usage = content.get("usage")
+    return any(cast("dict[str, Any]", usage).values()) if isinstance(usage, dict) else bool(usage)

@@ -357,3 +357,94 @@ def test_reprice_appends_what_became_known_once(run: Callable[..., Outcome], pla
     assert json.loads(run("reprice", "--json").out)["billed_cost"] == "0.000020000000"
     assert "Nothing to correct" in run("reprice").out
     assert json.loads(run("report", "--json").out)["totals"]["billed_cost"] == "0.000020000000"
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("arguments", [("report", "--bogus"), ("report", "--rows", "-1"), ("export", "entries")])
+def test_wrong_usage_is_json_when_json_is_asked_for(run: Callable[..., Outcome], arguments: tuple[str, ...]) -> None:
+    outcome = run(*arguments, "--json")
+    assert outcome.code == 2
+    assert json.loads(outcome.err)["message"]
+
+
+def test_names_are_printed_as_they_are_and_not_as_emoji(
+    run: Callable[..., Outcome], ledger: Path, make_entry: Callable[..., Entry]
+) -> None:
+    store = open_store(ledger)
+    store.settle(make_entry(who={"member": ":bomb:"}, input=1))
+    store.close()
+    assert ":bomb:" in run("report", "--by", "member").out
+    assert ":bomb:" in run("entries", "-n", "0").out
+
+
+def test_without_budgets_the_settings_key_is_named(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "tokenmeter.toml").write_text('store = "sqlite:///usage.db"\n')
+    assert "[[budgets]]" in run("budgets").out
+
+
+@pytest.mark.usefixtures("ledger")
+def test_remaining_refuses_a_field_that_no_budget_knows(run: Callable[..., Outcome]) -> None:
+    """A misspelled field must not read as 'nothing is exhausted'."""
+    outcome = run("remaining", "memeber=ada")
+    assert outcome.code == 2
+    assert "member" in outcome.err
+    assert run("remaining", "tag:env=prod").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"object": "chat.completion", "id": "a", "created": 1e30, "usage": {"prompt_tokens": 1}}', "--at"),
+        ('{"object": "chat.completion", "id": "a", "created": NaN, "usage": {"prompt_tokens": 1}}', "--at"),
+        ('{"object": "chat.completion", "id": "a", "created": -99999999999, "usage": {"prompt_tokens": 1}}', "--at"),
+        ('{"object": "chat.completion", "id": "a", "created": 1795000000, "usage": "many"}', "usage cannot be read"),
+        ('{"object": "chat.completion", "id": "a", "usage": {"prompt_tokens": "10"}}', "usage cannot be read"),
+        ('{"custom_id": "a", "response": "text"}', "no JSON object"),
+        ('{"custom_id": "a", "result": [1]}', "no JSON object"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_left_out_and_the_next_is_read(
+    run: Callable[..., Outcome], place: Path, line: str, reason: str
+) -> None:
+    (place / "odd.jsonl").write_text(f"{line}\n{json.dumps(LINES[0])}\n")
+    outcome = run("import", "odd.jsonl")
+    assert outcome.code == 1
+    assert "1 recorded" in outcome.out
+    assert "1 left out" in outcome.out
+    assert "odd.jsonl:1:" in outcome.out
+    assert reason in outcome.out
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("arguments", [("report",), ("report", "--json"), ("entries", "--json")])
+def test_an_output_that_takes_nothing_is_said_without_a_traceback(place: Path, arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-u", "-m", "tokenmeter", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=place,
+            check=False,
+            text=True,
+        )
+    assert ended.returncode == 2
+    assert "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_file_that_may_not_be_read_is_said(
+    run: Callable[..., Outcome], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "secret.jsonl").write_text("{}")
+    opened = Path.open
+
+    def refused(path: Path, *arguments: object, **named: object) -> object:
+        if path.name == "secret.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refused)
+    outcome = run("import", "secret.jsonl")
+    assert outcome.code == 2
+    assert "secret.jsonl: Permission denied" in outcome.err
