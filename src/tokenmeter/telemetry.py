@@ -13,7 +13,13 @@ from tokenmeter.ledger import Entry
 __all__ = ["EntryMetrics"]
 
 #: OpenTelemetry's ``gen_ai.provider.name`` where it is not our provider id.
-_PROVIDERS = {"azure": "azure.ai.openai", "aws": "aws.bedrock", "google": "gcp.vertex_ai", "x-ai": "x_ai"}
+_PROVIDERS = {
+    "azure": "azure.ai.openai",
+    "aws": "aws.bedrock",
+    "google": "gcp.vertex_ai",
+    "mistral": "mistral_ai",
+    "x-ai": "x_ai",
+}
 # Bucket boundaries that the conventions advise.
 _TOKENS = [4**power for power in range(14)]
 _SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]

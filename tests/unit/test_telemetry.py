@@ -6,6 +6,7 @@ import pytest
 
 import tokenmeter
 import tokenmeter.api.default
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.telemetry import EntryMetrics
 
 pytest.importorskip("opentelemetry.sdk.metrics")
@@ -69,3 +70,13 @@ def test_a_failing_observer_does_not_break_the_call(fake_provider):
         assert client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}]).choices
     assert meter.faults == 1
     assert len(list(tokenmeter.entries(meter=meter))) == 1
+
+
+@pytest.mark.parametrize(
+    ("provider", "name"), [("mistral", "mistral_ai"), ("azure", "azure.ai.openai"), ("groq", "groq")]
+)
+def test_providers_go_by_the_conventions_well_known_names(reader, provider, name):
+    call = Entry(occurred_at=utcnow(), provider=provider, endpoint="chat.completions", operation="chat", latency_us=10)
+    EntryMetrics(reader.provider)(call)
+    (point,) = points(reader)["gen_ai.client.operation.duration"]
+    assert point.attributes["gen_ai.provider.name"] == name
