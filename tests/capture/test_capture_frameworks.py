@@ -80,6 +80,24 @@ def test_a_client_can_be_mocked_as_the_sdks_can(client, books):
     books.one()
 
 
+@pytest.mark.parametrize("name", ["OpenAI", "Anthropic"])
+def test_a_shallow_copy_of_a_wrapped_client_sends_and_is_metered_as_itself(name, clients, meter, books):
+    client = wrap(clients.make(name, metered=False), meter)
+    if {"chat", "messages"} & set(vars(client)):
+        pytest.skip("this SDK version's resources stay with the client they were made for")
+    copied = copy.copy(client)
+    copied.api_key = "sk-test-another-0001"
+    assert type(copied) is type(client)
+    for each in (copied, client):
+        if name == "OpenAI":
+            each.chat.completions.create(**CHAT)
+        else:
+            each.messages.create(**CHAT | {"model": "claude-sonnet-5", "max_tokens": 9})
+    sent = [truth.api_key_last4 for truth in clients.provider.truth]
+    assert sent == [entry.api_key.last4 for entry in books.all()]
+    assert sent[0] == "0001" != sent[1]
+
+
 def test_a_shallow_copy_of_our_client_is_metered_with_its_own_settings(clients, books):
     client = clients.openai()
     if "chat" in vars(client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import inspect
 import types
@@ -12,6 +13,9 @@ from tokenmeter.capture import hooks
 from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, binding_of
 
 __all__ = ["AsyncCapture", "Capture", "bind", "metered_class"]
+
+#: What `bind` sets on a client of the SDK's own classes.
+_IN_PLACE = frozenset({BINDING, "copy", "with_options", *hooks.HOOKS, *hooks.ASYNC_HOOKS})
 
 
 class Capture:
@@ -96,6 +100,27 @@ def bind(client: Any, binding: Binding) -> None:
         plain = types.MethodType(getattr(kind, name), client)
         setattr(client, name, functools.update_wrapper(functools.partial(hook, plain, client), plain))
     client.copy = client.with_options = types.MethodType(_copying(kind), client)
+    copyreg.pickle(kind, _reduced)
+
+
+def _reduced(client: Any) -> tuple[Any, ...]:
+    """`client` for `copy.copy`: what was bound to it in place must not send in the name of its copies."""
+    reduced: tuple[Any, ...] = client.__reduce_ex__(4)
+    made, arguments, *_ = reduced
+    binding = client.__dict__.get(BINDING)
+    if binding is None:
+        return reduced
+    state = {name: value for name, value in client.__dict__.items() if name not in _IN_PLACE}
+    return _metered_again, (made, arguments, state, binding)
+
+
+def _metered_again(
+    made: Callable[..., Any], arguments: tuple[Any, ...], state: dict[str, Any], binding: Binding
+) -> Any:
+    copied = made(*arguments)
+    copied.__dict__.update(state)
+    bind(copied, binding.copy())
+    return copied
 
 
 def _copying(kind: type[Any]) -> Callable[..., Any]:
