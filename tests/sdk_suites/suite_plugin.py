@@ -37,7 +37,7 @@ def _put_ours_in_place(sdk: str, ours: ModuleType) -> None:
         private = any(part.startswith("_") for part in path.split("."))
         if path.split(".", maxsplit=1)[0] == sdk and not private:
             for name, value in list(vars(module).items()):
-                if isinstance(value, type) and value in plain:
+                if issubclass(type(value), type) and value in plain:  # isinstance() would wake the SDK's lazy proxies
                     setattr(module, name, plain[value])
 
 
