@@ -10,6 +10,7 @@ from itertools import compress
 
 from tokenmeter.api.default import default_meter
 from tokenmeter.api.reading import entries
+from tokenmeter.errors import TamperedLedgerError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.pricing.reprice import correction
@@ -84,7 +85,11 @@ def verify(*, repair: bool = False, meter: Meter | None = None) -> Verification:
     chosen = meter or default_meter()
     outcome = chosen.store.verify()
     filed = [Fault(*found) for found in documents.audit(chosen.store)]
-    return replace(outcome, faults=(*outcome.faults, *filed, *chosen.audit_budgets(repair=repair)))
+    try:
+        counted = chosen.audit_budgets(repair=repair)
+    except TamperedLedgerError as error:
+        counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
+    return replace(outcome, faults=(*outcome.faults, *filed, *counted))
 
 
 def reprice(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.codec import COLUMNS, Amounts, decode_amounts, decode_entry
 from tokenmeter.stores.contexts import CONTEXT_FIELDS, Context, Rate
@@ -53,9 +54,19 @@ def amounts_of(session: Session, row: Sequence[Any]) -> Found:
 
 
 def entry_of(session: Session, row: Sequence[Any]) -> Entry:
-    """From a row of `tokenmeter.stores.codec.COLUMNS`."""
-    context = session.contexts.values(session.connection, row[_CONTEXT])
-    return decode_entry(row, context, lambda number: _rate(session, number))
+    """From a row of `tokenmeter.stores.codec.COLUMNS`.
+
+    Raises:
+        TamperedLedgerError: it is not what a store writes.
+    """
+    try:
+        context = session.contexts.values(session.connection, row[_CONTEXT])
+        return decode_entry(row, context, lambda number: _rate(session, number))
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, ConfigurationError) as error:
+        raise TamperedLedgerError(
+            f"Entry {row[0]} cannot be read ({error}): it was changed since it was written. "
+            "`tokenmeter verify` names every such entry; compare with a backup."
+        ) from error
 
 
 def rate_numbers(charges: str | None) -> list[int]:

@@ -202,6 +202,30 @@ def test_verify_explains_an_edited_entry_and_ends_with_1(run: Callable[..., Outc
     assert "an entry is not what was written" in outcome.out
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE entries SET charges = '{broken' WHERE seq = 2",
+        "UPDATE entries SET tags = '[1]' WHERE seq = 2",
+        "UPDATE entries SET billed_micro = 'much' WHERE seq = 2",
+        "DELETE FROM contexts WHERE id = 2",
+        "DELETE FROM rates",
+    ],
+)
+def test_an_entry_that_cannot_even_be_read_is_named(run: Callable[..., Outcome], ledger: Path, edit: str) -> None:
+    with sqlite3.connect(ledger) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute(edit)
+    database.close()
+    outcome = run("verify")
+    assert outcome.code == 1
+    assert "entry 2: an entry is not what was written" in outcome.out
+    reading = run("entries")
+    assert reading.code == 4
+    assert "tokenmeter verify" in reading.err
+
+
 def test_budgets_show_bars_and_remaining_ends_with_5_when_nothing_is_left(
     run: Callable[..., Outcome], place: Path, make_entry: Callable[..., Entry]
 ) -> None:
