@@ -183,7 +183,7 @@ def _body(line: object) -> Body | None:
     content = cast("dict[str, Any]", line)
     if "custom_id" not in content:
         return Body(content)
-    found = content.get("response") or content.get("result") or {}
+    found: object = content.get("response") or content.get("result") or {}
     if not isinstance(found, dict):
         raise ConfigurationError("a batch line whose result is no JSON object")
     answer = cast("dict[str, Any]", found)

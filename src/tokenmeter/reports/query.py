@@ -147,16 +147,14 @@ def _distinct(parts: Sequence[Period]) -> list[Period]:
 
 def parse_by(by: str | Iterable[str]) -> tuple[str, ...]:
     """Dimensions from one name, several separated by commas, or an iterable of names; each at most once."""
-    if not isinstance(by, Iterable):
-        raise ConfigurationError(f"by= takes the name of a dimension or a list of names, not {by!r}.")
+    _expect(Iterable, by, "by= takes the name of a dimension or a list of names")
     names = by.split(",") if isinstance(by, str) else by
     return tuple(dict.fromkeys(_dimension(name) for name in names))
 
 
 def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None]]:
     """Filters as the store takes them: each dimension with the set of values it accepts."""
-    if not isinstance(where, Mapping):
-        raise ConfigurationError(f"where= takes a mapping such as {{'member': 'ada'}}, not {where!r}.")
+    _expect(Mapping, where, "where= takes a mapping such as {'member': 'ada'}")
     return {_dimension(name): _accepted(name, accepted) for name, accepted in where.items()}
 
 
@@ -201,7 +199,7 @@ def _parse_span(
             raise ConfigurationError("Give either period= or since= and until=, not both.")
         return period if isinstance(period, Period) else parse_period(str(period).strip(), tz, now=now)
     start = BEGINNING if since is None else _instant("since", since, tz)
-    end = END if until is None else _instant("until", until, tz)
+    end = END if until is None else min(_instant("until", until, tz), END)
     if start >= end:
         raise ConfigurationError(
             f"The period is empty: it starts at {start.isoformat()} and ends at {end.isoformat()}. "
@@ -210,10 +208,14 @@ def _parse_span(
     return Period(start, end, tz, _span_label(since, until))
 
 
-def _instant(name: str, value: object, tz: str) -> datetime:
-    if not isinstance(value, str | date):
-        raise ConfigurationError(f"{name}= takes a datetime, a date or ISO 8601 text, not {value!r}.")
+def _instant(name: str, value: Instant, tz: str) -> datetime:
+    _expect((str, date), value, f"{name}= takes a datetime, a date or ISO 8601 text")
     return parse_instant(value, tz)
+
+
+def _expect(kind: Any, value: object, rule: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{rule}, not {value!r}.")
 
 
 def _span_label(since: Instant | None, until: Instant | None) -> str:

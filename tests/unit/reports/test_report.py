@@ -211,3 +211,7 @@ def test_a_period_within_a_bucket_keeps_its_own_ends_and_entries(month: Store) -
     assert [row.requests for row in report.rows] == [1, 1]
     assert report.rows[0].bucket.start == datetime(2026, 11, 2, 10, 30, tzinfo=UTC)
     assert report.rows[-1].bucket.end == datetime(2026, 11, 3, 6, tzinfo=UTC)
+
+
+def test_the_last_instant_there_is_means_no_end(month: Store) -> None:
+    assert build(month, until=datetime.max).totals.requests == build(month).totals.requests
