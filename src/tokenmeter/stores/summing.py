@@ -50,26 +50,46 @@ def summed(session: Session, instants: Sequence[int], by: Sequence[str], which: 
 
 
 def _add_sums(session: Session, tally: Tally, slots: Sequence[tuple[int, int, int]], which: EntryFilter) -> None:
-    """Add whole slots: the bucket's number from 1 (below zero: to be taken away), level and end of each."""
+    """Add whole slots: the bucket's number from 1 (below zero: to be taken away), level and end of each.
+
+    SQLite groups by sorting, and sorts by one integer far quicker than by several texts: each series is told its cell.
+    """
+    cells = _cells(session, tally, which)
+    numbers: dict[Cell, int] = {}
+    known = {series: numbers.setdefault(cell, len(numbers)) for series, cell in cells.items()}
+    listed = list(numbers)
+    session.connection.create_function("cell", 1, known.get, deterministic=True)
+    rows = session.connection.execute(
+        f"WITH slot (place, level, until) AS ({_SLOTS}) SELECT place * ? + cell(series) AS spot, {_SUMS} "  # noqa: S608 - names of our own
+        "FROM slot CROSS JOIN sums USING (level, until) GROUP BY spot",
+        (compact_json(slots), len(listed)),
+    )
+    for spot, *sums in rows:
+        if spot is not None:
+            place, number = divmod(spot, len(listed))
+            tally.add(abs(place) - 1, listed[number], sums if place > 0 else [-value for value in sums])
+
+
+def _cells(session: Session, tally: Tally, which: EntryFilter) -> dict[int, Cell]:
+    """Series -> where it goes; those that a condition leaves out are left out."""
     fields = ", ".join(f"contexts.{name}" for name in tally.fields)
     wanted, values = of_context(which.where)
     rows = session.connection.execute(
-        f"WITH slot (place, level, until) AS ({_SLOTS}) SELECT place, marks, sku_meter, {fields}, {_SUMS} "  # noqa: S608 - names of our own
-        "FROM slot CROSS JOIN sums USING (level, until) "
-        "CROSS JOIN series ON series.id = sums.series CROSS JOIN contexts ON contexts.id = series.context "
-        f"WHERE {' AND '.join(wanted) or 1} GROUP BY place, marks, sku_meter, {fields}",
-        (compact_json(slots), *values),
+        f"SELECT series.id, marks, sku_meter, {fields} FROM contexts JOIN series ON series.context = contexts.id "  # noqa: S608 - names of our own
+        f"WHERE {' AND '.join(wanted) or 1}",
+        values,
     )
-    cells: dict[tuple[Any, ...], Cell | None] = {}
-    width = 2 + len(tally.fields)
-    for place, *row in rows:
-        series, sums = tuple(row[:width]), row[width:]
-        if series not in cells:
-            marks, sku_meter, *known = series
-            cells[series] = tally.cell(tally.context(known), sku_meter, marks)
-        cell = cells[series]
+    alike: dict[tuple[Any, ...], Cell | None] = {}
+    found: dict[int, Cell] = {}
+    for series, *about in rows:
+        key = tuple(about)
+        if key not in alike:
+            marks, sku_meter, *known = about
+            alike[key] = tally.cell(tally.context(known), sku_meter, marks)
+        cell = alike[key]
         if cell is not None:
-            tally.add(abs(place) - 1, cell, sums if place > 0 else [-value for value in sums])
+            found[series] = cell
+    return found
 
 
 def _add_entries(session: Session, tally: Tally, bucket: int, term: Term, which: EntryFilter) -> None:
