@@ -66,7 +66,7 @@ def _add_sums(session: Session, tally: Tally, slots: Sequence[tuple[int, int, in
     )
     for spot, *sums in rows:
         if spot is not None:
-            place, number = divmod(spot, len(listed))
+            place, number = divmod(int(spot), len(listed))
             tally.add(abs(place) - 1, listed[number], sums if place > 0 else [-value for value in sums])
 
 
