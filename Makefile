@@ -30,7 +30,7 @@ frameworks: $(FRAMEWORKS:%=framework-%)
 $(FRAMEWORKS:%=framework-%): framework-%:
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(FRAMEWORK_ENVS)/$*
 	$(UV) pip install --quiet --python $(FRAMEWORK_ENVS)/$*/bin/python -e . -r examples/frameworks/with_$*.py \
-		pytest pytest-asyncio pytest-timeout
+		hypothesis pytest pytest-asyncio pytest-timeout
 	$(FRAMEWORK_ENVS)/$*/bin/python examples/frameworks/with_$*.py
 	TOKENMETER_FRAMEWORK=$* $(FRAMEWORK_ENVS)/$*/bin/python -m pytest -q -W ignore \
 		tests/frameworks/test_$*.py tests/frameworks/test_how_to.py

@@ -12,6 +12,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long a machine takes to draw is no property of ours.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 _FAST = (
     "-c fsync=off -c full_page_writes=off -c wal_writer_delay=10ms -c max_connections=200 -c shared_buffers=64MB "

@@ -6,7 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError
@@ -114,18 +114,31 @@ def closed(end: datetime) -> datetime | None:
     return None if end in {BEGINNING, END} else end
 
 
+#: Buckets that are looked up without asking first where the entries lie, and how long each is at least.
+_MOST_BUCKETS = 10_000
+_AT_LEAST = {
+    "hour": timedelta(hours=1),
+    "day": timedelta(hours=23),
+    "week": timedelta(days=6),
+    "month": timedelta(days=27),
+    "quarter": timedelta(days=89),
+    "year": timedelta(days=364),
+}
+
+
 def cut(store: Store, query: Query) -> list[Period]:
     """The query's buckets in order of time, one for the whole without a granularity; none where nothing is recorded.
 
-    An open end is closed at the calendar unit that holds the ledger's first or last entry, and so are both ends with a
-    granularity: a bucket without entries makes no row.
+    An open end is closed at the calendar unit that holds the ledger's first or last entry, and so are both ends where
+    there would be a great many buckets: one without entries makes no row.
     """
     start, end, tz = query.period.start, query.period.end, query.period.tz
     unit = query.granularity or "day"
-    if start == BEGINNING or query.granularity:  # a century cut into hours has buckets only where there are entries
+    many = end - start > _MOST_BUCKETS * _AT_LEAST[unit]
+    if start == BEGINNING or many:
         first = next(store.entries(EntryFilter(since=closed(start), until=end)), None)
         start = max(start, floor(first.occurred_at, unit, tz).start) if first else end
-    if start < end and (end == END or query.granularity):
+    if start < end and (end == END or many):
         last = next(store.entries(EntryFilter(since=start, until=closed(end)), newest_first=True), None)
         end = min(end, floor(last.occurred_at, unit, tz).end) if last else start
     if start >= end:
