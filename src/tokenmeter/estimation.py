@@ -8,7 +8,6 @@ maximum (its context window, where that is all that is known), per choice.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Collection
@@ -18,6 +17,7 @@ from typing import TypeVar
 
 from tokenmeter.call import Call, RequestFacts
 from tokenmeter.dialects.estimates import estimate
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.pricing import Ceiling
@@ -233,12 +233,10 @@ class _Sample:
 _lock = threading.RLock()
 
 
+@after_fork_in_child
 def _renew_lock() -> None:
     global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
     _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Expectations:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -12,6 +11,7 @@ from typing import Any
 from tokenmeter.api.assembly import make_meter, make_pricer
 from tokenmeter.budgets import Budget
 from tokenmeter.config import Settings, load_settings
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import Pricer
 
@@ -75,12 +75,10 @@ def default_meter() -> Meter:
     return meter
 
 
+@after_fork_in_child
 def _renew_lock() -> None:
     global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
     _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
 
 
 def default_settings() -> Settings:

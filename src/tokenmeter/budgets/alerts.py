@@ -14,6 +14,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.forks import after_fork_in_child
+
 __all__ = ["Alert", "AlertQueue", "AlertTarget"]
 
 log = logging.getLogger("tokenmeter")
@@ -157,9 +159,7 @@ class AlertQueue:
 _starting = threading.RLock()
 
 
+@after_fork_in_child
 def _renew_lock() -> None:
     global _starting  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
     _starting = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)

@@ -16,6 +16,7 @@ from tokenmeter.budgets.opening import open_balances
 from tokenmeter.budgets.plan import Plan
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry, Reservation, ThresholdCrossing, new_id
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import CapReachedError, Store
@@ -214,9 +215,7 @@ def _in_background(name: str, work: Callable[[], object]) -> None:
 _opening = threading.RLock()
 
 
+@after_fork_in_child
 def _renew_lock() -> None:
     global _opening  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
     _opening = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)

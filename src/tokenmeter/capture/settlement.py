@@ -7,7 +7,6 @@ locks. Therefore it never waits: what it cannot write at once is put by and writ
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import anyio.to_thread
 
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
+from tokenmeter.forks import after_fork_in_child
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
@@ -225,11 +225,9 @@ def _at_exit() -> None:
     _catch_up(wait=True)
 
 
+@after_fork_in_child
 def _forget() -> None:
     """In a forked child: streams and outcomes of the parent are the parent's to write down."""
     _open.clear()
     _put_by.clear()
     _this_thread.inside = False
-
-
-os.register_at_fork(after_in_child=_forget)

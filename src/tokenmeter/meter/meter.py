@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from tokenmeter.budgets.audit import audit_counters
 from tokenmeter.budgets.reservations import Reservations
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreUnavailableError
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.authorization import Authorization
 from tokenmeter.meter.keys import KeyRing
@@ -352,9 +352,7 @@ class Meter:
 _lock = threading.RLock()
 
 
+@after_fork_in_child
 def _renew_lock() -> None:
     global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
     _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 import uuid
@@ -15,6 +14,7 @@ from random import SystemRandom
 import psycopg
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.stores.postgres.failures import reason_of
 from tokenmeter.stores.postgres.leases import Leases
 from tokenmeter.stores.postgres.pool import Pool
@@ -155,9 +155,7 @@ def _drain_until(drainer: weakref.ref[Drainer], stop: threading.Event) -> None:
 _DRAINERS: weakref.WeakSet[Drainer] = weakref.WeakSet()
 
 
+@after_fork_in_child
 def _after_fork() -> None:
     for drainer in list(_DRAINERS):
         drainer.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import psycopg
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.failures import explain, is_conflict, is_outage, reason_of
 from tokenmeter.stores.postgres.sessions import STATEMENT_SECONDS, Connection, open_session, transaction
@@ -280,9 +281,7 @@ def _close_all(connections: list[Connection], pid: int) -> None:
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
+@after_fork_in_child
 def _after_fork() -> None:
     for pool in list(_POOLS):
         pool.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 import weakref
@@ -17,6 +16,7 @@ import psycopg
 from psycopg import Connection
 
 from tokenmeter.errors import StoreError, StoreUnavailableError
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Settlement
 from tokenmeter.stores.postgres.failures import explain, is_refusal, reason_of
@@ -307,9 +307,7 @@ def crossings_of(answer: dict[str, Any]) -> list[ThresholdCrossing]:
 _SHIPPINGS: weakref.WeakSet[Shipping] = weakref.WeakSet()
 
 
+@after_fork_in_child
 def _after_fork() -> None:
     for shipping in list(_SHIPPINGS):
         shipping.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork)
