@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
-from tokenmeter.capture.hosts import provider_of_url, region_of_url
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.providers.hosts import provider_of_url, region_of_url
 
 try:
     import anthropic as _sdk
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
         AsyncAnthropicVertex,
     )
 
-    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Meter
+    from tokenmeter.providers.base import Dialect
 
 __all__ = [
     "Anthropic",
@@ -135,9 +135,9 @@ def _hide_nothing(_stream: Any) -> None:
 
 @functools.cache
 def _dialect() -> Dialect:
-    from tokenmeter.dialects.anthropic import AnthropicDialect  # noqa: PLC0415 - a client may be made and never used
+    from tokenmeter.providers.registry import dialect  # noqa: PLC0415 - a client may be made and never used
 
-    return AnthropicDialect()
+    return dialect("anthropic")
 
 
 def _default_meter() -> Meter:

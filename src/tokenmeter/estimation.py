@@ -16,11 +16,11 @@ from decimal import ROUND_CEILING, Decimal
 from typing import TypeVar
 
 from tokenmeter.call import Call, RequestFacts
-from tokenmeter.dialects.estimates import estimate
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.pricing import Ceiling
+from tokenmeter.providers.estimates import estimate
 from tokenmeter.usage import Observation
 
 __all__ = ["Bound", "Expectations", "bound", "input_estimate", "picodollars"]

@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture import Binding, Sdk, bind, metered_class
-from tokenmeter.capture.hosts import provider_of_url, region_of_url
 from tokenmeter.capture.sockets import watch_resource, watch_resources
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.providers.hosts import provider_of_url, region_of_url
 
 try:
     import openai as _sdk
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
         OpenAI,
     )
 
-    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Meter
+    from tokenmeter.providers.base import Dialect
 
 __all__ = [
     "AsyncAzureOpenAI",
@@ -137,9 +137,9 @@ async def _without_usage_async(chunks: Any) -> AsyncIterator[Any]:
 
 @functools.cache
 def _dialect() -> Dialect:
-    from tokenmeter.dialects.openai import OpenAIDialect  # noqa: PLC0415 - a client may be made and never used
+    from tokenmeter.providers.registry import dialect  # noqa: PLC0415 - a client may be made and never used
 
-    return OpenAIDialect()
+    return dialect("openai")
 
 
 def _default_meter() -> Meter:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from tokenmeter.dialects import observe, to_wire
+from tokenmeter.providers import observe, to_wire
 
 PATHS = sorted(Path(__file__).parent.joinpath("bodies").glob("*.json"))
 GROUP_DEFAULTS = {

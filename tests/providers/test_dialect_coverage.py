@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.dialects import AnthropicDialect, OpenAIDialect, dialect_for, observe, to_wire
 from tokenmeter.errors import PricingError
+from tokenmeter.providers import dialect_for, observe, to_wire
+from tokenmeter.providers.anthropic import AnthropicDialect
+from tokenmeter.providers.openai import OpenAIDialect
 
 BODIES = Path(__file__).parent / "bodies"
 FIELD = re.compile(r"^    (\w*usage\w*|trained_tokens|list_cost|num_requests): ", re.MULTILINE)
@@ -233,10 +235,10 @@ class TestWithoutUsage:
 
 
 def test_every_flag_is_documented():
-    import tokenmeter.dialects
+    import tokenmeter.providers
 
-    folder = Path(tokenmeter.dialects.__file__).parent
-    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    folder = Path(tokenmeter.providers.__file__).parent
+    source = "".join(path.read_text() for path in folder.rglob("*.py"))
     flags = set(re.findall(r'flags\.add\("(\w+)"\)|frozenset\(\{"(\w+)"\}\)|flags \| \{"(\w+)"\}', source))
     names = {name for found in flags for name in found if name} - {"openrouter"}
     manual = Path(__file__).parents[2].joinpath("docs/reference/usage.md").read_text()

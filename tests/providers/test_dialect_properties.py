@@ -5,7 +5,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmeter.dialects import observe
+from tokenmeter.providers import observe
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 
 size = st.integers(0, 2_000_000)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tokenmeter.dialects import AnthropicDialect, OpenAIDialect
+from tokenmeter.providers.anthropic import AnthropicDialect
+from tokenmeter.providers.openai import OpenAIDialect
 
 OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
 
@@ -37,7 +38,7 @@ OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
 )
 def test_billed_openai_calls(method, url, path):
     endpoint = OPENAI.endpoint(method, url)
-    assert (endpoint.path, endpoint.billable, endpoint.polls, endpoint.known) == (path, True, False, True)
+    assert (endpoint.path, endpoint.kind) == (path, "billed")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_billed_openai_calls(method, url, path):
 )
 def test_polled_openai_calls(method, url, path):
     endpoint = OPENAI.endpoint(method, url)
-    assert (endpoint.path, endpoint.polls) == (path, True)
+    assert (endpoint.path, endpoint.kind) == (path, "polled")
 
 
 @pytest.mark.parametrize(
@@ -76,55 +77,53 @@ def test_polled_openai_calls(method, url, path):
 )
 def test_free_openai_calls(method, url):
     endpoint = OPENAI.endpoint(method, url)
-    assert (endpoint.billable, endpoint.polls) == (False, False)
+    assert endpoint.kind in {"free", "starts"}
 
 
 @pytest.mark.parametrize("url", ["/rerank", "/v2/ocr", "/audio/dreams"])
 def test_unknown_posts_may_cost_something(url):
     endpoint = OPENAI.endpoint("POST", url)
-    assert (endpoint.billable, endpoint.known) == (True, False)
+    assert endpoint.kind == "unknown"
     assert endpoint.path.startswith("/")
-    assert not OPENAI.endpoint("GET", url).billable
+    assert OPENAI.endpoint("GET", url).kind == "free"
 
 
 @pytest.mark.parametrize(
-    ("method", "url", "path", "billable", "polls"),
+    ("method", "url", "path", "kind"),
     [
-        ("POST", "/v1/messages", "messages", True, False),
-        ("POST", "/v1/messages?beta=true", "beta.messages", True, False),
-        ("POST", "https://x.services.ai.azure.com/anthropic/v1/messages", "messages", True, False),
-        ("POST", "/model/us.anthropic.claude-opus-5-v1:0/invoke", "messages", True, False),
-        ("POST", "/model/arn%3Aaws%3Abedrock/invoke-with-response-stream", "messages", True, False),
+        ("POST", "/v1/messages", "messages", "billed"),
+        ("POST", "/v1/messages?beta=true", "beta.messages", "billed"),
+        ("POST", "https://x.services.ai.azure.com/anthropic/v1/messages", "messages", "billed"),
+        ("POST", "/model/us.anthropic.claude-opus-5-v1:0/invoke", "messages", "billed"),
+        ("POST", "/model/arn%3Aaws%3Abedrock/invoke-with-response-stream", "messages", "billed"),
         (
             "POST",
             "/projects/p/locations/us-east5/publishers/anthropic/models/claude-opus-5:streamRawPredict",
             "messages",
-            True,
-            False,
+            "billed",
         ),
-        ("POST", "/projects/p/locations/global/publishers/anthropic/models/claude:rawPredict", "messages", True, False),
+        ("POST", "/projects/p/locations/global/publishers/anthropic/models/claude:rawPredict", "messages", "billed"),
         (
             "POST",
             "/projects/p/locations/r/publishers/anthropic/models/count-tokens:rawPredict",
             "messages.count_tokens",
-            False,
-            False,
+            "free",
         ),
-        ("POST", "/v1/messages/count_tokens", "messages.count_tokens", False, False),
-        ("POST", "/v1/messages/count_tokens?beta=true", "beta.messages.count_tokens", False, False),
-        ("POST", "/v1/messages/batches", "messages.batches", False, False),
-        ("GET", "/v1/messages/batches/b", "messages.batches.retrieve", False, False),
-        ("GET", "/v1/messages/batches/b/results", "messages.batches.results", True, True),
-        ("GET", "/v1/messages/batches/b/results?beta=true", "beta.messages.batches.results", True, True),
-        ("GET", "/v1/sessions/s?beta=true", "beta.sessions.retrieve", True, True),
-        ("GET", "/v1/dreams/d?beta=true", "beta.dreams.retrieve", True, True),
-        ("POST", "/v1/complete", "completions", True, False),
-        ("GET", "/v1/models", "/models", False, False),
-        ("POST", "/v1/files?beta=true", "/files", False, False),
-        ("POST", "/v1/agents", "/agents", False, False),
-        ("POST", "/v1/messages/somehow", "/messages/somehow", True, False),
+        ("POST", "/v1/messages/count_tokens", "messages.count_tokens", "free"),
+        ("POST", "/v1/messages/count_tokens?beta=true", "beta.messages.count_tokens", "free"),
+        ("POST", "/v1/messages/batches", "messages.batches", "starts"),
+        ("GET", "/v1/messages/batches/b", "messages.batches.retrieve", "free"),
+        ("GET", "/v1/messages/batches/b/results", "messages.batches.results", "polled"),
+        ("GET", "/v1/messages/batches/b/results?beta=true", "beta.messages.batches.results", "polled"),
+        ("GET", "/v1/sessions/s?beta=true", "beta.sessions.retrieve", "polled"),
+        ("GET", "/v1/dreams/d?beta=true", "beta.dreams.retrieve", "polled"),
+        ("POST", "/v1/complete", "completions", "billed"),
+        ("GET", "/v1/models", "/models", "free"),
+        ("POST", "/v1/files?beta=true", "/files", "free"),
+        ("POST", "/v1/agents", "/agents", "free"),
+        ("POST", "/v1/messages/somehow", "/messages/somehow", "unknown"),
     ],
 )
-def test_anthropic_calls(method, url, path, billable, polls):
+def test_anthropic_calls(method, url, path, kind):
     endpoint = ANTHROPIC.endpoint(method, url)
-    assert (endpoint.path, endpoint.billable, endpoint.polls) == (path, billable, polls)
+    assert (endpoint.path, endpoint.kind) == (path, kind)

@@ -6,7 +6,8 @@ import weakref
 import pytest
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.dialects import AnthropicDialect, OpenAIDialect
+from tokenmeter.providers.anthropic import AnthropicDialect
+from tokenmeter.providers.openai import OpenAIDialect
 
 REQUEST = RequestFacts(model="asked", input_bytes=4000, streamed=True)
 

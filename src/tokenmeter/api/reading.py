@@ -10,11 +10,11 @@ from typing import Any
 from tokenmeter.api.default import default_meter, default_pricer
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.budgets import Balance
-from tokenmeter.dialects import observe
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.periods import CalendarUnit, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
+from tokenmeter.providers import observe
 from tokenmeter.reports import Report, build
 from tokenmeter.reports import entries as read_entries
 

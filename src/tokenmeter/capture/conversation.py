@@ -19,8 +19,8 @@ from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
-    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Authorization, Meter
+    from tokenmeter.providers.base import Dialect
 
 __all__ = ["Conversation"]
 

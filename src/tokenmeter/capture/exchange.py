@@ -15,7 +15,7 @@ from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.capture.inflight import InFlight
-    from tokenmeter.dialects.base import StreamReader
+    from tokenmeter.providers.base import StreamReader
 
 __all__ = ["EXTENSION", "Exchange", "exchange_of"]
 

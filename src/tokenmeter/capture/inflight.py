@@ -22,8 +22,8 @@ from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
-    from tokenmeter.dialects.base import Endpoint, StreamReader
     from tokenmeter.meter import Authorization, Meter
+    from tokenmeter.providers.base import Endpoint, StreamReader
 
 __all__ = ["REFUSALS", "InFlight", "describe", "leave", "open_call"]
 
@@ -96,7 +96,7 @@ class InFlight:
             BudgetExceededError: nothing must be sent.
         """
         self.awaits_key = False
-        if not self.endpoint.asks:
+        if not self.endpoint.billed:
             self._authorization = self._leave()
             return
         try:
@@ -110,7 +110,7 @@ class InFlight:
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
         self.awaits_key = False
-        if not self.endpoint.asks:
+        if not self.endpoint.billed:
             self._authorization = self._leave()
             return
         try:
@@ -216,13 +216,13 @@ class InFlight:
         for number, exchange in enumerate(exchanges, 1):
             seen = exchange.observation
             if self._is_left_out(seen):
-                if not self.endpoint.polls:
+                if self.endpoint.kind != "polled":
                     self._readings.begun(self._authorization, seen)
                 continue
-            if seen.deduplicate and not self.endpoint.polls and not self._background:
+            if seen.deduplicate and self.endpoint.kind != "polled" and not self._background:
                 seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
             outcome = exchange.outcome(seen, last=not self._opened and number == len(exchanges))
-            if self.endpoint.polls:
+            if self.endpoint.kind == "polled":
                 found.append(self._readings.bill(self._authorization, outcome))
             else:
                 found.append(Settling(self.meter, self._authorization, outcome))
@@ -230,9 +230,9 @@ class InFlight:
 
     def _is_left_out(self, seen: Observation) -> bool:
         """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""
-        if self.endpoint.polls:
+        if self.endpoint.kind == "polled":
             return not (seen.billable and seen.deduplicate)
-        return self.endpoint.starts or "not_final" in seen.flags
+        return self.endpoint.kind == "starts" or "not_final" in seen.flags
 
     def returned(self) -> list[Settling]:
         """The call returned a value: what is to be written down before the caller gets it."""
@@ -250,7 +250,7 @@ class InFlight:
                 exchange.failed(error)
             return self.returned()
         self._returned = True
-        if not self.attempts or not self.endpoint.asks:  # nothing ever left, or it was free
+        if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
             self.meter.release(self._authorization)
             return []
         response = getattr(error, "response", None)
@@ -311,7 +311,7 @@ def _endpoint(binding: Binding, options: Any) -> Endpoint | None:
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         complain("see what is called", error)
         return None
-    return endpoint if endpoint.polls or endpoint.starts or (method == "POST" and endpoint.billable) else None
+    return endpoint if endpoint.kind in {"polled", "starts"} or (method == "POST" and endpoint.billed) else None
 
 
 def describe(

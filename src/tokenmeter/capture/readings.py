@@ -28,8 +28,8 @@ from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 if TYPE_CHECKING:
-    from tokenmeter.dialects.base import Endpoint
     from tokenmeter.meter import Authorization, Meter
+    from tokenmeter.providers.base import Endpoint
 
 __all__ = ["FileLine", "FirstLine", "GrowingBill", "Readings", "opened"]
 
@@ -256,7 +256,7 @@ class Readings:
 
     def begun(self, authorization: Authorization, seen: Observation) -> None:
         """Remember what was started by the call, and is billed when it is read."""
-        if self._endpoint.starts:
+        if self._endpoint.kind == "starts":
             started(self._meter, seen.response_id, authorization.call)
             opened(self._meter, seen.response_id, seen.response_model)
         else:

@@ -15,8 +15,8 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tokenmeter.dialects.base import Dialect
     from tokenmeter.meter import Meter
+    from tokenmeter.providers.base import Dialect
 
 __all__ = ["BINDING", "TEMPLATE", "Binding", "Host", "Sdk", "binding_of", "complain"]
 

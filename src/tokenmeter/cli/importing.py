@@ -19,11 +19,11 @@ from tokenmeter.api.assembly import make_meter
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of
-from tokenmeter.dialects import observe
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.periods import parse_instant
+from tokenmeter.providers import observe
 
 __all__ = ["import_"]
 

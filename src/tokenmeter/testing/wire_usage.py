@@ -1,6 +1,6 @@
 """Usage objects as each wire format writes them, made from disjoint meters, and read back where one was scripted.
 
-Deliberately written apart from `tokenmeter.dialects`: the books of the fake provider must not share its mistakes.
+Deliberately written apart from `tokenmeter.providers`: the books of the fake provider must not share its mistakes.
 Sources: the usage types of the openai 3.54 and anthropic 2.12 SDKs.
 """
 

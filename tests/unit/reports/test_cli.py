@@ -13,9 +13,9 @@ import pytest
 
 from tokenmeter.__main__ import main
 from tokenmeter.cli import console
-from tokenmeter.dialects import observe
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.providers import observe
 from tokenmeter.reports import build
 from tokenmeter.stores import open_store
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.dialects.context import Context
-from tokenmeter.dialects.estimates import estimate, tokens_of
-from tokenmeter.dialects.wire import is_object, section, text, utf8_length
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.estimates import estimate, tokens_of
+from tokenmeter.providers.wire import is_object, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["MessageStream"]

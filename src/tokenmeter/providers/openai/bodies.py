@@ -6,55 +6,29 @@ or a bare usage object is understood wherever it turns up. Source of all shapes:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.call import RequestFacts
-from tokenmeter.dialects import hosts, jobs, media, responses
-from tokenmeter.dialects.base import Endpoint, StreamReader
-from tokenmeter.dialects.context import Context, joined, observation, unknown
-from tokenmeter.dialects.estimates import estimate
-from tokenmeter.dialects.familiar import is_usage, read_usage, usage_of
-from tokenmeter.dialects.openai_streams import open_stream
-from tokenmeter.dialects.requests import openai_facts
-from tokenmeter.dialects.routes import openai_endpoint
-from tokenmeter.dialects.shapes import inclusive
-from tokenmeter.dialects.wire import JSON, MalformedError, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers import hosts
+from tokenmeter.providers.context import Context, joined, observation, unknown
+from tokenmeter.providers.estimates import estimate
+from tokenmeter.providers.openai import jobs, media, responses
+from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.shapes import read_usage, usage_of
+from tokenmeter.providers.wire import JSON, MalformedError, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
-__all__ = ["OpenAIDialect", "read_openai"]
+__all__ = ["read_body"]
 
 _Reader = Callable[[JSON, Context], Observation]
 
 
-class OpenAIDialect:
-    """Reads OpenAI's format; see `tokenmeter.dialects.base.Dialect`."""
-
-    name = "openai"
-
-    def endpoint(self, method: str, path: str) -> Endpoint:
-        """The endpoint of an HTTP method and URL path."""
-        return openai_endpoint(method, path)
-
-    def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
-        """The facts of a request body."""
-        return openai_facts(endpoint, body)
-
-    def read(self, body: Any, *, provider: str, endpoint: str, request: RequestFacts) -> Observation:
-        """Usage of a whole decoded body."""
-        return read_openai(body, Context(provider, endpoint, request))
-
-    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
-        """A fresh reader for one stream."""
-        return open_stream(Context(provider, endpoint, request), read_openai)
-
-
-def read_openai(body: Any, context: Context) -> Observation:
+def read_body(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
     try:
         if is_array(body) and body:
-            return joined(read_openai(part, context) for part in body)
+            return joined(read_body(part, context) for part in body)
         if not is_object(body):
             return _without_json(body, context)
         return _reader(body, context)(body, context)
@@ -87,7 +61,7 @@ def _reader(body: JSON, context: Context) -> _Reader:
 
 
 def _batch_line(body: JSON, context: Context) -> Observation:
-    return jobs.batch_line(body, context, read_openai)
+    return jobs.batch_line(body, context, read_body)
 
 
 def _no_bill(_body: JSON, _context: Context) -> Observation:
@@ -143,7 +117,7 @@ def _any(body: JSON, context: Context) -> Observation:
     """A body of an endpoint nobody described: whatever familiar usage is in it counts."""
     if "choices" in body:
         return completion(body, context)
-    wire = body if is_usage(body) else section(body, "usage", "usageMetadata", "usage_metadata")
+    wire = usage_of(body)
     reading = read_usage(wire) if wire else None
     if reading is None:
         return unknown(body, body.get("usage"), model=context.request.model)

@@ -1,21 +1,96 @@
-"""Which model is billed for what in one Anthropic message: the serving model, and others that helped or declined.
+"""Anthropic's wire format, as Anthropic, Amazon Bedrock, Google Vertex AI and compatible hosts speak it.
 
-Source: ``anthropic.types.beta`` BetaUsage, BetaIterationsUsage, and "Refusals and fallback" on platform.claude.com:
-every attempt that produced output is billed at the rates of the model that ran it; ``usage.iterations`` is the record.
+Source of all shapes: ``anthropic.types`` and ``anthropic.types.beta``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tokenmeter.dialects.context import Context
-from tokenmeter.dialects.hosts import billed_tier, supplied_cost
-from tokenmeter.dialects.shapes import Reading, exclusive
-from tokenmeter.dialects.wire import JSON, members, section, text
-from tokenmeter.usage import Consumption, Usage
+from tokenmeter.providers.anthropic import sessions
+from tokenmeter.providers.anthropic.usage import exclusive
+from tokenmeter.providers.context import Context, joined, unknown
+from tokenmeter.providers.hosts import billed_tier, supplied_cost
+from tokenmeter.providers.shapes import Reading, is_usage, read_usage, usage_of
+from tokenmeter.providers.wire import JSON, MalformedError, is_array, is_object, members, section, text
+from tokenmeter.usage import Consumption, Observation, Usage
 
-__all__ = ["groups_of"]
+__all__ = ["read_body"]
+
+_Reader = Callable[[JSON, Context], Observation]
+
+
+def read_body(body: Any, context: Context) -> Observation:
+    """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
+    try:
+        if is_array(body) and body:
+            return joined(read_body(part, context) for part in body)
+        if not is_object(body):
+            return unknown({}, None, model=context.request.model)
+        return _reader(body, context)(body, context)
+    except MalformedError:
+        named: JSON = body if is_object(body) else {}
+        return unknown(named, named.get("usage"), model=context.request.model)
+
+
+def _reader(body: JSON, context: Context) -> _Reader:
+    if "custom_id" in body and "result" in body:
+        return batch_line
+    kind = body.get("type")
+    if kind == "error":
+        return _refused
+    if isinstance(kind, str) and kind in sessions.BY_TYPE:
+        return sessions.BY_TYPE[kind]
+    if context.endpoint.startswith("beta.sessions"):
+        return sessions.other_event if ".events" in context.endpoint else sessions.session
+    if context.endpoint.startswith("beta.dreams"):
+        return sessions.dream
+    return message
+
+
+def _refused(_body: JSON, _context: Context) -> Observation:
+    """An error in place of an answer."""
+    return Observation(billable=False)
+
+
+def batch_line(body: JSON, context: Context) -> Observation:
+    """One result of a message batch: billed when it succeeded, at batch rates; errors and the rest are free."""
+    result = section(body, "result")
+    if result.get("type") != "succeeded":
+        return Observation(response_id=text(body, "custom_id"), billable=False)
+    seen = read_body(section(result, "message"), context.in_batch())
+    return replace(seen, deduplicate=True, bill_id=text(body, "custom_id"))
+
+
+def message(body: JSON, context: Context) -> Observation:
+    """A message, or the usage object of one."""
+    if ".batches" in context.endpoint:
+        context = context.in_batch()
+    wire = usage_of(body)
+    model = text(body, "model")
+    if not wire or (not is_usage(wire) and read_usage(wire) is None):
+        return unknown(body, body.get("usage"), model=model or context.request.model, deduplicate=True)
+    groups, flags = groups_of(wire, model, context)
+    refused = body.get("stop_reason") == "refusal" and body.get("content") == []
+    return Observation(
+        consumptions=groups,
+        response_model=model,
+        response_id=text(body, "id"),
+        service_tier=text(wire, "service_tier"),
+        # A refusal before any output is not billed (https://platform.claude.com/docs, "Refusals and fallback").
+        flags=flags | {"unbilled_refusal"} if refused else flags,
+        raw_usage=wire,
+        billable=not refused,
+        deduplicate=True,
+    )
+
+
+# -- which model is billed for what: the serving model, and others that helped or declined
+#
+# Source: ``anthropic.types.beta`` BetaUsage, BetaIterationsUsage, and "Refusals and fallback" on platform.claude.com:
+# every attempt that produced output is billed at the rates of the model that ran it; ``usage.iterations`` records them.
 
 #: Geographies that cost what the price list says.
 _PLAIN_GEOGRAPHIES = frozenset({"global", "not_available"})

@@ -1,20 +1,31 @@
-"""What a provider's wire format must supply: pure readers from decoded JSON to an `Observation`. No SDK is imported.
+"""What a provider's room supplies: pure readers from decoded JSON to an `Observation`. No SDK is imported.
 
 A live call and `tokenmeter.price()` go through the same readers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from tokenmeter.call import RequestFacts
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.shapes import Shape
 from tokenmeter.usage import Observation
 
-__all__ = ["Dialect", "Endpoint", "Form", "StreamReader"]
+__all__ = ["Dialect", "Endpoint", "Form", "Kind", "Read", "Room", "StreamReader"]
 
+#: How a call to an endpoint is billed: by its own answer (``billed``; ``unknown`` where no reader is known for it), by
+#: what it started and is read later (``starts``), in a body that repeats that bill until it is final (``polled``), not
+#: at all (``free``).
+Kind = Literal["billed", "unknown", "starts", "polled", "free"]
+#: Whether an answer holds ``one`` bill, or many: the ``lines`` of a results file, or the ``items`` of a page or of a
+#: stream of events.
 Form = Literal["one", "lines", "items"]
+#: Reads a whole body.
+Read = Callable[[Any, Context], Observation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +36,23 @@ class Endpoint:
         path: SDK method path (``chat.completions``, ``responses``, ``messages.batches``, ...); for a URL that no SDK
             method has, the URL's own path, so that nothing goes unseen.
         operation: OpenTelemetry ``gen_ai.operation.name``.
-        billable: False for endpoints that are free (``count_tokens``, ``models``): they make no entry.
-        polls: True for a GET whose body may repeat a bill (background responses, batch results): recorded once by
-            response id. Other GETs make no entry.
-        starts: True for a free call that starts work which is billed when it is read (batches, agent sessions): who
-            made it is remembered.
-        form: Whether an answer holds ``one`` bill, or many: the ``lines`` of a results file, or the ``items`` of a
-            page or of a stream of events.
-        known: False when no reader is known for it; a usage object found in its body is still recorded, flagged.
+        kind: How a call to it is billed. ``polled`` bodies are recorded once, by response id; of what ``starts`` work
+            it is remembered who made it; ``free`` calls make no entry; of an ``unknown`` answer a usage object found
+            in its body is still recorded, flagged.
+        form: How many bills an answer holds.
         subject: The id in the URL: of the batch, file or session that is asked about; None when it names none.
     """
 
     path: str
     operation: str
-    billable: bool = True
-    polls: bool = False
-    starts: bool = False
+    kind: Kind = "billed"
     form: Form = "one"
-    known: bool = True
     subject: str | None = None
 
     @property
-    def asks(self) -> bool:
+    def billed(self) -> bool:
         """Whether a call makes a new bill, so that a budget is to be asked first."""
-        return self.billable and not self.polls
+        return self.kind in {"billed", "unknown"}
 
 
 class StreamReader(Protocol):
@@ -68,18 +72,32 @@ class StreamReader(Protocol):
         ...
 
 
-class Dialect(Protocol):
-    """The wire format of one provider family."""
+class Dialect(ABC):
+    """The wire format of one provider family.
+
+    Attributes:
+        name: The room's name.
+        endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
+    """
 
     name: str
+    endpoints: tuple[str, ...] = ()
 
+    @abstractmethod
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path (with or without ``/v1``, base path or query)."""
-        ...
 
+    @abstractmethod
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body; `body` is the dict the SDK is about to serialise (or None)."""
-        ...
+
+    @abstractmethod
+    def read_body(self, body: Any, context: Context) -> Observation:
+        """Usage of a whole decoded body in `context`; see `read`."""
+
+    @abstractmethod
+    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
+        """A fresh reader for one stream."""
 
     def read(self, body: Any, *, provider: str, endpoint: str, request: RequestFacts) -> Observation:
         """Usage of a whole decoded body. A body without usage gives an Observation without consumptions.
@@ -90,8 +108,17 @@ class Dialect(Protocol):
             endpoint: `Endpoint.path`.
             request: Facts of the request; defaults where the caller only has the body.
         """
-        ...
+        return self.read_body(body, Context(provider, endpoint, request))
 
-    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
-        """A fresh reader for one stream."""
-        ...
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A provider's room, as `tokenmeter.providers.registry` finds it.
+
+    Attributes:
+        dialect: Its wire format; None for a provider that only adds a usage object of its own.
+        shapes: The usage objects it states, for bodies and logs of any origin.
+    """
+
+    dialect: Dialect | None = None
+    shapes: tuple[Shape, ...] = field(default=())

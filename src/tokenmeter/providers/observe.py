@@ -6,50 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.dialects.anthropic import AnthropicDialect, read_anthropic
-from tokenmeter.dialects.base import Dialect
-from tokenmeter.dialects.context import Context
-from tokenmeter.dialects.openai import OpenAIDialect, read_openai
-from tokenmeter.dialects.wire import JSON, is_object, text, to_wire
 from tokenmeter.errors import PricingError
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.registry import dialect_for
+from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 from tokenmeter.usage import Observation
 
-__all__ = ["dialect_for", "observe"]
+__all__ = ["observe"]
 
-_OPENAI = OpenAIDialect()
-_ANTHROPIC = AnthropicDialect()
-#: Endpoints only Anthropic's SDK has.
-_ANTHROPIC_ENDPOINTS = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
-#: Endpoints only OpenAI's SDK has; ``api.anthropic.com`` serves some of them too.
-_OPENAI_ENDPOINTS = (
-    "audio",
-    "batches",
-    "beta.agents",
-    "beta.realtime",
-    "beta.responses",
-    "beta.threads",
-    "chat",
-    "decisions",
-    "embeddings",
-    "evals",
-    "fine_tuning",
-    "images",
-    "live",
-    "realtime",
-    "responses",
-    "videos",
-)
 #: HTTP verbs' method names: what is priced is the resource, whichever way its body was come by.
 _METHODS = (".create", ".retrieve", ".parse", ".stream", ".poll")
-
-
-def dialect_for(provider: str, endpoint: str) -> Dialect:
-    """The wire format that `endpoint` of `provider` speaks."""
-    if endpoint.startswith(_ANTHROPIC_ENDPOINTS):
-        return _ANTHROPIC
-    if provider == "anthropic" and not endpoint.startswith(_OPENAI_ENDPOINTS):
-        return _ANTHROPIC
-    return _OPENAI
 
 
 def observe(
@@ -94,8 +60,7 @@ def observe(
         tool_models=_tool_models(model, wire),
     )
     context = Context(provider, name, request, final_only=False)
-    read = read_anthropic if dialect_for(provider, name) is _ANTHROPIC else read_openai
-    return read(wire, context)
+    return dialect_for(provider, name).read_body(wire, context)
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

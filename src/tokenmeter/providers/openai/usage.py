@@ -1,21 +1,15 @@
-"""Usage objects of every wire format, read into disjoint token classes.
-
-A count that contradicts the total it should be inside of is kept as stated and flagged; the rest is then 0, so that no
-class is ever negative and nothing is clamped in silence.
-"""
+"""OpenAI's usage object, and that of every host that speaks its format: totals INCLUDE their breakdowns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from tokenmeter.dialects.wire import JSON, count, is_object, section
+from tokenmeter.providers.shapes import MODALITIES, NO_FLAGS, Reading, Shape, has_unknown, put
+from tokenmeter.providers.wire import JSON, amount, count, is_object, section
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["MODALITIES", "Reading", "exclusive", "inclusive", "put"]
+__all__ = ["SHAPES", "inclusive"]
 
-_NO_FLAGS: frozenset[str] = frozenset()
-MODALITIES = ("audio", "image", "video")
 _MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
 _WRITE_KEYS = frozenset({"cache_write_tokens", "cache_creation_tokens", "cache_write_tokens_details"})
 #: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.
@@ -35,26 +29,6 @@ _KNOWN_DETAILS = frozenset(
 )
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
-_KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
-_KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A usage object in disjoint classes.
-
-    Attributes:
-        usage: The classes.
-        prompt_tokens: The prompt's size with everything cached in it; None when it is a sum over several prompts.
-        flags: Doubts.
-    """
-
-    usage: Usage
-    prompt_tokens: int | None = None
-    flags: frozenset[str] = _NO_FLAGS
-
-
-# -- OpenAI's format: totals include their breakdowns
 
 
 def inclusive(
@@ -87,9 +61,9 @@ def inclusive(
     quantities = _cache_writes(usage, details, write_meter, flags)
     _split_input(usage, details, prompt, quantities, flags)
     _split_output(output_details, answer, output_meter, quantities, flags)
-    if _has_unknown(details) or _has_unknown(output_details):
+    if has_unknown(details, _KNOWN_DETAILS) or has_unknown(output_details, _KNOWN_DETAILS):
         flags.add("unknown_token_class")
-    return Reading(Usage(quantities, reasoning), prompt, frozenset(flags) if flags else _NO_FLAGS)
+    return Reading(Usage(quantities, reasoning), prompt, frozenset(flags) if flags else NO_FLAGS)
 
 
 def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool) -> tuple[int, int]:
@@ -201,54 +175,17 @@ def _split_output(
     put(quantities, output_meter, max(rest, 0))
 
 
-def _has_unknown(details: JSON, known: frozenset[str] = _KNOWN_DETAILS, suffix: str = "_tokens") -> bool:
-    if known.issuperset(details):
-        return False
-    return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
+def _duration(usage: JSON) -> Reading:
+    """Audio that is billed by its length."""
+    seconds = amount(usage, "seconds")
+    return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
 
 
-def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:
-    """Add `quantity` to a class; nothing used leaves no class."""
-    if quantity:
-        quantities[meter] = quantities.get(meter, 0) + quantity
-
-
-# -- Anthropic's format: input, cache reads and cache writes stand side by side
-
-
-def exclusive(usage: JSON) -> Reading:
-    """A usage whose ``input_tokens`` EXCLUDES what was read from and written to the cache: Anthropic's.
-
-    Cache writes whose lifetime is not broken down are 5-minute ones. ``web_fetch`` is free. Server tools mean several
-    prompts under one sum, so that no prompt size is known.
-    Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
-
-    Raises:
-        MalformedError: a count is no number.
-    """
-    flags: set[str] = set()
-    quantities: dict[str, Quantity] = {}
-    put(quantities, "input", count(usage, "input_tokens") or 0)
-    put(quantities, "cache_read", count(usage, "cache_read_input_tokens") or 0)
-    split = section(usage, "cache_creation")
-    short, hour = count(split, "ephemeral_5m_input_tokens") or 0, count(split, "ephemeral_1h_input_tokens") or 0
-    written = count(usage, "cache_creation_input_tokens")
-    if written is not None:
-        if short + hour > written:
-            flags.add("cache_write_mismatch")
-        short += max(written - short - hour, 0)
-    if _has_unknown(split, _KNOWN_TTLS):
-        flags.add("unknown_token_class")
-    put(quantities, "cache_write_5m", short)
-    put(quantities, "cache_write_1h", hour)
-    prompt: int | None = int(sum(quantities.values()))
-    put(quantities, "output", count(usage, "output_tokens") or 0)
-    tools = section(usage, "server_tool_use")
-    if tools:
-        put(quantities, "web_searches", count(tools, "web_search_requests") or 0)
-        if any(tools.get(name) for name in _KNOWN_SERVER_TOOLS):
-            prompt = None
-        if _has_unknown(tools, _KNOWN_SERVER_TOOLS, "_requests"):
-            flags.add("unknown_server_tool")
-    thinking = count(section(usage, "output_tokens_details"), "thinking_tokens") or 0
-    return Reading(Usage(quantities, thinking), prompt, frozenset(flags) if flags else _NO_FLAGS)
+SHAPES = (
+    Shape(
+        inclusive,
+        own=frozenset({"prompt_tokens", "completion_tokens"}),
+        shared=frozenset({"input_tokens", "output_tokens", "total_tokens"}),
+    ),
+    Shape(_duration, own=frozenset(), shared=frozenset({"seconds"})),
+)

@@ -1,14 +1,35 @@
-"""The size of a prompt, found without keeping or copying it: this runs before every call."""
+"""What is read of every request: the size of its prompt, found without keeping or copying it, and its limits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
-from tokenmeter.dialects.wire import JSON, is_object, to_wire, utf8_length
+from tokenmeter.providers.wire import JSON, is_object, to_wire, utf8_length
 
-__all__ = ["PromptSize", "measure"]
+__all__ = ["NO_TOOLS", "PromptSize", "first_limit", "measure", "measure_prompt", "named"]
+
+#: A request that configures no model for a hosted tool.
+NO_TOOLS: Mapping[str, str] = MappingProxyType({})
+#: Everything any provider renders into the prompt.
+_PROMPT_KEYS = (
+    "messages",
+    "input",
+    "system",
+    "instructions",
+    "tools",
+    "prompt",
+    "suffix",
+    "functions",
+    "response_format",
+    "text",
+    "questions",
+    "prediction",
+    "output_config",
+    "output_format",
+)
 
 #: Parts whose payload is a picture: counted in images, never as text.
 _IMAGE_TYPES = frozenset({"image", "image_url", "input_image", "computer_screenshot", "image_generation_call"})
@@ -87,3 +108,18 @@ def _open_other(value: Any, stack: list[Any]) -> int:
         if isinstance(plain, dict | list):
             stack.append(plain)
     return 0
+
+
+def measure_prompt(body: JSON) -> PromptSize:
+    """Measure what is rendered into the prompt of a request with `body`."""
+    return measure([body[key] for key in _PROMPT_KEYS if key in body])
+
+
+def named(value: Any) -> str | None:
+    """`value` when it is a non-empty text."""
+    return value if isinstance(value, str) and value else None
+
+
+def first_limit(*values: Any) -> int | None:
+    """The first limit that is named; what is not a whole number (``"inf"`` of realtime) is none."""
+    return next((value for value in values if type(value) is int), None)

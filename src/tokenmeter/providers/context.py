@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.dialects import hosts
-from tokenmeter.dialects.shapes import Reading
-from tokenmeter.dialects.wire import JSON, text
+from tokenmeter.providers import hosts
+from tokenmeter.providers.shapes import Reading
+from tokenmeter.providers.wire import JSON, text
 from tokenmeter.usage import Consumption, Observation, Usage
 
 __all__ = ["Context", "joined", "observation", "pending", "unknown"]
@@ -30,6 +30,10 @@ class Context:
     endpoint: str
     request: RequestFacts
     final_only: bool = True
+
+    def in_batch(self) -> Context:
+        """The same context, with its work done in a batch."""
+        return replace(self, request=replace(self.request, processing="batch"))
 
     def consumption(
         self,

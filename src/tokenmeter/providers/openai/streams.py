@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.dialects.base import StreamReader
-from tokenmeter.dialects.context import Context, joined, pending
-from tokenmeter.dialects.estimates import estimate
-from tokenmeter.dialects.wire import JSON, is_object, members, section, text, utf8_length
+from tokenmeter.providers.base import StreamReader
+from tokenmeter.providers.context import Context, joined, pending
+from tokenmeter.providers.estimates import estimate
+from tokenmeter.providers.wire import JSON, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["ChatStream", "EventStream", "ResponseStream", "open_stream"]

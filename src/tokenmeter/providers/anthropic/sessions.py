@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from tokenmeter.dialects.context import Context, observation, pending, unknown
-from tokenmeter.dialects.shapes import Reading, exclusive
-from tokenmeter.dialects.wire import JSON, amount, count, section, text
+from tokenmeter.providers.anthropic.usage import exclusive
+from tokenmeter.providers.context import Context, observation, pending, unknown
+from tokenmeter.providers.shapes import Reading
+from tokenmeter.providers.wire import JSON, amount, count, section, text
 from tokenmeter.usage import Observation, Usage
 
 __all__ = ["BY_TYPE", "dream", "other_event", "session"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tokenmeter.dialects import hosts
-from tokenmeter.dialects.context import Context, pending, unknown
-from tokenmeter.dialects.estimates import estimate
-from tokenmeter.dialects.familiar import usage_of
-from tokenmeter.dialects.media import svg
-from tokenmeter.dialects.shapes import Reading, inclusive
-from tokenmeter.dialects.wire import JSON, count, members, section, text, utf8_length
+from tokenmeter.providers import hosts
+from tokenmeter.providers.context import Context, pending, unknown
+from tokenmeter.providers.estimates import estimate
+from tokenmeter.providers.openai.media import svg
+from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.shapes import Reading, usage_of
+from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 __all__ = ["response", "tool_meters"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.dialects.context import Context, observation, pending, unknown
-from tokenmeter.dialects.estimates import speech_tokens, tokens_of
-from tokenmeter.dialects.familiar import usage_of
-from tokenmeter.dialects.shapes import Reading, inclusive
-from tokenmeter.dialects.wire import JSON, amount, count, is_array, is_object, section, text
+from tokenmeter.providers.context import Context, observation, pending, unknown
+from tokenmeter.providers.estimates import speech_tokens, tokens_of
+from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.shapes import Reading, usage_of
+from tokenmeter.providers.wire import JSON, amount, count, is_array, is_object, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 __all__ = [

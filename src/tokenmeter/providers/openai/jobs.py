@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.dialects.context import Context, joined, observation, pending, unknown
-from tokenmeter.dialects.familiar import read_usage, usage_of
-from tokenmeter.dialects.shapes import Reading, inclusive
-from tokenmeter.dialects.wire import JSON, count, is_object, members, section, text
+from tokenmeter.providers.context import Context, joined, observation, pending, unknown
+from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.shapes import Reading, read_usage, usage_of
+from tokenmeter.providers.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
 
-__all__ = ["agent", "batch", "batch_line", "eval_run", "fine_tuning", "grader", "in_batch", "run"]
+__all__ = ["agent", "batch", "batch_line", "eval_run", "fine_tuning", "grader", "run"]
 
 _UNDER_WAY = frozenset(
     {
@@ -32,11 +32,6 @@ _UNDER_WAY = frozenset(
 _HTTP_ERROR = 400
 
 
-def in_batch(context: Context) -> Context:
-    """The same context, with its work done in a batch."""
-    return replace(context, request=replace(context.request, processing="batch"))
-
-
 def batch(body: JSON, context: Context) -> Observation:
     """A ``Batch``: its total over all requests, at batch rates. Either this is billed or its output lines, not both."""
     if context.final_only and text(body, "status") in _UNDER_WAY:
@@ -48,7 +43,7 @@ def batch(body: JSON, context: Context) -> Observation:
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
         return unknown(body, None, model=context.request.model, deduplicate=True)
     reading = replace(inclusive(wire), prompt_tokens=None)
-    group = in_batch(context).consumption(reading, model=text(body, "model"), wire=wire)
+    group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
     # Its output file states the same bill line by line: whichever is read first is recorded under the file's id.
     return replace(observation(reading, group, body, wire, deduplicate=True), bill_id=text(body, "output_file_id"))
 
@@ -59,7 +54,7 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
     status = response.get("status_code")
     if body.get("error") or not response or (isinstance(status, int) and status >= _HTTP_ERROR):
         return Observation(response_id=text(body, "id"), billable=False)
-    inner = read(response.get("body"), in_batch(replace(context, endpoint="batch line")))
+    inner = read(response.get("body"), replace(context, endpoint="batch line").in_batch())
     # Lines say service_tier "default"; "batch" is known from where they stand.
     groups = tuple(
         replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions

@@ -1,0 +1,77 @@
+"""What accounting needs to know of a request in Anthropic's format. It runs before every call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.base import Endpoint
+from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
+from tokenmeter.providers.wire import JSON, is_object, members, section, text
+
+__all__ = ["request_facts"]
+
+_SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "tool_search_tool_")
+_COMPACTION = "compact"
+
+
+def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:
+    """Facts of a request in Anthropic's format."""
+    if not body:
+        return RequestFacts()
+    get = body.get
+    prompt = measure_prompt(body)
+    reasons: list[str] = []
+    tool_models = NO_TOOLS
+    if "tools" in body:
+        tool_models = _tools(body, reasons)
+    if get("mcp_servers") and "server_tools" not in reasons:
+        reasons.append("server_tools")
+    if get("fallbacks"):
+        reasons.append("fallbacks")
+    if get("compaction") or _compacts(body):
+        reasons.append("compaction")
+    if get("thread"):
+        reasons.append("conversation")
+    if prompt.remote:
+        reasons.append("files")
+    return RequestFacts(
+        model=_model(get("model")),
+        service_tier=named(get("service_tier")),
+        speed=_fast(get("speed")),
+        input_bytes=prompt.size,
+        image_count=prompt.images,
+        max_output_tokens=first_limit(get("max_tokens"), get("max_tokens_to_sample")),
+        streamed=bool(get("stream")),
+        tool_models=tool_models,
+        unbounded=",".join(reasons) if reasons else None,
+    )
+
+
+def _model(value: Any) -> str | None:
+    return text(value, "id") if is_object(value) else named(value)
+
+
+def _fast(value: Any) -> str | None:
+    return None if value == "standard" else named(value)
+
+
+def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
+    models: dict[str, str] = {}
+    for tool in members(body, "tools"):
+        kind = tool.get("type")
+        if not isinstance(kind, str):
+            continue
+        if kind.startswith(_SERVER_TOOLS) and "server_tools" not in reasons:
+            reasons.append("server_tools")
+        if kind.startswith("advisor_"):
+            reasons.append("advisor")
+            if model := text(tool, "model"):
+                models["advisor"] = model
+    return models or NO_TOOLS
+
+
+def _compacts(body: JSON) -> bool:
+    edits = members(section(body, "context_management"), "edits")
+    return any(str(edit.get("type")).startswith(_COMPACTION) for edit in edits)

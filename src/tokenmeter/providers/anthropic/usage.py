@@ -1,0 +1,67 @@
+"""Anthropic's usage object: input, cache reads and cache writes stand side by side."""
+
+from __future__ import annotations
+
+from tokenmeter.providers.shapes import NO_FLAGS, Reading, Shape, has_unknown, put
+from tokenmeter.providers.wire import JSON, count, section
+from tokenmeter.usage import Quantity, Usage
+
+__all__ = ["SHAPES", "exclusive"]
+
+_KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
+_KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
+
+
+def exclusive(usage: JSON) -> Reading:
+    """A usage whose ``input_tokens`` EXCLUDES what was read from and written to the cache: Anthropic's.
+
+    Cache writes whose lifetime is not broken down are 5-minute ones. ``web_fetch`` is free. Server tools mean several
+    prompts under one sum, so that no prompt size is known.
+    Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
+
+    Raises:
+        MalformedError: a count is no number.
+    """
+    flags: set[str] = set()
+    quantities: dict[str, Quantity] = {}
+    put(quantities, "input", count(usage, "input_tokens") or 0)
+    put(quantities, "cache_read", count(usage, "cache_read_input_tokens") or 0)
+    split = section(usage, "cache_creation")
+    short, hour = count(split, "ephemeral_5m_input_tokens") or 0, count(split, "ephemeral_1h_input_tokens") or 0
+    written = count(usage, "cache_creation_input_tokens")
+    if written is not None:
+        if short + hour > written:
+            flags.add("cache_write_mismatch")
+        short += max(written - short - hour, 0)
+    if has_unknown(split, _KNOWN_TTLS):
+        flags.add("unknown_token_class")
+    put(quantities, "cache_write_5m", short)
+    put(quantities, "cache_write_1h", hour)
+    prompt: int | None = int(sum(quantities.values()))
+    put(quantities, "output", count(usage, "output_tokens") or 0)
+    tools = section(usage, "server_tool_use")
+    if tools:
+        put(quantities, "web_searches", count(tools, "web_search_requests") or 0)
+        if any(tools.get(name) for name in _KNOWN_SERVER_TOOLS):
+            prompt = None
+        if has_unknown(tools, _KNOWN_SERVER_TOOLS, "_requests"):
+            flags.add("unknown_server_tool")
+    thinking = count(section(usage, "output_tokens_details"), "thinking_tokens") or 0
+    return Reading(Usage(quantities, thinking), prompt, frozenset(flags) if flags else NO_FLAGS)
+
+
+SHAPES = (
+    Shape(
+        exclusive,
+        own=frozenset(
+            {
+                "cache_creation",
+                "cache_creation_input_tokens",
+                "cache_read_input_tokens",
+                "iterations",
+                "server_tool_use",
+            }
+        ),
+        whole=False,
+    ),
+)

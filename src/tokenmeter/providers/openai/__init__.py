@@ -1,0 +1,59 @@
+"""OpenAI's room: its wire format, which compatible hosts speak as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.base import Dialect, Endpoint, Room, StreamReader
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.openai import bodies, requests, routes, streams
+from tokenmeter.providers.openai.usage import SHAPES
+from tokenmeter.usage import Observation
+
+__all__ = ["ROOM", "OpenAIDialect"]
+
+
+class OpenAIDialect(Dialect):
+    """OpenAI's wire format, as OpenAI, Azure and every compatible host speak it."""
+
+    name = "openai"
+    #: ``api.anthropic.com`` serves some of them too.
+    endpoints = (
+        "audio",
+        "batches",
+        "beta.agents",
+        "beta.realtime",
+        "beta.responses",
+        "beta.threads",
+        "chat",
+        "decisions",
+        "embeddings",
+        "evals",
+        "fine_tuning",
+        "images",
+        "live",
+        "realtime",
+        "responses",
+        "videos",
+    )
+
+    def endpoint(self, method: str, path: str) -> Endpoint:
+        """The endpoint of an HTTP method and URL path."""
+        return routes.endpoint(method, path)
+
+    def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
+        """The facts of a request body."""
+        return requests.request_facts(endpoint, body)
+
+    def read_body(self, body: Any, context: Context) -> Observation:
+        """Usage of a whole decoded body."""
+        return bodies.read_body(body, context)
+
+    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
+        """A fresh reader for one stream."""
+        return streams.open_stream(Context(provider, endpoint, request), bodies.read_body)
+
+
+ROOM = Room(dialect=OpenAIDialect(), shapes=SHAPES)

@@ -1,0 +1,108 @@
+"""What accounting needs to know of a request in OpenAI's format. It runs before every call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.base import Endpoint
+from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
+from tokenmeter.providers.wire import JSON, is_array, members, section, text
+
+__all__ = ["request_facts"]
+
+#: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
+DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
+#: Tools that OpenAI runs itself: each may start another turn of the model, all under one output sum.
+_SERVER_TOOLS = ("web_search", "file_search", "code_interpreter", "image_generation", "mcp", "shell")
+_COMPACTION = "compact"
+
+
+def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
+    """Facts of a request in OpenAI's format."""
+    if not body:
+        return RequestFacts()
+    get = body.get
+    prompt = measure_prompt(body)
+    reasons: list[str] = []
+    tool_models = NO_TOOLS
+    if "tools" in body:
+        tool_models = _tools(body, reasons)
+    if endpoint.path.endswith("responses") or "previous_response_id" in body:
+        _history(body, reasons)
+    if prompt.remote:
+        reasons.append("files")
+    if "web_search_options" in body:
+        reasons.append("server_tools")
+    if "session" in body or "audio" in body:
+        tool_models = _session_models(body) or tool_models
+    spoken = get("input") if endpoint.path == "audio.speech" else None
+    return RequestFacts(
+        model=named(get("model")) or text(section(body, "session"), "model"),
+        service_tier=named(get("service_tier")),
+        processing=_processing(body),
+        input_bytes=prompt.size,
+        image_count=prompt.images + _attached_images(endpoint, body),
+        characters=len(spoken) if isinstance(spoken, str) else None,
+        max_output_tokens=first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens")),
+        choices=_choices(body),
+        streamed=bool(get("stream")) or get("stream_format") == "sse",
+        tool_models=tool_models,
+        unbounded=",".join(reasons) if reasons else None,
+    )
+
+
+def _choices(body: JSON) -> int:
+    """Answers that are generated, each up to the output limit: ``best_of`` counts, and every prompt of a list."""
+    many, best = body.get("n"), body.get("best_of")
+    answers = max(many if type(many) is int else 1, best if type(best) is int else 1, 1)
+    prompts = body.get("prompt")
+    if is_array(prompts) and prompts and not isinstance(prompts[0], int):
+        answers *= len(prompts)
+    return answers
+
+
+def _processing(body: JSON) -> str | None:
+    """Background work that may wait longer is discounted, at rates of its own."""
+    window = text(section(body, "background_options"), "completion_window")
+    return f"background_{window}" if window and window != "soonest" else None
+
+
+def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
+    models: dict[str, str] = {}
+    for tool in members(body, "tools"):
+        kind = tool.get("type")
+        if not isinstance(kind, str) or kind in {"function", "custom"}:
+            continue
+        if kind.startswith(_SERVER_TOOLS) and "server_tools" not in reasons:
+            reasons.append("server_tools")
+        if kind == "image_generation":
+            models[kind] = text(tool, "model") or DEFAULT_IMAGE_MODEL
+    return models or NO_TOOLS
+
+
+def _history(body: JSON, reasons: list[str]) -> None:
+    if body.get("previous_response_id") or body.get("conversation"):
+        reasons.append("conversation")
+    if isinstance(body.get("prompt"), dict):
+        reasons.append("stored_prompt")
+    if body.get("background"):
+        reasons.append("background")
+    if any(_COMPACTION in str(entry.get("type")) for entry in members(body, "context_management")):
+        reasons.append("compaction")
+
+
+def _attached_images(endpoint: Endpoint, body: JSON) -> int:
+    """Pictures sent as form fields to the image endpoints."""
+    if not endpoint.path.startswith("images.") or "image" not in body:
+        return 0
+    pictures = body["image"]
+    return len(pictures) if is_array(pictures) else 1
+
+
+def _session_models(body: JSON) -> Mapping[str, str] | None:
+    """The speech recognition model that a realtime session configures, in either of its spellings."""
+    session = section(body, "session") or body
+    config = section(section(section(session, "audio"), "input"), "transcription")
+    model = text(config or section(session, "input_audio_transcription"), "model")
+    return {"transcription": model} if model else None
