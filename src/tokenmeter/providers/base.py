@@ -15,7 +15,7 @@ from tokenmeter.providers.context import Context
 from tokenmeter.providers.shapes import Shape
 from tokenmeter.usage import Observation
 
-__all__ = ["Dialect", "Endpoint", "Form", "Kind", "Read", "Room", "StreamReader"]
+__all__ = ["Dialect", "Endpoint", "Form", "Kind", "Read", "Room", "SocketEvents", "StreamReader"]
 
 #: How a call to an endpoint is billed: by its own answer (``billed``; ``unknown`` where no reader is known for it), by
 #: what it started and is read later (``starts``), in a body that repeats that bill until it is final (``polled``), not
@@ -72,16 +72,43 @@ class StreamReader(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketEvents:
+    """Names of the events, by their ``type``, that matter on a provider's WebSocket connections.
+
+    Attributes:
+        request: Sent to ask for an answer.
+        answers: End an answer that was asked for, with its usage on them.
+        asides: End something that nobody asked for on this connection, with its usage on them.
+        totals: Carry a session's running total.
+        last_totals: Of those, the ones after which no other comes.
+        beginnings: Begin a session; they carry its settings.
+        settings: Carry changed settings of a session.
+        errors: Say that something that was asked for will not come.
+    """
+
+    request: str
+    answers: frozenset[str]
+    asides: frozenset[str]
+    totals: frozenset[str]
+    last_totals: frozenset[str]
+    beginnings: frozenset[str]
+    settings: frozenset[str]
+    errors: frozenset[str]
+
+
 class Dialect(ABC):
     """The wire format of one provider family.
 
     Attributes:
         name: The room's name.
         endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
+        socket_events: What is said on its WebSocket connections; None when it has none.
     """
 
     name: str
     endpoints: tuple[str, ...] = ()
+    socket_events: SocketEvents | None = None
 
     @abstractmethod
     def endpoint(self, method: str, path: str) -> Endpoint:
@@ -109,6 +136,30 @@ class Dialect(ABC):
             request: Facts of the request; defaults where the caller only has the body.
         """
         return self.read_body(body, Context(provider, endpoint, request))
+
+    # -- what a request may be changed by
+
+    @abstractmethod
+    def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
+        """The top-level field of a request `body`, with its value, that limits the answer to `tokens`."""
+
+    def usage_request(self, endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, Any] | None:
+        """The field to add to a streaming request so that the stream states its usage, with its value.
+
+        None where the stream does so by itself, or where the caller's own `body` decides.
+        """
+        del endpoint, body
+        return None
+
+    def refuses_usage_request(self, message: str) -> bool:
+        """Whether a host that refused a request with `message` did so because of what `usage_request` added."""
+        del message
+        return False
+
+    def is_usage_chunk(self, event: Mapping[str, Any]) -> bool:
+        """Whether a decoded stream event is there only because of `usage_request`."""
+        del event
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

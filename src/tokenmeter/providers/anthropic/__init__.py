@@ -38,5 +38,10 @@ class AnthropicDialect(Dialect):
         """A fresh reader for one stream."""
         return MessageStream(Context(provider, endpoint, request), bodies.read_body)
 
+    def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
+        """The field that limits the answer's tokens, with its value."""
+        del body, provider
+        return ("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens"), tokens
+
 
 ROOM = Room(dialect=AnthropicDialect(), shapes=SHAPES)

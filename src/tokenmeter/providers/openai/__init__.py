@@ -39,6 +39,8 @@ class OpenAIDialect(Dialect):
         "videos",
     )
 
+    socket_events = streams.SOCKET_EVENTS
+
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
         return routes.endpoint(method, path)
@@ -54,6 +56,23 @@ class OpenAIDialect(Dialect):
     def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
         """A fresh reader for one stream."""
         return streams.open_stream(Context(provider, endpoint, request), bodies.read_body)
+
+    def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
+        """The field that limits the answer's tokens, with its value."""
+        del body
+        return requests.output_cap_field(endpoint, provider), tokens
+
+    def usage_request(self, endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, Any] | None:
+        """What asks a stream for its usage chunk."""
+        return requests.usage_request(endpoint, body)
+
+    def refuses_usage_request(self, message: str) -> bool:
+        """Whether `message` refuses what `usage_request` added."""
+        return requests.refuses_usage_request(message)
+
+    def is_usage_chunk(self, event: Mapping[str, Any]) -> bool:
+        """Whether a chunk is the one that was asked for."""
+        return requests.is_usage_chunk(event)
 
 
 ROOM = Room(dialect=OpenAIDialect(), shapes=SHAPES)

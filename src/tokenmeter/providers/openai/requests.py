@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
 from tokenmeter.providers.wire import JSON, is_array, members, section, text
 
-__all__ = ["request_facts"]
+__all__ = ["is_usage_chunk", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
 
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
@@ -106,3 +107,41 @@ def _session_models(body: JSON) -> Mapping[str, str] | None:
     config = section(section(section(session, "audio"), "input"), "transcription")
     model = text(config or section(session, "input_audio_transcription"), "model")
     return {"transcription": model} if model else None
+
+
+# -- what a request may be changed by
+
+#: Endpoints whose streams state their usage only when asked to.
+_STREAMS_WITHOUT_USAGE = frozenset({"chat.completions", "completions"})
+
+
+def usage_request(endpoint: Endpoint, body: JSON) -> tuple[str, JSON] | None:
+    """``stream_options`` that ask for the usage chunk; None where the caller decided, or none is needed."""
+    if endpoint.path not in _STREAMS_WITHOUT_USAGE:
+        return None
+    asked = body.get("stream_options")
+    own: JSON = cast("JSON", asked) if isinstance(asked, Mapping) else {}
+    return None if "include_usage" in own else ("stream_options", {**own, "include_usage": True})
+
+
+def refuses_usage_request(message: str) -> bool:
+    """Whether `message` refuses ``stream_options``."""
+    return "stream_options" in message or "include_usage" in message
+
+
+def is_usage_chunk(event: JSON) -> bool:
+    """Whether a chunk is the one that ``include_usage`` adds: usage and no choices."""
+    return event.get("choices") == [] and event.get("usage") is not None
+
+
+def output_cap_field(endpoint: Endpoint, provider: str) -> str:
+    """The field that limits the answer's tokens."""
+    if "responses" in endpoint.path:
+        return "max_output_tokens"
+    if endpoint.path == "chat.completions" and provider in _KNOWS_COMPLETION_TOKENS:
+        return "max_completion_tokens"
+    return "max_tokens"
+
+
+#: Who takes ``max_completion_tokens``; other hosts only know the field's old name.
+_KNOWS_COMPLETION_TOKENS = frozenset({"azure", "openai"})

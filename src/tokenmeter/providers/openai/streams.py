@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.providers.base import StreamReader
+from tokenmeter.providers.base import SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.providers.wire import JSON, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
-__all__ = ["ChatStream", "EventStream", "ResponseStream", "open_stream"]
+__all__ = ["SOCKET_EVENTS", "ChatStream", "EventStream", "ResponseStream", "open_stream"]
 
 _Read = Callable[[Any, Context], Observation]
 _ESTIMATED = frozenset({"estimated"})
@@ -254,3 +254,16 @@ def _payload(event: JSON) -> JSON:
     """The body of an assistants event is one level down."""
     data = section(event, "data")
     return data if data and "event" in event else event
+
+
+#: Realtime, Live and Responses connections.
+SOCKET_EVENTS = SocketEvents(
+    request="response.create",
+    answers=_TERMINAL | {"response.done"},
+    asides=frozenset({"conversation.item.input_audio_transcription.completed", "decision.event", "response.event"}),
+    totals=_RUNNING,
+    last_totals=frozenset({"session.closed"}),
+    beginnings=frozenset({"session.created", "session.started"}),
+    settings=frozenset({"session.updated"}),
+    errors=frozenset({"error"}),
+)
