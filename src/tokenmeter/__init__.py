@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenmeter.api.settling import close_period, invoice, reconcile, statement
     from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
     from tokenmeter.budgets import Budget
+    from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
     from tokenmeter.errors import (
         BudgetExceededError,
         BudgetReservedError,
@@ -53,6 +54,7 @@ _HOMES = {
     "tokenmeter.api.settling": ("close_period", "invoice", "reconcile", "statement"),
     "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
     "tokenmeter.budgets": ("Budget",),
+    "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
     "tokenmeter.errors": (
         "BudgetExceededError",
         "BudgetReservedError",
@@ -103,6 +105,7 @@ __all__ = [
     "Budget",
     "BudgetExceededError",
     "BudgetReservedError",
+    "CarryingExecutor",
     "Charge",
     "ConfigurationError",
     "DuplicateEntryError",
@@ -127,11 +130,13 @@ __all__ = [
     "Usage",
     "__version__",
     "attribute",
+    "carry",
     "close_period",
     "configure",
     "default_meter",
     "entries",
     "flush",
+    "from_headers",
     "invoice",
     "make_meter",
     "price",
@@ -142,6 +147,7 @@ __all__ = [
     "reprice",
     "statement",
     "sweep",
+    "to_headers",
     "verify",
     "wrap",
 ]

@@ -6,9 +6,13 @@ import functools
 import hashlib
 import hmac
 import inspect
+import itertools
+import logging
+import sys
 import threading
 import unicodedata
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
@@ -19,7 +23,21 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO
 from tokenmeter.usage import Usage
 
-__all__ = ["NOBODY", "ApiKey", "Attribution", "Scope", "attribute", "current_attribution", "current_scopes"]
+__all__ = [
+    "DIMENSIONS",
+    "NOBODY",
+    "ApiKey",
+    "Attribution",
+    "Scope",
+    "attribute",
+    "current_attribution",
+    "current_scopes",
+    "runner_of",
+    "scopes_of_call",
+    "scopes_set_to",
+]
+
+log = logging.getLogger("tokenmeter")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,21 +147,59 @@ def _check_text(value: object, name: str) -> None:
 class Scope:
     """Live totals of the calls settled inside one `attribute` block (threads and tasks started inside included).
 
-    Attributes:
-        attribution: What calls in this block are attributed to, outer blocks merged in.
+    Pickled, as for a process pool, it keeps what it attributes to and counts on its own over there.
     """
 
-    __slots__ = ("_billed", "_list", "_lock", "_requests", "_unpriced", "_usage", "attribution", "opened_by")
+    __slots__ = (
+        "_billed",
+        "_list",
+        "_lock",
+        "_merged",
+        "_outer",
+        "_own",
+        "_requests",
+        "_unpriced",
+        "_usage",
+        "begun",
+        "opened_by",
+        "stray_before",
+    )
 
-    def __init__(self, attribution: Attribution, *, opened_by: object = None) -> None:
-        self.attribution = attribution
-        self.opened_by = opened_by
+    def __init__(self, own: Attribution, outer: Scope | None = None, *, opened_by: object = None) -> None:
+        self._own = own
+        self._outer = outer
+        self._merged = (own, NOBODY, own)
         self._lock = threading.Lock()
         self._usage = Usage()
         self._list = ZERO
         self._billed = ZERO
         self._requests = 0
         self._unpriced = 0
+        self.opened_by = opened_by
+        self.begun = False  # whether a call was made inside
+        self.stray_before = _stray
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Scope, (self.attribution,))
+
+    @property
+    def attribution(self) -> Attribution:
+        """What calls in this block are attributed to, outer blocks merged in."""
+        outer = NOBODY if self._outer is None else self._outer.attribution
+        own, of_outer, merged = self._merged
+        if own is not self._own or of_outer is not outer:
+            own = self._own
+            merged = own.over(outer)
+            self._merged = (own, outer, merged)
+        return merged
+
+    def refine(self, attribution: Attribution) -> None:
+        """Attribute what is called in this block from now on to `attribution`, its gaps filled as before.
+
+        Seen wherever the block is in force: in threads, tasks and inner blocks, too.
+        """
+        with self._lock:
+            self._own = attribution.over(self._own)
 
     @property
     def usage(self) -> Usage:
@@ -198,13 +254,71 @@ def current_attribution() -> Attribution:
     return scopes[-1].attribution if scopes else NOBODY
 
 
+def scopes_of_call() -> tuple[Scope, ...]:
+    """The open blocks around a call that is being made right here, outermost first.
+
+    A call outside of any block is noticed, so that a block whose calls went astray can say so.
+    """
+    global _stray  # noqa: PLW0603 - the last one of this process
+    scopes = _SCOPES.get()
+    if scopes:
+        for scope in scopes:
+            scope.begun = True
+    elif not _this_thread.opens_blocks:
+        _stray = (next(_numbers), threading.current_thread().name)
+    return scopes
+
+
+class scopes_set_to:  # noqa: N801 - used as a verb, like contextlib.suppress
+    """Run a ``with`` block inside exactly `scopes`, whatever is open around it."""
+
+    __slots__ = ("_before", "_scopes")
+
+    def __init__(self, scopes: tuple[Scope, ...]) -> None:
+        self._scopes = scopes
+
+    def __enter__(self) -> None:
+        self._before = _SCOPES.get()
+        _SCOPES.set(self._scopes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if _SCOPES.get() is self._scopes:  # no token: a generator may be closed in another context
+            _SCOPES.set(self._before)
+
+
+class _ThisThread(threading.local):
+    opens_blocks = False
+
+
+_this_thread = _ThisThread()
+_numbers = itertools.count(1)
+#: The last call made without a block in a thread that opens none: its number and the thread's name.
+_stray = (0, "")
+#: What was said already, by place in the user's code.
+_told: set[tuple[str, str]] = set()
+
+
 class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
     """Attribute every call inside a block or function. Use as ``with``, ``async with`` or a decorator.
 
     Blocks nest: an inner one keeps what it does not name, merges tags, and gives everything back at its end. Asyncio
-    tasks inherit the block they were created in. A thread starts without any block: run its target with
-    ``contextvars.copy_context().run`` (``asyncio.to_thread`` does so by itself). A stream belongs to the block it was
-    opened in, wherever it is read.
+    tasks and ``asyncio.to_thread`` inherit the block they were started in. A bare thread or pool starts without any:
+    hand it ``tokenmeter.carry(function)``. A stream belongs to the block it was opened in, wherever it is read.
+
+    A block that could not reach its calls (left in another context than it was entered in, or without any while a
+    thread outside of every block made some) logs a warning, once for each place in the code.
+
+    Args:
+        attribution: A ready `Attribution`; what is named beside it goes before.
+        member: Person or service account; this and the rest as in `Attribution`.
+        team: Group of members.
+        organization: Customer or legal entity.
+        project: Cost object.
+        route: Feature or endpoint of the caller's application.
+        end_user: The caller's own customer.
+        tags: Free key/value pairs.
 
     Example:
         >>> with attribute(member="ada", route="/summarise") as scope:
@@ -216,10 +330,12 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         ConfigurationError: a value is not a non-empty text.
     """
 
-    __slots__ = ("_own",)
+    __slots__ = ("_own", "_place")
 
     def __init__(
         self,
+        attribution: Attribution | None = None,
+        /,
         *,
         member: str | None = None,
         team: str | None = None,
@@ -229,7 +345,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         end_user: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        self._own = Attribution(
+        named = Attribution(
             member=member,
             team=team,
             organization=organization,
@@ -238,10 +354,14 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             end_user=end_user,
             tags=tags or _NO_TAGS,
         )
+        self._own = named if attribution is None else named.over(attribution)
+        self._place: tuple[str, int] | None = None
 
     def __enter__(self) -> Scope:
+        self._place = self._place or _place_of_caller()
+        _this_thread.opens_blocks = True
         outer = _SCOPES.get()
-        scope = Scope(self._own.over(outer[-1].attribution) if outer else self._own, opened_by=self)
+        scope = Scope(self._own, outer[-1] if outer else None, opened_by=self)
         _SCOPES.set((*outer, scope))
         return scope
 
@@ -254,7 +374,29 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         for depth in range(len(scopes) - 1, -1, -1):
             if scopes[depth].opened_by is self:
                 _SCOPES.set(scopes[:depth])
+                self._look_for_strays(scopes[depth])
                 return
+        if kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
+            self._warn(
+                "was left in another context than it was entered in: calls made meanwhile did not see it, are recorded "
+                "without it, and passed the budgets on it. A plain `def` dependency of FastAPI with `yield` does "
+                "this; make it `async def`, or use tokenmeter.web"
+            )
+
+    def _look_for_strays(self, scope: Scope) -> None:
+        if not scope.begun and _stray is not scope.stray_before:
+            self._warn(
+                "saw no call, while a thread outside of every block made one. If that call belongs here, hand the "
+                "thread or pool tokenmeter.carry(function), or use tokenmeter.CarryingExecutor",
+                thread=_stray[1],
+            )
+
+    def _warn(self, what: str, *, thread: str | None = None) -> None:
+        place = "{}:{}".format(*self._place) if self._place else "an unknown place"
+        if (place, what) not in _told:
+            _told.add((place, what))
+            suffix = f" (thread {thread!r})" if thread else ""
+            log.warning("The block tokenmeter.attribute(...) at %s %s%s.", place, what, suffix)
 
     async def __aenter__(self) -> Scope:
         return self.__enter__()
@@ -269,38 +411,76 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
         Each run is a block of its own; a generator is inside its block only while it runs, never between its items.
         """
-        return cast("Callable[P, R]", functools.wraps(function)(self._around(function)))
-
-    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function):
-
-            async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                with self._again():
-                    return await function(*args, **kwargs)
-
-            return coroutine
-        if inspect.isasyncgenfunction(function):
-            return lambda *args, **kwargs: _drive_async(self._again(), function(*args, **kwargs))
-        if inspect.isgeneratorfunction(function):
-            return lambda *args, **kwargs: _drive(self._again(), function(*args, **kwargs))
+        runner, block = runner_of(function), self._again(function)
 
         def plain(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
-                return function(*args, **kwargs)
+            return runner(block, function, *args, **kwargs)
 
-        return plain
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            return await runner(block, function, *args, **kwargs)
 
-    def _again(self) -> attribute:
-        fresh = object.__new__(type(self))
-        fresh._own = self._own
-        return fresh
+        inside = coroutine if runner is _await else plain
+        return cast("Callable[P, R]", functools.wraps(function)(inside))
+
+    def _again(self, function: Callable[..., Any]) -> Callable[[], attribute]:
+        """Makes the block of one run of `function`."""
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        place = None if code is None else (code.co_filename, code.co_firstlineno)
+
+        def again() -> attribute:
+            fresh = object.__new__(type(self))
+            fresh._own, fresh._place = self._own, place
+            return fresh
+
+        return again
 
 
-def _drive(block: attribute, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+def _place_of_caller() -> tuple[str, int]:
+    """File and line of the user's code that opens a block."""
+    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `logging` does
+    while frame.f_back is not None and frame.f_globals.get("__name__") in {__name__, "contextlib"}:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+# -- running functions of every kind inside a block
+
+_Block = Callable[[], AbstractContextManager[object]]
+
+
+def runner_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs `function` inside a block: ``runner(make_block, function, *args, **kwargs)``.
+
+    It is a function of the same kind: plain, coroutine, generator or async generator. A generator is inside its block
+    only while it runs, never between its items.
+    """
+    kinds: tuple[tuple[Callable[[Any], bool], Callable[..., Any]], ...] = (
+        (inspect.iscoroutinefunction, _await),
+        (inspect.isasyncgenfunction, _iterate_async),
+        (inspect.isgeneratorfunction, _iterate),
+    )
+    called = getattr(type(function), "__call__", None)  # noqa: B004 - an object may have a coroutine function there
+    return next((runner for is_kind, runner in kinds if is_kind(function) or is_kind(called)), _call)
+
+
+def _call(block: _Block, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    with block():
+        return function(*args, **kwargs)
+
+
+async def _await(block: _Block, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    with block():
+        return await function(*args, **kwargs)
+
+
+def _iterate(
+    block: _Block, function: Callable[..., Generator[Any, Any, Any]], /, *args: Any, **kwargs: Any
+) -> Generator[Any, Any, Any]:
+    generator = function(*args, **kwargs)
     step: Callable[[], Any] = functools.partial(next, generator)
     while True:
         try:
-            with block:
+            with block():
                 item = step()
         except StopIteration as stop:
             return stop.value
@@ -308,18 +488,21 @@ def _drive(block: attribute, generator: Generator[Any, Any, Any]) -> Generator[A
             sent = yield item
             step = functools.partial(generator.send, sent)
         except GeneratorExit:
-            with block:
+            with block():
                 generator.close()
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator
             step = functools.partial(generator.throw, error)
 
 
-async def _drive_async(block: attribute, generator: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+async def _iterate_async(
+    block: _Block, function: Callable[..., AsyncGenerator[Any, Any]], /, *args: Any, **kwargs: Any
+) -> AsyncGenerator[Any, Any]:
+    generator = function(*args, **kwargs)
     step: Callable[[], Any] = generator.__anext__
     while True:
         try:
-            with block:
+            with block():
                 item = await step()
         except StopAsyncIteration:
             return
@@ -327,7 +510,7 @@ async def _drive_async(block: attribute, generator: AsyncGenerator[Any, Any]) ->
             sent = yield item
             step = functools.partial(generator.asend, sent)
         except GeneratorExit:
-            with block:
+            with block():
                 await generator.aclose()
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator

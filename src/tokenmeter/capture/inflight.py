@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenmeter.attribution import current_attribution, current_scopes
+from tokenmeter.attribution import current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.exchange import Exchange
 from tokenmeter.capture.readings import Readings
@@ -328,7 +328,7 @@ def describe(
         operation=endpoint.operation,
         facts=facts,
         attribution=current_attribution().over(binding.attribution),
-        scopes=current_scopes(),
+        scopes=scopes_of_call(),
         api_key=meter.identify(binding.sdk.api_key(client)),
     )
 

@@ -1,0 +1,162 @@
+"""Taking the present attribution where contexts do not reach: threads, pools, other processes, other services."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar, cast
+from urllib.parse import quote, unquote
+
+from tokenmeter.attribution import (
+    DIMENSIONS,
+    NOBODY,
+    Attribution,
+    current_attribution,
+    current_scopes,
+    runner_of,
+    scopes_set_to,
+)
+from tokenmeter.errors import ConfigurationError
+
+__all__ = ["BAGGAGE", "CarryingExecutor", "carry", "from_headers", "to_headers"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The header of https://www.w3.org/TR/baggage/.
+BAGGAGE = "baggage"
+_OURS = "tokenmeter."
+_TAG = "tag."
+#: What the recommendation has every platform pass on at least.
+_MAX_BYTES = 8192
+_MAX_MEMBERS = 64
+
+
+def carry(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, to be run elsewhere on the account of whoever calls `carry` now.
+
+    For ``threading.Thread(target=carry(work))``, ``loop.run_in_executor(None, carry(work), item)``,
+    ``background.add_task(carry(work))``: wherever and whenever it runs, its calls are attributed as if made here, and
+    the blocks that are open here count them in their totals, even after they have ended. Coroutine functions and
+    generator functions of both kinds are carried as what they are. In another process (a process pool) the
+    attribution holds, but totals are not handed back.
+
+    Args:
+        function: Any function; for a generator pass the function, not what it returned.
+
+    Raises:
+        ConfigurationError: not a function.
+
+    Example:
+        >>> with attribute(member="ada"):  # doctest: +SKIP
+        ...     threading.Thread(target=carry(summarise), args=(text,)).start()
+    """
+    if not callable(function):  # pyright: ignore[reportUnnecessaryComparison] - who has no type checker needs the hint
+        raise ConfigurationError(
+            f"carry() takes a function to run elsewhere, not {type(function).__name__}; pass the function itself, "
+            "without calling it."
+        )
+    scopes = current_scopes()
+    for scope in scopes:
+        scope.begun = True  # its calls are on their way
+    # A partial, since that is pickled with what it carries, and every framework looks through it.
+    carried = functools.partial(runner_of(function), functools.partial(scopes_set_to, scopes), function)
+    return cast("Callable[P, R]", functools.update_wrapper(carried, function))
+
+
+class CarryingExecutor(Executor):
+    """An executor whose work is attributed as its submitter is at that moment.
+
+    Args:
+        executor: Does the work: a thread pool, a process pool, or another `concurrent.futures.Executor`. It is shut
+            down with this one.
+
+    Example:
+        >>> pool = CarryingExecutor(ThreadPoolExecutor(8))  # doctest: +SKIP
+        >>> with attribute(member="ada"), pool:  # doctest: +SKIP
+        ...     answers = list(pool.map(summarise, texts))
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """As `concurrent.futures.Executor.submit`."""
+        return self._executor.submit(carry(fn), *args, **kwargs)
+
+    def map(self, fn: Callable[..., R], *iterables: Iterable[Any], **options: Any) -> Iterator[R]:
+        """As `concurrent.futures.Executor.map`."""
+        return self._executor.map(carry(fn), *iterables, **options)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As `concurrent.futures.Executor.shutdown`."""
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def to_headers(headers: Mapping[str, str] | None = None, *, attribution: Attribution | None = None) -> dict[str, str]:
+    """The present attribution as HTTP or message headers (W3C baggage), for `from_headers` at the other end.
+
+    Args:
+        headers: Headers that go along; a ``baggage`` of somebody else's among them is kept.
+        attribution: What to send instead of the present attribution.
+
+    Returns:
+        `headers` with ours: ``{"baggage": "tokenmeter.member=ada,tokenmeter.route=%2Fsummarise"}``.
+
+    Raises:
+        ConfigurationError: the baggage would be larger than what proxies and services must pass on (8,192 bytes, 64
+            members).
+    """
+    found = dict(headers or {})
+    name = next((name for name in found if name.lower() == BAGGAGE), BAGGAGE)
+    members = [member for member in _members(found.get(name, "")) if not member.startswith(_OURS)]
+    sent = current_attribution() if attribution is None else attribution
+    named = {dimension: getattr(sent, dimension) for dimension in DIMENSIONS}
+    tags = {f"{_TAG}{quote(tag, safe='')}": value for tag, value in sent.tags.items()}
+    members += [f"{_OURS}{key}={quote(value, safe='')}" for key, value in {**named, **tags}.items() if value]
+    if not members:
+        return found
+    baggage = ",".join(members)
+    if len(baggage) > _MAX_BYTES or len(members) > _MAX_MEMBERS:
+        raise ConfigurationError(
+            f"The attribution does not fit into baggage ({len(members)} members, {len(baggage)} bytes; {_MAX_MEMBERS} "
+            f"and {_MAX_BYTES} are passed on everywhere); send fewer tags: to_headers(attribution=Attribution(...))."
+        )
+    return {**found, name: baggage}
+
+
+def from_headers(headers: Mapping[str, Any]) -> Attribution:
+    """The attribution that `to_headers` put into `headers`; nobody's when there is none.
+
+    Whoever sends a header chooses who pays: use it between services of your own, and take ``baggage`` off at the
+    edge. What is not ours or cannot be read is passed over.
+
+    Args:
+        headers: Names (in any case) to values, as text or bytes.
+
+    Example:
+        >>> with attribute(from_headers(request.headers)):  # doctest: +SKIP
+        ...     client.responses.create(...)
+    """
+    value = next((value for name, value in headers.items() if name.lower() == BAGGAGE), "")
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    found = NOBODY
+    for member in _members(text):
+        key, _, encoded = member.partition(";")[0].partition("=")
+        key, content = key.strip().removeprefix(_OURS), unquote(encoded.strip())
+        if not member.startswith(_OURS):
+            continue
+        try:
+            if key in DIMENSIONS:
+                named: dict[str, Any] = {key: content}
+                found = Attribution(**named).over(found)
+            elif key.startswith(_TAG):
+                found = Attribution(tags={unquote(key.removeprefix(_TAG)): content}).over(found)
+        except ConfigurationError:  # too long, or control characters
+            continue
+    return found
+
+
+def _members(baggage: str) -> list[str]:
+    return [member.strip() for member in baggage.split(",") if member.strip()]

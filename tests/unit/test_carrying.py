@@ -1,0 +1,254 @@
+"""Attribution reaches threads, pools, other processes and other services; a block that did not reach says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import multiprocessing
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tokenmeter
+from tokenmeter.attribution import NOBODY, Attribution, attribute, current_attribution, scopes_of_call
+from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
+from tokenmeter.errors import ConfigurationError
+
+
+def member():
+    return current_attribution().member
+
+
+class TestCarry:
+    def test_a_bare_thread_calls_on_the_account_of_the_block_it_was_started_in(self):
+        found = []
+        with attribute(member="ada"):
+            thread = threading.Thread(target=carry(lambda: found.append(member())))
+        thread.start()
+        thread.join()
+        assert found == ["ada"]
+
+    def test_it_takes_the_attribution_of_the_moment_and_hides_what_is_open_where_it_runs(self):
+        with attribute(member="ada", route="/a"):
+            carried = carry(current_attribution)
+        with attribute(member="grace", team="search"):
+            assert carried() == Attribution(member="ada", route="/a")
+            assert member() == "grace"
+
+    def test_carried_from_outside_of_every_block_it_runs_outside_of_every_block(self):
+        carried = carry(current_attribution)
+        with attribute(member="grace"):
+            assert carried() is NOBODY
+
+    async def test_run_in_executor(self):
+        loop = asyncio.get_running_loop()
+        with attribute(member="ada"):
+            assert await loop.run_in_executor(None, carry(member)) == "ada"
+            assert await loop.run_in_executor(None, member) is None
+
+    async def test_functions_of_every_kind_are_carried_as_what_they_are(self):
+        async def coroutine():
+            await asyncio.sleep(0)
+            return member()
+
+        def generator():
+            yield member()
+            yield member()
+
+        async def async_generator():
+            yield member()
+            await asyncio.sleep(0)
+            yield member()
+
+        class Job:
+            async def __call__(self):
+                return member()
+
+        with attribute(member="ada"):
+            carried = [carry(function) for function in (coroutine, generator, async_generator, Job())]
+        assert inspect.iscoroutinefunction(carried[0])
+        assert inspect.isgeneratorfunction(carried[1])
+        assert inspect.isasyncgenfunction(carried[2])
+        assert await carried[0]() == "ada"
+        assert list(carried[1]()) == ["ada", "ada"]
+        assert [item async for item in carried[2]()] == ["ada", "ada"]
+        assert await carried[3]() == "ada"
+        assert member() is None
+
+    def test_it_keeps_name_and_signature(self):
+        def summarise(text: str, *, words: int = 10) -> str:
+            """Shorter."""
+            return text[:words]
+
+        carried = carry(summarise)
+        assert carried.__name__ == "summarise"
+        assert carried.__doc__ == "Shorter."
+        assert inspect.signature(carried) == inspect.signature(summarise)
+        assert carried("abcdef", words=2) == "ab"
+
+    def test_what_is_no_function_is_refused_with_the_mend(self):
+        with pytest.raises(ConfigurationError, match="pass the function itself"):
+            carry(x for x in "abc")
+
+    def test_a_block_counts_what_it_carried_away_even_after_its_end(self):
+        with attribute(member="ada") as scope:
+            carried = carry(tokenmeter.attribution.current_scopes)
+        assert carried() == (scope,)
+
+
+class TestCarryingExecutor:
+    def test_submit_and_map_take_the_attribution_of_their_moment(self):
+        with CarryingExecutor(ThreadPoolExecutor(2)) as pool:
+            with attribute(member="ada"):
+                first = pool.submit(member)
+            with attribute(member="grace"):
+                rest = pool.map(lambda _: member(), range(3))
+            assert (first.result(), *rest) == ("ada", "grace", "grace", "grace")
+            assert pool.submit(member).result() is None
+
+    def test_a_process_pool_attributes_too(self):
+        workers = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        with CarryingExecutor(workers) as pool, attribute(member="ada", tags={"run": "7"}), attribute(route="/a"):
+            attributed = pool.submit(current_attribution).result()
+        assert attributed == Attribution(member="ada", route="/a", tags={"run": "7"})
+
+    def test_an_event_loop_takes_it(self):
+        async def main():
+            with CarryingExecutor(ThreadPoolExecutor(1)) as pool, attribute(member="ada"):
+                return await asyncio.get_running_loop().run_in_executor(pool, member)
+
+        assert asyncio.run(main()) == "ada"
+
+
+texts = st.text(st.characters(blacklist_categories=("Cc", "Cs")), min_size=1, max_size=40)
+
+
+class TestHeaders:
+    @given(st.builds(Attribution, member=st.none() | texts, route=st.none() | texts,
+                     tags=st.dictionaries(texts, texts, max_size=5)))  # fmt: skip
+    def test_there_and_back(self, attribution):
+        headers = to_headers(attribution=attribution)
+        assert from_headers(headers) == attribution
+        assert all(value.isascii() and value.isprintable() for value in headers.values())
+
+    def test_the_present_attribution_is_sent_beside_what_others_put_there(self):
+        with attribute(member="ada", route="/sum up"):
+            headers = to_headers({"Baggage": "userId=1;private, tokenmeter.member=old", "Accept": "*/*"})
+        assert headers == {
+            "Baggage": "userId=1;private,tokenmeter.member=ada,tokenmeter.route=%2Fsum%20up",
+            "Accept": "*/*",
+        }
+
+    def test_nobody_sends_nothing(self):
+        assert to_headers() == {}
+
+    @pytest.mark.parametrize("baggage", [
+        "", "tokenmeter.member", "tokenmeter.member=", "tokenmeter.=x", "tokenmeter.nonsense=x", "member=ada", ",,=,",
+        "tokenmeter.member=%00", f"tokenmeter.member={'x' * 513}", "tokenmeter.tag.=x", "tokenmeter.api_key=x",
+    ])  # fmt: skip
+    def test_what_cannot_be_read_is_passed_over(self, baggage):
+        assert from_headers({"baggage": f"{baggage},tokenmeter.team=search"}) == Attribution(team="search")
+
+    def test_properties_are_left_out_and_bytes_are_read(self):
+        assert from_headers({"baggage": b"tokenmeter.member = ada ;x=1"}) == Attribution(member="ada")
+
+    def test_what_does_not_fit_is_refused_with_the_mend(self):
+        with pytest.raises(ConfigurationError, match="send fewer tags"):
+            to_headers(attribution=Attribution(tags={str(number): "x" for number in range(65)}))
+
+    def test_a_block_takes_what_came(self):
+        with attribute(from_headers({"baggage": "tokenmeter.member=ada,tokenmeter.route=a"}), route="b"):
+            assert current_attribution() == Attribution(member="ada", route="b")
+
+
+class TestBlocksThatDidNotReach:
+    @pytest.fixture(autouse=True)
+    def heard(self, caplog, monkeypatch):
+        monkeypatch.setattr("tokenmeter.attribution._told", set())
+        caplog.set_level(logging.WARNING, "tokenmeter")
+        return caplog
+
+    @staticmethod
+    def call():
+        scopes_of_call()
+
+    def elsewhere(self):
+        thread = threading.Thread(target=self.call, name="worker-7")
+        thread.start()
+        thread.join()
+
+    def test_a_block_left_in_another_context_says_so_once_with_its_place(self, heard):
+        for _ in range(3):
+            block = attribute(member="ada")
+            contextvars.copy_context().run(block.__enter__)
+            block.__exit__(None, None, None)
+        assert len(heard.messages) == 1
+        assert "left in another context" in heard.text
+        assert f"{__file__}:" in heard.text
+
+    def test_calls_in_a_bare_thread_are_told_of_once_with_place_and_thread(self, heard):
+        for _ in range(3):
+            with attribute(member="ada"):
+                self.elsewhere()
+        assert len(heard.messages) == 1
+        assert "tokenmeter.carry" in heard.text
+        assert "worker-7" in heard.text
+        assert f"{__file__}:" in heard.text
+
+    def test_nothing_is_said_of_blocks_that_reached(self, heard):
+        with attribute(member="ada"):
+            self.call()
+            self.elsewhere()
+        with attribute(member="ada"), attribute(route="/a"):
+            thread = threading.Thread(target=carry(self.call))
+            thread.start()
+            thread.join()
+        with attribute(member="ada"):
+            pass
+        self.call()
+        with ExitStack() as stack:
+            stack.enter_context(attribute(member="ada"))
+            stack.enter_context(attribute(route="/a"))
+        assert heard.messages == []
+
+    def test_nothing_is_said_of_a_server_thread_that_attributes_other_requests(self, heard):
+        def serve():
+            with attribute(route="/b"):
+                self.call()
+            self.call()
+
+        with attribute(member="ada"):
+            thread = threading.Thread(target=serve)
+            thread.start()
+            thread.join()
+        assert heard.messages == []
+
+    def test_nothing_is_said_of_a_generator_that_is_dropped(self, heard):
+        def stream():
+            with attribute(member="ada"):
+                yield 1
+                yield 2
+
+        running = stream()
+        contextvars.copy_context().run(next, running)
+        running.close()
+        assert heard.messages == []
+
+
+class TestRefine:
+    def test_what_is_learnt_later_holds_in_inner_blocks_threads_and_tasks(self):
+        found = []
+        with attribute(route="/a", tags={"x": "1"}) as scope, attribute(team="search"):
+            context = contextvars.copy_context()
+            scope.refine(Attribution(member="ada", tags={"y": "2"}))
+            thread = threading.Thread(target=context.run, args=(lambda: found.append(current_attribution()),))
+            thread.start()
+            thread.join()
+            assert found == [current_attribution()]
+        assert found == [Attribution(member="ada", team="search", route="/a", tags={"x": "1", "y": "2"})]
