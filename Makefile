@@ -49,3 +49,8 @@ suite-%: FORCE
 	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(SUITES)/$*
 	$(UV) pip install --quiet --python $(SUITES)/$*/bin/python "$*[$(EXTRAS)]" -r tests/sdk_suites/requirements.txt -e .
 	tests/sdk_suites/run.sh $* $(SUITES)/$* $(PLUGINS) $(SUITE_OPTIONS)
+
+.PHONY: docs
+## The site, served on this machine as you write; `mkdocs build --strict` is what CI runs.
+docs:
+	.venv/bin/mkdocs serve

@@ -1,0 +1,80 @@
+"""What the site does beyond its generator: an order of sections, examples as pages, `llms.txt`, Markdown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation, Section
+from mkdocs.structure.pages import Page
+
+_ROOT = Path(__file__).parents[1]
+_SECTIONS = ("Tutorial", "How to", "Reference", "Explanation", "Examples")
+#: A link from a page to a file of the repository that is no page: an example, or a document at the root.
+_OUTSIDE = re.compile(r"\]\((?:\.\./)+(examples/[\w/.-]+|[A-Z]+\.md)(#[\w-]+)?\)")
+_ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the examples, and the documents at the repository's root, as pages."""
+    for example in sorted((_ROOT / "examples").rglob("*.py")):
+        name = example.relative_to(_ROOT).with_suffix(".md").as_posix()
+        text = f"# {example.stem}\n\n`{example.relative_to(_ROOT)}`\n\n```python\n{example.read_text('utf-8')}```\n"
+        files.append(File.generated(config, name, content=text))
+    for name in _ROOT_PAGES:
+        if (_ROOT / name).exists():
+            files.append(File.generated(config, f"project/{name.lower()}", content=(_ROOT / name).read_text("utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links to files of the repository into links to their pages."""
+    del config, files
+    up = "../" * page.file.src_uri.count("/")
+
+    def to_page(link: re.Match[str]) -> str:
+        target, anchor = link[1], link[2] or ""
+        if target in _ROOT_PAGES:
+            return f"]({up}project/{target.lower()}{anchor})"
+        if target.endswith(".py"):
+            return f"]({up}{target.removesuffix('.py')}.md{anchor})"
+        return f"]({up}how-to/frameworks.md)" if target.startswith("examples/frameworks") else link[0]
+
+    return _OUTSIDE.sub(to_page, markdown)
+
+
+def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation:
+    """Sections in the order a reader needs them; pages first."""
+    del config, files
+
+    def place(item: object) -> int:
+        if not isinstance(item, Section):
+            return -1
+        return _SECTIONS.index(item.title) if item.title in _SECTIONS else len(_SECTIONS)
+
+    nav.items.sort(key=place)
+    return nav
+
+
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """Write `llms.txt` and, beside each page, its Markdown."""
+    site, docs = Path(config.site_dir), Path(config.docs_dir)
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
+    for section in ("", "tutorial", "how-to", "reference", "explanation"):
+        pages = sorted((docs / section).glob("*.md"))
+        if section and pages:
+            lines += [f"## {section.replace('-', ' ').capitalize()}", ""]
+        for page in pages:
+            text = page.read_text("utf-8")
+            name = page.relative_to(docs).as_posix()
+            target = site / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, "utf-8")
+            title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), page.stem)
+            about = next((line for line in text.splitlines() if line and line[0].isalpha()), "")
+            lines.append(f"- [{title}]({name}): {about}")
+        if pages:
+            lines.append("")
+    (site / "llms.txt").write_text("\n".join(lines), "utf-8")

@@ -1,0 +1,49 @@
+"""The documentation site: whole, and complete in itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tokenmeter
+
+ROOT = Path(__file__).parents[2]
+#: What a browser loads by itself: scripts, style sheets, fonts, pictures.
+_LOADED = re.compile(
+    r"""<(?:script|img|iframe)[^>]+src=["'](https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preconnect|icon)["']?[^>]+href=["'](https?:)?//"""
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    return target
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 25
+    assert [str(page) for page in pages if _LOADED.search(page.read_text("utf-8"))] == []
+
+
+def test_every_page_is_there_as_markdown_and_listed_for_language_models(site):
+    listed = (site / "llms.txt").read_text("utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert (site / name).read_text("utf-8") == page.read_text("utf-8")
+        assert f"]({name})" in listed
+
+
+def test_every_public_name_has_its_place_in_the_reference(site):
+    reference = (site / "reference" / "api" / "index.html").read_text("utf-8")
+    described = [
+        f'id="tokenmeter.{name}"' in reference or f"<code>{name}</code>" in reference for name in tokenmeter.__all__
+    ]
+    assert [name for name, told in zip(tokenmeter.__all__, described, strict=True) if not told] == ["__version__"]
