@@ -11,11 +11,11 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from tokenmeter.errors import UnknownModelError
+from tokenmeter.errors import PricingError, UnknownModelError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList
-from tokenmeter.pricing.catalog import CatalogData
+from tokenmeter.pricing.edition import Edition, keepable
 
 __all__ = ["Difference", "diff", "show", "update"]
 
@@ -117,7 +117,19 @@ def update(
     Raises:
         PricingError: the data could not be fetched or read.
     """
-    return PriceList.load(user_rows, user_file, newest=CatalogData.fetched(url))
+    return PriceList.load(user_rows, user_file, newest=_fetch(url))
+
+
+def _fetch(url: str | None) -> Edition:
+    from genai_prices import UpdatePrices  # noqa: PLC0415 - only who asks for the network pays for its client
+
+    try:
+        snapshot = (UpdatePrices(url=url) if url else UpdatePrices()).fetch()
+    except Exception as error:
+        raise PricingError(f"The newest prices could not be fetched ({error}); the bundled ones remain.") from error
+    if snapshot is None:
+        raise PricingError("The newest prices could not be fetched; the bundled ones remain.")
+    return Edition(keepable(snapshot.providers))
 
 
 def _layer(row: Price) -> tuple[int, int]:

@@ -112,3 +112,41 @@ def test_nothing_is_ever_priced_at_another_modes_rate_by_accident(which):
     for context in (Context(service_tier="warp"), Context(processing="overnight"), Context(speed="warp")):
         assert card.quote("input", context, AT, 1) is None
         assert card.quote("output", context, AT, 1) is None
+
+
+moments = st.datetimes(datetime(2024, 1, 1), datetime(2027, 6, 1)).map(lambda moment: moment.replace(tzinfo=UTC))  # noqa: DTZ001
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*MODELS, ("deepseek", "deepseek-v4-pro")]), quantities, contexts, moments, FACTOR)
+def test_whole_rates_come_to_the_cost_of_the_general_way(which, usage, context, at, platform):
+    pricer = Pricer(LIST, Terms(multipliers=(Multiplier(factor=platform, effective_from=AT),)))
+    size = context.pop("prompt_tokens") or 0
+    mode = Context(endpoint="responses", **context)
+    sheet = pricer.sheet(*which, mode=mode, at=at, prompt_tokens=size)
+    costs = sheet.costs(usage)
+    rating = rate(pricer, *which, usage, at, **context, prompt_tokens=size)
+    if costs is None:
+        return
+    assert not rating.flags
+    assert rating.cost_source == "computed"
+    assert costs == tuple(map(to_picodollars, (rating.list_cost, rating.contracted_cost, rating.billed_cost)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*MODELS, ("deepseek", "deepseek-v4-pro")]), contexts, moments, st.integers(0, 10**6))
+def test_a_sheet_holds_until_it_says_and_for_the_prompts_it_says(which, context, at, part):
+    pricer = Pricer(LIST, Terms(multipliers=(Multiplier(factor=Decimal(2), effective_from=AT),)))
+    size = context.pop("prompt_tokens") or 0
+    mode = Context(endpoint="responses", **context)
+    sheet = pricer.sheet(*which, mode=mode, at=at, prompt_tokens=size)
+    over, upto = sheet.prompt_band
+    assert over < size
+    assert upto is None or size <= upto
+    assert sheet.until is None or at < sheet.until
+    end = sheet.until or datetime(2030, 1, 1, tzinfo=UTC)
+    later = at + (end - at - timedelta(microseconds=1)) * (part / 10**6)
+    other = pricer.sheet(*which, mode=mode, at=later, prompt_tokens=max(over + 1, 0) if upto is None else upto)
+    for meter in ("input", "cache_read", "output", "cache_write_1h"):
+        first, second = sheet.rate(meter), other.rate(meter)
+        assert first == second or (first.rates, first.price_id) == (second.rates, second.price_id)

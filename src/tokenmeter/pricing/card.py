@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 from tokenmeter.money import EXACT, ONE
 from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price, plain
@@ -34,8 +34,7 @@ _MODES = ("speed", "service_tier", "processing")
 _PLACES = ("geo", "region")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What, besides the model and the moment, decides a price. None = the standard case."""
 
     service_tier: str | None = None
@@ -45,23 +44,14 @@ class Context:
     region: str | None = None
     endpoint: str | None = None
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        service_tier: str | None,
-        processing: str | None,
-        speed: str | None,
-        geo: str | None,
-        region: str | None,
-        endpoint: str | None,
-    ) -> Context:
-        """A context from values as they came off the wire."""
-        tier = plain("service_tier", service_tier)
-        mode = plain("processing", processing)
+    def plain(self) -> Context:
+        """The same context, its values as they came off the wire put into their one spelling."""
+        tier = plain("service_tier", self.service_tier)
+        mode = plain("processing", self.processing)
         if tier == "batch":  # Anthropic says so in the tier
             tier, mode = None, "batch"
-        return cls(tier, mode, plain("speed", speed), plain("geo", geo), plain("region", region), endpoint)
+        places = plain("geo", self.geo), plain("region", self.region)
+        return Context(tier, mode, plain("speed", self.speed), *places, self.endpoint)
 
     def standard(self) -> Context:
         """The same context in no mode at all."""
@@ -69,7 +59,7 @@ class Context:
 
     def without(self, dimension: str) -> Context:
         """The same context in the standard case of one dimension."""
-        return replace(self, **{dimension: None})
+        return self._replace(**{dimension: None})
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -77,8 +67,7 @@ class Context:
         return tuple(name for name in _MODES if getattr(self, name) is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(NamedTuple):
     """The public price of one unit of one meter in one context.
 
     Attributes:
@@ -96,8 +85,7 @@ class Quote:
         return Quote(EXACT.multiply(self.per_unit, rule.factor), self.row, (*self.rules, rule))
 
 
-@dataclass(frozen=True, slots=True)
-class Factor:
+class Factor(NamedTuple):
     """A multiplier on list cost for where a call was served, and the rule that says so."""
 
     name: str
@@ -133,6 +121,14 @@ class RateCard:
         self.thresholds = tuple(sorted({row.conditions.min_input_tokens for row in self.rows} - {0}))
         self.boundaries = tuple(sorted(_instants(self.rows, self.rules)))
         self.clock = tuple(sorted({moment for row in self.rows for moment in row.conditions.hours or ()}))
+
+    def changes_after(self, at: datetime) -> datetime | None:
+        """The first instant later than `at` at which some price may change; None when none is known."""
+        ahead = [moment for moment in self.boundaries if moment > at][:1]
+        if self.clock:
+            days = (at.date(), at.date() + timedelta(days=1))
+            ahead += [moment for day in days for each in self.clock if (moment := datetime.combine(day, each)) > at]
+        return min(ahead, default=None)
 
     @property
     def meters(self) -> Iterable[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
@@ -82,14 +82,14 @@ def ceiling_of(
 
 
 def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Context]:
-    named = Context.of(
+    named = Context(
         service_tier=facts.service_tier,
         processing=facts.processing,
         speed=facts.speed,
         geo=None,
         region=facts.region,
         endpoint=endpoint,
-    )
+    ).plain()
     tiers: set[str | None] = {None, named.service_tier}
     if facts.service_tier in {None, "auto"} and named.processing is None:
         tiers |= {row.conditions.service_tier for row in card.rows} | set(_ruled(card, "service_tier"))
@@ -97,7 +97,7 @@ def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Co
     for tier in tiers:
         for speed in speeds:
             for geo in {None, *_ruled(card, "geo")}:
-                yield replace(named, service_tier=tier, speed=speed, geo=geo)
+                yield named._replace(service_tier=tier, speed=speed, geo=geo)
 
 
 def _ruled(card: RateCard, dimension: str) -> Iterator[str]:

@@ -6,16 +6,14 @@ A variant whose recorded start is only the day on which the catalog began to rec
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, cast
 
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.pricing.edition import Record
 from tokenmeter.pricing.price import Conditions, Price, midnight
-
-if TYPE_CHECKING:
-    from genai_prices import types as genai
 
 __all__ = ["Launch", "price_rows"]
 
@@ -44,13 +42,14 @@ _METERS: dict[str, tuple[str, int]] = {
     "storage_searches_kcount": ("file_searches", 1_000),
     "requests_kcount": ("requests", 1_000),
 }
+#: A flat or tiered price: (threshold, price) steps, ascending; the first threshold is 0.
+_Steps = tuple[tuple[int, Decimal], ...]
 _MODES = {"service_tier", "processing", "speed"}
 #: Tiers that the catalog lists under a second name: the standard one, and OpenAI's fast (= priority).
 _OTHER_SPELLINGS = {"default", "fast"}
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """When a mode was first sold, where the catalog only knows since when it recorded the mode's rates.
 
     Attributes:
@@ -68,63 +67,74 @@ class Launch:
     models: frozenset[str] = frozenset()
 
 
-def price_rows(provider: str, info: genai.ModelInfo, launches: Sequence[Launch], *, source: str) -> Iterator[Price]:
+def price_rows(provider: str, record: Record, launches: Sequence[Launch], *, source: str) -> Iterator[Price]:
     """Every price of a model record.
 
     Args:
         provider: Catalog provider it is listed under.
-        info: The record.
+        record: The record.
         launches: Since when modes were sold that the catalog recorded later.
         source: What the rows name as their source.
     """
-    chain = _chain(info.prices)
+    model = record["id"]
+    chain = _chain(record["prices"])
     for rank, (since, until, hours, prices) in enumerate(chain):
-        window = _Window(provider, info.id, since, until, Conditions(hours=hours), rank, source)
+        window = _Window(provider, model, since, until, Conditions(hours=hours), rank, source)
         yield from window.rows(prices)
-    for position, variant in enumerate(info.price_variants or ()):
-        mode = {key: value for key, value in variant.when.items() if key in _MODES}
-        if len(mode) < len(variant.when) or mode.get("service_tier") in _OTHER_SPELLINGS:
+    for position, variant in enumerate(cast("Sequence[Record]", record.get("price_variants") or ())):
+        when = cast("Mapping[str, str]", variant["when"])
+        mode = {key: value for key, value in when.items() if key in _MODES}
+        if len(mode) < len(when) or mode.get("service_tier") in _OTHER_SPELLINGS:
             continue
-        since = getattr(variant.constraint, "start_date", None)
-        prices = _values(variant.prices) or _tokens_of(_standard_at(chain, since))
+        since = _start(variant)
+        prices = _values(variant["prices"]) or _tokens_of(_standard_at(chain, since))
         conditions = Conditions(
             service_tier=mode.get("service_tier"), processing=mode.get("processing"), speed=mode.get("speed")
         )
-        window = _Window(provider, info.id, since, None, conditions, -position, source)
+        window = _Window(provider, model, since, None, conditions, -position, source)
         yield from window.rows(prices)
-        launch = _launch(launches, provider, info.id, mode, since)
+        launch = _launch(launches, provider, model, mode, since)
         if launch and since:
             yield from _carried_back(window, prices, chain, launch)
 
 
-def _tokens_of(standard: Mapping[str, Any]) -> Mapping[str, Any]:
+def _tokens_of(standard: Mapping[str, _Steps]) -> Mapping[str, _Steps]:
     """The token classes of a price set: what a mode without rates of its own is billed at."""
     return {key: value for key, value in standard.items() if key.endswith("_mtok")}
 
 
 #: Standard price sets as (since, until, daily hours, prices), in the catalog's order.
-_Chain = list[tuple[date | None, date | None, tuple[time, time] | None, Mapping[str, Any]]]
+_Chain = list[tuple[date | None, date | None, tuple[time, time] | None, Mapping[str, _Steps]]]
 
 
-def _chain(prices: genai.ModelPrice | list[genai.ConditionalPrice]) -> _Chain:
+def _chain(prices: Record | Sequence[Record]) -> _Chain:
     """Standard price sets as (since, until, daily hours, prices); a later set replaces the earlier as a whole."""
-    if not isinstance(prices, list):
+    if isinstance(prices, Mapping):
         return [(None, None, None, _values(prices))]
     sets: _Chain = []
-    starts: list[date | None] = [getattr(each.constraint, "start_date", None) for each in prices]
+    starts = [_start(each) for each in prices]
     for position, each in enumerate(prices):
-        hours = _hours(each.constraint)
+        hours = _hours(each)
         later = [start for start in starts[position + 1 :] if start is not None]
         until = min(later) if later and hours is None else None
-        sets.append((starts[position] if position else None, until, hours, _values(each.prices)))
+        sets.append((starts[position] if position else None, until, hours, _values(each["prices"])))
     return sets
 
 
-def _hours(constraint: Any) -> tuple[time, time] | None:
-    return (constraint.start_time, constraint.end_time) if hasattr(constraint, "start_time") else None
+def _start(dated: Record) -> date | None:
+    """The day from which a price set holds."""
+    constraint: Record = dated.get("constraint") or {}
+    return date.fromisoformat(constraint["start_date"]) if "start_date" in constraint else None
 
 
-def _standard_at(chain: _Chain, day: date | None) -> Mapping[str, Any]:
+def _hours(dated: Record) -> tuple[time, time] | None:
+    constraint: Record = dated.get("constraint") or {}
+    if "start_time" not in constraint:
+        return None
+    return time.fromisoformat(constraint["start_time"]), time.fromisoformat(constraint["end_time"])
+
+
+def _standard_at(chain: _Chain, day: date | None) -> Mapping[str, _Steps]:
     """The standard set in force on a day (None: the first), outside of daily hours."""
     current = chain[0][3]
     for since, _, hours, prices in chain:
@@ -133,9 +143,8 @@ def _standard_at(chain: _Chain, day: date | None) -> Mapping[str, Any]:
     return current
 
 
-def _values(prices: genai.ModelPrice) -> Mapping[str, Any]:
-    known: dict[str, Any] = vars(prices)
-    return {key: value for key, value in known.items() if value is not None and key in _METERS}
+def _values(prices: Record) -> Mapping[str, _Steps]:
+    return {key: _steps(value) for key, value in prices.items() if key in _METERS}
 
 
 def _launch(
@@ -151,7 +160,7 @@ def _launch(
     return None
 
 
-def _carried_back(window: _Window, prices: Mapping[str, Any], chain: _Chain, launch: Launch) -> Iterator[Price]:
+def _carried_back(window: _Window, prices: Mapping[str, _Steps], chain: _Chain, launch: Launch) -> Iterator[Price]:
     """The variant's rates from its launch until its record begins, in the same proportion to the standard rates."""
     recorded: date = window.since or launch.since
     reference = _standard_at(chain, recorded)
@@ -161,36 +170,29 @@ def _carried_back(window: _Window, prices: Mapping[str, Any], chain: _Chain, lau
         if hours is not None or begin >= end:
             continue
         scaled = {key: _in_proportion(value, reference.get(key), standard.get(key)) for key, value in prices.items()}
-        earlier = replace(window, since=begin, until=end)
+        earlier = window._replace(since=begin, until=end)
         yield from earlier.rows({key: value for key, value in scaled.items() if value is not None})
 
 
-def _in_proportion(value: Any, reference: Any, standard: Any) -> Any:
+def _in_proportion(value: _Steps, reference: _Steps | None, standard: _Steps | None) -> _Steps | None:
     """`value` while `standard` was in force, if it belongs to `reference`; None where no proportion is known."""
     if standard == reference:
         return value
-    base, base_reference = _base(value), _base(reference)
-    if standard is None or base is None or not base_reference:
+    if standard is None or not reference or not reference[0][1]:
         return None
-    ratio = EXACT.divide(base, base_reference)
-    return [(start, EXACT.multiply(price, ratio)) for start, price in _steps(standard)]
+    ratio = EXACT.divide(value[0][1], reference[0][1])
+    return tuple((start, EXACT.multiply(price, ratio)) for start, price in standard)
 
 
-def _base(value: Any) -> Decimal | None:
-    return None if value is None else _steps(value)[0][1]
+def _steps(value: Any) -> _Steps:
+    if isinstance(value, Mapping):
+        tiered: Record = value  # pyright: ignore[reportUnknownVariableType]
+        tiers = ((int(tier["start"]), Decimal(tier["price"])) for tier in tiered.get("tiers") or ())
+        return ((0, Decimal(tiered["base"])), *tiers)
+    return ((0, Decimal(value)),)
 
 
-def _steps(value: Any) -> list[tuple[int, Decimal]]:
-    """(threshold, price) steps of a flat or tiered price; the first threshold is 0."""
-    if isinstance(value, Decimal):
-        return [(0, value)]
-    if isinstance(value, list):
-        return value  # pyright: ignore[reportUnknownVariableType] - made by _in_proportion
-    return [(0, value.base), *((tier.start, tier.price) for tier in value.tiers)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
+class _Window(NamedTuple):
     """A stretch of time in which one price set of one model holds."""
 
     provider: str
@@ -201,14 +203,14 @@ class _Window:
     rank: int
     source: str
 
-    def rows(self, prices: Mapping[str, Any]) -> Iterator[Price]:
+    def rows(self, prices: Mapping[str, _Steps]) -> Iterator[Price]:
         if not prices and self.model.endswith(":free"):
-            prices = {"input_mtok": ZERO, "output_mtok": ZERO}
+            prices = {"input_mtok": ((0, ZERO),), "output_mtok": ((0, ZERO),)}
         for key, value in prices.items():
             if key == "audio_hours" and "input_audio_hours" in prices:
                 continue
             meter, per = _METERS[key]
-            for threshold, price in _steps(value):
+            for threshold, price in value:
                 if price >= 0:
                     yield self._row(meter, per, threshold, price)
 

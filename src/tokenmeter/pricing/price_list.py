@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing.card import RateCard
-from tokenmeter.pricing.catalog import Catalog, CatalogData
+from tokenmeter.pricing.catalog import Catalog
+from tokenmeter.pricing.edition import Edition
 from tokenmeter.pricing.matching import canonical_provider, forms
-from tokenmeter.pricing.parse import parse_prices, table_lines
 from tokenmeter.pricing.price import EVERY_MODEL, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 
@@ -25,8 +23,7 @@ __all__ = ["ListedModel", "PriceList"]
 _MOST_KEPT = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
+class ListedModel(NamedTuple):
     """What the price list knows of a model.
 
     Attributes:
@@ -72,7 +69,7 @@ class PriceList:
         user_rows: Iterable[Price | Mapping[str, Any]] = (),
         user_file: str | Path | None = None,
         *,
-        newest: CatalogData | None = None,
+        newest: Edition | None = None,
     ) -> PriceList:
         """The price list in force: the shipped one under the user's rows.
 
@@ -84,9 +81,7 @@ class PriceList:
         Raises:
             ConfigurationError: the file cannot be read or a row is bad.
         """
-        rows: list[Price] = []
-        for number, row in enumerate(user_rows, start=1):
-            rows.extend((row,) if isinstance(row, Price) else parse_prices((row,), file=f"prices (row {number})"))
+        rows = [each for number, row in enumerate(user_rows, start=1) for each in _parsed(row, number)]
         if user_file is not None:
             rows.extend(_read(Path(user_file)))
         overrides = load_overrides()
@@ -169,7 +164,19 @@ class PriceList:
         return ListedModel(provider, model, name, card, listed.context_window if listed else None, limit)
 
 
+def _parsed(row: Price | Mapping[str, Any], number: int) -> tuple[Price, ...]:
+    if isinstance(row, Price):
+        return (row,)
+    from tokenmeter.pricing.parse import parse_prices  # noqa: PLC0415 - only where rows are still to be parsed
+
+    return parse_prices((row,), file=f"prices (row {number})")
+
+
 def _read(path: Path) -> tuple[Price, ...]:
+    import tomllib  # noqa: PLC0415 - as below
+
+    from tokenmeter.pricing.parse import parse_prices, table_lines  # noqa: PLC0415 - only where there is a price file
+
     try:
         text = path.read_text(encoding="utf-8")
         raw = tomllib.loads(text, parse_float=Decimal)

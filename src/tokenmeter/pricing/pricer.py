@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE
 from tokenmeter.pricing.card import Context
-from tokenmeter.pricing.ceiling import Ceiling, ceiling_of
 from tokenmeter.pricing.matching import canonical_provider
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, priced_lines, supplied_line, total, unpriced_lines
 from tokenmeter.pricing.sheet import RateSheet
-from tokenmeter.pricing.terms import Terms
+from tokenmeter.pricing.terms import Discount, Multiplier, Terms
 from tokenmeter.usage import Consumption, Observation
+
+if TYPE_CHECKING:
+    from tokenmeter.pricing.ceiling import Ceiling
 
 __all__ = ["Pricer"]
 
@@ -42,8 +44,9 @@ class Pricer:
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         self.terms = Terms(given.multipliers, given.discounts, maps)
-        changes = {moment for each in given.discounts for moment in (each.effective_from, each.effective_to)}
-        self._discount_changes = tuple(sorted(moment for moment in changes if moment is not None))
+        dated: tuple[Multiplier | Discount, ...] = (*given.multipliers, *given.discounts)
+        changes = {moment for each in dated for moment in (each.effective_from, each.effective_to)}
+        self._changes = tuple(sorted(moment for moment in changes if moment is not None))
         self._models: dict[tuple[str, str | None, str | None], ListedModel | None] = {}
         self._sheets: dict[tuple[object, ...], RateSheet] = {}
 
@@ -100,11 +103,53 @@ class Pricer:
                 flags.add("unknown_model")
                 charges.extend(unpriced_lines(consumption))
             else:
-                sheet = self._sheet(consumption, listed, endpoint, moment, platform)
+                sheet = self._sheet(
+                    listed,
+                    (
+                        consumption.service_tier,
+                        consumption.processing,
+                        consumption.speed,
+                        consumption.geo,
+                        consumption.region,
+                        endpoint,
+                    ),
+                    at=moment,
+                    prompt_tokens=consumption.prompt_tokens or 0,
+                    platform=platform,
+                )
                 if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
                     flags.add("tier_ambiguous")
-                charges.extend(priced_lines(consumption, listed, sheet, flags))
+                charges.extend(priced_lines(consumption, sheet, flags))
         return total(tuple(charges), flags, estimated="estimated" in observation.flags)
+
+    def sheet(
+        self,
+        provider: str,
+        model: str | None,
+        *,
+        mode: Context,
+        at: datetime,
+        prompt_tokens: int = 0,
+        api_key: ApiKey | None = None,
+        attribution: Attribution = NOBODY,
+    ) -> RateSheet | None:
+        """The rates that `rate` multiplies by, for who rates many calls alike; None for an unknown model.
+
+        Args:
+            provider: Provider id.
+            model: Model as the provider names it.
+            mode: Tier, processing, speed, place and endpoint, as they came off the wire.
+            at: When the call left, aware; the sheet holds until its ``until``.
+            prompt_tokens: Size of the prompt; the sheet holds within its ``prompt_band``.
+            api_key: Key used, for multipliers by key.
+            attribution: On whose account, for multipliers by member, team, ...
+        """
+        listed = self.find(provider, model, mode.region)
+        if listed is None:
+            return None
+        moment = at if at.tzinfo is UTC else at.astimezone(UTC)
+        platform = self._platform(provider, (model, listed.model), moment, api_key=api_key, attribution=attribution)
+        return self._sheet(listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
 
     def ceiling(
         self,
@@ -117,6 +162,8 @@ class Pricer:
         attribution: Attribution = NOBODY,
     ) -> Ceiling | None:
         """The dearest billed rates at which a call with these facts could be served; None for an unknown model."""
+        from tokenmeter.pricing.ceiling import ceiling_of  # noqa: PLC0415 - only processes with caps bound calls
+
         listed = self.find(provider, facts.model, facts.region)
         if listed is None:
             return None
@@ -137,6 +184,8 @@ class Pricer:
 
         Of all providers when this one is unknown too. The result's `known` is False.
         """
+        from tokenmeter.pricing.ceiling import Ceiling  # noqa: PLC0415 - as above
+
         moment = at.astimezone(UTC)
         canonical = canonical_provider(provider)
         highest = self._highest(canonical, moment)
@@ -168,47 +217,50 @@ class Pricer:
         )
 
     def _sheet(
-        self, consumption: Consumption, listed: ListedModel, endpoint: str, at: datetime, platform: Decimal
+        self,
+        listed: ListedModel,
+        mode: tuple[str | None, ...],
+        *,
+        at: datetime,
+        prompt_tokens: int,
+        platform: Decimal,
     ) -> RateSheet:
-        """The sheet for a consumption; one is kept per context, window of time, prompt band and multiplier."""
+        """The sheet of a model; one is kept per mode, window of time, prompt band and multiplier.
+
+        `mode` has the fields of `Context` in their order, as they came off the wire.
+        """
         card = listed.card
-        size = consumption.prompt_tokens or 0
         key = (
             listed.provider,
             listed.name,
-            consumption.service_tier,
-            consumption.processing,
-            consumption.speed,
-            consumption.geo,
-            consumption.region,
-            endpoint,
-            bisect_left(card.thresholds, size),
+            mode,
+            bisect_left(card.thresholds, prompt_tokens),
             bisect_right(card.boundaries, at),
-            bisect_right(card.clock, at.timetz()) if card.clock else 0,
-            bisect_right(self._discount_changes, at) if self._discount_changes else 0,
+            (at.toordinal(), bisect_right(card.clock, at.timetz())) if card.clock else None,
+            bisect_right(self._changes, at) if self._changes else 0,
             platform,
         )
         sheet = self._sheets.get(key)
         if sheet is None:
             _keep_small(self._sheets)
-            context = Context.of(
-                service_tier=consumption.service_tier,
-                processing=consumption.processing,
-                speed=consumption.speed,
-                geo=consumption.geo,
-                region=consumption.region,
-                endpoint=endpoint,
-            )
+            ends = (card.changes_after(at), _next(self._changes, at))
             sheet = self._sheets[key] = RateSheet(
                 listed,
-                context=context,
+                context=Context(*mode).plain(),
                 at=at,
-                prompt_tokens=size,
+                prompt_tokens=prompt_tokens,
                 terms=self.terms,
                 platform=platform,
                 price_list_hash=self.price_list.hash,
+                until=min((end for end in ends if end is not None), default=None),
             )
         return sheet
+
+
+def _next(moments: Sequence[datetime], at: datetime) -> datetime | None:
+    """The first of sorted `moments` that is later than `at`."""
+    position = bisect_right(moments, at)
+    return moments[position] if position < len(moments) else None
 
 
 def _keep_small(cache: dict[Any, Any]) -> None:

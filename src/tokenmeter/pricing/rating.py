@@ -8,7 +8,6 @@ from decimal import Decimal
 
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, ZERO, quantize
-from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.pricing.wanted import Wanted
 from tokenmeter.semconv import CostSource, unit_of
@@ -41,7 +40,7 @@ class Rating:
     flags: frozenset[str] = _NO_FLAGS
 
 
-def priced_lines(consumption: Consumption, listed: ListedModel, sheet: RateSheet, flags: set[str]) -> list[Charge]:
+def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) -> list[Charge]:
     """The lines of a group whose model is listed; what has no price is unpriced, and `flags` learns why."""
     model, role, quantities = consumption.model, consumption.role, consumption.usage.quantities
     lines: list[Charge] = []
@@ -53,11 +52,11 @@ def priced_lines(consumption: Consumption, listed: ListedModel, sheet: RateSheet
             flags.add(rate)
             lines.append(_unpriced(consumption, meter, quantity))
         else:
+            if rate.flag is not None:
+                flags.add(rate.flag)
             lines.append(rate.line(model, meter, quantity, role))
-    if lines and "requests" in listed.card and "requests" not in quantities:
-        rate = sheet.rate("requests")
-        if not isinstance(rate, str):
-            lines.append(rate.line(model, "requests", 1, role))
+    if lines and "requests" not in quantities and sheet.per_request is not None:
+        lines.append(sheet.per_request.line(model, "requests", 1, role))
     return lines
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokenmeter.money import ONE
 from tokenmeter.pricing.conversion import Launch
@@ -25,8 +24,7 @@ __all__ = ["Overrides", "Rule", "load_overrides"]
 RuleKind = Literal["mode", "multiplier", "derived"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(NamedTuple):
     """One way in which a rate follows from another.
 
     Attributes:
@@ -73,8 +71,7 @@ class Rule:
         return self.when is not None and self.when[0] == dimension and self.when[1] in {value, "*"}
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(NamedTuple):
     """What the price data lacks, with source and date: further rows, rules, launches, limits and aliases.
 
     Attributes:

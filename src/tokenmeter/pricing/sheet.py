@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, quantize, to_dollars
@@ -18,8 +19,7 @@ from tokenmeter.usage import Quantity
 __all__ = ["Rate", "RateSheet"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """The price of one unit of one meter, with every multiplier.
 
     Attributes:
@@ -29,6 +29,7 @@ class Rate:
         unit: FOCUS unit.
         rates: US dollars per unit at list, contracted and billed terms.
         whole: The same in picodollars where all three are whole numbers: a line is then one exact integer product.
+        flag: What an entry priced by it must say, for example that the rate is a neighbour's; None = nothing.
     """
 
     quote: Quote
@@ -37,6 +38,7 @@ class Rate:
     unit: str
     rates: tuple[Decimal, Decimal, Decimal]
     whole: tuple[int, int, int] | None
+    flag: str | None = None
 
     def line(self, model: str | None, sku_meter: str, quantity: Quantity, role: str) -> Charge:
         """The charge for `quantity`, rounded half-even to picodollars once per stage."""
@@ -65,7 +67,10 @@ class Rate:
 
 
 class RateSheet:
-    """Rates of one model in one context, for prompts of one size band, at one moment's prices and terms.
+    """Rates of one model in one context, for prompts of one size band, during one window of time.
+
+    `Pricer.sheet` gives one; `Pricer.rate` multiplies by the same. So whoever keeps a sheet for calls that repeat, and
+    multiplies its whole rates by token counts (`costs`), comes to the cost that `Pricer.rate` comes to.
 
     Args:
         listed: The model.
@@ -75,6 +80,12 @@ class RateSheet:
         terms: Discounts.
         platform: Platform multiplier.
         price_list_hash: For price ids.
+        until: First instant (aware UTC) at which a rate may differ; None = never, as far as is known.
+
+    Attributes:
+        prompt_band: ``(over, upto)``: the sheet is for prompts with more than `over` and at most `upto` tokens; `upto`
+            is None where there is no dearer tier.
+        price_list_hash: Hash of the price list.
     """
 
     def __init__(
@@ -87,14 +98,17 @@ class RateSheet:
         terms: Terms,
         platform: Decimal,
         price_list_hash: str,
+        until: datetime | None = None,
     ) -> None:
+        self.until = until
+        self.price_list_hash = price_list_hash
+        self.prompt_band = _band(listed.card.thresholds, prompt_tokens)
         self._listed = listed
         self._context = context
         self._at = at
         self._prompt_tokens = prompt_tokens
         self._terms = terms
         self._platform = platform
-        self._hash = price_list_hash
         self._rates: dict[str, Rate | str] = {}
 
     def rate(self, sku_meter: str) -> Rate | str:
@@ -104,6 +118,41 @@ class RateSheet:
         except KeyError:
             rate = self._rates[sku_meter] = self._work_out(sku_meter)
             return rate
+
+    @property
+    def per_request(self) -> Rate | None:
+        """The price of the request itself, for models that have one."""
+        if "requests" not in self._listed.card:
+            return None
+        rate = self.rate("requests")
+        return None if isinstance(rate, str) else rate
+
+    def costs(self, quantities: Mapping[str, int]) -> tuple[int, int, int] | None:
+        """What a call that used `quantities` costs at list, contracted and billed terms, in whole picodollars.
+
+        None when that takes more than integers: a rate is finer than a picodollar, unknown, or worth a flag. Then
+        `Pricer.rate` says everything.
+        """
+        listed = contracted = billed = 0
+        used = False
+        for meter, quantity in quantities.items():
+            if not quantity:
+                continue
+            used = True
+            rate = self.rate(meter)
+            if isinstance(rate, str) or rate.whole is None or rate.flag is not None:
+                return None
+            listed += quantity * rate.whole[0]
+            contracted += quantity * rate.whole[1]
+            billed += quantity * rate.whole[2]
+        request = self.per_request if used and "requests" not in quantities else None
+        if request is not None:
+            if request.whole is None:
+                return None
+            listed += request.whole[0]
+            contracted += request.whole[1]
+            billed += request.whole[2]
+        return listed, contracted, billed
 
     def _work_out(self, sku_meter: str) -> Rate | str:
         card, context, at = self._listed.card, self._context, self._at
@@ -126,7 +175,7 @@ class RateSheet:
         factors |= {
             name: value for name, value in (("discount", discount), ("platform", self._platform)) if value != ONE
         }
-        price_id = "".join((quote.row.identity(self._hash), *(f"*{rule.factor}" for rule in quote.rules)))
+        price_id = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
         return Rate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates))
 
     def _why_not(self, sku_meter: str) -> str:
@@ -140,6 +189,13 @@ class RateSheet:
             if self._listed.card.quote(sku_meter, plain, self._at, self._prompt_tokens):
                 return f"unknown_{context.modes[0]}"
         return "unpriced_meter"
+
+
+def _band(thresholds: Sequence[int], prompt_tokens: int) -> tuple[int, int | None]:
+    """Between which sizes of a prompt no tier begins: ``(over, upto)``."""
+    position = bisect_left(thresholds, prompt_tokens)
+    over = thresholds[position - 1] if position else -1
+    return over, thresholds[position] if position < len(thresholds) else None
 
 
 def _product(value: Decimal, factors: Iterable[Decimal]) -> Decimal:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from tokenmeter.usage import Consumption, Usage
 
@@ -13,8 +12,7 @@ __all__ = ["Wanted"]
 _PREFIX = "unpriced "
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The context of an unpriced line; kept as the line's ``price_id`` so that it can be priced later.
 
     The fields mean what they mean in `tokenmeter.usage.Consumption`.
@@ -48,7 +46,7 @@ class Wanted:
 
     def price_id(self) -> str:
         """The context in one line; only what is known is named."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
+        known = {name: value for name, value in self._asdict().items() if value is not None}
         return _PREFIX + json.dumps(known, separators=(",", ":"))
 
     def consumption(self, model: str | None, usage: Usage, role: str) -> Consumption:
