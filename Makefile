@@ -54,3 +54,8 @@ suite-%: FORCE
 ## The site, served on this machine as you write; `mkdocs build --strict` is what CI runs.
 docs:
 	.venv/bin/mkdocs serve
+
+.PHONY: release
+## Build and prove a release in empty environments; on a commit without a tag, a dry run.
+release:
+	.ci/release $(if $(shell git describe --tags --exact-match 2>/dev/null),,--dry-run)

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from tokenmeter.reports import Report
     from tokenmeter.usage import Usage
 
-__version__ = "0.1.0"
+    #: The distribution's version: the tag it was built from, or a development version after it.
+    __version__: str
 
 #: Public name -> module that defines it. Everything is loaded at its first use, so that `import tokenmeter` itself
 #: loads no SDK, no price data and no settings model.
@@ -86,6 +87,9 @@ _MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        value = globals()[name] = import_module("importlib.metadata").version("tokenmeter-sdk")
+        return value
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
@@ -93,7 +97,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted({*globals(), *_HOME, *_MODULES, "__version__"})
 
 
 __all__ = [
