@@ -26,7 +26,7 @@ from typing import Any
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import quantize
-from tokenmeter.reports import build
+from tokenmeter.reports import Query, read_report
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.usage import Usage
@@ -185,7 +185,7 @@ def time_reports(path: Path, repeat: int) -> None:
         times = []
         for _ in range(repeat):
             began = time.perf_counter()
-            report = build(store, **arguments)
+            report = read_report(store, Query.parse(**arguments))
             times.append((time.perf_counter() - began) * 1000)
         figures = f"{len(report.rows):>8,}{report.totals.requests:>14,}"
         print(f"{name:<40}{figures}{statistics.median(times):>9,.1f} ms{max(times):>9,.1f} ms")

@@ -8,14 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenmeter.adopt import wrap
     from tokenmeter.anthropic import Anthropic, AsyncAnthropic
-    from tokenmeter.api.assembly import make_meter
-    from tokenmeter.api.care import flush, raise_budget, reprice, sweep, verify
-    from tokenmeter.api.default import configure, default_meter
-    from tokenmeter.api.reading import entries, price, remaining, report
-    from tokenmeter.api.settling import close_period, invoice, reconcile, statement
+    from tokenmeter.api import Meter
     from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
     from tokenmeter.budgets import Budget
     from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
+    from tokenmeter.default import (
+        close_period,
+        configure,
+        default_meter,
+        entries,
+        export_charges,
+        export_entries,
+        export_focus,
+        flush,
+        invoice,
+        make_meter,
+        price,
+        raise_budget,
+        reconcile,
+        remaining,
+        report,
+        reprice,
+        reset,
+        statement,
+        sweep,
+        verify,
+    )
     from tokenmeter.errors import (
         BudgetExceededError,
         BudgetReservedError,
@@ -34,7 +52,6 @@ if TYPE_CHECKING:
         UnpricedUsageError,
     )
     from tokenmeter.ledger import Charge, Entry
-    from tokenmeter.meter import Meter
     from tokenmeter.openai import AsyncOpenAI, OpenAI
     from tokenmeter.pricing import PriceList, Rating
     from tokenmeter.reports import Report
@@ -48,14 +65,32 @@ if TYPE_CHECKING:
 _HOMES = {
     "tokenmeter.adopt": ("wrap",),
     "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
-    "tokenmeter.api.assembly": ("make_meter",),
-    "tokenmeter.api.care": ("flush", "raise_budget", "reprice", "sweep", "verify"),
-    "tokenmeter.api.default": ("configure", "default_meter"),
-    "tokenmeter.api.reading": ("entries", "price", "remaining", "report"),
-    "tokenmeter.api.settling": ("close_period", "invoice", "reconcile", "statement"),
+    "tokenmeter.api": ("Meter",),
     "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
     "tokenmeter.budgets": ("Budget",),
     "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
+    "tokenmeter.default": (
+        "close_period",
+        "configure",
+        "default_meter",
+        "entries",
+        "export_charges",
+        "export_entries",
+        "export_focus",
+        "flush",
+        "invoice",
+        "make_meter",
+        "price",
+        "raise_budget",
+        "reconcile",
+        "remaining",
+        "report",
+        "reprice",
+        "reset",
+        "statement",
+        "sweep",
+        "verify",
+    ),
     "tokenmeter.errors": (
         "BudgetExceededError",
         "BudgetReservedError",
@@ -74,7 +109,6 @@ _HOMES = {
         "UnpricedUsageError",
     ),
     "tokenmeter.ledger": ("Charge", "Entry"),
-    "tokenmeter.meter": ("Meter",),
     "tokenmeter.openai": ("AsyncOpenAI", "OpenAI"),
     "tokenmeter.pricing": ("PriceList", "Rating"),
     "tokenmeter.reports": ("Report",),
@@ -139,6 +173,9 @@ __all__ = [
     "configure",
     "default_meter",
     "entries",
+    "export_charges",
+    "export_entries",
+    "export_focus",
     "flush",
     "from_headers",
     "invoice",
@@ -149,6 +186,7 @@ __all__ = [
     "remaining",
     "report",
     "reprice",
+    "reset",
     "statement",
     "sweep",
     "to_headers",

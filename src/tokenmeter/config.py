@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict, Unpack, cast
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
@@ -20,12 +20,16 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ONE, parse_decimal
 from tokenmeter.pricing.parse import table_lines
 
-__all__ = ["FILE_NAME", "Settings", "find_file", "hash_key", "load_settings"]
+__all__ = ["FILE_NAME", "Settings", "SettingsArguments", "find_file", "hash_key", "load_settings"]
 
 FILE_NAME = "tokenmeter.toml"
 
 _ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
 _SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
+#: A markup outside of these is a slip of the pen, not a price.
+_LEAST, _MOST = Decimal("1E-6"), Decimal("1E6")
+_SHOWN = 80
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Row = dict[str, Any]
 
@@ -34,7 +38,18 @@ def _multiplier(value: object) -> Decimal:
     number = parse_decimal(value, name="multiplier")
     if number <= 0:
         raise ConfigurationError(f"multiplier must be greater than zero, not {value!r}; 1 means no markup.")
+    if not _LEAST <= number <= _MOST:
+        raise ConfigurationError(f"multiplier must lie between {_LEAST:f} and {_MOST:f}, not {value!r}.")
     return number
+
+
+def _text(value: object) -> object:
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise ValueError("must not contain control characters or halves of letters")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
 
 
 class AlertTarget(BaseModel):
@@ -47,8 +62,8 @@ class AlertTarget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    webhook: str = Field(pattern=r"^https?://")
-    secret_env: str | None = None
+    webhook: Text = Field(pattern=r"^https?://")
+    secret_env: Text | None = None
 
 
 class Settings(BaseModel):
@@ -73,15 +88,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    store: str | None = Field(default=None, repr=False)  # may hold a password
+    store: Text | None = Field(default=None, repr=False, min_length=1)  # may hold a password
     multiplier: Annotated[Decimal, BeforeValidator(_multiplier)] = ONE
-    api_keys: dict[str, str] = Field(default_factory=dict)
+    api_keys: dict[Text, str] = Field(default_factory=dict)
     budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
     prices: list[Row] = Field(default_factory=list[Row])
     discounts: list[Row] = Field(default_factory=list[Row])
     multipliers: list[Row] = Field(default_factory=list[Row])
-    models: dict[str, dict[str, str]] = Field(default_factory=dict)
-    providers: dict[str, str] = Field(default_factory=dict)
+    models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
+    providers: dict[Text, Text] = Field(default_factory=dict)
     alerts: list[AlertTarget] = Field(default_factory=list[AlertTarget])
     metrics: bool = False
     billing: Row = Field(default_factory=dict[str, Any])
@@ -92,7 +107,7 @@ class Settings(BaseModel):
         """Line in the file of each row of `table`, for messages; 0 for rows given in code, which come first."""
         if self.source is None:
             return []
-        found = table_lines(Path(self.source).read_text(encoding="utf-8"), table)
+        found = table_lines(Path(self.source).read_text(encoding="utf-8-sig"), table)
         return [*[0] * (len(getattr(self, table)) - len(found)), *found]
 
     def key_hashes(self) -> dict[str, str]:
@@ -108,72 +123,118 @@ class Settings(BaseModel):
         return hashes
 
 
+class SettingsArguments(TypedDict, total=False):
+    """The settings as arguments of `tokenmeter.configure`: the keys of `Settings`, and where the file is.
+
+    A value wins over the file's. Rows (budgets, prices, ...) stand before the file's rows, and tables (api_keys,
+    models, providers, billing) go over the file's, name by name.
+
+    Attributes:
+        config: Path of a ``tokenmeter.toml``, or its content as a mapping (then no file is looked for). Default:
+            ``TOKENMETER_CONFIG``, the working directory, the user's config directory.
+        store: ``sqlite:///usage.db``, ``sqlite:////absolute/usage.db``, ``memory:`` or ``postgresql://...``. Default:
+            ``TOKENMETER_STORE``, the file's, else a SQLite ledger in the user's data directory.
+        multiplier: Platform multiplier on top of the upstream cost, such as ``"1.05"``.
+        api_keys: alias -> API key. Reports and budgets show the alias; only a fingerprint of the key is kept.
+        budgets: Caps, see `tokenmeter.Budget`.
+        prices: Price rows of your own (the keys of ``[[prices]]``); they win over every other layer.
+        discounts: As `Settings.discounts`, and so the others.
+        multipliers: As there.
+        models: As there.
+        providers: As there.
+        alerts: As there.
+        metrics: As there.
+        billing: As there.
+        hold_seconds: As there.
+    """
+
+    config: str | Path | Mapping[str, Any] | None
+    store: str | None
+    multiplier: Decimal | int | str | None
+    api_keys: Mapping[str, str] | None
+    budgets: Sequence[Budget | Mapping[str, Any]] | None
+    prices: Sequence[Mapping[str, Any]] | None
+    discounts: Sequence[Mapping[str, Any]] | None
+    multipliers: Sequence[Mapping[str, Any]] | None
+    models: Mapping[str, Mapping[str, str]] | None
+    providers: Mapping[str, str] | None
+    alerts: Sequence[Mapping[str, Any]] | None
+    metrics: bool | None
+    billing: Mapping[str, Any] | None
+    hold_seconds: int | None
+
+
+_ROWS = ("budgets", "prices", "discounts", "multipliers", "alerts")
+_TABLES = ("api_keys", "models", "providers", "billing")
+
+
 def hash_key(key: str) -> str:
     """SHA-256 of an API key in hex, as ``sha256:`` references in the configuration name it."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
 
 def find_file(explicit: str | Path | None = None) -> Path | None:
     """The configuration file: `explicit`, ``TOKENMETER_CONFIG``, the working directory, the user's config directory.
+
+    A directory that cannot be looked into (a server that gave up its user's rights) has no file.
 
     Raises:
         ConfigurationError: a file was named and is not there.
     """
     named = explicit or os.environ.get("TOKENMETER_CONFIG")
     if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            raise ConfigurationError(
-                f"The configuration file {path} does not exist; create it, or unset config=/TOKENMETER_CONFIG."
-            )
-        return path
-    for folder in (Path.cwd(), platformdirs.user_config_path("tokenmeter", appauthor=False)):
-        path = folder / FILE_NAME
-        if path.is_file():
-            return path
+        try:
+            path = Path(named).expanduser()
+            if path.is_file():
+                return path
+        except (OSError, RuntimeError, TypeError) as error:
+            raise ConfigurationError(f"The configuration file {named!r} cannot be reached: {error}.") from error
+        raise ConfigurationError(
+            f"The configuration file {path} does not exist; create it, or unset config=/TOKENMETER_CONFIG."
+        )
+    for folder in (Path(), platformdirs.user_config_path("tokenmeter", appauthor=False)):
+        try:
+            path = folder.absolute() / FILE_NAME
+            if path.is_file():
+                return path
+        except OSError:
+            continue
     return None
 
 
-def load_settings(
-    *,
-    store: str | None = None,
-    prices: Sequence[Mapping[str, Any]] | None = None,
-    multiplier: object = None,
-    budgets: Sequence[Budget | Mapping[str, Any]] | None = None,
-    api_keys: Mapping[str, str] | None = None,
-    config: str | Path | Mapping[str, Any] | None = None,
-) -> Settings:
+def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     """Join code, environment and file: an argument wins over ``TOKENMETER_STORE``, which wins over the file.
 
     Args:
-        store: Store URL.
-        prices: Price rows as in ``[[prices]]``; added before the file's.
-        multiplier: Platform multiplier.
-        budgets: Budgets, added to the file's.
-        api_keys: alias -> API key, ``env:NAME`` or ``sha256:HEX``; keys are hashed here and not kept.
-        config: Path of a ``tokenmeter.toml``, or its content as a mapping (then no file is looked for).
+        **given: See `SettingsArguments`; None means not given. API keys are hashed here and not kept.
 
     Raises:
         ConfigurationError: what is wrong, where, and what to do.
     """
-    content, source = _content(config)
+    arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name in arguments:
+        if name not in SettingsArguments.__annotations__:
+            raise ConfigurationError(f"There is no setting {name!r}; {_near(name)}")
+    content, source = _content(arguments.pop("config", None))
     values: dict[str, Any] = {**content, "source": source}
+    if "source" in content:
+        raise ConfigurationError(f"{source or 'config'}: 'source' is no setting; {_near('source')}")
     _check_no_secrets(values.get("api_keys"), source)
-    if store or os.environ.get("TOKENMETER_STORE"):
-        values["store"] = str(store or os.environ["TOKENMETER_STORE"])
-    if multiplier is not None:
-        values["multiplier"] = multiplier
-    if prices is not None:
-        values["prices"] = [*(dict(row) for row in prices), *_rows(values, "prices", source)]
-    if budgets is not None:
-        own = [budget if isinstance(budget, Budget) else dict(budget) for budget in budgets]
-        values["budgets"] = [*own, *_rows(values, "budgets", source)]
-    if api_keys is not None:
-        values["api_keys"] = {**(values.get("api_keys") or {}), **_hashed(api_keys)}
+    if (store := os.environ.get("TOKENMETER_STORE")) and "store" not in arguments:
+        arguments["store"] = store
+    for name, value in arguments.items():
+        if name in _ROWS:
+            values[name] = [*_own_rows(name, value), *_file_rows(values, name, source)]
+        elif name in _TABLES:
+            values[name] = _over(name, value, values.get(name))
+        else:
+            values[name] = value
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, source)) from None
+    except RecursionError:
+        raise ConfigurationError(f"{source or 'configuration'}: it is nested too deeply; flatten it.") from None
 
 
 def _content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
@@ -183,16 +244,35 @@ def _content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, A
     if path is None:
         return {}, None
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal), str(path)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal), str(path)
+    except (OSError, ValueError, ArithmeticError, RecursionError) as error:  # not UTF-8, not TOML, nested without end
+        raise ConfigurationError(f"{path} cannot be read: {str(error).rstrip('.') or type(error).__name__}.") from error
 
 
-def _rows(values: Mapping[str, Any], key: str, source: str | None) -> list[Any]:
+def _own_rows(name: str, rows: object) -> list[Any]:
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
+        raise ConfigurationError(f"{name}= takes a list of rows, not {rows!r}.")
+    return [dict(cast("Mapping[str, Any]", row)) if isinstance(row, Mapping) else row for row in rows]  # pyright: ignore[reportUnknownVariableType]
+
+
+def _file_rows(values: Mapping[str, Any], key: str, source: str | None) -> list[Any]:
     rows = values.get(key, [])
     if not isinstance(rows, list):
         raise ConfigurationError(f"{source or 'config'}: {key} must be a list of tables, written [[{key}]].")
     return list(rows)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+
+
+def _over(name: str, own: object, below: object) -> dict[str, Any]:
+    """A table of code over the file's; keys of API keys are hashed."""
+    if not isinstance(own, Mapping):
+        raise ConfigurationError(f"{name}= takes a mapping, not {own!r}.")
+    table = cast("Mapping[str, Any]", own)
+    merged: dict[str, Any] = dict(cast("Mapping[str, Any]", below)) if isinstance(below, Mapping) else {}
+    if name == "models":
+        for provider, names in table.items():
+            merged[provider] = {**merged.get(provider, {}), **names} if isinstance(names, Mapping) else names
+        return merged
+    return {**merged, **(_hashed(table) if name == "api_keys" else table)}
 
 
 def _check_no_secrets(api_keys: object, source: str | None) -> None:
@@ -216,17 +296,25 @@ def _hashed(api_keys: Mapping[str, str]) -> dict[str, str]:
     return hashed
 
 
+def _near(name: str) -> str:
+    known = sorted(Settings.model_fields.keys() - {"source"})
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
+
+
 def _explain(error: ValidationError, source: str | None) -> str:
     where = source or "configuration"
     problems: list[str] = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "is-instance")))
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(str(problem["loc"][-1]), Settings.model_fields, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(Settings.model_fields))}."
-            )
-            problems.append(f"unknown key {path!r}: {hint}")
+            problems.append(f"unknown key {path!r}: {_near(str(problem['loc'][-1]))}")
         else:
-            problems.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
+            problems.append(f"{path}: {problem['msg']}{_got(path, problem['input'])}")
     return f"{where}: " + "; ".join(problems)
+
+
+def _got(path: str, value: object) -> str:
+    """The value that was refused, cut short; nothing of a store's URL, which may hold a password."""
+    shown = "" if path == "store" and isinstance(value, str) else repr(value)
+    return f" (got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'})" if shown else ""

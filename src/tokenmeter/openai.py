@@ -143,7 +143,7 @@ def _dialect() -> Dialect:
 
 
 def _default_meter() -> Meter:
-    from tokenmeter.api.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+    from tokenmeter.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
     return default_meter()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tokenmeter
-import tokenmeter.api.default
+import tokenmeter.default
 from tokenmeter.testing import FakeProvider
 
 OPENAI_KEY = "sk-acceptance-openai-0001"
@@ -26,7 +26,7 @@ def configure(request, tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(tokenmeter.api.default, "_default", None)
+    monkeypatch.setattr(tokenmeter.default, "_default", None)
     made = []
 
     def build(**arguments):

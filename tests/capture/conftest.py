@@ -18,7 +18,7 @@ import pytest
 import tokenmeter.anthropic
 import tokenmeter.openai
 from tokenmeter.adopt import wrap
-from tokenmeter.api.assembly import make_meter
+from tokenmeter.default import make_meter
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store

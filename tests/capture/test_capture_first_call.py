@@ -34,7 +34,7 @@ threads = []
 import threading, importlib.abc
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name in ("genai_prices", "tokenmeter.api.default"):
+        if name in ("genai_prices", "tokenmeter.default"):
             threads.append((name, threading.current_thread() is threading.main_thread()))
 sys.meta_path.insert(0, Finder())
 with FakeProvider() as provider:
@@ -68,7 +68,7 @@ def test_an_event_loop_goes_on_while_settings_and_prices_are_read(sdk, tmp_path)
     )
     read_before, read_meanwhile, entries, cost_source, threads = json.loads(done.stdout)
     assert (read_before, read_meanwhile, entries, cost_source) == (False, True, 1, "computed")
-    assert {name for name, _ in threads} == {"genai_prices", "tokenmeter.api.default"}
+    assert {name for name, _ in threads} == {"genai_prices", "tokenmeter.default"}
     assert not any(on_the_loop for _, on_the_loop in threads)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import tokenmeter
 import tokenmeter.anthropic
-import tokenmeter.api.default
+import tokenmeter.default
 import tokenmeter.openai
 from tokenmeter.attribution import Attribution, attribute
 from tokenmeter.errors import ConfigurationError
@@ -148,7 +148,7 @@ def test_the_default_meter_is_looked_up_at_each_call(clients, provider, monkeypa
     meters = [tokenmeter.make_meter(store="memory:", config={}) for _ in range(2)]
     client = tokenmeter.openai.OpenAI(api_key="k", base_url=provider.openai_url)
     for meter in meters:
-        monkeypatch.setattr(tokenmeter.api.default, "_default", meter)
+        monkeypatch.setattr(tokenmeter.default, "_default", meter)
         client.chat.completions.create(**CHAT)
     assert [len(list(meter.store.entries())) for meter in meters] == [1, 1]
     client.close()

@@ -110,7 +110,7 @@ def go(processes):
 
 
 def balances(meter):
-    return {balance.budget: balance for balance in meter.remaining({"member": "ada"})}
+    return {balance.budget: balance for balance in meter.remaining(member="ada")}
 
 
 def assert_full_and_sound(meter):

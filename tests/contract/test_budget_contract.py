@@ -346,7 +346,7 @@ class TestRaises:
         entry = meter.raise_budget("members", 50, by="grace", reason="launch week", scope={"member": "ada"})
         assert (entry.kind, entry.billed_cost) == ("adjustment", 0)
         assert store.entry(entry.entry_id).attribution.tags["raised_by"] == "grace"
-        (balance,) = meter.remaining({"member": "ada"})
+        (balance,) = meter.remaining(member="ada")
         assert (balance.limit, balance.spent, balance.remaining) == (150, 100, 50)
         spend(meter, a_call(size=0), 20)
         with pytest.raises(BudgetExceededError) as stop:
@@ -391,7 +391,7 @@ class TestReading:
             Budget(member="bob", limit_requests=5),
         )
         spend(meter, a_call(), 30)
-        balances = {balance.budget: balance for balance in meter.remaining({"member": "ada"})}
+        balances = {balance.budget: balance for balance in meter.remaining(member="ada")}
         assert list(balances) == ["member=* usd/month", "all tokens/total", "member=ada,model=* requests/month"]
         assert balances["member=* usd/month"].remaining == 970
         assert balances["member=* usd/month"].resets_at.day == 1
@@ -416,7 +416,7 @@ class TestReading:
         assert fault.kind == "counter"
         assert "the ledger 15" in fault.detail
         assert meter.audit_budgets() == ()
-        assert meter.remaining({"member": "ada"})[0].spent == 15
+        assert meter.remaining(member="ada")[0].spent == 15
 
     def test_a_correction_of_cost_moves_dollars_only(self, metered, store):
         meter = metered(Budget(limit_usd=1000), Budget(limit_tokens=1000), Budget(limit_requests=1000))

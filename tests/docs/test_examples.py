@@ -9,7 +9,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import tokenmeter
-import tokenmeter.api.default
+import tokenmeter.default
 from tokenmeter.testing import FakeProvider
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def namespace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("TOKENMETER_STORE", f"sqlite:///{tmp_path / 'usage.db'}")
-    monkeypatch.setattr(tokenmeter.api.default, "_default", None)
+    monkeypatch.setattr(tokenmeter.default, "_default", None)
     with FakeProvider() as provider:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-docs-openai-0001")
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-docs-0002")
@@ -34,8 +34,8 @@ def namespace(tmp_path, monkeypatch):
         with OpenAI() as client, Anthropic() as claude:
             response = client.responses.create(model="gpt-5-mini", input="Hello")
             yield {"client": client, "claude": claude, "response": response, "tokenmeter": tokenmeter}
-    if tokenmeter.api.default._default is not None:
-        tokenmeter.api.default._default.close()
+    if tokenmeter.default._default is not None:
+        tokenmeter.default._default.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

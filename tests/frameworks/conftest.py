@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 
 import tokenmeter
-import tokenmeter.api.default
+import tokenmeter.default
 
 collect_ignore_glob = ["test_*.py"]
 
@@ -54,7 +54,7 @@ def configured(fake_provider, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-frameworks-0002")
     monkeypatch.setenv("OPENAI_BASE_URL", fake_provider.openai_url)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", fake_provider.anthropic_url)
-    monkeypatch.setattr(tokenmeter.api.default, "_default", None)
+    monkeypatch.setattr(tokenmeter.default, "_default", None)
     made = []
 
     def configure(**settings):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
-from tokenmeter.reports import build, export_entries
+from tokenmeter.reports import Query, export_entries, read_report
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.documents import Filing, NewDocument, audit
@@ -194,7 +194,7 @@ def test_a_reader_reports_exports_and_verifies_and_cannot_write(
     admin.grant(postgres_url, "reader", role)
     store = opened(url_of(role))
     assert store.entry(entry.entry_id) == entry
-    assert build(store, by="member").totals.requests == 1
+    assert read_report(store, Query.parse(by="member")).totals.requests == 1
     manifest = export_entries(store, io.BytesIO(), format="jsonl")
     assert (manifest.rows, manifest.ledger["head"]) == (1, store.verify().head)
     assert store.verify().ok

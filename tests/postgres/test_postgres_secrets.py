@@ -71,14 +71,13 @@ def test_a_password_is_found_wherever_libpq_looks(guarded, opened, make_entry, t
 def test_nothing_of_a_password_is_shown(guarded, make_entry, caplog, capsys, monkeypatch):
     """Not by repr, doctor, config check, db status, reports' manifests, logs, errors or their tracebacks."""
     from tokenmeter.__main__ import main
-    from tokenmeter.reports import build
 
     url = f"postgresql://app:{IN_A_URL}@{guarded}&sslpassword={IN_A_URL}"
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("TOKENMETER_STORE", url)
     meter = tokenmeter.make_meter(store=url)
     meter.store.settle(make_entry())
-    build(meter.store).to_focus("books")
+    meter.export_focus("books")
     shown = [repr(meter), repr(meter.store), meter.store.url, repr(load_settings(store=url)), repr(Address.parse(url))]
     shown += [repr(meter.store.health()), repr(admin.status(url))]
     meter.close()

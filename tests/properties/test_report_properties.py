@@ -19,11 +19,16 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import to_dollars
 from tokenmeter.periods import Period, buckets
-from tokenmeter.reports import Query, build, export_entries
+from tokenmeter.reports import Query, export_entries, read_report
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.stores.base import DIMENSIONS
 from tokenmeter.stores.memory import MemoryStore
 from tokenmeter.usage import Usage
+
+
+def build(store, **asked):
+    return read_report(store, Query.parse(**asked))
+
 
 COSTS = ("list_cost", "contracted_cost", "billed_cost")
 ZONES = (

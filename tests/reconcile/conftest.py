@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tokenmeter.adopt import wrap
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import BudgetBook
+from tokenmeter.default import make_meter
 from tokenmeter.meter import Meter
 from tokenmeter.reconciliation import reconcile
 from tokenmeter.stores import open_store

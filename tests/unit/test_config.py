@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import Budget
 from tokenmeter.config import hash_key, load_settings
+from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tokenmeter
-import tokenmeter.api.default
+import tokenmeter.default
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.telemetry import EntryMetrics
 

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.budgets import Balance
 from tokenmeter.budgets.scopes import SCOPE_FIELDS
 from tokenmeter.cli.console import Exit, emit, out
-from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of
+from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.options import TzOption
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import zone
 
@@ -24,29 +24,25 @@ __all__ = ["budgets", "remaining"]
 _NEARLY = Decimal("0.8")
 
 
-def budgets(
-    *, tz: TzOption = "UTC", store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False
-) -> None:
+@command(app, "budgets")
+def budgets(frame: Frame, *, tz: TzOption = "UTC") -> None:
     """Every budget and counter with a bar: how much of it is used and held."""
-    _show(_balances({}, store, config), tz, as_json=as_json)
+    nothing = frame.missing is not None and not frame.settings.budgets
+    _show(frame, [] if nothing else _balances(frame, {}), tz)
 
 
+@command(app, "remaining", examples=["tokenmeter remaining member=ada"])
 def remaining(
+    frame: Frame,
     *,
     scope: Annotated[
         list[str] | None, typer.Argument(help="FIELD=VALUE, such as member=ada or tag:env=prod.", show_default=False)
     ] = None,
     tz: TzOption = "UTC",
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one has nothing left.
-
-    Example: tokenmeter remaining member=ada
-    """
-    found = _balances(_parse_scope(scope or ()), store, config)
-    _show(found, tz, as_json=as_json)
+    """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one is used up."""
+    found = _balances(frame, _parse_scope(scope or ()))
+    _show(frame, found, tz)
     if any(balance.hard and balance.remaining <= 0 for balance in found):
         raise typer.Exit(Exit.BUDGET)
 
@@ -64,16 +60,13 @@ def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
     return wanted
 
 
-def _balances(wanted: dict[str, str], store: StoreOption, config: ConfigOption) -> list[Balance]:
-    meter = make_meter(settings_of(store, config))
-    try:
-        return list(meter.remaining(wanted))
-    finally:
-        meter.close()
+def _balances(frame: Frame, wanted: dict[str, str]) -> list[Balance]:
+    with frame.meter() as meter:
+        return list(meter.remaining(at=None, **wanted))
 
 
-def _show(found: Sequence[Balance], tz: str, *, as_json: bool) -> None:
-    if as_json:
+def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
+    if frame.as_json:
         emit([balance.to_dict() for balance in found])
         return
     if not found:

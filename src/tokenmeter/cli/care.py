@@ -11,24 +11,18 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
-from tokenmeter.api.assembly import make_meter
-from tokenmeter.api.care import reprice as correct
-from tokenmeter.api.care import verify as prove
 from tokenmeter.cli.console import Exit, emit, out
+from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
-    ConfigOption,
-    JsonOption,
     PeriodOption,
     SinceOption,
-    StoreOption,
     TzOption,
     UntilOption,
     Where,
-    ledger,
     query_of,
-    settings_of,
 )
 from tokenmeter.config import Settings, find_file
+from tokenmeter.default import make_meter
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
@@ -50,16 +44,12 @@ _MEANINGS = {
 }
 
 
-def verify(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@command(app, "verify")
+def verify(frame: Frame) -> None:
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
-    with ledger(store, config):
-        pass  # a missing ledger is said, not made
-    meter = make_meter(settings_of(store, config))
-    try:
-        outcome = prove(meter=meter)
-    finally:
-        meter.close()
-    if as_json:
+    with frame.meter() as meter:
+        outcome = meter.verify()
+    if frame.as_json:
         faults = [{"kind": one.kind, "where": one.where, "detail": one.detail} for one in outcome.faults]
         emit({"ok": outcome.ok, "entries": outcome.entries, "head": outcome.head, "faults": faults})
     elif outcome.ok:
@@ -75,33 +65,26 @@ def verify(*, store: StoreOption = None, config: ConfigOption = None, as_json: J
         raise typer.Exit(Exit.FOUND)
 
 
+@command(app, "reprice")
 def reprice(
+    frame: Frame,
     *,
     period: PeriodOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
     where: Where = None,
     tz: TzOption = "UTC",
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Rate unpriced entries again with today's price list; the difference is appended as corrections."""
     query = query_of(period, since, until, where, tz)
-    with ledger(store, config):
-        pass
-    meter = make_meter(settings_of(store, config))
-    try:
-        posted = correct(
+    with frame.meter() as meter:
+        posted = meter.reprice(
             since=closed(query.period.start),
             until=closed(query.period.end),
             where={name: list(values) for name, values in query.where.items()},
-            meter=meter,
         )
-    finally:
-        meter.close()
     billed = sum((entry.billed_cost or ZERO for entry in posted), ZERO)
-    if as_json:
+    if frame.as_json:
         emit(
             {"corrections": len(posted), "billed_cost": f"{billed:f}", "entries": [entry.entry_id for entry in posted]}
         )
@@ -111,15 +94,14 @@ def reprice(
         out.print("Nothing to correct: every entry is priced, or its price is still unknown.")
 
 
+@command(app, "doctor")
 def doctor(
+    frame: Frame,
     *,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 when something needs care.")] = False,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """The state of ledger, SQLite, permissions, schema and prices. What needs care comes last."""
-    settings = settings_of(store, config)
+    settings = frame.settings
     facts: dict[str, Any] = {
         "tokenmeter": tokenmeter.__version__,
         "python": platform.python_version(),
@@ -127,10 +109,7 @@ def doctor(
         "configuration": settings.source or "none (defaults)",
         "ledger": redacted(settings.store or "") or f"sqlite file {default_path()} (default)",
     }
-    with ledger(store, config):
-        pass
-    meter = make_meter(settings)
-    try:
+    with frame.meter() as meter:
         health = meter.store.health()
         newest = _newest_price(meter)
         facts |= {
@@ -139,12 +118,10 @@ def doctor(
             "newest_price": f"{newest:%Y-%m-%d}",
             "budgets": len(settings.budgets),
         }
-    finally:
-        meter.close()
     warnings = [*health.warnings, *_warnings(settings)]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
-    if as_json:
+    if frame.as_json:
         emit({"facts": facts, "warnings": warnings})
     else:
         width = max(map(len, facts))
@@ -182,10 +159,10 @@ def _warnings(settings: Settings) -> list[str]:
     ]
 
 
-@config_app.command("check")
-def check(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@command(config_app, "check")
+def check(frame: Frame) -> None:
     """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
-    settings = settings_of(store, config)
+    settings = frame.settings
     meter = make_meter(settings.model_copy(update={"store": "memory:"}))
     budgets = [cap.budget.name for cap in meter.budgets.caps.values()]
     meter.close()
@@ -199,7 +176,7 @@ def check(*, store: StoreOption = None, config: ConfigOption = None, as_json: Js
         "discounts": len(settings.discounts),
         "multipliers": len(settings.multipliers),
     }
-    if as_json:
+    if frame.as_json:
         emit({"ok": True, **found, "warnings": _warnings(settings)})
         return
     for name, value in found.items():

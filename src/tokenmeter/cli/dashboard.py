@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.cli.console import out
-from tokenmeter.cli.options import ConfigOption, StoreOption, TzOption, ledger, settings_of
+from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.options import TzOption
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["dashboard"]
@@ -20,7 +20,9 @@ __all__ = ["dashboard"]
 _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 
 
+@command(app, "dashboard", examples=["tokenmeter dashboard --tz Europe/Berlin --open"], options=("store", "config"))
 def dashboard(
+    frame: Frame,
     *,
     host: Annotated[str, typer.Option(help="Address to bind; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind; 0 = any free one.", min=0, max=65535)] = 8484,
@@ -36,19 +38,11 @@ def dashboard(
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     tz: TzOption = "UTC",
-    store: StoreOption = None,
-    config: ConfigOption = None,
 ) -> None:
-    """Serve the dashboard on this machine until Ctrl+C: spend, entries, budgets, invoices, exports. It never writes.
-
-    Example: tokenmeter dashboard --tz Europe/Berlin --open
-    """
+    """Serve the dashboard on this machine until Ctrl+C: spend, entries, budgets, invoices, exports. It never writes."""
     from tokenmeter.dashboard import serve  # noqa: PLC0415 - an extra of its own
     from tokenmeter.dashboard.security import is_loopback  # noqa: PLC0415 - as above
 
-    if store is not None:
-        with ledger(store, config):
-            pass  # a ledger that was named but is missing is said, not made
     token = _token(token_file)
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
@@ -61,11 +55,8 @@ def dashboard(
         if open_browser:
             webbrowser.open(address)
 
-    meter = make_meter(settings_of(store, config))
-    try:
+    with frame.meter() as meter:
         serve(meter, host=host, port=port, tz=tz, token=token, allow_hosts=allow_host or (), ready=ready)
-    finally:
-        meter.close()
 
 
 def _token(file: Path | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tokenmeter.cli.console import Exit, emit, out
-from tokenmeter.cli.options import ConfigOption, JsonOption, settings_of
+from tokenmeter.cli.frame import Frame, command
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -20,8 +20,8 @@ UrlArgument = Annotated[
 ]
 
 
-def _address(url: str | None) -> str:
-    found = url or settings_of(None, None).store
+def _address(frame: Frame, url: str | None) -> str:
+    found = url or frame.settings.store
     if found is None or not found.startswith(("postgresql://", "postgres://")):
         raise ConfigurationError(
             "Only a PostgreSQL ledger is set up by hand: name it as postgresql://HOST/DATABASE, or as store= in the "
@@ -40,30 +40,30 @@ def _admin() -> ModuleType:
     return admin
 
 
-def _tell(applied: tuple[str, ...], *, as_json: bool) -> None:
-    if as_json:
+def _tell(frame: Frame, applied: tuple[str, ...]) -> None:
+    if frame.as_json:
         emit({"applied": list(applied)})
     else:
         out.print(f"Applied: {', '.join(applied)}." if applied else "Nothing to do: the schema is up to date.")
 
 
-@app.command()
-def init(url: UrlArgument = None, *, as_json: JsonOption = False) -> None:
+@command(app, "init", options=("config", "as_json"))
+def init(frame: Frame, url: UrlArgument = None) -> None:
     """Make the schema and its tables. Harmless where they exist."""
-    _tell(_admin().init(_address(url)), as_json=as_json)
+    _tell(frame, _admin().init(_address(frame, url)))
 
 
-@app.command()
-def migrate(url: UrlArgument = None, *, as_json: JsonOption = False) -> None:
+@command(app, "migrate", options=("config", "as_json"))
+def migrate(frame: Frame, url: UrlArgument = None) -> None:
     """Bring the schema up to this release. Older programs go on working beside it."""
-    _tell(_admin().migrate(_address(url)), as_json=as_json)
+    _tell(frame, _admin().migrate(_address(frame, url)))
 
 
-@app.command()
-def status(url: UrlArgument = None, *, as_json: JsonOption = False) -> None:
+@command(app, "status", options=("config", "as_json"))
+def status(frame: Frame, url: UrlArgument = None) -> None:
     """Which migrations are applied, and who may write and read. Exit code 1 when some are pending."""
-    found = _admin().status(_address(url))
-    if as_json:
+    found = _admin().status(_address(frame, url))
+    if frame.as_json:
         emit({name: getattr(found, name) for name in found.__slots__})
     else:
         out.print(f"{found.url}, schema {found.schema}")
@@ -79,15 +79,13 @@ def status(url: UrlArgument = None, *, as_json: JsonOption = False) -> None:
         raise typer.Exit(Exit.FOUND)
 
 
-@app.command()
+@command(app, "grant", options=("config",))
 def grant(
+    frame: Frame,
     role: Annotated[Literal["writer", "reader", "owner"], typer.Argument(help="What it may do.")],
     to: Annotated[str, typer.Argument(help="Name of the database role.")],
     url: UrlArgument = None,
-    *,
-    config: ConfigOption = None,
 ) -> None:
     """Let a database role write, read or own the ledger. A writer can append, and never change or delete."""
-    address = url or settings_of(None, config).store
-    _admin().grant(_address(address), role, to)
+    _admin().grant(_address(frame, url), role, to)
     out.print(f"{to} is now a {role} of this ledger." if role != "owner" else f"{to} now owns this ledger.")

@@ -15,10 +15,10 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli.console import Exit, emit, out, progress_out
-from tokenmeter.cli.options import ConfigOption, JsonOption, StoreOption, TzOption, settings_of
+from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.options import TzOption
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
@@ -60,7 +60,9 @@ class Body:
     line_id: str | None = None
 
 
+@command(app, "import")
 def import_(
+    frame: Frame,
     *,
     files: Annotated[list[Path], typer.Argument(help="JSONL: responses, or OpenAI or Anthropic batch output.")],
     provider: Annotated[str | None, typer.Option(help="Provider id, where the responses do not show it.")] = None,
@@ -74,9 +76,6 @@ def import_(
     route: str | None = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")] = None,
     tz: TzOption = "UTC",
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Record usage from files. The same response is recorded once, however often its file is imported.
 
@@ -89,12 +88,9 @@ def import_(
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ConfigurationError(f"No such file: {', '.join(missing)}.")
-    meter = make_meter(settings_of(store, config))
-    try:
+    with frame.meter(make=True) as meter:
         counts, problems = _import(files, given, meter)
-    finally:
-        meter.close()
-    if as_json:
+    if frame.as_json:
         emit({**counts, "problems": problems})
     else:
         out.print(

@@ -11,15 +11,11 @@ import typer
 
 from tokenmeter.billing import BillingProfile, Invoice, draft_invoice, find_invoice, invoices
 from tokenmeter.cli.console import emit, out, show_table
+from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import (
     BillPeriod,
     Break,
-    ConfigOption,
-    JsonOption,
-    StoreOption,
-    ledger,
     pairs_of,
-    settings_of,
 )
 from tokenmeter.errors import ConfigurationError
 
@@ -42,7 +38,7 @@ def _drafted(
     period: str,
     by: str,
     rate: tuple[str | None, str | None, str | None],
-    where: tuple[str | None, Path | None],
+    frame: Frame,
 ) -> Generator[Invoice]:
     currency, quoted, source = rate
     scope = pairs_of(account)
@@ -50,15 +46,16 @@ def _drafted(
     if unknown or not all(scope.values()):
         raise ConfigurationError("Name the account as FIELD=VALUE: member, team, organization, project or api_key.")
     exchange = None if quoted is None else {"rate": quoted, "source": source}
-    profile = BillingProfile.parse(settings_of(*where).billing)
-    with ledger(*where) as opened:
+    profile = BillingProfile.parse(frame.settings.billing)
+    with frame.ledger() as opened:
         yield draft_invoice(
             opened, period=period, by=by, profile=profile, currency=currency, exchange_rate=exchange, **scope
         )
 
 
-@invoice_app.command("draft")
+@command(invoice_app, "draft", examples=["tokenmeter invoice draft team=search --period 2026-11"])
 def draft(
+    frame: Frame,
     account: Account,
     *,
     period: BillPeriod = "last-month",
@@ -66,20 +63,15 @@ def draft(
     currency: Currency = None,
     rate: Rate = None,
     rate_source: RateSource = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """Show what an account owes; nothing is written.
-
-    Example: tokenmeter invoice draft team=search --period 2026-11
-    """
-    with _drafted(account, period, by, (currency, rate, rate_source), (store, config)) as invoice:
-        _show(invoice, as_json=as_json)
+    """Show what an account owes; nothing is written."""
+    with _drafted(account, period, by, (currency, rate, rate_source), frame) as invoice:
+        _show(frame, invoice)
 
 
-@invoice_app.command("issue")
+@command(invoice_app, "issue")
 def issue(
+    frame: Frame,
     account: Account,
     *,
     period: BillPeriod = "last-month",
@@ -87,21 +79,18 @@ def issue(
     currency: Currency = None,
     rate: Rate = None,
     rate_source: RateSource = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Number and file an account's invoice for a closed period."""
-    with _drafted(account, period, by, (currency, rate, rate_source), (store, config)) as invoice:
-        _show(invoice.issue(), as_json=as_json)
+    with _drafted(account, period, by, (currency, rate, rate_source), frame) as invoice:
+        _show(frame, invoice.issue())
 
 
-@invoice_app.command("list")
-def list_(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@command(invoice_app, "list")
+def list_(frame: Frame) -> None:
     """Issued invoices."""
-    with ledger(store, config) as opened:
+    with frame.ledger() as opened:
         found = invoices(opened)
-    if as_json:
+    if frame.as_json:
         emit([{**one.to_dict(), "lines": len(one.lines)} for one in found])
     elif not found:
         out.print("No invoice has been issued yet.")
@@ -120,25 +109,21 @@ def list_(*, store: StoreOption = None, config: ConfigOption = None, as_json: Js
         )
 
 
-@invoice_app.command("show")
-def show(
-    number: Number, *, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False
-) -> None:
+@command(invoice_app, "show")
+def show(frame: Frame, number: Number) -> None:
     """Print an issued invoice."""
-    with ledger(store, config) as opened:
-        _show(find_invoice(opened, number), as_json=as_json)
+    with frame.ledger() as opened:
+        _show(frame, find_invoice(opened, number))
 
 
-@invoice_app.command("pdf")
+@command(invoice_app, "pdf", options=("store", "config"))
 def pdf(
+    frame: Frame,
     number: Number,
     target: Annotated[Path | None, typer.Argument(help="File; .html and .csv work, too. Default: NUMBER.pdf.")] = None,
-    *,
-    store: StoreOption = None,
-    config: ConfigOption = None,
 ) -> None:
     """Write an issued invoice as PDF, HTML or CSV, by the file's ending."""
-    with ledger(store, config) as opened:
+    with frame.ledger() as opened:
         invoice = find_invoice(opened, number)
     path = target or Path(f"{number}.pdf")
     forms = {".html": invoice.to_html, ".csv": invoice.to_csv}
@@ -149,55 +134,44 @@ def pdf(
     out.print(str(path), markup=False)
 
 
-@invoice_app.command("credit")
+@command(invoice_app, "credit")
 def credit(
+    frame: Frame,
     number: Number,
     amount: Annotated[str, typer.Argument(help="Net amount to give back, or 'rest'.")],
     *,
     reason: Annotated[str, typer.Option("--reason", help="Why; printed on the note.")],
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Issue a credit note on an invoice."""
-    with ledger(store, config) as opened:
+    with frame.ledger() as opened:
         note = find_invoice(opened, number).credit(None if amount == "rest" else amount, reason)
-        if as_json:
+        if frame.as_json:
             emit(note.to_dict())
         else:
             out.print(str(note), markup=False)
 
 
-@invoice_app.command("paid")
+@command(invoice_app, "paid")
 def paid(
+    frame: Frame,
     number: Number,
     *,
     note: Annotated[str | None, typer.Option("--note", help="The payment's reference.")] = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Note that an invoice has been paid."""
-    with ledger(store, config) as opened:
-        _show(find_invoice(opened, number).mark_paid(note=note), as_json=as_json)
+    with frame.ledger() as opened:
+        _show(frame, find_invoice(opened, number).mark_paid(note=note))
 
 
-@invoice_app.command("void")
-def void(
-    number: Number,
-    *,
-    reason: Annotated[str, typer.Option("--reason", help="Why.")],
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@command(invoice_app, "void")
+def void(frame: Frame, number: Number, *, reason: Annotated[str, typer.Option("--reason", help="Why.")]) -> None:
     """Take a mistaken invoice out; its number stays used."""
-    with ledger(store, config) as opened:
-        _show(find_invoice(opened, number).void(reason), as_json=as_json)
+    with frame.ledger() as opened:
+        _show(frame, find_invoice(opened, number).void(reason))
 
 
-def _show(invoice: Invoice, *, as_json: bool) -> None:
-    if as_json:
+def _show(frame: Frame, invoice: Invoice) -> None:
+    if frame.as_json:
         emit(invoice.to_dict())
         return
     out.print(str(invoice), markup=False)

@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from tokenmeter import prices
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.options import ConfigOption, JsonOption, TzOption, settings_of
+from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.options import TzOption
+from tokenmeter.default import make_pricer
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList
@@ -30,29 +31,25 @@ _Key = tuple[str, str, str, str]
 _Pair = tuple[Price | None, Price | None]
 
 
-@app.command()
+@command(app, "show", examples=["tokenmeter prices show gpt-5-mini --provider openai"], options=("config", "as_json"))
 def show(
+    frame: Frame,
     *,
     model: ModelArgument = None,
     provider: ProviderOption = None,
     meter: Annotated[str | None, typer.Option(help="Only this meter, such as cache_read.")] = None,
     at: Annotated[str | None, typer.Option(help="Prices in force at this instant.", show_default="now")] = None,
     tz: TzOption = "UTC",
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """Every price in force, with its conditions, dates and source. With --provider a model is named as in a call.
-
-    Example: tokenmeter prices show gpt-5-mini --provider openai
-    """
+    """Every price in force, with its conditions, dates and source. With --provider a model is named as in a call."""
     moment = utcnow() if at is None else parse_instant(at, tz)
-    listed = _price_list(config)
+    listed = _price_list(frame)
     if model and provider:
         rows = prices.show(model, provider=provider, at=moment, price_list=listed)
     else:
         rows = [row for row in _rows(listed, provider, model) if row.holds(moment)]
     wanted = [row for row in rows if meter in {None, row.sku_meter}]
-    if as_json:
+    if frame.as_json:
         emit([dict(row.to_dict()) for row in wanted])
     elif wanted:
         cells = [[*_names(row), _price(row), _per(row), _since(row), row.origin] for row in wanted]
@@ -65,8 +62,9 @@ def show(
         raise typer.Exit(Exit.FOUND)
 
 
-@app.command()
+@command(app, "diff", examples=["tokenmeter prices diff 2026-10-01 --provider openai"], options=("config", "as_json"))
 def diff(
+    frame: Frame,
     *,
     since: Annotated[
         str | None, typer.Argument(help="The earlier instant, such as 2026-10-01.", show_default=False)
@@ -75,14 +73,12 @@ def diff(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     provider: ProviderOption = None,
     tz: TzOption = "UTC",
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Where prices in force differ from the bundled catalog, or, with SINCE, what changed between two instants.
 
-    Exit code 1 when anything differs. Example: tokenmeter prices diff 2026-10-01 --provider openai
+    Exit code 1 when anything differs.
     """
-    listed = _price_list(config)
+    listed = _price_list(frame)
     if since is None:
         pairs: list[_Pair] = [
             (_at_price(one.price, one.catalog_unit_price), one.price)
@@ -95,11 +91,11 @@ def diff(
         rows = list(_rows(listed, provider, model))
         pairs = _changes(_in_force(rows, parse_instant(since, tz)), _in_force(rows, later))
         heads = ("before", "after")
-    _show_changes(pairs, heads, as_json=as_json)
+    _show_changes(frame, pairs, heads)
 
 
-@app.command()
-def update(*, provider: ProviderOption = None, as_json: JsonOption = False) -> None:
+@command(app, "update", options=("as_json",))
+def update(frame: Frame, *, provider: ProviderOption = None) -> None:
     """Fetch the catalog's newest data and show what changed since the installed one. Uses the network, keeps nothing.
 
     To use the new prices for good: pip install -U genai-prices. Exit code 1 when anything changed.
@@ -107,7 +103,7 @@ def update(*, provider: ProviderOption = None, as_json: JsonOption = False) -> N
     now = utcnow()
     before = _in_force(list(_rows(PriceList.load(), provider, None)), now)
     after = _in_force(list(_rows(prices.update(), provider, None)), now)
-    _show_changes(_changes(before, after), ("installed", "newest"), as_json=as_json)
+    _show_changes(frame, _changes(before, after), ("installed", "newest"))
 
 
 def _changes(before: Mapping[_Key, Price], after: Mapping[_Key, Price]) -> list[_Pair]:
@@ -122,8 +118,8 @@ def _at_price(row: Price, unit_price: Decimal | None) -> Price | None:
     return None if unit_price is None else replace(row, unit_price=unit_price)
 
 
-def _show_changes(pairs: Sequence[_Pair], heads: tuple[str, str], *, as_json: bool) -> None:
-    if as_json:
+def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str]) -> None:
+    if frame.as_json:
         emit([{"before": old and dict(old.to_dict()), "after": new and dict(new.to_dict())} for old, new in pairs])
     elif pairs:
         cells = [
@@ -138,10 +134,8 @@ def _show_changes(pairs: Sequence[_Pair], heads: tuple[str, str], *, as_json: bo
         raise typer.Exit(Exit.FOUND)
 
 
-def _price_list(config: ConfigOption) -> PriceList:
-    meter = make_meter(settings_of("memory:", config))
-    meter.close()
-    return meter.pricer.price_list
+def _price_list(frame: Frame) -> PriceList:
+    return make_pricer(frame.settings).price_list
 
 
 def _rows(listed: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:

@@ -15,28 +15,24 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tokenmeter.cli.console import emit, out, progress_out, show_table
+from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     By,
-    ConfigOption,
     GranularityOption,
-    JsonOption,
     OverwriteOption,
     PeriodOption,
     SinceOption,
-    StoreOption,
     TzOption,
     UntilOption,
     Where,
-    ledger,
     query_of,
 )
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
-from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus
+from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_report
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.layout import amount, count, visible
-from tokenmeter.reports.report import run
 from tokenmeter.stores.base import Store
 
 __all__ = ["entries", "export", "report"]
@@ -44,7 +40,16 @@ __all__ = ["entries", "export", "report"]
 _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output", "billed cost")
 
 
+@command(
+    app,
+    "report",
+    examples=[
+        "tokenmeter report --by member,model --period this-month --tz Europe/Berlin",
+        "tokenmeter report --by route --where member=ada --granularity day --period last-7d",
+    ],
+)
 def report(
+    frame: Frame,
     *,
     by: By = None,
     period: PeriodOption = None,
@@ -54,24 +59,20 @@ def report(
     where: Where = None,
     tz: TzOption = "UTC",
     rows: Annotated[int, typer.Option(help="Rows to show before the rest is summed up; 0 = all.", min=0)] = 100,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """Usage and cost per group and time, with totals.
-
-    Example: tokenmeter report --by member,model --period this-month --tz Europe/Berlin
-    """
+    """Usage and cost per group and time, with totals."""
     query = query_of(period, since, until, where, tz, by=by, granularity=granularity)
-    with ledger(store, config) as opened:
-        result = run(opened, query)
-    if as_json:
+    with frame.ledger() as opened:
+        result = read_report(opened, query)
+    if frame.as_json:
         emit(result.to_dict())
     else:
         out.print(result.to_text(width=out.width, max_rows=rows or None), markup=False)
 
 
+@command(app, "entries", examples=["tokenmeter entries --where status=error -n 50"])
 def entries(
+    frame: Frame,
     *,
     period: PeriodOption = None,
     since: SinceOption = None,
@@ -79,15 +80,12 @@ def entries(
     where: Where = None,
     tz: TzOption = "UTC",
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many, newest first; 0 = all.", min=0)] = 20,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Single calls, newest first. With --json one object per line."""
     query = query_of(period, since, until, where, tz)
-    with ledger(store, config) as opened:
+    with frame.ledger() as opened:
         found = islice(opened.entries(query.filter, newest_first=True), limit or None)
-        if as_json:
+        if frame.as_json:
             write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
             return
         rows = [_cells(entry, tz) for entry in found]
@@ -120,7 +118,16 @@ class Dataset(StrEnum):
     focus = "focus"
 
 
+@command(
+    app,
+    "export",
+    examples=[
+        "tokenmeter export focus ./november --period 2026-11",
+        "tokenmeter export charges november.csv -p 2026-11",
+    ],
+)
 def export(
+    frame: Frame,
     *,
     dataset: Annotated[Dataset, typer.Argument(help="What to write; focus writes a folder of datasets.")],
     target: Annotated[Path, typer.Argument(help="File ending in .csv, .jsonl or .parquet; for focus a folder.")],
@@ -134,20 +141,14 @@ def export(
     format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or parquet.")] = None,
     focus_version: Annotated[str, typer.Option(help="FOCUS version: 1.4 or 1.2.")] = "1.4",
     overwrite: OverwriteOption = False,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """Write a report, entries, charge lines or FOCUS datasets, each with a manifest beside it.
-
-    Example: tokenmeter export focus ./november --period 2026-11
-    """
+    """Write a report, entries, charge lines or FOCUS datasets, each with a manifest beside it."""
     query = query_of(period, since, until, where, tz, by=by, granularity=granularity)
-    with ledger(store, config) as opened, _progress() as tell:
+    with frame.ledger() as opened, _progress() as tell:
         manifests = _export(
             dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
         )
-    if as_json:
+    if frame.as_json:
         emit({name: asdict(manifest) for name, manifest in manifests.items()})
         return
     for manifest in manifests.values():
@@ -178,7 +179,7 @@ def _export(
             progress=tell,
         )
     if dataset is Dataset.report:
-        return {"report": run(opened, query).export(target, format=format_, overwrite=overwrite)}
+        return {"report": read_report(opened, query).export(target, format=format_, overwrite=overwrite)}
     writer = export_entries if dataset is Dataset.entries else export_charges
     return {dataset.value: writer(opened, target, format=format_, query=query, overwrite=overwrite, progress=tell)}
 

@@ -9,23 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenmeter.api.assembly import make_meter
 from tokenmeter.billing import (
     close_period,
     closed_periods,
     late_entries,
 )
 from tokenmeter.cli.console import Exit, emit, out, progress_out
+from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     BillPeriod,
     Break,
-    ConfigOption,
-    JsonOption,
-    StoreOption,
     TzOption,
-    ledger,
     pairs_of,
-    settings_of,
 )
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reconciliation import reconcile as run_reconciliation
@@ -37,31 +32,29 @@ period_app = typer.Typer(help="Close months, and see which are closed.", no_args
 Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]
 
 
-@period_app.command("close")
+@command(period_app, "close")
 def close(
+    frame: Frame,
     period: Period,
     *,
     by: Annotated[str | None, typer.Option("--by", help="Who closes it.")] = None,
     tz: TzOption = "UTC",
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Close a period for good; what comes later is a correction in the next."""
-    with ledger(store, config) as opened:
+    with frame.ledger() as opened:
         closed = close_period(opened, period, tz=tz, by=by)
-        if as_json:
+        if frame.as_json:
             emit(closed.to_dict())
         else:
             out.print(str(closed), markup=False)
 
 
-@period_app.command("status")
-def status(*, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@command(period_app, "status")
+def status(frame: Frame) -> None:
     """Closed periods, and what came late."""
-    with ledger(store, config) as opened:
+    with frame.ledger() as opened:
         closed, late = closed_periods(opened), late_entries(opened)
-    if as_json:
+    if frame.as_json:
         told = [{**one.to_dict(), "rows": len(one.rows)} for one in closed]
         emit({"closed": told, "late": [{**one.to_dict(), "rows": len(one.rows)} for one in late]})
         return
@@ -73,7 +66,9 @@ def status(*, store: StoreOption = None, config: ConfigOption = None, as_json: J
         out.print("No period is closed yet; close one with: tokenmeter period close last-month")
 
 
+@command(app, "reconcile")
 def reconcile(
+    frame: Frame,
     provider: Annotated[str, typer.Argument(help="openai, anthropic, or with --file any provider.")],
     *,
     period: BillPeriod = "last-month",
@@ -89,16 +84,12 @@ def reconcile(
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="File the outcome in the ledger, for auditors and the dashboard.")
     ] = True,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Compare the ledger with the provider's own books; exit code 1 when something needs attention.
 
     The admin key is read from OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
     """
-    meter = make_meter(settings_of(store, config))
-    try:
+    with frame.meter(make=True) as meter:
         with progress_out.status("reading the provider's books") as shown:
             outcome = run_reconciliation(
                 meter,
@@ -113,7 +104,7 @@ def reconcile(
                 progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
             )
         posted = outcome.post() if post else []
-        if as_json:
+        if frame.as_json:
             emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
         else:
             out.print(str(outcome), markup=False)
@@ -121,8 +112,6 @@ def reconcile(
                 out.print(f"{len(posted)} adjustments were appended.")
         if keep:  # told first: an outcome that cannot be filed is not lost
             outcome.file()
-    finally:
-        meter.close()
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
 

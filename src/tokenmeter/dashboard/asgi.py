@@ -16,12 +16,12 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from tokenmeter.api.default import default_meter
 from tokenmeter.dashboard.books import Books
 from tokenmeter.dashboard.live import Pulse, entries_of, pulse_of
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.rendering import base_of, page, plotly_script, prepare
 from tokenmeter.dashboard.security import Door, HostCheck, SafeHeaders
+from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.meter import Meter
 from tokenmeter.periods import zone

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse
 from tokenmeter.dashboard.view import View
 from tokenmeter.reports import Query, export_charges, export_entries, export_focus
 from tokenmeter.reports.query import parse_by
-from tokenmeter.reports.report import run
+from tokenmeter.reports.report import read_report
 from tokenmeter.stores.base import Store
 
 __all__ = ["EXPORTS", "export"]
@@ -25,7 +25,7 @@ def _report(store: Store, view: View, by: str, folder: Path) -> Path:
     query = replace(view.query, by=parse_by(by) if by else ())
     if not by:
         query = view.bounded(store).over_time()[0]
-    run(store, query).to_csv(folder / "report.csv")
+    read_report(store, query).to_csv(folder / "report.csv")
     return folder / "report.csv"
 
 

@@ -12,7 +12,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import cut
-from tokenmeter.reports.report import run
+from tokenmeter.reports.report import read_report
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.stores.base import Aggregate, Store
 
@@ -99,10 +99,10 @@ def overview(store: Store, view: View) -> Overview:
     """Read the overview. `view` must be bounded."""
     query, coarser = view.over_time()
     split = next(iter(view.free_dimensions(RANKED)), "service_tier")
-    cells = run(store, replace(query, by=(split,)))
-    groups = run(store, replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
+    cells = read_report(store, replace(query, by=(split,)))
+    groups = read_report(store, replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
     before_period = view.previous()
-    before = None if before_period is None else run(store, replace(view.query, period=before_period)).totals
+    before = None if before_period is None else read_report(store, replace(view.query, period=before_period)).totals
     ranked = {dimension: rank(groups.rows, dimension) for dimension in groups.by}
     rankings = [ranked[dimension] for dimension in RANKED]
     shown = [row.group[split] for row in ranked[split].rows]

@@ -23,7 +23,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import parse_by
-from tokenmeter.reports.report import run
+from tokenmeter.reports.report import read_report
 from tokenmeter.stores.base import EntryFilter
 
 __all__ = ["Pages"]
@@ -85,7 +85,7 @@ class Pages:
 
         def read() -> tuple[View, Breakdown]:
             view = asked.bounded(self._store)
-            found = run(self._store, replace(view.query, by=(by,)))
+            found = read_report(self._store, replace(view.query, by=(by,)))
             return view, Breakdown(found.totals, rank(found.rows, by, top=_MOST_ROWS))
 
         view, found = self._breakdowns.get((by, *asked.identity), state, read)

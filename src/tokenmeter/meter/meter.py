@@ -52,6 +52,7 @@ class Meter:
 
     Attributes:
         faults: How often something inside tokenmeter failed while the call itself went on.
+        closed: Whether `close` was called.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Meter:
         self.budgets = budgets
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
+        self.closed = False
         self._observers = tuple(observers)
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
         self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
@@ -251,31 +253,41 @@ class Meter:
         if first:
             log.error("tokenmeter could not %s; the call itself goes on", where, exc_info=error)
 
-    def flush(self, timeout: int) -> int:
-        """Hand over waiting alerts, and entries that a shared store only keeps on this host so far.
+    def flush(self, timeout: int = 10) -> int:
+        """Wait until entries that only this host acknowledged are on the shared server, and alerts are handed over.
+
+        Only a PostgreSQL ledger has such entries, while its server is away; they are safe on this host's disk.
+
+        Args:
+            timeout: Seconds to wait at most.
 
         Returns:
-            How many entries still wait after `timeout` seconds.
+            How many entries still wait.
         """
         self.budgets.alerts.flush(timeout)
         return self.store.flush(timeout) if isinstance(self.store, Spooling) else 0
 
     def close(self) -> None:
         """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
+        self.closed = True
         self.budgets.alerts.flush(EXIT_SECONDS)
         self.store.close()
 
     # -- budgets
 
-    def remaining(self, scope: Mapping[str, str] | None = None, *, at: datetime | None = None) -> list[Balance]:
-        """What is left of the budgets that concern `scope`, and when they reset.
+    def remaining(self, /, *, at: datetime | None = None, **scope: str) -> list[Balance]:
+        """What budgets have left, and when they reset.
 
         Args:
-            scope: Scope field -> value (``{"member": "ada"}``, tags as ``tag:NAME``); nothing means every budget.
             at: The instant whose windows are meant; default: now.
+            **scope: Which budgets: ``member="ada"``, ``api_key="prod"``, ...; tags as ``**{"tag:env": "prod"}``.
+                Nothing means all.
+
+        Returns:
+            One `Balance` per counter: limit, spent, reserved, remaining (in the budget's unit), resets_at.
         """
         self._reservations.open(wait=True)
-        return self.budgets.remaining(self.store, scope or {}, at or self.store.now())
+        return self.budgets.remaining(self.store, scope, at or self.store.now())
 
     def raise_budget(
         self,
@@ -313,6 +325,9 @@ class Meter:
 
     def sweep(self, now: datetime | None = None) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
+
+        Args:
+            now: Holds that expired before this instant; default: now.
 
         Returns:
             How many holds were swept.

@@ -2,8 +2,8 @@
 
 from tokenmeter.reports.export import Manifest, export_charges, export_entries
 from tokenmeter.reports.focus import FocusTerms, export_focus
-from tokenmeter.reports.query import Query, entries
-from tokenmeter.reports.report import Report, build
+from tokenmeter.reports.query import Query
+from tokenmeter.reports.report import Report, read_report
 from tokenmeter.reports.row import Row
 
 __all__ = [
@@ -12,9 +12,8 @@ __all__ = [
     "Query",
     "Report",
     "Row",
-    "build",
-    "entries",
     "export_charges",
     "export_entries",
     "export_focus",
+    "read_report",
 ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import Entry
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import DIMENSIONS, EntryFilter, Store
 
@@ -23,7 +22,6 @@ __all__ = [
     "Query",
     "closed",
     "cut",
-    "entries",
     "parse_by",
     "parse_where",
 ]
@@ -85,28 +83,6 @@ class Query:
     def filter(self) -> EntryFilter:
         """The same conditions as the store takes them."""
         return EntryFilter(since=closed(self.period.start), until=closed(self.period.end), where=self.where)
-
-
-def entries(
-    store: Store,
-    *,
-    since: Instant | None = None,
-    until: Instant | None = None,
-    period: str | Period | None = None,
-    where: Mapping[str, Accepted] | None = None,
-    tz: str = "UTC",
-    now: datetime | None = None,
-    newest_first: bool = False,
-) -> Iterator[Entry]:
-    """Raw entries in order of their occurrence, one at a time: the ledger is never loaded as a whole.
-
-    The arguments are checked at once, not at the first entry.
-
-    Raises:
-        ConfigurationError: as for a report.
-    """
-    query = Query.parse(since=since, until=until, period=period, where=where, tz=tz, now=now)
-    return store.entries(query.filter, newest_first=newest_first)
 
 
 def closed(end: datetime) -> datetime | None:

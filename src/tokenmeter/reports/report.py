@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -16,14 +16,14 @@ from tokenmeter.reports import frames, table
 from tokenmeter.reports.export import Manifest, Origin, write
 from tokenmeter.reports.fields import report_fields
 from tokenmeter.reports.focus import FocusTerms, export_focus
-from tokenmeter.reports.query import BEGINNING, EVER, Accepted, Instant, Query, cut
+from tokenmeter.reports.query import BEGINNING, EVER, Query, cut
 from tokenmeter.reports.row import Row
 from tokenmeter.reports.sink import Target
 from tokenmeter.reports.writers import ExportFormat, format_of
 from tokenmeter.stores.base import Aggregate, Store
 from tokenmeter.usage import Usage
 
-__all__ = ["Report", "build", "run"]
+__all__ = ["Report", "read_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,43 +193,8 @@ class Report:
             object.__setattr__(self, one.name, value)
 
 
-def build(
-    store: Store,
-    *,
-    by: str | Iterable[str] = (),
-    since: Instant | None = None,
-    until: Instant | None = None,
-    period: str | Period | None = None,
-    granularity: str | None = None,
-    where: Mapping[str, Accepted] | None = None,
-    tz: str = "UTC",
-    now: datetime | None = None,
-) -> Report:
-    """Read a report from a store.
-
-    Args:
-        store: The ledger.
-        by: Dimensions to group by (`tokenmeter.stores.base.DIMENSIONS`, or ``tag:NAME``): a name, several separated by
-            commas, or a list.
-        since: First instant; a date or a naive one is read in `tz`. None = from the beginning.
-        until: First instant after the report. None = no end.
-        period: Instead of these: ``"2026-11"``, ``"today"``, ``"last-7d"``, ... (`tokenmeter.periods.parse_period`).
-        granularity: Also cut into ``hour``, ``day``, ``week``, ``month``, ``quarter`` or ``year`` of `tz`.
-        where: dimension -> accepted value, None for "not set", or a list of these.
-        tz: IANA time zone of the calendar.
-        now: What ``today`` and its like count from; the clock's time by default.
-
-    Raises:
-        ConfigurationError: an unknown dimension, period, unit or zone, or a period that ends before it starts.
-    """
-    query = Query.parse(
-        by=by, since=since, until=until, period=period, granularity=granularity, where=where, tz=tz, now=now
-    )
-    return run(store, query)
-
-
-def run(store: Store, query: Query) -> Report:
-    """Read the report of a query that was parsed already."""
+def read_report(store: Store, query: Query) -> Report:
+    """Read the answer to `query`; see `tokenmeter.report`."""
     parts = cut(store, query)
     boundaries = [part.start for part in parts] + [part.end for part in parts[-1:]]
     sums = store.aggregate(boundaries, query.by, query.filter) if parts else ()

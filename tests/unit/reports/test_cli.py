@@ -16,7 +16,7 @@ from tokenmeter.cli import console
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.providers import observe
-from tokenmeter.reports import build
+from tokenmeter.reports import Query, read_report
 from tokenmeter.stores import open_store
 
 LINES = [
@@ -116,7 +116,7 @@ def test_report_prints_the_table(run: Callable[..., Outcome]) -> None:
 def test_report_as_json_is_the_report(run: Callable[..., Outcome], ledger: Path) -> None:
     outcome = run("report", "-b", "member", "-b", "model", "-w", "member=bob", "-w", "member=", "--json")
     store = open_store(ledger)
-    expected = build(store, by=["member", "model"], where={"member": ["bob", None]}).to_dict()
+    expected = read_report(store, Query.parse(by=["member", "model"], where={"member": ["bob", None]})).to_dict()
     store.close()
     assert {**json.loads(outcome.out), "created_at": None} == {**expected, "created_at": None}
 

@@ -16,10 +16,15 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.reports import Query, build, export_charges, export_entries
+from tokenmeter.reports import Query, export_charges, export_entries, read_report
 from tokenmeter.reports.writers import import_extra
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
+
+
+def build(store, **asked):
+    return read_report(store, Query.parse(**asked))
+
 
 FORMATS = ("csv", "jsonl", "parquet")
 

@@ -12,7 +12,7 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.reports import FocusTerms, build
+from tokenmeter.reports import FocusTerms, Query, read_report
 from tokenmeter.stores.base import Store
 from tokenmeter.usage import Usage
 
@@ -23,6 +23,10 @@ MANDATORY = (
     *("ChargePeriodStart", "ContractedCost", "EffectiveCost", "HostProviderName", "InvoiceIssuerName"),
     *("ListCost", "PricingQuantity", "PricingUnit", "ServiceCategory", "ServiceName", "ServiceProviderName"),
 )
+
+
+def build(store, **asked):
+    return read_report(store, Query.parse(**asked))
 
 
 def read(path: Path) -> list[dict[str, str]]:

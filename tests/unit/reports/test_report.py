@@ -5,13 +5,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
+from tokenmeter.api import Meter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.reports import Query, build, entries
+from tokenmeter.reports import Query, read_report
 from tokenmeter.stores.base import DIMENSIONS, Store
+
+
+def build(store, **asked):
+    return read_report(store, Query.parse(**asked))
+
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -162,8 +169,8 @@ def test_what_cannot_be_asked_is_answered_with_what_can(store: Store, arguments:
 
 def test_entries_are_checked_at_once_and_read_lazily(month: Store) -> None:
     with pytest.raises(ConfigurationError):
-        entries(month, where={"membr": "ada"})
-    found = entries(month, period="2026-11", where={"member": "bob"}, newest_first=True)
+        Meter.entries(SimpleNamespace(store=month), where={"membr": "ada"})
+    found = Meter.entries(SimpleNamespace(store=month), period="2026-11", where={"member": "bob"}, newest_first=True)
     assert iter(found) is found
     assert [entry.occurred_at.day for entry in found] == [3, 2]
 

@@ -6,9 +6,13 @@ from decimal import Decimal
 import pytest
 
 from tokenmeter.ledger import Entry
-from tokenmeter.reports import build
+from tokenmeter.reports import Query, read_report
 from tokenmeter.reports.layout import amount, compact, money_places, share
 from tokenmeter.stores.base import Store
+
+
+def build(store, **asked):
+    return read_report(store, Query.parse(**asked))
 
 
 def test_the_table_shows_rows_totals_period_and_zone(month: Store) -> None:

@@ -1,0 +1,344 @@
+"""The meter as people use it: everything that is read from a ledger, kept right in it, or made out of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from itertools import compress
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+from tokenmeter import billing, reconciliation
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.billing import BillingProfile
+from tokenmeter.config import Settings
+from tokenmeter.errors import TamperedLedgerError
+from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.meter import Meter as CallMeter
+from tokenmeter.periods import CalendarUnit, Period, parse_instant
+from tokenmeter.pricing import PriceList, Pricer, Rating
+from tokenmeter.pricing.reprice import correction
+from tokenmeter.providers import observe
+from tokenmeter.reports import (
+    FocusTerms,
+    Manifest,
+    Query,
+    Report,
+    export_charges,
+    export_entries,
+    export_focus,
+    read_report,
+)
+from tokenmeter.reports.query import Accepted, Instant
+from tokenmeter.reports.sink import Target
+from tokenmeter.stores import documents
+from tokenmeter.stores.base import Fault, Store, Verification
+
+__all__ = ["Meter", "Priced", "without_first"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Where = Mapping[str, Accepted]
+
+
+class Priced(Protocol):
+    """Whatever has prices and terms: a meter, or what a price can be asked of before any ledger is open."""
+
+    @property
+    def pricer(self) -> Pricer:
+        """Price list and terms."""
+        ...
+
+
+def without_first(function: Callable[..., Any]) -> tuple[inspect.Signature, str]:
+    """Signature and docstring of `function` without its first parameter, for what supplies that itself."""
+    signature = inspect.signature(function)
+    first, *rest = signature.parameters.values()
+    told = re.sub(rf"\n +{first.name}: (?:.*(?:\n {{9,}}.*)*)", "", inspect.getdoc(function) or "", count=1)
+    return signature.replace(parameters=rest), told
+
+
+def _of_ledger(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[CallMeter, P], R]:
+    """A function of a store as a method of the meter that has the store."""
+
+    @functools.wraps(function)
+    def method(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self.store, *args, **kwargs)
+
+    signature, method.__doc__ = without_first(function)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return method
+
+
+def _of_profile(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[CallMeter, P], R]:
+    """As `_of_ledger`; ``profile=`` is the meter's own where none is given."""
+    method = _of_ledger(function)
+
+    @functools.wraps(method)
+    def with_profile(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if kwargs.get("profile") is None and isinstance(self, Meter):
+            kwargs["profile"] = self.profile
+        return method(self, *args, **kwargs)
+
+    return with_profile
+
+
+class Meter(CallMeter):
+    """A ledger's store, a price list, terms and budgets, joined.
+
+    Made by `tokenmeter.configure` or `tokenmeter.make_meter`; safe to share between threads, tasks and clients. A
+    client records with it by ``wrap(client, meter=...)``. Each verb here is a function of `tokenmeter`, too, on the
+    default meter: ``tokenmeter.report(...)`` is ``tokenmeter.default_meter().report(...)``.
+
+    Attributes:
+        settings: What it was made from; None when it was put together by hand.
+        profile: Who bills whom; what `invoice` takes unless it is given another profile.
+    """
+
+    settings: Settings | None = None
+    profile: BillingProfile | None = None
+
+    # -- reading
+
+    def report(
+        self,
+        by: str | Sequence[str] = (),
+        *,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        granularity: CalendarUnit | None = None,
+        where: Where | None = None,
+        tz: str = "UTC",
+        now: datetime | None = None,
+    ) -> Report:
+        """Usage and cost per group and time, totals included. ``print()`` it, or export it.
+
+        Args:
+            by: Dimensions to group by: a name, several separated by commas, or a list: provider, model, operation,
+                api_key, member, team, organization, project, route, end_user, service_tier, status, sku_meter,
+                ``tag:NAME``, ...
+            since: First instant, inclusive; a date or a naive one is read in `tz`.
+            until: First instant after, exclusive.
+            period: ``"2026-11"``, ``"today"``, ``"last-7d"``, ...; instead of since and until.
+            granularity: Also split by hour, day, week, month, quarter or year.
+            where: dimension -> accepted value or values; None means "not set".
+            tz: IANA time zone in which periods and buckets are cut.
+            now: What ``today`` and its like count from; default: now.
+
+        Raises:
+            ConfigurationError: unknown dimension, period or zone, or an inverted period.
+        """
+        return read_report(
+            self.store,
+            Query.parse(
+                by=by, since=since, until=until, period=period, granularity=granularity, where=where, tz=tz, now=now
+            ),
+        )
+
+    def entries(
+        self,
+        *,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        where: Where | None = None,
+        newest_first: bool = False,
+        tz: str = "UTC",
+    ) -> Iterator[Entry]:
+        """Raw entries in order of their occurrence, one at a time: the ledger is never loaded as a whole.
+
+        Arguments and errors as for `report`; they are checked at once, not at the first entry.
+        """
+        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return self.store.entries(query.filter, newest_first=newest_first)
+
+    def price(
+        self: Priced,
+        response_or_usage: Any,
+        *,
+        provider: str,
+        endpoint: str,
+        model: str | None = None,
+        at: datetime | date | str | None = None,
+        processing: str | None = None,
+        region: str | None = None,
+        service_tier: str | None = None,
+        price_list: PriceList | None = None,
+        attribution: Attribution = NOBODY,
+    ) -> Rating:
+        """Rate a response the way a live call is rated, without recording it. No ledger is opened or written.
+
+        Args:
+            response_or_usage: An SDK object, or the plain dict as it came off the wire: a whole response body, a bare
+                usage object, a Batch, a batch output line, a realtime ``response.done``, an image, transcription or
+                session body.
+            provider: ``openai``, ``anthropic``, ``azure``, ``bedrock``, ``vertex``, ``openrouter``, ``google``, ...
+            endpoint: SDK method path: ``chat.completions``, ``responses``, ``messages``, ``images.generate``, ...
+            model: Model named by the request or session, where the body names none.
+            at: When the call was made (an instant, a date or ISO text); default: now. Prices are dated.
+            processing: ``"batch"`` where the context decides it.
+            region: ``"us-east5"``, ``"global"``, ``"data-zone"``, ... where the context decides it.
+            service_tier: Tier that served the call, where the body does not say.
+            price_list: Prices to use instead of the configured ones.
+            attribution: On whose account: platform multipliers and discounts may depend on it.
+
+        Returns:
+            The charges (model, sku_meter, quantity, unit price, multipliers by name, list_cost, billed_cost, price_id,
+            source), their sums `list_cost` and `billed_cost`, `cost_source` and `flags`.
+
+        Raises:
+            PricingError: not a response or usage at all.
+        """
+        observation = observe(
+            response_or_usage,
+            provider=provider,
+            endpoint=endpoint,
+            model=model,
+            processing=processing,
+            region=region,
+            service_tier=service_tier,
+        )
+        pricer = self.pricer if price_list is None else Pricer(price_list, self.pricer.terms)
+        moment = utcnow() if at is None else parse_instant(at)
+        rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
+        return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
+
+    # -- files for others
+
+    def export_entries(
+        self,
+        target: Target,
+        *,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        where: Where | None = None,
+        tz: str = "UTC",
+        format: Literal["csv", "jsonl", "parquet"] | None = None,  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Manifest:
+        """Write raw entries in order of their occurrence, one row per entry; memory does not grow with the ledger.
+
+        Args:
+            target: A path (its ending names the format) or an open stream. Beside a path a manifest is written.
+            since: As for `report`, and so the next four.
+            until: As above.
+            period: As above.
+            where: As above.
+            tz: As above.
+            format: Where the ending does not say.
+            overwrite: Whether an existing file may be replaced.
+            progress: Called now and then with the number of records written.
+
+        Raises:
+            ConfigurationError: as for `report`; an unknown format, a missing extra, a missing folder, an existing file.
+        """
+        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return export_entries(self.store, target, format=format, query=query, overwrite=overwrite, progress=progress)
+
+    def export_charges(
+        self,
+        target: Target,
+        *,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        where: Where | None = None,
+        tz: str = "UTC",
+        format: Literal["csv", "jsonl", "parquet"] | None = None,  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Manifest:
+        """Write every charge line with its unit price, factors and costs; arguments as for `export_entries`."""
+        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return export_charges(self.store, target, format=format, query=query, overwrite=overwrite, progress=progress)
+
+    def export_focus(
+        self,
+        folder: str | Path,
+        *,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        where: Where | None = None,
+        tz: str = "UTC",
+        version: str = "1.4",
+        terms: FocusTerms | None = None,
+        format: Literal["csv", "jsonl", "parquet"] = "csv",  # noqa: A002 - what everybody calls it
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, Manifest]:
+        """Write the datasets of FinOps FOCUS into a folder; see `tokenmeter.reports.export_focus`."""
+        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return export_focus(
+            self.store,
+            folder,
+            version=version,
+            query=query,
+            terms=terms,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    # -- keeping the ledger right
+
+    def verify(self, *, repair: bool = False) -> Verification:
+        """Prove that the ledger is whole: the chain of every entry, kept sums, filed documents, budgets' counters.
+
+        Args:
+            repair: Set counters that differ to what the entries say. Entries are never changed.
+
+        Returns:
+            How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
+        """
+        outcome = self.store.verify()
+        filed = [Fault(*found) for found in documents.audit(self.store)]
+        try:
+            counted = self.audit_budgets(repair=repair)
+        except TamperedLedgerError as error:
+            counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
+        return replace(outcome, faults=(*outcome.faults, *filed, *counted))
+
+    def reprice(
+        self,
+        *,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        period: str | Period | None = None,
+        where: Where | None = None,
+        tz: str = "UTC",
+    ) -> list[Entry]:
+        """Rate entries again whose price was unknown, and append the difference as corrections.
+
+        Nothing recorded is changed: each correction names the entry it re-states (`Entry.corrects`) and carries only
+        the difference in cost, never the tokens again. Running it twice corrects once.
+
+        Args:
+            since: As for `report`, and so the others.
+            until: As above.
+            period: As above.
+            where: As above; ``{"cost_source": "unpriced"}`` is implied.
+            tz: As above.
+
+        Returns:
+            The corrections that were recorded.
+        """
+        unpriced = {**(where or {}), "cost_source": "unpriced"}
+        unknown = self.entries(since=since, until=until, period=period, where=unpriced, tz=tz)
+        known = [found for entry in unknown if (found := correction(entry, self.pricer)) is not None]
+        return list(compress(known, self.post_all(known)))
+
+    # -- month end
+
+    close_period = _of_ledger(billing.close_period)
+    invoice = _of_profile(billing.draft_invoice)
+    statement = _of_ledger(billing.draw_statement)
+    reconcile = reconciliation.reconcile

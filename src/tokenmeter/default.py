@@ -1,0 +1,275 @@
+"""The default meter of this process, and the verbs of `tokenmeter.Meter` as functions on it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+from tokenmeter.api import Meter, Priced, without_first
+from tokenmeter.billing import BillingProfile
+from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.budgets.webhook import Webhook
+from tokenmeter.config import Settings, SettingsArguments, load_settings
+from tokenmeter.forks import after_fork_in_child
+from tokenmeter.ledger import Entry
+from tokenmeter.money import ONE
+from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_discounts, parse_multipliers, parse_prices
+from tokenmeter.stores import open_store
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.urls import redacted
+from tokenmeter.telemetry import EntryMetrics
+
+__all__ = [
+    "close_period",
+    "configure",
+    "default_meter",
+    "entries",
+    "export_charges",
+    "export_entries",
+    "export_focus",
+    "flush",
+    "invoice",
+    "make_meter",
+    "make_pricer",
+    "price",
+    "raise_budget",
+    "reconcile",
+    "remaining",
+    "report",
+    "reprice",
+    "reset",
+    "statement",
+    "sweep",
+    "verify",
+]
+
+log = logging.getLogger("tokenmeter")
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+_lock = threading.RLock()
+_default: Meter | None = None
+#: What `configure` was given so far; it goes with the meter that came of it.
+_given: tuple[Meter, SettingsArguments] | None = None
+_pricer: Pricer | None = None
+
+
+@after_fork_in_child
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+    _lock = threading.RLock()
+
+
+# -- a meter out of settings
+
+
+def make_meter(
+    settings: Settings | None = None,
+    *,
+    observers: Iterable[Callable[[Entry], object]] = (),
+    **given: Unpack[SettingsArguments],
+) -> Meter:
+    """A meter of your own, apart from the default one.
+
+    Args:
+        settings: Ready settings; else they are loaded with what is given.
+        observers: Called with each call's entry once it is recorded, in the caller's thread.
+        **given: As for `configure`.
+
+    Raises:
+        ConfigurationError: what is wrong, where, and what to do.
+        StoreUnavailableError: the store cannot be opened.
+    """
+    return _assemble(settings or load_settings(**given), observers=observers)
+
+
+def _assemble(
+    settings: Settings, *, observers: Iterable[Callable[[Entry], object]] = (), store: Store | None = None
+) -> Meter:
+    """`settings` as a meter; everything in them is checked before the store is opened (or `store` taken)."""
+    pricer, budgets, profile = make_pricer(settings), _make_budgets(settings), _make_profile(settings)
+    told = (*observers, *((EntryMetrics(),) if settings.metrics else ()))
+    meter = Meter(
+        pricer=pricer,
+        budgets=budgets,
+        store=open_store(settings.store) if store is None else store,
+        aliases=settings.key_hashes(),
+        providers=settings.providers,
+        observers=told,
+        hold_seconds=settings.hold_seconds,
+    )
+    meter.settings, meter.profile = settings, profile
+    return meter
+
+
+def make_pricer(settings: Settings) -> Pricer:
+    """The price list and the terms that `settings` name.
+
+    Raises:
+        ConfigurationError: a row is wrong; the message says where.
+    """
+    file = settings.source or "configuration"
+    everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
+    return Pricer(
+        PriceList.load(parse_prices(settings.prices, file=file, lines=settings.lines("prices"))),
+        Terms(
+            multipliers=(
+                *everyone,
+                *parse_multipliers(settings.multipliers, file=file, lines=settings.lines("multipliers")),
+            ),
+            discounts=parse_discounts(settings.discounts, file=file, lines=settings.lines("discounts")),
+            model_maps=settings.models,
+        ),
+    )
+
+
+def _make_budgets(settings: Settings) -> BudgetBook:
+    file = settings.source or "configuration"
+    budgets = [
+        row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
+        for number, row in enumerate(settings.budgets)
+    ]
+    webhooks = [
+        Webhook(target.webhook, secret=os.environ.get(target.secret_env) if target.secret_env else None)
+        for target in settings.alerts
+    ]
+    return BudgetBook(budgets, alerts=webhooks)
+
+
+def _make_profile(settings: Settings) -> BillingProfile | None:
+    if not settings.billing:
+        return None
+    return BillingProfile.parse(settings.billing, file=settings.source or "configuration")
+
+
+# -- the default meter
+
+
+def configure(**given: Unpack[SettingsArguments]) -> Meter:
+    """Set up the default meter. Optional: without it the settings come from the environment and ``tokenmeter.toml``.
+
+    Called again it changes what it names and keeps the rest; calls that started before still settle where they began.
+
+    Args:
+        **given: The settings, each under its name: ``store=``, ``budgets=``, ``multiplier=``, ``api_keys=``,
+            ``prices=``, ``discounts=``, ``multipliers=``, ``models=``, ``providers=``, ``alerts=``, ``billing=``,
+            ``metrics=``, ``hold_seconds=``; and ``config=``, the path of a ``tokenmeter.toml`` or its content as a
+            mapping. See `tokenmeter.config.SettingsArguments`. None takes an earlier one back.
+
+    Returns:
+        The new default meter.
+
+    Raises:
+        ConfigurationError: an unknown name, a bad value or URL, a missing extra; the message says what to do. Then
+            everything stays as it was.
+        StoreUnavailableError: the store cannot be opened.
+    """
+    global _default, _given, _pricer
+    with _lock:
+        before = None if _default is None or _default.closed else _default
+        if _given is not None and _given[0] is _default:
+            given = {**_given[1], **given}
+        settings = load_settings(**given)
+        same = before is not None and before.settings is not None and before.settings.store == settings.store
+        meter = _assemble(settings, store=before.store if before is not None and same else None)
+        _default, _given, _pricer = meter, (meter, given), None
+    if before is not None and not same:
+        log.warning(
+            "The ledger is now %s; calls that were made before are in %s.",
+            redacted(meter.store.url),
+            redacted(before.store.url),
+        )
+    return meter
+
+
+def default_meter() -> Meter:
+    """The default meter, built from the settings at its first use."""
+    global _default  # noqa: PLW0603 - see configure
+    meter = _default
+    if meter is None:
+        with _lock:
+            if _default is None:
+                _default = _assemble(load_settings())
+            meter = _default
+    return meter
+
+
+def reset() -> None:
+    """Close the default meter and forget what `configure` was given, as tests do; its next use reads the settings."""
+    global _default, _given, _pricer
+    with _lock:
+        before, _default, _given, _pricer = _default, None, None, None
+    if before is not None:
+        before.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    """The settings' prices and terms, while no ledger is open."""
+
+    pricer: Pricer
+
+
+def _prices() -> Priced:
+    """The default meter where there is one; its ledger is not opened for a price."""
+    global _pricer  # noqa: PLW0603 - see configure
+    if _default is not None:
+        return _default
+    with _lock:
+        if _pricer is None:
+            _pricer = make_pricer(load_settings())
+        return _Prices(_pricer)
+
+
+# -- the verbs as functions
+
+
+class _Verb(Protocol[P, R_co]):
+    """A method of `Meter` as a function: on the default meter, or on ``meter=``."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(self, *args: Any, meter: Meter | None, **kwargs: Any) -> R_co: ...
+
+
+def _on_default(
+    method: Callable[Concatenate[Any, P], R_co], meter_of: Callable[[], Any] = default_meter
+) -> _Verb[P, R_co]:
+    @functools.wraps(method)
+    def function(*args: Any, meter: Meter | None = None, **kwargs: Any) -> Any:
+        return method(meter_of() if meter is None else meter, *args, **kwargs)
+
+    signature, told = without_first(method)
+    own = inspect.Parameter("meter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Meter | None")
+    *others, last = signature.parameters.values()
+    open_ended = last.kind is inspect.Parameter.VAR_KEYWORD
+    parameters = [*others, own, last] if open_ended else [*others, last, own]
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    function.__doc__ = f"{told}\n\nOn the default meter, or on `meter`."
+    function.__module__, function.__qualname__ = "tokenmeter", function.__name__
+    return cast("_Verb[P, R_co]", function)
+
+
+report = _on_default(Meter.report)
+entries = _on_default(Meter.entries)
+price = _on_default(Meter.price, _prices)
+export_entries = _on_default(Meter.export_entries)
+export_charges = _on_default(Meter.export_charges)
+export_focus = _on_default(Meter.export_focus)
+remaining = _on_default(Meter.remaining)
+raise_budget = _on_default(Meter.raise_budget)
+verify = _on_default(Meter.verify)
+reprice = _on_default(Meter.reprice)
+sweep = _on_default(Meter.sweep)
+flush = _on_default(Meter.flush)
+close_period = _on_default(Meter.close_period)
+invoice = _on_default(Meter.invoice)
+statement = _on_default(Meter.statement)
+reconcile = _on_default(Meter.reconcile)
