@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 
 import tokenmeter
 from tokenmeter.attribution import ApiKey, Attribution
-from tokenmeter.billing import close_period, draft_invoice
+from tokenmeter.billing import close_period, draft_invoice, issue_invoice
 from tokenmeter.dashboard.server import make_server
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
@@ -84,7 +84,7 @@ def fill(meter: Meter) -> None:
         record(meter, chance, number)
     month = parse_period("last-month")
     close_period(meter.store, month)
-    draft_invoice(meter.store, team="search", period=month, profile=PROFILE).issue()
+    issue_invoice(meter.store, draft_invoice(meter.store, team="search", period=month, profile=PROFILE))
 
 
 def record(meter: Meter, chance: random.Random, number: int) -> None:

@@ -341,4 +341,15 @@ class Meter(CallMeter):
     close_period = _of_ledger(billing.close_period)
     invoice = _of_profile(billing.draft_invoice)
     statement = _of_ledger(billing.draw_statement)
-    reconcile = reconciliation.reconcile
+    draft_invoices = _of_profile(billing.draft_invoices)
+    issue_invoice = _of_ledger(billing.issue_invoice)
+    issue_invoices = _of_ledger(billing.issue_invoices)
+    find_invoice = _of_ledger(billing.find_invoice)
+    invoice_coverage = _of_ledger(billing.invoice_coverage)
+    credit_invoice = _of_ledger(billing.credit_invoice)
+    record_payment = _of_ledger(billing.record_payment)
+    void_invoice = _of_ledger(billing.void_invoice)
+    write_off_invoice = _of_ledger(billing.write_off_invoice)
+    reconcile = _of_ledger(reconciliation.reconcile)
+    file_reconciliation = _of_ledger(reconciliation.file_reconciliation)
+    post_proposals = reconciliation.post_proposals

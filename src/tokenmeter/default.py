@@ -28,18 +28,27 @@ from tokenmeter.telemetry import EntryMetrics
 __all__ = [
     "close_period",
     "configure",
+    "credit_invoice",
     "default_meter",
+    "draft_invoices",
     "entries",
     "export_charges",
     "export_entries",
     "export_focus",
+    "file_reconciliation",
+    "find_invoice",
     "flush",
     "invoice",
+    "invoice_coverage",
+    "issue_invoice",
+    "issue_invoices",
     "make_meter",
     "make_pricer",
+    "post_proposals",
     "price",
     "raise_budget",
     "reconcile",
+    "record_payment",
     "remaining",
     "report",
     "reprice",
@@ -47,6 +56,8 @@ __all__ = [
     "statement",
     "sweep",
     "verify",
+    "void_invoice",
+    "write_off_invoice",
 ]
 
 log = logging.getLogger("tokenmeter")
@@ -273,3 +284,14 @@ close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)
 reconcile = _on_default(Meter.reconcile)
+draft_invoices = _on_default(Meter.draft_invoices)
+issue_invoice = _on_default(Meter.issue_invoice)
+issue_invoices = _on_default(Meter.issue_invoices)
+find_invoice = _on_default(Meter.find_invoice)
+invoice_coverage = _on_default(Meter.invoice_coverage)
+credit_invoice = _on_default(Meter.credit_invoice)
+record_payment = _on_default(Meter.record_payment)
+void_invoice = _on_default(Meter.void_invoice)
+write_off_invoice = _on_default(Meter.write_off_invoice)
+file_reconciliation = _on_default(Meter.file_reconciliation)
+post_proposals = _on_default(Meter.post_proposals)

@@ -1,18 +1,23 @@
 """Invoices as HTML, CSV and PDF: any name, thousands of lines, always the same bytes."""
 
-import base64
-import contextlib
 import csv
 import io
-import re
-import zlib
 from decimal import Decimal
 
 import pytest
 
-from tokenmeter.billing import close_period, draft_invoice
+from tokenmeter.billing import (
+    close_period,
+    credit_invoice,
+    draft_invoice,
+    find_invoice,
+    issue_invoice,
+    record_payment,
+    void_invoice,
+)
+from tokenmeter.errors import ConfigurationError
 
-NAME = "Łódź & Söhne <b>GmbH</b> Ελλάς Київ 株式会社"
+NAME = "Łódź & Söhne <b>GmbH</b> Ελλάς Київ"
 
 
 @pytest.fixture
@@ -21,24 +26,13 @@ def issued(store, book, december):
     book("0.004", member="ada", model="=cmd()", meter="output")
     close_period(store, "2026-11", now=december)
     profile = {"seller": {"name": NAME, "payment": ["IBAN DE00"]}, "taxes": [{"name": "VAT", "rate": "0.19"}]}
-    return draft_invoice(store, member="ada", period="2026-11", profile=profile).issue()
-
-
-def unicode_maps(pdf):
-    """The parts of a PDF that say which glyph is which character, inflated."""
-    found = b""
-    for stream in re.findall(rb"stream\r?\n(.*?)\r?\n?endstream", pdf, re.DOTALL):
-        for decode in (zlib.decompress, lambda raw: zlib.decompress(base64.a85decode(raw.strip().removesuffix(b"~>")))):
-            with contextlib.suppress(ValueError, zlib.error):
-                content = decode(stream)
-                found += content if b"beginbfchar" in content or b"beginbfrange" in content else b""
-    return found.upper()
+    return issue_invoice(store, draft_invoice(store, member="ada", period="2026-11", profile=profile))
 
 
 def test_html_is_one_page_that_prints_on_a4_and_escapes_names(issued):
     page = issued.to_html()
     assert "@page { size: A4" in page
-    assert "Łódź &amp; Söhne &lt;b&gt;GmbH&lt;/b&gt; Ελλάς Київ 株式会社" in page
+    assert "Łódź &amp; Söhne &lt;b&gt;GmbH&lt;/b&gt; Ελλάς Київ" in page
     assert "<script" not in page
     assert "http" not in page
     for shown in ("Invoice INV-00001", "Subtotal", "Rounding", "VAT 19 % on 10.00", "11.90", issued.document.hash):
@@ -47,61 +41,80 @@ def test_html_is_one_page_that_prints_on_a4_and_escapes_names(issued):
 
 def test_drafts_and_voided_invoices_are_stamped(issued, store):
     assert "DRAFT" in draft_invoice(store, member="ada", period="2026-11").to_html()
-    assert "VOID" in issued.void("x").to_html()
+    assert "VOID" in void_invoice(store, issued, "x").to_html()
     assert 'class="stamp"' not in issued.to_html()
 
 
-def test_csv_has_lines_then_totals_and_no_formulas(issued):
+def test_csv_columns_add_up_to_net_taxes_and_the_ledger(issued):
     rows = list(csv.DictReader(io.StringIO(issued.to_csv())))
-    assert [row["kind"] for row in rows] == ["usage", "usage", "subtotal", "credits", "rounding", "net", "tax", "total"]
+    assert [row["kind"] for row in rows] == ["usage", "usage", "rounding", "tax"]
     assert rows[0]["model"] == "'=cmd()"
-    lines = [row for row in rows if row["line"]]
-    exact = sum(Decimal(row["billed_cost_usd"]) for row in lines)
-    assert exact == Decimal(rows[-1]["billed_cost_usd"]) == Decimal("10.004")
+    sums = {name: sum(Decimal(row[name] or 0) for row in rows) for name in ("amount", "tax_amount", "billed_cost_usd")}
+    totals = issued.totals
+    assert sums == {"amount": totals.net, "tax_amount": totals.taxes[0].amount, "billed_cost_usd": totals.ledger_cost}
     assert {row["invoice"] for row in rows} == {"INV-00001"}
+    assert {row["member"] for row in rows} == {"ada"}
 
 
-def test_the_same_invoice_is_the_same_pdf_whatever_happened_since(issued, tmp_path):
+def test_the_same_invoice_is_the_same_pdf_whatever_happened_since(issued, store, tmp_path):
     """Byte for byte: drawn again, read again from the ledger, after payment, and in a file."""
-    pytest.importorskip("reportlab")
+    pytest.importorskip("typst")
     first = issued.to_pdf()
     assert first.startswith(b"%PDF-")
     assert issued.to_pdf() == first
-    assert issued.refreshed().to_pdf() == first
-    assert issued.mark_paid().to_pdf() == first
+    assert find_invoice(store, issued.number).to_pdf() == first
+    assert record_payment(store, issued).to_pdf() == first
     assert issued.to_pdf(tmp_path / "invoice.pdf").read_bytes() == first
 
 
-def test_a_pdf_embeds_fonts_for_names_in_other_scripts(issued):
-    pytest.importorskip("reportlab")
-    pdf = issued.to_pdf()
-    assert b"Vera" in pdf
-    assert b"HeiseiMin-W3" in pdf
-    assert b"0141" in unicode_maps(pdf)  # L with stroke
+def test_a_pdf_embeds_every_font_and_says_that_it_is_pdf_a_3(store, book, december):
+    pypdf = pytest.importorskip("pypdf")
+    book("10", member="ada")
+    close_period(store, "2026-11", now=december)
+    profile = {"seller": {"name": "Łódź & Söhne <b>GmbH</b> Ελλάς Київ شركة"}}
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11", profile=profile))
+    reader = pypdf.PdfReader(io.BytesIO(bill.to_pdf()))
+    assert "OutputIntents" in str(reader.trailer["/Root"])
+    assert "<pdfaid:part>3</pdfaid:part>" in reader.trailer["/Root"]["/Metadata"].get_data().decode()
+    fonts = [font.get_object() for page in reader.pages for font in page["/Resources"]["/Font"].values()]
+    for font in fonts:
+        descriptor = font["/DescendantFonts"][0].get_object()["/FontDescriptor"]
+        assert {"/FontFile2", "/FontFile3"} & set(descriptor)
+    assert "Łódź & Söhne <b>GmbH</b> Ελλάς Київ" in reader.pages[0].extract_text()
+
+
+def test_a_letter_that_no_font_has_is_named(store, book, december):
+    book("10", member="ada")
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, member="ada", period="2026-11", buyer="\U0001f9ff\U00013000")
+    with pytest.raises(ConfigurationError, match="No font on this machine has"):
+        bill.to_pdf()
+    assert "\U0001f9ff" in bill.to_html()
 
 
 def test_thousands_of_lines_make_many_pages(store, book, december):
-    pytest.importorskip("reportlab")
+    pytest.importorskip("typst")
+    pypdf = pytest.importorskip("pypdf")
     for count in range(2500):
         book("0.01", member="ada", model=f"model-{count:04}")
     close_period(store, "2026-11", now=december)
-    bill = draft_invoice(store, member="ada", period="2026-11").issue()
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11"), force=True)
     assert bill.total == 25
     assert bill.to_html().count("<tr>") > 2500
-    assert len(re.findall(rb"/Type /Page\b", bill.to_pdf())) > 30
+    assert len(pypdf.PdfReader(io.BytesIO(bill.to_pdf())).pages) > 30
 
 
 def test_an_invoice_of_nothing_says_so(store, december):
     close_period(store, "2026-11", now=december)
-    bill = draft_invoice(store, member="ada", period="2026-11").issue()
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11"), force=True)
     assert "No usage in this period." in bill.to_html()
-    if pytest.importorskip("reportlab"):
+    if pytest.importorskip("typst"):
         assert bill.to_pdf().startswith(b"%PDF-")
 
 
-def test_a_credit_note_is_a_page_as_well(issued):
-    note = issued.credit("1.50", "outage <12th>")
+def test_a_credit_note_is_a_page_as_well(issued, store):
+    note = credit_invoice(store, issued, "1.50", "outage <12th>")
     assert "Reason: outage &lt;12th&gt;" in note.to_html()
     assert "Credit note CN-00001" in note.to_html()
-    pytest.importorskip("reportlab")
+    pytest.importorskip("typst")
     assert note.to_pdf() == note.to_pdf()

@@ -5,7 +5,14 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.billing import close_period, draft_invoice, draw_statement
+from tokenmeter.billing import (
+    close_period,
+    credit_invoice,
+    draft_invoice,
+    draw_statement,
+    issue_invoice,
+    record_payment,
+)
 from tokenmeter.errors import ConfigurationError
 
 
@@ -49,9 +56,9 @@ def test_the_next_statement_opens_where_the_last_one_closed(store, book):
 def test_an_invoice_statement_shows_what_was_billed_credited_and_paid(store, book, december):
     book("10", member="ada")
     close_period(store, "2026-11", now=december)
-    bill = draft_invoice(store, member="ada", period="2026-11").issue()
-    bill.credit("4", "outage")
-    bill.mark_paid()
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11"))
+    credit_invoice(store, bill, "4", "outage")
+    record_payment(store, bill)
     statement = draw_statement(store, member="ada", period="this-year", basis="invoices")
     assert foots(statement)
     assert [(line.charges, line.credits) for line in statement.lines] == [(10, 0), (0, -4), (0, -6)]

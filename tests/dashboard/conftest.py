@@ -16,10 +16,10 @@ import pytest
 
 import tokenmeter
 from tokenmeter.attribution import ApiKey, Attribution
-from tokenmeter.billing import close_period, draft_invoice, find_invoice
+from tokenmeter.billing import close_period, credit_invoice, draft_invoice, issue_invoice, record_payment
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import parse_period
-from tokenmeter.reconciliation import reconcile
+from tokenmeter.reconciliation import file_reconciliation, reconcile
 from tokenmeter.usage import Consumption, Observation, Usage
 
 pytest.importorskip("starlette", reason="the dashboard needs the extra 'dashboard'")
@@ -124,16 +124,18 @@ def filed(busy, record, tmp_path):
         "taxes": [{"name": "VAT", "rate": 0.19}],
     }
     for team in ("search", HOSTILE):
-        draft_invoice(busy.store, team=team, period=month, profile=profile, by="member").issue()
-    find_invoice(busy.store, "INV-00002").credit([(1, "0.10")], HOSTILE)
-    find_invoice(busy.store, "INV-00001").mark_paid(note="wire 7")
+        draft = draft_invoice(busy.store, team=team, period=month, profile=profile, lines_by="member")
+        issue_invoice(busy.store, draft, allow_unpriced=True)
+    credit_invoice(busy.store, "INV-00002", [(4, "0.10")], HOSTILE)
+    record_payment(busy.store, "INV-00001", reference="wire 7")
     record(at=at, who={"member": "ada", "team": "search"}, input=100_000)
     statement = tmp_path / "statement.csv"
     columns = {"day": "day", "model": "model", "input": "input", "cost": "cost"}
     for rows in (f"{at.date()},gpt-5-mini,9,2.5\n{at.date()},{HOSTILE.replace(chr(34), '')},7,1\n", ""):
         statement.write_text(f"day,model,input,cost\n{rows}")
         period = month if rows else parse_period("2020-01")
-        reconcile(busy, provider="openai", period=period, source=statement, columns=columns).file()
+        outcome = reconcile(busy.store, provider="openai", period=period, source=statement, columns=columns)
+        file_reconciliation(busy.store, outcome)
     return busy
 
 

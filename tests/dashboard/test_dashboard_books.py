@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.billing import close_period, closed_periods, credit_notes, draft_invoice, find_invoice
+from tokenmeter.billing import close_period, closed_periods, credit_notes, draft_invoice, find_invoice, issue_invoice
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import reconciliations
 
@@ -38,7 +38,7 @@ def test_an_invoice_multiplies_out_and_leads_to_the_calls_it_bills(filed, serve,
     sums = page.locator(".sums").inner_text()
     assert f"total\t{invoice.total:,f} USD" in sums
     assert "left to pay\t0.00 USD" in sums
-    assert "paid, wire 7" in page.locator("section", has_text="What happened since").inner_text()
+    assert ": wire 7, by " in page.locator("section", has_text="What happened since").inner_text()
     page.get_by_role("link", name="The calls").click()
     page.wait_for_url("**/entries?*team=search*")
     assert page.locator("tbody tr").count() == 3  # the late one, too
@@ -121,7 +121,7 @@ def test_what_is_not_there_is_said(filed, serve):
     for path in (
         *("/invoices/INV-00009", "/invoices/%3Cb%3E", "/credit-notes/INV-00001", "/periods/7", "/periods/7.json"),
         *("/reconciliations/x", "/reconciliations/x.json", "/printed/exe/INV-00001", "/printed/pdf/none"),
-        "/printed/csv/CN-00001",
+        "/printed/exe/CN-00001",
     ):
         status, _, body = served.get(path)
         assert (status, "<b>" in body) == (404, False), path
@@ -181,7 +181,11 @@ def test_many_invoices_are_paged(meter, serve, record):
     close_period(meter.store, "2026-01")
     profile = {"series": "2026/?#", "seller": {"name": "Platform"}}
     for number in range(60):
-        draft_invoice(meter.store, team=f"team {number}", period="2026-01", profile=profile).issue()
+        issue_invoice(
+            meter.store,
+            draft_invoice(meter.store, team=f"team {number}", period="2026-01", profile=profile),
+            force=True,
+        )
     served = serve(meter)
     seen, path = [], "/invoices"
     while path:

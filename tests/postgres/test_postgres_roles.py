@@ -134,7 +134,7 @@ def test_a_writers_own_tables_do_not_stand_in_for_the_ledgers(postgres_url, url_
 def test_who_may_write_and_read_closes_the_month_and_issues_its_invoices(
     postgres_url, url_of, role, opened, make_entry
 ):
-    from tokenmeter.billing import close_period, draft_invoice, find_invoice
+    from tokenmeter.billing import close_period, draft_invoice, find_invoice, issue_invoice, record_payment
 
     admin.init(postgres_url)
     admin.grant(postgres_url, "writer", role)
@@ -142,8 +142,8 @@ def test_who_may_write_and_read_closes_the_month_and_issues_its_invoices(
     store = opened(url_of(role))
     store.settle(make_entry(occurred_at=datetime(2026, 10, 5, tzinfo=UTC)))
     closed = close_period(store, "2026-10", now=datetime(2026, 11, 2, tzinfo=UTC))
-    bill = draft_invoice(store, member="ada", period="2026-10").issue()
-    assert bill.mark_paid().status == "paid"
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-10"))
+    assert record_payment(store, bill).status == "paid"
     assert find_invoice(opened(postgres_url), bill.number).status == "paid"
     assert (closed.entries, store.verify().faults, audit(store)) == (1, (), [])
     assert store.health().facts["role"] == "writer and reader"

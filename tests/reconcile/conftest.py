@@ -109,6 +109,6 @@ def check(meter, clients):
             from tokenmeter.periods import parse_period
 
             given["period"] = parse_period(given["period"])
-        return reconcile(meter, provider=name, **{"now": later, **given})
+        return reconcile(meter.store, provider=name, **{"now": later, **given})
 
     return run

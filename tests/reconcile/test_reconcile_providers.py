@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter.reconciliation import post_proposals
 from tokenmeter.testing import Reports
 
 BOTH = pytest.mark.parametrize("name", ["openai", "anthropic"])
@@ -144,11 +145,11 @@ def test_posting_the_proposals_settles_the_cost_once(ask, check, meter):
     ask("openai", metered=False)
     outcome = check("openai")
     before = list(meter.store.entries())
-    (posted,) = outcome.post(multiplier="1.10")
+    (posted,) = post_proposals(meter, outcome, multiplier="1.10")
     assert (posted.kind, posted.contracted_cost) == ("adjustment", COST["openai"])
     assert posted.billed_cost == COST["openai"] * Decimal("1.10")
     assert [entry for entry in meter.store.entries() if entry.kind == "usage"] == before
-    assert outcome.post() == []
+    assert post_proposals(meter, outcome) == []
     again = check("openai")
     assert again.difference == 0
     assert again.proposals == ()

@@ -82,7 +82,7 @@ def compare(ledger, *, tokens=TOKENS, cost=COST, model="gpt-5", requests=1, day=
         usage=None if tokens is None else (UsageLine(bucket, tokens, requests),),
         costs=None if cost is None else tuple(CostLine(bucket, "", Decimal(cost) / lines) for _ in range(lines)),
     )
-    return reconcile_statement(ledger, statement, complete_until=JANUARY)
+    return reconcile_statement(ledger.store, statement, complete_until=JANUARY)
 
 
 def only(outcome):
@@ -234,7 +234,7 @@ def test_tools_without_a_model_are_compared_together(record, ledger):
             CostLine(Bucket(DAY, None), "web search tool calls", Decimal("0.03")),
         ),
     )
-    assert reconcile_statement(ledger, statement, complete_until=JANUARY).discrepancies == ()
+    assert reconcile_statement(ledger.store, statement, complete_until=JANUARY).discrepancies == ()
 
 
 def test_other_providers_entries_stay_out(record, ledger):
@@ -256,7 +256,7 @@ def test_the_outcome_reads_and_serialises(record, ledger):
 
 def test_an_empty_statement_and_ledger_agree(ledger):
     empty = ProviderStatement(provider="openai", period=NOVEMBER, source="test", usage=(), costs=())
-    outcome = reconcile_statement(ledger, empty, complete_until=JANUARY)
+    outcome = reconcile_statement(ledger.store, empty, complete_until=JANUARY)
     assert (outcome.compared, outcome.coverage, outcome.ok) == (0, None, True)
 
 
@@ -271,12 +271,12 @@ def test_an_empty_statement_and_ledger_agree(ledger):
 )
 def test_wrong_arguments_say_what_to_do(ledger, given, message):
     with pytest.raises(ConfigurationError, match=message):
-        reconcile(ledger, **{"period": "2026-11", **given})
+        reconcile(ledger.store, **{"period": "2026-11", **given})
 
 
 def test_a_missing_file_is_said(ledger, tmp_path):
     with pytest.raises(ReconciliationError, match="cannot be read"):
-        reconcile(ledger, provider="openai", period="2026-11", source=tmp_path / "none.csv")
+        reconcile(ledger.store, provider="openai", period="2026-11", source=tmp_path / "none.csv")
 
 
 def test_lateness_without_a_watermark_is_assumed_for_two_days(record, ledger, tmp_path):
@@ -286,7 +286,7 @@ def test_lateness_without_a_watermark_is_assumed_for_two_days(record, ledger, tm
     columns = {"day": "day", "model": "model", "input": "input"}
     for now, cause in ((datetime(2026, 11, 11, tzinfo=UTC), "late"), (JANUARY, "unbilled")):
         outcome = reconcile(
-            ledger,
+            ledger.store,
             provider="openai",
             period="2026-11",
             source=path,

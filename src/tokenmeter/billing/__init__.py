@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from tokenmeter.billing.credit_note import CreditLine, CreditNote, credit_notes
 from tokenmeter.billing.currency import ExchangeRate
-from tokenmeter.billing.drafting import draft_invoice
-from tokenmeter.billing.invoice import Event, Invoice, InvoiceStatus
-from tokenmeter.billing.issuing import find_invoice, invoices
+from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
+from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus
+from tokenmeter.billing.issuing import (
+    credit_invoice,
+    credit_notes,
+    find_invoice,
+    invoice_coverage,
+    invoices,
+    issue_invoice,
+    issue_invoices,
+    record_payment,
+    void_invoice,
+    write_off_invoice,
+)
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
@@ -15,6 +25,7 @@ from tokenmeter.billing.statement import Statement, StatementLine, draw_statemen
 __all__ = [
     "BillingProfile",
     "ClosedPeriod",
+    "Coverage",
     "CreditLine",
     "CreditNote",
     "Event",
@@ -31,11 +42,19 @@ __all__ = [
     "Totals",
     "close_period",
     "closed_periods",
+    "credit_invoice",
     "credit_notes",
     "draft_invoice",
+    "draft_invoices",
     "draw_statement",
     "find_invoice",
+    "invoice_coverage",
     "invoices",
+    "issue_invoice",
+    "issue_invoices",
     "late_costs",
     "late_entries",
+    "record_payment",
+    "void_invoice",
+    "write_off_invoice",
 ]

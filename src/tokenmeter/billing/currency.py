@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ONE, parse_decimal
+from tokenmeter.money import EXACT, ONE, ZERO, parse_decimal
 
-__all__ = ["USD", "ExchangeRate", "check_currency", "convert", "money_text", "round_money"]
+__all__ = ["USD", "ExchangeRate", "add_up", "check_currency", "convert", "minor_unit", "money_text", "round_money"]
 
 USD = "USD"
 _CODE = re.compile(r"[A-Z]{3}$")
@@ -77,9 +78,14 @@ def check_currency(code: str) -> str:
     return code.upper()
 
 
+def minor_unit(currency: str) -> Decimal:
+    """The smallest amount of `currency` there is: ``0.01`` for most."""
+    return ONE.scaleb(-_DECIMALS.get(currency, 2), context=EXACT)
+
+
 def round_money(amount: Decimal, currency: str) -> Decimal:
     """`amount` in whole minor units (cents) of `currency`; halves go away from zero, as on any invoice."""
-    return amount.quantize(ONE.scaleb(-_DECIMALS.get(currency, 2)), rounding=ROUND_HALF_UP, context=EXACT)
+    return amount.quantize(minor_unit(currency), rounding=ROUND_HALF_UP, context=EXACT)
 
 
 def convert(dollars: Decimal, rate: ExchangeRate) -> Decimal:
@@ -90,3 +96,11 @@ def convert(dollars: Decimal, rate: ExchangeRate) -> Decimal:
 def money_text(amount: Decimal, currency: str) -> str:
     """For people: ``1,234.50 EUR``."""
     return f"{round_money(amount, currency):,f} {currency}"
+
+
+def add_up(amounts: Iterable[Decimal]) -> Decimal:
+    """The exact sum, whatever the caller's decimal context is."""
+    total = ZERO
+    for amount in amounts:
+        total = EXACT.add(total, amount)
+    return total

@@ -1,21 +1,147 @@
-"""From the ledger to a draft."""
+"""From the ledger to drafts, and to the proof that a period's usage is billed once: on one invoice, or nowhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
-from tokenmeter.billing.account import check_account, check_breakdown
 from tokenmeter.billing.currency import ExchangeRate, check_currency
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
 from tokenmeter.billing.period import ClosedPeriod, corrections, find_closed
 from tokenmeter.billing.profile import BillingProfile, Party
-from tokenmeter.billing.rated import Rated, Tally, within
+from tokenmeter.billing.rated import ACCOUNTS, Rated, Tally, account_name, check_account, check_dimensions
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 
-__all__ = ["draft_invoice"]
+__all__ = ["Billable", "Coverage", "draft_invoice", "draft_invoices"]
+
+
+class Billable:
+    """What a period has to bill: its own rows, and the corrections of earlier ones that belong to it.
+
+    Args:
+        store: The ledger.
+        period: The period.
+        scope: Only what is on this account; a closed period is read whole, as it is kept in one piece.
+    """
+
+    def __init__(self, store: Store, period: Period, scope: Mapping[str, str] | None = None) -> None:
+        self.closed: ClosedPeriod | None = find_closed(store, period)
+        self.period = period if self.closed is None else self.closed.period
+        rows = self._live(store, scope or {}) if self.closed is None else self.closed.rows
+        self.rows: list[tuple[Period, Rated]] = [(self.period, row) for row in rows]
+        self.rows += [(late.period, row) for late in corrections(store, self.closed) for row in late.rows]
+        self._index: dict[str, dict[str | None, list[int]]] = {}
+
+    def _live(self, store: Store, scope: Mapping[str, str]) -> Iterable[Rated]:
+        where = {name: frozenset([value]) for name, value in scope.items()}
+        which = EntryFilter(since=self.period.start, until=self.period.end, where=where)
+        return Tally.of(store.entries(which)).rows.values()
+
+    def accounts(self, dimension: str) -> list[str]:
+        """The names that have usage, in order."""
+        return sorted(name for name in self._by(dimension) if name is not None)
+
+    def positions(self, scope: Mapping[str, str]) -> list[int]:
+        """Which of `rows` are on an account."""
+        if not scope:
+            return list(range(len(self.rows)))
+        first = next(iter(scope))
+        found = self._by(first).get(scope[first], [])
+        rest = [(name, value) for name, value in scope.items() if name != first]
+        return [at for at in found if all(getattr(self.rows[at][1].rate, name) == value for name, value in rest)]
+
+    def parts(self, scope: Mapping[str, str]) -> list[tuple[Period, list[Rated]]]:
+        """The rows on an account, by period."""
+        parts: dict[Period, list[Rated]] = {}
+        for at in self.positions(scope):
+            period, row = self.rows[at]
+            parts.setdefault(period, []).append(row)
+        return list(parts.items())
+
+    def _by(self, dimension: str) -> dict[str | None, list[int]]:
+        known = self._index.get(dimension)
+        if known is None:
+            known = self._index[dimension] = {}
+            for at, (_, row) in enumerate(self.rows):
+                known.setdefault(getattr(row.rate, dimension), []).append(at)
+        return known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Where a period's usage is billed: ``invoiced - billed_twice + billed_nowhere == ledger``, exactly, in US dollars.
+
+    Attributes:
+        period: The period.
+        ledger: What it came to, corrections of earlier periods included.
+        invoiced: What its invoices come to.
+        billed_twice: What of that stands on more than one of them.
+        billed_nowhere: What stands on none.
+        invoices: How many invoices count; void ones do not.
+        nowhere: Account -> what of it is billed nowhere, dearest first. ``(nobody)`` is usage on no account.
+    """
+
+    period: Period
+    ledger: Decimal
+    invoiced: Decimal
+    billed_twice: Decimal
+    billed_nowhere: Decimal
+    invoices: int
+    nowhere: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
+
+    def __str__(self) -> str:
+        twice = f" - ${self.billed_twice:,f} billed twice" if self.billed_twice else ""
+        billed = f"${self.invoiced:,f} on {self.invoices} invoices{twice} + ${self.billed_nowhere:,f} billed nowhere"
+        lines = [f"{self.period.label} ({self.period.tz}): {billed} = ${self.ledger:,f} in the ledger."]
+        lines += [f"  billed nowhere: {name:<40} ${cost:,f}" for name, cost in self.nowhere.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; decimals are text."""
+        money = ("ledger", "invoiced", "billed_twice", "billed_nowhere")
+        return {
+            "period": self.period.label,
+            "tz": self.period.tz,
+            "invoices": self.invoices,
+            **{name: f"{getattr(self, name):f}" for name in money},
+            "nowhere": {name: f"{cost:f}" for name, cost in self.nowhere.items()},
+        }
+
+    @classmethod
+    def of(cls, billable: Billable, scopes: Sequence[Mapping[str, str]]) -> Coverage:
+        """What invoices on the accounts `scopes` cover of a period."""
+        holders = [0] * len(billable.rows)
+        for scope in scopes:
+            for at in billable.positions(scope):
+                holders[at] += 1
+        ledger = invoiced = twice = missing = ZERO
+        nowhere: dict[str, Decimal] = {}
+        for count, (_, row) in zip(holders, billable.rows, strict=True):
+            cost = row.billed_cost
+            ledger = EXACT.add(ledger, cost)
+            invoiced = EXACT.add(invoiced, EXACT.multiply(cost, Decimal(count)))
+            if count > 1:
+                twice = EXACT.add(twice, EXACT.multiply(cost, Decimal(count - 1)))
+            if not count and cost:
+                missing = EXACT.add(missing, cost)
+                owner = {name: value for name in ACCOUNTS if (value := getattr(row.rate, name)) is not None}
+                name = account_name(owner) or "(nobody)"
+                nowhere[name] = EXACT.add(nowhere.get(name, ZERO), cost)
+        return cls(
+            period=billable.period,
+            ledger=ledger,
+            invoiced=invoiced,
+            billed_twice=twice,
+            billed_nowhere=missing,
+            invoices=len(scopes),
+            nowhere=dict(sorted(nowhere.items(), key=lambda item: (-abs(item[1]), item[0]))),
+        )
 
 
 def draft_invoice(
@@ -27,7 +153,7 @@ def draft_invoice(
     organization: str | None = None,
     project: str | None = None,
     api_key: str | None = None,
-    by: str | list[str] | tuple[str, ...] = (),
+    lines_by: str | Iterable[str] = (),
     tz: str | None = None,
     profile: BillingProfile | Mapping[str, Any] | None = None,
     buyer: Party | Mapping[str, Any] | str | None = None,
@@ -45,7 +171,7 @@ def draft_invoice(
         organization: As above.
         project: As above.
         api_key: As above, by the key's alias.
-        by: Break lines down by these accounts, for example ``"member"`` under a team.
+        lines_by: Break lines down by these accounts, for example ``"member"`` under a team.
         tz: Zone in which the period is cut; default: the profile's.
         profile: `BillingProfile` or a ``[billing]`` mapping.
         buyer: Instead of the profile's.
@@ -56,52 +182,111 @@ def draft_invoice(
     Raises:
         ConfigurationError: whose is not said, or a value is not what it should be; says which.
     """
-    terms = profile if isinstance(profile, BillingProfile) else BillingProfile.parse(profile or {})
     scope = check_account(member=member, team=team, organization=organization, project=project, api_key=api_key)
+    terms = _terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
-    money = check_currency(currency or terms.currency)
-    rate = ExchangeRate.parse(exchange_rate, currency=money)
-    to = (
-        terms.buyer(scope)
-        if buyer is None
-        else buyer
-        if isinstance(buyer, Party)
-        else Party.parse(buyer, where="buyer")
-    )
-    closed = find_closed(store, asked)
-    covered = asked if closed is None else closed.period
-    lines = make_lines(
-        _parts(store, covered, closed, scope), within=covered, by=check_breakdown(by), currency=money, rate=rate
-    )
-    return Invoice(
-        scope=scope,
-        period=covered,
-        seller=terms.seller,
-        buyer=to,
-        currency=money,
-        exchange_rate=rate,
-        lines=lines,
-        totals=sum_up(lines, currency=money, rate=rate, taxes=terms.taxes if to.taxes is None else to.taxes),
-        notes=(*terms.notes, *notes),
-        ledger=_ledger_range(covered, closed),
-        credit_series=terms.credit_series,
-        profile=terms,
-        source=store,
-    )
+    made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
+    return made.draft(Billable(store, asked, scope), scope, buyer)
 
 
-def _parts(
-    store: Store, period: Period, closed: ClosedPeriod | None, scope: Mapping[str, str]
-) -> list[tuple[Period, list[Rated]]]:
-    """The period's own rows and the corrections that belong to it, on this account."""
-    if closed is not None:
-        own = within(closed.rows, scope)
-    else:
-        where = {name: frozenset([value]) for name, value in scope.items()}
-        own = list(
-            Tally.of(store.entries(EntryFilter(since=period.start, until=period.end, where=where))).rows.values()
+def draft_invoices(
+    store: Store,
+    *,
+    period: str | Period,
+    each: str,
+    member: str | None = None,
+    team: str | None = None,
+    organization: str | None = None,
+    project: str | None = None,
+    api_key: str | None = None,
+    lines_by: str | Iterable[str] = (),
+    tz: str | None = None,
+    profile: BillingProfile | Mapping[str, Any] | None = None,
+    currency: str | None = None,
+    exchange_rate: object = None,
+    notes: Iterable[str] = (),
+) -> list[Invoice]:
+    """One draft for each account of a dimension that has usage in a period; nothing is written.
+
+    Args:
+        store: The ledger.
+        period: As for `draft_invoice`, as is what follows.
+        each: ``"member"``, ``"team"``, ``"organization"``, ``"project"`` or ``"api_key"``.
+        member: Only what is on this account as well; the same for the next four.
+        team: As above.
+        organization: As above.
+        project: As above.
+        api_key: As above.
+        lines_by: Break lines down.
+        tz: Zone.
+        profile: Who bills whom.
+        currency: Currency.
+        exchange_rate: Units of it per dollar.
+        notes: Printed at the end.
+
+    Raises:
+        ConfigurationError: as for `draft_invoice`.
+    """
+    (dimension,) = check_dimensions([each], what="each=")
+    given = {"member": member, "team": team, "organization": organization, "project": project, "api_key": api_key}
+    within = check_account(**given) if any(value is not None for value in given.values()) else {}
+    if dimension in within:
+        raise ConfigurationError(f"each={dimension!r} makes an invoice for every {dimension}; do not name one as well.")
+    terms = _terms(profile)
+    asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
+    billable = Billable(store, asked, within)
+    made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
+    scopes = ({**within, dimension: name} for name in billable.accounts(dimension))
+    scopes = ({name: scope[name] for name in ACCOUNTS if name in scope} for scope in scopes)
+    return [made.draft(billable, scope, None) for scope in scopes if billable.positions(scope)]
+
+
+def _terms(profile: BillingProfile | Mapping[str, Any] | None) -> BillingProfile:
+    return profile if isinstance(profile, BillingProfile) else BillingProfile.parse(profile or {})
+
+
+class _Drafting:
+    """What drafts of one run have in common."""
+
+    def __init__(
+        self,
+        terms: BillingProfile,
+        *,
+        lines_by: str | Iterable[str],
+        currency: str | None,
+        exchange_rate: object,
+        notes: Iterable[str],
+    ) -> None:
+        self._terms = terms
+        self._by = check_dimensions(lines_by, what="lines_by=")
+        self._currency = check_currency(currency or terms.currency)
+        self._rate = ExchangeRate.parse(exchange_rate, currency=self._currency)
+        self._notes = (*terms.notes, *notes)
+
+    def draft(
+        self, billable: Billable, scope: Mapping[str, str], buyer: Party | Mapping[str, Any] | str | None
+    ) -> Invoice:
+        """The draft of one account."""
+        terms, money, rate = self._terms, self._currency, self._rate
+        if buyer is None:
+            buyer = terms.buyer(scope)
+        to = buyer if isinstance(buyer, Party) else Party.parse(buyer, where="buyer")
+        lines = make_lines(billable.parts(scope), within=billable.period, by=self._by, currency=money, rate=rate)
+        taxes = terms.taxes if to.taxes is None else to.taxes
+        return Invoice(
+            scope=scope,
+            period=billable.period,
+            seller=terms.seller,
+            buyer=to,
+            currency=money,
+            exchange_rate=rate,
+            lines=lines,
+            totals=sum_up(lines, currency=money, rate=rate, taxes=taxes),
+            notes=self._notes,
+            ledger=_ledger_range(billable.period, billable.closed),
+            credit_series=terms.credit_series,
+            profile=terms,
         )
-    return [(period, own), *((late.period, within(late.rows, scope)) for late in corrections(store, closed))]
 
 
 def _ledger_range(period: Period, closed: ClosedPeriod | None) -> dict[str, str | None]:

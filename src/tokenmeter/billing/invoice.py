@@ -1,39 +1,95 @@
-"""The invoice: a draft from the ledger, issued once, then only followed by further documents."""
+"""Invoices and credit notes: plain records, and their forms. `tokenmeter.billing.issuing` acts on them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from tokenmeter.billing.currency import ExchangeRate, money_text
-from tokenmeter.billing.lines import LineItem, Totals
+from tokenmeter.billing.currency import USD, ExchangeRate, add_up, money_text, round_money
+from tokenmeter.billing.lines import LineItem, TaxLine, Totals
+from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
-from tokenmeter.errors import LedgerError
-from tokenmeter.money import ZERO
+from tokenmeter.billing.rated import ACCOUNTS, account_name
+from tokenmeter.billing.render.html import render_html
+from tokenmeter.billing.render.pdf import write_pdf
+from tokenmeter.billing.render.sheet import Row, Sheet, csv_text
+from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
-from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document
 
-if TYPE_CHECKING:
-    from tokenmeter.billing.credit_note import CreditNote
+__all__ = ["CreditLine", "CreditNote", "Event", "EventKind", "Invoice", "InvoiceStatus", "number_text"]
 
-__all__ = ["Event", "Invoice", "InvoiceStatus", "number_text"]
+InvoiceStatus = Literal["draft", "issued", "paid", "credited", "void", "uncollectible"]
+EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
+_EVENT_TEXT: Mapping[EventKind, str] = {
+    "payment": "Payment",
+    "credit_note": "Credit note",
+    "void": "Voided",
+    "uncollectible": "Written off",
+}
 
-InvoiceStatus = Literal["draft", "issued", "paid", "void", "uncollectible"]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What happened to an issued invoice: its new status, when, and what was said about it."""
+    """What happened to an issued invoice.
 
-    status: InvoiceStatus
+    Attributes:
+        kind: ``payment``, ``credit_note``, ``void`` or ``uncollectible``.
+        at: When it was written down, aware UTC.
+        by: Who did it.
+        on: The day it counts for: of a payment, when the money came.
+        amount: Paid or credited (tax included), in the invoice's currency; a payment given back is negative.
+        number: The credit note's.
+        note: The payment's reference, or the reason.
+    """
+
+    kind: EventKind
     at: datetime
+    by: str
+    on: date
+    amount: Decimal | None = None
+    number: str | None = None
     note: str | None = None
+
+    @property
+    def text(self) -> str:
+        """For people: ``Payment of 50.00: wire 2026-118``."""
+        amount = "" if self.amount is None else f" of {self.amount:,f}"
+        return f"{self.name}{amount}{f': {self.note}' if self.note else ''}"
+
+    @property
+    def name(self) -> str:
+        """``Payment``, ``Credit note CN-00001``, ..."""
+        return f"{_EVENT_TEXT[self.kind]}{f' {self.number}' if self.number else ''}"
+
+    def to_dict(self) -> dict[str, str | None]:
+        """JSON-ready values."""
+        return {
+            "kind": self.kind,
+            "at": self.at.isoformat(),
+            "by": self.by,
+            "on": self.on.isoformat(),
+            "amount": None if self.amount is None else f"{self.amount:f}",
+            "note": self.note,
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Event:
+        """An event from `to_dict`."""
+        amount = values["amount"]
+        return cls(
+            kind=values["kind"],
+            at=datetime.fromisoformat(values["at"]),
+            by=values["by"],
+            on=date.fromisoformat(values["on"]),
+            amount=None if amount is None else Decimal(amount),
+            note=values["note"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +107,17 @@ class Invoice:
         lines: What is billed.
         totals: What it comes to.
         issued_on: Day of issue in the profile's zone.
+        issued_by: Who issued it.
         due_on: Day by which it is to be paid.
         payment_terms: The same in words.
         notes: Printed at the end.
+        overlap: Why usage that stands on another invoice is billed here as well; None when none is.
         ledger: Which entries it is made of: ``since``, ``until``, the closing's ``manifest`` hash and the ``head`` of
             the entries at that time; both None while the period is open.
         credit_series: What the numbers of credit notes on it begin with.
         document: Where it is filed; its hash seals it.
         events: What happened since, oldest first.
-        credited: Sum of its credit notes, in its currency.
         profile: What it was drafted with; None once it is issued.
-        source: The ledger.
     """
 
     number: str | None = None
@@ -74,16 +130,16 @@ class Invoice:
     lines: tuple[LineItem, ...]
     totals: Totals
     issued_on: date | None = None
+    issued_by: str | None = None
     due_on: date | None = None
     payment_terms: str | None = None
     notes: tuple[str, ...] = ()
+    overlap: str | None = None
     ledger: Mapping[str, str | None]
     credit_series: str = "CN-"
     document: Document | None = field(default=None, repr=False)
     events: tuple[Event, ...] = ()
-    credited: Decimal = ZERO
     profile: BillingProfile | None = field(default=None, repr=False, compare=False)
-    source: Store | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return (
@@ -96,20 +152,51 @@ class Invoice:
 
     @property
     def status(self) -> InvoiceStatus:
-        """``draft``, ``issued``, ``paid``, ``void`` or ``uncollectible``."""
+        """``draft``; ``issued``: something is due; ``paid`` or ``credited`` in full; ``void``; ``uncollectible``."""
         if self.number is None:
             return "draft"
-        return self.events[-1].status if self.events else "issued"
+        kinds = [one.kind for one in self.events]
+        if "void" in kinds:
+            return "void"
+        if kinds and self._left * self._sign <= 0:
+            return "paid" if "payment" in kinds else "credited"
+        return "uncollectible" if "uncollectible" in kinds else "issued"
 
     @property
     def total(self) -> Decimal:
-        """What is due, tax included, in `currency`."""
+        """What it is over, tax included, in `currency`."""
         return self.totals.total
 
     @property
+    def credited(self) -> Decimal:
+        """Sum of its credit notes, tax included."""
+        return self._sum("credit_note")
+
+    @property
+    def paid(self) -> Decimal:
+        """Sum of its payments, less what was given back."""
+        return self._sum("payment")
+
+    @property
     def balance(self) -> Decimal:
-        """What is still to be paid: nothing once it is paid, void or given up."""
-        return self.total - self.credited if self.status in {"draft", "issued"} else ZERO
+        """What is still to be paid; negative: what the buyer has paid too much. 0 once it is void or given up."""
+        return ZERO if self.status in {"void", "uncollectible"} else self._left
+
+    @property
+    def _left(self) -> Decimal:
+        return EXACT.subtract(EXACT.subtract(self.total, self.credited), self.paid)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.total >= 0 else -1
+
+    def _sum(self, kind: EventKind) -> Decimal:
+        return add_up(one.amount or ZERO for one in self.events if one.kind == kind)
+
+    @property
+    def account(self) -> str:
+        """``member=ada``."""
+        return account_name(self.scope)
 
     @property
     def title(self) -> str:
@@ -121,80 +208,6 @@ class Invoice:
         """Charges whose price is unknown: what they cost is not billed."""
         return sum(line.unpriced for line in self.lines)
 
-    # -- its life; each returns the invoice as it is then
-
-    def issue(self, *, on: date | None = None) -> Invoice:
-        """Number and file it. Issuing the same draft again, even at the same time, gives the one that was filed.
-
-        Args:
-            on: Day of issue; default: today in the profile's zone.
-
-        Raises:
-            LedgerError: its period is not closed, or the account has an invoice for it already.
-        """
-        from tokenmeter.billing.issuing import issue  # noqa: PLC0415 - issuing knows invoices
-
-        return issue(self, on=on)
-
-    def mark_paid(self, *, note: str | None = None) -> Invoice:
-        """It has been paid.
-
-        Args:
-            note: The payment's reference.
-
-        Raises:
-            LedgerError: a draft, or void.
-        """
-        return self._follow("paid", note)
-
-    def void(self, reason: str) -> Invoice:
-        """It was a mistake: nothing is due, and its account and period may be invoiced again. Its number stays used.
-
-        Raises:
-            LedgerError: a draft, paid, or credited.
-        """
-        return self._follow("void", reason)
-
-    def mark_uncollectible(self, reason: str) -> Invoice:
-        """Nobody will pay it.
-
-        Raises:
-            LedgerError: a draft, paid or void.
-        """
-        return self._follow("uncollectible", reason)
-
-    def _follow(self, status: InvoiceStatus, note: str | None) -> Invoice:
-        from tokenmeter.billing.issuing import follow  # noqa: PLC0415 - as above
-
-        return follow(self, status, note)
-
-    def credit(
-        self, lines: Sequence[tuple[int | str, Decimal | int | str]] | Decimal | int | str | None, reason: str
-    ) -> CreditNote:
-        """Issue a credit note on it, with a number of its own.
-
-        Args:
-            lines: ``[(line number or description, net amount to give back), ...]``, a net amount, or None for
-                everything that is not credited yet. Positive, in the invoice's currency; tax comes on top at the
-                invoice's rates.
-            reason: Why; printed on the note.
-
-        Raises:
-            LedgerError: a draft or void, or more than the invoice.
-            ConfigurationError: not an amount or no such line.
-        """
-        from tokenmeter.billing.credit_note import credit  # noqa: PLC0415 - credit notes know invoices
-
-        return credit(self, lines, reason)
-
-    def refreshed(self) -> Invoice:
-        """As it stands in the ledger now: others may have paid or credited it since."""
-        from tokenmeter.billing.issuing import load  # noqa: PLC0415 - as above
-
-        if self.document is None or self.source is None:
-            return self
-        return load(self.source, self.document)
-
     # -- its forms
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,9 +216,8 @@ class Invoice:
             "number": self.number,
             "status": self.status,
             **self.content(),
-            "credited": f"{self.credited:f}",
-            "balance": f"{self.balance:f}",
-            "events": [{"status": one.status, "at": one.at.isoformat(), "note": one.note} for one in self.events],
+            **{name: f"{getattr(self, name):f}" for name in ("credited", "paid", "balance")},
+            "events": [one.to_dict() for one in self.events],
             "seal": None if self.document is None else self.document.hash,
         }
 
@@ -213,14 +225,9 @@ class Invoice:
         """What is filed: everything that never changes, but the number."""
         return {
             "scope": dict(self.scope),
-            "period": {
-                "label": self.period.label,
-                "start": self.period.start.isoformat(),
-                "end": self.period.end.isoformat(),
-                "tz": self.period.tz,
-            },
-            "issued_on": None if self.issued_on is None else self.issued_on.isoformat(),
-            "due_on": None if self.due_on is None else self.due_on.isoformat(),
+            "period": period_dict(self.period),
+            **{name: None if day is None else day.isoformat() for name, day in self._days()},
+            "issued_by": self.issued_by,
             "payment_terms": self.payment_terms,
             "seller": self.seller.to_dict(),
             "buyer": self.buyer.to_dict(),
@@ -230,88 +237,298 @@ class Invoice:
             "totals": self.totals.to_dict(),
             "ledger": dict(self.ledger),
             "notes": list(self.notes),
+            "overlap": self.overlap,
             "credit_series": self.credit_series,
         }
+
+    def _days(self) -> tuple[tuple[str, date | None], ...]:
+        return ("issued_on", self.issued_on), ("due_on", self.due_on)
+
+    @classmethod
+    def of(cls, document: Document, *, lines: bool = True) -> Invoice:
+        """The invoice that `document` holds, as it was issued; without its lines where only the rest is looked at."""
+        body: dict[str, Any] = json.loads(document.body)
+        rate = body["exchange_rate"]
+        same = ("scope", "currency", "issued_by", "payment_terms", "ledger", "overlap", "credit_series")
+        return cls(
+            number=number_text(document),
+            period=period_of(body["period"]),
+            seller=Party.of(body["seller"]),
+            buyer=Party.of(body["buyer"]),
+            exchange_rate=ExchangeRate(Decimal(rate["rate"]), rate["source"], rate["date"]),
+            lines=tuple(LineItem.of(line) for line in body["lines"]) if lines else (),
+            totals=Totals.of(body["totals"]),
+            issued_on=date.fromisoformat(body["issued_on"]),
+            due_on=date.fromisoformat(body["due_on"]),
+            notes=tuple(body["notes"]),
+            document=document,
+            **{name: body[name] for name in same},
+        )
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     def to_csv(self) -> str:
-        """One row per line, then the totals (RFC 4180); exact amounts beside the rounded ones."""
-        from tokenmeter.billing.render.table import invoice_csv  # noqa: PLC0415 - renderers load when used
+        """One row per line, then rounding and taxes (RFC 4180).
 
-        return invoice_csv(self)
+        The column ``amount`` adds up to the net total, ``tax_amount`` to the taxes, ``billed_cost_usd`` to the
+        ledger's cost.
+        """
+        return csv_text(CSV_COLUMNS, [tuple(row.get(name) for name in CSV_COLUMNS) for row in self._csv_rows()])
+
+    def _csv_rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
+        known = {"invoice": self.number or "draft", "currency": self.currency, "invoice_period": self.period.label}
+        owner = {name: self.scope.get(name) for name in ACCOUNTS}
+        for line in self.lines:
+            row = {one.name: getattr(line, one.name) for one in fields(line) if one.name in CSV_COLUMNS}
+            yield {
+                **known,
+                **owner,
+                **row,
+                **line.group,
+                "line": line.position,
+                "list_unit_price_usd": line.list_unit_price,
+                "factors": ";".join(f"{name}={factor:f}" for name, factor in line.multipliers.items()),
+                "multiplier": line.multiplier,
+                "computed_cost_usd": line.computed_cost,
+                "rounding_residue_usd": line.rounding_residue,
+                "billed_cost_usd": line.billed_cost,
+            }
+        yield {**known, **owner, "kind": "rounding", "description": "Rounding", "amount": self.totals.rounding}
+        for tax in self.totals.taxes:
+            yield {**known, **owner, "kind": "tax", "description": tax.label, "tax_amount": tax.amount}
 
     def to_html(self) -> str:
         """A page of its own that prints on A4."""
-        from tokenmeter.billing.render.html import render_html  # noqa: PLC0415 - as above
-        from tokenmeter.billing.render.sheet import invoice_sheet  # noqa: PLC0415 - as above
-
-        return render_html(invoice_sheet(self))
+        return render_html(self.to_sheet())
 
     @overload
     def to_pdf(self, target: None = None) -> bytes: ...
     @overload
     def to_pdf(self, target: str | Path) -> Path: ...
     def to_pdf(self, target: str | Path | None = None) -> bytes | Path:
-        """A PDF on A4 (extra ``pdf``): the same bytes for the same invoice, always.
+        """A PDF/A-3 on A4 (extra ``pdf``): the same bytes for the same invoice and the same release of the extra.
 
         Args:
             target: Where to write it; None = return the bytes.
 
         Raises:
-            ConfigurationError: the extra is missing.
+            ConfigurationError: the extra is missing, or a letter that no font has; says which.
         """
-        from tokenmeter.billing.render.pdf import write_pdf  # noqa: PLC0415 - as above
-        from tokenmeter.billing.render.sheet import invoice_sheet  # noqa: PLC0415 - as above
+        return write_pdf(self.to_sheet(), target)
 
-        return write_pdf(invoice_sheet(self), target)
-
-    @classmethod
-    def of(cls, document: Document, *, source: Store | None = None, lines: bool = True) -> Invoice:
-        """The invoice that `document` holds, as it was issued; without its lines where only the rest is looked at."""
-        body: dict[str, Any] = json.loads(document.body)
-        rate = body["exchange_rate"]
-        period = body["period"]
-        return cls(
-            number=number_text(document),
-            scope=body["scope"],
-            period=Period(
-                datetime.fromisoformat(period["start"]),
-                datetime.fromisoformat(period["end"]),
-                period["tz"],
-                period["label"],
-            ),
-            seller=_party(body["seller"]),
-            buyer=_party(body["buyer"]),
-            currency=body["currency"],
-            exchange_rate=ExchangeRate(Decimal(rate["rate"]), rate["source"], rate["date"]),
-            lines=tuple(LineItem.of(line) for line in body["lines"]) if lines else (),
-            totals=Totals.of(body["totals"]),
-            issued_on=date.fromisoformat(body["issued_on"]),
-            due_on=date.fromisoformat(body["due_on"]),
-            payment_terms=body["payment_terms"],
-            notes=tuple(body["notes"]),
-            ledger=body["ledger"],
-            credit_series=body["credit_series"],
-            document=document,
-            source=source,
+    def to_sheet(self) -> Sheet:
+        """What its page shows. What happened after its issue is not on it, but for its voiding."""
+        groups = next((tuple(line.group) for line in self.lines), ())
+        names = tuple(name.replace("_", " ").capitalize() for name in groups)
+        return Sheet(
+            title=f"{self.title} {self.number}" if self.number else f"Draft {self.title.lower()}",
+            author=self.seller.name,
+            date=None if self.issued_on is None else self.issued_on.isoformat(),
+            stamp={"draft": "DRAFT", "void": "VOID"}.get(self.status),
+            facts=tuple(self._facts()),
+            seller=_party_lines(self.seller),
+            buyer=_party_lines(self.buyer),
+            due=f"{money_text(self.total, self.currency)}" + (f" due {self.due_on}" if self.due_on else ""),
+            sums=tuple(self._sums()),
+            columns=("#", "Description", *names, "Quantity", "Unit price USD", self.currency),
+            numeric=(True, False, *(False for _ in groups), True, True, True),
+            rows=tuple(_printed_line(line) for line in self.lines),
+            remarks=tuple(self._remarks()),
+            small=tuple(self._small()),
         )
 
-    def filed(self) -> tuple[Store, Document]:
-        """Its ledger and document.
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        if self.issued_on and self.due_on:
+            yield "Date", self.issued_on.isoformat()
+            yield "Due", self.due_on.isoformat()
+        yield "Period", f"{self.period.label} ({self.period.tz})"
+        for dimension, value in self.scope.items():
+            yield dimension.replace("_", " ").capitalize(), value
+        if self.buyer.cost_centre:
+            yield "Cost centre", self.buyer.cost_centre
+        if self.buyer.purchase_order:
+            yield "Purchase order", self.buyer.purchase_order
+        if self.buyer.reference:
+            yield "Your reference", self.buyer.reference
 
-        Raises:
-            LedgerError: it is a draft.
-        """
-        if self.source is None or self.document is None:
-            raise LedgerError("This invoice is a draft; issue() it first.")
-        return self.source, self.document
+    def _sums(self) -> Iterator[tuple[str, str]]:
+        totals = self.totals
+        yield "Subtotal", f"{totals.subtotal:,f}"
+        if totals.credits:
+            yield "Credits and adjustments", f"{totals.credits:,f}"
+        yield "Rounding", f"{totals.rounding:,f}"
+        if totals.taxes:
+            yield "Net", f"{totals.net:,f}"
+        yield from _tax_sums(totals.taxes)
+        yield f"Total {self.currency}", f"{totals.total:,f}"
 
-    def with_events(self, events: Sequence[Event], credited: Decimal) -> Invoice:
-        """The same invoice with what happened since."""
-        return replace(self, events=tuple(events), credited=credited)
+    def _remarks(self) -> Iterator[str]:
+        if self.payment_terms and self.totals.total > 0:
+            yield self.payment_terms
+        yield from self.seller.payment
+        yield from (tax.note for tax in self.totals.taxes if tax.note)
+        if self.unpriced:
+            yield f"{self.unpriced} charges have no known price and are not billed here."
+        if self.overlap:
+            yield f"Some of this usage is on another invoice as well: {self.overlap}"
+        yield from self.notes
+
+    def _small(self) -> Iterator[str]:
+        totals, rate = self.totals, self.exchange_rate
+        yield (
+            f"Ledger total {totals.ledger_cost.normalize(EXACT):f} USD. Every line is exact in the ledger and rounded "
+            f"once; 'Rounding' brings their sum to the ledger's total. Not billed: "
+            f"{totals.remainder.normalize(EXACT):f} {self.currency}."
+        )
+        if self.currency != USD:
+            quoted = ", ".join(text for text in (rate.source, rate.date) if text)
+            at = f"{rate.rate.normalize(EXACT):f} {self.currency} per USD"
+            yield f"Converted at {at}{f' ({quoted})' if quoted else ''}."
+        if self.ledger["manifest"]:
+            yield (
+                f"Entries from {self.ledger['since']} to {self.ledger['until']}; "
+                f"manifest {self.ledger['manifest']}; ledger head {self.ledger['head']}."
+            )
+        if self.issued_by:
+            yield f"Issued by {self.issued_by}."
+        if self.document is not None:
+            yield f"Seal {self.document.hash}."
+
+
+#: Columns of an invoice as CSV.
+CSV_COLUMNS = (
+    *("invoice", "line", "kind", "description", "invoice_period", "period", *ACCOUNTS, "provider", "model"),
+    *("sku_meter", "conditions", "quantity", "unit", "list_unit_price_usd", "factors", "multiplier"),
+    *("computed_cost_usd", "rounding_residue_usd", "billed_cost_usd", "exact_amount", "amount", "tax_amount"),
+    *("currency", "unpriced"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CreditLine:
+    """What is given back: for which line (None = none in particular), in words, and how much before tax."""
+
+    line: int | None
+    description: str
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditNote:
+    """An issued credit note.
+
+    Attributes:
+        number: ``CN-00001``.
+        invoice: The invoice it puts right, as it stands with this note.
+        reason: Why.
+        lines: What is given back, positive.
+        net: Their sum.
+        taxes: Tax given back, at the invoice's rates.
+        total: Net and taxes, positive, in the invoice's currency.
+        issued_on: Day of issue.
+        issued_by: Who issued it.
+        document: Where it is filed; its hash seals it.
+    """
+
+    number: str
+    invoice: Invoice
+    reason: str
+    lines: tuple[CreditLine, ...]
+    net: Decimal
+    taxes: tuple[TaxLine, ...] = ()
+    total: Decimal
+    issued_on: date
+    issued_by: str
+    document: Document = field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"Credit note {self.number} on {self.invoice.number} to {self.invoice.buyer.name}: "
+            f"{money_text(self.total, self.invoice.currency)} ({self.reason})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready; decimals are text."""
+        return {"number": self.number, **json.loads(self.document.body), "seal": self.document.hash}
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+    def to_csv(self) -> str:
+        """One row per line, then the taxes; ``amount`` adds up to the net, ``tax_amount`` to the taxes."""
+        columns = ("credit_note", "invoice", "line", "description", "amount", "tax_amount", "currency")
+        about = (self.number, self.invoice.number)
+        currency = self.invoice.currency
+        return csv_text(
+            columns,
+            [
+                *((*about, line.line, line.description, line.amount, None, currency) for line in self.lines),
+                *((*about, None, tax.label, None, tax.amount, currency) for tax in self.taxes),
+            ],
+        )
+
+    def to_html(self) -> str:
+        """A page of its own that prints on A4."""
+        return render_html(self.to_sheet())
+
+    @overload
+    def to_pdf(self, target: None = None) -> bytes: ...
+    @overload
+    def to_pdf(self, target: str | Path) -> Path: ...
+    def to_pdf(self, target: str | Path | None = None) -> bytes | Path:
+        """A PDF; see `Invoice.to_pdf`."""
+        return write_pdf(self.to_sheet(), target)
+
+    def to_sheet(self) -> Sheet:
+        """What its page shows."""
+        invoice, currency = self.invoice, self.invoice.currency
+        rows = (("" if one.line is None else str(one.line), one.description, f"{one.amount:,f}") for one in self.lines)
+        return Sheet(
+            title=f"Credit note {self.number}",
+            author=invoice.seller.name,
+            date=self.issued_on.isoformat(),
+            facts=(
+                ("Date", self.issued_on.isoformat()),
+                ("Invoice", f"{invoice.number} of {invoice.issued_on}"),
+                ("Period", f"{invoice.period.label} ({invoice.period.tz})"),
+            ),
+            seller=_party_lines(invoice.seller),
+            buyer=_party_lines(invoice.buyer),
+            due=f"{money_text(self.total, currency)} credited",
+            sums=(
+                ("Net", f"{round_money(self.net, currency):,f}"),
+                *_tax_sums(self.taxes),
+                (f"Credited {currency}", f"{self.total:,f}"),
+            ),
+            columns=("Line", "Description", currency),
+            numeric=(True, False, True),
+            rows=tuple(Row(row) for row in rows),
+            remarks=(f"Reason: {self.reason}",),
+            small=(f"Issued by {self.issued_by}.", f"Seal {self.document.hash}."),
+        )
+
+    @classmethod
+    def of(cls, document: Document, invoice: Invoice) -> CreditNote:
+        """The credit note that `document` holds."""
+        body: dict[str, Any] = json.loads(document.body)
+        return cls(
+            number=number_text(document),
+            invoice=invoice,
+            reason=body["reason"],
+            lines=tuple(CreditLine(row["line"], row["description"], Decimal(row["amount"])) for row in body["lines"]),
+            net=Decimal(body["net"]),
+            taxes=tuple(TaxLine.of(row) for row in body["taxes"]),
+            total=Decimal(body["total"]),
+            issued_on=date.fromisoformat(body["issued_on"]),
+            issued_by=body["issued_by"],
+            document=document,
+        )
 
 
 def number_text(document: Document) -> str:
@@ -319,8 +536,23 @@ def number_text(document: Document) -> str:
     return f"{document.series}{document.number:05d}"
 
 
-def _party(values: Mapping[str, Any]) -> Party:
-    known: dict[str, Any] = dict(values)
-    for name in ("address", "payment"):
-        known[name] = tuple(known[name])
-    return Party(**known)
+def _party_lines(party: Party) -> tuple[str, ...]:
+    tax = f"Tax ID {party.tax_id}" if party.tax_id else None
+    return tuple(line for line in (party.name, *party.address, party.email, tax) if line)
+
+
+def _printed_line(line: LineItem) -> Row:
+    cells = (
+        str(line.position),
+        line.description,
+        *(value or "-" for value in line.group.values()),
+        f"{line.quantity.normalize(EXACT):,f}" if line.quantity and line.kind != "adjustment" else "",
+        line.price_text if line.kind != "adjustment" else "",
+        f"{line.amount:,f}" if not line.unpriced or line.amount else "unpriced",
+    )
+    return Row(cells, line.arithmetic if line.multipliers or line.rounding_residue else "")
+
+
+def _tax_sums(taxes: tuple[TaxLine, ...]) -> Iterator[tuple[str, str]]:
+    for tax in taxes:
+        yield f"{tax.label} on {tax.base:,f}", f"{tax.amount:,f}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from typing import Any
 
-from tokenmeter.billing.currency import ExchangeRate, convert, round_money
+from tokenmeter.billing.currency import ExchangeRate, add_up, convert, round_money
 from tokenmeter.billing.profile import Tax
 from tokenmeter.billing.rated import Rate, Rated, plus
 from tokenmeter.money import EXACT, ONE, ZERO
@@ -17,14 +17,19 @@ __all__ = ["LineItem", "TaxLine", "Totals", "make_lines", "sum_up"]
 
 _MILLION = 1_000_000
 _SHOWN = Context(prec=10)
-#: What a meter is called on an invoice, where its name alone would not do.
-_METERS = {
+_TOKENS = {
     "input": "input tokens",
     "output": "output tokens",
     "cache_read": "cached input tokens",
-    "provider_cost": "cost stated by the provider",
-    "adjustment": "adjustment",
+    "cache_write": "tokens written to the cache",
+    "trained_tokens": "training tokens",
 }
+#: What a meter is called on an invoice, where its name alone would not do.
+_METERS = {"provider_cost": "cost stated by the provider", "adjustment": "adjustment", **_TOKENS}
+_MEDIA = ("audio", "image", "video")
+_LIFETIMES = {"5m": "5 minutes", "30m": "30 minutes", "1h": "1 hour", "12h": "12 hours"}
+#: Conditions of a price whose value says by itself what it is.
+_PLAIN_CONDITIONS = frozenset({"processing", "service_tier"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,7 @@ class LineItem:
         group: Accounts the invoice is broken down by -> value.
         quantity: How much, in `unit`.
         unit: FOCUS PricingUnit.
+        conditions: What the unit price was chosen by, ``processing=batch``; empty for the ordinary one.
         list_unit_price: US dollars per single unit; None when unknown or mixed.
         multipliers: Factors by name, in the order they apply.
         billed_cost: US dollars, exact: quantity x unit price x multipliers, to 12 decimals per call.
@@ -60,6 +66,7 @@ class LineItem:
     group: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     quantity: Decimal
     unit: str
+    conditions: str = ""
     list_unit_price: Decimal | None
     multipliers: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
     billed_cost: Decimal
@@ -76,13 +83,42 @@ class LineItem:
         return product
 
     @property
+    def computed_cost(self) -> Decimal | None:
+        """Quantity x unit price x every factor, US dollars, exact; None where no unit price is known."""
+        if self.list_unit_price is None:
+            return None
+        return EXACT.multiply(EXACT.multiply(self.quantity, self.list_unit_price), self.multiplier)
+
+    @property
+    def rounding_residue(self) -> Decimal:
+        """What the calls' roundings to 12 decimals left: `billed_cost` less `computed_cost`, US dollars."""
+        computed = self.computed_cost
+        return ZERO if computed is None or self.unpriced else EXACT.subtract(self.billed_cost, computed)
+
+    @property
     def price_text(self) -> str:
         """The unit price for people, to ten digits: tokens per million."""
         if self.list_unit_price is None:
             return ""
         per = _MILLION if self.unit == "Tokens" else 1
-        price = _SHOWN.plus(EXACT.multiply(self.list_unit_price, Decimal(per))).normalize()
+        price = _SHOWN.plus(EXACT.multiply(self.list_unit_price, Decimal(per))).normalize(EXACT)
         return f"{price:f} / 1M" if per > 1 else f"{price:f}"
+
+    @property
+    def factors_text(self) -> str:
+        """Each factor by its name: ``discount 0.8 x platform 1.25``."""
+        return " x ".join(f"{name} {factor.normalize(EXACT):f}" for name, factor in self.multipliers.items())
+
+    @property
+    def arithmetic(self) -> str:
+        """The line redone: ``500,000 x 1.25 / 1M x discount 0.8 = 0.5 USD``, with the rounding residue if any."""
+        if self.list_unit_price is None or self.unpriced:
+            return ""
+        factors = f" x {self.factors_text}" if self.multipliers else ""
+        residue = self.rounding_residue
+        left = f", rounding {residue.normalize(EXACT):+f}" if residue else ""
+        cost = f"{self.billed_cost.normalize(EXACT):f}"
+        return f"{self.quantity.normalize(EXACT):,f} x {self.price_text}{factors} = {cost} USD{left}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; decimals are text."""
@@ -97,8 +133,11 @@ class LineItem:
             "group": dict(self.group),
             "quantity": f"{self.quantity:f}",
             "unit": self.unit,
+            "conditions": self.conditions,
             "list_unit_price": None if self.list_unit_price is None else f"{self.list_unit_price:f}",
             "multipliers": {name: f"{factor:f}" for name, factor in self.multipliers.items()},
+            "computed_cost": None if self.computed_cost is None else f"{self.computed_cost:f}",
+            "rounding_residue": f"{self.rounding_residue:f}",
             "billed_cost": f"{self.billed_cost:f}",
             "exact_amount": f"{self.exact_amount:f}",
             "amount": f"{self.amount:f}",
@@ -111,6 +150,7 @@ class LineItem:
         price = values["list_unit_price"]
         known: dict[str, Any] = dict(values)
         known |= {name: Decimal(values[name]) for name in ("quantity", "billed_cost", "exact_amount", "amount")}
+        del known["computed_cost"], known["rounding_residue"]  # follow from the rest
         known["multipliers"] = {name: Decimal(factor) for name, factor in values["multipliers"].items()}
         known["list_unit_price"] = None if price is None else Decimal(price)
         return cls(**known)
@@ -125,6 +165,26 @@ class TaxLine:
     base: Decimal
     amount: Decimal
     note: str | None = None
+    category: str = "S"
+    exemption: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """JSON-ready values; decimals are text."""
+        return {
+            "label": self.label,
+            "rate": f"{self.rate:f}",
+            "base": f"{self.base:f}",
+            "amount": f"{self.amount:f}",
+            "note": self.note,
+            "category": self.category,
+            "exemption": self.exemption,
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TaxLine:
+        """A tax from `to_dict`."""
+        known: dict[str, Any] = {**values, **{name: Decimal(values[name]) for name in ("rate", "base", "amount")}}
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,19 +216,15 @@ class Totals:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; decimals are text."""
         amounts = ("subtotal", "credits", "rounding", "net", "total", "ledger_cost", "ledger_amount", "remainder")
-        taxes = [
-            {"label": t.label, "rate": f"{t.rate:f}", "base": f"{t.base:f}", "amount": f"{t.amount:f}", "note": t.note}
-            for t in self.taxes
-        ]
-        return {**{name: f"{getattr(self, name):f}" for name in amounts}, "taxes": taxes}
+        return {
+            **{name: f"{getattr(self, name):f}" for name in amounts},
+            "taxes": [tax.to_dict() for tax in self.taxes],
+        }
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Totals:
         """Totals from `to_dict`."""
-        taxes = tuple(
-            TaxLine(row["label"], Decimal(row["rate"]), Decimal(row["base"]), Decimal(row["amount"]), row["note"])
-            for row in values["taxes"]
-        )
+        taxes = tuple(TaxLine.of(row) for row in values["taxes"])
         amounts: dict[str, Any] = {name: Decimal(text) for name, text in values.items() if name != "taxes"}
         return cls(**amounts, taxes=taxes)
 
@@ -214,15 +270,24 @@ def _key(rate: Rate, period: Period, within: Period, by: Sequence[str]) -> tuple
         rate.provider,
         rate.model,
         rate.sku_meter,
+        rate.conditions,
         rate.list_unit_price,
         rate.multipliers,
     )
 
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    kind, period, group, provider, model, meter, price, multipliers = key
+    kind, period, group, provider, model, meter, conditions, price, multipliers = key
     names = [(value is None, value or "") for value in (*group, provider, model)]
-    return ("usage", "correction", "adjustment").index(kind), period, names, meter, price or ZERO, repr(multipliers)
+    return (
+        ("usage", "correction", "adjustment").index(kind),
+        period,
+        names,
+        meter,
+        conditions,
+        price or ZERO,
+        repr(multipliers),
+    )
 
 
 def _line(
@@ -241,6 +306,7 @@ def _line(
         group=dict(zip(by, group, strict=True)),
         quantity=row.quantity,
         unit=row.rate.unit,
+        conditions=row.rate.conditions,
         list_unit_price=row.rate.list_unit_price,
         multipliers=dict(row.rate.multipliers),
         billed_cost=row.billed_cost,
@@ -251,9 +317,27 @@ def _line(
 
 
 def _description(kind: str, period: str, rate: Rate) -> str:
-    meter = _METERS.get(rate.sku_meter) or rate.sku_meter.replace("_", " ")
-    what = f"{rate.model or rate.provider} {meter}"
+    words = [condition for part in rate.conditions.split(",") if (condition := _condition(part.strip()))]
+    what = ", ".join([f"{rate.model or rate.provider} {_meter(rate.sku_meter)}", *words])
     return f"Correction of {period}: {what}" if kind == "correction" else what
+
+
+def _meter(name: str) -> str:
+    """``cached input tokens``, ``audio input tokens``, ``tokens written to the cache (5 minutes)``."""
+    if known := _METERS.get(name):
+        return known
+    base, _, last = name.rpartition("_")
+    if base in _TOKENS and last in _MEDIA:
+        return f"{last} {_TOKENS[base]}"
+    if base in _TOKENS and last in _LIFETIMES:
+        return f"{_TOKENS[base]} ({_LIFETIMES[last]})"
+    return name.replace("_", " ")
+
+
+def _condition(text: str) -> str:
+    """``batch``, ``priority``; else the condition with its name: ``geo us``."""
+    name, _, value = text.partition("=")
+    return value if name in _PLAIN_CONDITIONS else f"{name.replace('_', ' ')} {value}".strip()
 
 
 def sum_up(lines: Iterable[LineItem], *, currency: str, rate: ExchangeRate, taxes: Sequence[Tax] = ()) -> Totals:
@@ -269,22 +353,30 @@ def sum_up(lines: Iterable[LineItem], *, currency: str, rate: ExchangeRate, taxe
     for line in lines:
         cost = EXACT.add(cost, line.billed_cost)
         if line.kind == "adjustment":
-            credits_ += line.amount
+            credits_ = EXACT.add(credits_, line.amount)
         else:
-            subtotal += line.amount
+            subtotal = EXACT.add(subtotal, line.amount)
     exact = convert(cost, rate)
     net = round_money(exact, currency)
     due = tuple(
-        TaxLine(tax.label, tax.rate, net, round_money(EXACT.multiply(net, tax.rate), currency), tax.note)
+        TaxLine(
+            tax.label,
+            tax.rate,
+            net,
+            round_money(EXACT.multiply(net, tax.rate), currency),
+            tax.note,
+            tax.category,
+            tax.exemption,
+        )
         for tax in taxes
     )
     return Totals(
         subtotal=round_money(subtotal, currency),
         credits=round_money(credits_, currency),
-        rounding=round_money(net - subtotal - credits_, currency),
+        rounding=round_money(EXACT.subtract(EXACT.subtract(net, subtotal), credits_), currency),
         net=net,
         taxes=due,
-        total=sum((tax.amount for tax in due), net),
+        total=add_up((net, *(tax.amount for tax in due))),
         ledger_cost=cost,
         ledger_amount=exact,
         remainder=EXACT.subtract(exact, net),

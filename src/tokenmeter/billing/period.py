@@ -6,6 +6,7 @@ what was told, not by clocks, so that an entry which waited in a spool or settle
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,15 @@ from tokenmeter.stores.documents import Document, NewDocument, Request
 __all__ = [
     "ClosedPeriod",
     "Late",
+    "acting",
     "close_period",
     "closed_periods",
     "corrections",
     "find_closed",
     "late_costs",
     "late_entries",
+    "period_dict",
+    "period_of",
 ]
 
 _KIND = "period"
@@ -55,7 +59,7 @@ class Late:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {"period": _period_dict(self.period), "billed_cost": str(self.billed_cost), "rows": encode(self.rows)}
+        return {"period": period_dict(self.period), "billed_cost": str(self.billed_cost), "rows": encode(self.rows)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,7 @@ class ClosedPeriod:
     def to_dict(self) -> dict[str, Any]:
         """The manifest, JSON-ready."""
         return {
-            "period": _period_dict(self.period),
+            "period": period_dict(self.period),
             "closed_at": self.closed_at.isoformat(),
             "closed_by": self.closed_by,
             **{name: getattr(self, name) for name in ("entries", "requests", "unpriced", "estimated")},
@@ -118,7 +122,7 @@ class ClosedPeriod:
         """The manifest that `document` holds."""
         body: dict[str, Any] = json.loads(document.body)
         return cls(
-            period=_period_of(body["period"]),
+            period=period_of(body["period"]),
             closed_at=datetime.fromisoformat(body["closed_at"]),
             closed_by=body["closed_by"],
             entries=body["entries"],
@@ -129,7 +133,7 @@ class ClosedPeriod:
             contracted_cost=Decimal(body["contracted_cost"]),
             billed_cost=Decimal(body["billed_cost"]),
             rows=tuple(decode(body["rows"])),
-            late=tuple(Late(_period_of(one["period"]), tuple(decode(one["rows"]))) for one in body["late"]),
+            late=tuple(Late(period_of(one["period"]), tuple(decode(one["rows"]))) for one in body["late"]),
             document=document,
         )
 
@@ -146,7 +150,7 @@ def close_period(
         store: The ledger.
         period: ``"2026-11"``, ``"2026-Q4"``, ... or a `Period`.
         tz: IANA zone in which it is cut.
-        by: Who closes it.
+        by: Who closes it; default: the user of the system.
         now: The moment of closing; default: now.
 
     Raises:
@@ -160,12 +164,22 @@ def close_period(
     while True:
         closed = closed_periods(store)
         _check_open(wanted, closed)
-        manifest = _manifest(store, wanted, closed, moment, by)
+        manifest = _manifest(store, wanted, closed, moment, acting(by))
         body = json.dumps(manifest.to_dict(), ensure_ascii=False, separators=(",", ":"))
         # Numbered keys: of two closings at the same time one files its manifest, the other looks again.
         filing = store.file(NewDocument(kind=_KIND, key=f"{len(closed) + 1}", body=body))
         if filing.recorded:
             return ClosedPeriod.of(filing.document)
+
+
+def acting(by: str | None) -> str:
+    """Who does something: `by`, else the user of the system."""
+    if by:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a user without a name, as in some containers
+        return "unknown"
 
 
 def _check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
@@ -178,9 +192,7 @@ def _check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
             )
 
 
-def _manifest(
-    store: Store, wanted: Period, closed: Sequence[ClosedPeriod], moment: datetime, by: str | None
-) -> ClosedPeriod:
+def _manifest(store: Store, wanted: Period, closed: Sequence[ClosedPeriod], moment: datetime, by: str) -> ClosedPeriod:
     tally = Tally.of(store.entries(EntryFilter(since=wanted.start, until=wanted.end)))
     rows = tuple(tally.rows.values())
     return ClosedPeriod(
@@ -282,7 +294,8 @@ def _total(rows: Iterable[Rated], name: str) -> Decimal:
     return total
 
 
-def _period_dict(period: Period) -> dict[str, str]:
+def period_dict(period: Period) -> dict[str, str]:
+    """A period, JSON-ready."""
     return {
         "label": period.label,
         "start": period.start.isoformat(),
@@ -291,7 +304,8 @@ def _period_dict(period: Period) -> dict[str, str]:
     }
 
 
-def _period_of(values: Mapping[str, str]) -> Period:
+def period_of(values: Mapping[str, str]) -> Period:
+    """A period from `period_dict`."""
     return Period(
         datetime.fromisoformat(values["start"]), datetime.fromisoformat(values["end"]), values["tz"], values["label"]
     )

@@ -9,14 +9,22 @@ from decimal import Decimal
 from typing import Any, TypeVar, cast
 
 from tokenmeter.billing.currency import USD, check_currency
+from tokenmeter.billing.rated import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import parse_decimal
+from tokenmeter.money import EXACT, parse_decimal
 from tokenmeter.periods import zone
 
 __all__ = ["BillingProfile", "Party", "Tax"]
 
 T = TypeVar("T")
 _PERCENT = Decimal(100)
+#: Tax categories of EN 16931 that an invoice of services can have.
+TAX_CATEGORIES = ("S", "Z", "E", "AE", "K", "G", "O")
+#: A party's settings that are one text each.
+_TEXTS = (
+    *("email", "tax_id", "cost_centre", "purchase_order", "country", "city", "postcode", "contact", "phone"),
+    *("legal_id", "iban", "bic", "reference", "electronic_address", "electronic_scheme"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +35,16 @@ class Tax:
         name: ``"VAT"``, ``"GST"``, ...
         rate: As a fraction: ``Decimal("0.19")``.
         note: What the law wants said, for example about reverse charge.
+        category: Code of EN 16931 (UNTDID 5305): ``S`` standard, ``Z`` zero, ``E`` exempt, ``AE`` reverse charge, ``K``
+            intra-community, ``G`` export, ``O`` outside. Default: ``S``, or ``Z`` at a rate of 0.
+        exemption: Code of the reason (VATEX), such as ``VATEX-EU-AE``.
     """
 
     name: str
     rate: Decimal
     note: str | None = None
+    category: str = "S"
+    exemption: str | None = None
 
     @classmethod
     def parse(cls, row: object, *, where: str) -> Tax:
@@ -44,12 +57,23 @@ class Tax:
         rate = parse_decimal(values.get("rate"), name=f"{where}.rate")
         if not 0 <= rate < 1:
             raise ConfigurationError(f"{where}.rate is a fraction such as '0.19' for 19 %, not {rate}.")
-        return cls(name=_text(values, "name", where) or "Tax", rate=rate, note=_text(values, "note", where))
+        category = _text(values, "category", where) or ("S" if rate else "Z")
+        if category not in TAX_CATEGORIES:
+            raise ConfigurationError(f"{where}.category is one of {', '.join(TAX_CATEGORIES)}, not {category!r}.")
+        if rate and category != "S":
+            raise ConfigurationError(f"{where}: category {category!r} goes with a rate of 0, not {rate}.")
+        return cls(
+            name=_text(values, "name", where) or "Tax",
+            rate=rate,
+            note=_text(values, "note", where),
+            category=category,
+            exemption=_text(values, "exemption", where),
+        )
 
     @property
     def label(self) -> str:
         """``VAT 19 %``."""
-        return f"{self.name} {(self.rate * _PERCENT).normalize():f} %"
+        return f"{self.name} {EXACT.multiply(self.rate, _PERCENT).normalize(EXACT):f} %"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +82,24 @@ class Party:
 
     Attributes:
         name: Its name.
-        address: Its lines.
+        address: Its lines, as they are printed.
         email: Where to write.
         tax_id: VAT or tax number.
         cost_centre: The buyer's cost centre.
         purchase_order: The buyer's order number.
         payment: How to pay the seller: lines with bank and account.
         taxes: The buyer's own taxes, instead of the profile's; None = the profile's.
+        country: ISO 3166 code, ``DE``. This and what follows is for electronic invoices and is not printed.
+        city: Town.
+        postcode: Postal code.
+        contact: Name of a person or department.
+        phone: Its telephone.
+        legal_id: Registration number.
+        iban: The seller's account.
+        bic: Its bank.
+        reference: What the buyer wants to find its order by, in Germany the Leitweg-ID.
+        electronic_address: Where electronic invoices arrive.
+        electronic_scheme: Its scheme (EAS); default ``EM``, an address for mail.
     """
 
     name: str
@@ -75,6 +110,17 @@ class Party:
     purchase_order: str | None = None
     payment: tuple[str, ...] = ()
     taxes: tuple[Tax, ...] | None = None
+    country: str | None = None
+    city: str | None = None
+    postcode: str | None = None
+    contact: str | None = None
+    phone: str | None = None
+    legal_id: str | None = None
+    iban: str | None = None
+    bic: str | None = None
+    reference: str | None = None
+    electronic_address: str | None = None
+    electronic_scheme: str | None = None
 
     @classmethod
     def parse(cls, row: object, *, where: str) -> Party:
@@ -92,16 +138,25 @@ class Party:
             address=_lines(values, "address", where),
             payment=_lines(values, "payment", where),
             taxes=_taxes(values["taxes"], f"{where}.taxes") if values.get("taxes") is not None else None,
-            **{key: _text(values, key, where) for key in ("email", "tax_id", "cost_centre", "purchase_order")},
+            **{key: _text(values, key, where) for key in _TEXTS},
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What an invoice shows of it, JSON-ready."""
+        """What an invoice keeps of it, JSON-ready; what is not known is left out."""
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "taxes"}
         return {
             name: list(cast("tuple[str, ...]", value)) if isinstance(value, tuple) else value
             for name, value in values.items()
+            if value
         }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Party:
+        """A party from `to_dict`."""
+        known: dict[str, Any] = dict(values)
+        for name in ("address", "payment"):
+            known[name] = tuple(known.get(name, ()))
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,9 +267,7 @@ def _buyers(table: Any, where: str) -> dict[str, Party]:
         raise ConfigurationError(f"{where} is a table such as [billing.buyers.member.ada].")
     found: dict[str, Party] = {}
     for dimension, accounts in cast("Mapping[str, Any]", table).items():
-        if dimension not in ("member", "team", "organization", "project", "api_key") or not isinstance(
-            accounts, Mapping
-        ):
+        if dimension not in ACCOUNTS or not isinstance(accounts, Mapping):
             raise ConfigurationError(
                 f"{where}.{dimension}: write [billing.buyers.member.ada], with member, team, organization, project or "
                 "api_key in the middle."

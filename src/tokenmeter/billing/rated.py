@@ -1,24 +1,83 @@
-"""Entries boiled down to what an invoice line needs: one row per account, meter and price, costs exact."""
+"""Whose usage it is, and entries boiled down to what an invoice line needs: one row per account, meter and price."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.semconv import EntryKind
 
-__all__ = ["ACCOUNTS", "Rate", "Rated", "Tally", "add", "decode", "encode", "minus", "plus", "within"]
+__all__ = [
+    "ACCOUNTS",
+    "Rate",
+    "Rated",
+    "Tally",
+    "account_name",
+    "add",
+    "check_account",
+    "check_dimensions",
+    "decode",
+    "encode",
+    "minus",
+    "plus",
+    "within",
+]
 
 #: What an invoice can be made out to.
 ACCOUNTS = ("member", "team", "organization", "project", "api_key")
+#: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
+_CONDITIONS = re.compile(r"\[([^\]]*)\]")
+
+
+def check_account(**given: str | None) -> dict[str, str]:
+    """The account that the arguments name: dimension -> value.
+
+    Raises:
+        ConfigurationError: none is named, or by something else than a text.
+    """
+    scope = {name: value for name, value in given.items() if value is not None}
+    if not scope:
+        raise ConfigurationError(f"Say whose: one of {', '.join(f'{name}=' for name in ACCOUNTS)}.")
+    for name, value in scope.items():
+        if not isinstance(value, str) or not value:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"{name}= names one account by a text, not {value!r}.")
+    return {name: scope[name] for name in ACCOUNTS if name in scope}
+
+
+def check_dimensions(names: str | Iterable[str], *, what: str) -> tuple[str, ...]:
+    """Account dimensions as a person writes them: ``"member,team"`` or a list.
+
+    Args:
+        names: The names.
+        what: The argument, for the message.
+
+    Raises:
+        ConfigurationError: not a dimension of accounts.
+    """
+    split = tuple(name.strip() for name in names.split(",") if name.strip()) if isinstance(names, str) else tuple(names)
+    for name in split:
+        if name not in ACCOUNTS:
+            raise ConfigurationError(f"{what} takes {', '.join(ACCOUNTS)}, not {name!r}.")
+    return split
+
+
+def account_name(scope: Mapping[str, str]) -> str:
+    """``member=ada``: how an account is written."""
+    return ",".join(f"{name}={value}" for name, value in scope.items())
 
 
 class Rate(NamedTuple):
-    """What rows are told apart by. Multipliers are ``((name, factor), ...)`` in the order they apply."""
+    """What rows are told apart by.
+
+    `conditions` is what the price was chosen by (``processing=batch``), empty for the ordinary one. Multipliers are
+    ``((name, factor), ...)`` in the order they apply.
+    """
 
     member: str | None
     team: str | None
@@ -30,6 +89,7 @@ class Rate(NamedTuple):
     model: str | None
     sku_meter: str
     unit: str
+    conditions: str
     list_unit_price: Decimal | None
     multipliers: tuple[tuple[str, Decimal], ...]
 
@@ -110,6 +170,7 @@ def _rate(entry: Entry, charge: Charge | None) -> Rate:
         model=entry.model,
         sku_meter="adjustment" if entry.kind == "adjustment" else "provider_cost",
         unit="USD",
+        conditions="",
         list_unit_price=None,
         multipliers=(),
     )
@@ -119,19 +180,26 @@ def _rate(entry: Entry, charge: Charge | None) -> Rate:
         model=charge.model or entry.model,
         sku_meter=charge.sku_meter,
         unit=charge.unit,
+        conditions=_conditions(charge.price_id),
         list_unit_price=charge.list_unit_price,
         multipliers=tuple(charge.multipliers.items()),
     )
 
 
+def _conditions(price_id: str | None) -> str:
+    found = _CONDITIONS.search(price_id or "")
+    return found[1] if found else ""
+
+
 def plus(one: Rated, other: Rated, sign: int = 1) -> Rated:
     """`one` with `other` added (or, with ``sign=-1``, taken away); the rate stays that of `one`."""
+    join = EXACT.add if sign > 0 else EXACT.subtract
     return Rated(
         one.rate,
-        EXACT.add(one.quantity, sign * other.quantity),
-        EXACT.add(one.list_cost, sign * other.list_cost),
-        EXACT.add(one.contracted_cost, sign * other.contracted_cost),
-        EXACT.add(one.billed_cost, sign * other.billed_cost),
+        join(one.quantity, other.quantity),
+        join(one.list_cost, other.list_cost),
+        join(one.contracted_cost, other.contracted_cost),
+        join(one.billed_cost, other.billed_cost),
         one.unpriced + sign * other.unpriced,
     )
 

@@ -9,19 +9,23 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from tokenmeter.billing.account import account_name, check_account
 from tokenmeter.billing.currency import USD
-from tokenmeter.billing.invoice import Invoice, number_text
-from tokenmeter.billing.issuing import CREDIT_NOTE, EVENT, INVOICE
+from tokenmeter.billing.invoice import Invoice
+from tokenmeter.billing.issuing import invoices
+from tokenmeter.billing.period import period_dict
+from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
-from tokenmeter.stores.documents import Document, Request
 
 __all__ = ["Statement", "StatementLine", "draw_statement"]
 
 Basis = Literal["usage", "invoices"]
+
+
+#: Kind of entry -> what its line is called, in the order of lines.
+_KINDS = {"usage": "Usage", "correction": "Corrections", "adjustment": "Adjustments"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,7 @@ class Statement:
         """All of it, JSON-ready; decimals are text."""
         return {
             "scope": dict(self.scope),
-            "period": {
-                "label": self.period.label,
-                "start": self.period.start.isoformat(),
-                "end": self.period.end.isoformat(),
-                "tz": self.period.tz,
-            },
+            "period": period_dict(self.period),
             "basis": self.basis,
             "currency": self.currency,
             **{name: f"{getattr(self, name):f}" for name in ("opening", "charges", "credits", "closing")},
@@ -163,21 +162,21 @@ def _by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: Cale
         for group in store.aggregate([first.occurred_at, period.start], [], which):
             opening = EXACT.add(opening, group.billed_cost)
     parts = buckets(period, unit)
-    charges = [ZERO] * len(parts)
-    credits_ = [ZERO] * len(parts)
+    sums: list[dict[str, Decimal]] = [{} for _ in parts]
     unpriced = 0
     for group in store.aggregate([*(part.start for part in parts), period.end], ["kind"], which):
-        column = credits_ if group.group[0] == "adjustment" else charges
-        column[group.bucket] = EXACT.add(column[group.bucket], group.billed_cost)
+        sums[group.bucket][str(group.group[0])] = group.billed_cost
         unpriced += group.unpriced
     lines: list[StatementLine] = []
     balance = opening
-    for part, charge, credit in zip(parts, charges, credits_, strict=True):
-        balance = EXACT.add(balance, EXACT.add(charge, credit))
-        if charge or credit:
-            lines.append(
-                StatementLine(part.label, "Usage" if not credit else "Usage and credits", charge, credit, balance)
-            )
+    for part, by_kind in zip(parts, sums, strict=True):
+        for kind, text in _KINDS.items():
+            if amount := by_kind.get(kind):
+                balance = EXACT.add(balance, amount)
+                credit = kind == "adjustment" and amount < 0
+                lines.append(
+                    StatementLine(part.label, text, ZERO if credit else amount, amount if credit else ZERO, balance)
+                )
     return replace(_blank(scope, period, "usage"), **_summed(opening, lines), unpriced=unpriced)
 
 
@@ -190,7 +189,7 @@ def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Stat
         currencies.add(moved.currency)
         if moved.at >= period.end:
             continue
-        balance += moved.amount
+        balance = EXACT.add(balance, moved.amount)
         if moved.at < period.start:
             opening = balance
             continue
@@ -205,28 +204,26 @@ def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Stat
     return replace(_blank(scope, period, "invoices"), **_summed(opening, lines), currency=currency)
 
 
-def _movements(store: Store, scope: Mapping[str, str]) -> Iterator[_Movement]:
+def _movements(store: Store, scope: Mapping[str, str]) -> list[_Movement]:
     """What moved the account's balance, in the order of filing."""
-    due: dict[str, tuple[Invoice, Decimal]] = {}
-    for document in store.documents(Request()):
-        if document.kind == INVOICE and document.key.startswith(f"{account_name(scope)} "):
-            invoice = Invoice.of(document)
-            due[number_text(document)] = (invoice, invoice.total)
-            what = f"{invoice.title} {invoice.number} for {invoice.period.label}"
-            yield _Movement(document.recorded_at, invoice.currency, what, invoice.total)
-        elif document.kind in {EVENT, CREDIT_NOTE} and (found := due.get(document.key.rpartition(" #")[0])):
-            invoice, left = found
-            amount, what = _taken_off(document, invoice, left)
-            due[str(invoice.number)] = (invoice, left - amount)
-            if amount:
-                yield _Movement(document.recorded_at, invoice.currency, what, -amount)
+    moved: list[_Movement] = []
+    for invoice in invoices(store, lines=False):
+        if invoice.scope == scope:
+            moved += _moved_by(invoice)
+    return sorted(moved, key=lambda one: one.at)
 
 
-def _taken_off(document: Document, invoice: Invoice, left: Decimal) -> tuple[Decimal, str]:
-    body: dict[str, Any] = json.loads(document.body)
-    if document.kind == CREDIT_NOTE:
-        return Decimal(body["total"]), f"Credit note {number_text(document)} on {invoice.number}: {body['reason']}"
-    return left, f"Invoice {invoice.number} {body['status']}"
+def _moved_by(invoice: Invoice) -> Iterator[_Movement]:
+    assert invoice.document is not None  # noqa: S101 - it was read from one
+    what = f"{invoice.title} {invoice.number} for {invoice.period.label}"
+    yield _Movement(invoice.document.recorded_at, invoice.currency, what, invoice.total)
+    left = invoice.total
+    for event in invoice.events:
+        amount = left if event.amount is None else event.amount
+        left = EXACT.subtract(left, amount)
+        if amount:
+            text = f"{event.name} on {invoice.number}{f': {event.note}' if event.note else ''}"
+            yield _Movement(event.at, invoice.currency, text, amount.copy_negate())
 
 
 def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:

@@ -1,88 +1,186 @@
-"""``invoice``: drafted, issued, listed, printed, credited."""
+"""``invoice``: drafted, issued one by one or for everybody, listed, printed, credited, paid."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tokenmeter.billing import BillingProfile, Invoice, draft_invoice, find_invoice, invoices
-from tokenmeter.cli.console import emit, out, show_table
-from tokenmeter.cli.frame import Frame, command
-from tokenmeter.cli.options import (
-    BillPeriod,
-    Break,
-    pairs_of,
+from tokenmeter.billing import (
+    BillingProfile,
+    Invoice,
+    credit_invoice,
+    credit_notes,
+    draft_invoice,
+    draft_invoices,
+    find_invoice,
+    invoice_coverage,
+    invoices,
+    issue_invoices,
+    record_payment,
+    void_invoice,
+    write_off_invoice,
 )
+from tokenmeter.billing.rated import ACCOUNTS
+from tokenmeter.cli.console import Exit, emit, out, show_table
+from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.periods import parse_instant
+from tokenmeter.stores.base import Store
 
 __all__ = ["invoice_app"]
 
-invoice_app = typer.Typer(help="Draft, issue, list, print and credit invoices.", no_args_is_help=True)
+invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 
 Number = Annotated[str, typer.Argument(help="Invoice number, such as INV-00001.")]
 Account = Annotated[
-    list[str], typer.Argument(help="Whose: FIELD=VALUE with member, team, organization, project or api_key.")
+    list[str] | None, typer.Argument(help="Whose: FIELD=VALUE with member, team, organization, project or api_key.")
 ]
+Each = Annotated[
+    str | None, typer.Option("--by", "-b", help="An invoice for every member, team, organization, project or api_key.")
+]
+LinesBy = Annotated[str, typer.Option("--lines-by", help="Break lines down by these accounts, such as member.")]
 Currency = Annotated[str | None, typer.Option("--currency", help="Instead of the settings' currency.")]
 Rate = Annotated[str | None, typer.Option("--rate", help="Units of the currency per US dollar.")]
 RateSource = Annotated[str | None, typer.Option("--rate-source", help="Who quoted the rate, and for when.")]
+Actor = Annotated[str | None, typer.Option("--actor", help="Who does it.", show_default="the user of the system")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stays on the paper trail.")]
+Day = Annotated[
+    str | None, typer.Option("--on", help="The day it counts for, such as 2026-12-01.", show_default="today")
+]
 
 
-@contextmanager
-def _drafted(
-    account: list[str],
-    period: str,
-    by: str,
-    rate: tuple[str | None, str | None, str | None],
-    frame: Frame,
-) -> Generator[Invoice]:
-    currency, quoted, source = rate
-    scope = pairs_of(account)
-    unknown = set(scope) - {"member", "team", "organization", "project", "api_key"}
-    if unknown or not all(scope.values()):
-        raise ConfigurationError("Name the account as FIELD=VALUE: member, team, organization, project or api_key.")
-    exchange = None if quoted is None else {"rate": quoted, "source": source}
-    profile = BillingProfile.parse(frame.settings.billing)
-    with frame.ledger() as opened:
-        yield draft_invoice(
-            opened, period=period, by=by, profile=profile, currency=currency, exchange_rate=exchange, **scope
-        )
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the arguments ask to be drafted."""
+
+    account: list[str] | None
+    each: str | None
+    period: str
+    lines_by: str
+    currency: str | None
+    rate: str | None
+    rate_source: str | None
+
+    def drafts(self, frame: Frame, store: Store) -> list[Invoice]:
+        """The drafts; one unless an invoice is wanted for each of many."""
+        scope = pairs_of(self.account or [])
+        if set(scope) - set(ACCOUNTS) or not all(scope.values()) or not (scope or self.each):
+            raise ConfigurationError(
+                f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}; or --by member for an invoice to each."
+            )
+        profile = BillingProfile.parse(frame.settings.billing)
+        exchange = None if self.rate is None else {"rate": self.rate, "source": self.rate_source}
+        if self.each:
+            return draft_invoices(
+                store,
+                period=self.period,
+                each=self.each,
+                lines_by=self.lines_by,
+                profile=profile,
+                currency=self.currency,
+                exchange_rate=exchange,
+                **scope,
+            )
+        return [
+            draft_invoice(
+                store,
+                period=self.period,
+                lines_by=self.lines_by,
+                profile=profile,
+                currency=self.currency,
+                exchange_rate=exchange,
+                **scope,
+            )
+        ]
 
 
-@command(invoice_app, "draft", examples=["tokenmeter invoice draft team=search --period 2026-11"])
+@command(
+    invoice_app,
+    "draft",
+    examples=[
+        "tokenmeter invoice draft team=search --period 2026-11",
+        "tokenmeter invoice draft --by member --period last-month",
+    ],
+)
 def draft(
     frame: Frame,
-    account: Account,
+    account: Account = None,
     *,
+    by: Each = None,
     period: BillPeriod = "last-month",
-    by: Break = "",
+    lines_by: LinesBy = "",
     currency: Currency = None,
     rate: Rate = None,
     rate_source: RateSource = None,
 ) -> None:
-    """Show what an account owes; nothing is written."""
-    with _drafted(account, period, by, (currency, rate, rate_source), frame) as invoice:
-        _show(frame, invoice)
+    """Show what an account, or each of many, owes; nothing is written."""
+    wanted = _Wanted(account, by, period, lines_by, currency, rate, rate_source)
+    with frame.ledger() as opened:
+        drafts = wanted.drafts(frame, opened)
+        if by is None:
+            _show(frame, drafts[0])
+        else:
+            _list(frame, drafts)
 
 
-@command(invoice_app, "issue")
+@command(
+    invoice_app,
+    "issue",
+    examples=[
+        "tokenmeter invoice issue team=search --period 2026-11",
+        "tokenmeter invoice issue --by member --period last-month --yes",
+    ],
+)
 def issue(
     frame: Frame,
-    account: Account,
+    account: Account = None,
     *,
+    by: Each = None,
     period: BillPeriod = "last-month",
-    by: Break = "",
+    lines_by: LinesBy = "",
     currency: Currency = None,
     rate: Rate = None,
     rate_source: RateSource = None,
+    on: Day = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --by: issue what the preview shows.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even without usage, or over 0.00.")] = False,
+    allow_unpriced: Annotated[
+        bool, typer.Option("--allow-unpriced", help="Even if some usage has no known price.")
+    ] = False,
+    allow_overlap: Annotated[
+        str | None, typer.Option("--allow-overlap", help="Why usage that is on another invoice is billed again.")
+    ] = None,
+    actor: Actor = None,
 ) -> None:
-    """Number and file an account's invoice for a closed period."""
-    with _drafted(account, period, by, (currency, rate, rate_source), frame) as invoice:
-        _show(frame, invoice.issue())
+    """Number and file an account's invoice for a closed period; with --by one for each account, after a preview."""
+    wanted = _Wanted(account, by, period, lines_by, currency, rate, rate_source)
+    with frame.ledger() as opened:
+        drafts = wanted.drafts(frame, opened)
+        if by is not None and not yes:
+            _list(frame, drafts)
+            if not frame.as_json:
+                out.print("Nothing was issued yet; --yes issues these.")
+            return
+        issued = issue_invoices(
+            opened,
+            drafts,
+            on=_day(on),
+            by=actor,
+            force=force,
+            allow_unpriced=allow_unpriced,
+            allow_overlap=allow_overlap,
+        )
+        if by is None:
+            _show(frame, issued[0])
+            return
+        _list(frame, issued)
+        if issued and not frame.as_json:
+            out.print(str(invoice_coverage(opened, period=issued[0].period)), markup=False)
 
 
 @command(invoice_app, "list")
@@ -90,23 +188,23 @@ def list_(frame: Frame) -> None:
     """Issued invoices."""
     with frame.ledger() as opened:
         found = invoices(opened)
-    if frame.as_json:
-        emit([{**one.to_dict(), "lines": len(one.lines)} for one in found])
-    elif not found:
-        out.print("No invoice has been issued yet.")
+    if found or frame.as_json:
+        _list(frame, found)
     else:
-        heads = ("number", "to", "period", "total", "credited", "status")
-        rows = [
-            (str(one.number), one.buyer.name, one.period.label, f"{one.total:,f} {one.currency}", f"{one.credited:,f}")
-            for one in found
-        ]
-        statuses = [one.status for one in found]
-        show_table(
-            heads,
-            [(*row, status) for row, status in zip(rows, statuses, strict=True)],
-            figures=("total", "credited"),
-            whole=("number",),
-        )
+        out.print("No invoice has been issued yet.")
+
+
+@command(invoice_app, "coverage", examples=["tokenmeter invoice coverage --period last-month"])
+def coverage(frame: Frame, *, period: BillPeriod = "last-month", tz: TzOption = "UTC") -> None:
+    """Whether all usage of a period is billed, and none of it twice; exit code 1 when not."""
+    with frame.ledger() as opened:
+        found = invoice_coverage(opened, period=period, tz=tz)
+    if frame.as_json:
+        emit(found.to_dict())
+    else:
+        out.print(str(found), markup=False)
+    if found.billed_nowhere or found.billed_twice:
+        raise typer.Exit(Exit.FOUND)
 
 
 @command(invoice_app, "show")
@@ -116,58 +214,102 @@ def show(frame: Frame, number: Number) -> None:
         _show(frame, find_invoice(opened, number))
 
 
-@command(invoice_app, "pdf", options=("store", "config"))
+@command(invoice_app, "pdf")
 def pdf(
     frame: Frame,
-    number: Number,
-    target: Annotated[Path | None, typer.Argument(help="File; .html and .csv work, too. Default: NUMBER.pdf.")] = None,
+    number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="File; .html, .csv and .json work, too. Default: NUMBER.pdf.")
+    ] = None,
 ) -> None:
-    """Write an issued invoice as PDF, HTML or CSV, by the file's ending."""
+    """Write an invoice or a credit note as PDF, HTML, CSV or JSON, by the file's ending."""
     with frame.ledger() as opened:
-        invoice = find_invoice(opened, number)
+        note = next((one for one in credit_notes(opened) if one.number == number), None)
+        document = note or find_invoice(opened, number)
     path = target or Path(f"{number}.pdf")
-    forms = {".html": invoice.to_html, ".csv": invoice.to_csv}
+    forms = {".html": document.to_html, ".csv": document.to_csv, ".json": document.to_json}
     if path.suffix in forms:
-        path.write_text(forms[path.suffix](), encoding="utf-8")
+        path.write_text(forms[path.suffix](), encoding="utf-8", newline="")
+    elif path.suffix == ".pdf":
+        document.to_pdf(path)
     else:
-        invoice.to_pdf(path)
+        raise ConfigurationError(f"{path.name}: an invoice is written as .pdf, .html, .csv or .json.")
     out.print(str(path), markup=False)
 
 
-@command(invoice_app, "credit")
+@command(invoice_app, "credit", examples=["tokenmeter invoice credit INV-00001 25.00 --reason 'outage on the 12th'"])
 def credit(
     frame: Frame,
     number: Number,
     amount: Annotated[str, typer.Argument(help="Net amount to give back, or 'rest'.")],
     *,
-    reason: Annotated[str, typer.Option("--reason", help="Why; printed on the note.")],
+    reason: Reason,
+    line: Annotated[int | None, typer.Option("--line", help="Of which line.")] = None,
+    actor: Actor = None,
 ) -> None:
     """Issue a credit note on an invoice."""
     with frame.ledger() as opened:
-        note = find_invoice(opened, number).credit(None if amount == "rest" else amount, reason)
+        lines = None if amount == "rest" else amount if line is None else [(line, amount)]
+        note = credit_invoice(opened, number, lines, reason, by=actor)
         if frame.as_json:
             emit(note.to_dict())
         else:
             out.print(str(note), markup=False)
 
 
-@command(invoice_app, "paid")
+@command(invoice_app, "paid", examples=["tokenmeter invoice paid INV-00001 50.00 --on 2026-12-03 --note 'wire 118'"])
 def paid(
     frame: Frame,
     number: Number,
+    amount: Annotated[
+        str | None, typer.Argument(help="How much; negative: given back.", show_default="all that is left")
+    ] = None,
     *,
     note: Annotated[str | None, typer.Option("--note", help="The payment's reference.")] = None,
+    on: Day = None,
+    actor: Actor = None,
 ) -> None:
-    """Note that an invoice has been paid."""
+    """Note that an invoice has been paid, in part or in full."""
     with frame.ledger() as opened:
-        _show(frame, find_invoice(opened, number).mark_paid(note=note))
+        _show(frame, record_payment(opened, number, amount, on=_day(on), reference=note, by=actor))
 
 
 @command(invoice_app, "void")
-def void(frame: Frame, number: Number, *, reason: Annotated[str, typer.Option("--reason", help="Why.")]) -> None:
+def void(frame: Frame, number: Number, *, reason: Reason, actor: Actor = None) -> None:
     """Take a mistaken invoice out; its number stays used."""
     with frame.ledger() as opened:
-        _show(frame, find_invoice(opened, number).void(reason))
+        _show(frame, void_invoice(opened, number, reason, by=actor))
+
+
+@command(invoice_app, "write-off")
+def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = None) -> None:
+    """Give up on what is left of an invoice."""
+    with frame.ledger() as opened:
+        _show(frame, write_off_invoice(opened, number, reason, by=actor))
+
+
+def _day(text: str | None) -> date | None:
+    return None if text is None else parse_instant(text).date()
+
+
+def _list(frame: Frame, found: list[Invoice]) -> None:
+    if frame.as_json:
+        emit([{**one.to_dict(), "lines": len(one.lines)} for one in found])
+        return
+    heads = ("number", "account", "to", "period", "total", "credited", "paid", "balance", "status")
+    rows = [
+        (
+            one.number or "(draft)",
+            one.account,
+            one.buyer.name,
+            one.period.label,
+            f"{one.total:,f} {one.currency}",
+            *(f"{amount:,f}" for amount in (one.credited, one.paid, one.balance)),
+            one.status if not one.unpriced else f"{one.status}, {one.unpriced} unpriced",
+        )
+        for one in found
+    ]
+    show_table(heads, rows, figures=("total", "credited", "paid", "balance"), whole=("number", "account"))
 
 
 def _show(frame: Frame, invoice: Invoice) -> None:
@@ -177,9 +319,11 @@ def _show(frame: Frame, invoice: Invoice) -> None:
     out.print(str(invoice), markup=False)
     for line in invoice.lines:
         out.print(f"{line.position:>5}  {line.description:<60} {line.amount:>14,f}", markup=False)
-    totals = invoice.totals
-    for name in ("subtotal", "credits", "rounding", "net"):
-        out.print(f"       {name:<60} {getattr(totals, name):>14,f}", markup=False)
-    for tax in totals.taxes:
-        out.print(f"       {tax.label:<60} {tax.amount:>14,f}", markup=False)
-    out.print(f"       {'total ' + invoice.currency:<60} {totals.total:>14,f}", markup=False)
+        if line.multipliers or line.rounding_residue:
+            out.print(f"         {line.arithmetic}", markup=False)
+    for name, amount in invoice.to_sheet().sums:
+        out.print(f"       {name:<60} {amount:>14}", markup=False)
+    if invoice.events:
+        out.print(f"       {'left to pay':<60} {invoice.balance:>14,f}", markup=False)
+    for event in invoice.events:
+        out.print(f"       {event.on} {event.text}, by {event.by}", markup=False)

@@ -23,6 +23,7 @@ from tokenmeter.cli.options import (
     pairs_of,
 )
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.reconciliation import file_reconciliation, post_proposals
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 
 __all__ = ["period_app", "reconcile"]
@@ -37,7 +38,9 @@ def close(
     frame: Frame,
     period: Period,
     *,
-    by: Annotated[str | None, typer.Option("--by", help="Who closes it.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", "--actor", help="Who closes it.", show_default="the user of the system")
+    ] = None,
     tz: TzOption = "UTC",
 ) -> None:
     """Close a period for good; what comes later is a correction in the next."""
@@ -92,7 +95,7 @@ def reconcile(
     with frame.meter(make=True) as meter:
         with progress_out.status("reading the provider's books") as shown:
             outcome = run_reconciliation(
-                meter,
+                meter.store,
                 provider=provider,
                 period=period,
                 source=list(file) if file else _client(provider),
@@ -103,7 +106,7 @@ def reconcile(
                 resume=resume,
                 progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
             )
-        posted = outcome.post() if post else []
+        posted = post_proposals(meter, outcome) if post else []
         if frame.as_json:
             emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
         else:
@@ -111,7 +114,7 @@ def reconcile(
             if post:
                 out.print(f"{len(posted)} adjustments were appended.")
         if keep:  # told first: an outcome that cannot be filed is not lost
-            outcome.file()
+            file_reconciliation(meter.store, outcome)
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
 

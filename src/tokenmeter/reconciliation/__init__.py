@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from tokenmeter.reconciliation.discrepancy import CAUSES, Cause, Discrepancy
-from tokenmeter.reconciliation.filed import reconciliations
 from tokenmeter.reconciliation.result import Proposal, Reconciliation
-from tokenmeter.reconciliation.run import reconcile, reconcile_statement
+from tokenmeter.reconciliation.run import (
+    file_reconciliation,
+    post_proposals,
+    reconcile,
+    reconcile_statement,
+    reconciliations,
+)
 from tokenmeter.reconciliation.statement import Bucket, CostLine, ProviderStatement, UsageLine
 
 __all__ = [
@@ -18,6 +23,8 @@ __all__ = [
     "ProviderStatement",
     "Reconciliation",
     "UsageLine",
+    "file_reconciliation",
+    "post_proposals",
     "reconcile",
     "reconcile_statement",
     "reconciliations",

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from itertools import compress
 from typing import Any
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.meter import Meter
-from tokenmeter.money import EXACT, ONE, ZERO, parse_decimal, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, quantize
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
-from tokenmeter.stores.documents import Document, NewDocument
+from tokenmeter.reconciliation.statement import Bucket
+from tokenmeter.stores.documents import Document
 
 __all__ = ["KIND", "Proposal", "Reconciliation", "Totals"]
 
@@ -122,7 +119,6 @@ class Reconciliation:
     discrepancies: tuple[Discrepancy, ...] = ()
     reconciled_at: datetime
     document: Document | None = field(default=None, repr=False, compare=False)
-    meter: Meter | None = field(default=None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -148,12 +144,15 @@ class Reconciliation:
             missing = Decimal(sum(max(one.theirs_tokens - one.ours_tokens, 0) for one in missed))
         else:
             whole = self.theirs.cost or ZERO
-            missing = sum((max(one.amount or ZERO, ZERO) for one in missed), ZERO)
-        return None if whole <= 0 else (_PERCENT * (whole - missing) / whole).quantize(Decimal("0.01"))
+            missing = _sum(max(one.amount or ZERO, ZERO) for one in missed)
+        if whole <= 0:
+            return None
+        share = EXACT.divide(EXACT.multiply(_PERCENT, EXACT.subtract(whole, missing)), whole)
+        return share.quantize(Decimal("0.01"), context=EXACT)
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
-        """Adjustments that would settle the differences in cost. Nothing is posted until you `post` it."""
+        """Adjustments that would settle the differences in cost. Nothing is posted until `post_proposals`."""
         return tuple(
             Proposal(one, quantize(one.amount))
             for one in self.discrepancies
@@ -166,59 +165,8 @@ class Reconciliation:
         for cause in CAUSES:
             found = [one for one in self.discrepancies if one.cause == cause]
             if found:
-                sums[cause] = sum((one.amount or ZERO for one in found), ZERO)
+                sums[cause] = _sum(one.amount or ZERO for one in found)
         return sums
-
-    def post(
-        self,
-        meter: Meter | None = None,
-        *,
-        causes: Collection[Cause] = POSTABLE,
-        attribution: Attribution = NOBODY,
-        multiplier: Decimal | int | str = 1,
-    ) -> list[Entry]:
-        """Append the proposals to the ledger as adjustments. Entries are never edited; the same proposal posts once.
-
-        Args:
-            meter: Whose ledger and budgets; default: the one that was reconciled.
-            causes: Only proposals for these.
-            attribution: On whose account.
-            multiplier: Platform multiplier on top of the upstream amounts.
-
-        Returns:
-            The entries that were appended.
-
-        Raises:
-            ReconciliationError: no meter is known.
-        """
-        chosen = self._in(meter, "post")
-        factor = parse_decimal(multiplier, name="multiplier")
-        entries = [
-            proposal.entry(self.provider, attribution=attribution, multiplier=factor)
-            for proposal in self.proposals
-            if proposal.discrepancy.cause in causes
-        ]
-        return list(compress(entries, chosen.post_all(entries)))
-
-    def file(self, meter: Meter | None = None) -> Document:
-        """Keep this outcome in the ledger, sealed like an invoice; filing it again gives the same document.
-
-        Args:
-            meter: In whose ledger; default: the one that was reconciled.
-
-        Raises:
-            ReconciliationError: no meter is known.
-        """
-        body = json.dumps(self.to_dict(), separators=(",", ":"))
-        digest = hashlib.sha256(body.encode()).hexdigest()[:16]
-        draft = NewDocument(kind=KIND, key=f"{self.provider} {self.period.label} {digest}", body=body)
-        return self._in(meter, "file").store.file(draft).document
-
-    def _in(self, meter: Meter | None, verb: str) -> Meter:
-        chosen = meter or self.meter
-        if chosen is None:
-            raise ReconciliationError(f"Say in which ledger: {verb}(meter).")
-        return chosen
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready; decimals are text."""
@@ -253,12 +201,63 @@ class Reconciliation:
             ],
         }
 
+    @classmethod
+    def of(cls, document: Document) -> Reconciliation:
+        """The outcome that `document` holds."""
+        body: dict[str, Any] = json.loads(document.body)
+        period = body["period"]
+        return cls(
+            provider=body["provider"],
+            period=Period(
+                datetime.fromisoformat(period["start"]), datetime.fromisoformat(period["end"]), "UTC", period["label"]
+            ),
+            source=body["source"],
+            grain=tuple(body["grain"][1:]),
+            compared=body["compared"],
+            ours=_totals_of(body["ours"]),
+            theirs=_totals_of(body["theirs"]),
+            complete_until=datetime.fromisoformat(body["complete_until"]),
+            discrepancies=tuple(_discrepancy_of(one) for one in body["discrepancies"]),
+            reconciled_at=datetime.fromisoformat(body["reconciled_at"]),
+            document=document,
+        )
+
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     def __str__(self) -> str:
         return "\n".join(_text(self))
+
+
+def _discrepancy_of(values: Mapping[str, Any]) -> Discrepancy:
+    return Discrepancy(
+        bucket=Bucket(date.fromisoformat(values["day"]), values["model"], values["api_key"], values["service_tier"]),
+        cause=values["cause"],
+        amount=_amount_of(values["amount"]),
+        tokens=values["tokens"],
+        ours_tokens=values["ours_tokens"],
+        theirs_tokens=values["theirs_tokens"],
+        ours_cost=_amount_of(values["ours_cost"]),
+        theirs_cost=_amount_of(values["theirs_cost"]),
+        requests=values["requests"],
+        detail=values["detail"],
+    )
+
+
+def _totals_of(values: Mapping[str, Any]) -> Totals:
+    return Totals(values["tokens"], _amount_of(values["cost"]))
+
+
+def _amount_of(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def _sum(amounts: Iterable[Decimal]) -> Decimal:
+    total = ZERO
+    for amount in amounts:
+        total = EXACT.add(total, amount)
+    return total
 
 
 def _totals_dict(totals: Totals) -> dict[str, Any]:
@@ -292,5 +291,8 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
     if len(outcome.discrepancies) > _ROWS:
         yield f"... and {len(outcome.discrepancies) - _ROWS} smaller ones; all are in discrepancies."
     if outcome.proposals:
-        total = sum((one.amount for one in outcome.proposals), ZERO)
-        yield f"{len(outcome.proposals)} adjustments over {total:,f} USD are proposed; post() appends them."
+        total = _sum(one.amount for one in outcome.proposals)
+        yield (
+            f"{len(outcome.proposals)} adjustments over {total:,f} USD are proposed; `--post` or post_proposals() "
+            "appends them."
+        )

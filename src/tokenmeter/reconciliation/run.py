@@ -1,29 +1,36 @@
-"""Reconciling: fetch the provider's books, read ours, compare."""
+"""Reconciling: fetch the provider's books, read ours, compare; then keep the outcome, and post what was agreed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
+from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import utcnow
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.periods import Period, floor, parse_period
 from tokenmeter.reconciliation import anthropic, openai
 from tokenmeter.reconciliation.books import Side, read_ledger
 from tokenmeter.reconciliation.compare import compare
+from tokenmeter.reconciliation.discrepancy import POSTABLE, Cause
 from tokenmeter.reconciliation.files import read_files
 from tokenmeter.reconciliation.paging import Pages, Progress
-from tokenmeter.reconciliation.result import Reconciliation, Totals
+from tokenmeter.reconciliation.result import KIND, Reconciliation, Totals
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.documents import NewDocument, Request
 
-__all__ = ["reconcile", "reconcile_statement"]
+__all__ = ["file_reconciliation", "post_proposals", "reconcile", "reconcile_statement", "reconciliations"]
 
 #: What a provider that names no watermark may still add to.
 _SETTLING = timedelta(days=2)
@@ -31,7 +38,7 @@ _TOLERANCE = Decimal("0.005")
 
 
 def reconcile(
-    meter: Meter,
+    store: Store,
     *,
     provider: str,
     period: str | Period,
@@ -51,7 +58,7 @@ def reconcile(
     """Compare the ledger with the provider's own books: requests, tokens per class, and money, per UTC day.
 
     Args:
-        meter: Whose ledger.
+        store: The ledger.
         provider: ``"openai"`` or ``"anthropic"``; with files any provider id.
         period: ``"2026-11"``, ... cut in UTC, as the providers do.
         source: An ``OpenAI`` or ``Anthropic`` client with an admin key, or the path of a CSV file, or a list of paths.
@@ -88,7 +95,7 @@ def reconcile(
         pages=Pages(resume=resume, progress=progress),
     )
     return reconcile_statement(
-        meter,
+        store,
         _translated(statement, keys or {}, models or {}),
         complete_until=statement.watermark or moment - settling,
         tolerance=parse_decimal(tolerance, name="tolerance"),
@@ -97,7 +104,7 @@ def reconcile(
 
 
 def reconcile_statement(
-    meter: Meter,
+    store: Store,
     statement: ProviderStatement,
     *,
     complete_until: datetime,
@@ -105,7 +112,7 @@ def reconcile_statement(
     now: datetime | None = None,
 ) -> Reconciliation:
     """Compare the ledger with a statement from anywhere."""
-    ledger = read_ledger(meter.store, statement)
+    ledger = read_ledger(store, statement)
     outcome = compare(statement, ledger, complete_until=complete_until, tolerance=tolerance)
     return Reconciliation(
         provider=statement.provider,
@@ -118,8 +125,57 @@ def reconcile_statement(
         complete_until=complete_until.astimezone(UTC),
         discrepancies=outcome.discrepancies,
         reconciled_at=(now or utcnow()).astimezone(UTC),
-        meter=meter,
     )
+
+
+def file_reconciliation(store: Store, outcome: Reconciliation) -> Reconciliation:
+    """Keep an outcome in the ledger, sealed like an invoice; filing it again gives the same document.
+
+    Args:
+        store: In which ledger.
+        outcome: From `reconcile`.
+
+    Returns:
+        The same with its `document`.
+    """
+    body = json.dumps(outcome.to_dict(), separators=(",", ":"))
+    digest = hashlib.sha256(body.encode()).hexdigest()[:16]
+    draft = NewDocument(kind=KIND, key=f"{outcome.provider} {outcome.period.label} {digest}", body=body)
+    return replace(outcome, document=store.file(draft).document)
+
+
+def reconciliations(store: Store) -> list[Reconciliation]:
+    """Filed reconciliations, oldest first; each names its `document`."""
+    return [Reconciliation.of(document) for document in store.documents(Request(KIND))]
+
+
+def post_proposals(
+    meter: Meter,
+    outcome: Reconciliation,
+    *,
+    causes: Collection[Cause] = POSTABLE,
+    attribution: Attribution = NOBODY,
+    multiplier: Decimal | int | str = 1,
+) -> list[Entry]:
+    """Append an outcome's proposals to the ledger as adjustments; the same proposal posts once.
+
+    Args:
+        meter: Whose ledger and budgets.
+        outcome: From `reconcile`.
+        causes: Only proposals for these.
+        attribution: On whose account.
+        multiplier: Platform multiplier on top of the upstream amounts.
+
+    Returns:
+        The entries that were appended.
+    """
+    factor = parse_decimal(multiplier, name="multiplier")
+    entries = [
+        proposal.entry(outcome.provider, attribution=attribution, multiplier=factor)
+        for proposal in outcome.proposals
+        if proposal.discrepancy.cause in causes
+    ]
+    return list(compress(entries, meter.post_all(entries)))
 
 
 def _grain(by: str | Sequence[str]) -> tuple[str, ...]:

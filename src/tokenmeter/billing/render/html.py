@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from tokenmeter.billing.render.sheet import Sheet
+from tokenmeter.billing.render.sheet import Row, Sheet
 
 __all__ = ["render_html"]
 
@@ -31,8 +31,11 @@ th { text-align: left; border-bottom: 1px solid #8c959f; padding: 1mm 1.5mm; fon
 td { padding: 1mm 1.5mm; border-bottom: 1px solid #eaeef2; vertical-align: top; overflow-wrap: break-word; }
 tr { break-inside: avoid; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.sums { width: auto; margin: 4mm 0 6mm auto; break-inside: avoid; }
+.parties .sums { flex: 0 0 auto; }
+.sums { width: auto; break-inside: avoid; }
 .sums td { border: 0; } .sums tr:last-child td { border-top: 2px solid #1b1f24; font-weight: 700; font-size: 11pt; }
+.due { font-size: 13pt; margin: 0; }
+.note { color: #57606a; font-size: 7.5pt; }
 .empty { color: #57606a; }
 footer { font-size: 7.5pt; color: #57606a; border-top: 1px solid #d0d7de; margin-top: 6mm; overflow-wrap: anywhere; }
 @media print { main { margin: 0; padding: 0; max-width: none; } }
@@ -48,10 +51,11 @@ def render_html(sheet: Sheet) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(sheet.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(sheet.title)}{stamp}</h1><dl>{facts}</dl></header>\n"
-        f'<section class="parties">{_party("From", sheet.seller)}{_party("To", sheet.buyer)}</section>\n'
+        f'<header><div><h1>{escape(sheet.title)}{stamp}</h1><p class="due">{escape(sheet.due)}</p></div>'
+        f"<dl>{facts}</dl></header>\n"
+        f'<section class="parties">{_party("From", sheet.seller)}{_party("To", sheet.buyer)}'
+        f'<table class="sums"><tbody>{sums}</tbody></table></section>\n'
         f"{_table(sheet)}\n"
-        f'<table class="sums"><tbody>{sums}</tbody></table>\n'
         f"{_paragraphs(sheet.remarks)}\n<footer>{_paragraphs(sheet.small)}</footer>\n</main>\n</body>\n</html>\n"
     )
 
@@ -69,8 +73,14 @@ def _table(sheet: Sheet) -> str:
         return f'<p class="empty">{escape(sheet.empty)}</p>'
     classes = [' class="n"' if numeric else "" for numeric in sheet.numeric]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(classes, sheet.columns, strict=True))
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(classes, row, strict=True)) + "</tr>"
-        for row in sheet.rows
-    )
+    rows = "\n".join(_row(row, sheet.columns, classes) for row in sheet.rows)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+
+
+def _row(row: Row, columns: Iterable[str], classes: Iterable[str]) -> str:
+    note = f'<br><span class="note">{escape(row.note)}</span>' if row.note else ""
+    cells = (
+        f"<td{kind}>{escape(cell)}{note if name == 'Description' else ''}</td>"
+        for name, kind, cell in zip(columns, classes, row.cells, strict=True)
+    )
+    return f"<tr>{''.join(cells)}</tr>"

@@ -1,20 +1,33 @@
-"""A sheet as PDF on A4: the same bytes for the same sheet, always."""
+"""A sheet as PDF/A-3 on A4, set by typst: any script, every font embedded, the same bytes for the same sheet."""
 
 from __future__ import annotations
 
-import io
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
 
-from tokenmeter.billing.render.fonts import BOLD, REGULAR, marked_up, reportlab, set_up_fonts
-from tokenmeter.billing.render.sheet import Sheet
+from tokenmeter.billing.render.sheet import Row, Sheet
+from tokenmeter.errors import ConfigurationError
 
 __all__ = ["write_pdf"]
 
-_GREY, _LINE = "#57606a", "#d0d7de"
-_MARGIN = 16  # millimetres
-_SIZES = {"title": 17, "text": 9, "cell": 7.5, "small": 6.5}
+_TEMPLATE = Path(__file__).with_name("sheet.typ")
+#: Packages of fonts, in the order their letters are looked for; the last is an extra of its own, for its size.
+_PACKAGES = ("fontpkg_noto_sans", "fontpkg_noto_sans_arabic", "manimgx_fonts_cjk")
+_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path("/Library/Fonts"), Path("C:/Windows/Fonts"))
+_FAMILIES = (
+    *("Noto Sans", "Noto Sans Arabic", "Noto Sans CJK SC", "Noto Sans Hebrew", "Noto Sans Thai"),
+    *("Noto Sans Devanagari", "Droid Sans Fallback", "DejaVu Sans", "Libertinus Serif", "DejaVu Sans Mono"),
+)
+#: More rows than a page can show in good time; the rest is in the CSV.
+_MOST_ROWS = 3000
 
 
 @overload
@@ -24,137 +37,96 @@ def write_pdf(sheet: Sheet, target: str | Path) -> Path: ...
 @overload
 def write_pdf(sheet: Sheet, target: str | Path | None) -> bytes | Path: ...
 def write_pdf(sheet: Sheet, target: str | Path | None) -> bytes | Path:
-    """Draw `sheet`.
+    """Draw `sheet`. Of more than 3,000 rows the first are drawn, and a last one says how many are in the CSV.
 
     Args:
         sheet: What to draw.
         target: Where to write it; None = return the bytes.
 
     Raises:
-        ConfigurationError: reportlab is not installed.
+        ConfigurationError: the extra is not installed, or no font has a letter of it; says which.
     """
-    set_up_fonts()
-    page = _Page(sheet)
-    content = io.BytesIO()
-    document = reportlab("platypus").SimpleDocTemplate(
-        content,
-        pagesize=page.size,
-        leftMargin=page.margin,
-        rightMargin=page.margin,
-        topMargin=page.margin,
-        bottomMargin=page.margin,
-        title=sheet.title,
-        author=sheet.author,
-        creator="tokenmeter",
-        invariant=1,
-    )
-    document.build(list(page.flow()), onFirstPage=page.foot, onLaterPages=page.foot)
+    typst = _typst()
+    content: bytes
+    try:
+        content = typst.compile(
+            str(_TEMPLATE),
+            format="pdf",
+            font_paths=[str(folder) for folder in _font_folders()],
+            ignore_system_fonts=True,
+            pdf_standards=["a-3b"],
+            sys_inputs={"sheet": json.dumps(_data(sheet), ensure_ascii=False)},
+            timestamp=_day(sheet),
+        )
+    except RuntimeError as error:
+        raise _unprintable(error) from error
     if target is None:
-        return content.getvalue()
+        return content
     path = Path(target)
-    path.write_bytes(content.getvalue())
+    path.write_bytes(content)
     return path
 
 
-class _Page:
-    """The parts of a sheet as reportlab draws them."""
+def _typst() -> Any:
+    try:
+        return import_module("typst")
+    except ImportError as error:
+        raise ConfigurationError(
+            "A PDF needs the extra 'pdf': pip install 'tokenmeter-sdk[pdf]'. HTML prints without it."
+        ) from error
 
-    def __init__(self, sheet: Sheet) -> None:
-        self._sheet = sheet
-        self._parts = reportlab("platypus")
-        self.size: tuple[float, float] = reportlab("lib.pagesizes").A4
-        self.margin: float = _MARGIN * reportlab("lib.units").mm
-        self._width = self.size[0] - 2 * self.margin
-        make = reportlab("lib.styles").ParagraphStyle
-        self._styles = {
-            name: make(name, fontName=REGULAR, fontSize=size, leading=size * 1.35) for name, size in _SIZES.items()
-        }
-        self._styles["title"] = make("title", parent=self._styles["title"], fontName=BOLD)
-        self._styles["small"] = make("small", parent=self._styles["small"], textColor=_GREY)
-        self._styles["number"] = make("number", parent=self._styles["cell"], alignment=2)
-        self._styles["name"] = make("name", parent=self._styles["text"], fontName=BOLD)
 
-    def _text(self, text: str, style: str = "text") -> Any:
-        return self._parts.Paragraph(marked_up(text), self._styles[style])
-
-    def flow(self) -> Iterator[Any]:
-        """Everything, from top to bottom."""
-        sheet, gap = self._sheet, self._parts.Spacer
-        title = sheet.title if sheet.stamp is None else f"{sheet.title}  [{sheet.stamp}]"
-        facts = [[self._text(name, "small"), self._text(value, "number")] for name, value in sheet.facts]
-        yield self._side_by_side([self._text(title, "title")], [self._grid(facts, (0.14, 0.26), lines=False)], 0.6)
-        yield gap(1, 10)
-        yield self._side_by_side(self._party("From", sheet.seller), self._party("To", sheet.buyer), 0.5)
-        yield gap(1, 12)
-        yield self._table() if sheet.rows else self._text(sheet.empty)
-        yield gap(1, 8)
-        yield self._sums()
-        yield gap(1, 10)
-        yield from (self._text(line) for line in sheet.remarks)
-        yield gap(1, 10)
-        yield from (self._text(line, "small") for line in sheet.small)
-
-    def _side_by_side(self, left: list[Any], right: list[Any], share: float) -> Any:
-        table = self._parts.Table([[left, right]], colWidths=[self._width * share, self._width * (1 - share)])
-        table.setStyle([("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), 0)])
-        return table
-
-    def _party(self, label: str, lines: tuple[str, ...]) -> list[Any]:
-        rest = [self._text(line) for line in lines[1:]]
-        return [self._text(label.upper(), "small"), *(self._text(line, "name") for line in lines[:1]), *rest]
-
-    def _grid(self, rows: list[list[Any]], shares: tuple[float, ...], *, lines: bool) -> Any:
-        table = self._parts.Table(rows, colWidths=[self._width * share for share in shares], hAlign="RIGHT")
-        style: list[Any] = [("TOPPADDING", (0, 0), (-1, -1), 1), ("BOTTOMPADDING", (0, 0), (-1, -1), 1)]
-        if lines:
-            style.append(("LINEABOVE", (0, -1), (-1, -1), 1, "#1b1f24"))
-        table.setStyle(style)
-        return table
-
-    def _table(self) -> Any:
-        sheet = self._sheet
-        # Figures are drawn as they are: laying each out as a paragraph takes most of a long invoice's time.
-        rows = [
-            [cell if numeric else self._text(cell, "cell") for cell, numeric in zip(row, sheet.numeric, strict=True)]
-            for row in (sheet.columns, *sheet.rows)
-        ]
-        weights = [_weight(name, numeric=numeric) for name, numeric in zip(sheet.columns, sheet.numeric, strict=True)]
-        widths = [self._width * weight / sum(weights) for weight in weights]
-        table = self._parts.LongTable(rows, colWidths=widths, repeatRows=1)
-        table.setStyle(
-            [
-                ("FONT", (0, 0), (-1, -1), REGULAR, _SIZES["cell"], _SIZES["cell"] * 1.35),
-                *(("ALIGN", (n, 0), (n, -1), "RIGHT") for n, numeric in enumerate(sheet.numeric) if numeric),
-                ("VALIGN", (0, 0), (-1, -1), "TOP"),
-                ("LINEBELOW", (0, 0), (-1, 0), 0.8, "#8c959f"),
-                ("LINEBELOW", (0, 1), (-1, -1), 0.3, _LINE),
-                ("TOPPADDING", (0, 0), (-1, -1), 1.5),
-                ("BOTTOMPADDING", (0, 0), (-1, -1), 1.5),
-                ("LEFTPADDING", (0, 0), (-1, -1), 2),
-                ("RIGHTPADDING", (0, 0), (-1, -1), 2),
-            ]
+def _data(sheet: Sheet) -> dict[str, Any]:
+    data = asdict(sheet)
+    if len(sheet.rows) > _MOST_ROWS:
+        more = len(sheet.rows) - _MOST_ROWS
+        cells = tuple(
+            f"... and {more:,} more lines; all are in the CSV" if name == "Description" else ""
+            for name in sheet.columns
         )
-        return table
-
-    def _sums(self) -> Any:
-        *parts, due = self._sheet.sums
-        rows = [[self._text(name, "cell"), self._text(value, "number")] for name, value in parts]
-        rows.append([self._text(due[0], "name"), self._text(due[1], "name")])
-        rows[-1][1].style = reportlab("lib.styles").ParagraphStyle("due", parent=self._styles["name"], alignment=2)
-        return self._parts.KeepTogether([self._grid(rows, (0.3, 0.2), lines=True)])
-
-    def foot(self, canvas: Any, document: Any) -> None:
-        """Title and page number below every page; ASCII only, so that any font will do."""
-        canvas.saveState()
-        canvas.setFont(REGULAR, _SIZES["small"])
-        canvas.setFillColor(_GREY)
-        canvas.drawRightString(self.size[0] - self.margin, self.margin / 2, f"page {document.page}")
-        canvas.restoreState()
+        data["rows"] = [asdict(row) for row in (*sheet.rows[:_MOST_ROWS], Row(cells))]
+    return {**_printable(data), "fonts": list(_FAMILIES)}
 
 
-def _weight(name: str, *, numeric: bool) -> float:
-    if name in {"#", "Line"}:
-        return 0.5
-    if name == "Description":
-        return 4.2
-    return 1.5 if numeric and name != "Factor" else 1.1
+def _printable(value: Any) -> Any:
+    """The same without control characters, which no font has."""
+    if isinstance(value, str):
+        return "".join(character for character in value if character.isprintable())
+    if isinstance(value, dict):
+        return {name: _printable(one) for name, one in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return [_printable(one) for one in value] if isinstance(value, (list, tuple)) else value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _day(sheet: Sheet) -> int:
+    """The document's date in its properties: not the clock's, so that the bytes are the same again."""
+    day = datetime.fromisoformat(sheet.date) if sheet.date else datetime(2000, 1, 1)  # noqa: DTZ001 - made aware below
+    return int(day.replace(tzinfo=UTC).timestamp())
+
+
+@cache
+def _font_folders() -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(_folders()))
+
+
+def _folders() -> Iterator[Path]:
+    for name in _PACKAGES:
+        spec = find_spec(name)
+        for place in spec.submodule_search_locations or () if spec else ():
+            yield from {font.parent for font in Path(place).rglob("*.[ot]t[fc]")}
+    wanted = ("Noto*.[ot]t[fc]", "DroidSansFallback*.ttf", "DejaVuSans*.ttf")
+    for folder in filter(Path.is_dir, _FOLDERS):
+        for form in wanted:
+            yield from sorted({font.parent for font in folder.rglob(form)})
+
+
+def _unprintable(error: RuntimeError) -> ConfigurationError:
+    said = str(error)
+    letter = re.search(r'the (?:text|character) `?"([^"]+)"', said)
+    if letter is None and "font" not in said and "glyph" not in said:
+        return ConfigurationError(f"The page could not be set as PDF: {said.splitlines()[0]}")
+    which = f": {letter[1]!r}" if letter else ""
+    return ConfigurationError(
+        f"No font on this machine has a letter of this document{which}. For Chinese, Japanese and Korean: "
+        "pip install 'tokenmeter-sdk[pdf-cjk]', or a Noto font of the system (Debian: fonts-noto-core). HTML prints "
+        f"without. typst says: {said.splitlines()[0]}"
+    )

@@ -1,0 +1,95 @@
+"""How modules hang together: no circles, and imports inside functions only where a reason is named."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "src"
+#: Packages that still have a circle of their own; the list only ever gets shorter.
+CIRCLES = {"tokenmeter.capture", "tokenmeter.providers"}
+#: Modules with imports of our own inside functions -> why.
+LATE = {
+    "tokenmeter.__main__": "the command line's packages are an extra",
+    "tokenmeter.anthropic": "only where the SDK has cloud clients",
+    "tokenmeter.capture.inflight": "there is a meter by then, which importing us need not load",
+    "tokenmeter.cli.dashboard": "the dashboard's packages are an extra",
+    "tokenmeter.cli.database": "PostgreSQL's packages are an extra",
+    "tokenmeter.openai": "only where the SDK has cloud clients",
+    "tokenmeter.pricing.price_list": "price data is read when a price is asked for",
+    "tokenmeter.pricing.pricer": "as above",
+    "tokenmeter.stores": "an engine is loaded when a ledger of its kind is opened",
+    "tokenmeter.testing.fixtures": "a plug-in that costs nothing until a fixture is asked for",
+    "tokenmeter.testing.provider": "TLS is loaded where it is asked for",
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+#: But for the package's own ``__init__``, which names everything lazily.
+MODULES = {name_of(path): path for path in sorted((ROOT / "tokenmeter").rglob("*.py")) if name_of(path) != "tokenmeter"}
+
+
+def imports(name: str) -> Iterator[tuple[str, bool]]:
+    """What a module imports of the package, for type checkers too, and whether inside a function."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    late = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenmeter"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module, id(node) in late
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in MODULES:
+                    yield alias.name, id(node) in late
+
+
+def circles() -> list[set[str]]:
+    """Sets of modules of which each reaches every other (Tarjan), packages' own ``__init__`` included."""
+    graph = {name: {target for target, _ in imports(name) if target != name} for name in MODULES}
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            group = set(stack[at:])
+            del stack[at:]
+            if len(group) > 1:
+                found.append(group)
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_module_reaches_itself():
+    """Late imports count: a record that imports its verbs inside a method is a circle all the same."""
+    new = [group for group in circles() if not any(all(name.startswith(known) for name in group) for known in CIRCLES)]
+    assert new == []
+
+
+def test_imports_inside_functions_are_where_a_reason_is_named():
+    late = {name for name in MODULES if any(inside for _, inside in imports(name))}
+    assert late == LATE.keys() & late, "import at the top, or name the reason in LATE"
+    assert LATE.keys() & MODULES.keys() == late, "an entry of LATE has no late import any more"
