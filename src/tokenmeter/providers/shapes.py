@@ -1,13 +1,11 @@
-"""Usage objects: what every format of them is read into, and which format one is in, told by its own keys."""
+"""Usage objects: what every format of them is read into, and by what keys a format is known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
-from tokenmeter.providers import registry
-from tokenmeter.providers.wire import JSON, section
+from tokenmeter.providers.wire import JSON
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
@@ -19,11 +17,8 @@ __all__ = [
     "Reading",
     "Shape",
     "has_unknown",
-    "is_usage",
     "put",
-    "read_usage",
     "said_by",
-    "usage_of",
 ]
 
 NO_FLAGS: frozenset[str] = frozenset()
@@ -101,34 +96,3 @@ def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -
     if known.issuperset(details):
         return False
     return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
-
-
-# -- formats, told by their keys
-
-
-@cache
-def _usage_keys() -> frozenset[str]:
-    return frozenset(key for shape in registry.shapes() if shape.whole for key in shape.own | shape.shared)
-
-
-@cache
-def _nested_keys() -> tuple[str, ...]:
-    return ("usage", *(key for shape in registry.shapes() for key in shape.nested))
-
-
-def is_usage(body: JSON) -> bool:
-    """Whether `body` is itself a usage object, of whatever format."""
-    return not _usage_keys().isdisjoint(body)
-
-
-def usage_of(body: JSON) -> JSON:
-    """The usage object in `body`, which may be one itself; empty when it has none."""
-    return body if is_usage(body) else section(body, *_nested_keys())
-
-
-def read_usage(usage: JSON) -> Reading | None:
-    """Read a usage object by its own keys; None when no familiar one is in it."""
-    known = registry.shapes()
-    found = next((shape for shape in known if not shape.own.isdisjoint(usage)), None)
-    found = found or next((shape for shape in known if not shape.shared.isdisjoint(usage)), None)
-    return None if found is None else found.read(usage)

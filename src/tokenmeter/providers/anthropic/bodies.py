@@ -14,7 +14,8 @@ from tokenmeter.providers.anthropic import sessions
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, joined, unknown
 from tokenmeter.providers.hosts import billed_tier, supplied_cost
-from tokenmeter.providers.shapes import Reading, usage_of
+from tokenmeter.providers.registry import usage_of
+from tokenmeter.providers.shapes import Reading
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Usage
 

@@ -14,7 +14,8 @@ from tokenmeter.providers import hosts
 from tokenmeter.providers.context import Context, joined, observation, unknown
 from tokenmeter.providers.openai import jobs, media, responses
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Reading, read_usage, usage_of
+from tokenmeter.providers.registry import read_usage, usage_of
+from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Reading
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 

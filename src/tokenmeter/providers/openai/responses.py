@@ -8,7 +8,8 @@ from tokenmeter.providers import hosts
 from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import Reading, usage_of
+from tokenmeter.providers.registry import usage_of
+from tokenmeter.providers.shapes import Reading
 from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
