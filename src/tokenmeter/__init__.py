@@ -137,7 +137,7 @@ _HOMES = {
     "tokenmeter.usage": ("Usage",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing", "web"})
+_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing"})
 
 
 def __getattr__(name: str) -> Any:
@@ -150,10 +150,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES, "__version__"})
 
 
 __all__ = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
@@ -12,9 +13,24 @@ from tokenmeter.errors import ConfigurationError
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter
 
-__all__ = ["wrap"]
+__all__ = ["Client", "wrap"]
 
-ClientT = TypeVar("ClientT")
+
+class Client(Protocol):
+    """What every client of these SDKs has."""
+
+    @property
+    def base_url(self) -> Any:
+        """Where it sends to."""
+        ...
+
+    @property
+    def request(self) -> Callable[..., Any]:
+        """What every call goes through."""
+        ...
+
+
+ClientT = TypeVar("ClientT", bound=Client | ModuleType)
 
 _SDKS = ("openai", "anthropic")
 

@@ -3,6 +3,7 @@
 Every name of the ``anthropic`` package can be imported from here. The client classes are subclasses of the SDK's, under
 the same names; everything else is the SDK's own.
 """
+# ruff: noqa: PLC0414 - an alias of the same name is how a type checker is told that it is handed on
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import functools
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.capture import Binding, Sdk, bind, metered_class
+from tokenmeter.capture.sdk import Binding, Sdk, load_dialect
+from tokenmeter.capture.stainless import bind, metered_classes
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.providers.hosts import provider_of_url, region_of_url
 
 try:
     import anthropic as _sdk
@@ -22,51 +23,30 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    # To a type checker the metered classes are the SDK's.
-    from anthropic import (
-        Anthropic,
-        AnthropicAWS,
-        AnthropicFoundry,
-        AnthropicGoogleCloud,
-        AsyncAnthropic,
-        AsyncAnthropicAWS,
-        AsyncAnthropicFoundry,
-        AsyncAnthropicGoogleCloud,
-        AsyncClient,
-        Client,
-    )
-    from anthropic.lib.bedrock import (
-        AnthropicBedrock,
-        AnthropicBedrockMantle,
-        AsyncAnthropicBedrock,
-        AsyncAnthropicBedrockMantle,
-    )
-    from anthropic.lib.vertex import (
-        AnthropicVertex,
-        AsyncAnthropicVertex,
-    )
+    # To a type checker every name here is the SDK's own, and there is no other.
+    from anthropic import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary] - to hand on every name is the point
+    from anthropic import AnthropicAWS as AnthropicAWS
+    from anthropic import AnthropicFoundry as AnthropicFoundry
+    from anthropic import AnthropicGoogleCloud as AnthropicGoogleCloud
+    from anthropic import APIResponse as APIResponse
+    from anthropic import AsyncAnthropicAWS as AsyncAnthropicAWS
+    from anthropic import AsyncAnthropicFoundry as AsyncAnthropicFoundry
+    from anthropic import AsyncAnthropicGoogleCloud as AsyncAnthropicGoogleCloud
+    from anthropic import AsyncAPIResponse as AsyncAPIResponse
+    from anthropic import resources as resources
+    from anthropic.lib.bedrock import AnthropicBedrock as AnthropicBedrock
+    from anthropic.lib.bedrock import AnthropicBedrockMantle as AnthropicBedrockMantle
+    from anthropic.lib.bedrock import AsyncAnthropicBedrock as AsyncAnthropicBedrock
+    from anthropic.lib.bedrock import AsyncAnthropicBedrockMantle as AsyncAnthropicBedrockMantle
+    from anthropic.lib.streaming import AsyncMessageStream as AsyncMessageStream
+    from anthropic.lib.streaming import AsyncMessageStreamManager as AsyncMessageStreamManager
+    from anthropic.lib.streaming import MessageStream as MessageStream
+    from anthropic.lib.streaming import MessageStreamEvent as MessageStreamEvent
+    from anthropic.lib.streaming import MessageStreamManager as MessageStreamManager
+    from anthropic.lib.vertex import AnthropicVertex as AnthropicVertex
+    from anthropic.lib.vertex import AsyncAnthropicVertex as AsyncAnthropicVertex
 
     from tokenmeter.meter import Meter
-    from tokenmeter.providers.base import Dialect
-
-__all__ = [
-    "Anthropic",
-    "AnthropicAWS",
-    "AnthropicBedrock",
-    "AnthropicBedrockMantle",
-    "AnthropicFoundry",
-    "AnthropicGoogleCloud",
-    "AnthropicVertex",
-    "AsyncAnthropic",
-    "AsyncAnthropicAWS",
-    "AsyncAnthropicBedrock",
-    "AsyncAnthropicBedrockMantle",
-    "AsyncAnthropicFoundry",
-    "AsyncAnthropicGoogleCloud",
-    "AsyncAnthropicVertex",
-    "AsyncClient",
-    "Client",
-]
 
 #: The SDK's client classes, each after those it derives from. Which of them exist depends on the SDK's version.
 _CLIENT_CLASSES = (
@@ -101,6 +81,8 @@ _PROVIDERS = {
 
 
 def _provider(client: Any) -> str:
+    from tokenmeter.providers.hosts import provider_of_url  # noqa: PLC0415 - a client may be made and never used
+
     for kind in type(client).__mro__:
         if provider := _PROVIDERS.get(kind.__name__.removeprefix("Async")):
             return provider
@@ -108,6 +90,8 @@ def _provider(client: Any) -> str:
 
 
 def _region(client: Any) -> str | None:
+    from tokenmeter.providers.hosts import region_of_url  # noqa: PLC0415 - as above
+
     if _provider(client) == "anthropic":  # its price goes by the geography that the answer names
         return None
     for name in ("aws_region", "region"):
@@ -129,17 +113,6 @@ def _asks_for_key(client: Any) -> bool:
     return getattr(client, "_azure_ad_token_provider", None) is not None
 
 
-def _hide_nothing(_stream: Any) -> None:
-    """No usage is ever asked for: it is in every stream."""
-
-
-@functools.cache
-def _dialect() -> Dialect:
-    from tokenmeter.providers.registry import dialect  # noqa: PLC0415 - a client may be made and never used
-
-    return dialect("anthropic")
-
-
 def _default_meter() -> Meter:
     from tokenmeter.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
@@ -148,7 +121,7 @@ def _default_meter() -> Meter:
 
 _SDK = Sdk(
     name="anthropic",
-    dialect=_dialect,
+    dialect=functools.partial(load_dialect, "anthropic"),
     provider=_provider,
     region=_region,
     api_key=_api_key,
@@ -158,23 +131,10 @@ _SDK = Sdk(
     error=_sdk.AnthropicError,
     status_error=_sdk.APIStatusError,
     timeout_error=_sdk.APITimeoutError,
-    stream_classes=frozenset(),
-    hide_usage=_hide_nothing,
 )
 
 
 # -- the classes
-
-
-def _made() -> dict[str, type[Any]]:
-    made: dict[type[Any], type[Any]] = {}
-    for name in _CLIENT_CLASSES:
-        plain = getattr(_sdk, name, None)
-        if plain is not None:
-            parents = tuple(made[base] for base in plain.__bases__ if base in made)
-            made[plain] = metered_class(plain, Binding(_SDK), parents=parents, module=__name__)
-    named = {kind.__name__: kind for kind in made.values()}
-    return named | {alias: named[name] for alias, name in _ALIASES.items()}
 
 
 def _teach_exact_type_check(metered: dict[str, type[Any]]) -> None:
@@ -192,17 +152,15 @@ def _teach_exact_type_check(metered: dict[str, type[Any]]) -> None:
 
 
 if not TYPE_CHECKING:
-    globals().update(_made())
-    __all__ = [name for name in __all__ if name in globals()]  # older SDKs have fewer
+    globals().update(metered_classes(_sdk, _SDK, _CLIENT_CLASSES, aliases=_ALIASES, module=__name__))
+    __all__ = _sdk.__all__ + [name for name in _CLIENT_CLASSES if name in globals() and name not in _sdk.__all__]
     _teach_exact_type_check(globals())
 
+    def __getattr__(name: str) -> Any:
+        return getattr(_sdk, name)
 
-def __getattr__(name: str) -> Any:
-    return getattr(_sdk, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *dir(_sdk)})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *dir(_sdk)})
 
 
 # -- clients made elsewhere

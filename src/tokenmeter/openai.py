@@ -3,20 +3,19 @@
 Every name of the ``openai`` package can be imported from here. The client classes are subclasses of the SDK's, under
 the same names; everything else is the SDK's own.
 """
+# ruff: noqa: PLC0414 - an alias of the same name is how a type checker is told that it is handed on
 
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, closing
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.capture import Binding, Sdk, bind, metered_class
-from tokenmeter.capture.sockets import watch_resource, watch_resources
+from tokenmeter.capture.sdk import Binding, Sdk, load_dialect
+from tokenmeter.capture.stainless import bind, metered_class, metered_classes
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.providers.hosts import provider_of_url, region_of_url
 
 try:
     import openai as _sdk
@@ -26,31 +25,20 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    # To a type checker the metered classes are the SDK's.
-    from openai import (
-        AsyncAzureOpenAI,
-        AsyncBedrockOpenAI,
-        AsyncClient,
-        AsyncOpenAI,
-        AzureOpenAI,
-        BedrockOpenAI,
-        Client,
-        OpenAI,
-    )
+    # To a type checker every name here is the SDK's own, and there is no other.
+    from openai import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary] - to hand on every name is the point
+    from openai import VERSION as VERSION
+    from openai import APIResponse as APIResponse
+    from openai import AssistantEventHandler as AssistantEventHandler
+    from openai import AsyncAPIResponse as AsyncAPIResponse
+    from openai import AsyncAssistantEventHandler as AsyncAssistantEventHandler
+    from openai import AsyncAzureOpenAI as AsyncAzureOpenAI
+    from openai import AzureOpenAI as AzureOpenAI
+    from openai import HttpxBinaryResponseContent as HttpxBinaryResponseContent
+    from openai import pydantic_function_tool as pydantic_function_tool
+    from openai import resources as resources
 
     from tokenmeter.meter import Meter
-    from tokenmeter.providers.base import Dialect
-
-__all__ = [
-    "AsyncAzureOpenAI",
-    "AsyncBedrockOpenAI",
-    "AsyncClient",
-    "AsyncOpenAI",
-    "AzureOpenAI",
-    "BedrockOpenAI",
-    "Client",
-    "OpenAI",
-]
 
 #: The SDK's client classes, each after those it derives from. Which of them exist depends on the SDK's version.
 _CLIENT_CLASSES = (
@@ -73,6 +61,8 @@ _RUNTIMES = {"bedrock": "aws", "vertex": "google"}
 
 
 def _provider(client: Any) -> str:
+    from tokenmeter.providers.hosts import provider_of_url  # noqa: PLC0415 - a client may be made and never used
+
     known = provider_of_url(str(client.base_url))
     if known is not None:
         return known
@@ -84,6 +74,8 @@ def _provider(client: Any) -> str:
 
 
 def _region(client: Any) -> str | None:
+    from tokenmeter.providers.hosts import region_of_url  # noqa: PLC0415 - as above
+
     found = region_of_url(str(client.base_url))
     for owner in (client, getattr(client, "_provider_runtime", None)):
         for name in ("aws_region", "region"):
@@ -108,40 +100,6 @@ _KEY_PROVIDERS = ("_api_key_provider", "_azure_ad_token_provider", "_bedrock_tok
 _PLACEHOLDERS = frozenset({"", "<missing API key>", "workload-identity-auth"})
 
 
-def _is_usage_chunk(chunk: Any) -> bool:
-    """Whether a chunk is the one that ``include_usage`` adds: usage and no choices."""
-    return not getattr(chunk, "choices", True) and getattr(chunk, "usage", None) is not None
-
-
-def _hide_usage(value: Any) -> None:
-    """A stream stays of the SDK's own class: only the iterator behind it changes."""
-    is_stream, is_async_stream = isinstance(value, _sdk.Stream), isinstance(value, _sdk.AsyncStream)
-    if is_stream or is_async_stream:
-        state = value.__dict__
-        state["_iterator"] = (_without_usage if is_stream else _without_usage_async)(state["_iterator"])
-
-
-def _without_usage(chunks: Any) -> Iterator[Any]:
-    with closing(chunks):
-        for chunk in chunks:
-            if not _is_usage_chunk(chunk):
-                yield chunk
-
-
-async def _without_usage_async(chunks: Any) -> AsyncIterator[Any]:
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            if not _is_usage_chunk(chunk):
-                yield chunk
-
-
-@functools.cache
-def _dialect() -> Dialect:
-    from tokenmeter.providers.registry import dialect  # noqa: PLC0415 - a client may be made and never used
-
-    return dialect("openai")
-
-
 def _default_meter() -> Meter:
     from tokenmeter.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
@@ -150,7 +108,7 @@ def _default_meter() -> Meter:
 
 _SDK = Sdk(
     name="openai",
-    dialect=_dialect,
+    dialect=functools.partial(load_dialect, "openai"),
     provider=_provider,
     region=_region,
     api_key=_api_key,
@@ -160,28 +118,21 @@ _SDK = Sdk(
     error=_sdk.OpenAIError,
     status_error=_sdk.APIStatusError,
     timeout_error=_sdk.APITimeoutError,
-    stream_classes=frozenset({_sdk.Stream, _sdk.AsyncStream}),
-    hide_usage=_hide_usage,
 )
 
 
 # -- the classes
 
 
-def _made() -> dict[str, type[Any]]:
-    made: dict[type[Any], type[Any]] = {}
-    for name in _CLIENT_CLASSES:
-        plain = getattr(_sdk, name, None)
-        if plain is not None:
-            parents = tuple(made[base] for base in plain.__bases__ if base in made)
-            made[plain] = metered_class(plain, Binding(_SDK), parents=parents, module=__name__)
-    named = {kind.__name__: kind for kind in made.values()}
-    return named | {alias: named[name] for alias, name in _ALIASES.items()}
-
-
 if not TYPE_CHECKING:
-    globals().update(_made())
-    __all__ = [name for name in __all__ if name in globals()]  # older SDKs have fewer
+    globals().update(metered_classes(_sdk, _SDK, _CLIENT_CLASSES, aliases=_ALIASES, module=__name__))
+    __all__ = _sdk.__all__ + [name for name in _CLIENT_CLASSES if name in globals() and name not in _sdk.__all__]
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_sdk, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *dir(_sdk)})
 
 
 def _watch_new_resources() -> None:
@@ -196,7 +147,10 @@ def _watching(plain: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(plain)
     def __init__(self: Any, client: Any) -> None:  # noqa: N807 - it becomes that method
         plain(self, client)
-        watch_resource(self)
+        if hasattr(self, "connect"):
+            from tokenmeter.capture.sockets import watch_resource  # noqa: PLC0415 - few resources open sockets
+
+            watch_resource(self)
 
     return __init__
 
@@ -204,19 +158,13 @@ def _watching(plain: Callable[..., None]) -> Callable[..., None]:
 _watch_new_resources()
 
 
-def __getattr__(name: str) -> Any:
-    return getattr(_sdk, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *dir(_sdk)})
-
-
 # -- clients made elsewhere
 
 
 def bind_client(client: Any, meter: Meter | None, attribution: Any) -> None:
     """Meter a client of the SDK in place."""
+    from tokenmeter.capture.sockets import watch_resources  # noqa: PLC0415 - loaded for clients made elsewhere
+
     bind(client, Binding(_SDK, meter, attribution))
     watch_resources(client)
 

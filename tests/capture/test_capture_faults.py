@@ -111,7 +111,7 @@ async def test_a_busy_store_never_makes_the_event_loop_wait(name, clients, books
 
 
 def test_no_default_meter_is_logged_and_the_call_goes_on(clients, caplog, monkeypatch):
-    from tokenmeter.api import default
+    from tokenmeter import default
 
     def fails():
         raise StoreUnavailableError("the disk is full")

@@ -147,3 +147,27 @@ async def test_a_cap_on_a_key_stops_the_answers_of_a_connection_that_was_made_wi
                 with pytest.raises(tokenmeter.BudgetExceededError) if stopped else contextlib.nullcontext():
                     await do(connection.response.create())
     meter.close()
+
+
+@pytest.mark.parametrize("where", ["of the call", "of the client", "of a copy"])
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI", "Anthropic", "AsyncAnthropic"])
+async def test_a_key_given_by_header_is_the_one_that_is_booked_and_capped(name, where, clients, provider, do):
+    """The provider bills the key that is sent, whatever key the client was made with."""
+    header = {"Authorization": f"Bearer {ADA}"} if "OpenAI" in name else {"X-Api-Key": ADA}
+    client = clients.make(name, api_key=BOB, **({"default_headers": header} if where == "of the client" else {}))
+    meter = _capped(limit_requests=1)
+    client = tokenmeter.wrap(client, meter)
+    if where == "of a copy":
+        client = client.with_options(default_headers=header)
+    each = {"extra_headers": header} if where == "of the call" else {}
+
+    async def call(**more):
+        if "OpenAI" in name:
+            return await do(client.chat.completions.create(**CHAT, **more))
+        return await do(client.messages.create(model="claude-sonnet-5", max_tokens=9, messages=MESSAGES, **more))
+
+    await call(**each)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        await call(**each)
+    assert [entry.api_key.alias for entry in meter.store.entries()] == ["ada"]
+    meter.close()

@@ -211,14 +211,14 @@ def test_what_a_live_session_delegates_is_recorded_beside_it(where, clients, boo
 
 
 def _conversation(client, meter, path, **more):
+    from tokenmeter.capture.calls import describe
     from tokenmeter.capture.conversation import Conversation
-    from tokenmeter.capture.inflight import describe
     from tokenmeter.capture.sdk import binding_of
 
     binding = binding_of(client)
     dialect = binding.sdk.dialect()
-    call = describe(client, binding, meter, dialect.endpoint("GET", path), {}, stream=True)
-    return Conversation(meter, dialect, call, waits=True, **more)
+    call = describe(client, binding, meter, dialect.endpoint("GET", path), {}, streamed=True)
+    return Conversation(meter, dialect, dialect.socket_events, call, waits=True, **more)
 
 
 def test_an_answer_that_is_refused_costs_nothing(clients, books, provider):

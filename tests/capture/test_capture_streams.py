@@ -115,6 +115,33 @@ def test_the_usage_chunk_nobody_asked_for_is_not_shown(clients, books):
     assert "estimated" not in books.one().flags
 
 
+@pytest.mark.parametrize("mode", ["always", "last_choice", "cumulative", "never"])
+async def test_usage_that_a_host_sends_to_everybody_is_shown_as_without_us(mode, clients, books, provider, do):
+    """Only what our own request caused is hidden."""
+    provider.answer(stream_usage=mode)
+    theirs = [
+        chunk.to_dict()
+        async for chunk in do.each(clients.make("OpenAI", metered=False).chat.completions.create(**CHAT))
+    ]
+    for name in ("OpenAI", "AsyncOpenAI"):
+        provider.reset()
+        provider.answer(stream_usage=mode)
+        ours = [chunk.to_dict() async for chunk in do.each(clients.make(name).chat.completions.create(**CHAT))]
+        assert [chunk.get("usage") for chunk in ours] == [chunk.get("usage") for chunk in theirs]
+        assert [chunk["choices"] for chunk in ours] == [chunk["choices"] for chunk in theirs]
+
+
+async def test_usage_of_a_server_that_writes_no_nulls_before_it_is_hidden(clients, books, provider, do):
+    """Ollama and llama.cpp send the last chunk only to those who ask, without ``usage: null`` on the ones before it."""
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "system_fingerprint": "fp_ollama"}
+    word = {**head, "choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
+    usage = {**head, "choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}}
+    provider.answer(events=[f"data: {json.dumps(chunk)}\n\n" for chunk in (word, usage)])
+    chunks = [chunk async for chunk in do.each(clients.openai().chat.completions.create(**CHAT))]
+    assert [bool(chunk.choices) for chunk in chunks] == [True]
+    assert books.quantities() == {"input": 4, "output": 2}
+
+
 def test_the_stream_is_the_sdks_own_type(clients):
     with clients.openai().chat.completions.create(**CHAT) as stream:
         assert isinstance(stream, openai.Stream)
@@ -225,6 +252,64 @@ async def test_a_stream_may_be_closed_in_another_task_than_it_was_opened_in(clie
         await asyncio.create_task(stream.__anext__())
         await asyncio.create_task(stream.close())
     assert books.one().status == "aborted"
+
+
+async def test_a_dropped_async_stream_says_nothing_to_the_event_loop(clients, books):
+    """Every closed browser tab drops one."""
+    said = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    async with clients.async_openai() as client:
+        for number in range(4):
+            stream = await client.chat.completions.create(**CHAT)
+
+            async def words(stream=stream):
+                async for chunk in stream:
+                    yield chunk
+
+            reading = words()
+            for _ in range(number):
+                await reading.__anext__()
+            if number % 2:
+                await reading.aclose()
+            del stream, reading, words
+            gc.collect()
+            await asyncio.sleep(0.01)
+    assert said == []
+    assert len(books.all()) == 4
+
+
+async def test_a_stream_read_through_a_generator_and_cancelled_is_recorded_at_once(clients, meter, provider):
+    provider.answer(chunk_delay=0.02)
+    async with clients.async_openai() as client:
+        begun = asyncio.Event()
+
+        async def words():
+            async for chunk in await client.chat.completions.create(**CHAT):
+                yield chunk
+
+        async def read():
+            async for _chunk in words():
+                begun.set()
+
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert [entry.status for entry in meter.store.entries()] == ["aborted"]
+
+
+def test_a_stream_is_written_down_before_its_body_is_closed(clients, books, monkeypatch):
+    """Closing may take its time, and the process may be ended meanwhile."""
+    stream = clients.openai().chat.completions.create(**CHAT)
+    next(stream)
+    written = []
+    body = stream.response.stream
+    monkeypatch.setattr(body._body, "close", lambda: written.append(len(books.all())), raising=False)
+    stream.close()
+    assert written == [1]
 
 
 @pytest.mark.filterwarnings("ignore")  # a socket that outlives its loop complains, with and without us

@@ -27,7 +27,8 @@ MESSAGE = {"model": "claude-sonnet-5", "max_tokens": 64, "messages": MESSAGES}
 OURS = [
     (module, plain, name)
     for module, plain in ((tokenmeter.openai, openai), (tokenmeter.anthropic, anthropic))
-    for name in module.__all__
+    for name in (*module._CLIENT_CLASSES, *module._ALIASES)
+    if hasattr(plain, name)
 ]
 
 
@@ -39,6 +40,8 @@ def test_a_class_has_the_sdks_name_signature_and_ancestors(module, plain, name):
     assert inspect.signature(ours) == inspect.signature(theirs)
     assert inspect.signature(ours.copy) == inspect.signature(theirs.copy)
     assert inspect.signature(ours.with_options) == inspect.signature(theirs.with_options)
+    for method in ("request", "_process_response", "_prepare_options"):
+        assert inspect.signature(getattr(ours, method)) == inspect.signature(getattr(theirs, method))
     assert "__init__" not in vars(ours)
     assert ours.__module__ == module.__name__
 
@@ -48,6 +51,38 @@ def test_our_classes_are_related_as_the_sdks_are():
     assert issubclass(tokenmeter.openai.AsyncAzureOpenAI, tokenmeter.openai.AsyncOpenAI)
     assert tokenmeter.openai.Client is tokenmeter.openai.OpenAI
     assert tokenmeter.anthropic.AsyncClient is tokenmeter.anthropic.AsyncAnthropic
+
+
+def test_what_is_patched_into_a_base_class_does_not_get_between_a_subclass_and_its_constructor():
+    """A cloud's client calls its base's constructor with arguments of its own making."""
+    for name, base in (
+        ("AnthropicFoundry", "Anthropic"),
+        ("AnthropicGoogleCloud", "Anthropic"),
+        ("AzureOpenAI", "OpenAI"),
+    ):
+        module = tokenmeter.openai if "OpenAI" in name else tokenmeter.anthropic
+        ours = getattr(module, name, None)
+        if ours is None:
+            continue
+        ancestors = ours.__mro__
+        theirs = next(kind for kind in ancestors[1:] if kind.__name__ == name)
+        assert ancestors.index(theirs) < ancestors.index(getattr(module, base))
+
+
+def test_listing_a_module_and_looking_at_every_name_imports_nothing_and_raises_nothing():
+    """As freezegun does, and every tool that looks for something to patch."""
+    script = """
+import sys, tokenmeter, tokenmeter.openai, tokenmeter.anthropic
+def look():
+    for module in (tokenmeter, tokenmeter.openai, tokenmeter.anthropic):
+        for name in dir(module):
+            getattr(module, name)
+before = set(sys.modules)
+look()
+print(sorted(name for name in set(sys.modules) - before if name.startswith("tokenmeter")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_other_name_is_the_sdks_own():

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import assert_type
 
+import openai
+
 import tokenmeter
+import tokenmeter.openai
 from tokenmeter.anthropic import Anthropic, AsyncAnthropic
-from tokenmeter.openai import AsyncOpenAI, OpenAI
+from tokenmeter.openai import AsyncOpenAI, OpenAI, RateLimitError, Stream
 
 
 def configure() -> None:
@@ -32,6 +35,19 @@ def clients() -> None:
     assert_type(answer, ChatCompletion)
     client = Anthropic()
     assert_type(tokenmeter.wrap(client), Anthropic)
+    assert_type(tokenmeter.wrap(OpenAI()), OpenAI)
+    assert_type(tokenmeter.wrap(AsyncOpenAI()), AsyncOpenAI)
+    tokenmeter.wrap(openai)
+    tokenmeter.wrap(3)  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
+
+
+def names(error: RateLimitError, stream: Stream[int]) -> None:
+    """Every other name is the SDK's own, and a misspelled one is an error."""
+    theirs: openai.RateLimitError = error
+    assert_type(theirs.message, str)
+    their_stream: openai.Stream[int] = stream
+    assert_type(next(their_stream), int)
+    tokenmeter.openai.RateLimitErorr  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] # noqa: B018
 
 
 async def async_clients() -> None:

@@ -1,8 +1,5 @@
-"""How a call is seen without changing it. Provider-neutral: imports no SDK, and is told about each by an `Sdk`."""
+"""How a call is seen without changing it.
 
-from __future__ import annotations
-
-from tokenmeter.capture.client import AsyncCapture, Capture, bind, metered_class
-from tokenmeter.capture.sdk import Binding, Sdk, binding_of
-
-__all__ = ["AsyncCapture", "Binding", "Capture", "Sdk", "bind", "binding_of", "metered_class"]
+`calls`, `responses` and `settlement` know calls, answers and the meter, and no SDK; `stainless` is the seam to the SDKs
+that Stainless generates, `sockets` that to their WebSocket connections. What belongs to a provider is in its room.
+"""

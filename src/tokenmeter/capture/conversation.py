@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.inflight import REFUSALS, leave
+from tokenmeter.capture.calls import REFUSALS, leave
 from tokenmeter.capture.readings import GrowingBill, opened
 from tokenmeter.capture.settlement import Settling, settle, settle_from_anywhere, watch
 from tokenmeter.ledger import new_id
@@ -20,26 +20,10 @@ from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
-    from tokenmeter.providers.base import Dialect
+    from tokenmeter.providers.base import Dialect, SocketEvents
 
 __all__ = ["Conversation"]
 
-#: Events that end an answer, with its usage on them.
-_ANSWERS = frozenset(
-    {
-        "response.cancelled",
-        "response.completed",
-        "response.done",
-        "response.failed",
-        "response.incomplete",
-    }
-)
-#: Events that carry the end of an answer which nobody asked for on this connection.
-_DELEGATED = frozenset({"conversation.item.input_audio_transcription.completed", "decision.event", "response.event"})
-#: Events with a session's running total.
-_TOTALS = frozenset({"session.usage.updated", "session.closed"})
-_BEGINNINGS = frozenset({"session.created", "session.started"})
-_SETTINGS = _BEGINNINGS | {"session.updated"}
 #: A running total is written down this often, and at the end. Seconds.
 _EVERY = 60
 
@@ -50,6 +34,7 @@ class Conversation:
     Args:
         meter: Where to record.
         dialect: Reads the events.
+        events: Which of them matter.
         call: The connection, as a call: on whose account all of its answers go.
         attached_to: The session that the connection looks in on, which others may look in on as well.
         waits: Whether settling may wait for the store (not in an event loop).
@@ -62,6 +47,7 @@ class Conversation:
         "_call",
         "_dialect",
         "_due",
+        "_events",
         "_meter",
         "_pid",
         "_session",
@@ -70,11 +56,19 @@ class Conversation:
     )
 
     def __init__(
-        self, meter: Meter, dialect: Dialect, call: Call, *, waits: bool, attached_to: str | None = None
+        self,
+        meter: Meter,
+        dialect: Dialect,
+        events: SocketEvents,
+        call: Call,
+        *,
+        waits: bool,
+        attached_to: str | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._meter = meter
         self._dialect = dialect
+        self._events = events
         self._call = call
         self._session: dict[str, Any] = {"model": call.facts.model}
         self._asked: deque[tuple[str | None, Authorization]] = deque()
@@ -90,7 +84,7 @@ class Conversation:
         Raises:
             BudgetExceededError: it asks for an answer that a hard cap does not allow.
         """
-        if event.get("type") != "response.create":
+        if event.get("type") != self._events.request:
             return
         asked = event.get("response")
         body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else event
@@ -106,14 +100,14 @@ class Conversation:
         """A message was received."""
         try:
             event = json.loads(data)
-            kind = event.get("type")
-            if kind in _ANSWERS or kind in _DELEGATED:
-                self._settle(self._read(event), "ok", answers=kind in _ANSWERS)
-            elif kind in _TOTALS:
-                self._take_total(self._read(event), ended=kind == "session.closed")
-            elif kind in _SETTINGS:
-                self._configure(event.get("session", {}), begins=kind in _BEGINNINGS)
-            elif kind == "error":
+            kind, names = event.get("type"), self._events
+            if kind in names.answers or kind in names.asides:
+                self._settle(self._read(event), "ok", answers=kind in names.answers)
+            elif kind in names.totals:
+                self._take_total(self._read(event), ended=kind in names.last_totals)
+            elif kind in names.beginnings or kind in names.settings:
+                self._configure(event.get("session", {}), begins=kind in names.beginnings)
+            elif kind in names.errors:
                 self._refuse(event.get("error") or {})
         except Exception as error:  # noqa: BLE001 - the caller gets his event
             self._meter.fault("read a socket", error)

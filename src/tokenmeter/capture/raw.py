@@ -6,19 +6,27 @@ up to `DOCUMENT_LIMIT`. Anything else (audio, images, files) is let through unre
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
-from tokenmeter.capture.frames import FRAMES, FrameReader
-
-__all__ = ["DOCUMENT_LIMIT", "Listener", "RawReader", "read_whole"]
+__all__ = ["DOCUMENT_LIMIT", "FRAMES", "Listener", "RawReader", "read_whole"]
 
 #: A longer JSON document is not kept for reading; its usage is then unknown, and flagged so. Bytes.
 DOCUMENT_LIMIT = 32 * 1024 * 1024
 
 _PIECE = 64 * 1024
+
+#: What the content type of Amazon's event stream encoding has in it.
+FRAMES = "amazon.eventstream"
+_PRELUDE = struct.Struct(">III")  # length of the frame, length of its headers, their checksum
+_CHECKSUM = 4
+#: No frame is longer; what says so is none. Bytes.
+_LONGEST = 24 * 1024 * 1024
 
 Kind = Literal["events", "frames", "lines", "json", "text", "binary"]
 
@@ -55,7 +63,7 @@ class RawReader:
     def __init__(self, headers: Mapping[str, str], listener: Listener, *, kind: Kind | None = None) -> None:
         stated = kind_of(headers.get("content-type", ""))
         self._kind: Kind = stated if kind is None or stated == "frames" else kind
-        self._frames = FrameReader() if self._kind == "frames" else None
+        self._frames = _FrameReader() if self._kind == "frames" else None
         self._decode = _decoder(headers.get("content-encoding", "")) if self._kind != "binary" else None
         self._listener = listener
         self._line = bytearray()
@@ -175,3 +183,44 @@ def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
 
 def _as_it_is(piece: bytes) -> bytes:
     return piece
+
+
+# -- Amazon's event stream encoding, in which Bedrock sends streams: binary frames, each with one event in it.
+# Source: the AWS event stream encoding specification. Checksums are left to who reads the stream for its content.
+
+
+class _FrameReader:
+    """Takes a stream piece by piece and gives the events whose frames are complete."""
+
+    __slots__ = ("_lost", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+        self._lost = False
+
+    def events(self, piece: bytes) -> Iterator[Any]:
+        """The decoded events that `piece` completes."""
+        if self._lost:
+            return
+        self._waiting += piece
+        while len(self._waiting) >= _PRELUDE.size:
+            length, headers, _ = _PRELUDE.unpack_from(self._waiting)
+            if not _PRELUDE.size + headers + _CHECKSUM <= length <= _LONGEST:
+                self._lost = True  # out of step: nothing behind this can be told apart
+                self._waiting.clear()
+                return
+            if len(self._waiting) < length:
+                return
+            payload = bytes(self._waiting[_PRELUDE.size + headers : length - _CHECKSUM])
+            del self._waiting[:length]
+            if (event := _event_in(payload)) is not None:
+                yield event
+
+
+def _event_in(payload: bytes) -> Any:
+    """The event of a frame, which stands in it as base64; None in a frame that has none."""
+    try:
+        outer = json.loads(payload)
+        return json.loads(base64.b64decode(outer["bytes"]))
+    except (ValueError, KeyError, TypeError, binascii.Error):
+        return None

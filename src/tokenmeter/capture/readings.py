@@ -7,20 +7,14 @@ looks into the ledger, and records what is left.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.background import (
-    Recent,
-    also_known_as,
-    on_account_of_starter,
-    recall,
-    remember,
-    started,
-)
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
@@ -31,11 +25,78 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
     from tokenmeter.providers.base import Endpoint
 
-__all__ = ["FileLine", "FirstLine", "GrowingBill", "Readings", "opened"]
+__all__ = ["LIMIT", "FileLine", "FirstLine", "GrowingBill", "Readings", "opened"]
 
+#: What is remembered per meter at most; older work is recorded on the account of who reads it.
+LIMIT = 1_000
 _ZERO = Decimal(0)
 #: Readings by other processes that may come between, before a growth is left to the next reading.
 _TRIES = 4
+
+T = TypeVar("T")
+
+
+# -- calls whose answer is read later: background responses, batches, agent sessions; their bill is their starter's
+
+
+class Recent(Generic[T]):
+    """The last `LIMIT` values per meter, by provider's id. Keeps no meter alive."""
+
+    def __init__(self) -> None:
+        self._kept: WeakKeyDictionary[Meter, OrderedDict[str, T]] = WeakKeyDictionary()
+
+    def put(self, meter: Meter, identity: str, value: T) -> None:
+        """Keep `value` in place of what was kept before."""
+        values = self._kept.setdefault(meter, OrderedDict())
+        values[identity] = value
+        if len(values) > LIMIT:
+            values.popitem(last=False)
+
+    def get(self, meter: Meter, identity: str | None) -> T | None:
+        """The value of an id; None for one that is not kept (any more)."""
+        values = self._kept.get(meter)
+        return None if values is None or identity is None else values.get(identity)
+
+    def take(self, meter: Meter, identity: str | None) -> T | None:
+        """As `get`, and forget it."""
+        values = self._kept.get(meter)
+        return None if values is None or identity is None else values.pop(identity, None)
+
+
+_waiting: Recent[Authorization] = Recent()
+_started: Recent[Call] = Recent()
+
+
+def remember(meter: Meter, response_id: str | None, authorization: Authorization) -> None:
+    """Keep `authorization`, its attribution and its hold, until the response is retrieved."""
+    if response_id is not None:
+        _waiting.put(meter, response_id, authorization)
+
+
+def recall(meter: Meter, response_id: str | None) -> Authorization | None:
+    """The call that started a response; None when this process did not, or has recalled it already."""
+    return _waiting.take(meter, response_id)
+
+
+def started(meter: Meter, identity: str | None, call: Call) -> None:
+    """`call` started work that may be read any number of times."""
+    if identity is not None:
+        _started.put(meter, identity, call)
+
+
+def also_known_as(meter: Meter, identity: str | None, other: str) -> None:
+    """The results of some work are found under another id: a batch's in its output file."""
+    call = _started.get(meter, identity)
+    if call is not None:
+        _started.put(meter, other, call)
+
+
+def on_account_of_starter(meter: Meter, identity: str | None, call: Call) -> Call:
+    """The reading `call` on the account of who started what it reads, if that was in this process."""
+    starter = _started.get(meter, identity)
+    if starter is None:
+        return call
+    return replace(call, attribution=starter.attribution, scopes=starter.scopes, api_key=starter.api_key)
 
 
 # -- running totals

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import anyio
-import anyio.to_thread
-
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.semconv import Status
 
 if TYPE_CHECKING:
+    from tokenmeter.capture.calls import InFlight
     from tokenmeter.meter import Meter
     from tokenmeter.providers.base import Dialect
 
-__all__ = ["BINDING", "TEMPLATE", "Binding", "Host", "Sdk", "binding_of", "complain"]
+__all__ = [
+    "BINDING",
+    "CURRENT",
+    "TEMPLATE",
+    "Binding",
+    "Host",
+    "Sdk",
+    "binding_of",
+    "complain",
+    "load_dialect",
+]
 
 log = logging.getLogger("tokenmeter")
 
@@ -26,6 +37,8 @@ log = logging.getLogger("tokenmeter")
 BINDING = "_tokenmeter"
 #: Name of the class attribute of metered classes: the `Binding` their clients start with.
 TEMPLATE = "_tokenmeter_template"
+#: The call whose request is being sent in this context; None outside of a metered one.
+CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +57,6 @@ class Sdk:
         error: Root of the SDK's errors.
         status_error: Raised for an answer with an error status; has ``response`` and ``status_code``.
         timeout_error: Raised when nobody answered in time.
-        stream_classes: Classes of streams that a usage chunk can be hidden from.
-        hide_usage: Makes a stream of theirs leave out the usage chunk that only we asked for; anything else stays.
     """
 
     name: str
@@ -59,8 +70,21 @@ class Sdk:
     error: type[Exception]
     status_error: type[Exception]
     timeout_error: type[Exception]
-    stream_classes: frozenset[type[Any]]
-    hide_usage: Callable[[Any], None]
+
+    def request_id(self, headers: Mapping[str, str]) -> str | None:
+        """The provider's id of a request, from its response's headers."""
+        for name in self.request_id_headers:
+            if found := headers.get(name):
+                return found
+        return None
+
+    def status_of(self, error: BaseException) -> Status:
+        """How a call ended that raised `error`."""
+        if not isinstance(error, Exception):  # cancelled, interrupted, generator closed
+            return "aborted"
+        if isinstance(error, self.timeout_error) or "Timeout" in type(error).__name__:
+            return "timeout"
+        return "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +112,14 @@ class Binding:
         sdk: The client's SDK.
         own_meter: The meter given to `tokenmeter.wrap`; None = the default meter, looked up at each call.
         attribution: Client-level attribution; `attribute` blocks win over it.
+        met: Whether `meet` was called.
     """
 
     sdk: Sdk
     own_meter: Meter | None = None
     attribution: Attribution = NOBODY
     _host: Host | None = field(default=None, repr=False)
-    _met: bool = field(default=False, repr=False)
+    met: bool = field(default=False, repr=False)
 
     async def meet(self) -> None:
         """Have the default meter made in a thread: its settings and its store are read from disk.
@@ -102,9 +127,11 @@ class Binding:
         Raises:
             ConfigurationError: as from `meter`.
         """
-        if self.own_meter is None and not self._met:
-            await anyio.to_thread.run_sync(self.meter, limiter=anyio.CapacityLimiter(1))
-            self._met = True
+        if self.own_meter is None:
+            from tokenmeter.capture.settlement import in_thread  # noqa: PLC0415 - a client may be made and never used
+
+            await in_thread(self.meter)
+        self.met = True
 
     def meter(self) -> Meter | None:
         """The meter for the next call; None when the default one cannot be had (logged).
@@ -133,7 +160,7 @@ class Binding:
 
     def copy(self) -> Binding:
         """For a copy of the client."""
-        return Binding(self.sdk, self.own_meter, self.attribution, _met=self._met)
+        return Binding(self.sdk, self.own_meter, self.attribution, met=self.met)
 
 
 def complain(what: str, error: Exception) -> None:
@@ -155,3 +182,11 @@ def binding_of(client: Any) -> Binding | None:
         if template is not None:
             found = client.__dict__[BINDING] = template.copy()
     return found
+
+
+@cache
+def load_dialect(room: str) -> Dialect:
+    """The wire format of a provider's room, loaded when it is first needed."""
+    from tokenmeter.providers.registry import dialect  # noqa: PLC0415 - a client may be made and never used
+
+    return dialect(room)

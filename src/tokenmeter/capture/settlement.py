@@ -28,6 +28,7 @@ __all__ = [
     "Settling",
     "authorize_async",
     "catch_up_async",
+    "in_thread",
     "settle",
     "settle_async",
     "settle_from_anywhere",
@@ -103,7 +104,7 @@ async def settle_async(settling: Settling) -> None:
     A cancelled task does not lose the outcome: the thread that waits for the lock goes on.
     """
     if settling.looks_up or not _write(settling, wait=False):
-        await _in_thread(settle, settling)
+        await in_thread(settle, settling)
         return
     _catch_up(wait=False)
     if any(waiting.looks_up for waiting in tuple(_put_by)):
@@ -113,10 +114,11 @@ async def settle_async(settling: Settling) -> None:
 async def catch_up_async() -> None:
     """Write what was put by, without making the event loop wait."""
     if _put_by:
-        await _in_thread(_catch_up_waiting)
+        await in_thread(_catch_up_waiting)
 
 
-async def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
+async def in_thread(work: Callable[..., object], *arguments: Any) -> None:
+    """Run `work` in a thread of its own, and to its end whatever becomes of the task."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(work, *arguments, limiter=anyio.CapacityLimiter(1))
 

@@ -14,8 +14,8 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.call import Call
+from tokenmeter.capture.calls import describe
 from tokenmeter.capture.conversation import Conversation
-from tokenmeter.capture.inflight import describe
 from tokenmeter.capture.sdk import Binding, binding_of
 from tokenmeter.capture.settlement import catch_up_async
 
@@ -53,7 +53,7 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         endpoint = binding.sdk.dialect().endpoint("GET", _path(resource))
         body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
-        call = describe(client, binding, meter, endpoint, body, stream=True)
+        call = describe(client, binding, meter, endpoint, body, streamed=True)
         kind: Any = manager.__class__
         manager.__class__ = _watched_manager(kind)
         attached_to = _attached_to(resource, kwargs)
@@ -69,7 +69,9 @@ def _talk(
     """The conversation over a connection that was just made, with the key that was handed out for it."""
     if binding.sdk.asks_for_key(client):
         call = replace(call, api_key=meter.identify(binding.sdk.api_key(client)))
-    return Conversation(meter, binding.sdk.dialect(), call, waits=waits, attached_to=attached_to)
+    dialect = binding.sdk.dialect()
+    assert dialect.socket_events is not None  # noqa: S101 - `_connect` asked
+    return Conversation(meter, dialect, dialect.socket_events, call, waits=waits, attached_to=attached_to)
 
 
 def _path(resource: Any) -> str:

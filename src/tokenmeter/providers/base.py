@@ -156,10 +156,12 @@ class Dialect(ABC):
         del message
         return False
 
-    def is_usage_chunk(self, event: Mapping[str, Any]) -> bool:
-        """Whether a decoded stream event is there only because of `usage_request`."""
-        del event
-        return False
+    def usage_hider(self) -> Callable[[Any], bool]:
+        """A function for the events of one stream that was sent with `usage_request`, called with each in order.
+
+        It takes off an event what is there only because usage was asked for, and says whether nothing else was in it.
+        """
+        return lambda _: False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenmeter.call import RequestFacts
@@ -70,9 +70,9 @@ class OpenAIDialect(Dialect):
         """Whether `message` refuses what `usage_request` added."""
         return requests.refuses_usage_request(message)
 
-    def is_usage_chunk(self, event: Mapping[str, Any]) -> bool:
-        """Whether a chunk is the one that was asked for."""
-        return requests.is_usage_chunk(event)
+    def usage_hider(self) -> Callable[[Any], bool]:
+        """Hides from one stream what only `usage_request` put there."""
+        return requests.UsageHider()
 
 
 ROOM = Room(dialect=OpenAIDialect(), shapes=SHAPES)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
-from tokenmeter.providers.wire import JSON, is_array, members, section, text
+from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text
 
-__all__ = ["is_usage_chunk", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
+__all__ = ["UsageHider", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
 
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
@@ -129,9 +129,29 @@ def refuses_usage_request(message: str) -> bool:
     return "stream_options" in message or "include_usage" in message
 
 
-def is_usage_chunk(event: JSON) -> bool:
-    """Whether a chunk is the one that ``include_usage`` adds: usage and no choices."""
-    return event.get("choices") == [] and event.get("usage") is not None
+class UsageHider:
+    """Hides from one stream what ``include_usage`` adds: ``usage: null`` on chunks, and a last one without choices.
+
+    Hosts that send that last chunk to everybody cannot always be told apart. What is sure is that it was asked for
+    where the nulls are; where they are not, a host that names the service tier on its chunks, as only OpenAI's full
+    format has it, would have written them had it looked at what we asked. Other servers (Ollama, llama.cpp) write
+    none, and send the last chunk to those who ask.
+    """
+
+    __slots__ = ("_asked",)
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, event: Any) -> bool:
+        """Take off what was added; whether nothing else is in `event`."""
+        if not is_object(event) or "usage" not in event:
+            return False
+        if event["usage"] is None:
+            self._asked = True
+            cast("dict[str, Any]", event).pop("usage")
+            return False
+        return event.get("choices") == [] and (self._asked or "service_tier" not in event)
 
 
 def output_cap_field(endpoint: Endpoint, provider: str) -> str:

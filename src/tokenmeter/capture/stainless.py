@@ -1,0 +1,817 @@
+"""The seam to the SDKs that Stainless generates (OpenAI's, Anthropic's): what happens around a client's methods.
+
+Every way to call (create, parse, stream helpers, tool runners, raw and streaming responses, ``client.post``) goes
+through `request`, once per logical call; `_prepare_options`, `_prepare_request` and `_process_response`, once per HTTP
+request and response; and `_process_response_data`, with every decoded body and stream event. What is hooked here does
+nothing else than tell the call's `InFlight` and its responses' `Exchange`; what the caller gets is the SDK's own.
+
+An SDK of another make gets a module like this one beside it: nothing behind it knows an SDK.
+"""
+
+from __future__ import annotations
+
+import copy as copies
+import copyreg
+import functools
+import inspect
+import types
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast, get_origin
+
+from tokenmeter.capture.sdk import BINDING, CURRENT, TEMPLATE, Binding, Sdk, binding_of
+
+if TYPE_CHECKING:
+    from tokenmeter.capture.calls import InFlight
+    from tokenmeter.capture.responses import Exchange
+
+__all__ = ["RAW_RESPONSE_HEADER", "bind", "metered_class", "metered_classes"]
+
+#: With this header an SDK hands out the response itself: ``stream`` for one whose body the caller reads.
+RAW_RESPONSE_HEADER = "x-stainless-raw-response"
+#: Name of the attribute that says for which class of the SDK a client's hooks were made.
+_HOOKED = "_tokenmeter_hooked"
+
+
+# -- classes and clients
+
+
+def metered_class(
+    sdk_class: type[Any], template: Binding, *, parents: tuple[type[Any], ...] = (), module: str | None = None
+) -> type[Any]:
+    """A subclass of `sdk_class` whose clients are metered, under the same name (the User-Agent derives from it).
+
+    Args:
+        sdk_class: A client class of an SDK.
+        template: What its clients start with.
+        parents: Metered classes of the SDK classes that `sdk_class` derives from, so that ``isinstance`` holds
+            among ours as it does among the SDK's. They stand behind `sdk_class`, as its own bases do: what is patched
+            into one of them does not get between a subclass and its constructor.
+        module: Where the class is to be found under its name; default: where the SDK has it.
+    """
+    if TEMPLATE in vars(sdk_class):  # metered already
+        setattr(sdk_class, TEMPLATE, template)
+        return sdk_class
+    body = {
+        TEMPLATE: template,
+        _HOOKED: sdk_class,
+        **_hooks_of(sdk_class),
+        "__module__": module or sdk_class.__module__,
+        "__doc__": sdk_class.__doc__,
+    }
+    return types.new_class(sdk_class.__name__, (sdk_class, *parents), exec_body=lambda made: made.update(body))
+
+
+def metered_classes(
+    package: types.ModuleType, sdk: Sdk, names: Iterable[str], *, aliases: Mapping[str, str], module: str
+) -> dict[str, type[Any]]:
+    """The metered client classes of an SDK's package, by name; a name that this version of it lacks is left out.
+
+    Args:
+        package: The SDK.
+        sdk: What its clients are metered by.
+        names: The client classes, each after those it derives from.
+        aliases: Second names of some.
+        module: Where they are to be found.
+    """
+    made: dict[type[Any], type[Any]] = {}
+    for name in names:
+        plain = getattr(package, name, None)
+        if plain is not None:
+            parents = tuple(made[base] for base in plain.__bases__ if base in made)
+            made[plain] = metered_class(plain, Binding(sdk), parents=parents, module=module)
+    named = {kind.__name__: kind for kind in made.values()}
+    return named | {alias: named[name] for alias, name in aliases.items()}
+
+
+def bind(client: Any, binding: Binding) -> None:
+    """Meter `client` from now on, in place. Its type stays; resources it made before are metered too."""
+    kind: type[Any] = client.__class__
+    metered = BINDING in client.__dict__ or hasattr(kind, TEMPLATE)
+    client.__dict__[BINDING] = binding
+    if metered:
+        return
+    setattr(client, _HOOKED, kind)
+    for name, hook in _hooks_of(kind).items():
+        setattr(client, name, types.MethodType(hook, client))
+    copyreg.pickle(kind, _reduced)
+
+
+def _reduced(client: Any) -> tuple[Any, ...]:
+    """`client` for `copy.copy`: what was bound to it in place must not send in the name of its copies."""
+    reduced: tuple[Any, ...] = client.__reduce_ex__(4)
+    made, arguments, *_ = reduced
+    binding = client.__dict__.get(BINDING)
+    if binding is None:
+        return reduced
+    state = {name: value for name, value in client.__dict__.items() if name not in _IN_PLACE}
+    return _metered_again, (made, arguments, state, binding)
+
+
+def _metered_again(
+    made: Callable[..., Any], arguments: tuple[Any, ...], state: dict[str, Any], binding: Binding
+) -> Any:
+    copied = made(*arguments)
+    copied.__dict__.update(state)
+    bind(copied, binding.copy())
+    return copied
+
+
+def _hooks_of(kind: type[Any]) -> Mapping[str, Callable[..., Any]]:
+    """The methods of a client class, hooked: by name, to be called with the client first."""
+    known = _hooks_made.get(kind)
+    if known is not None:
+        return known
+    copying = _copying(kind)
+    asynchronous = inspect.iscoroutinefunction(kind.request)
+    hooks = {name: makers[asynchronous](kind) for name, makers in _HOOKS.items()}
+    wrapped = {name: functools.update_wrapper(hook, getattr(kind, name)) for name, hook in hooks.items()}
+    made = _hooks_made[kind] = wrapped | {"copy": copying, "with_options": copying}
+    return made
+
+
+_hooks_made: dict[type[Any], Mapping[str, Callable[..., Any]]] = {}
+
+
+def _copying(kind: type[Any]) -> Callable[..., Any]:
+    """The SDK's ``copy``, whose result is metered as the original is."""
+
+    @functools.wraps(kind.copy)
+    def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        copied = kind.copy(self, *args, **kwargs)
+        binding = binding_of(self)
+        if binding is not None:
+            bind(copied, binding.copy())
+        return copied
+
+    return copy
+
+
+# -- the hooks. Where an SDK's method calls its base's by `super`, and that is one of ours, the hook of the client's own
+# class is at work already, and the base's stands aside. No token of the context variable is kept: a coroutine may be
+# closed in another context than the one it ran in.
+
+
+def _request(kind: type[Any]) -> Callable[..., Any]:
+    send = kind.request
+
+    def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        call = _open(self, options, kwargs) if self._tokenmeter_hooked is kind else None
+        outer = CURRENT.get()
+        if call is None and outer is None:
+            return send(self, cast_to, options, *args, **kwargs)
+        try:
+            CURRENT.set(call)  # None: a free call of a key provider or middleware is not the call around it
+            if call is None:
+                return send(self, cast_to, options, *args, **kwargs)
+            if not call.awaits_key:
+                call.authorize()
+            try:
+                value = send(self, cast_to, _prepared(self, call, options, kwargs), *args, **kwargs)
+            except call.binding.sdk.status_error as error:
+                if not _refuses_usage(self, call, error):
+                    raise
+                value = send(self, cast_to, _capped(call, options), *args, **kwargs)
+            call.returned()
+        except BaseException as error:
+            if call is not None:
+                call.raised(error)
+            raise
+        finally:
+            if CURRENT.get() is call:
+                CURRENT.set(outer)
+        return value
+
+    return request
+
+
+def _request_async(kind: type[Any]) -> Callable[..., Any]:
+    send = kind.request
+
+    async def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        call = await _open_async(self, options, kwargs) if self._tokenmeter_hooked is kind else None
+        outer = CURRENT.get()
+        if call is None and outer is None:
+            return await send(self, cast_to, options, *args, **kwargs)
+        try:
+            CURRENT.set(call)
+            if call is None:
+                return await send(self, cast_to, options, *args, **kwargs)
+            if not call.awaits_key:
+                await call.authorize_async()
+            try:
+                value = await send(self, cast_to, _prepared(self, call, options, kwargs), *args, **kwargs)
+            except call.binding.sdk.status_error as error:
+                if not _refuses_usage(self, call, error):
+                    raise
+                value = await send(self, cast_to, _capped(call, options), *args, **kwargs)
+            await call.returned_async()
+        except BaseException as error:
+            if call is not None:
+                await call.raised_async(error)
+            raise
+        finally:
+            if CURRENT.get() is call:
+                CURRENT.set(outer)
+        return value
+
+    return request
+
+
+def _prepare_options(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._prepare_options  # noqa: SLF001 - an SDK's own
+
+    def hook(self: Any, options: Any) -> Any:
+        prepared = plain(self, options)
+        call = CURRENT.get()
+        if call is None or not call.key_on_demand:
+            return prepared
+        used = self.api_key
+        if _learn_key(self, call, prepared.headers):
+            call.authorize()
+            _keep_key(self, used, prepared.headers)
+        return _capped(call, prepared)
+
+    return hook
+
+
+def _prepare_options_async(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._prepare_options  # noqa: SLF001 - an SDK's own
+
+    async def hook(self: Any, options: Any) -> Any:
+        prepared = await plain(self, options)
+        call = CURRENT.get()
+        if call is None or not call.key_on_demand:
+            return prepared
+        used = self.api_key
+        if _learn_key(self, call, prepared.headers):
+            await call.authorize_async()
+            _keep_key(self, used, prepared.headers)
+        return _capped(call, prepared)
+
+    return hook
+
+
+def _prepare_request(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._prepare_request  # noqa: SLF001 - an SDK's own
+
+    def hook(self: Any, request: Any) -> None:
+        plain(self, request)
+        call = CURRENT.get()
+        if call is not None and self._tokenmeter_hooked is kind:
+            call.attempts += 1
+            if call.awaits_key:
+                call.learn_key(key_in(request.headers))
+                call.authorize()
+
+    return hook
+
+
+def _prepare_request_async(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._prepare_request  # noqa: SLF001 - an SDK's own
+
+    async def hook(self: Any, request: Any) -> None:
+        await plain(self, request)
+        call = CURRENT.get()
+        if call is not None and self._tokenmeter_hooked is kind:
+            call.attempts += 1
+            if call.awaits_key:
+                call.learn_key(key_in(request.headers))
+                await call.authorize_async()
+
+    return hook
+
+
+def _process_response(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._process_response  # noqa: SLF001 - an SDK's own
+
+    def hook(self: Any, **kwargs: Any) -> Any:
+        call = CURRENT.get()
+        if call is None or self._tokenmeter_hooked is not kind:
+            return plain(self, **kwargs)
+        exchange = _responded(call, **kwargs)
+        try:
+            value = plain(self, **kwargs)
+        except BaseException as error:
+            if exchange is not None:
+                exchange.failed(error)
+                exchange.finish()
+            raise
+        _answered(self, call, exchange, kwargs["response"], value)
+        return value
+
+    return hook
+
+
+def _process_response_async(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._process_response  # noqa: SLF001 - an SDK's own
+
+    async def hook(self: Any, **kwargs: Any) -> Any:
+        call = CURRENT.get()
+        if call is None or self._tokenmeter_hooked is not kind:
+            return await plain(self, **kwargs)
+        exchange = _responded(call, **kwargs)
+        try:
+            value = await plain(self, **kwargs)
+        except BaseException as error:
+            if exchange is not None:
+                exchange.failed(error)
+                exchange.finish()
+            raise
+        _answered(self, call, exchange, kwargs["response"], value)
+        return value
+
+    return hook
+
+
+def _process_response_data(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._process_response_data  # noqa: SLF001 - an SDK's own
+
+    def hook(self: Any, *, data: Any, cast_to: Any, response: Any) -> Any:
+        call = CURRENT.get()
+        if call is not None and call.answering is not None:
+            call.answering.saw(data)
+        return plain(self, data=data, cast_to=cast_to, response=response)
+
+    return hook
+
+
+#: Method -> what makes its hook for a class: for sync clients, and for async ones.
+_HOOKS: dict[str, tuple[Callable[[type[Any]], Callable[..., Any]], Callable[[type[Any]], Callable[..., Any]]]] = {
+    "request": (_request, _request_async),
+    "_prepare_options": (_prepare_options, _prepare_options_async),
+    "_prepare_request": (_prepare_request, _prepare_request_async),
+    "_process_response": (_process_response, _process_response_async),
+    "_process_response_data": (_process_response_data, _process_response_data),
+}
+#: What `bind` sets on a client of the SDK's own classes.
+_IN_PLACE = frozenset({BINDING, _HOOKED, "copy", "with_options", *_HOOKS})
+
+
+# -- the request
+
+
+def _open(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
+    """The call that is about to be made; None for one that makes no bill or that cannot be metered."""
+    binding = binding_of(client)
+    if binding is None:
+        return None
+    from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
+
+    return open_call(
+        client,
+        binding,
+        options.method,
+        str(options.url),
+        effective_body(options),
+        streamed=bool(kwargs.get("stream")),
+        key=_key_given(client, options),
+    )
+
+
+async def _open_async(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
+    binding = binding_of(client)
+    if binding is not None and not binding.met:
+        await binding.meet()
+    return _open(client, options, kwargs)
+
+
+def effective_body(options: Any) -> Mapping[str, Any] | None:
+    """The JSON body that is about to be sent, ``extra_body`` merged in; None when it is not a JSON object."""
+    body, extra = options.json_data, options.extra_json
+    if isinstance(extra, Mapping) and extra and (body is None or isinstance(body, Mapping)):
+        return {**cast("Mapping[str, Any]", body or {}), **cast("Mapping[str, Any]", extra)}
+    return cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else None
+
+
+_BEARER = "bearer "
+_KEY_HEADERS = frozenset({"api-key", "x-api-key"})
+
+
+def key_in(headers: Any) -> str | None:
+    """The key or token that request headers carry; None for none, or for a signature.
+
+    Args:
+        headers: Of a built request, or of a request's options, where values may also say that a header is left out.
+    """
+    if not isinstance(headers, Mapping):
+        return None
+    found: str | None = None
+    for name, value in cast("Mapping[str, Any]", headers).items():
+        if not isinstance(value, str):
+            continue
+        if name.lower() == "authorization" and value[: len(_BEARER)].lower() == _BEARER:
+            return value[len(_BEARER) :].strip() or None
+        if name.lower() in _KEY_HEADERS:
+            found = value or found
+    return found
+
+
+def _key_given(client: Any, options: Any) -> str | None:
+    """The key that the caller put into a header himself, of this request or of every one: it is what is sent."""
+    given = options.headers
+    if isinstance(given, Mapping) and given and (key := key_in(given)) is not None:
+        return key
+    always = getattr(client, "_custom_headers", None)
+    return key_in(always) if always else None
+
+
+def _learn_key(client: Any, call: InFlight, headers: Any) -> bool:
+    """Tell `call` the key that was handed out for it; whether it has to ask for leave now."""
+    return call.learn_key(key_in(headers) or call.binding.sdk.api_key(client))
+
+
+def _keep_key(client: Any, used: Any, headers: Any) -> None:
+    """While this call waited for leave, another thread or task may have put its own key on the client they share."""
+    if client.api_key is not used and key_in(headers) is None:
+        client.api_key = used
+
+
+def _prepared(client: Any, call: InFlight, options: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The options to send: the caller's own, or a copy of them with what we add."""
+    try:
+        capped = _capped(call, options)
+        return _asking_for_usage(client, call, capped, kwargs.get("stream_cls")) if kwargs.get("stream") else capped
+    except Exception as error:  # noqa: BLE001 - sent as written, then
+        call.meter.fault("prepare a request", error)
+        return options
+
+
+def _capped(call: InFlight, options: Any) -> Any:
+    """`options` with the output cap that a budget wants, under the name the endpoint knows it by."""
+    cap = call.authorization.inject_max_output_tokens
+    if cap is None:
+        return options
+    try:
+        reader = call.reader
+        body = effective_body(options) or {}
+        field = reader.dialect.output_cap(reader.endpoint, body, cap, provider=reader.call.provider)
+        return _with_field(options, *field)
+    except Exception as error:  # noqa: BLE001 - sent as written, then
+        call.meter.fault("prepare a request", error)
+        return options
+
+
+#: Base URLs of hosts that do not take what asks for usage.
+_refusing: set[str] = set()
+_REFUSAL_CODES = frozenset({400, 403, 422})
+
+
+def _asking_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any) -> Any:
+    """`options` of a stream of class `stream_cls`, asking for the chunk of usage, which the caller is not shown.
+
+    They come back as they were where the caller decided himself, reads the bytes himself, or the host refuses.
+    """
+    if stream_cls is None or _reads_raw_bytes(options) or not _is_stream_class(stream_cls):
+        return options
+    asking = call.reader.dialect.usage_request(call.endpoint, effective_body(options) or {})
+    if asking is None or str(client.base_url) in _refusing:
+        return options
+    call.usage_asked = True
+    return _with_field(options, *asking)
+
+
+def _is_stream_class(stream_cls: Any) -> bool:
+    """Whether it is a stream of events as the SDKs make them, or a subclass of one (other instrumentation has some)."""
+    found = get_origin(stream_cls) or stream_cls
+    return isinstance(found, type) and hasattr(found, "__stream__")
+
+
+def _reads_raw_bytes(options: Any) -> bool:
+    """Whether the caller asked for the response itself, to read its bytes (``with_streaming_response``)."""
+    headers = options.headers
+    if not isinstance(headers, Mapping) or not headers:
+        return False
+    return any(
+        name.lower() == RAW_RESPONSE_HEADER and value == "stream"
+        for name, value in cast("Mapping[str, Any]", headers).items()
+    )
+
+
+def _refuses_usage(client: Any, call: InFlight, error: Any) -> bool:
+    """Whether the host refused to be asked for usage: it gets later requests as they were written."""
+    if not call.usage_asked or error.status_code not in _REFUSAL_CODES:
+        return False
+    if not call.reader.dialect.refuses_usage_request(f"{error} {getattr(error, 'body', '')}"):
+        return False
+    _refusing.add(str(client.base_url))
+    call.usage_asked = False
+    return True
+
+
+def _with_field(options: Any, name: str, value: Any) -> Any:
+    changed = copies.copy(options)
+    extra = changed.extra_json
+    if isinstance(extra, Mapping) and name in extra:
+        changed.extra_json = {**cast("Mapping[str, Any]", extra), name: value}
+    else:
+        changed.json_data = {**(changed.json_data or {}), name: value}
+    return changed
+
+
+# -- the response
+
+
+def _responded(call: InFlight, *, response: Any, stream: bool, **_: Any) -> Exchange | None:
+    """The exchange of a response with a success status; None when nothing is billed."""
+    call.answering = None
+    try:
+        if not response.is_success:
+            return None
+        form = call.endpoint.form
+        exchange = call.respond(response.headers, attempts=call.attempts, streamed=stream and form != "lines")
+        if _is_read(response) and not (stream and _is_binary_stream(response)):
+            call.answering = exchange
+        else:
+            # An SDK may leave out lines and events that it does not know.
+            if form != "one" or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
+                exchange.read_bytes_aside(response.headers)
+            response.stream = _watched_class(_flavour(response.stream))(response.stream, exchange)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+        return None
+    return exchange
+
+
+def _answered(client: Any, call: InFlight, exchange: Exchange | None, response: Any, value: Any) -> None:
+    """After the SDK made its value: a body in memory is all there is, a stream is listened to."""
+    whole, call.answering = call.answering, None
+    if whole is not None:
+        whole.read_content(response.content, response.headers)
+        whole.finish()
+    hide = call.reader.dialect.usage_hider() if call.usage_asked else None
+    heard = exchange if exchange is not whole else None
+    if hide is None and heard is None:
+        return
+    try:
+        if heard is not None and not heard.follows_pieces and getattr(value, "_client", None) is None:
+            heard.read_bytes_aside(response.headers)  # the caller has the response itself
+        _listen(client, heard, value, hide)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+
+
+def _is_read(response: Any) -> bool:
+    """Whether the whole body is in memory already."""
+    try:
+        response.content  # noqa: B018 - raises where the body was not read
+    except Exception:  # noqa: BLE001 - httpx and httpx2 each have their own ResponseNotRead
+        return False
+    return True
+
+
+def _is_binary_stream(response: Any) -> bool:
+    return "amazon.eventstream" in response.headers.get("content-type", "")
+
+
+# -- the body, while it streams: nothing stands in its way, and its end is noticed
+
+
+def _flavour(body: Any) -> type[Any]:
+    """The byte stream class that httpx or httpx2 will insist on: ``SyncByteStream`` or ``AsyncByteStream``."""
+    for kind in type(body).__mro__:
+        if kind.__name__ in {"SyncByteStream", "AsyncByteStream"}:
+            return kind
+    raise TypeError(f"{type(body).__name__} is no byte stream that tokenmeter knows.")
+
+
+def _watched_class(flavour: type[Any]) -> type[Any]:
+    made = _watched_classes.get(flavour)
+    if made is None:
+        watched = _WatchedBody if flavour.__name__ == "SyncByteStream" else _WatchedAsyncBody
+        made = _watched_classes[flavour] = type(watched.__name__, (watched, flavour), {})
+    return made
+
+
+#: One class per flavour of httpx or httpx2.
+_watched_classes: dict[type[Any], type[Any]] = {}
+
+
+class _Watched:
+    def __init__(self, body: Any, exchange: Exchange) -> None:
+        self._body = body
+        self._exchange = exchange
+
+    def __getattr__(self, name: str) -> Any:  # what an SDK has hung onto its own body
+        return getattr(self.__dict__["_body"], name)
+
+    def __del__(self) -> None:
+        exchange = self.__dict__.get("_exchange")
+        if exchange is not None and not exchange.closed:
+            exchange.abandon()
+
+
+class _WatchedBody(_Watched):
+    def __iter__(self) -> Iterator[bytes]:
+        if self._exchange.follows_pieces:
+            return self._followed()
+        return chain(self._body, self._at_end())
+
+    def _at_end(self) -> Iterator[bytes]:
+        """Nothing, behind the last piece."""
+        self._exchange.ended = True
+        yield from ()
+
+    def _followed(self) -> Iterator[bytes]:
+        exchange = self._exchange
+        try:
+            for piece in self._body:
+                exchange.piece(piece)
+                yield piece
+        except Exception as error:
+            exchange.failed(error)
+            raise
+        exchange.ended = True
+
+    def close(self) -> None:
+        try:
+            self._exchange.finish()
+        finally:
+            self._body.close()
+
+
+class _WatchedAsyncBody(_Watched):
+    _pieces: Any = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._exchange.follows_pieces:
+            return self._followed()
+        self._pieces = self._body.__aiter__()
+        return cast("AsyncIterator[bytes]", self._pieces)
+
+    async def _followed(self) -> AsyncIterator[bytes]:
+        exchange = self._exchange
+        try:
+            async for piece in self._body:
+                await exchange.piece_async(piece)
+                yield piece
+        except Exception as error:
+            exchange.failed(error)
+            raise
+        exchange.ended = True
+
+    async def aclose(self) -> None:
+        exchange = self._exchange
+        if getattr(self._pieces, "ag_frame", self) is None:  # the generator has run out, or what it raised is known
+            exchange.ended = not exchange.is_disturbed()
+        self._pieces = None
+        try:
+            await exchange.finish_async()
+        finally:
+            await self._body.aclose()
+
+
+# -- the events of a stream, where the SDK decodes them
+
+
+def _listen(client: Any, exchange: Exchange | None, value: Any, hide: Callable[[Any], bool] | None) -> None:
+    """Hear what the SDK decodes of `value`: a stream, or a raw response that is parsed to one later.
+
+    Args:
+        client: Who decodes.
+        exchange: Told of every event; None where the response could not be watched.
+        value: What the caller gets.
+        hide: Takes off an event what only our asking put there, and says whether nothing else is in it: such an event
+            is not shown. None where nothing was asked for.
+    """
+    added = _Added()
+    if getattr(value, "_client", None) is not None and (exchange is not None or hide is not None):
+        value._client = _twin(client, exchange, hide, added)  # noqa: SLF001 - whom it asks to decode
+    if hide is None:
+        return
+    parse = getattr(value, "_parse", None)
+    if parse is None:
+        _leave_out(value, added)
+        return
+
+    @functools.wraps(parse)
+    def _parse(*args: Any, **kwargs: Any) -> Any:
+        parsed = parse(*args, **kwargs)
+        _leave_out(parsed, added)
+        return parsed
+
+    value._parse = _parse  # noqa: SLF001 - what its public parse() goes through
+
+
+class _Added:
+    """Whether the event that was decoded last is there only because we asked for it."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = False
+
+
+def _twin(client: Any, exchange: Exchange | None, hide: Callable[[Any], bool] | None, added: _Added) -> Any:
+    """The same client, one ``__dict__`` with it, but that it tells `exchange` of what it decodes.
+
+    The slot is looked up before the dictionary, in which a client metered in place has a hook of its own.
+    """
+    twin = object.__new__(_twin_class(client.__class__))
+    object.__setattr__(twin, "__dict__", client.__dict__)
+    process = types.MethodType(client.__class__._process_response_data, client)  # noqa: SLF001 - an SDK's own
+    object.__setattr__(twin, "_process_response_data", _hearing(process, exchange, hide, added))
+    return twin
+
+
+def _hearing(
+    process: Callable[..., Any], told: Exchange | None, hide: Callable[[Any], bool] | None, added: _Added
+) -> Callable[..., Any]:
+    """What stands before `process`, for every event: kept lean."""
+
+    def hear(*, data: Any, cast_to: Any, response: Any) -> Any:
+        take(data)
+        if len(events) >= exchange.due:
+            exchange.take_events()
+        return process(data=data, cast_to=cast_to, response=response)
+
+    def hide_and_process(*, data: Any, cast_to: Any, response: Any) -> Any:
+        added.last = hide is not None and hide(data)
+        return process(data=data, cast_to=cast_to, response=response)
+
+    def hear_and_hide(*, data: Any, cast_to: Any, response: Any) -> Any:
+        take(data)
+        if len(events) >= exchange.due:
+            exchange.take_events()
+        added.last = hide is not None and hide(data)
+        return process(data=data, cast_to=cast_to, response=response)
+
+    if told is None:
+        return hide_and_process
+    exchange, events, take = told, told.events, told.events.append
+    return hear if hide is None else hear_and_hide
+
+
+def _twin_class(kind: type[Any]) -> type[Any]:
+    made = _twin_classes.get(kind)
+    if made is not None:
+        return made
+    body: dict[str, Any] = {"__slots__": ("_process_response_data",), "__module__": kind.__module__}
+    if hasattr(kind, "__del__"):
+        body["__del__"] = _go  # the client's own finaliser is for the client
+    made = _twin_classes[kind] = type(kind.__name__, (kind,), body)
+    return made
+
+
+def _go(_twin: Any) -> None:
+    """Nothing is to be done."""
+
+
+_twin_classes: dict[type[Any], type[Any]] = {}
+
+
+def _leave_out(stream: Any, added: _Added) -> None:
+    """A stream stays of its own class: only the iterator behind it leaves out what was `added`."""
+    chunks = getattr(stream, "_iterator", None)
+    if chunks is not None:
+        stream.__dict__["_iterator"] = (_Shown if hasattr(chunks, "__next__") else _AsyncShown)(chunks, added)
+
+
+class _Shown:
+    """The chunks that the caller asked for. No generator, whose closing would be one more thing to go wrong."""
+
+    __slots__ = ("_added", "_chunks", "_next")
+
+    def __init__(self, chunks: Any, added: _Added) -> None:
+        self._chunks = chunks
+        self._added = added
+        self._next = chunks.__next__
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        added = self._added
+        chunk = self._next()
+        while added.last:
+            added.last = False
+            chunk = self._next()
+        return chunk
+
+    def __getattr__(self, name: str) -> Any:  # close, send, ...
+        return getattr(self._chunks, name)
+
+
+class _AsyncShown:
+    """As `_Shown`, async."""
+
+    __slots__ = ("_added", "_chunks", "_next")
+
+    def __init__(self, chunks: Any, added: _Added) -> None:
+        self._chunks = chunks
+        self._added = added
+        self._next = chunks.__anext__
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        added = self._added
+        chunk = await self._next()
+        while added.last:
+            added.last = False
+            chunk = await self._next()
+        return chunk
+
+    def __getattr__(self, name: str) -> Any:  # aclose, asend, ...
+        return getattr(self._chunks, name)
