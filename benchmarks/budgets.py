@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
@@ -55,7 +55,7 @@ BUDGETS = (
 
 
 def open_meter(url: str, budgets: int) -> Meter:
-    return Meter(store=open_store(url), pricer=Pricer(PriceList.load()), budgets=BudgetBook(BUDGETS[:budgets]))
+    return Meter(store=open_store(url), pricer=Pricer(PriceList.load()), budgets=BUDGETS[:budgets])
 
 
 def worker(url: str, budgets: int, seconds: float, ready: object, results: object) -> None:

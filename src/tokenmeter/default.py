@@ -13,7 +13,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast,
 
 from tokenmeter.api import Meter, Priced, without_first
 from tokenmeter.billing import BillingProfile
-from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.budgets import AlertTarget, Budget
+from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.budgets.webhook import Webhook
 from tokenmeter.config import Settings, SettingsArguments, load_settings
 from tokenmeter.forks import after_fork_in_child
@@ -104,11 +105,14 @@ def _assemble(
     settings: Settings, *, observers: Iterable[Callable[[Entry], object]] = (), store: Store | None = None
 ) -> Meter:
     """`settings` as a meter; everything in them is checked before the store is opened (or `store` taken)."""
-    pricer, budgets, profile = make_pricer(settings), _make_budgets(settings), _make_profile(settings)
+    pricer, profile = make_pricer(settings), _make_profile(settings)
+    budgets = check_consistent(_make_budgets(settings))
     told = (*observers, *((EntryMetrics(),) if settings.metrics else ()))
     meter = Meter(
         pricer=pricer,
         budgets=budgets,
+        alerts=_make_alerts(settings),
+        source=None if 0 in settings.lines("budgets") else settings.source,  # rows given in code stand in no file
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
         providers=settings.providers,
@@ -140,17 +144,19 @@ def make_pricer(settings: Settings) -> Pricer:
     )
 
 
-def _make_budgets(settings: Settings) -> BudgetBook:
+def _make_budgets(settings: Settings) -> list[Budget]:
     file = settings.source or "configuration"
-    budgets = [
+    return [
         row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
         for number, row in enumerate(settings.budgets)
     ]
-    webhooks = [
+
+
+def _make_alerts(settings: Settings) -> list[AlertTarget]:
+    return [
         Webhook(target.webhook, secret=os.environ.get(target.secret_env) if target.secret_env else None)
         for target in settings.alerts
     ]
-    return BudgetBook(budgets, alerts=webhooks)
 
 
 def _make_profile(settings: Settings) -> BillingProfile | None:

@@ -44,7 +44,10 @@ def priced() -> Meter:
 
 @pytest.fixture
 def meter(priced: Meter) -> Iterator[Meter]:
-    made = Meter(store=open_store("memory:"), pricer=priced.pricer, budgets=priced.budgets)
+    made = Meter(
+        store=open_store("memory:"),
+        pricer=priced.pricer,
+    )
     yield made
     made.close()
 

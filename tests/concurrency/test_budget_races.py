@@ -14,7 +14,7 @@ from datetime import timedelta
 import pytest
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import BudgetExceededError, StoreBusyError
 from tokenmeter.ledger import utcnow
@@ -42,7 +42,7 @@ def open_meter(url):
         Budget(limit_tokens=10**8, name="all"),
         Budget(limit_requests=LIMIT, period="rolling-1d", name="rate"),
     ]
-    return Meter(store=open_store(url), pricer=Pricer(PriceList()), budgets=BudgetBook(budgets))
+    return Meter(store=open_store(url), pricer=Pricer(PriceList()), budgets=budgets)
 
 
 def worker(url, threads, wanted, pause):

@@ -61,7 +61,7 @@ def recorded(meter, *, at=None, model="gpt-5-mini", provider="openai", key="prod
         "cost_source": rating.cost_source,
     }
     entry = Entry(**{**known, **(fields or {})})
-    meter.store.settle(entry, meter.budgets.postings(entry, meter.pricer))
+    meter.store.settle(entry, meter.budgets.postings(entry))
     return entry
 
 

@@ -173,7 +173,7 @@ def test_a_key_without_an_alias_is_not_told_by_its_fingerprint(serve, make_meter
         api_key=key,
         billed_cost=Decimal(6),
     )
-    made.store.settle(recorded, made.budgets.postings(recorded, made.pricer))
+    made.store.settle(recorded, made.budgets.postings(recorded))
     served = serve(made)
     for path in (*PAGES, f"/entries/{recorded.entry_id}"):
         body = served.get(path)[2]

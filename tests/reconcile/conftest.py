@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tokenmeter.adopt import wrap
-from tokenmeter.budgets import BudgetBook
 from tokenmeter.default import make_meter
 from tokenmeter.meter import Meter
 from tokenmeter.reconciliation import reconcile
@@ -45,7 +44,7 @@ def pricer():
 def meter(request, pricer, fresh_url):
     """A meter on an empty ledger: in memory, unless a test asks for another kind."""
     store = open_store(fresh_url(getattr(request, "param", "memory")))
-    made = Meter(store=store, pricer=pricer, budgets=BudgetBook([]))
+    made = Meter(store=store, pricer=pricer)
     yield made
     made.close()
 

@@ -6,7 +6,6 @@ from decimal import Decimal
 import pytest
 
 from tokenmeter.attribution import ApiKey
-from tokenmeter.budgets import BudgetBook
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.meter import Meter
@@ -26,7 +25,7 @@ COST = Decimal("4.11")
 
 @pytest.fixture
 def ledger(pricer):
-    made = Meter(store=open_store("memory:"), pricer=pricer, budgets=BudgetBook([]))
+    made = Meter(store=open_store("memory:"), pricer=pricer)
     yield made
     made.close()
 

@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenmeter.attribution import Attribution
+from tokenmeter.budgets.bounds import (
+    CLAUDE_OVERHEAD,
+    REQUEST_OVERHEAD,
+    Expectations,
+    bound,
+    input_estimate,
+    picodollars,
+)
 from tokenmeter.call import Call, RequestFacts
-from tokenmeter.estimation import CLAUDE_OVERHEAD, REQUEST_OVERHEAD, Expectations, bound, input_estimate, picodollars
 from tokenmeter.ledger import Entry
 from tokenmeter.pricing import Ceiling, PriceList, Pricer
 from tokenmeter.usage import Consumption, Observation, Usage

@@ -12,7 +12,7 @@ from decimal import Decimal
 import pytest
 
 from tokenmeter.attribution import Attribution, attribute, current_scopes
-from tokenmeter.budgets import Budget, BudgetBook
+from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.meter import Meter
@@ -35,7 +35,7 @@ def pricer():
 @pytest.fixture
 def make_meter(pricer):
     def build(*budgets, **arguments):
-        return Meter(store=MemoryStore(), pricer=pricer, budgets=BudgetBook(budgets), **arguments)
+        return Meter(store=MemoryStore(), pricer=pricer, budgets=budgets, **arguments)
 
     return build
 
@@ -212,7 +212,7 @@ class TestSweeping:
     def test_expired_holds_are_swept_now_and_then_off_the_calls_path(self, make_meter):
         meter = make_meter(Budget(limit_requests=100), hold_seconds=0)
         lost = meter.authorize(a_call())
-        meter._reservations._sweep_due = 0
+        meter.budgets._holds._sweep_due = 0
         meter.authorize(a_call())
         until = time.monotonic() + 5
         while meter.store.entry(lost.reservation.reservation_id) is None and time.monotonic() < until:
@@ -220,4 +220,4 @@ class TestSweeping:
         entry = meter.store.entry(lost.reservation.reservation_id)
         assert entry.billed_cost == Decimal("0.0000105")  # ten tokens at $1 a million, times 1.05
         assert entry.status == "aborted"
-        assert meter._reservations._sweep_due > time.monotonic() + 50
+        assert meter.budgets._holds._sweep_due > time.monotonic() + 50

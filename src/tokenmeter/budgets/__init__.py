@@ -1,9 +1,9 @@
 """Budgets: what calls may cost, use or number, and how that is held without ever overshooting."""
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget
-from tokenmeter.budgets.book import BudgetBook
-from tokenmeter.budgets.plan import Plan
+from tokenmeter.budgets.budgets import Budgets
+from tokenmeter.budgets.definitions import Change, Grant
 from tokenmeter.budgets.policy import Budget
 from tokenmeter.budgets.status import Balance
 
-__all__ = ["Alert", "AlertQueue", "AlertTarget", "Balance", "Budget", "BudgetBook", "Plan"]
+__all__ = ["Alert", "AlertQueue", "AlertTarget", "Balance", "Budget", "Budgets", "Change", "Grant"]

@@ -1,22 +1,48 @@
-"""What becomes of a hold that nobody settled: an estimated entry, which a late answer takes back again."""
+"""The life of a hold after it was made: kept while its call runs, swept when nobody settles it.
+
+An expired hold becomes an estimated entry, which a late answer takes back again.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
+from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.call import Call
-from tokenmeter.estimation import input_estimate
-from tokenmeter.ledger import Charge, Entry, Reservation, new_id, utcnow
-from tokenmeter.pricing import Rating
+from tokenmeter.errors import StoreBusyError
+from tokenmeter.ledger import Charge, Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.stores.base import Store
 from tokenmeter.usage import Consumption, Observation, Usage
 
-__all__ = ["EXPIRED", "TAKEN_BACK", "estimated_entry", "observation_of", "taken_back", "unanswered"]
+__all__ = [
+    "EXPIRED",
+    "TAKEN_BACK",
+    "Fault",
+    "Holds",
+    "Rate",
+    "estimated_entry",
+    "observation_of",
+    "taken_back",
+    "unanswered",
+]
 
 #: Flags of the two entries.
 EXPIRED = "expired_hold"
 TAKEN_BACK = "late_settlement"
+#: Seconds between two looks for expired holds, and from the first call to the first look.
+_SWEEP_EVERY = 60
+_FIRST_SWEEP = 5
+
+#: Rates what was seen of a call at the moment it left; never raises.
+Rate = Callable[[Observation, Entry, datetime], Rating]
+#: Told what failed inside tokenmeter, and how, where no caller must notice.
+Fault = Callable[[str, BaseException], None]
 
 
 def unanswered(call: Call, at: datetime) -> Entry:
@@ -98,3 +124,117 @@ def _negative(charge: Charge) -> Charge:
 
 def _minus(amount: Decimal | None) -> Decimal | None:
     return None if amount is None else -amount
+
+
+class Holds:
+    """Holds in a store, from their making to their end.
+
+    Args:
+        store: Where they are.
+        pricer: Whose prices the estimates of expired holds name.
+        hold_time: How long a call may be in flight before its hold expires.
+        rate: Rates the estimate of an expired hold.
+        fault: Told of faults that must not reach a caller.
+        postings: What an entry adds to the counters.
+        announce: Tells of crossed thresholds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pricer: Pricer,
+        *,
+        hold_time: timedelta,
+        rate: Rate,
+        fault: Fault,
+        postings: Callable[[Entry], Sequence[Posting]],
+        announce: Callable[[Sequence[ThresholdCrossing]], None],
+    ) -> None:
+        self.hold_time = hold_time
+        self._store = store
+        self._pricer = pricer
+        self._rate = rate
+        self._fault = fault
+        self._postings = postings
+        self._announce = announce
+        self._sweep_due = time.monotonic() + _FIRST_SWEEP
+
+    def extend(self, reservation_id: str) -> None:
+        """Give a hold its full time again. Never waits, never raises; a store behind a network is told by a thread."""
+        until = self._store.now() + self.hold_time
+        try:
+            self._store.extend(reservation_id, until, wait=False)
+        except StoreBusyError:
+            _in_background("extend", lambda: self._quietly("extend a hold", self._store.extend, reservation_id, until))
+        except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            self._fault("extend a hold", error)
+
+    def sweep(self, now: datetime, *, wait: bool = True) -> int:
+        """Turn holds that expired before `now` into estimated entries; how many.
+
+        Raises:
+            StoreBusyError: ``wait=False`` and the store's lock is taken; what was swept until then stays swept.
+            StoreUnavailableError: the store fails.
+        """
+        swept = 0
+        while batch := self._store.expired(now):
+            found = sum(self._sweep_one(reservation, wait=wait) for reservation in batch)
+            swept += found
+            if not found:
+                break
+        return swept
+
+    def take_back_estimate(self, reservation: Reservation) -> None:
+        """After a settlement that found no hold: if it was swept, its estimate now stands beside the true entry."""
+        try:
+            estimate = self._store.entry(reservation.reservation_id)
+            if estimate is not None:
+                correction = taken_back(estimate)
+                self._store.settle(correction, self._postings(correction))
+        except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            self._fault("take back an expired hold's estimate", error)
+
+    def _sweep_one(self, reservation: Reservation, *, wait: bool) -> bool:
+        call = reservation.call
+        rating = self._rate(observation_of(call), call, call.occurred_at)
+        entry = estimated_entry(reservation, rating, self._pricer.price_list_hash)
+        settlement = self._store.settle(
+            entry,
+            self._postings(entry),
+            reservation_id=reservation.reservation_id,
+            only_if_held=True,
+            wait=wait,
+        )
+        self._announce(settlement.crossings)
+        return settlement.hold_found
+
+    def make_room(self, *, wait: bool) -> bool:
+        """Sweep expired holds for a call that finds its budget full; whether there were any.
+
+        Raises:
+            StoreBusyError: ``wait=False`` and the store's lock is taken.
+        """
+        try:
+            return self.sweep(self._store.now(), wait=wait) > 0
+        except StoreBusyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found
+            self._fault("sweep expired holds", error)
+            return False
+
+    def sweep_sometimes(self) -> None:
+        """Look for expired holds in a thread, once a minute."""
+        now = time.monotonic()
+        if now >= self._sweep_due:
+            self._sweep_due = now + _SWEEP_EVERY
+            _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep, self._store.now()))
+
+    def _quietly(self, what: str, work: Callable[..., object], *arguments: object) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:  # noqa: BLE001 - nobody waits for it
+            self._fault(what, error)
+
+
+def _in_background(name: str, work: Callable[[], object]) -> None:
+    threading.Thread(target=work, name=f"tokenmeter-{name}", daemon=True).start()

@@ -1,20 +1,28 @@
-"""What one call asks of the budgets that apply to it."""
+"""What one call asks of the budgets that apply to it, and why it was stopped where that did not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from operator import attrgetter
+from typing import Any
 
-from tokenmeter.budgets.caps import Cap, Keys
+from tokenmeter.budgets.bounds import Bound, Expectations, bound, picodollars
+from tokenmeter.budgets.matching import Cap, Keys
+from tokenmeter.budgets.policy import IN_FLIGHT, amount_of
+from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
-from tokenmeter.estimation import Bound, Expectations, bound, picodollars
+from tokenmeter.errors import BudgetExceededError, BudgetReservedError, RequestTooLargeError, StoreError
 from tokenmeter.ledger import Claim, CounterKey
 from tokenmeter.pricing import Ceiling
-from tokenmeter.stores.base import Store
+from tokenmeter.stores.base import CapReachedError, Counter, Store
 
-__all__ = ["Hold", "Plan", "UnboundedError", "injected", "make_plan"]
+__all__ = ["Hold", "Plan", "UnboundedError", "explain", "injected", "make_plan", "refuse"]
+
+#: Limits that every call takes one of, whatever it costs.
+_BY_CALL = frozenset({"requests", IN_FLIGHT})
 
 #: No smaller output cap is ever set on a request: some endpoints refuse less.
 LEAST_INJECTED = 16
@@ -25,14 +33,16 @@ class Hold:
     """One hard budget that applies to a call.
 
     Attributes:
-        cap: The budget.
+        cap: The budget's limit.
         scope: Scope values of its counter.
         keys: Its counters with their windows' ends: one, or all overlapping windows of a rate limit.
+        limit: What the limit is now, for this scope: grants and the member's own limit included.
     """
 
     cap: Cap
     scope: dict[str, str]
     keys: Keys
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ def make_plan(
     Raises:
         UnboundedError: it has no upper bound, and a budget refuses such calls.
     """
-    if all(hold.cap.unit == "requests" for hold in holds):
+    if all(hold.cap.unit in _BY_CALL for hold in holds):
         return Plan(call, at, holds, _claims(holds, [1] * len(holds)))
     upper = bound(call, ceiling)
     injectable = _is_injectable(call, upper, holds)
@@ -114,7 +124,7 @@ _claim_key = attrgetter("key")
 
 def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
     claims = [
-        Claim(key, hold.cap.limit, amount, end)
+        Claim(key, hold.limit, amount or int(not hold.limit), end)  # a limit of zero stops what costs nothing as well
         for hold, amount in zip(holds, amounts, strict=True)
         for key, end in hold.keys
     ]
@@ -125,6 +135,10 @@ def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
 
 def _amount(hold: Hold, call: Call, upper: Bound, most: int | None, learned: Expectations) -> int:
     budget, unit = hold.cap.budget, hold.cap.unit
+    if unit in _BY_CALL:
+        return 1
+    if most is None and upper.cost_at_dearest is not None and unit == "usd" and budget.unknown_price == "hold":
+        return picodollars(upper.cost_at_dearest)
     if most is None and budget.unbounded == "refuse":
         raise UnboundedError(hold, upper)
     if most is not None and budget.estimate == "strict":
@@ -158,12 +172,12 @@ def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
 
 def injected(upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
     """The output cap that all budgets can still pay for; None when the model's own maximum fits after all."""
-    paying = [hold for hold in holds if hold.cap.unit != "requests"]
+    paying = [hold for hold in holds if hold.cap.unit not in _BY_CALL]
     counters = store.counters([key for hold in paying for key, _ in hold.keys])
     affordable: list[int] = []
     for hold in paying:
         taken = max(counters[key].settled + counters[key].reserved for key, _ in hold.keys)
-        most = upper.affordable_output_tokens(hold.cap.unit, hold.cap.limit - taken)
+        most = upper.affordable_output_tokens(hold.cap.unit, hold.limit - taken)
         if most is None:
             return None
         affordable.append(most)
@@ -171,3 +185,86 @@ def injected(upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
     if upper.max_output_tokens is not None and least >= upper.max_output_tokens:
         return None
     return max(least, LEAST_INJECTED)
+
+
+def explain(stop: CapReachedError, plan: Plan, *, store: Store, wait: Decimal) -> BudgetExceededError:
+    """The error for a claim that did not fit.
+
+    Settled spending that leaves no room is `BudgetExceededError`; room that only calls in flight take is
+    `BudgetReservedError`; a call that needs more than the settled spending leaves is `RequestTooLargeError`.
+
+    Args:
+        stop: What the store said.
+        plan: What was asked of it.
+        store: To look up a rate limit's other windows.
+        wait: Seconds after which a call in flight has likely ended.
+    """
+    claim, hold = stop.claim, plan.hold_of(stop.claim.key)
+    cap, room = hold.cap, hold.limit - stop.settled
+    affordable = plan.bound.affordable_output_tokens(cap.unit, room) if plan.bound else None
+    free_at = _free_at(hold, claim.amount, store) if cap.rolling else claim.window_end
+    until_reset = None if free_at is None else Decimal(max(free_at - microseconds(plan.at), 0)).scaleb(-6)
+    values = _fields(hold, Counter(stop.settled, stop.reserved))
+    values["requested"] = amount_of(cap.unit, claim.amount)
+    values["resets_at"] = None if free_at is None else from_microseconds(free_at)
+    values["model"] = plan.call.facts.model
+    if claim.amount <= room:
+        soonest = wait if until_reset is None else min(wait, until_reset)
+        reason = "Calls in flight hold the rest; try again when they have ended."
+        return BudgetReservedError(reason, retry_after=soonest, **values)
+    if room > 0 and (claim.amount > hold.limit or affordable):
+        reason = "It needs more than the window has left; ask for fewer output tokens or send a shorter prompt."
+        return RequestTooLargeError(reason, retry_after=until_reset, max_affordable_output_tokens=affordable, **values)
+    return BudgetExceededError(retry_after=until_reset, **values)
+
+
+def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> RequestTooLargeError:
+    """The error for a call without an upper bound, under a budget that only admits calls which have one."""
+    hold = error.hold
+    key, end = hold.keys[0]
+    until_reset = None if end is None else Decimal(max(end - microseconds(at), 0)).scaleb(-6)
+    return RequestTooLargeError(
+        f"That is because {error.upper.explain()}. {_mend(error)}",
+        requested=None,
+        resets_at=None if end is None else from_microseconds(end),
+        retry_after=until_reset,
+        model=call.facts.model,
+        **_fields(hold, _read(store, [key])[key]),
+    )
+
+
+def _mend(error: UnboundedError) -> str:
+    if error.upper.reasons == ("unknown_price",):
+        return "Give the model a price ([[prices]]), or set unknown_price='hold' on the budget."
+    return "Change that, or set unbounded='expected' on the budget to hold what such calls usually use."
+
+
+def _fields(hold: Hold, counter: Counter) -> dict[str, Any]:
+    unit = hold.cap.unit
+    return {
+        "budget": hold.cap.budget.name,
+        "scope": hold.scope,
+        "unit": unit,
+        "limit": amount_of(unit, hold.limit),
+        "spent": amount_of(unit, counter.settled),
+        "reserved": amount_of(unit, counter.reserved),
+    }
+
+
+def _read(store: Store, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+    """Counters that complete an error's figures. A store that fails now has said no already: that stands."""
+    try:
+        return store.counters(keys)
+    except StoreError:
+        return dict.fromkeys(keys, Counter())
+
+
+def _free_at(hold: Hold, amount: int, store: Store) -> int | None:
+    """When a rate limit has room again: the end of its last window that is too full now."""
+    counters = _read(store, [key for key, _ in hold.keys])
+    full = [
+        end
+        for key, end in hold.keys
+        if counters[key].settled + counters[key].reserved + amount > hold.limit or amount > hold.limit
+    ]
+    return full[-1] if full else hold.keys[0][1]

@@ -3,31 +3,77 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from tokenmeter.budgets.scopes import SCOPE_FIELDS
 from tokenmeter.budgets.windows import Window
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ONE, PICODOLLAR, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
 
-__all__ = ["Budget", "Unit", "check_consistent"]
+__all__ = [
+    "IN_FLIGHT",
+    "SCOPE_FIELDS",
+    "UNLIMITED",
+    "Budget",
+    "FunctionElsewhere",
+    "LimitFunction",
+    "Unit",
+    "amount_of",
+    "check_consistent",
+    "limit_in",
+    "parse_limit",
+    "threshold_amounts",
+]
 
-Unit = Literal["usd", "tokens", "requests"]
+Unit = Literal["usd", "tokens", "requests", "in_flight"]
+IN_FLIGHT: Unit = "in_flight"
 
-_LIMITS: dict[str, Unit] = {"limit_usd": "usd", "limit_tokens": "tokens", "limit_requests": "requests"}
+#: What a budget can be narrowed to, in the order scopes are written; tags come after.
+SCOPE_FIELDS = ("api_key", "member", "team", "organization", "project", "route", "model", "provider", "end_user")
+
+_LIMITS: dict[str, Unit] = {
+    "limit_usd": "usd",
+    "limit_tokens": "tokens",
+    "limit_requests": "requests",
+    "limit_in_flight": "in_flight",
+}
 _CHOICES = {
     "store_failure": ("closed", "open"),
     "estimate": ("strict", "expected"),
     "unbounded": ("refuse", "expected"),
+    "unknown_price": ("hold", "refuse"),
 }
 _DEFAULT_THRESHOLDS = (50, 80, 100)
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
+#: Counters are 64-bit integers in every store; this leaves room for what is in flight.
+_LARGEST = 4 * 10**18
+#: What stands for "no cap" in a table of limits, and what a limit function may say.
+UNLIMITED = "unlimited"
+
+#: What a limit may be: a number of US dollars, `UNLIMITED`, or a number per unit (``{"usd": "5", "requests": 100}``).
+LimitValue = Decimal | int | str | Mapping[str, Any]
+#: Says the limit of one member (or of whatever the budget's ``"*"`` stands for); None = the fixed limit holds.
+LimitFunction = Callable[[str], LimitValue | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionElsewhere:
+    """A limit function of another process, which the ledger knows by its name only. It is never imported from there."""
+
+    name: str
+
+    def __call__(self, value: str) -> LimitValue | None:
+        """Raise: only the process that declared it can ask it."""
+        raise ConfigurationError(
+            f"The limit of {value!r} is asked of {self.name}, which this process does not have: configure the budget "
+            "here as well, or give it a fixed limit that holds where the function is not."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -38,7 +84,7 @@ class Budget:
     per value, or a pattern such as ``"gpt-5*"`` with one counter for all it matches. A call that lacks the value (no
     ``member`` set) is not matched by ``member="*"``: add a budget without that scope to catch it.
 
-    Exactly one of `limit_usd`, `limit_tokens` and `limit_requests` is given.
+    At least one limit is given; with several, a call must fit into each. Zero means "not at all".
 
     Attributes:
         api_key: Alias from the configuration, fingerprint, or ``...last4`` as reports show it.
@@ -54,12 +100,20 @@ class Budget:
         limit_usd: US dollars of billed cost, to the picodollar. Not a binary fraction: write ``"0.10"`` or an int.
         limit_tokens: Input and output tokens together.
         limit_requests: Calls.
+        limit_in_flight: Calls that may be under way at the same time.
+        limit: Limits that differ by member (or whatever the budget's one ``"*"`` stands for): a table
+            ``{"ada": "50", "bob": 0}``, or a function ``ada -> limit`` that asks your own database. A value is a number
+            of US dollars, ``"unlimited"``, or a number per unit: ``{"usd": "5", "requests": 100}``. Whom the table or
+            the function does not know (None) gets the fixed limits beside it, and these hold while the function fails
+            and no earlier answer of it is known.
+        refresh: Seconds for which an answer of the function is used before it is asked again.
         period: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``total`` or ``rolling-<n>s|m|h|d``
             (a rate limit: never more than the limit in any stretch of that length).
         tz: IANA zone in which the calendar is read.
-        week_start: First day of a week, 0 = Monday.
+        week_start: First day of a week: 0 or ``"monday"`` ... 6 or ``"sunday"``.
         anchor: Day of the month on which a month, quarter or year begins (a billing anchor); the last day of a month
             that is too short.
+        reset_hour: Hour of the day, 0 to 23 by the zone's clock, at which days and longer windows begin.
         hard: Whether a call that would pass the limit is stopped. A soft budget only counts and alerts.
         thresholds: Whole percents of the limit that alert, once per window. Default 50, 80 and 100; none for rolling.
         store_failure: What a hard budget does when the store fails: ``closed`` stops calls, ``open`` lets them pass.
@@ -71,6 +125,8 @@ class Budget:
         inject_max_tokens: Whether a call that names no output cap gets one: what the budget can still pay for.
         unbounded: What a hard budget does with a call that has no upper bound: ``refuse`` it, or hold what is
             ``expected``.
+        unknown_price: What a hard budget in dollars does with a model whose price is not known (it came out today):
+            ``hold`` the call at the dearest known price of its provider and let it go, or ``refuse`` it.
 
     Raises:
         ConfigurationError: a value is wrong; the message begins with the field's name.
@@ -89,10 +145,14 @@ class Budget:
     limit_usd: Decimal | int | str | None = None
     limit_tokens: int | None = None
     limit_requests: int | None = None
+    limit_in_flight: int | None = None
+    limit: Mapping[str, Any] | LimitFunction | None = None
+    refresh: int = 60
     period: str = "month"
     tz: str = "UTC"
-    week_start: int = 0
+    week_start: int | str = 0
     anchor: int = 1
+    reset_hour: int = 0
     hard: bool = True
     thresholds: Sequence[int] | None = None
     store_failure: Literal["closed", "open"] = "closed"
@@ -102,10 +162,12 @@ class Budget:
     estimate: Literal["strict", "expected"] = "strict"
     inject_max_tokens: bool = False
     unbounded: Literal["refuse", "expected"] = "refuse"
+    unknown_price: Literal["hold", "refuse"] = "hold"
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        window = Window(self.period, self.tz, self.week_start, self.anchor)
+        set_field(self, "week_start", _weekday(self.week_start))
+        window = self.window
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
                 raise ConfigurationError(f"{key} must be {' or '.join(choices)}, not {getattr(self, key)!r}.")
@@ -115,7 +177,7 @@ class Budget:
         set_field(self, "tags", _checked_tags(self.tags))
         for key in SCOPE_FIELDS:
             _check_text(getattr(self, key), key)
-        self._set_limit()
+        self._set_limits()
         set_field(self, "thresholds", _checked_thresholds(self.thresholds, rolling=window.length_us is not None))
         for key in ("starts", "ends"):
             value = getattr(self, key)
@@ -129,14 +191,15 @@ class Budget:
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return _rebuild, ({**values, "tags": dict(self.tags)},)
+        limit = dict(self.limit) if isinstance(self.limit, Mapping) else self.limit
+        return _rebuild, ({**values, "tags": dict(self.tags), "limit": limit},)
 
     def __repr__(self) -> str:
         said = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if self._says(item.name))
         return f"Budget({', '.join(said)})"
 
     def __hash__(self) -> int:
-        return hash((self.name, self.unit, self.limit, self.period))
+        return hash((self.name, tuple(self.limits.items()), self.period))
 
     @classmethod
     def parse(cls, row: Mapping[str, Any], *, file: str | None = None, number: int = 0) -> Budget:
@@ -163,31 +226,24 @@ class Budget:
             raise ConfigurationError(f"{where}.{error}") from None
 
     @property
-    def unit(self) -> Unit:
-        """What is limited."""
-        return next(unit for key, unit in _LIMITS.items() if getattr(self, key) is not None)
+    def limits(self) -> dict[Unit, int]:
+        """The fixed limits as the integers that counters hold: picodollars, tokens, requests, calls in flight."""
+        given = ((unit, getattr(self, key)) for key, unit in _LIMITS.items())
+        return {unit: to_picodollars(value) if unit == "usd" else value for unit, value in given if value is not None}
 
     @property
-    def limit(self) -> Decimal:
-        """The limit in `unit`."""
-        return Decimal(next(value for key in _LIMITS if (value := getattr(self, key)) is not None))
-
-    @property
-    def limit_amount(self) -> int:
-        """The limit as the integer that counters hold: picodollars, tokens or requests."""
-        return to_picodollars(self.limit) if self.unit == "usd" else int(self.limit)
-
-    def amount(self, value: int) -> Decimal:
-        """A counter's integer in `unit`."""
-        if self.unit != "usd":
-            return Decimal(value)
-        dollars = to_dollars(value).normalize(EXACT)
-        return dollars if dollars.as_tuple().exponent <= 0 else dollars.quantize(ONE)  # type: ignore[operator]
+    def units(self) -> tuple[Unit, ...]:
+        """What it limits; dollars, where only `limit` says how much."""
+        return tuple(self.limits) or ("usd",)
 
     @property
     def window(self) -> Window:
         """How its time is cut."""
-        return Window(self.period, self.tz, self.week_start, self.anchor)
+        return Window(self.period, self.tz, cast("int", self.week_start), self.anchor, self.reset_hour)
+
+    def window_of(self, unit: Unit) -> Window:
+        """How the time of one of its limits is cut. What is in flight has no window."""
+        return Window("total") if unit == IN_FLIGHT else self.window
 
     @property
     def scope(self) -> dict[str, str]:
@@ -195,17 +251,35 @@ class Budget:
         named = {key: value for key in SCOPE_FIELDS if (value := getattr(self, key)) is not None}
         return named | {f"tag:{key}": value for key, value in self.tags.items()}
 
-    @property
-    def counter_name(self) -> str:
-        """Its identity in the store. Another unit or window is another counter; another limit is the same one."""
-        kind = f"{self.unit}/{self.window.label}"
-        return self.name if kind in self.name else f"{self.name} [{kind}]"
+    def counter_name(self, unit: Unit, era: int = 1) -> str:
+        """The identity of its counters in the store; `era` tells apart what began to count anew under one name."""
+        kind = f"{unit}/{self.window_of(unit).label}"
+        base = self.name if kind in self.name else f"{self.name} [{kind}]"
+        return base if era == 1 else f"{base} #{era}"
 
     @property
-    def threshold_amounts(self) -> dict[int, int]:
-        """Absolute amount -> percent, ascending; rounded up, so that 100 % is the limit itself."""
-        percents = cast("tuple[int, ...]", self.thresholds)
-        return {-(-self.limit_amount * percent // 100): percent for percent in percents}
+    def open_field(self) -> str | None:
+        """The one scope field that is ``"*"``; None when there is none, or several."""
+        found = [name for name, value in self.scope.items() if value == "*"]
+        return found[0] if len(found) == 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was said about it, JSON-ready: the keys of a ``[[budgets]]`` row. `parse` reads it back."""
+        said = {item.name: getattr(self, item.name) for item in fields(self) if self._says(item.name)}
+        for name in ("starts", "ends"):
+            if name in said:
+                said[name] = said[name].isoformat()
+        if "limit_usd" in said:
+            said["limit_usd"] = f"{self.limit_usd:f}"
+        if "thresholds" in said:
+            said["thresholds"] = list(said["thresholds"])
+        if "tags" in said:
+            said["tags"] = dict(self.tags)
+        if isinstance(self.limit, Mapping):
+            said["limit"] = {key: _plain_limit(value) for key, value in self.limit.items()}
+        elif self.limit is not None:
+            said["limit"] = {"function": _function_name(self.limit)}
+        return said
 
     @property
     def effective(self) -> tuple[datetime | None, datetime | None]:
@@ -221,22 +295,35 @@ class Budget:
         value = getattr(self, name)
         return name in ("name", "period") or (value not in (None, {}) and value != _DEFAULTS.get(name))
 
-    def _set_limit(self) -> None:
+    def _set_limits(self) -> None:
         given = [key for key in _LIMITS if getattr(self, key) is not None]
-        if len(given) != 1:
+        if not given and self.limit is None:
+            raise ConfigurationError(f"{', '.join(_LIMITS)}: give at least one (0 means not at all).")
+        for key in given:
+            amount = parse_limit(getattr(self, key), _LIMITS[key], name=key)
+            object.__setattr__(self, key, amount_of(_LIMITS[key], amount) if key == "limit_usd" else amount)
+        if not isinstance(self.refresh, int) or isinstance(self.refresh, bool) or self.refresh < 1:
+            raise ConfigurationError(f"refresh must be a whole number of seconds, at least 1, not {self.refresh!r}.")
+        if self.limit is not None:
+            object.__setattr__(self, "limit", self._checked_limit(self.limit))
+
+    def _checked_limit(self, limit: object) -> Mapping[str, Any] | LimitFunction:
+        if self.open_field is None:
             raise ConfigurationError(
-                f"limit_usd, limit_tokens or limit_requests: give exactly one, not {' and '.join(given) or 'none'}."
+                'limit says limits per value of one scope field: give the budget exactly one "*", such as member="*".'
             )
-        key = given[0]
-        number = parse_decimal(getattr(self, key), name=key)
-        if number <= 0:
-            raise ConfigurationError(f"{key} must be greater than zero, not {number}.")
-        step = PICODOLLAR if key == "limit_usd" else Decimal(1)
-        if number % step:
-            raise ConfigurationError(f"{key} must be a multiple of {step:f}, not {number}.")
-        if number / step > _LARGEST:
-            raise ConfigurationError(f"{key} must not be greater than {_LARGEST * step:f}.")
-        object.__setattr__(self, key, number if key == "limit_usd" else int(number))
+        if isinstance(limit, Mapping):
+            table = cast("Mapping[str, Any]", limit)
+            if set(table) == {"function"} and isinstance(table["function"], str):
+                return FunctionElsewhere(table["function"])
+            for key, value in table.items():
+                _check_text(key, "limit")
+                for unit in self.units:
+                    limit_in(value, unit, name=f"limit.{key}")
+            return MappingProxyType(dict(table))
+        if callable(limit) and not inspect.iscoroutinefunction(limit):
+            return limit
+        raise ConfigurationError(f"limit must be a table or a plain (not async) function, not {limit!r}.")
 
     def _derived_name(self) -> str:
         scope = ",".join(f"{key}={value}" for key, value in self.scope.items()) or "all"
@@ -246,13 +333,84 @@ class Budget:
             for word, value in zip(("from", "until"), self.effective, strict=True)
             if value
         )
-        return f"{scope} {self.unit}/{self.window.label}{soft}{dates}"
+        kinds = "+".join(unit for unit in self.units if unit != IN_FLIGHT)
+        within = f"{kinds}/{self.window.label}" if kinds else "in_flight"
+        return f"{scope} {within}{soft}{dates}"
 
 
 _DEFAULTS = {item.name: item.default for item in fields(Budget)} | {"thresholds": _DEFAULT_THRESHOLDS}
 
-#: Counters are 64-bit integers in every store; this leaves room for what is in flight.
-_LARGEST = Decimal(4 * 10**18)
+
+def amount_of(unit: Unit, value: int) -> Decimal:
+    """A counter's integer in its unit: US dollars, tokens, calls."""
+    if unit != "usd":
+        return Decimal(value)
+    dollars = to_dollars(value).normalize(EXACT)
+    return dollars if dollars.as_tuple().exponent <= 0 else dollars.quantize(ONE, context=EXACT)  # type: ignore[operator]
+
+
+def parse_limit(value: object, unit: Unit, *, name: str) -> int:
+    """A limit as the integer that counters hold.
+
+    Raises:
+        ConfigurationError: not a number, negative, finer than a picodollar, or too large; begins with `name`.
+    """
+    number = parse_decimal(value, name=name)
+    if number < 0:
+        raise ConfigurationError(f"{name} must not be negative, but was {number}; 0 means not at all.")
+    step = PICODOLLAR if unit == "usd" else ONE
+    if number > _LARGEST * step:
+        raise ConfigurationError(f"{name} must not be greater than {_LARGEST * step:f}.")
+    if EXACT.remainder(number, step):
+        raise ConfigurationError(f"{name} must be a multiple of {step:f}, not {number}.")
+    return to_picodollars(number) if unit == "usd" else int(number)
+
+
+def limit_in(value: LimitValue | None, unit: Unit, *, name: str) -> int | None:
+    """The limit that an entry of a table, or a limit function's answer, says for one unit.
+
+    Returns:
+        A counter's integer; -1 for no cap; None when it says nothing of this unit.
+
+    Raises:
+        ConfigurationError: it is no limit; begins with `name`.
+    """
+    if isinstance(value, Mapping):
+        table = value
+        if unknown := set(table) - set(_LIMITS.values()):
+            raise ConfigurationError(f"{name}: {min(unknown)!r} is not one of {', '.join(_LIMITS.values())}.")
+        value = table.get(unit)
+    elif unit != "usd":
+        return -1 if value == UNLIMITED else None
+    if value is None:
+        return None
+    return -1 if value == UNLIMITED else parse_limit(value, unit, name=name)
+
+
+def threshold_amounts(budget: Budget, limit: int) -> dict[int, int]:
+    """Absolute amount -> percent of `limit`, ascending; rounded up, so that 100 % is the limit itself."""
+    return {-(-limit * percent // 100): percent for percent in cast("tuple[int, ...]", budget.thresholds)}
+
+
+def _plain_limit(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain_limit(one) for key, one in cast("Mapping[str, Any]", value).items()}
+    return str(value)
+
+
+def _function_name(function: object) -> str:
+    if isinstance(function, FunctionElsewhere):
+        return function.name
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _weekday(value: object) -> object:
+    days = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+    if isinstance(value, str):
+        if value.lower() not in days:
+            raise ConfigurationError(f"week_start must be 0 (Monday) to 6 (Sunday) or a day's name, not {value!r}.")
+        return days.index(value.lower())
+    return value
 
 
 def _rebuild(values: dict[str, Any]) -> Budget:
@@ -298,18 +456,25 @@ def check_consistent(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     names: set[str] = set()
     same: dict[object, list[Budget]] = {}
     for budget in unique:
-        peers = same.setdefault((tuple(budget.scope.items()), budget.unit, budget.window, budget.hard), [])
-        for other in peers:
-            if _overlap(budget, other):
-                raise ConfigurationError(
-                    f"name: budgets {other.name!r} and {budget.name!r} limit the same calls over the same window "
-                    f"({other.limit:f} and {budget.limit:f} {budget.unit}); keep one of them."
-                )
+        for unit in budget.units:
+            window = budget.window_of(unit)
+            peers = same.setdefault((tuple(budget.scope.items()), unit, window, budget.hard), [])
+            for other in peers:
+                if _overlap(budget, other):
+                    raise ConfigurationError(
+                        f"name: budgets {other.name!r} and {budget.name!r} limit the same calls over the same window "
+                        f"({_said(other, unit)} and {_said(budget, unit)} {unit}); keep one of them."
+                    )
+            peers.append(budget)
         if budget.name in names:
             raise ConfigurationError(f"name: two budgets are called {budget.name!r}; give each a name of its own.")
-        peers.append(budget)
         names.add(budget.name)
     return unique
+
+
+def _said(budget: Budget, unit: Unit) -> str:
+    limit = budget.limits.get(unit)
+    return "asked for" if limit is None else f"{amount_of(unit, limit):f}"
 
 
 def _overlap(one: Budget, other: Budget) -> bool:

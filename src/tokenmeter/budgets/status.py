@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.budgets.caps import Cap, Keys
-from tokenmeter.budgets.raises import raised_key
-from tokenmeter.budgets.scopes import parse_scope, value_fits
+from tokenmeter.budgets.counting import count, tally
+from tokenmeter.budgets.limits import NO_CAP
+from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
+from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
+from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.stores.base import Counter, Store
+from tokenmeter.pricing import Pricer
+from tokenmeter.stores.base import Counter, Fault, Store
 
-__all__ = ["Balance", "balances"]
+__all__ = ["Balance", "audit", "balances"]
+
+#: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
+LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
+_UNLIMITED = Decimal("Infinity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +32,8 @@ class Balance:
     Attributes:
         budget: Name of the budget.
         scope: What the counter belongs to, for example ``{"member": "ada"}``; empty for all calls.
-        unit: ``usd``, ``tokens`` or ``requests``.
-        limit: The limit, raises of this window included, in `unit`.
+        unit: ``usd``, ``tokens``, ``requests`` or ``in_flight``.
+        limit: The limit, grants of this window included, in `unit`; infinite for a member without a cap.
         spent: What settled calls have used in this window, in `unit`.
         reserved: What calls in flight hold, in `unit`.
         remaining: What is left, ``limit - spent - reserved``; negative when a soft budget is passed.
@@ -64,64 +71,108 @@ class Balance:
         }
 
 
-def balances(caps: Iterable[Cap], store: Store, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
-    """Where the budgets stand that concern `wanted`.
+def balances(
+    caps: Iterable[Cap], store: Store, pricer: Pricer, wanted: Mapping[str, str], at: datetime, *, limit_of: LimitOf
+) -> list[Balance]:
+    """Where the budgets stand that concern `wanted`. Nothing is written: what no call has counted yet is summed up.
 
     A budget concerns it when none of its scope fields contradicts it and, unless `wanted` or the budget's own scope
     is empty, at least one field is in both. Where a ``"*"`` is left open, every counter of the window is listed.
 
     Args:
-        caps: The budgets.
+        caps: The limits in force.
         store: Holds their counters.
+        pricer: For tokens whose price is not known.
         wanted: Scope values by field (``member``, ..., ``tag:NAME``).
         at: The instant whose windows are meant.
+        limit_of: Says a counter's limit.
     """
     now = microseconds(at)
-    found = [
-        (cap, scope, cap.keys(scope, now))
-        for cap in caps
-        if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)
-        for scope in _scopes(cap, wanted, now, store)
+    chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
+    listed = _listed(store, {cap.counter_name for cap in chosen}) if chosen else {}
+    return [
+        _balance(cap, parse_scope(text), counters, limit_of)
+        for cap in chosen
+        for text, counters in sorted(_counters(cap, wanted, now, listed, store=store, pricer=pricer).items())
     ]
-    named = (key for _, _, keys in found for key, _ in keys)
-    raises = (raised_key(keys[0][0]) for _, _, keys in found)
-    counters = store.counters([*named, *raises])
-    return [_balance(cap, scope, keys, counters) for cap, scope, keys in found]
+
+
+def _listed(store: Store, names: set[str]) -> dict[str, dict[CounterKey, Counter]]:
+    """All counters of the named budgets, by name."""
+    found: dict[str, dict[CounterKey, Counter]] = {name: {} for name in names}
+    for key, counter in store.all_counters():
+        if key.budget in found:
+            found[key.budget][key] = counter
+    return found
 
 
 def _concerns(scope: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     if not scope or not wanted:
         return True
     shared = scope.keys() & wanted.keys()
-    return bool(shared) and all(value_fits(scope[name], wanted[name]) for name in shared)
+    return bool(shared) and all(name == "api_key" or value_fits(scope[name], wanted[name]) for name in shared)
 
 
-def _scopes(cap: Cap, wanted: Mapping[str, str], now: int, store: Store) -> Iterator[dict[str, str]]:
-    scope = cap.budget.scope
-    known = {name: wanted[name] if value == "*" and name in wanted else value for name, value in scope.items()}
-    if "*" not in known.values():
-        yield known
-        return
-    start = cap.spans(now)[0][0]
-    for key, _ in store.all_counters():
-        if key.budget == cap.counter_name and key.window_start == start:
-            found = parse_scope(key.scope)
-            if all(value in ("*", found.get(name)) for name, value in known.items()):
-                yield found
+def _counters(
+    cap: Cap,
+    wanted: Mapping[str, str],
+    now: int,
+    listed: Mapping[str, Mapping[CounterKey, Counter]],
+    *,
+    store: Store,
+    pricer: Pricer,
+) -> dict[str, dict[tuple[CounterKey, int | None], Counter]]:
+    """Per scope text the counters of the windows around `now`."""
+    scope = {
+        name: wanted[name] if value == "*" and name in wanted and name != "api_key" else value
+        for name, value in cap.budget.scope.items()
+    }
+    spans = cap.spans(now)
+    known: dict[int, dict[str, Counter]] = {start: {} for start, _ in spans}
+    for key, counter in listed[cap.counter_name].items():
+        if key.window_start in known and _covers(scope, parse_scope(key.scope)):
+            known[key.window_start][key.scope] = counter
+    for start, end in spans:
+        if start < cap.counted_since_us and cap.counts:
+            for text, amount in tally(cap, scope, start, end, store=store, pricer=pricer).items():
+                opened = known[start].get(text)
+                if opened is None or not (opened.settled or opened.reserved):
+                    known[start][text] = Counter(amount)
+    texts = {text for counters in known.values() for text in counters}
+    if not any(value == "*" or name == "api_key" for name, value in scope.items()):
+        texts.add(scope_text(scope))
+    return {
+        text: {
+            (CounterKey(cap.counter_name, text, start), end): known[start].get(text, Counter()) for start, end in spans
+        }
+        for text in texts
+    }
 
 
-def _balance(cap: Cap, scope: dict[str, str], keys: Keys, counters: Mapping[CounterKey, Counter]) -> Balance:
-    key, end = max(keys, key=lambda pair: _taken(counters[pair[0]]))
-    raised, counter = counters[raised_key(keys[0][0])].settled, counters[key]
-    amount = cap.budget.amount
+def _covers(scope: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    return all(name == "api_key" or value in ("*", found.get(name)) for name, value in scope.items())
+
+
+def _balance(
+    cap: Cap,
+    scope: dict[str, str],
+    counters: Mapping[tuple[CounterKey, int | None], Counter],
+    limit_of: LimitOf,
+) -> Balance:
+    (key, end), counter = max(counters.items(), key=lambda pair: _taken(pair[1]))
+    try:
+        limit = limit_of(cap, scope, key)
+    except StoreError:  # a limit function that this process does not have
+        limit = 0
+    unlimited = limit >= NO_CAP
     return Balance(
         budget=cap.budget.name,
         scope=scope,
         unit=cap.unit,
-        limit=amount(cap.limit + raised),
-        spent=amount(counter.settled + raised),
-        reserved=amount(counter.reserved),
-        remaining=amount(cap.limit - _taken(counter)),
+        limit=_UNLIMITED if unlimited else amount_of(cap.unit, limit),
+        spent=amount_of(cap.unit, counter.settled),
+        reserved=amount_of(cap.unit, counter.reserved),
+        remaining=_UNLIMITED if unlimited else amount_of(cap.unit, limit - _taken(counter)),
         window_start=from_microseconds(key.window_start) if end is not None else None,
         resets_at=None if end is None else from_microseconds(end),
         hard=cap.budget.hard,
@@ -130,3 +181,61 @@ def _balance(cap: Cap, scope: dict[str, str], keys: Keys, counters: Mapping[Coun
 
 def _taken(counter: Counter) -> int:
     return counter.settled + counter.reserved
+
+
+def audit(
+    caps: Mapping[str, Cap], store: Store, pricer: Pricer, *, now: datetime, repair: bool = False
+) -> tuple[Fault, ...]:
+    """Counters of budgets in force that differ from the ledger.
+
+    A counter that moves while the ledger is read is not judged, nor are windows that nobody counted: a budget of today
+    has no counters of last month.
+
+    Args:
+        caps: The limits in force, by their counters' name.
+        store: Their ledger and counters.
+        pricer: For tokens whose price is not known.
+        now: Windows of rate limits that ended before are left alone.
+        repair: Set the counters that differ to what the ledger says.
+
+    Returns:
+        One fault of kind ``counter`` for each that differs (before the repair).
+    """
+    moment = microseconds(now)
+    before = _settled(caps, store)
+    due = {
+        key: _due(caps[key.budget], key, store, pricer) for key in before if not _is_over(caps[key.budget], key, moment)
+    }
+    after = _settled(caps, store)
+    wrong = sorted(
+        key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)
+    )
+    if repair and wrong:
+        store.set_counters({key: due[key] for key in wrong})
+    return tuple(_fault(caps[key.budget], key, before[key], due[key]) for key in wrong)
+
+
+def _settled(caps: Mapping[str, Cap], store: Store) -> dict[CounterKey, int]:
+    return {
+        key: counter.settled for key, counter in store.all_counters() if key.budget in caps and caps[key.budget].counts
+    }
+
+
+def _agree(cap: Cap, key: CounterKey, held: Mapping[CounterKey, int], due: Mapping[CounterKey, int]) -> bool:
+    """Whether counter and ledger agree. One that nobody opened yet says nothing of a window before its budget."""
+    return held[key] == due[key] or (held[key] == 0 and key.window_start < cap.counted_since_us)
+
+
+def _due(cap: Cap, key: CounterKey, store: Store, pricer: Pricer) -> int:
+    end = next((end for start, end in cap.spans(key.window_start) if start == key.window_start), None)
+    return count(cap, parse_scope(key.scope), key.window_start, end, store=store, pricer=pricer)
+
+
+def _is_over(cap: Cap, key: CounterKey, now: int) -> bool:
+    return cap.rolling and key.window_start < cap.spans(now)[0][0]
+
+
+def _fault(cap: Cap, key: CounterKey, held: int, due: int) -> Fault:
+    where = f"{key.budget} {key.scope or 'all'} {from_microseconds(key.window_start):%Y-%m-%dT%H:%MZ}"
+    detail = f"the counter says {amount_of(cap.unit, held)}, the ledger {amount_of(cap.unit, due)}"
+    return Fault("counter", where, detail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import cast
 
 from tokenmeter.errors import ConfigurationError
@@ -20,6 +20,7 @@ ROLLING_STEPS = 6
 Span = tuple[int, int | None]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY = timedelta(days=1)
 _ROLLING = re.compile(r"rolling-(?P<count>[1-9]\d{0,5})(?P<unit>[smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
@@ -45,12 +46,14 @@ class Window:
         tz: IANA zone the calendar is read in.
         week_start: 0 = Monday ... 6 = Sunday.
         anchor: Day of the month on which months, quarters and years begin; in a shorter month its last day.
+        reset_hour: Hour of the day, by the zone's clock, at which days and longer windows begin.
     """
 
     period: str
     tz: str = "UTC"
     week_start: int = 0
     anchor: int = 1
+    reset_hour: int = 0
 
     def __post_init__(self) -> None:
         zone(self.tz)
@@ -65,6 +68,9 @@ class Window:
             raise ConfigurationError(f"week_start only goes with period='week', not {self.period!r}.")
         if self.anchor != 1 and self.period not in _MONTHS:
             raise ConfigurationError(f"anchor only goes with a month, quarter or year, not {self.period!r}.")
+        _check_day(self.reset_hour, "reset_hour", 0, 23, "0 to 23, an hour of the day")
+        if self.reset_hour and self.period not in CALENDAR_UNITS[1:]:
+            raise ConfigurationError(f"reset_hour only goes with a day or a longer window, not {self.period!r}.")
 
     @property
     def length_us(self) -> int | None:
@@ -80,6 +86,8 @@ class Window:
             parts.append(f"from-{('mon', 'tue', 'wed', 'thu', 'fri', 'sat', 'sun')[self.week_start]}")
         if self.anchor != 1:
             parts.append(f"from-{self.anchor}")
+        if self.reset_hour:
+            parts.append(f"at-{self.reset_hour:02d}")
         if self.tz != "UTC" and self.period in CALENDAR_UNITS:
             parts.append(self.tz)
         return " ".join(parts)
@@ -107,20 +115,37 @@ class Window:
         unit = cast("CalendarUnit", self.period)
         if self.anchor != 1:
             return self._anchored(moment, _MONTHS[unit])
-        whole = floor(moment, unit, self.tz, week_start=self.week_start)
-        return microseconds(whole.start), microseconds(whole.end)
+        if not self.reset_hour:
+            whole = floor(moment, unit, self.tz, week_start=self.week_start)
+            return microseconds(whole.start), microseconds(whole.end)
+        where = zone(self.tz)
+        day = moment.astimezone(where).date()
+        if moment < self._begin(day):
+            day -= timedelta(days=1)
+        whole = floor(self._midday(day), unit, self.tz, week_start=self.week_start)
+        last = (whole.end - timedelta(microseconds=1)).astimezone(where).date()
+        return microseconds(self._begin(whole.start.astimezone(where).date())), microseconds(self._begin(last + _DAY))
+
+    def _begin(self, day: date) -> datetime:
+        """The instant at which `day` begins for this window. An hour that daylight saving skips is the one after it."""
+        return parse_instant(datetime.combine(day, time(self.reset_hour)), self.tz)
+
+    def _midday(self, day: date) -> datetime:
+        return parse_instant(datetime.combine(day, time(12)), self.tz)
 
     def _anchored(self, moment: datetime, months: int) -> Span:
         local = moment.astimezone(zone(self.tz)).date()
+        if moment < self._begin(local):
+            local -= _DAY
         index = (local.year * 12 + local.month - 1) // months * months
         if local < self._anchor_day(index):
             index -= months
-        start, end = (parse_instant(self._anchor_day(i), self.tz) for i in (index, index + months))
+        start, end = (self._begin(self._anchor_day(i)) for i in (index, index + months))
         return microseconds(start), microseconds(end)
 
     def _anchor_day(self, index: int) -> date:
         first_of_next = date((index + 1) // 12, (index + 1) % 12 + 1, 1)
-        last = first_of_next - timedelta(days=1)
+        last = first_of_next - _DAY
         return last.replace(day=min(self.anchor, last.day))
 
 

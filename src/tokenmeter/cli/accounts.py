@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from tokenmeter.budgets import Balance
-from tokenmeter.budgets.scopes import SCOPE_FIELDS
+from tokenmeter.budgets.policy import SCOPE_FIELDS
 from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import TzOption

@@ -164,7 +164,7 @@ def check(frame: Frame) -> None:
     """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
     settings = frame.settings
     meter = make_meter(settings.model_copy(update={"store": "memory:"}))
-    budgets = [cap.budget.name for cap in meter.budgets.caps.values()]
+    budgets = [budget.name for budget in meter.budgets.declared]
     meter.close()
     found = {
         "file": settings.source or (str(find_file()) if find_file() else None),

@@ -156,7 +156,7 @@ class Pages:
             standings=found[:_MOST_BUDGETS],
             others=max(len(found) - _MOST_BUDGETS, 0),
             alerts=fired(self._meter, limit=_MOST_ALERTS),
-            configured=len(self._meter.budgets.budgets),
+            configured=len(self._meter.budgets.in_force),
         )
 
     def health(self, request: Request) -> Response:
@@ -165,7 +165,7 @@ class Pages:
         facts = {
             **{name: value for name, value in found.facts.items() if value is not None},
             "price_list": self._meter.pricer.price_list_hash[:12],
-            "budgets": len(self._meter.budgets.budgets),
+            "budgets": len(self._meter.budgets.in_force),
             "faults_in_this_process": self._meter.faults,
         }
         return page(

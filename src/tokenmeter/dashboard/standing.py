@@ -8,9 +8,8 @@ from datetime import datetime
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
-from tokenmeter.budgets.caps import Cap
-from tokenmeter.budgets.policy import Unit
-from tokenmeter.budgets.scopes import parse_scope
+from tokenmeter.budgets.matching import Cap, parse_scope
+from tokenmeter.budgets.policy import Unit, amount_of, threshold_amounts
 from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO
@@ -66,7 +65,7 @@ class Fired:
 
 def standings(meter: Meter, at: datetime) -> list[Standing]:
     """Every counter of every configured budget, the fullest first. Nothing is written."""
-    found = [_standing(balance) for balance in meter.budgets.remaining(meter.store, {}, at)]
+    found = [_standing(balance) for balance in meter.budgets.remaining({}, at)]
     return sorted(found, key=lambda one: (-one.percent, one.balance.budget, sorted(one.balance.scope.items())))
 
 
@@ -93,13 +92,18 @@ def fired(meter: Meter, *, limit: int) -> list[Fired]:
     return [_fired(crossing, caps.get(crossing.key.budget)) for crossing in meter.store.crossings(limit=limit)]
 
 
+def _percent_of(cap: Cap, threshold: int) -> int | None:
+    """The percent that was crossed; None where the limit was another one at the time."""
+    return None if cap.limit is None else threshold_amounts(cap.budget, cap.limit).get(threshold)
+
+
 def _fired(crossing: Crossing, cap: Cap | None) -> Fired:
     key = crossing.key
     return Fired(
         budget=cap.budget.name if cap else key.budget,
         scope=parse_scope(key.scope),
-        percent=cap.percents.get(crossing.threshold) if cap else None,
-        amount=cap.budget.amount(crossing.threshold) if cap else None,
+        percent=_percent_of(cap, crossing.threshold) if cap else None,
+        amount=amount_of(cap.unit, crossing.threshold) if cap else None,
         unit=cap.unit if cap else None,
         window_start=from_microseconds(key.window_start) if key.window_start else None,
         crossing=crossing,

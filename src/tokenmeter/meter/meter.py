@@ -11,17 +11,16 @@ from decimal import Decimal
 from itertools import islice
 
 from tokenmeter.attribution import ApiKey
-from tokenmeter.budgets import Balance, BudgetBook
+from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import EXIT_SECONDS
-from tokenmeter.budgets.audit import audit_counters
-from tokenmeter.budgets.reservations import Reservations
 from tokenmeter.call import Call, Outcome
-from tokenmeter.errors import BudgetExceededError, StoreBusyError, StoreUnavailableError
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.authorization import Authorization
 from tokenmeter.meter.keys import KeyRing
 from tokenmeter.meter.recording import NOTHING_SEEN, record_of
+from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Fault, Spooling, Store
 from tokenmeter.usage import Observation
@@ -44,7 +43,9 @@ class Meter:
     Args:
         store: Where entries, holds and counters are kept.
         pricer: Price list and terms.
-        budgets: The caps.
+        budgets: Caps to declare; the ledger may know others.
+        alerts: Whom to tell of crossed thresholds besides the log.
+        source: Where `budgets` are said, for the ledger's history; default: the code of this program.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
         observers: Called with each call's entry once it is recorded, in the caller's thread; must be quick.
@@ -60,7 +61,9 @@ class Meter:
         *,
         store: Store,
         pricer: Pricer,
-        budgets: BudgetBook,
+        budgets: Iterable[Budget] = (),
+        alerts: Iterable[AlertTarget] = (),
+        source: str | None = None,
         aliases: Mapping[str, str] | None = None,
         providers: Mapping[str, str] | None = None,
         observers: Iterable[Callable[[Entry], object]] = (),
@@ -68,7 +71,6 @@ class Meter:
     ) -> None:
         self.store = store
         self.pricer = pricer
-        self.budgets = budgets
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
         self.closed = False
@@ -78,8 +80,15 @@ class Meter:
         self._logged: set[str] = set()
         self._prices_read = False
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
-        self._reservations = Reservations(
-            budgets, store, pricer, hold_time=self.hold_time, rate=self._rate, fault=self.fault
+        self.budgets = Budgets(
+            store,
+            pricer,
+            budgets,
+            alerts=alerts,
+            source=source,
+            hold_time=self.hold_time,
+            rate=self._rate,
+            fault=self.fault,
         )
 
     # -- identity
@@ -107,17 +116,16 @@ class Meter:
         """
         self._read_prices(wait=wait)
         authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
-        if self.budgets:
-            try:
-                held = self._reservations.hold(call, authorization.started_at, wait=wait)
-                if held is not None:
-                    authorization.reservation = held.reservation
-                    authorization.inject_max_output_tokens = held.inject_max_output_tokens
-                    authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
-            except (BudgetExceededError, StoreBusyError):
-                raise
-            except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
-                self._without_store(authorization, error)
+        try:
+            held = self.budgets.hold(call, authorization.started_at, wait=wait)
+            if held is not None:
+                authorization.reservation = held.reservation
+                authorization.inject_max_output_tokens = held.inject_max_output_tokens
+                authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
+        except (BudgetExceededError, StoreBusyError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
+            self._without_store(authorization, error)
         return authorization
 
     def _read_prices(self, *, wait: bool) -> None:
@@ -148,7 +156,7 @@ class Meter:
         if authorization.reservation is None or time.perf_counter_ns() < authorization.extend_due_ns:
             return
         authorization.extend_due_ns = time.perf_counter_ns() + self._extend_every_ns
-        self._reservations.extend(authorization.reservation.reservation_id)
+        self.budgets.extend(authorization.reservation.reservation_id)
 
     # -- after the call
 
@@ -162,13 +170,11 @@ class Meter:
         """
         reservation = authorization.reservation if outcome.last else None
         self._read_prices(wait=wait)
-        if not self._reservations.opened:
-            self._open_budgets(wait=wait)
         try:
             entry = self._entry(authorization, outcome)
             settlement = self.store.settle(
                 entry,
-                self.budgets.postings(entry, self.pricer) if self.budgets else (),
+                self.budgets.postings(entry, wait=wait),
                 reservation_id=None if reservation is None else reservation.reservation_id,
                 wait=wait,
             )
@@ -180,25 +186,15 @@ class Meter:
             return None
         authorization.settled = True
         if reservation is not None and not settlement.hold_found:
-            self._reservations.take_back_estimate(reservation)
+            self.budgets.take_back_estimate(reservation)
         if not settlement.recorded:
             return None
         for scope in authorization.call.scopes:
             scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
         self._tell(entry)
-        if self.budgets:
-            self.budgets.learn(entry)
-            self._reservations.announce(settlement.crossings)
+        self.budgets.learn(entry)
+        self.budgets.announce(settlement.crossings)
         return entry
-
-    def _open_budgets(self, *, wait: bool) -> None:
-        """For what was not authorized (polled answers): the entry is recorded whatever comes of it."""
-        try:
-            self._reservations.open(wait=wait)
-        except StoreBusyError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self.fault("look up new budgets in the ledger", error)
 
     def _tell(self, entry: Entry) -> None:
         for observe in self._observers:
@@ -238,9 +234,9 @@ class Meter:
             StoreUnavailableError: the rest could not be recorded.
         """
         waiting = iter(entries)
-        while batch := [(entry, self.budgets.postings(entry, self.pricer)) for entry in islice(waiting, _BATCH)]:
+        while batch := [(entry, self.budgets.postings(entry)) for entry in islice(waiting, _BATCH)]:
             for settlement in self.store.append(batch):
-                self._reservations.announce(settlement.crossings)
+                self.budgets.announce(settlement.crossings)
                 yield settlement.recorded
 
     def fault(self, where: str, error: BaseException) -> None:
@@ -286,8 +282,7 @@ class Meter:
         Returns:
             One `Balance` per counter: limit, spent, reserved, remaining (in the budget's unit), resets_at.
         """
-        self._reservations.open(wait=True)
-        return self.budgets.remaining(self.store, scope, at or self.store.now())
+        return self.budgets.remaining(scope, at or self.store.now())
 
     def raise_budget(
         self,
@@ -298,7 +293,7 @@ class Meter:
         reason: str,
         scope: Mapping[str, str] | None = None,
         at: datetime | None = None,
-    ) -> Entry:
+    ) -> Grant:
         """Raise a budget once, for one window; recorded in the ledger and seen by every process with its next call.
 
         Args:
@@ -313,15 +308,13 @@ class Meter:
             ConfigurationError: no such budget or counter, or an amount that is not positive.
             StoreUnavailableError: it could not be recorded.
         """
-        moment = at or self.store.now()
-        entry = self.budgets.raise_entry(name, amount, by=by, reason=reason, at=moment, scope=scope or {})
-        self.post(entry)
-        return entry
+        if parse_decimal(amount, name="amount") <= 0:
+            raise ConfigurationError(f"amount must be positive, not {amount}; budgets.grant() also takes back.")
+        return self.budgets.grant(name, amount, by=by, reason=reason, at=at, scope=scope)
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
-        """Counters that differ from the ledger; see `tokenmeter.budgets.audit.audit_counters`."""
-        self._reservations.open(wait=True)
-        return audit_counters(self.budgets, self.store, self.pricer, now=self.store.now(), repair=repair)
+        """Counters that differ from the ledger; see `Budgets.audit`."""
+        return self.budgets.audit(repair=repair)
 
     def sweep(self, now: datetime | None = None) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
@@ -332,7 +325,7 @@ class Meter:
         Returns:
             How many holds were swept.
         """
-        return self._reservations.sweep(now or self.store.now())
+        return self.budgets.sweep(now or self.store.now())
 
     # -- entries
 

@@ -84,6 +84,12 @@ class Balances:
         """Replace the settled amount."""
         self._balance(key).settled = amount
 
+    def open(self, key: CounterKey, amount: int, window_end: int | None) -> None:
+        """Set the settled amount of a counter that never moved."""
+        balance = self._balance(key)
+        if not (balance.settled or balance.reserved):
+            balance.settled, balance.window_end = amount, window_end
+
     def state(self, key: CounterKey) -> Counter:
         """What the counter holds now."""
         balance = self._balance(key)

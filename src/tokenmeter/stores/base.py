@@ -276,6 +276,14 @@ class Store(Protocol):
         """SET the settled amounts (a rebuild from the ledger), never add."""
         ...
 
+    def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:
+        """Give counters that never moved what their window holds already; leave every other one alone.
+
+        Args:
+            settled: Counter -> its settled amount, and its window's end in microseconds since the epoch (None = never).
+        """
+        ...
+
     def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
         """The thresholds that were crossed last, the last first; of one moment the highest first."""
         ...
@@ -306,6 +314,10 @@ class Store(Protocol):
 
         A key that is taken is not filed again; the document that has it comes back.
         """
+        ...
+
+    def generation(self) -> int:
+        """A number that changes whenever anybody files a document of kind ``budget``: cheap enough for every call."""
         ...
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable

@@ -180,6 +180,14 @@ class MemoryStore:
             for key, amount in settled.items():
                 self._balance(key).settled = amount
 
+    def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:
+        """Give counters that never moved what their window holds already."""
+        with self._lock:
+            for key, (amount, _) in settled.items():
+                balance = self._balance(key)
+                if not (balance.settled or balance.reserved):
+                    balance.settled = amount
+
     def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
         """The thresholds that were crossed last, the last first."""
         with self._lock:
@@ -239,6 +247,11 @@ class MemoryStore:
             )
             self._documents.append(document)
             return Filing(document, recorded=True)
+
+    def generation(self) -> int:
+        """How many documents of kind ``budget`` there are."""
+        with self._lock:
+            return sum(document.kind == "budget" for document in self._documents)
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing."""

@@ -179,6 +179,17 @@ class SQLiteStore:
 
         self._database.write(work)
 
+    def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:
+        """Give counters that never moved what their window holds already."""
+
+        def work(session: Session) -> None:
+            balances = Balances(session)
+            for key, (amount, window_end) in settled.items():
+                balances.open(key, amount, window_end)
+            balances.write()
+
+        self._database.write(work)
+
     def secret(self) -> bytes:
         """The ledger's own secret: made once, in the ledger."""
 
@@ -285,6 +296,11 @@ class SQLiteStore:
     def file(self, draft: NewDocument) -> Filing:
         """File a document once."""
         return file_document(self._database, draft)
+
+    def generation(self) -> int:
+        """How many documents of kind ``budget`` there are."""
+        count: int = self._fetch("SELECT count(*) FROM documents WHERE kind = 'budget'")[0][0]
+        return count
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing."""

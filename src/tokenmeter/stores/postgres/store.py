@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -49,6 +51,8 @@ T = TypeVar("T")
 
 _SQL = queries()
 _PAGE = 500
+#: Seconds after which the server is asked whether budgets have changed.
+_ASK_GENERATION_EVERY = 1
 
 
 class PostgresStore:
@@ -76,6 +80,8 @@ class PostgresStore:
         self._leases = Leases(self._pool, self.address.leases) if self.address.leases else None
         self._drainer = Drainer(self._pool, self._spool, self._shipping, self._leases)
         self._checked = False
+        self._generation: int | None = None
+        self._generation_due = time.monotonic()
         try:
             self._check_schema()
         except StoreUnavailableError as error:
@@ -201,6 +207,13 @@ class PostgresStore:
         columns = [[key.budget for key in keys], [key.scope for key in keys], [key.window_start for key in keys]]
         self._rows("set_counters", [*columns, list(settled.values())])
 
+    def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:
+        """Give counters that never moved what their window holds already."""
+        keys = list(settled)
+        columns = [[key.budget for key in keys], [key.scope for key in keys], [key.window_start for key in keys]]
+        amounts, ends = [settled[key][0] for key in keys], [settled[key][1] for key in keys]
+        self._rows("open_counters", [*columns, amounts, ends])
+
     def secret(self) -> bytes:
         """The ledger's own secret, kept on the server; remembered in the spool for times when that is away."""
         try:
@@ -298,6 +311,30 @@ class PostgresStore:
             return self._pool.run(lambda connection, lost: file_document(connection, draft, lost=lost))
         except psycopg.Error as error:
             raise explain(error, self.address) from error
+        finally:
+            self._generation = None
+
+    def generation(self) -> int:
+        """How many documents of kind ``budget`` there are, as this process last heard: asked again every second.
+
+        Only the first question waits for the server; later ones are asked by a thread, so that no call does.
+        """
+        known = self._generation
+        if known is None:
+            return self._ask_generation()
+        if time.monotonic() >= self._generation_due:
+            self._generation_due = time.monotonic() + _ASK_GENERATION_EVERY
+            threading.Thread(target=self._ask_quietly, name="tokenmeter-generation", daemon=True).start()
+        return known
+
+    def _ask_generation(self) -> int:
+        found: int = self._value("generation", [])
+        self._generation, self._generation_due = found, time.monotonic() + _ASK_GENERATION_EVERY
+        return found
+
+    def _ask_quietly(self) -> None:
+        with contextlib.suppress(Exception):  # the server is away: what is known holds on
+            self._ask_generation()
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""

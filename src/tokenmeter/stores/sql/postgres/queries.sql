@@ -36,6 +36,15 @@ INSERT INTO counters (budget, scope, window_start, settled)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::numeric[]) AS c (budget, scope, window_start, settled)
 ORDER BY budget COLLATE "C", scope COLLATE "C", window_start
 ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled RETURNING 1
+-- name: open_counters
+INSERT INTO counters (budget, scope, window_start, settled, window_end)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[])
+    AS c (budget, scope, window_start, settled, window_end)
+ORDER BY budget COLLATE "C", scope COLLATE "C", window_start
+ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled
+    WHERE counters.settled = 0 AND counters.reserved = 0 RETURNING 1
+-- name: generation
+SELECT count(*)::bigint FROM documents WHERE kind = 'budget'
 -- name: contexts
 SELECT * FROM contexts WHERE id = ANY (%s)
 -- name: rates

@@ -8,10 +8,12 @@ maximum (its context window, where that is all that is known), per choice.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 from typing import TypeVar
 
@@ -19,11 +21,13 @@ from tokenmeter.call import Call, RequestFacts
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.pricing import Ceiling
+from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.usage import Observation
 
-__all__ = ["Bound", "Expectations", "bound", "input_estimate", "picodollars"]
+__all__ = ["Bound", "Ceilings", "Expectations", "bound", "input_estimate", "picodollars"]
+
+log = logging.getLogger("tokenmeter")
 
 #: Tokens a provider adds to every prompt: chat priming; on Claude the tool-use system prompt (up to 804 with the
 #: computer-use tools). Source: https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
@@ -67,6 +71,8 @@ class Bound:
         input_tokens: Upper bound of the prompt; None when there is none.
         output_tokens: Upper bound of all answers together; None when there is none.
         cost: Upper bound of the billed cost, US dollars; None when there is none.
+        cost_at_dearest: The same at the dearest known price of the provider, for a model whose own price is not known;
+            None for every other model, and where tokens have no bound.
         input_cost: The part of `cost` that does not depend on the answer's length.
         output_rate: US dollars per token of the answer; None when unknown.
         choices: How many answers there will be.
@@ -77,6 +83,7 @@ class Bound:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost: Decimal | None = None
+    cost_at_dearest: Decimal | None = None
     input_cost: Decimal | None = None
     output_rate: Decimal | None = None
     choices: int = 1
@@ -136,14 +143,17 @@ def bound(call: Call, ceiling: Ceiling | None) -> Bound:
     reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None)
     input_cost, output_rate = _rates(call, ceiling, prompt) if pieces is None else (pieces, ZERO)
     cost = None
-    if ceiling is None or not ceiling.known or input_cost is None or output_rate is None:
+    priced = ceiling is not None and input_cost is not None and output_rate is not None
+    if priced and not reasons and answer is not None:
+        cost = EXACT.add(input_cost or ZERO, EXACT.multiply(output_rate or ZERO, answer))
+    known = priced and ceiling is not None and ceiling.known
+    if not known:
         reasons.add("unknown_price")
-    elif not reasons and answer is not None:
-        cost = EXACT.add(input_cost, EXACT.multiply(output_rate, answer))
     return Bound(
         input_tokens=prompt if reasons <= {"no_output_cap", "unknown_price"} else None,
         output_tokens=answer if reasons <= {"unknown_price"} else None,
-        cost=cost,
+        cost=cost if known else None,
+        cost_at_dearest=None if known else cost,
         input_cost=input_cost,
         output_rate=output_rate,
         choices=call.facts.choices,
@@ -210,6 +220,62 @@ def _answer_bound(call: Call, maximum: int | None) -> int | None:
     if each is None:
         each = maximum
     return None if each is None else max(each, 0) * call.facts.choices
+
+
+_MOST_CEILINGS = 4_096
+
+
+class Ceilings:
+    """Remembers a `Pricer`'s ceilings within one minute: prices change on the minute at the earliest."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Ceiling | None] = {}
+
+    def of(self, call: Call, at: datetime, pricer: Pricer) -> Ceiling | None:
+        """The dearest rates `call` could be billed at; those of other models, marked so, for an unknown model.
+
+        None when the price list cannot answer: the call then has no bound, and each budget says what that means.
+        """
+        facts = call.facts
+        who = (call.api_key, call.attribution) if pricer.terms.multipliers else None
+        key = (
+            call.provider,
+            call.endpoint,
+            facts.model,
+            facts.service_tier,
+            facts.processing,
+            facts.speed,
+            facts.region,
+            who,
+            at.replace(second=0, microsecond=0),
+        )
+        try:
+            return self._known[key]
+        except KeyError:
+            pass
+        try:
+            found = _look_up(call, at, pricer)
+        except Exception:
+            log.exception("tokenmeter could not look up the dearest price of %r", facts.model)
+            return None
+        if len(self._known) >= _MOST_CEILINGS:
+            self._known.clear()
+        self._known[key] = found
+        return found
+
+
+def _look_up(call: Call, at: datetime, pricer: Pricer) -> Ceiling:
+    found = pricer.ceiling(
+        provider=call.provider,
+        endpoint=call.endpoint,
+        facts=call.facts,
+        at=at,
+        api_key=call.api_key,
+        attribution=call.attribution,
+    )
+    if found is not None:
+        return found
+    return pricer.dearest_known(provider=call.provider, at=at, api_key=call.api_key, attribution=call.attribution)
 
 
 def input_estimate(call: Call) -> Observation:

@@ -1,0 +1,156 @@
+"""What a counter should hold, by the ledger alone. The ledger is the truth; a counter only says it quickly."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from tokenmeter.budgets.bounds import picodollars
+from tokenmeter.budgets.holds import TAKEN_BACK
+from tokenmeter.budgets.matching import Cap, Matcher, Subject, scope_text
+from tokenmeter.budgets.policy import Unit
+from tokenmeter.budgets.windows import from_microseconds
+from tokenmeter.ledger import Entry
+from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
+from tokenmeter.pricing import Pricer
+from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
+from tokenmeter.stores.base import Aggregate, EntryFilter, Store
+
+__all__ = ["count", "spent_by", "tally"]
+
+#: Scope fields whose sums the store keeps under the same name. A model budget goes by the name the caller used and a
+#: key's by its fingerprint, which sums do not tell: there the entries are read.
+_KEPT = frozenset({"member", "team", "organization", "project", "route", "provider", "end_user"})
+_TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
+_NEVER = datetime(9000, 1, 1, tzinfo=UTC)
+
+
+def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
+    """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing."""
+    if unit == "usd":
+        cost = entry.billed_cost or ZERO
+        if entry.cost_source == "unpriced" or entry.kind == "correction":
+            cost = EXACT.add(cost, _dearest(entry, pricer))
+        return picodollars(cost)
+    back = TAKEN_BACK in entry.flags
+    if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
+        return 0
+    if unit == "tokens":
+        return entry.usage.total_tokens
+    return -1 if back else 1
+
+
+def _dearest(entry: Entry, pricer: Pricer) -> Decimal:
+    """What the unpriced tokens of `entry` cost at the dearest known rates of its provider.
+
+    A correction that prices them later takes their unpriced lines back, and with them this estimate.
+    """
+    if all(charge.billed_cost is not None for charge in entry.charges):
+        return ZERO
+    rates = pricer.dearest_known(
+        provider=entry.provider, at=entry.occurred_at, api_key=entry.api_key, attribution=entry.attribution
+    )
+    cost = ZERO
+    for charge in entry.charges:
+        if charge.billed_cost is None and charge.unit == "Tokens":
+            rate = rates.output if charge.sku_meter in OUTPUT_METERS else rates.input
+            cost = EXACT.add(cost, EXACT.multiply(rate or ZERO, charge.quantity))
+    return quantize(cost)
+
+
+def count(
+    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer
+) -> int:
+    """What one counter should hold for ``[start, end)``.
+
+    Raises:
+        StoreUnavailableError: the ledger cannot be read.
+    """
+    return tally(cap, scope, start_us, end_us, store=store, pricer=pricer).get(scope_text(scope), 0)
+
+
+def tally(
+    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer
+) -> dict[str, int]:
+    """What the counters of `cap` should hold for ``[start, end)``: scope text -> amount.
+
+    Args:
+        cap: The budget's limit.
+        scope: Scope values; a field left at ``"*"`` is counted per value.
+        start_us: Microseconds since the epoch.
+        end_us: First instant that counts no more; None = never.
+        store: The ledger.
+        pricer: For tokens whose price is not known.
+    """
+    starts, ends = cap.budget.effective
+    since, until = from_microseconds(start_us), _NEVER if end_us is None else from_microseconds(end_us)
+    since, until = max(since, starts or since), min(until, ends or until)
+    if since >= until or not cap.counts:
+        return {}
+    sums: defaultdict[str, int] = defaultdict(int)
+    if all(
+        (name in _KEPT or name.startswith("tag:")) and value.strip("*") in {"", value} for name, value in scope.items()
+    ):
+        pairs = _from_sums(cap, scope, since, until, store=store, pricer=pricer)
+    else:
+        pairs = _from_entries(cap, scope, since, until, store=store, pricer=pricer)
+    for text, amount in pairs:
+        sums[text] += amount
+    return {text: amount for text, amount in sums.items() if amount}
+
+
+def _from_sums(
+    cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer
+) -> Iterator[tuple[str, int]]:
+    opened = [name for name, value in scope.items() if value == "*"]
+    where = {name: frozenset[str | None]({value}) for name, value in scope.items() if value != "*"}
+    for found in store.aggregate([since, until], [*opened, "kind"], EntryFilter(where=where)):
+        *values, kind = found.group
+        if None not in values:
+            yield _text(scope, dict(zip(opened, values, strict=True))), _amount(cap.unit, found, kind)
+    # What no sum tells: tokens without a price, and estimates that were taken back.
+    for more in ({"cost_source": frozenset[str | None]({"unpriced"})}, {"kind": frozenset[str | None]({"correction"})}):
+        for entry in store.entries(EntryFilter(since=since, until=until, where=where | more)):
+            if "kind" not in more and entry.kind == "correction":
+                continue
+            matched = _matched(entry, scope)
+            if matched is not None:
+                told = (
+                    picodollars(entry.billed_cost or ZERO)
+                    if cap.unit == "usd"
+                    else int(entry.kind == "usage") * (entry.usage.total_tokens if cap.unit == "tokens" else 1)
+                )
+                yield matched, spent_by(entry, cap.unit, pricer) - told
+
+
+def _text(scope: Mapping[str, str], values: Mapping[str, str | None]) -> str:
+    return scope_text({name: values.get(name) or value for name, value in scope.items()})
+
+
+def _amount(unit: Unit, found: Aggregate, kind: str | None) -> int:
+    if unit == "usd":
+        return to_picodollars(found.billed_cost)
+    if kind != "usage":
+        return 0
+    if unit == "requests":
+        return found.requests
+    return sum(int(quantity) for meter, quantity in found.quantities.items() if meter in _TOKENS)
+
+
+def _from_entries(
+    cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer
+) -> Iterator[tuple[str, int]]:
+    where = {
+        name: frozenset[str | None]({value}) for name, value in scope.items() if name in _KEPT and "*" not in value
+    }
+    for entry in store.entries(EntryFilter(since=since, until=until, where=where)):
+        matched = _matched(entry, scope)
+        if matched is not None:
+            yield matched, spent_by(entry, cap.unit, pricer)
+
+
+def _matched(entry: Entry, scope: Mapping[str, str]) -> str | None:
+    found = Matcher(scope)(Subject.of_entry(entry))
+    return None if found is None else scope_text(found)

@@ -1,0 +1,293 @@
+"""Budgets as the ledger knows them: every definition, change, end and grant is a filed document of the ledger.
+
+Documents are numbered, chained and never changed, so that the history of a budget says who changed it, when and why.
+The definition in force is the last one filed under the budget's name.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from tokenmeter.budgets.matching import scope_text
+from tokenmeter.budgets.policy import Budget, Unit
+from tokenmeter.errors import LedgerError
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.documents import Document, NewDocument, Request
+
+__all__ = [
+    "KIND",
+    "Change",
+    "Grant",
+    "Policy",
+    "file_change",
+    "file_grant",
+    "grants_of",
+    "history",
+    "read_policy",
+    "whoami",
+]
+
+#: The kind of document that a budget's history consists of. Stores count their changes: `Store.generation`.
+KIND = "budget"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One version of a budget's definition, as it was filed.
+
+    Attributes:
+        name: The budget's name.
+        version: 1 for the first definition; goes on after an end.
+        what: ``set`` or ``retire``.
+        budget: The definition; None when the budget was ended.
+        at: When it was filed, aware UTC.
+        by: Who did it.
+        reason: Why.
+        source: Where it was said: a configuration file, ``code of PROGRAM``, ``command line``, ...
+        era: How often what it counts has changed (scope, dates, an end): counters of another era begin anew, from what
+            the ledger holds.
+        counted_since: When this era was defined; None for a definition that is only declared and not filed yet.
+        document_id: The filed document; empty for one that is only declared.
+    """
+
+    name: str
+    version: int
+    what: Literal["set", "retire"]
+    budget: Budget | None
+    at: datetime | None
+    by: str
+    reason: str
+    source: str
+    era: int = 1
+    counted_since: datetime | None = None
+    document_id: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "what": self.what,
+            "budget": None if self.budget is None else self.budget.to_dict(),
+            "at": None if self.at is None else self.at.isoformat(),
+            "by": self.by,
+            "reason": self.reason,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """More room for one counter of a budget: a raise for one window, a top-up, a credit pack that expires.
+
+    Attributes:
+        grant_id: Identity; the document's key is made of it, so that the same grant is filed once.
+        budget: The budget's name.
+        scope: Scope values of the counter.
+        unit: Which of the budget's limits.
+        amount: How much, in `unit`; negative takes back.
+        starts: First instant at which it counts, aware UTC.
+        expires: First instant at which what is left of it is gone, aware UTC; None = never, or with the window.
+        window_start: Start of the window it belongs to, in microseconds since the epoch; 0 where nothing ever resets.
+        at: When it was filed, aware UTC.
+        by: Who decided it.
+        reason: Why.
+    """
+
+    grant_id: str
+    budget: str
+    scope: Mapping[str, str]
+    unit: Unit
+    amount: Decimal
+    starts: datetime
+    expires: datetime | None
+    window_start: int
+    at: datetime
+    by: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values: the amount as a decimal string, instants in ISO 8601."""
+        return {
+            "grant_id": self.grant_id,
+            "budget": self.budget,
+            "scope": dict(self.scope),
+            "unit": self.unit,
+            "amount": f"{self.amount:f}",
+            "starts": self.starts.isoformat(),
+            "expires": None if self.expires is None else self.expires.isoformat(),
+            "at": self.at.isoformat(),
+            "by": self.by,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything the ledger says of budgets.
+
+    Attributes:
+        changes: Per name every version, the first first.
+        grants: All grants by budget, unit and scope text, in the order of their filing.
+    """
+
+    changes: Mapping[str, Sequence[Change]] = field(default_factory=dict[str, Sequence[Change]])
+    grants: Mapping[tuple[str, Unit, str], Sequence[Grant]] = field(
+        default_factory=dict[tuple[str, Unit, str], Sequence[Grant]]
+    )
+
+    def in_force(self) -> dict[str, Change]:
+        """The definition that counts now, per name; ended budgets are left out."""
+        return {name: versions[-1] for name, versions in self.changes.items() if versions[-1].budget is not None}
+
+    def said_by(self, source: str, name: str) -> Change | None:
+        """What `source` said last of a budget."""
+        return next((one for one in reversed(self.changes.get(name, ())) if one.source == source), None)
+
+
+def read_policy(store: Store) -> Policy:
+    """Read the ledger's definitions and grants.
+
+    Raises:
+        StoreUnavailableError: they cannot be read.
+        LedgerError: a later release wrote them.
+    """
+    changes: dict[str, list[Change]] = {}
+    grants: dict[tuple[str, Unit, str], list[Grant]] = {}
+    for document in store.documents(Request(kind=KIND)):
+        body = _body(document)
+        if body["what"] == "grant":
+            grant = _grant_of(document, body)
+            grants.setdefault((grant.budget, grant.unit, scope_text(grant.scope)), []).append(grant)
+        else:
+            versions = changes.setdefault(body["name"], [])
+            versions.append(_change_of(document, body, versions[-1] if versions else None))
+    return Policy(changes, grants)
+
+
+def _body(document: Document) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(document.body)
+    if body.get("format") != _FORMAT:
+        raise LedgerError(
+            f"The budget document {document.key!r} has the format {body.get('format')!r}, which this release does not "
+            "know; upgrade tokenmeter."
+        )
+    return body
+
+
+def _change_of(document: Document, body: Mapping[str, Any], before: Change | None) -> Change:
+    budget = None if body["budget"] is None else Budget.parse(body["budget"], file=f"ledger document {document.key}")
+    same = (
+        before is not None and before.budget is not None and budget is not None and _counts_alike(before.budget, budget)
+    )
+    anew = before is not None and budget is not None and not same
+    return Change(
+        name=body["name"],
+        version=1 if before is None else before.version + 1,
+        what=body["what"],
+        budget=budget,
+        at=document.recorded_at,
+        by=body["by"],
+        reason=body["reason"],
+        source=body["source"],
+        era=1 if before is None else before.era + int(anew),
+        counted_since=before.counted_since if before is not None and not anew else document.recorded_at,
+        document_id=document.document_id,
+    )
+
+
+def _counts_alike(one: Budget, other: Budget) -> bool:
+    """Whether both count the same calls: their counters are the same then. A further limit counts from the ledger."""
+    return (one.scope, one.effective, set(one.units)) == (other.scope, other.effective, set(other.units))
+
+
+def _grant_of(document: Document, body: Mapping[str, Any]) -> Grant:
+    expires = body.get("expires")
+    return Grant(
+        grant_id=body["grant_id"],
+        budget=body["name"],
+        scope=body["scope"],
+        unit=body["unit"],
+        amount=Decimal(body["amount"]),
+        starts=datetime.fromisoformat(body["starts"]),
+        expires=None if expires is None else datetime.fromisoformat(expires),
+        window_start=body["window_start"],
+        at=document.recorded_at,
+        by=body["by"],
+        reason=body["reason"],
+    )
+
+
+def file_change(
+    store: Store, name: str, budget: Budget | None, *, version: int, by: str, reason: str, source: str
+) -> bool:
+    """File a definition, or with None the end of one.
+
+    Args:
+        store: The ledger.
+        name: The budget's name.
+        budget: The definition.
+        version: Its number. It is filed only if nobody else has filed that one meanwhile.
+        by: Who.
+        reason: Why.
+        source: Where it was said.
+
+    Returns:
+        False when somebody was quicker: read again what is in force.
+    """
+    body = {
+        "format": _FORMAT,
+        "what": "retire" if budget is None else "set",
+        "name": name,
+        "budget": None if budget is None else budget.to_dict(),
+        "by": by,
+        "reason": reason,
+        "source": source,
+    }
+    return _file(store, f"{name}@{version}", body)
+
+
+def file_grant(store: Store, grant: Grant, *, more: Mapping[str, Any] | None = None) -> bool:
+    """File a grant; False when one of this identity is there already."""
+    body = {**grant.to_dict(), "format": _FORMAT, "what": "grant", "name": grant.budget, **(more or {})}
+    body["window_start"] = grant.window_start
+    del body["budget"], body["at"]
+    return _file(store, f"{grant.budget}+{grant.grant_id}", body)
+
+
+def _file(store: Store, key: str, body: Mapping[str, Any]) -> bool:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return store.file(NewDocument(kind=KIND, key=key, body=text)).recorded
+
+
+def history(policy: Policy, name: str | None = None) -> list[Change]:
+    """Every change of one budget, or of all, in the order in which they were filed."""
+    chosen = policy.changes.values() if name is None else (policy.changes.get(name, ()),)
+    found = [change for versions in chosen for change in versions]
+    return sorted(found, key=lambda change: (change.at is None, change.at or 0, change.version))
+
+
+def grants_of(policy: Policy, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
+    """The grants of one budget, or of one of its counters, in the order of their filing."""
+    found = [
+        grant
+        for (budget, _, text), grants in policy.grants.items()
+        if budget == name and (scope is None or text == scope_text(scope))
+        for grant in grants
+    ]
+    return sorted(found, key=lambda grant: grant.at)
+
+
+def whoami() -> str:
+    """The name of the account this program runs under, for the ledger's history."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return "unknown"

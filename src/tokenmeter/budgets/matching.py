@@ -1,0 +1,258 @@
+"""Which calls a budget counts, and into which counters: its scope and its windows, prepared once, as integers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import unquote
+
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.budgets.policy import IN_FLIGHT, SCOPE_FIELDS, Budget, Unit
+from tokenmeter.budgets.windows import ROLLING_STEPS, Span, microseconds
+from tokenmeter.call import Call
+from tokenmeter.ledger import CounterKey, Entry
+
+__all__ = ["SCOPE_FIELDS", "Cap", "CapIndex", "Keys", "Matcher", "Subject", "parse_scope", "scope_text", "value_fits"]
+
+#: Counters, each with its window's end in microseconds since the epoch (None = never).
+Keys = tuple[tuple[CounterKey, int | None], ...]
+
+_MOST_KEYS = 4_096
+#: A window that began this long after its budget was defined was counted by everybody from its first entry on.
+_CLOCK_SKEW_US = 300_000_000
+_NEVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The part of a call or entry that budgets look at.
+
+    A model budget goes by the model the caller NAMED, before the call and after it: an answer's dated snapshot must
+    not move the spend to another counter than the one that was checked.
+    """
+
+    provider: str
+    model: str | None
+    attribution: Attribution
+    api_key: ApiKey | None
+
+    @classmethod
+    def of_call(cls, call: Call) -> Subject:
+        """The subject of a call about to leave."""
+        return cls(call.provider, call.facts.model, call.attribution, call.api_key)
+
+    @classmethod
+    def of_entry(cls, entry: Entry) -> Subject:
+        """The subject of a settled entry."""
+        return cls(entry.provider, entry.request_model or entry.response_model, entry.attribution, entry.api_key)
+
+    def value(self, name: str) -> str | None:
+        """The value of a scope field; None when unknown. A key is its fingerprint: an alias is only a name for it."""
+        if name.startswith("tag:"):
+            return self.attribution.tags.get(name[4:])
+        if name == "model":
+            return self.model
+        if name == "provider":
+            return self.provider
+        if name == "api_key":
+            return None if self.api_key is None else self.api_key.fingerprint
+        value: str | None = getattr(self.attribution, name)
+        return value
+
+
+class Matcher:
+    """A budget's scope, prepared: gives the counter's scope values for a subject, or None when it does not apply.
+
+    A value is exact text, ``"*"`` (one counter per value), or a pattern with ``*`` in it (``gpt-5*``: one counter for
+    everything that matches). A key is counted by its fingerprint, however the budget names it, so that a key which
+    gets another alias goes on with the counter it has.
+    """
+
+    __slots__ = ("_conditions", "exact")
+
+    def __init__(self, scope: Mapping[str, str]) -> None:
+        self._conditions = tuple((name, wanted, _test(name, wanted)) for name, wanted in scope.items())
+        #: A condition that an index can be built on: (field, value); None when there is none.
+        self.exact = next(
+            ((name, wanted) for name, wanted in scope.items() if "*" not in wanted and name != "api_key"), None
+        )
+
+    def __call__(self, subject: Subject) -> dict[str, str] | None:
+        """The counter's scope values for `subject`; None when the budget does not apply to it."""
+        found: dict[str, str] = {}
+        for name, wanted, test in self._conditions:
+            value = subject.value(name)
+            if value is None:
+                return None
+            if test is None:
+                found[name] = value
+            elif test(value, subject):
+                found[name] = value if name == "api_key" and "*" not in wanted else wanted
+            else:
+                return None
+        return found
+
+
+def _test(name: str, wanted: str) -> Callable[[str, Subject], bool] | None:
+    if wanted == "*":
+        return None
+    if name == "api_key":
+        return lambda _, subject: _is_key(subject.api_key, wanted)
+    if "*" in wanted:
+        pattern = _pattern(wanted)
+        return lambda value, _: pattern.fullmatch(value) is not None
+    return lambda value, _: value == wanted
+
+
+def _pattern(wanted: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, wanted.split("*"))), re.DOTALL)
+
+
+def value_fits(wanted: str, value: str) -> bool:
+    """Whether a scope's text (exact, ``"*"`` or a pattern) covers `value`."""
+    return wanted == value or ("*" in wanted and _pattern(wanted).fullmatch(value) is not None)
+
+
+def _is_key(key: ApiKey | None, wanted: str) -> bool:
+    return key is not None and any(value_fits(wanted, name) for name in (key.alias, key.fingerprint, key.label) if name)
+
+
+_ESCAPES = str.maketrans({"%": "%25", ",": "%2C", "=": "%3D"})
+
+
+def scope_text(scope: Mapping[str, str]) -> str:
+    """Scope values as one unambiguous line, ``member=ada,route=/chat``: the counter's identity in the store."""
+    return ",".join(f"{name.translate(_ESCAPES)}={value.translate(_ESCAPES)}" for name, value in scope.items())
+
+
+def parse_scope(text: str) -> dict[str, str]:
+    """The scope values that `scope_text` wrote."""
+    pairs = (part.partition("=") for part in text.split(",") if part)
+    return {unquote(name): unquote(value) for name, _, value in pairs}
+
+
+class Cap:
+    """One limit of one budget, prepared. Safe to share between threads: its changing parts are caches set whole.
+
+    Attributes:
+        budget: The budget.
+        unit: What is limited.
+        limit: The limit as the integer that counters hold; None where it is asked for (`Budget.limit`) and no fixed
+            one stands in.
+        counter_name: Its counters' name in the store. Another unit or window is another counter, and so is what began
+            to count anew (`era`); another limit is the same one.
+        match: Gives a subject's scope values, or None.
+        counted_since_us: Windows that begin after this instant were counted from their first entry on; a definition
+            that is not filed yet has none.
+    """
+
+    __slots__ = (
+        "_cached",
+        "_keys",
+        "_step",
+        "_window",
+        "budget",
+        "counted_since_us",
+        "counter_name",
+        "limit",
+        "match",
+        "unit",
+    )
+
+    def __init__(self, budget: Budget, unit: Unit, *, era: int = 1, defined_at: datetime | None = None) -> None:
+        self.budget = budget
+        self.unit: Unit = unit
+        self.limit = budget.limits.get(unit)
+        self.counter_name = budget.counter_name(unit, era)
+        self.match = Matcher(budget.scope)
+        self.counted_since_us = _NEVER if defined_at is None else microseconds(defined_at) + _CLOCK_SKEW_US
+        self._window = budget.window_of(unit)
+        length = self._window.length_us
+        self._step = None if length is None else max(length // ROLLING_STEPS, 1)
+        self._keys: dict[tuple[str, ...], tuple[tuple[Span, ...], Keys]] = {}
+        self._cached: tuple[int, int | None, tuple[Span, ...]] = (1, 0, ())
+
+    @property
+    def strict(self) -> bool:
+        """Whether every hold is an upper bound of its call."""
+        return self.budget.estimate == "strict" and self.budget.unbounded == "refuse"
+
+    @property
+    def rolling(self) -> bool:
+        """Whether it is a rate limit."""
+        return self._step is not None
+
+    @property
+    def counts(self) -> bool:
+        """Whether settled calls add to it. What is limited in flight is only held."""
+        return self.unit != IN_FLIGHT
+
+    def spans(self, at_us: int) -> tuple[Span, ...]:
+        """The windows that an instant (microseconds since the epoch) counts in."""
+        start, end, spans = self._cached
+        if start <= at_us and (end is None or at_us < end):
+            return spans
+        spans = self._window.spans(at_us)
+        if self._step is None:
+            start, end = spans[0]
+        else:
+            start = at_us // self._step * self._step
+            end = start + self._step
+        self._cached = (start, end, spans)
+        return spans
+
+    def keys(self, scope: dict[str, str], at_us: int) -> Keys:
+        """The counters, with their windows' ends, of a call at an instant."""
+        spans = self.spans(at_us)
+        values = tuple(scope.values())
+        known = self._keys.get(values)
+        if known is not None and known[0] is spans:
+            return known[1]
+        text = scope_text(scope)
+        keys = tuple((CounterKey(self.counter_name, text, start), end) for start, end in spans)
+        if len(self._keys) >= _MOST_KEYS:
+            self._keys.clear()
+        self._keys[values] = (spans, keys)
+        return keys
+
+    def alerts_at(self, window_start: int) -> bool:
+        """Whether a counter reports thresholds. Of overlapping rolling windows only every seventh does."""
+        return self._step is None or window_start // self._step % (ROLLING_STEPS + 1) == 0
+
+
+class CapIndex:
+    """Finds the caps that apply to a subject without looking at all of them: thousands of named members are cheap."""
+
+    def __init__(self, caps: Iterable[Cap]) -> None:
+        self._named: dict[str, dict[str, list[Cap]]] = {}
+        self._others: list[Cap] = []
+        for cap in caps:
+            exact = cap.match.exact
+            if exact is None:
+                self._others.append(cap)
+            else:
+                self._named.setdefault(exact[0], {}).setdefault(exact[1], []).append(cap)
+
+    def __bool__(self) -> bool:
+        return bool(self._named or self._others)
+
+    def find(self, subject: Subject, moment: datetime) -> Sequence[tuple[Cap, dict[str, str]]]:
+        """Caps that apply at `moment`, each with the scope values of its counter."""
+        found: list[tuple[Cap, dict[str, str]]] = []
+        for cap in self._candidates(subject):
+            scope = cap.match(subject)
+            if scope is not None and cap.budget.applies(moment):
+                found.append((cap, scope))
+        return found
+
+    def _candidates(self, subject: Subject) -> Sequence[Cap]:
+        if not self._named:
+            return self._others
+        candidates = list(self._others)
+        for name, by_value in self._named.items():
+            value = subject.value(name)
+            if value is not None:
+                candidates += by_value.get(value, ())
+        return candidates
