@@ -137,7 +137,7 @@ _HOMES = {
     "tokenmeter.usage": ("Usage",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing"})
+_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing", "web"})
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO
@@ -332,6 +332,9 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
     __slots__ = ("_own", "_place")
 
+    #: Where the block stands, for warnings, if it is not the caller's code.
+    place: ClassVar[str | None] = None
+
     def __init__(
         self,
         attribution: Attribution | None = None,
@@ -355,7 +358,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             tags=tags or _NO_TAGS,
         )
         self._own = named if attribution is None else named.over(attribution)
-        self._place: tuple[str, int] | None = None
+        self._place = self.place
 
     def __enter__(self) -> Scope:
         self._place = self._place or _place_of_caller()
@@ -392,7 +395,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             )
 
     def _warn(self, what: str, *, thread: str | None = None) -> None:
-        place = "{}:{}".format(*self._place) if self._place else "an unknown place"
+        place = self._place or "an unknown place"
         if (place, what) not in _told:
             _told.add((place, what))
             suffix = f" (thread {thread!r})" if thread else ""
@@ -425,7 +428,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
     def _again(self, function: Callable[..., Any]) -> Callable[[], attribute]:
         """Makes the block of one run of `function`."""
         code = getattr(inspect.unwrap(function), "__code__", None)
-        place = None if code is None else (code.co_filename, code.co_firstlineno)
+        place = None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
         def again() -> attribute:
             fresh = object.__new__(type(self))
@@ -435,12 +438,12 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         return again
 
 
-def _place_of_caller() -> tuple[str, int]:
+def _place_of_caller() -> str:
     """File and line of the user's code that opens a block."""
     frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `logging` does
     while frame.f_back is not None and frame.f_globals.get("__name__") in {__name__, "contextlib"}:
         frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 # -- running functions of every kind inside a block

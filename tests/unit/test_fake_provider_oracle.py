@@ -14,14 +14,16 @@ from tokenmeter.providers.openai import OpenAIDialect
 from tokenmeter.testing import FakeProvider
 
 counts = st.integers(0, 10_000_000)
-OPENAI = st.fixed_dictionaries({"input": counts, "cache_read": counts, "cache_write_30m": counts, "output": counts})
+#: A provider bills some of either side; what a zero means is tested by itself.
+some = st.integers(1, 10_000_000)
+OPENAI = st.fixed_dictionaries({"input": some, "cache_read": counts, "cache_write_30m": counts, "output": some})
 ANTHROPIC = st.fixed_dictionaries(
     {
-        "input": counts,
+        "input": some,
         "cache_read": counts,
         "cache_write_5m": counts,
         "cache_write_1h": counts,
-        "output": st.integers(1, 10_000_000),
+        "output": some,
         "web_searches": st.integers(0, 3),
     }
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,9 @@ class Pricer:
                 if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
                     flags.add("tier_ambiguous")
                 charges.extend(priced_lines(consumption, sheet, flags))
-        return total(tuple(charges), flags, estimated="estimated" in observation.flags)
+        rating = total(tuple(charges), flags, estimated="estimated" in observation.flags)
+        # Of a bill with an unknown part the rest is known, and is not the bill.
+        return replace(rating, cost_source="unpriced") if "usage_unknown" in observation.flags else rating
 
     def sheet(
         self,

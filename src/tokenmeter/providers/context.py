@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers import hosts
-from tokenmeter.providers.shapes import Reading
+from tokenmeter.providers.estimates import input_tokens, tokens_of
+from tokenmeter.providers.shapes import BOTH_SIDES, NO_FLAGS, Reading, put
 from tokenmeter.providers.wire import JSON, text
+from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.usage import Consumption, Observation, Usage
 
 __all__ = ["Context", "joined", "observation", "pending", "unknown"]
+
+_INPUTS = frozenset(INPUT_METERS)
+_OUTPUTS = frozenset(OUTPUT_METERS)
+_ESTIMATED = frozenset({"estimated"})
+
+
+def _nothing_received() -> int:
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +34,52 @@ class Context:
         endpoint: SDK method path.
         request: Facts of the request; defaults where only the body is known.
         final_only: Whether a bill that may still grow is to be left out (live calls), or taken as it stands.
+        received: UTF-8 bytes of the answer that were seen beside the body: the pieces of a stream.
     """
 
     provider: str
     endpoint: str
     request: RequestFacts
     final_only: bool = True
+    received: int = 0
+
+    def complete(
+        self,
+        reading: Reading,
+        *,
+        received: Callable[[], int] = _nothing_received,
+        sides: frozenset[str] = BOTH_SIDES,
+        estimable: bool = True,
+    ) -> Reading | None:
+        """`reading` with an estimate of what nobody said; None when nothing can stand in for it.
+
+        A zero beside an answer that has content is not said either: hosts fill in zeros where they do not count.
+
+        Args:
+            reading: What the usage object says.
+            received: Measures the body's content, in UTF-8 bytes; asked only when that matters.
+            sides: Which sides the endpoint bills.
+            estimable: Whether the request at hand holds the whole prompt.
+        """
+        unsaid = reading.unsaid & sides
+        quantities = reading.usage.quantities
+        has_output = "output" not in sides or not _OUTPUTS.isdisjoint(quantities)
+        if not unsaid and has_output and not ("input" in sides and _INPUTS.isdisjoint(quantities)):
+            return reading
+        size = max(self.received, received())
+        answered = bool(size or reading.usage.output_tokens)
+        if "output" in sides and size and not reading.usage.output_tokens:
+            unsaid |= {"output"}
+        request = self.request
+        known = estimable and bool(request.input_bytes or request.image_count)
+        nothing = answered and not reading.usage.input_tokens and (known or not reading.usage.output_tokens)
+        if "input" in sides and nothing:
+            unsaid |= {"input"}
+        if not unsaid:
+            return reading
+        if ("input" in unsaid and not known) or ("output" in unsaid and not known and not size):
+            return None
+        return _estimated(reading, unsaid, prompt=input_tokens(request), answer=tokens_of(size))
 
     def in_batch(self) -> Context:
         """The same context, with its work done in a batch."""
@@ -59,11 +109,28 @@ class Context:
         )
 
 
+def _estimated(reading: Reading, unsaid: frozenset[str], *, prompt: int, answer: int) -> Reading:
+    """`reading` with estimates of the `unsaid` sides in place of what they say."""
+    quantities = dict(reading.usage.quantities)
+    size = reading.prompt_tokens
+    if "input" in unsaid:
+        cached = sum(int(quantity) for meter, quantity in quantities.items() if meter in _INPUTS and meter != "input")
+        quantities.pop("input", None)
+        put(quantities, "input", max(prompt - cached, 0))
+        size = max(prompt, cached)
+    if "output" in unsaid:
+        for meter in OUTPUT_METERS:
+            quantities.pop(meter, None)
+        put(quantities, "output", answer)
+    usage = Usage(quantities, reading.usage.reasoning_output_tokens)
+    return replace(reading, usage=usage, prompt_tokens=size, flags=reading.flags | _ESTIMATED, unsaid=frozenset())
+
+
 def observation(
     reading: Reading,
     group: Consumption,
     body: JSON,
-    wire: JSON,
+    wire: JSON | None,
     *,
     tier: str | None = None,
     deduplicate: bool = False,
@@ -80,7 +147,14 @@ def observation(
     )
 
 
-def unknown(body: JSON, wire: Any, *, model: str | None = None, deduplicate: bool = False) -> Observation:
+def unknown(
+    body: JSON,
+    wire: Any,
+    *,
+    model: str | None = None,
+    flags: frozenset[str] = NO_FLAGS,
+    deduplicate: bool = False,
+) -> Observation:
     """The other end: something was used, and nobody can say what. It is unpriced, never zero.
 
     A polled body is only written down for its charge groups, so it gets an empty one.
@@ -91,7 +165,7 @@ def unknown(body: JSON, wire: Any, *, model: str | None = None, deduplicate: boo
         response_model=model or text(body, "model"),
         response_id=text(body, "id"),
         service_tier=text(body, "service_tier"),
-        flags=frozenset({"usage_unknown"}),
+        flags=flags | {"usage_unknown"},
         raw_usage=wire,
         deduplicate=deduplicate,
     )

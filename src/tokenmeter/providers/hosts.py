@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
+from tokenmeter.money import EXACT
 from tokenmeter.providers.wire import JSON, amount, count, section
 from tokenmeter.usage import Quantity, SuppliedCost
 
@@ -107,11 +108,7 @@ def write_meter(model: str | None) -> str:
 
 
 def supplied_cost(provider: str, usage: JSON) -> SuppliedCost | None:
-    """The cost the biller itself put into `usage`, in US dollars; None when it put none.
-
-    Raises:
-        MalformedError: the amount is no number.
-    """
+    """The cost the biller itself put into `usage`, in US dollars; None when it put none, or one that is no amount."""
     if _COST_FIELDS.isdisjoint(usage):
         return None
     for source in _SOURCES:
@@ -123,25 +120,26 @@ def supplied_cost(provider: str, usage: JSON) -> SuppliedCost | None:
 def _credits(provider: str, usage: JSON) -> Decimal | None:
     """OpenRouter's ``cost`` (1 credit = 1 dollar); with one's own key the upstream bill comes on top."""
     if isinstance(usage.get("cost"), dict):  # Perplexity itemises: its total is the bill
-        return amount(section(usage, "cost"), "total_cost")
-    cost = amount(usage, "cost")
+        return amount(section(usage, "cost"), "total_cost", flags=set())
+    cost = amount(usage, "cost", flags=set())
     if cost is None or (not cost and provider not in _BILLING_HOSTS):
         return None
     if usage.get("is_byok") is True:
-        cost += amount(section(usage, "cost_details"), "upstream_inference_cost") or 0
+        upstream = amount(section(usage, "cost_details"), "upstream_inference_cost", flags=set())
+        return cost if upstream is None else EXACT.add(cost, upstream)
     return cost
 
 
 def _ticks(_provider: str, usage: JSON) -> Decimal | None:
-    ticks = amount(usage, "cost_in_usd_ticks")
-    return None if ticks is None else ticks * _TICK
+    ticks = amount(usage, "cost_in_usd_ticks", flags=set())
+    return None if ticks is None else EXACT.multiply(ticks, _TICK)
 
 
 def _minor_units(_provider: str, usage: JSON) -> Decimal | None:
     """Managed agents' ``list_cost``: minor units as text, so "2500" is $25.00."""
     cost = section(usage, "list_cost")
-    minor = amount(cost, "amount")
-    return None if minor is None or cost.get("currency") != "USD" else minor * _CENT
+    minor = amount(cost, "amount", flags=set())
+    return None if minor is None or cost.get("currency") != "USD" else EXACT.multiply(minor, _CENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,23 +155,19 @@ _COST_FIELDS = frozenset(source.field for source in _SOURCES)
 # -- meters that only one host has
 
 
-def extra_meters(provider: str, usage: JSON, model: str | None) -> dict[str, Quantity]:
-    """What a host bills beside tokens.
-
-    Raises:
-        MalformedError: a count is no number.
-    """
+def extra_meters(provider: str, usage: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
+    """What a host bills beside tokens; doubts are added to `flags`."""
     meters: dict[str, Quantity] = {}
     if model and "-search-" in model and provider in {"openai", "azure"} and _SEARCHES_ALWAYS.search(model):
         meters["web_searches"] = 1
     if _EXTRA_KEYS.isdisjoint(usage):
         return meters
     for name, meter in _EXTRA_FIELDS.items():
-        if usage.get(name) and (quantity := amount(usage, name)):
+        if usage.get(name) and (quantity := amount(usage, name, flags=flags)):
             meters[meter] = int(quantity) if quantity == int(quantity) else quantity
     tools = section(usage, "server_side_tool_usage_details")
     for name, meter in _EXTRA_TOOLS.items():
-        if calls := count(tools, name):
+        if calls := count(tools, name, flags=flags):
             meters[meter] = meters.get(meter, 0) + calls
     return meters
 

@@ -6,11 +6,13 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from tokenmeter.providers.wire import JSON, section
+
 if TYPE_CHECKING:
     from tokenmeter.providers.base import Dialect, Room
-    from tokenmeter.providers.shapes import Shape
+    from tokenmeter.providers.shapes import Reading, Shape
 
-__all__ = ["ROOMS", "dialect", "dialect_for", "room", "shapes"]
+__all__ = ["ROOMS", "dialect", "dialect_for", "is_usage", "read_usage", "room", "shapes", "usage_of"]
 
 #: The rooms. Where a body would fit several, the first one reads it; the first one's format is also what hosts speak
 #: that have no room of their own.
@@ -49,3 +51,34 @@ def dialect_for(provider: str, endpoint: str) -> Dialect:
 def shapes() -> tuple[Shape, ...]:
     """The usage objects of all rooms."""
     return tuple(shape for name in ROOMS for shape in room(name).shapes)
+
+
+# -- usage objects of whatever format, told by their keys
+
+
+@cache
+def _usage_keys() -> frozenset[str]:
+    return frozenset(key for shape in shapes() if shape.whole for key in shape.own | shape.shared)
+
+
+@cache
+def _nested_keys() -> tuple[str, ...]:
+    return ("usage", *(key for shape in shapes() for key in shape.nested))
+
+
+def is_usage(body: JSON) -> bool:
+    """Whether `body` is itself a usage object, of whatever format."""
+    return not _usage_keys().isdisjoint(body)
+
+
+def usage_of(body: JSON) -> JSON:
+    """The usage object in `body`, which may be one itself; empty when it has none."""
+    return body if is_usage(body) else section(body, *_nested_keys())
+
+
+def read_usage(usage: JSON) -> Reading | None:
+    """Read a usage object by its own keys; None when no familiar one is in it."""
+    known = shapes()
+    found = next((shape for shape in known if not shape.own.isdisjoint(usage)), None)
+    found = found or next((shape for shape in known if not shape.shared.isdisjoint(usage)), None)
+    return None if found is None else found.read(usage)

@@ -1,18 +1,30 @@
-"""Usage objects: what every format of them is read into, and which format one is in, told by its own keys."""
+"""Usage objects: what every format of them is read into, and by what keys a format is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
-from tokenmeter.providers import registry
-from tokenmeter.providers.wire import JSON, section
+from tokenmeter.providers.wire import JSON
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["MODALITIES", "NO_FLAGS", "Reading", "Shape", "has_unknown", "is_usage", "put", "read_usage", "usage_of"]
+__all__ = [
+    "BOTH_SIDES",
+    "INPUT_SIDE",
+    "MODALITIES",
+    "NOTHING_SAID",
+    "NO_FLAGS",
+    "Reading",
+    "Shape",
+    "has_unknown",
+    "put",
+    "said_by",
+]
 
 NO_FLAGS: frozenset[str] = frozenset()
+#: The sides of an exchange that a usage object should state: what went in, and what came out.
+BOTH_SIDES = frozenset({"input", "output"})
+INPUT_SIDE = frozenset({"input"})
 #: What tokens are of, if not text.
 MODALITIES = ("audio", "image", "video")
 
@@ -28,11 +40,30 @@ class Reading:
         usage: The classes.
         prompt_tokens: The prompt's size with everything cached in it; None when it is a sum over several prompts.
         flags: Doubts.
+        unsaid: The sides that it does not state: they are unknown, not zero.
     """
 
     usage: Usage
     prompt_tokens: int | None = None
     flags: frozenset[str] = NO_FLAGS
+    unsaid: frozenset[str] = NO_FLAGS
+
+
+#: There is no usage object, or none that says anything.
+NOTHING_SAID = Reading(Usage(), unsaid=BOTH_SIDES)
+
+
+def said_by(usage: Usage, prompt: int | None, flags: set[str], totals: Mapping[str, int | None]) -> Reading:
+    """The reading of a usage object whose `totals`, by side, may be None where it does not state them.
+
+    A part that was no number is as good as left out: what the rest makes of it is an estimate.
+    """
+    if None in totals.values():
+        unsaid = frozenset(side for side, total in totals.items() if total is None)
+        return Reading(usage, prompt, frozenset(flags), unsaid)
+    if "malformed_count" in flags:
+        flags.add("estimated")
+    return Reading(usage, prompt, frozenset(flags) if flags else NO_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +71,7 @@ class Shape:
     """One format of usage objects.
 
     Attributes:
-        read: Reads one; raises `MalformedError` when a count is no number.
+        read: Reads one.
         own: Keys that only this format has.
         shared: Keys that it has as well as others.
         nested: Keys of a body under which it is found, beside ``usage``.
@@ -65,38 +96,3 @@ def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -
     if known.issuperset(details):
         return False
     return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
-
-
-# -- formats, told by their keys
-
-
-@cache
-def _usage_keys() -> frozenset[str]:
-    return frozenset(key for shape in registry.shapes() if shape.whole for key in shape.own | shape.shared)
-
-
-@cache
-def _nested_keys() -> tuple[str, ...]:
-    return ("usage", *(key for shape in registry.shapes() for key in shape.nested))
-
-
-def is_usage(body: JSON) -> bool:
-    """Whether `body` is itself a usage object, of whatever format."""
-    return not _usage_keys().isdisjoint(body)
-
-
-def usage_of(body: JSON) -> JSON:
-    """The usage object in `body`, which may be one itself; empty when it has none."""
-    return body if is_usage(body) else section(body, *_nested_keys())
-
-
-def read_usage(usage: JSON) -> Reading | None:
-    """Read a usage object by its own keys; None when no familiar one is in it.
-
-    Raises:
-        MalformedError: a count is no number.
-    """
-    known = registry.shapes()
-    found = next((shape for shape in known if not shape.own.isdisjoint(usage)), None)
-    found = found or next((shape for shape in known if not shape.shared.isdisjoint(usage)), None)
-    return None if found is None else found.read(usage)

@@ -12,11 +12,11 @@ from typing import Any, TypeGuard, cast
 
 __all__ = [
     "JSON",
-    "MalformedError",
     "amount",
     "count",
     "is_array",
     "is_object",
+    "latest",
     "members",
     "section",
     "text",
@@ -30,10 +30,8 @@ JSON = Mapping[str, Any]
 _NOTHING: dict[str, Any] = {}
 #: No bill counts more: the largest batch is some 10^11 tokens. A higher number is a fault of whoever sent it.
 _MOST = 10**12
-
-
-class MalformedError(ValueError):
-    """A count or amount on the wire is no number; the usage it stands in is unknown, not zero."""
+#: Characters of the longest number that is looked at.
+_LONGEST = 64
 
 
 def to_wire(value: Any) -> Any:
@@ -108,11 +106,26 @@ def text(body: JSON, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def count(body: JSON, *names: str) -> int | None:
-    """The first of `names` that holds a count in `body`; None when none is there.
+def latest(before: JSON, after: JSON) -> dict[str, Any]:
+    """What is known of a usage object that a stream repeats: its counts are cumulative, so the last word stands.
 
-    Raises:
-        MalformedError: it is there, but is not a whole number from zero to what one bill can hold.
+    Nulls say nothing, and no more does a 0 after a count: what was used stays used.
+    """
+    merged = dict(before)
+    for key, value in after.items():
+        known = merged.get(key)
+        if is_object(value) and is_object(known):
+            merged[key] = latest(known, value)
+        elif value is not None and (known is None or value != 0 or value is False):
+            merged[key] = value
+    return merged
+
+
+def count(body: JSON, *names: str, flags: set[str]) -> int | None:
+    """The first of `names` that holds a count in `body`; None when none does, so that nobody said it.
+
+    An integer in another dress (``"900"``, ``900.0``) is that integer, flagged ``nonstandard_count``. What is no count
+    (a negative number, a fraction, a boolean, more than one bill can hold) is not said, flagged ``malformed_count``.
     """
     for name in names:
         value = body.get(name)
@@ -120,33 +133,41 @@ def count(body: JSON, *names: str) -> int | None:
             continue
         if type(value) is int and 0 <= value <= _MOST:
             return value
-        if isinstance(value, float) and 0 <= value <= _MOST and value.is_integer():
-            return int(value)
-        if isinstance(value, Decimal) and value.is_finite() and 0 <= value <= _MOST and value == int(value):
-            return int(value)
-        raise MalformedError(f"{name} is {value!r}, which is no count")
+        number = _number(value)
+        if number is not None and number == int(number):
+            flags.add("nonstandard_count")
+            return int(number)
+        flags.add("malformed_count")
     return None
 
 
-def amount(body: JSON, *names: str) -> Decimal | None:
-    """The first of `names` that holds a number (or decimal text) in `body`, exactly as it was written.
+def amount(body: JSON, *names: str, flags: set[str]) -> Decimal | None:
+    """The first of `names` that holds a number (or decimal text) of zero or more in `body`, exactly as it was written.
 
-    Raises:
-        MalformedError: it is there, but is not a finite number of zero or more.
+    None when none does; what is no such number is flagged ``malformed_amount``.
     """
     for name in names:
         value = body.get(name)
         if value is None:
             continue
-        try:
-            # A binary fraction's shortest text is what the provider wrote.
-            number = value if isinstance(value, Decimal) else Decimal(str(value))
-        except InvalidOperation:
-            raise MalformedError(f"{name} is {value!r}, which is no number") from None
-        if isinstance(value, bool) or not number.is_finite() or number < 0:
-            raise MalformedError(f"{name} is {value!r}, which is no amount")
-        return number
+        if (number := _number(value)) is not None:
+            return number
+        flags.add("malformed_amount")
     return None
+
+
+def _number(value: Any) -> Decimal | None:
+    """`value` as a number between zero and what one bill can hold; None when it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return None
+    try:
+        # A binary fraction's shortest text is what the provider wrote.
+        number = Decimal(value if isinstance(value, int) else str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and 0 <= number <= _MOST else None
 
 
 def utf8_length(value: str) -> int:

@@ -5,6 +5,7 @@ Source of all shapes: ``anthropic.types`` and ``anthropic.types.beta``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,9 @@ from tokenmeter.providers.anthropic import sessions
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, joined, unknown
 from tokenmeter.providers.hosts import billed_tier, supplied_cost
-from tokenmeter.providers.shapes import Reading, is_usage, read_usage, usage_of
-from tokenmeter.providers.wire import JSON, MalformedError, is_array, is_object, members, section, text
+from tokenmeter.providers.registry import usage_of
+from tokenmeter.providers.shapes import Reading
+from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Usage
 
 __all__ = ["read_body"]
@@ -24,23 +26,18 @@ _Reader = Callable[[JSON, Context], Observation]
 
 def read_body(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
-    try:
-        if is_array(body) and body:
-            return joined(read_body(part, context) for part in body)
-        if not is_object(body):
-            return unknown({}, None, model=context.request.model)
-        return _reader(body, context)(body, context)
-    except MalformedError:
-        named: JSON = body if is_object(body) else {}
-        return unknown(named, named.get("usage"), model=context.request.model)
+    if is_array(body) and body:
+        return joined(read_body(part, context) for part in body)
+    if not is_object(body):
+        size = utf8_length(body) if isinstance(body, str) else 0
+        return read_body({}, replace(context, received=max(context.received, size)))
+    return _reader(body, context)(body, context)
 
 
 def _reader(body: JSON, context: Context) -> _Reader:
     if "custom_id" in body and "result" in body:
         return batch_line
     kind = body.get("type")
-    if kind == "error":
-        return _refused
     if isinstance(kind, str) and kind in sessions.BY_TYPE:
         return sessions.BY_TYPE[kind]
     if context.endpoint.startswith("beta.sessions"):
@@ -48,11 +45,6 @@ def _reader(body: JSON, context: Context) -> _Reader:
     if context.endpoint.startswith("beta.dreams"):
         return sessions.dream
     return message
-
-
-def _refused(_body: JSON, _context: Context) -> Observation:
-    """An error in place of an answer."""
-    return Observation(billable=False)
 
 
 def batch_line(body: JSON, context: Context) -> Observation:
@@ -70,10 +62,13 @@ def message(body: JSON, context: Context) -> Observation:
         context = context.in_batch()
     wire = usage_of(body)
     model = text(body, "model")
-    if not wire or (not is_usage(wire) and read_usage(wire) is None):
-        return unknown(body, body.get("usage"), model=model or context.request.model, deduplicate=True)
-    groups, flags = groups_of(wire, model, context)
     refused = body.get("stop_reason") == "refusal" and body.get("content") == []
+    said = exclusive(wire)
+    top = said if refused else context.complete(said, received=lambda: _content_bytes(body))
+    if top is None:
+        known = model or context.request.model
+        return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
+    groups, flags = groups_of(wire, top, model, context)
     return Observation(
         consumptions=groups,
         response_model=model,
@@ -81,10 +76,20 @@ def message(body: JSON, context: Context) -> Observation:
         service_tier=text(wire, "service_tier"),
         # A refusal before any output is not billed (https://platform.claude.com/docs, "Refusals and fallback").
         flags=flags | {"unbilled_refusal"} if refused else flags,
-        raw_usage=wire,
+        raw_usage=wire or None,
         billable=not refused,
         deduplicate=True,
     )
+
+
+def _content_bytes(body: JSON) -> int:
+    """UTF-8 bytes of what the model wrote: text, thinking, and calls of tools with their names."""
+    words: list[Any] = [body.get("completion")]
+    for block in members(body, "content"):
+        words += [block.get(name) for name in ("text", "thinking", "data", "name")]
+        if block.get("input"):
+            words.append(json.dumps(block["input"], ensure_ascii=False, default=str))
+    return sum(utf8_length(word) for word in words if isinstance(word, str))
 
 
 # -- which model is billed for what: the serving model, and others that helped or declined
@@ -106,13 +111,10 @@ class _Entry:
     reading: Reading
 
 
-def groups_of(wire: JSON, model: str | None, context: Context) -> tuple[tuple[Consumption, ...], frozenset[str]]:
-    """The charge groups of a usage object, and its flags.
-
-    Raises:
-        MalformedError: a count is no number.
-    """
-    top = exclusive(wire)
+def groups_of(
+    wire: JSON, top: Reading, model: str | None, context: Context
+) -> tuple[tuple[Consumption, ...], frozenset[str]]:
+    """The charge groups of a usage object whose top-level counts are `top`, and its flags."""
     flags = set(top.flags)
     if "fallback_credit" in wire and _redeemed(wire):
         flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
@@ -127,6 +129,8 @@ def groups_of(wire: JSON, model: str | None, context: Context) -> tuple[tuple[Co
     groups = [*_serving_groups(entries, served, base, flags), *_helper_groups(entries, base, flags)]
     for entry in entries:
         flags |= entry.reading.flags
+        if entry.role not in _SERVING and entry.reading.unsaid:
+            flags.add("usage_unknown")  # the top level does not hold it either
     return tuple(groups), frozenset(flags)
 
 

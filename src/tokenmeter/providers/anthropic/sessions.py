@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, observation, pending, unknown
-from tokenmeter.providers.shapes import Reading
-from tokenmeter.providers.wire import JSON, amount, count, section, text
+from tokenmeter.providers.shapes import NO_FLAGS, Reading
+from tokenmeter.providers.wire import JSON, amount, section, text
 from tokenmeter.usage import Observation, Usage
 
 __all__ = ["BY_TYPE", "dream", "other_event", "session"]
@@ -30,9 +30,12 @@ def session(body: JSON, context: Context) -> Observation:
         return replace(pending(body), response_model=model)
     if not wire:
         return unknown(body, body.get("usage"), model=context.request.model, deduplicate=True)
-    reading = replace(exclusive(wire), prompt_tokens=None)
-    if active := amount(wire, "active_seconds"):
+    # A part that is not stated has not come up as yet.
+    reading = replace(exclusive(wire), prompt_tokens=None, unsaid=NO_FLAGS)
+    flags: set[str] = set()
+    if active := amount(wire, "active_seconds", flags=flags):
         reading = replace(reading, usage=reading.usage + Usage({"runtime_seconds": active}))
+    reading = replace(reading, flags=reading.flags | flags)
     group = context.consumption(reading, model=model, wire=wire, role="session")
     if (speed := text(config, "speed")) and speed != "standard":
         group = replace(group, speed=speed)
@@ -46,7 +49,7 @@ def _used(body: JSON, wire: JSON) -> bool:
     """Whether there is anything to record as yet: a new session's usage is empty."""
     if wire:
         return any(value is not None for value in wire.values())
-    return text(body, "status") == "terminated" and bool(amount(section(body, "stats"), "active_seconds"))
+    return text(body, "status") == "terminated" and bool(section(body, "stats").get("active_seconds"))
 
 
 def _instant(body: JSON) -> datetime | None:
@@ -69,19 +72,27 @@ def dream(body: JSON, context: Context) -> Observation:
     if context.final_only and text(body, "status") in {"pending", "running"}:
         return pending(body)
     wire = section(body, "usage") if "usage" in body else body
-    reading = replace(exclusive(wire), prompt_tokens=None)
+    reading = _unsplit(replace(exclusive(wire), prompt_tokens=None), wire)
     config = section(body, "model")
     model = text(config, "id") or text(body, "model")
-    group = context.consumption(_unsplit(reading, wire), model=model, role="dream")
+    if reading.unsaid and text(body, "status") != "completed":
+        reading = replace(reading, unsaid=NO_FLAGS)  # it ended before it used anything
+    if reading.unsaid:
+        known = model or context.request.model
+        return unknown(body, body.get("usage"), model=known, flags=reading.flags, deduplicate=True)
+    group = context.consumption(reading, model=model, role="dream")
     if (speed := text(config, "speed")) and speed != "standard":
         group = replace(group, speed=speed)
-    return replace(observation(_unsplit(reading, wire), group, body, wire, deduplicate=True), response_model=model)
+    return replace(observation(reading, group, body, wire, deduplicate=True), response_model=model)
 
 
 def span(body: JSON, context: Context) -> Observation:
     """One model request inside a session, or one evaluation of its outcome."""
     wire = section(body, "model_usage", "usage")
     reading = _unsplit(exclusive(wire), wire)
+    if reading.unsaid:
+        seen = unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
+        return replace(seen, reading="step", at=_instant(body))
     if body.get("type") == "span.outcome_evaluation_end":
         reading = replace(reading, prompt_tokens=None)
     group = context.consumption(reading, model=None)
@@ -92,7 +103,7 @@ def span(body: JSON, context: Context) -> Observation:
 
 def _unsplit(reading: Reading, wire: JSON) -> Reading:
     """Cache writes that may be of either lifetime are taken as five-minute ones, flagged."""
-    if count(wire, "cache_creation_input_tokens") and not section(wire, "cache_creation"):
+    if wire.get("cache_creation_input_tokens") and not section(wire, "cache_creation"):
         return replace(reading, flags=reading.flags | {"cache_ttl_assumed"})
     return reading
 

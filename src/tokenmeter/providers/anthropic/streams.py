@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context
-from tokenmeter.providers.estimates import estimate, tokens_of
-from tokenmeter.providers.wire import is_object, section, text, utf8_length
+from tokenmeter.providers.estimates import tokens_of
+from tokenmeter.providers.wire import count, is_object, latest, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["MessageStream"]
 
-_Read = Callable[[Any, Context], Observation]
 _ESTIMATED = frozenset({"estimated"})
 #: Keys of a content delta that hold generated text.
 _TEXT_KEYS = ("text", "partial_json", "thinking")
@@ -24,7 +24,7 @@ class MessageStream:
 
     __slots__ = ("_bytes", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage")
 
-    def __init__(self, context: Context, read: _Read) -> None:
+    def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0
@@ -53,36 +53,29 @@ class MessageStream:
         kind = event.get("type")
         if kind == "message_delta":
             usage = section(event, "usage")
-            self._replace(usage)
             self._counted = self._counted or usage.get("output_tokens") is not None
+            self._usage = latest(self._usage, usage)
             self._stop = text(section(event, "delta"), "stop_reason") or self._stop
             self._terminal = self._terminal or self._stop is not None
         elif kind == "message_start":
             message = section(event, "message")
             self._message = {key: message[key] for key in ("id", "model", "type") if message.get(key)}
-            self._replace(section(message, "usage"))
+            self._usage = latest(self._usage, section(message, "usage"))
         elif kind == "message_stop":
             self._terminal = True
         elif kind == "content_block_start":
             self._content = True
-
-    def _replace(self, usage: Mapping[str, Any]) -> None:
-        for key, value in usage.items():
-            if value is not None:
-                self._usage[key] = value
+            self._bytes += utf8_length(text(section(event, "content_block"), "name") or "")
 
     def observation(self) -> Observation:
         """The final usage; of a stream cut short the input it began with, and an estimate of what was received."""
-        if not self._usage:
-            group = estimate(self._context.request, model=text(self._message, "model"), received=self._bytes)
-            return Observation(consumptions=(group,), flags=_ESTIMATED)
         usage = dict(self._usage)
         final = self._terminal and self._counted
         if not final:
-            stated = usage.get("output_tokens")
-            usage["output_tokens"] = max(stated if isinstance(stated, int) else 0, tokens_of(self._bytes))
+            stated = count(usage, "output_tokens", flags=set())
+            usage["output_tokens"] = max(stated or 0, tokens_of(self._bytes)) if self._usage else None
         body = {**self._message, "stop_reason": self._stop, "usage": usage}
         if not self._content:
             body["content"] = []
-        seen = self._read(body, self._context)
+        seen = self._read(body, replace(self._context, received=self._bytes))
         return seen if final else replace(seen, flags=seen.flags | _ESTIMATED)

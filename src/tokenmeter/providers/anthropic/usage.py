@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmeter.providers.shapes import NO_FLAGS, Reading, Shape, has_unknown, put
+from tokenmeter.providers.shapes import Reading, Shape, has_unknown, put, said_by
 from tokenmeter.providers.wire import JSON, count, section
 from tokenmeter.usage import Quantity, Usage
 
@@ -18,17 +18,17 @@ def exclusive(usage: JSON) -> Reading:
     Cache writes whose lifetime is not broken down are 5-minute ones. ``web_fetch`` is free. Server tools mean several
     prompts under one sum, so that no prompt size is known.
     Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
-
-    Raises:
-        MalformedError: a count is no number.
     """
     flags: set[str] = set()
     quantities: dict[str, Quantity] = {}
-    put(quantities, "input", count(usage, "input_tokens") or 0)
-    put(quantities, "cache_read", count(usage, "cache_read_input_tokens") or 0)
+    fresh = count(usage, "input_tokens", flags=flags)
+    answer = count(usage, "output_tokens", flags=flags)
+    put(quantities, "input", fresh or 0)
+    put(quantities, "cache_read", count(usage, "cache_read_input_tokens", flags=flags) or 0)
     split = section(usage, "cache_creation")
-    short, hour = count(split, "ephemeral_5m_input_tokens") or 0, count(split, "ephemeral_1h_input_tokens") or 0
-    written = count(usage, "cache_creation_input_tokens")
+    short = count(split, "ephemeral_5m_input_tokens", flags=flags) or 0
+    hour = count(split, "ephemeral_1h_input_tokens", flags=flags) or 0
+    written = count(usage, "cache_creation_input_tokens", flags=flags)
     if written is not None:
         if short + hour > written:
             flags.add("cache_write_mismatch")
@@ -38,16 +38,16 @@ def exclusive(usage: JSON) -> Reading:
     put(quantities, "cache_write_5m", short)
     put(quantities, "cache_write_1h", hour)
     prompt: int | None = int(sum(quantities.values()))
-    put(quantities, "output", count(usage, "output_tokens") or 0)
+    put(quantities, "output", answer or 0)
     tools = section(usage, "server_tool_use")
     if tools:
-        put(quantities, "web_searches", count(tools, "web_search_requests") or 0)
+        put(quantities, "web_searches", count(tools, "web_search_requests", flags=flags) or 0)
         if any(tools.get(name) for name in _KNOWN_SERVER_TOOLS):
             prompt = None
         if has_unknown(tools, _KNOWN_SERVER_TOOLS, "_requests"):
             flags.add("unknown_server_tool")
-    thinking = count(section(usage, "output_tokens_details"), "thinking_tokens") or 0
-    return Reading(Usage(quantities, thinking), prompt, frozenset(flags) if flags else NO_FLAGS)
+    thinking = count(section(usage, "output_tokens_details"), "thinking_tokens", flags=flags) or 0
+    return said_by(Usage(quantities, thinking), prompt, flags, {"input": fresh, "output": answer})
 
 
 SHAPES = (

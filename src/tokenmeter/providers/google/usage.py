@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from tokenmeter.providers.openai.usage import inclusive
@@ -12,29 +13,31 @@ __all__ = ["SHAPES", "usage_metadata"]
 
 
 def usage_metadata(usage: JSON) -> Reading:
-    """Google's usage, in either spelling. Source: Gemini API, UsageMetadata.
+    """Google's usage, in either spelling. A count that is left out is 0, except the prompt's.
 
-    Raises:
-        MalformedError: a count is no number.
+    Source: Gemini API, UsageMetadata.
     """
+    flags: set[str] = set()
     names = _CAMEL if "promptTokenCount" in usage or "totalTokenCount" in usage else _SNAKE
-    prompt = (count(usage, names["prompt"]) or 0) + (count(usage, names["tool"]) or 0)
-    thoughts = count(usage, names["thoughts"]) or 0
-    found = _modalities(usage, names["prompt_details"], names["size"])
-    hits = _modalities(usage, names["cache_details"], names["size"])
-    made = _modalities(usage, names["answer_details"], names["size"])
-    return inclusive(
+    prompt = count(usage, names["prompt"], flags=flags)
+    thoughts = count(usage, names["thoughts"], flags=flags) or 0
+    found = _modalities(usage, names["prompt_details"], names["size"], flags)
+    hits = _modalities(usage, names["cache_details"], names["size"], flags)
+    made = _modalities(usage, names["answer_details"], names["size"], flags)
+    tools = count(usage, names["tool"], flags=flags) or 0
+    read = inclusive(
         {
-            "prompt_tokens": prompt,
-            "completion_tokens": (count(usage, names["answer"]) or 0) + thoughts,
+            "prompt_tokens": None if prompt is None else prompt + tools,
+            "completion_tokens": (count(usage, names["answer"], flags=flags) or 0) + thoughts,
             "prompt_tokens_details": {
                 **found,
-                "cached_tokens": count(usage, names["cached"]) or 0,
+                "cached_tokens": count(usage, names["cached"], flags=flags) or 0,
                 "cached_tokens_details": hits,
             },
             "completion_tokens_details": {**made, "reasoning_tokens": thoughts},
         }
     )
+    return replace(read, flags=read.flags | flags) if flags else read
 
 
 _SNAKE = {
@@ -58,13 +61,13 @@ def _camel(name: str) -> str:
 _CAMEL = {key: _camel(name) for key, name in _SNAKE.items()}
 
 
-def _modalities(usage: JSON, name: str, size: str) -> dict[str, int]:
+def _modalities(usage: JSON, name: str, size: str, flags: set[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for entry in members(usage, name):
         modality = str(cast("object", entry.get("modality")) or "").lower().rpartition(".")[2]
         if modality in MODALITIES:
             key = f"{modality}_tokens"
-            sizes[key] = sizes.get(key, 0) + (count(entry, size) or 0)
+            sizes[key] = sizes.get(key, 0) + (count(entry, size, flags=flags) or 0)
     return sizes
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from tokenmeter.providers import hosts
 from tokenmeter.providers.context import Context, joined, observation, unknown
-from tokenmeter.providers.estimates import estimate
 from tokenmeter.providers.openai import jobs, media, responses
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import read_usage, usage_of
-from tokenmeter.providers.wire import JSON, MalformedError, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.registry import read_usage, usage_of
+from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Reading
+from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
 __all__ = ["read_body"]
@@ -26,24 +26,21 @@ _Reader = Callable[[JSON, Context], Observation]
 
 def read_body(body: Any, context: Context) -> Observation:
     """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
-    try:
-        if is_array(body) and body:
-            return joined(read_body(part, context) for part in body)
-        if not is_object(body):
-            return _without_json(body, context)
-        return _reader(body, context)(body, context)
-    except MalformedError:
-        named: JSON = body if is_object(body) else {}
-        return unknown(named, named.get("usage"), model=context.request.model)
+    if is_array(body) and body:
+        return joined(read_body(part, context) for part in body)
+    if not is_object(body):
+        return _without_json(body, context)
+    return _reader(body, context)(body, context)
 
 
 def _without_json(body: Any, context: Context) -> Observation:
-    """Audio and text answers, and empty ones."""
+    """Audio and text answers, and what is no answer at all."""
     if context.endpoint.startswith("audio.tran"):
         return media.transcription(body, context)
     if context.endpoint == "audio.speech":
         return media.speech(context)
-    return unknown({}, None, model=context.request.model)
+    size = utf8_length(body) if isinstance(body, str) else 0
+    return _reader({}, context)({}, replace(context, received=max(context.received, size)))
 
 
 def _reader(body: JSON, context: Context) -> _Reader:
@@ -55,8 +52,6 @@ def _reader(body: JSON, context: Context) -> _Reader:
         return named
     if kind and context.endpoint in _SOCKETS and not usage_of(body):
         return _no_bill
-    if body.get("error") and _ANSWERS.isdisjoint(body):
-        return _refused
     return next((reader for prefix, reader in _BY_ENDPOINT if context.endpoint.startswith(prefix)), _any)
 
 
@@ -69,47 +64,47 @@ def _no_bill(_body: JSON, _context: Context) -> Observation:
     return Observation(billable=False)
 
 
-def _refused(body: JSON, _context: Context) -> Observation:
-    """An error in place of an answer."""
-    return Observation(response_model=text(body, "model"), billable=False)
-
-
 def completion(body: JSON, context: Context) -> Observation:
     """Chat and text completions, embeddings, decisions: one model, one prompt, one usage object."""
     wire = usage_of(body) or section(section(body, "x_groq"), "usage")
-    model = text(body, "model")
-    if not wire:
-        return _without_usage(body, context, model)
-    reading = inclusive(
-        wire,
-        write_meter=hosts.write_meter(model or context.request.model),
-        hidden_output=context.provider in hosts.HIDDEN_OUTPUT,
-    )
-    extra = hosts.extra_meters(context.provider, wire, model or context.request.model)
-    if extra:
+    model, tier = text(body, "model"), text(body, "service_tier")
+    known = model or context.request.model
+    said = inclusive(wire, write_meter=hosts.write_meter(known), hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
+    sides = BOTH_SIDES
+    if context.endpoint.startswith("embeddings"):
+        said, sides = _whole_total(wire, said), INPUT_SIDE
+    reading = context.complete(said, received=lambda: _answer_bytes(body), sides=sides)
+    if reading is None:
+        return unknown(body, body.get("usage"), model=known, flags=said.flags)
+    flags: set[str] = set()
+    if extra := hosts.extra_meters(context.provider, wire, known, flags):
         reading = replace(reading, usage=reading.usage + Usage(extra))
-    tier = text(body, "service_tier")
+    if flags:
+        reading = replace(reading, flags=reading.flags | flags)
     group = context.consumption(reading, model=model, wire=wire, tier=tier)
-    return observation(reading, group, body, wire, tier=tier)
+    return observation(reading, group, body, wire or None, tier=tier)
 
 
-def _without_usage(body: JSON, context: Context, model: str | None) -> Observation:
-    """Some hosts leave usage out. With the request at hand both sides are estimated; without it nothing is known."""
-    if not context.request.input_bytes:
-        return unknown(body, body.get("usage"), model=model or context.request.model)
-    received = sum(_choice_bytes(choice) for choice in members(body, "choices"))
-    return Observation(
-        consumptions=(estimate(context.request, model=model, received=received),),
-        response_model=model,
-        response_id=text(body, "id"),
-        flags=frozenset({"estimated"}),
-    )
+def _whole_total(wire: JSON, said: Reading) -> Reading:
+    """Some hosts of embeddings only state a total, which is then all input."""
+    if "input" not in said.unsaid or wire.get("total_tokens") is None:
+        return said
+    return inclusive({"prompt_tokens": wire["total_tokens"]})
+
+
+def _answer_bytes(body: JSON) -> int:
+    """UTF-8 bytes of everything the model wrote; the mere presence of other content counts as one."""
+    size = sum(_choice_bytes(choice) for choice in members(body, "choices"))
+    return size or int(bool(body.get("data")))
 
 
 def _choice_bytes(choice: JSON) -> int:
     message = section(choice, "message") or choice
     words = [text(message, name) or "" for name in ("content", "text", "reasoning", "reasoning_content", "refusal")]
-    words += [text(section(call, "function"), "arguments") or "" for call in members(message, "tool_calls")]
+    for call in [*members(message, "tool_calls"), {"function": section(message, "function_call")}]:
+        function = section(call, "function", "custom")
+        words += [text(function, name) or "" for name in ("name", "arguments", "input")]
+    words.append(text(section(message, "audio"), "transcript") or "")
     return sum(map(utf8_length, words))
 
 
@@ -118,9 +113,10 @@ def _any(body: JSON, context: Context) -> Observation:
     if "choices" in body:
         return completion(body, context)
     wire = usage_of(body)
-    reading = read_usage(wire) if wire else None
-    if reading is None:
-        return unknown(body, body.get("usage"), model=context.request.model)
+    said = read_usage(wire) or NOTHING_SAID
+    reading = context.complete(said, sides=_NO_SIDES if said.usage else BOTH_SIDES, estimable=False)
+    if reading is None or not wire:
+        return unknown(body, body.get("usage"), model=context.request.model, flags=said.flags)
     tier = text(body, "service_tier")
     model = text(body, "model") or text(body, "modelVersion") or text(body, "model_version")
     group = context.consumption(reading, model=model, wire=wire, tier=tier)
@@ -153,8 +149,7 @@ def _wrapped_response(body: JSON, context: Context) -> Observation:
     return responses.response(section(body, "response"), context)
 
 
-#: Keys of which any answer has one, and an error in its place has none.
-_ANSWERS = frozenset({"choices", "id", "usage"})
+_NO_SIDES: frozenset[str] = frozenset()
 #: Endpoints whose bodies are events, most of which bill nothing.
 _SOCKETS = frozenset({"realtime", "beta.realtime", "live", "responses.connect", "beta.responses.connect"})
 #: Events of streams and sockets, by ``type``.

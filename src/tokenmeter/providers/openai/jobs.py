@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenmeter.providers.context import Context, joined, observation, pending, unknown
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import Reading, read_usage, usage_of
+from tokenmeter.providers.registry import read_usage, usage_of
+from tokenmeter.providers.shapes import Reading
 from tokenmeter.providers.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
 
@@ -29,6 +30,8 @@ _UNDER_WAY = frozenset(
         "waiting",
     }
 )
+#: Of the statuses a run ends with, those after which a model has answered: zeros beside them are not said.
+_ANSWERED = frozenset({"completed", "incomplete"})
 _HTTP_ERROR = 400
 
 
@@ -37,12 +40,12 @@ def batch(body: JSON, context: Context) -> Observation:
     if context.final_only and text(body, "status") in _UNDER_WAY:
         return pending(body)
     wire = usage_of(body)
-    if not wire:
-        done = count(section(body, "request_counts"), "completed")
-        if not done and body.get("status") != "completed":
+    reading = _sum_of(wire)
+    if reading.unsaid or not reading.usage:
+        done = count(section(body, "request_counts"), "completed", flags=set())
+        if done == 0 or (done is None and body.get("status") != "completed"):
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
-        return unknown(body, None, model=context.request.model, deduplicate=True)
-    reading = replace(inclusive(wire), prompt_tokens=None)
+        return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
     # Its output file states the same bill line by line: whichever is read first is recorded under the file's id.
     return replace(observation(reading, group, body, wire, deduplicate=True), bill_id=text(body, "output_file_id"))
@@ -72,14 +75,15 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
 def fine_tuning(body: JSON, context: Context) -> Observation:
     """A fine-tuning job: its trained tokens, at the base model's training price, once it has succeeded."""
     status = text(body, "status")
-    trained = count(body, "trained_tokens")
+    flags: set[str] = set()
+    trained = count(body, "trained_tokens", flags=flags)
     if context.final_only and status in _UNDER_WAY:
         return pending(body)
-    if trained is None:
+    if not trained:
         if status in {"failed", "cancelled"}:
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
-        return unknown(body, None, deduplicate=True)
-    reading = Reading(Usage({"trained_tokens": trained} if trained else {}))
+        return unknown(body, None, flags=frozenset(flags), deduplicate=True)
+    reading = Reading(Usage({"trained_tokens": trained}), flags=frozenset(flags))
     group = context.consumption(reading, model=text(body, "model"), role="training")
     return observation(reading, group, body, {"trained_tokens": trained}, deduplicate=True)
 
@@ -89,9 +93,9 @@ def run(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     if context.final_only and (text(body, "status") in _UNDER_WAY or not wire):
         return pending(body)
-    if not wire:
-        return unknown(body, None, model=context.request.model, deduplicate=True)
-    reading = replace(inclusive(wire), prompt_tokens=None)
+    reading = _sum_of(wire)
+    if reading.unsaid or (not reading.usage and text(body, "status") in _ANSWERED):
+        return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     return observation(
         reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire, deduplicate=True
     )
@@ -102,9 +106,11 @@ def agent(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     if not wire or (context.final_only and text(body, "status") in _UNDER_WAY):
         return pending(body)
-    reading = replace(inclusive(wire), prompt_tokens=None)
+    reading = _sum_of(wire)
     config = section(body, "agent")
     model = text(config, "model") or text(section(config, "model"), "id")
+    if reading.unsaid:
+        return unknown(body, wire, model=model or context.request.model, flags=reading.flags, deduplicate=True)
     return observation(reading, context.consumption(reading, model=model, wire=wire), body, wire, deduplicate=True)
 
 
@@ -114,8 +120,10 @@ def eval_run(body: JSON, context: Context) -> Observation:
         return pending(body)
     parts: list[Observation] = []
     for wire in members(body, "per_model_usage"):
-        reading = replace(inclusive(wire), prompt_tokens=None)
+        reading = _sum_of(wire)
         model = text(wire, "model_name") or text(wire, "run_model_name")
+        if reading.unsaid:
+            return unknown(body, body["per_model_usage"], flags=reading.flags, deduplicate=True)
         parts.append(observation(reading, context.consumption(reading, model=model), body, wire, deduplicate=True))
     return joined(parts) if parts else unknown(body, body.get("per_model_usage"), deduplicate=True)
 
@@ -127,8 +135,13 @@ def grader(body: JSON, context: Context) -> Observation:
         return Observation(billable=False)
     parts: list[Observation] = []
     for model, wire in judges.items():
-        if not is_object(wire) or (reading := read_usage(wire)) is None:
+        if not is_object(wire) or (reading := read_usage(wire)) is None or reading.unsaid:
             return unknown({"model": model}, dict(judges))
         reading = replace(reading, prompt_tokens=None)
         parts.append(observation(reading, context.consumption(reading, model=model), {"model": model}, wire))
     return joined(parts)
+
+
+def _sum_of(wire: JSON) -> Reading:
+    """A usage object that sums up several prompts."""
+    return replace(inclusive(wire), prompt_tokens=None)

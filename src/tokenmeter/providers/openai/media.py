@@ -8,8 +8,9 @@ from typing import Any
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.estimates import speech_tokens, tokens_of
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import Reading, usage_of
-from tokenmeter.providers.wire import JSON, amount, count, is_array, is_object, section, text
+from tokenmeter.providers.registry import usage_of
+from tokenmeter.providers.shapes import NO_FLAGS, Reading
+from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 __all__ = [
@@ -35,17 +36,20 @@ def images(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     groups: list[Consumption] = []
     flags: frozenset[str] = frozenset()
-    if wire:
-        # Output without a breakdown is image tokens (ImageGenCompletedEvent: "tokens in the output image").
-        reading = inclusive(wire, output_meter="output_image")
+    # Output without a breakdown is image tokens (ImageGenCompletedEvent: "tokens in the output image").
+    reading = inclusive(wire, output_meter="output_image")
+    data = body.get("data")
+    made = len(data) if is_array(data) else int("b64_json" in body)
+    if reading.usage and not reading.unsaid:
         flags = reading.flags
         groups.append(context.consumption(reading, model=text(body, "model"), wire=wire, role="image_generation"))
-    elif is_array(data := body.get("data")):
-        reading = Reading(Usage({"images": len(data)} if data else {}))
+    elif is_array(data):
+        reading = Reading(Usage({"images": made} if made else {}), flags=reading.flags)
+        flags = reading.flags
         groups.append(context.consumption(reading, model=text(body, "model"), role="image_generation"))
     groups.extend(svg(body, context))
     if not groups:
-        return unknown(body, body.get("usage"), model=context.request.model)
+        return unknown(body, body.get("usage"), model=context.request.model, flags=reading.flags)
     raw = {key: body[key] for key in ("usage", "svg_usage") if body.get(key)} or (dict(wire) if wire else None)
     return Observation(consumptions=tuple(groups), response_model=text(body, "model"), flags=flags, raw_usage=raw)
 
@@ -55,36 +59,39 @@ def svg(body: JSON, context: Context) -> tuple[Consumption, ...]:
     wire = section(body, "svg_usage")
     if not wire:
         return ()
-    group = context.consumption(inclusive(wire), model=text(wire, "model"), role="svg")
-    return (group,)
+    return (context.consumption(inclusive(wire), model=text(wire, "model"), role="svg"),)
 
 
 def transcription(body: Any, context: Context) -> Observation:
     """Tokens or seconds, as the model is billed; a text answer (``text``, ``srt``, ``vtt``) says neither."""
     if not is_object(body):
-        return _unheard(None, context)
+        return _unheard(None, context, NO_FLAGS)
     wire = usage_of(body)
-    if not wire:
-        return _unheard(body, context)
     reading = spoken(wire)
+    if reading.unsaid or (not reading.usage and body.get("text")):
+        return _unheard(body, context, reading.flags)
     return observation(reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire)
 
 
-def _unheard(body: JSON | None, context: Context) -> Observation:
+def _unheard(body: JSON | None, context: Context, flags: frozenset[str]) -> Observation:
     """No usage came; the length of the audio, where the body says it, is at least near to the bill."""
-    duration = amount(body, "duration") if body else None
-    if duration is None:
-        return unknown(body or {}, None, model=context.request.model)
+    doubts = set(flags)
+    said: JSON = body or {}
+    duration = amount(said, "duration", flags=doubts)
+    if not duration:
+        return unknown(said, said.get("usage"), model=context.request.model, flags=frozenset(doubts))
     group = context.consumption(Reading(Usage({"seconds_audio": duration})), model=None)
-    return Observation(consumptions=(group,), flags=_ESTIMATED)
+    return Observation(consumptions=(group,), flags=frozenset(doubts) | _ESTIMATED, raw_usage=said.get("usage"))
 
 
 def spoken(wire: JSON) -> Reading:
     """A transcription's usage, which is either of two shapes: tokens or a duration."""
-    seconds = amount(wire, "seconds")
-    if seconds is not None and count(wire, "input_tokens") is None:
+    flags: set[str] = set()
+    seconds = amount(wire, "seconds", flags=flags)
+    if seconds is not None and wire.get("input_tokens") is None:
         return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
-    return inclusive(wire)
+    reading = inclusive(wire)
+    return replace(reading, flags=reading.flags | flags) if flags else reading
 
 
 def speech(context: Context) -> Observation:
@@ -104,9 +111,10 @@ def speech(context: Context) -> Observation:
 def speech_event(body: JSON, context: Context) -> Observation:
     """``speech.audio.done`` of a speech stream: text in, audio out."""
     wire = usage_of(body)
-    if not wire:
-        return speech(context)
     reading = inclusive(wire, output_meter="output_audio")
+    if reading.unsaid or not reading.usage:
+        seen = speech(context)
+        return replace(seen, flags=seen.flags | reading.flags, raw_usage=wire or None)
     return observation(reading, context.consumption(reading, model=None, wire=wire), body, wire)
 
 
@@ -114,11 +122,13 @@ def realtime(body: JSON, context: Context) -> Observation:
     """``response.done`` of a realtime session, or the usage in it. The model is the session's."""
     response = section(body, "response") or body
     wire = usage_of(response)
-    if not wire:
-        if text(response, "status") in _DONE_WITHOUT_RESULT:
-            return Observation(response_id=text(response, "id"), billable=False)
-        return unknown(response, None, model=context.request.model)
-    reading = inclusive(wire)
+    said = inclusive(wire)
+    if said.unsaid and text(response, "status") in _DONE_WITHOUT_RESULT:
+        return Observation(response_id=text(response, "id"), billable=False)
+    # The prompt is all that was said in the session, which no request holds.
+    reading = context.complete(said, received=lambda: len(members(response, "output")), estimable=False)
+    if reading is None or reading.unsaid:
+        return unknown(response, response.get("usage"), model=context.request.model, flags=said.flags)
     return observation(reading, context.consumption(reading, model=text(response, "model")), response, wire)
 
 
@@ -127,9 +137,9 @@ def heard(body: JSON, context: Context) -> Observation:
     wire = section(body, "usage")
     # The session's own model did not do this work: without a named one it stays unpriced.
     model = context.request.tool_models.get("transcription")
-    if not wire:
-        return unknown({"id": body.get("item_id")}, None, model=model)
     reading = spoken(wire)
+    if reading.unsaid or (not reading.usage and body.get("transcript")):
+        return unknown({"id": body.get("item_id")}, body.get("usage"), model=model, flags=reading.flags)
     group = replace(context.consumption(reading, model=model, role="transcription"), model=model)
     return Observation(
         consumptions=(group,),
@@ -145,9 +155,9 @@ def live_session(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     session = section(body, "session")
     identity = {"id": session.get("id")}
-    if not wire:
-        return unknown(identity, None, model=context.request.model)
     reading = spoken(wire)
+    if reading.unsaid:
+        return unknown(identity, body.get("usage"), model=context.request.model, flags=reading.flags)
     group = context.consumption(reading, model=text(session, "model"))
     return replace(observation(reading, group, identity, wire, deduplicate=True), reading="total")
 
@@ -157,12 +167,14 @@ def video(body: JSON, context: Context) -> Observation:
     status = text(body, "status")
     if status == "failed":
         return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
-    seconds = amount(body, "seconds")
+    flags: set[str] = set()
+    seconds = amount(body, "seconds", flags=flags)
     wire = section(body, "usage")
     if context.final_only and status in {"queued", "in_progress"}:
         return pending(body)
-    if seconds is None:
-        return unknown(body, wire or None, model=context.request.model, deduplicate=True)
+    if not seconds:
+        model = text(body, "model") or context.request.model
+        return unknown(body, wire or None, model=model, flags=frozenset(flags), deduplicate=True)
     reading = Reading(Usage({_video_meter(text(body, "size")): seconds}))
     raw = {key: body[key] for key in ("seconds", "size", "usage") if body.get(key) is not None}
     group = context.consumption(reading, model=text(body, "model"), wire=wire or None, role="video_generation")

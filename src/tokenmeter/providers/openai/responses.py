@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from tokenmeter.providers import hosts
 from tokenmeter.providers.context import Context, pending, unknown
-from tokenmeter.providers.estimates import estimate
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import Reading, usage_of
+from tokenmeter.providers.registry import usage_of
+from tokenmeter.providers.shapes import Reading
 from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
@@ -38,19 +38,22 @@ def response(body: JSON, context: Context) -> Observation:
     retrieved = context.endpoint.endswith("responses.retrieve") and context.final_only
     if retrieved and body.get("background") is not True:
         return replace(pending(body), flags=frozenset({"billed_before"}))
-    if not wire:
-        return _without_usage(body, context, model)
-    reading = inclusive(
-        wire, write_meter=hosts.write_meter(model), hidden_output=context.provider in hosts.HIDDEN_OUTPUT
-    )
     items = members(body, "output")
-    meters = {**tool_meters(body, items), **hosts.extra_meters(context.provider, wire, model)}
+    flags: set[str] = set()
+    said = inclusive(wire, write_meter=hosts.write_meter(model), hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
+    if (said.unsaid or not said.usage) and (early := _unbilled(body)):
+        return early
+    reading = context.complete(said, received=lambda: sum(map(_item_bytes, items)))
+    if reading is None:
+        known = model or context.request.model
+        return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
+    meters = {**tool_meters(body, items, flags), **hosts.extra_meters(context.provider, wire, model, flags)}
     if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
     main = context.consumption(reading, model=model, wire=wire, tier=tier)
-    pictures, flags = _image_tool(body, items, context)
+    pictures = _image_tool(body, items, context, flags)
     authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
-    raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire
+    raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire or None
     return Observation(
         consumptions=(main, *pictures, *authors),
         response_model=model,
@@ -62,26 +65,25 @@ def response(body: JSON, context: Context) -> Observation:
     )
 
 
-def _without_usage(body: JSON, context: Context, model: str | None) -> Observation:
+def _unbilled(body: JSON) -> Observation | None:
+    """What a response without usage is, when its status says that it has none to state (yet)."""
     status = text(body, "status")
     if status in _UNDER_WAY:
         return pending(body)
     if status in {"failed", "cancelled"}:
         return replace(pending(body), flags=frozenset({"no_usage"}))
-    if not context.request.input_bytes:
-        return unknown(body, body.get("usage"), model=model or context.request.model, deduplicate=True)
-    words = [part.get("text") for item in members(body, "output") for part in members(item, "content")]
-    received = sum(utf8_length(word) for word in words if isinstance(word, str))
-    return Observation(
-        consumptions=(estimate(context.request, model=model, received=received),),
-        response_model=model,
-        response_id=text(body, "id"),
-        flags=frozenset({"estimated"}),
-        deduplicate=True,
-    )
+    return None
 
 
-def tool_meters(body: JSON, items: list[JSON]) -> dict[str, Quantity]:
+def _item_bytes(item: JSON) -> int:
+    """UTF-8 bytes of what the model wrote into an item of the output."""
+    words = [part.get(name) for part in members(item, "content") for name in ("text", "refusal")]
+    words += [part.get("text") for part in members(item, "summary")]
+    words += [item.get(name) for name in ("arguments", "input", "name", "code", "encrypted_content")]
+    return sum(utf8_length(word) for word in words if isinstance(word, str))
+
+
+def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Quantity]:
     """What hosted tools are billed by: searches and containers.
 
     ``tool_usage.web_search.num_requests`` is the billable count; only without it are search actions counted (opening a
@@ -89,7 +91,7 @@ def tool_meters(body: JSON, items: list[JSON]) -> dict[str, Quantity]:
     """
     if not items and "tool_usage" not in body:
         return {}
-    billed = count(section(section(body, "tool_usage"), "web_search"), "num_requests")
+    billed = count(section(section(body, "tool_usage"), "web_search"), "num_requests", flags=flags)
     if billed is None:
         billed = sum(
             item.get("type") == "web_search_call" and section(item, "action").get("type", "search") == "search"
@@ -110,18 +112,19 @@ def _container_meter(body: JSON) -> str:
     return "container_sessions"
 
 
-def _image_tool(body: JSON, items: list[JSON], context: Context) -> tuple[list[Consumption], frozenset[str]]:
+def _image_tool(body: JSON, items: list[JSON], context: Context, flags: set[str]) -> list[Consumption]:
     wire = section(section(body, "tool_usage"), "image_gen")
-    made = any(item.get("type") == "image_generation_call" and item.get("status") == "completed" for item in items)
-    if not wire:
-        return [], frozenset({"tool_usage_unknown"}) if made else frozenset()
+    made = any(
+        item.get("type") == "image_generation_call" and item.get("status") == "completed" and "svg_usage" not in item
+        for item in items
+    )
     reading: Reading = inclusive(wire, output_meter="output_image")
     if not reading.usage:
-        return [], frozenset()
+        if made:
+            flags |= {"tool_usage_unknown", "usage_unknown"}
+        return []
+    flags |= reading.flags
     named = (text(tool, "model") for tool in members(body, "tools") if tool.get("type") == "image_generation")
     model = next((name for name in named if name), None) or context.request.tool_models.get("image_generation")
-    group = replace(
-        context.consumption(reading, model=model, role="image_generation"),
-        model=model,  # never the outer model: it did not draw
-    )
-    return [group], reading.flags
+    group = context.consumption(reading, model=model, role="image_generation")
+    return [replace(group, model=model)]  # never the outer model: it did not draw

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.providers.base import SocketEvents, StreamReader
+from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
 from tokenmeter.providers.estimates import estimate
-from tokenmeter.providers.wire import JSON, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["SOCKET_EVENTS", "ChatStream", "EventStream", "ResponseStream", "open_stream"]
 
-_Read = Callable[[Any, Context], Observation]
 _ESTIMATED = frozenset({"estimated"})
 
 
-def open_stream(context: Context, read: _Read) -> StreamReader:
+def open_stream(context: Context, read: Read) -> StreamReader:
     """The reader for a stream of `context.endpoint`; `read` reads the body that a terminal event carries."""
     endpoint = context.endpoint.removeprefix("beta.")
     if endpoint.startswith(("chat", "completions")):
@@ -33,10 +32,10 @@ class ChatStream:
 
     __slots__ = ("_bytes", "_context", "_finished", "_read", "_said", "_usage")
 
-    def __init__(self, context: Context, read: _Read) -> None:
+    def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
-        self._usage: Mapping[str, Any] | None = None
+        self._usage: Mapping[str, Any] = {}
         self._said: dict[str, Any] = {}
         self._bytes = 0
         self._finished = 0
@@ -52,7 +51,7 @@ class ChatStream:
             self._name(event)
         usage = event.get("usage")
         if usage and is_object(usage):
-            self._usage = usage
+            self._usage = latest(self._usage, usage) if self._usage else usage
             self._name(event)
         try:
             choices: Any = event.get("choices") or ()
@@ -61,7 +60,7 @@ class ChatStream:
         except (AttributeError, TypeError):
             pass  # a chunk in no known shape says nothing
         if "x_groq" in event and not usage:
-            self._usage = section(section(event, "x_groq"), "usage") or self._usage
+            self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
 
     def _choice(self, choice: Any, event: Mapping[str, Any]) -> None:
         delta = choice.get("delta")
@@ -85,17 +84,8 @@ class ChatStream:
 
     def observation(self) -> Observation:
         """What is known now; without a final usage it is an estimate."""
-        if self._usage is None:
-            group = estimate(self._context.request, model=text(self._said, "model"), received=self._bytes)
-            tier = text(self._said, "service_tier")
-            return Observation(
-                consumptions=(replace(group, service_tier=tier or group.service_tier),),
-                response_model=text(self._said, "model"),
-                response_id=text(self._said, "id"),
-                service_tier=tier,
-                flags=_ESTIMATED,
-            )
-        seen = self._read({**self._said, "usage": dict(self._usage), "choices": []}, self._context)
+        body: dict[str, Any] = {**self._said, "usage": dict(self._usage), "choices": []}
+        seen = self._read(body, replace(self._context, received=self._bytes))
         # Hosts that count up with every chunk have only said what was used so far.
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
 
@@ -107,10 +97,10 @@ def _other_text(delta: Mapping[str, Any]) -> int:
         value = delta.get(key)
         if type(value) is str:
             size += utf8_length(value)
-    for call in members(delta, "tool_calls"):
-        arguments = section(call, "function").get("arguments")
-        if type(arguments) is str:
-            size += utf8_length(arguments)
+    for call in [*members(delta, "tool_calls"), {"function": section(delta, "function_call")}]:
+        for words in section(call, "function", "custom").values():
+            if type(words) is str:
+                size += utf8_length(words)
     return size
 
 
@@ -125,7 +115,7 @@ class ResponseStream:
 
     __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read")
 
-    def __init__(self, context: Context, read: _Read) -> None:
+    def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0
@@ -147,7 +137,7 @@ class ResponseStream:
             return
         kind = text(event, "type")
         if kind in _TERMINAL:
-            self._final = self._read(event, self._context)
+            self._final = self._read(event, replace(self._context, received=self._bytes))
         elif kind in _OPENING:
             body = section(event, "response")
             self._opened = {k: body[k] for k in ("id", "model", "service_tier", "background", "tools") if body.get(k)}
@@ -159,15 +149,14 @@ class ResponseStream:
 
     def observation(self) -> Observation:
         """The terminal event's usage; before it an estimate of the input and of what came back."""
-        if self._final is not None and (self._final.consumptions or not self._final.billable):
+        if self._final is not None:
             return self._final
-        opened, request = self._opened, self._context.request
+        opened = self._opened
         if opened.get("background") is True:
             return pending(opened)  # it goes on without us, and is billed when it is retrieved
-        group = estimate(request, model=text(opened, "model"), received=self._bytes)
-        wire = {"input_tokens": group.usage["input"], "output_tokens": group.usage["output"]}
-        seen = self._read({**opened, "object": "response", "output": self._items, "usage": wire}, self._context)
-        return replace(seen, flags=seen.flags | _ESTIMATED, raw_usage=None)
+        body = {**opened, "object": "response", "output": self._items}
+        seen = self._read(body, replace(self._context, received=self._bytes))
+        return replace(seen, flags=seen.flags | _ESTIMATED)
 
 
 #: Events that end one answer: several may come in one stream (two images, two turns of a session).
@@ -202,7 +191,7 @@ class EventStream:
 
     __slots__ = ("_bytes", "_context", "_read", "_running", "_seen", "_terminal")
 
-    def __init__(self, context: Context, read: _Read) -> None:
+    def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0

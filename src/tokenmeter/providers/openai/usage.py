@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tokenmeter.providers.shapes import MODALITIES, NO_FLAGS, Reading, Shape, has_unknown, put
+from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, has_unknown, put, said_by
 from tokenmeter.providers.wire import JSON, amount, count, is_object, section
 from tokenmeter.usage import Quantity, Usage
 
@@ -28,6 +28,8 @@ _KNOWN_DETAILS = frozenset(
     }
 )
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details")
+#: Where hosts state beside the prompt how much of it a cache served.
+_CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 
 
@@ -47,34 +49,31 @@ def inclusive(
         write_meter: Class of cache writes whose lifetime is not broken down.
         output_meter: Class of output that no breakdown claims (images: ``output_image``).
         hidden_output: Whether what ``total_tokens`` has beyond its two parts is output the host does not itemise.
-
-    Raises:
-        MalformedError: a count is no number.
     """
     flags: set[str] = set()
     details = section(usage, *_INPUT_DETAILS)
     output_details = section(usage, *_OUTPUT_DETAILS)
-    reasoning = count(output_details, "reasoning_tokens")
+    reasoning = count(output_details, "reasoning_tokens", flags=flags)
     if reasoning is None:
-        reasoning = count(usage, "reasoning_tokens") or 0
+        reasoning = count(usage, "reasoning_tokens", flags=flags) or 0
     prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
     quantities = _cache_writes(usage, details, write_meter, flags)
-    _split_input(usage, details, prompt, quantities, flags)
-    _split_output(output_details, answer, output_meter, quantities, flags)
+    _split_input(usage, details, prompt or 0, quantities, flags)
+    _split_output(output_details, answer or 0, output_meter, quantities, flags)
     if has_unknown(details, _KNOWN_DETAILS) or has_unknown(output_details, _KNOWN_DETAILS):
         flags.add("unknown_token_class")
-    return Reading(Usage(quantities, reasoning), prompt, frozenset(flags) if flags else NO_FLAGS)
+    return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer})
 
 
-def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool) -> tuple[int, int]:
-    prompt = count(usage, "prompt_tokens", "input_tokens")
-    answer = count(usage, "completion_tokens", "output_tokens")
-    total = count(usage, "total_tokens")
-    if total is None:
-        return prompt or 0, answer or 0
-    if prompt is None and answer is None:  # embedding hosts that only state a total
-        return total, 0
-    prompt = prompt or 0
+def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool) -> tuple[int | None, int | None]:
+    """What went in and what came out; None for what neither is stated nor follows from the total."""
+    prompt = count(usage, "prompt_tokens", "input_tokens", flags=flags)
+    answer = count(usage, "completion_tokens", "output_tokens", flags=flags)
+    total = count(usage, "total_tokens", flags=flags)
+    if total is None or (prompt is None and answer is None):
+        return prompt, answer
+    if prompt is None:
+        prompt = max(total - (answer or 0), 0)
     if answer is None:
         answer = max(total - prompt, 0)
     gap = total - prompt - answer
@@ -89,12 +88,13 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
     """Tokens written to a cache, by lifetime. What no lifetime claims is `write_meter`."""
     if _WRITE_KEYS.isdisjoint(details) and "cache_creation_input_tokens" not in usage:
         return {}
-    written = count(details, "cache_write_tokens", "cache_creation_tokens")
+    written = count(details, "cache_write_tokens", "cache_creation_tokens", flags=flags)
     if written is None and "cache_creation_input_tokens" in usage:
         # Gateways that translate Anthropic's format put its field beside an inclusive total.
-        written, write_meter = count(usage, "cache_creation_input_tokens"), "cache_write_5m"
+        written, write_meter = count(usage, "cache_creation_input_tokens", flags=flags), "cache_write_5m"
     split = section(details, "cache_write_tokens_details")
-    half_day, half_hour = count(split, "ttl_12h_tokens") or 0, count(split, "ttl_30m_tokens") or 0
+    half_day = count(split, "ttl_12h_tokens", flags=flags) or 0
+    half_hour = count(split, "ttl_30m_tokens", flags=flags) or 0
     rest = (half_day + half_hour if written is None else written) - half_day - half_hour
     if rest < 0:
         flags.add("cache_write_mismatch")
@@ -108,10 +108,10 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
 def _split_input(usage: JSON, details: JSON, prompt: int, quantities: dict[str, Quantity], flags: set[str]) -> None:
     """Divide what was not written to a cache into fresh and cached tokens, each by modality."""
     rest = prompt - int(sum(quantities.values())) if quantities else prompt
-    cached = count(details, "cached_tokens")
+    cached = count(details, "cached_tokens", flags=flags)
     if cached is None:
-        cached = count(usage, "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens") or 0
-    found = _modalities(details)
+        cached = count(usage, *_CACHED, flags=flags) or 0
+    found = _modalities(details, flags)
     split = details.get("cached_tokens_details") or usage.get("cached_tokens_details")
     if found or split:
         hits = _stated_hits(split, cached, flags) if is_object(split) else _assumed_hits(cached, rest, found, flags)
@@ -129,17 +129,17 @@ def _split_input(usage: JSON, details: JSON, prompt: int, quantities: dict[str, 
     put(quantities, "cache_read", cached)
 
 
-def _modalities(details: JSON) -> dict[str, int]:
+def _modalities(details: JSON, flags: set[str]) -> dict[str, int]:
     """Sizes of what is not text; empty for most calls."""
     if not any(map(details.get, _MODALITY_KEYS)):
         return {}
-    return {name: size for name in MODALITIES if (size := count(details, f"{name}_tokens"))}
+    return {name: size for name in MODALITIES if (size := count(details, f"{name}_tokens", flags=flags))}
 
 
 def _stated_hits(split: JSON, cached: int, flags: set[str]) -> dict[str, int]:
     """Cached tokens by modality, as the wire breaks them down."""
-    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens") or 0 for name in MODALITIES}
-    stated = count(split, "text_tokens", "cached_text_tokens")
+    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens", flags=flags) or 0 for name in MODALITIES}
+    stated = count(split, "text_tokens", "cached_text_tokens", flags=flags)
     rest = cached - sum(hits.values())
     if stated is not None and cached and stated != rest:
         flags.add("cached_split_mismatch")
@@ -164,10 +164,10 @@ def _split_output(
     details: JSON, answer: int, output_meter: str, quantities: dict[str, Quantity], flags: set[str]
 ) -> None:
     rest = answer
-    for name, part in _modalities(details).items():
+    for name, part in _modalities(details, flags).items():
         put(quantities, f"output_{name}", part)
         rest -= part
-    if output_meter != "output" and (words := count(details, "text_tokens")) is not None:
+    if output_meter != "output" and (words := count(details, "text_tokens", flags=flags)) is not None:
         put(quantities, "output", words)
         rest -= words
     if rest < 0:
@@ -177,8 +177,9 @@ def _split_output(
 
 def _duration(usage: JSON) -> Reading:
     """Audio that is billed by its length."""
-    seconds = amount(usage, "seconds")
-    return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
+    flags: set[str] = set()
+    seconds = amount(usage, "seconds", flags=flags)
+    return Reading(Usage({"seconds_audio": seconds} if seconds else {}), flags=frozenset(flags))
 
 
 SHAPES = (

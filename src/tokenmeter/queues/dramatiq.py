@@ -1,0 +1,61 @@
+"""Dramatiq: `AttributionMiddleware` has every message processed on the account of whoever sent it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dramatiq import Broker, Message, Middleware
+from dramatiq.broker import MessageProxy
+
+from tokenmeter.attribution import attribute
+from tokenmeter.carrying import BAGGAGE, from_headers, to_headers
+
+__all__ = ["AttributionMiddleware"]
+
+
+class _MessageBlock(attribute):
+    """The block around the processing of one message."""
+
+    place = "the message (tokenmeter.queues.dramatiq)"
+
+
+class AttributionMiddleware(Middleware):
+    """Takes the attribution along from where a message is sent to where it is processed, as a message option.
+
+    Add it to the broker of senders and workers. Retries, pipelines and messages sent by an actor are carried, too.
+
+    Example:
+        >>> broker.add_middleware(AttributionMiddleware())  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[str, _MessageBlock] = {}
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:  # noqa: ARG002
+        """Put the attribution into the message, unless it has one already: a retry is sent from nowhere."""
+        if not message.options.get(BAGGAGE):
+            message.options.update(to_headers())
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002
+        """Open the message's block."""
+        baggage = message.options.get(BAGGAGE)
+        if baggage:
+            block = self._running[message.message_id] = _MessageBlock(from_headers({BAGGAGE: baggage}))
+            block.__enter__()
+
+    def after_process_message(
+        self,
+        broker: Broker,  # noqa: ARG002 - hooks are called alike
+        message: MessageProxy,
+        *,
+        result: Any | None = None,  # noqa: ARG002
+        exception: BaseException | None = None,  # noqa: ARG002
+    ) -> None:
+        """Leave it."""
+        block = self._running.pop(message.message_id, None)
+        if block is not None:
+            block.__exit__(None, None, None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """As above, for a message that other middleware skipped."""
+        self.after_process_message(broker, message)

@@ -1,0 +1,34 @@
+"""RQ: `AttributedJob` runs on the account of whoever enqueued it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rq.job import Job
+
+from tokenmeter.attribution import attribute
+from tokenmeter.carrying import from_headers, to_headers
+
+__all__ = ["AttributedJob"]
+
+
+class AttributedJob(Job):
+    """A job that takes the attribution along from where it is enqueued, in its ``meta``.
+
+    Name it to queue and worker; retries, dependent and scheduled jobs are carried, too.
+
+    Example:
+        >>> Queue(connection=redis, job_class=AttributedJob).enqueue(summarise, text)  # doctest: +SKIP
+        $ rq worker --job-class tokenmeter.queues.rq.AttributedJob
+    """
+
+    @classmethod
+    def create(cls, *args: Any, **kwargs: Any) -> Job:
+        """As `rq.job.Job.create`."""
+        kwargs["meta"] = to_headers(kwargs.get("meta"))
+        return super().create(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+
+    def perform(self) -> Any:
+        """As `rq.job.Job.perform`."""
+        with attribute(from_headers(self.meta)):
+            return super().perform()

@@ -1,0 +1,381 @@
+"""A count nobody said is unknown, never zero: on every endpoint, streamed or not, with and without the request."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers import dialect_for, observe
+
+WORDS = "x" * 400  # 100 tokens by estimate
+REQUEST = RequestFacts(model="m", input_bytes=4000)  # 1,000 tokens by estimate
+
+#: endpoint -> (a body whose answer has `WORDS` in it, its names for input, output and total).
+ANSWERS = {
+    "chat.completions": (
+        {"object": "chat.completion", "choices": [{"message": {"content": WORDS}, "finish_reason": "stop"}]},
+        ("prompt_tokens", "completion_tokens", "total_tokens"),
+    ),
+    "completions": (
+        {"object": "text_completion", "choices": [{"text": WORDS, "finish_reason": "stop"}]},
+        ("prompt_tokens", "completion_tokens", "total_tokens"),
+    ),
+    "responses": (
+        {
+            "object": "response",
+            "status": "completed",
+            "output": [{"type": "message", "content": [{"type": "output_text", "text": WORDS}]}],
+        },
+        ("input_tokens", "output_tokens", "total_tokens"),
+    ),
+    "messages": (
+        {"type": "message", "stop_reason": "end_turn", "content": [{"type": "text", "text": WORDS}]},
+        ("input_tokens", "output_tokens", None),
+    ),
+    "beta.messages": (
+        {"type": "message", "stop_reason": "end_turn", "content": [{"type": "thinking", "thinking": WORDS}]},
+        ("input_tokens", "output_tokens", None),
+    ),
+}
+MISSING = object()
+#: What a host may send in place of a usage object.
+NOTHING = {
+    "missing": MISSING,
+    "null": None,
+    "empty": {},
+    "unknown names": {"tokens": 1000},
+    "text": "900",
+    "a list": [1, 2],
+    "a number": 900,
+}
+#: What a host may send in place of a count.
+NO_COUNT = [None, -5, 900.5, True, "many", "", {}, [], 10**13, float("inf"), float("nan"), "9" * 100, Decimal("0.1")]
+
+
+def body_of(endpoint, usage):
+    body, _ = ANSWERS[endpoint]
+    return {"id": "r", "model": "m", **body, **({} if usage is MISSING else {"usage": usage})}
+
+
+def usage_of(endpoint, *, prompt, answer):
+    names = ANSWERS[endpoint][1]
+    return dict(zip(names[:2], (prompt, answer), strict=True))
+
+
+def read(endpoint, body, request=REQUEST, provider="somebody"):
+    return dialect_for(provider, endpoint).read(body, provider=provider, endpoint=endpoint, request=request)
+
+
+def events_of(endpoint, usage):
+    """The same answer as a stream; the usage comes where the provider puts it."""
+    sent = {} if usage is MISSING else {"usage": usage}
+    if endpoint.endswith("messages"):
+        name = "thinking" if endpoint.startswith("beta") else "text"
+        return [
+            {"type": "message_start", "message": {"type": "message", "id": "r", "model": "m", **sent}},
+            {"type": "content_block_start", "content_block": {"type": name}},
+            {"type": "content_block_delta", "delta": {"type": f"{name}_delta", name: WORDS}},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, **sent},
+            {"type": "message_stop"},
+        ]
+    if endpoint == "responses":
+        return [
+            {"type": "response.created", "response": {"id": "r", "model": "m"}},
+            {"type": "response.output_text.delta", "delta": WORDS},
+            {"type": "response.completed", "response": {**body_of(endpoint, usage), "output": []}},
+        ]
+    piece = {"text": WORDS} if endpoint == "completions" else {"delta": {"content": WORDS}}
+    return [
+        {"id": "r", "model": "m", "choices": [piece]},
+        {"id": "r", "model": "m", "choices": [{"delta": {}, "finish_reason": "stop"}]},
+        {"id": "r", "model": "m", "choices": [], **sent},
+    ]
+
+
+def streamed(endpoint, usage, request=REQUEST):
+    reader = dialect_for("somebody", endpoint).stream(provider="somebody", endpoint=endpoint, request=request)
+    for event in events_of(endpoint, usage):
+        reader.feed(event)
+    assert reader.terminal
+    return reader.observation()
+
+
+@pytest.fixture(params=["whole", "streamed"])
+def seen(request):
+    if request.param == "streamed":
+        return streamed
+    return lambda endpoint, usage, facts=REQUEST: read(endpoint, body_of(endpoint, usage), facts)
+
+
+@pytest.mark.parametrize("endpoint", ANSWERS)
+class TestLive:
+    """With the request at hand what nobody said is estimated, and flagged."""
+
+    @pytest.mark.parametrize("usage", NOTHING.values(), ids=NOTHING)
+    def test_no_usage_is_estimated_on_both_sides(self, endpoint, usage, seen):
+        found = seen(endpoint, usage)
+        assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+        assert "estimated" in found.flags
+
+    def test_zeros_beside_content_are_no_usage(self, endpoint, seen):
+        found = seen(endpoint, usage_of(endpoint, prompt=0, answer=0))
+        assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+        assert "estimated" in found.flags
+
+    @pytest.mark.parametrize("wrong", NO_COUNT, ids=str)
+    def test_a_side_that_is_no_count_is_estimated_and_the_other_stands(self, endpoint, wrong, seen):
+        found = seen(endpoint, usage_of(endpoint, prompt=wrong, answer=7))
+        assert dict(found.usage.quantities) == {"input": 1000, "output": 7}
+        assert "estimated" in found.flags
+        found = seen(endpoint, usage_of(endpoint, prompt=70, answer=wrong))
+        assert dict(found.usage.quantities) == {"input": 70, "output": 100}
+        assert "estimated" in found.flags
+        assert ("malformed_count" in found.flags) == (wrong is not None)
+
+    @pytest.mark.parametrize("dressed", ["900", 900.0, Decimal("9E+2"), "900.0", " 900 "], ids=repr)
+    def test_an_integer_in_another_dress_is_that_integer(self, endpoint, dressed, seen):
+        found = seen(endpoint, usage_of(endpoint, prompt=dressed, answer=dressed))
+        assert dict(found.usage.quantities) == {"input": 900, "output": 900}
+        assert found.flags == {"nonstandard_count"}
+
+    def test_an_error_with_a_success_status_is_estimated(self, endpoint):
+        body = {"error": {"message": "upstream failed", "code": 502}}
+        found = read(endpoint, {"type": "error", **body} if "messages" in endpoint else body)
+        assert dict(found.usage.quantities) == {"input": 1000}
+        assert found.flags == {"estimated"}
+        assert found.billable
+
+    @pytest.mark.parametrize("body", [None, "<html>log in</html>", 7, b"\x00"], ids=repr)
+    def test_an_answer_that_is_no_json_object_is_estimated(self, endpoint, body):
+        found = read(endpoint, body)
+        assert found.usage["input"] == 1000
+        assert found.flags == {"estimated"}
+
+    def test_what_was_said_is_not_doubted(self, endpoint, seen):
+        found = seen(endpoint, usage_of(endpoint, prompt=70, answer=7))
+        assert dict(found.usage.quantities) == {"input": 70, "output": 7}
+        assert not found.flags
+
+
+@pytest.mark.parametrize("endpoint", ANSWERS)
+class TestBodyAlone:
+    """Without the request a prompt nobody stated leaves the bill unknown; content still tells of the answer."""
+
+    @pytest.mark.parametrize("usage", NOTHING.values(), ids=NOTHING)
+    def test_no_usage_is_unknown(self, endpoint, usage):
+        found = observe(body_of(endpoint, usage), provider="somebody", endpoint=endpoint)
+        assert "usage_unknown" in found.flags
+        assert not found.usage
+
+    def test_zeros_beside_content_are_unknown(self, endpoint):
+        zeros = usage_of(endpoint, prompt=0, answer=0)
+        found = observe(body_of(endpoint, zeros), provider="somebody", endpoint=endpoint)
+        assert "usage_unknown" in found.flags
+
+    @pytest.mark.parametrize("wrong", NO_COUNT, ids=str)
+    def test_a_prompt_that_is_no_count_is_unknown(self, endpoint, wrong):
+        usage = usage_of(endpoint, prompt=wrong, answer=7)
+        found = observe(body_of(endpoint, usage), provider="somebody", endpoint=endpoint)
+        assert "usage_unknown" in found.flags
+
+    def test_the_answer_is_estimated_from_its_content(self, endpoint):
+        usage = usage_of(endpoint, prompt=70, answer=None)
+        found = observe(body_of(endpoint, usage), provider="somebody", endpoint=endpoint)
+        assert dict(found.usage.quantities) == {"input": 70, "output": 100}
+        assert found.flags == {"estimated"}
+
+    def test_an_error_is_unknown(self, endpoint):
+        found = observe({"error": {"message": "no"}}, provider="somebody", endpoint=endpoint)
+        assert found.flags == {"usage_unknown"}
+
+
+class TestSides:
+    """What one total and one side say about the other."""
+
+    @pytest.mark.parametrize(
+        ("usage", "prompt", "answer"),
+        [
+            ({"prompt_tokens": 70, "total_tokens": 77}, 70, 7),
+            ({"completion_tokens": 7, "total_tokens": 77}, 70, 7),
+            ({"completion_tokens": 7, "prompt_tokens": -1, "total_tokens": 77}, 70, 7),
+        ],
+    )
+    def test_a_side_that_follows_from_the_total_is_not_estimated(self, usage, prompt, answer):
+        found = read("chat.completions", body_of("chat.completions", usage))
+        assert dict(found.usage.quantities) == {"input": prompt, "output": answer}
+
+    def test_a_total_alone_does_not_say_what_it_is_of(self):
+        found = read("chat.completions", body_of("chat.completions", {"total_tokens": 5000}))
+        assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+        assert found.flags == {"estimated"}
+
+    def test_of_embeddings_a_total_alone_is_the_input(self):
+        body = {"object": "list", "model": "m", "data": [{}], "usage": {"total_tokens": 50}}
+        found = read("embeddings", body)
+        assert dict(found.usage.quantities) == {"input": 50}
+        assert not found.flags
+
+    @pytest.mark.parametrize("usage", [MISSING, None, {}, {"prompt_tokens": 0, "total_tokens": 0}, {"tokens": 5}])
+    def test_embeddings_without_usage_are_estimated(self, usage):
+        body = {"object": "list", "model": "m", "data": [{"embedding": [0.1]}]}
+        found = read("embeddings", body if usage is MISSING else {**body, "usage": usage})
+        assert dict(found.usage.quantities) == {"input": 1000}
+        assert found.flags == {"estimated"}
+
+    def test_an_answer_without_content_may_have_no_output(self):
+        body = {"object": "chat.completion", "model": "m", "choices": [{"message": {"content": ""}}]}
+        found = read("chat.completions", {**body, "usage": {"prompt_tokens": 70, "completion_tokens": 0}})
+        assert dict(found.usage.quantities) == {"input": 70}
+        assert not found.flags
+
+    def test_a_call_of_a_tool_is_content(self):
+        call = {"function": {"name": "look_up", "arguments": "{}"}}
+        body = {"object": "chat.completion", "model": "m", "choices": [{"message": {"tool_calls": [call]}}]}
+        found = read("chat.completions", {**body, "usage": {"prompt_tokens": 70, "completion_tokens": 0}})
+        assert dict(found.usage.quantities) == {"input": 70, "output": 3}
+        assert found.flags == {"estimated"}
+
+    def test_a_cached_prompt_is_a_prompt(self):
+        usage = {"input_tokens": 0, "cache_read_input_tokens": 50, "output_tokens": 5}
+        found = read("messages", body_of("messages", usage))
+        assert dict(found.usage.quantities) == {"cache_read": 50, "output": 5}
+        assert not found.flags
+
+    def test_a_part_that_is_no_count_makes_the_rest_an_estimate(self):
+        usage = {"prompt_tokens": 70, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": -1}}
+        found = read("chat.completions", body_of("chat.completions", usage))
+        assert dict(found.usage.quantities) == {"input": 70, "output": 7}
+        assert found.flags == {"malformed_count", "estimated"}
+
+
+class TestStreams:
+    """Counts are cumulative: the last word stands, but a null or a later 0 is no news."""
+
+    def test_a_later_zero_does_not_undo_what_a_message_began_with(self):
+        reader = dialect_for("anthropic", "messages").stream(
+            provider="anthropic", endpoint="messages", request=RequestFacts(model="m", input_bytes=8)
+        )
+        start = {"input_tokens": 120, "cache_read_input_tokens": 30, "output_tokens": 1}
+        reader.feed({"type": "message_start", "message": {"type": "message", "id": "r", "model": "m", "usage": start}})
+        delta = {"input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 8}
+        reader.feed({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": delta})
+        found = reader.observation()
+        assert dict(found.usage.quantities) == {"input": 120, "cache_read": 30, "output": 8}
+        assert not found.flags
+
+    def test_a_later_zero_does_not_undo_a_chat_chunk(self):
+        reader = dialect_for("somebody", "chat.completions").stream(
+            provider="somebody", endpoint="chat.completions", request=RequestFacts(model="m", input_bytes=8)
+        )
+        usage = {"prompt_tokens": 120, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 100}}
+        reader.feed({"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage})
+        reader.feed({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}})
+        assert dict(reader.observation().usage.quantities) == {"input": 20, "cache_read": 100, "output": 8}
+
+    @pytest.mark.parametrize("endpoint", ANSWERS)
+    def test_a_stream_that_ends_in_an_error_is_estimated(self, endpoint):
+        reader = dialect_for("somebody", endpoint).stream(provider="somebody", endpoint=endpoint, request=REQUEST)
+        for event in events_of(endpoint, MISSING)[:-2]:
+            reader.feed(event)
+        reader.feed({"type": "error", "error": {"message": "overloaded"}})
+        found = reader.observation()
+        assert found.usage["input"] == 1000
+        assert found.flags == {"estimated"}
+
+
+class TestOtherEndpoints:
+    """Bodies that sum up, or count something else than tokens."""
+
+    @pytest.mark.parametrize(
+        ("endpoint", "body"),
+        [
+            ("batches", {"object": "batch", "status": "completed", "request_counts": {"completed": 3}}),
+            (
+                "batches",
+                {
+                    "object": "batch",
+                    "status": "completed",
+                    "request_counts": {"completed": 3},
+                    "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+                },
+            ),
+            ("fine_tuning.jobs", {"object": "fine_tuning.job", "status": "succeeded", "trained_tokens": 0}),
+            ("fine_tuning.jobs", {"object": "fine_tuning.job", "status": "succeeded", "trained_tokens": "x"}),
+            ("beta.threads.runs", {"object": "thread.run", "status": "completed", "usage": {"prompt_tokens": 0}}),
+            (
+                "beta.threads.runs",
+                {
+                    "object": "thread.run",
+                    "status": "completed",
+                    "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+                },
+            ),
+            ("videos", {"object": "video", "status": "completed", "seconds": "0"}),
+            ("videos", {"object": "video", "status": "completed", "seconds": "long"}),
+            ("realtime", {"type": "response.done", "response": {"status": "completed", "output": [{}]}}),
+            (
+                "realtime",
+                {
+                    "type": "response.done",
+                    "response": {
+                        "status": "completed",
+                        "output": [{}],
+                        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+                    },
+                },
+            ),
+            ("audio.transcriptions", {"text": "hello", "usage": {"input_tokens": 0, "output_tokens": 0}}),
+            ("audio.transcriptions", {"text": "hello", "usage": {"seconds": 0}}),
+            ("audio.transcriptions", {"text": "hello", "usage": {"tokens": 4}}),
+            ("beta.dreams", {"type": "dream", "status": "completed", "usage": {}}),
+            ("/v1/rerank", {"results": [], "usage": {"units": 3}}),
+            ("/v1/rerank", {"results": [], "meta": {"billed_units": {"search_units": 1}}}),
+        ],
+    )
+    def test_what_nobody_said_is_unknown(self, endpoint, body):
+        provider = "anthropic" if "dreams" in endpoint else "openai"
+        found = read(endpoint, {"id": "r", "model": "m", **body}, RequestFacts(model="m"), provider)
+        assert "usage_unknown" in found.flags
+        assert found.billable
+
+    @pytest.mark.parametrize("status", ["failed", "cancelled", "expired"])
+    def test_a_run_that_failed_may_have_used_nothing(self, status):
+        body = {"object": "thread.run", "status": status, "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
+        found = read("beta.threads.runs", {"id": "r", "model": "m", **body})
+        assert not found.flags
+        assert not found.usage
+
+    @pytest.mark.parametrize("usage", [None, {}, {"input_tokens": 0, "output_tokens": 0}, {"input_tokens": "x"}])
+    def test_pictures_without_usage_are_counted(self, usage):
+        body = {"created": 1, "data": [{"b64_json": "aGk="}, {"b64_json": "aGk="}], "usage": usage}
+        found = read("images.generate", body, RequestFacts(model="dall-e-3"))
+        assert dict(found.usage.quantities) == {"images": 2}
+
+    def test_speech_without_usage_is_estimated(self):
+        request = RequestFacts(model="gpt-4o-mini-tts", characters=300, input_bytes=304)
+        body = {"type": "speech.audio.done", "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
+        found = read("audio.speech", body, request)
+        assert dict(found.usage.quantities) == {"input": 76, "output_audio": 420}
+        assert found.flags == {"estimated"}
+
+
+def test_an_unknown_part_leaves_the_known_lines_priced_and_the_whole_unpriced():
+    from datetime import UTC, datetime
+
+    from tokenmeter.pricing import PriceList, Pricer
+
+    body = {
+        "object": "response",
+        "status": "completed",
+        "model": "gpt-5.4",
+        "output": [{"type": "image_generation_call", "status": "completed"}],
+        "usage": {"input_tokens": 1000, "output_tokens": 10, "total_tokens": 1010},
+    }
+    seen = observe(body, provider="openai", endpoint="responses")
+    rating = Pricer(PriceList.load()).rate(
+        seen, provider="openai", endpoint="responses", at=datetime(2026, 6, 1, tzinfo=UTC)
+    )
+    assert rating.cost_source == "unpriced"
+    assert rating.list_cost == Decimal("0.00265")  # 1000 x 2.5 + 10 x 15 per million
