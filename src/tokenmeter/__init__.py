@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tokenmeter.adopt import wrap
     from tokenmeter.anthropic import Anthropic, AsyncAnthropic
     from tokenmeter.api import Meter
+    from tokenmeter.asynchronous import aentries, aflush, arecord, aremaining, areport, averify
     from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
     from tokenmeter.budgets import Budget
     from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         file_reconciliation,
         find_invoice,
         flush,
+        hold,
         invoice,
         invoice_coverage,
         issue_invoice,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         price,
         raise_budget,
         reconcile,
+        record,
         record_payment,
         remaining,
         report,
@@ -77,6 +80,7 @@ _HOMES = {
     "tokenmeter.adopt": ("wrap",),
     "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
     "tokenmeter.api": ("Meter",),
+    "tokenmeter.asynchronous": ("aentries", "aflush", "arecord", "aremaining", "areport", "averify"),
     "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
     "tokenmeter.budgets": ("Budget",),
     "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
@@ -93,6 +97,7 @@ _HOMES = {
         "file_reconciliation",
         "find_invoice",
         "flush",
+        "hold",
         "invoice",
         "invoice_coverage",
         "issue_invoice",
@@ -102,6 +107,7 @@ _HOMES = {
         "price",
         "raise_budget",
         "reconcile",
+        "record",
         "record_payment",
         "remaining",
         "report",
@@ -185,7 +191,13 @@ __all__ = [
     "UnpricedUsageError",
     "Usage",
     "__version__",
+    "aentries",
+    "aflush",
+    "arecord",
+    "aremaining",
+    "areport",
     "attribute",
+    "averify",
     "carry",
     "close_period",
     "configure",
@@ -200,6 +212,7 @@ __all__ = [
     "find_invoice",
     "flush",
     "from_headers",
+    "hold",
     "invoice",
     "invoice_coverage",
     "issue_invoice",
@@ -209,6 +222,7 @@ __all__ = [
     "price",
     "raise_budget",
     "reconcile",
+    "record",
     "record_payment",
     "remaining",
     "report",

@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, reconciliation
+from tokenmeter import billing, by_hand, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.config import Settings
@@ -208,6 +208,11 @@ class Meter(CallMeter):
         moment = utcnow() if at is None else parse_instant(at)
         rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
+
+    # -- by hand
+
+    record = by_hand.record
+    hold = by_hand.hold
 
     # -- files for others
 

@@ -17,6 +17,7 @@ from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.budgets.webhook import Webhook
 from tokenmeter.config import Settings, SettingsArguments, load_settings
+from tokenmeter.disabled import is_disabled
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
@@ -39,6 +40,7 @@ __all__ = [
     "file_reconciliation",
     "find_invoice",
     "flush",
+    "hold",
     "invoice",
     "invoice_coverage",
     "issue_invoice",
@@ -49,6 +51,7 @@ __all__ = [
     "price",
     "raise_budget",
     "reconcile",
+    "record",
     "record_payment",
     "remaining",
     "report",
@@ -244,6 +247,11 @@ def _prices() -> Priced:
         return _Prices(_pricer)
 
 
+def _recorder() -> Meter | None:
+    """The default meter; none while tokenmeter is switched off, so that not even a ledger is opened."""
+    return None if is_disabled() else default_meter()
+
+
 # -- the verbs as functions
 
 
@@ -290,6 +298,8 @@ close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)
 reconcile = _on_default(Meter.reconcile)
+record = _on_default(Meter.record, _recorder)
+hold = _on_default(Meter.hold, _recorder)
 draft_invoices = _on_default(Meter.draft_invoices)
 issue_invoice = _on_default(Meter.issue_invoice)
 issue_invoices = _on_default(Meter.issue_invoices)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.disabled import is_disabled
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.semconv import Status
 
@@ -27,6 +28,7 @@ __all__ = [
     "Host",
     "Sdk",
     "binding_of",
+    "bound_to",
     "complain",
     "load_dialect",
 ]
@@ -175,6 +177,11 @@ _complained: set[str] = set()
 
 
 def binding_of(client: Any) -> Binding | None:
+    """What a client is to be metered with now; None for a client of the plain SDK, and while tokenmeter is off."""
+    return None if is_disabled() else bound_to(client)
+
+
+def bound_to(client: Any) -> Binding | None:
     """The binding of a metered client, made at its first use; None for a client of the plain SDK."""
     found: Binding | None = client.__dict__.get(BINDING)
     if found is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmeter.call import Call
 from tokenmeter.capture.calls import describe
 from tokenmeter.capture.conversation import Conversation
-from tokenmeter.capture.sdk import Binding, binding_of
+from tokenmeter.capture.sdk import Binding, binding_of, bound_to
 from tokenmeter.capture.settlement import catch_up_async
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def watch_resources(client: Any) -> None:
 def watch_resource(resource: Any) -> None:
     """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
     kind: Any = resource.__class__
-    if hasattr(kind, "connect") and binding_of(resource._client) is not None:  # noqa: SLF001 - an SDK's own
+    if hasattr(kind, "connect") and bound_to(resource._client) is not None:  # noqa: SLF001 - an SDK's own
         plain = MethodType(kind.connect, resource)
         resource.connect = functools.update_wrapper(functools.partial(_connect, plain, resource), plain)
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast, get_origin
 
-from tokenmeter.capture.sdk import BINDING, CURRENT, TEMPLATE, Binding, Sdk, binding_of
+from tokenmeter.capture.sdk import BINDING, CURRENT, TEMPLATE, Binding, Sdk, binding_of, bound_to
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -139,7 +139,7 @@ def _copying(kind: type[Any]) -> Callable[..., Any]:
     @functools.wraps(kind.copy)
     def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
         copied = kind.copy(self, *args, **kwargs)
-        binding = binding_of(self)
+        binding = bound_to(self)
         if binding is not None:
             bind(copied, binding.copy())
         return copied

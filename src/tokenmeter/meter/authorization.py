@@ -18,7 +18,7 @@ class Authorization:
     Attributes:
         call: The call.
         started_at: When it left, aware UTC.
-        started_ns: The same on the performance counter.
+        started_ns: The same on the performance counter; 0 for a call that nobody watched.
         reservation: The hold, if a budget applies.
         settled: Whether an outcome was written (or given up on).
         inject_max_output_tokens: Output cap that a budget wants set on the request; None = send it as written.

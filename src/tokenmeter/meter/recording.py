@@ -52,7 +52,7 @@ def record_of(
         status=outcome.status,
         streamed=call.facts.streamed,
         attempts=outcome.attempts,
-        latency_us=(time.perf_counter_ns() - authorization.started_ns) // 1000,
+        latency_us=(time.perf_counter_ns() - authorization.started_ns) // 1000 if authorization.started_ns else None,
         first_token_us=outcome.first_token_us,
         service_tier=seen.service_tier,
         attribution=call.attribution,

@@ -114,6 +114,10 @@ class Dialect(ABC):
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path (with or without ``/v1``, base path or query)."""
 
+    def named(self, path: str) -> Endpoint:
+        """The endpoint of an SDK method path, for a call that is described and not seen."""
+        return Endpoint(path, "other", "unknown")
+
     @abstractmethod
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body; `body` is the dict the SDK is about to serialise (or None)."""

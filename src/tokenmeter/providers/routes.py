@@ -53,6 +53,13 @@ class Routes:
         paid = method == "POST" and tail[0] in self._paid_roots
         return Endpoint("/" + "/".join(tail), "other", "unknown" if paid else "free")
 
+    def named(self, path: str) -> Endpoint | None:
+        """The endpoint with this SDK method path; None when the API has none."""
+        name = path.removesuffix(".create")
+        plain = name.removeprefix("beta.")
+        found = next((route.endpoint for route in self._routes if route.endpoint.path in {name, plain}), None)
+        return None if found is None else replace(found, path=name)
+
 
 def _rows(kind: Kind, table: str) -> Iterable[_Route]:
     for row in table.strip().splitlines():

@@ -9,7 +9,7 @@ from functools import lru_cache
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.routes import Routes, bare_path
 
-__all__ = ["endpoint"]
+__all__ = ["endpoint", "named"]
 
 _BILLED = """
 POST /messages                                           messages                      chat
@@ -76,3 +76,8 @@ def endpoint(method: str, path: str) -> Endpoint:
     found = _ROUTES.find(method, bare)
     beta = "beta=true" in query and found.path.startswith("messages")
     return replace(found, path=f"beta.{found.path}") if beta else found
+
+
+def named(path: str) -> Endpoint | None:
+    """The endpoint with this SDK method path."""
+    return _ROUTES.named(path)

@@ -45,6 +45,10 @@ class OpenAIDialect(Dialect):
         """The endpoint of an HTTP method and URL path."""
         return routes.endpoint(method, path)
 
+    def named(self, path: str) -> Endpoint:
+        """The endpoint of an SDK method path."""
+        return routes.named(path) or super().named(path)
+
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body."""
         return requests.request_facts(endpoint, body)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.routes import Routes, bare_path
 
-__all__ = ["endpoint"]
+__all__ = ["endpoint", "named"]
 
 # Calls that make a bill of their own. WebSocket connections are GETs.
 _BILLED = """
@@ -119,3 +119,8 @@ def endpoint(method: str, path: str) -> Endpoint:
     found = _ROUTES.find(method, _DEPLOYMENT.sub("", bare))
     beta = "beta=true" in query and found.path.startswith("responses")
     return replace(found, path=f"beta.{found.path}") if beta else found
+
+
+def named(path: str) -> Endpoint | None:
+    """The endpoint with this SDK method path."""
+    return _ROUTES.named(path)

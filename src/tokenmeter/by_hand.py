@@ -1,0 +1,275 @@
+"""Calls that no metered client made: another SDK, a gateway, raw HTTP. Held before, recorded after, by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date, datetime
+from types import TracebackType
+from typing import Any, Self, cast
+
+from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.disabled import is_disabled
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.meter import Authorization, Meter
+from tokenmeter.periods import parse_instant
+from tokenmeter.providers import dialect_for, observe
+from tokenmeter.semconv import Status
+from tokenmeter.usage import Observation
+
+__all__ = ["Hold", "hold", "record"]
+
+#: What a call that was on its way when it failed may have cost, nobody knows.
+_LOST = Observation(flags=frozenset({"billing_unknown"}))
+
+
+def record(
+    meter: Meter,
+    response_or_usage: Any,
+    *,
+    provider: str,
+    endpoint: str,
+    model: str | None = None,
+    response_id: str | None = None,
+    at: datetime | date | str | None = None,
+    status: Status = "ok",
+    streamed: bool = False,
+    processing: str | None = None,
+    region: str | None = None,
+    service_tier: str | None = None,
+    api_key: str | None = None,
+    attribution: Attribution | None = None,
+) -> Entry | None:
+    """Write down a call that no metered client made: priced, attributed and counted by budgets like any other.
+
+    A response is recorded once: its id is remembered, whoever records or imports it again. A bare usage object has no
+    id, so give `response_id` where it may be recorded twice. To stop a call before it passes a cap, `hold` first.
+
+    Args:
+        meter: Where to record.
+        response_or_usage: What came back: an SDK object, decoded JSON or JSON text; a whole response or its usage.
+        provider: Who bills it: ``openai``, ``anthropic``, ``openrouter``, ``google``, ...
+        endpoint: SDK method path whose format it has: ``chat.completions``, ``responses``, ``messages``, ...
+        model: Model asked for.
+        response_id: The answer's id, where the body has none.
+        at: When the call was made (an instant, a date or ISO text); default: now. Prices and budgets go by it.
+        status: How it ended: ``ok``, ``error``, ``aborted`` or ``timeout``.
+        streamed: Whether it was streamed.
+        processing: ``"batch"`` where the context decides it.
+        region: Cloud region or data zone, where it decides the price.
+        service_tier: Tier that served, where the body does not say.
+        api_key: The key it was made with; only its fingerprint is kept.
+        attribution: On whose account, before the `attribute` blocks around.
+
+    Returns:
+        The entry; None when it was recorded already, could not be written (logged), or tokenmeter is switched off.
+
+    Raises:
+        PricingError: neither a response nor a usage object.
+        ConfigurationError: `provider` or `endpoint` is empty, or `at` is no instant.
+
+    Example:
+        >>> answer = requests.post(url, json=body).json()  # doctest: +SKIP
+        >>> tokenmeter.record(answer, provider="openrouter", endpoint="chat.completions")  # doctest: +SKIP
+    """
+    if is_disabled():
+        return None
+    facts = RequestFacts(
+        model=model, streamed=streamed, processing=processing, region=region, service_tier=service_tier
+    )
+    call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
+    seen = _observe(response_or_usage, call)
+    started_at = meter.store.now() if at is None else parse_instant(at)
+    return meter.settle(
+        Authorization(call, started_at, 0), Outcome(status=status, observation=seen, response_id=response_id)
+    )
+
+
+def hold(
+    meter: Meter,
+    *,
+    provider: str,
+    endpoint: str,
+    request: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    input_tokens: int | None = None,
+    max_output_tokens: int | None = None,
+    region: str | None = None,
+    api_key: str | None = None,
+    attribution: Attribution | None = None,
+) -> Hold:
+    """Hold what a call by hand may cost in every budget that concerns it; then make the call and record it.
+
+    Use it as ``with`` or ``async with``. The budgets are asked at the beginning of the block, which raises if a hard
+    cap would be passed. A block that ends without a record frees the hold; one that raises is recorded as a failed
+    call whose bill is unknown.
+
+    Args:
+        meter: Whose budgets.
+        provider: As for `record`.
+        endpoint: As for `record`.
+        request: The request's body: its model, prompt and output limit bound what it may cost.
+        model: Model asked for, where `request` does not say.
+        input_tokens: Instead of `request`: at most so many tokens of prompt.
+        max_output_tokens: Instead of `request`: at most so many tokens of answer.
+        region: Cloud region or data zone, where it decides the price.
+        api_key: The key it is made with; only its fingerprint is kept.
+        attribution: On whose account, before the `attribute` blocks around.
+
+    Raises:
+        ConfigurationError: `provider` or `endpoint` is empty, or a number of tokens is none.
+        BudgetExceededError: from the block's beginning: a hard cap would be passed. Make no call.
+        StoreUnavailableError: from the block's beginning: a hard cap applies and the ledger fails.
+
+    Example:
+        >>> with tokenmeter.hold(provider="openrouter", endpoint="chat.completions", request=body) as held:
+        ...     held.record(requests.post(url, json=body).json())  # doctest: +SKIP
+    """
+    for name, tokens in (("input_tokens", input_tokens), ("max_output_tokens", max_output_tokens)):
+        if tokens is not None and (type(tokens) is not int or tokens < 0):
+            raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
+    if is_disabled():
+        return Hold(meter, None)
+    call = _call(meter, provider, endpoint, RequestFacts(), api_key=api_key, attribution=attribution)
+    dialect = dialect_for(provider, call.endpoint)
+    facts = dialect.request_facts(dialect.named(call.endpoint), request)
+    facts = replace(
+        facts,
+        model=facts.model or model,
+        input_bytes=facts.input_bytes if input_tokens is None else input_tokens,
+        max_output_tokens=facts.max_output_tokens if max_output_tokens is None else max_output_tokens,
+        region=region,
+    )
+    return Hold(meter, replace(call, facts=facts))
+
+
+class Hold:
+    """A call by hand, with what it may cost held; made by `hold`.
+
+    Attributes:
+        entry: What was recorded of it; None as long as nothing was.
+    """
+
+    def __init__(self, meter: Meter, call: Call | None) -> None:
+        self.entry: Entry | None = None
+        self._meter = meter
+        self._call = call
+        self._authorization: Authorization | None = None
+
+    def __enter__(self) -> Self:
+        if self._authorization is not None:
+            raise ConfigurationError("A hold is for one call; call tokenmeter.hold(...) again for the next.")
+        if self._call is not None:
+            self._authorization = self._meter.authorize(self._call)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._authorization is None or self._authorization.settled:
+            return
+        if error is None:
+            self._meter.release(self._authorization)
+            return
+        lost = Outcome(status=_status_of(error), observation=_LOST, error_type=type(error).__name__)
+        self.entry = self._meter.settle(self._authorization, lost)
+
+    async def __aenter__(self) -> Self:
+        entering = asyncio.ensure_future(asyncio.to_thread(self.__enter__))
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:  # the thread goes on; what it will have held is given back
+            entering.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, entered: asyncio.Future[Self]) -> None:
+        if not entered.cancelled() and entered.exception() is None:
+            self.__exit__(None, None, None)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.shield(asyncio.to_thread(self.__exit__, kind, error, trace))
+
+    def record(
+        self,
+        response_or_usage: Any,
+        *,
+        response_id: str | None = None,
+        status: Status = "ok",
+        service_tier: str | None = None,
+    ) -> Entry | None:
+        """Write the call down and free what was held for it. Arguments as for `tokenmeter.record`.
+
+        Returns:
+            The entry; None as for `tokenmeter.record`.
+
+        Raises:
+            PricingError: neither a response nor a usage object; the hold stays until the block ends.
+            ConfigurationError: outside of the ``with`` block, or recorded already.
+        """
+        if self._call is None:  # switched off
+            return None
+        if self._authorization is None or self._authorization.settled:
+            raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
+        seen = _observe(response_or_usage, self._call, service_tier=service_tier)
+        outcome = Outcome(status=status, observation=seen, response_id=response_id)
+        self.entry = self._meter.settle(self._authorization, outcome)
+        return self.entry
+
+    async def arecord(self, response_or_usage: Any, **options: Any) -> Entry | None:
+        """As `record`, in a thread, so that the event loop goes on."""
+        return await asyncio.shield(asyncio.to_thread(self.record, response_or_usage, **options))
+
+    def extend(self) -> None:
+        """Keep the hold from expiring while a long answer is read. Cheap; call it as often as you like."""
+        if self._authorization is not None:
+            self._meter.extend(self._authorization)
+
+
+def _call(
+    meter: Meter,
+    provider: str,
+    endpoint: str,
+    facts: RequestFacts,
+    *,
+    api_key: str | None,
+    attribution: Attribution | None,
+) -> Call:
+    for name, value in (("provider", provider), ("endpoint", endpoint)):
+        if not isinstance(cast("object", value), str) or not value:
+            raise ConfigurationError(f"{name} must be named, such as 'openai' or 'chat.completions', not {value!r}.")
+    around = current_attribution()
+    found = dialect_for(provider, endpoint).named(endpoint)
+    return Call(
+        provider=provider,
+        endpoint=found.path,
+        operation=found.operation,
+        facts=facts,
+        attribution=around if attribution is None else attribution.over(around),
+        scopes=scopes_of_call(),
+        api_key=meter.identify(api_key),
+    )
+
+
+def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Observation:
+    """What the body says; it is billed once, whoever sees it again."""
+    seen = observe(
+        body,
+        provider=call.provider,
+        endpoint=call.endpoint,
+        model=call.facts.model,
+        processing=call.facts.processing,
+        region=call.facts.region,
+        service_tier=service_tier or call.facts.service_tier,
+    )
+    return replace(seen, deduplicate=True)
+
+
+def _status_of(error: BaseException) -> Status:
+    if not isinstance(error, Exception):  # cancelled, interrupted
+        return "aborted"
+    return "timeout" if "Timeout" in type(error).__name__ else "error"

@@ -1,0 +1,62 @@
+"""TOKENMETER_DISABLED=1: the SDK's plain behaviour, and nothing of ours is read, opened or written."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+import tokenmeter
+import tokenmeter.anthropic
+import tokenmeter.openai
+
+ASK = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture(autouse=True)
+def off(monkeypatch, tmp_path):
+    """A store that could not even be opened."""
+    monkeypatch.setenv("TOKENMETER_DISABLED", "true")
+    monkeypatch.setenv("TOKENMETER_STORE", "nonsense://")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    tokenmeter.reset()
+    yield
+    tokenmeter.reset()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_call_is_the_plain_sdks_byte_for_byte(provider):
+    ours = tokenmeter.openai.OpenAI(base_url=provider.openai_url, api_key="sk-test")
+    plain = openai.OpenAI(base_url=provider.openai_url, api_key="sk-test")
+    for client in (ours, plain):
+        client.chat.completions.create(**ASK)
+        assert list(client.chat.completions.create(**ASK, stream=True))
+    first, second = provider.requests[:2], provider.requests[2:]
+    assert [request.body for request in first] == [request.body for request in second]
+    assert all(b"stream_options" not in request.body for request in provider.requests)
+
+
+def test_wrapped_and_anthropic_clients_too(provider):
+    wrapped = tokenmeter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="sk-test"))
+    assert wrapped.chat.completions.create(**ASK).usage
+    claude = tokenmeter.anthropic.Anthropic(base_url=provider.anthropic_url, api_key="sk-test")
+    assert claude.messages.create(model="claude-sonnet-5", max_tokens=9, messages=ASK["messages"]).usage
+
+
+async def test_async_clients_too(provider):
+    async with tokenmeter.openai.AsyncOpenAI(base_url=provider.openai_url, api_key="sk-test") as client:
+        assert (await client.chat.completions.create(**ASK)).usage
+
+
+def test_it_is_read_at_every_call(provider, meter, monkeypatch):
+    client = tokenmeter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="sk-test"), meter)
+    for value in ("1", "yes", "0", "", "off"):
+        monkeypatch.setenv("TOKENMETER_DISABLED", value)
+        client.with_options(timeout=30).chat.completions.create(**ASK)
+    assert len(list(meter.store.entries())) == 3
+
+
+def test_a_copy_made_meanwhile_is_metered_afterwards(provider, meter, monkeypatch):
+    copied = tokenmeter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="sk-test"), meter).copy()
+    monkeypatch.setenv("TOKENMETER_DISABLED", "0")
+    copied.chat.completions.create(**ASK)
+    assert len(list(meter.store.entries())) == 1

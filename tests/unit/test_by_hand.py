@@ -1,0 +1,235 @@
+"""Calls by hand: recorded like any other, held before they leave, and nothing at all while tokenmeter is off."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+import tokenmeter
+from tokenmeter import Attribution, Budget, BudgetExceededError, ConfigurationError, PricingError
+from tokenmeter.api import Meter
+
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "model": "gpt-5-mini",
+    "choices": [{"message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+}
+HERE = {"provider": "openai", "endpoint": "chat.completions"}
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def meter(request, fresh_url, budgets):
+    made = tokenmeter.make_meter(store=fresh_url(request.param), config={}, budgets=budgets)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def budgets(request):
+    """None; ``with_budget`` gives one."""
+    return [request.param] if hasattr(request, "param") else []
+
+
+def with_budget(**fields):
+    return pytest.mark.parametrize("budgets", [Budget(**fields)], indirect=True, ids=["capped"])
+
+
+BODY = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 200}
+
+
+class TestRecord:
+    def test_a_response_is_priced_attributed_and_counted_in_its_block(self, meter):
+        with tokenmeter.attribute(member="ada", route="/ask") as scope:
+            entry = meter.record(CHAT, **HERE, model="gpt-5-mini", api_key="sk-0123456789abcdef")
+        assert entry == next(iter(meter.entries()))
+        assert entry.attribution == Attribution(member="ada", route="/ask")
+        assert (entry.operation, entry.endpoint, entry.request_model) == ("chat", "chat.completions", "gpt-5-mini")
+        assert (entry.response_id, entry.usage.input_tokens, entry.usage.output_tokens) == ("chatcmpl-1", 1000, 100)
+        assert entry.billed_cost == meter.price(CHAT, **HERE).billed_cost == scope.billed_cost
+        assert entry.api_key.last4 == "cdef"
+        assert entry.latency_us is None
+        assert scope.requests == 1
+        assert meter.verify().ok
+
+    def test_once_per_response_id_whoever_records_it(self, meter):
+        assert meter.record(CHAT, **HERE) is not None
+        assert meter.record(CHAT, **HERE) is None
+        usage = CHAT["usage"]
+        assert meter.record(usage, **HERE, model="gpt-5-mini", response_id="chatcmpl-1") is None
+        assert meter.record(usage, **HERE, model="gpt-5-mini", response_id="chatcmpl-2") is not None
+        assert meter.record({**CHAT, "id": "chatcmpl-1"}, **{**HERE, "provider": "azure"}) is not None
+        assert len(list(meter.entries())) == 3
+
+    def test_usage_without_an_id_is_a_bill_each_time(self, meter):
+        for _ in range(2):
+            assert meter.record({"input_tokens": 10, "output_tokens": 1}, provider="anthropic", endpoint="messages",
+                                model="claude-sonnet-5").list_cost == Decimal("0.00003")  # fmt: skip
+        assert len(list(meter.entries())) == 2
+
+    def test_at_decides_the_prices_and_the_period(self, meter):
+        entry = meter.record(CHAT, **HERE, at="2026-03-04T05:06:07Z", attribution=Attribution(member="ada"))
+        assert entry.occurred_at.isoformat() == "2026-03-04T05:06:07+00:00"
+        assert meter.report("member", period="2026-03").totals.requests == 1
+
+    def test_what_an_unknown_host_says_is_kept_and_unpriced(self, meter):
+        entry = meter.record({"id": "x", "nothing": "known"}, provider="acme", endpoint="answers.create")
+        assert (entry.cost_source, entry.list_cost) == ("unpriced", None)
+
+    @with_budget(member="*", limit_requests=1, name="one")
+    def test_budgets_count_it_and_stop_the_next_call(self, meter):
+        with tokenmeter.attribute(member="ada"):
+            meter.record(CHAT, **HERE)
+            with pytest.raises(BudgetExceededError), meter.hold(**HERE, model="gpt-5-mini", max_output_tokens=10):
+                pytest.fail("made the call")
+
+    @pytest.mark.parametrize("body", [None, 7, "", "no JSON", {}, [], object()])
+    def test_what_is_no_response_is_refused_with_the_mend(self, meter, body):
+        with pytest.raises(PricingError, match="pass what the SDK returned"):
+            meter.record(body, **HERE)
+        assert list(meter.entries()) == []
+
+    @pytest.mark.parametrize("wrong", [{"provider": ""}, {"endpoint": None}, {"at": "yesterday"}])
+    def test_wrong_arguments_are_refused(self, meter, wrong):
+        with pytest.raises(ConfigurationError):
+            meter.record(CHAT, **{**HERE, **wrong})
+
+
+class TestHold:
+    @with_budget(limit_usd=1, name="one")
+    def test_what_the_call_may_cost_is_held_until_it_is_recorded(self, meter):
+        with meter.hold(**HERE, request=BODY) as held:
+            assert meter.remaining()[0].reserved > 0
+            entry = held.record(CHAT)
+        assert held.entry == entry
+        assert entry.request_model == "gpt-5-mini"
+        assert entry.latency_us is not None
+        left = meter.remaining()[0]
+        assert left.reserved == 0
+        assert left.spent == entry.billed_cost
+        assert meter.verify().ok
+
+    @with_budget(limit_usd=1, name="one")
+    def test_a_block_without_a_record_frees_the_hold(self, meter):
+        with meter.hold(**HERE, model="gpt-5-mini", input_tokens=1000, max_output_tokens=100):
+            pass
+        assert meter.remaining()[0].reserved == 0
+        assert list(meter.entries()) == []
+
+    @with_budget(limit_usd=1, name="one")
+    def test_a_block_that_raises_is_a_failed_call_whose_bill_is_unknown(self, meter):
+        with pytest.raises(TimeoutError), meter.hold(**HERE, request=BODY) as held:
+            raise TimeoutError
+        assert held.entry.status == "timeout"
+        assert held.entry.error_type == "TimeoutError"
+        assert "billing_unknown" in held.entry.flags
+        assert meter.remaining()[0].reserved == 0
+
+    @with_budget(limit_usd="0.0001", name="small")
+    def test_a_cap_stops_it_before_it_is_made(self, meter):
+        with pytest.raises(BudgetExceededError), meter.hold(**HERE, request=BODY):
+            pytest.fail("made the call")
+
+    def test_a_hold_is_for_one_call(self, meter):
+        held = meter.hold(**HERE, request=BODY)
+        with pytest.raises(ConfigurationError, match="inside"):
+            held.record(CHAT)
+        with held:
+            held.record(CHAT)
+            with pytest.raises(ConfigurationError, match="once"):
+                held.record(CHAT)
+        with pytest.raises(ConfigurationError, match="one call"), held:
+            pass
+
+    @pytest.mark.parametrize("wrong", [{"input_tokens": -1}, {"max_output_tokens": 1.5}, {"input_tokens": True}])
+    def test_wrong_numbers_are_refused(self, meter, wrong):
+        with pytest.raises(ConfigurationError, match="number of tokens"):
+            meter.hold(**HERE, **wrong)
+
+    @with_budget(limit_usd=1, name="one")
+    async def test_on_an_event_loop(self, meter):
+        async with meter.hold(**HERE, request=BODY) as held:
+            await held.arecord(CHAT)
+        assert meter.remaining()[0].spent == held.entry.billed_cost
+
+    @with_budget(limit_usd=1, name="one")
+    async def test_a_cancelled_task_leaves_no_hold_behind(self, meter):
+        async def call():
+            async with meter.hold(**HERE, request=BODY):
+                await asyncio.sleep(3600)
+
+        for ticks in range(4):
+            task = asyncio.create_task(call())
+            for _ in range(ticks):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        while meter.remaining()[0].reserved:  # noqa: ASYNC110 - a thread of its own frees it
+            await asyncio.sleep(0.01)
+
+
+class TestSwitchedOff:
+    @pytest.fixture(autouse=True)
+    def off(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TOKENMETER_DISABLED", "1")
+        monkeypatch.setenv("TOKENMETER_STORE", f"sqlite:///{tmp_path}/ledger.db")
+        tokenmeter.reset()
+        yield
+        tokenmeter.reset()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_nothing_is_recorded_or_held(self):
+        assert tokenmeter.record(CHAT, **HERE) is None
+        with tokenmeter.hold(**HERE, request=BODY) as held:
+            assert held.record(CHAT) is None
+
+
+class TestAsynchronousVerbs:
+    @pytest.fixture(autouse=True)
+    def default(self, tmp_path):
+        tokenmeter.reset()
+        tokenmeter.configure(
+            store=f"sqlite:///{tmp_path}/ledger.db", config={}, budgets=[Budget(limit_requests=5, name="five")]
+        )
+        yield
+        tokenmeter.reset()
+
+    async def test_they_read_what_the_others_read(self):
+        entry = await tokenmeter.arecord(CHAT, **HERE)
+        assert [found async for found in tokenmeter.aentries()] == [entry] == list(tokenmeter.entries())
+        assert (await tokenmeter.areport("model")).totals == tokenmeter.report("model").totals
+        assert await tokenmeter.aremaining() == tokenmeter.remaining()
+        assert (await tokenmeter.averify()).ok
+        assert await tokenmeter.aflush() == 0
+
+    async def test_entries_may_be_left_early_and_read_by_many(self):
+        for number in range(3):
+            tokenmeter.record({**CHAT, "id": f"chatcmpl-{number}"}, **HERE)
+
+        async def first():
+            async for entry in tokenmeter.aentries():
+                return entry.response_id
+            return None
+
+        assert await asyncio.gather(*(first() for _ in range(5))) == ["chatcmpl-0"] * 5
+
+    async def test_wrong_arguments_are_refused_as_ever(self):
+        with pytest.raises(ConfigurationError):
+            await tokenmeter.areport("nonsense")
+        with pytest.raises(ConfigurationError):
+            async for _ in tokenmeter.aentries(period="nonsense"):
+                pass
+
+    def test_their_names_tell_what_they_are(self):
+        assert tokenmeter.areport.__name__ == "areport"
+        assert "tokenmeter.report" in tokenmeter.areport.__doc__
+        assert asyncio.iscoroutinefunction(tokenmeter.averify)
+
+
+def test_a_meter_of_ones_own_has_the_verbs():
+    assert Meter.record
+    assert Meter.hold
