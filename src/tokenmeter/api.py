@@ -31,6 +31,7 @@ from tokenmeter.reports import (
     export_charges,
     export_entries,
     export_focus,
+    read_entries,
     read_report,
 )
 from tokenmeter.reports.query import Accepted, Instant
@@ -153,10 +154,11 @@ class Meter(CallMeter):
     ) -> Iterator[Entry]:
         """Raw entries in order of their occurrence, one at a time: the ledger is never loaded as a whole.
 
-        Arguments and errors as for `report`; they are checked at once, not at the first entry.
+        Arguments and errors as for `report`; they are checked at once, not at the first entry. With a filter on
+        ``sku_meter`` an entry comes with the lines of these meters only, and with their cost.
         """
         query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return self.store.entries(query.filter, newest_first=newest_first)
+        return read_entries(self.store, query, newest_first=newest_first)
 
     def price(
         self: Priced,
@@ -337,7 +339,8 @@ class Meter(CallMeter):
             The corrections that were recorded.
         """
         unpriced = {**(where or {}), "cost_source": "unpriced"}
-        unknown = self.entries(since=since, until=until, period=period, where=unpriced, tz=tz)
+        query = Query.parse(since=since, until=until, period=period, where=unpriced, tz=tz)
+        unknown = self.store.entries(query.filter)  # whole ones, whatever the filter
         known = [found for entry in unknown if (found := correction(entry, self.pricer)) is not None]
         return list(compress(known, self.post_all(known)))
 

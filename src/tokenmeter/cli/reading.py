@@ -29,7 +29,7 @@ from tokenmeter.cli.options import (
 )
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
-from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_report
+from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_entries, read_report
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.layout import amount, count, visible
@@ -84,7 +84,7 @@ def entries(
     """Single calls, newest first. With --json one object per line."""
     query = query_of(period, since, until, where, tz)
     with frame.ledger() as opened:
-        found = islice(opened.entries(query.filter, newest_first=True), limit or None)
+        found = islice(read_entries(opened, query, newest_first=True), limit or None)
         if frame.as_json:
             write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
             return

@@ -22,9 +22,8 @@ from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.reports import Row
-from tokenmeter.reports.query import parse_by
+from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
-from tokenmeter.stores.base import EntryFilter
 
 __all__ = ["Pages"]
 
@@ -119,14 +118,13 @@ class Pages:
         )
 
     def _older(self, view: View, before: str | None) -> Iterable[Entry]:
-        which = view.query.filter
+        query = view.query
         last = self._entry(before) if before else None
         if last is None:
-            return self._store.entries(which, newest_first=True)
-        until = last.occurred_at + timedelta(microseconds=1)
-        if which.until is not None:
-            until = min(until, which.until)
-        found = self._store.entries(EntryFilter(since=which.since, until=until, where=which.where), newest_first=True)
+            return read_entries(self._store, query, newest_first=True)
+        until = min(last.occurred_at + timedelta(microseconds=1), query.period.end)
+        query = replace(query, period=replace(query.period, end=until))
+        found = read_entries(self._store, query, newest_first=True)
         return islice(dropwhile(lambda entry: entry.entry_id != last.entry_id, found), 1, None)
 
     def entry(self, request: Request) -> Response:

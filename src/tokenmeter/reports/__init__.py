@@ -2,9 +2,9 @@
 
 from tokenmeter.reports.export import Manifest, export_charges, export_entries
 from tokenmeter.reports.focus import FocusTerms, export_focus
-from tokenmeter.reports.query import Query
+from tokenmeter.reports.query import Query, read_entries
 from tokenmeter.reports.report import Report, read_report
-from tokenmeter.reports.row import Row
+from tokenmeter.reports.sheet import Row, Sheet
 
 __all__ = [
     "FocusTerms",
@@ -12,8 +12,10 @@ __all__ = [
     "Query",
     "Report",
     "Row",
+    "Sheet",
     "export_charges",
     "export_entries",
     "export_focus",
+    "read_entries",
     "read_report",
 ]

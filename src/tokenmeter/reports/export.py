@@ -14,16 +14,18 @@ from typing import Any, TypeVar
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports.fields import ChargeLine, Field, charge_fields, entry_fields, plain
-from tokenmeter.reports.query import Query, closed
+from tokenmeter.reports.query import Query, closed, read_entries
 from tokenmeter.reports.sink import Target, opened, refuse_existing, write_whole
 from tokenmeter.reports.writers import WRITERS, format_of
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.urls import redacted
 
 __all__ = [
     "Manifest",
     "Origin",
     "export_charges",
     "export_entries",
+    "ledger_facts",
     "write",
 ]
 
@@ -94,9 +96,7 @@ class Origin:
     @classmethod
     def of(cls, store: Store, dataset: str, query: Query) -> Origin:
         """Records of `store`, with the ledger's head as it stands now."""
-        head = store.health().facts.get("head")
-        url = re.sub(r"//[^@/]*@", "//", store.url)
-        return cls(dataset=dataset, query=query, ledger={"url": url, "head": None if head is None else str(head)})
+        return cls(dataset=dataset, query=query, ledger=ledger_facts(store))
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the origin."""
@@ -117,6 +117,12 @@ class Origin:
             self.ledger.setdefault("first_entry", entry.entry_id)
             self.ledger["last_entry"] = entry.entry_id
             yield entry
+
+
+def ledger_facts(store: Store) -> dict[str, str | None]:
+    """What a manifest says of a ledger: its ``url`` without password, and its ``head`` as it stands now."""
+    head = store.health().facts.get("head")
+    return {"url": re.sub(r"//[^@/]*@", "//", redacted(store.url)), "head": None if head is None else str(head)}
 
 
 # -- what can be exported
@@ -145,7 +151,7 @@ def export_entries(
         ConfigurationError: an unknown format, a missing extra, a missing folder, an existing file.
     """
     origin = Origin.of(store, "entries", query or Query())
-    records = origin.watch(store.entries(origin.query.filter))
+    records = origin.watch(read_entries(store, origin.query))
     return write(records, entry_fields(), target, origin, format=format, overwrite=overwrite, progress=progress)
 
 
@@ -162,7 +168,7 @@ def export_charges(
     origin = Origin.of(store, "charges", query or Query())
     records = (
         ChargeLine(entry, position, charge)
-        for entry in origin.watch(store.entries(origin.query.filter))
+        for entry in origin.watch(read_entries(store, origin.query))
         for position, charge in enumerate(entry.charges)
     )
     return write(records, charge_fields(), target, origin, format=format, overwrite=overwrite, progress=progress)

@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from tokenmeter.attribution import DIMENSIONS as NAMED_DIMENSIONS
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import ONE, quantize
-from tokenmeter.reports.query import closed
-from tokenmeter.reports.row import TOKEN_VIEWS, Row
+from tokenmeter.reports.query import COSTS, closed
+from tokenmeter.reports.sheet import COUNTS, TOKEN_VIEWS, Row, Sheet
 from tokenmeter.semconv import ALL_METERS, unit_of
 from tokenmeter.usage import Quantity, Usage
-
-if TYPE_CHECKING:
-    from tokenmeter.reports.report import Report
 
 __all__ = ["ChargeLine", "Field", "Kind", "charge_fields", "entry_fields", "plain", "report_fields"]
 
@@ -87,7 +84,7 @@ _PLAIN: Mapping[Kind, Callable[[Any], Any]] = {
 # -- a report's rows
 
 
-def report_fields(report: Report) -> list[Field[Row]]:
+def report_fields(report: Sheet) -> list[Field[Row]]:
     """Columns of a report: its time and dimensions, then counts, tokens, other meters and costs."""
     time = [
         Field[Row]("period_start", "instant", lambda row: closed(row.bucket.start)),
@@ -95,17 +92,11 @@ def report_fields(report: Report) -> list[Field[Row]]:
     ]
     if report.granularity:
         time.insert(0, Field[Row](report.granularity, "text", lambda row: row.bucket.label))
-    counts = [
-        Field[Row](name, "integer", _attribute(name), summed="sku_meter" not in report.by)
-        for name in ("requests", "errors", "unpriced", "estimated")
-    ]
+    counts = [Field[Row](name, "integer", _attribute(name), summed="sku_meter" not in report.by) for name in COUNTS]
     views = [Field[Row](name, "integer", _view(name)) for name in TOKEN_VIEWS]
     meters = [Field[Row](meter, _kind(meter), _meter(meter), summed=True) for meter in _meters_of(report)]
-    costs = [Field[Row](name, "money", _known_cost(name), summed=True) for name in _COSTS]
+    costs = [Field[Row](name, "money", _known_cost(name), summed=True) for name in COSTS]
     return [*time, *map(_dimension, report.by), *counts, *views, *meters, *costs]
-
-
-_COSTS = ("list_cost", "contracted_cost", "billed_cost")
 
 
 def _attribute(name: str) -> Callable[[Any], Any]:
@@ -132,7 +123,7 @@ def _known_cost(name: str) -> Callable[[Row], Decimal | None]:
     return lambda row: getattr(row, name) if row.cost_known else None
 
 
-def _meters_of(report: Report) -> list[str]:
+def _meters_of(report: Sheet) -> list[str]:
     """Every standard meter, so that the columns never depend on the data; a user's own meters after them."""
     own = {meter for row in report.rows for meter in row.usage.quantities}
     return [*_QUANTITY_METERS, *sorted(own.difference(ALL_METERS))]
@@ -150,7 +141,7 @@ def entry_fields() -> list[Field[Entry]]:
         *(Field[Entry](name, "integer", _view(name)) for name in TOKEN_VIEWS),
         *(Field[Entry](meter, _kind(meter), _meter(meter), summed=True) for meter in _QUANTITY_METERS),
         Field[Entry]("other_quantities", "json", lambda entry: _other(entry.usage)),
-        *(Field[Entry](name, "money", _attribute(name), summed=True) for name in _COSTS),
+        *(Field[Entry](name, "money", _attribute(name), summed=True) for name in COSTS),
         *_ENTRY_TAIL,
     ]
 

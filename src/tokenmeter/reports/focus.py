@@ -24,7 +24,7 @@ from tokenmeter.reports.focus_columns import (
     service_of,
 )
 from tokenmeter.reports.focus_rows import CostRow, cost_rows
-from tokenmeter.reports.query import Query
+from tokenmeter.reports.query import Query, read_entries
 from tokenmeter.reports.sink import refuse_existing
 from tokenmeter.stores.base import Store
 
@@ -143,7 +143,7 @@ def export_focus(
     place = _folder(folder, version, format, overwrite=overwrite)
     books = Books(terms or FocusTerms())
     origin = Origin.of(store, f"FOCUS {version} Cost and Usage", query)
-    entries = origin.watch(store.entries(query.filter))
+    entries = origin.watch(read_entries(store, query))
     columns = cost_and_usage_fields(books, version=version, head=origin.ledger["head"])
     rows = _noting(books.watch(cost_rows(entries, query.period.tz)), books, origin)
     written = {

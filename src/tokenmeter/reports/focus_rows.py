@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, quantize
 from tokenmeter.periods import Period, floor
-from tokenmeter.reports.query import BEGINNING
+from tokenmeter.reports.query import BEGINNING, COSTS
 from tokenmeter.semconv import EntryKind
 from tokenmeter.usage import Quantity
 
@@ -162,8 +163,10 @@ def _charges(entry: Entry) -> Iterator[Charge]:
     """The entry's charges, and what of its cost they do not explain."""
     yield from entry.charges
     rest = [
-        EXACT.subtract(getattr(entry, name) or ZERO, sum((getattr(one, name) or ZERO for one in entry.charges), ZERO))
-        for name in ("list_cost", "contracted_cost", "billed_cost")
+        functools.reduce(
+            EXACT.subtract, (getattr(one, name) or ZERO for one in entry.charges), getattr(entry, name) or ZERO
+        )
+        for name in COSTS
     ]
     if any(rest):
         yield Charge(

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports.fields import Field, report_fields
-from tokenmeter.reports.query import END
+from tokenmeter.reports.query import COSTS, END
+from tokenmeter.reports.sheet import COUNTS, Row, Sheet
 from tokenmeter.reports.writers import import_extra
-
-if TYPE_CHECKING:
-    from tokenmeter.reports.report import Report
-    from tokenmeter.reports.row import Row
 
 __all__ = ["chart", "pandas_frame", "polars_frame"]
 
 _MAX_SERIES = 12
 #: What adds up, so that bars may be stacked and the rest summed.
-_VALUES = (
-    "billed_cost",
-    "contracted_cost",
-    "list_cost",
-    "requests",
-    "errors",
-    "unpriced",
-    "estimated",
-    "input_tokens",
-    "output_tokens",
-)
+_VALUES = (*reversed(COSTS), *COUNTS, "input_tokens", "output_tokens")
+
+Decimals = Literal["exact", "float"]
 
 
-def pandas_frame(report: Report) -> Any:
-    """One line per row; costs stay exact as ``decimal.Decimal`` objects, counts are integers, instants UTC."""
+def pandas_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool = False) -> Any:
+    """One line per row; counts are integers, instants UTC, costs as `decimals` says."""
     pandas = import_extra("pandas", "to_pandas()")
-    columns = {one.name: _column(report, one) for one in report_fields(report)}
-    frame = pandas.DataFrame({name: pandas.Series(values, dtype=object) for name, values in columns.items()})
-    for one in report_fields(report):
+    columns: dict[str, Any] = {}
+    for one, values in _columns(report, decimals, nonzero=nonzero):
+        column = pandas.Series(values, dtype=object)
         if one.kind == "integer":
-            frame[one.name] = frame[one.name].astype("int64")
+            column = column.astype("int64")
         elif one.kind == "instant" and report.period.end != END:  # an open end is None, which no unit of time holds
-            frame[one.name] = pandas.to_datetime(frame[one.name], utc=True)
-    return frame
+            column = pandas.to_datetime(column, utc=True)
+        elif decimals == "float" and one.kind in _FRACTIONS:
+            column = column.astype("float64")
+        columns[one.name] = column
+    return pandas.DataFrame(columns)
 
 
-def polars_frame(report: Report) -> Any:
-    """One line per row; costs are ``Decimal(38, 12)``, quantities ``Decimal(38, 9)``, instants UTC."""
+def polars_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool = False) -> Any:
+    """One line per row; exact costs are ``Decimal(38, 12)``, quantities ``Decimal(38, 9)``, instants UTC."""
     polars = import_extra("polars", "to_polars()")
     types = {
         "text": polars.String,
@@ -54,20 +49,35 @@ def polars_frame(report: Report) -> Any:
         "money": polars.Decimal(38, 12),
         "quantity": polars.Decimal(38, 9),
     }
+    if decimals == "float":
+        types |= dict.fromkeys(_FRACTIONS, polars.Float64)
     return polars.DataFrame(
         [
-            polars.Series(one.name, _column(report, one), dtype=types[one.kind], strict=False)
-            for one in report_fields(report)
+            polars.Series(one.name, values, dtype=types[one.kind], strict=False)
+            for one, values in _columns(report, decimals, nonzero=nonzero)
         ]
     )
 
 
-def _column(report: Report, one: Field[Row]) -> list[Any]:
-    values = [one.pick(row) for row in report.rows]
-    return [None if value is None else Decimal(value) for value in values] if one.kind == "quantity" else values
+#: Kinds of columns whose values are decimals.
+_FRACTIONS = ("money", "quantity")
 
 
-def chart(report: Report, *, value: str = "billed_cost") -> Any:
+def _columns(report: Sheet, decimals: str, *, nonzero: bool) -> Iterator[tuple[Field[Row], list[Any]]]:
+    """Each column with its values; with `nonzero` only those that say something."""
+    if decimals not in ("exact", "float"):
+        raise ConfigurationError(f"decimals= takes 'exact' (decimal.Decimal) or 'float', not {decimals!r}.")
+    for one in report_fields(report):
+        values = [one.pick(row) for row in report.rows]
+        if nonzero and one.kind in ("integer", *_FRACTIONS) and not any(values):
+            continue
+        if one.kind in _FRACTIONS:
+            shape = Decimal if decimals == "exact" else float  # not money any more: asked for, to look at and to plot
+            values = [None if value is None else shape(value) for value in values]
+        yield one, values
+
+
+def chart(report: Sheet, *, value: str = "billed_cost") -> Any:
     """A plotly figure: bars over time, stacked by group, with a granularity; else one bar per group.
 
     Groups beyond the dozen dearest are summed as ``others``.
@@ -90,7 +100,7 @@ def chart(report: Report, *, value: str = "billed_cost") -> Any:
         names, amounts = [_name(row) for row in rows], [str(getattr(row, value)) for row in rows]
         if rest:
             names.append(f"({len(rest)} others)")
-            amounts.append(str(sum((getattr(row, value) for row in rest), Decimal(0))))
+            amounts.append(str(_sum(getattr(row, value) for row in rest)))
         figure.add_bar(x=names, y=amounts)
     unit = "US dollars" if value.endswith("cost") else value.replace("_", " ")
     figure.update_layout(
@@ -101,18 +111,22 @@ def chart(report: Report, *, value: str = "billed_cost") -> Any:
     return figure
 
 
-def _series(report: Report, value: str) -> dict[str, dict[str, Decimal]]:
+def _series(report: Sheet, value: str) -> dict[str, dict[str, Decimal]]:
     totals: dict[str, Decimal] = {}
     for row in report.rows:
-        totals[_name(row)] = totals.get(_name(row), Decimal(0)) + getattr(row, value)
-    kept = set(sorted(totals, key=lambda name: -totals[name])[:_MAX_SERIES])
+        totals[_name(row)] = EXACT.add(totals.get(_name(row), ZERO), getattr(row, value))
+    kept = set(sorted(totals, key=lambda name: totals[name], reverse=True)[:_MAX_SERIES])
     series: dict[str, dict[str, Decimal]] = {}
     for row in report.rows:
         name = _name(row) if _name(row) in kept else "others"
         points = series.setdefault(name, {})
-        points[row.bucket.label] = points.get(row.bucket.label, Decimal(0)) + getattr(row, value)
+        points[row.bucket.label] = EXACT.add(points.get(row.bucket.label, ZERO), getattr(row, value))
     return series
 
 
 def _name(row: Row) -> str:
     return ", ".join(value or "(none)" for value in row.group.values()) or "all"
+
+
+def _sum(values: Iterable[Decimal | int]) -> Decimal:
+    return functools.reduce(EXACT.add, values, ZERO)

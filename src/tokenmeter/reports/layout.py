@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 
+from tokenmeter.money import EXACT
 from tokenmeter.usage import Quantity
 
 __all__ = ["Column", "amount", "compact", "count", "fit", "money_places", "render", "share", "visible"]
@@ -156,12 +157,12 @@ def count(quantity: Quantity) -> str:
 def compact(quantity: Quantity) -> str:
     """A quantity in at most six characters: ``9,950``, ``12.3k``, ``1.5M``."""
     number = Decimal(quantity)
-    if abs(number) < 10_000:  # noqa: PLR2004 - five characters are as short as it gets
+    if number.copy_abs() < 10_000:  # noqa: PLR2004 - five characters are as short as it gets
         return count(quantity)
     for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if abs(number) >= size:
-            scaled = number / size
-            return f"{scaled:.1f}{letter}" if abs(scaled) < 100 else f"{scaled:.0f}{letter}"  # noqa: PLR2004 - digits
+        if number.copy_abs() >= size:
+            scaled = EXACT.divide(number, Decimal(size))
+            return f"{scaled:.1f}{letter}" if scaled.copy_abs() < 100 else f"{scaled:.0f}{letter}"  # noqa: PLR2004 - digits
     return count(quantity)
 
 
@@ -169,7 +170,7 @@ def share(part: Decimal | None) -> str:
     """A part of a whole in percent; never rounded up to all or down to nothing."""
     if part is None:
         return "-"
-    percent = part * 100
+    percent = EXACT.multiply(part, Decimal(100))
     if 0 < percent < 1:
         return "<1%"
     return ">99%" if 99 < percent < 100 else f"{percent:.0f}%"  # noqa: PLR2004 - percent
@@ -177,13 +178,13 @@ def share(part: Decimal | None) -> str:
 
 def money_places(amounts: Iterable[Decimal]) -> int:
     """Decimals that show the smallest amount with two figures, between 2 and 6."""
-    smallest = min((abs(amount) for amount in amounts if amount), default=Decimal(1))
+    smallest = min((amount.copy_abs() for amount in amounts if amount), default=Decimal(1))
     return min(max(_MIN_PLACES, 1 - smallest.adjusted()), _MAX_PLACES)
 
 
 def amount(dollars: Decimal, places: int) -> str:
     """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
-    shown = dollars.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_EVEN)
+    shown = dollars.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_EVEN, context=EXACT)
     if dollars and not shown:
         return f"<${Decimal(1).scaleb(-places):f}" if dollars > 0 else f"-<${Decimal(1).scaleb(-places):f}"
-    return f"-${-shown:,f}" if shown < 0 else f"${shown:,f}"
+    return f"-${shown.copy_negate():,f}" if shown < 0 else f"${shown:,f}"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.money import EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import DIMENSIONS, EntryFilter, Store
+from tokenmeter.usage import Usage
 
 __all__ = [
     "BEGINNING",
+    "COSTS",
     "END",
     "EVER",
     "Accepted",
@@ -24,12 +30,16 @@ __all__ = [
     "cut",
     "parse_by",
     "parse_where",
+    "read_entries",
 ]
 
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(9999, 12, 31, tzinfo=UTC)
 EVER = Period(BEGINNING, END, "UTC", "all time")
+
+#: The three costs of an entry, a charge, a row: US dollars.
+COSTS = ("list_cost", "contracted_cost", "billed_cost")
 
 Instant = datetime | date | str
 #: What one filter accepts: a value, None for "not set", or several of these.
@@ -83,6 +93,40 @@ class Query:
     def filter(self) -> EntryFilter:
         """The same conditions as the store takes them."""
         return EntryFilter(since=closed(self.period.start), until=closed(self.period.end), where=self.where)
+
+
+def read_entries(store: Store, query: Query, *, newest_first: bool = False) -> Iterator[Entry]:
+    """The entries that `query` asks for, in order of their occurrence, one at a time.
+
+    A filter on ``sku_meter`` takes single lines out of entries, here as in a report: an entry then comes with these
+    charges, with what it used of these meters and with their cost, so that every output adds up to the same.
+    """
+    found = store.entries(query.filter, newest_first=newest_first)
+    meters = query.where.get("sku_meter")
+    return found if meters is None else (_narrowed(entry, meters) for entry in found)
+
+
+def _narrowed(entry: Entry, meters: frozenset[str | None]) -> Entry:
+    charges = tuple(charge for charge in entry.charges if charge.sku_meter in meters)
+    quantities = {meter: quantity for meter, quantity in entry.usage.quantities.items() if meter in meters}
+    costs: dict[str, Decimal | None] = {}
+    for name in COSTS:
+        known = [cost for charge in charges if (cost := getattr(charge, name)) is not None]
+        whole = getattr(entry, name)
+        if None in meters and whole is not None:  # what no line explains
+            known += [
+                whole,
+                *(EXACT.minus(cost) for charge in entry.charges if (cost := getattr(charge, name)) is not None),
+            ]
+        costs[name] = functools.reduce(EXACT.add, known) if known else None
+    return replace(
+        entry,
+        charges=charges,
+        usage=Usage(quantities, entry.usage.reasoning_output_tokens if "output" in quantities else 0),
+        list_cost=costs["list_cost"],
+        contracted_cost=costs["contracted_cost"],
+        billed_cost=costs["billed_cost"],
+    )
 
 
 def closed(end: datetime) -> datetime | None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.periods import CalendarUnit, Period
+from tokenmeter.periods import Period
 from tokenmeter.reports import frames, table
-from tokenmeter.reports.export import Manifest, Origin, write
+from tokenmeter.reports.export import Manifest, Origin, ledger_facts, write
 from tokenmeter.reports.fields import report_fields
 from tokenmeter.reports.focus import FocusTerms, export_focus
-from tokenmeter.reports.query import BEGINNING, EVER, Query, cut
-from tokenmeter.reports.row import Row
+from tokenmeter.reports.query import Query, cut
+from tokenmeter.reports.sheet import Row, Sheet
 from tokenmeter.reports.sink import Target
 from tokenmeter.reports.writers import ExportFormat, format_of
 from tokenmeter.stores.base import Aggregate, Store
@@ -26,9 +26,24 @@ from tokenmeter.usage import Usage
 __all__ = ["Report", "read_report"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Source(Protocol):
+    """The ledger that a report was read from, as far as its exports need it."""
+
+    def facts(self) -> dict[str, str | None]:
+        """What a manifest says of it: ``url`` without password, ``head``."""
+        ...
+
+    def export_focus(self, folder: str | Path, **options: Any) -> dict[str, Manifest]:
+        """Write its entries as FOCUS datasets; options as of `tokenmeter.reports.export_focus`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Report(Sheet):
     """Usage and cost, grouped. ``print(report)`` shows a table; the ``to_...`` methods hand the exact figures on.
+
+    A plain value: it is pickled and compared by what it says. Only `to_focus` and the ledger's name in a manifest need
+    the ledger it came from, which is not pickled.
 
     Attributes:
         rows: Dearest first; in order of time first when there is a granularity.
@@ -38,25 +53,13 @@ class Report:
         granularity: Calendar unit of the buckets; None for one bucket.
         where: The filters that were applied.
         created_at: When it was read, aware UTC.
-        source: The store it was read from; exports name it, and `to_focus` reads its entries. Not pickled.
+        source: The ledger it was read from; None after unpickling.
     """
 
-    rows: tuple[Row, ...]
-    totals: Row
-    by: tuple[str, ...] = ()
-    period: Period = EVER
-    granularity: CalendarUnit | None = None
-    where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
-    created_at: datetime = BEGINNING
-    source: Store | None = field(default=None, repr=False, compare=False)
+    source: Source | None = field(default=None, compare=False)
 
-    @property
-    def tz(self) -> str:
-        """The IANA time zone the calendar was cut in."""
-        return self.period.tz
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __repr__(self) -> str:
+        return f"<Report {table.summary(self)}>"
 
     def __str__(self) -> str:
         return table.text(self)
@@ -126,13 +129,22 @@ class Report:
         """`to_csv`, `to_jsonl` or `to_parquet`, by `format` or by the target's ending."""
         return self._write(format_of(target, format), target, overwrite=overwrite)
 
-    def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with the columns of `to_csv`; costs are ``decimal.Decimal`` objects."""
-        return frames.pandas_frame(self)
+    def to_pandas(self, *, decimals: frames.Decimals = "exact", nonzero: bool = False) -> Any:
+        """A ``pandas.DataFrame`` with the columns of `to_csv`.
 
-    def to_polars(self) -> Any:
-        """A ``polars.DataFrame`` with the columns of `to_csv`; costs are exact decimals."""
-        return frames.polars_frame(self)
+        Args:
+            decimals: ``exact``: costs are ``decimal.Decimal`` objects; ``float``: binary fractions, not exact, which
+                ``.plot()`` and ``.describe()`` need.
+            nonzero: Leave out columns in which every row is zero or unknown.
+
+        Raises:
+            ConfigurationError: pandas is not installed, or another word for `decimals`.
+        """
+        return frames.pandas_frame(self, decimals=decimals, nonzero=nonzero)
+
+    def to_polars(self, *, decimals: frames.Decimals = "exact", nonzero: bool = False) -> Any:
+        """A ``polars.DataFrame``; arguments and errors as for `to_pandas`."""
+        return frames.polars_frame(self, decimals=decimals, nonzero=nonzero)
 
     def to_focus(
         self,
@@ -153,8 +165,8 @@ class Report:
         """
         if self.source is None:
             raise ConfigurationError("This report was unpickled and no longer knows its ledger; build it again.")
-        return export_focus(
-            self.source, folder, version=version, query=self._query, terms=terms, format=format, overwrite=overwrite
+        return self.source.export_focus(
+            folder, version=version, query=self._query, terms=terms, format=format, overwrite=overwrite
         )
 
     def plot(self, value: str = "billed_cost") -> Any:
@@ -179,18 +191,30 @@ class Report:
         return text.getvalue()
 
     def _write(self, format_: ExportFormat, target: Target, *, overwrite: bool = False) -> Manifest:
-        if self.source is None:
-            origin = Origin(dataset="report", query=self._query)
-        else:
-            origin = Origin.of(self.source, "report", self._query)
+        origin = Origin(dataset="report", query=self._query, ledger={} if self.source is None else self.source.facts())
         return write(self.rows, report_fields(self), target, origin, format=format_, overwrite=overwrite)
 
-    def __getstate__(self) -> list[Any]:
-        return [None if one.name == "source" else getattr(self, one.name) for one in fields(self)]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, ({one.name: getattr(self, one.name) for one in fields(self) if one.name != "source"},)
 
-    def __setstate__(self, state: list[Any]) -> None:
-        for one, value in zip(fields(self), state, strict=True):
-            object.__setattr__(self, one.name, value)
+
+def _restore(values: dict[str, Any]) -> Report:
+    return Report(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ledger:
+    """A store as the source of a report."""
+
+    store: Store
+
+    def facts(self) -> dict[str, str | None]:
+        """See `Source`."""
+        return ledger_facts(self.store)
+
+    def export_focus(self, folder: str | Path, **options: Any) -> dict[str, Manifest]:
+        """See `Source`."""
+        return export_focus(self.store, folder, **options)
 
 
 def read_report(store: Store, query: Query) -> Report:
@@ -209,7 +233,7 @@ def read_report(store: Store, query: Query) -> Report:
         granularity=query.granularity,
         where=query.where,
         created_at=utcnow(),
-        source=store,
+        source=_Ledger(store),
     )
 
 
@@ -250,7 +274,7 @@ def _totals(store: Store, query: Query, boundaries: Sequence[datetime], rows: Se
 
 def _by_cost(row: Row) -> tuple[Any, ...]:
     names = tuple((value is None, value or "") for value in row.group.values())
-    return (-row.billed_cost, -row.list_cost, -row.usage.total_tokens, -row.requests, names)
+    return (row.billed_cost.copy_negate(), row.list_cost.copy_negate(), -row.usage.total_tokens, -row.requests, names)
 
 
 def _by_time_and_cost(row: Row) -> tuple[Any, ...]:

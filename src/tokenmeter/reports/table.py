@@ -8,20 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from html import escape
-from typing import TYPE_CHECKING
 
-from tokenmeter.money import PICODOLLAR
+from tokenmeter.money import EXACT, PICODOLLAR
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.layout import Column, amount, compact, count, fit, money_places, render, share, visible
 from tokenmeter.reports.query import BEGINNING, END
-from tokenmeter.reports.row import Row
+from tokenmeter.reports.sheet import Row, Sheet
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.usage import Quantity
 
-if TYPE_CHECKING:
-    from tokenmeter.reports.report import Report
-
-__all__ = ["MAX_ROWS", "html", "text"]
+__all__ = ["MAX_ROWS", "html", "summary", "text"]
 
 MAX_ROWS = 100
 _NOT_SET = "(none)"
@@ -32,7 +28,7 @@ _MONEY_METERS = frozenset({"provider_cost", "adjustment"})
 class _View:
     """What is shown of a report: its first rows, the sum of the others, and the totals."""
 
-    report: Report
+    report: Sheet
     rows: Sequence[Row]
     others: int
     totals: Row
@@ -42,7 +38,7 @@ class _View:
         return [*self.rows, self.totals]
 
 
-def text(report: Report, *, width: int | None = None, max_rows: int | None = MAX_ROWS) -> str:
+def text(report: Sheet, *, width: int | None = None, max_rows: int | None = MAX_ROWS) -> str:
     """The report as an aligned table of at most `width` columns (None = the terminal's)."""
     if not report.rows:
         return f"{_title(report)}\n{_nothing(report)}"
@@ -53,7 +49,16 @@ def text(report: Report, *, width: int | None = None, max_rows: int | None = MAX
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def html(report: Report, *, max_rows: int | None = MAX_ROWS) -> str:
+def summary(report: Sheet) -> str:
+    """The report in a few words: what was asked, how many rows, their totals."""
+    totals = report.totals
+    cost = amount(totals.billed_cost, money_places([totals.billed_cost])) if totals.cost_known else "unpriced"
+    by = f"by {', '.join(report.by)}, " if report.by else ""
+    rows = f"{len(report.rows):,} row{'' if len(report.rows) == 1 else 's'}"
+    return f"{by}{_stretch(report.period)} ({report.tz}): {rows}, {totals.requests:,} requests, {cost} billed"
+
+
+def html(report: Sheet, *, max_rows: int | None = MAX_ROWS) -> str:
     """The report as an HTML table; every name in it is escaped."""
     if not report.rows:
         return f"<p><b>{escape(_title(report))}</b><br>{escape(_nothing(report))}</p>"
@@ -76,7 +81,7 @@ def _cell(kind: str, content: str, column: Column) -> str:
     return f'<{kind} style="text-align:{"right" if column.right else "left"}">{escape(content)}</{kind}>'
 
 
-def _view(report: Report, max_rows: int | None) -> _View:
+def _view(report: Sheet, max_rows: int | None) -> _View:
     rows = list(report.rows) if report.by or report.granularity else []  # else they are the totals
     if max_rows is None or len(rows) <= max_rows:
         return _View(report, rows, 0, report.totals)
@@ -168,7 +173,7 @@ def _money(head: str, view: _View, pick: Callable[[Row], Decimal]) -> Column:
 # -- words
 
 
-def _title(report: Report) -> str:
+def _title(report: Sheet) -> str:
     by = f" by {', '.join(report.by)}" if report.by else ""
     per = f" per {report.granularity}" if report.granularity else ""
     where = "".join(f", {name} = {_values(accepted)}" for name, accepted in report.where.items())
@@ -189,7 +194,7 @@ def _values(accepted: Iterable[str | None]) -> str:
     return " or ".join(sorted(_NOT_SET if value is None else value for value in accepted))
 
 
-def _nothing(report: Report) -> str:
+def _nothing(report: Sheet) -> str:
     if report.where:
         return "No entries match. Widen the period or loosen the filters; values are matched exactly."
     if report.period.label == "all time":
@@ -214,23 +219,24 @@ def _of(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} requests {'was' if part == 1 else 'were'}"
 
 
-def _multiplier(report: Report) -> str | None:
+def _multiplier(report: Sheet) -> str | None:
     """How billed cost comes about, from the rows' own figures."""
     totals = report.totals
     if totals.billed_cost == totals.contracted_cost or not totals.contracted_cost:
         return None
     base = "list cost" if totals.contracted_cost == totals.list_cost else "contracted cost"
-    factor = (totals.billed_cost / totals.contracted_cost).quantize(Decimal("1E-5"))
+    factor = EXACT.quantize(EXACT.divide(totals.billed_cost, totals.contracted_cost), Decimal("1E-5"))
     if all(_is_product(row, factor) for row in report.rows):
         return f"Billed cost is {base} x {_plain(factor)} (platform multiplier)."
-    mean = _plain(factor.quantize(Decimal("1E-3")))
+    mean = _plain(EXACT.quantize(factor, Decimal("1E-3")))
     return f"Billed cost is {mean} x {base} on average (platform multipliers, adjustments)."
 
 
 def _is_product(row: Row, factor: Decimal) -> bool:
     """Whether every charge in the row has this factor; each may be rounded by a picodollar."""
-    return abs(row.billed_cost - row.contracted_cost * factor) <= (row.requests + 1) * 20 * PICODOLLAR
+    off = EXACT.abs(EXACT.subtract(row.billed_cost, EXACT.multiply(row.contracted_cost, factor)))
+    return off <= EXACT.multiply(PICODOLLAR, (row.requests + 1) * 20)
 
 
 def _plain(number: Decimal) -> str:
-    return f"{number.normalize():f}"
+    return f"{number.normalize(EXACT):f}"

@@ -205,6 +205,18 @@ def test_pandas_and_polars_frames_keep_money_exact(month: Store) -> None:
     assert len(build(month, by="member").to_pandas()) == len(build(month, by="member").to_polars())
 
 
+def test_frames_take_fractions_that_plot_and_leave_out_what_says_nothing(month: Store) -> None:
+    report = build(month, by="member", period="2026-11")
+    frame = report.to_pandas(decimals="float", nonzero=True)
+    assert {"billed_cost": "float64", "web_searches": "int64"}.items() <= frame.dtypes.astype(str).to_dict().items()
+    assert frame["billed_cost"].describe()["count"] == 4
+    assert "image_input" not in frame
+    assert "images" not in report.to_polars(nonzero=True).columns
+    assert report.to_polars(decimals="float")["billed_cost"].dtype.is_float()
+    with pytest.raises(ConfigurationError, match=r"'exact' .* or 'float'"):
+        report.to_pandas(decimals="double")  # type: ignore[arg-type]
+
+
 def test_a_plot_shows_each_group_over_time(month: Store) -> None:
     figure = build(month, by="model", period="2026-11", granularity="day").plot()
     assert {bar.name for bar in figure.data} == {"gpt-5-mini", "claude-opus-4-1", "unheard-of"}

@@ -4,7 +4,8 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, localcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from tokenmeter.api import Meter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.reports import Query, read_report
+from tokenmeter.money import ZERO
+from tokenmeter.reports import Query, export_charges, export_entries, read_entries, read_report
 from tokenmeter.stores.base import DIMENSIONS, Store
 
 
@@ -181,6 +183,52 @@ def test_a_report_survives_pickling_without_its_store(month: Store) -> None:
     assert again == report
     assert again.source is None
     assert str(again) == str(report)
+    assert again.to_csv() == report.to_csv()
+
+
+def test_a_report_and_its_rows_are_a_line_in_a_console(month: Store) -> None:
+    report = build(month, by="member", period="2026-11")
+    assert repr(report) == "<Report by member, 2026-11 (UTC): 4 rows, 6 requests, $0.056 billed>"
+    assert repr(report.rows[0]) == "<Row 2026-11 member=bob: 2 requests, $0.05524575 billed>"
+
+
+def test_a_filter_on_a_meter_means_one_thing_on_every_output(month: Store, tmp_path: Path) -> None:
+    where = {"sku_meter": "output"}
+    report = build(month, where=where)
+    query = Query.parse(where=where)
+    entries = list(read_entries(month, query))
+    assert 0 < report.totals.billed_cost < build(month).totals.billed_cost
+    assert sum((entry.billed_cost or ZERO for entry in entries), ZERO) == report.totals.billed_cost
+    assert sum(entry.usage["output"] for entry in entries) == report.totals.usage["output"]
+    assert len(entries) == report.totals.requests
+    manifests = {
+        "entries": export_entries(month, tmp_path / "entries.csv", query=query),
+        "charges": export_charges(month, tmp_path / "charges.csv", query=query),
+        "report": report.export(tmp_path / "report.csv"),
+    }
+    written = {name: Decimal(manifest.control_totals["billed_cost"]) for name, manifest in manifests.items()}
+    focus = report.to_focus(tmp_path / "focus")["cost_and_usage"]
+    assert set(written.values()) == {Decimal(focus.control_totals["BilledCost"])} == {report.totals.billed_cost}
+
+
+@pytest.mark.parametrize("meters", [["output"], ["input", "output"], [None], ["input", None]])
+def test_several_meters_and_cost_that_none_explains_add_up_in_entries_too(
+    month: Store, make_entry: Callable[..., Entry], meters: list[str | None]
+) -> None:
+    month.settle(make_entry("2026-11-20T10:00", fields={"kind": "adjustment", "billed_cost": Decimal("1.5")}))
+    report = build(month, where={"sku_meter": meters})
+    entries = read_entries(month, Query.parse(where={"sku_meter": meters}))
+    assert sum((entry.billed_cost or ZERO for entry in entries), ZERO) == report.totals.billed_cost
+
+
+def test_nothing_shown_depends_on_the_callers_decimal_context(month: Store, tmp_path: Path) -> None:
+    report = build(month, by="member", period="2026-11")
+    plain = (str(report), report.to_csv(), report.to_dict(), repr(report.rows), report.plot().to_json())
+    with localcontext(Context(prec=3, traps=[Inexact, InvalidOperation])):
+        again = build(month, by="member", period="2026-11")
+        assert (str(again), again.to_csv(), repr(again.rows), again.plot().to_json()) == (*plain[:2], *plain[3:])
+        assert again.rows == report.rows
+        again.to_focus(tmp_path / "focus")
 
 
 def test_to_dict_is_json_ready_and_exact(month: Store) -> None:

@@ -1,19 +1,20 @@
-"""One row of a report."""
+"""What a report holds: its rows, their totals, and what was asked. Plain values; renderers and exports read these."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from datetime import datetime
+from decimal import Context, Decimal
 from typing import Any
 
 from tokenmeter.money import EXACT, ZERO, quantize
-from tokenmeter.periods import Period
-from tokenmeter.reports.query import closed
+from tokenmeter.periods import CalendarUnit, Period
+from tokenmeter.reports.query import BEGINNING, COSTS, EVER, closed
 from tokenmeter.usage import Usage
 
-__all__ = ["TOKEN_VIEWS", "Row"]
+__all__ = ["COUNTS", "TOKEN_VIEWS", "Row", "Sheet"]
 
 #: The inclusive token counts of `Usage`, as OpenTelemetry names them.
 TOKEN_VIEWS = (
@@ -24,9 +25,12 @@ TOKEN_VIEWS = (
     "reasoning_output_tokens",
     "total_tokens",
 )
+_SHARE = Context(prec=28)
+#: A row's counts of entries.
+COUNTS = ("requests", "errors", "unpriced", "estimated")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Row:
     """Sums over the entries of one group in one bucket of time.
 
@@ -55,6 +59,11 @@ class Row:
     contracted_cost: Decimal = ZERO
     billed_cost: Decimal = ZERO
 
+    def __repr__(self) -> str:
+        group = "".join(f" {name}={value}" for name, value in self.group.items())
+        cost = f"${quantize(self.billed_cost).normalize(EXACT):f}" if self.cost_known else "unpriced"
+        return f"<Row {self.bucket.label}{group}: {self.requests:,} requests, {cost} billed>"
+
     def __getitem__(self, dimension: str) -> str | None:
         return self.group[dimension]
 
@@ -72,7 +81,7 @@ class Row:
     def cached_share(self) -> Decimal | None:
         """The part of `input_tokens` that was read from a cache, 0 to 1; None without input."""
         tokens = self.usage.input_tokens
-        return Decimal(self.usage.cache_read_input_tokens) / tokens if tokens else None
+        return _SHARE.divide(Decimal(self.usage.cache_read_input_tokens), Decimal(tokens)) if tokens else None
 
     @property
     def cost_known(self) -> bool:
@@ -87,7 +96,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready values: costs and fractional quantities as decimal text, unknown costs None."""
         start, end = closed(self.bucket.start), closed(self.bucket.end)
-        costs = {name: getattr(self, name) for name in ("list_cost", "contracted_cost", "billed_cost")}
+        costs = {name: getattr(self, name) for name in COSTS}
         return {
             "bucket": {
                 "label": self.bucket.label,
@@ -95,7 +104,7 @@ class Row:
                 "end": None if end is None else end.isoformat(),
             },
             "group": dict(self.group),
-            **{name: getattr(self, name) for name in ("requests", "errors", "unpriced", "estimated")},
+            **{name: getattr(self, name) for name in COUNTS},
             **{name: getattr(self.usage, name) for name in TOKEN_VIEWS},
             "quantities": {m: q if isinstance(q, int) else f"{q:f}" for m, q in self.usage.quantities.items()},
             **{name: f"{quantize(cost):f}" if self.cost_known else None for name, cost in costs.items()},
@@ -117,6 +126,37 @@ class Row:
             contracted_cost=_sum(row.contracted_cost for row in rows),
             billed_cost=_sum(row.billed_cost for row in rows),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """Rows, their totals, and the question they answer.
+
+    Attributes:
+        rows: Dearest first; in order of time first when there is a granularity.
+        totals: All rows together, each entry counted once.
+        by: The dimensions it is grouped by.
+        period: The stretch of time it covers.
+        granularity: Calendar unit of the buckets; None for one bucket.
+        where: The filters that were applied.
+        created_at: When it was read, aware UTC.
+    """
+
+    rows: tuple[Row, ...]
+    totals: Row
+    by: tuple[str, ...] = ()
+    period: Period = EVER
+    granularity: CalendarUnit | None = None
+    where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
+    created_at: datetime = BEGINNING
+
+    @property
+    def tz(self) -> str:
+        """The IANA time zone the calendar was cut in."""
+        return self.period.tz
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def _sum(amounts: Iterable[Decimal]) -> Decimal:
