@@ -7,7 +7,7 @@ exactly one class, so a class can be multiplied by its price and the classes add
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -154,6 +154,8 @@ class Observation:
             is new is recorded; ``step``, a part of a running total that may be read as well; ``share``, a part of a
             bill that may be read as a whole as well.
         at: When a step was done, or a total taken, as the provider says; aware UTC.
+        shared: Bills of what outlives the response and may be named by others (a container): each is recorded once, by
+            its own `bill_id`, over all responses and processes.
     """
 
     consumptions: tuple[Consumption, ...] = ()
@@ -167,6 +169,19 @@ class Observation:
     bill_id: str | None = None
     reading: Literal["whole", "total", "step", "share"] = "whole"
     at: datetime | None = None
+    shared: tuple[Observation, ...] = ()
+
+    def with_shared(self) -> Observation:
+        """The whole at once: the shared bills as groups of this one, each once."""
+        if not self.shared:
+            return self
+        bills = {bill.bill_id: bill for bill in self.shared}.values()
+        return replace(
+            self,
+            consumptions=(*self.consumptions, *(group for bill in bills for group in bill.consumptions)),
+            flags=self.flags.union(*(bill.flags for bill in bills)),
+            shared=(),
+        )
 
     @property
     def usage(self) -> Usage:

@@ -177,4 +177,6 @@ class Conversation:
             shared = self._attached_to is not None or self._call.endpoint == "live"
             seen = replace(seen, deduplicate=shared)
         authorization = asked or leave(self._meter, self._call)
+        for bill in seen.shared if seen is not None else ():
+            self._write(Settling(self._meter, authorization, Outcome(status=status, observation=bill, last=False)))
         self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))

@@ -197,4 +197,5 @@ def joined(observations: Iterable[Observation]) -> Observation:
         raw_usage=raw or None,
         billable=any(part.billable for part in parts),
         deduplicate=all(part.deduplicate for part in parts),
+        shared=tuple(bill for part in parts for bill in part.shared),
     )

@@ -60,7 +60,7 @@ def observe(
         tool_models=_tool_models(model, wire),
     )
     context = Context(provider, name, request, final_only=False)
-    return dialect_for(provider, name).read_body(wire, context)
+    return dialect_for(provider, name).read_body(wire, context).with_shared()
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

@@ -50,8 +50,8 @@ def _bill(match: Match, answer: Answer, request_model: str | None, told: Mapping
     usage = Usage()
     if answer.meters is not None:
         usage = Usage(dict(answer.meters), answer.reasoning_tokens or 0)
-    elif wire is not None and answer.status < _FIRST_ERROR:
-        usage = _reader(match)(wire)
+    elif answer.status < _FIRST_ERROR:
+        usage = _read(match, wire)
     model = answer.model or told.get("model") or request_model
     part = Consumption(
         model=model, usage=usage, service_tier=answer.service_tier, prompt_tokens=usage.input_tokens or None
@@ -63,6 +63,16 @@ def _bill(match: Match, answer: Answer, request_model: str | None, told: Mapping
         wire_usage=wire,
         service_tier=answer.service_tier,
     )
+
+
+def _read(match: Match, wire: object) -> Usage:
+    """What a scripted usage object bills; nothing when it is none that a provider would send (then give ``meters``)."""
+    if not isinstance(wire, Mapping):
+        return Usage()
+    try:
+        return _reader(match)(cast("Mapping[str, Any]", wire))
+    except (AttributeError, TypeError, ValueError):
+        return Usage()
 
 
 def _reader(match: Match) -> Callable[[Mapping[str, Any]], Usage]:

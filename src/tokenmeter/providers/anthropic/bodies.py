@@ -29,9 +29,15 @@ def read_body(body: Any, context: Context) -> Observation:
     if is_array(body) and body:
         return joined(read_body(part, context) for part in body)
     if not is_object(body):
-        size = utf8_length(body) if isinstance(body, str) else 0
-        return read_body({}, replace(context, received=max(context.received, size)))
+        return _without_json(body, context)
     return _reader(body, context)(body, context)
+
+
+def _without_json(body: Any, context: Context) -> Observation:
+    """What is no answer at all: a page of a proxy's, half a line of a file. It has no identity to be billed once by."""
+    size = utf8_length(body) if isinstance(body, str) else 0
+    seen = read_body({}, replace(context, received=max(context.received, size)))
+    return replace(seen, deduplicate=False)
 
 
 def _reader(body: JSON, context: Context) -> _Reader:

@@ -40,7 +40,8 @@ def _without_json(body: Any, context: Context) -> Observation:
     if context.endpoint == "audio.speech":
         return media.speech(context)
     size = utf8_length(body) if isinstance(body, str) else 0
-    return _reader({}, context)({}, replace(context, received=max(context.received, size)))
+    seen = _reader({}, context)({}, replace(context, received=max(context.received, size)))
+    return replace(seen, deduplicate=False)  # there is no identity to be billed once by
 
 
 def _reader(body: JSON, context: Context) -> _Reader:

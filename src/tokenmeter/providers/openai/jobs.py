@@ -57,7 +57,7 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
     status = response.get("status_code")
     if body.get("error") or not response or (isinstance(status, int) and status >= _HTTP_ERROR):
         return Observation(response_id=text(body, "id"), billable=False)
-    inner = read(response.get("body"), replace(context, endpoint="batch line").in_batch())
+    inner = read(response.get("body"), replace(context, endpoint="batch line").in_batch()).with_shared()
     # Lines say service_tier "default"; "batch" is known from where they stand.
     groups = tuple(
         replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions

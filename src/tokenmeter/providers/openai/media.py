@@ -28,6 +28,7 @@ __all__ = [
 
 _ESTIMATED = frozenset({"estimated"})
 _SMALLEST_VIDEO = 720
+_LONGEST_SIDE = 6  # digits
 _DONE_WITHOUT_RESULT = frozenset({"failed", "cancelled"})
 
 
@@ -183,6 +184,6 @@ def video(body: JSON, context: Context) -> Observation:
 
 def _video_meter(size: str | None) -> str:
     """Pictures larger than the smallest size have prices, and so meters, of their own: ``seconds_video_1024p``."""
-    sides = [int(side) for side in (size or "").split("x") if side.isdecimal()]
+    sides = [int(side) for side in (size or "").split("x") if side.isdecimal() and len(side) < _LONGEST_SIDE]
     shorter = min(sides, default=_SMALLEST_VIDEO)
     return "seconds_video" if shorter <= _SMALLEST_VIDEO else f"seconds_video_{shorter}p"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from tokenmeter.providers import hosts
@@ -9,7 +10,7 @@ from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.shapes import Reading
+from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
@@ -23,12 +24,16 @@ _LOOPING_ITEMS = frozenset(
         "file_search_call",
         "image_generation_call",
         "mcp_call",
+        "shell_call",
         "tool_search_call",
         "web_search_call",
     }
 )
 _UNDER_WAY = frozenset({"queued", "in_progress"})
 _SMALLEST_CONTAINER = "1g"
+_SIZE = re.compile(r"\d{1,4}[a-z]{1,2}")
+#: 2026-06-02, from when on containers are billed by the minute (five at least) in place of sessions of 20 minutes.
+_MINUTES_BILLED = 1_780_358_400
 
 
 def response(body: JSON, context: Context) -> Observation:
@@ -54,6 +59,7 @@ def response(body: JSON, context: Context) -> Observation:
     pictures = _image_tool(body, items, context, flags)
     authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
     raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire or None
+    containers = _containers(body, items, context, model or context.request.model)
     return Observation(
         consumptions=(main, *pictures, *authors),
         response_model=model,
@@ -62,6 +68,7 @@ def response(body: JSON, context: Context) -> Observation:
         flags=reading.flags | flags,
         raw_usage=raw,
         deduplicate=True,
+        shared=containers,
     )
 
 
@@ -84,10 +91,10 @@ def _item_bytes(item: JSON) -> int:
 
 
 def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Quantity]:
-    """What hosted tools are billed by: searches and containers.
+    """What hosted tools are billed by, call for call: searches.
 
     ``tool_usage.web_search.num_requests`` is the billable count; only without it are search actions counted (opening a
-    page is none). A container bills once per session, however many calls ran in it.
+    page is none). The preview of the search tool has prices of its own.
     """
     if not items and "tool_usage" not in body:
         return {}
@@ -98,18 +105,75 @@ def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Qua
             for item in items
         )
     files = sum(item.get("type") == "file_search_call" for item in items)
-    containers = {text(item, "container_id") for item in items if item.get("type") == "code_interpreter_call"}
-    meters = {"web_searches": billed, "file_searches": files, _container_meter(body): len(containers)}
+    meters = {"web_searches_preview" if _searches_by_preview(body) else "web_searches": billed, "file_searches": files}
     return {meter: quantity for meter, quantity in meters.items() if quantity}
 
 
-def _container_meter(body: JSON) -> str:
-    """Containers with more memory than the smallest have prices, and so meters, of their own."""
+def _searches_by_preview(body: JSON) -> bool:
+    kinds = [text(tool, "type") or "" for tool in members(body, "tools")]
+    searches = [kind for kind in kinds if kind.startswith("web_search")]
+    return bool(searches) and all(kind.startswith("web_search_preview") for kind in searches)
+
+
+# -- containers, in which hosted tools run code; they outlive the response
+
+
+def _containers(body: JSON, items: list[JSON], context: Context, model: str | None) -> tuple[Observation, ...]:
+    """The bills of the containers that ran something: one for each, whatever runs in it later on.
+
+    It is billed by its life and its memory. The body tells of neither end of that life, so a session of 20 minutes is
+    taken, which was the unit until 2026-06-01; since then the minutes are billed.
+    """
+    found: dict[str | None, tuple[str, frozenset[str]]] = {}
+    for item in items:
+        kind = item.get("type")
+        if kind == "code_interpreter_call":
+            found.setdefault(text(item, "container_id"), _container_meter(body, "code_interpreter", "container"))
+        elif kind == "shell_call" and (where := _shell_container(body, item)) is not None:
+            found.setdefault(where or None, _container_meter(body, "shell", "environment"))
+    created = count(body, "created_at", flags=set())
+    by_the_minute = created is None or created >= _MINUTES_BILLED
+    assumed = frozenset({"container_time_assumed"}) if by_the_minute else NO_FLAGS
+    bills: list[Observation] = []
+    for identity, (meter, flags) in found.items():
+        group = context.consumption(Reading(Usage({meter: 1})), model=model, role="container")
+        bills.append(
+            Observation(
+                consumptions=(group,),
+                response_model=model,
+                response_id=identity or text(body, "id"),
+                flags=flags | assumed,
+                deduplicate=True,
+                # One without a name can only be known by its response.
+                bill_id=f"containers/{identity}" if identity else f"{text(body, 'id')}/container",
+            )
+        )
+    return tuple(bills)
+
+
+def _shell_container(body: JSON, item: JSON) -> str | None:
+    """The container a shell call ran in; empty for one without a name, None for a machine of the caller's own."""
+    where = section(item, "environment")
+    if not where:
+        shells = (tool for tool in members(body, "tools") if tool.get("type") == "shell")
+        where = next((section(tool, "environment") for tool in shells), where)
+    kind = text(where, "type") or "local"
+    return (text(where, "container_id") or "") if kind.startswith("container") else None
+
+
+def _container_meter(body: JSON, tool_type: str, key: str) -> tuple[str, frozenset[str]]:
+    """The meter of a container by its memory, which its tool's configuration names; else the smallest is assumed."""
     for tool in members(body, "tools"):
-        limit = text(section(tool, "container"), "memory_limit")
-        if limit and limit != _SMALLEST_CONTAINER:
-            return f"container_sessions_{limit}"
-    return "container_sessions"
+        config = tool.get(key)
+        if tool.get("type") != tool_type:
+            continue
+        if isinstance(config, str) or text(section(tool, key), "container_id"):
+            return "container_sessions", frozenset({"container_size_assumed"})
+        limit = text(section(tool, key), "memory_limit") or _SMALLEST_CONTAINER
+        if limit == _SMALLEST_CONTAINER:
+            break
+        return f"container_sessions_{limit if _SIZE.fullmatch(limit) else 'unknown'}", NO_FLAGS
+    return "container_sessions", NO_FLAGS
 
 
 def _image_tool(body: JSON, items: list[JSON], context: Context, flags: set[str]) -> list[Consumption]:

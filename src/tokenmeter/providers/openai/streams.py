@@ -144,7 +144,7 @@ class ResponseStream:
         elif kind == "response.output_item.done":
             item = section(event, "item")
             if str(item.get("type")).endswith("_call"):
-                kept = ("type", "status", "container_id", "action", "svg_usage")
+                kept = ("type", "status", "container_id", "environment", "action", "svg_usage")
                 self._items.append({key: item[key] for key in kept if key in item})
 
     def observation(self) -> Observation:

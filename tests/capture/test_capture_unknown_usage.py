@@ -1,0 +1,196 @@
+"""Hosts that count badly: what a live call records, and what a hard cap makes of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tokenmeter import Budget, BudgetExceededError
+from tokenmeter.default import make_meter
+
+WORDS = "The sea is wide, and it is deep. " * 12  # 396 bytes: 99 tokens by estimate
+CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Tell me about the sea. " * 40}]}
+MESSAGE = {**CHAT, "model": "claude-sonnet-5", "max_tokens": 300}
+ZERO_CHAT = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+ZERO_MESSAGE = {"input_tokens": 0, "output_tokens": 0}
+SLOPPY_CHAT = {
+    "null": None,
+    "empty": {},
+    "zeros": ZERO_CHAT,
+    "unknown names": {"tokens": 1000},
+    "fractions": {"prompt_tokens": 900.5, "completion_tokens": 900.5},
+    "negative": {"prompt_tokens": -900, "completion_tokens": -900},
+    "words": {"prompt_tokens": "many", "completion_tokens": "some"},
+}
+SLOPPY_MESSAGE = {
+    "null": None,
+    "empty": {},
+    "zeros": ZERO_MESSAGE,
+    "fractions": {"input_tokens": 900.5, "output_tokens": 900.5},
+    "negative": {"input_tokens": -900, "output_tokens": -900},
+}
+
+
+def completion(usage):
+    message = {"role": "assistant", "content": WORDS}
+    choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+    body = {"id": "c", "object": "chat.completion", "created": 1, "model": "gpt-5-mini"}
+    return {**body, "choices": choices, "usage": usage}
+
+
+def message(usage):
+    content = [{"type": "text", "text": WORDS}]
+    body = {"id": "m", "type": "message", "role": "assistant", "model": "claude-sonnet-5", "content": content}
+    return {**body, "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
+
+
+def chunks(usage):
+    base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5-mini"}
+    yield {**base, "choices": [{"index": 0, "delta": {"role": "assistant", "content": WORDS}, "finish_reason": None}]}
+    yield {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage}
+    yield "data: [DONE]\n\n"
+
+
+def events(usage):
+    yield {"type": "message_start", "message": {**message(usage), "content": [], "stop_reason": None}}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": WORDS}}
+    yield {"type": "content_block_stop", "index": 0}
+    yield {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+    yield {"type": "message_stop"}
+
+
+@pytest.mark.parametrize("usage", SLOPPY_CHAT.values(), ids=SLOPPY_CHAT)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_counts_badly_is_estimated(usage, stream, clients, books, provider):
+    if stream:
+        provider.answer(events=list(chunks(usage)))
+        list(clients.openai().chat.completions.create(**CHAT, stream=True))
+    else:
+        provider.answer(body=completion(usage))
+        clients.openai().chat.completions.create(**CHAT)
+    entry = books.one()
+    assert entry.usage["output"] == 99
+    assert entry.usage["input"] > 200
+    assert entry.cost_source == "estimated"
+    assert "estimated" in entry.flags
+
+
+@pytest.mark.parametrize("usage", SLOPPY_MESSAGE.values(), ids=SLOPPY_MESSAGE)
+def test_a_message_that_counts_badly_is_estimated(usage, clients, books, provider):
+    provider.answer(body=message(usage))
+    clients.anthropic().messages.create(**MESSAGE)
+    entry = books.one()
+    assert entry.usage["output"] == 99
+    assert entry.usage["input"] > 200
+    assert entry.cost_source == "estimated"
+
+
+@pytest.mark.parametrize("usage", [ZERO_MESSAGE, {"input_tokens": "x", "output_tokens": 1}], ids=["zeros", "no count"])
+def test_a_stream_of_messages_that_counts_badly_is_estimated(usage, clients, books, provider):
+    provider.answer(events=list(events(usage)))
+    list(clients.anthropic().messages.create(**MESSAGE, stream=True))
+    entry = books.one()
+    assert entry.usage["input"] > 200
+    assert entry.cost_source == "estimated"
+
+
+def test_a_later_zero_is_no_news(clients, books, provider):
+    sent = list(events({"input_tokens": 120, "output_tokens": 1}))
+    sent[-2] = {**sent[-2], "usage": {"input_tokens": 0, "output_tokens": 8}}
+    provider.answer(events=sent)
+    list(clients.anthropic().messages.create(**MESSAGE, stream=True))
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 120, "output": 8}
+    assert entry.cost_source == "computed"
+
+
+def test_an_integer_in_another_dress_is_that_integer(clients, books, provider):
+    usage = {"prompt_tokens": "900", "completion_tokens": 900.0, "total_tokens": "1800"}
+    provider.answer(body=completion(usage))
+    clients.openai().chat.completions.create(**CHAT)
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 900, "output": 900}
+    assert (entry.cost_source, entry.flags) == ("computed", ("nonstandard_count",))
+
+
+def test_an_error_with_a_success_status_is_estimated(clients, books, provider):
+    provider.answer(body={"error": {"message": "upstream failed", "code": 502}})
+    clients.openai().chat.completions.create(**CHAT)
+    entry = books.one()
+    assert entry.usage["input"] > 200
+    assert entry.cost_source == "estimated"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [{"prompt_tokens": "900", "completion_tokens": "900"}, *SLOPPY_CHAT.values()],
+    ids=["text", *SLOPPY_CHAT],
+)
+def test_a_hard_cap_stops_calls_whose_usage_is_malformed(usage, clients, provider):
+    """A thousandth of a dollar is reached after a few calls of this size, however the host writes its counts."""
+    meter = make_meter(store="memory:", config={}, budgets=[Budget(name="tiny", limit_usd="0.001")])
+    clients.meter = meter
+    provider.answer(body=completion(usage), times=None)
+    client = clients.openai()
+    stopped = 0
+    for _ in range(40):
+        try:
+            client.chat.completions.create(**CHAT, max_completion_tokens=100)
+        except BudgetExceededError:
+            stopped += 1
+    meter.close()
+    assert 0 < stopped < 40
+
+
+# -- what is billed beside the usage
+
+
+def container_response(number, container, tool=None):
+    call = {"id": f"ci_{number}", "type": "code_interpreter_call", "status": "completed", "container_id": container}
+    body = {"id": f"resp_{number}", "object": "response", "created_at": 1765368000, "model": "gpt-5-nano"}
+    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+    tools = [tool or {"type": "code_interpreter", "container": {"type": "auto"}}]
+    rest = {"parallel_tool_calls": True, "tool_choice": "auto", "metadata": {}}
+    return {**body, "status": "completed", "output": [{**call, "code": "1"}], "tools": tools, "usage": usage, **rest}
+
+
+def ask(clients, **options):
+    client = clients.openai()
+    return client.responses.create(model="gpt-5-nano", input="Compute", **options)
+
+
+def test_a_container_is_billed_once_over_all_responses_that_use_it(clients, books, provider):
+    for number in range(3):
+        provider.answer(body=container_response(number, "cntr_5"))
+        ask(clients)
+    provider.answer(body=container_response(3, "cntr_6"))
+    ask(clients)
+    assert books.quantities() == {"input": 4000, "output": 400, "container_sessions": 2}
+    containers = [entry for entry in books.all() if entry.usage["container_sessions"]]
+    assert [str(entry.list_cost) for entry in containers] == ["0.030000000000", "0.030000000000"]
+    assert {entry.response_id for entry in containers} == {"cntr_5", "cntr_6"}
+
+
+def test_a_container_is_billed_once_in_a_stream_as_well(clients, books, provider):
+    for number in range(2):
+        body = container_response(number, "cntr_5")
+        provider.answer(
+            events=[
+                {
+                    "type": "response.created",
+                    "sequence_number": 0,
+                    "response": {**body, "usage": None},
+                },
+                {"type": "response.completed", "sequence_number": 1, "response": body},
+            ]
+        )
+        list(ask(clients, stream=True))
+    assert books.quantities() == {"input": 2000, "output": 200, "container_sessions": 1}
+
+
+def test_raw_usage_keeps_what_the_host_said(clients, books, provider):
+    provider.answer(body=completion({"tokens": 1000}))
+    clients.openai().chat.completions.create(**CHAT)
+    assert json.loads(books.one().raw_usage) == {"tokens": 1000}
