@@ -168,7 +168,7 @@ class InFlight:
             if seen.deduplicate and not polled and not self._background:
                 seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
             found.extend(
-                Settling(self.meter, self._authorization, exchange.outcome(bill, last=False)) for bill in seen.shared
+                Settling(self.meter, self.authorization, exchange.outcome(bill, last=False)) for bill in seen.shared
             )
             outcome = exchange.outcome(seen, last=not self._opened and number == len(exchanges))
             if polled:
