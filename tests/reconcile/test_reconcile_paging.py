@@ -9,6 +9,7 @@ import pytest
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import openai as openai_books
+from tokenmeter.reconciliation import reconcile
 from tokenmeter.reconciliation.paging import Pages
 
 
@@ -71,12 +72,12 @@ def test_an_async_client_is_refused_in_words():
 def test_an_interrupted_run_does_not_fetch_again(tmp_path):
     """Pages are remembered as they come, even when the last line was cut."""
     path, told = tmp_path / "pages.jsonl", []
-    Pages(resume=path).get("x", {"page": 1}, lambda: {"n": 1})
+    Pages(resume=path).get("x", {"page": 1}, lambda: {"data": [1]})
     with path.open("a") as file:
         file.write('{"key": "x')
     again = Pages(resume=path, progress=lambda *news: told.append(news))
-    assert again.get("x", {"page": 1}, lambda: pytest.fail("fetched again")) == {"n": 1}
-    assert again.get("x", {"page": 2}, lambda: {"n": 2}) == {"n": 2}
+    assert again.get("x", {"page": 1}, lambda: pytest.fail("fetched again")) == {"data": [1]}
+    assert again.get("x", {"page": 2}, lambda: {"data": [2]}) == {"data": [2]}
     assert [news[:2] for news in told] == [("x", 1), ("x", 2)]
 
 
@@ -93,7 +94,7 @@ def test_every_page_is_read():
             data = [{"start_time": start, "results": results}]
             return {"data": data, "has_more": first, "next_page": "next" if first else None}
 
-    statement = openai_books.fetch(Client(), parse_period("2026-11"), by=("model",), pages=Pages())
+    statement = openai_books.fetch(Client(), parse_period("2026-11"), by=("model",), pages=Pages(), rates={})
     assert [line.bucket.day.day for line in statement.usage] == [10, 11] * 3
     assert [line.amount for line in statement.costs] == [Decimal("0.5")] * 2
     assert asked[0].startswith("/organization/usage/completions?start_time=")
@@ -107,3 +108,56 @@ def test_a_second_run_with_the_same_file_agrees(ask, check, provider, tmp_path):
     before = len(provider.truth)
     assert check("openai", resume=tmp_path / "pages.jsonl").discrepancies == ()
     assert len(provider.truth) == before
+
+
+class Broken:
+    """A client whose reports misbehave as `page` says."""
+
+    base_url, api_key = "https://one.example", "sk-admin-1"
+
+    def __init__(self, page):
+        self.page = page
+
+    def get(self, _path, *, cast_to):
+        return self.page
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ({"data": [], "has_more": True, "next_page": "again"}, "same page of .* again and again"),
+        ({"data": [], "has_more": True, "next_page": None}, "goes on, but not where"),
+        ({"data": None, "has_more": False}, "has no list of data"),
+        ({"error": "nope"}, "has no list of data"),
+        ({"data": [{"results": [{}]}], "has_more": False}, "not in the shape they are documented in"),
+    ],
+)
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_reports_that_misbehave_end_with_words_and_are_never_half_compared(meter, provider, page, message):
+    with pytest.raises(ReconciliationError, match=message):
+        reconcile(meter.store, provider=provider, period="2026-10", source=Broken(page))
+
+
+def test_remembered_pages_belong_to_one_organization_and_key(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    Pages(resume=path, whose="a").get("x", {}, lambda: {"data": ["of a"]})
+    assert Pages(resume=path, whose="b").get("x", {}, lambda: {"data": ["of b"]}) == {"data": ["of b"]}
+    assert Pages(resume=path, whose="a").get("x", {}, lambda: pytest.fail("fetched")) == {"data": ["of a"]}
+    assert "sk-admin" not in path.read_text()
+
+
+def test_an_amount_in_another_currency_is_not_read_as_dollars(meter):
+    results = [{"line_item": "gpt-5, input", "amount": {"value": 1.5, "currency": "eur"}}]
+    costs = {"data": [{"start_time": 1791000000, "results": results}], "has_more": False}
+    usage = {"data": [], "has_more": False}
+
+    class Client(Broken):
+        def get(self, path, *, cast_to):
+            return costs if "/costs" in path else usage
+
+    with pytest.raises(ReconciliationError, match="is in EUR"):
+        reconcile(meter.store, provider="openai", period="2026-10", source=Client(None))
+    outcome = reconcile(
+        meter.store, provider="openai", period="2026-10", source=Client(None), exchange_rates={"eur": "1.10"}
+    )
+    assert outcome.theirs.cost == Decimal("1.65")

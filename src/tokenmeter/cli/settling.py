@@ -18,7 +18,6 @@ from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     BillPeriod,
-    Break,
     TzOption,
     pairs_of,
 )
@@ -80,7 +79,17 @@ def reconcile(
         list[str] | None, typer.Option("--column", help="NAME=HEADING, such as day=Date or cost=Amount.")
     ] = None,
     cost_unit: Annotated[str, typer.Option("--cost-unit", help="usd or cents, with --column.")] = "usd",
-    by: Break = "model",
+    by: Annotated[
+        str, typer.Option("--by", "-b", help="What to split by: model, api_key, project or workspace, service_tier.")
+    ] = "model",
+    rate: Annotated[
+        list[str] | None, typer.Option("--rate", help="EUR=1.08: US dollars per unit, where the bill is in euros.")
+    ] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="KEY_ID=ALIAS: the provider's id of a key.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="THEIRS=OURS: another name of a model.")] = None,
+    project: Annotated[
+        list[str] | None, typer.Option("--project", help="THEIRS=OURS: a project's or workspace's name.")
+    ] = None,
     reports: Annotated[str | None, typer.Option("--reports", help="Anthropic: analytics or classic.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="File that remembers fetched pages.")] = None,
     post: Annotated[bool, typer.Option("--post", help="Append the proposed adjustments.")] = False,
@@ -103,6 +112,10 @@ def reconcile(
                 reports=reports,
                 columns=pairs_of(column) if column else None,
                 cost_unit=cost_unit,
+                exchange_rates=pairs_of(rate or []),
+                keys=pairs_of(key or []),
+                models=pairs_of(model or []),
+                projects=pairs_of(project or []),
                 resume=resume,
                 progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
             )

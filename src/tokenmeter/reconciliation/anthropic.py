@@ -15,24 +15,42 @@ from urllib.parse import urlencode
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period, floor
-from tokenmeter.reconciliation.paging import Pages
-from tokenmeter.reconciliation.statement import TOKEN_CLASSES, Bucket, CostLine, ProviderStatement, UsageLine
+from tokenmeter.reconciliation.paging import Pages, next_token
+from tokenmeter.reconciliation.statement import (
+    TOKEN_CLASSES,
+    Bucket,
+    CostLine,
+    ProviderStatement,
+    UsageLine,
+    in_dollars,
+    kind_of_cost,
+    tier_name,
+)
 
 __all__ = ["ANALYTICS_GRAIN", "CLASSIC_GRAIN", "Generation", "dollars", "fetch", "token_counts"]
 
 Generation = Literal["analytics", "classic"]
-ANALYTICS_GRAIN = ("model", "api_key", "service_tier")
+ANALYTICS_GRAIN = ("model", "api_key", "project", "service_tier")
+_TRAFFIC = frozenset({"tokens", "web_search", "code_execution"})
 #: The older cost report knows no keys.
-CLASSIC_GRAIN = ("model", "service_tier")
+CLASSIC_GRAIN = ("model", "project", "service_tier")
 
 _CENTS = Decimal(100)
-_GROUP_BY = {"model": "model", "api_key": "api_key_id", "service_tier": "service_tier"}
+_GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "workspace_id", "service_tier": "service_tier"}
 _LONGEST = timedelta(days=31)
 _ITEMS, _BUCKETS = 1000, 31
 _PATH = "/v1/organizations"
 
 
-def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages, generation: Generation) -> ProviderStatement:
+def fetch(
+    client: Any,
+    period: Period,
+    *,
+    by: Sequence[str],
+    pages: Pages,
+    generation: Generation,
+    rates: Mapping[str, Decimal],
+) -> ProviderStatement:
     """Read the organization's usage and costs.
 
     Args:
@@ -41,6 +59,7 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages, gener
         by: Names of the generation's grain to split by.
         pages: Fetches.
         generation: Which reports.
+        rates: US dollars per unit of other currencies.
     """
     lines = _analytics if generation == "analytics" else _classic
     fields = [_GROUP_BY[name] for name in by]
@@ -53,7 +72,7 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages, gener
             usage += [UsageLine(_bucket(at, row, by), token_counts(row), row.get("requests")) for at, row in page.rows]
         for page in lines(client, "cost", part, fields, pages):
             watermark = page.watermark or watermark
-            costs += [CostLine(_bucket(at, row, by), _item(row), dollars(row["amount"])) for at, row in page.rows]
+            costs += [_cost_line(at, row, by, rates) for at, row in page.rows]
     return ProviderStatement(
         provider="anthropic",
         period=period,
@@ -85,12 +104,24 @@ def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items() if count}
 
 
+def _cost_line(at: datetime, row: Mapping[str, Any], by: Sequence[str], rates: Mapping[str, Decimal]) -> CostLine:
+    item = _item(row)
+    where = f"Anthropic's costs of {at.date()}"
+    amount = in_dollars(dollars(row["amount"]), row.get("currency"), rates, where=where)
+    told = " ".join(str(row.get(name) or "") for name in ("cost_type", "token_type", "description"))
+    kind = "usage" if row.get("cost_type") in _TRAFFIC else kind_of_cost(told, amount, model=row.get("model"))
+    return CostLine(_bucket(at, row, by), item, amount, kind)
+
+
 def _item(row: Mapping[str, Any]) -> str:
     return str(row.get("token_type") or row.get("cost_type") or row.get("description") or "")
 
 
 def _bucket(at: datetime, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
-    return Bucket(at.date(), **{name: row.get(_GROUP_BY[name]) for name in by})
+    told = {name: row.get(_GROUP_BY[name]) for name in by}
+    if "service_tier" in told:
+        told["service_tier"] = tier_name(told["service_tier"])
+    return Bucket(at.date(), **told)
 
 
 def _parts(period: Period) -> Iterator[tuple[datetime, datetime]]:
@@ -125,14 +156,15 @@ def _analytics(
     }
     method = getattr(client.beta.organization.analytics, report).list
     token: str | None = None
+    seen: set[str] = set()
     while True:
         asked = {**given, **({"page": token} if token else {})}
         page = pages.get(f"anthropic analytics {report}", asked, lambda asked=asked: method(**asked))  # type: ignore[misc]
         refreshed = page.get("data_refreshed_at")
         rows = [(_instant(item["starting_at"]), {**item["group"], **item[report]}) for item in page["data"]]
         yield _Page(rows, None if refreshed is None else _instant(refreshed))
-        token = page.get("next_page")
-        if not token:
+        token = next_token(page, seen, f"anthropic analytics {report}")
+        if token is None:
             return
 
 
@@ -146,16 +178,19 @@ def _classic(
         "ending_at": _zulu(end),
         "bucket_width": "1d",
         "limit": _BUCKETS,
-        "group_by[]": list(fields) if report == "usage" else ["description"],
+        "group_by[]": list(fields)
+        if report == "usage"
+        else ["description", *(name for name in fields if name == "workspace_id")],
     }
     token: str | None = None
+    seen: set[str] = set()
     while True:
         asked = {**given, **({"page": token} if token else {})}
         url = f"{_PATH}/{path}?{urlencode(asked, doseq=True)}"
         page = pages.get(f"anthropic {path}", asked, lambda url=url: client.get(url, cast_to=object))  # type: ignore[misc]
         yield _Page([(_instant(day["starting_at"]), row) for day in page["data"] for row in day["results"]])
-        token = page.get("next_page")
-        if not page.get("has_more") or not token:
+        token = next_token(page, seen, f"anthropic {path}")
+        if token is None:
             return
 
 

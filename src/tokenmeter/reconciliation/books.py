@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.reconciliation.statement import Bucket, ProviderStatement, class_of
+from tokenmeter.reconciliation.statement import Bucket, ProviderStatement, class_of, tier_name
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
 
-__all__ = ["Side", "align_models", "read_ledger"]
+__all__ = ["QUARTER", "LedgerSide", "Side", "align_models", "family_of", "read_ledger"]
 
 _TOOL_UNITS = frozenset({"Searches", "Sessions"})
-_DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
+#: Seconds.
+QUARTER = 900
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+_TURNED = re.compile(r"claude-([4-9](?:-\d)?)-([a-z]+)")
+#: A snapshot that costs something else than its family.
+_PRICED_APART = frozenset({"gpt-4o-2024-05-13"})
 
 
 @dataclass(slots=True)
@@ -60,7 +66,21 @@ class Side:
         return sum(count for name, count in self.tokens.items() if name != "web_searches")
 
 
-def read_ledger(store: Store, statement: ProviderStatement) -> dict[Bucket, Side]:
+@dataclass(frozen=True, slots=True)
+class LedgerSide:
+    """The ledger's side of a comparison.
+
+    Attributes:
+        sides: Bucket -> what the ledger has in it, in UTC days.
+        quarters: (quarter of an hour since the epoch, bucket without its day) -> tokens and cost: what days cut in
+            another zone would come to.
+    """
+
+    sides: Mapping[Bucket, Side]
+    quarters: Mapping[tuple[int, Bucket], tuple[int, Decimal]]
+
+
+def read_ledger(store: Store, statement: ProviderStatement) -> LedgerSide:
     """The ledger in the statement's buckets. Reads the period's entries once, one at a time."""
     which = EntryFilter(
         since=statement.period.start,
@@ -70,12 +90,13 @@ def read_ledger(store: Store, statement: ProviderStatement) -> dict[Bucket, Side
     reader = _Reader(statement)
     for entry in store.entries(which):
         reader.read(entry)
-    return reader.sides
+    return LedgerSide(reader.sides, reader.quarters)
 
 
 class _Reader:
     def __init__(self, statement: ProviderStatement) -> None:
         self.sides: dict[Bucket, Side] = {}
+        self.quarters: dict[tuple[int, Bucket], tuple[int, Decimal]] = {}
         self._statement = statement
         # A provider that bills tools without naming a model is compared with all of them together.
         self._tools_apart = any(cost.amount and cost.bucket.model is None for cost in statement.costs or ())
@@ -97,9 +118,11 @@ class _Reader:
                     main.waived[name] = main.waived.get(name, 0) + count
                 return
             main.count(counts)
+            self._note(entry, entry.model, counts, ZERO)
         for charge in entry.charges:
-            quantities = [(charge.sku_meter, charge.quantity)]
-            self._side(entry, charge.model or entry.model).count(_classes(quantities, self._statement.classes))
+            counts = _classes([(charge.sku_meter, charge.quantity)], self._statement.classes)
+            self._side(entry, charge.model or entry.model).count(counts)
+            self._note(entry, charge.model or entry.model, counts, ZERO)
         if entry.usage:
             main.requests = (main.requests or 0) + sign
             main.estimated += sign * (entry.cost_source == "estimated" or "estimated" in entry.flags)
@@ -113,22 +136,36 @@ class _Reader:
                 side.unpriced += 1
                 continue
             side.bill(charge.contracted_cost)
+            self._note(entry, None if apart else charge.model or entry.model, {}, charge.contracted_cost)
             rest = EXACT.subtract(rest, charge.contracted_cost)
             if entry.kind == "adjustment":
                 side.adjusted += charge.contracted_cost
         if rest:
             self._side(entry, entry.model).bill(rest)
+            self._note(entry, entry.model, {}, rest)
 
     def _side(self, entry: Entry, model: str | None) -> Side:
+        return self.sides.setdefault(self._bucket(entry, model), Side())
+
+    def _bucket(self, entry: Entry, model: str | None) -> Bucket:
         key = entry.api_key
+        batch = entry.service_tier == "batch" or any(
+            "processing=batch" in (one.price_id or "") for one in entry.charges
+        )
         told = {
             "model": model,
             "api_key": None if key is None else key.label,
-            "service_tier": entry.service_tier,
+            "project": entry.attribution.project,
+            "service_tier": tier_name(entry.service_tier, batch=batch),
         }
         day = entry.occurred_at.astimezone(UTC).date()
-        bucket = Bucket(day, **{name: told[name] for name in self._statement.grain})
-        return self.sides.setdefault(bucket, Side())
+        return Bucket(day, **{name: told[name] for name in self._statement.grain})
+
+    def _note(self, entry: Entry, model: str | None, tokens: Mapping[str, int], cost: Decimal) -> None:
+        quarter = int((entry.occurred_at - _EPOCH).total_seconds()) // QUARTER
+        key = quarter, self._bucket(entry, model)._replace(day=date.min)
+        count, sum_ = self.quarters.get(key, (0, ZERO))
+        self.quarters[key] = count + sum(tokens.values()), EXACT.add(sum_, cost)
 
 
 def _classes(quantities: Iterable[tuple[str, Quantity]], classes: Collection[str]) -> dict[str, int]:
@@ -143,13 +180,20 @@ def _classes(quantities: Iterable[tuple[str, Quantity]], classes: Collection[str
 def align_models(ours: Collection[str | None], theirs: Collection[str | None]) -> Callable[[str | None], str | None]:
     """How to name models so that both sides name them alike.
 
-    A name that both know stays. Where one says ``gpt-5-2025-08-07`` and the other ``gpt-5``, both become ``gpt-5``.
+    A name that both know stays. Where one says ``gpt-5-2025-08-07`` or ``Claude Haiku 4.5`` and the other ``gpt-5`` or
+    ``claude-haiku-4-5-20251001``, both become the name of the family, ``gpt-5`` or ``claude-haiku-4-5``.
     """
-    bases = [{_base(name) for name in names if name} for names in (ours, theirs)]
-    alone = {_base(name) for name in set(ours) ^ set(theirs) if name}
-    merged = alone & bases[0] & bases[1]
-    return lambda name: _base(name) if name and _base(name) in merged else name
+    families = [{family_of(name) for name in names if name} for names in (ours, theirs)]
+    alone = {family_of(name) for name in set(ours) ^ set(theirs) if name}
+    merged = alone & families[0] & families[1]
+    return lambda name: family_of(name) if name and family_of(name) in merged else name
 
 
-def _base(model: str) -> str:
-    return _DATED.sub("", model)
+def family_of(model: str) -> str:
+    """A model's name without its maker, its date and the ways people spell it."""
+    name = re.sub(r"[\s_.]+", "-", model.strip().lower()).rpartition("/")[2]
+    if name in _PRICED_APART:
+        return name
+    name = _DATED.sub("", name)
+    turned = _TURNED.fullmatch(name)  # claude-4.5-sonnet, as some resellers spell claude-sonnet-4-5
+    return f"claude-{turned[2]}-{turned[1]}" if turned else name

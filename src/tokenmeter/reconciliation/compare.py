@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
 from tokenmeter.money import EXACT, ONE, ZERO
-from tokenmeter.reconciliation.books import Side, align_models
-from tokenmeter.reconciliation.discrepancy import CAUSES, Cause, Discrepancy
-from tokenmeter.reconciliation.statement import Bucket, ProviderStatement
+from tokenmeter.periods import Period
+from tokenmeter.reconciliation.books import QUARTER, LedgerSide, Side, align_models
+from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.reconciliation.statement import Bucket, CostKind, ProviderStatement
 
 __all__ = ["Comparison", "compare"]
 
@@ -22,6 +23,11 @@ _SHARE = Decimal("0.005")
 _NOISE = Decimal("1E-9")
 _HALF = Decimal("0.5")
 _DAY = timedelta(days=1)
+_NO_TRAFFIC: Mapping[CostKind, Cause] = {"credit": "credit", "refund": "refund", "tax": "tax", "fee": "fee"}
+_DAY_QUARTERS = 86_400 // QUARTER
+_EPOCH_DAY = date(1970, 1, 1)
+#: So many days must differ, and agree once moved, before a statement is taken to be cut in another zone.
+_FEWEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class Comparison:
     ours: Mapping[Bucket, Side]
     theirs: Mapping[Bucket, Side]
     discrepancies: tuple[Discrepancy, ...]
+    notes: tuple[str, ...] = ()
 
 
 class _Rules(NamedTuple):
@@ -50,7 +57,7 @@ class _Rules(NamedTuple):
 
 
 def compare(
-    statement: ProviderStatement, ledger: Mapping[Bucket, Side], *, complete_until: datetime, tolerance: Decimal
+    statement: ProviderStatement, ledger: LedgerSide, *, complete_until: datetime, tolerance: Decimal
 ) -> Comparison:
     """Compare.
 
@@ -61,16 +68,120 @@ def compare(
         tolerance: US dollars per bucket up to which a small relative difference counts as rounding.
     """
     theirs = _their_sides(statement)
-    names = [{bucket.model for bucket in sides} for sides in (ledger, theirs)]
+    names = [{bucket.model for bucket in sides} for sides in (ledger.sides, theirs)]
     rename = align_models(*names)
-    ours, theirs = _renamed(ledger, rename), _renamed(theirs, rename)
-    rules = _Rules(statement.usage is not None, complete_until, tolerance, _quantum(statement))
+    ours, theirs = _renamed(ledger.sides, rename), _renamed(theirs, rename)
+    quantum = _quantum(statement) if statement.quantum is None else statement.quantum
+    rules = _Rules(statement.usage is not None, complete_until, tolerance, quantum)
     found = [
         discrepancy
         for bucket in sorted({*ours, *theirs}, key=_order)
         if (discrepancy := _judge(bucket, ours.get(bucket, Side()), theirs.get(bucket, Side()), statement, rules))
     ]
-    return Comparison(ours, theirs, tuple(_with_timing(found)))
+    notes: list[str] = []
+    found = _with_timing(found)
+    moved = [
+        (quarter, bucket._replace(model=rename(bucket.model)), *sums)
+        for (quarter, bucket), sums in ledger.quarters.items()
+    ]
+    if (offset := _zone_offset(statement.period, moved, theirs, found, rules)) is not None:
+        notes.append(f"The statement's days begin at {_clock(offset)}: have it cut in UTC, then compare again.")
+        found = [_now(one, "zone") if one.cause in POSTABLE | {"timing"} else one for one in found]
+    else:
+        found = _with_names(found, ours, theirs, rules)
+    return Comparison(ours, theirs, tuple(sorted((*found, *_no_traffic(statement)), key=_place)), tuple(notes))
+
+
+def _place(one: Discrepancy) -> tuple[object, ...]:
+    return *_order(one.bucket), one.cause
+
+
+def _no_traffic(statement: ProviderStatement) -> Iterator[Discrepancy]:
+    """Credits, refunds, tax and fees: each is its own cause, by day and item."""
+    sums: dict[tuple[date, Cause, str], Decimal] = {}
+    for cost in statement.costs or ():
+        if (cause := _NO_TRAFFIC.get(cost.kind)) and cost.amount:
+            key = cost.bucket.day, cause, cost.item
+            sums[key] = EXACT.add(sums.get(key, ZERO), cost.amount)
+    for (day, cause, item), amount in sums.items():
+        detail = f"{CAUSES[cause]}; {item}" if item else CAUSES[cause]
+        yield Discrepancy(bucket=Bucket(day), cause=cause, amount=amount, theirs_cost=amount, detail=detail)
+
+
+def _now(one: Discrepancy, cause: Cause) -> Discrepancy:
+    return replace(one, cause=cause, detail=CAUSES[cause])
+
+
+def _with_names(
+    found: Sequence[Discrepancy], ours: Mapping[Bucket, Side], theirs: Mapping[Bucket, Side], rules: _Rules
+) -> list[Discrepancy]:
+    """Traffic of one side that the other has under another model's name is no reason to adjust anything."""
+    models = [{bucket.model for bucket, side in sides.items() if side.tokens or side.cost} for sides in (ours, theirs)]
+    strangers = not models[0] & models[1] and None not in models[0] | models[1] and all(models)
+    only_theirs = [one for one in found if one.cause == "unrecorded" and not one.ours_tokens and not one.ours_cost]
+    only_ours = [one for one in found if one.cause in {"unbilled", "estimated"}]
+    only_ours = [one for one in only_ours if not one.theirs_tokens and not one.theirs_cost]
+    pairs: set[Bucket] = set()
+    for one in only_theirs:
+        for other in only_ours:
+            where = one.bucket._replace(model=None) == other.bucket._replace(model=None)
+            if where and other.bucket not in pairs and _mirrors(one, other, theirs[one.bucket].lines, rules):
+                pairs |= {one.bucket, other.bucket}
+                break
+    return [
+        _now(one, "names") if one.cause in POSTABLE and (strangers or one.bucket in pairs) else one for one in found
+    ]
+
+
+def _mirrors(one: Discrepancy, other: Discrepancy, lines: int, rules: _Rules) -> bool:
+    if rules.has_usage:
+        return {name: -count for name, count in one.tokens.items()} == dict(other.tokens)
+    off = abs(EXACT.add(one.amount or ZERO, other.amount or ZERO))
+    return off <= max(EXACT.multiply(rules.quantum, Decimal(lines)) * _HALF, _NOISE)
+
+
+def _zone_offset(
+    period: Period,
+    quarters: Sequence[tuple[int, Bucket, int, Decimal]],
+    theirs: Mapping[Bucket, Side],
+    found: Iterable[Discrepancy],
+    rules: _Rules,
+) -> timedelta | None:
+    """How far from UTC the statement's days begin, if that explains what differs; None if not.
+
+    The first and the last day are left out: what moves over the period's ends cannot be seen.
+    """
+    first, last = period.start.date(), (period.end - _DAY).date()
+    inner = {bucket: side for bucket, side in theirs.items() if first < bucket.day < last}
+    differing = [one for one in found if one.cause in POSTABLE | {"timing"} and first < one.bucket.day < last]
+    if len(differing) < _FEWEST or len(inner) < _FEWEST:
+        return None
+    for steps in sorted(range(-_DAY_QUARTERS, _DAY_QUARTERS + 1), key=lambda count: (count % 4 != 0, abs(count))):
+        if not steps:
+            continue
+        days: dict[Bucket, tuple[int, Decimal]] = {}
+        for quarter, bucket, tokens, cost in quarters:
+            day = _EPOCH_DAY + timedelta(days=(quarter + steps) // _DAY_QUARTERS)
+            if first < day < last:
+                known = days.get(bucket._replace(day=day), (0, ZERO))
+                days[bucket._replace(day=day)] = known[0] + tokens, EXACT.add(known[1], cost)
+        if days.keys() == inner.keys() and all(_agrees(days[bucket], side, rules) for bucket, side in inner.items()):
+            return timedelta(seconds=steps * QUARTER)
+    return None
+
+
+def _agrees(ours: tuple[int, Decimal], theirs: Side, rules: _Rules) -> bool:
+    if rules.has_usage and ours[0] != sum(theirs.tokens.values()):
+        return False
+    if theirs.cost is None:
+        return rules.has_usage
+    steps = EXACT.multiply(rules.quantum, Decimal(theirs.lines))
+    return abs(EXACT.subtract(ours[1], theirs.cost)) <= max(EXACT.multiply(steps, _HALF), _NOISE)
+
+
+def _clock(offset: timedelta) -> str:
+    minutes = int(offset.total_seconds()) // 60
+    return f"UTC{'+' if minutes >= 0 else '-'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
 
 
 def _order(bucket: Bucket) -> tuple[object, ...]:
@@ -85,7 +196,8 @@ def _their_sides(statement: ProviderStatement) -> dict[Bucket, Side]:
         if line.requests is not None:
             side.requests = (side.requests or 0) + line.requests
     for cost in statement.costs or ():
-        sides.setdefault(cost.bucket, Side()).bill(cost.amount)
+        if cost.kind == "usage":
+            sides.setdefault(cost.bucket, Side()).bill(cost.amount)
     return sides
 
 
@@ -115,10 +227,10 @@ def _joined(one: Side, other: Side) -> Side:
 
 
 def _quantum(statement: ProviderStatement) -> Decimal:
-    """The finest decimal any of the statement's amounts uses."""
-    exponents = [cost.amount.normalize().as_tuple().exponent for cost in statement.costs or () if cost.amount]
+    """The finest decimal any of the statement's amounts is written with."""
+    exponents = [cost.amount.as_tuple().exponent for cost in statement.costs or () if cost.amount]
     finest = min((exponent for exponent in exponents if isinstance(exponent, int)), default=-12)
-    return ONE.scaleb(min(finest, 0))
+    return ONE.scaleb(min(finest, 0), context=EXACT)
 
 
 def _judge(bucket: Bucket, ours: Side, theirs: Side, statement: ProviderStatement, rules: _Rules) -> Discrepancy | None:
@@ -189,11 +301,12 @@ def _by_money(amount: Decimal | None, ours: Side, theirs: Side, rules: _Rules) -
     ratio = EXACT.divide(its, mine) if mine else ZERO
     if _is_hundredfold(ratio):
         return "unit", f"theirs is {ratio:.4f} times ours"
-    if abs(amount) <= rules.quantum * _HALF * max(1, theirs.lines):
+    both = ours.cost is not None and theirs.cost is not None
+    if both and abs(amount) <= EXACT.multiply(EXACT.multiply(rules.quantum, _HALF), Decimal(max(1, theirs.lines))):
         return "rounding", f"{theirs.lines} amounts in steps of ${rules.quantum:f}"
     if ours.unpriced:
         return "unpriced", f"{ours.unpriced} of our charges"
-    if abs(amount) <= min(rules.tolerance, abs(its) * _SHARE):
+    if both and abs(amount) <= min(rules.tolerance, EXACT.multiply(abs(its), _SHARE)):
         return "rounding", "within the tolerance"
     return _one_sided(mine, its) or ("price", f"theirs is {ratio:.4f} times ours")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tokenmeter.money import quantize
 from tokenmeter.reconciliation.statement import Bucket
 
-__all__ = ["CAUSES", "POSTABLE", "Cause", "Discrepancy"]
+__all__ = ["CAUSES", "HARMLESS", "POSTABLE", "Cause", "Discrepancy"]
 
 Cause = Literal[
     "unrecorded",
@@ -21,6 +21,12 @@ Cause = Literal[
     "unpriced",
     "unit",
     "cache_convention",
+    "names",
+    "zone",
+    "credit",
+    "refund",
+    "tax",
+    "fee",
     "late",
     "timing",
     "requests",
@@ -30,12 +36,18 @@ Cause = Literal[
 CAUSES: Mapping[Cause, str] = {
     "unit": "amounts a hundredfold apart: cents were taken for dollars, or the other way round",
     "cache_convention": "cached tokens were counted in the input as well: one side's input includes them",
+    "zone": "the statement's days are cut in another time zone",
+    "names": "the same traffic under another name of the model",
     "unrecorded": "the provider counted traffic that did not pass tokenmeter",
     "price": "the same tokens, at another price",
     "unpriced": "the ledger does not know the price",
     "unbilled": "the ledger has what the provider did not count: aborted or failed calls",
     "estimated": "the ledger estimated usage that the provider counted",
     "refused": "the usage report counts refused answers, which are not billed",
+    "credit": "a credit or grant: no traffic, so nothing a ledger of calls could have",
+    "refund": "money given back: no traffic",
+    "tax": "tax on the provider's bill: no traffic",
+    "fee": "a fee, seats, support or rounding on the provider's bill: no traffic",
     "late": "the provider's report is not complete yet",
     "timing": "the same traffic on the neighbouring day: calls around midnight UTC",
     "requests": "the same tokens in another number of requests",
@@ -43,6 +55,10 @@ CAUSES: Mapping[Cause, str] = {
 }
 #: Causes for which an adjustment can be proposed; the others are no money, or will pass.
 POSTABLE: frozenset[Cause] = frozenset({"unrecorded", "price", "unpriced", "unbilled", "estimated"})
+#: Causes that need nobody's attention: explained, or no money.
+HARMLESS: frozenset[Cause] = frozenset(
+    {"rounding", "late", "timing", "requests", "refused", "credit", "refund", "tax", "fee"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,7 @@ class Discrepancy:
             "day": self.bucket.day.isoformat(),
             "model": self.bucket.model,
             "api_key": self.bucket.api_key,
+            "project": self.bucket.project,
             "service_tier": self.bucket.service_tier,
             "cause": self.cause,
             **{name: None if value is None else f"{quantize(value):f}" for name, value in money.items()},

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
-from tokenmeter.money import EXACT
+from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.openai import item_model
-from tokenmeter.reconciliation.statement import TOKEN_CLASSES, Bucket, CostLine, ProviderStatement, UsageLine
+from tokenmeter.reconciliation.statement import (
+    GRAIN,
+    TOKEN_CLASSES,
+    Bucket,
+    CostLine,
+    ProviderStatement,
+    UsageLine,
+    in_dollars,
+    kind_of_cost,
+    tier_name,
+)
 
-__all__ = ["COLUMNS", "Columns", "read_files"]
+__all__ = ["COLUMNS", "Columns", "model_id", "read_files"]
 
 CostUnit = Literal["usd", "cents"]
-#: What a column map can name. A list of columns is summed.
-COLUMNS = (
-    *("day", "model", "api_key", "service_tier", "requests", "item", "cost"),
-    *("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches"),
-)
 _COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")
+#: What a column map can name. A list of columns is summed.
+COLUMNS = ("day", *GRAIN, "requests", "item", "cost", "currency", *_COUNTS)
+_CENT = Decimal("0.01")
+#: An OpenAI month without use: its export has these columns only.
+_EMPTY = {"start_time", "end_time", "start_time_iso", "end_time_iso"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +49,15 @@ class Columns:
             ``input_including_cache`` with it.
         cost_unit: ``usd`` or ``cents``.
         provider: Whose export it is known to be; None for a map of the user's.
+        batch: Heading that says whether it ran in a batch.
+        quantum: To what its amounts are rounded, US dollars; None = as they are written.
     """
 
     names: Mapping[str, tuple[str, ...]]
     cost_unit: CostUnit = "usd"
     provider: str | None = None
+    batch: str | None = None
+    quantum: Decimal | None = None
 
     @classmethod
     def parse(cls, columns: Mapping[str, str | Sequence[str]], *, cost_unit: str) -> Columns:
@@ -63,39 +80,80 @@ class Columns:
             return cls(names, "cents")
         raise ConfigurationError(f"cost_unit is 'usd' or 'cents', not {cost_unit!r}.")
 
+    @property
+    def counts(self) -> bool:
+        """Whether it counts usage."""
+        return any(name in self.names for name in _COUNTS)
 
-def _known(provider: str, **names: str | tuple[str, ...]) -> Columns:
-    return Columns({name: (one,) if isinstance(one, str) else one for name, one in names.items()}, "usd", provider)
+
+def _known(provider: str, *, batch: str | None = None, quantum: Decimal | None = None, **names: str) -> Columns:
+    split = {name: tuple(headings.split()) for name, headings in names.items()}
+    return Columns(split, "usd", provider, batch, quantum)
 
 
-#: The consoles' exports, most telling first. A heading after ``?`` may be missing.
+#: The consoles' exports, most telling first. A heading after ``?`` may be missing: consoles add columns over the years.
 _EXPORTS: tuple[Columns, ...] = (
     _known(
         "openai",
+        batch="batch",
         day="start_time",
         model="model",
         api_key="?api_key_id",
+        project="?project_id",
         service_tier="?service_tier",
         requests="num_model_requests",
         input_including_cache="input_tokens",
-        cache_read="input_cached_tokens",
+        cache_read="?input_cached_tokens",
         cache_write="?input_cache_write_tokens",
         output="output_tokens",
     ),
-    _known("openai", day="start_time", cost="amount_value", item="line_item", api_key="?api_key_id"),
+    _known(
+        "openai",
+        day="start_time",
+        cost="amount_value",
+        currency="?amount_currency",
+        item="?line_item",
+        api_key="?api_key_id",
+        project="?project_id",
+    ),
     _known(
         "anthropic",
+        batch="usage_type",
         day="usage_date_utc",
         model="model_version",
         api_key="?api_key",
+        project="?workspace",
+        service_tier="?usage_type",
         input="usage_input_tokens_no_cache",
-        cache_read="usage_input_tokens_cache_read",
-        cache_write=("usage_input_tokens_cache_write_5m", "usage_input_tokens_cache_write_1h"),
+        cache_read="?usage_input_tokens_cache_read",
+        cache_write="?usage_input_tokens_cache_write ?usage_input_tokens_cache_write_5m "
+        "?usage_input_tokens_cache_write_1h",
         output="usage_output_tokens",
         web_searches="?web_search_count",
     ),
-    _known("anthropic", day="usage_date_utc", model="model", api_key="?api_key", item="?token_type", cost="cost_usd"),
+    _known(
+        "anthropic",
+        quantum=_CENT,
+        day="usage_date_utc",
+        model="model",
+        api_key="?api_key",
+        project="?workspace",
+        item="?cost_type ?token_type",
+        cost="cost_usd",
+    ),
 )
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What the files said so far."""
+
+    grain: list[str]
+    usage: list[UsageLine] | None = None
+    costs: list[CostLine] | None = None
+    classes: set[str] = field(default_factory=set[str])
+    quanta: set[Decimal | None] = field(default_factory=set["Decimal | None"])
+    notes: list[str] = field(default_factory=list[str])
 
 
 def read_files(
@@ -106,8 +164,11 @@ def read_files(
     by: Sequence[str],
     columns: Mapping[str, str | Sequence[str]] | None = None,
     cost_unit: str = "usd",
+    exchange_rates: Mapping[str, Decimal] | None = None,
 ) -> ProviderStatement:
     """The statement in one or several CSV files; usage and costs may be in different ones.
+
+    A file given twice, and rows that stand in two files alike, count once; `ProviderStatement.notes` names them.
 
     Args:
         paths: The files; separated by comma, semicolon or tab.
@@ -116,45 +177,87 @@ def read_files(
         by: What to split by; what a file does not tell is not split by.
         columns: See `Columns.names`; None = known by the headings.
         cost_unit: Unit of the cost column of a map.
+        exchange_rates: US dollars per unit of a currency that amounts are in: ``{"EUR": Decimal("1.08")}``.
 
     Raises:
         ConfigurationError: the map does not fit.
-        ReconciliationError: a file cannot be read, or its headings are not known.
+        ReconciliationError: a file cannot be read, its headings are not known, or its amounts are in another currency.
     """
     given = None if columns is None else Columns.parse(columns, cost_unit=cost_unit)
-    usage: list[UsageLine] | None = None
-    costs: list[CostLine] | None = None
-    grain = list(by)
-    classes: set[str] = set()
+    found = _Gathered(list(by))
+    digests: dict[str, Path] = {}
+    seen: dict[tuple[str, ...], Path] = {}
     for path in map(Path, paths):
-        headings, rows = _read(path)
+        text = _text(path)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if digest in digests:
+            found.notes.append(f"{path.name} is the same file as {digests[digest].name}; it counts once.")
+            continue
+        digests[digest] = path
+        headings, rows = _table(text)
+        if given is None and provider == "openai" and set(headings) == _EMPTY:
+            _note_empty(path, found)
+            continue
         how = _fitting(given, headings, path) if given else _recognised(headings, path, provider)
-        grain = [name for name in grain if name in how.names or (name == "model" and "item" in how.names)]
-        for number, row in enumerate(rows, start=2):
-            line = _Row(row, how, path, number)
-            if not period.start.date() <= line.day < period.end.date():
-                continue
-            if how.names.keys() & set(_COUNTS):
-                usage = usage or []
-                usage.append(UsageLine(line.bucket, line.counts, line.requests))
-            if "cost" in how.names:
-                costs = costs or []
-                costs.append(CostLine(line.bucket, line.text("item") or "", line.cost))
-        counted = how.names.keys() & set(_COUNTS)
-        classes |= {"input" if name == "input_including_cache" else name for name in counted}
-        usage = [] if counted and usage is None else usage
-        costs = [] if "cost" in how.names and costs is None else costs
-    if costs and not any(line.bucket.model for line in costs if line.amount):
+        lines = (_Row(row, how, path, number) for number, row in _once(path, rows, seen, found.notes))
+        _read(found, how, lines, period=period, rates=exchange_rates or {})
+    return _statement(found, paths, provider, period)
+
+
+def _note_empty(path: Path, found: _Gathered) -> None:
+    """A month without use."""
+    if "usage" in path.name.lower():
+        found.usage = found.usage or []
+        found.classes |= set(TOKEN_CLASSES)
+    else:
+        found.costs = found.costs or []
+
+
+def _read(
+    found: _Gathered,
+    how: Columns,
+    lines: Iterator[_Row],
+    *,
+    period: Period,
+    rates: Mapping[str, Decimal],
+) -> None:
+    told = {name for name in GRAIN if name in how.names or (name == "model" and "item" in how.names)}
+    found.grain = [name for name in found.grain if name in told]
+    if how.counts:
+        found.usage = found.usage or []
+        counted = {name for name in _COUNTS if name in how.names}
+        found.classes |= {"input" if name == "input_including_cache" else name for name in counted}
+    if "cost" in how.names:
+        found.costs = found.costs or []
+        found.quanta.add(how.quantum)
+    for line in lines:
+        if not period.start.date() <= line.day < period.end.date():
+            continue
+        if how.counts and found.usage is not None:
+            found.usage.append(UsageLine(line.bucket, line.counts, line.requests))
+        if "cost" in how.names and found.costs is not None and not line.is_empty_bucket:
+            amount = line.dollars(rates)
+            kind = kind_of_cost(line.item, amount, model=line.bucket.model)
+            found.costs.append(CostLine(line.bucket, line.item, amount, kind))
+
+
+def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, period: Period) -> ProviderStatement:
+    grain = found.grain
+    traffic = [line for line in found.costs or () if line.kind == "usage" and line.amount]
+    if traffic and not any(line.bucket.model for line in traffic):
         grain = [name for name in grain if name != "model"]  # whole days' costs: nothing says of which model
+    usage, costs = found.usage, found.costs
     return ProviderStatement(
         provider=provider,
         period=period,
-        source=", ".join(Path(path).name for path in paths),
+        source=", ".join(dict.fromkeys(Path(path).name for path in paths)),
         grain=tuple(grain),
         usage=None if usage is None else tuple(replace(line, bucket=_only(line.bucket, grain)) for line in usage),
         costs=None if costs is None else tuple(replace(line, bucket=_only(line.bucket, grain)) for line in costs),
-        classes=tuple(name for name in (*TOKEN_CLASSES, "web_searches") if name in classes),
+        classes=tuple(name for name in (*TOKEN_CLASSES, "web_searches") if name in found.classes),
         tokenless=("images.", "audio.", "videos", "fine_tuning"),
+        quantum=next(iter(found.quanta)) if len(found.quanta) == 1 else None,
+        notes=tuple(found.notes),
     )
 
 
@@ -162,26 +265,59 @@ def _only(bucket: Bucket, grain: Sequence[str]) -> Bucket:
     return Bucket(bucket.day, **{name: getattr(bucket, name) for name in grain})
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ReconciliationError(f"{path} cannot be read: {error}.") from error
+
+
+def _table(text: str) -> tuple[list[str], list[dict[str, str]]]:
     first = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=first.count))
-    return [name.strip() for name in reader.fieldnames or ()], [
-        {str(name).strip(): value or "" for name, value in row.items() if isinstance(value, (str, type(None)))}
-        for row in reader
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    headings = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = headings
+    return headings, [
+        {name: value or "" for name, value in row.items() if isinstance(value, (str, type(None)))} for row in reader
     ]
+
+
+def _once(
+    path: Path, rows: Sequence[dict[str, str]], seen: dict[tuple[str, ...], Path], notes: list[str]
+) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Rows with their lines, without those that another file has, word for word."""
+    own: dict[tuple[str, ...], int] = {}
+    repeated: dict[str, int] = {}
+    twice = 0
+    for number, row in enumerate(rows, start=2):
+        cells = tuple(f"{name}={value}" for name, value in row.items())
+        before = seen.get(cells)
+        if before is not None and any(row.values()):
+            repeated[before.name] = repeated.get(before.name, 0) + 1
+            continue
+        twice += cells in own
+        own[cells] = number
+        yield number, row
+    seen.update(dict.fromkeys(own, path))
+    notes += [
+        f"{count} rows of {path.name} stand in {name} as well; they count once." for name, count in repeated.items()
+    ]
+    if twice:
+        notes.append(f"{twice} rows of {path.name} are word for word another row of it; each counts.")
 
 
 def _recognised(headings: Sequence[str], path: Path, provider: str) -> Columns:
     for export in _EXPORTS:
         wanted = [one for names in export.names.values() for one in names]
         if export.provider == provider and all(one in headings for one in wanted if not one.startswith("?")):
-            kept = {name: tuple(one.removeprefix("?") for one in names) for name, names in export.names.items()}
+            kept = {
+                name: tuple(one.removeprefix("?") for one in names if one.removeprefix("?") in headings)
+                for name, names in export.names.items()
+            }
             return replace(
-                export, names={name: ones for name, ones in kept.items() if all(one in headings for one in ones)}
+                export,
+                names={name: ones for name, ones in kept.items() if ones},
+                batch=export.batch if export.batch in headings else None,
             )
     raise ReconciliationError(
         f"{path} is not a known export of {provider}; say what is what with columns={{'day': ..., 'model': ..., "
@@ -194,6 +330,17 @@ def _fitting(columns: Columns, headings: Sequence[str], path: Path) -> Columns:
     if missing:
         raise ConfigurationError(f"{path} has no column {missing[0]!r}; its headings: {', '.join(headings) or 'none'}.")
     return columns
+
+
+def model_id(name: str) -> str:
+    """A model's id from the name that Anthropic's console shows; a name that is an id already stays.
+
+    ``Claude 3.5 Sonnet 2024-10-22`` is ``claude-3-5-sonnet-20241022``, ``Claude Haiku 4.5`` ``claude-haiku-4-5``.
+    """
+    if " " not in name.strip():
+        return name.strip()
+    words = re.sub(r"(\d{4})-(\d{2})-(\d{2})", r"\1\2\3", name.strip().lower())
+    return re.sub(r"[\s.]+", "-", words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,18 +361,35 @@ class _Row:
             if cell.isdigit() and len(cell) > len("20261123"):
                 return datetime.fromtimestamp(int(cell), UTC).date()
             moment = datetime.fromisoformat(cell)
-        except ValueError:
+        except (ValueError, OverflowError, OSError):
             raise self._bad(cell, "a date or time (2026-11-23, ISO 8601 or seconds)") from None
         return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date()
 
     @property
+    def item(self) -> str:
+        """What the amount is for; of several columns the words of all."""
+        return " ".join(cell for one in self.how.names.get("item", ()) if (cell := self.row.get(one, "").strip()))
+
+    @property
     def bucket(self) -> Bucket:
         model = self.text("model") or (item_model(self.text("item")) if "model" not in self.how.names else None)
-        return Bucket(self.day, model, self.text("api_key"), self.text("service_tier"))
+        batch = self.row.get(self.how.batch or "", "").strip().lower() in {"true", "batch", "1"}
+        return Bucket(
+            self.day,
+            model_id(model) if model is not None and self.how.provider == "anthropic" else model,
+            self.text("api_key"),
+            self.text("project"),
+            tier_name(self.text("service_tier"), batch=batch),
+        )
+
+    @property
+    def is_empty_bucket(self) -> bool:
+        """A day without use: a row with its times only."""
+        return self.text("cost") is None and not self.item
 
     @property
     def counts(self) -> dict[str, int]:
-        counts = {name: int(self._sum(name)) for name in _COUNTS if name in self.how.names}
+        counts = {name: self._whole(name) for name in _COUNTS if name in self.how.names}
         whole = counts.pop("input_including_cache", None)
         if whole is not None:
             counts["input"] = whole - counts.get("cache_read", 0) - counts.get("cache_write", 0)
@@ -233,21 +397,32 @@ class _Row:
 
     @property
     def requests(self) -> int | None:
-        return int(self._sum("requests")) if "requests" in self.how.names else None
+        return self._whole("requests") if "requests" in self.how.names else None
 
-    @property
-    def cost(self) -> Decimal:
+    def dollars(self, rates: Mapping[str, Decimal]) -> Decimal:
+        """The amount in US dollars."""
         amount = self._sum("cost")
-        return amount if self.how.cost_unit == "usd" else EXACT.divide(amount, Decimal(100))
+        if self.how.cost_unit == "cents":
+            amount = EXACT.divide(amount, Decimal(100))
+        return in_dollars(amount, self.text("currency"), rates, where=f"{self.path}, line {self.number}")
+
+    def _whole(self, name: str) -> int:
+        number = self._sum(name)
+        if number != number.to_integral_value(context=EXACT):
+            raise self._bad(str(number), f"a whole number for {name}")
+        return int(number)
 
     def _sum(self, name: str) -> Decimal:
-        total = Decimal(0)
+        total = ZERO
         for heading in self.how.names[name]:
             cell = self.row.get(heading, "").strip()
             try:
-                total += Decimal(cell.removeprefix("$").replace(",", "") or 0)
+                number = Decimal(cell.removeprefix("$").replace(",", "") or 0)
             except InvalidOperation:
                 raise self._bad(cell, f"a number for {name}") from None
+            if not number.is_finite():
+                raise self._bad(cell, f"a number for {name}")
+            total = EXACT.add(total, number)
         return total
 
     def _bad(self, cell: str, wanted: str) -> ReconciliationError:

@@ -8,22 +8,32 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
+from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
-from tokenmeter.reconciliation.paging import Pages
-from tokenmeter.reconciliation.statement import Bucket, CostLine, ProviderStatement, UsageLine
+from tokenmeter.reconciliation.paging import Pages, next_token
+from tokenmeter.reconciliation.statement import (
+    Bucket,
+    CostLine,
+    ProviderStatement,
+    UsageLine,
+    in_dollars,
+    kind_of_cost,
+)
 
 __all__ = ["GRAIN", "fetch", "item_model", "token_counts"]
 
 #: What costs and usage can both be split by. Costs know no service tier.
-GRAIN = ("model", "api_key")
+GRAIN = ("model", "api_key", "project")
 #: Reports that count tokens. The others count images, seconds or calls, which only money can be compared with.
 _COUNTED = ("completions", "embeddings", "moderations")
 _TOKENLESS = ("images.", "audio.", "videos", "fine_tuning", "decisions")
 _USAGE_BUCKETS, _COST_BUCKETS = 31, 180
-_GROUP_BY = {"model": "model", "api_key": "api_key_id"}
+_GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "project_id"}
 
 
-def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> ProviderStatement:
+def fetch(
+    client: Any, period: Period, *, by: Sequence[str], pages: Pages, rates: Mapping[str, Decimal]
+) -> ProviderStatement:
     """Read the organization's usage and costs.
 
     Args:
@@ -31,6 +41,7 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> Pr
         period: In whole UTC days.
         by: Names of `GRAIN` to split by.
         pages: Fetches.
+        rates: US dollars per unit of other currencies.
     """
     asked = {"start_time": int(period.start.timestamp()), "end_time": int(period.end.timestamp()), "bucket_width": "1d"}
     fields = [_GROUP_BY[name] for name in by]
@@ -39,16 +50,9 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> Pr
         given = {**asked, "group_by": fields, "limit": _USAGE_BUCKETS}
         for day, row in _results(client, f"usage/{kind}", given, pages):
             usage.append(UsageLine(_bucket(day, row, by), token_counts(row), int(row["num_model_requests"])))
-    items = ["line_item", *(["api_key_id"] if "api_key" in by else [])]
+    items = ["line_item", *(_GROUP_BY[name] for name in by if name != "model")]
     given = {**asked, "group_by": items, "limit": _COST_BUCKETS}
-    costs = [
-        CostLine(
-            _bucket(day, {**row, "model": item_model(row.get("line_item"))}, by),
-            str(row.get("line_item") or ""),
-            _dollars(row.get("amount")),
-        )
-        for day, row in _results(client, "costs", given, pages)
-    ]
+    costs = [_cost_line(day, row, by, rates) for day, row in _results(client, "costs", given, pages)]
     return ProviderStatement(
         provider="openai",
         period=period,
@@ -60,8 +64,13 @@ def fetch(client: Any, period: Period, *, by: Sequence[str], pages: Pages) -> Pr
     )
 
 
-def _dollars(amount: dict[str, Any] | None) -> Decimal:
-    return Decimal(str((amount or {}).get("value") or 0))
+def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: Mapping[str, Decimal]) -> CostLine:
+    item = str(row.get("line_item") or "")
+    model = item_model(item)
+    told: Mapping[str, Any] = row.get("amount") or {}
+    value = Decimal(str(told.get("value") or 0))
+    amount = in_dollars(value, told.get("currency"), rates, where=f"OpenAI's costs of {day}")
+    return CostLine(_bucket(day, {**row, "model": model}, by), item, amount, kind_of_cost(item, amount, model=model))
 
 
 def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
@@ -85,13 +94,16 @@ def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
 def item_model(line_item: str | None) -> str | None:
     """The model that a cost's ``line_item`` (``"gpt-5, cached input"``) names; None for a tool's or other cost."""
     model, comma, _ = (line_item or "").rpartition(", ")
-    return model if comma else None
+    if not comma or (" " in model and not model.startswith("ft:")):
+        return None
+    return None if kind_of_cost(model, ZERO, model=None) != "usage" else model
 
 
 def _results(
     client: Any, report: str, parameters: Mapping[str, Any], pages: Pages
 ) -> Iterator[tuple[date, dict[str, Any]]]:
     token: str | None = None
+    seen: set[str] = set()
     while True:
         given = {**parameters, **({"page": token} if token else {})}
         page = pages.get(f"openai {report}", given, lambda given=given: _ask(client, report, given))  # type: ignore[misc]
@@ -99,8 +111,8 @@ def _results(
             day = datetime.fromtimestamp(int(bucket["start_time"]), UTC).date()
             for row in bucket.get("results") or bucket.get("result") or ():
                 yield day, row
-        token = page.get("next_page")
-        if not page.get("has_more") or not token:
+        token = next_token(page, seen, f"openai {report}")
+        if token is None:
             return
 
 

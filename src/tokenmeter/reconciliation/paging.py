@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 
-__all__ = ["Pages", "Progress"]
+__all__ = ["Pages", "Progress", "next_token"]
 
 #: Called after each page with what is being read, pages read so far, and how many there will be (None = unknown).
 Progress = Callable[[str, int, int | None], None]
@@ -31,6 +31,7 @@ class Pages:
         resume: A file to remember pages in; a later run with the same file does not fetch them again. Delete it to
             start afresh.
         progress: Told after each page.
+        whose: Whose reports they are; remembered pages of somebody else's are not taken.
         sleep: Waits so many seconds.
     """
 
@@ -39,10 +40,12 @@ class Pages:
         *,
         resume: str | Path | None = None,
         progress: Progress | None = None,
+        whose: str = "",
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._path = None if resume is None else Path(resume)
         self._progress = progress
+        self._whose = whose
         self._sleep = sleep
         self._known = dict(self._remembered())
         self._count = 0
@@ -54,7 +57,8 @@ class Pages:
                     row = json.loads(line)
                 except ValueError:  # the line that an interruption cut
                     continue
-                yield row["key"], row["page"]
+                if isinstance(row, dict) and {"key", "page"} <= row.keys():
+                    yield str(row["key"]), str(row["page"])  # pyright: ignore[reportUnknownArgumentType]
 
     def get(self, what: str, parameters: Mapping[str, Any], fetch: Callable[[], Any]) -> dict[str, Any]:
         """One page as plain values; numbers with a point are `Decimal`.
@@ -67,7 +71,7 @@ class Pages:
         Raises:
             ReconciliationError: the provider keeps refusing; its error is the cause.
         """
-        key = f"{what} {json.dumps(parameters, sort_keys=True, default=str)}"
+        key = f"{self._whose} {what} {json.dumps(parameters, sort_keys=True, default=str)}"
         text = self._known.get(key)
         if text is None:
             text = _as_json(self._patiently(what, fetch))
@@ -75,8 +79,10 @@ class Pages:
         self._count += 1
         if self._progress is not None:
             self._progress(what, self._count, None)
-        page: dict[str, Any] = json.loads(text, parse_float=Decimal)
-        return page
+        page = json.loads(text, parse_float=Decimal)
+        if not isinstance(page, dict) or not isinstance(page.get("data"), list):  # pyright: ignore[reportUnknownMemberType]
+            raise ReconciliationError(f"The provider's answer for {what} has no list of data; try again, or ask them.")
+        return cast("dict[str, Any]", page)
 
     def _remember(self, key: str, text: str) -> None:
         self._known[key] = text
@@ -98,6 +104,23 @@ class Pages:
                     raise
                 self._sleep(_wait(error, attempt))
         raise AssertionError("unreachable")
+
+
+def next_token(page: Mapping[str, Any], seen: set[str], what: str) -> str | None:
+    """The token of the page after `page`; None when it was the last.
+
+    Raises:
+        ReconciliationError: there is said to be more, but not where, or a page is given again.
+    """
+    token = page.get("next_page")
+    if page.get("has_more") is False or (not token and not page.get("has_more")):
+        return None
+    if not token:
+        raise ReconciliationError(f"The provider says that {what} goes on, but not where; nothing was compared.")
+    if token in seen:
+        raise ReconciliationError(f"The provider gives the same page of {what} again and again; nothing was compared.")
+    seen.add(str(token))
+    return str(token)
 
 
 def _wait(error: Exception, attempt: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -14,7 +14,7 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, quantize
 from tokenmeter.periods import Period
-from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.reconciliation.discrepancy import CAUSES, HARMLESS, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import Bucket
 from tokenmeter.stores.documents import Document
 
@@ -57,6 +57,8 @@ class Proposal:
             multiplier: Platform multiplier on top of the upstream amount.
         """
         bucket = self.discrepancy.bucket
+        if bucket.project and attribution.project is None:
+            attribution = replace(attribution, project=bucket.project)
         billed = quantize(EXACT.multiply(self.amount, multiplier))
         names = "/".join(name or "-" for name in bucket[1:])
         charge = Charge(
@@ -105,6 +107,7 @@ class Reconciliation:
         complete_until: Until when the statement is taken as complete.
         discrepancies: Every difference, in order of day.
         reconciled_at: When it was compared, aware UTC.
+        notes: What was odd about the statement: files given twice, another time zone.
         document: Where it is filed; None until it is.
     """
 
@@ -118,12 +121,13 @@ class Reconciliation:
     complete_until: datetime
     discrepancies: tuple[Discrepancy, ...] = ()
     reconciled_at: datetime
+    notes: tuple[str, ...] = ()
     document: Document | None = field(default=None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
         """Whether nothing needs attention: rounding and reports that are still late do not."""
-        return all(one.cause in {"rounding", "late", "timing", "requests", "refused"} for one in self.discrepancies)
+        return all(one.cause in HARMLESS for one in self.discrepancies)
 
     @property
     def difference(self) -> Decimal | None:
@@ -181,6 +185,7 @@ class Reconciliation:
             "source": self.source,
             "grain": ["day", *self.grain],
             "compared": self.compared,
+            "notes": list(self.notes),
             "complete_until": self.complete_until.isoformat(),
             "reconciled_at": self.reconciled_at.isoformat(),
             "ok": self.ok,
@@ -214,6 +219,7 @@ class Reconciliation:
             source=body["source"],
             grain=tuple(body["grain"][1:]),
             compared=body["compared"],
+            notes=tuple(body["notes"]),
             ours=_totals_of(body["ours"]),
             theirs=_totals_of(body["theirs"]),
             complete_until=datetime.fromisoformat(body["complete_until"]),
@@ -232,7 +238,10 @@ class Reconciliation:
 
 def _discrepancy_of(values: Mapping[str, Any]) -> Discrepancy:
     return Discrepancy(
-        bucket=Bucket(date.fromisoformat(values["day"]), values["model"], values["api_key"], values["service_tier"]),
+        bucket=Bucket(
+            date.fromisoformat(values["day"]),
+            *(values[name] for name in ("model", "api_key", "project", "service_tier")),
+        ),
         cause=values["cause"],
         amount=_amount_of(values["amount"]),
         tokens=values["tokens"],
@@ -273,6 +282,7 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
         tokens = "-" if side.tokens is None else f"{side.tokens:,}"
         cost = "-" if side.cost is None else f"${quantize(side.cost):,f}"
         yield f"  {name:<10} {tokens:>18} tokens {cost:>24}"
+    yield from outcome.notes
     if not outcome.discrepancies:
         yield "No differences."
         return
@@ -296,3 +306,7 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
             f"{len(outcome.proposals)} adjustments over {total:,f} USD are proposed; `--post` or post_proposals() "
             "appends them."
         )
+        if outcome.difference is not None:
+            rest = quantize(EXACT.subtract(outcome.difference, total))
+            whole = quantize(outcome.difference)
+            yield f"Of the difference of {whole:,f} USD they leave {rest:,f}: the other causes above."

@@ -8,13 +8,14 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+from functools import reduce
 from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO, parse_decimal
@@ -49,6 +50,8 @@ def reconcile(
     cost_unit: str = "usd",
     keys: Mapping[str, str] | None = None,
     models: Mapping[str, str] | None = None,
+    projects: Mapping[str, str] | None = None,
+    exchange_rates: Mapping[str, Decimal | int | str] | None = None,
     settling: timedelta = _SETTLING,
     tolerance: Decimal | str = _TOLERANCE,
     resume: str | Path | None = None,
@@ -62,13 +65,16 @@ def reconcile(
         provider: ``"openai"`` or ``"anthropic"``; with files any provider id.
         period: ``"2026-11"``, ... cut in UTC, as the providers do.
         source: An ``OpenAI`` or ``Anthropic`` client with an admin key, or the path of a CSV file, or a list of paths.
-        by: What to split by besides the day: ``model``, ``api_key``, ``service_tier``; what the provider cannot tell
+        by: What to split by besides the day: ``model``, ``api_key``, ``project`` (or ``workspace``),
+            ``service_tier`` (batches are one); what the provider cannot tell
             apart in both its usage and its costs is left out.
         reports: Anthropic: ``"analytics"`` or ``"classic"``; default: analytics where the SDK has it.
         columns: Files: what is in which column, see `tokenmeter.reconciliation.files.Columns`; default: known exports.
         cost_unit: Files with `columns`: ``"usd"`` or ``"cents"``.
         keys: The provider's id of an API key -> its alias in the ledger.
         models: The provider's name of a model -> its name in the ledger.
+        projects: The provider's id of a project or workspace -> the ledger's project.
+        exchange_rates: US dollars per unit of a currency the provider bills in: ``{"EUR": "1.08"}``.
         settling: How long a provider that names no watermark may still add to a day.
         tolerance: US dollars per bucket up to which a difference under half a percent counts as rounding.
         resume: A file that remembers fetched pages, to go on after an interruption.
@@ -92,11 +98,12 @@ def reconcile(
         reports=reports,
         columns=columns,
         cost_unit=cost_unit,
-        pages=Pages(resume=resume, progress=progress),
+        rates=_rates(exchange_rates or {}),
+        pages=Pages(resume=resume, progress=progress, whose=_whose(source)),
     )
     return reconcile_statement(
         store,
-        _translated(statement, keys or {}, models or {}),
+        _translated(statement, keys or {}, models or {}, projects or {}),
         complete_until=statement.watermark or moment - settling,
         tolerance=parse_decimal(tolerance, name="tolerance"),
         now=moment,
@@ -121,10 +128,11 @@ def reconcile_statement(
         grain=statement.grain,
         compared=len({*outcome.ours, *outcome.theirs}),
         ours=_totals(outcome.ours.values(), statement),
-        theirs=_totals(outcome.theirs.values(), statement),
+        theirs=_with_extras(_totals(outcome.theirs.values(), statement), statement),
         complete_until=complete_until.astimezone(UTC),
         discrepancies=outcome.discrepancies,
         reconciled_at=(now or utcnow()).astimezone(UTC),
+        notes=(*statement.notes, *outcome.notes),
     )
 
 
@@ -178,8 +186,24 @@ def post_proposals(
     return list(compress(entries, meter.post_all(entries)))
 
 
+def _rates(given: Mapping[str, Decimal | int | str]) -> dict[str, Decimal]:
+    rates = {code.upper(): parse_decimal(rate, name=f"exchange_rates[{code!r}]") for code, rate in given.items()}
+    for code, rate in rates.items():
+        if rate <= 0:
+            raise ConfigurationError(f"exchange_rates[{code!r}] must be positive, not {rate}.")
+    return rates
+
+
+def _whose(source: Any) -> str:
+    """Whose reports a client reads: its address, organization and key; kept beside remembered pages, the key hashed."""
+    key = str(getattr(source, "admin_api_key", None) or getattr(source, "api_key", None) or "")
+    told = [getattr(source, name, None) for name in ("base_url", "organization")]
+    return " ".join([*(str(one or "") for one in told), hashlib.sha256(key.encode()).hexdigest()[:16]])
+
+
 def _grain(by: str | Sequence[str]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in by.split(",") if name.strip()) if isinstance(by, str) else tuple(by)
+    names = tuple("project" if name == "workspace" else name for name in names)
     for name in names:
         if name not in GRAIN:
             raise ConfigurationError(f"A statement can be split by {', '.join(GRAIN)}, not {name!r}.")
@@ -195,22 +219,44 @@ def _statement(
     reports: str | None,
     columns: Mapping[str, str | Sequence[str]] | None,
     cost_unit: str,
+    rates: Mapping[str, Decimal],
     pages: Pages,
 ) -> ProviderStatement:
     paths = _paths(source)
     if paths:
-        return read_files(paths, period, provider=provider, by=by, columns=columns, cost_unit=cost_unit)
+        return read_files(
+            paths, period, provider=provider, by=by, columns=columns, cost_unit=cost_unit, exchange_rates=rates
+        )
+    try:
+        return _fetched(source, provider, period, by, reports=reports, rates=rates, pages=pages)
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidOperation) as error:
+        raise ReconciliationError(
+            f"The reports of {provider} are not in the shape they are documented in ({type(error).__name__}: {error}). "
+            "Give the console's CSV export instead, or report this."
+        ) from error
+
+
+def _fetched(
+    source: Any,
+    provider: str,
+    period: Period,
+    by: Sequence[str],
+    *,
+    reports: str | None,
+    rates: Mapping[str, Decimal],
+    pages: Pages,
+) -> ProviderStatement:
     if provider == "openai":
-        return openai.fetch(source, period, by=_known(by, openai.GRAIN), pages=pages)
+        return openai.fetch(source, period, by=_known(by, openai.GRAIN), pages=pages, rates=rates)
     if provider == "anthropic":
         analytics = hasattr(getattr(source, "beta", None), "organization")
         generation = reports or ("analytics" if analytics else "classic")
         if generation == "analytics":
             grain = _known(by, anthropic.ANALYTICS_GRAIN)
-            return anthropic.fetch(source, period, by=grain, pages=pages, generation="analytics")
+            return anthropic.fetch(source, period, by=grain, pages=pages, generation="analytics", rates=rates)
         if generation == "classic":
             grain = _known(by, anthropic.CLASSIC_GRAIN)
-            return anthropic.fetch(source, period, by=grain, pages=pages, generation="classic")
+            return anthropic.fetch(source, period, by=grain, pages=pages, generation="classic", rates=rates)
         raise ConfigurationError(f"reports= is 'analytics' or 'classic', not {reports!r}.")
     raise ConfigurationError(
         f"Only openai and anthropic have reports that can be fetched; for {provider!r} give a CSV file as source=."
@@ -228,14 +274,17 @@ def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in by if name in grain)
 
 
-def _translated(statement: ProviderStatement, keys: Mapping[str, str], models: Mapping[str, str]) -> ProviderStatement:
-    """The statement with the ledger's names of keys and models."""
+def _translated(
+    statement: ProviderStatement, keys: Mapping[str, str], models: Mapping[str, str], projects: Mapping[str, str]
+) -> ProviderStatement:
+    """The statement with the ledger's names of keys, models and projects."""
 
     def ours(bucket: Bucket) -> Bucket:
-        key, model = bucket.api_key, bucket.model
+        key, model, project = bucket.api_key, bucket.model, bucket.project
         return bucket._replace(
             api_key=None if key is None else keys.get(key, key),
             model=None if model is None else models.get(model, model),
+            project=None if project is None else projects.get(project, project),
         )
 
     usage, costs = statement.usage, statement.costs
@@ -252,3 +301,11 @@ def _totals(sides: Iterable[Side], statement: ProviderStatement) -> Totals:
         tokens += side.total_tokens
         cost = EXACT.add(cost, side.cost or ZERO)
     return Totals(tokens=None if statement.usage is None else tokens, cost=None if statement.costs is None else cost)
+
+
+def _with_extras(totals: Totals, statement: ProviderStatement) -> Totals:
+    """With credits, taxes and fees: what the provider's bill comes to."""
+    if totals.cost is None:
+        return totals
+    extras = (line.amount for line in statement.costs or () if line.kind != "usage")
+    return Totals(totals.tokens, reduce(EXACT.add, extras, totals.cost))

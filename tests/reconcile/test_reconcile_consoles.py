@@ -1,0 +1,305 @@
+"""The consoles' own files, as they come: display names, cents, credits, tax, currencies, empty months."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.attribution import Attribution
+from tokenmeter.errors import ReconciliationError
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.reconciliation import reconcile
+from tokenmeter.reconciliation.books import family_of
+from tokenmeter.reconciliation.files import model_id
+from tokenmeter.stores import open_store
+from tokenmeter.usage import Usage
+
+NOW = datetime(2027, 1, 1, tzinfo=UTC)
+COSTS = (
+    "usage_date_utc,model,workspace,api_key,usage_type,context_window,token_type,cost_usd,list_price_usd,cost_type,"
+    "inference_geo,speed,api_key_id,api_key_status\n"
+)
+USAGE = (
+    "usage_date_utc,model_version,api_key,workspace,usage_type,context_window,usage_input_tokens_no_cache,"
+    "usage_input_tokens_cache_write_5m,usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,"
+    "usage_output_tokens,web_search_count,inference_geo,speed\n"
+)
+OPENAI = (
+    "start_time,end_time,start_time_iso,end_time_iso,amount_value,amount_currency,quantity,quantity_unit,line_item,"
+    "user_id,api_key_id,project_id,organization_id,project_name,organization_name,user_email,api_source\n"
+)
+
+
+@pytest.fixture
+def store():
+    opened = open_store("memory:")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def record(store):
+    """One call: `record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000_000, "1.00"))`."""
+
+    def call(model, *, at, provider="anthropic", tier=None, project=None, **meters):
+        charges = tuple(
+            Charge(
+                model=model,
+                sku_meter=meter,
+                quantity=count,
+                unit="Tokens",
+                list_unit_price=None,
+                list_cost=Decimal(cost),
+                contracted_cost=Decimal(cost),
+                billed_cost=Decimal(cost),
+                price_id=f"x[processing={tier}]@2026" if tier == "batch" else None,
+            )
+            for meter, (count, cost) in meters.items()
+        )
+        total = sum((charge.billed_cost for charge in charges), Decimal(0))
+        store.settle(
+            Entry(
+                occurred_at=datetime.fromisoformat(at).replace(tzinfo=UTC),
+                provider=provider,
+                endpoint="messages",
+                operation="chat",
+                response_model=model,
+                service_tier=tier,
+                attribution=Attribution(project=project),
+                usage=Usage({meter: count for meter, (count, _) in meters.items()}),
+                charges=charges,
+                list_cost=total,
+                contracted_cost=total,
+                billed_cost=total,
+                cost_source="computed",
+            )
+        )
+
+    return call
+
+
+@pytest.fixture
+def compare(store, tmp_path):
+    """Reconcile October with files of these names and texts."""
+
+    def run(files, *, provider="anthropic", **options):
+        paths = []
+        for name, text in files.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+            paths.append(tmp_path / name)
+        given = {"period": "2026-10", "now": NOW, **options}
+        return reconcile(store, provider=provider, source=paths, **given)
+
+    return run
+
+
+def haiku(day, token_type, cost, *, model="Claude Haiku 4.5", workspace="Default", cost_type="token"):
+    about = f"{day},{model},{workspace},prod,message,≤ 200k"
+    return f"{about},{token_type},{cost},{cost},{cost_type},global,,apikey_1,active\n"
+
+
+def test_identical_books_in_the_consoles_names_and_cents_have_nothing_to_propose(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000_000, "1.00"), output=(100_000, "0.50"))
+    record("claude-sonnet-4-5-20250929", at="2026-10-02T09:00", input=(500_000, "0.75"), output=(50_000, "0.375"))
+    costs = COSTS + "".join([
+        haiku("2026-10-01", "input_no_cache", "1.00"),
+        haiku("2026-10-01", "output", "0.50"),
+        haiku("2026-10-02", "input_no_cache", "0.75", model="Claude Sonnet 4.5"),
+        haiku("2026-10-02", "output", "0.38", model="Claude Sonnet 4.5"),
+    ])  # fmt: skip
+    outcome = compare({"claude_api_cost.csv": "\ufeff" + costs})
+    assert [one.cause for one in outcome.discrepancies] == ["rounding"]
+    assert (outcome.ok, outcome.proposals, outcome.coverage) == (True, (), 100)
+
+
+def test_usage_and_cost_files_together_and_batches_apart(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"), output=(100, "0.50"))
+    record("claude-haiku-4-5-20251001", at="2026-10-01T10:00", tier="batch", input=(700, "0.35"))
+    usage = USAGE + (
+        "2026-10-01,claude-haiku-4-5-20251001,prod,Default,standard,≤ 200k,1000,0,0,0,100,0,global,\n"
+        "2026-10-01,claude-haiku-4-5-20251001,prod,Default,batch,≤ 200k,700,0,0,0,0,0,global,\n"
+    )
+    outcome = compare({"usage.csv": usage}, by=["model", "service_tier"])
+    assert (outcome.compared, outcome.discrepancies) == (2, ())
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "1.35") + haiku("2026-10-01", "output", "0.50")
+    outcome = compare({"usage.csv": usage, "costs.csv": costs})
+    assert outcome.discrepancies == ()
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        (
+            "usage_date_utc,model_version,api_key,workspace,usage_type,context_window,usage_input_tokens_no_cache,"
+            "usage_input_tokens_cache_write,usage_input_tokens_cache_read,usage_output_tokens\n"
+            "2026-10-01,claude-haiku-4-5-20251001,prod,Default,standard,≤ 200k,1000,30,20,100\n"
+        ),
+        (
+            "usage_date_utc,model_version,api_key,workspace,usage_type,usage_input_tokens_no_cache,usage_output_tokens\n"
+            '2026-10-01,claude-haiku-4-5-20251001,prod,Default,standard,"1,000",100\n'
+        ),
+    ],
+    ids=["one cache column", "none"],
+)
+def test_older_generations_of_the_export_are_read(record, compare, usage):
+    record(
+        "claude-haiku-4-5-20251001",
+        at="2026-10-01T09:00",
+        input=(1000, "1"),
+        cache_write_5m=(30, "0"),
+        cache_read=(20, "0"),
+        output=(100, "0.5"),
+    )
+    assert compare({"usage.csv": usage}).discrepancies == ()
+
+
+def test_books_that_name_other_models_are_never_proposed(record, compare):
+    record("house-model-7", at="2026-10-01T09:00", input=(1_000, "2.00"))
+    outcome = compare({"costs.csv": COSTS + haiku("2026-10-01", "input_no_cache", "3.00")})
+    assert {one.cause for one in outcome.discrepancies} == {"names"}
+    assert (outcome.proposals, outcome.ok) == ((), False)
+
+
+def test_one_model_under_two_names_among_others_is_not_proposed(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
+    record("our-name-for-it", at="2026-10-01T09:00", input=(900, "2.00"))
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "1.00")
+    costs += haiku("2026-10-01", "input_no_cache", "2.00", model="Claude Special")
+    outcome = compare({"costs.csv": costs})
+    assert [one.cause for one in outcome.discrepancies] == ["names", "names"]
+    assert outcome.proposals == ()
+
+
+def test_rounding_needs_both_sides(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(10, "0.003"))
+    record("claude-haiku-4-5-20251001", at="2026-10-02T09:00", input=(10, "5.00"))
+    outcome = compare({"costs.csv": COSTS + haiku("2026-10-02", "input_no_cache", "5.00")})
+    assert [one.cause for one in outcome.discrepancies] == ["unbilled"]
+
+
+@pytest.mark.parametrize(
+    ("item", "amount", "cause"),
+    [
+        ("Promotional credit", "-5.00", "credit"),
+        ("Grant, October", "-5.00", "credit"),
+        ("VAT 19%", "0.95", "tax"),
+        ("Tax, VAT", "0.95", "tax"),
+        ("Refund for incident", "-2.00", "refund"),
+        ("Support plan", "100.00", "fee"),
+        ("ChatGPT seats", "30.00", "fee"),
+        ("Rounding", "0.01", "fee"),
+    ],
+)
+def test_what_is_no_traffic_is_a_cause_of_its_own_and_never_proposed(record, compare, item, amount, cause):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    rows = (
+        '1790812800,1790899200,,,1.25,usd,1000000,tokens,"gpt-5-2025-08-07, input",,key_1,proj_a,,,,,\n'
+        f'1790812800,1790899200,,,{amount},usd,,,"{item}",,,,,,,,\n'
+    )
+    outcome = compare({"cost.csv": OPENAI + rows}, provider="openai")
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [(cause, Decimal(amount))]
+    assert (outcome.proposals, outcome.difference) == ((), Decimal(amount))
+    assert outcome.ok
+
+
+def test_another_currency_needs_a_rate(record, compare):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    row = '1790812800,1790899200,,,1.00,eur,1000000,tokens,"gpt-5, input_tokens",,,,,,,,\n'
+    with pytest.raises(ReconciliationError, match="line 2: the amount is in EUR"):
+        compare({"cost.csv": OPENAI + row}, provider="openai")
+    outcome = compare({"cost.csv": OPENAI + row}, provider="openai", exchange_rates={"EUR": "1.25"})
+    assert outcome.discrepancies == ()
+
+
+def test_a_month_without_use_is_zero(record, compare):
+    empty = "start_time,end_time,start_time_iso,end_time_iso\n1790812800,1790899200,,\n"
+    assert compare({"cost.csv": empty}, provider="openai").theirs.cost == 0
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(10, "1"))
+    assert [one.cause for one in compare({"cost.csv": empty}, provider="openai").discrepancies] == ["unbilled"]
+    full = OPENAI + "1790812800,1790899200,,,,,,,,,,,,,,,\n"
+    assert compare({"cost.csv": full}, provider="openai").theirs.cost == 0
+
+
+def test_a_file_given_twice_counts_once_and_is_named(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000_000, "1.00"))
+    text = COSTS + haiku("2026-10-01", "input_no_cache", "1.00")
+    outcome = compare({"a.csv": text, "b.csv": text})
+    assert outcome.discrepancies == ()
+    assert outcome.notes == ("b.csv is the same file as a.csv; it counts once.",)
+    outcome = compare({"a.csv": text, "b.csv": text + haiku("2026-10-02", "output", "9.00")})
+    assert outcome.theirs.cost == 10
+    assert "1 rows of b.csv stand in a.csv as well" in str(outcome)
+
+
+def test_projects_and_workspaces_are_told_apart(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", project="shop", input=(1_000, "1.00"))
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", project="lab", input=(1_000, "2.00"))
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "1.00", workspace="Shop")
+    costs += haiku("2026-10-01", "input_no_cache", "2.50", workspace="Lab")
+    outcome = compare({"costs.csv": costs}, by="model,workspace", projects={"Shop": "shop", "Lab": "lab"})
+    assert [(one.bucket.project, one.cause, one.amount) for one in outcome.discrepancies] == [
+        ("lab", "price", Decimal("0.50"))
+    ]
+
+
+@pytest.mark.parametrize("hours", [2, -7, 5.5])
+def test_a_statement_cut_in_another_zone_is_recognised_and_nothing_proposed(record, compare, hours):
+    moved = timedelta(hours=hours)
+    sums = {}
+    for day in range(3, 20):
+        for hour in (0, 3, 11, 16, 21, 23):
+            at = datetime(2026, 10, day, hour, 10, tzinfo=UTC)
+            tokens = 1000 + 7 * day + hour
+            record("claude-haiku-4-5-20251001", at=at.replace(tzinfo=None).isoformat(), input=(tokens, "1"))
+            local = (at + moved).date()
+            sums[local] = sums.get(local, 0) + tokens
+    usage = USAGE + "".join(
+        f"{day},claude-haiku-4-5-20251001,prod,Default,standard,≤ 200k,{tokens},0,0,0,0,0,global,\n"
+        for day, tokens in sums.items()
+    )
+    outcome = compare({"usage.csv": usage})
+    assert {one.cause for one in outcome.discrepancies} == {"zone"}
+    assert outcome.proposals == ()
+    assert "The statement's days begin at UTC" in str(outcome)
+
+
+def test_proposals_add_up_and_say_what_they_leave(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "1.50")
+    costs += "2026-10-02,,Default,,,,,-3.00,,credit,,,,\n"
+    outcome = compare({"costs.csv": costs})
+    assert [one.amount for one in outcome.proposals] == [Decimal("0.50")]
+    assert outcome.difference == Decimal("-2.50")
+    assert "Of the difference of -2.500000000000 USD they leave -3.000000000000" in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [
+        ("Claude Haiku 4.5", "claude-haiku-4-5"),
+        ("Claude 3.5 Sonnet 2024-10-22", "claude-3-5-sonnet-20241022"),
+        ("Claude Opus 4.8", "claude-opus-4-8"),
+        ("claude-sonnet-5-5", "claude-sonnet-5-5"),
+        ("gpt-5.1-codex", "gpt-5.1-codex"),
+    ],
+)
+def test_display_names_become_ids(shown, name):
+    assert model_id(shown) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("claude-haiku-4-5", "claude-haiku-4-5-20251001", True),
+        ("anthropic/claude-4.5-sonnet-20250929", "claude-sonnet-4-5", True),
+        ("openai/gpt-5-2025-08-07", "gpt-5", True),
+        ("claude-3-5-sonnet-latest", "claude-3-5-sonnet-20241022", True),
+        ("gpt-4o-2024-05-13", "gpt-4o", False),
+        ("gpt-5-mini", "gpt-5", False),
+        ("claude-opus-4-8", "claude-opus-4-7", False),
+    ],
+)
+def test_families_of_models(one, other, same):
+    assert (family_of(one) == family_of(other)) is same
