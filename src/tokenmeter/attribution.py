@@ -20,7 +20,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import ZERO
+from tokenmeter.money import ZERO, add
 from tokenmeter.usage import Usage
 
 __all__ = [
@@ -230,8 +230,8 @@ class Scope:
         """Count one settled entry. Called by the meter."""
         with self._lock:
             self._usage += usage
-            self._list += list_cost or ZERO
-            self._billed += billed_cost or ZERO
+            self._list = add(self._list, list_cost or ZERO)
+            self._billed = add(self._billed, billed_cost or ZERO)
             self._requests += 1
             self._unpriced += unpriced
 

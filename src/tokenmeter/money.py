@@ -1,19 +1,134 @@
-"""Exact money: ``Decimal`` dollars in records, integer picodollars (10^-12 USD) in stores. Never a binary fraction."""
+"""Exact money: ``Decimal`` dollars in records, integer picodollars (10^-12 USD) in stores. Never a binary fraction.
+
+Python's Decimal operators round to the precision of whatever context the calling program has set, in its rounding, and
+raise its traps. So nothing in tokenmeter uses them: sums and products are formed by the functions of this module, in a
+context of its own. ``tests/typing/exact_decimals.py`` makes every operator elsewhere an error of the type check.
+"""
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from collections.abc import Iterable
+from decimal import (
+    ROUND_HALF_EVEN,
+    Context,
+    Decimal,
+    DivisionByZero,
+    InvalidOperation,
+    Overflow,
+)
+from typing import overload
 
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["EXACT", "ONE", "PICODOLLAR", "ZERO", "parse_decimal", "quantize", "to_dollars", "to_picodollars"]
+__all__ = [
+    "EXACT",
+    "ONE",
+    "PICODOLLAR",
+    "ZERO",
+    "add",
+    "divide",
+    "magnitude",
+    "multiply",
+    "negate",
+    "parse_decimal",
+    "quantize",
+    "ratio",
+    "round_to",
+    "subtract",
+    "to_dollars",
+    "to_picodollars",
+    "total",
+]
 
 PICODOLLAR = Decimal("1E-12")
 ZERO = Decimal(0)
 ONE = Decimal(1)
 
 #: Wide enough that a product of a quantity, a unit price and a few multipliers is never rounded before `quantize`.
-EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
+#: Every setting is stated, since what is left out would be taken from the program's default context.
+EXACT = Context(
+    prec=60,
+    rounding=ROUND_HALF_EVEN,
+    Emin=-999_999,
+    Emax=999_999,
+    capitals=1,
+    clamp=0,
+    flags=[],
+    traps=[DivisionByZero, InvalidOperation, Overflow],
+)
+_RATIO = EXACT.copy()
+_RATIO.prec = 28
+
+
+@overload
+def add(first: int, second: int, /) -> int: ...
+@overload
+def add(first: Decimal, second: Decimal | int, /) -> Decimal: ...
+@overload
+def add(first: Decimal | int, second: Decimal, /) -> Decimal: ...
+@overload
+def add(first: Decimal | int, second: Decimal | int, /) -> Decimal | int: ...
+def add(first: Decimal | int, second: Decimal | int, /) -> Decimal | int:
+    """``first + second``; of two integers an integer."""
+    return first + second if isinstance(first, int) and isinstance(second, int) else EXACT.add(first, second)
+
+
+def subtract(first: Decimal | int, second: Decimal | int, /) -> Decimal:
+    """``first - second``."""
+    return EXACT.subtract(first, second)
+
+
+def multiply(first: Decimal | int, *others: Decimal | int) -> Decimal:
+    """The product of all."""
+    product = Decimal(first)
+    for other in others:
+        product = EXACT.multiply(product, other)
+    return product
+
+
+def divide(first: Decimal | int, second: Decimal | int, /) -> Decimal:
+    """``first / second``, to 60 digits.
+
+    Raises:
+        ZeroDivisionError: `second` is zero.
+    """
+    return EXACT.divide(first, second)
+
+
+def ratio(first: Decimal | int, second: Decimal | int, /) -> Decimal:
+    """``first / second`` to 28 digits: a share or a mean, which nobody multiplies money by.
+
+    Raises:
+        ZeroDivisionError: `second` is zero.
+    """
+    return _RATIO.divide(first, second)
+
+
+def total(amounts: Iterable[Decimal | int]) -> Decimal:
+    """The sum; ``Decimal(0)`` of nothing."""
+    result = ZERO
+    for amount in amounts:
+        result = EXACT.add(result, amount)
+    return result
+
+
+@overload
+def negate(amount: int, /) -> int: ...
+@overload
+def negate(amount: Decimal, /) -> Decimal: ...
+def negate(amount: Decimal | int, /) -> Decimal | int:
+    """``-amount``, every digit kept; an integer of an integer."""
+    return -amount if isinstance(amount, int) else EXACT.minus(amount)
+
+
+def magnitude(amount: Decimal, /) -> Decimal:
+    """`amount` without its sign."""
+    return amount.copy_abs()
+
+
+def round_to(amount: Decimal | int, places: int, *, rounding: str = ROUND_HALF_EVEN) -> Decimal:
+    """`amount` with exactly `places` decimals, for showing and for currencies."""
+    return Decimal(amount).quantize(ONE.scaleb(-places, context=EXACT), rounding=rounding, context=EXACT)
 
 
 def quantize(amount: Decimal) -> Decimal:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenmeter.errors import PricingError, UnknownModelError
 from tokenmeter.ledger import utcnow
+from tokenmeter.money import multiply
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList
 from tokenmeter.pricing.edition import Edition, keepable
@@ -89,7 +90,7 @@ def _differences(rows: Iterable[Price], price_list: PriceList, at: datetime) -> 
             continue
         listed = price_list.find(row.provider, row.model)
         base = [
-            other.per_unit * row.per
+            multiply(other.per_unit, row.per)
             for other in (listed.card.rows if listed else ())
             if other.origin == "genai-prices"
             and other.holds(at)

@@ -13,6 +13,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal
 
+from tokenmeter.money import add
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 
 __all__ = ["Consumption", "Observation", "Quantity", "SuppliedCost", "Usage"]
@@ -44,7 +45,7 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         merged = dict(self.quantities)
         for meter, quantity in other.quantities.items():
-            merged[meter] = merged.get(meter, 0) + quantity
+            merged[meter] = add(merged.get(meter, 0), quantity)
         return Usage(merged, self.reasoning_output_tokens + other.reasoning_output_tokens)
 
     @classmethod
@@ -55,7 +56,7 @@ class Usage:
         for usage in usages:
             reasoning += usage.reasoning_output_tokens
             for meter, quantity in usage.quantities.items():
-                quantities[meter] = quantities.get(meter, 0) + quantity
+                quantities[meter] = add(quantities.get(meter, 0), quantity)
         return cls(quantities, reasoning)
 
     @property
@@ -85,7 +86,11 @@ class Usage:
 
     def _sum(self, meters: tuple[str, ...]) -> int:
         quantities = self.quantities
-        return int(sum(quantities[meter] for meter in meters if meter in quantities))
+        result: Quantity = 0
+        for meter in meters:
+            if meter in quantities:
+                result = add(result, quantities[meter])
+        return int(result)
 
 
 @dataclass(frozen=True, slots=True)

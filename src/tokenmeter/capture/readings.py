@@ -18,6 +18,7 @@ from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
+from tokenmeter.money import add, negate, subtract
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
@@ -126,7 +127,7 @@ class _Account:
         """Take in what was recorded."""
         self.entries += 1
         self.usage += entry.usage
-        self.list_cost += entry.list_cost or _ZERO
+        self.list_cost = add(self.list_cost, entry.list_cost or _ZERO)
         self.model = entry.response_model or self.model
         if step:
             self.steps.add(entry.response_id or "")
@@ -144,7 +145,7 @@ class _Account:
         usage, fell = _growth(seen.usage, self.usage)
         group = named.consumptions[0]
         cost = group.supplied_cost
-        grown = None if cost is None else cost.amount - self.list_cost
+        grown = None if cost is None else subtract(cost.amount, self.list_cost)
         if not usage and (grown is None or grown <= 0):
             return None
         if cost is not None and grown is not None:
@@ -155,7 +156,7 @@ class _Account:
 
 def _growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
     """By how much `total` is above what is recorded, and whether it is below it anywhere."""
-    rest = {meter: quantity - recorded[meter] for meter, quantity in total.quantities.items()}
+    rest = {meter: add(quantity, negate(recorded[meter])) for meter, quantity in total.quantities.items()}
     reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
     grown = {meter: quantity for meter, quantity in rest.items() if quantity > 0}
     return Usage(grown, reasoning), any(quantity < 0 for quantity in rest.values())

@@ -17,6 +17,7 @@ from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import TzOption
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
 
 __all__ = ["budgets", "remaining"]
@@ -86,12 +87,12 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
         resets = (
             "never" if balance.resets_at is None else balance.resets_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M")
         )
-        figures = (balance.spent + balance.reserved, balance.limit, balance.remaining)
+        figures = (add(balance.spent, balance.reserved), balance.limit, balance.remaining)
         table.add_row(
             escape(balance.budget + kind),
             escape(scope),
             *(_amount(one, balance.unit) for one in figures),
-            f"{_part(balance):.0%}",
+            f"{round_to(multiply(_part(balance), 100), 0):f}%",
             _bar(balance),
             resets,
         )
@@ -100,16 +101,17 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
 
 def _amount(value: Decimal, unit: str) -> str:
     if unit == "usd":
-        return f"-${-value:,.2f}" if value < 0 else f"${value:,.2f}"
-    return f"{value:,.0f} {unit}"
+        shown = round_to(value, 2)
+        return f"-${magnitude(shown):,f}" if shown < 0 else f"${shown:,f}"
+    return f"{round_to(value, 0):,f} {unit}"
 
 
 def _part(balance: Balance) -> Decimal:
-    return (balance.spent + balance.reserved) / balance.limit if balance.limit > 0 else Decimal(1)
+    return divide(add(balance.spent, balance.reserved), balance.limit) if balance.limit > 0 else Decimal(1)
 
 
 def _bar(balance: Balance) -> ProgressBar:
     part = _part(balance)
     colour = "red" if part >= 1 else "yellow" if part >= _NEARLY else "green"
-    percent = int(min(max(part, Decimal(0)), Decimal(1)) * 100)
+    percent = int(multiply(min(max(part, Decimal(0)), Decimal(1)), 100))
     return ProgressBar(total=100, completed=percent, width=20, complete_style=colour, finished_style=colour)

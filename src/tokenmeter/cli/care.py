@@ -25,7 +25,7 @@ from tokenmeter.config import Settings, find_file
 from tokenmeter.default import make_meter
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import ZERO
+from tokenmeter.money import ZERO, round_to, total
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
 from tokenmeter.stores.urls import redacted
@@ -83,13 +83,15 @@ def reprice(
             until=closed(query.period.end),
             where={name: list(values) for name, values in query.where.items()},
         )
-    billed = sum((entry.billed_cost or ZERO for entry in posted), ZERO)
+    billed = total(entry.billed_cost or ZERO for entry in posted)
     if frame.as_json:
         emit(
             {"corrections": len(posted), "billed_cost": f"{billed:f}", "entries": [entry.entry_id for entry in posted]}
         )
     elif posted:
-        out.print(f"{len(posted):,} entries have a price now; corrections over ${billed:,.6f} were appended.")
+        out.print(
+            f"{len(posted):,} entries have a price now; corrections over ${round_to(billed, 6):,f} were appended."
+        )
     else:
         out.print("Nothing to correct: every entry is priced, or its price is still unknown.")
 

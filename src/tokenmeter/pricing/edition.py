@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Decimal):
-        return format(value, "f")
+        return f"{value:f}"
     if isinstance(value, time | date):
         return value.isoformat()
     if isinstance(value, list):

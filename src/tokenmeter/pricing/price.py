@@ -115,7 +115,7 @@ class Price:
             "provider": self.provider,
             "model": self.model,
             "sku_meter": self.sku_meter,
-            "unit_price": format(self.unit_price, "f"),
+            "unit_price": f"{self.unit_price:f}",
             "per": str(self.per),
             "effective_from": self.effective_from.isoformat() if self.effective_from else "",
             "effective_to": self.effective_to.isoformat() if self.effective_to else "",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from tokenmeter.ledger import Charge
-from tokenmeter.money import EXACT, ONE, ZERO, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
 from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.pricing.wanted import Wanted
 from tokenmeter.semconv import CostSource, unit_of
@@ -111,9 +111,9 @@ def total(charges: tuple[Charge, ...], flags: set[str], *, estimated: bool) -> R
         if charge.list_cost is not None:
             priced += 1
             supplied += charge.sku_meter == "provider_cost"
-            listed += charge.list_cost
-            contracted += charge.contracted_cost or ZERO
-            billed += charge.billed_cost or ZERO
+            listed = add(listed, charge.list_cost)
+            contracted = add(contracted, charge.contracted_cost or ZERO)
+            billed = add(billed, charge.billed_cost or ZERO)
     frozen = frozenset(flags) if flags else _NO_FLAGS
     if priced < len(charges):
         if not priced:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
+from tokenmeter.money import add, negate
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.wanted import Wanted
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
@@ -75,10 +76,10 @@ def _groups(entry: Entry, unpriced: Iterable[Charge]) -> Iterable[Consumption]:
     for charge in unpriced:
         wanted = Wanted.parse(charge.price_id) or Wanted(service_tier=entry.service_tier)
         quantities = groups.setdefault((charge.model, charge.role, wanted), {})
-        quantities[charge.sku_meter] = quantities.get(charge.sku_meter, 0) + charge.quantity
+        quantities[charge.sku_meter] = add(quantities.get(charge.sku_meter, 0), charge.quantity)
     for (model, role, wanted), quantities in groups.items():
         yield wanted.consumption(model, Usage(quantities), role)
 
 
 def _taken_back(charge: Charge) -> Charge:
-    return replace(charge, quantity=-charge.quantity)
+    return replace(charge, quantity=negate(charge.quantity))

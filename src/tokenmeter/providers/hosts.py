@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
-from tokenmeter.money import EXACT
+from tokenmeter.money import EXACT, add
 from tokenmeter.providers.wire import JSON, amount, count, section
 from tokenmeter.usage import Quantity, SuppliedCost
 
@@ -168,7 +168,7 @@ def extra_meters(provider: str, usage: JSON, model: str | None, flags: set[str])
     tools = section(usage, "server_side_tool_usage_details")
     for name, meter in _EXTRA_TOOLS.items():
         if calls := count(tools, name, flags=flags):
-            meters[meter] = meters.get(meter, 0) + calls
+            meters[meter] = add(meters.get(meter, 0), calls)
     return meters
 
 

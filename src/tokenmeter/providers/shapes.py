@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tokenmeter.money import add
 from tokenmeter.providers.wire import JSON
 from tokenmeter.usage import Quantity, Usage
 
@@ -88,7 +89,7 @@ class Shape:
 def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:
     """Add `quantity` to a class; nothing used leaves no class."""
     if quantity:
-        quantities[meter] = quantities.get(meter, 0) + quantity
+        quantities[meter] = add(quantities.get(meter, 0), quantity)
 
 
 def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -> bool:

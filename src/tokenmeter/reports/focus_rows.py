@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import EXACT, ONE, ZERO, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
 from tokenmeter.periods import Period, floor
 from tokenmeter.reports.query import BEGINNING, COSTS
 from tokenmeter.semconv import EntryKind
@@ -86,7 +86,7 @@ class CostRow:
     def add(self, charge: Charge, *, first: bool) -> None:
         """Count one charge."""
         self.requests += first
-        self.quantity += charge.quantity
+        self.quantity = add(self.quantity, charge.quantity)
         self.list_cost = EXACT.add(self.list_cost, charge.list_cost or ZERO)
         self.contracted_cost = EXACT.add(self.contracted_cost, charge.contracted_cost or ZERO)
         self.billed_cost = EXACT.add(self.billed_cost, charge.billed_cost or ZERO)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 
-from tokenmeter.money import EXACT
+from tokenmeter.money import EXACT, round_to
 from tokenmeter.usage import Quantity
 
 __all__ = ["Column", "amount", "compact", "count", "fit", "money_places", "render", "share", "visible"]
@@ -151,7 +151,7 @@ def visible(text: str) -> str:
 
 def count(quantity: Quantity) -> str:
     """A quantity with thousands separators: ``1,234,567``, ``12.5``."""
-    return f"{quantity:,}" if isinstance(quantity, int) else f"{quantity:,.1f}"
+    return f"{quantity:,}" if isinstance(quantity, int) else f"{round_to(quantity, 1):,f}"
 
 
 def compact(quantity: Quantity) -> str:
@@ -162,7 +162,7 @@ def compact(quantity: Quantity) -> str:
     for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number.copy_abs() >= size:
             scaled = EXACT.divide(number, Decimal(size))
-            return f"{scaled:.1f}{letter}" if scaled.copy_abs() < 100 else f"{scaled:.0f}{letter}"  # noqa: PLR2004 - digits
+            return f"{round_to(scaled, 1 if scaled.copy_abs() < 100 else 0):f}{letter}"  # noqa: PLR2004 - digits
     return count(quantity)
 
 
@@ -173,7 +173,7 @@ def share(part: Decimal | None) -> str:
     percent = EXACT.multiply(part, Decimal(100))
     if 0 < percent < 1:
         return "<1%"
-    return ">99%" if 99 < percent < 100 else f"{percent:.0f}%"  # noqa: PLR2004 - percent
+    return ">99%" if 99 < percent < 100 else f"{round_to(percent, 0):f}%"  # noqa: PLR2004 - percent
 
 
 def money_places(amounts: Iterable[Decimal]) -> int:
@@ -184,7 +184,8 @@ def money_places(amounts: Iterable[Decimal]) -> int:
 
 def amount(dollars: Decimal, places: int) -> str:
     """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
-    shown = dollars.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_EVEN, context=EXACT)
+    shown = round_to(dollars, places)
     if dollars and not shown:
-        return f"<${Decimal(1).scaleb(-places):f}" if dollars > 0 else f"-<${Decimal(1).scaleb(-places):f}"
+        least = f"<${Decimal(f'1E-{places}'):f}"
+        return least if dollars > 0 else f"-{least}"
     return f"-${shown.copy_negate():,f}" if shown < 0 else f"${shown:,f}"
