@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,11 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.semconv import Status
 
 if TYPE_CHECKING:
-    from tokenmeter.capture.calls import InFlight
     from tokenmeter.meter import Meter
     from tokenmeter.providers.base import Dialect
 
 __all__ = [
     "BINDING",
-    "CURRENT",
     "TEMPLATE",
     "Binding",
     "Host",
@@ -39,8 +36,6 @@ log = logging.getLogger("tokenmeter")
 BINDING = "_tokenmeter"
 #: Name of the class attribute of metered classes: the `Binding` their clients start with.
 TEMPLATE = "_tokenmeter_template"
-#: The call whose request is being sent in this context; None outside of a metered one.
-CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

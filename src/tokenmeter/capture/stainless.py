@@ -16,10 +16,11 @@ import functools
 import inspect
 import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast, get_origin
 
-from tokenmeter.capture.sdk import BINDING, CURRENT, TEMPLATE, Binding, Sdk, binding_of, bound_to
+from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RAW_RESPONSE_HEADER", "bind", "metered_class", "metered_classes"]
 
+#: The call whose request is being sent in this context; None outside of a metered one.
+CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 #: With this header an SDK hands out the response itself: ``stream`` for one whose body the caller reads.
 RAW_RESPONSE_HEADER = "x-stainless-raw-response"
 #: Name of the attribute that says for which class of the SDK a client's hooks were made.

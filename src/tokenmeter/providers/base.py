@@ -8,14 +8,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.shapes import Shape
 from tokenmeter.usage import Observation
 
-__all__ = ["Dialect", "Endpoint", "Form", "Kind", "Read", "Room", "SocketEvents", "StreamReader"]
+__all__ = [
+    "Dialect",
+    "Endpoint",
+    "Form",
+    "Kind",
+    "Plain",
+    "PlainReader",
+    "Read",
+    "Room",
+    "SocketEvents",
+    "StreamReader",
+]
 
 #: How a call to an endpoint is billed: by its own answer (``billed``; ``unknown`` where no reader is known for it), by
 #: what it started and is read later (``starts``), in a body that repeats that bill until it is final (``polled``), not
@@ -53,6 +65,56 @@ class Endpoint:
     def billed(self) -> bool:
         """Whether a call makes a new bill, so that a budget is to be asked first."""
         return self.kind in {"billed", "unknown"}
+
+
+class Plain(NamedTuple):
+    """What a plain answer used: one model, one prompt, every count said and none in doubt.
+
+    Attributes:
+        model: Model named by the answer; None when it names none.
+        response_id: Provider's id.
+        service_tier: Tier that served it, as the answer says.
+        quantities: As in `tokenmeter.usage.Usage`.
+        prompt_tokens: Size of the prompt, cache included.
+        reasoning_tokens: Informational part of the output.
+        usage: The usage object off the wire.
+    """
+
+    model: str | None
+    response_id: str | None
+    service_tier: str | None
+    quantities: dict[str, int]
+    prompt_tokens: int
+    reasoning_tokens: int
+    usage: Any
+
+
+class PlainReader(NamedTuple):
+    """How the plain answers of one endpoint are read.
+
+    Attributes:
+        key: Key of the body that says what it is.
+        says: What it says of a plain answer.
+        read: Reads one; None for one that is not plain after all.
+    """
+
+    key: str
+    says: frozenset[str]
+    read: Callable[[Any], Plain | None]
+
+    def __call__(self, body: Any) -> Plain | None:
+        """Read any decoded body; None for one that is not plain."""
+        if type(body) is not dict or body.get(self.key) not in self.says:
+            return None
+        seen = self.read(body)
+        if seen is None:
+            return None
+        model, response_id, tier = seen.model, seen.response_id, seen.service_tier
+        if type(model) is not str or not model:
+            return None
+        if (response_id is not None and type(response_id) is not str) or (tier is not None and type(tier) is not str):
+            return None
+        return None if response_id == "" or tier == "" else seen
 
 
 class StreamReader(Protocol):
@@ -103,11 +165,13 @@ class Dialect(ABC):
     Attributes:
         name: The room's name.
         endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
+        plain: Endpoint -> quick reader of its plain answers, which says the same as `read`.
         socket_events: What is said on its WebSocket connections; None when it has none.
     """
 
     name: str
     endpoints: tuple[str, ...] = ()
+    plain: Mapping[str, PlainReader] = MappingProxyType({})
     socket_events: SocketEvents | None = None
 
     @abstractmethod

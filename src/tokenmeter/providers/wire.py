@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, cast
 
 __all__ = [
     "JSON",
+    "MOST",
     "amount",
     "count",
     "is_array",
@@ -29,7 +30,7 @@ JSON = Mapping[str, Any]
 
 _NOTHING: dict[str, Any] = {}
 #: No bill counts more: the largest batch is some 10^11 tokens. A higher number is a fault of whoever sent it.
-_MOST = 10**12
+MOST = 10**12
 #: Characters of the longest number that is looked at.
 _LONGEST = 64
 
@@ -131,7 +132,7 @@ def count(body: JSON, *names: str, flags: set[str]) -> int | None:
         value = body.get(name)
         if value is None:
             continue
-        if type(value) is int and 0 <= value <= _MOST:
+        if type(value) is int and 0 <= value <= MOST:
             return value
         number = _number(value)
         if number is not None and number == int(number):
@@ -167,7 +168,7 @@ def _number(value: Any) -> Decimal | None:
         number = Decimal(value if isinstance(value, int) else str(value))
     except InvalidOperation:
         return None
-    return number if number.is_finite() and 0 <= number <= _MOST else None
+    return number if number.is_finite() and 0 <= number <= MOST else None
 
 
 def utf8_length(value: str) -> int:

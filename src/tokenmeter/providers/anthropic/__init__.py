@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.anthropic import bodies, requests, routes
+from tokenmeter.providers.anthropic.plain import PLAIN
 from tokenmeter.providers.anthropic.streams import MessageStream
 from tokenmeter.providers.anthropic.usage import SHAPES
 from tokenmeter.providers.base import Dialect, Endpoint, Room, StreamReader
@@ -20,6 +21,7 @@ class AnthropicDialect(Dialect):
     """Anthropic's wire format."""
 
     name = "anthropic"
+    plain = PLAIN
     endpoints = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
 
     def endpoint(self, method: str, path: str) -> Endpoint:

@@ -9,6 +9,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Dialect, Endpoint, Room, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai import bodies, requests, routes, streams
+from tokenmeter.providers.openai.plain import PLAIN
 from tokenmeter.providers.openai.usage import SHAPES
 from tokenmeter.usage import Observation
 
@@ -19,6 +20,7 @@ class OpenAIDialect(Dialect):
     """OpenAI's wire format, as OpenAI, Azure and every compatible host speak it."""
 
     name = "openai"
+    plain = PLAIN
     #: ``api.anthropic.com`` serves some of them too.
     endpoints = (
         "audio",

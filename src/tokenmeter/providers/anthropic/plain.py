@@ -1,0 +1,49 @@
+"""The plain shape of Anthropic's messages, read in one go: one model, one prompt, every count said and none in doubt.
+
+What is not plain is left to the general reader (`tokenmeter.providers.anthropic.bodies`), which says the same of what
+is: tests/properties hold the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenmeter.providers.base import Plain, PlainReader
+from tokenmeter.providers.wire import MOST
+
+__all__ = ["PLAIN"]
+
+_COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
+#: Keys that say nothing more when they hold nothing.
+_USAGE = _COUNTS | {"cache_creation", "server_tool_use", "service_tier", "inference_geo"}
+_PLAIN_GEOGRAPHIES = frozenset({None, "global", "not_available"})
+
+
+def read_message(body: Any) -> Plain | None:
+    """A message, or what a stream of one came to."""
+    usage, get = body.get("usage"), body.get
+    if type(usage) is not dict or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal":
+        return None
+    fresh, answer = usage.get("input_tokens"), usage.get("output_tokens")
+    cached, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens")
+    if type(fresh) is not int or type(answer) is not int or type(cached) is not int or written:
+        return None
+    if not (0 <= fresh <= MOST and 0 < answer <= MOST and 0 <= cached <= MOST and fresh + cached):
+        return None
+    tier = usage.get("service_tier")
+    if tier == "batch" or usage.get("server_tool_use") or usage.get("inference_geo") not in _PLAIN_GEOGRAPHIES:
+        return None
+    split = usage.get("cache_creation")
+    if split and (type(split) is not dict or any(split.values())):
+        return None
+    quantities: dict[str, int] = {}
+    if fresh:
+        quantities["input"] = fresh
+    if cached:
+        quantities["cache_read"] = cached
+    quantities["output"] = answer
+    return Plain(get("model"), get("id"), tier, quantities, fresh + cached, 0, usage)
+
+
+#: Endpoint -> the ``type`` that a plain answer of it says it is, and its reader.
+PLAIN: dict[str, PlainReader] = {"messages": PlainReader("type", frozenset({"message"}), read_message)}

@@ -1,0 +1,109 @@
+"""The plain shapes of OpenAI's answers, read in one go: one model, one prompt, every count said and none in doubt.
+
+What is not plain is left to the general reader (`tokenmeter.providers.openai.bodies`), which says the same of what is:
+tests/properties hold the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenmeter.providers.base import Plain, PlainReader
+from tokenmeter.providers.wire import MOST
+
+__all__ = ["PLAIN"]
+
+#: Keys of a usage object that say nothing more, where they are at all.
+_CHAT_USAGE = frozenset(
+    {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
+)
+_RESPONSE_USAGE = frozenset(
+    {"input_tokens", "output_tokens", "total_tokens", "input_tokens_details", "output_tokens_details"}
+)
+_EMBEDDING_USAGE = frozenset({"prompt_tokens", "total_tokens"})
+#: Parts of a sum that cost what the sum costs.
+_INSIDE = frozenset({"reasoning_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"})
+_NOTHING: frozenset[str] = frozenset()
+#: Output items behind which nothing else is billed.
+_PLAIN_ITEMS = frozenset({"message", "reasoning", "function_call"})
+
+
+def _inclusive(usage: Any, prompt: Any, answer: Any, inputs: Any, outputs: Any) -> tuple[dict[str, int], int] | None:
+    """Quantities and reasoning of a usage whose totals include their breakdowns; None where there is any doubt."""
+    if type(prompt) is not int or type(answer) is not int or not (0 < prompt <= MOST and 0 < answer <= MOST):
+        return None
+    cached = _only(inputs, "cached_tokens", _NOTHING)
+    reasoning = _only(outputs, "reasoning_tokens", _INSIDE)
+    if cached is None or reasoning is None or cached > prompt or usage.get("total_tokens") != prompt + answer:
+        return None
+    if not cached:
+        return {"input": prompt, "output": answer}, reasoning
+    if cached == prompt:
+        return {"cache_read": cached, "output": answer}, reasoning
+    return {"input": prompt - cached, "cache_read": cached, "output": answer}, reasoning
+
+
+def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
+    """The one part of a sum that counts; None where another one does, or it is no count."""
+    if not details:
+        return 0 if details is None or type(details) is dict else None
+    if type(details) is not dict:
+        return None
+    found = 0
+    for key, value in details.items():
+        if value and (type(value) is not int or not 0 <= value <= MOST or (key != name and key not in harmless)):
+            return None
+        if key == name:
+            found = value or 0
+    return found
+
+
+def read_chat(body: Any) -> Plain | None:
+    """A chat completion, or what a stream of one came to."""
+    usage, get = body.get("usage"), body.get
+    if type(usage) is not dict or not _CHAT_USAGE.issuperset(usage):
+        return None
+    prompt = usage.get("prompt_tokens")
+    inputs, outputs = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    found = _inclusive(usage, prompt, usage.get("completion_tokens"), inputs, outputs)
+    if found is None:
+        return None
+    return Plain(get("model"), get("id"), get("service_tier"), found[0], prompt, found[1], usage)
+
+
+def read_response(body: Any) -> Plain | None:
+    """A response without hosted tools."""
+    usage, get = body.get("usage"), body.get
+    if type(usage) is not dict or not _RESPONSE_USAGE.issuperset(usage) or get("tool_usage") or get("background"):
+        return None
+    items = get("output")
+    if type(items) is not list:
+        return None
+    for item in items:
+        if type(item) is not dict or item.get("type") not in _PLAIN_ITEMS or "svg_usage" in item:
+            return None
+    prompt = usage.get("input_tokens")
+    inputs, outputs = usage.get("input_tokens_details"), usage.get("output_tokens_details")
+    found = _inclusive(usage, prompt, usage.get("output_tokens"), inputs, outputs)
+    if found is None:
+        return None
+    return Plain(get("model"), get("id"), get("service_tier"), found[0], prompt, found[1], usage)
+
+
+def read_embeddings(body: Any) -> Plain | None:
+    """A list of embeddings."""
+    usage = body.get("usage")
+    if type(usage) is not dict or not _EMBEDDING_USAGE.issuperset(usage):
+        return None
+    prompt = usage.get("prompt_tokens")
+    if type(prompt) is not int or not 0 < prompt <= MOST or usage.get("total_tokens", prompt) != prompt:
+        return None
+    return Plain(body.get("model"), body.get("id"), body.get("service_tier"), {"input": prompt}, prompt, 0, usage)
+
+
+#: Endpoint -> the ``object`` that a plain answer of it says it is, and its reader.
+PLAIN: dict[str, PlainReader] = {
+    "chat.completions": PlainReader("object", frozenset({"chat.completion"}), read_chat),
+    "responses": PlainReader("object", frozenset({"response"}), read_response),
+    "embeddings": PlainReader("object", frozenset({"list"}), read_embeddings),
+}
