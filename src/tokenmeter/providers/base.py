@@ -99,12 +99,12 @@ class PlainReader(NamedTuple):
     """
 
     key: str
-    says: frozenset[str]
+    says: str
     read: Callable[[Any], Plain | None]
 
     def __call__(self, body: Any) -> Plain | None:
         """Read any decoded body; None for one that is not plain."""
-        if type(body) is not dict or body.get(self.key) not in self.says:
+        if type(body) is not dict or body.get(self.key) != self.says:
             return None
         seen = self.read(body)
         if seen is None:

@@ -73,6 +73,8 @@ def is_usage(body: JSON) -> bool:
 
 def usage_of(body: JSON) -> JSON:
     """The usage object in `body`, which may be one itself; empty when it has none."""
+    if found := section(body, "usage"):
+        return found
     return body if is_usage(body) else section(body, *_nested_keys())
 
 

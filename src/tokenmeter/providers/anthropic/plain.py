@@ -6,6 +6,7 @@ is: tests/properties hold the two equal.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from tokenmeter.providers.base import Plain, PlainReader
@@ -16,7 +17,19 @@ __all__ = ["PLAIN"]
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
 #: Keys that say nothing more when they hold nothing.
 _USAGE = _COUNTS | {"cache_creation", "server_tool_use", "service_tier", "inference_geo"}
-_PLAIN_GEOGRAPHIES = frozenset({None, "global", "not_available"})
+_PLAIN_GEOGRAPHIES = (None, "global", "not_available")
+
+
+_WRITTEN = ("cache_creation_input_tokens",)
+
+
+def _says(counts: Any, names: Iterable[str]) -> bool:
+    """Whether any of `counts` is more than nothing, or no count."""
+    for name in names:
+        value = counts.get(name)
+        if value is not None and (type(value) is not int or value):
+            return True
+    return False
 
 
 def read_message(body: Any) -> Plain | None:
@@ -25,8 +38,10 @@ def read_message(body: Any) -> Plain | None:
     if type(usage) is not dict or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal":
         return None
     fresh, answer = usage.get("input_tokens"), usage.get("output_tokens")
-    cached, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens")
-    if type(fresh) is not int or type(answer) is not int or type(cached) is not int or written:
+    cached = usage.get("cache_read_input_tokens")
+    if cached is None:
+        cached = 0
+    if type(fresh) is not int or type(answer) is not int or type(cached) is not int or _says(usage, _WRITTEN):
         return None
     if not (0 <= fresh <= MOST and 0 < answer <= MOST and 0 <= cached <= MOST and fresh + cached):
         return None
@@ -34,7 +49,7 @@ def read_message(body: Any) -> Plain | None:
     if tier == "batch" or usage.get("server_tool_use") or usage.get("inference_geo") not in _PLAIN_GEOGRAPHIES:
         return None
     split = usage.get("cache_creation")
-    if split and (type(split) is not dict or any(split.values())):
+    if split and (type(split) is not dict or _says(split, split)):
         return None
     quantities: dict[str, int] = {}
     if fresh:
@@ -46,4 +61,4 @@ def read_message(body: Any) -> Plain | None:
 
 
 #: Endpoint -> the ``type`` that a plain answer of it says it is, and its reader.
-PLAIN: dict[str, PlainReader] = {"messages": PlainReader("type", frozenset({"message"}), read_message)}
+PLAIN: dict[str, PlainReader] = {"messages": PlainReader("type", "message", read_message)}

@@ -24,8 +24,10 @@ _EMBEDDING_USAGE = frozenset({"prompt_tokens", "total_tokens"})
 #: Parts of a sum that cost what the sum costs.
 _INSIDE = frozenset({"reasoning_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"})
 _NOTHING: frozenset[str] = frozenset()
+#: In the names of models that search the web on every request.
+_SEARCHES = "-search-"
 #: Output items behind which nothing else is billed.
-_PLAIN_ITEMS = frozenset({"message", "reasoning", "function_call"})
+_PLAIN_ITEMS = ("message", "reasoning", "function_call")
 
 
 def _inclusive(usage: Any, prompt: Any, answer: Any, inputs: Any, outputs: Any) -> tuple[dict[str, int], int] | None:
@@ -51,17 +53,19 @@ def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
         return None
     found = 0
     for key, value in details.items():
-        if value and (type(value) is not int or not 0 <= value <= MOST or (key != name and key not in harmless)):
+        if value is None:
+            continue
+        if type(value) is not int or not 0 <= value <= MOST or (value and key != name and key not in harmless):
             return None
         if key == name:
-            found = value or 0
+            found = value
     return found
 
 
 def read_chat(body: Any) -> Plain | None:
     """A chat completion, or what a stream of one came to."""
     usage, get = body.get("usage"), body.get
-    if type(usage) is not dict or not _CHAT_USAGE.issuperset(usage):
+    if type(usage) is not dict or not _CHAT_USAGE.issuperset(usage) or _SEARCHES in str(get("model")):
         return None
     prompt = usage.get("prompt_tokens")
     inputs, outputs = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
@@ -77,7 +81,7 @@ def read_response(body: Any) -> Plain | None:
     if type(usage) is not dict or not _RESPONSE_USAGE.issuperset(usage) or get("tool_usage") or get("background"):
         return None
     items = get("output")
-    if type(items) is not list:
+    if type(items) is not list or _SEARCHES in str(get("model")):
         return None
     for item in items:
         if type(item) is not dict or item.get("type") not in _PLAIN_ITEMS or "svg_usage" in item:
@@ -103,7 +107,7 @@ def read_embeddings(body: Any) -> Plain | None:
 
 #: Endpoint -> the ``object`` that a plain answer of it says it is, and its reader.
 PLAIN: dict[str, PlainReader] = {
-    "chat.completions": PlainReader("object", frozenset({"chat.completion"}), read_chat),
-    "responses": PlainReader("object", frozenset({"response"}), read_response),
-    "embeddings": PlainReader("object", frozenset({"list"}), read_embeddings),
+    "chat.completions": PlainReader("object", "chat.completion", read_chat),
+    "responses": PlainReader("object", "response", read_response),
+    "embeddings": PlainReader("object", "list", read_embeddings),
 }

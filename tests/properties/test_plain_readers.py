@@ -1,0 +1,174 @@
+"""The quick reader of an endpoint's plain answers says what the general one says, or leaves the answer to it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.hosts import billed_tier
+from tokenmeter.providers.registry import dialect
+
+BODIES = sorted(Path(__file__).parent.parent.joinpath("providers", "bodies").glob("*.json"))
+PROVIDERS = ("openai", "azure", "anthropic", "openrouter", "groq", "mistral", "x-ai", "google", "perplexity")
+READERS = [(room, endpoint) for room in ("openai", "anthropic") for endpoint in dialect(room).plain]
+FACTS = RequestFacts(model="asked-for", input_bytes=40)
+
+
+def check(room, endpoint, provider, body):
+    """Whether `body` is plain; if so, both readers agree on it."""
+    seen = dialect(room).plain[endpoint](body)
+    if seen is None:
+        return False
+    whole = dialect(room).read(body, provider=provider, endpoint=endpoint, request=FACTS)
+    (group,) = whole.consumptions
+    assert dict(group.usage.quantities) == seen.quantities
+    assert all(type(quantity) is int and quantity > 0 for quantity in seen.quantities.values())
+    assert group.usage.reasoning_output_tokens == seen.reasoning_tokens
+    assert group.prompt_tokens == seen.prompt_tokens
+    assert (whole.response_model, whole.response_id, whole.service_tier) == seen[:3]
+    assert (group.model, group.service_tier) == (seen.model, billed_tier(seen.service_tier))
+    assert (group.processing, group.speed, group.geo, group.region, group.role) == (None, None, None, None, "message")
+    assert (group.supplied_cost, whole.raw_usage, whole.billable) == (None, seen.usage, True)
+    assert (whole.flags, whole.reading, whole.bill_id, whole.at) == (frozenset(), "whole", None, None)
+    return True
+
+
+@pytest.mark.parametrize("path", BODIES, ids=lambda path: path.stem)
+def test_every_body_there_is_is_read_alike(path):
+    case = json.loads(path.read_text())
+    for room, endpoint in READERS:
+        for provider in PROVIDERS:
+            check(room, endpoint, provider, case["body"])
+
+
+#: The plain answers as the providers write them.
+PLAIN = {
+    "chat.completions": {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": "gpt-5-mini-2025-08-07",
+        "service_tier": "default",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Done."}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 90,
+            "completion_tokens": 30,
+            "total_tokens": 120,
+            "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 20,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        },
+    },
+    "responses": {
+        "id": "resp_1",
+        "object": "response",
+        "status": "completed",
+        "model": "gpt-5-mini-2025-08-07",
+        "service_tier": "default",
+        "background": False,
+        "output": [
+            {"type": "reasoning", "id": "rs_1", "summary": []},
+            {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "Done."}]},
+        ],
+        "usage": {
+            "input_tokens": 90,
+            "output_tokens": 30,
+            "total_tokens": 120,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 20},
+        },
+    },
+    "embeddings": {
+        "object": "list",
+        "model": "text-embedding-3-small",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.1]}],
+        "usage": {"prompt_tokens": 9, "total_tokens": 9},
+    },
+    "messages": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-sonnet-5",
+        "content": [{"type": "text", "text": "Done."}],
+        "stop_reason": "end_turn",
+        "usage": {
+            "input_tokens": 90,
+            "output_tokens": 30,
+            "cache_read_input_tokens": 1000,
+            "cache_creation_input_tokens": 0,
+            "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+            "server_tool_use": None,
+            "service_tier": "standard",
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(("room", "endpoint"), READERS)
+def test_the_answers_that_everybody_gets_are_plain(room, endpoint):
+    assert check(room, endpoint, room, PLAIN[endpoint])
+
+
+ODD = st.one_of(
+    st.none(),
+    st.integers(-2, 130),
+    st.sampled_from([True, False, 0.0, 30.0, 1.5, "30", "x", "", 10**13, {}, [], {"cached_tokens": 3}, [{}]]),
+    st.sampled_from(["batch", "flex", "auto", "us", "global", "refusal", "web_search_call", "chat.completion.chunk"]),
+)
+
+
+def _places(value, path=()):
+    """Every key and index of a body, by path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*path, key)
+            yield from _places(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield (*path, index)
+            yield from _places(inner, (*path, index))
+
+
+def _changed(body, path, value):
+    copied = json.loads(json.dumps(body))
+    at = copied
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    return copied
+
+
+NEW_KEYS = (
+    "cost",
+    "cost_in_usd_ticks",
+    "cache_write_tokens",
+    "iterations",
+    "speed",
+    "seconds",
+    "num_sources_used",
+    "error",
+)
+
+
+@pytest.mark.parametrize(("room", "endpoint"), READERS)
+@given(data=st.data())
+def test_whatever_is_odd_about_an_answer_both_readers_agree_or_the_quick_one_leaves_it(room, endpoint, data):
+    body = PLAIN[endpoint]
+    for _ in range(data.draw(st.integers(1, 3))):
+        places = [
+            *_places(body),
+            ("usage", data.draw(st.sampled_from(NEW_KEYS))),
+            (data.draw(st.sampled_from(NEW_KEYS)),),
+        ]
+        path = data.draw(st.sampled_from(places))
+        try:
+            body = _changed(body, path, data.draw(ODD))
+        except (TypeError, KeyError, IndexError):
+            continue
+    check(room, endpoint, data.draw(st.sampled_from(PROVIDERS)), body)
