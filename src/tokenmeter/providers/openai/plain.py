@@ -30,8 +30,10 @@ _SEARCHES = "-search-"
 _PLAIN_ITEMS = ("message", "reasoning", "function_call")
 
 
-def _inclusive(usage: Any, prompt: Any, answer: Any, inputs: Any, outputs: Any) -> tuple[dict[str, int], int] | None:
-    """Quantities and reasoning of a usage whose totals include their breakdowns; None where there is any doubt."""
+def _inclusive(
+    usage: Any, prompt: Any, answer: Any, inputs: Any, outputs: Any
+) -> tuple[dict[str, int], int, int] | None:
+    """Quantities, prompt and reasoning of a usage whose totals include their breakdowns; None where there is any doubt."""
     if type(prompt) is not int or type(answer) is not int or not (0 < prompt <= MOST and 0 < answer <= MOST):
         return None
     cached = _only(inputs, "cached_tokens", _NOTHING)
@@ -39,10 +41,10 @@ def _inclusive(usage: Any, prompt: Any, answer: Any, inputs: Any, outputs: Any) 
     if cached is None or reasoning is None or cached > prompt or usage.get("total_tokens") != prompt + answer:
         return None
     if not cached:
-        return {"input": prompt, "output": answer}, reasoning
+        return {"input": prompt, "output": answer}, prompt, reasoning
     if cached == prompt:
-        return {"cache_read": cached, "output": answer}, reasoning
-    return {"input": prompt - cached, "cache_read": cached, "output": answer}, reasoning
+        return {"cache_read": cached, "output": answer}, prompt, reasoning
+    return {"input": prompt - cached, "cache_read": cached, "output": answer}, prompt, reasoning
 
 
 def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
@@ -72,7 +74,7 @@ def read_chat(body: Any) -> Plain | None:
     found = _inclusive(usage, prompt, usage.get("completion_tokens"), inputs, outputs)
     if found is None:
         return None
-    return Plain(get("model"), get("id"), get("service_tier"), found[0], prompt, found[1], usage)
+    return Plain(get("model"), get("id"), get("service_tier"), *found, usage)
 
 
 def read_response(body: Any) -> Plain | None:
@@ -91,7 +93,7 @@ def read_response(body: Any) -> Plain | None:
     found = _inclusive(usage, prompt, usage.get("output_tokens"), inputs, outputs)
     if found is None:
         return None
-    return Plain(get("model"), get("id"), get("service_tier"), found[0], prompt, found[1], usage)
+    return Plain(get("model"), get("id"), get("service_tier"), *found, usage)
 
 
 def read_embeddings(body: Any) -> Plain | None:
