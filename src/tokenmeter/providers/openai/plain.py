@@ -33,7 +33,7 @@ _PLAIN_ITEMS = ("message", "reasoning", "function_call")
 def _inclusive(
     usage: Any, prompt: Any, answer: Any, inputs: Any, outputs: Any
 ) -> tuple[dict[str, int], int, int] | None:
-    """Quantities, prompt and reasoning of a usage whose totals include their breakdowns; None where there is any doubt."""
+    """Quantities, prompt and reasoning where totals include their breakdowns; None where there is any doubt."""
     if type(prompt) is not int or type(answer) is not int or not (0 < prompt <= MOST and 0 < answer <= MOST):
         return None
     cached = _only(inputs, "cached_tokens", _NOTHING)
