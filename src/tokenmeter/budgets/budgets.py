@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -719,7 +719,17 @@ class Budgets:
         def limit_of(cap: Cap, scope: Mapping[str, str], key: CounterKey) -> int:
             return self._limit(state, cap, scope, key, microseconds(at))
 
-        return balances(state.caps.values(), self._store, self._pricer, wanted, at, limit_of=limit_of)
+        def named(cap: Cap) -> Iterator[Mapping[str, str]]:
+            budget = cap.budget
+            if isinstance(budget.limit, Mapping):
+                for value in budget.limit:
+                    yield budget.scope | {str(budget.open_field): value}
+            for (name, unit, text), granted in state.policy.grants.items():
+                starts = {start for start, _ in cap.spans(microseconds(at))}
+                if (name, unit) == (budget.name, cap.unit) and any(one.window_start in starts for one in granted):
+                    yield parse_scope(text)
+
+        return balances(state.caps.values(), self._store, self._pricer, wanted, at, limit_of=limit_of, named=named)
 
     def audit(self, *, repair: bool = False) -> Sequence[CounterFault]:
         """Counters of budgets in force that differ from the ledger; see `tokenmeter.budgets.status.audit`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import LimitFunction, Unit, limit_in, parse_limit
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child
 
 __all__ = ["NO_CAP", "AskedLimits", "room"]
 
@@ -23,6 +21,7 @@ log = logging.getLogger("tokenmeter")
 NO_CAP = 9 * 10**18
 _NEVER = 1 << 62
 _MOST_VALUES = 65_536
+_TELL_EVERY = 60
 
 
 def room(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
@@ -87,6 +86,7 @@ class AskedLimits:
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, str], _Answer] = {}
+        self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
 
     def is_known(self, cap: Cap, scope: Mapping[str, str]) -> bool:
         """Whether `of` would answer without asking the function."""
@@ -134,12 +134,24 @@ class AskedLimits:
             said = function(value)
             limits = {unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units}
         except Exception as error:  # noqa: BLE001 - it is the application's own; what is known holds
-            _tell(budget.name, error, known is not None)
+            self._tell(budget.name, error, has_last=known is not None)
             limits = dict(known.limits) if known is not None else {}
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
         self._answers[key] = _Answer(limits, now)
         return limits.get(cap.unit)
+
+    def _tell(self, name: str, error: Exception, *, has_last: bool) -> None:
+        """Log a limit function's failure, at most once a minute per budget."""
+        now = time.monotonic()
+        if now - self._told.get(name, -_TELL_EVERY) < _TELL_EVERY:
+            return
+        self._told[name] = now
+        holds = "the last known limit holds" if has_last else "the fixed limit beside it holds"
+        if isinstance(error, ConfigurationError):
+            log.error("Budget %r: its limit is not known (%s); %s meanwhile", name, error, holds)
+        else:
+            log.error("Budget %r: its limit function failed; %s meanwhile", name, holds, exc_info=error)
 
     def _unknown(self, cap: Cap, scope: Mapping[str, str]) -> int:
         if cap.budget.store_failure == "open" or not cap.budget.hard:
@@ -149,28 +161,3 @@ class AskedLimits:
             "none, and the budget has no fixed limit beside it. The call was not sent. Give the budget a fixed limit "
             "that holds meanwhile, or set store_failure='open' to let such calls pass."
         )
-
-
-_told: dict[str, float] = {}
-_telling = threading.RLock()
-_TELL_EVERY = 60
-
-
-def _tell(name: str, error: Exception, has_last: bool) -> None:
-    """Log a limit function's failure, at most once a minute per budget."""
-    now = time.monotonic()
-    with _telling:
-        if now - _told.get(name, -_TELL_EVERY) < _TELL_EVERY:
-            return
-        _told[name] = now
-    holds = "the last known limit holds" if has_last else "the fixed limit beside it holds"
-    if isinstance(error, ConfigurationError):
-        log.error("Budget %r: its limit is not known (%s); %s meanwhile", name, error, holds)
-    else:
-        log.error("Budget %r: its limit function failed; %s meanwhile", name, holds, exc_info=error)
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _telling  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _telling = threading.RLock()

@@ -72,7 +72,14 @@ class Balance:
 
 
 def balances(
-    caps: Iterable[Cap], store: Store, pricer: Pricer, wanted: Mapping[str, str], at: datetime, *, limit_of: LimitOf
+    caps: Iterable[Cap],
+    store: Store,
+    pricer: Pricer,
+    wanted: Mapping[str, str],
+    at: datetime,
+    *,
+    limit_of: LimitOf,
+    named: Callable[[Cap], Iterable[Mapping[str, str]]],
 ) -> list[Balance]:
     """Where the budgets stand that concern `wanted`. Nothing is written: what no call has counted yet is summed up.
 
@@ -86,6 +93,7 @@ def balances(
         wanted: Scope values by field (``member``, ..., ``tag:NAME``).
         at: The instant whose windows are meant.
         limit_of: Says a counter's limit.
+        named: Whom a budget's table or grants name, whether or not they have called.
     """
     now = microseconds(at)
     chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
@@ -93,7 +101,9 @@ def balances(
     return [
         _balance(cap, parse_scope(text), counters, limit_of)
         for cap in chosen
-        for text, counters in sorted(_counters(cap, wanted, now, listed, store=store, pricer=pricer).items())
+        for text, counters in sorted(
+            _counters(cap, wanted, now, listed, named=named(cap), store=store, pricer=pricer).items()
+        )
     ]
 
 
@@ -119,6 +129,7 @@ def _counters(
     now: int,
     listed: Mapping[str, Mapping[CounterKey, Counter]],
     *,
+    named: Iterable[Mapping[str, str]],
     store: Store,
     pricer: Pricer,
 ) -> dict[str, dict[tuple[CounterKey, int | None], Counter]]:
@@ -138,7 +149,8 @@ def _counters(
                 opened = known[start].get(text)
                 if opened is None or not (opened.settled or opened.reserved):
                     known[start][text] = Counter(amount)
-    texts = {text for counters in known.values() for text in counters}
+    texts = {text for counters in known.values() for text, one in counters.items() if one.settled or one.reserved}
+    texts.update(scope_text(one) for one in named if _covers(scope, one))
     if not any(value == "*" or name == "api_key" for name, value in scope.items()):
         texts.add(scope_text(scope))
     return {

@@ -1,0 +1,83 @@
+"""Budgets over processes: one declares, all obey; prepaid credit is drained to exactly zero."""
+
+import pytest
+
+from tokenmeter.budgets import Budget
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.stores import open_store
+
+SHARED = pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
+PROGRAM = """
+from tokenmeter.attribution import Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import BudgetExceededError
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.usage import Consumption, Observation
+
+import tokenmeter.budgets.bounds
+tokenmeter.budgets.bounds.REQUEST_OVERHEAD = 0
+
+rows = [{"provider": "openai", "model": "m", "sku_meter": m, "unit_price": "1", "per": 1} for m in ("input", "output")]
+number, budgets = int(sys.argv[2]), eval(sys.argv[3])
+meter = Meter(store=open_store(url), pricer=Pricer(PriceList.load(rows)), budgets=budgets if number == 0 else ())
+call = Call(provider="openai", endpoint="chat.completions", operation="chat",
+            facts=RequestFacts(model="m", max_output_tokens=1), attribution=Attribution(member="ada", team="t"))
+answered = Outcome(observation=Observation(consumptions=(Consumption(model="m", usage=Usage({"output": 1})),)))
+"""
+WORK = """
+import logging
+logging.disable()
+admitted = []
+
+def work():
+    while True:
+        try:
+            leave = meter.authorize(call)
+        except BudgetExceededError as stop:
+            if not stop.retryable:
+                return
+            time.sleep(0.005)
+            continue
+        admitted.append(1)
+        assert meter.settle(leave, answered) is not None
+
+while number and len(meter.budgets.in_force) != 1:
+    time.sleep(0.05)
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert meter.faults == 0
+meter.close()
+print(len(admitted))
+"""
+
+
+def read(url):
+    return Meter(store=open_store(url), pricer=Pricer(PriceList()))
+
+
+@SHARED
+def test_a_cap_that_one_of_eight_processes_declares_admits_exactly_as_many_as_it_says(store_url, run_processes):
+    budgets = '[Budget(member="*", limit_requests=100, name="each")]'
+    said = run_processes(8, PROGRAM + WORK, store_url, budgets)
+    assert sum(int(output.split()[-1]) for output in said) == 100
+    meter = read(store_url)
+    assert [(one.spent, one.reserved, one.remaining) for one in meter.remaining()] == [(100, 0, 0)]
+    assert meter.audit_budgets() == ()
+    meter.close()
+
+
+@SHARED
+def test_prepaid_credit_is_drained_by_eight_processes_to_exactly_zero(store_url, run_processes):
+    meter = read(store_url)
+    meter.budgets.set(Budget(team="*", limit_usd=0, period="total", name="credit"))
+    for key in ("payment-1", "payment-1", "payment-2"):
+        meter.budgets.grant("credit", 60, by="billing", reason="pack", scope={"team": "t"}, key=key)
+    said = run_processes(8, PROGRAM + WORK, store_url, "()")
+    assert sum(int(output.split()[-1]) for output in said) == 120
+    assert [(one.limit, one.spent, one.remaining) for one in meter.remaining()] == [(120, 120, 0)]
+    assert meter.audit_budgets() == ()
+    meter.close()

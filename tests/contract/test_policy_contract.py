@@ -1,0 +1,436 @@
+"""Budgets are data in the ledger: every meter on it obeys them and learns of a change with its next call."""
+
+import logging
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import (
+    BudgetExceededError,
+    BudgetReservedError,
+    ConfigurationError,
+    StoreUnavailableError,
+)
+from tokenmeter.ledger import utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.usage import Consumption, Observation, Usage
+
+ROWS = [
+    {"provider": "openai", "model": "m", "sku_meter": meter, "unit_price": "1", "per": 1}
+    for meter in ("input", "output")
+]
+PRICER = Pricer(PriceList.load(ROWS))
+
+
+@pytest.fixture(autouse=True)
+def ten_tokens_a_call(monkeypatch):
+    """Whatever the provider may put around a prompt: here a call's bound is what it says, ten tokens of answer."""
+    monkeypatch.setattr("tokenmeter.budgets.bounds.REQUEST_OVERHEAD", 0)
+
+
+@pytest.fixture
+def metered(store):
+    """A meter on the store under test, as another process would have it: with the budgets it declares itself."""
+    return lambda *budgets, **more: Meter(store=store, pricer=PRICER, budgets=budgets, **more)
+
+
+def a_call(member="ada", *, key=None, **who):
+    return Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=RequestFacts(model="m", input_bytes=0, max_output_tokens=10),
+        attribution=Attribution(member=member, **who),
+        api_key=key,
+    )
+
+
+def spend(meter, call, tokens):
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage({"input": tokens})),))
+    return meter.settle(meter.authorize(call), Outcome(observation=seen))
+
+
+def is_stopped(meter, call):
+    try:
+        meter.release(meter.authorize(call))
+    except BudgetExceededError:
+        return True
+    return False
+
+
+def soon(says, wanted):
+    """A server is asked for changes once a second, every other ledger with each call."""
+    until = time.monotonic() + 5
+    while says() != wanted and time.monotonic() < until:
+        time.sleep(0.05)
+    return says()
+
+
+class TestEveryProcess:
+    def test_what_one_declares_counts_the_calls_of_all_and_stops_them(self, metered):
+        knows, does_not = metered(Budget(route="/r", limit_requests=3, name="r")), metered()
+        spend(does_not, a_call(route="/r"), 1)
+        spend(knows, a_call(route="/r"), 1)
+        assert soon(lambda: len(does_not.budgets.in_force), 1) == 1
+        spend(does_not, a_call(route="/r"), 1)
+        for meter in (knows, does_not):
+            with pytest.raises(BudgetExceededError) as stop:
+                meter.authorize(a_call(route="/r"))
+            assert (stop.value.spent, stop.value.limit) == (3, 3)
+        assert does_not.audit_budgets() == ()
+
+    def test_a_change_is_seen_with_the_next_call_and_keeps_what_was_spent(self, metered):
+        running = metered(Budget(member="*", limit_usd=100, name="members"))
+        spend(running, a_call(), 60)
+        metered().budgets.set(Budget(member="*", limit_usd=61, name="members"), by="grace", reason="too much")
+        assert soon(lambda: is_stopped(running, a_call()), wanted=True)
+        metered().budgets.set(Budget(member="*", limit_usd=200, name="members"), by="grace", reason="launch")
+        assert not soon(lambda: is_stopped(running, a_call()), wanted=False)
+        (balance,) = running.remaining()
+        assert (balance.spent, balance.limit) == (60, 200)
+
+    def test_an_end_lets_calls_pass_and_another_beginning_counts_what_passed_meanwhile(self, metered):
+        running = metered(Budget(limit_usd=50, name="all"))
+        spend(running, a_call(), 10)
+        metered().budgets.retire("all", by="grace", reason="trial is over")
+        soon(lambda: len(running.budgets.in_force), 0)
+        spend(running, a_call(), 70)
+        metered().budgets.set(Budget(limit_usd=50, name="all"), by="grace")
+        assert soon(lambda: is_stopped(running, a_call()), wanted=True)
+        assert running.remaining()[0].spent == 80
+        assert running.audit_budgets() == ()
+
+    def test_another_scope_counts_anew_from_the_ledger(self, metered):
+        meter = metered(Budget(member="ada", limit_usd=500, name="x"))
+        spend(meter, a_call("ada"), 10)
+        spend(meter, a_call("bob"), 20)
+        meter.budgets.set(Budget(member="bob", limit_usd=500, name="x"))
+        assert [(one.scope, one.spent) for one in meter.remaining()] == [({"member": "bob"}, 20)]
+        spend(meter, a_call("bob"), 1)
+        assert meter.remaining()[0].spent == 21
+        assert meter.audit_budgets() == ()
+
+
+class TestHistory:
+    def test_it_says_who_changed_what_when_and_why(self, metered):
+        meter = metered(Budget(limit_usd=10, name="all"), source="tokenmeter.toml")
+        spend(meter, a_call("nobody"), 0)
+        meter.budgets.set(Budget(limit_usd=20, name="all"), by="grace", reason="launch")
+        meter.budgets.retire("all", by="ada", reason="over")
+        told = [
+            (one.version, one.what, one.source, one.reason, one.budget and one.budget.limits["usd"])
+            for one in meter.budgets.history("all")
+        ]
+        assert told == [
+            (1, "set", "tokenmeter.toml", "declared", 10 * 10**12),
+            (2, "set", "run time", "launch", 20 * 10**12),
+            (3, "retire", "run time", "over", None),
+        ]
+        assert [one.by for one in meter.budgets.history("all")][1:] == ["grace", "ada"]
+        assert all(one.at is not None and one.at <= utcnow() for one in meter.budgets.history())
+        assert meter.budgets.in_force == ()
+
+    def test_saying_the_same_again_files_nothing(self, metered):
+        for _ in range(3):
+            meter = metered(Budget(limit_usd=10, name="all"))
+            spend(meter, a_call(), 0)
+            meter.budgets.set(Budget(limit_usd="10.00", name="all"))
+        assert len(meter.budgets.history()) == 1
+
+    def test_ending_what_is_not_there_says_what_is(self, metered):
+        with pytest.raises(ConfigurationError, match="No budget is called 'x'; in force: 'all'"):
+            metered(Budget(limit_usd=1, name="all")).budgets.retire("x")
+
+
+class TestApplying:
+    def test_a_dry_run_says_what_would_change_and_changes_nothing(self, metered):
+        meter = metered()
+        first = [Budget(limit_usd=1, name="a"), Budget(member="*", limit_usd=2, name="b")]
+        assert [one.name for one in meter.budgets.apply(first, source="f.toml")] == ["a", "b"]
+        later = [Budget(limit_usd=3, name="a"), Budget(team="x", limit_usd=2, name="c")]
+        planned = meter.budgets.apply(later, source="f.toml", dry_run=True)
+        assert [(one.name, one.what, one.document_id) for one in planned] == [
+            ("a", "set", ""), ("c", "set", ""), ("b", "retire", ""),
+        ]  # fmt: skip
+        assert [budget.name for budget in meter.budgets.in_force] == ["a", "b"]
+        meter.budgets.apply(later, source="f.toml")
+        assert {budget.name: budget.limits["usd"] for budget in meter.budgets.in_force} == {
+            "a": 3 * 10**12,
+            "c": 2 * 10**12,
+        }
+        assert meter.budgets.apply(later, source="f.toml") == []
+
+    def test_it_ends_only_what_the_same_source_declared(self, metered):
+        meter = metered(Budget(limit_usd=10, name="mine"), source="code of app")
+        spend(meter, a_call(), 0)
+        meter.budgets.apply([], source="f.toml")
+        assert [budget.name for budget in meter.budgets.in_force] == ["mine"]
+
+
+class TestContradictions:
+    def test_a_declaration_does_not_overrule_a_change_made_at_run_time_and_says_so(self, metered, caplog):
+        declared = Budget(limit_usd=50, name="all")
+        spend(metered(declared, source="f.toml"), a_call(), 0)
+        metered().budgets.set(replace(declared, limit_usd=80), by="grace", reason="launch")
+        again = metered(declared, source="f.toml")
+        with caplog.at_level(logging.WARNING, "tokenmeter"):
+            spend(again, a_call(), 0)
+            spend(again, a_call(), 0)
+        (line,) = [record.message for record in caplog.records if "declared" in record.message]
+        assert "f.toml" in line
+        assert "grace" in line
+        assert "tokenmeter budgets apply" in line
+        assert again.remaining()[0].limit == 80
+
+    def test_a_source_that_changes_its_own_word_is_obeyed(self, metered):
+        spend(metered(Budget(limit_usd=50, name="all"), source="f.toml"), a_call(), 0)
+        spend(metered(Budget(limit_usd=60, name="all"), source="f.toml"), a_call(), 0)
+        assert metered().remaining()[0].limit == 60
+
+    def test_another_source_is_told_and_not_obeyed(self, metered, caplog):
+        spend(metered(Budget(limit_usd=50, name="all"), source="a.toml"), a_call(), 0)
+        spend(metered(Budget(limit_usd=60, name="all"), source="b.toml"), a_call(), 0)
+        assert metered().remaining()[0].limit == 50
+        assert "b.toml" in caplog.text
+
+    def test_a_row_taken_out_of_a_file_is_told_with_the_mend(self, metered, caplog):
+        spend(metered(Budget(limit_usd=50, name="all"), source="f.toml"), a_call(), 0)
+        spend(metered(Budget(team="x", limit_usd=60, name="x"), source="f.toml"), a_call(), 0)
+        assert "tokenmeter budgets retire all" in caplog.text
+
+
+class TestCounting:
+    def test_reading_writes_nothing_and_tells_the_truth(self, metered, store):
+        for member in ("ada", "bob"):
+            spend(metered(), a_call(member), 7)
+        reader = metered(Budget(member="*", limit_usd=100, name="members"))
+        assert {balance.scope["member"]: balance.spent for balance in reader.remaining()} == {"ada": 7, "bob": 7}
+        assert reader.audit_budgets() == ()
+        assert list(store.all_counters()) == []
+        assert store.generation() == 0
+
+    def test_a_month_before_the_budget_is_no_fault(self, metered):
+        meter = metered()
+        entry = spend(meter, a_call(), 7)
+        earlier = replace(entry, entry_id="b" * 32, occurred_at=entry.occurred_at - timedelta(days=40))
+        meter.post(earlier)
+        later = metered(Budget(member="*", limit_usd=100))
+        spend(later, a_call(), 1)
+        assert later.audit_budgets() == ()
+        later.post(replace(earlier, entry_id="c" * 32))  # an import into that month, by now with the budget
+        assert later.audit_budgets() == ()
+
+    def test_a_key_keeps_its_counter_whatever_it_is_called(self, metered):
+        key = ApiKey("ab" * 16, "wxyz")
+        meter = metered(Budget(api_key="*", limit_requests=3, name="keys"))
+        for alias in (None, "prod", "main"):
+            spend(meter, a_call(key=replace(key, alias=alias)), 1)
+        assert is_stopped(meter, a_call(key=replace(key, alias="other")))
+
+    def test_a_cap_by_alias_knows_what_the_key_spent_before_it_had_one(self, metered):
+        key = ApiKey("ab" * 16, "wxyz")
+        spend(metered(), a_call(key=key), 40)
+        meter = metered(Budget(api_key="prod", limit_usd=50, name="prod"))
+        assert is_stopped(meter, a_call(key=replace(key, alias="prod"))) is False
+        spend(meter, a_call(key=replace(key, alias="prod")), 10)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(key=replace(key, alias="prod")))
+        assert stop.value.spent == 50
+
+    @pytest.mark.parametrize(
+        ("budget", "spent"),
+        [
+            (Budget(model="m", limit_usd=900), 7),
+            (Budget(model="m*", limit_tokens=900), 7),
+            (Budget(tags={"env": "*"}, limit_usd=900), 7),
+            (Budget(tags={"env": "prod"}, limit_requests=900), 1),
+            (Budget(end_user="*", limit_usd=900), 7),
+            (Budget(provider="openai", limit_requests=900), 1),
+            (Budget(limit_usd=900, period="total"), 7),
+            (Budget(limit_usd=900, period="rolling-1d"), 7),
+            (Budget(team="*", member="*", limit_tokens=900), 7),
+        ],
+        ids=lambda value: value.name if isinstance(value, Budget) else "",
+    )
+    def test_a_new_budget_of_any_scope_counts_what_its_window_holds(self, metered, budget, spent):
+        call = a_call(team="x", end_user="u", tags={"env": "prod"})
+        spend(metered(), call, 7)
+        meter = metered(budget)
+        assert [balance.spent for balance in meter.remaining()] == [spent]
+        meter.authorize(call)
+        assert [balance.spent for balance in meter.remaining()] == [spent]
+        assert meter.audit_budgets() == ()
+
+
+class TestLimits:
+    def test_zero_means_not_at_all(self, metered):
+        meter = metered(Budget(model="m", limit_usd=0))
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call())
+        assert stop.value.limit == 0
+        assert stop.value.retry_after > 0
+
+    def test_a_row_may_limit_dollars_and_requests(self, metered):
+        meter = metered(Budget(member="*", limit_usd=100, limit_requests=2))
+        spend(meter, a_call(), 1)
+        spend(meter, a_call(), 1)
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call())
+        assert stop.value.unit == "requests"
+        assert [(one.unit, one.spent) for one in meter.remaining()] == [("usd", 2), ("requests", 2)]
+
+    def test_at_most_so_many_in_flight(self, metered):
+        meter = metered(Budget(member="*", limit_in_flight=2))
+        first, _ = meter.authorize(a_call()), meter.authorize(a_call())
+        with pytest.raises(BudgetReservedError) as stop:
+            meter.authorize(a_call())
+        assert (stop.value.unit, stop.value.reserved, stop.value.limit) == ("in_flight", 2, 2)
+        meter.authorize(a_call("bob"))
+        meter.release(first)
+        meter.authorize(a_call())
+
+    def test_a_table_says_each_members_own(self, metered):
+        meter = metered(
+            Budget(
+                member="*", limit_usd=15, name="m", limit={"ada": 30, "bob": 0, "eve": "unlimited", "cy": {"usd": 20}}
+            )
+        )
+        spend(meter, a_call("ada"), 20)
+        assert not is_stopped(meter, a_call("ada"))
+        assert is_stopped(meter, a_call("bob"))
+        spend(meter, a_call("eve"), 10**6)
+        assert not is_stopped(meter, a_call("eve"))
+        spend(meter, a_call("cy"), 10)
+        assert not is_stopped(meter, a_call("cy"))
+        spend(meter, a_call("dan"), 10)
+        assert is_stopped(meter, a_call("dan"))
+        limits = {one.scope["member"]: one.limit for one in meter.remaining()}
+        assert limits == {"ada": 30, "bob": 0, "eve": Decimal("Infinity"), "cy": 20, "dan": 15}
+
+    def test_a_table_alone_names_everybody_who_may_call(self, metered):
+        meter = metered(Budget(member="*", limit={"ada": 30}))
+        assert not is_stopped(meter, a_call("ada"))
+        assert is_stopped(meter, a_call("bob"))
+
+    def test_a_function_is_asked_once_per_refresh_and_again_when_told(self, metered):
+        plans, asked = {"ada": 15}, []
+
+        def limit(member):
+            asked.append(member)
+            return plans.get(member)
+
+        meter = metered(Budget(member="*", limit=limit, limit_usd=10, name="plans"))
+        spend(meter, a_call(), 10)
+        assert is_stopped(meter, a_call())
+        plans["ada"] = 50
+        assert is_stopped(meter, a_call())
+        meter.budgets.forget_limits("plans", "ada")
+        assert not is_stopped(meter, a_call())
+        assert asked == ["ada", "ada"]
+        assert not is_stopped(meter, a_call("bob"))  # unknown to the function: the fixed limit
+
+    def test_what_holds_while_it_cannot_be_asked(self, metered, caplog):
+        down = []
+
+        def limit(member):
+            if down:
+                raise OSError("the database is away")
+            return 15
+
+        meter = metered(Budget(member="*", limit=limit, limit_usd=5, name="plans"))
+        assert not is_stopped(meter, a_call("ada"))
+        down.append(True)
+        meter.budgets.forget_limits("plans", "bob")
+        assert not is_stopped(meter, a_call("ada"))  # its last answer
+        assert is_stopped(meter, a_call("bob"))  # the fixed limit: 10 tokens do not fit into 5
+        assert "its limit function failed" in caplog.text
+
+    def test_without_any_limit_known_the_call_is_not_sent_unless_chosen(self, metered):
+        meter = metered(Budget(member="*", limit=lambda _: None, name="plans"))
+        with pytest.raises(StoreUnavailableError, match="limit of budget 'plans' for member=ada is not known"):
+            meter.authorize(a_call())
+        meter.budgets.set(Budget(member="*", limit=lambda _: None, name="plans", store_failure="open"))
+
+    def test_a_process_without_the_function_goes_by_the_fixed_limit(self, metered):
+        meter = metered(Budget(member="*", limit=lambda _: 15, limit_usd=5, name="plans"))
+        assert not is_stopped(meter, a_call())
+        assert soon(lambda: is_stopped(metered(), a_call()), wanted=True)
+
+
+class TestCredit:
+    CREDIT = Budget(organization="*", limit_usd=0, period="total", name="credit")
+
+    def test_prepaid_credit_is_spent_and_topped_up(self, metered):
+        meter = metered(self.CREDIT)
+        acme = {"organization": "acme"}
+        assert is_stopped(meter, a_call(organization="acme"))
+        meter.budgets.grant("credit", 25, by="billing", reason="invoice 7", scope=acme)
+        spend(meter, a_call(organization="acme"), 25)
+        assert is_stopped(meter, a_call(organization="acme"))
+        meter.budgets.grant("credit", 10, by="billing", reason="invoice 8", scope=acme)
+        assert not is_stopped(meter, a_call(organization="acme"))
+        assert [(one.limit, one.spent, one.remaining) for one in meter.remaining()] == [(35, 25, 10)]
+        assert [(one.amount, one.reason) for one in meter.budgets.grants("credit", acme)] == [
+            (25, "invoice 7"),
+            (10, "invoice 8"),
+        ]
+
+    def test_a_payment_told_twice_is_credited_once(self, metered):
+        meter = metered(self.CREDIT)
+        given = [
+            meter.budgets.grant("credit", 25, by="pay", reason="r", scope={"organization": "acme"}, key="evt_1")
+            for _ in range(2)
+        ]
+        assert given[0] == given[1]
+        assert len(meter.budgets.grants("credit")) == 1
+
+    def test_what_is_left_of_a_pack_at_its_expiry_is_gone_and_what_was_used_is_not_asked_back(
+        self, metered, store, monkeypatch
+    ):
+        meter = metered(self.CREDIT)
+        acme = {"organization": "acme"}
+        start = datetime(2026, 11, 1, tzinfo=UTC)
+
+        def at(day):
+            monkeypatch.setattr(store, "now", lambda: start + timedelta(days=day))
+
+        at(0)
+        meter.budgets.grant("credit", 100, by="b", reason="yearly pack", scope=acme)
+        meter.budgets.grant("credit", 40, by="b", reason="trial", scope=acme, expires="2026-11-11")
+        at(5)
+        spend(meter, a_call(organization="acme"), 30)  # of the trial, which expires first
+        assert meter.remaining()[0].remaining == 110
+        at(12)
+        assert meter.remaining()[0].remaining == 100
+        spend(meter, a_call(organization="acme"), 90)
+        assert meter.remaining()[0].remaining == 10
+        assert is_stopped(meter, a_call(organization="acme")) is False
+        spend(meter, a_call(organization="acme"), 10)
+        assert is_stopped(meter, a_call(organization="acme"))
+
+    def test_a_mistake_is_taken_back(self, metered):
+        meter = metered(self.CREDIT)
+        for amount in (25, -20):
+            meter.budgets.grant("credit", amount, by="b", reason="r", scope={"organization": "acme"})
+        assert meter.remaining()[0].limit == 5
+
+    @pytest.mark.parametrize(
+        ("arguments", "problem"),
+        [
+            ({"amount": 0}, "not be zero"),
+            ({"amount": 1, "expires": "2020-01-01"}, "later than"),
+            ({"amount": 1, "scope": {}}, "say which organization"),
+            ({"amount": 1, "unit": "tokens"}, "limits usd"),
+        ],
+    )
+    def test_a_wrong_grant_is_refused(self, metered, arguments, problem):
+        given = {"scope": {"organization": "acme"}, "by": "b", "reason": "r"} | arguments
+        with pytest.raises(ConfigurationError, match=problem):
+            metered(self.CREDIT).budgets.grant("credit", given.pop("amount"), **given)
