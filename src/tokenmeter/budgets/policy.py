@@ -27,6 +27,7 @@ __all__ = [
     "amount_of",
     "check_consistent",
     "limit_in",
+    "limit_table",
     "parse_limit",
     "threshold_amounts",
 ]
@@ -191,7 +192,8 @@ class Budget:
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        limit = dict(self.limit) if isinstance(self.limit, Mapping) else self.limit
+        table = limit_table(self)
+        limit = self.limit if table is None else dict(table)
         return _rebuild, ({**values, "tags": dict(self.tags), "limit": limit},)
 
     def __repr__(self) -> str:
@@ -229,7 +231,11 @@ class Budget:
     def limits(self) -> dict[Unit, int]:
         """The fixed limits as the integers that counters hold: picodollars, tokens, requests, calls in flight."""
         given = ((unit, getattr(self, key)) for key, unit in _LIMITS.items())
-        return {unit: to_picodollars(value) if unit == "usd" else value for unit, value in given if value is not None}
+        found: dict[Unit, int] = {}
+        for unit, value in given:
+            if value is not None:
+                found[unit] = to_picodollars(value) if unit == "usd" else value
+        return found
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -275,8 +281,9 @@ class Budget:
             said["thresholds"] = list(said["thresholds"])
         if "tags" in said:
             said["tags"] = dict(self.tags)
-        if isinstance(self.limit, Mapping):
-            said["limit"] = {key: _plain_limit(value) for key, value in self.limit.items()}
+        table = limit_table(self)
+        if table is not None:
+            said["limit"] = {key: _plain_limit(value) for key, value in table.items()}
         elif self.limit is not None:
             said["limit"] = {"function": _function_name(self.limit)}
         return said
@@ -302,7 +309,7 @@ class Budget:
         for key in given:
             amount = parse_limit(getattr(self, key), _LIMITS[key], name=key)
             object.__setattr__(self, key, amount_of(_LIMITS[key], amount) if key == "limit_usd" else amount)
-        if not isinstance(self.refresh, int) or isinstance(self.refresh, bool) or self.refresh < 1:
+        if isinstance(self.refresh, bool) or not isinstance(self.refresh, int) or self.refresh < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"refresh must be a whole number of seconds, at least 1, not {self.refresh!r}.")
         if self.limit is not None:
             object.__setattr__(self, "limit", self._checked_limit(self.limit))
@@ -322,7 +329,7 @@ class Budget:
                     limit_in(value, unit, name=f"limit.{key}")
             return MappingProxyType(dict(table))
         if callable(limit) and not inspect.iscoroutinefunction(limit):
-            return limit
+            return cast("LimitFunction", limit)
         raise ConfigurationError(f"limit must be a table or a plain (not async) function, not {limit!r}.")
 
     def _derived_name(self) -> str:
@@ -339,6 +346,11 @@ class Budget:
 
 
 _DEFAULTS = {item.name: item.default for item in fields(Budget)} | {"thresholds": _DEFAULT_THRESHOLDS}
+
+
+def limit_table(budget: Budget) -> Mapping[str, Any] | None:
+    """`Budget.limit` where it is a table; None where it is a function, or not given."""
+    return cast("Mapping[str, Any]", budget.limit) if isinstance(budget.limit, Mapping) else None
 
 
 def amount_of(unit: Unit, value: int) -> Decimal:
