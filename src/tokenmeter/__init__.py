@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenmeter.asynchronous import aentries, aflush, arecord, aremaining, areport, averify
     from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
     from tokenmeter.budgets import Budget
+    from tokenmeter.budgets.runs import budget
     from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
     from tokenmeter.default import (
         close_period,
@@ -83,6 +84,7 @@ _HOMES = {
     "tokenmeter.asynchronous": ("aentries", "aflush", "arecord", "aremaining", "areport", "averify"),
     "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
     "tokenmeter.budgets": ("Budget",),
+    "tokenmeter.budgets.runs": ("budget",),
     "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
     "tokenmeter.default": (
         "close_period",
@@ -198,6 +200,7 @@ __all__ = [
     "areport",
     "attribute",
     "averify",
+    "budget",
     "carry",
     "close_period",
     "configure",

@@ -41,6 +41,7 @@ log = logging.getLogger("tokenmeter")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound="Scope")
 
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
 _MAX_LENGTH = 512
@@ -361,10 +362,13 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         self._place = self.place
 
     def __enter__(self) -> Scope:
+        return self._enter(lambda outer: Scope(self._own, outer, opened_by=self))
+
+    def _enter(self, make: Callable[[Scope | None], S]) -> S:
         self._place = self._place or _place_of_caller()
         _this_thread.opens_blocks = True
         outer = _SCOPES.get()
-        scope = Scope(self._own, outer[-1] if outer else None, opened_by=self)
+        scope = make(outer[-1] if outer else None)
         _SCOPES.set((*outer, scope))
         return scope
 
@@ -438,10 +442,14 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         return again
 
 
+#: Modules that open blocks for others.
+_NOT_THE_CALLER = frozenset({__name__, "contextlib", "tokenmeter.budgets.runs"})
+
+
 def _place_of_caller() -> str:
     """File and line of the user's code that opens a block."""
     frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `logging` does
-    while frame.f_back is not None and frame.f_globals.get("__name__") in {__name__, "contextlib"}:
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _NOT_THE_CALLER:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

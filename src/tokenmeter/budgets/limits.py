@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from tokenmeter.budgets.definitions import Grant
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import LimitFunction, Unit, limit_in, parse_limit
+from tokenmeter.budgets.policy import LimitFunction, Unit, limit_in, limit_table, parse_limit
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 
@@ -90,8 +91,8 @@ class AskedLimits:
 
     def is_known(self, cap: Cap, scope: Mapping[str, str]) -> bool:
         """Whether `of` would answer without asking the function."""
-        limit, name = cap.budget.limit, cap.budget.open_field
-        if limit is None or isinstance(limit, Mapping) or name is None:
+        name = cap.budget.open_field
+        if not cap.budget.asks or name is None:
             return True
         answer = self._answers.get((cap.budget.name, scope[name]))
         return answer is not None and time.monotonic() - answer.asked_at < cap.budget.refresh
@@ -103,17 +104,17 @@ class AskedLimits:
             StoreUnavailableError: it is not known, and the budget fails closed.
         """
         budget = cap.budget
-        limit, name = budget.limit, budget.open_field
-        if limit is None or name is None:
+        name, table = budget.open_field, limit_table(budget)
+        if budget.limit is None or name is None:
             return NO_CAP if cap.limit is None else cap.limit
         value = scope[name]
-        if isinstance(limit, Mapping):
-            found = limit_in(limit.get(value), cap.unit, name=f"limit.{value}") if value in limit else None
+        if table is not None:
+            found = limit_in(table.get(value), cap.unit, name=f"limit.{value}")
         else:
-            found = self._ask(cap, limit, value)
+            found = self._ask(cap, cast("LimitFunction", budget.limit), value)
         if found is None:
             found = cap.limit
-        if found is None and isinstance(limit, Mapping):
+        if found is None and table is not None:
             return 0  # a table without a fixed limit beside it names everybody who may call
         if found is None:
             return self._unknown(cap, scope)
@@ -132,7 +133,9 @@ class AskedLimits:
             return known.limits.get(cap.unit)
         try:
             said = function(value)
-            limits = {unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units}
+            limits: dict[Unit, int | None] = {
+                unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units
+            }
         except Exception as error:  # noqa: BLE001 - it is the application's own; what is known holds
             self._tell(budget.name, error, has_last=known is not None)
             limits = dict(known.limits) if known is not None else {}

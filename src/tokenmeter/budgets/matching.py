@@ -14,7 +14,18 @@ from tokenmeter.budgets.windows import ROLLING_STEPS, Span, microseconds
 from tokenmeter.call import Call
 from tokenmeter.ledger import CounterKey, Entry
 
-__all__ = ["SCOPE_FIELDS", "Cap", "CapIndex", "Keys", "Matcher", "Subject", "parse_scope", "scope_text", "value_fits"]
+__all__ = [
+    "NEVER",
+    "SCOPE_FIELDS",
+    "Cap",
+    "CapIndex",
+    "Keys",
+    "Matcher",
+    "Subject",
+    "parse_scope",
+    "scope_text",
+    "value_fits",
+]
 
 #: Counters, each with its window's end in microseconds since the epoch (None = never).
 Keys = tuple[tuple[CounterKey, int | None], ...]
@@ -22,7 +33,7 @@ Keys = tuple[tuple[CounterKey, int | None], ...]
 _MOST_KEYS = 4_096
 #: A window that began this long after its budget was defined was counted by everybody from its first entry on.
 _CLOCK_SKEW_US = 300_000_000
-_NEVER = 1 << 62
+NEVER = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +178,7 @@ class Cap:
         self.limit = budget.limits.get(unit)
         self.counter_name = budget.counter_name(unit, era)
         self.match = Matcher(budget.scope)
-        self.counted_since_us = _NEVER if defined_at is None else microseconds(defined_at) + _CLOCK_SKEW_US
+        self.counted_since_us = NEVER if defined_at is None else microseconds(defined_at) + _CLOCK_SKEW_US
         self._window = budget.window_of(unit)
         length = self._window.length_us
         self._step = None if length is None else max(length // ROLLING_STEPS, 1)
@@ -202,6 +213,11 @@ class Cap:
             end = start + self._step
         self._cached = (start, end, spans)
         return spans
+
+    def until(self, at_us: int) -> int:
+        """First instant at which a call would count in other windows."""
+        end = self.spans(at_us)[0][1] if self._step is None else at_us // self._step * self._step + self._step
+        return NEVER if end is None else end
 
     def keys(self, scope: dict[str, str], at_us: int) -> Keys:
         """The counters, with their windows' ends, of a call at an instant."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 from tokenmeter.budgets.bounds import Bound, Expectations, bound, picodollars
 from tokenmeter.budgets.matching import Cap, Keys
@@ -28,6 +28,14 @@ _BY_CALL = frozenset({"requests", IN_FLIGHT})
 LEAST_INJECTED = 16
 
 
+class LocalCounters(Protocol):
+    """Counters of this process alone."""
+
+    def counter(self, key: CounterKey) -> Counter:
+        """Where one stands."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """One hard budget that applies to a call.
@@ -37,12 +45,14 @@ class Hold:
         scope: Scope values of its counter.
         keys: Its counters with their windows' ends: one, or all overlapping windows of a rate limit.
         limit: What the limit is now, for this scope: grants and the member's own limit included.
+        run: Whose counter it is, where it is in no store (`tokenmeter.budget`).
     """
 
     cap: Cap
     scope: dict[str, str]
     keys: Keys
     limit: int
+    run: LocalCounters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,15 @@ class Plan:
     bound: Bound | None = None
     injectable: bool = False
     inject_max_output_tokens: int | None = None
+
+    def claims_of_runs(self) -> dict[Any, list[Claim]]:
+        """What is asked of counters that are in no store, per run."""
+        runs = {key: hold.run for hold in self.holds if hold.run is not None for key, _ in hold.keys}
+        found: dict[Any, list[Claim]] = {}
+        for claim in self.claims if runs else ():
+            if claim.key in runs:
+                found.setdefault(runs[claim.key], []).append(claim)
+        return found
 
     def hold_of(self, key: CounterKey) -> Hold:
         """The hold that a claim's counter belongs to."""
@@ -173,7 +192,7 @@ def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
 def injected(upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
     """The output cap that all budgets can still pay for; None when the model's own maximum fits after all."""
     paying = [hold for hold in holds if hold.cap.unit not in _BY_CALL]
-    counters = store.counters([key for hold in paying for key, _ in hold.keys])
+    counters = _counters(paying, store)
     affordable: list[int] = []
     for hold in paying:
         taken = max(counters[key].settled + counters[key].reserved for key, _ in hold.keys)
@@ -229,7 +248,7 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
         resets_at=None if end is None else from_microseconds(end),
         retry_after=until_reset,
         model=call.facts.model,
-        **_fields(hold, _read(store, [key])[key]),
+        **_fields(hold, _read([hold], store)[key]),
     )
 
 
@@ -251,17 +270,24 @@ def _fields(hold: Hold, counter: Counter) -> dict[str, Any]:
     }
 
 
-def _read(store: Store, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+def _counters(holds: Sequence[Hold], store: Store) -> Mapping[CounterKey, Counter]:
+    """Where the counters of `holds` stand."""
+    stored = [key for hold in holds if hold.run is None for key, _ in hold.keys]
+    local = {key: hold.run.counter(key) for hold in holds if hold.run is not None for key, _ in hold.keys}
+    return {**(store.counters(stored) if stored else {}), **local}
+
+
+def _read(holds: Sequence[Hold], store: Store) -> Mapping[CounterKey, Counter]:
     """Counters that complete an error's figures. A store that fails now has said no already: that stands."""
     try:
-        return store.counters(keys)
+        return _counters(holds, store)
     except StoreError:
-        return dict.fromkeys(keys, Counter())
+        return {key: Counter() for hold in holds for key, _ in hold.keys}
 
 
 def _free_at(hold: Hold, amount: int, store: Store) -> int | None:
     """When a rate limit has room again: the end of its last window that is too full now."""
-    counters = _read(store, [key for key, _ in hold.keys])
+    counters = _read([hold], store)
     full = [
         end
         for key, end in hold.keys

@@ -230,9 +230,9 @@ class Budget:
     @property
     def limits(self) -> dict[Unit, int]:
         """The fixed limits as the integers that counters hold: picodollars, tokens, requests, calls in flight."""
-        given = ((unit, getattr(self, key)) for key, unit in _LIMITS.items())
         found: dict[Unit, int] = {}
-        for unit, value in given:
+        for key, unit in _LIMITS.items():
+            value = getattr(self, key)
             if value is not None:
                 found[unit] = to_picodollars(value) if unit == "usd" else value
         return found
@@ -241,6 +241,11 @@ class Budget:
     def units(self) -> tuple[Unit, ...]:
         """What it limits; dollars, where only `limit` says how much."""
         return tuple(self.limits) or ("usd",)
+
+    @property
+    def asks(self) -> bool:
+        """Whether its limits are asked of a function."""
+        return callable(self.limit)
 
     @property
     def window(self) -> Window:
@@ -350,7 +355,8 @@ _DEFAULTS = {item.name: item.default for item in fields(Budget)} | {"thresholds"
 
 def limit_table(budget: Budget) -> Mapping[str, Any] | None:
     """`Budget.limit` where it is a table; None where it is a function, or not given."""
-    return cast("Mapping[str, Any]", budget.limit) if isinstance(budget.limit, Mapping) else None
+    limit = cast("object", budget.limit)
+    return cast("Mapping[str, Any]", limit) if isinstance(limit, Mapping) else None
 
 
 def amount_of(unit: Unit, value: int) -> Decimal:

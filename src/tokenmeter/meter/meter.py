@@ -119,7 +119,7 @@ class Meter:
         try:
             held = self.budgets.hold(call, authorization.started_at, wait=wait)
             if held is not None:
-                authorization.reservation = held.reservation
+                authorization.reservation, authorization.runs = held.reservation, held.runs
                 authorization.inject_max_output_tokens = held.inject_max_output_tokens
                 authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
         except (BudgetExceededError, StoreBusyError):
@@ -182,9 +182,13 @@ class Meter:
             raise
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             authorization.settled = True
+            if authorization.runs is not None and outcome.last:
+                authorization.runs.free()
             self.fault("record a call", error)
             return None
         authorization.settled = True
+        runs = authorization.runs if outcome.last else None
+        self.budgets.settle_runs(authorization.call, entry if settlement.recorded else None, runs)
         if reservation is not None and not settlement.hold_found:
             self.budgets.take_back_estimate(reservation)
         if not settlement.recorded:
@@ -206,6 +210,8 @@ class Meter:
     def release(self, authorization: Authorization) -> None:
         """Free the hold of a call that is not to be recorded (free endpoints). Never raises."""
         authorization.settled = True
+        if authorization.runs is not None:
+            authorization.runs.free()
         if authorization.reservation is None:
             return
         try:

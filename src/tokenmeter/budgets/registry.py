@@ -1,0 +1,496 @@
+"""Which budgets there are: declared by settings and code, said by the ledger, changed at run time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+
+from tokenmeter.budgets.definitions import (
+    Change,
+    Grant,
+    Policy,
+    file_change,
+    file_grant,
+    grants_of,
+    history,
+    read_policy,
+    whoami,
+)
+from tokenmeter.budgets.holds import Fault
+from tokenmeter.budgets.matching import NEVER, Cap, CapIndex
+from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
+from tokenmeter.budgets.windows import microseconds
+from tokenmeter.errors import ConfigurationError, StoreBusyError
+from tokenmeter.forks import after_fork_in_child
+from tokenmeter.ledger import new_id
+from tokenmeter.money import parse_decimal
+from tokenmeter.periods import parse_instant
+from tokenmeter.stores.base import Store
+
+__all__ = ["InForce", "Registry"]
+
+log = logging.getLogger("tokenmeter")
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The budgets of one generation of the ledger's policy, prepared."""
+
+    generation: int | None
+    policy: Policy
+    changes: Mapping[str, Change]
+    caps: Mapping[str, Cap]
+    every: CapIndex
+    counting: CapIndex
+    hard: CapIndex
+    dates: tuple[int, ...]
+    applied: bool
+
+    def next_date(self, now_us: int) -> int:
+        """First instant after now at which a budget begins or ends."""
+        return next((date for date in self.dates if date > now_us), NEVER)
+
+    @classmethod
+    def of(cls, policy: Policy, changes: Mapping[str, Change], *, generation: int | None, applied: bool) -> InForce:
+        """Prepare what is in force."""
+        caps = [
+            Cap(change.budget, unit, era=change.era, defined_at=change.counted_since)
+            for change in changes.values()
+            if change.budget is not None
+            for unit in change.budget.units
+        ]
+        return cls(
+            generation,
+            policy,
+            changes,
+            {cap.counter_name: cap for cap in caps},
+            CapIndex(caps),
+            CapIndex(cap for cap in caps if cap.counts),
+            CapIndex(cap for cap in caps if cap.budget.hard),
+            tuple(sorted({microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
+            applied,
+        )
+
+
+class Registry:
+    """The budgets of one ledger, as one process sees them.
+
+    Which budgets there are is said by the ledger: each definition is a document in it, so that every process obeys the
+    same ones and learns of a change with its next call. The budgets given here are declared: they are filed when the
+    first call needs them, unless the ledger has them already.
+
+    Args:
+        store: The ledger.
+        declared: Budgets of the settings or of code; exact repetitions count once.
+        source: Where the declared ones are said; default: the code of this program.
+        fault: Told of faults that must not reach a caller.
+
+    Raises:
+        ConfigurationError: declared budgets contradict each other.
+    """
+
+    def __init__(self, store: Store, declared: Iterable[Budget], *, source: str | None, fault: Fault) -> None:
+        self.declared = check_consistent(declared)
+        self._source = source or f"code of {Path(sys.argv[0]).name or 'python'}"
+        self._store = store
+        self._fault = fault
+        self._told: set[tuple[str, int]] = set()
+        self._state = self._declared_only()
+
+    # -- which budgets there are
+
+    @property
+    def in_force(self) -> tuple[Budget, ...]:
+        """The budgets that count now: what the ledger says, and what is declared and not filed yet. Nothing is written.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read.
+        """
+        return tuple(change.budget for change in self._read().changes.values() if change.budget is not None)
+
+    @property
+    def caps(self) -> Mapping[str, Cap]:
+        """The limits in force, prepared, by their counters' name."""
+        return self._read().caps
+
+    def changes(self) -> list[Change]:
+        """The definitions in force, each with who said it, when and where."""
+        return list(self._read().changes.values())
+
+    def history(self, name: str | None = None) -> list[Change]:
+        """Every definition, change and end of one budget, or of all, the first first."""
+        return history(self._read().policy, name)
+
+    def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
+        """The grants of a budget, or of one of its counters, the first first."""
+        return grants_of(self._read().policy, name, scope)
+
+    def _declared_only(self) -> InForce:
+        return InForce.of(Policy(), _joined(Policy(), self.declared, self._source), generation=None, applied=False)
+
+    def _read(self) -> InForce:
+        """The budgets in force, for reading: nothing is written."""
+        generation = self._store.generation()
+        state = self._state
+        if state.generation != generation:
+            policy = read_policy(self._store)
+            changes = self._with_functions(_joined(policy, self.declared, self._source))
+            state = InForce.of(policy, changes, generation=generation, applied=not self.declared)
+            if self._state.generation is None or state.applied:
+                self._state = state
+        return state
+
+    def _current(self, *, wait: bool) -> InForce:
+        """The budgets in force, for calls: what is declared is filed first, once.
+
+        Raises:
+            StoreBusyError: ``wait=False`` and the ledger has to be asked.
+        """
+        state = self._state
+        try:
+            if state.applied and state.generation == self._store.generation():
+                return state
+            if wait:
+                with _reading:
+                    return self._apply_declared()
+        except Exception as error:  # noqa: BLE001 - what is known holds on; a hard cap's own reserve fails closed
+            self._fault("read the ledger's budgets", error)
+            return state
+        raise StoreBusyError("The ledger's budgets have to be read first; call again from a thread.")
+
+    def _apply_declared(self) -> InForce:
+        while True:
+            generation = self._store.generation()
+            if self._state.applied and self._state.generation == generation:
+                return self._state
+            policy = read_policy(self._store)
+            if self._state.applied or not self._file_declared(policy):
+                break
+        changes = self._with_functions(policy.in_force())
+        self._state = InForce.of(policy, changes, generation=generation, applied=True)
+        self._tell_contradictions(policy)
+        return self._state
+
+    def _file_declared(self, policy: Policy) -> bool:
+        """File what this process declares and the ledger does not have; whether anything was filed."""
+        filed = False
+        for budget in self.declared:
+            if _is_news(policy, budget, self._source):
+                versions = policy.changes.get(budget.name, ())
+                file_change(
+                    self._store,
+                    budget.name,
+                    budget,
+                    version=len(versions) + 1,
+                    by=whoami(),
+                    reason="declared",
+                    source=self._source,
+                )
+                filed = True
+        return filed
+
+    def _with_functions(self, changes: Mapping[str, Change]) -> dict[str, Change]:
+        """Limit functions are known to the ledger by name; the process that has them puts them in."""
+        own = {budget.name: budget for budget in self.declared if callable(budget.limit)}
+        return {
+            name: replace(change, budget=own[name])
+            if name in own and change.budget is not None and _is_same(own[name], change.budget)
+            else change
+            for name, change in changes.items()
+        }
+
+    def _tell_contradictions(self, policy: Policy) -> None:
+        """Say where the ledger says otherwise than this process, once per version."""
+        for budget in self.declared:
+            change = policy.changes[budget.name][-1]
+            if (change.budget is not None and _is_same(budget, change.budget)) or (
+                budget.name,
+                change.version,
+            ) in self._told:
+                continue
+            self._told.add((budget.name, change.version))
+            when = "" if change.at is None else f" on {change.at:%Y-%m-%d %H:%M} UTC"
+            if change.budget is None:
+                counts = f"it was ended in the ledger{when} by {change.by} ({change.reason}), and stays ended"
+            else:
+                counts = (
+                    f"in the ledger it is {change.budget!r}, set{when} by {change.by} ({change.source}): that counts"
+                )
+            log.warning(
+                "Budget %r is declared in %s as %r, but %s. To agree, change the declaration, or apply it with "
+                "`tokenmeter budgets apply` or meter.budgets.set(...).",
+                budget.name,
+                self._source,
+                budget,
+                counts,
+            )
+        if self._source.startswith("code of "):
+            return
+        here = {budget.name for budget in self.declared}
+        for name, change in policy.in_force().items():
+            if change.source == self._source and name not in here and (name, change.version) not in self._told:
+                self._told.add((name, change.version))
+                log.warning(
+                    "Budget %r is in force and was declared in %s, where it no longer stands. "
+                    "`tokenmeter budgets retire %s` ends it.",
+                    name,
+                    self._source,
+                    name,
+                )
+
+    # -- changing them
+
+    def set(self, budget: Budget, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
+        """Define a budget, or change the one of this name; every process obeys it with its next call.
+
+        What was spent stays counted: another limit keeps the counters, another scope counts anew from the ledger.
+
+        Args:
+            budget: The definition.
+            by: Who decided it; default: the account this program runs under.
+            reason: Why.
+            source: Where it was said.
+
+        Returns:
+            The definition in force.
+
+        Raises:
+            StoreUnavailableError: it could not be recorded.
+        """
+        return self._change(budget.name, budget, by=by or whoami(), reason=reason, source=source)
+
+    def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
+        """End a budget. Its history stays; setting it again counts from the ledger.
+
+        Raises:
+            ConfigurationError: no budget of this name is in force.
+            StoreUnavailableError: it could not be recorded.
+        """
+        self._named(self._read_applied(), name)
+        return self._change(name, None, by=by or whoami(), reason=reason, source=source)
+
+    def _change(self, name: str, budget: Budget | None, *, by: str, reason: str, source: str) -> Change:
+        while True:
+            versions = self._read_applied().policy.changes.get(name, ())
+            last = versions[-1] if versions else None
+            if last is not None and _is_same_or_gone(last.budget, budget):
+                return last
+            file_change(self._store, name, budget, version=len(versions) + 1, by=by, reason=reason, source=source)
+
+    def apply(
+        self,
+        budgets: Iterable[Budget],
+        *,
+        source: str,
+        by: str | None = None,
+        reason: str = "applied",
+        dry_run: bool = False,
+    ) -> list[Change]:
+        """Make the ledger say what `budgets` say, and end those that `source` said earlier and says no longer.
+
+        Args:
+            budgets: All budgets of that source.
+            source: Where they stand.
+            by: Who applies them; default: the account this program runs under.
+            reason: Why.
+            dry_run: Say what would change, and change nothing.
+
+        Returns:
+            What changed, or would; a change that is not filed has no `Change.document_id`.
+
+        Raises:
+            ConfigurationError: they contradict each other.
+            StoreUnavailableError: the ledger cannot be read or written.
+        """
+        wanted = {budget.name: budget for budget in check_consistent(budgets)}
+        policy = read_policy(self._store)
+        in_force = policy.in_force()
+        due: dict[str, Budget | None] = {
+            name: budget
+            for name, budget in wanted.items()
+            if name not in in_force or not _is_same_or_gone(in_force[name].budget, budget)
+        }
+        due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
+        who = by or whoami()
+        if dry_run:
+            return [
+                Change(
+                    name=name,
+                    version=len(policy.changes.get(name, ())) + 1,
+                    what="retire" if budget is None else "set",
+                    budget=budget,
+                    at=None,
+                    by=who,
+                    reason=reason,
+                    source=source,
+                )
+                for name, budget in due.items()
+            ]
+        return [self._change(name, budget, by=who, reason=reason, source=source) for name, budget in due.items()]
+
+    def grant(
+        self,
+        name: str,
+        amount: Decimal | int | str,
+        *,
+        by: str,
+        reason: str,
+        scope: Mapping[str, str] | None = None,
+        unit: Unit | None = None,
+        at: datetime | None = None,
+        expires: datetime | date | str | None = None,
+        key: str | None = None,
+    ) -> Grant:
+        """Give one counter of a budget more room: a raise for one window, or prepaid credit on one that never resets.
+
+        What expires first is spent first; what is left of it at its expiry is gone.
+
+        Args:
+            name: The budget's name.
+            amount: How much, in the budget's unit; negative takes back.
+            by: Who decided it.
+            reason: Why.
+            scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
+            unit: Which limit, where the budget has several.
+            at: An instant in the window that is meant, from which on it counts; default: now.
+            expires: First instant at which what is left of it is gone; default: with the window.
+            key: Identity of the grant, such as a payment's: the same key is granted once, however often it is sent.
+
+        Returns:
+            The grant as it stands in the ledger.
+
+        Raises:
+            ConfigurationError: no such budget or counter, or a wrong amount or expiry.
+            StoreUnavailableError: it could not be recorded.
+        """
+        state = self._read_applied()
+        budget = self._named(state, name)
+        cap = _cap_of(state, budget, unit)
+        full = _full_scope(budget, scope or {})
+        number = parse_decimal(amount, name="amount")
+        if not number:
+            raise ConfigurationError("amount must not be zero.")
+        if parse_limit(abs(number), cap.unit, name="amount") == 0 or cap.rolling or not cap.counts:
+            raise ConfigurationError(f"Budget {name!r} is a rate limit; change its limit instead of granting more.")
+        begins = at or self._store.now()
+        ends = None if expires is None else parse_instant(expires, budget.tz)
+        if ends is not None and ends <= begins:
+            raise ConfigurationError(f"expires must be later than {begins.isoformat()}, not {ends.isoformat()}.")
+        (window_start, _), *_ = cap.spans(microseconds(begins))
+        grant = Grant(
+            grant_id=key or new_id(),
+            budget=name,
+            scope=full,
+            unit=cap.unit,
+            amount=number,
+            starts=begins,
+            expires=ends,
+            window_start=window_start,
+            at=self._store.now(),
+            by=by,
+            reason=reason,
+        )
+        file_grant(self._store, grant)
+        filed = (one for one in self.grants(name) if one.grant_id == grant.grant_id)
+        return next(filed)
+
+    def _read_applied(self) -> InForce:
+        return self._current(wait=True)
+
+    @staticmethod
+    def _named(state: InForce, name: str) -> Budget:
+        change = state.changes.get(name)
+        if change is None or change.budget is None:
+            names = ", ".join(map(repr, state.changes)) or "none"
+            raise ConfigurationError(f"No budget is called {name!r}; in force: {names}.")
+        return change.budget
+
+
+def _joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str, Change]:
+    """What is in force, and what would be once `declared` is filed."""
+    joined = policy.in_force()
+    for budget in declared:
+        if _is_news(policy, budget, source):
+            before = joined.get(budget.name)
+            joined[budget.name] = Change(
+                name=budget.name,
+                version=len(policy.changes.get(budget.name, ())) + 1,
+                what="set",
+                budget=budget,
+                at=None,
+                by=whoami(),
+                reason="declared",
+                source=source,
+                era=1 if before is None else before.era,
+                counted_since=None if before is None else before.counted_since,
+            )
+    return joined
+
+
+def _is_news(policy: Policy, budget: Budget, source: str) -> bool:
+    """Whether a declaration is to be filed: nobody said anything yet, or this source said otherwise the last time.
+
+    What the source said before was overruled by whoever changed it since; another source's word is not overruled by a
+    mere declaration.
+    """
+    versions = policy.changes.get(budget.name)
+    if not versions:
+        return True
+    said = policy.said_by(source, budget.name)
+    return (
+        said is not None
+        and said.budget is not None
+        and not _is_same(said.budget, budget)
+        and not (versions[-1].budget is not None and _is_same(versions[-1].budget, budget))
+    )
+
+
+def _is_same(one: Budget, other: Budget) -> bool:
+    return one.to_dict() == other.to_dict()
+
+
+def _is_same_or_gone(one: Budget | None, other: Budget | None) -> bool:
+    return one is other or (one is not None and other is not None and _is_same(one, other))
+
+
+def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:
+    found = [cap for cap in state.caps.values() if cap.budget.name == budget.name and unit in {None, cap.unit}]
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"Budget {budget.name!r} limits {', '.join(budget.units)}; say which is meant with unit=."
+        )
+    return found[0]
+
+
+def _full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:
+    scope = budget.scope
+    foreign = given.keys() - scope.keys()
+    missing = [name for name, value in scope.items() if value == "*" and name not in given]
+    if foreign or missing:
+        raise ConfigurationError(
+            f"Budget {budget.name!r} has the scope {scope or 'all calls'}; "
+            + (
+                f"say which {', '.join(missing)} is meant."
+                if missing
+                else f"{', '.join(sorted(foreign))} is not in it."
+            )
+        )
+    for name, value in given.items():
+        if scope[name] not in ("*", value):
+            raise ConfigurationError(f"Budget {budget.name!r} is for {name}={scope[name]!r}, not {value!r}.")
+    return {name: given.get(name, value) for name, value in scope.items()}
+
+
+_reading = threading.RLock()
+
+
+@after_fork_in_child
+def _renew_lock() -> None:
+    global _reading  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+    _reading = threading.RLock()

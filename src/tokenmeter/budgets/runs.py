@@ -1,0 +1,211 @@
+"""A budget for one run of something: an agent, a job, a request. It lives in this process and ends with its block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.attribution import NOBODY, Scope, attribute
+from tokenmeter.budgets.matching import Cap
+from tokenmeter.budgets.plan import Hold
+from tokenmeter.budgets.policy import Budget, Unit, amount_of
+from tokenmeter.ledger import Claim, CounterKey
+from tokenmeter.stores.base import CapReachedError, Counter
+
+__all__ = ["Run", "RunClaims", "budget", "runs_of"]
+
+
+class Run(Scope):
+    """What one run may use and has used; its calls' totals as of any `attribute` block, too.
+
+    Handed to tasks by themselves, and to threads by `tokenmeter.carry`: all draw on the same limits. In another process
+    the attribution goes on, the limits do not.
+
+    Attributes:
+        budget: The limits.
+    """
+
+    __slots__ = ("_counters", "_room", "budget", "caps")
+
+    def __init__(self, limits: Budget, outer: Scope | None, *, opened_by: object = None) -> None:
+        super().__init__(NOBODY, outer, opened_by=opened_by)
+        self.budget = limits
+        self.caps: tuple[Cap, ...] = tuple(Cap(limits, unit) for unit in limits.units)
+        self._counters: dict[str, Counter] = {cap.counter_name: Counter() for cap in self.caps}
+        self._room = threading.RLock()  # reentrant, since a finaliser may settle a call in the middle of another's hold
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Scope, (self.attribution,))
+
+    @property
+    def remaining(self) -> Decimal:
+        """What is left of its first limit, in its unit: US dollars, where those are limited. See `left` for all."""
+        return next(iter(self.left.values()))
+
+    @property
+    def left(self) -> dict[Unit, Decimal]:
+        """What is left of each limit, in its unit, less what calls in flight hold; negative when it was passed."""
+        counters = self._counters
+        return {
+            cap.unit: amount_of(cap.unit, (cap.limit or 0) - counter.settled - counter.reserved)
+            for cap in self.caps
+            for counter in (counters[cap.counter_name],)
+        }
+
+    @property
+    def spent(self) -> dict[Unit, Decimal]:
+        """What settled calls have used of each limit, in its unit."""
+        counters = self._counters
+        return {cap.unit: amount_of(cap.unit, counters[cap.counter_name].settled) for cap in self.caps if cap.counts}
+
+    def holds(self) -> list[Hold]:
+        """Its limits as every other budget's."""
+        return [Hold(cap, {}, ((self.key_of(cap), None),), cap.limit or 0, run=self) for cap in self.caps]
+
+    def key_of(self, cap: Cap) -> CounterKey:
+        """The counter of one of its limits; it is in no store."""
+        return CounterKey(cap.counter_name, f"run={id(self):x}", 0)
+
+    def counter(self, key: CounterKey) -> Counter:
+        """Where one of its limits stands."""
+        return self._counters[key.budget]
+
+    def hold(self, claims: Sequence[Claim]) -> None:
+        """Hold every claim or none.
+
+        Raises:
+            CapReachedError: one does not fit.
+        """
+        with self._room:
+            for claim in claims:
+                counter = self._counters[claim.key.budget]
+                if claim.limit is not None and counter.settled + counter.reserved + claim.amount > claim.limit:
+                    raise CapReachedError(claim, counter.settled, counter.reserved)
+            for claim in claims:
+                counter = self._counters[claim.key.budget]
+                self._counters[claim.key.budget] = Counter(counter.settled, counter.reserved + claim.amount)
+
+    def free(self, claims: Sequence[Claim]) -> None:
+        """Give back what `claims` hold."""
+        with self._room:
+            for claim in claims:
+                counter = self._counters[claim.key.budget]
+                self._counters[claim.key.budget] = Counter(counter.settled, counter.reserved - claim.amount)
+
+    def post(self, spent: Callable[[Unit], int]) -> None:
+        """Count one settled entry: `spent` says how much of a unit it used."""
+        with self._room:
+            for cap in self.caps:
+                if cap.counts:
+                    counter = self._counters[cap.counter_name]
+                    self._counters[cap.counter_name] = Counter(counter.settled + spent(cap.unit), counter.reserved)
+
+    def __repr__(self) -> str:
+        left = ", ".join(f"{amount:f} {unit}" for unit, amount in self.left.items())
+        return f"<Run {self.budget.name!r}: {left} left>"
+
+
+class RunClaims:
+    """What one call holds in the runs around it."""
+
+    __slots__ = ("_claims",)
+
+    def __init__(self, claims: Mapping[Run, Sequence[Claim]]) -> None:
+        self._claims = dict(claims)
+
+    @classmethod
+    def hold(cls, claims: Mapping[Run, Sequence[Claim]]) -> RunClaims:
+        """Hold in every run or in none, the innermost first.
+
+        Raises:
+            CapReachedError: one has no room.
+        """
+        held: dict[Run, Sequence[Claim]] = {}
+        try:
+            for run, wanted in claims.items():
+                run.hold(wanted)
+                held[run] = wanted
+        except BaseException:
+            cls(held).free()
+            raise
+        return cls(held)
+
+    def free(self) -> None:
+        """Give everything back; once."""
+        claims, self._claims = self._claims, {}
+        for run, held in claims.items():
+            run.free(held)
+
+
+def runs_of(scopes: Sequence[Scope]) -> list[Run]:
+    """The runs among open blocks, the innermost first."""
+    return [scope for scope in reversed(scopes) if isinstance(scope, Run)]
+
+
+class budget(attribute):  # noqa: N801 - used as a verb, like attribute
+    """Limit what the calls inside a block may use together. Use as ``with``, ``async with`` or a decorator.
+
+    The commonest accident of an agent is a loop that does not end: a call that would pass the limit is stopped before
+    it is sent, with `BudgetExceededError`. Blocks nest, and a call must fit into each. Tasks draw on the run they were
+    started in; threads and pools do with `tokenmeter.carry`. Nothing of it is in the ledger: for what must hold over
+    processes use a `Budget`.
+
+    Args:
+        name: How errors call it.
+        limit_usd: US dollars of billed cost.
+        limit_tokens: Input and output tokens together.
+        limit_requests: Calls.
+        limit_in_flight: Calls that may be under way at the same time.
+        **options: As of `Budget`: ``estimate``, ``unbounded``, ``inject_max_tokens``, ``unknown_price``.
+
+    Example:
+        >>> with budget(limit_usd="2.00") as run:
+        ...     pass  # agent.run(...)
+        >>> run.remaining
+        Decimal('2')
+
+    Raises:
+        ConfigurationError: no limit, or a wrong one.
+    """
+
+    __slots__ = ("_budget",)
+
+    def __init__(
+        self,
+        name: str = "run",
+        *,
+        limit_usd: Decimal | int | str | None = None,
+        limit_tokens: int | None = None,
+        limit_requests: int | None = None,
+        limit_in_flight: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._budget = Budget(
+            name=name,
+            period="total",
+            limit_usd=limit_usd,
+            limit_tokens=limit_tokens,
+            limit_requests=limit_requests,
+            limit_in_flight=limit_in_flight,
+            **options,
+        )
+
+    def __enter__(self) -> Run:
+        return self._enter(lambda outer: Run(self._budget, outer, opened_by=self))
+
+    async def __aenter__(self) -> Run:
+        return self.__enter__()
+
+    def _again(self, function: Callable[..., Any]) -> Callable[[], attribute]:
+        again = super()._again(function)
+
+        def with_budget() -> attribute:
+            fresh = again()
+            assert isinstance(fresh, budget)  # noqa: S101 - made of this very class
+            fresh._budget = self._budget  # noqa: SLF001 - our own
+            return fresh
+
+        return with_budget
