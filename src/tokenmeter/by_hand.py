@@ -136,6 +136,7 @@ def hold(
     call = _call(meter, provider, endpoint, RequestFacts(), api_key=api_key, attribution=attribution)
     dialect = dialect_for(provider, call.endpoint)
     facts = dialect.request_facts(dialect.named(call.endpoint), request)
+    said = meter.attribution_of(request, call.attribution)
     facts = replace(
         facts,
         model=facts.model or model,
@@ -143,7 +144,7 @@ def hold(
         max_output_tokens=facts.max_output_tokens if max_output_tokens is None else max_output_tokens,
         region=region,
     )
-    return Hold(meter, replace(call, facts=facts))
+    return Hold(meter, replace(call, facts=facts, attribution=said))
 
 
 class Hold:
@@ -252,6 +253,7 @@ def _call(
         attribution=around if attribution is None else attribution.over(around),
         scopes=scopes_of_call(),
         api_key=meter.identify(api_key),
+        span=meter.spans and meter.spans.current(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.semconv import Status
@@ -64,6 +65,7 @@ class Call:
         attribution: On whose account, scopes and client defaults merged.
         scopes: Open `attribute` blocks to count into, outermost first.
         api_key: Which key is used.
+        span: The OpenTelemetry span it is made in, where that is to be told what it costs.
     """
 
     provider: str
@@ -73,6 +75,7 @@ class Call:
     attribution: Attribution = NOBODY
     scopes: tuple[Scope, ...] = ()
     api_key: ApiKey | None = None
+    span: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

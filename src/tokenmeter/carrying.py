@@ -1,9 +1,9 @@
-"""Taking the present attribution where contexts do not reach: threads, pools, other processes, other services."""
+"""Attribution where contexts do not reach: threads, pools, other processes and services; and what a request says."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote
@@ -19,7 +19,7 @@ from tokenmeter.attribution import (
 )
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["BAGGAGE", "CarryingExecutor", "carry", "from_headers", "to_headers"]
+__all__ = ["BAGGAGE", "CarryingExecutor", "RequestFields", "carry", "from_headers", "to_headers"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,3 +160,58 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
 
 def _members(baggage: str) -> list[str]:
     return [member.strip() for member in baggage.split(",") if member.strip()]
+
+
+# -- what a request says of itself
+
+
+class RequestFields:
+    """Takes the end user and tags from fields that the caller puts into its requests for the provider anyway.
+
+    Args:
+        end_user: Fields that name the end user (``safety_identifier``, ``user``, ``metadata.user_id``): the first
+            that is set counts.
+        tags: Fields that become tags: ``metadata`` takes each of its members under its own name, ``metadata.feature``
+            one of them.
+    """
+
+    def __init__(self, end_user: Sequence[str] = (), tags: Sequence[str] = ()) -> None:
+        self._end_user = tuple(tuple(name.split(".")) for name in end_user)
+        self._tags = tuple(tuple(name.split(".")) for name in tags)
+
+    def read(self, body: Mapping[str, Any] | None) -> Attribution:
+        """What `body` says; what cannot be a name is passed over, since it must not stop the call."""
+        if not body:
+            return NOBODY
+        users = (_text_at(body, path) for path in self._end_user)
+        found = NOBODY
+        for user in users:
+            if user is not None and (taken := _taken(end_user=user)) is not None:
+                found = taken
+                break
+        for path in self._tags:
+            value = _value_at(body, path)
+            members: Mapping[Any, Any] = value if isinstance(value, Mapping) else {path[-1]: value}  # pyright: ignore[reportUnknownVariableType]
+            for name, content in members.items():
+                if isinstance(name, str) and isinstance(content, str):
+                    found = (_taken(tags={name: content}) or NOBODY).over(found)
+        return found
+
+
+def _taken(**fields: Any) -> Attribution | None:
+    try:
+        return Attribution(**fields)
+    except ConfigurationError:  # empty, too long, control characters
+        return None
+
+
+def _value_at(body: Mapping[str, Any], path: Sequence[str]) -> Any:
+    value: Any = body
+    for name in path:
+        value = cast("Mapping[str, Any]", value).get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _text_at(body: Mapping[str, Any], path: Sequence[str]) -> str | None:
+    value = _value_at(body, path)
+    return value if isinstance(value, str) else None

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, Unpack, cast
+from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
@@ -80,7 +80,14 @@ class Settings(BaseModel):
         models: provider -> {deployment or alias: model id}, for Azure deployments and names of your own.
         providers: base URL prefix -> provider id, for hosts of your own.
         alerts: ``[[alerts]]`` rows.
-        metrics: Whether each call is also recorded as OpenTelemetry metrics (needs the extra ``otel``).
+        metrics: Whether each call is also recorded as metrics: ``"opentelemetry"`` (or True; extra ``otel``),
+            ``"prometheus"`` (extra ``prometheus``), or False.
+        metrics_labels: Dimensions that metrics may be labelled with: ``team``, ``route``, ``tag:NAME``, ... Each value
+            makes a time series of its own.
+        traces: Whether calls put their tokens and cost on the OpenTelemetry span they are made in (extra ``otel``).
+        end_user_from: Request fields that name the end user, the first that is set: ``safety_identifier``, ``user``,
+            ``metadata.user_id``.
+        tags_from: Request fields that become tags: ``metadata`` (all of it), ``metadata.feature``, ...
         billing: ``[billing]``: who bills whom, and how; see `tokenmeter.billing.BillingProfile`.
         hold_seconds: How long a call may be in flight before its hold expires.
         source: The file the settings came from.
@@ -98,7 +105,11 @@ class Settings(BaseModel):
     models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
     providers: dict[Text, Text] = Field(default_factory=dict)
     alerts: list[AlertTarget] = Field(default_factory=list[AlertTarget])
-    metrics: bool = False
+    metrics: bool | Literal["opentelemetry", "prometheus"] = False
+    metrics_labels: list[Text] = Field(default_factory=list[str])
+    traces: bool = False
+    end_user_from: list[Text] = Field(default_factory=list[str])
+    tags_from: list[Text] = Field(default_factory=list[str])
     billing: Row = Field(default_factory=dict[str, Any])
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
@@ -144,6 +155,10 @@ class SettingsArguments(TypedDict, total=False):
         providers: As there.
         alerts: As there.
         metrics: As there.
+        metrics_labels: As there.
+        traces: As there.
+        end_user_from: As there.
+        tags_from: As there.
         billing: As there.
         hold_seconds: As there.
     """
@@ -159,7 +174,11 @@ class SettingsArguments(TypedDict, total=False):
     models: Mapping[str, Mapping[str, str]] | None
     providers: Mapping[str, str] | None
     alerts: Sequence[Mapping[str, Any]] | None
-    metrics: bool | None
+    metrics: bool | Literal["opentelemetry", "prometheus"] | None
+    metrics_labels: Sequence[str] | None
+    traces: bool | None
+    end_user_from: Sequence[str] | None
+    tags_from: Sequence[str] | None
     billing: Mapping[str, Any] | None
     hold_seconds: int | None
 

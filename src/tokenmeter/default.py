@@ -16,6 +16,7 @@ from tokenmeter.billing import BillingProfile
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.budgets.webhook import Webhook
+from tokenmeter.carrying import RequestFields
 from tokenmeter.config import Settings, SettingsArguments, load_settings
 from tokenmeter.disabled import is_disabled
 from tokenmeter.forks import after_fork_in_child
@@ -25,7 +26,7 @@ from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_disco
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
-from tokenmeter.telemetry import EntryMetrics
+from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
 
 __all__ = [
     "close_period",
@@ -110,7 +111,7 @@ def _assemble(
     """`settings` as a meter; everything in them is checked before the store is opened (or `store` taken)."""
     pricer, profile = make_pricer(settings), _make_profile(settings)
     budgets = check_consistent(_make_budgets(settings))
-    told = (*observers, *((EntryMetrics(),) if settings.metrics else ()))
+    metrics = _make_metrics(settings)
     meter = Meter(
         pricer=pricer,
         budgets=budgets,
@@ -119,9 +120,15 @@ def _assemble(
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
         providers=settings.providers,
-        observers=told,
+        observers=observers if metrics is None else (*observers, metrics),
         hold_seconds=settings.hold_seconds,
+        request_fields=RequestFields(settings.end_user_from, settings.tags_from)
+        if settings.end_user_from or settings.tags_from
+        else None,
+        spans=Spans() if settings.traces else None,
     )
+    if metrics is not None:
+        metrics.watch(meter)
     meter.settings, meter.profile = settings, profile
     return meter
 
@@ -162,6 +169,13 @@ def _make_alerts(settings: Settings) -> list[AlertTarget]:
     ]
 
 
+def _make_metrics(settings: Settings) -> Metrics | None:
+    labels = parse_labels(settings.metrics_labels)
+    if settings.metrics is False:
+        return None
+    return make_metrics("opentelemetry" if settings.metrics is True else settings.metrics, labels)
+
+
 def _make_profile(settings: Settings) -> BillingProfile | None:
     if not settings.billing:
         return None
@@ -179,8 +193,9 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
     Args:
         **given: The settings, each under its name: ``store=``, ``budgets=``, ``multiplier=``, ``api_keys=``,
             ``prices=``, ``discounts=``, ``multipliers=``, ``models=``, ``providers=``, ``alerts=``, ``billing=``,
-            ``metrics=``, ``hold_seconds=``; and ``config=``, the path of a ``tokenmeter.toml`` or its content as a
-            mapping. See `tokenmeter.config.SettingsArguments`. None takes an earlier one back.
+            ``metrics=``, ``metrics_labels=``, ``traces=``, ``end_user_from=``, ``tags_from=``, ``hold_seconds=``;
+            and ``config=``, the path of a ``tokenmeter.toml`` or its content as a mapping.
+            See `tokenmeter.config.SettingsArguments`. None takes an earlier one back.
 
     Returns:
         The new default meter.

@@ -1,16 +1,26 @@
-"""OpenTelemetry metrics of what the ledger records, by the GenAI semantic conventions. Optional; off unless configured.
+"""What the ledger records, told to OpenTelemetry or Prometheus as it happens. Optional; off unless configured.
 
-The ledger stays the truth: metrics are sums for dashboards and alerts, and carry no member, route or end user.
+The ledger stays the truth: metrics are sums for dashboards and alerts, in floating point. They carry no member, route,
+end user or tag unless those are allowed by name (``metrics_labels``), since every value makes a time series of its own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary, ref
 
+from tokenmeter.attribution import DIMENSIONS
+from tokenmeter.budgets import Balance
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.usage import Usage
 
-__all__ = ["EntryMetrics"]
+__all__ = ["Metrics", "OpenTelemetryMetrics", "PrometheusMetrics", "Spans", "Watched", "make_metrics", "parse_labels"]
 
 #: OpenTelemetry's ``gen_ai.provider.name`` where it is not our provider id.
 _PROVIDERS = {
@@ -20,31 +30,156 @@ _PROVIDERS = {
     "mistral": "mistral_ai",
     "x-ai": "x_ai",
 }
-# Bucket boundaries that the conventions advise.
+#: What an entry can be labelled with besides the tags: those of its account, and some of its own.
+_LABELS = (*DIMENSIONS, "api_key", "endpoint", "service_tier", "status")
+_TAG = "tag:"
+# Bucket boundaries that OpenTelemetry's conventions advise.
 _TOKENS = [4**power for power in range(14)]
 _SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
 
 
-class EntryMetrics:
-    """Records each entry as metrics of the application's own OpenTelemetry meter provider.
+class Watched(Protocol):
+    """What gauges are read from: a meter."""
+
+    faults: int
+    closed: bool
+
+    def remaining(self) -> list[Balance]:
+        """Where every counter of every budget stands."""
+        ...
+
+    def flush(self, timeout: int = ...) -> int:
+        """How many entries wait on this host after `timeout` seconds."""
+        ...
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """Count and log a fault of ours."""
+        ...
+
+
+class Metrics(Protocol):
+    """A destination of metrics: an observer of entries that also watches the meter."""
+
+    def __call__(self, entry: Entry) -> None:
+        """Count one entry."""
+        ...
+
+    def watch(self, meter: Watched) -> None:
+        """Read the gauges from `meter` from now on, whenever they are asked for."""
+        ...
+
+
+def make_metrics(kind: Literal["opentelemetry", "prometheus"], labels: Sequence[str] = ()) -> Metrics:
+    """Metrics of one kind.
+
+    Raises:
+        ConfigurationError: an unknown label, or the extra is not installed.
+    """
+    return PrometheusMetrics(labels) if kind == "prometheus" else OpenTelemetryMetrics(labels)
+
+
+def parse_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, checked, each once.
+
+    Raises:
+        ConfigurationError: a name is none of the dimensions that an entry can be labelled with.
+    """
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        tag = name.removeprefix(_TAG) if name.startswith(_TAG) else None
+        if name not in _LABELS and not (tag and tag.isidentifier() and tag.isascii()):
+            raise ConfigurationError(
+                f"metrics_labels: {name!r} is no label; allowed are {', '.join(_LABELS)} and tag:NAME, whose NAME is "
+                "made of letters, digits and underscores."
+            )
+    return found
+
+
+def _label_of(entry: Entry, name: str) -> str | None:
+    if name.startswith(_TAG):
+        return entry.attribution.tags.get(name.removeprefix(_TAG))
+    if name == "api_key":
+        return None if entry.api_key is None else entry.api_key.label
+    value: str | None = getattr(entry.attribution if name in DIMENSIONS else entry, name)
+    return value
+
+
+class _Watching:
+    """The meter that the gauges of one destination are read from: the last one, which is not kept alive."""
+
+    def __init__(self) -> None:
+        self._meter: Callable[[], Watched | None] = lambda: None
+
+    def watch(self, meter: Watched) -> None:
+        """Read from `meter` from now on."""
+        self._meter = ref(meter)
+
+    def read(self, what: str, gauge: Callable[[Watched], Iterable[tuple[float, Any]]]) -> list[tuple[float, Any]]:
+        """The values of a gauge; none while they cannot be read."""
+        meter = self._meter()
+        if meter is None or meter.closed:
+            return []
+        try:
+            return list(gauge(meter))
+        except Exception as error:  # noqa: BLE001 - whoever collects must get the rest
+            meter.fault(f"read the gauge of {what}", error)
+            return []
+
+
+def _state_of(destination: Any, make: Callable[[], Any]) -> Any:
+    """What was made for a provider or registry before: each takes a name once, and a meter may be made anew."""
+    found = getattr(destination, "_tokenmeter", None)
+    if found is None:
+        found = destination._tokenmeter = make()  # noqa: SLF001 - our mark on it
+    return found
+
+
+def _faults(meter: Watched) -> Iterable[tuple[float, tuple[()]]]:
+    return [(meter.faults, ())]
+
+
+def _waiting(meter: Watched) -> Iterable[tuple[float, tuple[()]]]:
+    return [(meter.flush(0), ())]
+
+
+def _fullest(meter: Watched, labels: Sequence[str]) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """How full each budget is, 1 = full: by budget and the labels that are allowed; the fullest of those beneath."""
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for balance in meter.remaining():
+        if not balance.limit.is_finite():
+            continue
+        scope = tuple((name, value) for name, value in balance.scope.items() if name in labels)
+        used = EXACT.add(balance.spent, balance.reserved)
+        part = float(EXACT.divide(used, balance.limit)) if balance.limit else 1.0
+        key = (balance.budget, scope)
+        found[key] = max(part, found.get(key, 0.0))
+    return found
+
+
+class OpenTelemetryMetrics:
+    """Metrics of the application's own OpenTelemetry meter provider, by the GenAI semantic conventions.
 
     Instruments: ``gen_ai.client.token.usage`` ({token}, histogram, by ``gen_ai.token.type``),
-    ``gen_ai.client.operation.duration`` (s, histogram), ``tokenmeter.client.cost`` (USD, counter of billed cost) and
-    ``tokenmeter.client.unpriced`` ({entry}, counter).
+    ``gen_ai.client.operation.duration`` (s, histogram), ``tokenmeter.client.cost`` (USD, counter of billed cost),
+    ``tokenmeter.client.unpriced`` ({entry}, counter), and the gauges ``tokenmeter.budget.used`` (1, of which part
+    is used and held), ``tokenmeter.faults`` ({fault}) and ``tokenmeter.entries.waiting`` ({entry}).
 
     Args:
+        labels: Dimensions to label with, as attributes ``tokenmeter.team``, ``tokenmeter.tag.NAME``, ...
         provider: A meter provider; None = the global one.
 
     Raises:
-        ConfigurationError: opentelemetry-api is not installed.
+        ConfigurationError: an unknown label, or opentelemetry-api is not installed.
     """
 
-    def __init__(self, provider: Any = None) -> None:
+    def __init__(self, labels: Sequence[str] = (), provider: Any = None) -> None:
+        self._labels = parse_labels(labels)
         try:
-            from opentelemetry.metrics import get_meter  # noqa: PLC0415 - an extra
+            from opentelemetry.metrics import get_meter, get_meter_provider  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise ConfigurationError("Metrics need an extra: pip install 'tokenmeter-sdk[otel]'") from error
-        meter = get_meter("tokenmeter", meter_provider=provider)
+        self._provider: Any = provider or get_meter_provider()
+        meter = self._meter = get_meter("tokenmeter", meter_provider=provider)
         self._tokens = meter.create_histogram(
             "gen_ai.client.token.usage",
             unit="{token}",
@@ -68,7 +203,7 @@ class EntryMetrics:
         """Record one entry. Corrections and adjustments are no operations and are left out."""
         if entry.kind != "usage":
             return
-        labels = _attributes(entry)
+        labels = self._attributes(entry)
         for kind, tokens in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
             if tokens:
                 self._tokens.record(tokens, {**labels, "gen_ai.token.type": kind})
@@ -80,12 +215,222 @@ class EntryMetrics:
         if entry.cost_source == "unpriced":
             self._unpriced.add(1, labels)
 
+    def watch(self, meter: Watched) -> None:
+        """Read the gauges from `meter` whenever they are collected."""
+        _state_of(self._provider, self._make_gauges).watch(meter)
 
-def _attributes(entry: Entry) -> dict[str, str]:
-    found = {
-        "gen_ai.operation.name": entry.operation,
-        "gen_ai.provider.name": _PROVIDERS.get(entry.provider, entry.provider),
-        "gen_ai.request.model": entry.request_model,
-        "gen_ai.response.model": entry.response_model,
-    }
-    return {name: value for name, value in found.items() if value}
+    def _make_gauges(self) -> _Watching:
+        from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra
+
+        watching = _Watching()
+
+        def make(
+            name: str, unit: str, description: str, gauge: Callable[[Watched], Iterable[tuple[float, Any]]]
+        ) -> None:
+            def observe(_: object) -> list[Any]:
+                return [Observation(value, dict(attributes)) for value, attributes in watching.read(name, gauge)]
+
+            self._meter.create_observable_gauge(name, [observe], unit=unit, description=description)
+
+        def budgets(meter: Watched) -> Iterator[tuple[float, Iterable[tuple[str, str]]]]:
+            for (budget, scope), used in _fullest(meter, self._labels).items():
+                yield used, [("tokenmeter.budget", budget), *((_attribute(name), value) for name, value in scope)]
+
+        make("tokenmeter.budget.used", "1", "Part of a budget that is used or held; 1 is full", budgets)
+        make("tokenmeter.faults", "{fault}", "Faults inside tokenmeter in this process", _faults)
+        make("tokenmeter.entries.waiting", "{entry}", "Entries that only this host has so far", _waiting)
+        return watching
+
+    def _attributes(self, entry: Entry) -> dict[str, str]:
+        found = {
+            "gen_ai.operation.name": entry.operation,
+            "gen_ai.provider.name": _PROVIDERS.get(entry.provider, entry.provider),
+            "gen_ai.request.model": entry.request_model,
+            "gen_ai.response.model": entry.response_model,
+            **{_attribute(name): _label_of(entry, name) for name in self._labels},
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def _attribute(label: str) -> str:
+    return f"tokenmeter.{label.replace(':', '.')}"
+
+
+class PrometheusMetrics:
+    """Metrics for `prometheus_client`, for those without a collector.
+
+    ``tokenmeter_calls_total``, ``tokenmeter_tokens_total`` (by ``type``), ``tokenmeter_cost_usd_total``,
+    ``tokenmeter_unpriced_total`` and ``tokenmeter_call_seconds`` (histogram), each by ``provider``, ``model``,
+    ``operation`` and the allowed labels (a colon in ``tag:NAME`` becomes an underscore); and the gauges
+    ``tokenmeter_budget_used_ratio`` (by ``budget``), ``tokenmeter_faults`` and ``tokenmeter_entries_waiting``.
+
+    Args:
+        labels: Dimensions to label with.
+        registry: A registry; None = the default one.
+
+    Raises:
+        ConfigurationError: an unknown label, or prometheus-client is not installed.
+    """
+
+    def __init__(self, labels: Sequence[str] = (), registry: Any = None) -> None:
+        self._labels = parse_labels(labels)
+        try:
+            import prometheus_client as prometheus  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise ConfigurationError("Prometheus needs an extra: pip install 'tokenmeter-sdk[prometheus]'") from error
+        into: Any = prometheus.REGISTRY if registry is None else registry
+        self._made: _Made = _state_of(into, lambda: _Made(prometheus, into, self._labels))
+        if self._made.labels != self._labels:
+            into.unregister(self._made.gauges)
+            for instrument in self._made.instruments:
+                into.unregister(instrument)
+            self._made = into._tokenmeter = _Made(prometheus, into, self._labels)  # noqa: SLF001 - our mark on it
+
+    def __call__(self, entry: Entry) -> None:
+        """Count one entry. Corrections and adjustments are no calls and are left out."""
+        if entry.kind != "usage":
+            return
+        calls, tokens, cost, unpriced, seconds = self._made.instruments
+        common = (entry.provider, entry.model or "", entry.operation)
+        labels = (*common, *(_label_of(entry, name) or "" for name in self._labels))
+        calls.labels(*labels, entry.status).inc()
+        for kind, number in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
+            if number:
+                tokens.labels(*labels, kind).inc(number)
+        if entry.billed_cost and entry.billed_cost > 0:
+            cost.labels(*labels).inc(float(entry.billed_cost))
+        if entry.cost_source == "unpriced":
+            unpriced.labels(*labels).inc()
+        if entry.latency_us is not None:
+            seconds.labels(*labels).observe(entry.latency_us / 1_000_000)
+
+    def watch(self, meter: Watched) -> None:
+        """Read the gauges from `meter` whenever they are scraped."""
+        self._made.gauges.watching.watch(meter)
+
+
+class _Made:
+    """What a Prometheus registry holds of ours."""
+
+    def __init__(self, prometheus: Any, registry: Any, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        by = ("provider", "model", "operation", *map(_prometheus_name, labels))
+        self.instruments = (
+            prometheus.Counter("tokenmeter_calls", "Calls", (*by, "status"), registry=registry),
+            prometheus.Counter("tokenmeter_tokens", "Tokens used", (*by, "type"), registry=registry),
+            prometheus.Counter("tokenmeter_cost_usd", "Billed cost, US dollars (approximate)", by, registry=registry),
+            prometheus.Counter("tokenmeter_unpriced", "Entries with a meter of unknown price", by, registry=registry),
+            prometheus.Histogram(
+                "tokenmeter_call_seconds", "Seconds a call took", by, registry=registry, buckets=_SECONDS
+            ),
+        )
+        self.gauges = _Gauges(self.labels)
+        registry.register(self.gauges)
+
+
+def _prometheus_name(label: str) -> str:
+    return label.replace(":", "_")
+
+
+class _Gauges:
+    """A collector for `prometheus_client`: reads a meter when it is scraped."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.watching = _Watching()
+        self._labels = labels
+
+    def describe(self) -> list[Any]:
+        """Nothing is known before it is read."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """The gauges, as they are now."""
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - an extra
+
+        names = ("budget", *map(_prometheus_name, self._labels))
+        for name, told, labels, gauge in (
+            ("budget_used_ratio", "Part of a budget that is used or held; 1 is full", names, self._budgets),
+            ("faults", "Faults inside tokenmeter in this process", (), _faults),
+            ("entries_waiting", "Entries that only this host has so far", (), _waiting),
+        ):
+            family = GaugeMetricFamily(f"tokenmeter_{name}", told, labels=labels)
+            for value, key in self.watching.read(name, gauge):
+                family.add_metric(key, value)
+            yield family
+
+    def _budgets(self, meter: Watched) -> Iterator[tuple[float, tuple[str, ...]]]:
+        for (budget, scope), used in _fullest(meter, self._labels).items():
+            values = dict(scope)
+            yield used, (budget, *(values.get(name, "") for name in self._labels))
+
+
+# -- traces
+
+
+class Spans:
+    """Cost and tokens on the spans that calls are made in: ``tokenmeter.*`` attributes, summed over a span's calls.
+
+    Attributes of other instrumentations are left alone.
+
+    Raises:
+        ConfigurationError: opentelemetry-api is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from opentelemetry.trace import get_current_span  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise ConfigurationError("Traces need an extra: pip install 'tokenmeter-sdk[otel]'") from error
+        self._current_span: Callable[[], Any] = get_current_span
+        self._lock = threading.Lock()
+        self._sums: WeakKeyDictionary[Any, _Sum] = WeakKeyDictionary()
+
+    def current(self) -> Any | None:
+        """The span that is active here; None when there is none."""
+        span = self._current_span()
+        return span if span.get_span_context().is_valid else None
+
+    def tell(self, span: Any, entry: Entry) -> None:
+        """Add an entry to what `span` says; one that has ended takes no more."""
+        if not span.is_recording():
+            return
+        with self._lock:
+            told = self._sums[span] = self._sums.get(span, _Sum()).plus(entry)
+        span.set_attributes(told.attributes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """What the calls of one span came to."""
+
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+    list_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+    unpriced: int = 0
+    entry_ids: tuple[str, ...] = ()
+
+    def plus(self, entry: Entry) -> _Sum:
+        return _Sum(
+            self.calls + 1,
+            self.usage + entry.usage,
+            EXACT.add(self.list_cost, entry.list_cost or ZERO),
+            EXACT.add(self.billed_cost, entry.billed_cost or ZERO),
+            self.unpriced + (entry.cost_source == "unpriced"),
+            (*self.entry_ids, entry.entry_id)[-_MOST_IDS:],
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "tokenmeter.calls": self.calls,
+            "tokenmeter.input_tokens": self.usage.input_tokens,
+            "tokenmeter.output_tokens": self.usage.output_tokens,
+            "tokenmeter.list_cost": float(self.list_cost),
+            "tokenmeter.billed_cost": float(self.billed_cost),
+            "tokenmeter.entry_ids": self.entry_ids,
+        }
+        return {**found, "tokenmeter.unpriced": self.unpriced} if self.unpriced else found
+
+
+#: Entries that a span names at most: the last ones.
+_MOST_IDS = 32

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import tokenmeter
 from tokenmeter.attribution import NOBODY, Attribution, attribute, current_attribution, scopes_of_call
-from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
+from tokenmeter.carrying import CarryingExecutor, RequestFields, carry, from_headers, to_headers
 from tokenmeter.errors import ConfigurationError
 
 
@@ -252,3 +252,38 @@ class TestRefine:
             thread.join()
             assert found == [current_attribution()]
         assert found == [Attribution(member="ada", team="search", route="/a", tags={"x": "1", "y": "2"})]
+
+
+class TestRequestFields:
+    @pytest.mark.parametrize(("body", "expected"), [
+        ({"safety_identifier": "u1", "user": "u2"}, {"end_user": "u1"}),
+        ({"user": "u2", "metadata": {"user_id": "u3"}}, {"end_user": "u2", "tags": {"user_id": "u3"}}),
+        ({"metadata": {"user_id": "u3"}}, {"end_user": "u3", "tags": {"user_id": "u3"}}),
+        ({"user": "", "metadata": "text"}, {"tags": {"metadata": "text"}}),
+        ({"user": "x" * 513, "metadata": {"user_id": "ok\n", "n": 7, "": "x"}}, {}),
+        ({"user": {"name": "x"}, "metadata": None}, {}),
+        ({}, {}), (None, {}),
+    ])  # fmt: skip
+    def test_what_can_be_a_name_is_taken_and_the_rest_passed_over(self, body, expected):
+        fields = RequestFields(["safety_identifier", "user", "metadata.user_id"], ["metadata"])
+        assert fields.read(body) == Attribution(**expected)
+
+    def test_calls_carry_what_their_requests_say_before_the_block_around(self, fake_provider):
+        meter = tokenmeter.make_meter(
+            store="memory:", config={}, end_user_from=["user", "metadata.user_id"], tags_from=["metadata.feature"]
+        )
+        client = tokenmeter.OpenAI(base_url=fake_provider.openai_url, api_key="sk-test")
+        tokenmeter.wrap(client, meter)
+        ask = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}
+        with tokenmeter.attribute(member="ada", end_user="block"):
+            client.chat.completions.create(**ask, user="u1", metadata={"feature": "search"})
+            client.chat.completions.create(**ask)
+        first, second = (entry.attribution for entry in meter.entries())
+        assert first == Attribution(member="ada", end_user="u1", tags={"feature": "search"})
+        assert second == Attribution(member="ada", end_user="block")
+
+    def test_by_default_nothing_is_taken(self, fake_provider):
+        meter = tokenmeter.make_meter(store="memory:", config={})
+        client = tokenmeter.wrap(tokenmeter.OpenAI(base_url=fake_provider.openai_url, api_key="sk-test"), meter)
+        client.responses.create(model="gpt-5-mini", input="Hi", user="u1", metadata={"a": "b"})
+        assert next(iter(meter.entries())).attribution == NOBODY

@@ -7,7 +7,7 @@ import pytest
 import tokenmeter
 import tokenmeter.default
 from tokenmeter.ledger import Entry, utcnow
-from tokenmeter.telemetry import EntryMetrics
+from tokenmeter.telemetry import OpenTelemetryMetrics
 
 pytest.importorskip("opentelemetry.sdk.metrics")
 
@@ -37,7 +37,9 @@ def reader():
 def test_each_call_is_recorded_by_the_conventions_names(reader, fake_provider):
     from tokenmeter.openai import OpenAI
 
-    meter = tokenmeter.make_meter(store="memory:", config={}, observers=[EntryMetrics(reader.provider)])
+    meter = tokenmeter.make_meter(
+        store="memory:", config={}, observers=[OpenTelemetryMetrics(provider=reader.provider)]
+    )
     with OpenAI(base_url=fake_provider.openai_url, api_key="sk-metrics-test-0001") as client:
         tokenmeter.wrap(client, meter=meter)
         client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
@@ -77,6 +79,183 @@ def test_a_failing_observer_does_not_break_the_call(fake_provider):
 )
 def test_providers_go_by_the_conventions_well_known_names(reader, provider, name):
     call = Entry(occurred_at=utcnow(), provider=provider, endpoint="chat.completions", operation="chat", latency_us=10)
-    EntryMetrics(reader.provider)(call)
+    OpenTelemetryMetrics(provider=reader.provider)(call)
     (point,) = points(reader)["gen_ai.client.operation.duration"]
     assert point.attributes["gen_ai.provider.name"] == name
+
+
+HERE = {"provider": "openai", "endpoint": "chat.completions"}
+CHAT = {
+    "object": "chat.completion",
+    "model": "gpt-5-mini",
+    "choices": [{"message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+}
+
+
+def record(meter, number, **attribution):
+    with tokenmeter.attribute(**attribution):
+        return meter.record({**CHAT, "id": f"chatcmpl-{number}"}, **HERE)
+
+
+class TestLabels:
+    def test_nobody_is_named_unless_allowed(self, reader):
+        meter = tokenmeter.make_meter(
+            store="memory:", config={}, observers=[OpenTelemetryMetrics(["team", "tag:env"], provider=reader.provider)]
+        )
+        record(meter, 1, member="ada", team="search", route="/a", tags={"env": "prod", "x": "y"})
+        record(meter, 2, member="grace")
+        found = [dict(point.attributes) for point in points(reader)["tokenmeter.client.cost"]]
+        own = {name: value for attributes in found for name, value in attributes.items() if name.startswith("tokenm")}
+        assert own == {"tokenmeter.team": "search", "tokenmeter.tag.env": "prod"}
+        assert len(found) == 2
+
+    @pytest.mark.parametrize("name", ["nonsense", "tag:", "tag:a b", "tag:é", "entry_id", "", "attribution"])
+    def test_what_is_no_label_is_refused_with_what_there_is(self, name):
+        with pytest.raises(tokenmeter.ConfigurationError, match=r"allowed are member, .* and tag:NAME"):
+            tokenmeter.make_meter(store="memory:", config={"metrics_labels": [name]})
+
+    def test_what_no_metrics_are_is_refused(self):
+        with pytest.raises(tokenmeter.ConfigurationError, match="metrics"):
+            tokenmeter.make_meter(store="memory:", config={"metrics": "statsd"})
+
+
+def test_gauges_are_read_from_the_last_meter_and_never_break_a_collection(reader):
+    budgets = [tokenmeter.Budget(member="*", limit_requests=4, name="each"), tokenmeter.Budget(limit_usd=1, name="all")]
+    for calls in (1, 3):
+        metrics = OpenTelemetryMetrics(provider=reader.provider)
+        meter = tokenmeter.make_meter(store="memory:", config={}, budgets=budgets)
+        metrics.watch(meter)
+        for number in range(calls):
+            record(meter, number, member="ada")
+        record(meter, "g", member="grace")
+    seen = points(reader)
+    used = {point.attributes["tokenmeter.budget"]: point.value for point in seen["tokenmeter.budget.used"]}
+    assert used["each"] == 0.75, "the fullest of a budget's counters, without its member's name"
+    assert 0 < used["all"] < 0.01
+    assert [point.value for point in seen["tokenmeter.faults"]] == [0]
+    assert [point.value for point in seen["tokenmeter.entries.waiting"]] == [0]
+    meter.remaining = lambda: 1 / 0
+    assert "tokenmeter.budget.used" not in points(reader)
+    assert meter.faults == 1
+    meter.close()
+    assert reader.get_metrics_data() is None
+
+
+class TestPrometheus:
+    @pytest.fixture
+    def registry(self):
+        return pytest.importorskip("prometheus_client").CollectorRegistry()
+
+    @pytest.fixture
+    def make(self, registry):
+        from tokenmeter.telemetry import PrometheusMetrics
+
+        def make(*labels):
+            metrics = PrometheusMetrics(labels, registry=registry)
+            meter = tokenmeter.make_meter(
+                store="memory:",
+                config={},
+                budgets=[tokenmeter.Budget(team="*", limit_requests=4, name="each")],
+                observers=[metrics],
+            )
+            metrics.watch(meter)
+            return meter
+
+        return make
+
+    def test_what_a_scrape_gives(self, registry, make):
+        from prometheus_client import generate_latest
+
+        meter = make("team", "tag:env")
+        first = record(meter, 1, team="search", member="ada", tags={"env": "prod"})
+        record(meter, 2, team="search", tags={"env": "prod"})
+        meter.record({**CHAT, "model": "nobody-knows"}, **HERE)
+        labels = {"provider": "openai", "model": "gpt-5-mini", "operation": "chat", "team": "search", "tag_env": "prod"}
+        value = registry.get_sample_value
+        assert value("tokenmeter_calls_total", {**labels, "status": "ok"}) == 2
+        assert value("tokenmeter_tokens_total", {**labels, "type": "input"}) == 2000
+        assert value("tokenmeter_tokens_total", {**labels, "type": "output"}) == 200
+        assert value("tokenmeter_cost_usd_total", labels) == pytest.approx(2 * float(first.billed_cost))
+        unknown = {**labels, "model": "nobody-knows", "team": "", "tag_env": ""}
+        assert value("tokenmeter_unpriced_total", unknown) == 1
+        assert value("tokenmeter_budget_used_ratio", {"budget": "each", "team": "search", "tag_env": ""}) == 0.5
+        assert value("tokenmeter_faults") == 0
+        assert value("tokenmeter_entries_waiting") == 0
+        assert b"ada" not in generate_latest(registry)
+
+    def test_a_meter_made_anew_goes_on_counting_and_other_labels_begin_anew(self, registry, make):
+        plain = {"provider": "openai", "model": "gpt-5-mini", "operation": "chat", "status": "ok"}
+        for number in range(2):
+            record(make(), number)
+        assert registry.get_sample_value("tokenmeter_calls_total", plain) == 2
+        record(make("team"), 3, team="a")
+        assert registry.get_sample_value("tokenmeter_calls_total", {**plain, "team": "a"}) == 1
+        assert registry.get_sample_value("tokenmeter_calls_total", plain) is None
+
+    def test_by_setting(self, fake_provider):
+        import prometheus_client
+
+        meter = tokenmeter.make_meter(store="memory:", config={}, metrics="prometheus", metrics_labels=["project"])
+        record(meter, 1, project="by-setting")
+        assert b'project="by-setting"' in prometheus_client.generate_latest()
+
+
+class TestSpans:
+    @pytest.fixture
+    def exporter(self):
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        exporter.tracer = provider.get_tracer("test")
+        exporter.told = lambda: {span.name: dict(span.attributes) for span in exporter.get_finished_spans()}
+        return exporter
+
+    @pytest.fixture
+    def client(self, fake_provider):
+        from tokenmeter.openai import OpenAI
+
+        meter = tokenmeter.make_meter(store="memory:", config={}, traces=True)
+        with OpenAI(base_url=fake_provider.openai_url, api_key="sk-spans-test-0001") as client:
+            client.meter = meter
+            yield tokenmeter.wrap(client, meter)
+
+    ASK = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}  # noqa: RUF012
+
+    def test_the_active_span_says_what_its_calls_came_to(self, exporter, client):
+        with exporter.tracer.start_as_current_span("request") as span:
+            span.set_attribute("gen_ai.usage.input_tokens", 7)
+            client.chat.completions.create(**self.ASK)
+            client.chat.completions.create(**self.ASK)
+        first, second = client.meter.entries()
+        assert exporter.told()["request"] == {
+            "gen_ai.usage.input_tokens": 7,
+            "tokenmeter.calls": 2,
+            "tokenmeter.input_tokens": first.usage.input_tokens + second.usage.input_tokens,
+            "tokenmeter.output_tokens": first.usage.output_tokens + second.usage.output_tokens,
+            "tokenmeter.list_cost": pytest.approx(float(first.list_cost + second.list_cost)),
+            "tokenmeter.billed_cost": pytest.approx(float(first.billed_cost + second.billed_cost)),
+            "tokenmeter.entry_ids": (first.entry_id, second.entry_id),
+        }
+
+    def test_a_stream_belongs_to_the_span_it_was_opened_in(self, exporter, client):
+        with exporter.tracer.start_as_current_span("opened"):
+            stream = client.chat.completions.create(**self.ASK, stream=True)
+            with exporter.tracer.start_as_current_span("read"):
+                assert list(stream)
+        told = exporter.told()
+        assert told["opened"]["tokenmeter.calls"] == 1
+        assert told["read"] == {}
+
+    def test_a_span_that_has_ended_and_no_span_at_all_are_left_alone(self, exporter, client):
+        with exporter.tracer.start_as_current_span("ended"):
+            stream = client.chat.completions.create(**self.ASK, stream=True)
+        assert list(stream)
+        client.chat.completions.create(**self.ASK)
+        assert exporter.told() == {"ended": {}}
+        assert client.meter.faults == 0
+        assert len(list(client.meter.entries())) == 2

@@ -319,9 +319,10 @@ def describe(
         endpoint=endpoint.path,
         operation=endpoint.operation,
         facts=facts,
-        attribution=current_attribution().over(binding.attribution),
+        attribution=meter.attribution_of(body, current_attribution()).over(binding.attribution),
         scopes=scopes_of_call(),
         api_key=meter.identify(key or binding.sdk.api_key(client)),
+        span=meter.spans and meter.spans.current(),
     )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from tokenmeter.attribution import ApiKey
+from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import EXIT_SECONDS
 from tokenmeter.call import Call, Outcome
@@ -24,6 +25,10 @@ from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Fault, Spooling, Store
 from tokenmeter.usage import Observation
+
+if TYPE_CHECKING:
+    from tokenmeter.carrying import RequestFields
+    from tokenmeter.telemetry import Spans
 
 __all__ = ["Meter"]
 
@@ -50,6 +55,8 @@ class Meter:
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
         observers: Called with each call's entry once it is recorded, in the caller's thread; must be quick.
         hold_seconds: How long a call may be in flight before its hold expires; a live stream extends it.
+        request_fields: Reads end user and tags from the requests themselves.
+        spans: Tells the spans that calls are made in what they cost.
 
     Attributes:
         faults: How often something inside tokenmeter failed while the call itself went on.
@@ -68,12 +75,16 @@ class Meter:
         providers: Mapping[str, str] | None = None,
         observers: Iterable[Callable[[Entry], object]] = (),
         hold_seconds: int = 900,
+        request_fields: RequestFields | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.store = store
         self.pricer = pricer
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
         self.closed = False
+        self.spans = spans
+        self._request_fields = request_fields
         self._observers = tuple(observers)
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
         self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
@@ -103,6 +114,10 @@ class Meter:
             return None
         url = str(base_url)
         return next((provider for prefix, provider in self._providers if url.startswith(prefix)), None)
+
+    def attribution_of(self, body: Mapping[str, Any] | None, around: Attribution) -> Attribution:
+        """On whose account a request with `body` goes: what it says itself, where that is asked for, then `around`."""
+        return around if self._request_fields is None else self._request_fields.read(body).over(around)
 
     # -- before the call
 
@@ -195,12 +210,17 @@ class Meter:
             return None
         for scope in authorization.call.scopes:
             scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
-        self._tell(entry)
+        self._tell(entry, authorization.call.span)
         self.budgets.learn(entry)
         self.budgets.announce(settlement.crossings)
         return entry
 
-    def _tell(self, entry: Entry) -> None:
+    def _tell(self, entry: Entry, span: Any) -> None:
+        if span is not None and self.spans is not None:
+            try:
+                self.spans.tell(span, entry)
+            except Exception as error:  # noqa: BLE001 - as below
+                self.fault("tell a span", error)
         for observe in self._observers:
             try:
                 observe(entry)
