@@ -1,0 +1,561 @@
+"""The record: how an entry is written down, for every engine and for good.
+
+A record is one JSON object of named values; what is not known is left out, and `FORMAT` says by which rules it was
+written. The chain covers exactly these bytes, so a later release may add a name and still verify what is there.
+
+What many entries have in common is defined once, in records of its own: the `Account` (who, what, under which terms)
+and the `Rate` of a charge (everything of it but its amounts). Entries name both by a digest of their definition. What
+could tell who somebody is (members, end users, tags' values, aliases of keys) is in no record that the chain covers:
+those hold the digest of a *name*, salted, and the name itself can be erased.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Reservation
+from tokenmeter.money import to_dollars, to_picodollars
+from tokenmeter.stores.values import compact_json, from_microseconds, to_microseconds
+from tokenmeter.usage import Quantity, Usage
+
+__all__ = [
+    "FORMAT",
+    "Account",
+    "Definitions",
+    "Name",
+    "Rate",
+    "Template",
+    "claims_of",
+    "decode_entry",
+    "decode_hold",
+    "definition",
+    "encode_entry",
+    "hold_record",
+    "make_name",
+    "name_digest",
+    "plain",
+]
+
+#: The rules by which records are written. A record without a name that a later format adds reads as if it were None.
+FORMAT = 1
+#: The longest text a record holds (characters), and the most that a provider's usage may take (bytes). What is longer
+#: is cut or left out, and the entry is flagged.
+_LONGEST, _LARGEST_USAGE, _LARGEST = 512, 16_384, 24_576
+SHORTENED, USAGE_DROPPED = "shortened", "raw_usage_dropped"
+_BEYOND = 1 << 63
+
+
+class Account(NamedTuple):
+    """Who, what and under which terms: what many entries share. See `tokenmeter.ledger.Entry` for each field."""
+
+    kind: str
+    provider: str
+    endpoint: str
+    operation: str
+    request_model: str | None
+    response_model: str | None
+    status: str
+    service_tier: str | None
+    cost_source: str
+    member: str | None
+    team: str | None
+    organization: str | None
+    project: str | None
+    route: str | None
+    api_key_fingerprint: str | None
+    api_key_last4: str | None
+    api_key_alias: str | None
+    price_list_hash: str | None
+
+    @classmethod
+    def of(cls, entry: Entry) -> Account:
+        """The account of `entry`."""
+        who, key = entry.attribution, entry.api_key
+        return cls(
+            entry.kind,
+            entry.provider,
+            entry.endpoint,
+            entry.operation,
+            entry.request_model,
+            entry.response_model,
+            entry.status,
+            entry.service_tier,
+            entry.cost_source,
+            who.member,
+            who.team,
+            who.organization,
+            who.project,
+            who.route,
+            *((None, None, None) if key is None else (key.fingerprint, key.last4, key.alias)),
+            entry.price_list_hash,
+        )
+
+    @property
+    def model(self) -> str | None:
+        """The model reports group by."""
+        return self.response_model or self.request_model
+
+    @property
+    def api_key(self) -> str | None:
+        """The key as reports show it."""
+        if self.api_key_fingerprint is None:
+            return None
+        return self.api_key_alias or f"...{self.api_key_last4}"
+
+
+#: Fields of an account whose text is kept apart, as a name.
+PERSONAL = ("member", "api_key_alias")
+
+
+class Rate(NamedTuple):
+    """Everything of a charge but its amounts; price and factors as exact decimal text.
+
+    Attributes:
+        model: See `tokenmeter.ledger.Charge`, as for the others.
+        sku_meter: See there.
+        unit: See there.
+        list_unit_price: US dollars per unit.
+        multipliers: JSON ``[[name, factor], ...]``; None for none.
+        price_id: See there.
+        source: See there.
+        role: See there.
+    """
+
+    model: str | None
+    sku_meter: str
+    unit: str
+    list_unit_price: str | None = None
+    multipliers: str | None = None
+    price_id: str | None = None
+    source: str | None = None
+    role: str = "message"
+
+    @classmethod
+    def of(cls, charge: Charge) -> Rate:
+        """The rate of `charge`."""
+        price, multipliers = charge.list_unit_price, charge.multipliers
+        return cls(
+            charge.model,
+            charge.sku_meter,
+            charge.unit,
+            None if price is None else str(price),
+            compact_json([[name, str(factor)] for name, factor in multipliers.items()]) if multipliers else None,
+            charge.price_id,
+            charge.source,
+            charge.role,
+        )
+
+
+@lru_cache(maxsize=1024)
+def _multipliers(text: str | None) -> tuple[tuple[str, Decimal], ...]:
+    return tuple((name, Decimal(factor)) for name, factor in json.loads(text)) if text else ()
+
+
+class Name(NamedTuple):
+    """A text that may have to be erased: records hold `digest`, which says nothing without the salt.
+
+    Attributes:
+        digest: First 16 bytes of SHA-256 over kind, salt and value, 32 hex digits.
+        salt: 16 random bytes, hex.
+        kind: ``member``, ``api_key_alias``, ``end_user`` or ``tag:NAME``.
+        value: The text.
+    """
+
+    digest: str
+    salt: str
+    kind: str
+    value: str
+
+
+def name_digest(kind: str, salt: str, value: str) -> str:
+    """See `Name.digest`."""
+    return hashlib.sha256(b"\0".join((kind.encode(), bytes.fromhex(salt), value.encode()))).hexdigest()[:32]
+
+
+def make_name(kind: str, value: str) -> Name:
+    """A name for a text that has none yet. Two processes may make one each; readers go by the text."""
+    salt = os.urandom(16).hex()
+    return Name(name_digest(kind, salt, value), salt, kind, value)
+
+
+def plain(text: str) -> str:
+    """`text` with lone surrogates, which UTF-8 cannot hold, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encoded(value: object) -> bytes:
+    try:
+        return to_json(value, inf_nan_mode="strings", fallback=str)
+    except PydanticSerializationError:  # rare: half a character off the wire
+        return to_json(_plain_all(value), inf_nan_mode="strings", fallback=str)
+
+
+def _plain_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {_plain_all(key): _plain_all(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        return [_plain_all(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def definition(record: str, values: Mapping[str, str | None]) -> tuple[str, bytes]:
+    """A shared row as a record, and the digest by which entries name it: first 16 bytes of its SHA-256, hex."""
+    named = {name: _bounded(value) for name, value in values.items() if value is not None}
+    body = _encoded({"format": FORMAT, "record": record, **named})
+    return hashlib.sha256(body).hexdigest()[:32], body
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+class Definitions:
+    """Digests for what entries share. An engine says how definitions are kept; every digest is asked for once.
+
+    Args:
+        find: Digest of a name that is kept already, by kind and text; None when there is none.
+        define: Keeps definitions: JSON records, to be there no later than the next entry.
+    """
+
+    MOST = 50_000
+
+    def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
+        self._find, self._define = find, define
+        self._names: dict[tuple[str, str], str] = {}
+        self._accounts: dict[Account, str] = {}
+        self._rates: dict[Rate, str] = {}
+
+    def forget(self) -> None:
+        """What was defined may be gone: define it again."""
+        self._names, self._accounts, self._rates = {}, {}, {}
+
+    def name(self, kind: str, value: str) -> str:
+        """The digest that stands for `value`."""
+        known = self._names.get((kind, value))
+        if known is None:
+            value = plain(value)
+            known = self._find(kind, value)
+            if known is None:
+                made = make_name(kind, value)
+                self._define([_encoded({"format": FORMAT, "record": "name", **made._asdict()})])
+                known = made.digest
+            _remember(self._names, (kind, value), known, self.MOST)
+        return known
+
+    def account(self, account: Account) -> str:
+        """The digest of `account`."""
+        known = self._accounts.get(account)
+        if known is None:
+            values = account._asdict()
+            for field in PERSONAL:
+                if values[field] is not None:
+                    values[field] = self.name(field, values[field])
+            known, body = definition("account", values)
+            self._define([body])
+            _remember(self._accounts, account, known, self.MOST)
+        return known
+
+    def rate(self, rate: Rate) -> str:
+        """The digest of `rate`."""
+        known = self._rates.get(rate)
+        if known is None:
+            known, body = definition("rate", rate._asdict())
+            self._define([body])
+            _remember(self._rates, rate, known, self.MOST)
+        return known
+
+
+def _remember(known: dict[Any, str], key: object, digest: str, most: int) -> None:
+    if len(known) >= most:
+        known.clear()
+    known[key] = digest
+
+
+class Template:
+    """The parts of an entry's record that a plan's calls share, written once.
+
+    Args:
+        account: Digest of the account.
+    """
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, account: str) -> None:
+        self._begin = b'{"format":%d,"record":"entry","account":"%s",' % (FORMAT, account.encode())
+
+    def body(self, values: Mapping[str, Any]) -> bytes:
+        """The record of one entry.
+
+        Args:
+            values: In this order, each absent when it is None, 0, empty or as usual: ``id``, ``occurred_at``,
+                ``recorded_at`` (microseconds since the epoch), ``response_id``, ``request_id``, ``streamed`` (true),
+                ``attempts`` (above 1), ``latency_us``, ``first_token_us``, ``end_user`` (name), ``tags`` (name of the
+                tag -> name of its value), ``quantities`` (meter -> int, or decimal text), ``reasoning``, ``charges``
+                (``rate``, ``quantity`` and costs), the costs ``list``, ``contracted`` and ``billed`` in picodollars
+                (absent: as the one before; ``list`` absent: unpriced), ``flags``, ``raw_usage``, ``error_type``,
+                ``corrects``, ``reservation``, ``dedup_key``.
+        """
+        try:
+            rest = to_json(values, inf_nan_mode="strings", fallback=str)
+        except PydanticSerializationError:
+            rest = _encoded(values)
+        if len(rest) > _LARGEST:
+            rest = _encoded(_within_bounds(values))
+        return self._begin + rest[1:]
+
+
+def _within_bounds(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = dict(values)
+    flags: set[str] = set(kept.get("flags", ()))
+    for name in ("response_id", "request_id", "error_type"):
+        if len(kept.get(name) or "") > _LONGEST:
+            kept[name] = _bounded(kept[name])
+            flags.add(SHORTENED)
+    if "raw_usage" in kept and len(_encoded(kept["raw_usage"])) > _LARGEST_USAGE:
+        del kept["raw_usage"]
+        flags.add(USAGE_DROPPED)
+    if flags:
+        kept["flags"] = sorted(flags)
+        kept = {name: kept[name] for name in (*_ORDER, *(set(kept) - set(_ORDER))) if name in kept}
+    return kept
+
+
+_ORDER = (
+    *("id", "occurred_at", "recorded_at", "response_id", "request_id", "streamed", "attempts", "latency_us"),
+    *("first_token_us", "end_user", "tags", "quantities", "reasoning", "charges", "list", "contracted", "billed"),
+    *("flags", "raw_usage", "error_type", "corrects", "reservation", "dedup_key"),
+)
+
+
+# -- an entry as a record, and back
+
+
+def encode_entry(entry: Entry, shared: Definitions) -> bytes:
+    """The record of any entry.
+
+    Raises:
+        ValueError: a cost is finer than one picodollar.
+        OverflowError: a quantity or a count has more than 63 bits.
+    """
+    charges: list[dict[str, Any]] = []
+    for charge in entry.charges:
+        _check(charge.quantity)
+        charges.append(
+            {"rate": "", "quantity": charge.quantity}
+            | _costs(charge.list_cost, charge.contracted_cost, charge.billed_cost)
+        )
+    costs = _costs(entry.list_cost, entry.contracted_cost, entry.billed_cost)
+    for quantity in (*entry.usage.quantities.values(), entry.usage.reasoning_output_tokens, entry.attempts):
+        _check(quantity)
+    _check(entry.latency_us or 0)
+    _check(entry.first_token_us or 0)
+    # Only now, since definitions are written: a refused entry leaves nothing behind.
+    for line, charge in zip(charges, entry.charges, strict=True):
+        line["rate"] = shared.rate(Rate.of(charge))
+    who = entry.attribution
+    values: dict[str, Any] = {
+        "id": entry.entry_id,
+        "occurred_at": to_microseconds(entry.occurred_at),
+        "recorded_at": to_microseconds(entry.recorded_at),
+        "response_id": entry.response_id,
+        "request_id": entry.request_id,
+        "streamed": entry.streamed or None,
+        "attempts": None if entry.attempts == 1 else entry.attempts,
+        "latency_us": entry.latency_us,
+        "first_token_us": entry.first_token_us,
+        "end_user": None if who.end_user is None else shared.name("end_user", who.end_user),
+        "tags": {tag: shared.name(f"tag:{tag}", value) for tag, value in who.tags.items()} or None,
+        "quantities": dict(entry.usage.quantities) or None,
+        "reasoning": entry.usage.reasoning_output_tokens or None,
+        "charges": charges or None,
+    }
+    values = {name: value for name, value in values.items() if value is not None} | costs
+    account = Account.of(entry)
+    flags = entry.flags
+    if any(value is not None and len(value) > _LONGEST for value in account):
+        flags = tuple(sorted({*flags, SHORTENED}))
+    rest: dict[str, Any] = {
+        "flags": list(flags) or None,
+        "raw_usage": None if entry.raw_usage is None else _parsed(entry.raw_usage),
+        "error_type": entry.error_type,
+        "corrects": entry.corrects,
+        "reservation": entry.reservation_id,
+        "dedup_key": None if entry.dedup_key is None else _short_key(entry.dedup_key),
+    }
+    values |= {name: value for name, value in rest.items() if value is not None}
+    return Template(shared.account(account)).body(values)
+
+
+def _check(quantity: Quantity) -> None:
+    if not -_BEYOND < quantity < _BEYOND:
+        raise OverflowError(f"{quantity} is more than a ledger can count.")
+
+
+def _short_key(key: str) -> str:
+    if len(key) <= _LONGEST:
+        return key
+    return f"{key[:400]}:{hashlib.sha256(plain(key).encode()).hexdigest()}"
+
+
+def _parsed(text: str) -> Any:
+    """The usage object of a JSON text that can be made again from it; else the text."""
+    try:
+        value = from_json(text.encode())
+    except (ValueError, UnicodeEncodeError):
+        return text
+    return value if isinstance(value, dict | list) and _encoded(value).decode() == text else text
+
+
+def _costs(first: Decimal | None, second: Decimal | None, third: Decimal | None) -> dict[str, int | None]:
+    before: int | None = None
+    named: dict[str, int | None] = {}
+    for name, amount in (("list", first), ("contracted", second), ("billed", third)):
+        picodollars = None if amount is None else to_picodollars(amount)
+        if picodollars != before:
+            named[name] = before = picodollars
+    return named
+
+
+def costs_of(named: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
+    """List, contracted and billed cost of an entry or a charge, in picodollars."""
+    first = named.get("list")
+    second = named.get("contracted", first)
+    return first, second, named.get("billed", second)
+
+
+def _dollars(amount: int | None) -> Decimal | None:
+    return None if amount is None else to_dollars(amount)
+
+
+def _quantity(value: int | str) -> Quantity:
+    return Decimal(value) if isinstance(value, str) else value
+
+
+def _decode_charge(charge: Mapping[str, Any], rate: Rate) -> Charge:
+    first, second, third = costs_of(charge)
+    return Charge(
+        model=rate.model,
+        sku_meter=rate.sku_meter,
+        quantity=_quantity(charge["quantity"]),
+        unit=rate.unit,
+        list_unit_price=None if rate.list_unit_price is None else Decimal(rate.list_unit_price),
+        multipliers=dict(_multipliers(rate.multipliers)),
+        list_cost=_dollars(first),
+        contracted_cost=_dollars(second),
+        billed_cost=_dollars(third),
+        price_id=rate.price_id,
+        source=rate.source,
+        role=rate.role,
+    )
+
+
+def decode_entry(
+    record: Mapping[str, Any], account: Account, rate: Callable[[str], Rate], name: Callable[[str], str]
+) -> Entry:
+    """The entry of a record.
+
+    Args:
+        record: The record, parsed.
+        account: What its ``account`` names, with texts in place of names.
+        rate: Digest -> rate.
+        name: Digest -> text.
+    """
+    get = record.get
+    first, second, third = costs_of(record)
+    fingerprint = account.api_key_fingerprint
+    raw: Any = get("raw_usage")
+    values: dict[str, Any] = {  # fields of an account are plain text, those of an entry closed sets
+        "kind": account.kind,
+        "status": account.status,
+        "cost_source": account.cost_source,
+    }
+    return Entry(
+        entry_id=record["id"],
+        occurred_at=from_microseconds(record["occurred_at"]),
+        recorded_at=from_microseconds(record["recorded_at"]),
+        provider=account.provider,
+        endpoint=account.endpoint,
+        operation=account.operation,
+        request_model=account.request_model,
+        response_model=account.response_model,
+        response_id=get("response_id"),
+        request_id=get("request_id"),
+        streamed=get("streamed", False),
+        attempts=get("attempts", 1),
+        latency_us=get("latency_us"),
+        first_token_us=get("first_token_us"),
+        service_tier=account.service_tier,
+        attribution=Attribution(
+            member=account.member,
+            team=account.team,
+            organization=account.organization,
+            project=account.project,
+            route=account.route,
+            end_user=name(record["end_user"]) if "end_user" in record else None,
+            tags={tag: name(value) for tag, value in get("tags", {}).items()},
+        ),
+        api_key=None
+        if fingerprint is None
+        else ApiKey(fingerprint, account.api_key_last4 or "", account.api_key_alias),
+        usage=Usage(
+            {meter: _quantity(value) for meter, value in get("quantities", {}).items()}, get("reasoning", 0)
+        ),
+        charges=tuple(_decode_charge(charge, rate(charge["rate"])) for charge in get("charges", ())),
+        list_cost=_dollars(first),
+        contracted_cost=_dollars(second),
+        billed_cost=_dollars(third),
+        flags=tuple(get("flags", ())),
+        price_list_hash=account.price_list_hash,
+        raw_usage=raw if raw is None or isinstance(raw, str) else _encoded(raw).decode(),
+        error_type=get("error_type"),
+        corrects=get("corrects"),
+        reservation_id=get("reservation"),
+        dedup_key=get("dedup_key"),
+        **values,
+    )
+
+
+# -- holds
+
+
+def hold_record(hold_id: str, created_at: int, expires_at: int, owner: str, call: bytes) -> bytes:
+    """The record of a hold; `call` is the record of the entry that it becomes when it expires."""
+    return b'{"format":%d,"record":"hold","id":%s,"created_at":%d,"expires_at":%d,"owner":%s,"call":%s}' % (
+        FORMAT,
+        _encoded(hold_id),
+        created_at,
+        expires_at,
+        _encoded(owner),
+        call,
+    )
+
+
+def claims_of(rows: Sequence[Sequence[Any]]) -> tuple[Claim, ...]:
+    """Claims from ``[[budget, scope, window start, window end, amount, limit], ...]``."""
+    return tuple(Claim(CounterKey(b, s, start), limit, amount, end) for b, s, start, end, amount, limit in rows)
+
+
+def decode_hold(
+    record: Mapping[str, Any], claims: Sequence[Sequence[Any]], expires_at: datetime, call: Entry
+) -> Reservation:
+    """The reservation of a hold's record."""
+    return Reservation(
+        reservation_id=record["id"],
+        claims=claims_of(claims),
+        created_at=from_microseconds(record["created_at"]),
+        expires_at=expires_at,
+        owner=record["owner"],
+        call=call,
+    )
