@@ -1,0 +1,168 @@
+"""The tail: files beside a ledger that calls append their records to, and that a fold empties into the book.
+
+A frame is ``magic 4 | length of the record | length of its effects | crc32 of both | record | effects``, integers of 4
+bytes. The record is what the chain covers; the effects say what it does to counters and holds. One frame is one write
+to a file opened for appending, so writers need no lock and a killed one leaves at most a torn frame, which readers
+step over: no record can contain the magic, which is not UTF-8.
+
+The tail has segments. A writer holds a shared lock on the one it writes to, so a segment is removed only when
+everything in it is folded and nobody can append to it any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenmeter.stores.filesystem import make_private_file
+
+__all__ = ["Frame", "Segment", "TailGoneError", "frame", "frames", "remove_segment", "segment_path", "segments"]
+
+_MAGIC = b"\xf7tm1"
+_HEAD = struct.Struct("<4sIII")
+_PAGE = 1 << 20
+
+#: Where a frame ends in its segment, its record, and its effects.
+Frame = tuple[int, bytes, bytes]
+
+
+class TailGoneError(OSError):
+    """The segment was removed under its writer."""
+
+
+def frame(record: bytes, effects: bytes = b"") -> bytes:
+    """One frame, ready to be written."""
+    return (
+        _HEAD.pack(_MAGIC, len(record), len(effects), zlib.crc32(effects, zlib.crc32(record))) + record + effects
+    )
+
+
+def segment_path(ledger: Path, number: int) -> Path:
+    """The file of a segment."""
+    return Path(f"{ledger}-tail.{number}")
+
+
+def segments(ledger: Path) -> list[int]:
+    """Numbers of the segments that exist, ascending."""
+    pattern = re.compile(re.escape(ledger.name) + r"-tail\.(\d+)")
+    try:
+        names = os.listdir(ledger.parent)
+    except FileNotFoundError:
+        return []
+    return sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name)))
+
+
+class Segment:
+    """A segment open for appending. It keeps a shared lock until it is closed.
+
+    Args:
+        ledger: The ledger that it belongs to.
+        number: Which segment.
+
+    Raises:
+        OSError: it cannot be opened; FileNotFoundError when there is none and `make` is not set.
+    """
+
+    __slots__ = ("_descriptor", "number", "path")
+
+    def __init__(self, ledger: Path, number: int, *, make: bool = False) -> None:
+        self.path, self.number = segment_path(ledger, number), number
+        if make:
+            make_private_file(self.path)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            if not os.fstat(self._descriptor).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "was folded and removed", str(self.path))
+        except BaseException:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            raise
+
+    def append(self, framed: bytes) -> int:
+        """Write frames, durably for everything but a power cut; the segment's size before.
+
+        Raises:
+            TailGoneError: somebody removed the file.
+            OSError: the disk is full or fails; nothing counts as written.
+        """
+        status = os.fstat(self._descriptor)
+        if not status.st_nlink:
+            raise TailGoneError(errno.ENOENT, "was removed", str(self.path))
+        written = os.write(self._descriptor, framed)
+        if written != len(framed):  # a torn frame stays behind; the whole is tried once more
+            written = os.write(self._descriptor, framed)
+            if written != len(framed):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        return status.st_size
+
+    def __del__(self) -> None:
+        """Close with the last user: another thread may be about to write. A forked child's copy leaves the lock."""
+        if getattr(self, "_descriptor", -1) >= 0:
+            os.close(self._descriptor)
+
+
+def frames(path: Path, start: int) -> Iterator[Frame]:
+    """The whole frames of a segment from `start` on, as they are when each page is read.
+
+    A torn frame is stepped over once a whole one stands behind it; the last one may still be growing.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered
+        while True:
+            data = os.pread(file.fileno(), _PAGE, start)
+            found = yield from _in(data, start)
+            if found is None:
+                if len(data) < _PAGE:
+                    return
+                data = os.pread(file.fileno(), _whole(data), start)  # one frame larger than a page
+                found = yield from _in(data, start)
+                if found is None:
+                    return
+            start = found
+
+
+def _whole(data: bytes) -> int:
+    _, length, more, _ = _HEAD.unpack_from(data)
+    return max(_HEAD.size + length + more, 2 * _PAGE) if data[:4] == _MAGIC else 64 * _PAGE
+
+
+def _in(data: bytes, offset: int) -> Iterator[Frame]:  # returns where the last whole frame ends
+    place, size, reached = 0, len(data), None
+    while place + _HEAD.size <= size:
+        magic, length, more, crc = _HEAD.unpack_from(data, place)
+        begin = place + _HEAD.size
+        middle, end = begin + length, begin + length + more
+        if magic == _MAGIC and end <= size and zlib.crc32(data[begin:end]) == crc:
+            place, reached = end, offset + end
+            yield reached, data[begin:middle], data[middle:end]
+            continue
+        place = data.find(_MAGIC, place + 1)
+        if place < 0:
+            break
+    return reached
+
+
+def remove_segment(ledger: Path, number: int, folded: int) -> bool:
+    """Remove a segment if it is folded to its end and nobody has it open for writing; whether it is gone."""
+    path = segment_path(ledger, number)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_size > folded and any(frames(path, folded)):
+            return False
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

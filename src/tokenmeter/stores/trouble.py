@@ -1,0 +1,60 @@
+"""Something that fails for a while: told again and again with how often, and told when it works again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+__all__ = ["Trouble"]
+
+log = logging.getLogger("tokenmeter")
+
+#: Seconds between two tellings of a trouble that goes on.
+_AGAIN = 60.0
+
+
+class Trouble:
+    """What fails at present. True while something does.
+
+    Args:
+        what: What cannot be done, as in "could not ...".
+        comfort: What that means for the user's data.
+
+    Attributes:
+        count: How often it failed, since the process began.
+        reason: The last error in words; None while all is well.
+    """
+
+    def __init__(self, what: str, comfort: str) -> None:
+        self._what, self._comfort = what, comfort
+        self._lock = threading.Lock()
+        self._since = 0
+        self._told_at = 0.0
+        self.count = 0
+        self.reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    def failed(self, error: BaseException) -> None:
+        """It failed once more."""
+        now = time.monotonic()
+        with self._lock:
+            self.count += 1
+            self._since += 1
+            due = self.reason is None or now - self._told_at >= _AGAIN
+            self.reason = str(error)
+            if due:
+                self._told_at = now
+            times = self._since
+        if due:
+            log.error("tokenmeter could not %s (%d times by now): %s %s", self._what, times, error, self._comfort)
+
+    def worked(self) -> None:
+        """It worked; says so if it did not before."""
+        if self.reason is None:
+            return
+        with self._lock:
+            times, self._since, self.reason = self._since, 0, None
+        log.warning("tokenmeter can %s again, after %d failures.", self._what, times)
