@@ -43,7 +43,7 @@ def open_store(url: str | Path | None = None) -> Store:
         return _open_sqlite(url)
     scheme, colon, rest = url.partition(":")
     if url in {"memory:", "memory://"}:
-        from tokenmeter.stores.memory import MemoryStore  # noqa: PLC0415 - each store loads only when it is used
+        from tokenmeter.stores.sqlite import MemoryStore  # noqa: PLC0415 - each store loads only when it is used
 
         return MemoryStore()
     if colon and scheme == "sqlite":

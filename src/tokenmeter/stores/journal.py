@@ -21,12 +21,12 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic_core import from_json, to_json
 
-from tokenmeter.errors import StoreError, StoreUnavailableError
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.live import NEVER, Live, LiveHeader, Slot, digest_of
 from tokenmeter.stores.record import FORMAT, Account, Definitions, Rate, hold_record
-from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, segment_path, segments
+from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
 __all__ = ["Book", "HoldGoneError", "Journal", "Posted", "Standing"]
@@ -51,10 +51,6 @@ class HoldGoneError(Exception):
     """The hold may have expired and been swept; nothing was written. `Journal.post` finds out."""
 
 
-class _BusyWithItselfError(Exception):
-    """A finaliser or signal handler came in the middle of a change of the counters, in the same thread."""
-
-
 class Standing(Protocol):
     """One state of the book: what live counters are made from."""
 
@@ -76,6 +72,11 @@ class Book(Protocol):
     @property
     def identity(self) -> bytes:
         """The ledger's own 16 bytes."""
+        ...
+
+    @property
+    def trouble(self) -> Trouble:
+        """What keeps records from being folded, if anything does."""
         ...
 
     def file(self) -> tuple[int, int]:
@@ -102,6 +103,10 @@ class Book(Protocol):
         """Whether the entry or its bill is in the book."""
         ...
 
+    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
+        """Those of the identities and keys that are in the book."""
+        ...
+
     def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
         """Claims of an open hold that is in the book."""
         ...
@@ -125,14 +130,12 @@ class Journal:
 
     Attributes:
         definitions: Digests of what records share.
-        trouble: What keeps records from being folded, if anything does.
     """
 
     def __init__(self, ledger: Path, book: Book) -> None:
         self._ledger, self._book = ledger, book
         self._live_path = Path(f"{ledger}-live")
         self.definitions = Definitions(self._find_name, self._define)
-        self.trouble = Trouble("move entries from the tail into the ledger", "They are safe in the tail.")
         self._start()
         _JOURNALS.add(self)
         self._locked(lambda _: None)
@@ -145,7 +148,6 @@ class Journal:
         self._state = b""
         self._file = (0, 0)
         self._segment: Segment | None = None
-        self._disturbed = False
         self._holds: dict[str, _Held] = {}
         self._slots: dict[CounterKey, Slot] = {}
         self._written: set[str] = set()
@@ -199,7 +201,7 @@ class Journal:
     # -- the way of a call
 
     def append(self, record: bytes) -> None:
-        """Write an entry's record. It is safe from everything but a power cut when this returns.
+        """Write an entry's record. It is safe from everything but a power cut when this returns. Takes no lock.
 
         Raises:
             StoreUnavailableError: it cannot be written anywhere.
@@ -208,7 +210,14 @@ class Journal:
         self._count()
 
     def reserve(
-        self, hold_id: str, expires_at: int, claims: Sequence[SlotClaim], call: bytes, *, created_at: int | None = None
+        self,
+        hold_id: str,
+        expires_at: int,
+        claims: Sequence[SlotClaim],
+        call: bytes,
+        *,
+        created_at: int | None = None,
+        owner: str | None = None,
     ) -> None:
         """Hold every claim or none. The hold is in the tail when this returns.
 
@@ -218,37 +227,37 @@ class Journal:
             claims: In the order in which a refusal is to be looked for.
             call: Record of the entry that the hold becomes when it expires.
             created_at: Microseconds since the epoch; now, if not given.
+            owner: Who holds it; this process, if not given.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
             StoreUnavailableError: it cannot be known whether it fits.
+            StoreBusyError: see `_locked`.
         """
         now = time.time_ns() // 1000 if created_at is None else created_at
-        record = hold_record(hold_id, now, expires_at, self._owner, call)
+        record = hold_record(hold_id, now, expires_at, owner or self._owner, call)
         framed = frame(record, b'{"hold":%b,"claims":[%b]}' % (to_json(hold_id), _claim_rows(claims)))
-        try:
-            self._locked(partial(self._reserve, framed=framed, hold_id=hold_id, expires_at=expires_at, claims=claims))
-        except _BusyWithItselfError:
-            raise StoreUnavailableError("A call was made from within the bookkeeping of another one.") from None
+        self._locked(partial(self._reserve, framed=framed, hold_id=hold_id, expires_at=expires_at, claims=claims))
 
     def settle(
         self, record: bytes, posts: Sequence[tuple[Slot, int]] = (), hold_id: str | None = None
-    ) -> tuple[Slot, ...]:
+    ) -> tuple[tuple[Slot, int], ...]:
         """Write an entry's record, free its hold and move the counters.
 
         Returns:
-            Slots that stand at their `alert_at` or above.
+            Slots whose settled amount, which comes with them, is at their `alert_at` or above.
 
         Raises:
             HoldGoneError: the hold may be gone.
             StoreUnavailableError: nothing was written.
+            StoreBusyError: nothing was written, since a finaliser or signal handler calls this in the middle of it.
         """
         if hold_id is None and not posts:
             self.append(record)
             return ()
         reached = self._settle(record, posts, hold_id, None if hold_id is None else self._take(hold_id))
         self._count()
-        return tuple(slot for slot, settled in reached if settled >= slot.alert_at)
+        return tuple(one for one in reached if one[1] >= one[0].alert_at)
 
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
@@ -308,16 +317,76 @@ class Journal:
         try:
             return self._exclusively(
                 partial(
-                    self._post, record, posts, entry_id=entry_id, dedup_key=dedup_key, hold_id=hold_id, only_if_held=only_if_held
+                    self._post,
+                    record,
+                    posts,
+                    entry_id=entry_id,
+                    dedup_key=dedup_key,
+                    hold_id=hold_id,
+                    only_if_held=only_if_held,
                 )
             )
-        except (StoreUnavailableError, _BusyWithItselfError):
+        except StoreUnavailableError:
             if only_if_held:
                 raise
             # The book cannot be asked. The record is kept; the fold leaves out what is there already.
             reached = self._settle(record, posts, None, None)
             self._count()
             return Posted(recorded=True, reached=reached)
+
+    def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[tuple[Slot, int]]]]) -> list[Posted]:
+        """Write many entries at once, each of them once.
+
+        Args:
+            items: Record, identity, dedup key and postings of each.
+        """
+
+        def work(live: Live) -> list[Posted]:
+            known = self._book.known([item[1] for item in items], [item[2] for item in items])
+            place = self._place([slot for item in items for slot, _ in item[3]], live)
+            standing: dict[int, tuple[int, int]] = {}
+            framed: list[bytes] = []
+            done: list[Posted] = []
+            for record, entry_id, dedup_key, posts in items:
+                if entry_id in known or (dedup_key is not None and dedup_key in known):
+                    done.append(Posted(recorded=False))
+                    continue
+                known.add(entry_id)
+                if dedup_key is not None:
+                    known.add(dedup_key)
+                framed.append(frame(record, _settle_effects(None, posts)))
+                reached: list[tuple[Slot, int]] = []
+                for slot, amount in posts:
+                    settled, reserved = standing.get(slot.place) or place.read(slot.place)
+                    standing[slot.place] = (settled + amount, reserved)
+                    reached.append((slot, settled + amount))
+                done.append(Posted(recorded=True, reached=tuple(reached)))
+            if framed:
+                self._change(place, b"".join(framed), standing)
+            return done
+
+        done = self._exclusively(work)
+        self._book.fold()
+        return done
+
+    def open_counters(
+        self,
+        opening: Mapping[CounterKey, tuple[int, int | None]],
+        insert: Callable[[Mapping[CounterKey, tuple[int, int | None]]], Collection[CounterKey]],
+    ) -> None:
+        """Give counters that never moved an amount; `insert` puts those into the book that it does not have."""
+
+        def work(live: Live) -> None:
+            live.dirty = True
+            new = {key: self.slot(key, opening[key][1]) for key in insert(opening)}
+            live = self._place(new.values(), live)
+            live.dirty = True
+            for key, slot in new.items():
+                _, reserved = live.read(slot.place)
+                live.write(slot.place, opening[key][0], reserved)
+            live.dirty = False
+
+        self._exclusively(work)
 
     def counters(self, keys: Iterable[CounterKey]) -> dict[CounterKey, Counter | None]:
         """Where counters stand; None for one that only the book can tell."""
@@ -341,7 +410,7 @@ class Journal:
 
     def disturb(self) -> None:
         """The fold left something out that the live counters had counted: have them made anew."""
-        with contextlib.suppress(_BusyWithItselfError):
+        with contextlib.suppress(StoreBusyError):
             self._locked(_make_dirty)
 
     # -- inside the lock
@@ -370,11 +439,7 @@ class Journal:
             return ()
         try:
             return self._locked(partial(self._settle_locked, framed=framed, posts=posts, claims=claims))
-        except _BusyWithItselfError:
-            self._disturbed = True  # whoever is in the middle leaves the counters to be made anew
-            self._write(framed)
-            return ()
-        except StoreUnavailableError:
+        except (StoreUnavailableError, StoreBusyError):
             if hold_id is not None and held is not None:
                 self._holds[hold_id] = held
             raise
@@ -449,10 +514,7 @@ class Journal:
             raise
         for place, (settled, reserved) in moved.items():
             live.write(place, settled, reserved)
-        if self._disturbed:
-            self._disturbed = False
-        else:
-            live.dirty = False
+        live.dirty = False
 
     def _place(self, slots: Iterable[Slot], live: Live) -> Live:
         """Look up where slots are; counters that have no place yet get one."""
@@ -487,9 +549,13 @@ class Journal:
     # -- the lock
 
     def _locked(self, work: Callable[[Live], T]) -> T:
-        """Run `work` with the counters to itself, among all threads and processes."""
+        """Run `work` with the counters to itself, among all threads and processes.
+
+        Raises:
+            StoreBusyError: a finaliser or signal handler came in the middle of it, in this very thread.
+        """
         if self._owned():
-            raise _BusyWithItselfError
+            raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
         try:
             try:
                 return work(self._acquire())
@@ -501,7 +567,7 @@ class Journal:
     def _exclusively(self, work: Callable[[Live], T]) -> T:
         """`_locked`, with everything in the tail folded: the book then tells all there is."""
         if self._owned():
-            raise _BusyWithItselfError
+            raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
         self._book.fold()  # most of it without the lock
 
         def folded(live: Live) -> T:
@@ -558,15 +624,17 @@ class Journal:
         old = self._live
         before = None if old is None else old.header
         floor = time.time_ns() // 1000 - _DAY
-        numbers = segments(self._ledger)
+        every = segments(self._ledger)
+        numbers = [number for number in every if owner_of(segment_path(self._ledger, number)) == self._book.identity]
 
         def work(standing: Standing) -> tuple[dict[CounterKey, tuple[int, int]], int]:
             return self._stand(standing, numbers, floor, also), max(standing.places, default=0)
 
         balances, newest = self._book.stand(work)
         self._file = self._book.file()
-        number = numbers[-1] if numbers and numbers[-1] >= newest else newest + 1
-        if number not in numbers:
+        number = max(newest, *every, 0)
+        if number not in numbers:  # none yet, or removed, or another ledger's
+            number += 1
             self._begin(number)
         header = LiveHeader(
             self._book.identity,
@@ -609,7 +677,7 @@ class Journal:
 
     def _renew(self) -> Live:
         """After the file of the live counters, or the segment, was replaced by somebody."""
-        with contextlib.suppress(_BusyWithItselfError):
+        with contextlib.suppress(StoreBusyError):
             self._locked(lambda _: None)
         live = self._live
         if live is None:
@@ -630,7 +698,9 @@ class Journal:
 
     def _replace_tail(self, live: Live) -> None:
         """The tail was removed: go on with a new one, and define again what records name. Needs the lock."""
-        log.error("%s-tail was removed while it was in use; calls that were not yet in the ledger are lost", self._ledger)
+        log.error(
+            "%s-tail was removed while it was in use; calls that were not yet in the ledger are lost", self._ledger
+        )
         number = max(live.header.segment, *segments(self._ledger), 0) + 1
         self._segment = self._begin(number)
         live.use_segment(number)
@@ -697,7 +767,7 @@ class Journal:
 
     def _count(self) -> None:
         self._unfolded += 1
-        if self._unfolded >= FOLD_EVERY or (self.trouble and time.monotonic() > self._fold_at):
+        if self._unfolded >= FOLD_EVERY or (self._book.trouble and time.monotonic() > self._fold_at):
             self._unfolded = 0
             self._fold_at = time.monotonic() + FOLD_AGAIN
             if self._folder is None or not self._folder.is_alive():
@@ -722,6 +792,14 @@ class Journal:
         if len(self._written) >= _MOST_IDS:
             self._written, self._written_since = set(), new_id()
         return is_own(entry_id) and entry_id > self._written_since and entry_id not in self._written
+
+    def recorded(self, entry_id: str) -> bool:
+        """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.
+
+        Raises:
+            StoreUnavailableError: the book cannot be asked.
+        """
+        return self._exclusively(lambda _: self._book.has_entry(entry_id, None))
 
     def knows_hold(self, hold_id: str) -> bool:
         """Whether this process holds it."""

@@ -279,9 +279,7 @@ class Live:
 
     def write(self, place: int, settled: int, reserved: int) -> None:
         """Set the counter at `place`."""
-        _PAIR.pack_into(
-            self.map, place + 16, settled & _MASK, settled >> 64, reserved & _MASK, reserved >> 64
-        )
+        _PAIR.pack_into(self.map, place + 16, settled & _MASK, settled >> 64, reserved & _MASK, reserved >> 64)
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -30,6 +30,7 @@ from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
     "FORMAT",
+    "PERSONAL",
     "Account",
     "Definitions",
     "Name",
@@ -39,6 +40,7 @@ __all__ = [
     "decode_entry",
     "decode_hold",
     "definition",
+    "digest_of",
     "encode_entry",
     "hold_record",
     "make_name",
@@ -211,10 +213,15 @@ def _plain_all(value: Any) -> Any:
 
 
 def definition(record: str, values: Mapping[str, str | None]) -> tuple[str, bytes]:
-    """A shared row as a record, and the digest by which entries name it: first 16 bytes of its SHA-256, hex."""
+    """A shared row as a record, and the digest by which entries name it (`digest_of`)."""
     named = {name: _bounded(value) for name, value in values.items() if value is not None}
     body = _encoded({"format": FORMAT, "record": record, **named})
-    return hashlib.sha256(body).hexdigest()[:32], body
+    return digest_of(body), body
+
+
+def digest_of(body: bytes) -> str:
+    """What entries name a definition by: the first 16 bytes of its SHA-256, hex."""
+    return hashlib.sha256(body).hexdigest()[:32]
 
 
 def _bounded(text: str) -> str:
@@ -509,9 +516,7 @@ def decode_entry(
         api_key=None
         if fingerprint is None
         else ApiKey(fingerprint, account.api_key_last4 or "", account.api_key_alias),
-        usage=Usage(
-            {meter: _quantity(value) for meter, value in get("quantities", {}).items()}, get("reasoning", 0)
-        ),
+        usage=Usage({meter: _quantity(value) for meter, value in get("quantities", {}).items()}, get("reasoning", 0)),
         charges=tuple(_decode_charge(charge, rate(charge["rate"])) for charge in get("charges", ())),
         list_cost=_dollars(first),
         contracted_cost=_dollars(second),

@@ -1,49 +1,131 @@
-"""`EntryFilter` as SQL conditions over entries and their contexts."""
+"""What a reader may ask for: dimensions, boundaries, and `EntryFilter` as SQL and as a test of one entry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
-from tokenmeter.stores.contexts import CONTEXT_FIELDS
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.stores.base import DIMENSIONS
+from tokenmeter.stores.record import Account
+from tokenmeter.stores.values import to_microseconds
 
-__all__ = ["conditions", "of_context"]
+__all__ = ["SHARED", "account_conditions", "check_boundaries", "check_dimensions", "conditions", "matches"]
+
+#: Dimensions that an account says. ``model`` and ``api_key`` are what reports group by; they follow from the others.
+SHARED = (*Account._fields, "model", "api_key")
+_SHARED = frozenset(SHARED)
+
+Where = Mapping[str, frozenset[str | None]]
 
 
-def _accepts(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
-    values = sorted(value for value in accepted if value is not None)
-    condition = f"{column} IN ({', '.join('?' * len(values))})"
-    return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
+def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
+    """`boundaries` in microseconds.
+
+    Raises:
+        ConfigurationError: fewer than two, not ascending, or without a time zone.
+    """
+    if len(boundaries) < 2:  # noqa: PLR2004 - a bucket has two ends
+        raise ConfigurationError("A report needs at least two boundaries: its start and its end.")
+    if any(boundary.tzinfo is None for boundary in boundaries):
+        raise ConfigurationError("Boundaries must be aware instants; give each a time zone.")
+    instants = [to_microseconds(boundary) for boundary in boundaries]
+    if any(later < earlier for earlier, later in pairwise(instants)):
+        raise ConfigurationError("Boundaries must ascend: the start of a period comes before its end.")
+    return instants
 
 
-def conditions(
-    where: Mapping[str, frozenset[str | None]], since: int | None, until: int | None
-) -> tuple[list[str], list[Any]]:
-    """SQL conditions and their values. Tags and meters are not among them: they are looked at row by row."""
+def check_dimensions(names: Sequence[str]) -> None:
+    """Refuse what entries cannot be grouped by.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
+    """
+    for name in names:
+        if name not in _SHARED and name not in DIMENSIONS and not name.startswith("tag:"):
+            raise ConfigurationError(f"Unknown dimension {name!r}; use one of {', '.join(DIMENSIONS)} or 'tag:NAME'.")
+
+
+def matches(entry: Entry, where: Where) -> bool:
+    """Whether `entry` meets every condition; one on ``sku_meter`` is met by anything it used or was charged for."""
+    account = Account.of(entry)
+    who = entry.attribution
+    for name, accepted in where.items():
+        if name == "sku_meter":
+            meters: set[str | None] = {*entry.usage.quantities, *(charge.sku_meter for charge in entry.charges)}
+            if accepted.isdisjoint(meters or {None}):
+                return False
+            continue
+        if name == "end_user":
+            value = who.end_user
+        elif name.startswith("tag:"):
+            value = who.tags.get(name.removeprefix("tag:"))
+        else:
+            value = getattr(account, name)
+        if value not in accepted:
+            return False
+    return True
+
+
+def conditions(where: Where, since: int | None, until: int | None) -> tuple[list[str], list[Any]]:
+    """SQL conditions over ``entries``, and their values. Those on meters are not among them."""
     wanted: list[str] = []
     values: list[Any] = []
     for instant, condition in ((since, "occurred_at >= ?"), (until, "occurred_at < ?")):
         if instant is not None:
             wanted.append(condition)
             values.append(instant)
-    if "end_user" in where:
-        condition, given = _accepts("end_user", where["end_user"])
-        wanted.append(condition)
-        values += given
-    inner, inner_values = of_context(where)
+    for name, accepted in where.items():
+        if name == "end_user" or name.startswith("tag:"):
+            condition, given = (_end_user if name == "end_user" else _tag)(name, accepted)
+            wanted.append(condition)
+            values += given
+    inner, inner_values = account_conditions(where)
     if inner:
-        wanted.append(f"context IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
+        wanted.append(f"account IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
         values += inner_values
     return wanted, values
 
 
-def of_context(where: Mapping[str, frozenset[str | None]]) -> tuple[list[str], list[Any]]:
-    """The conditions among them that concern contexts, over a row of that table."""
+def account_conditions(where: Where) -> tuple[list[str], list[Any]]:
+    """The conditions among them that concern accounts, over a row of the view ``contexts``."""
     wanted: list[str] = []
     values: list[Any] = []
     for name, accepted in where.items():
-        if name in CONTEXT_FIELDS:
-            condition, given = _accepts(name, accepted)
+        if name in _SHARED:
+            condition, given = _among(name, accepted)
             wanted.append(condition)
             values += given
     return wanted, values
+
+
+def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    values = sorted(value for value in accepted if value is not None)
+    condition = f"{column} IN ({', '.join('?' * len(values))})"
+    return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
+
+
+def _end_user(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    value_condition, values = _among("value", accepted - {None})
+    condition = f"end_user IN (SELECT id FROM names WHERE kind = ? AND {value_condition})"  # noqa: S608 - names of our own
+    return (f"({condition} OR end_user IS NULL)" if None in accepted else condition), [name, *values]
+
+
+def _tag(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    tag = name.removeprefix("tag:")
+    value_condition, values = _among("value", accepted - {None})
+    condition = (
+        "tags IN (SELECT t.id FROM tagsets AS t, json_each(t.body) AS j WHERE j.key = ? AND j.value IN "  # noqa: S608 - names of our own
+        f"(SELECT lower(hex(digest)) FROM names WHERE kind = ? AND {value_condition}))"
+    )
+    given: list[Any] = [tag, name, *values]
+    if None not in accepted:
+        return condition, given
+    absent = (
+        "tags IS NULL OR NOT EXISTS (SELECT 1 FROM tagsets AS t, json_each(t.body) AS j "
+        "WHERE t.id = tags AND j.key = ?)"
+    )
+    return f"({condition} OR {absent})", [*given, tag]

@@ -21,9 +21,21 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from tokenmeter.stores.filesystem import make_private_file
 
-__all__ = ["Frame", "Segment", "TailGoneError", "frame", "frames", "remove_segment", "segment_path", "segments"]
+__all__ = [
+    "Frame",
+    "Segment",
+    "TailGoneError",
+    "frame",
+    "frames",
+    "owner_of",
+    "remove_segment",
+    "segment_path",
+    "segments",
+]
 
 _MAGIC = b"\xf7tm1"
 _HEAD = struct.Struct("<4sIII")
@@ -39,9 +51,7 @@ class TailGoneError(OSError):
 
 def frame(record: bytes, effects: bytes = b"") -> bytes:
     """One frame, ready to be written."""
-    return (
-        _HEAD.pack(_MAGIC, len(record), len(effects), zlib.crc32(effects, zlib.crc32(record))) + record + effects
-    )
+    return _HEAD.pack(_MAGIC, len(record), len(effects), zlib.crc32(effects, zlib.crc32(record))) + record + effects
 
 
 def segment_path(ledger: Path, number: int) -> Path:
@@ -107,6 +117,16 @@ class Segment:
         """Close with the last user: another thread may be about to write. A forked child's copy leaves the lock."""
         if getattr(self, "_descriptor", -1) >= 0:
             os.close(self._descriptor)
+
+
+def owner_of(path: Path) -> bytes | None:
+    """Identity of the ledger that a segment belongs to, as its first record says; None when it does not."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with path.open("rb") as file:
+            head = file.read(512)
+        for _, record, _ in _in(head, 0):
+            return bytes.fromhex(from_json(record)["ledger"])
+    return None
 
 
 def frames(path: Path, start: int) -> Iterator[Frame]:

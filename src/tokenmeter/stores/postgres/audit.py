@@ -12,13 +12,13 @@ from typing import Any
 from psycopg import Connection, sql
 
 from tokenmeter.stores.base import Fault, Verification
-from tokenmeter.stores.chain import FIRST
-from tokenmeter.stores.codec import COLUMNS
+from tokenmeter.stores.postgres.chain import FIRST
+from tokenmeter.stores.postgres.codec import COLUMNS
 from tokenmeter.stores.postgres.reading import Reader
 from tokenmeter.stores.postgres.records import digest_row, head_of, identity_of
+from tokenmeter.stores.postgres.rollups import SUMS, lines
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.rollups import SUMS, lines
-from tokenmeter.stores.slots import Level, slots_of
+from tokenmeter.stores.postgres.slots import Level, slots_of
 from tokenmeter.stores.values import from_microseconds
 
 __all__ = ["audit"]

@@ -9,7 +9,7 @@ from tokenmeter.errors import TokenmeterError
 from tokenmeter.stores.base import Health
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.records import head_of
-from tokenmeter.stores.spool import Spool
+from tokenmeter.stores.postgres.spool import Spool
 
 __all__ = ["describe"]
 

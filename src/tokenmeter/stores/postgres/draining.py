@@ -19,7 +19,7 @@ from tokenmeter.stores.postgres.failures import reason_of
 from tokenmeter.stores.postgres.leases import Leases
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.shipping import BATCH, Shipping, crossings_of
-from tokenmeter.stores.spool import Spool, SpooledRecord
+from tokenmeter.stores.postgres.spool import Spool, SpooledRecord
 
 __all__ = ["Drainer"]
 

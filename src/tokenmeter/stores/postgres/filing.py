@@ -6,7 +6,8 @@ from typing import Any
 
 from psycopg import Connection, sql
 
-from tokenmeter.stores.documents import COLUMNS, Document, Filing, NewDocument, Request, document_of, place, row_of
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.postgres.documents import COLUMNS, document_of, place, row_of
 from tokenmeter.stores.postgres.records import head_of
 from tokenmeter.stores.postgres.schema import queries
 from tokenmeter.stores.values import compact_json

@@ -13,11 +13,11 @@ from psycopg import Connection, sql
 
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.base import Aggregate, EntryFilter
-from tokenmeter.stores.codec import COLUMNS, Amounts, decode_amounts, decode_entry
-from tokenmeter.stores.contexts import CONTEXT_FIELDS, RATE_FIELDS, Context, Rate
+from tokenmeter.stores.postgres.codec import COLUMNS, Amounts, decode_amounts, decode_entry
+from tokenmeter.stores.postgres.contexts import CONTEXT_FIELDS, RATE_FIELDS, Context, Rate
+from tokenmeter.stores.postgres.rollups import SUMS, Cell, Tally, check_boundaries, check_dimensions, matches
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.rollups import SUMS, Cell, Tally, check_boundaries, check_dimensions, matches
-from tokenmeter.stores.slots import Level, Term, terms
+from tokenmeter.stores.postgres.slots import Level, Term, terms
 from tokenmeter.stores.values import to_microseconds
 
 __all__ = ["PAGE", "Reader"]

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation
-from tokenmeter.stores.chain import FIRST, link
-from tokenmeter.stores.codec import COLUMNS, decode_claims, decode_entry, encode_amounts, encode_claims, encode_entry
-from tokenmeter.stores.contexts import CONTEXT_FIELDS, RATE_FIELDS, Context, Rate, context_of, rate_of
-from tokenmeter.stores.rollups import lines
-from tokenmeter.stores.shared import digest_of
-from tokenmeter.stores.slots import slots_of
+from tokenmeter.stores.postgres.chain import FIRST, link
+from tokenmeter.stores.postgres.codec import (
+    COLUMNS,
+    decode_claims,
+    decode_entry,
+    encode_amounts,
+    encode_claims,
+    encode_entry,
+)
+from tokenmeter.stores.postgres.contexts import CONTEXT_FIELDS, RATE_FIELDS, Context, Rate, context_of, rate_of
+from tokenmeter.stores.postgres.rollups import lines
+from tokenmeter.stores.postgres.shared import digest_of
+from tokenmeter.stores.postgres.slots import slots_of
 from tokenmeter.stores.values import compact_json, from_microseconds, to_microseconds
 
 __all__ = [

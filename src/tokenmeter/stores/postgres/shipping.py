@@ -23,8 +23,8 @@ from tokenmeter.stores.postgres.failures import explain, is_refusal, reason_of
 from tokenmeter.stores.postgres.pool import Pool, Seat
 from tokenmeter.stores.postgres.records import Record, batch_text
 from tokenmeter.stores.postgres.schema import queries
+from tokenmeter.stores.postgres.spool import OWN_SECONDS, Spool
 from tokenmeter.stores.postgres.unflushed import Unflushed
-from tokenmeter.stores.spool import OWN_SECONDS, Spool
 
 __all__ = ["BATCH", "STRIPES", "RefusedError", "Shipping", "crossings_of"]
 

@@ -31,6 +31,7 @@ from tokenmeter.stores.base import (
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
+from tokenmeter.stores.postgres.documents import audit as audit_documents
 from tokenmeter.stores.postgres.condition import describe
 from tokenmeter.stores.postgres.draining import Drainer
 from tokenmeter.stores.postgres.failures import explain
@@ -41,7 +42,7 @@ from tokenmeter.stores.postgres.reading import Reader
 from tokenmeter.stores.postgres.records import encode_hold, encode_record, read_hold
 from tokenmeter.stores.postgres.schema import apply, check, queries, state
 from tokenmeter.stores.postgres.shipping import Shipping
-from tokenmeter.stores.spool import Spool
+from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.values import to_microseconds
 
 __all__ = ["PostgresStore"]
@@ -351,7 +352,8 @@ class PostgresStore:
     def verify(self) -> Verification:
         """Walk the hash chains, re-derive the sums, and compare holds with counters."""
         with self._lend() as connection:
-            return audit(connection)
+            outcome = audit(connection)
+        return replace(outcome, faults=(*outcome.faults, *audit_documents(self.documents())))
 
     def pulse(self) -> str:
         """A text that differs after every write; cheap enough to be asked every second."""

@@ -14,7 +14,7 @@ from tokenmeter.errors import StoreError
 from tokenmeter.stores.postgres.failures import explain
 from tokenmeter.stores.postgres.pool import Pool, Seat
 from tokenmeter.stores.postgres.schema import queries
-from tokenmeter.stores.spool import Spool
+from tokenmeter.stores.postgres.spool import Spool
 
 __all__ = ["Unflushed"]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmeter.errors import StoreError
-from tokenmeter.stores.database import Database
-from tokenmeter.stores.session import Session
+from tokenmeter.stores.sqlite.database import Database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -72,9 +71,9 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _used_bytes(session: Session) -> int:
+def _used_bytes(connection: sqlite3.Connection) -> int:
     pages, free = (
-        session.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
     )
     return int(pages - free) * _PAGE
 
@@ -109,10 +108,10 @@ class Spool:
             StoreUnavailableError: the file is full or cannot be written.
         """
 
-        def work(session: Session) -> int:
+        def work(connection: sqlite3.Connection) -> int:
             now = _now()
             values = (body, now, 0 if due else now + OWN_SECONDS * 1000)
-            cursor = session.connection.execute("INSERT INTO records (body, added_at, due_at) VALUES (?, ?, ?)", values)
+            cursor = connection.execute("INSERT INTO records (body, added_at, due_at) VALUES (?, ?, ?)", values)
             return cursor.lastrowid or 0
 
         try:
@@ -138,8 +137,8 @@ class Spool:
     def due(self, limit: int) -> list[SpooledRecord]:
         """Records whose writer has left them, oldest first."""
 
-        def work(session: Session) -> list[SpooledRecord]:
-            rows = session.connection.execute(
+        def work(connection: sqlite3.Connection) -> list[SpooledRecord]:
+            rows = connection.execute(
                 "SELECT number, body FROM records WHERE refused IS NULL AND due_at <= ? ORDER BY number LIMIT ?",
                 (_now(), limit),
             )
@@ -150,9 +149,9 @@ class Spool:
     def lease(self, holder: str, seconds: int) -> bool:
         """Become (or stay) the one drainer of this spool for some seconds; False when there is another."""
 
-        def work(session: Session) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
             values = (holder, _now() + seconds * 1000, holder, _now())
-            cursor = session.connection.execute(
+            cursor = connection.execute(
                 "INSERT INTO lease (id, holder, until) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE "
                 "SET holder = excluded.holder, until = excluded.until WHERE holder = ? OR until < ?",
                 values,
@@ -174,16 +173,16 @@ class Spool:
         if not self.exists():
             return Backlog()
 
-        def work(session: Session) -> Backlog:
-            records, refused, oldest = session.connection.execute(
+        def work(connection: sqlite3.Connection) -> Backlog:
+            records, refused, oldest = connection.execute(
                 "SELECT count(*) FILTER (WHERE refused IS NULL), count(refused), "
                 "min(added_at) FILTER (WHERE refused IS NULL) FROM records"
             ).fetchone()
-            last = session.connection.execute(
+            last = connection.execute(
                 "SELECT refused FROM records WHERE refused IS NOT NULL ORDER BY number DESC LIMIT 1"
             ).fetchone()
             age = None if oldest is None else max(0, _now() - oldest) // 1000
-            return Backlog(records, refused, age, last[0] if last else None, _used_bytes(session))
+            return Backlog(records, refused, age, last[0] if last else None, _used_bytes(connection))
 
         return self._open().read(work)
 
@@ -192,8 +191,8 @@ class Spool:
         if not self.exists():
             return None
 
-        def work(session: Session) -> bytes | None:
-            row = session.connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        def work(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
             return row[0] if row else None
 
         return self._open().read(work)
@@ -212,7 +211,7 @@ class Spool:
         self._opening = threading.Lock()
 
     def _change(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        self._open().write(lambda session: session.connection.executemany(statement, rows) and None)
+        self._open().write(lambda connection: connection.executemany(statement, rows) and None)
 
     def _open(self) -> Database:
         with self._opening:

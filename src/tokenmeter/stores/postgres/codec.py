@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry
 from tokenmeter.money import to_dollars, to_picodollars
-from tokenmeter.stores.contexts import CONTEXT_FIELDS, Context, Rate, decode_multipliers
+from tokenmeter.stores.postgres.contexts import CONTEXT_FIELDS, Context, Rate, decode_multipliers
 from tokenmeter.stores.values import MICRO, compact_json, from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 from tokenmeter.errors import StoreUnavailableError
-from tokenmeter.stores.session import sqlite3
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["explained", "is_busy", "unusable"]
 

@@ -17,8 +17,8 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.base import DIMENSIONS, Aggregate
-from tokenmeter.stores.codec import Amounts
-from tokenmeter.stores.contexts import CONTEXT_FIELDS, Context, context_of
+from tokenmeter.stores.postgres.codec import Amounts
+from tokenmeter.stores.postgres.contexts import CONTEXT_FIELDS, Context, context_of
 from tokenmeter.stores.values import MICRO, to_microseconds
 from tokenmeter.usage import Quantity
 

@@ -1,0 +1,442 @@
+"""One SQLite file: creating it, locking it, writing to it and reading it, with threads, processes and forks about.
+
+The rules, and why, are in docs/explanation/storage.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from random import SystemRandom
+from typing import TYPE_CHECKING, TypeVar
+
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.stores.filesystem import is_network, make_private_file
+from tokenmeter.stores.sqlite.failures import explained, is_busy, unusable
+from tokenmeter.stores.sqlite.sidelock import SideLock
+
+if TYPE_CHECKING:
+    import sqlite3
+else:  # one SQLite library per process: two would drop each other's locks
+    try:
+        import pysqlite3 as sqlite3
+    except ImportError:
+        import sqlite3
+
+__all__ = ["PATIENCE", "Database", "sqlite3"]
+
+T = TypeVar("T")
+
+#: Not the program's own `random`, whose sequence is the program's.
+_DICE = SystemRandom()
+#: Seconds a transaction waits for its turn before it gives up.
+PATIENCE = 1.0
+#: Seconds a fork waits for a write that is under way; later the child does with what it inherits.
+_FORK_PATIENCE = 5.0
+#: WAL pages (4 KiB) between checkpoints.
+_CHECKPOINT_PAGES = 4000
+_GONE = (0, 0)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a string is all there is
+    except FileNotFoundError:
+        return _GONE
+    return status.st_dev, status.st_ino
+
+
+def _keep_for_ever(value: object) -> None:
+    """Leak `value`: closing an inherited or orphaned connection would take the new file's WAL along."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+class _Session:
+    """One open connection, and whether the file under its path is still the one it has open."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, wal: bool) -> None:
+        self.connection = connection
+        self._path, self._log_path = str(path), f"{path}-wal" if wal else str(path)
+        self._file, self._log = _identity(self._path), _identity(self._log_path)
+
+    def moved(self) -> bool:
+        """Whether the path now names another file than the one this connection has open."""
+        return _identity(self._path) != self._file or _identity(self._log_path) != self._log
+
+    def let_go(self) -> None:
+        """Close the connection if that is safe.
+
+        Closing removes the log by its name. When the file was replaced, that would be the log of the new one; when only
+        the log is gone, closing folds back what the still open descriptor holds.
+        """
+        if _identity(self._path) == self._file and _identity(self._log_path) in {self._log, _GONE}:
+            self.connection.close()
+        else:
+            _keep_for_ever(self.connection)
+
+
+class _MovedError(Exception):
+    """The file under the path is no longer the one that is open."""
+
+
+class Database:
+    """An SQLite file, shared by threads and processes.
+
+    One connection writes, behind a mutex; readers take connections of their own, so that a report never delays a write.
+    The file is made when the database is opened first, and never again: what was removed stays removed.
+
+    Attributes:
+        path: Absolute, symbolic links resolved.
+        wal: Whether the file is in WAL mode; False on a network file system.
+
+    Args:
+        path: The file; made if it is missing.
+        patience: Seconds a transaction waits for its turn.
+        prepare: Makes the tables, or checks them; called under the lock whenever a connection is opened for writing.
+        check: Called at the beginning of every write transaction.
+
+    Raises:
+        StoreUnavailableError: the file cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prepare: Callable[[sqlite3.Connection, Path], None],
+        check: Callable[[sqlite3.Connection, Path], None] = lambda *_: None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.path = Path(os.path.realpath(Path(path).expanduser()))
+        self.patience = patience
+        self.wal = True
+        self._prepare_tables, self._check = prepare, check
+        self._lock = SideLock(Path(f"{self.path}-lock"))
+        self._made = False
+        self._start()
+        _DATABASES.add(self)
+        self._in_turn(self._session)
+        self._made = True
+
+    def _start(self) -> None:
+        self._mutex = threading.RLock()
+        self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
+        self._writer: _Session | None = None
+        self._readers: list[_Session] = []
+        self._pid = os.getpid()
+        self._forking = False
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, patience: float | None = None) -> T:
+        """Run `work` in one transaction and commit it. It may run again if the file was put back meanwhile.
+
+        Raises:
+            StoreBusyError: this thread is in the middle of a write: a finaliser or a signal handler asks for another.
+            StoreUnavailableError: the file cannot be written; nothing was.
+        """
+        self._check_process()
+        if self._owned():
+            raise StoreBusyError(f"{self.path} is being written to further up in this thread.")
+
+        def transact(deadline: float) -> T:
+            while True:
+                session = self._session(deadline)
+                try:
+                    return self._transact(session, work, deadline)
+                except _MovedError:
+                    self._close_idle(deadline)
+                except sqlite3.Error as error:
+                    raise explained(self.path, error) from error
+
+        return self._in_turn(transact, patience)
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one read transaction: it sees one state of the ledger and nobody waits for it.
+
+        Raises:
+            StoreUnavailableError: the file cannot be read.
+        """
+        self._check_process()
+        session = self._lend()
+        healthy = False
+        try:
+            session.connection.execute("BEGIN")
+            try:
+                result = work(session.connection)
+                healthy = True
+                return result
+            finally:
+                session.connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise explained(self.path, error) from error
+        finally:
+            if healthy and not session.moved() and not session.connection.in_transaction:
+                self._readers.append(session)
+            else:
+                session.let_go()
+
+    def file(self) -> tuple[int, int]:
+        """Device and inode of the file.
+
+        Raises:
+            StoreUnavailableError: it is gone, or another ledger is in its place.
+        """
+        self._check_process()
+
+        def look(deadline: float) -> tuple[int, int]:
+            if self._session(deadline).moved():
+                self._close_idle(deadline)
+                self._session(deadline)
+            return _identity(str(self.path))
+
+        return self._in_turn(look)
+
+    def checkpoint(self) -> bool:
+        """Move the log into the file and wait for the disk; False when some of it has to stay in the log."""
+        if not self.wal:
+            return True
+
+        def work(deadline: float) -> bool:
+            connection = self._session(deadline).connection
+            self._take_lock(deadline)
+            try:
+                busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            finally:
+                self._lock.release()
+            return not busy and pages == moved
+
+        return self._in_turn(work)
+
+    def close(self) -> None:
+        """Close every idle connection. Using the database again opens it again."""
+        if self._pid != os.getpid():
+            return
+        with contextlib.suppress(StoreError):
+            self._in_turn(self._close_idle)
+        self._lock.close()
+
+    # -- turns and transactions
+
+    def _in_turn(self, work: Callable[[float], T], patience: float | None = None) -> T:
+        """Run `work`, given its deadline, with the writing connection to itself."""
+        seconds = self.patience if patience is None else patience
+        deadline = time.monotonic() + seconds
+        if self._owned():
+            return work(deadline)
+        try:
+            try:
+                if not self._mutex.acquire(timeout=seconds):
+                    raise self._too_busy(seconds)
+                return work(deadline)
+            finally:
+                self._give_turn()
+        finally:  # an interrupt may come just as the turn is to be given back
+            self._give_turn()
+
+    def _give_turn(self) -> None:
+        if self._owned():
+            self._mutex.release()
+
+    def _transact(self, session: _Session, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+        connection = session.connection
+        try:
+            try:
+                self._begin(connection, deadline)
+                self._check(connection, self.path)
+                result = work(connection)
+                if session.moved():
+                    raise _MovedError
+                self._commit(connection, deadline)
+                return result
+            finally:
+                self._end(connection)
+        finally:  # as in `_in_turn`
+            self._end(connection)
+
+    def _begin(self, connection: sqlite3.Connection, deadline: float) -> None:
+        """Take the side lock and begin: SQLite up to 3.51.2 can lose a WAL reset to a checkpoint without it."""
+        attempt = 0
+        while True:
+            if self._lock.acquire():
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.Error as error:
+                    if not is_busy(error):
+                        raise
+                    self._lock.release()
+                else:
+                    return
+            self._wait(attempt, deadline)
+            attempt += 1
+
+    def _commit(self, connection: sqlite3.Connection, deadline: float) -> None:
+        attempt = 0
+        while True:
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise
+                self._wait(attempt, deadline)  # a rollback journal waits for its readers
+                attempt += 1
+            else:
+                return
+
+    def _end(self, connection: sqlite3.Connection) -> None:
+        """Leave no transaction and no lock behind, whatever happened."""
+        if connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # some errors have rolled back already
+                connection.execute("ROLLBACK")
+        self._lock.release()
+
+    def _take_lock(self, deadline: float) -> None:
+        attempt = 0
+        while not self._lock.acquire():
+            self._wait(attempt, deadline)
+            attempt += 1
+
+    def _wait(self, attempt: int, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise self._too_busy(self.patience)
+        time.sleep(_DICE.uniform(0.00005, min(0.0002 * (attempt + 1), 0.005)))
+
+    def _too_busy(self, seconds: float) -> StoreError:
+        return StoreUnavailableError(
+            f"{self.path} was locked by another program for {seconds:g} seconds. "
+            "See who has it open (for example with lsof) and end a program that hangs."
+        )
+
+    # -- connections
+
+    def _session(self, deadline: float) -> _Session:
+        """The writing session, opened if need be. Needs the turn."""
+        if self._writer is None:
+            try:
+                self._writer = self._open(deadline)
+            except sqlite3.Error as error:
+                raise explained(self.path, error) from error
+            except OSError as error:
+                raise unusable(self.path, error) from error
+        return self._writer
+
+    def _open(self, deadline: float) -> _Session:
+        if self._made and not self.path.exists():
+            raise StoreUnavailableError(
+                f"{self.path} was removed while it was in use. Put it back, or start the program anew to begin another "
+                "ledger."
+            )
+        make_private_file(self.path)
+        self.wal = not is_network(self.path)
+        attempt = 0
+        self._take_lock(deadline)
+        try:
+            while True:
+                connection = self._connect()
+                try:
+                    self._set_up(connection)
+                    self._prepare_tables(connection, self.path)
+                    return _Session(self.path, connection, wal=self.wal)
+                except sqlite3.Error as error:
+                    connection.close()
+                    if not is_busy(error):
+                        raise
+                    self._wait(attempt, deadline)
+                    attempt += 1
+                except BaseException:
+                    connection.close()
+                    raise
+        finally:
+            self._lock.release()
+
+    def _connect(self, timeout: float = 0.0) -> sqlite3.Connection:
+        return sqlite3.connect(
+            str(self.path), timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        mode = "WAL" if self.wal else "DELETE"
+        self.wal = connection.execute(f"PRAGMA journal_mode = {mode}").fetchone()[0] == "wal"
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if self.wal else 'FULL'}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the WAL
+
+    def _lend(self) -> _Session:
+        """A session for reading. Nobody waits for a write that is under way."""
+        writer = self._writer
+        if writer is None or writer.moved():
+            self.file()
+        while self._readers:
+            session = self._readers.pop()
+            if not session.moved():
+                return session
+            session.let_go()
+        try:
+            connection = self._connect(timeout=self.patience)
+            connection.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            raise explained(self.path, error) from error
+        return _Session(self.path, connection, wal=self.wal)
+
+    def _close_idle(self, deadline: float) -> None:
+        """Close connections under the side lock: the last one to close checkpoints. Needs the turn."""
+        sessions = [*self._readers, *((self._writer,) if self._writer else ())]
+        self._readers, self._writer = [], None
+        if not sessions:
+            return
+        with contextlib.suppress(OSError, StoreError):
+            self._take_lock(deadline)
+        try:
+            for session in sessions:
+                session.let_go()
+        finally:
+            self._lock.release()
+
+    # -- processes
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():  # a fork that Python's hooks did not see
+            self.after_fork_in_child()
+
+    def before_fork(self) -> None:
+        """Close what can be closed: a child that inherits an open SQLite file believes it holds locks it does not."""
+        self._forking = not self._owned() and self._mutex.acquire(timeout=_FORK_PATIENCE)
+        if self._forking:
+            self._close_idle(time.monotonic() + self.patience)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; connections open again when they are needed."""
+        if self._forking:
+            self._forking = False
+            self._mutex.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh: no inherited connection is used or closed, no inherited lock is trusted."""
+        self._lock.close()
+        for session in [*self._readers, *((self._writer,) if self._writer else ())]:
+            _keep_for_ever(session.connection)
+        self._start()
+
+
+_DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _each(action: Callable[[Database], None]) -> Callable[[], None]:
+    def run() -> None:
+        for database in list(_DATABASES):
+            action(database)
+
+    return run
+
+
+atexit.register(_each(Database.close))
+os.register_at_fork(
+    before=_each(Database.before_fork),
+    after_in_parent=_each(Database.after_fork_in_parent),
+    after_in_child=_each(Database.after_fork_in_child),
+)

@@ -1,0 +1,83 @@
+"""Bringing an SQLite ledger to this release's schema: numbered .sql files, each applied once, in order."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from sqlite3 import complete_statement
+from typing import TYPE_CHECKING
+
+from tokenmeter.errors import SchemaVersionError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["SCHEMA_VERSION", "check_version", "migrate"]
+
+#: SQLite's ``application_id`` of a ledger: "tmtr".
+_APPLICATION_ID = int.from_bytes(b"tmtr")
+#: Version that this release reads and writes: the number of the last file.
+SCHEMA_VERSION = 1
+
+
+def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None:
+    """Bring the file to `SCHEMA_VERSION`. The caller holds the side lock.
+
+    Args:
+        connection: Open on the file, in no transaction.
+        path: The file, for messages.
+        identity: What a new ledger is to be known by, 16 bytes.
+
+    Raises:
+        SchemaVersionError: a newer release wrote it.
+        StoreUnavailableError: it is somebody else's database.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application != _APPLICATION_ID and (
+        version or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    ):
+        raise StoreUnavailableError(f"{path} is an SQLite database, but not a tokenmeter ledger; name another file.")
+    check_version(connection, path)
+    if version == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            _apply(connection, number)
+        if not version:
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute("INSERT INTO ledger VALUES (1, ?, 0, zeroblob(32), 0, 0)", (identity,))
+            connection.execute("INSERT INTO secret VALUES (1, ?)", (os.urandom(32),))
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def check_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that a newer release has migrated, perhaps a moment ago.
+
+    Raises:
+        SchemaVersionError: a newer release wrote it.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path} has schema {version}; this tokenmeter knows {SCHEMA_VERSION}. Upgrade it: "
+            "pip install --upgrade tokenmeter-sdk. Nothing was changed."
+        )
+
+
+def _apply(connection: sqlite3.Connection, number: int) -> None:
+    folder = resources.files("tokenmeter.stores.sqlite") / "sql"
+    (script,) = (item for item in folder.iterdir() if re.fullmatch(rf"{number:04d}_\w+\.sql", item.name))
+    pending = ""
+    for line in script.read_text(encoding="utf-8").splitlines(keepends=True):
+        pending += line
+        if complete_statement(pending):  # a trigger's inner semicolons do not end it
+            connection.execute(pending)
+            pending = ""
+    connection.execute(f"PRAGMA user_version = {number}")

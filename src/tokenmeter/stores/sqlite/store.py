@@ -1,0 +1,491 @@
+"""A ledger in one SQLite file: for one machine, any number of threads and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import json
+import os
+import shutil
+import stat
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json, to_json
+
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, new_id, utcnow
+from tokenmeter.stores.base import (
+    Aggregate,
+    Counter,
+    Crossing,
+    EntryFilter,
+    Health,
+    Settlement,
+    Verification,
+)
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.fold import advance
+from tokenmeter.stores.journal import Journal, Posted
+from tokenmeter.stores.live import NEVER, Slot
+from tokenmeter.stores.record import FORMAT, decode_hold, encode_entry
+from tokenmeter.stores.selection import check_boundaries
+from tokenmeter.stores.sqlite.audit import audit
+from tokenmeter.stores.sqlite.book import SQLiteBook
+from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
+from tokenmeter.stores.sqlite.reading import Reader, document_of
+from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
+from tokenmeter.stores.sqlite.summing import summed
+from tokenmeter.stores.tail import owner_of, segment_path, segments
+from tokenmeter.stores.values import from_microseconds, to_microseconds
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+__all__ = ["MemoryStore", "SQLiteStore"]
+
+_PAGE = 500
+_MOST_TOLD = 50_000
+
+
+class SQLiteStore:
+    """See `tokenmeter.stores.base.Store`. Nothing here waits longer than `patience`, so ``wait`` makes no difference.
+
+    Args:
+        path: The file; made if it is missing, in a directory that only its owner can read.
+        patience: Seconds to wait for another program that has the file locked.
+
+    Attributes:
+        journal: What calls write to; see `tokenmeter.stores.journal.Journal`.
+
+    Raises:
+        StoreUnavailableError: the file cannot be used.
+        SchemaVersionError: a newer release wrote it.
+    """
+
+    def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
+        self._book = SQLiteBook(path, patience=patience)
+        self.path = self._book.path
+        self.url = f"sqlite:///{self.path}"
+        self.journal = Journal(self.path, self._book)
+        self._book.recount = self.journal.disturb
+        self._reader = Reader(self._book.database)
+        self._generation = self.journal.generation
+        self._told: set[tuple[CounterKey, int]] = set()
+
+    def now(self) -> datetime:
+        """This machine's clock."""
+        return utcnow()
+
+    # -- writing
+
+    def settle(
+        self,
+        entry: Entry,
+        postings: Sequence[Posting] = (),
+        *,
+        reservation_id: str | None = None,
+        only_if_held: bool = False,
+        wait: bool = True,  # noqa: ARG002 - the protocol's
+    ) -> Settlement:
+        """Write `entry`, move the counters and free the hold; the sums follow with the next fold."""
+        posted = self.journal.post(
+            encode_entry(entry, self.journal.definitions),
+            [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
+            entry_id=entry.entry_id,
+            dedup_key=entry.dedup_key,
+            hold_id=reservation_id,
+            only_if_held=only_if_held,
+        )
+        return Settlement(posted.recorded, self._crossed(entry, postings, posted), posted.hold_found)
+
+    def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
+        """Write many entries at once: all, or none when one cannot be written."""
+        if not batch:
+            return []
+        items = [
+            (
+                encode_entry(entry, self.journal.definitions),
+                entry.entry_id,
+                entry.dedup_key,
+                [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
+            )
+            for entry, postings in batch
+        ]
+        done = self.journal.post_all(items)
+        return [
+            Settlement(posted.recorded, self._crossed(entry, postings, posted))
+            for (entry, postings), posted in zip(batch, done, strict=True)
+        ]
+
+    def _crossed(self, entry: Entry, postings: Sequence[Posting], posted: Posted) -> tuple[ThresholdCrossing, ...]:
+        reached = [
+            (slot, posting.thresholds, settled)
+            for posting, (slot, settled) in zip(postings, posted.reached, strict=False)
+            if posting.thresholds
+        ]
+        return self.cross(entry.entry_id, entry.recorded_at, reached) if reached else ()
+
+    def cross(
+        self, entry_id: str, at: datetime, reached: Sequence[tuple[Slot, Sequence[int], int]]
+    ) -> tuple[ThresholdCrossing, ...]:
+        """Which thresholds were crossed for the first time, by anyone; each is told once. Sets the slots' `alert_at`.
+
+        Args:
+            entry_id: The entry that took the counters there.
+            at: When, aware.
+            reached: Counters, each with its thresholds (ascending) and its settled amount.
+        """
+        wanted = [
+            ThresholdCrossing(slot.key, threshold, settled)
+            for slot, thresholds, settled in reached
+            for threshold in thresholds
+            if threshold <= settled and (slot.key, threshold) not in self._told
+        ]
+        crossed: list[ThresholdCrossing] = []
+        if wanted:
+            with contextlib.suppress(StoreError):  # told by the book; the next entry looks again
+                crossed = self._book.database.write(
+                    lambda connection: [one for one in wanted if _first(connection, one, entry_id, at)]
+                )
+                if len(self._told) > _MOST_TOLD:
+                    self._told.clear()
+                self._told.update((one.key, one.threshold) for one in wanted)
+        for slot, thresholds, settled in reached:
+            slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
+        return tuple(crossed)
+
+    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:  # noqa: ARG002 - the protocol's
+        """Hold every claim or none; holding the same reservation again changes nothing."""
+        hold_id = reservation.reservation_id
+        if self.journal.knows_hold(hold_id):
+            return
+        if not is_own(hold_id):
+            self._fold()
+            if self._book.hold(hold_id) is not None:
+                return
+        slot = self.journal.slot
+        self.journal.reserve(
+            hold_id,
+            to_microseconds(reservation.expires_at),
+            [
+                (slot(claim.key, claim.window_end), claim.limit, claim.amount)
+                for claim in sorted(reservation.claims, key=lambda claim: claim.key)
+            ],
+            encode_entry(reservation.call, self.journal.definitions),
+            created_at=to_microseconds(reservation.created_at),
+            owner=reservation.owner,
+        )
+
+    def release(self, reservation_id: str, *, wait: bool = True) -> bool:  # noqa: ARG002 - the protocol's
+        """Free a hold without an entry."""
+        return self.journal.release(reservation_id)
+
+    def extend(
+        self,
+        reservation_id: str,
+        expires_at: datetime,
+        *,
+        wait: bool = True,  # noqa: ARG002 - the protocol's
+    ) -> bool:
+        """Move a hold's expiry."""
+        return self.journal.extend(reservation_id, to_microseconds(expires_at))
+
+    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
+        """SET the settled amounts."""
+        rows = [(key.budget, key.scope, key.window_start, str(amount)) for key, amount in settled.items()]
+
+        def change(connection: Connection) -> None:
+            connection.executemany(
+                "INSERT INTO counters (budget, scope, window_start, settled) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled",
+                rows,
+            )
+
+        self.journal.recount(lambda: self._book.database.write(change))
+
+    def open_counters(self, opening: Mapping[CounterKey, tuple[int, int | None]]) -> None:
+        """Set the settled amount of counters that never moved; all others stay as they are.
+
+        Args:
+            opening: Counter -> settled amount, and the end of its window.
+        """
+        self.journal.open_counters(opening, partial(_open, self._book))
+
+    def generation(self) -> int:
+        """Changes when a budget was filed, by anyone, and when the ledger was replaced. Cheap."""
+        return self.journal.generation
+
+    def secret(self) -> bytes:
+        """The ledger's own secret: made with the ledger."""
+        value: bytes = self._book.fetch("SELECT value FROM secret")[0][0]
+        return value
+
+    # -- reading
+
+    def _fold(self) -> None:
+        """Before a reader looks: what just returned is then in the book. What cannot be folded now waits; it is told."""
+        with contextlib.suppress(StoreUnavailableError, StoreBusyError):
+            self._book.fold()
+        if self._generation != (now := self.journal.generation):
+            self._generation = now
+            self._reader.forget()
+
+    def _fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        self._fold()
+        return self._book.fetch(statement, values)
+
+    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
+        """Holds whose expiry has passed, oldest first."""
+        self._fold()
+
+        def work(connection: Connection) -> list[Reservation]:
+            rows = connection.execute(
+                "SELECT expires_at, claims, body FROM holds WHERE expires_at <= ? ORDER BY expires_at, hold_id LIMIT ?",
+                (to_microseconds(now), limit),
+            ).fetchall()
+            found: list[Reservation] = []
+            for expires_at, claims, body in rows:
+                record = from_json(body)
+                call = self._reader.call(connection, record["call"])
+                found.append(decode_hold(record, json.loads(claims), from_microseconds(expires_at), call))
+            return found
+
+        return self._book.database.read(work)
+
+    def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
+        """State of the named counters."""
+        live = self.journal.counters(keys)
+        if all(counter is not None for counter in live.values()):
+            return {key: counter for key, counter in live.items() if counter is not None}
+        self._fold()
+
+        def work(connection: Connection) -> dict[CounterKey, Counter]:
+            return {key: counter or Counter(_settled(connection, key), 0) for key, counter in live.items()}
+
+        return self._book.database.read(work)
+
+    def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
+        """Every counter, in key order, in short read transactions."""
+        reserved: dict[CounterKey, int] = {}
+        for (claims,) in self._fetch("SELECT claims FROM holds"):
+            for budget, scope, start, _, amount, _ in json.loads(claims):
+                key = CounterKey(budget, scope, start)
+                reserved[key] = reserved.get(key, 0) + amount
+        known = heapq.merge(self._settled_counters(), ((key, None) for key in sorted(reserved)), key=lambda one: one[0])
+        for key, found in itertools.groupby(known, key=lambda one: one[0]):
+            settled = next((amount for _, amount in found if amount is not None), 0)
+            yield key, Counter(settled, reserved.get(key, 0))
+
+    def _settled_counters(self) -> Iterator[tuple[CounterKey, int | None]]:
+        last: tuple[Any, ...] = ("", "", -(2**63))
+        while True:
+            rows = self._book.fetch(
+                "SELECT budget, scope, window_start, settled FROM counters WHERE (budget, scope, window_start) > "
+                "(?, ?, ?) ORDER BY budget, scope, window_start LIMIT ?",
+                (*last, _PAGE),
+            )
+            for budget, scope, start, settled in rows:
+                yield CounterKey(budget, scope, start), int(settled)
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1][:3]
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first."""
+        return [
+            Crossing(CounterKey(budget, scope, start), int(threshold), from_microseconds(at), entry_id)
+            for budget, scope, start, threshold, at, entry_id in self._fetch(
+                "SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings "
+                "ORDER BY crossed_at DESC, length(threshold) DESC, threshold DESC, budget, scope LIMIT ?",
+                (limit,),
+            )
+        ]
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None."""
+        self._fold()
+        return self._reader.entry(entry_id)
+
+    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """Entries in order of their occurrence, those of one moment in the order of the chain; lazily, page by page."""
+        self._fold()
+        yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
+    ) -> Sequence[Aggregate]:
+        """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
+        instants = check_boundaries(boundaries)
+        self._fold()
+        return self._book.database.read(partial(summed, instants=instants, by=by, which=which or EntryFilter()))
+
+    # -- documents
+
+    def file(self, draft: NewDocument) -> Filing:
+        """File a document once: a record of the same chain as the entries, numbered without gaps in its series."""
+        self._book.fold()
+        filing = self._book.database.write(partial(_file, draft=draft))
+        if filing.recorded and draft.kind == "budget":
+            self.journal.renew_generation()
+        return filing
+
+    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Filed documents, in the order of their filing."""
+        return self._reader.documents(which)
+
+    # -- care
+
+    def verify(self) -> Verification:
+        """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
+        self._fold()
+        return audit(self._book)
+
+    def pulse(self) -> str:
+        """A text that differs after every write; behind its last dot is the number of holds."""
+        entries, documents, holds = self._fetch("SELECT entries, documents, (SELECT count(*) FROM holds) FROM ledger")[
+            0
+        ]
+        return f"{entries}.{documents}.{holds}"
+
+    def health(self) -> Health:
+        """Facts of the file and of SQLite, and what to mind."""
+        entries, head, holds, refused = self._fetch(
+            "SELECT entries, hash, (SELECT count(*) FROM holds), (SELECT count(*) FROM refused) FROM ledger"
+        )[0]
+        status = self.path.stat()
+        log = Path(f"{self.path}-wal")
+        trouble = self._book.trouble
+        facts: dict[str, Any] = {
+            "store": "sqlite",
+            "path": str(self.path),
+            "sqlite_version": sqlite3.sqlite_version,
+            "schema_version": SCHEMA_VERSION,
+            "journal_mode": self._book.fetch("PRAGMA journal_mode")[0][0],
+            "entries": entries,
+            "head": head.hex(),
+            "pending_holds": holds,
+            "bytes": status.st_size,
+            "permissions": stat.filemode(status.st_mode),
+            "wal_bytes": log.stat().st_size if log.exists() else 0,
+            "tail_bytes": self._book.waiting(),
+            "write_failures": trouble.count,
+            "refused_records": refused,
+        }
+        return Health(facts, tuple(self._warnings(status.st_mode, refused)))
+
+    def _warnings(self, mode: int, refused: int) -> Iterator[str]:
+        if stat.S_IMODE(mode) & 0o077:
+            yield "Others may read the ledger: set its permissions to 0600."
+        if self._book.trouble:
+            yield f"Entries wait in the tail because the ledger cannot be written: {self._book.trouble.reason}"
+        if refused:
+            yield f"{refused} records of the tail cannot be read; they are kept in the table 'refused'."
+        for number in segments(self.path):
+            path = segment_path(self.path, number)
+            if owner_of(path) not in {self._book.identity, None}:
+                yield f"{path} belongs to another ledger: put that ledger back beside it, or move the file away."
+        if not self._book.database.wal:
+            yield "The file is on a network file system: it works, more slowly; for many machines use PostgreSQL."
+        elif (3, 7, 0) <= sqlite3.sqlite_version_info < (3, 51, 3):
+            yield (
+                f"SQLite {sqlite3.sqlite_version} has the WAL-reset race (fixed in 3.51.3). tokenmeter guards its own "
+                "writes with a lock file; do not write to the ledger with other programs."
+            )
+
+    def close(self) -> None:
+        """Fold what is in the tail and let go of all files. Using the store again opens them again."""
+        self._fold()
+        self.journal.close()
+        self._book.database.close()
+
+
+class MemoryStore(SQLiteStore):
+    """A ledger for tests and trials, in a folder of its own that goes with the process: in memory where there is room.
+
+    Example:
+        >>> MemoryStore().counters([])
+        {}
+    """
+
+    def __init__(self) -> None:
+        shared = Path("/dev/shm")  # noqa: S108 - memory, where the system has such a place
+        roomy = shared.is_dir() and os.access(shared, os.W_OK)
+        folder = tempfile.mkdtemp(prefix="tokenmeter-", dir=shared if roomy else None)
+        super().__init__(Path(folder) / "ledger.db")
+        self.url = "memory:"
+        weakref.finalize(self, _remove, folder, os.getpid(), self._book.database.close)
+
+
+def _remove(folder: str, owner: int, close: Callable[[], None]) -> None:
+    if os.getpid() == owner:  # a forked child leaves it to its parent
+        close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settled(connection: Connection, key: CounterKey) -> int:
+    row = connection.execute(
+        "SELECT settled FROM counters WHERE budget = ? AND scope = ? AND window_start = ?",
+        (key.budget, key.scope, key.window_start),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _first(connection: Connection, one: ThresholdCrossing, entry_id: str, at: datetime) -> bool:
+    """Whether nobody has reported this crossing."""
+    key = one.key
+    values = (key.budget, key.scope, key.window_start, str(one.threshold), to_microseconds(at), entry_id)
+    cursor = connection.execute("INSERT INTO crossings VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+    return bool(cursor.rowcount)
+
+
+def _open(book: SQLiteBook, opening: Mapping[CounterKey, tuple[int, int | None]]) -> list[CounterKey]:
+    def work(connection: Connection) -> list[CounterKey]:
+        return [
+            key
+            for key, (settled, end) in opening.items()
+            if connection.execute(
+                "INSERT INTO counters VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (key.budget, key.scope, key.window_start, end, str(settled)),
+            ).rowcount
+        ]
+
+    return book.database.write(work)
+
+
+def _file(connection: Connection, *, draft: NewDocument) -> Filing:
+    run = connection.execute
+    taken = run(
+        "SELECT position, body, hash FROM documents WHERE kind = ? AND key = ?", (draft.kind, draft.key)
+    ).fetchone()
+    if taken:
+        return Filing(document_of(*taken), recorded=False)
+    seq, before, position = run("SELECT seq, hash, documents FROM ledger").fetchone()
+    number: int | None = None
+    if draft.series is not None:
+        (last,) = run("SELECT max(number) FROM documents WHERE series = ?", (draft.series,)).fetchone()
+        number = (last or 0) + 1
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "record": "document",
+        "id": new_id(),
+        "kind": draft.kind,
+        "key": draft.key,
+        "series": draft.series,
+        "number": number,
+        "recorded_at": to_microseconds(utcnow()),
+        "anchor": before.hex(),
+        "body": draft.body,
+    }
+    record = to_json({name: value for name, value in values.items() if value is not None})
+    after = advance(before, record)
+    row = (seq + 1, position + 1, draft.kind, draft.key, draft.series, number, record.decode(), after)
+    run("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    run("UPDATE ledger SET seq = ?, hash = ?, documents = ?", (seq + 1, after, position + 1))
+    return Filing(document_of(position + 1, record.decode(), after), recorded=True)

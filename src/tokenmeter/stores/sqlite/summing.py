@@ -1,0 +1,308 @@
+"""Report groups of an SQLite ledger: from the kept sums where they can answer, else from entries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import from_json
+
+from tokenmeter.money import EXACT, to_dollars
+from tokenmeter.stores.base import Aggregate, EntryFilter
+from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
+from tokenmeter.stores.selection import SHARED, account_conditions, check_dimensions, conditions
+from tokenmeter.stores.slots import Term, slots, terms
+from tokenmeter.stores.values import MICRO, compact_json
+from tokenmeter.usage import Quantity
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+__all__ = ["summed"]
+
+_COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")
+_MARKS = ("unpriced", "estimated", "reasoning")
+_PLAIN = ", ".join(f"sum({name})" for name in ("n", *_MARKS, *TYPED, *_COSTS))
+_OF_ENTRIES = ", ".join(("count(*)", *(f"sum({name})" for name in (*_MARKS, *TYPED, *_COSTS))))
+_BY_METER = ", ".join(f"sum({name})" for name in ("n", *_MARKS, "quantity", "nano", *_COSTS))
+_SLOTS = "SELECT " + ", ".join(f"json_extract(value, '$[{place}]')" for place in range(3)) + " FROM json_each(?)"  # noqa: S608 - numbers of our own
+
+Group = tuple[str | None, ...]
+
+
+class _Cell(NamedTuple):
+    """Where an account's entries go: the values of its dimensions in order (None elsewhere), and how they count."""
+
+    values: tuple[str | None, ...]
+    counted: bool
+    failed: bool
+
+
+class _Total:
+    """One group while it is added up; costs in picodollars, quantities in billionths."""
+
+    __slots__ = ("costs", "entries", "errors", "estimated", "nano", "reasoning", "requests", "unpriced")
+
+    def __init__(self) -> None:
+        self.entries = self.requests = self.errors = self.unpriced = self.estimated = self.reasoning = 0
+        self.costs = [0, 0, 0]
+        self.nano: dict[str, int] = {}
+
+    def aggregate(self, bucket: int, group: Group) -> Aggregate:
+        first, second, third = map(to_dollars, self.costs)
+        return Aggregate(
+            bucket,
+            group,
+            requests=self.requests,
+            errors=self.errors,
+            unpriced=self.unpriced,
+            estimated=self.estimated,
+            quantities={meter: _quantity(nano) for meter, nano in self.nano.items() if nano},
+            reasoning_output_tokens=self.reasoning,
+            list_cost=first,
+            contracted_cost=second,
+            billed_cost=third,
+        )
+
+
+def _quantity(nano: int) -> Quantity:
+    whole, rest = divmod(nano, NANO)
+    return whole if not rest else Decimal(nano).scaleb(-9, context=EXACT)
+
+
+def summed(connection: Connection, instants: Sequence[int], by: Sequence[str], which: EntryFilter) -> list[Aggregate]:
+    """The groups of each bucket between `instants`.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
+    """
+    check_dimensions([*by, *which.where])
+    return _Summing(connection, by, which.where).run(instants)
+
+
+class _Summing:
+    """One report.
+
+    Three ways lead to a group: kept sums per account; kept sums per account and meter, when meters are told apart or
+    one of them is asked for; and entries, where no sum is kept (end users, tags, ends that lie on no slot).
+    """
+
+    def __init__(self, connection: Connection, by: Sequence[str], where: Mapping[str, frozenset[str | None]]) -> None:
+        self._connection, self._by, self._where = connection, tuple(by), where
+        self._meters = where.get("sku_meter")
+        self._split = "sku_meter" in by
+        self._fine = any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
+        self._mixed = self._meters is not None and not self._split and len(self._meters) > 1
+        self._by_meter = self._split or self._meters is not None
+        self._totals: dict[tuple[int, Group], _Total] = {}
+        self._cells: list[_Cell] = []
+        self._cell_of: dict[int, int] = {}
+        self._names: dict[Any, str | None] = {}
+        self._tags: dict[int, dict[str, str]] = {}
+        self._accounts: dict[int, AccountFacts] = {}
+        self._rates: dict[str, str] = {}
+
+    def run(self, instants: Sequence[int]) -> list[Aggregate]:
+        self._find_cells()
+        kept: list[tuple[int, int, int]] = []
+        for bucket, (start, end) in enumerate(pairwise(instants)):
+            whole = self._fine or self._mixed
+            for term in (Term(1, None, start, end),) if whole else terms(start, end, hours=not self._by_meter):
+                if term.level is None:
+                    self._add_entries(bucket, term)
+                else:
+                    place = term.sign * (bucket + 1)
+                    kept += [(place, term.level, slot) for slot in slots(term)]
+        if kept and self._cells:
+            self._add_kept(compact_json(kept))
+        found = [total.aggregate(*place) for place, total in self._totals.items() if total.entries]
+        return sorted(found, key=lambda one: (one.bucket, tuple((value is None, value or "") for value in one.group)))
+
+    def _find_cells(self) -> None:
+        shared = [name if name in SHARED else "NULL" for name in self._by]
+        wanted, values = account_conditions(self._where)
+        rows = self._connection.execute(
+            f"SELECT id, kind = 'usage', status != 'ok', {', '.join(shared) or 'NULL'} FROM contexts "  # noqa: S608 - names of our own
+            f"WHERE {' AND '.join(wanted) or 1}",
+            values,
+        )
+        numbers: dict[_Cell, int] = {}
+        for account, counted, failed, *group in rows:
+            cell = _Cell(tuple(group[: len(self._by)]), bool(counted), bool(failed))
+            self._cell_of[account] = numbers.setdefault(cell, len(numbers))
+        self._cells = list(numbers)
+        self._connection.create_function("cell", 1, self._cell_of.get, deterministic=True)
+
+    # -- kept sums
+
+    def _add_kept(self, listed: str) -> None:
+        count = len(self._cells)
+        table, amounts = ("meter_sums", _BY_METER) if self._by_meter else ("sums", _PLAIN)
+        meter = "sku_meter" if self._by_meter else "NULL"
+        rows = self._connection.execute(
+            f"WITH slot (place, level, slot) AS ({_SLOTS}) SELECT place * ? + cell(account) AS spot, {meter} AS meter, "  # noqa: S608 - names of our own
+            f"{amounts} FROM slot CROSS JOIN {table} USING (level, slot) GROUP BY spot, meter",
+            (listed, count),
+        )
+        for spot, name, *sums in rows:
+            if spot is not None:
+                self._take(*divmod(int(spot), count), name, sums)
+        if self._by_meter:
+            return
+        rows = self._connection.execute(
+            f"WITH slot (place, level, slot) AS ({_SLOTS}) SELECT place * ? + cell(account) AS spot, sku_meter, "  # noqa: S608 - names of our own
+            "sum(quantity), sum(nano) FROM slot CROSS JOIN rare_sums USING (level, slot) GROUP BY spot, sku_meter",
+            (listed, count),
+        )
+        for spot, name, whole, nano in rows:
+            if spot is not None:
+                place, number = divmod(int(spot), count)
+                amount = whole * NANO + nano
+                self._add_rare(abs(place) - 1, self._cells[number].values, name, amount if place > 0 else -amount)
+
+    def _take(self, place: int, number: int, meter: str | None, sums: Sequence[int]) -> None:
+        if place < 0:
+            sums = [-value for value in sums]
+        self._add(abs(place) - 1, self._cells[number], meter, sums)
+
+    def _add(
+        self, bucket: int, cell: _Cell, meter: str | None, sums: Sequence[int], group: Group | None = None
+    ) -> None:
+        """Count a row of sums: of one meter (``""``: cost that no meter explains), or of all (None)."""
+        if meter is not None and self._meters is not None and (meter or None) not in self._meters:
+            return
+        values = cell.values if group is None else group
+        if self._split:
+            at = self._by.index("sku_meter")
+            values = (*values[:at], meter or None, *values[at + 1 :])
+        total = self._totals.get((bucket, values))
+        if total is None:
+            total = self._totals[bucket, values] = _Total()
+        count, unpriced, estimated, reasoning, *rest = sums
+        total.entries += count
+        if cell.counted:
+            total.requests += count
+            total.errors += count * cell.failed
+            total.estimated += estimated
+        total.unpriced += unpriced
+        total.reasoning += reasoning
+        for index in range(3):
+            total.costs[index] += rest[2 * index - 6] * MICRO + rest[2 * index - 5]
+        if meter is None:
+            for name, quantity in zip(TYPED, rest, strict=False):
+                if quantity:
+                    total.nano[name] = total.nano.get(name, 0) + quantity * NANO
+        elif meter:
+            total.nano[meter] = total.nano.get(meter, 0) + rest[0] * NANO + rest[1]
+
+    def _add_rare(self, bucket: int, group: Group, meter: str, nano: int) -> None:
+        total = self._totals.setdefault((bucket, group), _Total())
+        total.nano[meter] = total.nano.get(meter, 0) + nano
+
+    # -- entries
+
+    def _add_entries(self, bucket: int, term: Term) -> None:
+        wanted, values = conditions(self._where, term.start, term.end)
+        clause = " AND ".join(wanted)
+        fine = "end_user, tags" if self._fine else "NULL, NULL"
+        if self._by_meter:
+            self._add_measured(bucket, term.sign, clause, values, fine)
+            return
+        rows = self._connection.execute(
+            f"SELECT cell(account) AS spot, {fine}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
+            values,
+        ).fetchall()
+        for spot, end_user, tags, *sums in rows:
+            if spot is not None and sums[0]:
+                self._add(bucket, self._cells[spot], None, sums, self._group(spot, end_user, tags))
+        rows = self._connection.execute(
+            f"SELECT cell(account), {fine}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
+            values,
+        ).fetchall()
+        for spot, end_user, tags, more in rows:
+            if spot is not None:
+                group = self._group(spot, end_user, tags)
+                for meter, nano in json.loads(more).items():
+                    self._add_rare(bucket, group, meter, nano)
+
+    def _add_measured(self, bucket: int, sign: int, clause: str, values: Iterable[Any], fine: str) -> None:
+        """Entries meter by meter; where meters are not told apart, each counts once, at the first that is asked for."""
+        rows = self._connection.execute(
+            f"SELECT cell(account), account, {fine}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
+            tuple(values),
+        )
+        for spot, account, end_user, tags, body in rows.fetchall():
+            if spot is None:
+                continue
+            record = from_json(body)
+            found = measured(record, self._facts(account), self._meter)
+            group = self._group(spot, end_user, tags)
+            reasoning_at = "output" if "output" in found.lines else next(iter(found.lines))
+            first = True
+            for meter, (nano, listed, contracted, billed, priceless) in found.lines.items():
+                if self._meters is not None and (meter or None) not in self._meters:
+                    continue
+                alone = not self._mixed
+                marks = (
+                    found.unpriced * (bool(priceless) if alone else first),
+                    found.estimated * (alone or first),
+                    found.reasoning * (meter == reasoning_at),
+                )
+                amounts = (
+                    *divmod(nano, NANO),
+                    *divmod(listed, MICRO),
+                    *divmod(contracted, MICRO),
+                    *divmod(billed, MICRO),
+                )
+                sums = (int(alone or first), *marks, *amounts)
+                self._add(bucket, self._cells[spot], meter, [sign * value for value in sums], group)
+                first = False
+
+    def _group(self, spot: int, end_user: int | None, tags: int | None) -> Group:
+        values = self._cells[spot].values
+        if not self._fine:
+            return values
+        return tuple(
+            self._name(end_user) if name == "end_user" else self._tag(tags, name) if name.startswith("tag:") else value
+            for name, value in zip(self._by, values, strict=True)
+        )
+
+    def _name(self, number: int | None) -> str | None:
+        return None if number is None else self._look_up(number, "id")
+
+    def _look_up(self, key: object, column: str) -> str | None:
+        if key not in self._names:
+            row = self._connection.execute(
+                f"SELECT coalesce(value, 'erased-' || lower(hex(substr(digest, 1, 4)))) FROM names WHERE {column} = ?",  # noqa: S608 - names of our own
+                (key,),
+            ).fetchone()
+            self._names[key] = row[0] if row else None
+        return self._names[key]
+
+    def _tag(self, tags: int | None, name: str) -> str | None:
+        if tags is None:
+            return None
+        if tags not in self._tags:
+            (body,) = self._connection.execute("SELECT body FROM tagsets WHERE id = ?", (tags,)).fetchone()
+            self._tags[tags] = json.loads(body)
+        digest = self._tags[tags].get(name.removeprefix("tag:"))
+        return None if digest is None else self._look_up(bytes.fromhex(digest), "digest")
+
+    def _facts(self, account: int) -> AccountFacts:
+        if account not in self._accounts:
+            row = self._connection.execute(
+                "SELECT id, kind, cost_source FROM accounts WHERE id = ?", (account,)
+            ).fetchone()
+            self._accounts[account] = AccountFacts.of(*row)
+        return self._accounts[account]
+
+    def _meter(self, digest: str) -> str:
+        if digest not in self._rates:
+            row = self._connection.execute(
+                "SELECT sku_meter FROM rates WHERE digest = ?", (bytes.fromhex(digest),)
+            ).fetchone()
+            self._rates[digest] = (row and row[0]) or "unknown"
+        return self._rates[digest]
