@@ -36,7 +36,6 @@ from tokenmeter.reports import (
 )
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.sink import Target
-from tokenmeter.stores import documents
 from tokenmeter.stores.base import Fault, Store, Verification
 
 __all__ = ["Meter", "Priced", "without_first"]
@@ -307,12 +306,11 @@ class Meter(CallMeter):
             How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
         """
         outcome = self.store.verify()
-        filed = [Fault(*found) for found in documents.audit(self.store)]
         try:
             counted = self.audit_budgets(repair=repair)
         except TamperedLedgerError as error:
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
-        return replace(outcome, faults=(*outcome.faults, *filed, *counted))
+        return replace(outcome, faults=(*outcome.faults, *counted))
 
     def reprice(
         self,

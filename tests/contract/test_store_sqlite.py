@@ -3,18 +3,20 @@
 import os
 import sqlite3
 import stat
-import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreBusyError, StoreUnavailableError
-from tokenmeter.stores import database, default_path, open_store, session
+from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
+from tokenmeter.stores import default_path, journal, open_store
+from tokenmeter.stores.base import Counter
+from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.filesystem import is_network
-from tokenmeter.stores.migrations import SCHEMA_VERSION
-from tokenmeter.stores.sqlite import SQLiteStore
+from tokenmeter.stores.sqlite import SQLiteStore, database
+from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
+from tokenmeter.stores.tail import segment_path, segments
 
 
 @pytest.fixture
@@ -129,17 +131,14 @@ class TestFile:
         SQLiteStore(link).settle(make_entry())
         assert len(list(store.entries())) == 1
 
-    def test_sqlite_is_the_one_that_sqlite_utils_takes(self):
-        from sqlite_utils import utils
-
-        assert session.sqlite3 is utils.sqlite3
-
     def test_sqlite_utils_reads_it(self, store, path, make_entry):
         import sqlite_utils
 
+        assert database.sqlite3 is sqlite_utils.utils.sqlite3
         store.settle(make_entry(member="ada"))
+        store.close()
         db = sqlite_utils.Database(path)
-        (row,) = db.query("SELECT * FROM entries JOIN contexts ON contexts.id = entries.context")
+        (row,) = db.query("SELECT * FROM entries JOIN contexts ON contexts.id = entries.account")
         db.close()
         assert (row["member"], row["billed_micro"] * 10**6 + row["billed_pico"]) == ("ada", 3_250_000_000)
 
@@ -170,57 +169,110 @@ class TestFile:
 
 
 class TestReplacedFile:
-    def test_a_removed_file_is_made_anew_and_the_entry_is_in_it(self, store, path, make_entry):
-        store.settle(make_entry())
-        path.unlink()
-        entry = make_entry()
-        assert store.settle(entry).recorded
-        assert list(store.entries()) == [entry]
-        assert SQLiteStore(path).entry(entry.entry_id) == entry
+    def test_a_removed_file_is_not_made_anew_and_what_comes_waits_for_it(
+        self, store, path, tmp_path, make_entry, caplog
+    ):
+        first, second = make_entry(), make_entry()
+        store.settle(first)
+        store.close()
+        path.rename(tmp_path / "aside")
+        assert store.settle(second).recorded
+        assert not path.exists()
+        with pytest.raises(StoreUnavailableError, match="removed"):
+            list(store.entries())
+        assert "removed while it was in use" in caplog.text
+        (tmp_path / "aside").rename(path)
+        assert {entry.entry_id for entry in store.entries()} == {first.entry_id, second.entry_id}
+        assert "again" in caplog.text
+        assert store.verify().ok
 
-    def test_a_file_put_in_its_place_is_the_one_written_to(self, store, path, tmp_path, make_entry):
-        store.settle(make_entry())
-        other = SQLiteStore(tmp_path / "other.db")
-        kept = make_entry(member="kept")
-        other.settle(kept)
-        other.close()
-        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+    def test_a_removed_file_stops_calls_under_a_cap(self, store, path, make_entry, make_hold, make_key, make_posting):
+        store.settle(make_entry(), [make_posting(make_key(), 9)])
+        for name in path.parent.glob("ledger.db*"):
             name.unlink()
+        with pytest.raises(StoreUnavailableError, match="removed"):
+            store.reserve(make_hold((make_key(), 10, 1)))
+
+    def test_a_cap_goes_on_where_it_was_when_the_file_is_back(
+        self, store, path, tmp_path, make_entry, make_hold, make_key, make_posting
+    ):
+        store.settle(make_entry(), [make_posting(make_key(), 9)])
+        store.close()
+        path.rename(tmp_path / "aside")
+        with pytest.raises(StoreUnavailableError):
+            store.reserve(make_hold((make_key(), 10, 2)))
+        (tmp_path / "aside").rename(path)
+        store.reserve(make_hold((make_key(), 10, 1)))
+
+    def test_another_ledger_in_its_place_is_left_alone(self, store, path, tmp_path, make_entry):
+        store.settle(make_entry())
+        store.close()
+        other = SQLiteStore(tmp_path / "other.db")
+        other.settle(make_entry(member="other"))
+        other.close()
         (tmp_path / "other.db").rename(path)
         entry = make_entry()
+        assert store.settle(entry).recorded
+        with pytest.raises(StoreUnavailableError, match="another ledger"):
+            store.health()
+        fresh = SQLiteStore(path)
+        assert [found.attribution.member for found in fresh.entries()] == ["other"]
+        assert any("another ledger" in warning for warning in fresh.health().warnings)
+        fresh.settle(make_entry(member="other"))
+        assert fresh.verify().entries == 2
+        fresh.close()
+
+    def test_a_ledger_made_anew_takes_in_what_only_the_tail_has(self, path, make_entry):
+        store, entry = SQLiteStore(path), make_entry(member="ada", end_user="zoe")
         store.settle(entry)
-        assert {found.entry_id for found in SQLiteStore(path).entries()} == {kept.entry_id, entry.entry_id}
+        path.unlink()
+        fresh = SQLiteStore(path)
+        assert list(fresh.entries()) == [entry]
+        assert fresh.verify().ok
+        fresh.close()
+
+    def test_a_removed_tail_is_told_and_the_next_entry_is_kept(self, store, path, make_entry, caplog):
+        store.settle(make_entry(member="a"))
+        list(store.entries())
+        segment_path(path, segments(path)[-1]).unlink()
+        entry = make_entry(member="a")
+        assert store.settle(entry).recorded
+        assert store.entry(entry.entry_id) == entry
+        assert "was removed while it was in use" in caplog.text
         assert store.verify().ok
+
+    def test_a_removed_file_of_counters_is_made_anew(self, store, path, make_entry, make_key, make_posting, make_hold):
+        store.settle(make_entry(), [make_posting(make_key(), 9)])
+        Path(f"{path}-live").unlink()
+        store.reserve(make_hold((make_key(), 10, 1)))
+        assert store.counters([make_key()])[make_key()].reserved == 1
 
     def test_a_removed_log_does_not_swallow_the_next_entry(self, store, path, make_entry):
         store.settle(make_entry())
+        list(store.entries())
         Path(f"{path}-wal").unlink()
         entry = make_entry()
         store.settle(entry)
-        assert SQLiteStore(path).entry(entry.entry_id) == entry
-
-    def test_a_removed_directory_is_made_anew(self, store, path, make_entry):
-        store.settle(make_entry())
-        for name in path.parent.iterdir():
-            name.unlink()
-        path.parent.rmdir()
-        entry = make_entry()
-        store.settle(entry)
+        assert store.entry(entry.entry_id) == entry
         assert SQLiteStore(path).entry(entry.entry_id) == entry
 
 
 class TestFaults:
-    def test_a_full_disk_loses_nothing_and_says_so(self, store, make_entry):
+    def test_a_ledger_that_cannot_grow_loses_nothing_and_says_so(self, store, make_entry, caplog):
         first = make_entry()
         store.settle(first)
-        store._database._writer.connection.execute("PRAGMA max_page_count = 1")
-        refused = make_entry(raw_usage="x" * 200_000)
-        with pytest.raises(StoreUnavailableError, match="disk is full") as caught:
-            store.settle(refused)
-        assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
-        store._database._writer.connection.execute("PRAGMA max_page_count = 1000000")
-        store.settle(refused)
-        assert {entry.entry_id for entry in store.entries()} == {first.entry_id, refused.entry_id}
+        assert list(store.entries()) == [first]
+        store._book.database._writer.connection.execute("PRAGMA max_page_count = 1")
+        waiting = [make_entry(raw_usage="x" * 10_000) for _ in range(20)]
+        for entry in waiting:
+            assert store.settle(entry).recorded
+        assert list(store.entries()) == [first]
+        assert store.health().facts["write_failures"] > 0
+        assert any("disk is full" in warning for warning in store.health().warnings)
+        store._book.database._writer.connection.execute("PRAGMA max_page_count = 1000000")
+        assert len(list(store.entries())) == 21
+        assert "disk is full" in caplog.text
+        assert "again" in caplog.text
         assert store.verify().ok
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -250,7 +302,8 @@ class TestFaults:
         content[4096:] = os.urandom(len(content) - 4096)
         path.write_bytes(content)
         with pytest.raises(StoreUnavailableError, match="damaged"):
-            store.settle(make_entry())
+            list(store.entries())
+        assert store.settle(make_entry()).recorded  # it waits in the tail
 
     def test_somebody_elses_database_is_left_alone(self, tmp_path):
         path = tmp_path / "shop.db"
@@ -269,6 +322,17 @@ class TestFaults:
         with pytest.raises(SchemaVersionError, match="Upgrade"):
             SQLiteStore(path)
 
+    def test_a_running_process_notices_that_a_newer_release_migrated_the_file(self, store, path, make_entry):
+        store.settle(make_entry())
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        with pytest.raises(SchemaVersionError, match="Upgrade"):
+            list(store.entries())
+        assert store.settle(make_entry()).recorded
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.close()
+        assert len(list(store.entries())) == 2
+
     def test_a_failed_write_leaves_no_trace_of_shared_rows(self, store, make_entry, make_charge):
         broken = make_entry(member="new", charges=(make_charge("rare", 2**70),))
         with pytest.raises(OverflowError):
@@ -277,7 +341,7 @@ class TestFaults:
         assert store.verify().ok
 
 
-class TestWaiting:
+class TestForeignLock:
     @pytest.fixture
     def locked(self, path, store):
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -285,42 +349,110 @@ class TestWaiting:
         yield connection
         connection.close()
 
-    def test_without_waiting_a_taken_lock_is_told_at_once(self, store, locked, make_entry, make_hold, make_key):
-        hold = make_hold((make_key(), 1, 1))
-        for write in (
-            lambda: store.settle(make_entry(), wait=False),
-            lambda: store.reserve(hold, wait=False),
-            lambda: store.release("x", wait=False),
-            lambda: store.extend("x", hold.expires_at, wait=False),
-        ):
-            with pytest.raises(StoreBusyError):
-                write()
-        locked.execute("ROLLBACK")
+    def test_calls_go_on_and_their_entries_are_there_when_it_ends(
+        self, store, locked, make_entry, make_hold, make_key, make_posting, caplog
+    ):
+        for _ in range(3):
+            hold = make_hold((make_key(), 10, 2), expires_at=datetime.max.replace(tzinfo=UTC))
+            store.reserve(hold)
+            settled = store.settle(make_entry(), [make_posting(make_key(), 1)], reservation_id=hold.reservation_id)
+            assert settled.recorded
         assert list(store.entries()) == []
-        assert store.settle(make_entry(), wait=False).recorded
+        assert "locked by another program" in caplog.text
+        assert store.health().facts["write_failures"] >= 1
+        locked.execute("ROLLBACK")
+        assert len(list(store.entries())) == 3
+        assert "again" in caplog.text
+        assert store.counters([make_key()])[make_key()].settled == 3
+        assert store.verify().ok
 
-    def test_waiting_ends_when_the_lock_is_free(self, store, locked, make_entry):
-        threading.Timer(0.1, locked.execute, ("ROLLBACK",)).start()
-        assert store.settle(make_entry()).recorded
+    def test_a_bill_that_may_be_there_already_is_kept_and_counted_once(
+        self, store, path, make_entry, make_key, make_posting
+    ):
+        store.settle(make_entry(dedup_key="bill"), [make_posting(make_key(), 5)])
+        list(store.entries())
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        store.settle(make_entry(dedup_key="bill"), [make_posting(make_key(), 5)])
+        connection.execute("ROLLBACK")
+        connection.close()
+        assert len(list(store.entries())) == 1
+        assert store.counters([make_key()])[make_key()].settled == 5
 
-    def test_waiting_has_an_end(self, store, locked, make_entry):
+    def test_a_document_is_not_filed(self, store, locked):
         with pytest.raises(StoreUnavailableError, match="locked"):
-            store.settle(make_entry())
+            store.file(NewDocument(kind="invoice", key="a", body="{}"))
 
-    def test_without_waiting_a_busy_thread_is_told_at_once(self, store, make_entry):
-        with store._database._mutex, pytest.raises(StoreBusyError):
-            store.settle(make_entry(), wait=False)
-
-    def test_reading_waits_for_nobody(self, store, locked):
+    def test_reading_goes_on(self, store, locked):
         assert list(store.entries()) == []
         assert store.counters([]) == {}
 
 
+class TestTail:
+    def test_a_torn_frame_is_stepped_over(self, store, path, make_entry):
+        first, last = make_entry(), make_entry()
+        store.settle(first)
+        segment = segment_path(path, segments(path)[-1])
+        whole = segment.read_bytes()
+        with segment.open("ab") as file:
+            file.write(whole[-300:-20])  # the end of some frame, without a beginning
+            file.write(b"\xf7tm1" + (10**6).to_bytes(4, "little") * 3 + b"torn")
+        store.settle(last)
+        assert [entry.entry_id for entry in store.entries()] == [first.entry_id, last.entry_id]
+        assert store.verify().ok
+
+    def test_segments_follow_each_other_and_go_when_they_are_folded(
+        self, store, path, make_entry, make_hold, make_key, make_posting, monkeypatch
+    ):
+        monkeypatch.setattr(journal, "SEGMENT_BYTES", 4096)
+        for _ in range(50):
+            hold = make_hold((make_key(), None, 2), expires_at=datetime.max.replace(tzinfo=UTC))
+            store.reserve(hold)
+            store.settle(make_entry(), [make_posting(make_key(), 1)], reservation_id=hold.reservation_id)
+        assert len(segments(path)) > 3
+        assert len(list(store.entries())) == 50
+        assert len(segments(path)) == 1
+        assert store.counters([make_key()])[make_key()] == Counter(50, 0)
+        assert store.verify().ok
+
+    def test_a_segment_that_somebody_may_still_write_to_stays(self, store, path, make_entry, monkeypatch):
+        monkeypatch.setattr(journal, "SEGMENT_BYTES", 2048)
+        idle = SQLiteStore(path)
+        idle.settle(make_entry())
+        for _ in range(20):
+            store.settle(make_entry())
+        assert len(list(store.entries())) == 21
+        assert len(segments(path)) == 2
+        idle.settle(make_entry())
+        assert len(list(store.entries())) == 22
+        assert len(segments(path)) == 1
+        idle.close()
+
+    def test_a_record_that_no_fold_can_read_is_put_aside_and_told(self, store, path, make_entry):
+        store.journal.append(b'{"format":1,"record":"entry","id":"x"}')
+        entry = make_entry()
+        store.settle(entry)
+        assert list(store.entries()) == [entry]
+        assert store.health().facts["refused_records"] == 1
+        assert any("refused" in warning for warning in store.health().warnings)
+        assert store.verify().ok
+
+    def test_a_record_is_bounded(self, store, make_entry):
+        entry = make_entry(request_model="m" * 10**6, raw_usage='{"a":"' + "b" * 10**7 + '"}', response_id="r" * 10**5)
+        store.settle(entry)
+        (found,) = store.entries()
+        assert len(found.request_model) == len(found.response_id) == 512
+        assert found.raw_usage is None
+        assert set(found.flags) == {"raw_usage_dropped", "shortened"}
+        assert found.billed_cost == entry.billed_cost
+
+
 class TestAppendOnly:
-    @pytest.mark.parametrize("table", ["entries", "contexts", "rates"])
+    @pytest.mark.parametrize("table", ["entries", "accounts", "rates"])
     @pytest.mark.parametrize("statement", ["UPDATE {} SET rowid = rowid + 1000", "DELETE FROM {}"])
     def test_rows_can_be_neither_changed_nor_removed(self, store, path, make_entry, table, statement):
         store.settle(make_entry())
+        list(store.entries())
         connection = sqlite3.connect(path)
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             connection.execute(statement.format(table))
@@ -336,8 +468,10 @@ class TestVerify:
                     member=f"m{index}",
                     occurred_at=noon + timedelta(hours=7 * index),
                     charges=(make_charge("input", index + 1, multipliers={"platform": Decimal("1.05")}),),
+                    dedup_key=f"bill {index}",
                 )
             )
+        list(store.entries())
 
     def found(self, store):
         return {(fault.kind, fault.where) for fault in store.verify().faults}
@@ -349,13 +483,14 @@ class TestVerify:
         "change",
         [
             "billed_pico = billed_pico + 1",
-            "quantities = '{\"input\":99}'",
+            "input = 99",
+            "more = '{}'",
             "occurred_at = occurred_at + 1",
-            "dedup_key = 'x'",
-            "charges = NULL",
-            "charges = '['",
-            "context = 3",
-            "context = 99",
+            "end_user = 1",
+            "body = replace(body, '\"quantity\":5', '\"quantity\":6')",
+            "body = '['",
+            "account = 3",
+            "account = 99",
             "hash = zeroblob(32)",
         ],
     )
@@ -365,73 +500,113 @@ class TestVerify:
 
     @pytest.mark.parametrize(
         ("table", "change"),
-        [("contexts", "member = 'eve'"), ("rates", "list_unit_price = '1'"), ("series", "sku_meter = 'output'")],
+        [
+            ("accounts", "team = 'eve'"),
+            ("accounts", "member = 1"),
+            ("accounts", "body = '{}'"),
+            ("rates", "body = replace(body, '0.00000125', '0')"),
+            ("rates", "sku_meter = 'output'"),
+            ("names", "value = 'eve'"),
+        ],
     )
     def test_finds_an_edited_shared_row(self, store, tamper, table, change):
-        tamper(f"UPDATE {table} SET {change} WHERE id = 1")  # noqa: S608
-        assert ("edited", f"{table} 1") in self.found(store)
+        tamper(f"UPDATE {table} SET {change} WHERE id = 3")  # noqa: S608
+        if table == "rates":
+            tamper(f"UPDATE {table} SET {change} WHERE id = 1")  # noqa: S608
+        assert {where for kind, where in self.found(store) if kind == "edited"} & {f"{table} 3", f"{table} 1"}
 
     def test_finds_an_edited_shared_row_whose_digest_was_edited_too(self, store, tamper):
-        from tokenmeter.stores.contexts import CONTEXT_FIELDS
-        from tokenmeter.stores.shared import digest_of
+        from tokenmeter.stores.record import digest_of
 
-        (values,) = store._fetch(f"SELECT {', '.join(CONTEXT_FIELDS)} FROM contexts WHERE id = 4")  # noqa: S608
-        forged = digest_of(["eve" if name == "member" else v for name, v in zip(CONTEXT_FIELDS, values, strict=True)])
-        tamper(f"UPDATE contexts SET member = 'eve', digest = x'{forged.hex()}' WHERE id = 4")  # noqa: S608
+        ((body,),) = store._fetch("SELECT body FROM accounts WHERE id = 4")
+        forged = body.replace("gpt-5", "gpt-6")
+        tamper(
+            f"UPDATE accounts SET request_model = 'gpt-6', body = '{forged}', "  # noqa: S608
+            f"digest = x'{digest_of(forged.encode())}' WHERE id = 4"
+        )
         assert ("edited", "entry 4") in self.found(store)
+
+    def test_finds_that_a_bill_could_be_recorded_again(self, store, tamper):
+        tamper("DELETE FROM dedup WHERE seq = 5")
+        assert ("edited", "entry 5") in self.found(store)
+
+    def test_finds_that_its_triggers_are_gone(self, store, path):
+        connection = sqlite3.connect(path)
+        connection.execute("DROP TRIGGER entries_stay")
+        connection.close()
+        assert self.found(store) == {("trigger", "entries_stay")}
 
     def test_finds_removed_entries(self, store, tamper):
         tamper("DELETE FROM entries WHERE seq IN (4, 5, 8)")
-        assert {("missing", "entries 4 to 5"), ("missing", "entry 8")} <= self.found(store)
+        assert {("missing", "records 4 to 5"), ("missing", "record 8")} <= self.found(store)
 
     def test_finds_a_removed_first_entry(self, store, tamper):
         tamper("DELETE FROM entries WHERE seq = 1")
-        assert ("missing", "entry 1") in self.found(store)
+        assert ("missing", "record 1") in self.found(store)
 
     def test_finds_a_cut_tail(self, store, tamper):
         tamper("DELETE FROM entries WHERE seq > 7")
-        assert ("cut", "entries 8 to 10") in self.found(store)
+        assert ("cut", "records 8 to 10") in self.found(store)
 
     def test_finds_a_cut_tail_by_the_sums_even_when_the_head_was_moved(self, store, tamper):
         tamper(
             "DELETE FROM entries WHERE seq > 9",
-            "UPDATE head SET seq = 9, hash = (SELECT hash FROM entries WHERE seq = 9)",
+            "UPDATE ledger SET seq = 9, hash = (SELECT hash FROM entries WHERE seq = 9)",
         )
-        assert {kind for kind, where in self.found(store)} == {"rollup"}
+        assert {kind for kind, where in self.found(store)} == {"rollup", "trigger"}
 
     def test_finds_an_emptied_ledger(self, store, tamper):
         tamper("DELETE FROM entries")
-        assert ("cut", "entries 1 to 10") in self.found(store)
+        assert ("cut", "records 1 to 10") in self.found(store)
 
     def test_finds_an_entry_put_in_past_the_head(self, store, tamper):
-        tamper("CREATE TEMP TABLE t AS SELECT * FROM entries WHERE seq = 3", "UPDATE t SET seq = 11, entry_id = 'x'")
         tamper(
             "CREATE TEMP TABLE t AS SELECT * FROM entries WHERE seq = 3",
             "UPDATE t SET seq = 11, entry_id = 'x'",
             "INSERT INTO entries SELECT * FROM t",
         )
-        assert ("edited", "entry 11") in self.found(store)
+        assert ("edited", "head") in self.found(store)
 
     def test_finds_a_head_of_another_ledger(self, store, tamper):
-        tamper("UPDATE head SET hash = zeroblob(32)")
-        assert self.found(store) == {("edited", "head")}
+        tamper("UPDATE ledger SET hash = zeroblob(32)")
+        assert ("edited", "head") in self.found(store)
 
     @pytest.mark.parametrize(
         "change",
         [
-            "UPDATE sums SET billed_pico = billed_pico + 1 WHERE until = (SELECT min(until) FROM sums)",
-            "DELETE FROM sums WHERE level = 1 AND until = (SELECT min(until) FROM sums WHERE level = 1)",
+            "UPDATE sums SET billed_pico = billed_pico + 1 WHERE slot = (SELECT min(slot) FROM sums WHERE level = 0)",
+            "DELETE FROM sums WHERE level = 1 AND slot = (SELECT min(slot) FROM sums WHERE level = 1)",
+            "UPDATE meter_sums SET n = 7 WHERE level = 1 AND slot = (SELECT min(slot) FROM sums WHERE level = 1)",
         ],
     )
     def test_finds_sums_that_drifted(self, store, tamper, change):
         tamper(change)
         assert ("rollup", "2026-11-23") in self.found(store)
 
-    def test_finds_sums_of_a_month_that_drifted(self, store, tamper):
-        tamper("UPDATE sums SET entries = entries + 1 WHERE level = 2")
-        assert self.found(store) == {("rollup", "2026-11")}
+    @pytest.mark.parametrize("table", ["sums", "meter_sums"])
+    def test_finds_sums_of_a_month_that_drifted(self, store, tamper, table):
+        tamper(f"UPDATE {table} SET n = n + 1 WHERE level = 2")  # noqa: S608
+        assert ("rollup", "2026-11") in self.found(store)
 
-    def test_finds_reserved_amounts_that_no_hold_explains(self, store, tamper, make_hold, make_key):
-        store.reserve(make_hold((make_key(), None, 4)))
-        tamper("UPDATE counters SET reserved = '5'")
-        assert self.found(store) == {("counter", "cap member=ada")}
+    def test_finds_a_removed_last_document(self, store, tamper):
+        for key in "ab":
+            store.file(NewDocument(kind="invoice", key=key, body="{}", series="INV"))
+        tamper("DELETE FROM documents WHERE key = 'b'")
+        assert ("cut", "record 12") in self.found(store)
+
+    def test_finds_that_the_ledger_under_an_invoice_was_rewritten(self, store, path, tamper):
+        from tokenmeter.stores.fold import FIRST, advance
+
+        store.file(NewDocument(kind="invoice", key="a", body="{}", series="INV"))
+        tamper("DELETE FROM entries WHERE seq = 10", "UPDATE documents SET seq = 10")
+        connection = sqlite3.connect(path)
+        before = FIRST
+        for table, seq, body in connection.execute(
+            "SELECT 'entries', seq, body FROM entries UNION ALL SELECT 'documents', seq, body FROM documents ORDER BY 2"
+        ).fetchall():
+            before = advance(before, body.encode())
+            connection.execute(f"UPDATE {table} SET hash = ? WHERE seq = ?", (before, seq))  # noqa: S608
+        connection.execute("UPDATE ledger SET seq = 10, hash = ?", (before,))
+        connection.commit()
+        connection.close()
+        assert ("anchor", "invoice a") in self.found(store)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenmeter.stores.memory import MemoryStore
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
@@ -22,7 +23,6 @@ from tokenmeter.periods import Period, buckets
 from tokenmeter.reports import Query, export_entries, read_report
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.stores.base import DIMENSIONS
-from tokenmeter.stores.memory import MemoryStore
 from tokenmeter.usage import Usage
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tokenmeter.__main__ import main
 from tokenmeter.reconciliation import file_reconciliation, reconcile, reconciliations
-from tokenmeter.stores import documents, open_store
+from tokenmeter.stores import open_store
 
 JANUARY = datetime(2027, 1, 5, tzinfo=UTC)
 

@@ -40,6 +40,7 @@ SEGMENT_BYTES = 8 << 20
 FOLD_EVERY, FOLD_AGAIN = 2048, 5.0
 _DAY = 86_400_000_000
 _MOST_IDS = 20_000
+_GONE = (0, 0)
 
 #: A counter that a call claims, its limit (None: it only counts), and the amount to hold.
 SlotClaim = tuple[Slot, int | None, int]
@@ -152,6 +153,8 @@ class Journal:
         self._slots: dict[CounterKey, Slot] = {}
         self._written: set[str] = set()
         self._written_since = new_id()
+        self._renew_at = 0.0
+        self._generation = 0
         self._unfolded = 0
         self._folder: threading.Thread | None = None
         self._fold_at = 0.0
@@ -165,8 +168,11 @@ class Journal:
         """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
         live = self._live
         if live is None or live.state != self._state:
-            live = self._renew()
-        return live.generation
+            self._renew_if_possible()
+            live = self._live
+        if live is not None:
+            self._generation = live.generation
+        return self._generation
 
     def renew_generation(self) -> None:
         """Make every process on this ledger throw its plans away."""
@@ -535,12 +541,9 @@ class Journal:
 
     def _check_file(self, live: Live) -> None:
         """Refuse to hold anything for a ledger that is gone: its caps would start anew."""
-        try:
-            status = os.stat(self._ledger)  # noqa: PTH116 - on the hot path
-            if (status.st_dev, status.st_ino) == self._file:
-                return
-        except FileNotFoundError:
-            pass
+        there = _file_at(self._ledger)
+        if there == self._file and there != _GONE:
+            return
         file = self._book.file()
         if file != live.header.file:
             self._remake()
@@ -607,10 +610,10 @@ class Journal:
         except OSError as error:
             raise _unwritable(self._live_path, error) from error
         try:
-            self._file = self._book.file()
+            self._file = _file_at(self._ledger)
             if live is not None:
                 header = live.header
-                if live.sound and header.ledger == self._book.identity and header.file == self._file:
+                if live.sound and header.ledger == self._book.identity and self._file in {header.file, _GONE}:
                     self._live = live
                     return live
             self._live = live
@@ -675,15 +678,6 @@ class Journal:
 
     # -- the tail
 
-    def _renew(self) -> Live:
-        """After the file of the live counters, or the segment, was replaced by somebody."""
-        with contextlib.suppress(StoreBusyError):
-            self._locked(lambda _: None)
-        live = self._live
-        if live is None:
-            raise StoreUnavailableError(f"{self._live_path} cannot be used.")
-        return live
-
     def _follow(self, live: Live) -> None:
         """Write to the segment that the live file names. Needs the lock."""
         number = live.header.segment
@@ -723,10 +717,8 @@ class Journal:
         live = self._live
         try:
             if live is None or live.state != self._state:
-                self._renew()
-            segment = self._segment
-            if segment is None:
-                raise StoreUnavailableError(f"{self._ledger}-tail cannot be used.")
+                self._renew_if_possible()
+            segment = self._segment or self._last_segment()
             size = segment.append(framed)
         except TailGoneError:
             self._with_lock(self._follow_again)
@@ -737,6 +729,21 @@ class Journal:
             if size > SEGMENT_BYTES:
                 with contextlib.suppress(StoreError):  # the full one takes more
                     self._with_lock(partial(self._turn_over, full=segment.number))
+
+    def _renew_if_possible(self) -> None:
+        """After the live file or the segment was replaced. While the book cannot be asked, all stays as it was."""
+        if not self._owned() and time.monotonic() > self._renew_at:
+            try:
+                self._locked(lambda _: None)
+            except StoreUnavailableError as error:
+                self._renew_at = time.monotonic() + 1
+                self._book.trouble.failed(error)
+
+    def _last_segment(self) -> Segment:
+        number = max(segments(self._ledger), default=0)
+        own = number and owner_of(segment_path(self._ledger, number)) == self._book.identity
+        self._segment = Segment(self._ledger, number) if own else self._begin(number + 1)
+        return self._segment
 
     def _follow_again(self, live: Live) -> None:
         self._segment = None
@@ -813,6 +820,15 @@ class Journal:
     def after_fork_in_child(self) -> None:
         """Share no lock and no file with the parent; its holds are its own."""
         self._start()
+
+
+def _file_at(path: Path) -> tuple[int, int]:
+    """Device and inode."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - on the hot path
+    except FileNotFoundError:
+        return _GONE
+    return status.st_dev, status.st_ino
 
 
 def _make_dirty(live: Live) -> None:

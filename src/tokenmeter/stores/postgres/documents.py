@@ -71,5 +71,7 @@ def audit(documents: Iterable[Document]) -> list[Fault]:
         if document.series is not None:
             numbers[document.series] = numbers.get(document.series, 0) + 1
             if document.number != numbers[document.series]:
-                faults.append(Fault("missing", where, f"Series {document.series!r} has a gap before {document.number}."))
+                faults.append(
+                    Fault("missing", where, f"Series {document.series!r} has a gap before {document.number}.")
+                )
     return faults

@@ -72,9 +72,7 @@ def _now() -> int:
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:
-    pages, free = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
-    )
+    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
     return int(pages - free) * _PAGE
 
 

@@ -252,7 +252,9 @@ class _Shared:
 
 def _day(connection: Connection, *, since: int, shared: _Shared) -> tuple[int | None, list[Fault]]:
     """Compare the sums of the first UTC day from `since` on that has any; then where to go on, None at the end."""
-    (moment,) = connection.execute("SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)).fetchone()
+    (moment,) = connection.execute(
+        "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)
+    ).fetchone()
     (slot,) = connection.execute("SELECT min(slot) FROM sums WHERE level = 1 AND slot >= ?", (since,)).fetchone()
     first = min((day for day in (moment and moment // DAY, slot) if day is not None), default=None)
     if first is None:
