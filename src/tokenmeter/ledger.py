@@ -11,10 +11,22 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.semconv import CostSource, EntryKind, Status
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["Charge", "Claim", "CounterKey", "Entry", "Posting", "Reservation", "ThresholdCrossing", "is_own", "new_id", "utcnow"]
+__all__ = [
+    "Charge",
+    "Claim",
+    "CounterKey",
+    "Entry",
+    "Posting",
+    "Reservation",
+    "ThresholdCrossing",
+    "is_own",
+    "new_id",
+    "utcnow",
+]
 
 _NO_MULTIPLIERS: Mapping[str, Decimal] = MappingProxyType({})
 
@@ -28,12 +40,11 @@ _writer = os.urandom(10).hex()
 _counter = itertools.count(1)
 
 
+@after_fork_in_child
 def _renew_writer() -> None:
-    global _writer, _counter  # noqa: PLW0603 - a forked child must not give the identities its parent gives
+    global _writer, _counter
     _writer, _counter = os.urandom(10).hex(), itertools.count(1)
 
-
-os.register_at_fork(after_in_child=_renew_writer)
 
 
 def new_id() -> str:

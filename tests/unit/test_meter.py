@@ -10,6 +10,7 @@ import time
 from decimal import Decimal
 
 import pytest
+from tokenmeter.stores.memory import MemoryStore
 
 from tokenmeter.attribution import Attribution, attribute, current_scopes
 from tokenmeter.budgets import Budget
@@ -17,7 +18,6 @@ from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms
-from tokenmeter.stores.memory import MemoryStore
 from tokenmeter.usage import Consumption, Observation, Usage
 
 KEY = "sk-test-0123456789-wxyz"

@@ -115,7 +115,9 @@ def _nano(quantity: Any) -> int:
     return int(number.quantize(_NANOUNIT, rounding=ROUND_HALF_EVEN, context=EXACT).scaleb(9, context=EXACT))
 
 
-def measured(record: Mapping[str, Any], account: AccountFacts, meter_of: Callable[[str], str]) -> Measured:
+def measured(  # noqa: C901 - one pass; every branch is a rule of what reports count
+    record: Mapping[str, Any], account: AccountFacts, meter_of: Callable[[str], str]
+) -> Measured:
     """What the entry of `record` adds to sums; `meter_of` says which meter a rate is for."""
     get = record.get
     quantities: Mapping[str, Any] = get("quantities", _NOTHING)
@@ -145,9 +147,8 @@ def measured(record: Mapping[str, Any], account: AccountFacts, meter_of: Callabl
         if billed:
             line[3] += billed
             right -= billed
-    if account.priceless:
-        bare = lines.keys() - charged or (() if unpriced else lines.keys())
-        for meter in bare:
+    if account.priceless and lines:
+        for meter in lines.keys() - charged or (() if unpriced else lines.keys()):
             lines[meter][4] = unpriced = True
     if not lines or left or centre or right:
         lines[""] = [0, left, centre, right, account.priceless and not unpriced]

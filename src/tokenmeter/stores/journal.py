@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.live import NEVER, Live, LiveHeader, Slot, digest_of
@@ -868,9 +869,7 @@ def _unwritable(path: Path, error: OSError) -> StoreUnavailableError:
 _JOURNALS: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
+@after_fork_in_child
 def _renew_all() -> None:
     for journal in list(_JOURNALS):
         journal.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_renew_all)

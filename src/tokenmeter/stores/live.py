@@ -246,7 +246,8 @@ class Live:
     @property
     def full(self) -> bool:
         """Whether a new counter needs a larger file."""
-        return 2 * (_GENERATION.unpack_from(self.map, _USED_AT)[0] + 1) > self._capacity
+        used: int = _GENERATION.unpack_from(self.map, _USED_AT)[0]
+        return 2 * (used + 1) > self._capacity
 
     def find(self, digest: bytes) -> int | None:
         """Where a counter is."""

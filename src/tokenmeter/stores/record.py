@@ -98,7 +98,9 @@ class Account(NamedTuple):
             who.organization,
             who.project,
             who.route,
-            *((None, None, None) if key is None else (key.fingerprint, key.last4, key.alias)),
+            None if key is None else key.fingerprint,
+            None if key is None else key.last4,
+            None if key is None else key.alias,
             entry.price_list_hash,
         )
 

@@ -16,7 +16,7 @@ DAY = 24 * HOUR
 
 
 class Level(IntEnum):
-    """How long a slot is. A slot is known by how many such stretches lie before it since 1970 (a month: since year 0)."""
+    """How long a slot is. A slot's number is how many such stretches lie before it: since 1970, months since year 0."""
 
     HOUR = 0
     DAY = 1

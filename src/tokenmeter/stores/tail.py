@@ -15,10 +15,9 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from pydantic_core import from_json
@@ -61,12 +60,13 @@ def segment_path(ledger: Path, number: int) -> Path:
 
 def segments(ledger: Path) -> list[int]:
     """Numbers of the segments that exist, ascending."""
-    pattern = re.compile(re.escape(ledger.name) + r"-tail\.(\d+)")
+    begin = f"{ledger.name}-tail."
     try:
-        names = os.listdir(ledger.parent)
+        names = os.listdir(ledger.parent)  # noqa: PTH208 - names are all that is wanted
     except FileNotFoundError:
         return []
-    return sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name)))
+    ends = (name.removeprefix(begin) for name in names if name.startswith(begin))
+    return sorted(int(end) for end in ends if end.isdecimal())
 
 
 class Segment:
@@ -89,12 +89,13 @@ class Segment:
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-            if not os.fstat(self._descriptor).st_nlink:
-                raise FileNotFoundError(errno.ENOENT, "was folded and removed", str(self.path))
+            there = os.fstat(self._descriptor).st_nlink
         except BaseException:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self.__del__()
             raise
+        if not there:
+            self.__del__()
+            raise FileNotFoundError(errno.ENOENT, "was folded and removed", str(self.path))
 
     def append(self, framed: bytes) -> int:
         """Write frames, durably for everything but a power cut; the segment's size before.
@@ -115,8 +116,9 @@ class Segment:
 
     def __del__(self) -> None:
         """Close with the last user: another thread may be about to write. A forked child's copy leaves the lock."""
-        if getattr(self, "_descriptor", -1) >= 0:
-            os.close(self._descriptor)
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def owner_of(path: Path) -> bytes | None:
@@ -153,8 +155,10 @@ def _whole(data: bytes) -> int:
     return max(_HEAD.size + length + more, 2 * _PAGE) if data[:4] == _MAGIC else 64 * _PAGE
 
 
-def _in(data: bytes, offset: int) -> Iterator[Frame]:  # returns where the last whole frame ends
-    place, size, reached = 0, len(data), None
+def _in(data: bytes, offset: int) -> Generator[Frame, None, int | None]:
+    """The whole frames in `data`, which begins at `offset`; at the end, where the last of them ends."""
+    reached: int | None = None
+    place, size = 0, len(data)
     while place + _HEAD.size <= size:
         magic, length, more, crc = _HEAD.unpack_from(data, place)
         begin = place + _HEAD.size

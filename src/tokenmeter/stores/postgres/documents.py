@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenmeter.ledger import new_id, utcnow
+from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Document, NewDocument
 from tokenmeter.stores.postgres.chain import FIRST, link
 from tokenmeter.stores.values import from_microseconds, to_microseconds

@@ -31,8 +31,8 @@ from tokenmeter.stores.base import (
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.audit import audit
-from tokenmeter.stores.postgres.documents import audit as audit_documents
 from tokenmeter.stores.postgres.condition import describe
+from tokenmeter.stores.postgres.documents import audit as audit_documents
 from tokenmeter.stores.postgres.draining import Drainer
 from tokenmeter.stores.postgres.failures import explain
 from tokenmeter.stores.postgres.filing import PAGE, file_document, read_page

@@ -217,13 +217,13 @@ class _Walk:
 
     @staticmethod
     def _name(connection: Connection, number: int) -> str:
-        row = connection.execute("SELECT digest FROM names WHERE id = ?", (number,)).fetchone()
-        return row[0].hex()
+        (digest,) = connection.execute("SELECT digest FROM names WHERE id = ?", (number,)).fetchone()
+        return str(digest.hex())
 
     @staticmethod
     def _tagset(connection: Connection, number: int) -> str:
-        row = connection.execute("SELECT body FROM tagsets WHERE id = ?", (number,)).fetchone()
-        return row[0]
+        (body,) = connection.execute("SELECT body FROM tagsets WHERE id = ?", (number,)).fetchone()
+        return str(body)
 
 
 class _Shared:

@@ -330,7 +330,7 @@ class SQLiteBook:
             connection.execute(_DEFINE_RATE, (bytes.fromhex(digest), record.decode(), values["sku_meter"]))
             self._meters.pop(digest, None)
             return
-        fields = [values.get(field) for field in _FIELDS]
+        fields: list[Any] = [values.get(field) for field in _FIELDS]
         for field in PERSONAL:
             index = _FIELDS.index(field)
             if fields[index] is not None:

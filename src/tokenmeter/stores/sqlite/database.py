@@ -18,6 +18,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.forks import around_fork
 from tokenmeter.stores.filesystem import is_network, make_private_file
 from tokenmeter.stores.sqlite.failures import explained, is_busy, unusable
 from tokenmeter.stores.sqlite.sidelock import SideLock
@@ -435,8 +436,8 @@ def _each(action: Callable[[Database], None]) -> Callable[[], None]:
 
 
 atexit.register(_each(Database.close))
-os.register_at_fork(
+around_fork(
     before=_each(Database.before_fork),
-    after_in_parent=_each(Database.after_fork_in_parent),
-    after_in_child=_each(Database.after_fork_in_child),
+    parent=_each(Database.after_fork_in_parent),
+    child=_each(Database.after_fork_in_child),
 )

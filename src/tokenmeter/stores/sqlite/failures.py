@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from tokenmeter.errors import StoreUnavailableError

@@ -58,7 +58,7 @@ class Reader:
         return self._database.read(work)
 
     def entries(self, which: EntryFilter, *, newest_first: bool) -> Iterator[Entry]:
-        """Entries in order of their occurrence, those of one moment in the chain's, each page in a short transaction."""
+        """Entries by their occurrence, those of one moment by the chain; each page in a short transaction."""
         check_dimensions(list(which.where))
         wanted, values = conditions(which.where, _instant(which.since), _instant(which.until))
         beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
@@ -162,14 +162,16 @@ class Reader:
         statement = f"SELECT seq, position, body, hash FROM documents WHERE {clause} ORDER BY seq LIMIT {_PAGE}"  # noqa: S608 - names of our own
         last = 0
         while True:
-            page = self._database.read(
-                lambda connection, after=last: connection.execute(statement, [*values, after]).fetchall()
-            )
+            page = self._database.read(partial(_rows, statement=statement, values=[*values, last]))
             for _, position, body, digest in page:
                 yield document_of(position, body, digest)
             if len(page) < _PAGE:
                 return
             last = page[-1][0]
+
+
+def _rows(connection: Connection, *, statement: str, values: Sequence[Any]) -> list[Any]:
+    return connection.execute(statement, values).fetchall()
 
 
 def document_of(position: int, body: str, digest: bytes) -> Document:

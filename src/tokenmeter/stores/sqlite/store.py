@@ -230,7 +230,7 @@ class SQLiteStore:
     # -- reading
 
     def _fold(self) -> None:
-        """Before a reader looks: what just returned is then in the book. What cannot be folded now waits; it is told."""
+        """Before a reader looks: what just returned is then in the book. What cannot be folded now waits."""
         with contextlib.suppress(StoreUnavailableError, StoreBusyError):
             self._book.fold()
         if self._generation != (now := self.journal.generation):
