@@ -110,7 +110,7 @@ def test_a_stream_collected_while_its_thread_holds_the_stores_lock_is_neither_wa
     request = CHAT if name == "OpenAI" else {"model": "claude-sonnet-5", "max_tokens": 16, "messages": MESSAGES}
     stream = create(**request, stream=True)
     next(iter(stream))
-    with store._database._mutex:
+    with store.journal._mutex, store._book.database._mutex:
         del stream
         gc.collect()
     create(**request)

@@ -247,20 +247,20 @@ def test_a_process_that_never_closes_leaves_a_whole_ledger(run_processes, store,
     assert totals(store).requests == 300
 
 
-def test_a_holder_that_was_killed_leaves_no_lock(start_process, store, url):
+@pytest.mark.parametrize("lock", ["store._book.database.write(stuck)", "store.journal._locked(stuck)"])
+def test_a_holder_that_was_killed_leaves_no_lock(start_process, store, url, lock):
     code = """
-from tokenmeter.stores.sqlite import SQLiteStore
 store = open_store(url)
-def stuck(session):
+def stuck(_):
     print("in", flush=True)
     time.sleep(60)
-store._database.write(stuck)
 """
-    process = start_process(code, url)
+    process = start_process(code + lock, url)
     assert process.stdout.readline() == "in\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert store.settle(plain_entry(), wait=True).recorded
+    assert store.settle(plain_entry(), [Posting(KEY, 1)]).recorded
+    assert totals(store).requests == 1
 
 
 def test_the_database_file_is_never_opened_by_the_process_itself(store, url, monkeypatch):
@@ -270,11 +270,15 @@ def test_the_database_file_is_never_opened_by_the_process_itself(store, url, mon
     monkeypatch.setattr(
         os, "open", lambda name, *rest, **more: opened.append(Path(name)) or original(name, *rest, **more)
     )
-    monkeypatch.setattr("builtins.open", lambda name, *rest, **more: pytest.fail(f"opened {name}"))
+    plain = open
+    monkeypatch.setattr(
+        "builtins.open", lambda name, *rest, **more: opened.append(Path(name)) or plain(name, *rest, **more)
+    )
     store.settle(plain_entry())
     store.reserve(Reservation(new_id(), (Claim(KEY, 1, 1),), utcnow(), utcnow(), "h", plain_entry()))
     with pytest.raises(CapReachedError):
         store.reserve(Reservation(new_id(), (Claim(KEY, 1, 1),), utcnow(), utcnow(), "h", plain_entry()))
     assert store.verify().ok
     store.health()
-    assert path not in opened
+    assert opened
+    assert {path, Path(f"{path}-wal"), Path(f"{path}-shm")}.isdisjoint(opened)

@@ -1,11 +1,6 @@
 """Crossed thresholds are remembered: when, and by which entry. Every kind of store."""
 
-import sqlite3
 from datetime import UTC, datetime, timedelta
-
-from tokenmeter.ledger import CounterKey
-from tokenmeter.stores import open_store
-from tokenmeter.stores.base import Crossing
 
 
 def told(store, **options):
@@ -51,18 +46,3 @@ def test_of_many_entries_in_one_transaction_the_right_one_is_told(store, make_en
 def test_amounts_beyond_64_bits_are_told_exactly(store, make_entry, make_key, make_posting):
     store.settle(make_entry(), [make_posting(make_key(), 10**30, 9, 10**29, 10**30)])
     assert [one.threshold for one in store.crossings()] == [10**30, 10**29, 9]
-
-
-def test_what_an_older_release_recorded_is_told_without_its_moment(tmp_path):
-    path = tmp_path / "ledger.db"
-    open_store(path).close()
-    with sqlite3.connect(path) as connection:
-        for column in ("crossed_at", "entry_id"):
-            connection.execute(f"ALTER TABLE crossings DROP COLUMN {column}")
-        connection.execute("INSERT INTO crossings VALUES ('cap', 'member=ada', 7, '50')")
-        connection.execute("PRAGMA user_version = 2")
-        connection.execute("DELETE FROM _sqlite_migrations WHERE name > '0003'")
-    connection.close()
-    again = open_store(path)
-    assert list(again.crossings()) == [Crossing(CounterKey("cap", "member=ada", 7), 50, None, None)]
-    again.close()

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenmeter.stores.memory import MemoryStore
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
@@ -23,6 +22,7 @@ from tokenmeter.periods import Period, buckets
 from tokenmeter.reports import Query, export_entries, read_report
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.stores.base import DIMENSIONS
+from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Usage
 
 

@@ -10,7 +10,6 @@ import time
 from decimal import Decimal
 
 import pytest
-from tokenmeter.stores.memory import MemoryStore
 
 from tokenmeter.attribution import Attribution, attribute, current_scopes
 from tokenmeter.budgets import Budget
@@ -18,6 +17,7 @@ from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms
+from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Consumption, Observation, Usage
 
 KEY = "sk-test-0123456789-wxyz"
@@ -92,7 +92,7 @@ class TestEntries:
         entry = meter.settle(
             leave, Outcome(observation=answered(raw_usage={"ü": 1}), request_id="req", attempts=2, first_token_us=7)
         )
-        assert meter.store.entry(entry.entry_id) is entry
+        assert meter.store.entry(entry.entry_id) == entry
         assert (entry.request_model, entry.response_model, entry.model) == ("m", "m-2026", "m-2026")
         assert (entry.request_id, entry.attempts, entry.first_token_us, entry.streamed) == ("req", 2, 7, True)
         assert (entry.raw_usage, entry.occurred_at, entry.attribution.member) == ('{"ü":1}', leave.started_at, "ada")

@@ -255,16 +255,17 @@ class SQLiteBook:
 
     def _remove_folded(self) -> None:
         """Remove segments of which everything is in the file for good."""
-        numbers = segments(self.path)
-        done = [number for number in numbers[:-1] if number in self._reached and not self._rest(number)]
+        reached = dict(self._reached)
+        done = {
+            number: reached[number]
+            for number in segments(self.path)[:-1]
+            if number in reached and not any(frames(segment_path(self.path, number), reached[number]))
+        }
         with contextlib.suppress(StoreError, OSError):  # next time
             if done and self.database.checkpoint():
-                for number in done:
-                    if remove_segment(self.path, number, self._reached[number]):
-                        del self._reached[number]
-
-    def _rest(self, number: int) -> bool:
-        return any(frames(segment_path(self.path, number), self._reached[number]))
+                for number, end in done.items():
+                    if remove_segment(self.path, number, end):
+                        self._reached.pop(number, None)
 
     # -- rows that others point at; inside a write transaction
 

@@ -37,8 +37,8 @@ T = TypeVar("T")
 
 #: Not the program's own `random`, whose sequence is the program's.
 _DICE = SystemRandom()
-#: Seconds a transaction waits for its turn before it gives up.
-PATIENCE = 1.0
+#: Seconds a transaction waits for another program, and for threads and processes of our own.
+PATIENCE, _PEER_PATIENCE = 1.0, 10.0
 #: Seconds a fork waits for a write that is under way; later the child does with what it inherits.
 _FORK_PATIENCE = 5.0
 #: WAL pages (4 KiB) between checkpoints.
@@ -227,14 +227,13 @@ class Database:
     def _in_turn(self, work: Callable[[float], T], patience: float | None = None) -> T:
         """Run `work`, given its deadline, with the writing connection to itself."""
         seconds = self.patience if patience is None else patience
-        deadline = time.monotonic() + seconds
         if self._owned():
-            return work(deadline)
+            return work(time.monotonic() + seconds)
         try:
             try:
-                if not self._mutex.acquire(timeout=seconds):
-                    raise self._too_busy(seconds)
-                return work(deadline)
+                if not self._mutex.acquire(timeout=_PEER_PATIENCE):
+                    raise self._too_busy()
+                return work(time.monotonic() + seconds)
             finally:
                 self._give_turn()
         finally:  # an interrupt may come just as the turn is to be given back
@@ -262,7 +261,9 @@ class Database:
 
     def _begin(self, connection: sqlite3.Connection, deadline: float) -> None:
         """Take the side lock and begin: SQLite up to 3.51.2 can lose a WAL reset to a checkpoint without it."""
-        attempt = 0
+        patience = deadline - time.monotonic()
+        peers = time.monotonic() + _PEER_PATIENCE
+        attempt, until = 0, peers
         while True:
             if self._lock.acquire():
                 try:
@@ -271,9 +272,11 @@ class Database:
                     if not is_busy(error):
                         raise
                     self._lock.release()
+                    if until == peers:  # it is another program that has it
+                        until = time.monotonic() + patience
                 else:
                     return
-            self._wait(attempt, deadline)
+            self._wait(attempt, until)
             attempt += 1
 
     def _commit(self, connection: sqlite3.Connection, deadline: float) -> None:
@@ -297,20 +300,20 @@ class Database:
         self._lock.release()
 
     def _take_lock(self, deadline: float) -> None:
-        attempt = 0
+        attempt, until = 0, max(deadline, time.monotonic() + _PEER_PATIENCE)
         while not self._lock.acquire():
-            self._wait(attempt, deadline)
+            self._wait(attempt, until)
             attempt += 1
 
     def _wait(self, attempt: int, deadline: float) -> None:
         if time.monotonic() > deadline:
-            raise self._too_busy(self.patience)
+            raise self._too_busy()
         time.sleep(_DICE.uniform(0.00005, min(0.0002 * (attempt + 1), 0.005)))
 
-    def _too_busy(self, seconds: float) -> StoreError:
+    def _too_busy(self) -> StoreError:
         return StoreUnavailableError(
-            f"{self.path} was locked by another program for {seconds:g} seconds. "
-            "See who has it open (for example with lsof) and end a program that hangs."
+            f"{self.path} is locked by another program. See who has it open (for example with lsof) and end a program "
+            "that hangs."
         )
 
     # -- connections

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ class SQLiteStore:
         self.journal = Journal(self.path, self._book)
         self._book.recount = self.journal.disturb
         self._reader = Reader(self._book.database)
+        weakref.finalize(self, self._book.database.close)
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
 
@@ -420,12 +421,11 @@ class MemoryStore(SQLiteStore):
         folder = tempfile.mkdtemp(prefix="tokenmeter-", dir=shared if roomy else None)
         super().__init__(Path(folder) / "ledger.db")
         self.url = "memory:"
-        weakref.finalize(self, _remove, folder, os.getpid(), self._book.database.close)
+        weakref.finalize(self, _remove, folder, os.getpid())
 
 
-def _remove(folder: str, owner: int, close: Callable[[], None]) -> None:
+def _remove(folder: str, owner: int) -> None:
     if os.getpid() == owner:  # a forked child leaves it to its parent
-        close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
