@@ -46,7 +46,6 @@ def _renew_writer() -> None:
     _writer, _counter = os.urandom(10).hex(), itertools.count(1)
 
 
-
 def new_id() -> str:
     """An identity that nobody else gives, on this host or another: 10 random bytes of this process, 6 of a counter.
 
