@@ -45,7 +45,7 @@ T = TypeVar("T")
 _MOST = 4096
 _MOST_KNOWN = 50_000
 #: Seconds a fold waits for the file while something is wrong with it.
-_IMPATIENT = 0.05
+_IMPATIENT = 0.05  # seconds, not money
 
 _AMOUNTS = (
     *("unpriced", "estimated", "reasoning"),
@@ -111,7 +111,7 @@ class SQLiteBook:
         SchemaVersionError: a newer release wrote it.
     """
 
-    def __init__(self, path: Path, *, patience: float) -> None:
+    def __init__(self, path: Path, *, patience: float) -> None:  # not money
         self.trouble = Trouble("write to the ledger", "Nothing is lost: entries wait in the tail, the file beside it.")
         self.identity = b""
         self.recount: Callable[[], object] = lambda: None
@@ -242,7 +242,7 @@ class SQLiteBook:
         except OverflowError as error:  # one record that no sum can take
             return self._fold_with(_Folding(self, careful=True, refuse=str(error)), 1, patience)
 
-    def _fold_with(self, folding: _Folding, most: int, patience: float | None) -> int:
+    def _fold_with(self, folding: _Folding, most: int, patience: float | None) -> int:  # not money
         try:
             done = self.database.write(lambda connection: folding.run(connection, most), patience=patience)
         except BaseException:
