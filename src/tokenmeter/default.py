@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from tokenmeter.api import Meter, Priced, without_first
@@ -116,7 +117,7 @@ def _assemble(
         pricer=pricer,
         budgets=budgets,
         alerts=_make_alerts(settings),
-        source=None if 0 in settings.lines("budgets") else settings.source,  # rows given in code stand in no file
+        source=_source(settings),
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
         providers=settings.providers,
@@ -160,6 +161,13 @@ def _make_budgets(settings: Settings) -> list[Budget]:
         row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
         for number, row in enumerate(settings.budgets)
     ]
+
+
+def _source(settings: Settings) -> str | None:
+    """The file that all budgets stand in; None where code gives some."""
+    if settings.source is None or 0 in settings.lines("budgets"):
+        return None
+    return str(Path(settings.source).resolve())
 
 
 def _make_alerts(settings: Settings) -> list[AlertTarget]:

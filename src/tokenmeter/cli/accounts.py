@@ -1,35 +1,225 @@
-"""``budgets`` and ``remaining``."""
+"""``budgets ...`` and ``remaining``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tokenmeter.budgets import Balance
-from tokenmeter.budgets.policy import SCOPE_FIELDS
-from tokenmeter.cli.console import Exit, emit, out
+from tokenmeter.budgets import Balance, Budget, Change, Grant
+from tokenmeter.budgets.definitions import whoami
+from tokenmeter.budgets.policy import SCOPE_FIELDS, Unit
+from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import TzOption
+from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
 
-__all__ = ["budgets", "remaining"]
+__all__ = ["budgets_app", "remaining"]
 
 _NEARLY = Decimal("0.8")
 
 
-@command(app, "budgets")
-def budgets(frame: Frame, *, tz: TzOption = "UTC") -> None:
+budgets_app = typer.Typer(help="Caps: where they stand, what they are, and who changed them.")
+app.add_typer(budgets_app, name="budgets")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.", show_default=False)]
+ByOption = Annotated[
+    str | None, typer.Option("--by", help="Who decides it, for the history.", show_default="this account")
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
+_SOURCE = "command line"
+
+
+@command(budgets_app, None, examples=["tokenmeter budgets", "tokenmeter budgets history members"])
+def budgets(frame: Frame, *, context: typer.Context, tz: TzOption = "UTC") -> None:
     """Every budget and counter with a bar: how much of it is used and held."""
+    if context.invoked_subcommand is not None:
+        return
     nothing = frame.missing is not None and not frame.settings.budgets
     _show(frame, [] if nothing else _balances(frame, {}), tz)
+
+
+@command(
+    budgets_app,
+    "set",
+    examples=[
+        "tokenmeter budgets set members member=* limit_usd=50 --reason launch",
+        "tokenmeter budgets set members limit_usd=80",
+    ],
+)
+def set_budget(
+    frame: Frame,
+    *,
+    name: NameArgument,
+    fields: Annotated[
+        list[str], typer.Argument(metavar="FIELD=VALUE ...", help="As in a [[budgets]] row; tag:NAME=VALUE for tags.")
+    ],
+    by: ByOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Define a budget, or change the fields named; every process obeys it with its next call."""
+    with frame.meter(make=True) as meter:
+        row = next((one.to_dict() for one in meter.budgets.in_force if one.name == name), {})
+        budget = Budget.parse(row | _row(fields, row) | {"name": name}, file="command line")
+        _told(frame, [meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)])
+
+
+@command(budgets_app, "retire", examples=["tokenmeter budgets retire trial --reason 'it is over'"])
+def retire(frame: Frame, *, name: NameArgument, by: ByOption = None, reason: ReasonOption = "") -> None:
+    """End a budget; its history and its counters stay."""
+    with frame.meter() as meter:
+        _told(frame, [meter.budgets.retire(name, by=by, reason=reason, source=_SOURCE)])
+
+
+@command(budgets_app, "apply", examples=["tokenmeter budgets apply tokenmeter.toml --dry-run"])
+def apply(
+    frame: Frame,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tokenmeter.toml with [[budgets]].")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    by: ByOption = None,
+    reason: ReasonOption = "applied",
+) -> None:
+    """Make the ledger say what a file's budgets say; ends those it declared earlier and has no longer."""
+    settings, frame = load_settings(config=file), frame.settled_by(file)
+    declared = [
+        row if isinstance(row, Budget) else Budget.parse(row, file=str(file), number=number)
+        for number, row in enumerate(settings.budgets)
+    ]
+    with frame.meter(make=not dry_run) as meter:
+        changes = meter.budgets.apply(
+            declared, source=str(Path(str(settings.source)).resolve()), by=by, reason=reason, dry_run=dry_run
+        )
+    _told(frame, changes, dry_run=dry_run)
+
+
+@command(budgets_app, "history", examples=["tokenmeter budgets history", "tokenmeter budgets history members --json"])
+def history(
+    frame: Frame,
+    *,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this budget.", show_default=False)] = None,
+    tz: TzOption = "UTC",
+) -> None:
+    """Every definition, change, grant and end: when, by whom, from where and why."""
+    with frame.meter() as meter:
+        changes = meter.budgets.history(name)
+        names = dict.fromkeys([name] if name else [change.name for change in changes])
+        grants = [grant for one in names for grant in meter.budgets.grants(one)]
+    if frame.as_json:
+        emit({"changes": [one.to_dict() for one in changes], "grants": [one.to_dict() for one in grants]})
+        return
+    if not changes:
+        out.print("The ledger has no budget of this name." if name else "The ledger has no budgets.", markup=False)
+        return
+    lines = [
+        *((one.at, one.name, _said(one), one.by, one.source, one.reason) for one in changes),
+        *((one.at, one.budget, _granted(one), one.by, "", one.reason) for one in grants),
+    ]
+    where = zone(tz)
+    cells = [
+        ["" if at is None else at.astimezone(where).strftime("%Y-%m-%d %H:%M:%S"), *rest]
+        for at, *rest in sorted(lines, key=lambda line: str(line[0]))
+    ]
+    show_table(["when", "budget", "what", "by", "from", "why"], cells, figures=(), whole=("when", "budget", "what"))
+
+
+@command(
+    budgets_app,
+    "grant",
+    examples=["tokenmeter budgets grant credit 25 organization=acme --reason 'invoice 7' --expires 2027-01-01"],
+)
+def grant(
+    frame: Frame,
+    *,
+    name: NameArgument,
+    amount: Annotated[str, typer.Argument(help="How much more, in the budget's unit.", show_default=False)],
+    scope: Annotated[
+        list[str] | None, typer.Argument(metavar="[FIELD=VALUE ...]", help="Which counter, where the budget has a '*'.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the history.", show_default=False)],
+    by: ByOption = None,
+    unit: Annotated[str | None, typer.Option(help="Which limit, where there are several: usd, tokens, ...")] = None,
+    expires: Annotated[str | None, typer.Option(help="First instant at which what is left of it is gone.")] = None,
+    key: Annotated[str | None, typer.Option(help="Identity, such as a payment's: granted once.")] = None,
+) -> None:
+    """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
+    with frame.meter() as meter:
+        made = meter.budgets.grant(
+            name,
+            amount,
+            by=by or whoami(),
+            reason=reason,
+            scope=_parse_scope(scope or ()),
+            unit=cast("Unit | None", unit),
+            expires=expires,
+            key=key,
+        )
+    if frame.as_json:
+        emit(made.to_dict())
+    else:
+        out.print(f"{made.budget}: {_granted(made)}.", markup=False)
+
+
+def _row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
+    """``["member=*", "limit_usd=50"]`` as a ``[[budgets]]`` row."""
+    row: dict[str, Any] = {}
+    tags = dict(before.get("tags", {}))
+    for part in fields:
+        name, equals, value = part.partition("=")
+        if not (name and equals):
+            raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as limit_usd=50.")
+        if name.startswith("tag:"):
+            tags[name.removeprefix("tag:")] = value
+        elif name == "thresholds":
+            row[name] = [int(one) if one.strip().isdecimal() else one for one in value.split(",") if one]
+        elif name in _FLAGS:
+            row[name] = {"true": True, "false": False}.get(value.lower(), value)
+        elif name in _NUMBERS and value.isdecimal():
+            row[name] = int(value)
+        else:
+            row[name] = value or None
+    return row | ({"tags": tags} if tags else {})
+
+
+_FLAGS = ("hard", "inject_max_tokens")
+_NUMBERS = ("week_start", "anchor", "reset_hour", "refresh")
+
+
+def _told(frame: Frame, changes: Sequence[Change], *, dry_run: bool = False) -> None:
+    if frame.as_json:
+        emit([change.to_dict() for change in changes])
+        return
+    if not changes:
+        out.print("Nothing to change: the ledger says the same.", markup=False)
+    for change in changes:
+        would = "would be " if dry_run else ""
+        done = "ended" if change.budget is None else "set"
+        what = "" if change.budget is None else f": {_said(change)}"
+        out.print(f"{change.name}: {would}{done}, version {change.version}{what}", markup=False)
+
+
+def _said(change: Change) -> str:
+    if change.budget is None:
+        return "ended"
+    row = {name: value for name, value in change.budget.to_dict().items() if name not in {"name", "tags"}}
+    row |= {f"tag:{name}": value for name, value in change.budget.tags.items()}
+    return ", ".join(f"{name}={value}" for name, value in row.items())
+
+
+def _granted(grant: Grant) -> str:
+    whose = ", ".join(f"{name}={value}" for name, value in grant.scope.items()) or "all calls"
+    until = "" if grant.expires is None else f" until {grant.expires:%Y-%m-%d %H:%M} UTC"
+    sign = "-" if grant.amount < 0 else "+"
+    return f"{sign}{magnitude(grant.amount):f} {grant.unit} for {whose}{until}"
 
 
 @command(app, "remaining", examples=["tokenmeter remaining member=ada"])
@@ -100,10 +290,15 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
 
 
 def _amount(value: Decimal, unit: str) -> str:
+    if value.is_infinite():
+        return "no cap"
     if unit == "usd":
-        shown = round_to(value, 2)
-        return f"-${magnitude(shown):,f}" if shown < 0 else f"${shown:,f}"
-    return f"{round_to(value, 0):,f} {unit}"
+        size = magnitude(value)
+        shown = round_to(size, 2 if size >= 1 or not size else 6)
+        text = f"{shown:,f}".rstrip("0") if size < 1 and size else f"{shown:,f}"
+        whole, _, cents = text.partition(".")
+        return f"{'-' if value < 0 else ''}${whole}.{cents:0<2}"
+    return f"{round_to(value, 0):,f} {unit.replace('_', ' ')}"
 
 
 def _part(balance: Balance) -> Decimal:

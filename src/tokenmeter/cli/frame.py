@@ -77,6 +77,10 @@ class Frame:
         """The settings as a program would load them, with the command line's store and file first."""
         return load_settings(store=self._store, config=self._config)
 
+    def settled_by(self, config: Path) -> Frame:
+        """This frame with the settings of `config`, unless the command line named others."""
+        return Frame(self._store, self._config or config, as_json=self.as_json)
+
     @contextmanager
     def ledger(self) -> Generator[Store]:
         """The ledger's store, open for reading; a missing file is not made.
@@ -133,7 +137,7 @@ class Frame:
 
 def command(
     app: typer.Typer,
-    name: str,
+    name: str | None,
     *,
     examples: Sequence[str] = (),
     group: str | None = None,
@@ -143,14 +147,18 @@ def command(
 
     Args:
         app: The application, or one of its groups of commands.
-        name: What the command is called.
+        name: What the command is called; None for what a group does when no command of it is named.
         examples: Command lines that ``--help`` ends with.
         group: Heading it stands under in the list of commands.
         options: Which of the shared options it takes.
     """
 
     def register(function: Callable[Concatenate[Frame, P], None]) -> Callable[Concatenate[Frame, P], None]:
-        app.command(name, epilog=_examples(examples), rich_help_panel=group)(_framed(function, options))
+        framed = _framed(function, options)
+        if name is None:
+            app.callback(invoke_without_command=True, epilog=_examples(examples))(framed)
+        else:
+            app.command(name, epilog=_examples(examples), rich_help_panel=group)(framed)
         return function
 
     return register

@@ -1,0 +1,124 @@
+"""`tokenmeter budgets ...`: budgets are set, applied, ended and looked into from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tokenmeter
+from tokenmeter.attribution import Attribution
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.cli.app import run as command_line
+from tokenmeter.usage import Consumption, Observation, Usage
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    """A ledger in which ada has spent two dollars."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TOKENMETER_STORE", f"sqlite:///{tmp_path}/ledger.db")
+    rows = [{"provider": "openai", "model": "m", "sku_meter": "output", "unit_price": "1", "per": 1}]
+    meter = tokenmeter.make_meter(prices=rows)
+    call = Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=RequestFacts(model="m", max_output_tokens=2),
+        attribution=Attribution(member="ada"),
+    )
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage({"output": 2})),))
+    meter.settle(meter.authorize(call), Outcome(observation=seen))
+    meter.close()
+    return tmp_path
+
+
+@pytest.fixture
+def run(ledger, capsys):
+    """What a command line prints; fails when it ends with another exit code."""
+
+    def call(*arguments, code=0):
+        with pytest.raises(SystemExit) as end:
+            command_line(arguments)
+        printed = capsys.readouterr()
+        assert (end.value.code or 0) == code, printed
+        return printed.out + printed.err
+
+    return call
+
+
+def test_a_budget_is_set_changed_and_ended_and_its_history_is_told(run):
+    run("budgets", "set", "members", "member=*", "limit_usd=5", "tag:env=prod", "--by", "grace", "--reason", "launch")
+    run("budgets", "set", "members", "limit_usd=8", "thresholds=50,90", "hard=false", "--by", "ada")
+    told = json.loads(run("budgets", "history", "members", "--json"))["changes"]
+    assert [(one["version"], one["by"], one["reason"], one["source"]) for one in told] == [
+        (1, "grace", "launch", "command line"),
+        (2, "ada", "", "command line"),
+    ]
+    assert told[1]["budget"] == {
+        "name": "members",
+        "member": "*",
+        "tags": {"env": "prod"},
+        "limit_usd": "8",
+        "period": "month",
+        "thresholds": [50, 90],
+        "hard": False,
+    }
+    assert "ended" in run("budgets", "retire", "members", "--by", "ada")
+    assert [line.split()[2] for line in run("budgets", "history").splitlines()[2:]] == ["members"] * 3
+    assert "in force: none" in run("budgets", "retire", "members", code=2)
+
+
+def test_the_list_shows_what_was_spent_before_there_was_a_budget_and_writes_nothing(run, ledger):
+    (ledger / "tokenmeter.toml").write_text('[[budgets]]\nname = "members"\nmember = "*"\nlimit_usd = 5\n')
+    shown = run("budgets")
+    assert "member=ada" in shown
+    assert "$2.00" in shown
+    assert "40%" in shown
+    assert json.loads(run("budgets", "history", "--json")) == {"changes": [], "grants": []}
+
+
+def test_a_file_is_applied_after_a_dry_run_and_what_it_has_no_longer_is_ended(run, ledger):
+    file = Path("policy.toml")
+    file.write_text('[[budgets]]\nname = "a"\nlimit_usd = 5\n\n[[budgets]]\nname = "b"\nlimit_tokens = 9\n')
+    assert "a: would be set, version 1" in run("budgets", "apply", str(file), "--dry-run")
+    assert json.loads(run("budgets", "history", "--json"))["changes"] == []
+    run("budgets", "apply", str(file))
+    assert "Nothing to change" in run("budgets", "apply", str(file))
+    file.write_text('[[budgets]]\nname = "a"\nlimit_usd = 6\n')
+    shown = run("budgets", "apply", str(file), "--dry-run")
+    assert "a: would be set, version 2" in shown
+    assert "b: would be ended, version 2" in shown
+    run("budgets", "apply", str(file), "--reason", "quarter")
+    assert [one["budget"] for one in json.loads(run("budgets", "--json"))] == ["a"]
+
+
+def test_credit_is_granted(run):
+    run("budgets", "set", "credit", "member=*", "limit_usd=0", "period=total")
+    shown = run("budgets", "grant", "credit", "25.50", "member=ada", "--reason", "invoice 7", "--key", "p1")
+    assert "+25.50 usd for member=ada" in shown
+    run("budgets", "grant", "credit", "25.50", "member=ada", "--reason", "invoice 7", "--key", "p1")
+    (balance,) = json.loads(run("remaining", "member=ada", "--json"))
+    assert (balance["limit"], balance["spent"], balance["remaining"]) == ("25.5", "2", "23.5")
+    assert len(json.loads(run("budgets", "history", "credit", "--json"))["grants"]) == 1
+
+
+def test_small_and_absent_caps_are_told_apart(run):
+    run("budgets", "set", "small", "member=*", "limit_usd=0.00042", "hard=false")
+    shown = run("budgets")
+    assert "$0.00042" in shown
+    assert "-$2.00" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("set", "x", "limit_usd"), "FIELD=VALUE"),
+        (("set", "x", "limit_used=1"), "did you mean 'limit_usd'"),
+        (("set", "x", "limit_usd=much"), "number"),
+        (("grant", "x", "1", "--reason", "r"), "No budget is called 'x'"),
+        (("apply", "nothing.toml"), "does not exist"),
+    ],
+)
+def test_what_is_wrong_is_said(run, arguments, problem):
+    assert problem in run("budgets", *arguments, code=2)
