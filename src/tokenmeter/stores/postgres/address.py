@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -22,6 +22,8 @@ __all__ = ["Address"]
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _HOST = r"(?:\[[^\]]*\]|[^:,\[]*)(?::\d*)?"
 _HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*")
+#: RFC 3986, appendix B. `urllib.parse.urlsplit` refuses several hosts in brackets since Python's security releases.
+_URL = re.compile(r"[^:/?#]+://(?P<netloc>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?", re.DOTALL)
 _MEBIBYTE = 1024 * 1024
 #: Parameters of the URL that are ours; every other one is libpq's.
 _OWN = {"schema": "tokenmeter", "spool": "", "spool_mb": "256", "pool": "4", "leases": "0"}
@@ -56,19 +58,19 @@ class Address:
         Raises:
             ConfigurationError: a parameter is wrong; the message names it and holds no secret.
         """
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            raise ConfigurationError("The PostgreSQL URL cannot be read; write postgresql://user@host/db.") from None
-        if parts.fragment or not _HOSTS.fullmatch(parts.netloc.rpartition("@")[2]):
+        parts = _URL.fullmatch(url)
+        if parts is None:
+            raise ConfigurationError("The PostgreSQL URL cannot be read; write postgresql://user@host/db.")
+        netloc, path = parts["netloc"], parts["path"]
+        if parts["fragment"] or not _HOSTS.fullmatch(netloc.rpartition("@")[2]):
             raise ConfigurationError(
                 "The PostgreSQL URL has a port that is no number, or a password with characters that end a part of a "
                 "URL: percent-encode them (/ is %2F, ? is %3F, # is %23), or leave it to PGPASSWORD or ~/.pgpass."
             )
-        query = parse_qsl(parts.query, keep_blank_values=True)
+        query = parse_qsl(parts["query"] or "", keep_blank_values=True)
         own = _OWN | {name: value for name, value in query if name in _OWN}
         rest = urlencode([pair for pair in query if pair[0] not in _OWN], quote_via=quote, safe="/")
-        conninfo = _joined(parts.netloc, parts.path, rest)
+        conninfo = _joined(netloc, path, rest)
         try:
             target = conninfo_to_dict(conninfo)
         except (psycopg.Error, UnicodeError):

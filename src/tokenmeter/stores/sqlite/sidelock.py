@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
+
+from tokenmeter.file_locks import lock_file, unlock_file
 
 __all__ = ["SideLock"]
 
@@ -19,17 +20,13 @@ class SideLock:
     def acquire(self) -> bool:
         """Take the lock if it is free; never waits."""
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        return lock_file(self._descriptor, wait=False)
 
     def release(self) -> None:
         """Give the lock back."""
         if self._descriptor is not None:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            unlock_file(self._descriptor)
 
     def close(self) -> None:
         """Let go of the file. In a forked child this leaves the parent's lock alone."""
