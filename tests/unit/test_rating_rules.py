@@ -159,7 +159,6 @@ def test_the_instant_decides_not_the_clock_on_the_wall(pricer):
     ("provider", "model", "threshold", "base", "long"),
     [
         ("openai", "gpt-5.4", 272_000, "2.5", "5"),
-        ("anthropic", "claude-sonnet-4-5", 200_000, "3", "6"),
         ("anthropic", "claude-haiku-5-5", 100_000, "0.1", "0.5"),
         ("google", "gemini-2.5-pro", 200_000, "1.25", "2.5"),
     ],

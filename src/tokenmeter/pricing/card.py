@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -80,6 +80,11 @@ class Quote(NamedTuple):
     row: Price
     rules: tuple[Rule, ...] = ()
 
+    def assumes_for(self, sku_meter: str) -> bool:
+        """Whether it stands in for the rate of a cached class that nobody publishes."""
+        derived = any(rule.kind == "derived" for rule in self.rules)
+        return sku_meter.startswith("cache_") and not self.row.sku_meter.startswith("cache_") and not derived
+
     def times(self, rule: Rule) -> Quote:
         """This quote under one more rule."""
         return Quote(EXACT.multiply(self.per_unit, rule.factor), self.row, (*self.rules, rule))
@@ -102,11 +107,20 @@ class RateCard:
         rows: Its prices of all layers, the strongest layer first.
         rules: Rules; those about this provider and model count.
         name: How the call named the model, where that differs.
+        assumed_before: Before this instant the name may have meant another model, so that the price is an assumption.
     """
 
     def __init__(
-        self, provider: str, model: str, rows: Iterable[Price], rules: Iterable[Rule], *, name: str | None = None
+        self,
+        provider: str,
+        model: str,
+        rows: Iterable[Price],
+        rules: Iterable[Rule],
+        *,
+        name: str | None = None,
+        assumed_before: datetime | None = None,
     ) -> None:
+        self.assumed_before = assumed_before
         self.provider = provider
         self.model = model
         self.rows = tuple(rows)
@@ -119,8 +133,10 @@ class RateCard:
         self._derived = [rule for rule in self.rules if rule.kind == "derived"]
         self._place_rules = [rule for rule in self.rules if rule.kind == "multiplier"]
         self.thresholds = tuple(sorted({row.conditions.min_input_tokens for row in self.rows} - {0}))
-        self.boundaries = tuple(sorted(_instants(self.rows, self.rules)))
-        self.clock = tuple(sorted({moment for row in self.rows for moment in row.conditions.hours or ()}))
+        self.boundaries = tuple(
+            sorted(_instants(self.rows, self.rules) | ({assumed_before} if assumed_before else set()))
+        )
+        self.clock = tuple(sorted(_clock(self.rows)))
 
     def changes_after(self, at: datetime) -> datetime | None:
         """The first instant later than `at` at which some price may change; None when none is known."""
@@ -218,15 +234,17 @@ class RateCard:
         return None
 
 
+_MIDNIGHT = time(tzinfo=UTC)
 _LAYERS = {"user": 3, "project": 2, "tokenmeter": 1, "genai-prices": 0}
 
 
 def _strength(row: Price, position: int) -> tuple[int, ...]:
-    """Layer, then the narrower place, then rank, then the higher tier, then the later date, then the later row."""
+    """Layer, narrower place or hours, rank, higher tier, later date, later row: the first that differs decides."""
     conditions = row.conditions
     # What is shipped about a whole provider only fills gaps; what the user says about one is meant.
     layer = -1 if row.model == EVERY_MODEL and row.origin == "tokenmeter" else _LAYERS[row.origin]
-    narrow = sum(value is not None for value in (conditions.geo, conditions.region, conditions.endpoint))
+    narrowing = (conditions.geo, conditions.region, conditions.endpoint, conditions.hours, conditions.weekdays)
+    narrow = sum(value is not None for value in narrowing)
     since = int(row.effective_from.timestamp()) if row.effective_from else 0
     return layer, narrow, row.rank, conditions.min_input_tokens, since, position
 
@@ -241,13 +259,14 @@ def _met(row: Price, context: Context, at: datetime, prompt_tokens: int) -> bool
         and conditions.region in {None, context.region}
         and conditions.endpoint in {None, context.endpoint}
         and (not conditions.min_input_tokens or prompt_tokens > conditions.min_input_tokens)
-        and (conditions.hours is None or _within(conditions.hours, at.timetz().replace(tzinfo=None)))
+        and conditions.hold_at(at)
     )
 
 
-def _within(hours: tuple[time, time], moment: time) -> bool:
-    start, end = (each.replace(tzinfo=None) for each in hours)
-    return start <= moment < end if start <= end else moment >= start or moment < end
+def _clock(rows: Iterable[Price]) -> set[time]:
+    """Every time of day at which some price may change."""
+    clock = {moment for row in rows for moment in row.conditions.hours or ()}
+    return clock | {_MIDNIGHT} if any(row.conditions.weekdays for row in rows) else clock
 
 
 def _instants(rows: Iterable[Price], rules: Iterable[Rule]) -> set[datetime]:

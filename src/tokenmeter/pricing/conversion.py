@@ -15,7 +15,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.pricing.edition import Record
 from tokenmeter.pricing.price import Conditions, Price, midnight
 
-__all__ = ["Launch", "price_rows"]
+__all__ = ["Launch", "price_rows", "unknown_terms"]
 
 #: genai-prices' price keys as our meters and the units one price pays for. `cache_write` is the class without a
 #: stated lifetime, from which the TTL classes inherit (see `tokenmeter.pricing.card`).
@@ -41,10 +41,18 @@ _METERS: dict[str, tuple[str, int]] = {
     "web_searches_kcount": ("web_searches", 1_000),
     "storage_searches_kcount": ("file_searches", 1_000),
     "requests_kcount": ("requests", 1_000),
+    "output_reasoning_mtok": ("output_reasoning", 1_000_000),
+    "output_citation_mtok": ("output_citation", 1_000_000),
+    "input_document_kpages": ("document_pages", 1_000),
+    "input_annotated_document_kpages": ("annotated_pages", 1_000),
+    "input_text_messages_kcount": ("text_messages", 1_000),
 }
 #: A flat or tiered price: (threshold, price) steps, ascending; the first threshold is 0.
 _Steps = tuple[tuple[int, Decimal], ...]
 _MODES = {"service_tier", "processing", "speed"}
+#: What a variant may depend on that no request of ours tells: which search was configured, by which route it went. Such
+#: a variant is left out, so that its model costs what it costs without.
+_UNTOLD = {"search_type", "route"}
 #: Tiers that the catalog lists under a second name: the standard one, and OpenAI's fast (= priority).
 _OTHER_SPELLINGS = {"default", "fast"}
 
@@ -96,6 +104,19 @@ def price_rows(provider: str, record: Record, launches: Sequence[Launch], *, sou
         launch = _launch(launches, provider, model, mode, since)
         if launch and since:
             yield from _carried_back(window, prices, chain, launch)
+
+
+def unknown_terms(record: Record) -> set[str]:
+    """What of a model record's prices nobody here can read: keys of prices, of contexts and of constraints."""
+    prices: Record | Sequence[Record] = record["prices"]
+    dated = [{"prices": prices}] if isinstance(prices, Mapping) else list(prices)
+    variants = cast("Sequence[Record]", record.get("price_variants") or ())
+    found: set[str] = set()
+    for each in (*dated, *variants):
+        found |= each["prices"].keys() - _METERS.keys()
+        found |= (each.get("when") or {}).keys() - _MODES - _UNTOLD
+        found |= (each.get("constraint") or {}).keys() - {"start_date", "start_time", "end_time"}
+    return found
 
 
 def _tokens_of(standard: Mapping[str, _Steps]) -> Mapping[str, _Steps]:

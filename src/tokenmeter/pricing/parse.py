@@ -12,7 +12,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.matching import canonical_provider
-from tokenmeter.pricing.price import TOKEN_CLASSES, Conditions, Origin, Price, plain
+from tokenmeter.pricing.price import TOKEN_CLASSES, WEEKDAYS, Conditions, Origin, Price, plain
 from tokenmeter.pricing.terms import SCOPES, Discount, Multiplier
 from tokenmeter.semconv import unit_of
 
@@ -21,7 +21,7 @@ __all__ = ["parse_discounts", "parse_multipliers", "parse_prices", "table_lines"
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {
     *("provider", "model", "sku_meter", "unit_price", "per", "effective_from", "effective_to", "conditions"),
-    *("source", "verified_on", "min_input_tokens", *_CONDITIONS),
+    *("source", "verified_on", "min_input_tokens", "hours", "weekdays", *_CONDITIONS),
 }
 
 
@@ -207,7 +207,7 @@ class _Row:
             raise self._wrong("conditions", "must be a table such as { service_tier = 'flex' }")
         stated = cast("Mapping[str, Any]", table)
         for name in stated:
-            if name not in {*_CONDITIONS, "min_input_tokens"}:
+            if name not in {*_CONDITIONS, "min_input_tokens", "hours", "weekdays"}:
                 raise self._wrong(f"conditions.{name}", "is no condition")
         merged = _Row({**stated, **self.raw}, self._place, self._file)
         values = {name: merged._text(name) for name in _CONDITIONS}
@@ -219,4 +219,31 @@ class _Row:
             region=plain("region", values["region"]),
             endpoint=values["endpoint"],
             min_input_tokens=merged._whole("min_input_tokens", 0),
+            hours=merged._hours(),
+            weekdays=merged._weekdays(),
         )
+
+    def _hours(self) -> tuple[time, time] | None:
+        text = self._text("hours")
+        if text is None:
+            return None
+        try:
+            start, end = (time.fromisoformat(each.strip()).replace(tzinfo=UTC) for each in text.split("-"))
+        except ValueError:
+            raise self._wrong("hours", f"must be a span in UTC such as '01:00-04:00', not {text!r}") from None
+        if start == end:
+            raise self._wrong("hours", "must not begin and end at the same time; leave it out for all day")
+        return start, end
+
+    def _weekdays(self) -> tuple[int, ...] | None:
+        text = self._text("weekdays")
+        if text is None:
+            return None
+        days: set[int] = set()
+        for part in text.split(","):
+            first, dash, last = (each.strip().capitalize() for each in part.partition("-"))
+            if first not in WEEKDAYS or (dash and last not in WEEKDAYS):
+                raise self._wrong("weekdays", f"must be days such as 'Mon-Fri' or 'Sat,Sun', not {text!r}")
+            begin, end = WEEKDAYS.index(first), WEEKDAYS.index(last or first)
+            days.update(1 + day % 7 for day in range(begin, end + 1 if begin <= end else end + 8))
+        return tuple(sorted(days))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 from tokenmeter.money import EXACT
 from tokenmeter.semconv import TOKEN_METERS
 
-__all__ = ["ANY_TIME", "EVERY_MODEL", "TOKEN_CLASSES", "Conditions", "Origin", "Price", "midnight", "plain"]
+__all__ = ["ANY_TIME", "EVERY_MODEL", "TOKEN_CLASSES", "WEEKDAYS", "Conditions", "Origin", "Price", "midnight", "plain"]
 
 #: As a row's model: every model of the provider (hosted tools cost the same whichever model called them).
 EVERY_MODEL = "*"
@@ -20,6 +20,14 @@ EVERY_MODEL = "*"
 TOKEN_CLASSES = frozenset({*TOKEN_METERS, "cache_write"})
 #: Layers, the strongest first.
 Origin = Literal["user", "project", "tokenmeter", "genai-prices"]
+
+
+#: Names of the days of the week, as rows write them.
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_TOLD: Mapping[str, Callable[[Any], str]] = {
+    "hours": lambda hours: f"{hours[0]:%H:%M}-{hours[1]:%H:%M}Z",
+    "weekdays": lambda days: "+".join(map(dict(enumerate(WEEKDAYS, start=1)).__getitem__, days)),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,7 @@ class Conditions:
         endpoint: SDK method path this price is for; None = every endpoint.
         min_input_tokens: Holds for prompts with strictly MORE tokens than this; 0 = every prompt.
         hours: Daily ``[start, end)`` in UTC; None = all day.
+        weekdays: Days of the week in UTC, 1 = Monday ... 7 = Sunday; None = every day.
     """
 
     service_tier: str | None = None
@@ -45,6 +54,7 @@ class Conditions:
     endpoint: str | None = None
     min_input_tokens: int = 0
     hours: tuple[time, time] | None = None
+    weekdays: tuple[int, ...] | None = None
 
     def described(self) -> dict[str, str]:
         """The conditions that are set, as text."""
@@ -52,8 +62,18 @@ class Conditions:
         for each in fields(self):
             value = getattr(self, each.name)
             if value:
-                found[each.name] = f"{value[0]:%H:%M}-{value[1]:%H:%M}Z" if each.name == "hours" else str(value)
+                found[each.name] = _TOLD.get(each.name, str)(value)
         return found
+
+    def hold_at(self, at: datetime) -> bool:
+        """Whether day and hour are right; `at` in UTC."""
+        if self.weekdays is not None and at.isoweekday() not in self.weekdays:
+            return False
+        if self.hours is None:
+            return True
+        start, end = (each.replace(tzinfo=None) for each in self.hours)
+        moment = at.timetz().replace(tzinfo=None)
+        return start <= moment < end if start <= end else moment >= start or moment < end
 
 
 ANY_TIME = Conditions()

@@ -29,7 +29,8 @@ class Rating:
         billed_cost: As above, times the platform multiplier.
         cost_source: How the cost is known.
         flags: Remarks: ``unknown_model``, ``unknown_service_tier``, ``unknown_processing``, ``unknown_speed``,
-            ``unknown_geo``, ``unknown_region``, ``unpriced_meter``, ``tier_ambiguous``.
+            ``unknown_geo``, ``unknown_region``, ``unpriced_meter``, ``tier_ambiguous``, ``cache_rate_assumed``,
+            ``price_date_assumed``.
     """
 
     charges: tuple[Charge, ...] = ()
@@ -52,8 +53,7 @@ def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) ->
             flags.add(rate)
             lines.append(_unpriced(consumption, meter, quantity))
         else:
-            if rate.flag is not None:
-                flags.add(rate.flag)
+            flags |= rate.flags
             lines.append(rate.line(model, meter, quantity, role))
     if lines and "requests" not in quantities and sheet.per_request is not None:
         lines.append(sheet.per_request.line(model, "requests", 1, role))

@@ -80,6 +80,7 @@ class Overrides(NamedTuple):
         launches: See `tokenmeter.pricing.conversion.Launch`.
         limits: Model id pattern -> largest answer in tokens.
         aliases: provider -> {name: listed id}.
+        moved: (provider, name) of names that mean another model from time to time -> since when the meaning is known.
         text: The file, for hashing.
     """
 
@@ -88,6 +89,7 @@ class Overrides(NamedTuple):
     launches: tuple[Launch, ...]
     limits: tuple[tuple[str, int], ...]
     aliases: dict[str, dict[str, str]]
+    moved: dict[tuple[str, str], datetime]
     text: str
 
     def max_output_tokens(self, model: str) -> int | None:
@@ -107,16 +109,28 @@ def load_overrides() -> Overrides:
         launches=tuple(_launch(each) for each in raw["launches"]),
         limits=tuple((pattern, limit) for pattern, limit in raw["max_output_tokens"].items()),
         aliases=raw["aliases"],
+        moved={
+            (each["provider"], name): midnight(each["known_since"]) for each in raw["moved"] for name in each["names"]
+        },
         text=text,
     )
 
 
 def _spread(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per model and meter of a group ``{models = [...], rates = {meter = price}, ...shared}``."""
-    shared = {key: value for key, value in group.items() if key not in {"models", "rates"}}
+    """One row per model, span of hours, period and meter of a group.
+
+    ``{models = [...], rates = {meter = price}, hours = [span, ...], periods = [[from, to], ...], ...shared}``
+    """
+    shared = {key: value for key, value in group.items() if key not in {"models", "rates", "hours", "periods"}}
+    hours: list[dict[str, Any]] = [{"hours": span} for span in group.get("hours", ())] or [{}]
+    periods = [
+        dict(zip(("effective_from", "effective_to"), each, strict=False)) for each in group.get("periods", ((),))
+    ]
     return [
-        {**shared, "model": model, "sku_meter": meter, "unit_price": price}
+        {**shared, **span, **period, "model": model, "sku_meter": meter, "unit_price": price}
         for model in group["models"]
+        for period in periods
+        for span in hours
         for meter, price in group["rates"].items()
     ]
 

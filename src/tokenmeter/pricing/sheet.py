@@ -18,6 +18,8 @@ from tokenmeter.usage import Quantity
 
 __all__ = ["Rate", "RateSheet"]
 
+_NO_FLAGS: frozenset[str] = frozenset()
+
 
 class Rate(NamedTuple):
     """The price of one unit of one meter, with every multiplier.
@@ -29,7 +31,7 @@ class Rate(NamedTuple):
         unit: FOCUS unit.
         rates: US dollars per unit at list, contracted and billed terms.
         whole: The same in picodollars where all three are whole numbers: a line is then one exact integer product.
-        flag: What an entry priced by it must say, for example that the rate is a neighbour's; None = nothing.
+        flags: What an entry priced by it must say: ``cache_rate_assumed``, ``price_date_assumed``.
     """
 
     quote: Quote
@@ -38,7 +40,7 @@ class Rate(NamedTuple):
     unit: str
     rates: tuple[Decimal, Decimal, Decimal]
     whole: tuple[int, int, int] | None
-    flag: str | None = None
+    flags: frozenset[str] = _NO_FLAGS
 
     def line(self, model: str | None, sku_meter: str, quantity: Quantity, role: str) -> Charge:
         """The charge for `quantity`, rounded half-even to picodollars once per stage."""
@@ -140,7 +142,7 @@ class RateSheet:
                 continue
             used = True
             rate = self.rate(meter)
-            if isinstance(rate, str) or rate.whole is None or rate.flag is not None:
+            if isinstance(rate, str) or rate.whole is None or rate.flags:
                 return None
             listed += quantity * rate.whole[0]
             contracted += quantity * rate.whole[1]
@@ -176,7 +178,10 @@ class RateSheet:
             name: value for name, value in (("discount", discount), ("platform", self._platform)) if value != ONE
         }
         price_id = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
-        return Rate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates))
+        flags = {"cache_rate_assumed"} if quote.assumes_for(sku_meter) else set[str]()
+        if card.assumed_before is not None and at < card.assumed_before:
+            flags.add("price_date_assumed")
+        return Rate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates), frozenset(flags))
 
     def _why_not(self, sku_meter: str) -> str:
         """Which part of the context has no price: the mode that would have to go for there to be one."""
