@@ -95,7 +95,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    store: Text | None = Field(default=None, repr=False, min_length=1)  # may hold a password
+    store: Text | None = Field(default=None, repr=False, min_length=1, max_length=4096)  # may hold a password
     multiplier: Annotated[Decimal, BeforeValidator(_multiplier)] = ONE
     api_keys: dict[Text, str] = Field(default_factory=dict)
     budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
@@ -207,7 +207,7 @@ def find_file(explicit: str | Path | None = None) -> Path | None:
             if path.is_file():
                 return path
         except (OSError, RuntimeError, TypeError) as error:
-            raise ConfigurationError(f"The configuration file {named!r} cannot be reached: {error}.") from error
+            raise ConfigurationError(f"The configuration file {_short(named)} cannot be reached: {error}.") from error
         raise ConfigurationError(
             f"The configuration file {path} does not exist; create it, or unset config=/TOKENMETER_CONFIG."
         )
@@ -270,7 +270,7 @@ def _content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, A
 
 def _own_rows(name: str, rows: object) -> list[Any]:
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
-        raise ConfigurationError(f"{name}= takes a list of rows, not {rows!r}.")
+        raise ConfigurationError(f"{name}= takes a list of rows, not {_short(rows)}.")
     return [dict(cast("Mapping[str, Any]", row)) if isinstance(row, Mapping) else row for row in rows]  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -284,7 +284,7 @@ def _file_rows(values: Mapping[str, Any], key: str, source: str | None) -> list[
 def _over(name: str, own: object, below: object) -> dict[str, Any]:
     """A table of code over the file's; keys of API keys are hashed."""
     if not isinstance(own, Mapping):
-        raise ConfigurationError(f"{name}= takes a mapping, not {own!r}.")
+        raise ConfigurationError(f"{name}= takes a mapping, not {_short(own)}.")
     table = cast("Mapping[str, Any]", own)
     merged: dict[str, Any] = dict(cast("Mapping[str, Any]", below)) if isinstance(below, Mapping) else {}
     if name == "models":
@@ -334,6 +334,10 @@ def _explain(error: ValidationError, source: str | None) -> str:
 
 
 def _got(path: str, value: object) -> str:
-    """The value that was refused, cut short; nothing of a store's URL, which may hold a password."""
-    shown = "" if path == "store" and isinstance(value, str) else repr(value)
-    return f" (got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'})" if shown else ""
+    """The value that was refused; nothing of a store's URL, which may hold a password."""
+    return "" if path == "store" else f" (got {_short(value)})"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."

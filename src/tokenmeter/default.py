@@ -301,7 +301,7 @@ def _on_default(
     parameters = [*others, own, last] if open_ended else [*others, last, own]
     function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     function.__doc__ = f"{told}\n\nOn the default meter, or on `meter`."
-    function.__module__, function.__qualname__ = "tokenmeter", function.__name__
+    function.__module__ = "tokenmeter"
     return cast("_Verb[P, R_co]", function)
 
 
@@ -334,3 +334,6 @@ void_invoice = _on_default(Meter.void_invoice)
 write_off_invoice = _on_default(Meter.write_off_invoice)
 file_reconciliation = _on_default(Meter.file_reconciliation)
 post_proposals = _on_default(Meter.post_proposals)
+
+for _name in __all__:  # `invoice` is made from a function that is called otherwise
+    globals()[_name].__name__ = globals()[_name].__qualname__ = _name

@@ -39,7 +39,7 @@ def zone(name: str) -> tzinfo:
     if name == "UTC":
         return UTC
     try:
-        return ZoneInfo(name)
+        return ZoneInfo(name if isinstance(name, str) else "")  # pyright: ignore[reportUnnecessaryIsInstance] - settings
     except (ZoneInfoNotFoundError, ValueError, OSError, TypeError):
         raise ConfigurationError(
             f"Unknown time zone {name!r}; use an IANA name such as 'UTC', 'Europe/Berlin' or 'Asia/Kathmandu'."
@@ -142,6 +142,8 @@ def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
             return (value if value.tzinfo else value.replace(tzinfo=zone(tz))).astimezone(UTC)
         except (OverflowError, ValueError):
             raise ConfigurationError(_OUT_OF_RANGE) from None
+    if not isinstance(value, date):  # pyright: ignore[reportUnnecessaryIsInstance] - values of a settings file come here
+        raise ConfigurationError(f"{value!r} is not an instant; use a datetime, a date or a text such as '2026-11-23'.")
     return _midnight(value, zone(tz))
 
 

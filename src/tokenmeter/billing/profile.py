@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, TypeVar, cast
@@ -249,14 +249,18 @@ def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
 
 def _lines(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = values.get(key) or ()
-    lines: list[Any] = value.splitlines() if isinstance(value, str) else list(value)
+    lines: list[Any] = value.splitlines() if isinstance(value, str) else list(value) if _listed(value) else [None]
     if not all(isinstance(line, str) for line in lines):
         raise ConfigurationError(f"{where}.{key} is a list of lines, not {value!r}.")
     return tuple(lines)
 
 
+def _listed(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def _taxes(rows: Any, where: str) -> tuple[Tax, ...]:
-    if isinstance(rows, (str, Mapping)):
+    if not _listed(rows):
         raise ConfigurationError(f"{where} is a list of tables, written [[billing.taxes]].")
     return tuple(row if isinstance(row, Tax) else Tax.parse(row, where=where) for row in rows)
 

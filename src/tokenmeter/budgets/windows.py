@@ -57,7 +57,7 @@ class Window:
 
     def __post_init__(self) -> None:
         zone(self.tz)
-        if self.period not in (*CALENDAR_UNITS, "total") and not _ROLLING.fullmatch(self.period):
+        if self.period not in (*CALENDAR_UNITS, "total") and not _ROLLING.fullmatch(str(self.period)):
             raise ConfigurationError(
                 f"period must be one of {', '.join(CALENDAR_UNITS)}, total or rolling-<n>s|m|h|d "
                 f"(rolling-60s, rolling-24h), not {self.period!r}."

@@ -7,13 +7,24 @@ from typing import Annotated
 import typer
 
 import tokenmeter
-from tokenmeter.cli import accounts, care, dashboard, database, importing, invoicing, prices, reading, settling
+from tokenmeter.cli import (
+    accounts,
+    care,
+    configuration,
+    dashboard,
+    database,
+    importing,
+    invoicing,
+    prices,
+    reading,
+    settling,
+)
 from tokenmeter.cli.frame import app, run
 
 __all__ = ["COMMANDS", "app", "run"]
 
 #: Every module of commands; importing one registers what it has with `tokenmeter.cli.frame.command`.
-COMMANDS = (reading, accounts, prices, care, importing, database, dashboard, settling, invoicing)
+COMMANDS = (reading, accounts, prices, care, configuration, importing, database, dashboard, settling, invoicing)
 
 
 def _show_version(asked: bool) -> None:
@@ -32,7 +43,7 @@ def main(
 
 
 app.add_typer(prices.app, name="prices")
-app.add_typer(care.config_app, name="config")
+app.add_typer(configuration.config_app, name="config")
 app.add_typer(database.app, name="db")
 app.add_typer(settling.period_app, name="period")
 app.add_typer(invoicing.invoice_app, name="invoice")

@@ -1,4 +1,4 @@
-"""``verify``, ``reprice``, ``doctor`` and ``config check``: is everything as it should be?"""
+"""``verify``, ``reprice`` and ``doctor``: is everything as it should be?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
+from tokenmeter.cli.configuration import unset_keys
 from tokenmeter.cli.console import Exit, emit, out
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
@@ -21,8 +22,6 @@ from tokenmeter.cli.options import (
     Where,
     query_of,
 )
-from tokenmeter.config import Settings, find_file
-from tokenmeter.default import make_meter
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, round_to, total
@@ -30,10 +29,9 @@ from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["config_app", "doctor", "reprice", "verify"]
+__all__ = ["doctor", "reprice", "verify"]
 
 _STALE = timedelta(days=60)
-config_app = typer.Typer(help="The settings.", no_args_is_help=True)
 
 _MEANINGS = {
     "edited": "an entry is not what was written",
@@ -120,7 +118,7 @@ def doctor(
             "newest_price": f"{newest:%Y-%m-%d}",
             "budgets": len(settings.budgets),
         }
-    warnings = [*health.warnings, *_warnings(settings)]
+    warnings = [*health.warnings, *unset_keys(settings)]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:
@@ -149,41 +147,3 @@ def _newest_price(meter: Meter) -> datetime:
     now = utcnow()
     dates = (row.effective_from for row in meter.pricer.price_list.rows)
     return max((moment for moment in dates if moment is not None and moment <= now), default=BEGINNING)
-
-
-def _warnings(settings: Settings) -> list[str]:
-    unset = [alias for alias, reference in settings.api_keys.items() if reference.startswith("env:")]
-    known = set(settings.key_hashes().values())
-    return [
-        f"api_keys.{alias} names an environment variable that is not set here: its calls show as ...last4."
-        for alias in unset
-        if alias not in known
-    ]
-
-
-@command(config_app, "check")
-def check(frame: Frame) -> None:
-    """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
-    settings = frame.settings
-    meter = make_meter(settings.model_copy(update={"store": "memory:"}))
-    budgets = [budget.name for budget in meter.budgets.declared]
-    meter.close()
-    found = {
-        "file": settings.source or (str(find_file()) if find_file() else None),
-        "store": settings.store and redacted(settings.store),
-        "multiplier": f"{settings.multiplier:f}",
-        "budgets": budgets,
-        "api_keys": sorted(settings.api_keys),
-        "prices": len(settings.prices),
-        "discounts": len(settings.discounts),
-        "multipliers": len(settings.multipliers),
-    }
-    if frame.as_json:
-        emit({"ok": True, **found, "warnings": _warnings(settings)})
-        return
-    for name, value in found.items():
-        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-        out.print(f"{name.replace('_', ' '):<12}{escape(str(shown if shown is not None else 'default'))}")
-    for warning in _warnings(settings):
-        out.print(f"[yellow]care[/]  {escape(warning)}")
-    out.print("[green]The settings are good.[/]")

@@ -1,0 +1,157 @@
+"""``init`` and ``config check``: the settings file, written and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+import typer
+from rich.markup import escape
+
+from tokenmeter.cli.console import emit, out
+from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.config import FILE_NAME, Settings, find_file
+from tokenmeter.default import make_meter
+from tokenmeter.reports.sink import write_whole
+from tokenmeter.stores.urls import redacted
+
+__all__ = ["config_app", "init", "unset_keys"]
+
+config_app = typer.Typer(help="The settings.", no_args_is_help=True)
+
+#: What ``init`` writes. A line that begins with ``#`` and a letter or bracket is a setting that is switched off.
+TEMPLATE = """\
+# Settings of tokenmeter. Nothing here is needed: what is commented out shows its default or an example.
+# After a change: tokenmeter config check
+
+# Where the ledger is: memory:, sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database.
+# Without it: a SQLite file in your data directory (tokenmeter doctor says where). TOKENMETER_STORE wins over it.
+#store = "sqlite:///usage.db"
+
+# The platform's multiplier on upstream cost, a line of its own on every charge. 1 = no markup.
+#multiplier = "1.05"
+
+# Each call as OpenTelemetry ("opentelemetry", extra otel) or Prometheus metrics ("prometheus", extra prometheus), and
+# what they are labelled with; every value of a label makes a time series.
+#metrics = "opentelemetry"
+#metrics_labels = ["team", "route"]
+
+# Tokens and cost on the OpenTelemetry span that a call is made in (extra otel).
+#traces = true
+
+# Fields of a request that name its end user, and fields that become tags.
+#end_user_from = ["safety_identifier", "user", "metadata.user_id"]
+#tags_from = ["metadata.feature"]
+
+# Seconds that a call may be in flight before what a budget holds for it is given back. Live streams extend it.
+#hold_seconds = 900
+
+# Names for API keys. A key itself does not belong into this file: name the variable that holds it, or its SHA-256.
+#[api_keys]
+#prod = "env:OPENAI_API_KEY"
+
+# Caps. "*" gives every member (key, team, ...) a counter of its own. Fields: tokenmeter.Budget.
+#[[budgets]]
+#member = "*"
+#limit_usd = 50
+#period = "month"
+
+# Where crossed thresholds are reported, signed, besides the log.
+#[[alerts]]
+#webhook = "https://hooks.example.com/llm-spend"
+#secret_env = "TOKENMETER_WEBHOOK_SECRET"
+
+# Names of deployments, and aliases of your own, by provider.
+#[models.azure]
+#my-deployment = "gpt-5-mini"
+
+# Hosts of your own: base URL -> provider that bills there.
+#[providers]
+#"https://llm.example.com" = "openai"
+
+# Price rows of your own win over the shipped ones. `tokenmeter prices show` lists what is in force.
+#[[prices]]
+#provider = "openai"
+#model = "my-finetune"
+#sku_meter = "input"
+#unit_price = "3.00"
+#per = 1_000_000
+#source = "contract 4711"
+
+# Negotiated with a provider: a factor on upstream cost.
+#[[discounts]]
+#provider = "openai"
+#factor = "0.92"
+
+# Platform multipliers that differ by account.
+#[[multipliers]]
+#member = "ada"
+#multiplier = "1.10"
+
+# Who bills whom.
+#[billing]
+#seller = "Example Platform Ltd"
+#currency = "USD"
+"""
+
+
+@command(app, "init", examples=["tokenmeter init", "tokenmeter init --user"], options=("as_json",))
+def init(
+    frame: Frame,
+    *,
+    target: Annotated[
+        Path | None, typer.Argument(help="File to write.", show_default=f"{FILE_NAME} in the working directory")
+    ] = None,
+    user: Annotated[bool, typer.Option("--user", help="In your configuration directory, for every project.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a settings file in which every setting is explained and commented out."""
+    home = platformdirs.user_config_path("tokenmeter", appauthor=False)
+    path = target or (home if user else Path()) / FILE_NAME
+    if user and target is None:
+        home.mkdir(parents=True, exist_ok=True)
+    write_whole(path, TEMPLATE, overwrite=overwrite)
+    if frame.as_json:
+        emit({"file": str(path)})
+    else:
+        out.print(f"{path} is written. Take the # off what you need, then: tokenmeter config check", markup=False)
+
+
+@command(config_app, "check")
+def check(frame: Frame) -> None:
+    """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
+    settings = frame.settings
+    meter = make_meter(settings.model_copy(update={"store": "memory:"}))
+    budgets = [budget.name for budget in meter.budgets.declared]
+    meter.close()
+    found = {
+        "file": settings.source or (str(find_file()) if find_file() else None),
+        "store": settings.store and redacted(settings.store),
+        "multiplier": f"{settings.multiplier:f}",
+        "budgets": budgets,
+        "api_keys": sorted(settings.api_keys),
+        "prices": len(settings.prices),
+        "discounts": len(settings.discounts),
+        "multipliers": len(settings.multipliers),
+    }
+    if frame.as_json:
+        emit({"ok": True, **found, "warnings": unset_keys(settings)})
+        return
+    for name, value in found.items():
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        out.print(f"{name.replace('_', ' '):<12}{escape(str(shown if shown is not None else 'default'))}")
+    for warning in unset_keys(settings):
+        out.print(f"[yellow]care[/]  {escape(warning)}")
+    out.print("[green]The settings are good.[/]")
+
+
+def unset_keys(settings: Settings) -> list[str]:
+    """Keys of the settings whose environment variable is not set, in words."""
+    unset = [alias for alias, reference in settings.api_keys.items() if reference.startswith("env:")]
+    known = set(settings.key_hashes().values())
+    return [
+        f"api_keys.{alias} names an environment variable that is not set here: its calls show as ...last4."
+        for alias in unset
+        if alias not in known
+    ]

@@ -1,0 +1,134 @@
+"""Whatever stands in the settings, the answer is a meter or a `ConfigurationError`, never another exception."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from decimal import Decimal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokenmeter.cli.configuration import TEMPLATE
+from tokenmeter.config import Settings, load_settings
+from tokenmeter.default import make_meter
+from tokenmeter.errors import ConfigurationError
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.decimals(),
+    st.text(max_size=8),
+    st.binary(max_size=4),
+    st.sampled_from(
+        [10**400, Decimal("1e400"), "1e999999", "\0", "\ud800", "x" * 10_000, "~nobody/x", "env:", object()]
+    ),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=2),
+    max_leaves=4,
+)
+NAMES = sorted(set(Settings.model_fields) - {"source", "store"})
+ROWS = {
+    "budgets": {"member": "ada", "limit_usd": 1},
+    "prices": {"provider": "openai", "model": "m", "sku_meter": "input", "unit_price": 1},
+    "discounts": {"factor": "0.8"},
+    "multipliers": {"multiplier": "1.1"},
+    "alerts": {"webhook": "https://x.example"},
+}
+FIELDS = {
+    "budgets": ["member", "limit_usd", "limit_tokens", "limit_requests", "period", "tz", "anchor", "week_start", "hard",
+                "thresholds", "starts", "ends", "name", "tags", "store_failure"],
+    "prices": ["unit_price", "per", "effective_from", "conditions", "min_input_tokens", "source", "model", "region"],
+    "discounts": ["factor", "provider", "model", "effective_from", "effective_to"],
+    "multipliers": ["multiplier", "member", "effective_from"],
+    "alerts": ["webhook", "secret_env"],
+}  # fmt: skip
+
+
+def tried(**arguments):
+    with suppress(ConfigurationError):
+        make_meter(**{"store": "memory:", "config": {}, **arguments}).close()
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+@given(st.sampled_from(NAMES), VALUES)
+def test_any_value_of_any_setting(name, value):
+    tried(**{name: value})
+    tried(config={name: value})
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    st.sampled_from(sorted(ROWS)).flatmap(lambda table: st.tuples(st.just(table), st.sampled_from(FIELDS[table]))),
+    VALUES,
+)
+def test_any_value_in_any_row(place, value):
+    table, field = place
+    tried(**{table: [{**ROWS[table], field: value}]})
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
+def test_any_bytes_as_a_file(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("settings") / "tokenmeter.toml"
+    path.write_bytes(content)
+    tried(config=path)
+
+
+@pytest.mark.parametrize(
+    "store", ["", "\0", "sqlite:///a\0b", "x" * 100_000, "sqlite:///" + "d/" * 3_000 + "x", "ftp://x", 5]
+)
+def test_a_store_that_cannot_be_is_refused(store):
+    with pytest.raises(ConfigurationError):
+        make_meter(store=store, config={})
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    path = tmp_path / "tokenmeter.toml"
+    path.write_bytes(b'\xef\xbb\xbfmultiplier = "1.1"\r\n[[prices]]\r\nnonsense = 1\r\n')
+    assert load_settings(config=path).multiplier == Decimal("1.1")
+    with pytest.raises(ConfigurationError, match=r"line 2.*nonsense"):
+        make_meter(store="memory:", config=path)
+
+
+def test_a_file_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "tokenmeter.toml"
+    path.write_text("billing = " + "[" * 5_000 + "]" * 5_000)
+    with pytest.raises(ConfigurationError):
+        load_settings(config=path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
+def test_a_home_that_may_not_be_read_has_no_settings(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(store="memory:").source is None
+
+
+def test_a_folder_that_refuses_to_be_looked_into_has_no_settings(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.delenv("TOKENMETER_CONFIG", raising=False)
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    assert load_settings(store="memory:").source is None
+    with pytest.raises(ConfigurationError, match="cannot be reached"):
+        load_settings(config=tmp_path / "tokenmeter.toml")
+
+
+def test_the_file_that_init_writes_is_good_as_it_is_and_with_everything_switched_on(tmp_path):
+    path = tmp_path / "tokenmeter.toml"
+    path.write_text(TEMPLATE)
+    assert load_settings(config=path).model_dump(exclude={"source"}) == Settings().model_dump(exclude={"source"})
+    on = [line[1:] if line.startswith("#") and not line.startswith("# ") else line for line in TEMPLATE.splitlines()]
+    path.write_text("\n".join(on))
+    loaded = load_settings(config=path)
+    assert {name for name in NAMES if getattr(loaded, name) == getattr(Settings(), name)} == {"hold_seconds"}
+    make_meter(loaded.model_copy(update={"store": "memory:", "metrics": False, "traces": False})).close()
