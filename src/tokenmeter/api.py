@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, by_hand, reconciliation
+from tokenmeter import billing, by_hand, importing, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.config import Settings
@@ -356,6 +356,7 @@ class Meter(CallMeter):
     record_payment = _of_ledger(billing.record_payment)
     void_invoice = _of_ledger(billing.void_invoice)
     write_off_invoice = _of_ledger(billing.write_off_invoice)
+    import_usage = importing.import_usage
     reconcile = _of_ledger(reconciliation.reconcile)
     file_reconciliation = _of_ledger(reconciliation.file_reconciliation)
     post_proposals = reconciliation.post_proposals

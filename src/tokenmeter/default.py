@@ -43,6 +43,7 @@ __all__ = [
     "find_invoice",
     "flush",
     "hold",
+    "import_usage",
     "invoice",
     "invoice_coverage",
     "issue_invoice",
@@ -320,6 +321,7 @@ flush = _on_default(Meter.flush)
 close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)
+import_usage = _on_default(Meter.import_usage)
 reconcile = _on_default(Meter.reconcile)
 record = _on_default(Meter.record, _recorder)
 hold = _on_default(Meter.hold, _recorder)

@@ -268,7 +268,7 @@ def test_import_records_each_response_once(run: Callable[..., Outcome], place: P
     (place / "out.jsonl").write_text("\n".join(map(json.dumps, LINES)) + "\n")
     first = run("import", "out.jsonl", "--member", "ada", "--tag", "job=night", "--at", "2026-11-20")
     assert first.code == 0
-    assert first.out.startswith("3 recorded, 0 already there, 2 failed or without usage, 0 left out.")
+    assert "3 calls recorded, 0 already there, 2 lines that are no billed call, 0 conflicts, 0 left out." in first.out
     second = json.loads(run("import", "out.jsonl", "--at", "2026-11-20", "--json").out)
     assert (second["recorded"], second["repeated"]) == (0, 3)
     rows = json.loads(run("report", "--by", "model,tag:job", "--json").out)["rows"]
@@ -406,6 +406,9 @@ def test_without_budgets_the_settings_key_is_named(run: Callable[..., Outcome], 
     assert "[[budgets]]" in run("budgets").out
 
 
+USED = '{"prompt_tokens": 1, "completion_tokens": 1}'
+
+
 @pytest.mark.usefixtures("ledger")
 def test_remaining_refuses_a_field_that_no_budget_knows(run: Callable[..., Outcome]) -> None:
     """A misspelled field must not read as 'nothing is exhausted'."""
@@ -418,9 +421,9 @@ def test_remaining_refuses_a_field_that_no_budget_knows(run: Callable[..., Outco
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"object": "chat.completion", "id": "a", "created": 1e30, "usage": {"prompt_tokens": 1}}', "--at"),
-        ('{"object": "chat.completion", "id": "a", "created": NaN, "usage": {"prompt_tokens": 1}}', "--at"),
-        ('{"object": "chat.completion", "id": "a", "created": -99999999999, "usage": {"prompt_tokens": 1}}', "--at"),
+        (f'{{"object": "chat.completion", "id": "a", "created": 1e30, "usage": {USED}}}', "--at"),
+        (f'{{"object": "chat.completion", "id": "a", "created": NaN, "usage": {USED}}}', "--at"),
+        (f'{{"object": "chat.completion", "id": "a", "created": -99999999999, "usage": {USED}}}', "--at"),
         ('{"object": "chat.completion", "id": "a", "created": 1795000000, "usage": "many"}', "usage cannot be read"),
         ('{"object": "chat.completion", "id": "a", "usage": {"prompt_tokens": "10"}}', "usage cannot be read"),
         ('{"custom_id": "a", "response": "text"}', "no JSON object"),
@@ -434,7 +437,7 @@ def test_a_line_that_makes_no_sense_is_left_out_and_the_next_is_read(
     (place / "odd.jsonl").write_text(f"{line}\n{json.dumps(LINES[0])}\n")
     outcome = run("import", "odd.jsonl")
     assert outcome.code == 1
-    assert "1 recorded" in outcome.out
+    assert "1 calls recorded" in outcome.out
     assert "1 left out" in outcome.out
     assert "odd.jsonl:1:" in outcome.out
     assert reason in outcome.out

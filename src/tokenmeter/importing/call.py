@@ -1,0 +1,214 @@
+"""One call as a log tells it, before it is priced; and how counts, instants and names are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, cast
+
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT
+from tokenmeter.periods import zone
+from tokenmeter.usage import Observation
+
+__all__ = [
+    "Call",
+    "Given",
+    "at_path",
+    "count_of",
+    "decimal_of",
+    "instant_of",
+    "mapping_of",
+    "provider_of",
+    "without_zero",
+]
+
+#: Beginning of a model's name -> provider as the price list names it.
+_MAKERS = (
+    ("claude", "anthropic"),
+    (r"(gpt|o[1-9]|chatgpt|codex|text-embedding|davinci|whisper|dall-e|computer-use)", "openai"),
+    (r"(gemini|gemma)", "google"),
+    (r"(mistral|codestral|ministral|devstral|magistral)", "mistral"),
+    ("grok", "x-ai"),
+    ("deepseek", "deepseek"),
+    ("kimi", "moonshotai"),
+)
+_MAKER_OF = tuple((re.compile(beginning), provider) for beginning, provider in _MAKERS)
+_LATEST = 253_402_300_800  # the year 10000
+_MILLISECONDS = 100_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What is said of all lines, where they do not say it themselves.
+
+    Attributes:
+        provider: Provider id.
+        endpoint: SDK method path.
+        model: Model of calls that name none.
+        at: When the calls were made.
+        tz: Zone of instants without one; None = refuse them, unless their source writes UTC.
+        processing: ``batch`` where only the user knows it.
+        attribution: On whose account.
+        fields: What is where in lines of a shape of their own: name -> path (``req.id``).
+    """
+
+    provider: str | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    at: datetime | None = None
+    tz: str | None = None
+    processing: str | None = None
+    attribution: Attribution = NOBODY
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One call.
+
+    Attributes:
+        where: File and line, for people.
+        id: Its identity: the provider's id of the answer where it is known.
+        provider: Provider id.
+        model: Model, as the source spells it.
+        at: When, aware UTC.
+        endpoint: SDK method path.
+        quantities: Meter -> count, disjoint.
+        reasoning: Tokens of the output that were reasoning.
+        service_tier: Tier that served.
+        processing: ``batch`` or None.
+        speed: ``fast`` or None.
+        geo: Where it was inferred, where that has a price.
+        flags: Doubts.
+        cost_in_source: What the source says it cost, US dollars; kept beside our price, never taken for it.
+        usage: The usage as the source has it.
+        who: Attribution that the source tells: names as of `Attribution`.
+        tags: The same for tags.
+        observation: What our own reader of the provider's format saw, instead of `quantities`.
+    """
+
+    where: str
+    id: str
+    provider: str
+    model: str | None
+    at: datetime
+    endpoint: str
+    quantities: dict[str, int] = field(default_factory=dict[str, int])
+    reasoning: int = 0
+    service_tier: str | None = None
+    processing: str | None = None
+    speed: str | None = None
+    geo: str | None = None
+    flags: frozenset[str] = frozenset()
+    cost_in_source: Decimal | None = None
+    usage: Any = None
+    who: dict[str, str] = field(default_factory=dict[str, str])
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    observation: Observation | None = None
+
+
+def count_of(values: Mapping[str, Any], name: str) -> int:
+    """A count under a name: an integer, also written as text or as ``6.0``; nothing is 0.
+
+    Raises:
+        ConfigurationError: negative, or no whole number.
+    """
+    value = values.get(name)
+    if value is None or value == "":
+        return 0
+    if type(value) is int and value >= 0:
+        return value
+    number = decimal_of(value, name)
+    if number < 0 or number != int(number):
+        raise ConfigurationError(f"{name} is {value!r}, not a count")
+    return int(number)
+
+
+def decimal_of(value: object, name: str) -> Decimal:
+    """A number, exactly as it is written.
+
+    Raises:
+        ConfigurationError: no finite number.
+    """
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if isinstance(value, bool) or not number.is_finite():
+        raise ConfigurationError(f"{name} is {value!r}, not a number")
+    return number
+
+
+def instant_of(value: object, *, tz: str | None) -> datetime:
+    """An instant: ISO 8601 text, or seconds or milliseconds since 1970.
+
+    Args:
+        value: As the source has it.
+        tz: Zone of texts without one; None = refuse them.
+
+    Raises:
+        ConfigurationError: no instant, or without a zone.
+    """
+    if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            raise ConfigurationError(f"{value!r} is no instant") from None
+        if moment.tzinfo is None:
+            if tz is None:
+                raise ConfigurationError(f"{value!r} has no time zone: give --zone")
+            moment = moment.replace(tzinfo=zone(tz))
+        return moment.astimezone(UTC)
+    seconds = decimal_of(value, "the time")
+    if seconds.copy_abs() >= _MILLISECONDS:
+        seconds = seconds.scaleb(-3, context=EXACT)
+    if not 0 <= seconds < _LATEST:
+        raise ConfigurationError(f"{value!r} is no instant")
+    whole = int(seconds)
+    micros = int(seconds.scaleb(6, context=EXACT)) - whole * 1_000_000
+    return datetime.fromtimestamp(whole, UTC).replace(microsecond=micros)
+
+
+def provider_of(model: str | None) -> str | None:
+    """Who makes a model of that name, as the price list calls it; None when the name does not tell."""
+    name = (model or "").lower()
+    maker, slash, rest = name.partition("/")
+    if slash:
+        return provider_of(rest) or maker
+    return next((provider for pattern, provider in _MAKER_OF if pattern.match(name)), None)
+
+
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """A JSON object; anything else is an empty one."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def at_path(value: object, path: str) -> object:
+    """What lies at ``a.b.c`` of nested JSON; a number picks from a list. None when there is nothing."""
+    if path in (whole := mapping_of(value)):
+        return whole[path]
+    found: object = value
+    for name in path.split("."):
+        if isinstance(found, list) and name.isdigit():
+            held = cast("list[object]", found)
+            found = held[int(name)] if int(name) < len(held) else None
+        else:
+            found = mapping_of(found).get(name)  # pyright: ignore[reportUnknownArgumentType]
+    return found
+
+
+def without_zero(quantities: Mapping[str, int]) -> dict[str, int]:
+    """The quantities that are not 0.
+
+    Raises:
+        ConfigurationError: one is negative: parts are more than their whole.
+    """
+    for name, count in quantities.items():
+        if count < 0:
+            raise ConfigurationError(f"its parts are more than its whole: {name} comes to {count}")
+    return {name: count for name, count in quantities.items() if count}

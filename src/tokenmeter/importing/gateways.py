@@ -1,0 +1,287 @@
+"""Logs of gateways and observability services, one call a row: LiteLLM, Langfuse, Helicone, OpenRouter, Portkey.
+
+Each reader takes one row and gives its call, or None for a row that is no call of a provider.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.importing.call import (
+    Call,
+    Given,
+    count_of,
+    decimal_of,
+    instant_of,
+    mapping_of,
+    provider_of,
+    without_zero,
+)
+from tokenmeter.money import EXACT
+from tokenmeter.providers import observe
+
+__all__ = ["helicone", "langfuse", "litellm", "openrouter", "portkey"]
+
+Row = Mapping[str, Any]
+_ENDPOINTS = {"anthropic": "messages", "google": "models.generate_content"}
+_WRITES = ("cache_write_5m", "cache_write_1h")
+#: Anthropic's own default, where a source says how much was written and not for how long.
+_UNSAID = "cache_write_5m"
+_OK = 200
+
+
+def endpoint_of(provider: str) -> str:
+    """The method a gateway's call is recorded under."""
+    return _ENDPOINTS.get(provider, "chat.completions")
+
+
+def nested(row: Row, name: str) -> Row:
+    """A JSON object in a row; in a CSV it is the text of a cell."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip().startswith("{"):
+        with suppress(ValueError):
+            value = json.loads(value)
+    return mapping_of(value)
+
+
+def litellm(row: Row, where: str, given: Given) -> Call | None:
+    """A row of LiteLLM's spend logs. Its own response cache, and failures, are no calls of a provider."""
+    if str(row.get("cache_hit")).lower() == "true" or row.get("status") == "failure":
+        return None
+    metadata = nested(row, "metadata")
+    usage = nested(metadata, "usage_object")
+    more = nested(metadata, "additional_usage_values")
+    details = nested(usage, "prompt_tokens_details")
+    prompt, output = count_of(row, "prompt_tokens"), count_of(row, "completion_tokens")
+    if not prompt and not output:
+        return None
+    read = (
+        count_of(usage, "cache_read_input_tokens")
+        or count_of(details, "cached_tokens")
+        or count_of(more, "cache_read_input_tokens")
+    )
+    written = count_of(usage, "cache_creation_input_tokens") or count_of(more, "cache_creation_input_tokens")
+    text = count_of(details, "text_tokens")
+    beside = read + written > prompt or (text == prompt and text > 0 and bool(read + written))
+    uncertain = not beside and bool(read + written) and not text and row.get("call_type") == "anthropic_messages"
+    creation = nested(usage, "cache_creation")
+    hour = min(count_of(creation, "ephemeral_1h_input_tokens"), written)
+    provider = str(row.get("custom_llm_provider") or provider_of(str(row.get("model"))) or given.provider or "")
+    who = {
+        name: str(value)
+        for name, value in (
+            ("member", row.get("user")),
+            ("team", row.get("team_id")),
+            ("organization", row.get("organization_id")),
+            ("end_user", row.get("end_user")),
+        )
+        if value
+    }
+    return Call(
+        where=where,
+        id=_id(row, "request_id"),
+        provider=_provider(provider),
+        model=_model(row, "model"),
+        at=instant_of(row.get("endTime") or row.get("startTime"), tz="UTC"),
+        endpoint=endpoint_of(provider),
+        quantities=without_zero({
+            "input": prompt if beside else prompt - read - written,
+            "cache_read": read,
+            "cache_write_1h": hour,
+            "cache_write_5m": written - hour,
+            "output": output,
+        }),
+        reasoning=count_of(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
+        flags=frozenset({"cache_uncertain"} if uncertain else ()),
+        cost_in_source=_cost(row, "spend"),
+        usage=dict(usage) or None,
+        who=who,
+    )  # fmt: skip
+
+
+def langfuse(row: Row, where: str, given: Given) -> Call | None:
+    """An observation of Langfuse: generations and embeddings are calls, spans are not."""
+    if str(row.get("type")).upper() not in {"GENERATION", "EMBEDDING"}:
+        return None
+    usage = nested(row, "usage_details") or nested(row, "usageDetails")
+    plain = nested(row, "usage")
+    if not usage and plain:
+        usage = plain
+    if not any(isinstance(value, int | float) and value for value in usage.values()):
+        return None
+    read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
+    hour = _first(usage, "input_cache_creation_1h")
+    short = _first(usage, "input_cache_creation_5m")
+    unsaid = _first(usage, "input_cache_creation", "cache_creation_input_tokens")
+    written = hour + short if hour or short else unsaid
+    reasoning = _first(usage, "output_reasoning_tokens", "output_reasoning")
+    before, answer, total = count_of(usage, "input"), count_of(usage, "output"), count_of(usage, "total")
+    inside = bool(read + written + reasoning) and total == before + answer
+    quantities = {
+        "input": before - read - written if inside else before,
+        "cache_read": read,
+        "cache_write_1h": hour,
+        "cache_write_5m": written - hour,
+        "output": answer if inside else answer + reasoning,
+    }
+    known = {"input", "output", "total", "unit"}
+    listed = [read, hour, short, unsaid, reasoning]
+    rest = total - before - answer - sum((read, written, reasoning)) if total and not inside else 0
+    model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
+    provider = given.provider or provider_of(None if model is None else str(model))
+    flags = {"cache_lifetime_assumed"} if unsaid and not (hour or short) else set[str]()
+    if rest or (not any(listed) and set(usage) - known):
+        flags.add("usage_partly_read")
+    return Call(
+        where=where,
+        id=_id(row, "id"),
+        provider=_provider(provider),
+        model=_named(model),
+        at=instant_of(row.get("start_time") or row.get("startTime"), tz="UTC"),
+        endpoint=endpoint_of(str(provider)),
+        quantities=without_zero(quantities),
+        reasoning=reasoning,
+        flags=frozenset(flags),
+        cost_in_source=_cost(row, "total_cost", "calculatedTotalCost", "totalCost"),
+        usage=dict(usage),
+        who={"member": str(user)} if (user := row.get("user_id") or row.get("userId")) else {},
+    )
+
+
+def helicone(row: Row, where: str, given: Given) -> Call | None:
+    """A request of Helicone: the provider's own usage in the body goes before the flat columns."""
+    status = row.get("response_status")
+    if status not in {None, ""} and int(decimal_of(status, "response_status")) != _OK:
+        return None
+    body = nested(row, "response_body")
+    model = row.get("response_model") or row.get("request_model") or row.get("model_override")
+    provider = str(row.get("provider") or "").lower() or provider_of(None if model is None else str(model))
+    provider = given.provider or provider
+    at = instant_of(row.get("response_created_at") or row.get("request_created_at"), tz="UTC")
+    who = {"member": str(row["request_user_id"])} if row.get("request_user_id") else {}
+    properties = nested(row, "request_properties")
+    who |= {name: str(properties[name]) for name in ("team", "project", "organization") if properties.get(name)}
+    call = Call(
+        where=where,
+        id=str(body.get("id") or row.get("response_id") or _id(row, "request_id")),
+        provider=_provider(provider),
+        model=_named(model),
+        at=at,
+        endpoint=endpoint_of(str(provider)),
+        cost_in_source=_cost(row, "costUSD", "cost_usd"),
+        who=who,
+    )
+    if mapping_of(body.get("usage")):
+        call.observation = observe(body, provider=call.provider, endpoint=_method(body, call))
+        return call
+    prompt, total = count_of(row, "prompt_tokens"), count_of(row, "total_tokens")
+    output = count_of(row, "completion_tokens")
+    read, written = count_of(row, "prompt_cache_read_tokens"), count_of(row, "prompt_cache_write_tokens")
+    if not prompt and not output:
+        return None
+    beside = read + written > prompt or total == prompt + output + read + written
+    call.quantities = without_zero(
+        {
+            "input": prompt if beside else prompt - read - written,
+            "cache_read": read,
+            _UNSAID: written,
+            "output": output,
+        }
+    )
+    decided = beside or total == prompt + output
+    call.flags = frozenset({"cache_uncertain"} if read + written and not decided else ())
+    return call
+
+
+def openrouter(row: Row, where: str, given: Given) -> Call | None:
+    """A generation of OpenRouter's activity log; with an own key the provider's price is another cost."""
+    read = count_of(row, "tokens_cached")
+    prompt, output = count_of(row, "tokens_prompt"), count_of(row, "tokens_completion")
+    if not prompt and not output:
+        return None
+    cost = _cost(row, "cost_total")
+    own = _cost(row, "byok_usage_inference")
+    who = {"end_user": str(row["user"])} if row.get("user") else {}
+    return Call(
+        where=where,
+        id=_id(row, "generation_id"),
+        provider=given.provider or "openrouter",
+        model=_model(row, "model_permaslug"),
+        at=instant_of(row.get("created_at"), tz="UTC"),
+        endpoint="chat.completions",
+        quantities=without_zero({"input": prompt - read, "cache_read": read, "output": output}),
+        reasoning=count_of(row, "tokens_reasoning"),
+        flags=frozenset({"own_key"} if own else ()),
+        cost_in_source=cost,
+        usage={name: row[name] for name in row if name.startswith("tokens_")},
+        who=who,
+    )
+
+
+def portkey(row: Row, where: str, given: Given) -> Call | None:
+    """A log of Portkey: its costs are cents; a hit of its cache is no call of a provider."""
+    if str(row.get("cache_status")).upper() == "HIT" or str(row.get("is_success")).lower() in {"0", "false"}:
+        return None
+    body = nested(nested(row, "response"), "body") or nested(row, "response")
+    provider = given.provider or str(row.get("ai_org") or provider_of(str(row.get("ai_model"))) or "")
+    metadata = nested(row, "metadata")
+    who = {"member": str(metadata["_user"])} if metadata.get("_user") else {}
+    who |= {name: str(metadata[name]) for name in ("team", "project", "organization") if metadata.get(name)}
+    cents = _cost(row, "cost")
+    call = Call(
+        where=where,
+        id=str(body.get("id") or _id(row, "id")),
+        provider=_provider(provider),
+        model=_model(row, "ai_model"),
+        at=instant_of(row.get("created_at"), tz="UTC"),
+        endpoint=endpoint_of(provider),
+        cost_in_source=None if cents is None else cents.scaleb(-2, context=EXACT),
+        who=who,
+    )
+    if mapping_of(body.get("usage")):
+        call.observation = observe(body, provider=call.provider, endpoint=_method(body, call))
+        return call
+    call.quantities = without_zero({"input": count_of(row, "req_units"), "output": count_of(row, "res_units")})
+    call.flags = frozenset({"cache_uncertain"})
+    return call if call.quantities else None
+
+
+def _method(body: Row, call: Call) -> str:
+    kind = body.get("object") or body.get("type")
+    return {"response": "responses", "message": "messages", "list": "embeddings"}.get(str(kind), call.endpoint)
+
+
+def _first(values: Row, *names: str) -> int:
+    return next((count for name in names if (count := count_of(values, name))), 0)
+
+
+def _id(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value in {None, ""}:
+        raise ConfigurationError(f"it has no {name}, so that it could be counted twice")
+    return str(value)
+
+
+def _model(row: Row, name: str) -> str:
+    return _named(row.get(name))
+
+
+def _named(model: object) -> str:
+    if not model:
+        raise ConfigurationError("it names no model: give --model")
+    return str(model)
+
+
+def _provider(name: str | None) -> str:
+    if not name:
+        raise ConfigurationError("whose model it is cannot be told: give --provider")
+    return name
+
+
+def _cost(row: Row, *names: str) -> Any:
+    value = next((row[name] for name in names if row.get(name) not in {None, ""}), None)
+    return None if value is None else decimal_of(value, names[0])

@@ -1,0 +1,415 @@
+"""Importing: rows become calls, calls become entries, each once by its id; what was left out is named."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.errors import ConfigurationError, TokenmeterError
+from tokenmeter.importing import agents, gateways
+from tokenmeter.importing.call import Call, Given
+from tokenmeter.importing.responses import check_fields, mapped, response
+from tokenmeter.importing.sources import (
+    AGENTS,
+    SOURCES,
+    Line,
+    Source,
+    files_of,
+    holds_sums,
+    lines_of,
+    source_of,
+    usual_folders,
+)
+from tokenmeter.ledger import Entry
+from tokenmeter.meter import Meter
+from tokenmeter.money import EXACT, ZERO
+from tokenmeter.periods import parse_instant
+from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.usage import Consumption, Observation, Usage
+
+__all__ = ["ImportOutcome", "import_usage"]
+
+_OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
+_DAY = timedelta(days=1)
+_ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], Call | None]] = {
+    "litellm": gateways.litellm,
+    "langfuse": gateways.langfuse,
+    "helicone": gateways.helicone,
+    "openrouter": gateways.openrouter,
+    "portkey": gateways.portkey,
+    "opencode": agents.opencode,
+    "responses": response,
+}
+
+
+class _Reader(Protocol):
+    """A reader that takes all files of its kind before it gives a call."""
+
+    def read(self, row: Mapping[str, Any], where: str) -> bool: ...
+
+    def calls(self) -> Iterator[Call]: ...
+
+
+_WHOLE: Mapping[str, Callable[[Given], _Reader]] = {
+    "claude-code": agents.ClaudeCode,
+    "codex": agents.Codex,
+    "gemini": agents.Gemini,
+    "aider": agents.Aider,
+}
+#: Transcripts are told by the agent, not by the provider.
+_SUMS = "sums over many calls, without ids: compare them with `tokenmeter reconcile --file`; they are not imported"
+_AN_ESTIMATE = "Transcripts are the agent's own account; what is billed is in the provider's console."
+
+
+class Problem(NamedTuple):
+    """A row that was left out or disagrees: its file and line, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(slots=True)
+class ImportOutcome:
+    """What an import did. ``print()`` it.
+
+    Attributes:
+        files: How many files were read.
+        lines: Rows read.
+        recorded: Calls that are in the ledger now and were not before.
+        repeated: Calls that were there already, with the same figures.
+        not_calls: Rows that are no billed call: prompts, spans, failures, hits of a gateway's own cache.
+        conflicts: Calls that are there with other figures, and were left as they are.
+        left_out: Rows that could not be read: broken, without an id or an instant, of an unknown shape.
+        sources: Source -> calls taken from it.
+        cost_in_source: What the sources say these calls cost, US dollars; None when they do not say.
+        notes: What to know about the figures.
+    """
+
+    files: int = 0
+    lines: int = 0
+    recorded: int = 0
+    repeated: int = 0
+    not_calls: int = 0
+    conflicts: list[Problem] = field(default_factory=list[Problem])
+    left_out: list[Problem] = field(default_factory=list[Problem])
+    sources: Counter[str] = field(default_factory=Counter[str])
+    cost_in_source: Decimal | None = None
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row was taken or is rightly none."""
+        return not self.conflicts and not self.left_out
+
+    def __str__(self) -> str:
+        told = (
+            (self.recorded, "calls recorded"),
+            (self.repeated, "already there"),
+            (self.not_calls, "lines that are no billed call"),
+            (len(self.conflicts), "conflicts"),
+            (len(self.left_out), "left out"),
+        )
+        counts = ", ".join(f"{count:,} {what}" for count, what in told)
+        lines = [f"{self.lines:,} lines in {self.files:,} files: {counts}."]
+        if self.cost_in_source is not None:
+            lines.append(f"Their sources put them at ${self.cost_in_source:,f}; the ledger has its own prices.")
+        lines += self.notes
+        for title, problems in (("conflict", self.conflicts), ("left out", self.left_out)):
+            lines += [f"  {title}: {one.where}: {one.reason}" for one in problems[:20]]
+            if len(problems) > 20:  # noqa: PLR2004 - as many as fit on a screen
+                lines.append(f"  ... and {len(problems) - 20:,} more; to_dict() has them all")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        counts = {name: getattr(self, name) for name in ("files", "lines", "recorded", "repeated", "not_calls")}
+        return {
+            **counts,
+            "conflicts": [one._asdict() for one in self.conflicts],
+            "left_out": [one._asdict() for one in self.left_out],
+            "sources": dict(self.sources),
+            "cost_in_source": None if self.cost_in_source is None else f"{self.cost_in_source:f}",
+            "notes": list(self.notes),
+        }
+
+
+def import_usage(
+    meter: Meter,
+    paths: str | Path | Sequence[str | Path] = (),
+    *,
+    source: str | None = None,
+    fields: Mapping[str, str] | None = None,
+    provider: str | None = None,
+    endpoint: str | None = None,
+    model: str | None = None,
+    at: datetime | date | str | None = None,
+    tz: str | None = None,
+    processing: str | None = None,
+    attribution: Attribution = NOBODY,
+    progress: Callable[[str, int], object] | None = None,
+) -> ImportOutcome:
+    """Record usage that other programs wrote down, priced like live calls, each call once by its id.
+
+    Transcripts of Claude Code, Codex, Gemini CLI, opencode and aider; logs of LiteLLM, Langfuse, Helicone, OpenRouter
+    and Portkey; responses and batch outputs of OpenAI and Anthropic; any JSON lines, JSON array or CSV by a map of
+    fields. Gzip as well. What is what is told by the rows themselves.
+
+    Args:
+        meter: Where to record.
+        paths: Files and folders; none with `source` = where that program keeps its logs.
+        source: What it is, where the rows do not tell: ``claude-code``, ``codex``, ``gemini``, ``opencode``, ``aider``,
+            ``litellm``, ``langfuse``, ``helicone``, ``openrouter``, ``portkey``, ``responses``.
+        fields: What is where in rows of your own: ``{"id": "req.id", "time": "req.ts", "model": "llm.name", "input":
+            "llm.in", "cache_read": "llm.cached", "output": "llm.out", "member": "who"}``; names as of
+            `tokenmeter.importing.FIELDS`.
+        provider: Provider id, where the rows do not tell.
+        endpoint: SDK method path, the same.
+        model: Model, the same.
+        at: When the calls were made, the same.
+        tz: Zone of instants that have none.
+        processing: ``"batch"`` where only you know it.
+        attribution: On whose account; what rows say of themselves stays.
+        progress: Called with a file and the bytes of it that were read.
+
+    Raises:
+        ConfigurationError: no such file, source or field.
+        StoreUnavailableError: the rest could not be recorded.
+    """
+    given = Given(
+        provider=provider,
+        endpoint=endpoint,
+        model=model,
+        at=None if at is None else parse_instant(at, tz or "UTC"),
+        tz=tz,
+        processing=processing,
+        attribution=attribution,
+        fields=fields or {},
+    )
+    if fields is not None:
+        check_fields(fields)
+    named: Source | None = next((known for known in SOURCES if known == source), None)
+    if source is not None and named is None:
+        raise ConfigurationError(f"Unknown source {source!r}; use one of {', '.join(SOURCES)}.")
+    run = _Run(meter, given, named, progress)
+    for path in _files(paths, named):
+        run.read(path)
+    return run.finish()
+
+
+def _files(paths: str | Path | Sequence[str | Path], source: Source | None) -> Iterator[Path]:
+    chosen = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    if not chosen:
+        if source not in AGENTS:
+            raise ConfigurationError(f"Say which files; only {', '.join(AGENTS)} have folders that are known.")
+        chosen = usual_folders(source)
+        if not chosen:
+            raise ConfigurationError(f"There are no logs of {source} in their usual folder; name the folder or a file.")
+    for path in chosen:
+        yield from files_of(path)
+
+
+class _Run:
+    """One import."""
+
+    def __init__(
+        self, meter: Meter, given: Given, source: Source | None, progress: Callable[[str, int], object] | None
+    ) -> None:
+        self.outcome = ImportOutcome()
+        self._meter, self._given, self._progress = meter, given, progress
+        self._source: Source | None = source
+        self._known = _Known(meter.store)
+        self._whole = {name: make(given) for name, make in _WHOLE.items()}
+
+    def read(self, path: Path) -> None:
+        """Take one file: its calls are recorded, but for those of agents, which may be copied over files."""
+        self.outcome.files += 1
+        self._record(self._calls(path))
+
+    def finish(self) -> ImportOutcome:
+        """Record what is spread over files."""
+        for name, reader in self._whole.items():
+            calls = reader.calls()
+            self._record(self._counted(calls, name))
+        if any(self.outcome.sources[name] for name in ("claude-code", "codex", "gemini", "opencode")):
+            self.outcome.notes.append(_AN_ESTIMATE)
+        return self.outcome
+
+    def _counted(self, calls: Iterator[Call], name: str) -> Iterator[Call]:
+        for call in calls:
+            self.outcome.sources[name] += 1
+            yield call
+
+    def _calls(self, path: Path) -> Iterator[Call]:
+        source: Source | None = self._source
+        for number, line in enumerate(lines_of(path), 1):
+            self.outcome.lines += 1
+            if number == 1 and not self._given.fields and line.row is not None and holds_sums(line.row):
+                self.outcome.left_out.append(Problem(str(path), _SUMS))
+                return
+            if self._progress is not None:
+                self._progress(str(path), line.size)
+            try:
+                if line.row is None:
+                    raise ConfigurationError(line.fault or "not readable")
+                if not self._given.fields:
+                    source = self._source or source_of(line.row) or source
+                call = self._call(line, source)
+            except (TokenmeterError, ArithmeticError, ValueError, TypeError, KeyError) as error:
+                self.outcome.left_out.append(Problem(line.where, str(error)))
+                continue
+            if call is not None:
+                self.outcome.sources["mapped" if self._given.fields else source or "responses"] += 1
+                yield call
+
+    def _call(self, line: Line, source: Source | None) -> Call | None:
+        row = line.row or {}
+        if self._given.fields:
+            call = mapped(row, line.where, self._given)
+        elif source is not None and source in self._whole:
+            if not self._whole[source].read(row, line.where):
+                self.outcome.not_calls += 1
+            return None
+        else:
+            call = _ROWS[source or "responses"](row, line.where, self._given)
+        if call is None:
+            self.outcome.not_calls += 1
+        return call
+
+    def _record(self, calls: Iterable[Call]) -> None:
+        waiting: list[tuple[Call, Entry]] = []
+        for call in calls:
+            try:
+                entry = _entry(call, self._given, self._meter)
+            except TokenmeterError as error:
+                self.outcome.left_out.append(Problem(call.where, str(error)))
+                continue
+            if call.cost_in_source is not None:
+                self.outcome.cost_in_source = EXACT.add(self.outcome.cost_in_source or ZERO, call.cost_in_source)
+            if not self._known.is_new(call, entry, self.outcome):
+                continue
+            waiting.append((call, entry))
+            if len(waiting) >= _BATCH:
+                self._post(waiting)
+                waiting = []
+        self._post(waiting)
+
+    def _post(self, waiting: Sequence[tuple[Call, Entry]]) -> None:
+        for recorded in self._meter.post_all(entry for _, entry in waiting):
+            if recorded:
+                self.outcome.recorded += 1
+            else:  # by another process, since we looked
+                self.outcome.repeated += 1
+
+
+_BATCH = 1000
+Figures = tuple[str | None, tuple[tuple[str, Any], ...]]
+
+
+class _Known:
+    """Ids that the ledger has, of the days that an import touches, with their figures."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._days: set[date] = set()
+        self._figures: dict[str, Figures] = {}
+
+    def is_new(self, call: Call, entry: Entry, outcome: ImportOutcome) -> bool:
+        """Whether a call is not there yet; a repeat or a conflict is counted."""
+        self._look_at(call.at.date())
+        figures = _figures(entry)
+        keys = (str(entry.dedup_key), entry.response_id or "")
+        known = next((self._figures[key] for key in keys if key in self._figures), None)
+        if known is None:
+            self._figures.update(dict.fromkeys(filter(None, keys), figures))
+            return True
+        if known == figures:
+            outcome.repeated += 1
+        else:
+            outcome.conflicts.append(
+                Problem(call.where, f"{call.id} is in the ledger with {_words(known)}, here it has {_words(figures)}")
+            )
+        return False
+
+    def _look_at(self, day: date) -> None:
+        """Read the entries of a day and its neighbours: another source may date a call by its beginning or its end."""
+        wanted = [one for one in (day - _DAY, day, day + _DAY) if one not in self._days]
+        for one in wanted:
+            self._days.add(one)
+            start = datetime.combine(one, time(), UTC)
+            for entry in self._store.entries(EntryFilter(since=start, until=start + _DAY)):
+                if entry.kind == "usage":
+                    figures = _figures(entry)
+                    for key in (entry.dedup_key, entry.response_id):
+                        if key:
+                            self._figures[key] = figures
+
+
+def _figures(entry: Entry) -> Figures:
+    return entry.model, tuple(sorted(entry.usage.quantities.items()))
+
+
+def _words(figures: Figures) -> str:
+    model, counts = figures
+    return f"{model or 'no model'}: {', '.join(f'{name} {count:,}' for name, count in counts) or 'nothing'}"
+
+
+def _entry(call: Call, given: Given, meter: Meter) -> Entry:
+    """The entry of a call, priced as if it had been metered."""
+    seen = call.observation or _observation(call)
+    who = _attribution(call, given)
+    rating = meter.pricer.rate(seen, provider=call.provider, endpoint=call.endpoint, at=call.at, attribution=who)
+    raw: dict[str, Any] = {} if call.usage is None else {"usage": call.usage}
+    if call.observation is not None and seen.raw_usage is not None:
+        raw = {"usage": seen.raw_usage}
+    if call.cost_in_source is not None:
+        raw["cost_in_source"] = f"{call.cost_in_source:f}"
+    return Entry(
+        occurred_at=call.at,
+        provider=call.provider,
+        endpoint=call.endpoint,
+        operation=_OPERATIONS.get(call.endpoint, "chat"),
+        request_model=call.model,
+        response_model=seen.response_model or call.model,
+        response_id=call.id,
+        service_tier=seen.service_tier or call.service_tier,
+        attribution=who,
+        usage=seen.usage,
+        charges=rating.charges,
+        list_cost=rating.list_cost,
+        contracted_cost=rating.contracted_cost,
+        billed_cost=rating.billed_cost,
+        cost_source=rating.cost_source,
+        flags=tuple(sorted(seen.flags | rating.flags | call.flags | {"imported"})),
+        price_list_hash=meter.pricer.price_list_hash,
+        raw_usage=json.dumps(raw, default=str) if raw else None,
+        dedup_key=f"{call.provider}:{call.id}",
+    )
+
+
+def _observation(call: Call) -> Observation:
+    prompt = sum(count for name, count in call.quantities.items() if name.startswith(("input", "cache_")))
+    consumption = Consumption(
+        model=call.model,
+        usage=Usage(call.quantities, call.reasoning),
+        service_tier=call.service_tier,
+        processing=call.processing,
+        speed=call.speed,
+        geo=call.geo,
+        prompt_tokens=prompt,
+    )
+    return Observation(consumptions=(consumption,), response_model=call.model, response_id=call.id)
+
+
+def _attribution(call: Call, given: Given) -> Attribution:
+    who = given.attribution
+    if not call.who and not call.tags:
+        return who
+    told = {name: value for name, value in call.who.items() if getattr(who, name) is None}
+    return replace(who, **told, tags={**call.tags, **who.tags})

@@ -1,0 +1,452 @@
+"""Usage that other programs wrote down: each call once by its id, and nothing dropped in silence."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sqlite3
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+
+import tokenmeter
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.importing import import_usage
+from tokenmeter.importing.sources import usual_folders
+
+
+@pytest.fixture
+def meter():
+    made = tokenmeter.make_meter(store="memory:", config={})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write("a.jsonl", rows)`: rows as JSON lines; texts and bytes as they are."""
+
+    def make(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            text = content if isinstance(content, str) else "".join(json.dumps(row) + "\n" for row in content)
+            path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def tokens(meter):
+    """Model -> its meters and number of calls."""
+    found = {}
+    for entry in meter.store.entries():
+        sums = found.setdefault(entry.model, Counter())
+        sums["calls"] += 1
+        sums.update(entry.usage.quantities)
+    return {model: dict(sums) for model, sums in found.items()}
+
+
+def claude(message, output, *, request="req_1", sidechain=False, at="2026-10-05T09:00:05Z", **usage):
+    return {
+        "type": "assistant",
+        "timestamp": at,
+        "sessionId": "s1",
+        "requestId": request,
+        "uuid": f"{message}-{output}",
+        "isSidechain": sidechain,
+        "cwd": "/home/ana/shop",
+        "message": {
+            "id": message,
+            "type": "message",
+            "model": "claude-sonnet-4-5-20250929",
+            "usage": {"input_tokens": 4, "output_tokens": output, **usage},
+        },
+    }
+
+
+def test_claude_code_counts_the_line_with_the_highest_output_once_over_all_files(meter, write, tmp_path):
+    cached = {
+        "cache_creation_input_tokens": 2310,
+        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 2000},
+        "cache_read_input_tokens": 11840,
+    }
+    first = [claude("msg_1", 1, **cached), claude("msg_1", 1, **cached), claude("msg_1", 340, **cached)]
+    write("p/shop/a.jsonl", [{"type": "user", "sessionId": "s1", "uuid": "u"}, *first, {"type": "summary"}])
+    write("p/shop/resumed.jsonl", [*first, claude("msg_2", 7, request="req_2")])
+    replay = claude("msg_1", 340, request="req_replayed", sidechain=True, **cached)
+    write("p/shop/a/subagents/agent-x.jsonl", [replay, claude("msg_3", 5, request="req_3", sidechain=True)])
+    outcome = import_usage(meter, tmp_path / "p")
+    assert (outcome.recorded, outcome.conflicts, outcome.left_out) == (3, [], [])
+    assert tokens(meter) == {
+        "claude-sonnet-4-5-20250929": {
+            "calls": 3,
+            "input": 12,
+            "cache_read": 11840,
+            "cache_write_1h": 2000,
+            "cache_write_5m": 310,
+            "output": 352,
+        }
+    }
+    assert {entry.attribution.project for entry in meter.store.entries()} == {"shop"}
+    assert "console" in str(outcome)
+
+
+def test_claude_code_without_request_ids_synthetic_models_and_tools(meter, write):
+    rows = [claude("chatcmpl-1", 9), claude("chatcmpl-1", 9)]
+    for row in rows:
+        del row["requestId"]
+    synthetic = claude("msg_9", 3)
+    synthetic["message"]["model"] = "<synthetic>"
+    searching = claude("msg_2", 8, server_tool_use={"web_search_requests": 2})
+    outcome = import_usage(meter, write("a.jsonl", [*rows, synthetic, searching]))
+    assert (outcome.recorded, outcome.not_calls) == (2, 1)
+    assert tokens(meter)["claude-sonnet-4-5-20250929"]["web_searches"] == 2
+
+
+def codex(total, last=None, *, at):
+    def usage(counts):
+        names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens")
+        told = dict(zip(names, counts, strict=True))
+        return {**told, "total_tokens": counts[0] + counts[2]}
+
+    info = {"total_token_usage": usage(total)}
+    if last:
+        info["last_token_usage"] = usage(last)
+    return {"timestamp": at, "type": "event_msg", "payload": {"type": "token_count", "info": info}}
+
+
+def meta(name, *, at="2026-10-08T10:00:00Z", **more):
+    payload = {"id": name, "timestamp": at, "cwd": "/home/ana/shop", **more}
+    return {"timestamp": at, "type": "session_meta", "payload": payload}
+
+
+def turn(model, at="2026-10-08T10:00:01Z"):
+    return {"timestamp": at, "type": "turn_context", "payload": {"model": model}}
+
+
+def test_codex_totals_become_calls_repeats_and_forks_count_once(meter, write, tmp_path):
+    parent = [
+        meta("A"),
+        turn("gpt-5.1-codex"),
+        codex((9000, 4000, 400, 200), (9000, 4000, 400, 200), at="2026-10-08T10:00:09Z"),
+        codex((9000, 4000, 400, 200), (9000, 4000, 400, 200), at="2026-10-08T10:00:10Z"),
+        {"timestamp": "2026-10-08T10:00:11Z", "type": "event_msg", "payload": {"type": "token_count", "info": None}},
+        turn("gpt-5-mini"),
+        codex((9300, 4000, 490, 200), (300, 0, 90, 0), at="2026-10-08T10:01:00Z"),
+    ]
+    fork = [
+        meta("B", at="2026-10-08T11:00:00Z", forked_from_id="A"),
+        turn("gpt-5.1-codex", at="2026-10-08T11:00:00Z"),
+        codex((9000, 4000, 400, 200), at="2026-10-08T11:00:00Z"),
+        codex((9300, 4000, 490, 200), at="2026-10-08T11:00:00Z"),
+        codex((22000, 16000, 585, 232), at="2026-10-08T11:00:30Z"),
+    ]
+    write("sessions/2026/rollout-a.jsonl", parent)
+    write("archived_sessions/rollout-a.jsonl", parent)
+    write("sessions/2026/rollout-b.jsonl", fork)
+    outcome = import_usage(meter, tmp_path)
+    assert (outcome.recorded, outcome.conflicts) == (3, [])
+    assert tokens(meter) == {
+        "gpt-5.1-codex": {"calls": 2, "input": 5000 + 700, "cache_read": 4000 + 12000, "output": 400 + 95},
+        "gpt-5-mini": {"calls": 1, "input": 300, "output": 90},
+    }
+
+
+def test_a_total_that_falls_begins_anew_and_a_missing_model_is_assumed_and_said(meter, write):
+    rows = [
+        meta("C"),
+        codex((1000, 0, 100, 0), at="2026-10-08T10:00:09Z"),
+        codex((200, 0, 10, 0), (200, 0, 10, 0), at="2026-10-08T10:00:20Z"),
+        codex((500, 100, 30, 0), at="2026-10-08T10:00:30Z"),
+    ]
+    import_usage(meter, write("rollout.jsonl", rows))
+    assert tokens(meter) == {"gpt-5": {"calls": 3, "input": 1000 + 200 + 200, "cache_read": 100, "output": 130}}
+    assert all("model_assumed" in entry.flags for entry in meter.store.entries())
+
+
+def test_gemini_the_last_writing_of_a_message_counts(meter, write):
+    def message(output, total):
+        told = {"input": 7412, "output": output, "cached": 6500, "thoughts": 200, "tool": 30, "total": total}
+        return {
+            "id": "m1",
+            "timestamp": "2026-10-10T07:00:40Z",
+            "type": "gemini",
+            "tokens": told,
+            "model": "gemini-2.5-pro",
+        }
+
+    rows = [{"sessionId": "x", "projectHash": "h"}, message(0, 7642), message(210, 7852)]
+    import_usage(meter, write("session.jsonl", rows))
+    expected = {"gemini-2.5-pro": {"calls": 1, "input": 942, "cache_read": 6500, "output": 410}}
+    assert tokens(meter) == expected
+    chat = {"sessionId": "x", "projectHash": "h", "messages": [{"type": "user", "id": "u"}, message(210, 7852)]}
+    outcome = import_usage(meter, write("session-x.json", json.dumps(chat, indent=1)))
+    assert (outcome.recorded, outcome.repeated, tokens(meter)) == (0, 1, expected)
+
+
+def test_opencode_is_read_from_its_database_without_touching_it(meter, tmp_path):
+    path = tmp_path / "opencode.db"
+    data = {
+        "role": "assistant",
+        "providerID": "openai",
+        "modelID": "gpt-5",
+        "time": {"created": 1791712860000},
+        "cost": 0.0129,
+        "tokens": {"input": 3000, "output": 260, "reasoning": 640, "cache": {"read": 1024, "write": 0}},
+    }
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE message (id TEXT PRIMARY KEY, session_id TEXT, data TEXT)")
+        database.execute("INSERT INTO message VALUES ('m1', 's1', ?)", (json.dumps(data),))
+        database.execute("INSERT INTO message VALUES ('m2', 's1', ?)", (json.dumps({"role": "user"}),))
+    database.close()
+    before = path.read_bytes()
+    outcome = import_usage(meter, path)
+    assert (outcome.recorded, outcome.not_calls, outcome.cost_in_source) == (1, 1, Decimal("0.0129"))
+    assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 3000, "cache_read": 1024, "output": 900}}
+    assert path.read_bytes() == before
+
+
+def test_aider_tells_equal_lines_apart(meter, write):
+    row = {
+        "event": "message_send",
+        "properties": {
+            "main_model": "gpt-5",
+            "prompt_tokens": 10,
+            "completion_tokens": 2,
+            "cost": 0.5,
+            "total_cost": 9,
+        },
+        "user_id": "u",
+        "time": 1791799200,
+    }
+    path = write("aider.jsonl", [row, row, {"event": "launched", "properties": {}, "time": 1}])
+    assert import_usage(meter, path).recorded == 2
+    again = import_usage(meter, path)
+    assert (again.recorded, again.repeated) == (0, 2)
+
+
+LITELLM = {
+    "request_id": "chatcmpl-1",
+    "call_type": "acompletion",
+    "spend": 0.006634,
+    "prompt_tokens": 4072,
+    "completion_tokens": 500,
+    "endTime": "2026-10-13 10:00:02",
+    "model": "gpt-5",
+    "custom_llm_provider": "openai",
+    "user": "ana",
+    "cache_hit": "False",
+    "metadata": {"usage_object": {"prompt_tokens_details": {"cached_tokens": 3072}}},
+    "status": "success",
+}
+
+
+def test_litellm_rows_as_json_and_csv_are_the_same_calls(meter, write):
+    beside = {
+        **LITELLM,
+        "request_id": "msg_2",
+        "model": "claude-sonnet-4-5",
+        "custom_llm_provider": "anthropic",
+        "prompt_tokens": 31,
+        "metadata": {"usage_object": {"cache_read_input_tokens": 2495, "cache_creation_input_tokens": 1253}},
+    }
+    hit, failed = (
+        {**LITELLM, "request_id": "x", "cache_hit": "True"},
+        {**LITELLM, "request_id": "y", "status": "failure"},
+    )
+    rows = [LITELLM, beside, hit, failed]
+    outcome = import_usage(meter, write("logs.jsonl", rows))
+    assert (outcome.recorded, outcome.not_calls, outcome.cost_in_source) == (2, 2, Decimal("0.013268"))
+    assert tokens(meter) == {
+        "gpt-5": {"calls": 1, "input": 1000, "cache_read": 3072, "output": 500},
+        "claude-sonnet-4-5": {"calls": 1, "input": 31, "cache_read": 2495, "cache_write_5m": 1253, "output": 500},
+    }
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(LITELLM))
+    table.writeheader()
+    table.writerows({**row, "metadata": json.dumps(row["metadata"])} for row in rows)
+    again = import_usage(meter, write("logs.csv", "\ufeff" + text.getvalue()))
+    assert (again.recorded, again.repeated, again.left_out) == (0, 2, [])
+
+
+def test_langfuse_keys_are_disjoint_unless_the_total_says_otherwise(meter, write):
+    def observation(name, usage, **more):
+        start = "2026-10-14 10:00:00.125000"
+        about = {"id": name, "trace_id": "t", "type": "GENERATION", "start_time": start, "provided_model_name": "gpt-5"}
+        return {**about, "usage_details": usage, **more}
+
+    disjoint = {"input": 900, "output": 200, "input_cached_tokens": 2048, "output_reasoning_tokens": 100, "total": 3248}
+    inside = {"input": 2948, "output": 300, "input_cached_tokens": 2048, "output_reasoning_tokens": 100, "total": 3248}
+    rows = [observation("a", disjoint), observation("b", inside), observation("s", {}, type="SPAN")]
+    outcome = import_usage(meter, write("o.json", json.dumps({"data": rows, "meta": {"page": 1}}, indent=1)))
+    assert (outcome.recorded, outcome.not_calls) == (2, 1)
+    assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 1800, "cache_read": 4096, "output": 600}}
+
+
+def test_helicone_and_portkey_prefer_the_providers_own_usage(meter, write):
+    usage = {"prompt_tokens": 1144, "completion_tokens": 64, "total_tokens": 1208}
+    body = {
+        "id": "chatcmpl-h",
+        "object": "chat.completion",
+        "model": "gpt-5-2025-08-07",
+        "usage": {**usage, "prompt_tokens_details": {"cached_tokens": 1024}},
+    }
+    helicone = {
+        "request_id": "r",
+        "response_model": "gpt-5-2025-08-07",
+        "provider": "OPENAI",
+        "response_created_at": "2026-10-15T10:00:02Z",
+        "response_status": 200,
+        "response_body": body,
+        "prompt_tokens": 5,
+    }
+    limited = {**helicone, "request_id": "q", "response_status": 429, "response_body": {"error": {}}}
+    portkey = {
+        "id": "pk",
+        "created_at": "2026-10-15T11:00:00Z",
+        "ai_org": "openai",
+        "ai_model": "gpt-5-2025-08-07",
+        "req_units": 1144,
+        "res_units": 64,
+        "cost": 0.0325,
+        "cache_status": "MISS",
+        "response": {"body": body},
+    }
+    outcome = import_usage(meter, [write("h.jsonl", [helicone, limited]), write("p.jsonl", [portkey])])
+    assert (outcome.recorded, outcome.repeated, outcome.not_calls) == (1, 1, 1)
+    assert tokens(meter) == {"gpt-5-2025-08-07": {"calls": 1, "input": 120, "cache_read": 1024, "output": 64}}
+    assert outcome.cost_in_source == Decimal("0.000325")  # Portkey's are cents
+
+
+def test_openrouter_generations_are_calls_and_its_days_are_not(meter, write):
+    rows = (
+        "generation_id,created_at,cost_total,byok_usage_inference,tokens_prompt,tokens_completion,tokens_reasoning,"
+        "tokens_cached,model_permaslug,user\n"
+        "gen-1,2026-10-16 10:00:00.713,0.001969,0,1012,128,64,512,openai/gpt-5-2025-08-07,cust-9\n"
+    )
+    days = "Date,Slug,Usage,BYOK Usage,Requests,Prompt Tokens\n2026-10-16,openai/gpt-5,12.5,0,410,1200000\n"
+    outcome = import_usage(meter, [write("g.csv", rows), write("d.csv", days)])
+    assert tokens(meter) == {"openai/gpt-5-2025-08-07": {"calls": 1, "input": 500, "cache_read": 512, "output": 128}}
+    assert "reconcile" in outcome.left_out[0].reason
+
+
+MAP = {"id": "req.id", "time": "req.ts", "model": "llm.name", "input": "llm.in", "cache_read": "llm.cached",
+       "output": "llm.out", "member": "who"}  # fmt: skip
+
+
+def own(name, *, member="ana", **counts):
+    return {"req": {"id": name, "ts": 1792396800000}, "llm": {"name": "gpt-5", **counts}, "who": member}
+
+
+def test_any_rows_by_a_map_packed_or_as_an_array_broken_lines_named(meter, write):
+    good, other = (
+        own("r1", **{"in": 100, "cached": 30, "out": "9"}),
+        own("r2", **{"in": "55.0", "cached": None, "out": 4}),
+    )
+    packed = gzip.compress(("\ufeff" + json.dumps(good) + "\n{broken\n" + json.dumps(other) + "\n").encode())
+    outcome = import_usage(meter, write("calls.jsonl.gz", packed), fields=MAP)
+    assert (outcome.recorded, [one.reason for one in outcome.left_out]) == (2, ["not JSON"])
+    assert outcome.left_out[0].where.endswith("calls.jsonl.gz:2")
+    assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 125, "cache_read": 30, "output": 13}}
+    assert {entry.attribution.member for entry in meter.store.entries()} == {"ana"}
+    again = import_usage(meter, write("calls.json", json.dumps([good, other])), fields=MAP)
+    assert (again.recorded, again.repeated) == (0, 2)
+
+
+def test_the_same_id_with_other_figures_is_a_conflict_and_named(meter, write):
+    import_usage(meter, write("a.jsonl", [own("r1", **{"in": 100, "out": 9})]), fields=MAP)
+    outcome = import_usage(meter, write("b.jsonl", [own("r1", **{"in": 100, "out": 10})]), fields=MAP)
+    assert (outcome.recorded, outcome.ok) == (0, False)
+    assert "output 9, here it has gpt-5: input 100, output 10" in outcome.conflicts[0].reason
+    assert "1 conflicts" in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (own("r", **{"in": -1}), "not a count"),
+        (own("r", **{"in": 1.5}), "not a count"),
+        (own("r", **{"in": "many"}), "not a number"),
+        (own("r", **{"in": True}), "not a number"),
+        (own("", **{"in": 1}), "the id"),
+        ({**own("r", **{"in": 1}), "req": {"id": "r", "ts": "yesterday"}}, "no instant"),
+        ({**own("r", **{"in": 1}), "req": {"id": "r", "ts": "2026-10-01T10:00"}}, "no time zone: give --zone"),
+        ({**own("r", **{"in": 1}), "llm": {"name": "house-model", "in": 3}}, "give --provider"),
+    ],
+)
+def test_a_row_that_cannot_be_right_is_named_and_left_out(meter, write, row, reason):
+    outcome = import_usage(meter, write("a.jsonl", [row]), fields=MAP)
+    assert (outcome.recorded, len(outcome.left_out)) == (0, 1)
+    assert reason in outcome.left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id": "a", "time": "b"}, "at least one count"),
+        ({"id": "a", "input": "b"}, "say where the time is"),
+        ({"id": "a", "time": "b", "colour": "c", "input": "d"}, "unknown name 'colour'"),
+        ({"id": "a", "time": "b", "input": "c", "input_uncached": "d"}, "not both"),
+    ],
+)
+def test_a_map_that_cannot_work_is_refused(meter, write, fields, message):
+    with pytest.raises(ConfigurationError, match=message):
+        import_usage(meter, write("a.jsonl", [{}]), fields=fields)
+
+
+def test_what_a_metered_client_recorded_is_left_as_it_is(write):
+    from openai import OpenAI
+
+    from tokenmeter.testing import FakeProvider
+
+    meter = tokenmeter.make_meter(store="memory:", config={})
+    with FakeProvider() as provider:
+        client = tokenmeter.wrap(OpenAI(api_key="sk-x-0001", base_url=provider.openai_url), meter=meter)
+        answer = client.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "Hi"}])
+        client.close()
+    outcome = import_usage(meter, write("kept.jsonl", [answer.model_dump(mode="json")]), at=None)
+    assert (outcome.recorded, outcome.repeated, outcome.conflicts) == (0, 1, [])
+    meter.close()
+
+
+def test_a_response_a_level_down_is_found(meter, write):
+    body = {
+        "id": "chatcmpl-n",
+        "object": "chat.completion",
+        "created": 1792231200,
+        "model": "gpt-5",
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+    }
+    rows = [{"request": {"model": "gpt-5"}, "response": body}, {"log": {"answer": {**body, "id": "chatcmpl-m"}}}]
+    outcome = import_usage(meter, write("kept.jsonl", rows))
+    assert (outcome.recorded, outcome.left_out) == (2, [])
+
+
+def test_a_program_alone_means_its_usual_folder(meter, write, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", f"{tmp_path / 'one'}, {tmp_path / 'two'}")
+    for name in ("one", "two"):
+        write(f"{name}/projects/shop/{name}.jsonl", [claude(f"msg_{name}", 5)])
+    assert len(usual_folders("claude-code")) == 2
+    assert import_usage(meter, source="claude-code").recorded == 2
+    monkeypatch.setenv("CODEX_HOME", str(tmp_path / "none"))
+    with pytest.raises(ConfigurationError, match="no logs of codex"):
+        import_usage(meter, source="codex")
+    with pytest.raises(ConfigurationError, match="Unknown source"):
+        import_usage(meter, tmp_path, source="claude")
+    with pytest.raises(ConfigurationError, match="No such file"):
+        import_usage(meter, tmp_path / "nothing.jsonl")
+
+
+def test_imported_calls_are_priced_like_live_ones(meter, write):
+    import_usage(meter, write("a.jsonl", [own("r1", **{"in": 1_000_000, "cached": 0, "out": 100_000})]), fields=MAP)
+    (entry,) = meter.store.entries()
+    asked = {"model": "gpt-5", "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 100_000}}
+    priced = meter.price(asked, provider="openai", endpoint="chat.completions", at=entry.occurred_at)
+    assert entry.billed_cost == priced.billed_cost != 0
+    assert "imported" in entry.flags
