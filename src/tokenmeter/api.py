@@ -204,6 +204,7 @@ class Meter(CallMeter):
             processing=processing,
             region=region,
             service_tier=service_tier,
+            cost_unit=self.pricer.terms.cost_unit(provider),
         )
         pricer = self.pricer if price_list is None else Pricer(price_list, self.pricer.terms)
         moment = utcnow() if at is None else parse_instant(at)

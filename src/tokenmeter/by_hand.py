@@ -267,6 +267,7 @@ def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Obser
         processing=call.facts.processing,
         region=call.facts.region,
         service_tier=service_tier or call.facts.service_tier,
+        cost_unit=call.facts.cost_unit,
     )
     return replace(seen, deduplicate=True)
 

@@ -36,6 +36,8 @@ class RequestFacts:
             (``{"image_generation": "gpt-image-1.5"}``).
         unbounded: Why no upper bound of the output exists (``"server_tools"``, ``"advisor"``, ...); None when it does.
         image_count: Images in the prompt (their tokens are not bounded by bytes).
+        cost_unit: What the user's settings say of the ``cost`` in this host's usage: ``"usd"``, ``"cents"``, US dollars
+            per unit as decimal text, or ``"ignore"``; None: what is known of the host.
     """
 
     model: str | None = None
@@ -51,6 +53,7 @@ class RequestFacts:
     tool_models: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
     unbounded: str | None = None
     image_count: int = 0
+    cost_unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
 
@@ -17,10 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 
 from tokenmeter.budgets import Budget
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import ONE, parse_decimal
+from tokenmeter.money import ONE, ZERO, parse_decimal
 from tokenmeter.pricing.parse import table_lines
 
-__all__ = ["FILE_NAME", "Settings", "SettingsArguments", "find_file", "hash_key", "load_settings"]
+__all__ = ["FILE_NAME", "HostSettings", "Settings", "SettingsArguments", "find_file", "hash_key", "load_settings"]
 
 FILE_NAME = "tokenmeter.toml"
 
@@ -28,6 +28,7 @@ _ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
 _SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
 #: A markup outside of these is a slip of the pen, not a price.
 _LEAST, _MOST = Decimal("1E-6"), Decimal("1E6")
+_LEAST_UNIT = Decimal("1E-12")
 _SHOWN = 80
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -52,6 +53,19 @@ def _text(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_text)]
 
 
+def _cost_unit(value: object) -> object:
+    """A unit of costs by its name, or as a positive number of US dollars."""
+    if value is None or (isinstance(value, str) and value in {"usd", "cents", "ignore"}):
+        return value
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = ZERO
+    if isinstance(value, bool | float) or not number.is_finite() or not _LEAST_UNIT <= number <= _MOST:
+        raise ValueError('must be "usd", "cents", "ignore", or US dollars per unit such as "0.001"')
+    return str(number)
+
+
 class AlertTarget(BaseModel):
     """``[[alerts]]``: where crossed thresholds are reported, besides the log.
 
@@ -66,6 +80,25 @@ class AlertTarget(BaseModel):
     secret_env: Text | None = None
 
 
+class HostSettings(BaseModel):
+    """``[providers]``: what is to be known of one host.
+
+    Attributes:
+        provider: Id of the provider that serves and bills there; None: as its URL says.
+        cost: What the ``cost`` in its usage is: ``"usd"``, ``"cents"``, US dollars per unit (``"0.001"``), or
+            ``"ignore"``; None: it is the bill where the provider is known to send dollars, and compared elsewhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: Text | None = Field(default=None, min_length=1)
+    cost: Annotated[str | None, BeforeValidator(_cost_unit)] = None
+
+
+def _host(value: object) -> object:
+    return {"provider": value} if isinstance(value, str) else value
+
+
 class Settings(BaseModel):
     """Everything that can be configured; the keys of ``tokenmeter.toml``.
 
@@ -78,7 +111,8 @@ class Settings(BaseModel):
         discounts: ``[[discounts]]`` rows: negotiated factors on upstream cost.
         multipliers: ``[[multipliers]]`` rows: platform multipliers per key, member or model.
         models: provider -> {deployment or alias: model id}, for Azure deployments and names of your own.
-        providers: base URL prefix -> provider id, for hosts of your own.
+        providers: base URL prefix -> provider id, for hosts of your own; or a table of `HostSettings`, also under a
+            provider id.
         alerts: ``[[alerts]]`` rows.
         metrics: Whether each call is also recorded as metrics: ``"opentelemetry"`` (or True; extra ``otel``),
             ``"prometheus"`` (extra ``prometheus``), or False.
@@ -103,7 +137,9 @@ class Settings(BaseModel):
     discounts: list[Row] = Field(default_factory=list[Row])
     multipliers: list[Row] = Field(default_factory=list[Row])
     models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
-    providers: dict[Text, Text] = Field(default_factory=dict)
+    providers: dict[Text, Annotated[HostSettings, BeforeValidator(_host)]] = Field(
+        default_factory=dict[str, HostSettings]
+    )
     alerts: list[AlertTarget] = Field(default_factory=list[AlertTarget])
     metrics: bool | Literal["opentelemetry", "prometheus"] = False
     metrics_labels: list[Text] = Field(default_factory=list[str])
@@ -172,7 +208,7 @@ class SettingsArguments(TypedDict, total=False):
     discounts: Sequence[Mapping[str, Any]] | None
     multipliers: Sequence[Mapping[str, Any]] | None
     models: Mapping[str, Mapping[str, str]] | None
-    providers: Mapping[str, str] | None
+    providers: Mapping[str, str | Mapping[str, str]] | None
     alerts: Sequence[Mapping[str, Any]] | None
     metrics: bool | Literal["opentelemetry", "prometheus"] | None
     metrics_labels: Sequence[str] | None

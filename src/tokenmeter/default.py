@@ -121,7 +121,7 @@ def _assemble(
         source=_source(settings),
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
-        providers=settings.providers,
+        providers={prefix: host.provider for prefix, host in settings.providers.items() if host.provider},
         observers=observers if metrics is None else (*observers, metrics),
         hold_seconds=settings.hold_seconds,
         request_fields=RequestFields(settings.end_user_from, settings.tags_from)
@@ -152,6 +152,7 @@ def make_pricer(settings: Settings) -> Pricer:
             ),
             discounts=parse_discounts(settings.discounts, file=file, lines=settings.lines("discounts")),
             model_maps=settings.models,
+            cost_units={name: host.cost for name, host in settings.providers.items() if host.cost},
         ),
     )
 

@@ -29,7 +29,8 @@ CACHE_WRITE_METERS: Final = ("cache_write_5m", "cache_write_1h", "cache_write_30
 INPUT_METERS: Final = (*FRESH_INPUT_METERS, *CACHE_READ_METERS, *CACHE_WRITE_METERS)
 #: Disjoint token classes of an answer. Their sum is ``gen_ai.usage.output_tokens``; reasoning is a part of ``output``.
 OUTPUT_METERS: Final = ("output", "output_audio", "output_image", "output_video")
-TOKEN_METERS: Final = (*INPUT_METERS, *OUTPUT_METERS, "trained_tokens")
+#: ``output_citation`` and ``output_reasoning`` are Perplexity's, who bills them beside the answer that it counts.
+TOKEN_METERS: Final = (*INPUT_METERS, *OUTPUT_METERS, "trained_tokens", "output_citation", "output_reasoning")
 
 #: The unit of each meter, in FOCUS's spelling.
 UNITS: Final[dict[str, str]] = {
@@ -41,6 +42,9 @@ UNITS: Final[dict[str, str]] = {
     "images": "Images",
     "web_searches": "Searches",
     "file_searches": "Searches",
+    "attachment_searches": "Searches",
+    "search_sources": "Sources",
+    "code_executions": "Executions",
     "container_sessions": "Sessions",
     "requests": "Requests",
     "provider_cost": "USD",  # a cost the biller supplied, which no table can split into meters

@@ -18,18 +18,11 @@ from tokenmeter.budgets import Balance
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.providers.hosts import host_of
 from tokenmeter.usage import Usage
 
 __all__ = ["Metrics", "OpenTelemetryMetrics", "PrometheusMetrics", "Spans", "Watched", "make_metrics", "parse_labels"]
 
-#: OpenTelemetry's ``gen_ai.provider.name`` where it is not our provider id.
-_PROVIDERS = {
-    "azure": "azure.ai.openai",
-    "aws": "aws.bedrock",
-    "google": "gcp.vertex_ai",
-    "mistral": "mistral_ai",
-    "x-ai": "x_ai",
-}
 #: What an entry can be labelled with besides the tags: those of its account, and some of its own.
 _LABELS = (*DIMENSIONS, "api_key", "endpoint", "service_tier", "status")
 _TAG = "tag:"
@@ -244,7 +237,7 @@ class OpenTelemetryMetrics:
     def _attributes(self, entry: Entry) -> dict[str, str]:
         found = {
             "gen_ai.operation.name": entry.operation,
-            "gen_ai.provider.name": _PROVIDERS.get(entry.provider, entry.provider),
+            "gen_ai.provider.name": host_of(entry.provider).otel or entry.provider,
             "gen_ai.request.model": entry.request_model,
             "gen_ai.response.model": entry.response_model,
             **{_attribute(name): _label_of(entry, name) for name in self._labels},

@@ -95,15 +95,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class SuppliedCost:
-    """A cost that the biller itself put on the wire; it wins over any table.
+    """A cost that the biller itself put on the wire; where it is believed, it wins over any table.
 
     Attributes:
         amount: US dollars, all in.
         source: Which field said so, for example ``"usage.cost"``.
+        believed: Whether it is the bill. Else nobody knows its unit: it is compared with the price of the same usage.
     """
 
     amount: Decimal
     source: str
+    believed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,3 +194,27 @@ def test_raw_usage_keeps_what_the_host_said(clients, books, provider):
     provider.answer(body=completion({"tokens": 1000}))
     clients.openai().chat.completions.create(**CHAT)
     assert json.loads(books.one().raw_usage) == {"tokens": 1000}
+
+
+@pytest.mark.parametrize(
+    ("unit", "cost", "source"),
+    [
+        (None, "0.003250000000", "computed"),
+        ("usd", "0.325000000000", "billed"),
+        ("cents", "0.003250000000", "billed"),
+        ("0.002", "0.000650000000", "billed"),
+        ("ignore", "0.003250000000", "computed"),
+    ],
+)
+@pytest.mark.parametrize("by", ["url", "provider"])
+def test_a_hosts_own_cost_is_believed_where_its_unit_is_said(by, unit, cost, source, clients, books, provider):
+    name = provider.openai_url if by == "url" else "openai"
+    config = {} if unit is None else {"providers": {name: {"cost": unit}}}
+    clients.meter = books.meter = make_meter(store="memory:", config=config)
+    body = completion({"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200, "cost": 0.325})
+    provider.answer(body={**body, "model": "gpt-5"})
+    clients.openai().chat.completions.create(**{**CHAT, "model": "gpt-5"})
+    entry = books.one()
+    assert (str(entry.list_cost), entry.cost_source) == (cost, source)
+    assert ("supplied_cost_differs" in entry.flags) == (unit is None)
+    clients.meter.close()

@@ -107,3 +107,36 @@ def test_a_bad_row_is_named_by_file_and_line_also_behind_rows_given_in_code(tmp_
     fine = {"provider": "openai", "model": "m", "sku_meter": "input", "unit_price": 1}
     with pytest.raises(ConfigurationError, match=r"tokenmeter\.toml: .*\(line 3\).*nonsense"):
         make_meter(store="memory:", prices=[fine])
+
+
+class TestProviders:
+    """``[providers]``: who serves behind a URL, and what the ``cost`` in its usage is."""
+
+    def test_an_id_alone_or_a_table(self):
+        settings = load_settings(
+            config={"providers": {"https://a.example": "openai", "https://b.example": {"cost": "cents"}}}
+        )
+        assert settings.providers["https://a.example"].provider == "openai"
+        assert (settings.providers["https://b.example"].provider, settings.providers["https://b.example"].cost) == (
+            None,
+            "cents",
+        )
+
+    def test_code_goes_over_the_file_name_by_name(self):
+        settings = load_settings(
+            config={"providers": {"https://a.example": "openai", "novita": {"cost": "usd"}}},
+            providers={"novita": {"cost": "ignore"}},
+        )
+        assert {name: host.cost for name, host in settings.providers.items()} == {
+            "https://a.example": None,
+            "novita": "ignore",
+        }
+
+    @pytest.mark.parametrize("wrong", ["eur", "", "0", "-1", "1e999", "nan", True, 0.5, []])
+    def test_a_unit_that_is_none_is_refused_with_what_to_write(self, wrong):
+        with pytest.raises(ConfigurationError, match=r"providers\.novita.*cost.*US dollars per unit"):
+            load_settings(config={"providers": {"novita": {"cost": wrong}}})
+
+    def test_an_unknown_key_is_refused(self):
+        with pytest.raises(ConfigurationError, match="unit"):
+            load_settings(config={"providers": {"novita": {"unit": "usd"}}})

@@ -312,8 +312,8 @@ def describe(
     """What accounting needs to know of a call with this body, made right here."""
     facts = binding.sdk.dialect().request_facts(endpoint, body)
     host = binding.host(client, meter)
-    if facts.streamed != streamed or host.region is not None:
-        facts = replace(facts, streamed=streamed, region=host.region)
+    if facts.streamed != streamed or host.region is not None or host.cost_unit is not None:
+        facts = replace(facts, streamed=streamed, region=host.region, cost_unit=host.cost_unit)
     return Call(
         provider=meter.provider_at(host.url) or host.provider,
         endpoint=endpoint.path,

@@ -92,12 +92,14 @@ class Host:
         url: The client's base URL, as the SDK's own object.
         provider: Provider id.
         region: Cloud region or data zone, where it decides the price.
+        cost_unit: What the user's settings say of the costs in its usage.
         meter: The meter whose settings were asked; not kept alive.
     """
 
     url: Any
     provider: str
     region: str | None
+    cost_unit: str | None
     meter: ref[Meter]
 
 
@@ -151,7 +153,8 @@ class Binding:
         url, known = client.base_url, self._host
         if known is None or known.meter() is not meter or (url is not known.url and str(url) != str(known.url)):
             provider = meter.provider_at(url) or self.sdk.provider(client)
-            known = Host(url, provider, self.sdk.region(client), ref(meter))
+            unit = meter.pricer.terms.cost_unit(provider, str(url))
+            known = Host(url, provider, self.sdk.region(client), unit, ref(meter))
             self._host = known
         return known
 

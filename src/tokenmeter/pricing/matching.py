@@ -15,34 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import date
 
-__all__ = ["canonical_provider", "forms", "listed_names", "undated"]
-
-_PROVIDERS = {
-    "anthropic_bedrock": "aws",
-    "anthropic_vertex": "google",
-    "aws.bedrock": "aws",
-    "aws_bedrock": "aws",
-    "azure.ai.inference": "azure",
-    "azure.ai.openai": "azure",
-    "azure_openai": "azure",
-    "bedrock": "aws",
-    "foundry": "azure",
-    "gcp.gemini": "google",
-    "gcp.gen_ai": "google",
-    "gcp.vertex_ai": "google",
-    "gemini": "google",
-    "google-vertex": "google",
-    "grok": "x-ai",
-    "mistral_ai": "mistral",
-    "mistralai": "mistral",
-    "moonshot": "moonshotai",
-    "together_ai": "together",
-    "vertex": "google",
-    "vertex_ai": "google",
-    "voyage": "voyageai",
-    "x_ai": "x-ai",
-    "xai": "x-ai",
-}
+__all__ = ["forms", "listed_names", "undated"]
 
 _DATE = re.compile(r"[-@:](20\d\d)(-?)(\d\d)\2(\d\d)$")
 _FINE_TUNED = re.compile(r"(ft:[^:]+):")
@@ -50,12 +23,6 @@ _FLOATING = re.compile(r"(?:-latest|@latest|@default)$")
 _BEDROCK_VERSION = re.compile(r"-v\d+(?::\d+)?(?::\d+k)?$|:\d+$")
 _BEDROCK_PROFILE = re.compile(r"(?:(global)|regional|us-gov|us|eu|apac|jp|au|ca|in|sa|me|af|il|uk|kr)\.(?=[a-z0-9]+\.)")
 _GOOGLE_STAGE = re.compile(r"(?:-preview)?-(?:0[1-9]|1[0-2])-(?:[0-3]\d|20\d\d)$|-preview$|-0\d\d$")
-
-
-def canonical_provider(provider: str) -> str:
-    """The price list's id of a provider: ``bedrock`` is ``aws``, ``vertex`` is ``google``; others stay as they are."""
-    name = provider.strip().lower()
-    return _PROVIDERS.get(name, name)
 
 
 def undated(name: str) -> str | None:

@@ -11,9 +11,9 @@ from typing import Any, cast
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
-from tokenmeter.pricing.matching import canonical_provider
 from tokenmeter.pricing.price import TOKEN_CLASSES, WEEKDAYS, Conditions, Origin, Price, plain
 from tokenmeter.pricing.terms import SCOPES, Discount, Multiplier
+from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.semconv import unit_of
 
 __all__ = ["parse_discounts", "parse_multipliers", "parse_prices", "table_lines"]

@@ -14,9 +14,10 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing.card import RateCard
 from tokenmeter.pricing.catalog import Catalog
 from tokenmeter.pricing.edition import Edition
-from tokenmeter.pricing.matching import canonical_provider, forms
+from tokenmeter.pricing.matching import forms
 from tokenmeter.pricing.price import EVERY_MODEL, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
+from tokenmeter.providers.hosts import canonical_provider
 
 __all__ = ["ListedModel", "PriceList"]
 

@@ -14,11 +14,11 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE
 from tokenmeter.pricing.card import Context
-from tokenmeter.pricing.matching import canonical_provider
 from tokenmeter.pricing.price_list import ListedModel, PriceList
-from tokenmeter.pricing.rating import Rating, priced_lines, supplied_line, total, unpriced_lines
+from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
 from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.pricing.terms import Discount, Multiplier, Terms
+from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.usage import Consumption, Observation
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Pricer:
         self.price_list = price_list
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
-        self.terms = Terms(given.multipliers, given.discounts, maps)
+        self.terms = replace(given, model_maps=maps)
         dated: tuple[Multiplier | Discount, ...] = (*given.multipliers, *given.discounts)
         changes = {moment for each in dated for moment in (each.effective_from, each.effective_to)}
         self._changes = tuple(sorted(moment for moment in changes if moment is not None))
@@ -98,9 +98,12 @@ class Pricer:
             listed = self.find(provider, consumption.model, consumption.region)
             models = (consumption.model, listed.model if listed else None)
             platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
-            if consumption.supplied_cost is not None:
+            supplied = consumption.supplied_cost
+            if supplied is not None and supplied.believed:
                 charges.append(supplied_line(consumption, platform))
-            elif listed is None:
+                continue
+            first = len(charges)
+            if listed is None:
                 flags.add("unknown_model")
                 charges.extend(unpriced_lines(consumption))
             else:
@@ -121,6 +124,8 @@ class Pricer:
                 if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
                     flags.add("tier_ambiguous")
                 charges.extend(priced_lines(consumption, sheet, flags))
+            if supplied is not None:
+                compare(supplied, charges[first:], flags)
         rating = total(tuple(charges), flags, estimated="estimated" in observation.flags)
         # Of a bill with an unknown part the rest is known, and is not the bill.
         return replace(rating, cost_source="unpriced") if "usage_unknown" in observation.flags else rating

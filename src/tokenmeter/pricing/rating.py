@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -11,10 +11,12 @@ from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
 from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.pricing.wanted import Wanted
 from tokenmeter.semconv import CostSource, unit_of
-from tokenmeter.usage import Consumption, Quantity
+from tokenmeter.usage import Consumption, Quantity, SuppliedCost
 
 __all__ = ["Rating", "priced_lines", "supplied_line", "total", "unpriced_lines"]
 
+#: A supplied cost this near to the price of the same usage confirms it; providers round.
+_TOLERANCE = Decimal("0.02")
 _NO_FLAGS: frozenset[str] = frozenset()
 
 
@@ -55,7 +57,7 @@ def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) ->
         else:
             flags |= rate.flags
             lines.append(rate.line(model, meter, quantity, role))
-    if lines and "requests" not in quantities and sheet.per_request is not None:
+    if lines and not any(meter.startswith("requests") for meter in quantities) and sheet.per_request is not None:
         lines.append(sheet.per_request.line(model, "requests", 1, role))
     return lines
 
@@ -101,6 +103,19 @@ def supplied_line(consumption: Consumption, platform: Decimal) -> Charge:
         source=supplied.source,
         role=consumption.role,
     )
+
+
+def compare(supplied: SuppliedCost, lines: Sequence[Charge], flags: set[str]) -> None:
+    """Add to `flags` what a cost in an unknown unit says of the `lines` priced for the same usage."""
+    listed = ZERO
+    for line in lines:
+        if line.list_cost is None:
+            flags.add("supplied_cost_unconfirmed")
+            return
+        listed = EXACT.add(listed, line.list_cost)
+    gap = EXACT.subtract(supplied.amount, listed)
+    if EXACT.compare(gap.copy_abs(), EXACT.multiply(listed, _TOLERANCE)) > 0:
+        flags.add("supplied_cost_differs")
 
 
 def total(charges: tuple[Charge, ...], flags: set[str], *, estimated: bool) -> Rating:

@@ -18,6 +18,7 @@ SCOPES = ("api_key", "member", "route", "model", "project", "team", "organizatio
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 _NO_MAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+_NO_UNITS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,21 @@ class Terms:
         multipliers: Platform multipliers; none fits = 1.
         discounts: Negotiated discounts; none fits = 1.
         model_maps: provider (or ``*``) -> {name: model}. Azure deployments and private aliases.
+        cost_units: Provider id or prefix of a base URL -> what the ``cost`` in its usage is, where the user says so;
+            see `tokenmeter.call.RequestFacts.cost_unit`.
     """
 
     multipliers: tuple[Multiplier, ...] = ()
     discounts: tuple[Discount, ...] = ()
     model_maps: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MAPS)
+    cost_units: Mapping[str, str] = field(default_factory=lambda: _NO_UNITS)
+
+    def cost_unit(self, provider: str, url: str = "") -> str | None:
+        """What the user says of costs that `provider`, at a base `url`, puts into its usage; the URL goes first."""
+        if not self.cost_units:
+            return None
+        matches = [prefix for prefix in self.cost_units if "://" in prefix and url.startswith(prefix)]
+        return self.cost_units.get(max(matches, key=len) if matches else provider)
 
     def model(self, provider: str, name: str) -> str:
         """The model that `name` stands for at `provider`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers import hosts
+from tokenmeter.providers.costs import billed_tier, supplied_cost
 from tokenmeter.providers.estimates import input_tokens, tokens_of
 from tokenmeter.providers.shapes import BOTH_SIDES, NO_FLAGS, Reading, put
 from tokenmeter.providers.wire import JSON, text
@@ -93,19 +93,30 @@ class Context:
         wire: JSON | None = None,
         tier: str | None = None,
         role: str = "message",
+        flags: set[str] | None = None,
     ) -> Consumption:
-        """A charge group of `reading` in this context; `wire` is the usage object that may carry a supplied cost."""
+        """A charge group of `reading` in this context.
+
+        Args:
+            reading: What was used.
+            model: Who did the work; the request's model where None.
+            wire: The usage object, which may carry a supplied cost.
+            tier: The tier that served; the request's where None.
+            role: What the group was for.
+            flags: Doubts of the supplied cost are added here.
+        """
         request = self.request
+        doubts: set[str] = set() if flags is None else flags
         return Consumption(
             model=model or request.model,
             usage=reading.usage,
-            service_tier=hosts.billed_tier(tier or request.service_tier),
+            service_tier=billed_tier(tier or request.service_tier),
             processing=request.processing,
             speed=request.speed,
             region=request.region,
             role=role,
             prompt_tokens=reading.prompt_tokens,
-            supplied_cost=hosts.supplied_cost(self.provider, wire) if wire else None,
+            supplied_cost=supplied_cost(self.provider, wire, request.cost_unit, doubts) if wire else None,
         )
 
 

@@ -27,6 +27,7 @@ def observe(
     processing: str | None = None,
     region: str | None = None,
     service_tier: str | None = None,
+    cost_unit: str | None = None,
 ) -> Observation:
     """Read a body that is not on its way any more.
 
@@ -40,6 +41,7 @@ def observe(
         processing: ``"batch"`` where only the context says so.
         region: Cloud region or data zone.
         service_tier: Tier asked for, where the body does not say which one served.
+        cost_unit: What a ``cost`` in its usage is, where the settings say so; see `RequestFacts.cost_unit`.
 
     Raises:
         PricingError: `body` is no body at all.
@@ -57,6 +59,7 @@ def observe(
         processing=processing,
         region=region,
         service_tier=service_tier,
+        cost_unit=cost_unit,
         tool_models=_tool_models(model, wire),
     )
     context = Context(provider, name, request, final_only=False)

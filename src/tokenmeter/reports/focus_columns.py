@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.ledger import utcnow
+from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.fields import Field
 
 if TYPE_CHECKING:
@@ -17,22 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["billing_period_fields", "cost_and_usage_fields", "invoice_detail_fields", "service_of"]
 
-#: Provider id -> FOCUS ServiceProviderName and ServiceName.
-_SERVICES = {
-    "openai": ("OpenAI", "OpenAI API"),
-    "anthropic": ("Anthropic", "Claude API"),
-    "azure": ("Microsoft", "Azure OpenAI"),
-    "aws": ("Amazon Web Services", "Amazon Bedrock"),
-    "bedrock": ("Amazon Web Services", "Amazon Bedrock"),
-    "google": ("Google Cloud", "Vertex AI"),
-    "vertex": ("Google Cloud", "Vertex AI"),
-    "openrouter": ("OpenRouter", "OpenRouter API"),
-}
-
 
 def service_of(provider: str) -> tuple[str, str]:
     """Company and service behind a provider id."""
-    return _SERVICES.get(provider, (provider, f"{provider} API"))
+    host = host_of(provider)
+    return host.company or provider, host.service or f"{provider} API"
 
 
 def _sku_id(row: CostRow) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from tokenmeter.providers.anthropic import sessions
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, joined, unknown
-from tokenmeter.providers.hosts import billed_tier, supplied_cost
+from tokenmeter.providers.costs import billed_tier, supplied_cost
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.shapes import Reading
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
@@ -128,7 +128,7 @@ def groups_of(
         _Entry(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
         for entry in members(wire, "iterations")
     ]
-    base = _base(wire, top, model, context)
+    base = _base(wire, top, model, context, flags)
     if not entries:
         return (base,), frozenset(flags)
     served = next((entry.model for entry in reversed(entries) if entry.role == "fallback_message"), None) or model
@@ -144,7 +144,7 @@ def _redeemed(wire: JSON) -> bool:
     return section(section(wire, "fallback_credit"), "status").get("type") == "redeemed"
 
 
-def _base(wire: JSON, top: Reading, model: str | None, context: Context) -> Consumption:
+def _base(wire: JSON, top: Reading, model: str | None, context: Context, flags: set[str]) -> Consumption:
     """One group for the top-level counts: its tier, speed and geography hold for every iteration."""
     request = context.request
     tier, speed, geo = text(wire, "service_tier"), text(wire, "speed") or request.speed, text(wire, "inference_geo")
@@ -158,7 +158,7 @@ def _base(wire: JSON, top: Reading, model: str | None, context: Context) -> Cons
         geo=None if geo in _PLAIN_GEOGRAPHIES else geo,
         region=request.region,
         prompt_tokens=top.prompt_tokens,
-        supplied_cost=supplied_cost(context.provider, wire),
+        supplied_cost=supplied_cost(context.provider, wire, request.cost_unit, flags),
     )
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tokenmeter.providers import hosts
 from tokenmeter.providers.context import Context, joined, observation, unknown
-from tokenmeter.providers.openai import jobs, media, responses
+from tokenmeter.providers.hosts import host_of
+from tokenmeter.providers.openai import extras, jobs, media, responses
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Reading
@@ -70,7 +70,12 @@ def completion(body: JSON, context: Context) -> Observation:
     wire = usage_of(body) or section(section(body, "x_groq"), "usage")
     model, tier = text(body, "model"), text(body, "service_tier")
     known = model or context.request.model
-    said = inclusive(wire, write_meter=hosts.write_meter(known), hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
+    said = inclusive(
+        wire,
+        write_meter=extras.write_meter(known),
+        hidden_output=host_of(context.provider).hidden_output,
+        reasoning_apart=extras.bills_reasoning_apart(context.provider, known),
+    )
     sides = BOTH_SIDES
     if context.endpoint.startswith("embeddings"):
         said, sides = _whole_total(wire, said), INPUT_SIDE
@@ -78,11 +83,11 @@ def completion(body: JSON, context: Context) -> Observation:
     if reading is None:
         return unknown(body, body.get("usage"), model=known, flags=said.flags)
     flags: set[str] = set()
-    if extra := hosts.extra_meters(context.provider, wire, known, flags):
+    if extra := extras.extra_meters(context.provider, wire, known, flags):
         reading = replace(reading, usage=reading.usage + Usage(extra))
+    group = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     if flags:
         reading = replace(reading, flags=reading.flags | flags)
-    group = context.consumption(reading, model=model, wire=wire, tier=tier)
     return observation(reading, group, body, wire or None, tier=tier)
 
 

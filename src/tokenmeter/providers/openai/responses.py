@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from tokenmeter.providers import hosts
 from tokenmeter.providers.context import Context, pending, unknown
+from tokenmeter.providers.hosts import host_of
+from tokenmeter.providers.openai.extras import extra_meters, write_meter
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.registry import usage_of
@@ -45,17 +46,17 @@ def response(body: JSON, context: Context) -> Observation:
         return replace(pending(body), flags=frozenset({"billed_before"}))
     items = members(body, "output")
     flags: set[str] = set()
-    said = inclusive(wire, write_meter=hosts.write_meter(model), hidden_output=context.provider in hosts.HIDDEN_OUTPUT)
+    said = inclusive(wire, write_meter=write_meter(model), hidden_output=host_of(context.provider).hidden_output)
     if (said.unsaid or not said.usage) and (early := _unbilled(body)):
         return early
     reading = context.complete(said, received=lambda: sum(map(_item_bytes, items)))
     if reading is None:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
-    meters = {**tool_meters(body, items, flags), **hosts.extra_meters(context.provider, wire, model, flags)}
+    meters = {**tool_meters(body, items, flags), **extra_meters(context.provider, wire, model, flags)}
     if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
-    main = context.consumption(reading, model=model, wire=wire, tier=tier)
+    main = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     pictures = _image_tool(body, items, context, flags)
     authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
     raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire or None

@@ -39,6 +39,7 @@ def inclusive(
     write_meter: str = "cache_write_30m",
     output_meter: str = "output",
     hidden_output: bool = False,
+    reasoning_apart: bool = False,
 ) -> Reading:
     """A usage whose totals INCLUDE their breakdowns: OpenAI's, and that of every host that speaks its format.
 
@@ -48,6 +49,7 @@ def inclusive(
         usage: The usage object.
         write_meter: Class of cache writes whose lifetime is not broken down.
         output_meter: Class of output that no breakdown claims (images: ``output_image``).
+        reasoning_apart: Whether reasoning is billed by itself, and is no part of the answer's tokens.
         hidden_output: Whether what ``total_tokens`` has beyond its two parts is output the host does not itemise.
     """
     flags: set[str] = set()
@@ -56,6 +58,8 @@ def inclusive(
     reasoning = count(output_details, "reasoning_tokens", flags=flags)
     if reasoning is None:
         reasoning = count(usage, "reasoning_tokens", flags=flags) or 0
+    if reasoning_apart:
+        reasoning = 0
     prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
     quantities = _cache_writes(usage, details, write_meter, flags)
     _split_input(usage, details, prompt or 0, quantities, flags)
