@@ -70,9 +70,10 @@ def _read(match: Match, wire: object) -> Usage:
     if not isinstance(wire, Mapping):
         return Usage()
     try:
-        return _reader(match)(cast("Mapping[str, Any]", wire))
+        usage = _reader(match)(cast("Mapping[str, Any]", wire))
     except (AttributeError, TypeError, ValueError):
         return Usage()
+    return usage if all(type(quantity) is int and quantity >= 0 for quantity in usage.quantities.values()) else Usage()
 
 
 def _reader(match: Match) -> Callable[[Mapping[str, Any]], Usage]:
