@@ -317,8 +317,8 @@ class Journal:
             except HoldGoneError:
                 pass
             else:
+                self._written.add(entry_id)  # first: after an interrupt nobody can tell whether it was written
                 reached = self._settle(record, posts, hold_id, held)
-                self._written.add(entry_id)
                 self._count()
                 return Posted(recorded=True, hold_found=hold_id is not None, reached=reached)
         try:
