@@ -205,10 +205,10 @@ def test_verify_explains_an_edited_entry_and_ends_with_1(run: Callable[..., Outc
 @pytest.mark.parametrize(
     "edit",
     [
-        "UPDATE entries SET charges = '{broken' WHERE seq = 2",
-        "UPDATE entries SET tags = '[1]' WHERE seq = 2",
-        "UPDATE entries SET billed_micro = 'much' WHERE seq = 2",
-        "DELETE FROM contexts WHERE id = 2",
+        "UPDATE entries SET body = '{broken' WHERE seq = 2",
+        "UPDATE entries SET body = '[1]' WHERE seq = 2",
+        "UPDATE entries SET body = replace(body, 'quantities', 'tags') WHERE seq = 2",
+        "DELETE FROM accounts",
         "DELETE FROM rates",
     ],
 )

@@ -235,6 +235,7 @@ def test_a_manifest_names_the_head_of_the_ledger(tmp_path: Path, make_entry: Cal
 
 @pytest.mark.parametrize("format_", ["csv", "jsonl", "parquet"])
 def test_a_file_that_finds_no_room_is_said_and_leaves_nothing(month: Store, tmp_path: Path, format_: str) -> None:
+    assert list(month.entries())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
