@@ -1,4 +1,4 @@
-"""An exception at any line (Ctrl-C, a signal handler that raises, a soft time limit) leaves no lock, no hold, no doubt."""
+"""An exception at any line (Ctrl-C, a signal handler that raises, a soft time limit) leaves no lock and no hold."""
 
 import sys
 import threading
@@ -153,7 +153,7 @@ def test_while_something_is_held_and_settled(store, other):
 @pytest.mark.parametrize("what", ["fold", "file", "read", "report", "append"])
 def test_while_the_book_is_written_or_read(store, other, what):
     works = {
-        "fold": lambda: store.health(),
+        "fold": store.health,
         "file": lambda: store.file(NewDocument(kind="invoice", key=new_id(), body="{}", series="INV")),
         "read": lambda: store.entry("nobody"),
         "report": lambda: store.aggregate([NOW, FAR], ["member"]),

@@ -6,7 +6,6 @@ Nothing here waits for the book, save when the live counters have to be made ane
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.file_locks import lock_file, unlock_file
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError, Counter
@@ -587,9 +587,9 @@ class Journal:
             if live is None:
                 live = self._open()
             else:
-                fcntl.flock(live.descriptor, fcntl.LOCK_EX)
+                lock_file(live.descriptor)
             if not live.there:
-                fcntl.flock(live.descriptor, fcntl.LOCK_UN)
+                unlock_file(live.descriptor)
                 self._live = None
                 continue
             if live.dirty:
@@ -601,7 +601,7 @@ class Journal:
     def _unlock(self) -> None:
         if self._owned():
             if self._live is not None:
-                fcntl.flock(self._live.descriptor, fcntl.LOCK_UN)
+                unlock_file(self._live.descriptor)
             self._mutex.release()
 
     def _open(self) -> Live:
@@ -654,7 +654,7 @@ class Journal:
         self._live = live
         if old is not None:
             old.retire()
-            fcntl.flock(old.descriptor, fcntl.LOCK_UN)
+            unlock_file(old.descriptor)
         return live
 
     def _stand(

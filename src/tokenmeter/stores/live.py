@@ -9,7 +9,6 @@ old one says so to those who still have it mapped.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import mmap
@@ -21,10 +20,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tokenmeter.file_locks import lock_file
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.values import compact_json
 
 __all__ = ["NEVER", "Live", "LiveHeader", "Slot"]
+
+#: Not for programs that are started; Windows has no such flag.
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 #: Above anything a counter can hold.
 NEVER = 1 << 126
@@ -125,14 +128,14 @@ class Live:
             OSError: it cannot be made.
         """
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _CLOEXEC, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_file(descriptor)
                 status = os.fstat(descriptor)
                 if not status.st_nlink:
                     os.close(descriptor)
                     continue
-                if status.st_size < _BASE + _WIDTH or os.pread(descriptor, 8, 0) != _MAGIC:
+                if status.st_size < _BASE + _WIDTH or os.read(descriptor, 8) != _MAGIC:
                     return descriptor, None
                 return None, cls(descriptor)
             except BaseException:
@@ -154,11 +157,11 @@ class Live:
         """
         capacity = max(_LEAST, 4 * len(counters))
         fresh = Path(f"{path}.{os.getpid()}")
-        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _CLOEXEC, 0o600)
         try:
             try:
                 _allocate(descriptor, _BASE + capacity * _WIDTH)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_file(descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -288,4 +291,4 @@ def _allocate(descriptor: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
-        os.pwrite(descriptor, bytes(size), 0)
+        os.write(descriptor, bytes(size))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import struct
 import zlib
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
+from tokenmeter.file_locks import lock_file
 from tokenmeter.stores.filesystem import make_private_file
 
 __all__ = [
@@ -35,6 +35,9 @@ __all__ = [
     "segment_path",
     "segments",
 ]
+
+#: Not for programs that are started; Windows has no such flag.
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 _MAGIC = b"\xf7tm1"
 _HEAD = struct.Struct("<4sIII")
@@ -86,9 +89,9 @@ class Segment:
         self.path, self.number = segment_path(ledger, number), number
         if make:
             make_private_file(self.path)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _CLOEXEC)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            lock_file(self._descriptor, shared=True)
             there = os.fstat(self._descriptor).st_nlink
         except BaseException:
             self.__del__()
@@ -138,12 +141,14 @@ def frames(path: Path, start: int) -> Iterator[Frame]:
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered
         while True:
-            data = os.pread(file.fileno(), _PAGE, start)
+            file.seek(start)
+            data = file.read(_PAGE)
             found = yield from _in(data, start)
             if found is None:
                 if len(data) < _PAGE:
                     return
-                data = os.pread(file.fileno(), _whole(data), start)  # one frame larger than a page
+                file.seek(start)
+                data = file.read(_whole(data))  # one frame larger than a page
                 found = yield from _in(data, start)
                 if found is None:
                     return
@@ -177,16 +182,15 @@ def remove_segment(ledger: Path, number: int, folded: int) -> bool:
     """Remove a segment if it is folded to its end and nobody has it open for writing; whether it is gone."""
     path = segment_path(ledger, number)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | _CLOEXEC)
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_file(descriptor, wait=False):
+            return False
         if os.fstat(descriptor).st_size > folded and any(frames(path, folded)):
             return False
         path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
     finally:
         os.close(descriptor)
     return True
