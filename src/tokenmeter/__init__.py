@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenmeter.budgets.runs import budget
     from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
     from tokenmeter.default import (
+        age_balances,
         close_period,
         configure,
         credit_invoice,
@@ -88,6 +89,7 @@ _HOMES = {
     "tokenmeter.budgets.runs": ("budget",),
     "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
     "tokenmeter.default": (
+        "age_balances",
         "close_period",
         "configure",
         "credit_invoice",
@@ -197,6 +199,7 @@ __all__ = [
     "__version__",
     "aentries",
     "aflush",
+    "age_balances",
     "arecord",
     "aremaining",
     "areport",

@@ -227,7 +227,7 @@ class Meter(CallMeter):
         period: str | Period | None = None,
         where: Where | None = None,
         tz: str = "UTC",
-        format: Literal["csv", "jsonl", "parquet"] | None = None,  # noqa: A002 - what everybody calls it
+        format: Literal["csv", "jsonl", "parquet", "xlsx"] | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Manifest:
@@ -259,7 +259,7 @@ class Meter(CallMeter):
         period: str | Period | None = None,
         where: Where | None = None,
         tz: str = "UTC",
-        format: Literal["csv", "jsonl", "parquet"] | None = None,  # noqa: A002 - what everybody calls it
+        format: Literal["csv", "jsonl", "parquet", "xlsx"] | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Manifest:
@@ -278,7 +278,7 @@ class Meter(CallMeter):
         tz: str = "UTC",
         version: str = "1.4",
         terms: FocusTerms | None = None,
-        format: Literal["csv", "jsonl", "parquet"] = "csv",  # noqa: A002 - what everybody calls it
+        format: Literal["csv", "jsonl", "parquet", "xlsx"] = "csv",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Manifest]:
@@ -347,7 +347,8 @@ class Meter(CallMeter):
 
     close_period = _of_ledger(billing.close_period)
     invoice = _of_profile(billing.draft_invoice)
-    statement = _of_ledger(billing.draw_statement)
+    statement = _of_profile(billing.draw_statement)
+    age_balances = _of_ledger(billing.age_balances)
     draft_invoices = _of_profile(billing.draft_invoices)
     issue_invoice = _of_ledger(billing.issue_invoice)
     issue_invoices = _of_ledger(billing.issue_invoices)

@@ -30,6 +30,7 @@ from tokenmeter.stores.urls import redacted
 from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
 
 __all__ = [
+    "age_balances",
     "close_period",
     "configure",
     "credit_invoice",
@@ -322,6 +323,7 @@ flush = _on_default(Meter.flush)
 close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)
+age_balances = _on_default(Meter.age_balances)
 import_usage = _on_default(Meter.import_usage)
 reconcile = _on_default(Meter.reconcile)
 record = _on_default(Meter.record, _recorder)

@@ -20,9 +20,10 @@ from tokenmeter.billing.issuing import (
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
-from tokenmeter.billing.statement import Statement, StatementLine, draw_statement
+from tokenmeter.billing.statement import AgedBalance, Statement, StatementLine, age_balances, draw_statement
 
 __all__ = [
+    "AgedBalance",
     "BillingProfile",
     "ClosedPeriod",
     "Coverage",
@@ -40,6 +41,7 @@ __all__ = [
     "Tax",
     "TaxLine",
     "Totals",
+    "age_balances",
     "close_period",
     "closed_periods",
     "credit_invoice",

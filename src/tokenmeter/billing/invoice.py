@@ -17,7 +17,7 @@ from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import ACCOUNTS, account_name
 from tokenmeter.billing.render.html import render_html
 from tokenmeter.billing.render.pdf import write_pdf
-from tokenmeter.billing.render.sheet import Row, Sheet, csv_text
+from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
@@ -277,6 +277,21 @@ class Invoice:
         """
         return csv_text(CSV_COLUMNS, [tuple(row.get(name) for name in CSV_COLUMNS) for row in self._csv_rows()])
 
+    @overload
+    def to_xlsx(self, target: None = None) -> bytes: ...
+    @overload
+    def to_xlsx(self, target: str | Path) -> Path: ...
+    def to_xlsx(self, target: str | Path | None = None) -> bytes | Path:
+        """An Excel workbook (extra ``xlsx``) with the rows of `to_csv` and a row of sums that are formulas.
+
+        Args:
+            target: Where to write it; None = return the bytes.
+
+        Raises:
+            ConfigurationError: the extra is missing.
+        """
+        return write_table(CSV_COLUMNS, self._csv_rows(), target)
+
     def _csv_rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
         known = {"invoice": self.number or "draft", "currency": self.currency, "invoice_period": self.period.label}
         owner = {name: self.scope.get(name) for name in ACCOUNTS}
@@ -406,6 +421,9 @@ CSV_COLUMNS = (
 )
 
 
+CREDIT_COLUMNS = ("credit_note", "invoice", "line", "description", "amount", "tax_amount", "currency")
+
+
 @dataclass(frozen=True, slots=True)
 class CreditLine:
     """What is given back: for which line (None = none in particular), in words, and how much before tax."""
@@ -462,16 +480,22 @@ class CreditNote:
 
     def to_csv(self) -> str:
         """One row per line, then the taxes; ``amount`` adds up to the net, ``tax_amount`` to the taxes."""
-        columns = ("credit_note", "invoice", "line", "description", "amount", "tax_amount", "currency")
-        about = (self.number, self.invoice.number)
-        currency = self.invoice.currency
-        return csv_text(
-            columns,
-            [
-                *((*about, line.line, line.description, line.amount, None, currency) for line in self.lines),
-                *((*about, None, tax.label, None, tax.amount, currency) for tax in self.taxes),
-            ],
-        )
+        return csv_text(CREDIT_COLUMNS, [tuple(row.get(name) for name in CREDIT_COLUMNS) for row in self._csv_rows()])
+
+    @overload
+    def to_xlsx(self, target: None = None) -> bytes: ...
+    @overload
+    def to_xlsx(self, target: str | Path) -> Path: ...
+    def to_xlsx(self, target: str | Path | None = None) -> bytes | Path:
+        """An Excel workbook; see `Invoice.to_xlsx`."""
+        return write_table(CREDIT_COLUMNS, self._csv_rows(), target)
+
+    def _csv_rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
+        known = {"credit_note": self.number, "invoice": self.invoice.number, "currency": self.invoice.currency}
+        for line in self.lines:
+            yield {**known, "line": line.line, "description": line.description, "amount": line.amount}
+        for tax in self.taxes:
+            yield {**known, "description": tax.label, "tax_amount": tax.amount}
 
     def to_html(self) -> str:
         """A page of its own that prints on A4."""

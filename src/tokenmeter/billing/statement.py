@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, overload
 
-from tokenmeter.billing.currency import USD
+from tokenmeter.billing.currency import USD, add_up
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
 from tokenmeter.billing.period import period_dict
+from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
+from tokenmeter.billing.render.html import render_html
+from tokenmeter.billing.render.pdf import write_pdf
+from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 
-__all__ = ["Statement", "StatementLine", "draw_statement"]
+__all__ = ["AgedBalance", "Statement", "StatementLine", "age_balances", "draw_statement"]
 
 Basis = Literal["usage", "invoices"]
 
 
+_COLUMNS = ("account", "date", "description", "charges", "credits", "balance", "currency")
 #: Kind of entry -> what its line is called, in the order of lines.
 _KINDS = {"usage": "Usage", "correction": "Corrections", "adjustment": "Adjustments"}
 
@@ -54,6 +61,7 @@ class Statement:
         closing: Balance at its end.
         lines: In order of time.
         unpriced: Calls of unknown price among them (usage only): what they cost is missing.
+        seller: Whose books they are, for the printed page.
     """
 
     scope: Mapping[str, str]
@@ -66,6 +74,7 @@ class Statement:
     closing: Decimal
     lines: tuple[StatementLine, ...] = field(default=())
     unpriced: int = 0
+    seller: str = ""
 
     def __str__(self) -> str:
         width = max([24, *(len(line.description) for line in self.lines)])
@@ -103,6 +112,74 @@ class Statement:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_csv(self) -> str:
+        """Opening balance, lines, closing balance; ``charges`` and ``credits`` add up to what the balance moved by."""
+        return csv_text(_COLUMNS, [tuple(row.get(name) for name in _COLUMNS) for row in self._rows()])
+
+    @overload
+    def to_xlsx(self, target: None = None) -> bytes: ...
+    @overload
+    def to_xlsx(self, target: str | Path) -> Path: ...
+    def to_xlsx(self, target: str | Path | None = None) -> bytes | Path:
+        """An Excel workbook (extra ``xlsx``) with the rows of `to_csv`; None = return the bytes."""
+        return write_table(_COLUMNS, self._rows(), target)
+
+    def _rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
+        known = {"account": account_name(self.scope), "currency": self.currency}
+        yield {**known, "description": "Opening balance", "balance": self.opening}
+        for line in self.lines:
+            told: dict[str, str | Decimal | int | None] = {
+                "date": line.date,
+                "description": line.description,
+                "balance": line.balance,
+            }
+            yield {**known, **told, "charges": line.charges or None, "credits": line.credits or None}
+        yield {**known, "description": "Closing balance", "balance": self.closing}
+
+    def to_html(self) -> str:
+        """A page of its own that prints on A4."""
+        return render_html(self.to_sheet())
+
+    @overload
+    def to_pdf(self, target: None = None) -> bytes: ...
+    @overload
+    def to_pdf(self, target: str | Path) -> Path: ...
+    def to_pdf(self, target: str | Path | None = None) -> bytes | Path:
+        """A PDF (extra ``pdf``); see `tokenmeter.billing.Invoice.to_pdf`."""
+        return write_pdf(self.to_sheet(), target)
+
+    def to_sheet(self) -> Sheet:
+        """What its page shows."""
+        money = self.currency
+        lines = (
+            (line.date, line.description, *(f"{one:,f}" if one else "" for one in (line.charges, line.credits)))
+            for line in self.lines
+        )
+        rows = (Row((*cells, f"{line.balance:,f}")) for cells, line in zip(lines, self.lines, strict=True))
+        doubt = [f"{self.unpriced} calls have no known price; their cost is missing."] if self.unpriced else []
+        return Sheet(
+            title="Statement of account",
+            author=self.seller,
+            facts=(("Period", f"{self.period.label} ({self.period.tz})"), ("Basis", self.basis), ("Currency", money)),
+            seller=(self.seller,),
+            buyer=tuple(f"{name.replace('_', ' ')} {value}" for name, value in self.scope.items()),
+            due=f"{self.closing:,f} {money}",
+            sums=(
+                ("Opening balance", f"{self.opening:,f}"),
+                ("Charges", f"{self.charges:,f}"),
+                ("Credits", f"{self.credits:,f}"),
+                ("Closing balance", f"{self.closing:,f}"),
+            ),
+            columns=("Date", "Description", "Charges", "Credits", "Balance"),
+            numeric=(False, False, True, True, True),
+            rows=tuple(rows),
+            empty="Nothing moved in this period.",
+            remarks=tuple(doubt),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Movement:
@@ -124,6 +201,7 @@ def draw_statement(
     basis: Basis = "usage",
     granularity: CalendarUnit = "day",
     tz: str = "UTC",
+    profile: BillingProfile | Mapping[str, Any] | None = None,
 ) -> Statement:
     """The running balance of an account.
 
@@ -139,6 +217,7 @@ def draw_statement(
             ``invoices``: invoices as charges; credit notes, payments and voidings as credits, in their currency.
         granularity: Calendar unit of a usage statement's lines.
         tz: Zone of periods and dates.
+        profile: `BillingProfile` or a ``[billing]`` mapping, for the seller's name on the printed page.
 
     Raises:
         ConfigurationError: whose is not said, or invoices in several currencies.
@@ -147,10 +226,11 @@ def draw_statement(
     asked = period if isinstance(period, Period) else parse_period(period, tz)
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
+    terms = profile if isinstance(profile, BillingProfile) else BillingProfile.parse(profile or {})
     if basis == "usage":
-        return _by_usage(store, scope, asked, granularity)
+        return replace(_by_usage(store, scope, asked, granularity), seller=terms.seller.name)
     if basis == "invoices":
-        return _by_invoices(store, scope, asked)
+        return replace(_by_invoices(store, scope, asked), seller=terms.seller.name)
     raise ConfigurationError(f"A statement's basis is 'usage' or 'invoices', not {basis!r}.")
 
 
@@ -236,3 +316,72 @@ def _summed(opening: Decimal, lines: list[StatementLine]) -> dict[str, Any]:
         charges, credits_ = EXACT.add(charges, line.charges), EXACT.add(credits_, line.credits)
     closing = lines[-1].balance if lines else opening
     return {"opening": opening, "charges": charges, "credits": credits_, "closing": closing, "lines": tuple(lines)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgedBalance:
+    """What a buyer owes in one currency, by how long it is overdue; `overpaid` is what was paid too much (negative).
+
+    Attributes:
+        buyer: Who.
+        account: On which account.
+        currency: ISO 4217 code.
+        not_due: Not due yet.
+        days_30: 1 to 30 days overdue.
+        days_60: 31 to 60.
+        days_90: 61 to 90.
+        older: More.
+        overpaid: Negative: the seller owes it.
+    """
+
+    buyer: str
+    account: str
+    currency: str
+    not_due: Decimal = ZERO
+    days_30: Decimal = ZERO
+    days_60: Decimal = ZERO
+    days_90: Decimal = ZERO
+    older: Decimal = ZERO
+    overpaid: Decimal = ZERO
+
+    @property
+    def total(self) -> Decimal:
+        """All of it."""
+        return add_up(getattr(self, name) for name in _AGES)
+
+    def to_dict(self) -> dict[str, str]:
+        """JSON-ready values; decimals are text."""
+        told = {"buyer": self.buyer, "account": self.account, "currency": self.currency}
+        return {**told, **{name: f"{getattr(self, name):f}" for name in (*_AGES, "total")}}
+
+
+_AGES = ("not_due", "days_30", "days_60", "days_90", "older", "overpaid")
+
+
+def age_balances(store: Store, *, as_of: date | None = None) -> list[AgedBalance]:
+    """Open balances of all buyers by age, in order of buyer.
+
+    Args:
+        store: The ledger.
+        as_of: On which day; default: today. Payments written down since then count all the same.
+    """
+    day = as_of or utcnow().date()
+    found: dict[tuple[str, str, str], AgedBalance] = {}
+    for invoice in invoices(store, lines=False):
+        if not invoice.balance:
+            continue
+        key = invoice.buyer.name, invoice.account, invoice.currency
+        known = found.get(key) or AgedBalance(buyer=key[0], account=key[1], currency=key[2])
+        age = _age(invoice, day)
+        more: dict[str, Any] = {age: EXACT.add(getattr(known, age), invoice.balance)}
+        found[key] = replace(known, **more)
+    return [found[key] for key in sorted(found)]
+
+
+def _age(invoice: Invoice, day: date) -> str:
+    if invoice.balance < 0:
+        return "overpaid"
+    late = (day - (invoice.due_on or day)).days
+    if late <= 0:
+        return "not_due"
+    return next((name for limit, name in ((30, "days_30"), (60, "days_60"), (90, "days_90")) if late <= limit), "older")

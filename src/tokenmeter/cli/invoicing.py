@@ -11,11 +11,15 @@ import typer
 
 from tokenmeter.billing import (
     BillingProfile,
+    CreditNote,
     Invoice,
+    Statement,
+    age_balances,
     credit_invoice,
     credit_notes,
     draft_invoice,
     draft_invoices,
+    draw_statement,
     find_invoice,
     invoice_coverage,
     invoices,
@@ -26,7 +30,7 @@ from tokenmeter.billing import (
 )
 from tokenmeter.billing.rated import ACCOUNTS
 from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_instant
@@ -219,21 +223,15 @@ def pdf(
     frame: Frame,
     number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
     target: Annotated[
-        Path | None, typer.Argument(help="File; .html, .csv and .json work, too. Default: NUMBER.pdf.")
+        Path | None, typer.Argument(help="File; .html, .csv, .xlsx and .json work, too. Default: NUMBER.pdf.")
     ] = None,
 ) -> None:
-    """Write an invoice or a credit note as PDF, HTML, CSV or JSON, by the file's ending."""
+    """Write an invoice or a credit note as PDF, HTML, CSV, XLSX or JSON, by the file's ending."""
     with frame.ledger() as opened:
         note = next((one for one in credit_notes(opened) if one.number == number), None)
         document = note or find_invoice(opened, number)
     path = target or Path(f"{number}.pdf")
-    forms = {".html": document.to_html, ".csv": document.to_csv, ".json": document.to_json}
-    if path.suffix in forms:
-        path.write_text(forms[path.suffix](), encoding="utf-8", newline="")
-    elif path.suffix == ".pdf":
-        document.to_pdf(path)
-    else:
-        raise ConfigurationError(f"{path.name}: an invoice is written as .pdf, .html, .csv or .json.")
+    _write(document, path)
     out.print(str(path), markup=False)
 
 
@@ -286,6 +284,76 @@ def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = No
     """Give up on what is left of an invoice."""
     with frame.ledger() as opened:
         _show(frame, write_off_invoice(opened, number, reason, by=actor))
+
+
+@command(invoice_app, "aging")
+def aging(frame: Frame, *, on: Day = None) -> None:
+    """What buyers owe, by how long it is overdue."""
+    with frame.ledger() as opened:
+        found = age_balances(opened, as_of=_day(on))
+    if frame.as_json:
+        emit([one.to_dict() for one in found])
+    elif not found:
+        out.print("Nobody owes anything.")
+    else:
+        rows = [list(one.to_dict().values()) for one in found]
+        heads = list(found[0].to_dict())
+        show_table(heads, rows, figures=tuple(heads[3:]), whole=("account",))
+
+
+@command(
+    app,
+    "statement",
+    examples=[
+        "tokenmeter statement team=search --period last-month",
+        "tokenmeter statement team=search --period this-year --basis invoices --to statement.pdf",
+    ],
+)
+def statement(
+    frame: Frame,
+    account: Account,
+    *,
+    period: BillPeriod = "last-month",
+    basis: Annotated[str, typer.Option("--basis", help="usage or invoices.")] = "usage",
+    granularity: Annotated[str, typer.Option("--granularity", "-g", help="Of a usage statement's lines.")] = "day",
+    tz: TzOption = "UTC",
+    to: Annotated[Path | None, typer.Option("--to", help="File ending in .pdf, .html, .csv, .xlsx or .json.")] = None,
+) -> None:
+    """The running balance of an account: opening + charges + credits = closing."""
+    scope = pairs_of(account or [])
+    if not scope or set(scope) - set(ACCOUNTS) or not all(scope.values()):
+        raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.")
+    profile = BillingProfile.parse(frame.settings.billing)
+    with frame.ledger() as opened:
+        drawn = draw_statement(
+            opened,
+            period=period,
+            basis=basis,  # type: ignore[arg-type]  # checked there
+            granularity=granularity,  # type: ignore[arg-type]  # as above
+            tz=tz,
+            profile=profile,
+            **scope,
+        )
+    if to is not None:
+        _write(drawn, to)
+        out.print(str(to), markup=False)
+    elif frame.as_json:
+        emit(drawn.to_dict())
+    else:
+        out.print(str(drawn), markup=False)
+
+
+def _write(document: Invoice | CreditNote | Statement, path: Path) -> None:
+    """Write a document in the form that the file's ending names."""
+    texts = {".html": document.to_html, ".csv": document.to_csv, ".json": document.to_json}
+    if path.suffix in texts:
+        path.write_text(texts[path.suffix](), encoding="utf-8", newline="")
+    elif path.suffix == ".pdf":
+        document.to_pdf(path)
+    elif path.suffix == ".xlsx":
+        document.to_xlsx(path)
+    else:
+        raise ConfigurationError(f"{path.name}: a document is written as .pdf, .html, .csv, .xlsx or .json.")
 
 
 def _day(text: str | None) -> date | None:

@@ -130,7 +130,7 @@ def export(
     frame: Frame,
     *,
     dataset: Annotated[Dataset, typer.Argument(help="What to write; focus writes a folder of datasets.")],
-    target: Annotated[Path, typer.Argument(help="File ending in .csv, .jsonl or .parquet; for focus a folder.")],
+    target: Annotated[Path, typer.Argument(help="File ending in .csv, .jsonl, .parquet or .xlsx; for focus a folder.")],
     by: By = None,
     period: PeriodOption = None,
     since: SinceOption = None,
@@ -138,7 +138,7 @@ def export(
     granularity: GranularityOption = None,
     where: Where = None,
     tz: TzOption = "UTC",
-    format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or parquet.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet or xlsx.")] = None,
     focus_version: Annotated[str, typer.Option(help="FOCUS version: 1.4 or 1.2.")] = "1.4",
     overwrite: OverwriteOption = False,
 ) -> None:

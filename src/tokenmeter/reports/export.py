@@ -39,7 +39,7 @@ class Manifest:
 
     Attributes:
         dataset: ``report``, ``entries``, ``charges``, or a FOCUS dataset.
-        format: ``csv``, ``jsonl`` or ``parquet``.
+        format: ``csv``, ``jsonl``, ``parquet`` or ``xlsx``.
         file: Name of the file; None for an open stream.
         rows: How many records, headings not counted.
         columns: Headings, in order.
@@ -142,7 +142,7 @@ def export_entries(
     Args:
         store: The ledger.
         target: A path (its ending names the format) or an open stream. Beside a path a manifest is written.
-        format: ``csv``, ``jsonl`` or ``parquet``, where the ending does not say.
+        format: ``csv``, ``jsonl``, ``parquet`` or ``xlsx``, where the ending does not say.
         query: Which entries; all by default.
         overwrite: Whether an existing file may be replaced.
         progress: Called now and then with the number of records written.

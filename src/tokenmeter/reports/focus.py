@@ -127,7 +127,7 @@ def export_focus(
         version: ``"1.4"`` or ``"1.2"``.
         query: Which entries, and the time zone of billing months and hours; all, in UTC, by default.
         terms: Issuer, default account and payment terms.
-        format: ``csv``, ``jsonl`` or ``parquet``.
+        format: ``csv``, ``jsonl``, ``parquet`` or ``xlsx``.
         overwrite: Whether existing files may be replaced.
         progress: Called now and then with the number of Cost and Usage rows written.
 

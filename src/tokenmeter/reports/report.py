@@ -125,8 +125,12 @@ class Report(Sheet):
         """Parquet with exact decimals (needs pyarrow), with the same columns and arguments as `to_csv`."""
         return self._write("parquet", target, overwrite=overwrite)
 
+    def to_xlsx(self, target: Target, *, overwrite: bool = False) -> Manifest:
+        """An Excel workbook (extra ``xlsx``), with the same columns and arguments as `to_csv`, and a row of sums."""
+        return self._write("xlsx", target, overwrite=overwrite)
+
     def export(self, target: Target, *, format: str | None = None, overwrite: bool = False) -> Manifest:  # noqa: A002 - what everybody calls it
-        """`to_csv`, `to_jsonl` or `to_parquet`, by `format` or by the target's ending."""
+        """`to_csv`, `to_jsonl`, `to_parquet` or `to_xlsx`, by `format` or by the target's ending."""
         return self._write(format_of(target, format), target, overwrite=overwrite)
 
     def to_pandas(self, *, decimals: frames.Decimals = "exact", nonzero: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""The formats of exports: CSV, JSON Lines and Parquet, each written record by record."""
+"""The formats of exports: CSV, JSON Lines, Parquet and XLSX, each written record by record."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
 from tokenmeter.reports.fields import Field, Kind, plain
 from tokenmeter.reports.sink import Sink, Target
+from tokenmeter.reports.xlsx import write_xlsx
 
 __all__ = ["EXPORT_FORMATS", "WRITERS", "ExportFormat", "format_of", "import_extra"]
 
-ExportFormat = Literal["csv", "jsonl", "parquet"]
-EXPORT_FORMATS: tuple[ExportFormat, ...] = ("csv", "jsonl", "parquet")
+ExportFormat = Literal["csv", "jsonl", "parquet", "xlsx"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = ("csv", "jsonl", "parquet", "xlsx")
 
 _BATCH = 10_000
 #: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
@@ -128,6 +129,7 @@ WRITERS: Mapping[ExportFormat, Callable[[Iterable[list[Any]], Sequence[Field[Any
     "csv": _write_csv,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
+    "xlsx": write_xlsx,
 }
 
 

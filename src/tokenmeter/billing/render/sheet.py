@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Row", "Sheet", "csv_text", "plain_text"]
+from tokenmeter.reports.fields import Field, Kind
+from tokenmeter.reports.sink import Sink
+from tokenmeter.reports.xlsx import write_xlsx
+
+__all__ = ["Row", "Sheet", "csv_text", "plain_text", "write_table"]
 
 #: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -82,3 +88,35 @@ def plain_text(cell: str | Decimal | int | None) -> str:
     if isinstance(cell, str):
         return f"'{cell}" if cell.startswith(_FORMULA) else cell
     return f"{cell:f}" if isinstance(cell, Decimal) else str(cell)
+
+
+_MONEY = frozenset({"billed_cost_usd", "exact_amount", "amount", "tax_amount", "charges", "credits"})
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(_MONEY, "money"),
+    **dict.fromkeys(("list_unit_price_usd", "multiplier", "computed_cost_usd", "rounding_residue_usd"), "price"),
+    **dict.fromkeys(("quantity", "balance"), "quantity"),
+    **dict.fromkeys(("line", "unpriced"), "integer"),
+}
+
+
+def write_table(
+    columns: Sequence[str], rows: Iterable[Mapping[str, str | Decimal | int | None]], target: str | Path | None
+) -> bytes | Path:
+    """A table as an Excel workbook: money as numbers with sums below, names and ids as text.
+
+    Args:
+        columns: Headings, in order.
+        rows: Heading -> value.
+        target: Where to write it; None = return the bytes.
+
+    Raises:
+        ConfigurationError: the extra ``xlsx`` is missing.
+    """
+    fields = [Field[Any](name, _KINDS.get(name, "text"), lambda row: row) for name in columns]
+    content = io.BytesIO()
+    write_xlsx(([row.get(name) for name in columns] for row in rows), fields, Sink(content))
+    if target is None:
+        return content.getvalue()
+    path = Path(target)
+    path.write_bytes(content.getvalue())
+    return path
