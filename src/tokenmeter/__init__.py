@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         write_off_invoice,
     )
     from tokenmeter.errors import (
+        AttributionRequiredError,
         BudgetExceededError,
         BudgetReservedError,
         ConfigurationError,
@@ -126,6 +127,7 @@ _HOMES = {
         "write_off_invoice",
     ),
     "tokenmeter.errors": (
+        "AttributionRequiredError",
         "BudgetExceededError",
         "BudgetReservedError",
         "ConfigurationError",
@@ -170,6 +172,7 @@ __all__ = [
     "AsyncAnthropic",
     "AsyncOpenAI",
     "Attribution",
+    "AttributionRequiredError",
     "Budget",
     "BudgetExceededError",
     "BudgetReservedError",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
 
-from tokenmeter.budgets import Budget
+from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ONE, ZERO, parse_decimal
 from tokenmeter.pricing.parse import table_lines
@@ -66,18 +66,96 @@ def _cost_unit(value: object) -> object:
     return str(number)
 
 
-class AlertTarget(BaseModel):
-    """``[[alerts]]``: where crossed thresholds are reported, besides the log.
+#: An http(s) URL, or the variable that holds it.
+Address = Annotated[str, BeforeValidator(_text), Field(pattern=r"^(https?://|env:)")]
+
+
+class EmailSettings(BaseModel):
+    """``email = { to = [...], from = "...", host = "..." }`` of an ``[[alerts]]`` row; see `targets.Email`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: list[Text] = Field(min_length=1)
+    sender: Text = Field(alias="from")
+    host: Text
+    port: int = Field(default=587, ge=1, le=65_535)
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    user: Text | None = None
+    password: Text | None = Field(default=None, pattern="^env:")
+
+
+class AlertSettings(BaseModel):
+    """``[[alerts]]``: where alerts go besides the log; one target a row.
+
+    A value may be ``env:NAME``, a variable that holds it; what is a secret should be.
 
     Attributes:
         webhook: URL that receives a signed JSON POST.
-        secret_env: Environment variable with the signing secret.
+        secret: The webhook's signing secret, ``whsec_...``.
+        slack: URL of a Slack incoming webhook.
+        teams: URL of a Microsoft Teams workflow.
+        pagerduty: Integration key of a PagerDuty service.
+        email: Recipients and server.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    webhook: Text = Field(pattern=r"^https?://")
-    secret_env: Text | None = None
+    webhook: Address | None = None
+    secret: Text | None = None
+    slack: Address | None = None
+    teams: Address | None = None
+    pagerduty: Text | None = None
+    email: EmailSettings | None = None
+
+    def unset(self) -> list[str]:
+        """The environment variables it names that are not set here."""
+        said = [self.webhook, self.secret, self.slack, self.teams, self.pagerduty, self.email and self.email.password]
+        named = [found["name"] for value in said if value and (found := _ENV.match(value))]
+        return [name for name in named if not os.environ.get(name)]
+
+    def make(self) -> AlertTarget:
+        """The target.
+
+        Raises:
+            ConfigurationError: none or several in one row, a variable that is not set, or a wrong value.
+        """
+        kinds = ("webhook", "slack", "teams", "pagerduty", "email")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ConfigurationError(
+                f"alerts: give each row one of {', '.join(kinds)}, not {' and '.join(given) or 'none'}."
+            )
+        from tokenmeter.budgets import targets  # noqa: PLC0415 - HTTP and mail are loaded only by who has alerts
+
+        if self.email is not None:
+            said = self.email
+            password = None if said.password is None else _value(said.password, "alerts.email.password")
+            return targets.Email(
+                said.to,
+                sender=said.sender,
+                host=said.host,
+                port=said.port,
+                security=said.security,
+                user=said.user,
+                password=password,
+            )
+        where = _value(getattr(self, given[0]), f"alerts.{given[0]}")
+        if self.webhook is not None:
+            return targets.Webhook(where, secret=None if self.secret is None else _value(self.secret, "alerts.secret"))
+        if self.slack is not None:
+            return targets.Slack(where)
+        return targets.Teams(where) if self.teams is not None else targets.PagerDuty(where)
+
+
+def _value(said: str, name: str) -> str:
+    """`said`, or what the variable holds that it names by ``env:NAME``."""
+    found = _ENV.match(said)
+    if found is None:
+        return said
+    value = os.environ.get(found["name"])
+    if not value:
+        raise ConfigurationError(f"{name}: the environment variable {found['name']} is not set.")
+    return value
 
 
 class HostSettings(BaseModel):
@@ -114,6 +192,9 @@ class Settings(BaseModel):
         providers: base URL prefix -> provider id, for hosts of your own; or a table of `HostSettings`, also under a
             provider id.
         alerts: ``[[alerts]]`` rows.
+        require: What every call has to be attributed to, such as ``["member"]``.
+        on_missing: Whether a call without it is refused (``refuse``), or told once per place in the code (``warn``).
+        rules: What alerts tell besides thresholds: ``burn_rate``, ``spike``, ``unpriced``, ``faults``.
         metrics: Whether each call is also recorded as metrics: ``"opentelemetry"`` (or True; extra ``otel``),
             ``"prometheus"`` (extra ``prometheus``), or False.
         metrics_labels: Dimensions that metrics may be labelled with: ``team``, ``route``, ``tag:NAME``, ... Each value
@@ -140,7 +221,10 @@ class Settings(BaseModel):
     providers: dict[Text, Annotated[HostSettings, BeforeValidator(_host)]] = Field(
         default_factory=dict[str, HostSettings]
     )
-    alerts: list[AlertTarget] = Field(default_factory=list[AlertTarget])
+    alerts: list[AlertSettings] = Field(default_factory=list[AlertSettings])
+    require: list[Text] = Field(default_factory=list[str])
+    on_missing: Literal["refuse", "warn"] = "refuse"
+    rules: list[Literal["burn_rate", "spike", "unpriced", "faults"]] = Field(default_factory=list[Any])
     metrics: bool | Literal["opentelemetry", "prometheus"] = False
     metrics_labels: list[Text] = Field(default_factory=list[str])
     traces: bool = False
@@ -190,6 +274,9 @@ class SettingsArguments(TypedDict, total=False):
         models: As there.
         providers: As there.
         alerts: As there.
+        require: As there.
+        on_missing: As there.
+        rules: As there.
         metrics: As there.
         metrics_labels: As there.
         traces: As there.
@@ -210,6 +297,9 @@ class SettingsArguments(TypedDict, total=False):
     models: Mapping[str, Mapping[str, str]] | None
     providers: Mapping[str, str | Mapping[str, str]] | None
     alerts: Sequence[Mapping[str, Any]] | None
+    require: Sequence[str] | None
+    on_missing: Literal["refuse", "warn"] | None
+    rules: Sequence[str] | None
     metrics: bool | Literal["opentelemetry", "prometheus"] | None
     metrics_labels: Sequence[str] | None
     traces: bool | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from tokenmeter.api import Meter, Priced, without_first
 from tokenmeter.billing import BillingProfile
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.policy import check_consistent
-from tokenmeter.budgets.webhook import Webhook
+from tokenmeter.budgets.required import Required
+from tokenmeter.budgets.rules import make_rules
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import Settings, SettingsArguments, load_settings
 from tokenmeter.disabled import is_disabled
@@ -119,6 +119,8 @@ def _assemble(
         pricer=pricer,
         budgets=budgets,
         alerts=_make_alerts(settings),
+        rules=make_rules(settings.rules),
+        required=Required(settings.require, refuse=settings.on_missing == "refuse"),
         source=_source(settings),
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
@@ -174,10 +176,10 @@ def _source(settings: Settings) -> str | None:
 
 
 def _make_alerts(settings: Settings) -> list[AlertTarget]:
-    return [
-        Webhook(target.webhook, secret=os.environ.get(target.secret_env) if target.secret_env else None)
-        for target in settings.alerts
-    ]
+    for row in settings.alerts:
+        for name in row.unset():
+            log.warning("An alert target is left out: the environment variable %s is not set", name)
+    return [row.make() for row in settings.alerts if not row.unset()]
 
 
 def _make_metrics(settings: Settings) -> Metrics | None:

@@ -7,6 +7,7 @@
     ├── PricingError
     │   ├── UnknownModelError         no price row names this model
     │   └── UnpricedUsageError        the model is known, one of its meters has no price
+    ├── AttributionRequiredError      the settings require a member (or the like)
     ├── BudgetExceededError           a hard cap stopped the call before it left
     │   ├── BudgetReservedError       would fit once calls in flight settle (retryable)
     │   └── RequestTooLargeError      can never fit into this window
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
+    "AttributionRequiredError",
     "BudgetExceededError",
     "BudgetReservedError",
     "ConfigurationError",
@@ -68,6 +70,25 @@ class UnknownModelError(PricingError):
 
 class UnpricedUsageError(PricingError):
     """The model is known, but one of its meters, tiers or classes has no price."""
+
+
+class AttributionRequiredError(TokenmeterError):
+    """The settings require an attribution that the call does not have. Nothing was sent and nothing was billed.
+
+    Attributes:
+        missing: The fields it lacks.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_required, (str(self), self.missing))
+
+
+def _rebuild_required(message: str, missing: tuple[str, ...]) -> AttributionRequiredError:
+    return AttributionRequiredError(message, missing=missing)
 
 
 class BudgetExceededError(TokenmeterError):

@@ -282,7 +282,7 @@ async def test_programs_that_read_the_same_results_record_them_once(
         requests = [{"custom_id": n, "params": MESSAGE} for n in "abc"]
         file = clients.anthropic(metered=False).messages.batches.create(requests=requests).id
     for _ in range(2):
-        meter = Meter(store=open_store(f"sqlite:///{tmp_path}/shared.db"), pricer=priced.pricer, budgets=priced.budgets)
+        meter = Meter(store=open_store(f"sqlite:///{tmp_path}/shared.db"), pricer=priced.pricer)
         if provider_name == "openai":
             tokenmeter.wrap(clients.openai(metered=False), meter).files.content(file)
         else:

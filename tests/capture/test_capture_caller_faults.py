@@ -277,7 +277,7 @@ def test_an_open_stream_belongs_to_the_process_that_opened_it(name, clients, boo
 def ledger(priced, tmp_path):
     """A meter over a file, and the file."""
     path = tmp_path / "ledger.db"
-    made = Meter(store=open_store(f"sqlite:///{path}"), pricer=priced.pricer, budgets=priced.budgets)
+    made = Meter(store=open_store(f"sqlite:///{path}"), pricer=priced.pricer)
     yield made, path
     made.close()
 
@@ -332,7 +332,7 @@ async def test_an_observer_that_fails_is_counted_and_the_entry_is_there(name, cl
     def fails(_entry):
         raise ValueError("observer")
 
-    meter = Meter(store=open_store("memory:"), pricer=priced.pricer, budgets=priced.budgets, observers=[fails])
+    meter = Meter(store=open_store("memory:"), pricer=priced.pricer, observers=[fails])
     await do(_call(tokenmeter.wrap(clients.make(name, metered=False), meter)))
     assert (len(list(meter.store.entries())), meter.faults) == (1, 1)
 

@@ -104,7 +104,7 @@ def test_a_stream_collected_while_its_thread_holds_the_stores_lock_is_neither_wa
 ):
     """The collector may run anywhere, also while this thread reads a report; waiting there is waiting for oneself."""
     store = open_store(f"sqlite:///{tmp_path}/usage.db")
-    meter = Meter(store=store, pricer=priced.pricer, budgets=priced.budgets)
+    meter = Meter(store=store, pricer=priced.pricer)
     client = tokenmeter.wrap(clients.make(name), meter)
     create = client.chat.completions.create if name == "OpenAI" else client.messages.create
     request = CHAT if name == "OpenAI" else {"model": "claude-sonnet-5", "max_tokens": 16, "messages": MESSAGES}
@@ -197,7 +197,7 @@ def _leaking(streamed, priced, calls):
     store = _Forgetful()
     http_client = httpx.Client(transport=httpx.MockTransport(answer))
     client = openai.OpenAI(api_key="sk-test", http_client=http_client)
-    tokenmeter.wrap(client, Meter(store=store, pricer=priced.pricer, budgets=priced.budgets))
+    tokenmeter.wrap(client, Meter(store=store, pricer=priced.pricer))
 
     def call(times):
         for turn in range(times):

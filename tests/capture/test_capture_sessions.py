@@ -103,7 +103,7 @@ async def test_programs_that_read_the_same_session_record_it_once(store, clients
 
     def program(name):
         opened = shared if store == "memory" else open_store(f"sqlite:///{tmp_path}/shared.db")
-        meter = Meter(store=opened, pricer=priced.pricer, budgets=priced.budgets)
+        meter = Meter(store=opened, pricer=priced.pricer)
         return tokenmeter.wrap(clients.make(name, metered=False), meter), meter
 
     programs = [program(name) for name in (*NAMES, *NAMES)]

@@ -156,7 +156,7 @@ async def test_who_looks_in_on_a_live_session_does_not_bill_it_again(
 ):
     client = clients.make(name)
     _needs(client, "live.sideband.connect")
-    other = Meter(store=meter.store, pricer=priced.pricer, budgets=priced.budgets)  # knows of nothing but the ledger
+    other = Meter(store=meter.store, pricer=priced.pricer)  # knows of nothing but the ledger
     onlooker = client if same_program else tokenmeter.wrap(clients.make(name, metered=False), other)
     async with do.inside(client.live.connect()) as connection:
         await do(connection.session.start(session={"model": "gpt-live-1"}))

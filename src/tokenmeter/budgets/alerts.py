@@ -8,15 +8,17 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from tokenmeter.forks import after_fork_in_child
 
-__all__ = ["Alert", "AlertQueue", "AlertTarget"]
+__all__ = ["Alert", "AlertQueue", "AlertTarget", "Notice", "Severity"]
+
+Severity = Literal["critical", "warning"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -24,6 +26,7 @@ log = logging.getLogger("tokenmeter")
 QUEUE_SIZE = 1_000
 #: Seconds that a process which ends waits for alerts not yet delivered.
 EXIT_SECONDS = 3
+_FULL = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,34 @@ class Alert:
     hard: bool
 
     @property
+    def kind(self) -> str:
+        """``threshold``."""
+        return "threshold"
+
+    @property
+    def severity(self) -> Severity:
+        """``critical`` for a hard budget that is used up, else ``warning``."""
+        return "critical" if self.hard and self.threshold >= _FULL else "warning"
+
+    @property
+    def title(self) -> str:
+        """A few words."""
+        return f"Budget {self.budget!r} passed {self.threshold} %"
+
+    def facts(self) -> dict[str, str]:
+        """Its figures for people."""
+        whose = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
+        resets = "never" if self.window_end is None else f"{self.window_end:%Y-%m-%d %H:%M} UTC"
+        return {
+            "budget": self.budget,
+            "scope": whose,
+            "spent": f"{self.spent:f} {self.unit}",
+            "limit": f"{self.limit:f} {self.unit}",
+            "resets": resets,
+            "stops calls": "yes" if self.hard else "no",
+        }
+
+    @property
     def alert_id(self) -> str:
         """The same for the same threshold of the same window, however often it is delivered."""
         parts = (self.budget, repr(sorted(self.scope.items())), self.window_start.isoformat(), str(self.threshold))
@@ -64,6 +95,8 @@ class Alert:
         """JSON-ready values: amounts as decimal strings, instants in ISO 8601."""
         return {
             "alert_id": self.alert_id,
+            "kind": self.kind,
+            "severity": self.severity,
             "budget": self.budget,
             "scope": dict(self.scope),
             "unit": self.unit,
@@ -85,8 +118,58 @@ class Alert:
         )
 
 
-#: Anything that takes an alert: a function of yours, or `tokenmeter.budgets.webhook.Webhook`.
-AlertTarget = Callable[[Alert], object]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What a rule found (`tokenmeter.budgets.rules`): told once, over all processes.
+
+    Attributes:
+        kind: The rule: ``burn_rate``, ``spike``, ``unpriced`` or ``faults``.
+        subject: What it is about: the same subject is told once.
+        text: What was found, as a sentence.
+        figures: Its figures, as texts: amounts are decimal, instants ISO 8601.
+        severity: ``critical`` or ``warning``.
+        at: When it was noticed, aware UTC.
+    """
+
+    kind: str
+    subject: str
+    text: str
+    figures: Mapping[str, str]
+    severity: Severity = "warning"
+    at: datetime
+
+    @property
+    def title(self) -> str:
+        """A few words."""
+        return f"{self.kind.replace('_', ' ').capitalize()}: {self.subject}"
+
+    @property
+    def alert_id(self) -> str:
+        """The same for the same subject, however often it is delivered."""
+        return hashlib.sha256(f"{self.kind}\n{self.subject}".encode()).hexdigest()[:32]
+
+    def facts(self) -> dict[str, str]:
+        """Its figures for people."""
+        return dict(self.figures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "alert_id": self.alert_id,
+            "kind": self.kind,
+            "severity": self.severity,
+            "subject": self.subject,
+            "text": self.text,
+            "figures": dict(self.figures),
+            "at": self.at.isoformat(),
+        }
+
+    def __str__(self) -> str:
+        return self.text
+
+
+#: Anything that takes an alert: a function of yours, or a target of `tokenmeter.budgets.targets`.
+AlertTarget = Callable[[Alert | Notice], object]
 
 
 class AlertQueue:
@@ -103,10 +186,10 @@ class AlertQueue:
     def _begin(self) -> None:
         self._pid = os.getpid()
         # A SimpleQueue, since a finaliser may interrupt this very thread in the middle of a put.
-        self._queue: queue.SimpleQueue[Alert | threading.Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Alert | Notice | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def submit(self, alert: Alert) -> None:
+    def submit(self, alert: Alert | Notice) -> None:
         """Log `alert` and hand it to the targets. Never waits."""
         log.warning("%s", alert)
         if not self._targets:

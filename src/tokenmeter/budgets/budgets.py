@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,9 +14,9 @@ from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
-from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget
+from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice
 from tokenmeter.budgets.bounds import Ceilings, Expectations, picodollars
-from tokenmeter.budgets.counting import count, spent_by
+from tokenmeter.budgets.counting import count, spent_by, with_held
 from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
 from tokenmeter.budgets.matching import Cap, CapIndex, Keys, Subject, parse_scope
@@ -29,6 +30,8 @@ from tokenmeter.budgets.policy import (
     threshold_amounts,
 )
 from tokenmeter.budgets.registry import InForce, Registry
+from tokenmeter.budgets.required import place_in_code
+from tokenmeter.budgets.rules import Rule, Sight, check
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, audit, balances
 from tokenmeter.budgets.windows import from_microseconds, microseconds
@@ -49,6 +52,9 @@ _HOST = socket.gethostname()
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3
 _MOST_OPENED = 65_536
+#: Seconds between two looks of the rules, and from the start to the first.
+_LOOK_EVERY = 300
+_FIRST_LOOK = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ class Budgets(Registry):
         store: The ledger.
         pricer: Its prices and terms.
         declared: Budgets of the settings or of code; exact repetitions count once.
-        alerts: Whom to tell of crossed thresholds besides the log.
+        alerts: Whom to tell of crossed thresholds, and of what rules find, besides the log.
+        rules: What else is worth telling; looked at every five minutes while calls are made.
         source: Where the declared ones are said; default: the code of this program.
         hold_time: How long a call may be in flight before its hold expires.
         rate: Rates the estimate of an expired hold; must not raise.
@@ -126,6 +133,7 @@ class Budgets(Registry):
         declared: Iterable[Budget] = (),
         *,
         alerts: Iterable[AlertTarget] = (),
+        rules: Iterable[Rule] = (),
         source: str | None = None,
         hold_time: timedelta,
         rate: Rate,
@@ -134,6 +142,8 @@ class Budgets(Registry):
         super().__init__(store, declared, source=source, fault=fault)
         self.alerts = AlertQueue(alerts)
         self._pricer = pricer
+        self._rules = tuple(rules)
+        self._rules_due = time.monotonic() + _FIRST_LOOK
         self._holds = Holds(
             store,
             pricer,
@@ -161,6 +171,7 @@ class Budgets(Registry):
         state, runs = self._current(wait=wait), runs_of(call.scopes)
         if not (state.hard or runs):
             return None
+        self._tell_who_passes(state, call)
         self._holds.sweep_sometimes()
         swept, attempt = False, 1
         while True:
@@ -177,6 +188,18 @@ class Budgets(Registry):
                 if not plan.injectable or attempt == _ATTEMPTS:
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
+
+    def _tell_who_passes(self, state: InForce, call: Call) -> None:
+        """Say once per budget that a call without a member (or the like) is not caught by a cap on each member."""
+        subject = Subject.of_call(call)
+        for field, name in state.open_fields.items():
+            if subject.value(field) is None and (name, 0) not in self._told:
+                self._told.add((name, 0))
+                log.warning(
+                    "Budget %r caps each %s by itself: the call to %s at %s has no %s and is not caught by it, nor are "
+                    'others like it. Require it with require=["%s"], or add a budget without that scope.',
+                    name, field, call.endpoint, place_in_code(), field, field,
+                )  # fmt: skip
 
     def _reserve(self, plan: Plan, *, wait: bool) -> Held:
         """Hold everything a plan asks for, or nothing.
@@ -401,6 +424,14 @@ class Budgets(Registry):
         held = ((claim.amount, caps.get(claim.key.budget)) for claim in reservation.claims)
         return any(cap is not None and amount < spent[cap.unit] and cap.strict for amount, cap in held)
 
+    def with_held(self, entry: Entry, reservation: Reservation | None) -> Entry:
+        """`entry`; where nobody knows what it used, with what was held for it, which then counts."""
+        if reservation is None:
+            return entry
+        caps = self._state.caps
+        held = ((caps[one.key.budget].unit, one.amount) for one in reservation.claims if one.key.budget in caps)
+        return with_held(entry, held)
+
     def learn(self, entry: Entry) -> None:
         """Remember what a call used and how long it took: what others are expected to, and have to wait."""
         if self._state.hard:
@@ -440,6 +471,29 @@ class Budgets(Registry):
             at=self._store.now(),
             hard=cap.budget.hard,
         )
+
+    def check_rules(self, *, faults: int = 0) -> list[Notice]:
+        """Look at the ledger with every rule, and tell what nobody has told yet.
+
+        Args:
+            faults: How often something inside tokenmeter failed in this process.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read or written.
+        """
+        now = self._store.now()
+        sight = Sight(self._store, self.remaining({}, now), now, faults, f"{_HOST}:{os.getpid()}")
+        found = check(self._rules, sight)
+        for notice in found:
+            self.alerts.submit(notice)
+        return found
+
+    def check_rules_sometimes(self, *, faults: int) -> None:
+        """`check_rules` in a thread, every five minutes. Never waits, never raises."""
+        now = time.monotonic()
+        if self._rules and now >= self._rules_due:
+            self._rules_due = now + _LOOK_EVERY
+            self._holds.in_background("check rules", lambda: self.check_rules(faults=faults))
 
     # -- reading
 

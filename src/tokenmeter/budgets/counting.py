@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -18,17 +19,23 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 
-__all__ = ["count", "spent_by", "tally"]
+__all__ = ["count", "spent_by", "tally", "with_held"]
 
 #: Scope fields whose sums the store keeps under the same name. A model budget goes by the name the caller used and a
 #: key's by its fingerprint, which sums do not tell: there the entries are read.
 _KEPT = frozenset({"member", "team", "organization", "project", "route", "provider", "end_user"})
 _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
+#: The flag of an answer whose usage nobody knows, and what begins the flags that say what was held for it.
+UNKNOWN_USAGE = "usage_unknown"
+_HELD = "held_"
 _NEVER = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
     """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing."""
+    held = _held(entry, unit)
+    if held is not None:
+        return held
     if unit == "usd":
         cost = entry.billed_cost or ZERO
         if entry.cost_source == "unpriced" or entry.kind == "correction":
@@ -40,6 +47,24 @@ def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
     if unit == "tokens":
         return entry.usage.total_tokens
     return -1 if back else 1
+
+
+def with_held(entry: Entry, claims: Iterable[tuple[Unit, int]]) -> Entry:
+    """`entry` with what was held for it, where nobody knows what it used: that counts, never nothing."""
+    if UNKNOWN_USAGE not in entry.flags:
+        return entry
+    most: dict[Unit, int] = {}
+    for unit, amount in claims:
+        most[unit] = max(amount, most.get(unit, 0))
+    flags = {*entry.flags, *(f"{_HELD}{unit}={amount}" for unit, amount in most.items() if unit in {"usd", "tokens"})}
+    return replace(entry, flags=tuple(sorted(flags)))
+
+
+def _held(entry: Entry, unit: Unit) -> int | None:
+    if UNKNOWN_USAGE not in entry.flags or unit not in {"usd", "tokens"}:
+        return None
+    prefix = f"{_HELD}{unit}="
+    return next((int(flag.removeprefix(prefix)) for flag in entry.flags if flag.startswith(prefix)), None)
 
 
 def _dearest(entry: Entry, pricer: Pricer) -> Decimal:

@@ -49,6 +49,7 @@ class InForce:
     every: CapIndex
     counting: CapIndex
     hard: CapIndex
+    open_fields: Mapping[str, str]
     dates: tuple[int, ...]
     applied: bool
 
@@ -73,6 +74,13 @@ class InForce:
             CapIndex(caps),
             CapIndex(cap for cap in caps if cap.counts),
             CapIndex(cap for cap in caps if cap.budget.hard),
+            {
+                field: cap.budget.name
+                for cap in caps
+                if cap.budget.hard
+                for field, value in cap.budget.scope.items()
+                if value == "*"
+            },
             tuple(sorted({microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
             applied,
         )

@@ -13,7 +13,7 @@ from tokenmeter.capture.readings import Readings
 from tokenmeter.capture.responses import Exchange, Reader
 from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import Settling, authorize_async, settle, settle_async, watch
-from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreUnavailableError
+from tokenmeter.errors import AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["REFUSALS", "InFlight", "describe", "leave", "open_call"]
 
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
-REFUSALS = (BudgetExceededError, ConfigurationError, StoreUnavailableError)
+REFUSALS = (AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError)
 
 
 class InFlight:

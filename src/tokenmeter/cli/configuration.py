@@ -60,7 +60,7 @@ TEMPLATE = """\
 # Where crossed thresholds are reported, signed, besides the log.
 #[[alerts]]
 #webhook = "https://hooks.example.com/llm-spend"
-#secret_env = "TOKENMETER_WEBHOOK_SECRET"
+#secret = "env:TOKENMETER_WEBHOOK_SECRET"
 
 # Names of deployments, and aliases of your own, by provider.
 #[models.azure]
@@ -147,11 +147,13 @@ def check(frame: Frame) -> None:
 
 
 def unset_keys(settings: Settings) -> list[str]:
-    """Keys of the settings whose environment variable is not set, in words."""
+    """Keys and alert targets of the settings whose environment variable is not set, in words."""
     unset = [alias for alias, reference in settings.api_keys.items() if reference.startswith("env:")]
     known = set(settings.key_hashes().values())
-    return [
+    keys = [
         f"api_keys.{alias} names an environment variable that is not set here: its calls show as ...last4."
         for alias in unset
         if alias not in known
     ]
+    absent = [name for row in settings.alerts for name in row.unset()]
+    return keys + [f"alerts: the variable {name} is not set here: that target is left out." for name in absent]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import EXIT_SECONDS
+from tokenmeter.budgets.required import Required
+from tokenmeter.budgets.rules import Rule
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
@@ -50,6 +52,8 @@ class Meter:
         pricer: Price list and terms.
         budgets: Caps to declare; the ledger may know others.
         alerts: Whom to tell of crossed thresholds besides the log.
+        rules: What else is worth telling them (`tokenmeter.budgets.rules`).
+        required: What every call has to be attributed to.
         source: Where `budgets` are said, for the ledger's history; default: the code of this program.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
@@ -70,7 +74,9 @@ class Meter:
         pricer: Pricer,
         budgets: Iterable[Budget] = (),
         alerts: Iterable[AlertTarget] = (),
+        rules: Iterable[Rule] = (),
         source: str | None = None,
+        required: Required | None = None,
         aliases: Mapping[str, str] | None = None,
         providers: Mapping[str, str] | None = None,
         observers: Iterable[Callable[[Entry], object]] = (),
@@ -80,6 +86,7 @@ class Meter:
     ) -> None:
         self.store = store
         self.pricer = pricer
+        self.required = required or Required()
         self.hold_time = timedelta(seconds=hold_seconds)
         self.faults = 0
         self.closed = False
@@ -96,6 +103,7 @@ class Meter:
             pricer,
             budgets,
             alerts=alerts,
+            rules=rules,
             source=source,
             hold_time=self.hold_time,
             rate=self._rate,
@@ -125,10 +133,12 @@ class Meter:
         """Check every matching budget and hold what the call may cost.
 
         Raises:
+            AttributionRequiredError: it lacks what every call has to be attributed to.
             BudgetExceededError: a hard cap would be passed; nothing was held and nothing must be sent.
             StoreUnavailableError: a hard cap applies, the store fails, and the budget says ``closed``.
             StoreBusyError: ``wait=False`` and the store's lock is taken; call again, from a thread.
         """
+        self.required.check(call)
         self._read_prices(wait=wait)
         authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
         try:
@@ -186,7 +196,7 @@ class Meter:
         reservation = authorization.reservation if outcome.last else None
         self._read_prices(wait=wait)
         try:
-            entry = self._entry(authorization, outcome)
+            entry = self.budgets.with_held(self._entry(authorization, outcome), authorization.reservation)
             settlement = self.store.settle(
                 entry,
                 self.budgets.postings(entry, wait=wait),
@@ -213,6 +223,7 @@ class Meter:
         self._tell(entry, authorization.call.span)
         self.budgets.learn(entry)
         self.budgets.announce(settlement.crossings)
+        self.budgets.check_rules_sometimes(faults=self.faults)
         return entry
 
     def _tell(self, entry: Entry, span: Any) -> None:

@@ -1,0 +1,377 @@
+"""Where alerts go: signed webhooks, Slack, Microsoft Teams, PagerDuty, e-mail. Each is a function of an alert.
+
+Targets run in the alert queue's thread, never on a call's path. What is delivered again after a failure bears the same
+identity, by which a receiver tells repetitions.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import http.client
+import json
+import smtplib
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from email.message import EmailMessage
+from typing import Any
+
+from tokenmeter.budgets.alerts import Alert, Notice
+from tokenmeter.errors import ConfigurationError
+
+__all__ = ["Email", "PagerDuty", "Slack", "TargetError", "Teams", "Webhook", "sign", "verify_signature"]
+
+_RETRYABLE = frozenset({408, 425, 429})
+_SERVER_ERRORS = 500
+_HOW_TO_MAKE_ONE = "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
+_PAGERDUTY = "https://events.pagerduty.com/v2/enqueue"
+
+
+class TargetError(Exception):
+    """The receiver did not take an alert; logged by the queue."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without its body: it is an error instead."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+class _Post:
+    """POSTs alerts as JSON; the kinds of targets differ in the body.
+
+    Answers of 2xx are a success. Connection errors, 408, 425, 429 and 5xx are tried again with growing pauses.
+
+    Args:
+        url: http(s) address.
+        timeout: Seconds to wait for an answer.
+        attempts: How often it is tried at most.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        ConfigurationError: not an http(s) URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: int = 5,
+        attempts: int = 4,
+        sleep: Callable[[int], object] = time.sleep,
+    ) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ConfigurationError(f"{type(self).__name__.lower()} must be an http:// or https:// URL, not {url!r}.")
+        self.url = url
+        self._timeout = timeout
+        self._attempts = attempts
+        self._sleep = sleep
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def __repr__(self) -> str:  # a URL's path is often its secret
+        parts = urllib.parse.urlsplit(self.url)
+        return f"<{type(self).__name__} {parts.scheme}://{parts.hostname}>"
+
+    def __call__(self, alert: Alert | Notice) -> None:
+        """Deliver `alert`.
+
+        Raises:
+            TargetError: it was not taken, after all attempts.
+        """
+        body = json.dumps(self._body(alert), ensure_ascii=False).encode()
+        for attempt in range(1, self._attempts + 1):
+            problem, again = self._send(body, alert.alert_id)
+            if problem is None:
+                return
+            if not again or attempt == self._attempts:
+                raise TargetError(f"{self!r} did not take alert {alert.alert_id}: {problem}.")
+            self._sleep(2 ** (attempt - 1))
+
+    def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
+        return alert.to_dict()
+
+    def _headers(self, body: bytes, alert_id: str) -> Mapping[str, str]:  # noqa: ARG002 - for those who sign
+        return {}
+
+    def _send(self, body: bytes, alert_id: str) -> tuple[str | None, bool]:
+        """Send once: what went wrong (None = nothing) and whether another attempt makes sense."""
+        headers = {"Content-Type": "application/json", "User-Agent": "tokenmeter", **self._headers(body, alert_id)}
+        request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310 - scheme checked above
+        try:
+            with self._opener.open(request, timeout=self._timeout):
+                return None, False
+        except urllib.error.HTTPError as error:
+            error.close()
+            return f"HTTP {error.code}", error.code in _RETRYABLE or error.code >= _SERVER_ERRORS
+        except (OSError, http.client.HTTPException) as error:
+            return f"{type(error).__name__}: {error}", True
+
+
+class Webhook(_Post):
+    """POSTs each alert as JSON, signed by the Standard Webhooks convention (https://www.standardwebhooks.com).
+
+    Every library of that convention verifies it; `verify_signature` does, too. The identity in ``webhook-id`` is the
+    alert's.
+
+    Args:
+        url: http(s) address.
+        secret: What receiver and sender share: base64, with or without ``whsec_`` before it. None = not signed.
+        timeout: Seconds to wait for an answer.
+        attempts: How often it is tried at most.
+        sleep: Waits for so many seconds.
+
+    Example:
+        >>> Webhook("https://hooks.example.com/spend", secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+        <Webhook https://hooks.example.com>
+
+    Raises:
+        ConfigurationError: not an http(s) URL, or a secret that is not base64.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        timeout: int = 5,
+        attempts: int = 4,
+        sleep: Callable[[int], object] = time.sleep,
+    ) -> None:
+        super().__init__(url, timeout=timeout, attempts=attempts, sleep=sleep)
+        self._key = None if secret is None else _key_of(secret)
+
+    def _headers(self, body: bytes, alert_id: str) -> Mapping[str, str]:
+        at = int(time.time())
+        signed = {} if self._key is None else {"webhook-signature": _sign(body, self._key, alert_id, at)}
+        return {"webhook-id": alert_id, "webhook-timestamp": str(at), **signed}
+
+
+def _key_of(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not key:
+        raise ConfigurationError(
+            "The webhook's secret must be base64, with or without 'whsec_' before it, as Standard Webhooks has it. "
+            f"Make one: {_HOW_TO_MAKE_ONE}"
+        )
+    return key
+
+
+def _sign(body: bytes, key: bytes, message_id: str, at: int) -> str:
+    signed = f"{message_id}.{at}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+def sign(body: bytes, secret: str, *, message_id: str, at: int) -> str:
+    """The ``webhook-signature`` of `body` at unix time `at`: ``v1,<base64>``.
+
+    Raises:
+        ConfigurationError: the secret is not base64.
+    """
+    return _sign(body, _key_of(secret), message_id, at)
+
+
+def verify_signature(
+    body: bytes, headers: Mapping[str, str], secret: str, *, tolerance: int = 300, now: int | None = None
+) -> bool:
+    """Whether the headers of a request sign `body` under `secret`: for receivers of alerts. Never raises on bad input.
+
+    Args:
+        body: The request's body as it came.
+        headers: The request's headers; their names in any case.
+        secret: The shared secret.
+        tolerance: Seconds a signature stays valid, against replays.
+        now: Unix time; default: now.
+
+    Raises:
+        ConfigurationError: the secret is not base64.
+    """
+    key = _key_of(secret)
+    named = {str(name).lower(): str(value) for name, value in headers.items()}
+    message_id, stamp, given = (named.get(f"webhook-{part}", "") for part in ("id", "timestamp", "signature"))
+    if not (message_id and stamp.isascii() and stamp.isdecimal() and len(stamp) <= len("99999999999")):
+        return False
+    at = int(stamp)
+    fresh = abs((int(time.time()) if now is None else now) - at) <= tolerance
+    due = _sign(body, key, message_id, at).encode()
+    # No early end: how many were compared says nothing of which was right.
+    matches = [hmac.compare_digest(due, one.encode("utf-8", "replace")) for one in given.split(" ")]
+    return any(matches) and fresh
+
+
+class Slack(_Post):
+    """Posts each alert into a Slack channel by an incoming webhook (https://docs.slack.dev/messaging).
+
+    Args:
+        url: The incoming webhook's address; it is a secret.
+        timeout: Seconds to wait for an answer.
+        attempts: How often it is tried at most.
+        sleep: Waits for so many seconds.
+    """
+
+    def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
+        text = str(alert).translate({ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"})
+        sign = ":rotating_light:" if alert.severity == "critical" else ":warning:"
+        return {"text": f"{sign} {text}"}
+
+
+class Teams(_Post):
+    """Posts each alert into a Microsoft Teams channel, as an adaptive card to a workflow that takes webhook requests.
+
+    Args:
+        url: The workflow's address; it is a secret.
+        timeout: Seconds to wait for an answer.
+        attempts: How often it is tried at most.
+        sleep: Waits for so many seconds.
+    """
+
+    def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
+        facts = [{"title": name, "value": value} for name, value in alert.facts().items()]
+        card = {
+            "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+            "type": "AdaptiveCard",
+            "version": "1.4",
+            "body": [
+                {
+                    "type": "TextBlock",
+                    "text": str(alert),
+                    "wrap": True,
+                    "weight": "Bolder",
+                    "color": "Attention" if alert.severity == "critical" else "Warning",
+                },
+                {"type": "FactSet", "facts": facts},
+            ],
+        }
+        attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "contentUrl": None, "content": card}
+        return {"type": "message", "attachments": [attachment]}
+
+
+class PagerDuty(_Post):
+    """Triggers an incident per alert by PagerDuty's Events API v2; a repetition joins the incident it made.
+
+    Args:
+        routing_key: Integration key of the service.
+        url: The events' address.
+        timeout: Seconds to wait for an answer.
+        attempts: How often it is tried at most.
+        sleep: Waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        routing_key: str,
+        *,
+        url: str = _PAGERDUTY,
+        timeout: int = 5,
+        attempts: int = 4,
+        sleep: Callable[[int], object] = time.sleep,
+    ) -> None:
+        super().__init__(url, timeout=timeout, attempts=attempts, sleep=sleep)
+        if not routing_key.strip():
+            raise ConfigurationError("pagerduty must be the integration key of a service, not an empty text.")
+        self._routing_key = routing_key
+
+    def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
+        return {
+            "routing_key": self._routing_key,
+            "event_action": "trigger",
+            "dedup_key": alert.alert_id,
+            "payload": {
+                "summary": str(alert)[:1024],
+                "source": "tokenmeter",
+                "severity": alert.severity,
+                "timestamp": alert.at.isoformat(),
+                "class": alert.kind,
+                "custom_details": alert.to_dict(),
+            },
+        }
+
+
+class Email:
+    """Sends each alert as an e-mail by SMTP.
+
+    Args:
+        to: Addresses.
+        sender: The ``From`` address.
+        host: The mail server.
+        port: Its port.
+        security: ``starttls`` (587), ``tls`` from the first byte (465), or ``none`` for a server on this machine.
+        user: Account to log in with, if any.
+        password: Its password.
+        timeout: Seconds to wait for the server.
+
+    Raises:
+        ConfigurationError: no recipient, an address with a line break, or an unknown security.
+    """
+
+    def __init__(
+        self,
+        to: str | Sequence[str],
+        *,
+        sender: str,
+        host: str,
+        port: int = 587,
+        security: str = "starttls",
+        user: str | None = None,
+        password: str | None = None,
+        timeout: int = 10,
+    ) -> None:
+        self._to = [to] if isinstance(to, str) else list(to)
+        for address in (*self._to, sender):
+            if "@" not in address or not address.isprintable():
+                raise ConfigurationError(f"email: {address!r} is not an address.")
+        if not self._to:
+            raise ConfigurationError("email.to must name at least one address.")
+        if security not in {"starttls", "tls", "none"}:
+            raise ConfigurationError(f"email.security must be starttls, tls or none, not {security!r}.")
+        self._sender = sender
+        self._server = (host, port)
+        self._security = security
+        self._login = (user, password or "") if user else None
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"<Email {', '.join(self._to)}>"
+
+    def __call__(self, alert: Alert | Notice) -> None:
+        """Send `alert`.
+
+        Raises:
+            TargetError: the server did not take it.
+        """
+        message = EmailMessage()
+        message["From"] = self._sender
+        message["To"] = ", ".join(self._to)
+        message["Subject"] = " ".join(f"[tokenmeter] {alert.title}".split())  # a name may hold line breaks
+        message["Message-ID"] = f"<{alert.alert_id}@tokenmeter>"
+        lines = "".join(f"{name}: {value}\n" for name, value in alert.facts().items())
+        message.set_content(f"{alert}\n\n{lines}")
+        try:
+            self._send(message)
+        except (OSError, smtplib.SMTPException) as error:
+            raise TargetError(
+                f"{self!r} could not be sent by {self._server[0]}: {type(error).__name__}: {error}."
+            ) from error
+
+    def _send(self, message: EmailMessage) -> None:
+        context = ssl.create_default_context()
+        if self._security == "tls":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(*self._server, timeout=self._timeout, context=context)
+        else:
+            server = smtplib.SMTP(*self._server, timeout=self._timeout)
+        with server:
+            if self._security == "starttls":
+                server.starttls(context=context)
+            if self._login is not None:
+                server.login(*self._login)
+            server.send_message(message)

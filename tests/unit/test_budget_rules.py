@@ -1,0 +1,181 @@
+"""Rules tell once what no threshold tells; `require` refuses calls on nobody's account, or tells their place."""
+
+import logging
+import pickle
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+import tokenmeter
+from tokenmeter.attribution import Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.budgets.required import Required
+from tokenmeter.budgets.rules import BurnRate, Faults, Spike, Unpriced
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import AttributionRequiredError, ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.stores import open_store
+from tokenmeter.testing import FakeProvider
+from tokenmeter.usage import Consumption, Observation, Usage
+
+NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def meter_with(monkeypatch):
+    """A meter with rules, at noon of the tenth."""
+    made = []
+
+    def make(*rules, **arguments):
+        meter = Meter(store=open_store("memory:"), pricer=Pricer(PriceList()), rules=rules, **arguments)
+        monkeypatch.setattr(meter.store, "now", lambda: NOON)
+        made.append(meter)
+        return meter
+
+    yield make
+    for meter in made:
+        meter.close()
+
+
+def a_cost(dollars, at=NOON - timedelta(hours=1), member="ada", **changes):
+    cost = None if dollars is None else Decimal(dollars)
+    values = {
+        "occurred_at": at,
+        "provider": "openai",
+        "endpoint": "chat.completions",
+        "operation": "chat",
+        "request_model": "gpt-9",
+        "attribution": Attribution(member=member),
+        "billed_cost": cost,
+        "cost_source": "computed",
+    }
+    return Entry(**(values | changes))
+
+
+class TestBurnRate:
+    def test_a_budget_that_will_be_full_before_its_window_ends_is_told_once_with_the_day(self, meter_with):
+        seen = []
+        meter = meter_with(BurnRate(), budgets=[Budget(member="*", limit_usd=30, name="members")], alerts=[seen.append])
+        meter.post(a_cost(12))
+        (notice,) = meter.budgets.check_rules()
+        assert "'members' (member=ada) is full on 2026-11-24 18:00 UTC" in str(notice)
+        assert meter.budgets.check_rules() == []
+        meter.budgets.alerts.flush(5)
+        assert seen == [notice]
+
+    @pytest.mark.parametrize("spent", [0, 9, 30])
+    def test_what_lasts_is_spent_or_has_not_begun_is_not_told(self, meter_with, spent):
+        meter = meter_with(BurnRate(), budgets=[Budget(limit_usd=30)])
+        meter.post(a_cost(spent))
+        assert meter.budgets.check_rules() == []
+
+    def test_too_early_for_a_projection(self, meter_with, monkeypatch):
+        meter = meter_with(BurnRate(), budgets=[Budget(limit_usd=30)])
+        monkeypatch.setattr(meter.store, "now", lambda: datetime(2026, 11, 2, tzinfo=UTC))
+        meter.post(a_cost(20, at=datetime(2026, 11, 1, 5, tzinfo=UTC)))
+        assert meter.budgets.check_rules() == []
+
+
+class TestSpike:
+    def test_an_hour_far_above_the_week_before_is_told(self, meter_with):
+        meter = meter_with(Spike(factor=5))
+        for hours in range(2, 100):
+            meter.post(a_cost(1, at=NOON - timedelta(hours=hours)))
+        meter.post(a_cost(40))
+        (notice,) = meter.budgets.check_rules()
+        assert "cost $40" in str(notice)
+
+    def test_an_ordinary_hour_and_a_first_hour_are_not(self, meter_with):
+        meter = meter_with(Spike(factor=5))
+        meter.post(a_cost(40))
+        assert meter.budgets.check_rules() == []
+
+
+def test_calls_without_a_price_are_told_per_model(meter_with):
+    meter = meter_with(Unpriced())
+    for model in ("gpt-9", "gpt-9", "gpt-10"):
+        meter.post(a_cost(None, request_model=model, cost_source="unpriced"))
+    told = sorted(str(notice) for notice in meter.budgets.check_rules())
+    assert len(told) == 2
+    assert told[1].startswith("2 calls of 'gpt-9' at openai have no known price")
+
+
+def test_faults_are_told_with_the_process(meter_with):
+    meter = meter_with(Faults())
+    assert meter.budgets.check_rules(faults=0) == []
+    (notice,) = meter.budgets.check_rules(faults=3)
+    assert notice.severity == "critical"
+    assert "failed 3 times" in str(notice)
+
+
+def test_rules_stand_in_the_settings_by_name():
+    with pytest.raises(ConfigurationError, match="burn_rate"):
+        tokenmeter.make_meter(store="memory:", config={"rules": ["weather"]})
+    tokenmeter.make_meter(store="memory:", config={"rules": ["burn_rate", "spike", "unpriced", "faults"]}).close()
+
+
+def a_call(**who):
+    return Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=RequestFacts(model="m", max_output_tokens=1),
+        attribution=Attribution(**who),
+    )
+
+
+class TestRequire:
+    def test_a_call_without_a_member_is_refused_before_it_is_sent_with_its_place(self):
+        with FakeProvider() as provider:
+            meter = tokenmeter.make_meter(store="memory:", config={"require": ["member"]})
+            client = tokenmeter.OpenAI(api_key="sk-test", base_url=f"{provider.url}/v1")
+            client = tokenmeter.wrap(client, meter=meter)
+            with pytest.raises(AttributionRequiredError, match=r"test_budget_rules\.py:\d+ has no member") as stop:
+                client.responses.create(model="gpt-5-mini", input="Hi")
+            assert stop.value.missing == ("member",)
+            with tokenmeter.attribute(member="ada"):
+                client.responses.create(model="gpt-5-mini", input="Hi")
+            assert len(list(meter.entries())) == 1
+            client.close()
+            meter.close()
+
+    def test_by_choice_it_is_told_once_per_place(self, meter_with, caplog):
+        meter = meter_with(required=Required(["member", "tag:env"], refuse=False))
+        with caplog.at_level(logging.WARNING, "tokenmeter"):
+            for _ in range(3):
+                meter.authorize(a_call())
+            meter.authorize(a_call(member="ada", tags={"env": "x"}))
+        (line,) = [record.message for record in caplog.records]
+        assert "has no member, tag:env" in line
+        assert "tokenmeter.attribute(member=...)" in line
+
+    def test_what_is_no_dimension_cannot_be_required(self):
+        with pytest.raises(ConfigurationError, match="'mood' is not one of"):
+            Required(["mood"])
+
+    def test_the_error_can_be_pickled(self):
+        error = AttributionRequiredError("no member", missing=("member",))
+        assert pickle.loads(pickle.dumps(error)).missing == ("member",)  # noqa: S301 - made here
+
+    def test_a_cap_on_each_member_says_once_whom_it_does_not_catch(self, meter_with, caplog):
+        meter = meter_with(budgets=[Budget(member="*", limit_requests=1, name="members")])
+        with caplog.at_level(logging.WARNING, "tokenmeter"):
+            for _ in range(3):
+                meter.authorize(a_call())
+        (line,) = [record.message for record in caplog.records]
+        assert "Budget 'members' caps each member by itself" in line
+        assert 'require=["member"]' in line
+
+
+def test_an_answer_whose_usage_nobody_knows_counts_with_what_was_held_for_it(meter_with):
+    meter = meter_with(budgets=[Budget(limit_tokens=100, name="all")])
+    leave = meter.authorize(a_call())
+    (claim,) = leave.reservation.claims
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage()),), flags=frozenset({"usage_unknown"}))
+    entry = meter.settle(leave, Outcome(observation=seen))
+    assert meter.remaining()[0].spent == claim.amount == 33
+    assert meter.audit_budgets() == ()
+    assert entry.usage.total_tokens == 0
