@@ -379,3 +379,64 @@ def test_an_unknown_part_leaves_the_known_lines_priced_and_the_whole_unpriced():
     )
     assert rating.cost_source == "unpriced"
     assert rating.list_cost == Decimal("0.00265")  # 1000 x 2.5 + 10 x 15 per million
+
+
+class TestBounds:
+    """Whatever a host sends, what is kept of it is of a bounded size, and says so."""
+
+    @pytest.mark.parametrize("endpoint", ANSWERS)
+    def test_a_name_without_end_is_shortened(self, endpoint, seen):
+        del seen
+        usage = usage_of(endpoint, prompt=70, answer=7)
+        body = {**body_of(endpoint, usage), "model": "m" * 1_000_000, "id": "i" * 1_000_000}
+        found = read(endpoint, body)
+        assert len(found.response_model) == len(found.response_id) == 512
+        assert len(found.consumptions[0].model) == 512
+        assert "shortened" in found.flags
+        assert dict(found.usage.quantities) == {"input": 70, "output": 7}
+
+    def test_iterations_without_end_are_summed_by_model(self):
+        entry = {"type": "message", "input_tokens": 2, "output_tokens": 1}
+        helper = {"type": "advisor_message", "model": "claude-haiku-4-5", "input_tokens": 3, "output_tokens": 1}
+        usage = {"input_tokens": 2_000, "output_tokens": 1_000, "iterations": [entry, helper] * 1_000}
+        found = read("beta.messages", body_of("beta.messages", usage))
+        assert {(group.model, group.role): dict(group.usage.quantities) for group in found.consumptions} == {
+            ("m", "message"): {"input": 2_000, "output": 1_000},
+            ("claude-haiku-4-5", "advisor_message"): {"input": 3_000, "output": 1_000},
+        }
+        assert "groups_put_together" in found.flags
+
+    def test_models_without_end_are_one_that_nobody_knows(self):
+        helpers = [
+            {"type": "advisor_message", "model": f"m{number}", "input_tokens": 3, "output_tokens": 1}
+            for number in range(5_000)
+        ]
+        usage = {"input_tokens": 2, "output_tokens": 1, "iterations": helpers}
+        found = read("beta.messages", body_of("beta.messages", usage))
+        assert len(found.consumptions) == 100
+        assert dict(found.usage.quantities) == {"input": 15_002, "output": 5_001}
+        assert found.consumptions[-1].model is None
+
+    @pytest.mark.parametrize("size", ["9" * 5_000 + "x9", "xxxx", "-1x-1", "1080x99999999999"])
+    def test_a_size_without_end_is_no_meter(self, size):
+        body = {"object": "video", "status": "completed", "id": "v", "model": "sora-2", "seconds": "8", "size": size}
+        found = read("videos", body, provider="openai")
+        assert all(len(meter) < 30 for meter in found.usage.quantities)
+        assert sum(found.usage.quantities.values()) == 8
+
+    def test_a_container_of_an_unheard_of_size_is_unpriced(self):
+        call = {"type": "code_interpreter_call", "status": "completed", "container_id": "c"}
+        tools = [{"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "g" * 1_000}}]
+        body = {**body_of("responses", usage_of("responses", prompt=7, answer=7)), "output": [call], "tools": tools}
+        found = observe(body, provider="openai", endpoint="responses")
+        assert found.usage["container_sessions_unknown"] == 1
+
+
+@pytest.mark.parametrize("endpoint", ANSWERS)
+@pytest.mark.parametrize("usage", [*NOTHING.values(), {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}])
+def test_a_quick_reader_leaves_what_is_not_plain_to_this_one(endpoint, usage):
+    plain = dialect_for("openai", endpoint).plain.get(endpoint)
+    assert plain is None or plain(body_of(endpoint, usage)) is None
+    for wrong in [*NO_COUNT, "900", 900.0]:
+        for counts in ({"prompt": wrong, "answer": 7}, {"prompt": 7, "answer": wrong}):
+            assert plain is None or plain(body_of(endpoint, usage_of(endpoint, **counts))) is None

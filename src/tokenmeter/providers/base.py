@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.context import Context
+from tokenmeter.providers.context import Context, bounded
 from tokenmeter.providers.shapes import Shape
+from tokenmeter.providers.wire import LONGEST_NAME
 from tokenmeter.usage import Observation
 
 __all__ = [
@@ -114,7 +115,10 @@ class PlainReader(NamedTuple):
             return None
         if (response_id is not None and type(response_id) is not str) or (tier is not None and type(tier) is not str):
             return None
-        return None if response_id == "" or tier == "" else seen
+        if response_id == "" or tier == "":
+            return None
+        lengths = len(model), len(response_id or ""), len(tier or "")
+        return seen if max(lengths) <= LONGEST_NAME else None
 
 
 class StreamReader(Protocol):
@@ -203,7 +207,11 @@ class Dialect(ABC):
             endpoint: `Endpoint.path`.
             request: Facts of the request; defaults where the caller only has the body.
         """
-        return self.read_body(body, Context(provider, endpoint, request))
+        return self.read_bounded(body, Context(provider, endpoint, request))
+
+    def read_bounded(self, body: Any, context: Context) -> Observation:
+        """As `read_body`, in so few groups and such short names that a hostile host cannot flood the ledger."""
+        return bounded(self.read_body(body, context))
 
     # -- what a request may be changed by
 

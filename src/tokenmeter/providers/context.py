@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
+from tokenmeter.money import EXACT
 from tokenmeter.providers.costs import billed_tier, supplied_cost
 from tokenmeter.providers.estimates import input_tokens, tokens_of
 from tokenmeter.providers.shapes import BOTH_SIDES, NO_FLAGS, Reading, put
-from tokenmeter.providers.wire import JSON, text
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, text
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
-from tokenmeter.usage import Consumption, Observation, Usage
+from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
-__all__ = ["Context", "joined", "observation", "pending", "unknown"]
+__all__ = ["Context", "bounded", "joined", "observation", "pending", "unknown"]
 
 _INPUTS = frozenset(INPUT_METERS)
 _OUTPUTS = frozenset(OUTPUT_METERS)
 _ESTIMATED = frozenset({"estimated"})
+#: A message of many iterations has some dozens of groups.
+_MOST_GROUPS = 100
 
 
 def _nothing_received() -> int:
@@ -210,3 +213,40 @@ def joined(observations: Iterable[Observation]) -> Observation:
         deduplicate=all(part.deduplicate for part in parts),
         shared=tuple(bill for part in parts for bill in part.shared),
     )
+
+
+def bounded(seen: Observation) -> Observation:
+    """`seen` in no more than `_MOST_GROUPS` groups, flagged where names were shortened or groups put together."""
+    flags: set[str] = set()
+    names = (seen.response_model, seen.response_id, seen.service_tier)
+    if any(name is not None and len(name) >= LONGEST_NAME for name in names):
+        flags.add("shortened")
+    groups = seen.consumptions
+    if len(groups) > _MOST_GROUPS:
+        groups = _put_together(groups)
+        flags.add("groups_put_together")
+    return replace(seen, consumptions=groups, flags=seen.flags | flags) if flags else seen
+
+
+def _put_together(groups: Iterable[Consumption]) -> tuple[Consumption, ...]:
+    """One group for each model and context; of the sum it is no longer known how long each prompt was."""
+    sums: dict[tuple[str | None, ...], Consumption] = {}
+    for group in groups:
+        context = (group.service_tier, group.processing, group.speed, group.geo, group.region, group.role)
+        key: tuple[str | None, ...] = (group.model, *context)
+        if key not in sums and len(sums) >= _MOST_GROUPS - 1:  # so many models there are not
+            key, group = (), replace(group, model=None, role="message")  # noqa: PLW2901 - from here on it is that one
+        before = sums.get(key)
+        if before is None:
+            sums[key] = replace(group, prompt_tokens=None)
+        else:
+            cost = _both(before.supplied_cost, group.supplied_cost)
+            sums[key] = replace(before, usage=before.usage + group.usage, supplied_cost=cost)
+    return tuple(sums.values())
+
+
+def _both(one: SuppliedCost | None, other: SuppliedCost | None) -> SuppliedCost | None:
+    """The cost of both, where both have one."""
+    if one is None or other is None:
+        return None
+    return replace(one, amount=EXACT.add(one.amount, other.amount), believed=one.believed and other.believed)

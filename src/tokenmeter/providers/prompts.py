@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from tokenmeter.providers.wire import JSON, is_object, to_wire, utf8_length
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object, shortened, to_wire, utf8_length
 
 __all__ = ["NO_TOOLS", "PromptSize", "first_limit", "measure", "measure_prompt", "named"]
 
@@ -116,8 +116,10 @@ def measure_prompt(body: JSON) -> PromptSize:
 
 
 def named(value: Any) -> str | None:
-    """`value` when it is a non-empty text."""
-    return value if isinstance(value, str) and value else None
+    """`value` when it is a non-empty text; a longer one than any real name is shortened."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value if len(value) <= LONGEST_NAME else shortened(value)
 
 
 def first_limit(*values: Any) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, cast
 
 __all__ = [
     "JSON",
+    "LONGEST_NAME",
     "MOST",
     "amount",
     "count",
@@ -20,6 +21,7 @@ __all__ = [
     "latest",
     "members",
     "section",
+    "shortened",
     "text",
     "to_wire",
     "utf8_length",
@@ -31,6 +33,8 @@ JSON = Mapping[str, Any]
 _NOTHING: dict[str, Any] = {}
 #: No bill counts more: the largest batch is some 10^11 tokens. A higher number is a fault of whoever sent it.
 MOST = 10**12
+#: Characters of the longest name that is kept: a hostile host's would be stored with every entry.
+LONGEST_NAME = 512
 #: Characters of the longest number that is looked at.
 _LONGEST = 64
 
@@ -102,9 +106,16 @@ def members(body: JSON, name: str) -> list[JSON]:
 
 
 def text(body: JSON, name: str) -> str | None:
-    """`body[name]` when it is a non-empty text."""
+    """`body[name]` when it is a non-empty name or word; a longer one than any real name is shortened."""
     value = body.get(name)
-    return value if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    return value if len(value) <= LONGEST_NAME else shortened(value)
+
+
+def shortened(value: str) -> str:
+    """The beginning of a name that no provider would give."""
+    return f"{value[: LONGEST_NAME - 1]}…"
 
 
 def latest(before: JSON, after: JSON) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class AnthropicDialect(Dialect):
 
     def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
         """A fresh reader for one stream."""
-        return MessageStream(Context(provider, endpoint, request), bodies.read_body)
+        return MessageStream(Context(provider, endpoint, request), self.read_bounded)
 
     def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
         """The field that limits the answer's tokens, with its value."""

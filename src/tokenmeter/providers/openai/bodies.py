@@ -106,12 +106,12 @@ def _answer_bytes(body: JSON) -> int:
 
 def _choice_bytes(choice: JSON) -> int:
     message = section(choice, "message") or choice
-    words = [text(message, name) or "" for name in ("content", "text", "reasoning", "reasoning_content", "refusal")]
+    words = [message.get(name) for name in ("content", "text", "reasoning", "reasoning_content", "refusal")]
     for call in [*members(message, "tool_calls"), {"function": section(message, "function_call")}]:
         function = section(call, "function", "custom")
-        words += [text(function, name) or "" for name in ("name", "arguments", "input")]
-    words.append(text(section(message, "audio"), "transcript") or "")
-    return sum(map(utf8_length, words))
+        words += [function.get(name) for name in ("name", "arguments", "input")]
+    words.append(section(message, "audio").get("transcript"))
+    return sum(utf8_length(word) for word in words if isinstance(word, str))
 
 
 def _any(body: JSON, context: Context) -> Observation:
