@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         UnpricedUsageError,
     )
     from tokenmeter.ledger import Charge, Entry
+    from tokenmeter.notebook import load_ipython_extension
     from tokenmeter.openai import AsyncOpenAI, OpenAI
     from tokenmeter.pricing import PriceList, Rating
     from tokenmeter.reports import Report
@@ -145,6 +146,7 @@ _HOMES = {
         "UnpricedUsageError",
     ),
     "tokenmeter.ledger": ("Charge", "Entry"),
+    "tokenmeter.notebook": ("load_ipython_extension",),
     "tokenmeter.openai": ("AsyncOpenAI", "OpenAI"),
     "tokenmeter.pricing": ("PriceList", "Rating"),
     "tokenmeter.reports": ("Report",),
@@ -229,6 +231,7 @@ __all__ = [
     "invoice_coverage",
     "issue_invoice",
     "issue_invoices",
+    "load_ipython_extension",
     "make_meter",
     "post_proposals",
     "price",

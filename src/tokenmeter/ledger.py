@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
 
-from tokenmeter.attribution import NOBODY, ApiKey, Attribution
+from tokenmeter.attribution import DIMENSIONS, NOBODY, ApiKey, Attribution
+from tokenmeter.display import dollars, facts_html, plain
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.semconv import CostSource, EntryKind, Status
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
+    "CHARGE_COLUMNS",
     "Charge",
     "Claim",
     "CounterKey",
@@ -23,6 +25,7 @@ __all__ = [
     "Posting",
     "Reservation",
     "ThresholdCrossing",
+    "charge_cells",
     "is_own",
     "new_id",
     "utcnow",
@@ -93,7 +96,25 @@ class Charge:
     role: str = "message"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: Headings of `charge_cells`.
+CHARGE_COLUMNS = ("model", "meter", "quantity", "unit", "unit price", "list cost", "billed cost")
+
+
+def charge_cells(charges: Iterable[Charge]) -> Iterator[tuple[str, ...]]:
+    """What a table of charges shows of each."""
+    for charge in charges:
+        yield (
+            charge.model or "",
+            charge.sku_meter,
+            plain(Decimal(charge.quantity)),
+            charge.unit,
+            dollars(charge.list_unit_price),
+            dollars(charge.list_cost),
+            dollars(charge.billed_cost),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Entry:
     """One call, one correction or one adjustment. Immutable: what was wrong is put right by a further entry.
 
@@ -165,6 +186,36 @@ class Entry:
     corrects: str | None = None
     reservation_id: str | None = None
     dedup_key: str | None = None
+
+    def __repr__(self) -> str:
+        what = " ".join(filter(None, (self.provider, self.model or self.endpoint)))
+        kind = self.status if self.kind == "usage" else self.kind
+        who = {name: value for name in DIMENSIONS if (value := getattr(self.attribution, name))}
+        whose = f" ({', '.join(f'{name}={value}' for name, value in who.items())})" if who else ""
+        tokens = f"{self.usage.input_tokens:,} in, {self.usage.output_tokens:,} out"
+        return (
+            f"<Entry {self.occurred_at:%Y-%m-%d %H:%M:%S} {what} {kind}: {tokens}, {dollars(self.billed_cost)}{whose}>"
+        )
+
+    def _repr_html_(self) -> str:
+        account = {name: getattr(self.attribution, name) for name in DIMENSIONS}
+        tags = ", ".join(f"{name}={value}" for name, value in self.attribution.tags.items())
+        facts = {
+            "occurred at": f"{self.occurred_at:%Y-%m-%d %H:%M:%S} UTC",
+            "provider": self.provider,
+            "endpoint": self.endpoint,
+            "status": self.status if self.error_type is None else f"{self.status} ({self.error_type})",
+            **account,
+            "tags": tags,
+            "key": None if self.api_key is None else self.api_key.label,
+            "list cost": dollars(self.list_cost),
+            "billed cost": dollars(self.billed_cost),
+            "flags": ", ".join(self.flags),
+            "entry": self.entry_id,
+        }
+        return facts_html(
+            f"Entry: {self.model or self.endpoint}", facts, columns=CHARGE_COLUMNS, rows=charge_cells(self.charges)
+        )
 
     @property
     def model(self) -> str | None:

@@ -13,6 +13,7 @@ from tokenmeter.budgets.limits import NO_CAP
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
+from tokenmeter.display import dollars, facts_html, plain
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
@@ -25,7 +26,7 @@ LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
 _UNLIMITED = Decimal("Infinity")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Balance:
     """Where one counter of a budget stands.
 
@@ -53,6 +54,30 @@ class Balance:
     window_start: datetime | None
     resets_at: datetime | None
     hard: bool
+
+    def __repr__(self) -> str:
+        whose = f" ({', '.join(f'{name}={value}' for name, value in self.scope.items())})" if self.scope else ""
+        until = f", resets {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else ""
+        return f"<Balance {self.budget}{whose}: {self._left()} left{until}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "limit": self._amount(self.limit),
+            "spent": self._amount(self.spent),
+            "reserved": self._amount(self.reserved),
+            "left": self._amount(self.remaining),
+            "resets": f"{self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else None,
+            "stops calls": "yes" if self.hard else "no",
+        }
+        return facts_html(" ".join((self.budget, *self.scope.values())), facts)
+
+    def _left(self) -> str:
+        return f"{self._amount(self.remaining)} of {self._amount(self.limit)}"
+
+    def _amount(self, amount: Decimal) -> str:
+        if self.unit == "usd":
+            return dollars(amount) if amount.is_finite() else "unlimited"
+        return f"{plain(amount)} {self.unit.replace('_', ' ')}" if amount.is_finite() else "unlimited"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: amounts as decimal strings, instants in ISO 8601."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from tokenmeter.ledger import Charge
+from tokenmeter.display import dollars, facts_html
+from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
 from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.pricing.wanted import Wanted
@@ -20,7 +21,7 @@ _TOLERANCE = Decimal("0.02")
 _NO_FLAGS: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rating:
     """What an observation costs.
 
@@ -41,6 +42,22 @@ class Rating:
     billed_cost: Decimal | None = None
     cost_source: CostSource = "none"
     flags: frozenset[str] = _NO_FLAGS
+
+    def __repr__(self) -> str:
+        flags = f", {', '.join(sorted(self.flags))}" if self.flags else ""
+        lines = "1 charge" if len(self.charges) == 1 else f"{len(self.charges)} charges"
+        costs = f"{dollars(self.list_cost)} list, {dollars(self.billed_cost)} billed"
+        return f"<Rating {costs}: {lines}, {self.cost_source}{flags}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "list cost": dollars(self.list_cost),
+            "contracted cost": dollars(self.contracted_cost),
+            "billed cost": dollars(self.billed_cost),
+            "known by": self.cost_source,
+            "flags": ", ".join(sorted(self.flags)),
+        }
+        return facts_html("Rating", facts, columns=CHARGE_COLUMNS, rows=charge_cells(self.charges))
 
 
 def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) -> list[Charge]:

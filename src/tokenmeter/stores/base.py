@@ -6,11 +6,12 @@ Stores know entries, holds and counters; what a budget means is not their busine
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
+from tokenmeter.display import facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.usage import Quantity
@@ -163,7 +164,7 @@ class Fault:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verification:
     """Outcome of `Store.verify`.
 
@@ -181,6 +182,19 @@ class Verification:
     def ok(self) -> bool:
         """Whether nothing was found."""
         return not self.faults
+
+    def __repr__(self) -> str:
+        found = "ok" if self.ok else "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        return f"<Verification {found}: {self.entries:,} entries, head {self.head[:12]}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "outcome": "ok" if self.ok else f"{len(self.faults)} faults",
+            "entries": f"{self.entries:,}",
+            "head": self.head,
+        }
+        found = [[getattr(fault, part.name) for part in fields(fault)] for fault in self.faults]
+        return facts_html("Verification", facts, columns=[part.name for part in fields(Fault)], rows=found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""How records show themselves to people: one short line as ``repr``, a small table in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from html import escape
+
+from tokenmeter.money import EXACT, quantize
+
+__all__ = ["dollars", "facts_html", "plain"]
+
+_CELL = "padding: .15em .8em; vertical-align: top"
+
+
+def plain(number: Decimal) -> str:
+    """A number in full, without an exponent and without zeros at its end."""
+    if not number.is_finite():
+        return "unlimited"
+    text = f"{number:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def dollars(amount: Decimal | None) -> str:
+    """US dollars with every digit that counts; ``unpriced`` for what has no price."""
+    if amount is None:
+        return "unpriced"
+    exact = quantize(amount).normalize(EXACT)
+    return f"-${plain(exact.copy_abs())}" if exact < 0 else f"${plain(exact)}"
+
+
+def facts_html(
+    title: str, facts: Mapping[str, object], *, columns: Sequence[str] = (), rows: Iterable[Sequence[object]] = ()
+) -> str:
+    """A title, facts by name (None and empty ones left out), and rows under `columns`."""
+    parts = [f"<b>{escape(title)}</b>"]
+    known = {name: str(value) for name, value in facts.items() if value is not None and value != ""}
+    if known:
+        lines = "".join(
+            f'<tr><th style="{_CELL}; text-align: left">{escape(name)}</th>'
+            f'<td style="{_CELL}; text-align: left">{escape(value)}</td></tr>'
+            for name, value in known.items()
+        )
+        parts.append(f"<table><tbody>{lines}</tbody></table>")
+    found = list(rows)
+    if found:
+        head = "".join(f'<th style="{_CELL}; text-align: left">{escape(name)}</th>' for name in columns)
+        body = "".join(
+            "<tr>"
+            + "".join(f'<td style="{_CELL}; text-align: left">{escape(str(cell))}</td>' for cell in row)
+            + "</tr>"
+            for row in found
+        )
+        parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return f"<div>{''.join(parts)}</div>"
