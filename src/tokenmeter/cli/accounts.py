@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.definitions import whoami
@@ -22,6 +20,7 @@ from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
+from tokenmeter.reports.layout import visible
 
 __all__ = ["budgets_app", "remaining"]
 
@@ -132,6 +131,7 @@ def history(
     show_table(["when", "budget", "what", "by", "from", "why"], cells, figures=(), whole=("when", "budget", "what"))
 
 
+@command(app, "raise", examples=["tokenmeter raise members 20 member=ada --reason 'release week'"])
 @command(
     budgets_app,
     "grant",
@@ -266,11 +266,7 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
             markup=False,
         )
         return
-    table = Table("budget", "scope", box=None, pad_edge=False, header_style="bold")
-    for head in ("used", "limit", "left", "%"):
-        table.add_column(head, justify="right")
-    table.add_column("", width=20)
-    table.add_column("resets")
+    lines: list[list[str | ProgressBar]] = []
     for balance in found:
         scope = ", ".join(f"{name}={value}" for name, value in balance.scope.items()) or "all calls"
         kind = "" if balance.hard else " (soft)"
@@ -278,15 +274,18 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
             "never" if balance.resets_at is None else balance.resets_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M")
         )
         figures = (add(balance.spent, balance.reserved), balance.limit, balance.remaining)
-        table.add_row(
-            escape(balance.budget + kind),
-            escape(scope),
-            *(_amount(one, balance.unit) for one in figures),
-            f"{round_to(multiply(_part(balance), 100), 0):f}%",
-            _bar(balance),
-            resets,
+        lines.append(
+            [
+                visible(balance.budget + kind),
+                visible(scope),
+                *(_amount(one, balance.unit) for one in figures),
+                f"{round_to(multiply(_part(balance), 100), 0):f}%",
+                _bar(balance),
+                resets,
+            ]
         )
-    out.print(table, soft_wrap=False)
+    heads = ("budget", "scope", "used", "limit", "left", "%", "", "resets")
+    show_table(heads, lines, figures=heads[2:6], whole=("budget", "scope", "resets"))
 
 
 def _amount(value: Decimal, unit: str) -> str:
@@ -309,4 +308,4 @@ def _bar(balance: Balance) -> ProgressBar:
     part = _part(balance)
     colour = "red" if part >= 1 else "yellow" if part >= _NEARLY else "green"
     percent = int(multiply(min(max(part, Decimal(0)), Decimal(1)), 100))
-    return ProgressBar(total=100, completed=percent, width=20, complete_style=colour, finished_style=colour)
+    return ProgressBar(total=100, completed=percent, width=12, complete_style=colour, finished_style=colour)

@@ -1,8 +1,9 @@
-"""``verify``, ``reprice`` and ``doctor``: is everything as it should be?"""
+"""``verify``, ``audit``, ``reprice`` and ``doctor``: is everything as it should be?"""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -27,9 +28,10 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, round_to, total
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
+from tokenmeter.stores.base import Fault
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["doctor", "reprice", "verify"]
+__all__ = ["audit", "doctor", "reprice", "verify"]
 
 _STALE = timedelta(days=60)
 
@@ -48,19 +50,53 @@ def verify(frame: Frame) -> None:
     with frame.meter() as meter:
         outcome = meter.verify()
     if frame.as_json:
-        faults = [{"kind": one.kind, "where": one.where, "detail": one.detail} for one in outcome.faults]
-        emit({"ok": outcome.ok, "entries": outcome.entries, "head": outcome.head, "faults": faults})
+        emit(
+            {
+                "ok": outcome.ok,
+                "entries": outcome.entries,
+                "head": outcome.head,
+                "faults": [_fault(one) for one in outcome.faults],
+            }
+        )
     elif outcome.ok:
         out.print(f"[green]Nothing is wrong.[/] {outcome.entries:,} entries checked, none edited, removed or cut off.")
         out.print(f"Head of the chain: {outcome.head}")
     else:
         out.print(f"[bold red]{len(outcome.faults):,} faults[/] in {outcome.entries:,} entries:")
-        for fault in outcome.faults:
-            meaning = _MEANINGS.get(fault.kind, fault.kind)
-            out.print(f"  {escape(fault.where)}: {meaning}. {escape(fault.detail)}")
+        _list(outcome.faults)
         out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
+
+
+@command(app, "audit", examples=["tokenmeter audit", "tokenmeter audit --repair"])
+def audit(
+    frame: Frame,
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Set counters that differ to what the entries say.")] = False,
+) -> None:
+    """Count every budget again from the entries. Exit code 1 when a counter differed and was not repaired."""
+    with frame.meter() as meter:
+        faults = meter.audit_budgets(repair=repair)
+    if frame.as_json:
+        emit({"ok": not faults, "repaired": bool(repair and faults), "faults": [_fault(one) for one in faults]})
+    elif faults:
+        _list(faults)
+        done = "They now say what the entries say." if repair else "Set them right with: tokenmeter audit --repair"
+        out.print(done)
+    else:
+        out.print("[green]Nothing is wrong.[/] Every counter says what the entries say.")
+    if faults and not repair:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _fault(fault: Fault) -> dict[str, str]:
+    return {"kind": fault.kind, "where": fault.where, "detail": fault.detail}
+
+
+def _list(faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        out.print(f"  {escape(fault.where)}: {_MEANINGS.get(fault.kind, fault.kind)}. {escape(fault.detail)}")
 
 
 @command(app, "reprice")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import Any
 
+from rich.box import Box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
-from tokenmeter.reports.layout import Column, fit, render
 
-__all__ = ["Exit", "code_of", "emit", "fail", "out", "progress_out", "show_table"]
+__all__ = ["Exit", "code_of", "emit", "fail", "out", "progress_out", "show_table", "table_width"]
+
+#: A rule under the headings, and nothing else.
+_RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_GAP = 2
+#: Cells that an identifying column keeps at least, any other text, and a bar.
+_READABLE, _FOLDED, _BAR = 24, 14, 12
 
 
 class Exit(IntEnum):
@@ -39,22 +50,74 @@ def emit(value: Any) -> None:
 
 
 def show_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, figures: Collection[str], whole: Collection[str] = ()
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str | ProgressBar]],
+    *,
+    figures: Collection[str],
+    whole: Collection[str] = (),
 ) -> None:
-    """Print aligned columns that fit the terminal.
+    """Print aligned columns: whole where nobody looks at a terminal, folded into its width else. Nothing is cut off.
+
+    Where not even folding helps, each row becomes a block of lines.
 
     Args:
         heads: Headings.
         rows: Cells of each line.
-        figures: Columns to align to the right; these and `whole` are never shortened.
-        whole: Texts that lose their meaning when cut.
+        figures: Columns to align to the right; never folded.
+        whole: What identifies a row or is hard to read in two lines; folded last.
     """
-    columns = [
-        Column(head, cells, right=head in figures, shrinks=head not in figures and head not in whole)
-        for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
+    table = Table(box=_RULE, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    widths = [max(map(_width, column)) for column in zip(heads, *rows, strict=True)]
+    least = [
+        width if head in figures else min(width, _READABLE if head in whole else _FOLDED)
+        for head, width in zip(heads, widths, strict=True)
     ]
-    for line in render(fit(columns, out.width), totals=False):
-        out.print(line, markup=False)
+    needed = sum(widths) + _GAP * (len(heads) - 1)
+    room = table_width() or needed
+    if sum(least) + _GAP * (len(heads) - 1) > room:
+        _show_blocks(heads, rows)
+        return
+    widths = _fitted(widths, least, needed - room, last=[head in whole for head in heads])
+    for head, width in zip(heads, widths, strict=True):
+        table.add_column(head, justify="right" if head in figures else "left", overflow="fold", width=width)
+    for row in rows:
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+    if out.is_terminal:
+        out.print(table, soft_wrap=False, crop=False, width=min(needed, room))
+        return
+    wide = Console(highlight=False, emoji=False, width=min(needed, room))
+    with wide.capture() as shown:
+        wide.print(table, crop=False)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in shown.get().splitlines())
+
+
+def _fitted(widths: Sequence[int], least: Sequence[int], excess: int, *, last: Sequence[bool]) -> list[int]:
+    """`widths` less `excess`, taken from the widest column first, and from those that come `last` when it must be."""
+    fitted = list(widths)
+    for turn in (False, True):
+        columns = [index for index, late in enumerate(last) if late is turn]
+        while excess > 0 and (wide := [index for index in columns if fitted[index] > least[index]]):
+            fitted[max(wide, key=lambda index: fitted[index])] -= 1
+            excess -= 1
+    return fitted
+
+
+def _width(cell: str | ProgressBar) -> int:
+    return cell_len(cell) if isinstance(cell, str) else _BAR
+
+
+def _show_blocks(heads: Sequence[str], rows: Sequence[Sequence[str | ProgressBar]]) -> None:
+    wide = max(map(cell_len, heads))
+    for row in rows:
+        for head, cell in zip(heads, row, strict=True):
+            if isinstance(cell, str):
+                out.print(f"{head:<{wide}}  {cell}", markup=False)
+        out.print()
+
+
+def table_width() -> int | None:
+    """Columns a table may take; None = as many as it needs, because it goes to no terminal."""
+    return out.width if out.is_terminal or "COLUMNS" in os.environ else None
 
 
 def code_of(error: TokenmeterError) -> Exit:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -193,6 +194,9 @@ def _framed(function: Callable[Concatenate[Frame, P], None], options: Sequence[s
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and end the process; an error of tokenmeter's is said in words, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # what it cannot say is shown as ?, rather than ending the command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     as_json = "--json" in given
     try:
         sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))

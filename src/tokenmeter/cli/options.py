@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tokenmeter.billing.rated import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports import Query
 
@@ -21,6 +22,7 @@ __all__ = [
     "TzOption",
     "UntilOption",
     "Where",
+    "account_of",
     "pairs_of",
     "parse_where",
     "query_of",
@@ -84,6 +86,18 @@ def query_of(
         where=parse_where(where),
         tz=tz,
     )
+
+
+def account_of(parts: Sequence[str]) -> dict[str, str]:
+    """``["member=ada"]`` as the account that is meant.
+
+    Raises:
+        ConfigurationError: a part that is not FIELD=VALUE, or no account's field.
+    """
+    account = pairs_of(list(parts))
+    if not set(account) <= set(ACCOUNTS) or not all(account.values()):
+        raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.")
+    return account
 
 
 def pairs_of(parts: list[str]) -> dict[str, str]:

@@ -54,7 +54,10 @@ def show(
     elif wanted:
         cells = [[*_names(row), _price(row), _per(row), _since(row), row.origin] for row in wanted]
         show_table(
-            [*_NAMES, "price", "per", "since", "origin"], cells, figures=("price", "per"), whole=("meter", "since")
+            [*_NAMES, "price", "per", "since", "origin"],
+            cells,
+            figures=("price", "per"),
+            whole=("model", "meter", "since"),
         )
     else:
         out.print("No price matches. `tokenmeter prices show --provider openai` lists a provider's models.")
@@ -127,7 +130,7 @@ def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str]) 
             for old, new in pairs
             if (row := new or old) is not None
         ]
-        show_table([*_NAMES, *heads, "per", "origin"], cells, figures=(*heads, "per"), whole=("meter",))
+        show_table([*_NAMES, *heads, "per", "origin"], cells, figures=(*heads, "per"), whole=("model", "meter"))
     else:
         out.print("No price differs.")
     if pairs:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tokenmeter.cli.console import emit, out, progress_out, show_table
+from tokenmeter.cli.console import emit, out, progress_out, show_table, table_width
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     By,
@@ -27,7 +30,7 @@ from tokenmeter.cli.options import (
     Where,
     query_of,
 )
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.periods import zone
 from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_entries, read_report
 from tokenmeter.reports.export import Origin, write
@@ -35,8 +38,12 @@ from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.layout import amount, count, visible
 from tokenmeter.stores.base import Store
 
-__all__ = ["entries", "export", "report"]
+__all__ = ["entries", "export", "report", "tail"]
 
+#: How long a call may have been on its way before it is recorded, and how far two looks overlap.
+_LATE, _OVERLAP = timedelta(hours=1), timedelta(seconds=5)
+#: Wider than any report.
+_WHOLE = 100_000
 _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output", "billed cost")
 
 
@@ -67,7 +74,7 @@ def report(
     if frame.as_json:
         emit(result.to_dict())
     else:
-        out.print(result.to_text(width=out.width, max_rows=rows or None), markup=False)
+        out.print(result.to_text(width=table_width() or _WHOLE, max_rows=rows or None), markup=False)
 
 
 @command(app, "entries", examples=["tokenmeter entries --where status=error -n 50"])
@@ -90,9 +97,47 @@ def entries(
             return
         rows = [_cells(entry, tz) for entry in found]
     if rows:
-        show_table(_ENTRY_HEADS, rows, figures=_ENTRY_HEADS[-3:], whole=("time", "status"))
+        show_table(_ENTRY_HEADS, rows, figures=_ENTRY_HEADS[-3:], whole=("time", "model", "member", "status"))
     else:
         out.print("No entries match.")
+
+
+@command(app, "tail", examples=["tokenmeter tail --where member=ada", "tokenmeter tail --json | jq .billed_cost"])
+def tail(
+    frame: Frame,
+    *,
+    where: Where = None,
+    tz: TzOption = "UTC",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many earlier calls to begin with.", min=0)] = 10,
+    every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="End after what is there now.")] = False,
+) -> None:
+    """Calls as they come in, until Ctrl+C; from every process that writes to this ledger."""
+    query = query_of(None, None, None, where, tz)
+    seen: deque[str] = deque(maxlen=10_000)
+    with frame.ledger() as opened, suppress(KeyboardInterrupt):
+        found = list(islice(read_entries(opened, query, newest_first=True), limit))
+        since = utcnow()
+        while True:
+            for entry in reversed(found):
+                if entry.entry_id not in seen:
+                    seen.append(entry.entry_id)
+                    _tell(frame, entry, tz)
+            if once:
+                return
+            time.sleep(every)
+            start = since - _LATE  # a long call is recorded when it ends, under the instant at which it began
+            recent = replace(query, period=replace(query.period, start=start))
+            found = list(read_entries(opened, recent, newest_first=True))
+            found = [entry for entry in found if entry.recorded_at > since - _OVERLAP or entry.entry_id in seen]
+
+
+def _tell(frame: Frame, entry: Entry, tz: str) -> None:
+    if frame.as_json:
+        write([entry], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
+        sys.stdout.flush()
+    else:
+        out.print("  ".join(_cells(entry, tz)), markup=False)
 
 
 def _cells(entry: Entry, tz: str) -> list[str]:

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tokenmeter.__main__ import main
+from tokenmeter.attribution import Attribution
 from tokenmeter.cli import console
-from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.providers import observe
 from tokenmeter.reports import Query, read_report
@@ -200,6 +203,49 @@ def test_verify_explains_an_edited_entry_and_ends_with_1(run: Callable[..., Outc
     outcome = run("verify")
     assert outcome.code == 1
     assert "an entry is not what was written" in outcome.out
+
+
+def test_tail_begins_with_the_last_calls_in_their_order(run: Callable[..., Outcome], ledger: Path) -> None:
+    lines = run("tail", "--once", "-n", "2").out.splitlines()
+    assert len(lines) == 2
+    assert lines == sorted(lines)
+    assert len(run("tail", "--once", "--json", "-n", "1").out.splitlines()) == 1
+
+
+def test_audit_counts_every_budget_again(run: Callable[..., Outcome], ledger: Path, place: Path) -> None:
+    (place / "tokenmeter.toml").write_text(f'store = "sqlite:///{ledger}"\n[[budgets]]\nmember = "*"\nlimit_usd = 1\n')
+    outcome = run("audit")
+    assert (outcome.code, outcome.out.strip()) == (0, "Nothing is wrong. Every counter says what the entries say.")
+    assert json.loads(run("audit", "--repair", "--json").out) == {"ok": True, "repaired": False, "faults": []}
+
+
+def test_a_statement_is_an_accounts_running_balance(run: Callable[..., Outcome], ledger: Path) -> None:
+    assert "Closing balance" in run("statement", "member=bob", "--period", "2026-11").out
+    assert "FIELD=VALUE" in run("statement", "bob").err
+
+
+@pytest.mark.parametrize("columns", ["60", "90"])
+def test_a_narrow_terminal_folds_and_never_cuts(
+    run: Callable[..., Outcome], ledger: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    name = "a-member-with-a-name-of-some-length@example.com"
+    store = open_store(f"sqlite:///{ledger}")
+    entry = next(store.entries())
+    store.settle(replace(entry, entry_id=new_id(), attribution=Attribution(member=name)))
+    store.close()
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert name in run("entries").out  # into a pipe
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(console.out, "width", int(columns))
+    lines = run("entries").out.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert "…" not in "".join(lines)
+
+
+def test_an_output_that_cannot_say_a_letter_shows_another(ledger: Path) -> None:
+    command = [sys.executable, "-m", "tokenmeter", "report", "--where", "member=Zoë", "--store", f"sqlite:///{ledger}"]
+    done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert b"member = Zo?" in done.stdout
 
 
 @pytest.mark.parametrize(
