@@ -36,6 +36,8 @@ class RequestFacts:
             (``{"image_generation": "gpt-image-1.5"}``).
         unbounded: Why no upper bound of the output exists (``"server_tools"``, ``"advisor"``, ...); None when it does.
         image_count: Images in the prompt (their tokens are not bounded by bytes).
+        background: Whether the answer is made without the connection and read later; of a call that reads one: whether
+            this process asked for it so.
         cost_unit: What the user's settings say of the ``cost`` in this host's usage: ``"usd"``, ``"cents"``, US dollars
             per unit as decimal text, or ``"ignore"``; None: what is known of the host.
     """
@@ -53,6 +55,7 @@ class RequestFacts:
     tool_models: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
     unbounded: str | None = None
     image_count: int = 0
+    background: bool = False
     cost_unit: str | None = None
 
 

@@ -218,3 +218,75 @@ def test_a_hosts_own_cost_is_believed_where_its_unit_is_said(by, unit, cost, sou
     assert (str(entry.list_cost), entry.cost_source) == (cost, source)
     assert ("supplied_cost_differs" in entry.flags) == (unit is None)
     clients.meter.close()
+
+
+# -- background responses of hosts that do not echo what was asked for
+
+
+def background_response(status, usage):
+    body = {"id": "resp_1", "object": "response", "created_at": 1765368000, "model": "gpt-5-nano", "status": status}
+    rest = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}}
+    text = {"type": "output_text", "text": WORDS, "annotations": []}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
+    return {**body, **rest, "output": [item] if status == "completed" else [], "usage": usage}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_background_response_is_recorded_though_the_host_does_not_echo_the_flag(stream, clients, books, provider):
+    queued = background_response("queued", None)
+    done = background_response("completed", {"input_tokens": 900, "output_tokens": 90, "total_tokens": 990})
+    client = clients.openai()
+    if stream:
+        provider.answer(events=[{"type": "response.created", "sequence_number": 0, "response": queued}])
+        list(client.responses.create(model="gpt-5-nano", input="Compute", background=True, stream=True))
+    else:
+        provider.answer(body=queued)
+        client.responses.create(model="gpt-5-nano", input="Compute", background=True)
+    assert not books.all()
+    for body in (background_response("in_progress", None), done, done):
+        provider.answer(body=body)
+        client.responses.retrieve("resp_1")
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 900, "output": 90}
+    assert entry.request_model == "gpt-5-nano"
+
+
+def test_a_background_response_without_usage_is_estimated_from_the_request_that_started_it(clients, books, provider):
+    client = clients.openai()
+    provider.answer(body=background_response("queued", None))
+    client.responses.create(model="gpt-5-nano", input="Tell me about the sea. " * 40, background=True)
+    provider.answer(body=background_response("completed", None))
+    client.responses.retrieve("resp_1")
+    entry = books.one()
+    assert entry.usage["input"] > 200
+    assert entry.usage["output"] == 99
+    assert entry.cost_source == "estimated"
+
+
+def test_a_response_that_was_not_asked_for_in_the_background_is_not_billed_again(clients, books, provider):
+    done = background_response("completed", {"input_tokens": 900, "output_tokens": 90, "total_tokens": 990})
+    client = clients.openai()
+    provider.answer(body=done, times=2)
+    client.responses.create(model="gpt-5-nano", input="Compute")
+    client.responses.retrieve("resp_1")
+    assert dict(books.one().usage.quantities) == {"input": 900, "output": 90}
+
+
+def test_a_batch_whose_output_file_has_an_odd_name_is_billed_once(clients, books, provider):
+    line_usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    batch = {"id": "batch_1", "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": "in"}
+    batch |= {"completion_window": "24h", "created_at": 1, "status": "completed", "model": "gpt-5-mini"}
+    total = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    client = clients.openai()
+    provider.answer(body={**batch, "output_file_id": "files/out 1%", "usage": {**total, **details}})
+    client.batches.retrieve("batch_1")
+    line = {
+        "id": "l",
+        "custom_id": "a",
+        "error": None,
+        "response": {"status_code": 200, "body": completion(line_usage)},
+    }
+    provider.answer(body=json.dumps(line).encode() + b"\n")
+    client.files.content("files/out 1%").read()
+    assert dict(books.one().usage.quantities) == {"input": 100, "output": 10}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.readings import Readings
+from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange, Reader
 from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import Settling, authorize_async, settle, settle_async, watch
@@ -33,7 +33,6 @@ class InFlight:
         binding: What the client is metered with.
         meter: Where it is settled, even if the default meter changes meanwhile.
         reader: Reads its answers.
-        background: Whether it will be read again, and must bill once.
         key_on_demand: Whether the SDK asks a function of its user's for the key of each request.
 
     Attributes:
@@ -44,7 +43,6 @@ class InFlight:
     """
 
     __slots__ = (
-        "_background",
         "_finished",
         "_opened",
         "_readings",
@@ -60,9 +58,7 @@ class InFlight:
         "usage_asked",
     )
 
-    def __init__(
-        self, binding: Binding, meter: Meter, reader: Reader, *, background: bool, key_on_demand: bool
-    ) -> None:
+    def __init__(self, binding: Binding, meter: Meter, reader: Reader, *, key_on_demand: bool) -> None:
         self.binding = binding
         self.meter = meter
         self.reader = reader
@@ -71,7 +67,6 @@ class InFlight:
         self.usage_asked = False
         self.authorization = leave(meter, reader.call)
         self.key_on_demand = self.awaits_key = key_on_demand
-        self._background = background
         self._opened = 0
         self._finished: list[Exchange] = []
         self._readings = Readings(meter, reader.endpoint)
@@ -165,7 +160,7 @@ class InFlight:
                 if not polled:
                     self._readings.begun(self.authorization, seen)
                 continue
-            if seen.deduplicate and not polled and not self._background:
+            if seen.deduplicate and not polled and not self.reader.call.facts.background:
                 seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
             found.extend(
                 Settling(self.meter, self.authorization, exchange.outcome(bill, last=False)) for bill in seen.shared
@@ -276,11 +271,13 @@ def open_call(
         return None
     try:
         call = describe(client, binding, meter, endpoint, body, streamed=streamed, key=key)
+        starter = waiting(meter, endpoint.subject) if endpoint.kind == "polled" else None
+        if starter is not None:  # what a host leaves unsaid is known from the request that started it
+            call = replace(call, facts=replace(starter.facts, streamed=streamed, background=True))
         return InFlight(
             binding,
             meter,
             Reader(binding.sdk.dialect(), endpoint, call),
-            background=body is not None and body.get("background") is True,
             key_on_demand=key is None and binding.sdk.asks_for_key(client),
         )
     except Exception as error:  # noqa: BLE001 - the call itself goes on

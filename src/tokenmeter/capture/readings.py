@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
     from tokenmeter.providers.base import Endpoint
 
-__all__ = ["LIMIT", "FileLine", "FirstLine", "GrowingBill", "Readings", "opened"]
+__all__ = ["LIMIT", "FileLine", "FirstLine", "GrowingBill", "Readings", "opened", "waiting"]
 
 #: What is remembered per meter at most; older work is recorded on the account of who reads it.
 LIMIT = 1_000
@@ -72,6 +72,12 @@ def remember(meter: Meter, response_id: str | None, authorization: Authorization
     """Keep `authorization`, its attribution and its hold, until the response is retrieved."""
     if response_id is not None:
         _waiting.put(meter, response_id, authorization)
+
+
+def waiting(meter: Meter, response_id: str | None) -> Call | None:
+    """The call that started a response, while it is not recorded; None when this process did not."""
+    found = _waiting.get(meter, response_id)
+    return None if found is None else found.call
 
 
 def recall(meter: Meter, response_id: str | None) -> Authorization | None:

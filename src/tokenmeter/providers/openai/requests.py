@@ -47,6 +47,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         characters=len(spoken) if isinstance(spoken, str) else None,
         max_output_tokens=first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens")),
         choices=_choices(body),
+        background=get("background") is True,
         streamed=bool(get("stream")) or get("stream_format") == "sse",
         tool_models=tool_models,
         unbounded=",".join(reasons) if reasons else None,

@@ -42,7 +42,7 @@ def response(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     model, tier = text(body, "model"), text(body, "service_tier")
     retrieved = context.endpoint.endswith("responses.retrieve") and context.final_only
-    if retrieved and body.get("background") is not True:
+    if retrieved and body.get("background") is not True and not context.request.background:
         return replace(pending(body), flags=frozenset({"billed_before"}))
     items = members(body, "output")
     flags: set[str] = set()

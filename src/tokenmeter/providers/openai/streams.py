@@ -152,7 +152,7 @@ class ResponseStream:
         if self._final is not None:
             return self._final
         opened = self._opened
-        if opened.get("background") is True:
+        if opened.get("background") is True or self._context.request.background:
             return pending(opened)  # it goes on without us, and is billed when it is retrieved
         body = {**opened, "object": "response", "output": self._items}
         seen = self._read(body, replace(self._context, received=self._bytes))
