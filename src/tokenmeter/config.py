@@ -186,6 +186,9 @@ class Settings(BaseModel):
         api_keys: alias -> ``env:NAME`` or ``sha256:HEX`` (in code also the key itself, which is hashed at once).
         budgets: ``[[budgets]]`` rows or `Budget` objects.
         prices: ``[[prices]]`` rows of your own; they win over every other layer.
+        price_list: The list under them: ``"auto"`` = the newest one, looked for once a day in the background; a path =
+            a list kept there (``tokenmeter prices update --save``), or a TOML file of ``[[prices]]``; None = the
+            installed one. ``prices = "auto"`` or ``prices = "PATH"`` says the same where there are no rows.
         discounts: ``[[discounts]]`` rows: negotiated factors on upstream cost.
         multipliers: ``[[multipliers]]`` rows: platform multipliers per key, member or model.
         models: provider -> {deployment or alias: model id}, for Azure deployments and names of your own.
@@ -215,6 +218,7 @@ class Settings(BaseModel):
     api_keys: dict[Text, str] = Field(default_factory=dict)
     budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
     prices: list[Row] = Field(default_factory=list[Row])
+    price_list: Text | None = Field(default=None, min_length=1)
     discounts: list[Row] = Field(default_factory=list[Row])
     multipliers: list[Row] = Field(default_factory=list[Row])
     models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
@@ -268,7 +272,9 @@ class SettingsArguments(TypedDict, total=False):
         multiplier: Platform multiplier on top of the upstream cost, such as ``"1.05"``.
         api_keys: alias -> API key. Reports and budgets show the alias; only a fingerprint of the key is kept.
         budgets: Caps, see `tokenmeter.Budget`.
-        prices: Price rows of your own (the keys of ``[[prices]]``); they win over every other layer.
+        prices: Price rows of your own (the keys of ``[[prices]]``); they win over every other layer. Or a text, which
+            is meant as `price_list`.
+        price_list: As `Settings.price_list`.
         discounts: As `Settings.discounts`, and so the others.
         multipliers: As there.
         models: As there.
@@ -291,7 +297,8 @@ class SettingsArguments(TypedDict, total=False):
     multiplier: Decimal | int | str | None
     api_keys: Mapping[str, str] | None
     budgets: Sequence[Budget | Mapping[str, Any]] | None
-    prices: Sequence[Mapping[str, Any]] | None
+    prices: Sequence[Mapping[str, Any]] | str | None
+    price_list: str | None
     discounts: Sequence[Mapping[str, Any]] | None
     multipliers: Sequence[Mapping[str, Any]] | None
     models: Mapping[str, Mapping[str, str]] | None
@@ -367,6 +374,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     _check_no_secrets(values.get("api_keys"), source)
     if (store := os.environ.get("TOKENMETER_STORE")) and "store" not in arguments:
         arguments["store"] = store
+    _tell_apart(values, arguments)
     for name, value in arguments.items():
         if name in _ROWS:
             values[name] = [*_own_rows(name, value), *_file_rows(values, name, source)]
@@ -380,6 +388,13 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
         raise ConfigurationError(_explain(error, source)) from None
     except RecursionError:
         raise ConfigurationError(f"{source or 'configuration'}: it is nested too deeply; flatten it.") from None
+
+
+def _tell_apart(*given: dict[str, Any]) -> None:
+    """``prices = "auto"`` or a path names the list under the rows; rows are rows."""
+    for values in given:
+        if isinstance(values.get("prices"), str):
+            values["price_list"] = values.pop("prices")
 
 
 def _content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:

@@ -20,10 +20,20 @@ from tokenmeter.budgets.rules import make_rules
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import Settings, SettingsArguments, load_settings
 from tokenmeter.disabled import is_disabled
+from tokenmeter.errors import ConfigurationError, PricingError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
-from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_discounts, parse_multipliers, parse_prices
+from tokenmeter.pricing import (
+    Multiplier,
+    PriceList,
+    Pricer,
+    Terms,
+    parse_discounts,
+    parse_multipliers,
+    parse_prices,
+    updating,
+)
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
@@ -146,8 +156,9 @@ def make_pricer(settings: Settings) -> Pricer:
     """
     file = settings.source or "configuration"
     everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
-    return Pricer(
-        PriceList.load(parse_prices(settings.prices, file=file, lines=settings.lines("prices"))),
+    rows = parse_prices(settings.prices, file=file, lines=settings.lines("prices"))
+    pricer = Pricer(
+        PriceList.load(rows, **_base_of(settings.price_list)),
         Terms(
             multipliers=(
                 *everyone,
@@ -158,6 +169,29 @@ def make_pricer(settings: Settings) -> Pricer:
             cost_units={name: host.cost for name, host in settings.providers.items() if host.cost},
         ),
     )
+    if settings.price_list == "auto":
+        updating.Refresher(pricer, lambda edition: PriceList.load(rows, newest=edition)).start()
+    return pricer
+
+
+def _base_of(chosen: str | None) -> dict[str, Any]:
+    """What `PriceList.load` is told of the list that the settings name.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no price list.
+    """
+    if chosen is None:
+        return {}
+    if chosen == "auto":
+        return {"newest": updating.newest()}
+    if chosen.endswith(".toml"):
+        return {"user_file": Path(chosen).expanduser()}
+    try:
+        return {"newest": updating.read_list(chosen)}
+    except PricingError as error:
+        raise ConfigurationError(
+            f"price_list {chosen}: {error} It is 'auto', or a file written by `tokenmeter prices update --save FILE`."
+        ) from error
 
 
 def _make_budgets(settings: Settings) -> list[Budget]:

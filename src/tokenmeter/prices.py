@@ -11,12 +11,11 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from tokenmeter.errors import PricingError, UnknownModelError
+from tokenmeter.errors import UnknownModelError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import multiply
 from tokenmeter.periods import parse_instant
-from tokenmeter.pricing import Price, PriceList
-from tokenmeter.pricing.edition import Edition, keepable
+from tokenmeter.pricing import Price, PriceList, updating
 
 __all__ = ["Difference", "diff", "show", "update"]
 
@@ -101,36 +100,36 @@ def _differences(rows: Iterable[Price], price_list: PriceList, at: datetime) -> 
 
 
 def update(
-    user_rows: Iterable[Price] = (), user_file: str | Path | None = None, *, url: str | None = None
+    user_rows: Iterable[Price] = (),
+    user_file: str | Path | None = None,
+    *,
+    url: str | Path | None = None,
+    save: str | Path | None = None,
 ) -> PriceList:
-    """Fetch the newest edition of the base data, for this process. Only this function uses the network.
+    """Fetch the newest edition of the base data and keep it, if nothing looks wrong with it. Uses the network.
 
-    Ledger entries carry the hash of the price list that rated them, so entries before and after can be told apart.
+    The setting ``price_list = "auto"`` uses the kept list in every process of this user; a path uses the one saved
+    there. Ledger entries carry the hash of the price list that rated them, so entries before and after can be told
+    apart.
 
     Args:
         user_rows: Rows to lay over it, as in `PriceList.load`.
         user_file: As in `PriceList.load`.
-        url: Where to fetch from; default: where genai-prices publishes.
+        url: Where to fetch from, or a file that was fetched elsewhere; default: where genai-prices publishes.
+        save: Where to keep it; default: the user's data directory.
 
     Returns:
         A price list on that data; hand it to ``tokenmeter.price(price_list=...)`` or to a `Pricer`.
 
     Raises:
-        PricingError: the data could not be fetched or read.
+        PricingError: the data could not be fetched, read or kept, or cannot be right: a large provider is missing, the
+            list shrank, a price is impossible. What was kept before stays.
     """
-    return PriceList.load(user_rows, user_file, newest=_fetch(url))
-
-
-def _fetch(url: str | None) -> Edition:
-    from genai_prices import UpdatePrices  # noqa: PLC0415 - only who asks for the network pays for its client
-
-    try:
-        snapshot = (UpdatePrices(url=url) if url else UpdatePrices()).fetch()
-    except Exception as error:
-        raise PricingError(f"The newest prices could not be fetched ({error}); the bundled ones remain.") from error
-    if snapshot is None:
-        raise PricingError("The newest prices could not be fetched; the bundled ones remain.")
-    return Edition(keepable(snapshot.providers))
+    edition = updating.fetch(url)
+    path = updating.kept_path() if save is None else Path(save).expanduser()
+    updating.check(edition, updating.newest(path))
+    updating.keep(edition, path)
+    return PriceList.load(user_rows, user_file, newest=edition)
 
 
 def _layer(row: Price) -> tuple[int, int]:

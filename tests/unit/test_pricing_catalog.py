@@ -1,10 +1,7 @@
 """What the whole price list must hold to, whoever wrote its rows."""
 
-import http.server
-import json
 import subprocess
 import sys
-import threading
 import typing
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -16,7 +13,7 @@ from openai.types import AudioModel, EmbeddingModel, ImageModel, ModerationModel
 from openai.types.shared.all_models import AllModels
 
 from tokenmeter import prices
-from tokenmeter.errors import PricingError, UnknownModelError
+from tokenmeter.errors import UnknownModelError
 from tokenmeter.pricing import Price, PriceList, parse_prices
 from tokenmeter.pricing.card import Context
 from tokenmeter.pricing.rules import load_overrides
@@ -169,46 +166,3 @@ def test_a_price_row_says_who_what_when_and_where_from():
     assert row.identity("abcdef1234567890").startswith("openai/gpt-5.4/")
     assert "[service_tier=flex" in row.identity("abcdef1234567890")
     assert row.identity("abcdef1234567890").endswith("@2026-10-12#abcdef123456")
-
-
-@pytest.fixture
-def published():
-    """A server that publishes whatever is put into `body`."""
-
-    class Publisher(http.server.BaseHTTPRequestHandler):
-        body = b"[]"
-
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(type(self).body)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Publisher) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Publisher, f"http://127.0.0.1:{server.server_port}/prices.json"
-        server.shutdown()
-        thread.join()
-
-
-def test_update_fetches_another_edition_without_touching_the_installed_one(published, listed):
-    publisher, url = published
-    model = {"id": "gpt-new", "match": {"equals": "gpt-new"}, "prices": {"input_mtok": 7}}
-    provider = {"id": "openai", "name": "OpenAI", "api_pattern": "x", "models": [model]}
-    publisher.body = json.dumps([provider]).encode()
-    newest = prices.update(url=url)
-    found = {row.sku_meter: row.unit_price for row in newest.find("openai", "gpt-new").card.rows}
-    assert found["input"] == 7
-    assert newest.hash != listed.hash
-    assert listed.find("openai", "gpt-new") is None
-    assert PriceList.load().hash == listed.hash
-
-
-def test_an_update_that_fails_says_so_and_leaves_everything_as_it_was(published):
-    publisher, url = published
-    publisher.body = b"no prices"
-    with pytest.raises(PricingError, match="bundled ones remain"):
-        prices.update(url=url)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,9 +24,12 @@ from tokenmeter.cli.options import (
     Where,
     query_of,
 )
+from tokenmeter.config import Settings
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, round_to, total
+from tokenmeter.pricing import updating
+from tokenmeter.pricing.edition import installed_digest
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault
@@ -152,6 +156,7 @@ def doctor(
             **health.facts,
             "price_list": meter.pricer.price_list_hash[:12],
             "newest_price": f"{newest:%Y-%m-%d}",
+            "prices": _told_of_prices(meter, settings),
             "budgets": len(settings.budgets),
         }
     warnings = [*health.warnings, *unset_keys(settings)]
@@ -169,6 +174,23 @@ def doctor(
             out.print("[green]Nothing needs care.[/]")
     if strict and warnings:
         raise typer.Exit(Exit.FOUND)
+
+
+def _told_of_prices(meter: Meter, settings: Settings) -> str:
+    """Which list is in use, how old it is, and how the last look for a newer one went."""
+    told = meter.pricer.price_list.base_name
+    if settings.price_list is None:
+        return f"{told}, installed"
+    path = updating.kept_path() if settings.price_list == "auto" else Path(settings.price_list).expanduser()
+    if meter.pricer.price_list.base != installed_digest() and path.exists():
+        days = (utcnow() - datetime.fromtimestamp(path.stat().st_mtime, UTC)).days
+        told = f"{told}, kept {days} day{'' if days == 1 else 's'} ago"
+    else:
+        told = f"{told}, installed"
+    looked = updating.Looked.read(path) if settings.price_list == "auto" else None
+    if looked is not None and looked.fault is not None:
+        told += f"; on {looked.at:%Y-%m-%d} no newer list was kept: {looked.fault}"
+    return told
 
 
 def _version(package: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import parse_instant
-from tokenmeter.pricing import Price, PriceList
+from tokenmeter.pricing import Price, PriceList, updating
 from tokenmeter.reports.layout import visible
 
 __all__ = ["app"]
@@ -97,16 +98,36 @@ def diff(
     _show_changes(frame, pairs, heads)
 
 
-@command(app, "update", options=("as_json",))
-def update(frame: Frame, *, provider: ProviderOption = None) -> None:
-    """Fetch the catalog's newest data and show what changed since the installed one. Uses the network, keeps nothing.
+@command(app, "update", options=("config", "as_json"))
+def update(
+    frame: Frame,
+    *,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Where from: a URL, or a file.", show_default="genai-prices' own list")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Where to keep it.", show_default="the user's data directory")
+    ] = None,
+    provider: ProviderOption = None,
+) -> None:
+    """Fetch the newest price list, check it, show what changed, and keep it. The only command that uses the network.
 
-    To use the new prices for good: pip install -U genai-prices. Exit code 1 when anything changed.
+    A list that lost providers or models, or has an impossible price, is refused (exit code 4); what was kept stays.
+
+    Example: tokenmeter prices update --save prices.json
     """
     now = utcnow()
-    before = _in_force(list(_rows(PriceList.load(), provider, None)), now)
-    after = _in_force(list(_rows(prices.update(), provider, None)), now)
-    _show_changes(frame, _changes(before, after), ("installed", "newest"))
+    path = updating.kept_path() if save is None else save.expanduser()
+    before = _in_force(list(_rows(PriceList.load(newest=updating.newest(path)), provider, None)), now)
+    after = _in_force(list(_rows(prices.update(url=url, save=path), provider, None)), now)
+    pairs = _changes(before, after)
+    if not frame.as_json:
+        used = frame.settings.price_list
+        setting = "auto" if save is None else str(path)
+        out.print(f"Kept at {path}.", soft_wrap=True)
+        if used != setting:
+            out.print(f'To use it, write price_list = "{setting}" into tokenmeter.toml.', soft_wrap=True)
+    _show_changes(frame, pairs, ("before", "after"), found=False)
 
 
 def _changes(before: Mapping[_Key, Price], after: Mapping[_Key, Price]) -> list[_Pair]:
@@ -121,7 +142,7 @@ def _at_price(row: Price, unit_price: Decimal | None) -> Price | None:
     return None if unit_price is None else replace(row, unit_price=unit_price)
 
 
-def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str]) -> None:
+def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str], *, found: bool = True) -> None:
     if frame.as_json:
         emit([{"before": old and dict(old.to_dict()), "after": new and dict(new.to_dict())} for old, new in pairs])
     elif pairs:
@@ -133,7 +154,7 @@ def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str]) 
         show_table([*_NAMES, *heads, "per", "origin"], cells, figures=(*heads, "per"), whole=("model", "meter"))
     else:
         out.print("No price differs.")
-    if pairs:
+    if pairs and found:
         raise typer.Exit(Exit.FOUND)
 
 

@@ -64,7 +64,7 @@ def record_of(
         billed_cost=rating.billed_cost,
         cost_source=rating.cost_source,
         flags=tuple(sorted(flags)) if flags else (),
-        price_list_hash=price_list_hash,
+        price_list_hash=rating.price_list_hash or price_list_hash,
         raw_usage=None if seen.raw_usage is None else _json(seen.raw_usage),
         error_type=outcome.error_type,
         reservation_id=None if reservation is None else reservation.reservation_id,

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from tokenmeter.errors import PricingError
 
-__all__ = ["Edition", "Record", "installed", "installed_digest", "is_read"]
+__all__ = ["Edition", "Record", "installed", "installed_digest", "installed_file", "is_read"]
 
 #: A provider, model or price set as published: decoded JSON, numbers as text or Decimal.
 Record = Mapping[str, Any]
@@ -153,11 +153,18 @@ def is_read() -> bool:
 
 
 @cache
-def installed_digest() -> str:
-    """SHA-256 of the installed data, known without importing it: the same on every machine that has this release."""
+def installed_file() -> Path | None:
+    """The file with the installed data; None where it is installed without sources."""
     package = importlib.util.find_spec("genai_prices")
     file = Path(package.origin).with_name("data.py") if package and package.origin else None
-    if file is not None and file.is_file():
+    return file if file is not None and file.is_file() else None
+
+
+@cache
+def installed_digest() -> str:
+    """SHA-256 of the installed data, known without importing it: the same on every machine that has this release."""
+    file = installed_file()
+    if file is not None:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     from genai_prices import data  # noqa: PLC0415 - installed without sources: only then it is read
 

@@ -99,6 +99,16 @@ class PriceList:
         return digest.hexdigest()
 
     @property
+    def base(self) -> str:
+        """SHA-256 of the edition of the catalog that lies under everything; empty for none."""
+        return self._catalog.digest if self._catalog else ""
+
+    @property
+    def base_name(self) -> str:
+        """Name of that edition, for example ``genai-prices 0.2.3``. Reads it."""
+        return self._catalog.edition.name if self._catalog else "none"
+
+    @property
     def ready(self) -> bool:
         """Whether a look-up answers at once, with nothing to be read from disk."""
         return self._catalog is None or self._catalog.ready

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
@@ -32,6 +32,14 @@ _NOTHING = Rating()
 _UNKNOWN = Rating(cost_source="unpriced")
 
 
+class _Book(NamedTuple):
+    """A price list, and what was worked out from it: they change together."""
+
+    price_list: PriceList
+    models: dict[tuple[str, str | None, str | None], ListedModel | None]
+    sheets: dict[tuple[object, ...], RateSheet]
+
+
 class Pricer:
     """Rates observations by a price list and the user's terms. Safe to share; keeps every rate it has worked out.
 
@@ -41,15 +49,22 @@ class Pricer:
     """
 
     def __init__(self, price_list: PriceList, terms: Terms | None = None) -> None:
-        self.price_list = price_list
+        self._book = _Book(price_list, {}, {})
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         self.terms = replace(given, model_maps=maps)
         dated: tuple[Multiplier | Discount, ...] = (*given.multipliers, *given.discounts)
         changes = {moment for each in dated for moment in (each.effective_from, each.effective_to)}
         self._changes = tuple(sorted(moment for moment in changes if moment is not None))
-        self._models: dict[tuple[str, str | None, str | None], ListedModel | None] = {}
-        self._sheets: dict[tuple[object, ...], RateSheet] = {}
+
+    @property
+    def price_list(self) -> PriceList:
+        """The prices in use."""
+        return self._book.price_list
+
+    def adopt(self, price_list: PriceList) -> None:
+        """Rate by another list from now on. What is being rated now is rated by one of the two, as a whole."""
+        self._book = _Book(price_list, {}, {})
 
     @property
     def price_list_hash(self) -> str:
@@ -58,13 +73,16 @@ class Pricer:
 
     def find(self, provider: str, model: str | None, region: str | None = None) -> ListedModel | None:
         """The listed model that `model` means at `provider`; the user's own names for models are resolved first."""
+        return self._find(self._book, provider, model, region)
+
+    def _find(self, book: _Book, provider: str, model: str | None, region: str | None) -> ListedModel | None:
         key = (provider, model, region)
         try:
-            return self._models[key]
+            return book.models[key]
         except KeyError:
-            _keep_small(self._models)
+            _keep_small(book.models)
             mapped = self.terms.model(canonical_provider(provider), model) if model else None
-            found = self._models[key] = self.price_list.find(provider, mapped, region)
+            found = book.models[key] = book.price_list.find(provider, mapped, region)
             return found
 
     def rate(
@@ -92,10 +110,11 @@ class Pricer:
         if not observation.consumptions:
             return _UNKNOWN if "usage_unknown" in observation.flags else _NOTHING
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
+        book = self._book
         charges: list[Charge] = []
         flags: set[str] = set()
         for consumption in observation.consumptions:
-            listed = self.find(provider, consumption.model, consumption.region)
+            listed = self._find(book, provider, consumption.model, consumption.region)
             models = (consumption.model, listed.model if listed else None)
             platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
             supplied = consumption.supplied_cost
@@ -108,6 +127,7 @@ class Pricer:
                 charges.extend(unpriced_lines(consumption))
             else:
                 sheet = self._sheet(
+                    book,
                     listed,
                     (
                         consumption.service_tier,
@@ -126,7 +146,8 @@ class Pricer:
                 charges.extend(priced_lines(consumption, sheet, flags))
             if supplied is not None:
                 compare(supplied, charges[first:], flags)
-        rating = total(tuple(charges), flags, estimated="estimated" in observation.flags)
+        estimated = "estimated" in observation.flags
+        rating = total(tuple(charges), flags, estimated=estimated, price_list_hash=book.price_list.hash)
         # Of a bill with an unknown part the rest is known, and is not the bill.
         return replace(rating, cost_source="unpriced") if "usage_unknown" in observation.flags else rating
 
@@ -152,12 +173,13 @@ class Pricer:
             api_key: Key used, for multipliers by key.
             attribution: On whose account, for multipliers by member, team, ...
         """
-        listed = self.find(provider, model, mode.region)
+        book = self._book
+        listed = self._find(book, provider, model, mode.region)
         if listed is None:
             return None
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
         platform = self._platform(provider, (model, listed.model), moment, api_key=api_key, attribution=attribution)
-        return self._sheet(listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
+        return self._sheet(book, listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
 
     def ceiling(
         self,
@@ -226,6 +248,7 @@ class Pricer:
 
     def _sheet(
         self,
+        book: _Book,
         listed: ListedModel,
         mode: tuple[str | None, ...],
         *,
@@ -248,18 +271,18 @@ class Pricer:
             bisect_right(self._changes, at) if self._changes else 0,
             platform,
         )
-        sheet = self._sheets.get(key)
+        sheet = book.sheets.get(key)
         if sheet is None:
-            _keep_small(self._sheets)
+            _keep_small(book.sheets)
             ends = (card.changes_after(at), _next(self._changes, at))
-            sheet = self._sheets[key] = RateSheet(
+            sheet = book.sheets[key] = RateSheet(
                 listed,
                 context=Context(*mode).plain(),
                 at=at,
                 prompt_tokens=prompt_tokens,
                 terms=self.terms,
                 platform=platform,
-                price_list_hash=self.price_list.hash,
+                price_list_hash=book.price_list.hash,
                 until=min((end for end in ends if end is not None), default=None),
             )
         return sheet

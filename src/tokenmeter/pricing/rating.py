@@ -34,6 +34,7 @@ class Rating:
         flags: Remarks: ``unknown_model``, ``unknown_service_tier``, ``unknown_processing``, ``unknown_speed``,
             ``unknown_geo``, ``unknown_region``, ``unpriced_meter``, ``tier_ambiguous``, ``cache_rate_assumed``,
             ``price_date_assumed``.
+        price_list_hash: Hash of the price list that rated it; None when nothing was rated.
     """
 
     charges: tuple[Charge, ...] = ()
@@ -42,6 +43,7 @@ class Rating:
     billed_cost: Decimal | None = None
     cost_source: CostSource = "none"
     flags: frozenset[str] = _NO_FLAGS
+    price_list_hash: str | None = None
 
     def __repr__(self) -> str:
         flags = f", {', '.join(sorted(self.flags))}" if self.flags else ""
@@ -135,7 +137,9 @@ def compare(supplied: SuppliedCost, lines: Sequence[Charge], flags: set[str]) ->
         flags.add("supplied_cost_differs")
 
 
-def total(charges: tuple[Charge, ...], flags: set[str], *, estimated: bool) -> Rating:
+def total(
+    charges: tuple[Charge, ...], flags: set[str], *, estimated: bool, price_list_hash: str | None = None
+) -> Rating:
     """The lines with their sums, and how the cost is known."""
     listed = contracted = billed = ZERO
     priced = supplied = 0
@@ -149,11 +153,11 @@ def total(charges: tuple[Charge, ...], flags: set[str], *, estimated: bool) -> R
     frozen = frozenset(flags) if flags else _NO_FLAGS
     if priced < len(charges):
         if not priced:
-            return Rating(charges, cost_source="unpriced", flags=frozen)
-        return Rating(charges, listed, contracted, billed, "unpriced", frozen)
+            return Rating(charges, cost_source="unpriced", flags=frozen, price_list_hash=price_list_hash)
+        return Rating(charges, listed, contracted, billed, "unpriced", frozen, price_list_hash)
     source: CostSource = "computed"
     if charges and supplied == priced:
         source = "billed"
     elif estimated:
         source = "estimated"
-    return Rating(charges, listed, contracted, billed, source, frozen)
+    return Rating(charges, listed, contracted, billed, source, frozen, price_list_hash)

@@ -1,0 +1,272 @@
+"""Newer price lists than the installed one: fetched, checked, kept. Nothing that looks wrong replaces what is good.
+
+A list is what genai-prices publishes: a JSON array of providers. It is kept in the user's data directory, or wherever
+the user says, and beside it a note of when it was last looked for and what came of it. `Refresher` looks once a day, in
+a thread of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import urllib.request
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from tokenmeter.errors import PricingError
+from tokenmeter.forks import after_fork_in_child
+from tokenmeter.pricing.catalog import Catalog
+from tokenmeter.pricing.edition import Edition, installed, installed_file
+from tokenmeter.pricing.price_list import PriceList
+from tokenmeter.pricing.pricer import Pricer
+
+__all__ = ["PUBLISHED", "Looked", "Refresher", "check", "fetch", "keep", "kept_path", "newest", "read_list"]
+
+log = logging.getLogger("tokenmeter")
+
+#: Where genai-prices publishes its data as it grows.
+PUBLISHED = "https://raw.githubusercontent.com/pydantic/genai-prices/refs/heads/main/prices/new_data/v2/data.json"
+DAY = 86_400
+_RETRY = 3_600
+_TIMEOUT = 15
+_MOST_BYTES = 1 << 26
+#: A list with fewer models than this part of the present one's lost something on its way.
+_LEAST_PART = (4, 5)
+_MUST_STAY = ("anthropic", "aws", "google", "openai")
+#: US dollars per unit of sale above which a price is a slip: no provider sells a million tokens for so much.
+_MOST_PRICE = 100_000
+
+
+def kept_path() -> Path:
+    """Where a fetched list is kept unless the user names a place."""
+    import platformdirs  # noqa: PLC0415 - only where lists are kept
+
+    return platformdirs.user_data_path("tokenmeter", appauthor=False) / "prices.json"
+
+
+def read_list(path: str | Path) -> Edition:
+    """A list from a file, as published or as kept.
+
+    Raises:
+        PricingError: it cannot be read, or is no price list.
+    """
+    try:
+        return Edition.parse(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise PricingError(f"The price list {path} cannot be read ({error}); check the path.") from error
+
+
+def fetch(source: str | Path | None = None) -> Edition:
+    """The list at a URL (default: where genai-prices publishes) or in a file. Only this function uses the network.
+
+    Raises:
+        PricingError: it cannot be fetched, or is no price list.
+    """
+    where = str(source or PUBLISHED)
+    if "://" not in where:
+        return read_list(where)
+    if not where.startswith(("https://", "http://")):
+        raise PricingError(f"A price list is fetched by https or http, or read from a file; {where} is neither.")
+    request = urllib.request.Request(where, headers={"User-Agent": "tokenmeter", "Accept": "application/json"})  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - checked above
+            content = cast("bytes", answer.read(_MOST_BYTES + 1))
+    except (OSError, HTTPException, ValueError) as error:
+        raise PricingError(f"The price list at {where} could not be fetched ({error}).") from error
+    if len(content) > _MOST_BYTES:
+        raise PricingError(f"What {where} sent is larger than {_MOST_BYTES >> 20} MiB: no price list is.")
+    return Edition.parse(content)
+
+
+def check(newer: Edition, than: Edition | None = None) -> None:
+    """Refuse a list that cannot be right.
+
+    Args:
+        newer: The list.
+        than: The list it would replace; default: the installed one.
+
+    Raises:
+        PricingError: a price is no amount, a large provider is missing, or the list shrank; says which.
+    """
+    counts = _priced(newer)
+    present = _priced(than or installed())
+    most, whole = _LEAST_PART
+    gone = [name for name in _MUST_STAY if name in present and counts.get(name, 0) * whole < present[name] * most]
+    if gone:
+        raise PricingError(f"The price list lost {', '.join(gone)} or many of their models; the present one is kept.")
+    if sum(counts.values()) * whole < sum(present.values()) * most:
+        raise PricingError(
+            f"The price list has prices for {sum(counts.values())} models, the present one has them for "
+            f"{sum(present.values())}; the present one is kept."
+        )
+
+
+def _priced(edition: Edition) -> dict[str, int]:
+    """Provider -> models that have a price; every price is looked at."""
+    catalog, counts = Catalog(data=edition), dict[str, int]()
+    for provider in edition:
+        try:
+            for listed in catalog.models(provider):
+                if not all(row.unit_price.is_finite() and row.unit_price <= _MOST_PRICE for row in listed.rows):
+                    raise PricingError(f"The price list has an impossible price for {provider}/{listed.model}.")
+                counts[provider] = counts.get(provider, 0) + bool(listed.rows)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PricingError(f"The price list has a record of {provider} that cannot be read ({error!r}).") from error
+    return counts
+
+
+def keep(edition: Edition, path: Path) -> None:
+    """Write a list in one step: a reader finds the one before or this one, never half of one.
+
+    Raises:
+        PricingError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(edition.content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        Looked(datetime.now(UTC), None, edition.digest).write(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise PricingError(f"The price list could not be kept at {path} ({error}); name another place.") from error
+
+
+def newest(path: Path | None = None) -> Edition | None:
+    """The kept list, if it is later than the installed data; None otherwise, and when it cannot be read or is bad.
+
+    Args:
+        path: Where it is kept; default: `kept_path`.
+    """
+    path, shipped = path or kept_path(), installed_file()
+    try:
+        if shipped is not None and path.stat().st_mtime <= shipped.stat().st_mtime:
+            return None
+        return _unchanged(path) or read_list(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, PricingError) as error:
+        log.warning("the kept price list is left aside: %s", error)
+        return None
+
+
+def _unchanged(path: Path) -> Edition | None:
+    """The kept list, read without a second look at it, if it is still what was checked and kept."""
+    edition, looked = Edition(path.read_bytes()), Looked.read(path)
+    return edition if looked is not None and looked.digest == edition.digest else None
+
+
+class Looked(NamedTuple):
+    """When a newer list was last looked for, and what came of it.
+
+    Attributes:
+        at: The moment, aware UTC.
+        fault: Why none was kept; None when one was.
+        digest: SHA-256 of the list that was last checked and kept.
+    """
+
+    at: datetime
+    fault: str | None = None
+    digest: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Looked | None:
+        """What is noted beside the list at `path`; None for nothing."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            noted: dict[str, Any] = json.loads(_note(path).read_text(encoding="utf-8"))
+            return cls(datetime.fromisoformat(noted["at"]), noted["fault"], noted["digest"])
+        return None
+
+    def write(self, path: Path) -> None:
+        """Note it beside the list at `path`; where that cannot be done, nothing is noted."""
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _note(path).write_text(json.dumps({**self._asdict(), "at": self.at.isoformat()}), encoding="utf-8")
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".looked")
+
+
+class Refresher:
+    """Looks for a newer list once a day and has a pricer adopt it. All in a daemon thread; nothing is raised.
+
+    Args:
+        pricer: Whose list is kept fresh, for as long as it is in use.
+        load: Makes a price list out of an edition.
+        source: URL; default: where genai-prices publishes.
+        path: Where the list is kept; default: `kept_path`.
+    """
+
+    def __init__(
+        self,
+        pricer: Pricer,
+        load: Callable[[Edition], PriceList],
+        *,
+        source: str | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._pricer = weakref.ref(pricer)
+        self._load = load
+        self._source = source
+        self._path = path or kept_path()
+        self._stop = threading.Event()
+        _all.add(self)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, args=(self._stop,), name="tokenmeter-prices", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        _all.discard(self)
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set() and self._pricer() is not None:
+            try:
+                self.look()
+            except Exception:
+                log.warning("prices could not be refreshed; the present ones remain in use", exc_info=True)
+            stop.wait(_RETRY)
+
+    def look(self) -> None:
+        """Look now, if it is due; take over what another process has kept meanwhile."""
+        looked = Looked.read(self._path)
+        age = (datetime.now(UTC) - looked.at).total_seconds() if looked else DAY
+        if age >= (DAY if looked is None or looked.fault is None else _RETRY) or age < 0:
+            digest = looked.digest if looked else None
+            Looked(datetime.now(UTC), "under way", digest).write(self._path)  # other processes need not look as well
+            try:
+                edition = fetch(self._source)
+                check(edition, newest(self._path))
+                keep(edition, self._path)
+            except PricingError as error:
+                Looked(datetime.now(UTC), str(error), digest).write(self._path)
+                log.warning("prices could not be refreshed; the present ones remain in use: %s", error)
+        found = newest(self._path)
+        pricer = self._pricer()
+        if found is not None and pricer is not None and found.digest != pricer.price_list.base:
+            pricer.adopt(self._load(found))
+
+
+_all: weakref.WeakSet[Refresher] = weakref.WeakSet()
+
+
+@after_fork_in_child
+def _go_on() -> None:
+    """A forked child has no thread of its parent's."""
+    for refresher in list(_all):
+        refresher.start()
