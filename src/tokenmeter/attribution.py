@@ -20,8 +20,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import ZERO, add
-from tokenmeter.usage import Usage
+from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
+from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
     "DIMENSIONS",
@@ -158,9 +158,10 @@ class Scope:
         "_merged",
         "_outer",
         "_own",
+        "_quantities",
+        "_reasoning",
         "_requests",
         "_unpriced",
-        "_usage",
         "begun",
         "opened_by",
         "stray_before",
@@ -171,9 +172,10 @@ class Scope:
         self._outer = outer
         self._merged = (own, NOBODY, own)
         self._lock = threading.Lock()
-        self._usage = Usage()
-        self._list = ZERO
-        self._billed = ZERO
+        self._quantities: dict[str, Quantity] = {}
+        self._reasoning = 0
+        self._list = 0
+        self._billed = 0
         self._requests = 0
         self._unpriced = 0
         self.opened_by = opened_by
@@ -205,17 +207,18 @@ class Scope:
     @property
     def usage(self) -> Usage:
         """What all calls in this block used together."""
-        return self._usage
+        with self._lock:
+            return Usage(dict(self._quantities), self._reasoning)
 
     @property
     def list_cost(self) -> Decimal:
         """Upstream cost at public prices, US dollars; calls without a known price are not in it (`unpriced`)."""
-        return self._list
+        return to_dollars(self._list) if self._list else ZERO
 
     @property
     def billed_cost(self) -> Decimal:
         """Cost after discounts and the platform multiplier, US dollars."""
-        return self._billed
+        return to_dollars(self._billed) if self._billed else ZERO
 
     @property
     def requests(self) -> int:
@@ -228,16 +231,26 @@ class Scope:
         return self._unpriced
 
     def add(self, usage: Usage, list_cost: Decimal | None, billed_cost: Decimal | None, *, unpriced: bool) -> None:
-        """Count one settled entry. Called by the meter."""
+        """Count one settled entry."""
+        costs = (to_picodollars(cost or ZERO) for cost in (list_cost, billed_cost))
+        self.count(usage.quantities, usage.reasoning_output_tokens, *costs, unpriced=unpriced)
+
+    def count(
+        self, quantities: Mapping[str, Quantity], reasoning: int, list_cost: int, billed_cost: int, *, unpriced: bool
+    ) -> None:
+        """As `add`, with costs in picodollars: sums are made when they are asked for."""
         with self._lock:
-            self._usage += usage
-            self._list = add(self._list, list_cost or ZERO)
-            self._billed = add(self._billed, billed_cost or ZERO)
+            mine = self._quantities
+            for meter, quantity in quantities.items():
+                mine[meter] = add(mine.get(meter, 0), quantity)
+            self._reasoning += reasoning
+            self._list += list_cost
+            self._billed += billed_cost
             self._requests += 1
             self._unpriced += unpriced
 
     def __repr__(self) -> str:
-        return f"<Scope requests={self._requests} billed_cost={self._billed}>"
+        return f"<Scope requests={self._requests} billed_cost={self.billed_cost}>"
 
 
 #: Innermost scope last. An immutable value: tasks and `contextvars.copy_context()` inherit it, nobody mutates it.

@@ -97,6 +97,7 @@ class Outcome:
         first_token_us: Microseconds from the call's start to its first event.
         error_type: Class name of what was raised.
         last: Whether the hold ends here. A call billed twice (middleware, fallbacks) settles twice.
+        entry_id: Identity of the entry, for who may have to ask whether it was written; None = a new one.
     """
 
     status: Status = "ok"
@@ -107,3 +108,4 @@ class Outcome:
     first_token_us: int | None = None
     error_type: str | None = None
     last: bool = True
+    entry_id: str | None = None

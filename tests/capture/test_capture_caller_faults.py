@@ -306,6 +306,7 @@ async def test_a_ledger_that_cannot_be_written_stops_no_call(trouble, name, clie
             raise StoreUnavailableError("the ledger cannot be written") from sqlite3.OperationalError(told)
 
         monkeypatch.setattr(meter.store, "settle", fails)
+        monkeypatch.setattr(meter.store.journal, "append", fails)
     assert await _answers(client, do) == await _answers(clients.make(name, metered=False), do)
     if trouble in {"read-only", "full"}:
         assert meter.faults == 2

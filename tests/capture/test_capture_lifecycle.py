@@ -250,6 +250,12 @@ class _Forgetful:
     def secret(self):
         return bytes(32)
 
+    def generation(self):
+        return 0
+
+    def documents(self, *_args):
+        return iter(())
+
 
 def test_settling_from_many_threads_at_once_is_safe(meter, books, clients):
     client = clients.openai()

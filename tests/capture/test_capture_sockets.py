@@ -211,13 +211,13 @@ def test_what_a_live_session_delegates_is_recorded_beside_it(where, clients, boo
 
 
 def _conversation(client, meter, path, **more):
-    from tokenmeter.capture.calls import describe
+    from tokenmeter.capture.calls import describe, identify
     from tokenmeter.capture.conversation import Conversation
     from tokenmeter.capture.sdk import binding_of
 
     binding = binding_of(client)
     dialect = binding.sdk.dialect()
-    call = describe(client, binding, meter, dialect.endpoint("GET", path), {}, streamed=True)
+    call = describe(binding, dialect.endpoint("GET", path), identify(client, binding, meter, {}), {}, streamed=True)
     return Conversation(meter, dialect, dialect.socket_events, call, waits=True, **more)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.hosts import billed_tier
+from tokenmeter.providers.costs import billed_tier
 from tokenmeter.providers.registry import dialect
 
 BODIES = sorted(Path(__file__).parent.parent.joinpath("providers", "bodies").glob("*.json"))
@@ -105,6 +105,8 @@ PLAIN = {
             "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
             "server_tool_use": None,
             "service_tier": "standard",
+            "output_tokens_details": {"thinking_tokens": 12},
+            "speed": None,
         },
     },
 }

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenmeter.attribution import current_attribution, scopes_of_call
+from tokenmeter.attribution import ApiKey, Attribution, Scope, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.readings import Readings, waiting
-from tokenmeter.capture.responses import Exchange, Reader
+from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, complain
 from tokenmeter.capture.settlement import Settling, authorize_async, settle, settle_async, watch
 from tokenmeter.errors import AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError
+from tokenmeter.stores.values import from_microseconds
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
-    from tokenmeter.providers.base import Endpoint
+    from tokenmeter.providers.base import Endpoint, Plain, StreamReader
 
-__all__ = ["REFUSALS", "InFlight", "describe", "leave", "open_call"]
+__all__ = ["REFUSALS", "Identity", "InFlight", "describe", "identify", "leave", "open_call"]
 
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
 REFUSALS = (AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError)
@@ -32,7 +33,10 @@ class InFlight:
     Args:
         binding: What the client is metered with.
         meter: Where it is settled, even if the default meter changes meanwhile.
-        reader: Reads its answers.
+        endpoint: What is called.
+        identity: Who makes it, and who serves it.
+        body: The JSON object that is about to be sent; None for none.
+        streamed: Whether an event stream is asked for.
         key_on_demand: Whether the SDK asks a function of its user's for the key of each request.
 
     Attributes:
@@ -40,56 +44,106 @@ class InFlight:
         attempts: HTTP requests sent so far.
         awaits_key: Whether leave cannot be asked for yet, since the key is not known.
         usage_asked: Whether the request asks for a usage chunk that the caller did not ask for.
+        started_ns: When it was made, on the performance counter.
     """
 
     __slots__ = (
+        "_authorization",
+        "_body",
+        "_call",
         "_finished",
+        "_identity",
+        "_key",
         "_opened",
+        "_plan",
         "_readings",
         "_returned",
+        "_started_us",
+        "_streamed",
         "answering",
         "attempts",
-        "authorization",
         "awaits_key",
         "binding",
+        "endpoint",
         "key_on_demand",
         "meter",
-        "reader",
+        "started_ns",
         "usage_asked",
     )
 
-    def __init__(self, binding: Binding, meter: Meter, reader: Reader, *, key_on_demand: bool) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        meter: Meter,
+        endpoint: Endpoint,
+        identity: Identity,
+        body: Mapping[str, Any] | None,
+        *,
+        streamed: bool,
+        key_on_demand: bool,
+    ) -> None:
         self.binding = binding
         self.meter = meter
-        self.reader = reader
+        self.endpoint = endpoint
         self.answering: Exchange | None = None
         self.attempts = 0
         self.usage_asked = False
-        self.authorization = leave(meter, reader.call)
         self.key_on_demand = self.awaits_key = key_on_demand
+        self._identity = identity
+        self._body = body
+        self._streamed = streamed
         self._opened = 0
         self._finished: list[Exchange] = []
-        self._readings = Readings(meter, reader.endpoint)
+        self._readings: Readings | None = None
         self._returned = False
+        self._authorization: Authorization | None = None
+        self._call: Call | None = None
+        self._key = None if key_on_demand else _plan_key(meter, endpoint, identity, body, streamed=streamed)
+        self._plan = None if self._key is None else meter.plans.find(self._key)
+        self._started_us = time.time_ns() // 1000
+        self.started_ns = time.perf_counter_ns()
+        if self._plan is None or streamed:
+            self._call = self._described()  # right here: a body may change while its answer is awaited
+        if self._plan is None:
+            self._authorization = leave(meter, self._call or self._described())
 
     @property
-    def endpoint(self) -> Endpoint:
-        """What is called."""
-        return self.reader.endpoint
+    def call(self) -> Call:
+        """What accounting needs to know of it."""
+        if self._call is None:
+            self._call = self._described()
+        return self._call
+
+    def _described(self) -> Call:
+        call = describe(self.binding, self.endpoint, self._identity, self._body, streamed=self._streamed)
+        starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
+        if starter is None:
+            return call
+        # What a host leaves unsaid is known from the request that started it.
+        return replace(call, facts=replace(starter.facts, streamed=self._streamed, background=True))
+
+    @property
+    def authorization(self) -> Authorization:
+        """Leave for it."""
+        if self._authorization is None:
+            self._authorization = leave(self.meter, self.call)
+            self._authorization.started_at = from_microseconds(self._started_us)
+            self._authorization.started_ns = self.started_ns
+        return self._authorization
 
     # -- leave
 
     def authorize(self) -> None:
-        """Ask the meter for leave, unless nothing new is billed.
+        """Ask the meter for leave, unless nothing new is billed or no budget is to be asked.
 
         Raises:
             BudgetExceededError: nothing must be sent.
         """
         self.awaits_key = False
-        if not self.endpoint.billed:
+        if self._plan is not None or not self.endpoint.billed:
             return
         try:
-            self.authorization = self.meter.authorize(self.reader.call)
+            self._authorization = self.meter.authorize(self.call)
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -98,10 +152,10 @@ class InFlight:
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
         self.awaits_key = False
-        if not self.endpoint.billed:
+        if self._plan is not None or not self.endpoint.billed:
             return
         try:
-            self.authorization = await authorize_async(self.meter, self.reader.call)
+            self._authorization = await authorize_async(self.meter, self.call)
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -114,36 +168,59 @@ class InFlight:
         except Exception as error:  # noqa: BLE001 - the call itself goes on
             self.meter.fault("identify a key", error)
             return False
-        if known != self.reader.call.api_key:
-            self.reader.call = self.authorization.call = replace(self.reader.call, api_key=known)
+        if known != self.call.api_key:
+            self._call = self.authorization.call = replace(self.call, api_key=known)
         return self.awaits_key and known is not None
+
+    @property
+    def output_cap(self) -> int | None:
+        """The output cap that a budget wants set on the request."""
+        return None if self._authorization is None else self._authorization.inject_max_output_tokens
+
+    def keep_hold(self) -> None:
+        """A stream goes on: what is held for it stays held."""
+        if self._authorization is not None:
+            self.meter.extend(self._authorization)
 
     # -- responses
 
-    def respond(self, headers: Mapping[str, str], *, attempts: int, streamed: bool) -> Exchange:
+    def read(self, body: Any) -> Observation:
+        """Usage of a whole decoded body."""
+        call = self.call
+        dialect = self.binding.sdk.dialect()
+        return dialect.read(body, provider=call.provider, endpoint=call.endpoint, request=call.facts)
+
+    def open_stream(self) -> StreamReader:
+        """A fresh reader for one stream."""
+        call = self.call
+        dialect = self.binding.sdk.dialect()
+        return dialect.stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
+
+    def respond(self, headers: Mapping[str, str], *, streamed: bool) -> Exchange:
         """Open the exchange of one response with a success status."""
         exchange = Exchange(
             self.meter,
-            self.authorization,
-            self.reader,
+            self,
             self.binding.sdk,
-            headers,
-            attempts=attempts,
+            request_id=self.binding.sdk.request_id(headers),
+            attempts=self.attempts or 1,
             streamed=streamed,
-            line=self._line,
-            done=self._done,
+            holding=self._authorization is not None and self._authorization.reservation is not None,
         )
         self._opened += 1
         if streamed:
             watch(exchange)
         return exchange
 
-    def _line(self, seen: Observation, request_id: str | None) -> Settling | None:
+    def line(self, seen: Observation, request_id: str | None) -> Settling | None:
+        """One of many bills in an answer; None when it is not billed."""
         if self._is_left_out(seen):
             return None
-        return self._readings.line(self.authorization, Outcome(observation=seen, request_id=request_id, last=False))
+        outcome = Outcome(observation=seen, request_id=request_id, last=False)
+        return self._read_elsewhere().line(self.authorization, outcome)
 
-    def _done(self, exchange: Exchange) -> list[Settling]:
+    def answered(self, exchange: Exchange) -> list[Settling]:
+        """Nothing more will come of an answer: what is to be written down now."""
         if not self._returned:
             # Middleware may send again: only when the call returns is it known which response was the last.
             self._finished.append(exchange)
@@ -151,26 +228,70 @@ class InFlight:
         self._opened -= 1
         return self._settlings([exchange])
 
+    def _read_elsewhere(self) -> Readings:
+        if self._readings is None:
+            self._readings = Readings(self.meter, self.endpoint)
+        return self._readings
+
     def _settlings(self, exchanges: list[Exchange]) -> list[Settling]:
         found: list[Settling] = []
-        polled = self.endpoint.kind == "polled"
         for number, exchange in enumerate(exchanges, 1):
-            seen = exchange.observation
-            if self._is_left_out(seen):
-                if not polled:
-                    self._readings.begun(self.authorization, seen)
+            last = not self._opened and number == len(exchanges)
+            plain = self._plain(exchange) if last and len(exchanges) == 1 else None
+            if plain is not None and self._written(exchange, plain):
                 continue
-            if seen.deduplicate and not polled and not self.reader.call.facts.background:
-                seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
-            found.extend(
-                Settling(self.meter, self.authorization, exchange.outcome(bill, last=False)) for bill in seen.shared
-            )
-            outcome = exchange.outcome(seen, last=not self._opened and number == len(exchanges))
-            if polled:
-                found.append(self._readings.bill(self.authorization, outcome))
-            else:
-                found.append(Settling(self.meter, self.authorization, outcome))
+            found.extend(self._general(exchange, plain, last=last))
         return found
+
+    def _plain(self, exchange: Exchange) -> Plain | None:
+        """What a plain answer says; None for any other."""
+        if self._key is None or exchange.body is None or exchange.status not in {None, "ok"}:
+            return None
+        reader = self.binding.sdk.dialect().plain.get(self.endpoint.path)
+        return None if reader is None else reader(exchange.body)
+
+    def _written(self, exchange: Exchange, plain: Plain) -> bool:
+        """Whether a plain answer was written down by the plan of calls like this one."""
+        if self._plan is None:
+            return False
+        try:
+            return self.meter.plans.write(
+                self._plan,
+                plain,
+                self._identity.attribution,
+                self._identity.scopes,
+                self._identity.span,
+                started_us=self._started_us,
+                started_ns=self.started_ns,
+                request_id=exchange.request_id,
+                attempts=exchange.attempts,
+                streamed=self._streamed,
+                first_token_us=exchange.first_token_us,
+            )
+        except StoreUnavailableError:
+            return False  # the general way tries once more
+        except Exception as error:  # noqa: BLE001 - as above
+            self.meter.fault("record a call by its plan", error)
+            return False
+
+    def _general(self, exchange: Exchange, plain: Plain | None, *, last: bool) -> Iterator[Settling]:
+        polled = self.endpoint.kind == "polled"
+        seen = exchange.observation
+        if self._is_left_out(seen):
+            if not polled:
+                self._read_elsewhere().begun(self.authorization, seen)
+            return
+        for bill in seen.shared:
+            yield Settling(self.meter, self.authorization, exchange.outcome(bill, last=False))
+        if seen.deduplicate and not polled and not self.call.facts.background:
+            seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
+        outcome = exchange.outcome(seen, last=last)
+        if polled:
+            yield self._read_elsewhere().bill(self.authorization, outcome)
+        elif plain is None or self._key is None:
+            yield Settling(self.meter, self.authorization, outcome)
+        else:
+            yield Learning(self.meter, self.authorization, outcome, self._key, plain)
 
     def _is_left_out(self, seen: Observation) -> bool:
         """Whether a response makes no entry: a reading of what is billed elsewhere, or not final yet."""
@@ -205,7 +326,7 @@ class InFlight:
         finished, self._finished = self._finished, []
         self._opened -= len(finished)
         if not finished and not self._opened:  # middleware answered by itself: nothing was billed
-            self.meter.release(self.authorization)
+            self._release()
         return self._settlings(finished)
 
     def _on_error(self, error: BaseException) -> list[Settling]:
@@ -215,7 +336,7 @@ class InFlight:
             return self._on_return()
         self._returned = True
         if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
-            self.meter.release(self.authorization)
+            self._release()
             return []
         sdk, response = self.binding.sdk, getattr(error, "response", None)
         outcome = Outcome(
@@ -226,6 +347,34 @@ class InFlight:
             error_type=type(error).__name__,
         )
         return [Settling(self.meter, self.authorization, outcome)]
+
+    def _release(self) -> None:
+        if self._authorization is not None:
+            self.meter.release(self._authorization)
+
+
+class Learning(Settling):
+    """The outcome of a call with a plain answer, from which later ones like it are written down."""
+
+    __slots__ = ("_key", "_plain")
+
+    def __init__(
+        self, meter: Meter, authorization: Authorization, outcome: Outcome, key: tuple[Any, ...], plain: Plain
+    ) -> None:
+        super().__init__(meter, authorization, outcome)
+        self._key = key
+        self._plain = plain
+
+    def record(self, *, wait: bool) -> None:
+        """Hand the outcome to the meter, and learn from what became of it."""
+        entry = self.meter.settle(self.authorization, self.outcome, wait=wait)
+        seen = self.outcome.observation
+        if entry is None or seen is None or len(seen.consumptions) != 1 or seen.shared:
+            return
+        try:
+            self.meter.plans.learn(self._key, self.authorization.call, self._plain, entry, seen.consumptions[0])
+        except Exception as error:  # noqa: BLE001 - the entry is recorded
+            self.meter.fault("learn from a call", error)
 
 
 #: What httpx and httpx2 raise before anything was sent.
@@ -270,14 +419,13 @@ def open_call(
     if endpoint is None or meter is None:
         return None
     try:
-        call = describe(client, binding, meter, endpoint, body, streamed=streamed, key=key)
-        starter = waiting(meter, endpoint.subject) if endpoint.kind == "polled" else None
-        if starter is not None:  # what a host leaves unsaid is known from the request that started it
-            call = replace(call, facts=replace(starter.facts, streamed=streamed, background=True))
         return InFlight(
             binding,
             meter,
-            Reader(binding.sdk.dialect(), endpoint, call),
+            endpoint,
+            identify(client, binding, meter, body, key=key),
+            body,
+            streamed=streamed,
             key_on_demand=key is None and binding.sdk.asks_for_key(client),
         )
     except Exception as error:  # noqa: BLE001 - the call itself goes on
@@ -296,30 +444,97 @@ def _endpoint(binding: Binding, method: str, url: str) -> Endpoint | None:
     return endpoint if endpoint.kind in {"polled", "starts"} or (method == "POST" and endpoint.billed) else None
 
 
+class Identity(NamedTuple):
+    """Who makes a call, and who serves it.
+
+    Attributes:
+        provider: Provider id.
+        region: Cloud region or data zone, where it decides the price.
+        cost_unit: What the host means by a cost it states; None = as its provider does.
+        api_key: Which key is used.
+        attribution: On whose account.
+        scopes: Open `attribute` blocks to count into.
+        span: The span it is made in, where spans are told.
+    """
+
+    provider: str
+    region: str | None
+    cost_unit: str | None
+    api_key: ApiKey | None
+    attribution: Attribution
+    scopes: tuple[Scope, ...]
+    span: Any
+
+
+def identify(
+    client: Any, binding: Binding, meter: Meter, body: Mapping[str, Any] | None, *, key: str | None = None
+) -> Identity:
+    """Who is about to make a call with `client`, and who serves it; `key` is what the request itself names."""
+    host = binding.host(client, meter)
+    return Identity(
+        host.provider,
+        host.region,
+        host.cost_unit,
+        meter.identify(key or binding.sdk.api_key(client)),
+        meter.attribution_of(body, current_attribution()).over(binding.attribution),
+        scopes_of_call(),
+        meter.spans and meter.spans.current(),
+    )
+
+
+def _plan_key(
+    meter: Meter, endpoint: Endpoint, identity: Identity, body: Mapping[str, Any] | None, *, streamed: bool
+) -> tuple[Any, ...] | None:
+    """What tells calls apart; None for one that no plan is made for."""
+    if body is None or endpoint.kind != "billed":
+        return None
+    if not _GENERAL.isdisjoint(body) and any(_is_given(body.get(name)) for name in _GENERAL):
+        return None
+    model, tier = body.get("model"), body.get("service_tier")
+    if type(model) is not str or any(type(scope) is not Scope for scope in identity.scopes):
+        return None  # among the blocks around it is one with a budget of its own
+    if type(tier) is not str:
+        if _is_given(tier):
+            return None
+        tier = None
+    key = identity.api_key
+    return meter.plans.key(
+        identity.attribution,
+        identity.provider,
+        endpoint.path,
+        identity.region,
+        None if key is None else key.fingerprint,
+        model,
+        tier,
+        streamed,
+    )
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a field of a request says anything; SDKs have markers for those that the caller left out."""
+    return value is not None and type(value).__name__ not in {"Omit", "NotGiven"}
+
+
+#: Fields of a request that change what its answer costs, or when.
+_GENERAL = frozenset({"background", "background_options", "speed", "fallbacks", "inference_geo"})
+
+
 def describe(
-    client: Any,
-    binding: Binding,
-    meter: Meter,
-    endpoint: Endpoint,
-    body: Mapping[str, Any] | None,
-    *,
-    streamed: bool,
-    key: str | None = None,
+    binding: Binding, endpoint: Endpoint, identity: Identity, body: Mapping[str, Any] | None, *, streamed: bool
 ) -> Call:
     """What accounting needs to know of a call with this body, made right here."""
     facts = binding.sdk.dialect().request_facts(endpoint, body)
-    host = binding.host(client, meter)
-    if facts.streamed != streamed or host.region is not None or host.cost_unit is not None:
-        facts = replace(facts, streamed=streamed, region=host.region, cost_unit=host.cost_unit)
+    if facts.streamed != streamed or identity.region is not None or identity.cost_unit is not None:
+        facts = replace(facts, streamed=streamed, region=identity.region, cost_unit=identity.cost_unit)
     return Call(
-        provider=meter.provider_at(host.url) or host.provider,
+        provider=identity.provider,
         endpoint=endpoint.path,
         operation=endpoint.operation,
         facts=facts,
-        attribution=meter.attribution_of(body, current_attribution()).over(binding.attribution),
-        scopes=scopes_of_call(),
-        api_key=meter.identify(key or binding.sdk.api_key(client)),
-        span=meter.spans and meter.spans.current(),
+        attribution=identity.attribution,
+        scopes=identity.scopes,
+        api_key=identity.api_key,
+        span=identity.span,
     )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from tokenmeter.call import Call, Outcome
+from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
 from tokenmeter.capture.sdk import Sdk
 from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
@@ -18,55 +17,67 @@ from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
-    from tokenmeter.meter import Authorization, Meter
-    from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
+    from tokenmeter.meter import Meter
+    from tokenmeter.providers.base import Endpoint, StreamReader
 
-__all__ = ["Exchange", "Reader"]
+__all__ = ["Asked", "Exchange"]
 
 _UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
 
 
-@dataclass(slots=True)
-class Reader:
-    """How the answers of one call are read.
+class Asked(Protocol):
+    """What an answer is an answer to."""
 
-    Attributes:
-        dialect: The wire format.
-        endpoint: What was called.
-        call: The call, whose request an answer may leave unsaid things to.
-    """
+    @property
+    def endpoint(self) -> Endpoint:
+        """What was called."""
+        ...
 
-    dialect: Dialect
-    endpoint: Endpoint
-    call: Call
+    @property
+    def started_ns(self) -> int:
+        """When, on the performance counter."""
+        ...
 
     def read(self, body: Any) -> Observation:
         """Usage of a whole decoded body."""
-        call = self.call
-        return self.dialect.read(body, provider=call.provider, endpoint=call.endpoint, request=call.facts)
+        ...
 
     def open_stream(self) -> StreamReader:
         """A fresh reader for one stream."""
-        call = self.call
-        return self.dialect.stream(provider=call.provider, endpoint=call.endpoint, request=call.facts)
+        ...
+
+    def keep_hold(self) -> None:
+        """The stream goes on: what is held for it stays held."""
+        ...
+
+    def line(self, seen: Observation, request_id: str | None) -> Settling | None:
+        """One of many bills in an answer; None when it is not billed."""
+        ...
+
+    def answered(self, exchange: Exchange) -> list[Settling]:
+        """Nothing more will come of an answer: what is to be written down now."""
+        ...
 
 
 class Exchange:
     """What is known of one response so far. Knows neither the response, nor its client, nor its body.
 
     Args:
-        meter: Where it is settled.
-        authorization: Leave for the call that it answers.
-        reader: Reads what it says.
+        meter: Told of faults.
+        asked: The call that it answers.
         sdk: Whose errors are told apart.
-        headers: Of the response.
+        request_id: Provider's id of the request.
         attempts: HTTP requests that the call took so far.
         streamed: Whether the answer is a stream of events.
-        line: Makes a settling of one of many bills; None for one that is not billed.
-        done: Told once, when nothing more will come; gives what is to be written down now.
+        holding: Whether something is held for the call, and has to be kept while a stream lasts.
 
     Attributes:
-        streamed: As given.
+        attempts: As given, and so the next two.
+        request_id: See there.
+        streamed: See there.
+        body: The whole decoded body, if there was one and it is still to be read.
+        first_token_us: Microseconds from the call's start to its first event.
+        status: How it ended; None until that is known, and for a body that came whole.
         due: How many events `events` may hold before `take_events` is to be called.
         events: Events of a stream that were seen and not read yet.
         ended: Whether the body came to its own end, as opposed to being closed before.
@@ -75,70 +86,64 @@ class Exchange:
 
     __slots__ = (
         "__weakref__",
-        "_attempts",
-        "_authorization",
+        "_asked",
         "_bystander",
         "_deaf",
-        "_done",
         "_error_type",
-        "_first_token_us",
         "_holding",
-        "_line",
         "_lines",
         "_many",
         "_meter",
         "_observation",
         "_pid",
         "_raw",
-        "_reader",
-        "_request_id",
         "_sdk",
-        "_status",
         "_stream",
+        "attempts",
+        "body",
         "closed",
         "due",
         "ended",
         "events",
+        "first_token_us",
+        "request_id",
+        "status",
         "streamed",
     )
 
     def __init__(
         self,
         meter: Meter,
-        authorization: Authorization,
-        reader: Reader,
+        asked: Asked,
         sdk: Sdk,
-        headers: Mapping[str, str],
         *,
+        request_id: str | None,
         attempts: int,
         streamed: bool,
-        line: Callable[[Observation, str | None], Settling | None],
-        done: Callable[[Exchange], list[Settling]],
+        holding: bool,
     ) -> None:
         self.streamed = streamed
+        self.attempts = attempts
+        self.request_id = request_id
+        self.body: Any = None
+        self.status: Status | None = None
+        self.first_token_us: int | None = None
         self.ended = False
         self.closed = False
         self.events: list[Any] = []
         self.due = 1
         self._meter = meter
-        self._authorization = authorization
-        self._reader = reader
+        self._asked = asked
         self._sdk = sdk
-        self._line = line
-        self._done = done
-        self._attempts = max(attempts, 1)
-        self._request_id = sdk.request_id(headers)
-        self._many = reader.endpoint.form != "one"
-        self._stream: StreamReader | None = reader.open_stream() if streamed and not self._many else None
-        self._holding = streamed and authorization.reservation is not None
+        self._many = asked.endpoint.form != "one"
+        self._stream: StreamReader | None = asked.open_stream() if streamed and not self._many else None
+        self._holding = streamed and holding
         self._deaf = False  # to what the SDK decodes: the bytes are read, or all is known
         self._raw: RawReader | None = None
         self._lines: list[Settling] = []
         self._observation: Observation | None = None
-        self._first_token_us: int | None = None
-        self._status: Status | None = None
         self._error_type: str | None = None
-        self._bystander = id(sys.exception())  # a caller may stream while handling an error of his own
+        self._bystander = id(sys.exception())  # a caller may be handling an error of his own
         self._pid = os.getpid()
 
     # -- what the response says
@@ -150,7 +155,7 @@ class Exchange:
         if self._deaf or not events:
             return
         if self._holding:
-            self._meter.extend(self._authorization)
+            self._asked.keep_hold()
         try:
             for event in events:
                 self.saw_event(event)
@@ -163,14 +168,17 @@ class Exchange:
             self.saw_line(event)
             return
         if self._stream is None:
-            self._stream = self._reader.open_stream()
-        if self._first_token_us is None:
-            self._first_token_us = (time.perf_counter_ns() - self._authorization.started_ns) // 1000
+            self._stream = self._asked.open_stream()
+        if self.first_token_us is None:
+            self.first_token_us = (time.perf_counter_ns() - self._asked.started_ns) // 1000
         self._stream.feed(event)
 
     def saw(self, body: Any) -> None:
         """Take the whole body as the SDK decoded it. Never raises."""
-        if self._deaf or self._observation is not None:
+        if self._deaf or self.body is not None:
+            return
+        if not self._many:
+            self.body = body
             return
         try:
             self.saw_body(body)
@@ -180,7 +188,7 @@ class Exchange:
     def saw_body(self, body: Any) -> None:
         """The whole decoded body: JSON, text, or None for one that carries no text."""
         if not self._many:
-            self._observation = self._reader.read(body)
+            self._observation = self._asked.read(body)
             return
         self._deaf = True
         for item in _page_of(body):
@@ -188,7 +196,7 @@ class Exchange:
 
     def saw_line(self, line: Any) -> None:
         """One line of a results file, object of a page or event of a session: a bill of its own."""
-        settling = self._line(self._reader.read(line), self._request_id)
+        settling = self._asked.line(self._asked.read(line), self.request_id)
         if settling is not None:
             self._lines.append(settling)
 
@@ -199,7 +207,7 @@ class Exchange:
 
     @property
     def _kind(self) -> Kind | None:
-        if self._reader.endpoint.form == "lines":
+        if self._asked.endpoint.form == "lines":
             return "lines"
         return "events" if self.streamed else None
 
@@ -224,7 +232,7 @@ class Exchange:
         if self._raw is None:
             return
         if self._holding:
-            self._meter.extend(self._authorization)
+            self._asked.keep_hold()
         try:
             self._raw.feed(piece)
         except Exception as error:  # noqa: BLE001 - the caller gets his bytes
@@ -237,7 +245,8 @@ class Exchange:
 
     def read_content(self, content: bytes, headers: Mapping[str, str]) -> None:
         """The body is in memory already, and the SDK has not shown it to us decoded."""
-        if self._observation is not None or self._deaf:
+        if self.body is not None or self._observation is not None or self._deaf:
+            self.ended = True
             return
         try:
             read_whole(content, headers, self, kind=self._kind)
@@ -251,14 +260,14 @@ class Exchange:
 
     def failed(self, error: BaseException) -> None:
         """Reading the answer raised `error`."""
-        self._status, self._error_type = self._sdk.status_of(error), type(error).__name__
+        self.status, self._error_type = self._sdk.status_of(error), type(error).__name__
 
     def _stopped_by(self, error: BaseException) -> None:
         sdk = self._sdk
         if isinstance(error, sdk.error) or (isinstance(error, Exception) and _raised_in(sdk.name, error)):
             self.failed(error)
-        elif self._status is None:
-            self._status = "aborted"
+        elif self.status is None:
+            self.status = "aborted"
             self._error_type = None if isinstance(error, GeneratorExit) else type(error).__name__
 
     def finish(self) -> None:
@@ -296,32 +305,37 @@ class Exchange:
             self._conclude()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self._meter.fault("read a response", error)
-        self._raw = self._stream = None
-        return [*self._take_lines(), *self._done(self)]
+        self._raw = None
+        return [*self._take_lines(), *self._asked.answered(self)]
 
     def _conclude(self) -> None:
         if self._raw is not None:
             self._raw.close()
             if self.ended and self._stream is None and self._observation is None and not self._many:
                 self.saw_body(None)
-        if self._stream is not None:
-            self._observation = self._stream.observation()
-            if self._stream.terminal:
-                self._status, self._error_type = "ok", None
+        if self._stream is not None and self._stream.terminal:
+            self.status, self._error_type = "ok", None
+            self.body = self._stream.body()
 
     @property
     def observation(self) -> Observation:
-        """What the response said of its usage."""
+        """What the response said of its usage. Never raises."""
+        if self._observation is None and (self._stream is not None or self.body is not None):
+            try:
+                self._observation = self._asked.read(self.body) if self._stream is None else self._stream.observation()
+            except Exception as error:  # noqa: BLE001 - the caller gets his answer
+                self._meter.fault("read a response", error)
+                self._observation = _UNKNOWN
         return self._observation or _UNKNOWN
 
     def outcome(self, observation: Observation, *, last: bool) -> Outcome:
         """The outcome to settle."""
         return Outcome(
-            status=self._status or ("ok" if self.ended or not self.streamed else "aborted"),
+            status=self.status or ("ok" if self.ended or not self.streamed else "aborted"),
             observation=observation,
-            request_id=self._request_id,
-            attempts=self._attempts,
-            first_token_us=self._first_token_us,
+            request_id=self.request_id,
+            attempts=self.attempts,
+            first_token_us=self.first_token_us,
             error_type=self._error_type,
             last=last,
         )

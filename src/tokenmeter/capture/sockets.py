@@ -14,7 +14,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.call import Call
-from tokenmeter.capture.calls import describe
+from tokenmeter.capture.calls import describe, identify
 from tokenmeter.capture.conversation import Conversation
 from tokenmeter.capture.sdk import Binding, binding_of, bound_to
 from tokenmeter.capture.settlement import catch_up_async
@@ -53,7 +53,7 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         endpoint = binding.sdk.dialect().endpoint("GET", _path(resource))
         body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
-        call = describe(client, binding, meter, endpoint, body, streamed=True)
+        call = describe(binding, endpoint, identify(client, binding, meter, body), body, streamed=True)
         kind: Any = manager.__class__
         manager.__class__ = _watched_manager(kind)
         attached_to = _attached_to(resource, kwargs)

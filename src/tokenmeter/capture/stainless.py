@@ -442,13 +442,12 @@ def _prepared(client: Any, call: InFlight, options: Any, kwargs: Mapping[str, An
 
 def _capped(call: InFlight, options: Any) -> Any:
     """`options` with the output cap that a budget wants, under the name the endpoint knows it by."""
-    cap = call.authorization.inject_max_output_tokens
+    cap = call.output_cap
     if cap is None:
         return options
     try:
-        reader = call.reader
-        body = effective_body(options) or {}
-        field = reader.dialect.output_cap(reader.endpoint, body, cap, provider=reader.call.provider)
+        dialect, body = call.binding.sdk.dialect(), effective_body(options) or {}
+        field = dialect.output_cap(call.endpoint, body, cap, provider=call.call.provider)
         return _with_field(options, *field)
     except Exception as error:  # noqa: BLE001 - sent as written, then
         call.meter.fault("prepare a request", error)
@@ -467,7 +466,7 @@ def _asking_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any
     """
     if stream_cls is None or _reads_raw_bytes(options) or not _is_stream_class(stream_cls):
         return options
-    asking = call.reader.dialect.usage_request(call.endpoint, effective_body(options) or {})
+    asking = call.binding.sdk.dialect().usage_request(call.endpoint, effective_body(options) or {})
     if asking is None or str(client.base_url) in _refusing:
         return options
     call.usage_asked = True
@@ -495,7 +494,7 @@ def _refuses_usage(client: Any, call: InFlight, error: Any) -> bool:
     """Whether the host refused to be asked for usage: it gets later requests as they were written."""
     if not call.usage_asked or error.status_code not in _REFUSAL_CODES:
         return False
-    if not call.reader.dialect.refuses_usage_request(f"{error} {getattr(error, 'body', '')}"):
+    if not call.binding.sdk.dialect().refuses_usage_request(f"{error} {getattr(error, 'body', '')}"):
         return False
     _refusing.add(str(client.base_url))
     call.usage_asked = False
@@ -522,7 +521,7 @@ def _responded(call: InFlight, *, response: Any, stream: bool, **_: Any) -> Exch
         if not response.is_success:
             return None
         form = call.endpoint.form
-        exchange = call.respond(response.headers, attempts=call.attempts, streamed=stream and form != "lines")
+        exchange = call.respond(response.headers, streamed=stream and form != "lines")
         if _is_read(response) and not (stream and _is_binary_stream(response)):
             call.answering = exchange
         else:
@@ -542,7 +541,7 @@ def _answered(client: Any, call: InFlight, exchange: Exchange | None, response: 
     if whole is not None:
         whole.read_content(response.content, response.headers)
         whole.finish()
-    hide = call.reader.dialect.usage_hider() if call.usage_asked else None
+    hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
     heard = exchange if exchange is not whole else None
     if hide is None and heard is None:
         return

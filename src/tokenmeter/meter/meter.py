@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -22,6 +23,7 @@ from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.authorization import Authorization
 from tokenmeter.meter.keys import KeyRing
+from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
@@ -63,6 +65,7 @@ class Meter:
         spans: Tells the spans that calls are made in what they cost.
 
     Attributes:
+        plans: What is known of calls that are alike.
         faults: How often something inside tokenmeter failed while the call itself went on.
         closed: Whether `close` was called.
     """
@@ -97,6 +100,7 @@ class Meter:
         self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
+        self._waiting: deque[tuple[Authorization, Outcome]] = deque()
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self.budgets = Budgets(
             store,
@@ -108,6 +112,10 @@ class Meter:
             hold_time=self.hold_time,
             rate=self._rate,
             fault=self.fault,
+        )
+
+        self.plans = Plans(
+            store, pricer, self.budgets, self._tell, required=self.required, tells_all=bool(self._observers)
         )
 
     # -- identity
@@ -193,6 +201,11 @@ class Meter:
         Returns:
             The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
         """
+        if self._waiting and wait:
+            self._catch_up()
+        return self._settle(authorization, outcome, wait=wait)
+
+    def _settle(self, authorization: Authorization, outcome: Outcome, *, wait: bool) -> Entry | None:
         reservation = authorization.reservation if outcome.last else None
         self._read_prices(wait=wait)
         try:
@@ -225,6 +238,15 @@ class Meter:
         self.budgets.announce(settlement.crossings)
         self.budgets.check_rules_sometimes(faults=self.faults)
         return entry
+
+    def _catch_up(self) -> None:
+        """Write down what finalisers left, since they came in the middle of something."""
+        for _ in range(len(self._waiting)):
+            try:
+                authorization, outcome = self._waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            self._settle(authorization, outcome, wait=True)
 
     def _tell(self, entry: Entry, span: Any) -> None:
         if span is not None and self.spans is not None:
@@ -302,6 +324,7 @@ class Meter:
 
     def close(self) -> None:
         """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
+        self._catch_up()
         self.closed = True
         self.budgets.alerts.flush(EXIT_SECONDS)
         self.store.close()
@@ -319,6 +342,7 @@ class Meter:
         Returns:
             One `Balance` per counter: limit, spent, reserved, remaining (in the budget's unit), resets_at.
         """
+        self._catch_up()
         return self.budgets.remaining(scope, at or self.store.now())
 
     def raise_budget(

@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 from tokenmeter.call import Outcome
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Entry, new_id
 from tokenmeter.meter.authorization import Authorization
 from tokenmeter.pricing import Rating
 from tokenmeter.usage import Observation
 
-__all__ = ["NOTHING_SEEN", "record_of"]
+__all__ = ["NOTHING_SEEN", "record_of", "usage_text"]
 
 #: Stands in for an answer that nobody saw.
 NOTHING_SEEN = Observation()
@@ -41,6 +41,7 @@ def record_of(
     response_id = seen.response_id or outcome.response_id
     bill_id = seen.bill_id or response_id
     return Entry(
+        entry_id=outcome.entry_id or new_id(),
         occurred_at=authorization.started_at,
         provider=call.provider,
         endpoint=call.endpoint,
@@ -65,12 +66,13 @@ def record_of(
         cost_source=rating.cost_source,
         flags=tuple(sorted(flags)) if flags else (),
         price_list_hash=rating.price_list_hash or price_list_hash,
-        raw_usage=None if seen.raw_usage is None else _json(seen.raw_usage),
+        raw_usage=None if seen.raw_usage is None else usage_text(seen.raw_usage),
         error_type=outcome.error_type,
         reservation_id=None if reservation is None else reservation.reservation_id,
         dedup_key=f"{call.provider}:{bill_id}" if seen.deduplicate and bill_id else None,
     )
 
 
-def _json(value: Any) -> str:
+def usage_text(value: Any) -> str:
+    """A usage object as the JSON text that entries keep."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.context import Context, bounded
 from tokenmeter.providers.shapes import Shape
-from tokenmeter.providers.wire import LONGEST_NAME
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object
 from tokenmeter.usage import Observation
 
 __all__ = [
@@ -101,11 +101,11 @@ class PlainReader(NamedTuple):
 
     key: str
     says: str
-    read: Callable[[Any], Plain | None]
+    read: Callable[[JSON], Plain | None]
 
     def __call__(self, body: Any) -> Plain | None:
         """Read any decoded body; None for one that is not plain."""
-        if type(body) is not dict or body.get(self.key) != self.says:
+        if not is_object(body) or body.get(self.key) != self.says:
             return None
         seen = self.read(body)
         if seen is None:
@@ -131,6 +131,13 @@ class StreamReader(Protocol):
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take one decoded event, in order. Must be cheap and must not keep the event alive."""
+        ...
+
+    def body(self) -> Any:
+        """The answer as it would have come unstreamed, as far as its bill goes; None where that cannot be said.
+
+        To be asked at the end only. Says no more than `observation` does.
+        """
         ...
 
     def observation(self) -> Observation:

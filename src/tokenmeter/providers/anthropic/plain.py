@@ -10,20 +10,28 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.wire import MOST
+from tokenmeter.providers.wire import JSON, MOST, is_object
 
 __all__ = ["PLAIN"]
 
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
 #: Keys that say nothing more when they hold nothing.
-_USAGE = _COUNTS | {"cache_creation", "server_tool_use", "service_tier", "inference_geo"}
+_USAGE = _COUNTS | {
+    "cache_creation",
+    "inference_geo",
+    "output_tokens_details",
+    "server_tool_use",
+    "service_tier",
+    "speed",
+}
+_PLAIN_SPEEDS = (None, "standard")
 _PLAIN_GEOGRAPHIES = (None, "global", "not_available")
 
 
 _WRITTEN = ("cache_creation_input_tokens",)
 
 
-def _says(counts: Any, names: Iterable[str]) -> bool:
+def _says(counts: JSON, names: Iterable[str]) -> bool:
     """Whether any of `counts` is more than nothing, or no count."""
     for name in names:
         value = counts.get(name)
@@ -32,10 +40,20 @@ def _says(counts: Any, names: Iterable[str]) -> bool:
     return False
 
 
-def read_message(body: Any) -> Plain | None:
+def _thinking(details: Any) -> int | None:
+    """Tokens of thinking among the output; None where there is any doubt."""
+    if details is None:
+        return 0
+    if not is_object(details) or not details.keys() <= {"thinking_tokens"}:
+        return None
+    thinking = details.get("thinking_tokens", 0)
+    return thinking if type(thinking) is int and 0 <= thinking <= MOST else None
+
+
+def read_message(body: JSON) -> Plain | None:
     """A message, or what a stream of one came to."""
     usage, get = body.get("usage"), body.get
-    if type(usage) is not dict or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal":
+    if not is_object(usage) or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal":
         return None
     fresh, answer = usage.get("input_tokens"), usage.get("output_tokens")
     cached = usage.get("cache_read_input_tokens")
@@ -45,11 +63,13 @@ def read_message(body: Any) -> Plain | None:
         return None
     if not (0 <= fresh <= MOST and 0 < answer <= MOST and 0 <= cached <= MOST and fresh + cached):
         return None
+    thinking = _thinking(usage.get("output_tokens_details"))
     tier = usage.get("service_tier")
-    if tier == "batch" or usage.get("server_tool_use") or usage.get("inference_geo") not in _PLAIN_GEOGRAPHIES:
+    odd = tier == "batch" or thinking is None or usage.get("speed") not in _PLAIN_SPEEDS
+    if odd or usage.get("server_tool_use") or usage.get("inference_geo") not in _PLAIN_GEOGRAPHIES:
         return None
     split = usage.get("cache_creation")
-    if split and (type(split) is not dict or _says(split, split)):
+    if split and (not is_object(split) or _says(split, split)):
         return None
     quantities: dict[str, int] = {}
     if fresh:
@@ -57,7 +77,7 @@ def read_message(body: Any) -> Plain | None:
     if cached:
         quantities["cache_read"] = cached
     quantities["output"] = answer
-    return Plain(get("model"), get("id"), tier, quantities, fresh + cached, 0, usage)
+    return Plain(get("model"), get("id"), tier, quantities, fresh + cached, thinking or 0, usage)
 
 
 #: Endpoint -> the ``type`` that a plain answer of it says it is, and its reader.

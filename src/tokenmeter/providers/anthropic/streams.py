@@ -67,6 +67,12 @@ class MessageStream:
             self._content = True
             self._bytes += utf8_length(text(section(event, "content_block"), "name") or "")
 
+    def body(self) -> Any:
+        """The message."""
+        if not (self._terminal and self._counted and self._content):
+            return None
+        return {**self._message, "stop_reason": self._stop, "usage": self._usage}
+
     def observation(self) -> Observation:
         """The final usage; of a stream cut short the input it began with, and an estimate of what was received."""
         usage = dict(self._usage)

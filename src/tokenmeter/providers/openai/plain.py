@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.wire import MOST
+from tokenmeter.providers.wire import JSON, MOST, is_array, is_object
 
 __all__ = ["PLAIN"]
 
@@ -50,8 +50,8 @@ def _inclusive(
 def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
     """The one part of a sum that counts; None where another one does, or it is no count."""
     if not details:
-        return 0 if details is None or type(details) is dict else None
-    if type(details) is not dict:
+        return 0 if details is None or is_object(details) else None
+    if not is_object(details):
         return None
     found = 0
     for key, value in details.items():
@@ -64,10 +64,10 @@ def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
     return found
 
 
-def read_chat(body: Any) -> Plain | None:
+def read_chat(body: JSON) -> Plain | None:
     """A chat completion, or what a stream of one came to."""
     usage, get = body.get("usage"), body.get
-    if type(usage) is not dict or not _CHAT_USAGE.issuperset(usage) or _SEARCHES in str(get("model")):
+    if not is_object(usage) or not _CHAT_USAGE.issuperset(usage) or _SEARCHES in str(get("model")):
         return None
     prompt = usage.get("prompt_tokens")
     inputs, outputs = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
@@ -77,16 +77,16 @@ def read_chat(body: Any) -> Plain | None:
     return Plain(get("model"), get("id"), get("service_tier"), *found, usage)
 
 
-def read_response(body: Any) -> Plain | None:
+def read_response(body: JSON) -> Plain | None:
     """A response without hosted tools."""
     usage, get = body.get("usage"), body.get
-    if type(usage) is not dict or not _RESPONSE_USAGE.issuperset(usage) or get("tool_usage") or get("background"):
+    if not is_object(usage) or not _RESPONSE_USAGE.issuperset(usage) or get("tool_usage") or get("background"):
         return None
     items = get("output")
-    if type(items) is not list or _SEARCHES in str(get("model")):
+    if not is_array(items) or _SEARCHES in str(get("model")):
         return None
     for item in items:
-        if type(item) is not dict or item.get("type") not in _PLAIN_ITEMS or "svg_usage" in item:
+        if not is_object(item) or item.get("type") not in _PLAIN_ITEMS or "svg_usage" in item:
             return None
     prompt = usage.get("input_tokens")
     inputs, outputs = usage.get("input_tokens_details"), usage.get("output_tokens_details")
@@ -96,10 +96,10 @@ def read_response(body: Any) -> Plain | None:
     return Plain(get("model"), get("id"), get("service_tier"), *found, usage)
 
 
-def read_embeddings(body: Any) -> Plain | None:
+def read_embeddings(body: JSON) -> Plain | None:
     """A list of embeddings."""
     usage = body.get("usage")
-    if type(usage) is not dict or not _EMBEDDING_USAGE.issuperset(usage):
+    if not is_object(usage) or not _EMBEDDING_USAGE.issuperset(usage):
         return None
     prompt = usage.get("prompt_tokens")
     if type(prompt) is not int or not 0 < prompt <= MOST or usage.get("total_tokens", prompt) != prompt:

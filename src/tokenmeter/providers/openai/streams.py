@@ -82,6 +82,10 @@ class ChatStream:
             if event.get(key):
                 self._said[key] = event[key]
 
+    def body(self) -> Any:
+        """The completion."""
+        return {**self._said, "object": "chat.completion", "usage": self._usage} if self._usage else None
+
     def observation(self) -> Observation:
         """What is known now; without a final usage it is an estimate."""
         body: dict[str, Any] = {**self._said, "usage": dict(self._usage), "choices": []}
@@ -113,7 +117,7 @@ _BINARY = ("response.audio.delta", "response.output_audio.delta")
 class ResponseStream:
     """Events of a Responses API stream: the terminal event carries the whole response, usage included."""
 
-    __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read")
+    __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read", "_whole")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -122,6 +126,7 @@ class ResponseStream:
         self._items: list[dict[str, Any]] = []
         self._opened: dict[str, Any] = {}
         self._final: Observation | None = None
+        self._whole: JSON | None = None
 
     @property
     def terminal(self) -> bool:
@@ -138,6 +143,7 @@ class ResponseStream:
         kind = text(event, "type")
         if kind in _TERMINAL:
             self._final = self._read(event, replace(self._context, received=self._bytes))
+            self._whole = section(event, "response")
         elif kind in _OPENING:
             body = section(event, "response")
             self._opened = {k: body[k] for k in ("id", "model", "service_tier", "background", "tools") if body.get(k)}
@@ -146,6 +152,10 @@ class ResponseStream:
             if str(item.get("type")).endswith("_call"):
                 kept = ("type", "status", "container_id", "environment", "action", "svg_usage")
                 self._items.append({key: item[key] for key in kept if key in item})
+
+    def body(self) -> Any:
+        """The response that the terminal event carries."""
+        return self._whole
 
     def observation(self) -> Observation:
         """The terminal event's usage; before it an estimate of the input and of what came back."""
@@ -220,6 +230,10 @@ class EventStream:
         elif kind in _RUNNING:
             self._terminal = self._terminal or kind == "session.closed"
             self._running = self._read(event, replace(self._context, final_only=False))
+
+    def body(self) -> Any:
+        """Several answers may have come."""
+        return None
 
     def observation(self) -> Observation:
         """All answers that ended, together with a session's running total; an estimate before any has."""
