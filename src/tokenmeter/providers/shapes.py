@@ -20,6 +20,8 @@ __all__ = [
     "has_unknown",
     "put",
     "said_by",
+    "split_input",
+    "split_output",
 ]
 
 NO_FLAGS: frozenset[str] = frozenset()
@@ -90,6 +92,95 @@ def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None
     """Add `quantity` to a class; nothing used leaves no class."""
     if quantity:
         quantities[meter] = add(quantities.get(meter, 0), quantity)
+
+
+def split_input(
+    quantities: dict[str, Quantity],
+    prompt: int,
+    flags: set[str],
+    *,
+    cached: int,
+    parts: Mapping[str, int],
+    hits: Mapping[str, int] | None,
+) -> None:
+    """Divide a prompt, whose size includes everything, into fresh and cached tokens, each by modality.
+
+    Args:
+        quantities: Classes; what they hold already is a part of the prompt (written to a cache).
+        prompt: Its size.
+        flags: Doubts are added here.
+        cached: How much of it a cache served.
+        parts: What of it is no text, by modality.
+        hits: What of that the cache served, and of ``text`` where that is stated; None where nobody breaks it down.
+    """
+    rest = prompt - sum(map(int, quantities.values())) if quantities else prompt
+    if parts or hits is not None:
+        shares = _assumed_hits(cached, rest, parts, flags) if hits is None else _stated_hits(cached, hits, flags)
+        for name in MODALITIES:
+            size, hit = parts.get(name, 0), shares.get(name, 0)
+            if hit > size:
+                flags.add("cached_exceeds_input")
+            put(quantities, f"input_{name}", max(size - hit, 0))
+            put(quantities, f"cache_read_{name}", hit)
+            rest -= max(size, hit)
+        cached = shares["text"]
+    if cached > rest:
+        flags.add("cached_exceeds_input")
+    put(quantities, "input", max(rest - cached, 0))
+    put(quantities, "cache_read", cached)
+
+
+def _stated_hits(cached: int, hits: Mapping[str, int], flags: set[str]) -> dict[str, int]:
+    """Cached tokens by modality, as the wire breaks them down; the rest is text."""
+    rest = cached - sum(size for name, size in hits.items() if name != "text")
+    stated = hits.get("text")
+    if stated is not None and cached and stated != rest:
+        flags.add("cached_split_mismatch")
+    return {**hits, "text": max(rest, 0) if stated is None else max(stated, rest)}
+
+
+def _assumed_hits(cached: int, rest: int, parts: Mapping[str, int], flags: set[str]) -> dict[str, int]:
+    """Cached tokens by modality where nobody says: text is taken first, then the modalities in order."""
+    if cached:
+        flags.add("cached_modality_assumed")
+    hits = {"text": min(cached, max(rest - sum(parts.values()), 0))}
+    left = cached - hits["text"]
+    for name, size in parts.items():
+        hits[name] = min(left, size)
+        left -= hits[name]
+    hits["text"] += left
+    return hits
+
+
+def split_output(
+    quantities: dict[str, Quantity],
+    answer: int,
+    parts: Mapping[str, int],
+    flags: set[str],
+    *,
+    meter: str = "output",
+    words: int | None = None,
+) -> None:
+    """Divide an answer, whose size includes everything, by modality.
+
+    Args:
+        quantities: Classes.
+        answer: Its size.
+        parts: What of it is no text, by modality.
+        flags: Doubts are added here.
+        meter: Class of what no part claims.
+        words: What of it is text, where that is not what is left.
+    """
+    rest = answer
+    for name, part in parts.items():
+        put(quantities, f"output_{name}", part)
+        rest -= part
+    if words is not None:
+        put(quantities, "output", words)
+        rest -= words
+    if rest < 0:
+        flags.add("output_parts_exceed_total")
+    put(quantities, meter, max(rest, 0))
 
 
 def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -> bool:

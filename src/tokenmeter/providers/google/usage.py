@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import cast
 
-from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.shapes import MODALITIES, Reading, Shape
+from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, said_by, split_input, split_output
 from tokenmeter.providers.wire import JSON, count, members
+from tokenmeter.usage import Quantity, Usage
 
 __all__ = ["SHAPES", "usage_metadata"]
 
@@ -25,19 +24,13 @@ def usage_metadata(usage: JSON) -> Reading:
     hits = _modalities(usage, names["cache_details"], names["size"], flags)
     made = _modalities(usage, names["answer_details"], names["size"], flags)
     tools = count(usage, names["tool"], flags=flags) or 0
-    read = inclusive(
-        {
-            "prompt_tokens": None if prompt is None else prompt + tools,
-            "completion_tokens": (count(usage, names["answer"], flags=flags) or 0) + thoughts,
-            "prompt_tokens_details": {
-                **found,
-                "cached_tokens": count(usage, names["cached"], flags=flags) or 0,
-                "cached_tokens_details": hits,
-            },
-            "completion_tokens_details": {**made, "reasoning_tokens": thoughts},
-        }
-    )
-    return replace(read, flags=read.flags | flags) if flags else read
+    answer = (count(usage, names["answer"], flags=flags) or 0) + thoughts
+    sent = None if prompt is None else prompt + tools
+    quantities: dict[str, Quantity] = {}
+    cached = count(usage, names["cached"], flags=flags) or 0
+    split_input(quantities, sent or 0, flags, cached=cached, parts=found, hits=hits or None)
+    split_output(quantities, answer, made, flags)
+    return said_by(Usage(quantities, thoughts), sent, flags, {"input": sent, "output": answer})
 
 
 _SNAKE = {
@@ -66,8 +59,7 @@ def _modalities(usage: JSON, name: str, size: str, flags: set[str]) -> dict[str,
     for entry in members(usage, name):
         modality = str(cast("object", entry.get("modality")) or "").lower().rpartition(".")[2]
         if modality in MODALITIES:
-            key = f"{modality}_tokens"
-            sizes[key] = sizes.get(key, 0) + (count(entry, size, flags=flags) or 0)
+            sizes[modality] = sizes.get(modality, 0) + (count(entry, size, flags=flags) or 0)
     return sizes
 
 

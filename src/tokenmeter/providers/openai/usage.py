@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, has_unknown, put, said_by
+from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, has_unknown, put, said_by, split_input, split_output
 from tokenmeter.providers.wire import JSON, amount, count, is_object, section
 from tokenmeter.usage import Quantity, Usage
 
@@ -62,8 +60,10 @@ def inclusive(
         reasoning = 0
     prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
     quantities = _cache_writes(usage, details, write_meter, flags)
-    _split_input(usage, details, prompt or 0, quantities, flags)
-    _split_output(output_details, answer or 0, output_meter, quantities, flags)
+    cached, hits = _cached(usage, details, flags)
+    split_input(quantities, prompt or 0, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
+    words = None if output_meter == "output" else count(output_details, "text_tokens", flags=flags)
+    split_output(quantities, answer or 0, _modalities(output_details, flags), flags, meter=output_meter, words=words)
     if has_unknown(details, _KNOWN_DETAILS) or has_unknown(output_details, _KNOWN_DETAILS):
         flags.add("unknown_token_class")
     return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer})
@@ -109,28 +109,17 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
     return quantities
 
 
-def _split_input(usage: JSON, details: JSON, prompt: int, quantities: dict[str, Quantity], flags: set[str]) -> None:
-    """Divide what was not written to a cache into fresh and cached tokens, each by modality."""
-    rest = prompt - int(sum(quantities.values())) if quantities else prompt
+def _cached(usage: JSON, details: JSON, flags: set[str]) -> tuple[int, dict[str, int] | None]:
+    """How much of the prompt a cache served, and of what, where that is broken down."""
     cached = count(details, "cached_tokens", flags=flags)
     if cached is None:
         cached = count(usage, *_CACHED, flags=flags) or 0
-    found = _modalities(details, flags)
     split = details.get("cached_tokens_details") or usage.get("cached_tokens_details")
-    if found or split:
-        hits = _stated_hits(split, cached, flags) if is_object(split) else _assumed_hits(cached, rest, found, flags)
-        for name in MODALITIES:
-            size, hit = found.get(name, 0), hits.get(name, 0)
-            if hit > size:
-                flags.add("cached_exceeds_input")
-            put(quantities, f"input_{name}", max(size - hit, 0))
-            put(quantities, f"cache_read_{name}", hit)
-            rest -= max(size, hit)
-        cached = hits["text"]
-    if cached > rest:
-        flags.add("cached_exceeds_input")
-    put(quantities, "input", max(rest - cached, 0))
-    put(quantities, "cache_read", cached)
+    if not is_object(split):
+        return cached, None
+    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens", flags=flags) or 0 for name in MODALITIES}
+    words = count(split, "text_tokens", "cached_text_tokens", flags=flags)
+    return cached, hits if words is None else {**hits, "text": words}
 
 
 def _modalities(details: JSON, flags: set[str]) -> dict[str, int]:
@@ -138,45 +127,6 @@ def _modalities(details: JSON, flags: set[str]) -> dict[str, int]:
     if not any(map(details.get, _MODALITY_KEYS)):
         return {}
     return {name: size for name in MODALITIES if (size := count(details, f"{name}_tokens", flags=flags))}
-
-
-def _stated_hits(split: JSON, cached: int, flags: set[str]) -> dict[str, int]:
-    """Cached tokens by modality, as the wire breaks them down."""
-    hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens", flags=flags) or 0 for name in MODALITIES}
-    stated = count(split, "text_tokens", "cached_text_tokens", flags=flags)
-    rest = cached - sum(hits.values())
-    if stated is not None and cached and stated != rest:
-        flags.add("cached_split_mismatch")
-    hits["text"] = max(rest, 0) if stated is None else max(stated, rest)
-    return hits
-
-
-def _assumed_hits(cached: int, rest: int, found: Mapping[str, int], flags: set[str]) -> dict[str, int]:
-    """Cached tokens by modality where nobody says: text is taken first, then the modalities in order."""
-    if cached:
-        flags.add("cached_modality_assumed")
-    hits = {"text": min(cached, max(rest - sum(found.values()), 0))}
-    left = cached - hits["text"]
-    for name, size in found.items():
-        hits[name] = min(left, size)
-        left -= hits[name]
-    hits["text"] += left
-    return hits
-
-
-def _split_output(
-    details: JSON, answer: int, output_meter: str, quantities: dict[str, Quantity], flags: set[str]
-) -> None:
-    rest = answer
-    for name, part in _modalities(details, flags).items():
-        put(quantities, f"output_{name}", part)
-        rest -= part
-    if output_meter != "output" and (words := count(details, "text_tokens", flags=flags)) is not None:
-        put(quantities, "output", words)
-        rest -= words
-    if rest < 0:
-        flags.add("output_parts_exceed_total")
-    put(quantities, output_meter, max(rest, 0))
 
 
 def _duration(usage: JSON) -> Reading:

@@ -1,0 +1,90 @@
+"""Each provider has a room: nothing outside of it names what is one provider's."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tokenmeter.providers import registry
+
+SOURCE = Path(__file__).parent.parent / "src" / "tokenmeter"
+#: What only one provider says: paths and endpoints, fields of bodies, events, classes, headers.
+OWN = re.compile(
+    r"""
+    chat[./]completions | messages[./]batches | responses[./](create|compact|connect|retrieve) | images[./]generat
+    | fine_tuning | audio[./](speech|trans) | beta\.(messages|sessions|threads|responses|agents) | generateContent
+    | \b(prompt|completion)_tokens | (input|output)_tokens?_details | cache_creation(_input)?\b | tool_usage\b
+    | stream_options | include_usage | max_completion_tokens | max_tokens | num_requests | usage_?[mM]etadata
+    | server_tool_use | inference_geo | anthropic[-_]version | x-stainless
+    | response\.(created|completed|done|failed|create) | message_(start|delta|stop) | content_block
+    | session\.(created|closed|usage) | transcript\.text | (Azure|Async)OpenAI | AsyncAnthropic | VertexAI
+    """,
+    re.VERBOSE,
+)
+#: Where it is named all the same -> why. The list only ever gets shorter.
+EXCEPTIONS = {
+    "__init__.py": "says which client classes there are",
+    "anthropic.py": "the SDK's clients",
+    "openai.py": "the SDK's clients",
+    "budgets/policy.py": "the field that its own limit is set by, in a message",
+    "by_hand.py": "the endpoint that a call by hand has unless another is given",
+    "capture/conversation.py": "errors name no event on one kind of connection",
+    "capture/stainless.py": "the header of the SDK family",
+    "cli/accounts.py": "a help text",
+    "cli/importing.py": "the endpoint of lines that say none",
+    "importing/agents.py": "what coding agents write down",
+    "importing/gateways.py": "what gateways write down",
+    "importing/responses.py": "stored bodies, told apart by their own words",
+    "reconciliation/anthropic.py": "the provider's own books, a room in reconciliation",
+    "reconciliation/files.py": "columns of the provider's own exports",
+    "reconciliation/openai.py": "the provider's own books, a room in reconciliation",
+}
+
+
+def outside():
+    rooms = tuple(SOURCE / "providers" / name for name in registry.ROOMS)
+    for path in sorted(SOURCE.rglob("*.py")):
+        if not path.is_relative_to(SOURCE / "testing") and not any(path.is_relative_to(room) for room in rooms):
+            yield path
+
+
+def words_of(path):
+    """The texts in a module's code; what is said in docstrings is no code."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    said = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.value
+
+
+def found():
+    hits = {}
+    for path in outside():
+        names = {match.group() for text in words_of(path) for match in OWN.finditer(text)}
+        if names:
+            hits[str(path.relative_to(SOURCE))] = names
+    return hits
+
+
+def test_nothing_outside_a_room_names_what_is_one_providers():
+    hits = found()
+    unnamed = {path: names for path, names in hits.items() if path not in EXCEPTIONS}
+    assert not unnamed, "move it into the provider's room, or name the module and the reason"
+    assert set(EXCEPTIONS) <= set(hits), "the exception is no longer needed: take it out"
+
+
+@pytest.mark.parametrize("name", registry.ROOMS)
+def test_a_room_names_no_other_room(name):
+    others = [other for other in registry.ROOMS if other != name]
+    for path in (SOURCE / "providers" / name).rglob("*.py"):
+        imported = re.findall(r"tokenmeter\.providers\.(\w+)", path.read_text(encoding="utf-8"))
+        assert not set(imported) & set(others), path
