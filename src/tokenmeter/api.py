@@ -297,16 +297,27 @@ class Meter(CallMeter):
 
     # -- keeping the ledger right
 
-    def verify(self, *, repair: bool = False) -> Verification:
+    def verify(
+        self,
+        *,
+        repair: bool = False,
+        head: str | None = None,
+        since: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
         """Prove that the ledger is whole: the chain of every entry, kept sums, filed documents, budgets' counters.
 
         Args:
             repair: Set counters that differ to what the entries say. Entries are never changed.
+            head: A head of the chain that was kept elsewhere (from an earlier verification, a document's anchor): must
+                be in the chain. `Verification.after_head` then says how many records came after it.
+            since: A head up to which all was verified before: what lies before it is not looked at again.
+            progress: Told now and then how many records are done, and of how many.
 
         Returns:
             How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
         """
-        outcome = self.store.verify()
+        outcome = self.store.verify(head=head, since=since, progress=progress)
         try:
             counted = self.audit_budgets(repair=repair)
         except TamperedLedgerError as error:

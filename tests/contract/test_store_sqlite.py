@@ -610,3 +610,31 @@ class TestVerify:
         connection.commit()
         connection.close()
         assert ("anchor", "invoice a") in self.found(store)
+
+    def test_a_head_that_was_kept_is_in_the_chain_and_what_came_after_is_counted(self, store, make_entry):
+        kept = store.verify().head
+        assert store.verify(head=kept).after_head == 0
+        store.settle(make_entry())
+        filed = store.file(NewDocument(kind="invoice", key="a", body="{}", series="INV")).document
+        found = store.verify(head=kept)
+        assert (found.ok, found.after_head) == (True, 2)
+        assert store.verify(head=filed.anchor).after_head == 1
+        assert [fault.kind for fault in store.verify(head="00" * 32).faults] == ["head"]
+
+    def test_what_was_verified_before_can_be_left_out(self, store, tamper, make_entry, noon):
+        kept = store.verify().head
+        store.settle(make_entry(occurred_at=noon + timedelta(days=9)))
+        found = store.verify(since=kept, head=kept)
+        assert (found.ok, found.entries, found.after_head) == (True, 1, 1)
+        tamper("UPDATE entries SET input = 99 WHERE seq = 11")
+        assert ("edited", "entry 11") in {(fault.kind, fault.where) for fault in store.verify(since=kept).faults}
+        assert "head" in {fault.kind for fault in store.verify(since="no hash").faults}
+
+    def test_says_how_far_it_is(self, store):
+        told = []
+        store.verify(progress=lambda done, of: told.append((done, of)))
+        assert told == [(10, 10)]
+
+    def test_finds_a_replaced_secret(self, store, tamper):
+        tamper("UPDATE secret SET value = randomblob(32)")
+        assert ("secret", "secret") in self.found(store)

@@ -45,14 +45,27 @@ _MEANINGS = {
     "cut": "the end of the ledger was cut off",
     "rollup": "a kept sum differs from its entries",
     "counter": "a budget's counter differs from its entries",
+    "anchor": "the ledger before a document is not the one it was filed on",
+    "head": "a head that was kept is not in the chain",
+    "trigger": "a guard against changes was removed",
+    "secret": "the ledger's secret was replaced",
 }
 
 
 @command(app, "verify")
-def verify(frame: Frame) -> None:
+def verify(
+    frame: Frame,
+    *,
+    head: Annotated[
+        str | None, typer.Option("--head", help="A head that was kept: must be in the chain.", metavar="HASH")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="A head up to which all was verified before.", metavar="HASH")
+    ] = None,
+) -> None:
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
     with frame.meter() as meter:
-        outcome = meter.verify()
+        outcome = meter.verify(head=head, since=since)
     if frame.as_json:
         emit(
             {
@@ -64,6 +77,8 @@ def verify(frame: Frame) -> None:
         )
     elif outcome.ok:
         out.print(f"[green]Nothing is wrong.[/] {outcome.entries:,} entries checked, none edited, removed or cut off.")
+        if outcome.after_head is not None:
+            out.print(f"{outcome.after_head:,} records came after the head that was asked for.")
         out.print(f"Head of the chain: {outcome.head}")
     else:
         out.print(f"[bold red]{len(outcome.faults):,} faults[/] in {outcome.entries:,} entries:")

@@ -5,7 +5,7 @@ Stores know entries, holds and counters; what a budget means is not their busine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
@@ -157,7 +157,15 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing `Store.verify` found: ``kind`` is ``edited``, ``missing``, ``cut``, ``rollup`` or ``counter``."""
+    """One thing `Store.verify` found.
+
+    Attributes:
+        kind: ``edited``, ``missing``, ``cut``, ``rollup`` (a kept sum), ``counter``, ``anchor`` (a document was filed
+            on another ledger than the one before it), ``head`` (the head that was asked for is not in the chain),
+            ``trigger`` (a guard against changes is gone) or ``secret``.
+        where: Which record, sum or counter.
+        detail: In words.
+    """
 
     kind: str
     where: str
@@ -170,13 +178,15 @@ class Verification:
 
     Attributes:
         entries: How many entries were checked.
-        head: Hash of the last one (hex).
+        head: Hash of the last record (hex).
         faults: What does not add up; empty when all is well.
+        after_head: How many records came after the head that was asked for; None when none was, or it is not there.
     """
 
     entries: int
     head: str
     faults: tuple[Fault, ...] = ()
+    after_head: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -338,8 +348,20 @@ class Store(Protocol):
         """Filed documents, in the order of their filing, lazily."""
         ...
 
-    def verify(self) -> Verification:
-        """Walk the hash chain and re-derive the rollups."""
+    def verify(
+        self,
+        *,
+        head: str | None = None,
+        since: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
+        """Walk the hash chain and re-derive the kept sums.
+
+        Args:
+            head: A head that was kept (from an earlier verification, a document's anchor): must be in the chain.
+            since: A head up to which all was verified before: what lies before it is not looked at again.
+            progress: Told now and then how many records are done, and of how many.
+        """
         ...
 
     def health(self) -> Health:

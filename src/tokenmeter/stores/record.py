@@ -421,10 +421,11 @@ def _short_key(key: str) -> str:
 def _parsed(text: str) -> Any:
     """The usage object of a JSON text that can be made again from it; else the text."""
     try:
-        value = from_json(text.encode())
+        value: Any = from_json(text.encode())
     except (ValueError, UnicodeEncodeError):
         return text
-    return value if isinstance(value, dict | list) and _encoded(value).decode() == text else text
+    is_object = type(value) in {dict, list}  # `isinstance` would make its type partly unknown
+    return value if is_object and _encoded(value).decode() == text else text
 
 
 def _costs(first: Decimal | None, second: Decimal | None, third: Decimal | None) -> dict[str, int | None]:

@@ -170,7 +170,7 @@ def _in(data: bytes, offset: int) -> Generator[Frame, None, int | None]:
         middle, end = begin + length, begin + length + more
         if magic == _MAGIC and end <= size and zlib.crc32(data[begin:end]) == crc:
             place, reached = end, offset + end
-            yield reached, data[begin:middle], data[middle:end]
+            yield offset + end, data[begin:middle], data[middle:end]
             continue
         place = data.find(_MAGIC, place + 1)
         if place < 0:

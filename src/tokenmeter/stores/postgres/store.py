@@ -24,6 +24,7 @@ from tokenmeter.stores.base import (
     Counter,
     Crossing,
     EntryFilter,
+    Fault,
     Health,
     Settlement,
     Verification,
@@ -349,11 +350,20 @@ class PostgresStore:
 
     # -- care
 
-    def verify(self) -> Verification:
+    def verify(
+        self,
+        *,
+        head: str | None = None,
+        since: str | None = None,  # noqa: ARG002 - the protocol's: all of it is looked at
+        progress: Callable[[int, int], object] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> Verification:
         """Walk the hash chains, re-derive the sums, and compare holds with counters."""
         with self._lend() as connection:
             outcome = audit(connection)
-        return replace(outcome, faults=(*outcome.faults, *audit_documents(self.documents())))
+        faults = [*outcome.faults, *audit_documents(self.documents())]
+        if head is not None and head != outcome.head:
+            faults.append(Fault("head", head, "It is not the last one; earlier heads cannot be looked up here."))
+        return replace(outcome, faults=tuple(faults))
 
     def pulse(self) -> str:
         """A text that differs after every write; cheap enough to be asked every second."""

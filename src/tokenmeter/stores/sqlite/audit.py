@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -31,21 +32,35 @@ _TRIGGERS = {
 }
 
 
-def audit(book: SQLiteBook) -> Verification:
-    """Everything that can be checked from the file alone. Reads in short transactions; writers go on meanwhile."""
-    faults = book.database.read(_rows_shared)
-    walk = _Walk(book)
+def audit(
+    book: SQLiteBook,
+    *,
+    head: str | None = None,
+    since: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Verification:
+    """Everything that can be checked from the file alone. Reads in short transactions; writers go on meanwhile.
+
+    See `tokenmeter.stores.base.Store.verify`.
+    """
+    read = book.database.read
+    faults = read(_rows_shared)
+    walk = _Walk(head)
+    if since is not None and not read(partial(walk.begin_after, head=since)):
+        faults.append(Fault("head", since, "Nothing in the chain has this hash; all of it was looked at."))
     while walk.more:
-        book.database.read(walk.page)
+        read(walk.page)
+        if progress is not None:
+            progress(walk.after, walk.to)
     faults += walk.faults
-    faults += book.database.read(walk.end)
-    day: int | None = -1_000_000
+    faults += read(walk.end)
+    day = walk.first_day
     shared = _Shared()
     while day is not None:
-        day, found = book.database.read(partial(_day, since=day, shared=shared))
+        day, found = read(partial(_day, since=day, shared=shared))
         faults += found
-    faults += book.database.read(_months)
-    return Verification(walk.entries, walk.head.hex(), tuple(faults))
+    faults += read(_months)
+    return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
 
 
 def _rows_shared(connection: Connection) -> list[Fault]:
@@ -60,6 +75,10 @@ def _rows_shared(connection: Connection) -> list[Fault]:
     for number, digest, salt, kind, value in run("SELECT * FROM names WHERE value IS NOT NULL"):
         if salt is None or name_digest(kind, salt.hex(), value) != digest.hex():
             found.append(Fault("edited", f"names {number}", "A name was changed."))
+    (kept,) = run("SELECT secret_digest FROM ledger").fetchone()
+    secret = run("SELECT value FROM secret").fetchone()
+    if secret is None or hashlib.sha256(secret[0]).digest() != kept:
+        found.append(Fault("secret", "secret", "The secret was replaced: API keys have other fingerprints since."))
     there = {name for (name,) in run("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
     found += [
         Fault("trigger", name, "A trigger that keeps records from being changed is gone; somebody removed it.")
@@ -85,32 +104,56 @@ def _is_definition(connection: Connection, digest: bytes, body: str, columns: di
 class _Walk:
     """Along the chain, page by page. A link is checked against the hash stored before it: one edit, one fault."""
 
-    def __init__(self, book: SQLiteBook) -> None:
-        self._book = book
+    def __init__(self, head: str | None) -> None:
         self.faults: list[Fault] = []
         self.entries = 0
         self.more = True
         self.head = FIRST
-        self._after = 0
-        self._to: int | None = None
+        self.after = self.to = 0
+        self.after_head: int | None = None
+        self.first_day: int | None = -1_000_000
+        self._wanted = head
+        self._begun = False
         self._before: bytes | None = FIRST
         self._positions = 0
         self._numbers: dict[str, int] = {}
         self._shared = _Shared()
 
+    def begin_after(self, connection: Connection, *, head: str) -> bool:
+        """Leave out what lies before the record with this hash; False when there is none."""
+        run = connection.execute
+        try:
+            digest = bytes.fromhex(head)
+        except ValueError:
+            return False
+        for table in ("entries", "documents"):
+            row = run(f"SELECT seq FROM {table} WHERE hash = ?", (digest,)).fetchone()  # noqa: S608 - names of our own
+            if row is not None:
+                self.after, self._before = row[0], digest
+                self._positions = run("SELECT count(*) FROM documents WHERE seq <= ?", row).fetchone()[0]
+                series = run("SELECT series, max(number) FROM documents WHERE seq <= ? GROUP BY series", row)
+                self._numbers = {name: number for name, number in series if name is not None}
+                moment = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", row).fetchone()[0]
+                self.first_day = None if moment is None else moment // DAY
+                if self._wanted == head:
+                    self.after_head = 0
+                return True
+        return False
+
     def page(self, connection: Connection) -> None:
         run = connection.execute
-        if self._to is None:
-            self._to, self.head = run("SELECT seq, hash FROM ledger").fetchone()
-        last = min(self._to, self._after + _PAGE)
+        if not self._begun:
+            self._begun = True
+            self.to, self.head = run("SELECT seq, hash FROM ledger").fetchone()
+        last = min(self.to, self.after + _PAGE)
         rows: dict[int, Any] = {
             seq: ("entry", columns)
-            for seq, *columns in run(f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?", (self._after, last))  # noqa: S608 - names of our own
+            for seq, *columns in run(f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?", (self.after, last))  # noqa: S608 - names of our own
         }
-        for seq, *columns in run("SELECT * FROM documents WHERE seq > ? AND seq <= ?", (self._after, last)):
+        for seq, *columns in run("SELECT * FROM documents WHERE seq > ? AND seq <= ?", (self.after, last)):
             rows[seq] = ("document", columns)
         gap: int | None = None
-        for seq in range(self._after + 1, last + 1):
+        for seq in range(self.after + 1, last + 1):
             if seq not in rows:
                 gap = gap or seq
                 self._before = None
@@ -122,17 +165,21 @@ class _Walk:
             (self._entry if kind == "entry" else self._document)(connection, seq, columns)
         if gap:
             self._gap(gap, last)
-        self._after = last
-        self.more = last < self._to
+        self.after = last
+        self.more = last < self.to
 
     def _gap(self, first: int, last: int) -> None:
         count = last - first + 1
         what = f"record {first}" if first == last else f"records {first} to {last}"
-        kind = "cut" if last == self._to else "missing"
+        kind = "cut" if last == self.to else "missing"
         self.faults.append(Fault(kind, what, f"{count} {'record is' if count == 1 else 'records are'} gone."))
 
     def _link(self, body: str, stored: bytes) -> bool:
         before, self._before = self._before, stored
+        if self.after_head is not None:
+            self.after_head += 1
+        elif self._wanted == stored.hex():
+            self.after_head = 0
         return before is None or advance(before, body.encode()) == stored
 
     def _entry(self, connection: Connection, seq: int, columns: list[Any]) -> None:
@@ -205,6 +252,8 @@ class _Walk:
         """What can be said once all records were seen."""
         run = connection.execute
         found: list[Fault] = []
+        if self._wanted is not None and self.after_head is None:
+            found.append(Fault("head", self._wanted, "The chain does not contain it: this is not the ledger it was."))
         if self._before is not None and self._before != self.head:
             found.append(Fault("edited", "head", "The last record is not the one the ledger's head names."))
         (beyond,) = run(

@@ -301,23 +301,20 @@ class SQLiteBook:
         known = self._names.get(digest)
         if known is None:
             key = bytes.fromhex(digest)
-            row = connection.execute("SELECT id FROM names WHERE digest = ?", (key,)).fetchone()
-            if row is None:
-                cursor = connection.execute("INSERT INTO names (digest, kind) VALUES (?, '')", (key,))
-                row = (cursor.lastrowid,)
+            connection.execute("INSERT INTO names (digest, kind) VALUES (?, '') ON CONFLICT DO NOTHING", (key,))
+            number: int = connection.execute("SELECT id FROM names WHERE digest = ?", (key,)).fetchone()[0]
             _make_room(self._names)
-            known = self._names[digest] = row[0]
+            known = self._names[digest] = number
         return known
 
     def tagset(self, connection: Connection, body: str) -> int:
         """The row of a set of tags."""
         known = self._tagsets.get(body)
         if known is None:
-            row = connection.execute("SELECT id FROM tagsets WHERE body = ?", (body,)).fetchone()
-            if row is None:
-                row = (connection.execute("INSERT INTO tagsets (body) VALUES (?)", (body,)).lastrowid,)
+            connection.execute("INSERT INTO tagsets (body) VALUES (?) ON CONFLICT DO NOTHING", (body,))
+            number: int = connection.execute("SELECT id FROM tagsets WHERE body = ?", (body,)).fetchone()[0]
             _make_room(self._tagsets)
-            known = self._tagsets[body] = row[0]
+            known = self._tagsets[body] = number
         return known
 
     def define(self, connection: Connection, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
@@ -461,7 +458,8 @@ class _Folding:
             return False
         end_user = None if row.end_user is None else book.name(connection, row.end_user)
         tags = None if row.tags is None else book.tagset(connection, row.tags)
-        for digest in (values.get("tags") or {}).values():
+        named: Mapping[str, str] = values.get("tags") or {}
+        for digest in named.values():
             book.name(connection, digest)
         self._batch.count(row, found)
         self._seq += 1

@@ -112,7 +112,7 @@ class Database:
         path: Path,
         *,
         prepare: Callable[[sqlite3.Connection, Path], None],
-        check: Callable[[sqlite3.Connection, Path], None] = lambda *_: None,
+        check: Callable[[sqlite3.Connection, Path], None] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.path = Path(os.path.realpath(Path(path).expanduser()))
@@ -248,7 +248,8 @@ class Database:
         try:
             try:
                 self._begin(connection, deadline)
-                self._check(connection, self.path)
+                if self._check is not None:
+                    self._check(connection, self.path)
                 result = work(connection)
                 if session.moved():
                     raise _MovedError

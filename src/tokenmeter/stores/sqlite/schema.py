@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from importlib import resources
@@ -49,8 +50,10 @@ def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None
             _apply(connection, number)
         if not version:
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute("INSERT INTO ledger VALUES (1, ?, 0, zeroblob(32), 0, 0)", (identity,))
-            connection.execute("INSERT INTO secret VALUES (1, ?)", (os.urandom(32),))
+            secret = os.urandom(32)
+            digest = hashlib.sha256(secret).digest()
+            connection.execute("INSERT INTO ledger VALUES (1, ?, 0, zeroblob(32), 0, 0, ?)", (identity, digest))
+            connection.execute("INSERT INTO secret VALUES (1, ?)", (secret,))
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -211,13 +211,13 @@ class SQLiteStore:
 
         self.journal.recount(lambda: self._book.database.write(change))
 
-    def open_counters(self, opening: Mapping[CounterKey, tuple[int, int | None]]) -> None:
+    def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:
         """Set the settled amount of counters that never moved; all others stay as they are.
 
         Args:
-            opening: Counter -> settled amount, and the end of its window.
+            settled: Counter -> settled amount, and the end of its window.
         """
-        self.journal.open_counters(opening, partial(_open, self._book))
+        self.journal.open_counters(settled, partial(_open, self._book))
 
     def generation(self) -> int:
         """Changes when a budget was filed, by anyone, and when the ledger was replaced. Cheap."""
@@ -343,10 +343,16 @@ class SQLiteStore:
 
     # -- care
 
-    def verify(self) -> Verification:
+    def verify(
+        self,
+        *,
+        head: str | None = None,
+        since: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
         """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
         self._fold()
-        return audit(self._book)
+        return audit(self._book, head=head, since=since, progress=progress)
 
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""

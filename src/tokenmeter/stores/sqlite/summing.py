@@ -217,7 +217,7 @@ class _Summing:
         ).fetchall()
         for spot, end_user, tags, *sums in rows:
             if spot is not None and sums[0]:
-                self._add(bucket, self._cells[spot], None, sums, self._group(spot, end_user, tags))
+                self._add(bucket, self._cells[int(spot)], None, sums, self._group(spot, end_user, tags))
         rows = self._connection.execute(
             f"SELECT cell(account), {fine}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
             values,
@@ -258,7 +258,7 @@ class _Summing:
                     *divmod(billed, MICRO),
                 )
                 sums = (int(alone or first), *marks, *amounts)
-                self._add(bucket, self._cells[spot], meter, [sign * value for value in sums], group)
+                self._add(bucket, self._cells[int(spot)], meter, [sign * value for value in sums], group)
                 first = False
 
     def _group(self, spot: int, end_user: int | None, tags: int | None) -> Group:

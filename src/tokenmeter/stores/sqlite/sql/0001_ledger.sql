@@ -2,13 +2,15 @@
 -- Instants are microseconds since 1970-01-01 UTC. A cost is micro * 10^6 + pico picodollars (10^-12 USD).
 
 -- Whose ledger this is, and the last record of its chain: hash = SHA-256(hash before || SHA-256(record)). One row.
+-- `secret_digest` is SHA-256 of the secret it was made with.
 CREATE TABLE ledger (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     identity BLOB NOT NULL,
     seq INTEGER NOT NULL,
     hash BLOB NOT NULL,
     entries INTEGER NOT NULL,
-    documents INTEGER NOT NULL
+    documents INTEGER NOT NULL,
+    secret_digest BLOB NOT NULL
 );
 
 -- Texts that may have to be erased: value and salt then become NULL. `digest` is what records hold.

@@ -1,0 +1,58 @@
+"""A ledger written by an earlier release is read and verified by this one, whatever has been added since."""
+
+import gzip
+import json
+import sqlite3
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tokenmeter.ledger import CounterKey
+from tokenmeter.stores.base import Counter
+from tokenmeter.stores.record import Account, definition
+from tokenmeter.stores.sqlite import SQLiteStore
+
+LEDGERS = sorted((Path(__file__).parents[1] / "ledgers").glob("format-*.db.gz"))
+
+
+@pytest.fixture(params=LEDGERS, ids=lambda path: path.name)
+def old(request, tmp_path):
+    path = tmp_path / "ledger.db"
+    path.write_bytes(gzip.decompress(request.param.read_bytes()))
+    return path, json.loads(request.param.with_name(request.param.name.replace(".db.gz", ".json")).read_text())
+
+
+def test_it_verifies_and_everything_in_it_is_read(old, make_entry):
+    path, told = old
+    store = SQLiteStore(path)
+    found = store.verify(head=told["head"])
+    assert (found.faults, found.entries, found.head, found.after_head) == ((), told["entries"], told["head"], 0)
+    entries = list(store.entries())
+    assert sum((entry.billed_cost for entry in entries if entry.billed_cost), Decimal(0)) == Decimal(
+        told["billed_cost"]
+    )
+    assert len({entry.attribution.end_user for entry in entries}) == 5
+    assert len(list(store.documents())) == told["documents"]
+    key = CounterKey("cap", "member=ada", 0)
+    assert store.counters([key])[key] == Counter(told["entries"] * 1000, 7)
+    store.settle(make_entry())
+    assert store.verify(head=told["head"]).after_head == 1
+    store.close()
+
+
+def test_a_new_column_makes_no_old_record_edited(old):
+    path, told = old
+    connection = sqlite3.connect(path)
+    connection.execute("ALTER TABLE accounts ADD COLUMN cost_centre TEXT")
+    connection.execute("ALTER TABLE entries ADD COLUMN cost_centre INTEGER")
+    connection.close()
+    store = SQLiteStore(path)
+    assert store.verify().faults == ()
+    store.close()
+
+
+def test_a_name_that_a_later_release_adds_leaves_old_definitions_what_they_are():
+    values = dict.fromkeys(Account._fields) | {"kind": "usage", "provider": "openai"}
+    assert definition("account", values | {"cost_centre": None}) == definition("account", values)
+    assert definition("account", values | {"cost_centre": "x"}) != definition("account", values)

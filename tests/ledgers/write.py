@@ -1,0 +1,126 @@
+"""Writes the ledger of this release's format that later releases must read and verify: run once per format.
+
+    python tests/ledgers/write.py
+
+makes ``format-N.db.gz`` and ``format-N.json`` (what is in it) beside this file.
+"""
+
+import gzip
+import json
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
+from tokenmeter.stores.documents import NewDocument
+from tokenmeter.stores.record import FORMAT
+from tokenmeter.stores.sqlite import SQLiteStore
+from tokenmeter.usage import Usage
+
+HERE = Path(__file__).parent
+START = datetime(2026, 1, 30, 22, 59, 59, 999_999, tzinfo=UTC)
+KEY = CounterKey("cap", "member=ada", 0)
+
+
+def charge(meter, quantity, price, **more):
+    cost = None if price is None else (Decimal(price) * quantity).quantize(Decimal("1E-12"))
+    values = {"list_cost": cost, "contracted_cost": cost, "billed_cost": cost}
+    if cost is not None and more.get("multipliers"):
+        values["billed_cost"] = (cost * Decimal("1.05")).quantize(Decimal("1E-12"))
+    unit = "Seconds" if meter.startswith("seconds") else "Tokens"
+    return Charge(
+        model="gpt-5",
+        sku_meter=meter,
+        quantity=quantity,
+        unit=unit,
+        list_unit_price=None if price is None else Decimal(price),
+        price_id="gpt-5@2025-08-07",
+        source="https://example.com/prices",
+        **more,
+        **values,
+    )
+
+
+def entries():
+    """One of every kind of thing that a record can hold."""
+    for number in range(120):
+        charges = [
+            charge("input", 1000 + number, "0.00000125", multipliers={"platform": Decimal("1.05")}),
+            charge("cache_read", 64, "0.000000125"),
+            charge("output", 200, "0.00001"),
+        ]
+        if number % 7 == 0:
+            charges.append(charge("seconds_audio", Decimal("1.5"), "0.0001"))
+        if number % 11 == 0:
+            charges.append(charge("images", 1, None, role="image_generation"))
+        priced = [one for one in charges if one.billed_cost is not None]
+        sums = {
+            name: sum((getattr(one, name) for one in priced), Decimal(0))
+            for name in ("list_cost", "contracted_cost", "billed_cost")
+        }
+        yield Entry(
+            kind="usage" if number % 13 else "correction",
+            occurred_at=START + timedelta(hours=7 * number, microseconds=number),
+            recorded_at=START + timedelta(hours=7 * number, seconds=1),
+            provider="openai",
+            endpoint="chat.completions",
+            operation="chat",
+            request_model="gpt-5",
+            response_model=("gpt-5-2025-08-07", None)[number % 2],
+            response_id=f"chatcmpl-{number}",
+            request_id=f"req_{number}",
+            status=("ok", "error", "aborted")[number % 3],
+            streamed=bool(number % 2),
+            attempts=1 + number % 3,
+            latency_us=number * 1000,
+            first_token_us=number,
+            service_tier=("default", None)[number % 2],
+            attribution=Attribution(
+                member=("ada", "bob", None)[number % 3],
+                team="search",
+                end_user=f"user {number % 5} Zoë",
+                tags={"env": "prod", "job": f"é{number % 2}"} if number % 4 else {},
+            ),
+            api_key=ApiKey("ab" * 16, "wxyz", ("prod", None)[number % 2]),
+            usage=Usage({one.sku_meter: one.quantity for one in charges}, 50),
+            charges=tuple(charges),
+            cost_source="unpriced" if len(priced) < len(charges) else "computed",
+            flags=("estimated",) if number % 5 == 0 else (),
+            price_list_hash="0123456789abcdef",
+            raw_usage=json.dumps({"prompt_tokens": 1064 + number, "x": [1, 2.5, None]}, separators=(",", ":")),
+            error_type="RateLimitError" if number % 3 == 1 else None,
+            corrects="e0" if number % 13 == 0 else None,
+            dedup_key=f"openai:{number}" if number % 10 == 0 else None,
+            **sums,
+        )
+
+
+def main():
+    name = f"format-{FORMAT}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.db"
+        store = SQLiteStore(path)
+        written = list(entries())
+        for number, entry in enumerate(written):
+            store.settle(entry, [Posting(KEY, 1000)])
+            if number % 40 == 39:
+                draft = NewDocument(kind="invoice", key=f"INV-{number}", series="INV", body=json.dumps({"n": number}))
+                store.file(draft)
+        far = datetime(2100, 1, 1, tzinfo=UTC)
+        store.reserve(Reservation(new_id(), (Claim(KEY, 10**9, 7),), START, far, "host:1", written[0]))
+        store.close()
+        outcome = store.verify()
+        assert outcome.ok
+        store.close()
+        (HERE / f"{name}.db.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    billed = sum((entry.billed_cost or Decimal(0) for entry in written), Decimal(0))
+    told = {"entries": len(written), "documents": 3, "head": outcome.head, "billed_cost": str(billed)}
+    (HERE / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{name}: {told}\n")
+
+
+if __name__ == "__main__":
+    main()
