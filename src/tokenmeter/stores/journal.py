@@ -25,7 +25,7 @@ from tokenmeter.file_locks import lock_file, unlock_file
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError, Counter
-from tokenmeter.stores.live import NEVER, Live, LiveHeader, Slot, digest_of
+from tokenmeter.stores.live import Live, LiveHeader, Slot, digest_of, pack
 from tokenmeter.stores.record import FORMAT, Account, Definitions, Rate, hold_record
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
@@ -350,7 +350,7 @@ class Journal:
 
         def work(live: Live) -> list[Posted]:
             known = self._book.known([item[1] for item in items], [item[2] for item in items])
-            place = self._place([slot for item in items for slot, _ in item[3]], live)
+            place = self._place([post for item in items for post in item[3]], live)
             standing: dict[int, tuple[int, int]] = {}
             framed: list[bytes] = []
             done: list[Posted] = []
@@ -386,7 +386,7 @@ class Journal:
         def work(live: Live) -> None:
             live.dirty = True
             new = {key: self.slot(key, opening[key][1]) for key in insert(opening)}
-            live = self._place(new.values(), live)
+            live = self._find_places(list(new.values()), live)
             live.dirty = True
             for key, slot in new.items():
                 _, reserved = live.read(slot.place)
@@ -425,14 +425,14 @@ class Journal:
     def _reserve(
         self, live: Live, *, framed: bytes, hold_id: str, expires_at: int, claims: Sequence[SlotClaim]
     ) -> None:
-        self._check_file(live)
-        live = self._place((slot for slot, _, _ in claims), live)
+        live = self._place(claims, self._check_files(live))
         moved: dict[int, tuple[int, int]] = {}
         for slot, limit, amount in claims:
-            settled, reserved = moved.get(slot.place) or live.read(slot.place)
+            place = slot.place
+            settled, reserved = moved.get(place) or live.read(place)
             if limit is not None and settled + reserved + amount > limit:
                 raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), settled, reserved)
-            moved[slot.place] = (settled, reserved + amount)
+            moved[place] = (settled, reserved + amount)
         self._change(live, framed, moved)
         self._holds[hold_id] = (claims, expires_at)
 
@@ -454,16 +454,20 @@ class Journal:
     def _settle_locked(
         self, live: Live, *, framed: bytes, posts: Sequence[tuple[Slot, int]], claims: Sequence[SlotClaim]
     ) -> tuple[tuple[Slot, int], ...]:
-        live = self._place((*(slot for slot, _, _ in claims), *(slot for slot, _ in posts)), live)
+        live = self._place(posts, self._place(claims, live))
+        if claims and live.serial != claims[0][0].home:  # the counters were made anew between the two
+            live = self._place(claims, live)
         moved: dict[int, tuple[int, int]] = {}
         for slot, _, amount in claims:
-            settled, reserved = moved.get(slot.place) or live.read(slot.place)
-            moved[slot.place] = (settled, reserved - amount)
+            place = slot.place
+            settled, reserved = moved.get(place) or live.read(place)
+            moved[place] = (settled, reserved - amount)
         for slot, amount in posts:
-            settled, reserved = moved.get(slot.place) or live.read(slot.place)
-            moved[slot.place] = (settled + amount, reserved)
+            place = slot.place
+            settled, reserved = moved.get(place) or live.read(place)
+            moved[place] = (settled + amount, reserved)
         self._change(live, framed, moved)
-        return tuple((slot, moved[slot.place][0]) for slot, _ in posts)
+        return tuple([(slot, moved[slot.place][0]) for slot, _ in posts])
 
     def _post(
         self,
@@ -511,44 +515,52 @@ class Journal:
 
     def _change(self, live: Live, framed: bytes, moved: Mapping[int, tuple[int, int]]) -> None:
         """Write a frame and move counters as one: whoever finds this half done makes the counters anew."""
-        if any(not -NEVER < amount < NEVER for pair in moved.values() for amount in pair):
-            raise OverflowError("A budget's counter would be larger than any amount can be.")
+        packed = [(place, pack(settled, reserved)) for place, (settled, reserved) in moved.items()]
         live.dirty = True
         try:
-            self._write(framed)
+            self._append(framed)
         except StoreUnavailableError:
             live.dirty = False
             raise
-        for place, (settled, reserved) in moved.items():
-            live.write(place, settled, reserved)
+        memory = live.map
+        for place, pair in packed:
+            memory[place + 16 : place + 48] = pair
         live.dirty = False
 
-    def _place(self, slots: Iterable[Slot], live: Live) -> Live:
-        """Look up where slots are; counters that have no place yet get one."""
-        wanted = tuple(slots)
+    def _place(self, wanted: Sequence[Sequence[Any]], live: Live) -> Live:
+        """Look up where slots (the first of each row) are; counters that have no place yet get one."""
+        serial = live.serial
+        for slot, *_ in wanted:
+            if slot.home != serial:
+                return self._find_places([row[0] for row in wanted], live)
+        return live
+
+    def _find_places(self, wanted: Sequence[Slot], live: Live) -> Live:
         for slot in wanted:
-            if slot.home == live.serial:
-                continue
             place = live.find(slot.digest)
             if place is None:
                 if live.full or (slot.window_end is not None and slot.window_end < live.header.floor):
-                    live = self._remake(also=[other.key for other in wanted])
-                    return self._place(wanted, live)
+                    return self._find_places(wanted, self._remake(also=[other.key for other in wanted]))
                 live.dirty = True
                 place = live.add(slot.digest)
                 live.dirty = False
             slot.home, slot.place = live.serial, place
         return live
 
-    def _check_file(self, live: Live) -> None:
+    def _check_files(self, live: Live) -> Live:
         """Refuse to hold anything for a ledger that is gone: its caps would start anew."""
+        if not live.there:
+            unlock_file(live.descriptor)
+            self._live = None
+            live = self._acquire_any()
         there = _file_at(self._ledger)
         if there == self._file and there != _GONE:
-            return
+            return live
         file = self._book.file()
         if file != live.header.file:
-            self._remake()
+            live = self._remake()
         self._file = file
+        return live
 
     # -- the lock
 
@@ -566,7 +578,8 @@ class Journal:
             finally:
                 self._unlock()
         finally:  # an interrupt may come just as the lock is to be given back
-            self._unlock()
+            if self._owned():
+                self._unlock()
 
     def _exclusively(self, work: Callable[[Live], T]) -> T:
         """`_locked`, with everything in the tail folded: the book then tells all there is."""
@@ -582,6 +595,16 @@ class Journal:
 
     def _acquire(self) -> Live:
         self._mutex.acquire()
+        live = self._live
+        if live is not None:
+            lock_file(live.descriptor)
+            if live.state == self._state and not live.dirty:
+                return live
+            unlock_file(live.descriptor)
+        return self._acquire_any()
+
+    def _acquire_any(self) -> Live:
+        """The live file as it is now, made anew if need be, and locked. Needs the mutex."""
         while True:
             live = self._live
             if live is None:
@@ -716,9 +739,12 @@ class Journal:
 
     def _write(self, framed: bytes) -> None:
         live = self._live
+        if live is None or live.state != self._state:
+            self._renew_if_possible()
+        self._append(framed)
+
+    def _append(self, framed: bytes) -> None:
         try:
-            if live is None or live.state != self._state:
-                self._renew_if_possible()
             segment = self._segment or self._last_segment()
             size = segment.append(framed)
         except TailGoneError:

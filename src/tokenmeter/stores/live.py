@@ -24,7 +24,7 @@ from tokenmeter.file_locks import lock_file
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.values import compact_json
 
-__all__ = ["NEVER", "Live", "LiveHeader", "Slot"]
+__all__ = ["NEVER", "Live", "LiveHeader", "Slot", "digest_of", "pack"]
 
 #: Not for programs that are started; Windows has no such flag.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
@@ -39,7 +39,6 @@ _GENERATION = struct.Struct("<Q")
 _SEGMENT_AT, _GENERATION_AT, _DIRTY_AT, _USED_AT = 12, 16, 24, 56
 _BASE, _WIDTH = 256, 48
 _PAIR = struct.Struct("<QqQq")
-_MASK = (1 << 64) - 1
 _LEAST = 1024
 _SERIALS = itertools.count(1)
 
@@ -283,7 +282,16 @@ class Live:
 
     def write(self, place: int, settled: int, reserved: int) -> None:
         """Set the counter at `place`."""
-        _PAIR.pack_into(self.map, place + 16, settled & _MASK, settled >> 64, reserved & _MASK, reserved >> 64)
+        self.map[place + 16 : place + _WIDTH] = pack(settled, reserved)
+
+
+def pack(settled: int, reserved: int) -> bytes:
+    """A counter's amounts as they lie in the file.
+
+    Raises:
+        OverflowError: one has more than 127 bits.
+    """
+    return settled.to_bytes(16, "little", signed=True) + reserved.to_bytes(16, "little", signed=True)
 
 
 def _allocate(descriptor: int, size: int) -> None:
