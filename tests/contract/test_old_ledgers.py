@@ -29,9 +29,8 @@ def test_it_verifies_and_everything_in_it_is_read(old, make_entry):
     found = store.verify(head=told["head"])
     assert (found.faults, found.entries, found.head, found.after_head) == ((), told["entries"], told["head"], 0)
     entries = list(store.entries())
-    assert sum((entry.billed_cost for entry in entries if entry.billed_cost), Decimal(0)) == Decimal(
-        told["billed_cost"]
-    )
+    billed = sum((entry.billed_cost for entry in entries if entry.billed_cost), Decimal(0))
+    assert billed == Decimal(told["billed_cost"])
     assert len({entry.attribution.end_user for entry in entries}) == 5
     assert len(list(store.documents())) == told["documents"]
     key = CounterKey("cap", "member=ada", 0)
@@ -42,7 +41,7 @@ def test_it_verifies_and_everything_in_it_is_read(old, make_entry):
 
 
 def test_a_new_column_makes_no_old_record_edited(old):
-    path, told = old
+    path, _ = old
     connection = sqlite3.connect(path)
     connection.execute("ALTER TABLE accounts ADD COLUMN cost_centre TEXT")
     connection.execute("ALTER TABLE entries ADD COLUMN cost_centre INTEGER")
