@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFacts:
-    """The few facts of a request that accounting needs later. Never the prompt itself.
+    """The few facts of a request that accounting needs. The prompt itself is in nothing that is kept or shown.
 
     Attributes:
         model: Model the caller named; for Azure the deployment.
@@ -28,6 +28,7 @@ class RequestFacts:
         region: Region or data zone, where the client's URL decides it.
         input_bytes: UTF-8 bytes of everything that is sent as prompt (messages, system, tools): an upper bound of its
             tokens.
+        long_texts: References to the prompt's longer texts, for counting tokens before the call leaves; never kept.
         characters: Length of the text to be spoken (speech endpoints).
         max_output_tokens: The caller's own cap, per choice; None when not named.
         choices: How many answers were asked for (``n``).
@@ -48,6 +49,7 @@ class RequestFacts:
     processing: str | None = None
     region: str | None = None
     input_bytes: int = 0
+    long_texts: Sequence[str] = field(default=(), repr=False, compare=False)
     characters: int | None = None
     max_output_tokens: int | None = None
     choices: int = 1

@@ -1,10 +1,13 @@
 """A call's bound is never below what the call turns out to use, and what has no bound says why."""
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+import tiktoken
+import tiktoken.load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,11 +15,14 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.budgets.bounds import (
     CLAUDE_OVERHEAD,
     REQUEST_OVERHEAD,
+    Ceilings,
     Expectations,
     bound,
     input_estimate,
+    longest_prompt,
     picodollars,
 )
+from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, RequestFacts
 from tokenmeter.ledger import Entry
 from tokenmeter.pricing import Ceiling, PriceList, Pricer
@@ -109,6 +115,11 @@ class TestBound:
             assert cost(affordable + 1).amount(unit) > room
 
 
+def an_entry(**changes):
+    values = {"occurred_at": NOW, "provider": "openai", "endpoint": "chat.completions", "operation": "chat"}
+    return Entry(**(values | changes))
+
+
 @settings(deadline=None)  # the first example loads the price list
 @given(
     st.sampled_from(["gpt-5", "gpt-4.1", "gpt-5-mini", "claude-sonnet-4-5", "claude-opus-4-1", "o3"]),
@@ -118,14 +129,110 @@ class TestBound:
     st.sampled_from([None, "default", "priority", "flex"]),
 )
 def test_no_class_tier_or_prompt_length_costs_more_than_the_bound(model, size, answer, meter, tier):
+    """Whatever class and band a prompt falls into, in the tier that was asked for or that answers have shown."""
     pricer = Pricer(PriceList.load())
     provider = "anthropic" if "claude" in model else "openai"
     call = a_call(provider=provider, model=model, input_bytes=size, max_output_tokens=answer)
-    ceiling = pricer.ceiling(provider=provider, endpoint=call.endpoint, facts=call.facts, at=NOW)
+    ceilings = Ceilings()
+    ceilings.learn(an_entry(provider=provider, request_model=model, service_tier=tier))
+    ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call))
     usage = Usage({meter: size, "output": answer})
     seen = Consumption(model=model, usage=usage, service_tier=tier, prompt_tokens=size)
     rating = pricer.rate(Observation(consumptions=(seen,)), provider=provider, endpoint=call.endpoint, at=NOW)
     assert (rating.billed_cost or 0) <= bound(call, ceiling).cost
+
+
+class TestTiers:
+    """A tier nobody named is not held for, until an answer shows that the account has it by default."""
+
+    def rate(self, ceilings, **facts):
+        call = a_call(model="gpt-5", **facts)
+        return ceilings.of(call, NOW, Pricer(PriceList.load())).input
+
+    def test_what_is_asked_for_is_held(self):
+        ceilings = Ceilings()
+        assert self.rate(ceilings) == Decimal("0.00000125")
+        assert self.rate(ceilings, service_tier="priority") == Decimal("0.0000025")
+
+    def test_what_answers_show_is_held_from_then_on(self):
+        ceilings = Ceilings()
+        for tier in (None, "default", "priority"):
+            ceilings.learn(an_entry(request_model="gpt-5", service_tier=tier))
+        assert self.rate(ceilings) == Decimal("0.0000025")
+
+    def test_a_band_of_long_prompts_is_held_for_long_prompts_only(self):
+        pricer, ceilings = Pricer(PriceList.load()), Ceilings()
+        call = a_call(provider="google", model="gemini-2.5-pro")
+        short, long, unknown = (ceilings.of(call, NOW, pricer, prompt_tokens=most) for most in (10_000, 300_000, None))
+        assert short.input < long.input == unknown.input
+
+
+class TestTokens:
+    """A tokenizer at hand makes the bound of long texts tight; without one their bytes bound them."""
+
+    ENCODING = tiktoken.Encoding(
+        "test",
+        pat_str=r"\w+|\W",
+        mergeable_ranks={bytes([byte]): byte for byte in range(256)} | {b"te": 256, b"st": 257, b"test": 258},
+        special_tokens={"<|end|>": 259},
+    )
+    PROSE = "test " * 100
+
+    def counter(self, encoding=ENCODING):
+        made = TokenCounter(lambda _: encoding)
+        made.load("o200k_base")
+        return made
+
+    def prompt(self, counter, text=PROSE, **facts):
+        call = a_call(model="gpt-5", input_bytes=len(text.encode()) + 40, long_texts=[text], **facts)
+        return bound(call, CEILING, counter).input_tokens - REQUEST_OVERHEAD
+
+    def test_long_texts_count_by_their_tokens_and_the_rest_by_its_bytes(self):
+        assert self.prompt(self.counter()) == 200 + 40
+
+    def test_what_looks_like_a_special_token_is_plain_text(self):
+        assert self.counter().count("o200k_base", ["<|end|>"]) == len("<|end|>")
+
+    def test_without_a_tokenizer_bytes_bound_it(self):
+        assert self.prompt(None) == self.prompt(self.counter(None)) == 540
+
+    def test_a_tokenizer_that_fails_or_is_still_loading_changes_nothing(self, caplog):
+        class Broken:
+            def encode_ordinary(self, text):
+                raise RuntimeError(text[:0])
+
+        assert self.prompt(self.counter(Broken())) == 540
+        assert "could not count" in caplog.text
+        ready = threading.Event()
+        waiting = TokenCounter(lambda _: ready.wait(10) and None)
+        assert self.prompt(waiting) == 540
+        ready.set()
+
+    def test_texts_that_would_take_too_long_are_bounded_by_their_bytes(self):
+        assert self.prompt(self.counter(), "test " * 300_000) == 1_500_040
+
+    def test_nothing_is_fetched_where_the_file_is_missing_or_not_whole(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+        monkeypatch.setattr(tiktoken.load, "read_file", lambda *_: pytest.fail("fetched"))
+        assert not TokenCounter().load("o200k_base")
+        (tmp_path / "fb374d419588a4632f3f557e76b4b70aebbca790").write_bytes(b"half a file")
+        assert not TokenCounter().load("o200k_base")
+
+    @pytest.mark.parametrize(
+        ("provider", "model", "encoding"),
+        [
+            ("openai", "gpt-5-mini", "o200k_base"),
+            ("azure", "gpt-4o", "o200k_base"),
+            ("openai", "ft:gpt-4o-2024-08-06:acme", "o200k_base"),
+            ("openai", "gpt-4-turbo", "cl100k_base"),
+            ("openai", "gpt-4.1", "o200k_base"),
+            ("openai", "tts-1", None),
+            ("anthropic", "claude-sonnet-4-5", None),
+            ("openai", None, None),
+        ],
+    )
+    def test_each_model_is_read_in_its_own_encoding(self, provider, model, encoding):
+        assert encoding_of(provider, model) == encoding
 
 
 class TestExpectations:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, RequestFacts
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
@@ -25,7 +26,7 @@ from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.usage import Observation
 
-__all__ = ["Bound", "Ceilings", "Expectations", "bound", "input_estimate", "picodollars"]
+__all__ = ["Bound", "Ceilings", "Expectations", "bound", "input_estimate", "longest_prompt", "picodollars"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -128,17 +129,18 @@ def picodollars(cost: Decimal) -> int:
     return int(EXACT.scaleb(cost, 12).to_integral_value(rounding=ROUND_CEILING))
 
 
-def bound(call: Call, ceiling: Ceiling | None) -> Bound:
+def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = None) -> Bound:
     """The upper bound of `call`.
 
     Args:
         call: The call.
         ceiling: The dearest rates that can apply to it and the model's limits; None for an unknown model.
+        tokens: Counts the prompt's longer texts where a tokenizer is at hand; else their bytes bound them.
     """
     context = ceiling.context_window if ceiling else None
     maximum = (ceiling.max_output_tokens or context) if ceiling else None
     pieces = _pieces(call, ceiling)
-    prompt = _prompt_bound(call, context)
+    prompt = _prompt_bound(call, context, tokens)
     answer = 0 if pieces is not None else _answer_bound(call, maximum)
     reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None)
     input_cost, output_rate = _rates(call, ceiling, prompt) if pieces is None else (pieces, ZERO)
@@ -197,15 +199,38 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
     return reasons
 
 
-def _prompt_bound(call: Call, context: int | None) -> int:
+def _prompt_bound(call: Call, context: int | None, counter: TokenCounter | None) -> int:
     facts = call.facts
     claude = call.provider == "anthropic" or "claude" in (facts.model or "")
-    tokens = facts.input_bytes + (CLAUDE_OVERHEAD if claude else REQUEST_OVERHEAD)
+    tokens = _text_bound(call, counter) + (CLAUDE_OVERHEAD if claude else REQUEST_OVERHEAD)
     if facts.image_count:
         tokens += facts.image_count * _image_cap(facts)
     if context is not None and facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return max(tokens, context)
     return tokens
+
+
+def longest_prompt(call: Call) -> int | None:
+    """The prompt's bound by its bytes alone; None where part of it lies elsewhere."""
+    named = call.facts.unbounded
+    if named and not _BOUNDED_BY_CONTEXT.isdisjoint(named.split(",")):
+        return None
+    return _prompt_bound(call, None, None)
+
+
+def _text_bound(call: Call, counter: TokenCounter | None) -> int:
+    """The prompt's bytes; of its longer texts the tokens, where they can be counted."""
+    facts = call.facts
+    encoding = encoding_of(call.provider, facts.model) if facts.long_texts and counter is not None else None
+    if encoding is None or counter is None:
+        return facts.input_bytes
+    counted = counter.count(encoding, facts.long_texts)
+    if counted is None:
+        return facts.input_bytes
+    counted_bytes = sum(
+        len(text) if text.isascii() else len(text.encode(errors="replace")) for text in facts.long_texts
+    )
+    return max(facts.input_bytes - counted_bytes, 0) + counted
 
 
 def _image_cap(facts: RequestFacts) -> int:
@@ -223,6 +248,9 @@ def _answer_bound(call: Call, maximum: int | None) -> int | None:
 
 
 _MOST_CEILINGS = 4_096
+_STANDARD = frozenset({"default", "standard", "auto"})
+#: A ceiling's rates: every field that is an amount of money.
+_RATES = tuple(item.name for item in fields(Ceiling) if "Decimal" in str(item.type))
 
 
 class Ceilings:
@@ -230,13 +258,32 @@ class Ceilings:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Ceiling | None] = {}
+        self._served: dict[tuple[str, str | None], frozenset[str]] = {}
 
-    def of(self, call: Call, at: datetime, pricer: Pricer) -> Ceiling | None:
+    def learn(self, entry: Entry) -> None:
+        """Remember that a model is served in a tier of its own: calls of it are held at that from now on."""
+        tier = entry.service_tier
+        if tier is None or tier in _STANDARD:
+            return
+        key = (entry.provider, entry.request_model)
+        known = self._served.get(key, frozenset())
+        if tier not in known and len(self._served) < _MOST_CEILINGS:
+            self._served[key] = known | {tier}
+
+    def of(self, call: Call, at: datetime, pricer: Pricer, *, prompt_tokens: int | None = None) -> Ceiling | None:
         """The dearest rates `call` could be billed at; those of other models, marked so, for an unknown model.
 
         None when the price list cannot answer: the call then has no bound, and each budget says what that means.
+
+        Args:
+            call: The call.
+            at: When it leaves.
+            pricer: Prices and terms.
+            prompt_tokens: Upper bound of its prompt; None = it may be of any length.
         """
         facts = call.facts
+        served = self._served.get((call.provider, facts.model), frozenset())
+        reach = None if prompt_tokens is None else 1 << prompt_tokens.bit_length()
         who = (call.api_key, call.attribution) if pricer.terms.multipliers else None
         key = (
             call.provider,
@@ -247,6 +294,8 @@ class Ceilings:
             facts.speed,
             facts.region,
             who,
+            served,
+            reach,
             at.replace(second=0, microsecond=0),
         )
         try:
@@ -254,7 +303,7 @@ class Ceilings:
         except KeyError:
             pass
         try:
-            found = _look_up(call, at, pricer)
+            found = _look_up(call, at, pricer, served, reach)
         except Exception:
             log.exception("tokenmeter could not look up the dearest price of %r", facts.model)
             return None
@@ -264,18 +313,39 @@ class Ceilings:
         return found
 
 
-def _look_up(call: Call, at: datetime, pricer: Pricer) -> Ceiling:
-    found = pricer.ceiling(
-        provider=call.provider,
-        endpoint=call.endpoint,
-        facts=call.facts,
-        at=at,
-        api_key=call.api_key,
-        attribution=call.attribution,
-    )
-    if found is not None:
-        return found
+def _look_up(call: Call, at: datetime, pricer: Pricer, served: frozenset[str], prompt_tokens: int | None) -> Ceiling:
+    found = [
+        ceiling
+        for tier in (call.facts.service_tier, *sorted(served))
+        if (
+            ceiling := pricer.ceiling(
+                provider=call.provider,
+                endpoint=call.endpoint,
+                facts=replace(call.facts, service_tier=tier),
+                at=at,
+                api_key=call.api_key,
+                attribution=call.attribution,
+                prompt_tokens=prompt_tokens,
+            )
+        )
+        is not None
+    ]
+    if found:
+        return _dearest(found)
     return pricer.dearest_known(provider=call.provider, at=at, api_key=call.api_key, attribution=call.attribution)
+
+
+def _dearest(ceilings: Sequence[Ceiling]) -> Ceiling:
+    """The dearest rate of each kind among `ceilings` of one model."""
+    first, *others = ceilings
+    if not others:
+        return first
+    rates: dict[str, Any] = {}
+    for name in _RATES:
+        known = [rate for ceiling in ceilings if (rate := getattr(ceiling, name)) is not None]
+        if known:
+            rates[name] = max(known)
+    return replace(first, **rates)
 
 
 def input_estimate(call: Call) -> Observation:

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice
-from tokenmeter.budgets.bounds import Ceilings, Expectations, picodollars
+from tokenmeter.budgets.bounds import Ceilings, Expectations, longest_prompt, picodollars
 from tokenmeter.budgets.counting import count, spent_by, with_held
 from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
@@ -34,6 +34,7 @@ from tokenmeter.budgets.required import place_in_code
 from tokenmeter.budgets.rules import Rule, Sight, check
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, audit, balances
+from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
@@ -154,6 +155,7 @@ class Budgets(Registry):
             announce=self.announce,
         )
         self._learned = Expectations()
+        self._tokens = TokenCounter()
         self._ceilings = Ceilings()
         self._asked = AskedLimits()
         self._opened: set[CounterKey] = set()
@@ -271,9 +273,10 @@ class Budgets(Registry):
                 call,
                 at,
                 holds,
-                ceiling=self._ceilings.of(call, at, self._pricer),
+                ceiling=self._ceilings.of(call, at, self._pricer, prompt_tokens=longest_prompt(call)),
                 learned=self._learned,
                 store=self._store,
+                tokens=self._tokens,
                 inject=inject,
             )
         except UnboundedError as error:
@@ -429,13 +432,17 @@ class Budgets(Registry):
         if reservation is None:
             return entry
         caps = self._state.caps
-        held = ((caps[one.key.budget].unit, one.amount) for one in reservation.claims if one.key.budget in caps)
+        held: list[tuple[Unit, int]] = []
+        for claim in reservation.claims:
+            if claim.key.budget in caps:
+                held.append((caps[claim.key.budget].unit, claim.amount))  # noqa: PERF401 - a type checker reads it
         return with_held(entry, held)
 
     def learn(self, entry: Entry) -> None:
         """Remember what a call used and how long it took: what others are expected to, and have to wait."""
         if self._state.hard:
             self._learned.learn(entry)
+            self._ceilings.learn(entry)
 
     def take_back_estimate(self, reservation: Reservation) -> None:
         """After a settlement that found no hold: if it was swept, its estimate now stands beside the true entry."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from tokenmeter.budgets.bounds import Bound, Expectations, bound, picodollars
 from tokenmeter.budgets.matching import Cap, Keys
 from tokenmeter.budgets.policy import IN_FLIGHT, amount_of
+from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, BudgetReservedError, RequestTooLargeError, StoreError
@@ -108,6 +109,7 @@ def make_plan(
     ceiling: Ceiling | None,
     learned: Expectations,
     store: Store,
+    tokens: TokenCounter | None = None,
     inject: bool = False,
 ) -> Plan:
     """Bound `call` and turn its holds into claims.
@@ -119,6 +121,7 @@ def make_plan(
         ceiling: The dearest rates that can apply to it; None for an unknown model.
         learned: For budgets that go by expectations.
         store: To look up what the budgets can still pay for, if a cap is to be injected.
+        tokens: Counts the prompt's longer texts, where a tokenizer is at hand.
         inject: Inject a cap, where that is wanted: the model's own maximum did not fit. A model whose maximum is not
             known gets one in any case.
 
@@ -127,12 +130,12 @@ def make_plan(
     """
     if all(hold.cap.unit in _BY_CALL for hold in holds):
         return Plan(call, at, holds, _claims(holds, [1] * len(holds)))
-    upper = bound(call, ceiling)
+    upper = bound(call, ceiling, tokens)
     injectable = _is_injectable(call, upper, holds)
     cap = injected(upper, holds, store) if injectable and (inject or upper.output_tokens is None) else None
     if cap is not None:
         call = replace(call, facts=replace(call.facts, max_output_tokens=cap))
-        upper = bound(call, ceiling)
+        upper = bound(call, ceiling, tokens)
     most = {unit: upper.amount(unit) for unit in {hold.cap.unit for hold in holds}}
     amounts = [_amount(hold, call, upper, most[hold.cap.unit], learned) for hold in holds]
     return Plan(call, at, holds, _claims(holds, amounts), upper, injectable, cap)

@@ -53,17 +53,34 @@ class Ceiling:
 
 
 def ceiling_of(
-    listed: ListedModel, *, facts: RequestFacts, endpoint: str, at: datetime, terms: Terms, platform: Decimal
+    listed: ListedModel,
+    *,
+    facts: RequestFacts,
+    endpoint: str,
+    at: datetime,
+    terms: Terms,
+    platform: Decimal,
+    prompt_tokens: int | None = None,
 ) -> Ceiling:
     """The dearest rates at which `listed` could bill a call with these facts.
 
-    A tier that the request does not name may be any the model is sold in (the account's default decides); one it
-    names may also be served as standard. Speed, batch and region are only what the request says. Geography may be
-    any, since the account's workspace decides it.
+    Tier, speed, batch and region are what the request says; a tier it names may also be served as standard. Where an
+    account's default is a dearer tier, answers say so: ask again with that tier. Geography may be any, since the
+    account's workspace decides it.
+
+    Args:
+        listed: The model's prices.
+        facts: Of the request.
+        endpoint: SDK method path.
+        at: When it leaves.
+        terms: Discounts.
+        platform: The platform multiplier.
+        prompt_tokens: Upper bound of the prompt: bands of longer prompts do not count; None = they all do.
     """
     card = listed.card
     contexts = tuple(_contexts(card, facts, endpoint))
-    sizes = (0, *(threshold + 1 for threshold in card.thresholds))
+    longest = prompt_tokens if prompt_tokens is not None else max((0, *card.thresholds)) + 1
+    sizes = (0, *(threshold + 1 for threshold in card.thresholds if threshold < longest))
     dearest = _Dearest(listed, contexts, sizes, at, terms, platform)
     return Ceiling(
         input=dearest.of(INPUT_METERS),
@@ -91,8 +108,6 @@ def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Co
         endpoint=endpoint,
     ).plain()
     tiers: set[str | None] = {None, named.service_tier}
-    if facts.service_tier in {None, "auto"} and named.processing is None:
-        tiers |= {row.conditions.service_tier for row in card.rows} | set(_ruled(card, "service_tier"))
     speeds = {None, named.speed}
     for tier in tiers:
         for speed in speeds:

@@ -190,6 +190,7 @@ class Pricer:
         at: datetime,
         api_key: ApiKey | None = None,
         attribution: Attribution = NOBODY,
+        prompt_tokens: int | None = None,
     ) -> Ceiling | None:
         """The dearest billed rates at which a call with these facts could be served; None for an unknown model."""
         from tokenmeter.pricing.ceiling import ceiling_of  # noqa: PLC0415 - only processes with caps bound calls
@@ -200,7 +201,15 @@ class Pricer:
         moment = at.astimezone(UTC)
         models = (facts.model, listed.model)
         platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
-        return ceiling_of(listed, facts=facts, endpoint=endpoint, at=moment, terms=self.terms, platform=platform)
+        return ceiling_of(
+            listed,
+            facts=facts,
+            endpoint=endpoint,
+            at=moment,
+            terms=self.terms,
+            platform=platform,
+            prompt_tokens=prompt_tokens,
+        )
 
     def dearest_known(
         self,

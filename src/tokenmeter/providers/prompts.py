@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -37,6 +37,8 @@ _IMAGE_TYPES = frozenset({"image", "image_url", "input_image", "computer_screens
 _REMOTE_KEYS = frozenset({"file_id", "file_url", "file_ids"})
 #: Sources of documents that lie elsewhere.
 _REMOTE_TYPES = frozenset({"url", "file"})
+#: Shorter texts are bounded well enough by their bytes.
+_LONG = 200
 _PUNCTUATION = 4  # quotes, colon and comma around a key or a value
 
 
@@ -48,11 +50,13 @@ class PromptSize:
         size: UTF-8 bytes of all text, with the JSON around it: no fewer than its tokens.
         images: Pictures, whose tokens their bytes do not bound.
         remote: Whether files are named that lie elsewhere.
+        texts: The longer texts among it, as they are: whoever wants tighter bounds may count their tokens.
     """
 
     size: int = 0
     images: int = 0
     remote: bool = False
+    texts: list[str] = field(default_factory=list[str], repr=False)
 
 
 def measure(parts: Iterable[Any]) -> PromptSize:
@@ -64,6 +68,8 @@ def measure(parts: Iterable[Any]) -> PromptSize:
         value = stack.pop()
         if isinstance(value, str):
             size += (len(value) if value.isascii() else utf8_length(value)) + _PUNCTUATION
+            if len(value) > _LONG:
+                result.texts.append(value)
         elif is_object(value):
             size += _open_object(value, stack, result)
         elif isinstance(value, list | tuple):

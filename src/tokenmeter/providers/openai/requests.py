@@ -43,6 +43,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         service_tier=named(get("service_tier")),
         processing=_processing(body),
         input_bytes=prompt.size,
+        long_texts=prompt.texts,
         image_count=prompt.images + _attached_images(endpoint, body),
         characters=len(spoken) if isinstance(spoken, str) else None,
         max_output_tokens=first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens")),
