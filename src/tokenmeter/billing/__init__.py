@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenmeter.billing.currency import ExchangeRate
 from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
+from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
     credit_invoice,
@@ -56,6 +57,8 @@ __all__ = [
     "issue_invoices",
     "late_costs",
     "late_entries",
+    "make_einvoice",
+    "missing_for_einvoice",
     "record_payment",
     "void_invoice",
     "write_off_invoice",

@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenmeter.billing.currency import add_up, money_text, round_money
 from tokenmeter.billing.drafting import Billable, Coverage
+from tokenmeter.billing.einvoice import missing_for_einvoice
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus, number_text
 from tokenmeter.billing.lines import TaxLine
 from tokenmeter.billing.period import acting
@@ -277,6 +278,9 @@ class _Issuing:
                 "too low. Give the price ([[prices]]) and run tokenmeter.reprice(): the difference is billed in the "
                 "next period. Or issue without them: allow_unpriced=True (--allow-unpriced)."
             )
+        form = self._profile(draft).einvoice
+        if form and (missing := missing_for_einvoice(draft, form)):
+            raise ConfigurationError(f"For {form} the [billing] settings lack: {'; '.join(missing)}.")
         self._check_day(draft)
         self._check_overlap(draft)
 

@@ -20,6 +20,8 @@ T = TypeVar("T")
 _PERCENT = Decimal(100)
 #: Tax categories of EN 16931 that an invoice of services can have.
 TAX_CATEGORIES = ("S", "Z", "E", "AE", "K", "G", "O")
+#: Forms of electronic invoices; see `tokenmeter.billing.make_einvoice`.
+EINVOICE_FORMS = ("factur-x", "cii", "ubl", "xrechnung")
 #: A party's settings that are one text each.
 _TEXTS = (
     *("email", "tax_id", "cost_centre", "purchase_order", "country", "city", "postcode", "contact", "phone"),
@@ -174,6 +176,8 @@ class BillingProfile:
         payment_terms: A sentence instead of the usual one.
         taxes: On every invoice, unless the buyer has its own.
         notes: Printed at the end.
+        einvoice: Which electronic invoice is made of them, ``factur-x``, ``cii``, ``ubl`` or ``xrechnung``: what that
+            lacks stops an issue.
     """
 
     seller: Party = field(default_factory=lambda: Party(name="(seller not configured)"))
@@ -186,6 +190,7 @@ class BillingProfile:
     payment_terms: str | None = None
     taxes: tuple[Tax, ...] = ()
     notes: tuple[str, ...] = ()
+    einvoice: str | None = None
 
     @classmethod
     def parse(cls, row: object, *, file: str = "configuration") -> BillingProfile:
@@ -197,7 +202,7 @@ class BillingProfile:
         where = f"{file}: billing"
         values = _checked(cls, row, where)
         texts: dict[str, Any] = {
-            key: _text(values, key, where) for key in ("currency", "tz", "series", "credit_series")
+            key: _text(values, key, where) for key in ("currency", "tz", "series", "credit_series", "einvoice")
         }
         days = values.get("terms_days", 30)
         if not isinstance(days, int) or isinstance(days, bool) or days < 0:
@@ -214,6 +219,8 @@ class BillingProfile:
         )
         check_currency(profile.currency)
         zone(profile.tz)
+        if profile.einvoice is not None and profile.einvoice not in EINVOICE_FORMS:
+            raise ConfigurationError(f"{where}.einvoice is {', '.join(EINVOICE_FORMS)}, not {profile.einvoice!r}.")
         if profile.series == profile.credit_series:
             raise ConfigurationError(f"{where}: series and credit_series must differ; both are {profile.series!r}.")
         return profile

@@ -24,6 +24,7 @@ from tokenmeter.billing import (
     invoice_coverage,
     invoices,
     issue_invoices,
+    make_einvoice,
     record_payment,
     void_invoice,
     write_off_invoice,
@@ -228,11 +229,35 @@ def pdf(
 ) -> None:
     """Write an invoice or a credit note as PDF, HTML, CSV, XLSX or JSON, by the file's ending."""
     with frame.ledger() as opened:
-        note = next((one for one in credit_notes(opened) if one.number == number), None)
-        document = note or find_invoice(opened, number)
+        document = _find(opened, number)
     path = target or Path(f"{number}.pdf")
     _write(document, path)
     out.print(str(path), markup=False)
+
+
+@command(invoice_app, "einvoice", examples=["tokenmeter invoice einvoice INV-00001 --form xrechnung"])
+def einvoice(
+    frame: Frame,
+    number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="File. Default: NUMBER.xml, or NUMBER.pdf for Factur-X.")
+    ] = None,
+    *,
+    form: Annotated[str | None, typer.Option("--form", help="factur-x, cii, ubl or xrechnung.")] = None,
+) -> None:
+    """Write an invoice or a credit note as an electronic one (EN 16931)."""
+    chosen = form or BillingProfile.parse(frame.settings.billing).einvoice or "factur-x"
+    with frame.ledger() as opened:
+        document = _find(opened, number)
+    content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there
+    path = target or Path(f"{number}.{'pdf' if chosen == 'factur-x' else 'xml'}")
+    path.write_bytes(content)
+    out.print(str(path), markup=False)
+
+
+def _find(store: Store, number: str) -> Invoice | CreditNote:
+    note = next((one for one in credit_notes(store) if one.number == number), None)
+    return note or find_invoice(store, number)
 
 
 @command(invoice_app, "credit", examples=["tokenmeter invoice credit INV-00001 25.00 --reason 'outage on the 12th'"])

@@ -102,7 +102,7 @@ class _Sheet:
             for place, at in enumerate(self._money):
                 if values[at] is not None:
                     self._sheet.write_string(row, exact + place, plain(values[at], "money"))
-                    self._totals[at] = add(self._totals[at], values[at])
+                    self._totals[at] = add(self._totals[at], Decimal(values[at]))
         if row:
             self._sheet.autofilter(0, 0, row, exact - 1)
             self._write_sums(row, exact)

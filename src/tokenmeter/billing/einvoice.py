@@ -1,0 +1,306 @@
+"""Electronic invoices by EN 16931: Factur-X/ZUGFeRD (a PDF/A-3 with its XML), XRechnung, and plain CII or UBL.
+
+What the standard asks for and the settings do not say is told by its number and its key, before a number is taken.
+Prices are the list prices; each factor is an allowance or a charge of the line, by its name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from decimal import Decimal
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+from tokenmeter.billing.currency import round_money
+from tokenmeter.billing.invoice import CreditNote, Invoice
+from tokenmeter.billing.lines import LineItem, TaxLine
+from tokenmeter.billing.profile import EINVOICE_FORMS, Party
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT, ONE, ZERO
+
+__all__ = ["EInvoiceForm", "make_einvoice", "missing_for_einvoice"]
+
+EInvoiceForm = Literal["factur-x", "cii", "ubl", "xrechnung"]
+_EN16931 = "urn:cen.eu:en16931:2017"
+_XRECHNUNG = f"{_EN16931}#compliant#urn:xeinkauf.de:kosit:xrechnung_3.0"
+_PEPPOL = "urn:fdc:peppol.eu:2017:poacc:billing:01:1.0"
+#: Recommendation 20: one. There is no code for tokens.
+_UNIT = "C62"
+_MILLION = 1_000_000
+_INVOICE, _CREDIT_NOTE = "380", "381"
+_TRANSFER = "58"  # SEPA credit transfer
+#: What a line's net amount may be off its arithmetic.
+_SLACK = Decimal("0.02")
+_REASONS = {"E": "VATEX-EU-132", "AE": "VATEX-EU-AE", "K": "VATEX-EU-IC", "G": "VATEX-EU-G", "O": "VATEX-EU-O"}
+_PERCENT = Decimal(100)
+
+
+def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x") -> bytes:
+    """An issued invoice or credit note as an electronic one (extra ``einvoice``).
+
+    Args:
+        document: What was issued.
+        form: ``factur-x`` (a PDF with its XML; ZUGFeRD is the same), ``cii`` (that XML alone), ``ubl``, or
+            ``xrechnung`` (UBL by the German rules).
+
+    Returns:
+        A PDF for ``factur-x``, else XML. Factur-X has the time of its making in it: make it once, and keep it.
+
+    Raises:
+        ConfigurationError: the extra is missing, it is a draft, or the settings do not say all that is needed.
+    """
+    if form not in EINVOICE_FORMS:
+        raise ConfigurationError(f"An electronic invoice is {', '.join(EINVOICE_FORMS)}, not {form!r}.")
+    invoice = document.invoice if isinstance(document, CreditNote) else document
+    if invoice.number is None:
+        raise ConfigurationError("A draft has no number yet; issue it first.")
+    if missing := missing_for_einvoice(invoice, form):
+        raise ConfigurationError(f"For {form} the [billing] settings lack: {'; '.join(missing)}.")
+    facturx = _facturx()
+    data = _credit_data(document) if isinstance(document, CreditNote) else _invoice_data(document)
+    german = form == "xrechnung"
+    if german:
+        data["BT-23"] = _PEPPOL
+    flavor = "factur-x" if form in {"factur-x", "cii"} else "ubl-2.1"
+    # Its own schematron check asks a server and takes silence for a yes; only the schemas are checked here.
+    xml: bytes = facturx.generate_xml(data, flavor=flavor, level="en16931", check_xsd=True, check_schematron=False)
+    if german:
+        xml = xml.replace(f">{_EN16931}<".encode(), f">{_XRECHNUNG}<".encode(), 1)
+    if form != "factur-x":
+        return xml
+    content: bytes = facturx.generate_from_binary(
+        document.to_pdf(), xml, flavor="factur-x", level="en16931", check_xsd=False, afrelationship="alternative"
+    )
+    return content
+
+
+def _facturx() -> Any:
+    try:
+        module = import_module("facturx")
+    except ImportError as error:
+        raise ConfigurationError(
+            "Electronic invoices need the extra 'einvoice': pip install 'tokenmeter-sdk[einvoice]'."
+        ) from error
+    logging.getLogger("factur-x").setLevel(logging.WARNING)
+    return module
+
+
+def missing_for_einvoice(invoice: Invoice, form: str) -> list[str]:
+    """What the standard asks for and the settings do not say, each with its number and key; empty when all is there."""
+    return list(_missing(invoice, german=form == "xrechnung"))
+
+
+def _missing(invoice: Invoice, *, german: bool) -> Iterator[str]:
+    seller, buyer = invoice.seller, invoice.buyer
+    keys = [("BT-40", seller, "seller", "country"), ("BT-55", buyer, "buyer", "country")]
+    if german:
+        for party, who, numbers in (
+            (seller, "seller", ("BT-37", "BT-38", "BT-34")),
+            (buyer, "buyer", ("BT-52", "BT-53", "BT-49")),
+        ):
+            names = ("city", "postcode", "electronic_address")
+            keys += [(number, party, who, name) for number, name in zip(numbers, names, strict=True)]
+        keys += [("BT-41", seller, "seller", "contact"), ("BT-42", seller, "seller", "phone")]
+        keys += [("BT-43", seller, "seller", "email"), ("BT-84", seller, "seller", "iban")]
+        keys += [("BT-10", buyer, "buyer", "reference")]
+    for number, party, who, name in keys:
+        if not getattr(party, name):
+            yield f"{number} {who}.{name}"
+    taxes = invoice.totals.taxes
+    if len(taxes) != 1:
+        yield f"BG-23 exactly one tax (there are {len(taxes)})"
+        return
+    category = taxes[0].category
+    if category != "O" and not seller.tax_id:
+        yield "BT-31 seller.tax_id"
+    if category == "O" and seller.tax_id:
+        yield "category O without seller.tax_id"
+    if category in {"AE", "K"} and not (buyer.tax_id or buyer.legal_id):
+        yield "BT-48 buyer.tax_id"
+    if not seller.tax_id and not seller.legal_id:
+        yield "BT-30 seller.legal_id"
+
+
+def _common(invoice: Invoice, taxes: tuple[TaxLine, ...]) -> dict[str, Any]:
+    seller, buyer = invoice.seller, invoice.buyer
+    last = (invoice.period.end - timedelta(microseconds=1)).date()
+    data: dict[str, Any] = {
+        "BT-5": invoice.currency,
+        "BT-10": buyer.reference,
+        "BT-13": buyer.purchase_order,
+        "BT-19": buyer.cost_centre,
+        "BT-20": invoice.payment_terms,
+        "BT-72": last,
+        "BT-73": invoice.period.start.date(),
+        "BT-74": last,
+        "BG-4": _party(seller),
+        "BG-7": _party(buyer),
+        "BG-23": [_tax(tax) for tax in taxes],
+    }
+    if seller.iban:
+        data |= {"BT-81": _TRANSFER, "BT-84": seller.iban.replace(" ", ""), "BT-85": seller.name, "BT-86": seller.bic}
+    return data
+
+
+def _invoice_data(invoice: Invoice) -> dict[str, Any]:
+    totals, (tax,) = invoice.totals, invoice.totals.taxes
+    lines = [_line(line, invoice, tax) for line in invoice.lines]
+    if totals.rounding:
+        lines.append(_plain_line(len(lines) + 1, "Rounding", totals.rounding, tax))
+    notes = [{"BT-22": text} for text in (f"Usage of {invoice.period.label} ({invoice.period.tz})", *invoice.notes)]
+    data = {
+        **_common(invoice, invoice.totals.taxes),
+        "BT-1": invoice.number,
+        "BT-2": invoice.issued_on,
+        "BT-3": _INVOICE,
+        "BT-9": invoice.due_on,
+        "BT-83": invoice.number,
+        "BG-1": notes,
+        "BG-25": lines,
+        **_sums(totals.net, totals.taxes, totals.total),
+    }
+    return _told(data)
+
+
+def _credit_data(note: CreditNote) -> dict[str, Any]:
+    invoice = note.invoice
+    (tax,) = note.taxes
+    data = {
+        **_common(invoice, note.taxes),
+        "BT-1": note.number,
+        "BT-2": note.issued_on,
+        "BT-3": _CREDIT_NOTE,
+        "BT-20": f"Credit on {invoice.number}",
+        "BG-1": [{"BT-22": note.reason}],
+        "BG-3": [{"BT-25": invoice.number, "BT-26": invoice.issued_on}],
+        "BG-25": [_plain_line(at, line.description, line.amount, tax) for at, line in enumerate(note.lines, 1)],
+        **_sums(note.net, note.taxes, note.total),
+    }
+    return _told(data)
+
+
+def _told(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value is not None}
+
+
+def _sums(net: Decimal, taxes: tuple[TaxLine, ...], total: Decimal) -> dict[str, str]:
+    (tax,) = taxes
+    told = {"BT-106": net, "BT-109": net, "BT-110": tax.amount, "BT-112": total, "BT-115": total}
+    return {name: f"{amount:f}" for name, amount in told.items()}
+
+
+def _party(party: Party) -> dict[str, Any]:
+    tax = (party.tax_id or "").replace(" ", "")
+    is_vat = tax[:2].isalpha() and len(tax) > 2  # noqa: PLR2004 - a country and something behind it
+    town = {party.city, party.postcode, f"{party.postcode} {party.city}"}
+    street = [line for line in party.address if line not in town][:3]
+    contact = _told({"name": party.contact, "phone": party.phone, "email": party.email})
+    electronic = party.electronic_address
+    return _told(
+        {
+            "name": party.name,
+            "vat_identifier": tax if is_vat else None,
+            "tax_identifier": tax if tax and not is_vat else None,
+            "legal_identifier": party.legal_id,
+            "country_code": party.country,
+            "city": party.city,
+            "postcode": party.postcode,
+            **{f"addr_l{at}": line for at, line in enumerate(street, 1)},
+            "contacts": [contact] if contact else None,
+            "einvoicing_addr": electronic,
+            "einvoicing_addr_schemeid": (party.electronic_scheme or "EM") if electronic else None,
+        }
+    )
+
+
+def _rate(tax: TaxLine) -> str:
+    return f"{EXACT.multiply(tax.rate, _PERCENT).quantize(Decimal('0.01'), context=EXACT):f}"
+
+
+def _tax(tax: TaxLine) -> dict[str, str]:
+    exempt = tax.category not in {"S", "Z"}
+    return _told(
+        {
+            "BT-116": f"{tax.base:f}",
+            "BT-117": f"{tax.amount:f}",
+            "BT-118": tax.category,
+            "BT-119": None if tax.category == "O" else _rate(tax),
+            "BT-120": (tax.note or tax.label) if exempt else None,
+            "BT-121": (tax.exemption or _REASONS.get(tax.category)) if exempt else None,
+        }
+    )
+
+
+def _plain_line(position: int, text: str, amount: Decimal, tax: TaxLine) -> dict[str, Any]:
+    """One piece at its price; a negative amount is a negative quantity, for a price is never negative."""
+    return _told(
+        {
+            "BT-126": str(position),
+            "BT-129": "1" if amount >= 0 else "-1",
+            "BT-130": _UNIT,
+            "BT-131": f"{amount:f}",
+            "BT-146": f"{amount.copy_abs():f}",
+            "BT-151": tax.category,
+            "BT-152": None if tax.category == "O" else _rate(tax),
+            "BT-153": text,
+        }
+    )
+
+
+def _line(line: LineItem, invoice: Invoice, tax: TaxLine) -> dict[str, Any]:
+    """Quantity at the list price, less or plus each factor by its name; what cannot be told so is one piece."""
+    groups = ", ".join(value for value in line.group.values() if value)
+    text = f"{line.description} ({groups})" if groups else line.description
+    plain = _plain_line(line.position, text, line.amount, tax)
+    if (
+        line.list_unit_price is None
+        or line.quantity <= 0
+        or line.amount < 0
+        or line.kind == "adjustment"
+        or line.unpriced
+    ):
+        return plain
+    base = _MILLION if line.unit == "Tokens" else 1
+    unit = EXACT.multiply(line.list_unit_price, invoice.exchange_rate.rate)
+    listed = round_money(EXACT.multiply(line.quantity, unit), invoice.currency)
+    changes = list(_changes(line, unit, listed, invoice.currency))
+    if changes:  # the last of them takes the rounding
+        name, _ = changes[-1]
+        rest = EXACT.subtract(EXACT.subtract(line.amount, listed), _sum(amount for _, amount in changes[:-1]))
+        changes[-1] = name, rest
+    elif abs(EXACT.subtract(line.amount, listed)) > _SLACK:
+        return plain
+    made = {
+        **plain,
+        "BT-129": f"{line.quantity:f}",
+        "BT-146": f"{EXACT.multiply(unit, Decimal(base)).normalize(EXACT):f}",
+        "BT-149": str(base),
+        "BG-27": [_change(name, amount, "95") for name, amount in changes if amount < 0] or None,
+        "BG-28": [_change(name, amount, "ZZZ") for name, amount in changes if amount > 0] or None,
+    }
+    return _told(made)
+
+
+def _changes(line: LineItem, unit: Decimal, listed: Decimal, currency: str) -> Iterator[tuple[str, Decimal]]:
+    before, product = listed, ONE
+    for name, factor in line.multipliers.items():
+        product = EXACT.multiply(product, factor)
+        after = round_money(EXACT.multiply(EXACT.multiply(line.quantity, unit), product), currency)
+        yield f"{name} x {factor.normalize(EXACT):f}", EXACT.subtract(after, before)
+        before = after
+
+
+def _change(name: str, amount: Decimal, code: str) -> dict[str, str]:
+    return {"amount": f"{amount.copy_abs():f}", "reason": name, "reason_code": code}
+
+
+def _sum(amounts: Iterator[Decimal]) -> Decimal:
+    total = ZERO
+    for amount in amounts:
+        total = EXACT.add(total, amount)
+    return total
+
+
+assert get_args(EInvoiceForm) == EINVOICE_FORMS  # noqa: S101 - one list, once for types and once for settings
