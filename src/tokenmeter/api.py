@@ -360,6 +360,7 @@ class Meter(CallMeter):
     invoice = _of_profile(billing.draft_invoice)
     statement = _of_profile(billing.draw_statement)
     age_balances = _of_ledger(billing.age_balances)
+    export_journal = _of_ledger(billing.export_journal)
     draft_invoices = _of_profile(billing.draft_invoices)
     issue_invoice = _of_ledger(billing.issue_invoice)
     issue_invoices = _of_ledger(billing.issue_invoices)

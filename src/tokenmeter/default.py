@@ -50,6 +50,7 @@ __all__ = [
     "export_charges",
     "export_entries",
     "export_focus",
+    "export_journal",
     "file_reconciliation",
     "find_invoice",
     "flush",
@@ -360,6 +361,7 @@ close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)
 age_balances = _on_default(Meter.age_balances)
+export_journal = _on_default(Meter.export_journal)
 import_usage = _on_default(Meter.import_usage)
 reconcile = _on_default(Meter.reconcile)
 record = _on_default(Meter.record, _recorder)

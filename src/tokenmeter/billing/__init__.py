@@ -18,6 +18,7 @@ from tokenmeter.billing.issuing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.billing.journal import JournalEntry, Posting, export_journal, journal_entries
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
@@ -34,9 +35,11 @@ __all__ = [
     "ExchangeRate",
     "Invoice",
     "InvoiceStatus",
+    "JournalEntry",
     "Late",
     "LineItem",
     "Party",
+    "Posting",
     "Statement",
     "StatementLine",
     "Tax",
@@ -50,11 +53,13 @@ __all__ = [
     "draft_invoice",
     "draft_invoices",
     "draw_statement",
+    "export_journal",
     "find_invoice",
     "invoice_coverage",
     "invoices",
     "issue_invoice",
     "issue_invoices",
+    "journal_entries",
     "late_costs",
     "late_entries",
     "make_einvoice",

@@ -20,6 +20,7 @@ from tokenmeter.billing import (
     draft_invoice,
     draft_invoices,
     draw_statement,
+    export_journal,
     find_invoice,
     invoice_coverage,
     invoices,
@@ -366,6 +367,47 @@ def statement(
         emit(drawn.to_dict())
     else:
         out.print(str(drawn), markup=False)
+
+
+@command(
+    app,
+    "journal",
+    examples=[
+        "tokenmeter journal beancount --period last-month --to 2026-11.beancount",
+        "tokenmeter journal datev --account receivable=10000 --account income=8400 --account rounding=8400 "
+        "--account bank=1200 --to EXTF_2026-11.csv",
+    ],
+)
+def journal(
+    frame: Frame,
+    form: Annotated[str, typer.Argument(help="beancount, hledger, xero, quickbooks or datev.")],
+    *,
+    period: BillPeriod = "last-month",
+    account: Annotated[
+        list[str] | None,
+        typer.Option("--account", help="ROLE=ACCOUNT, such as income=8400 or expense=Costs:{provider}."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="NAME=VALUE of the form, such as client=7.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="File.", show_default="standard output")] = None,
+    tz: TzOption = "UTC",
+) -> None:
+    """A period's invoices, credit notes, payments and provider costs for a finance system, in double entry."""
+    with frame.ledger() as opened:
+        content = export_journal(
+            opened,
+            period=period,
+            form=form,  # type: ignore[arg-type]  # checked there
+            accounts=pairs_of(account or []) or None,
+            tz=tz,
+            options=pairs_of(option or []),
+        )
+    if to is None:
+        typer.echo(content, nl=False)
+    else:
+        to.write_bytes(content)
+        out.print(str(to), markup=False)
 
 
 def _write(document: Invoice | CreditNote | Statement, path: Path) -> None:

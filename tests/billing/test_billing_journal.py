@@ -1,0 +1,151 @@
+"""Double entry that finance systems take: entries that add up, and files by each system's rules."""
+
+from __future__ import annotations
+
+import csv
+import io
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.billing import (
+    close_period,
+    credit_invoice,
+    draft_invoice,
+    export_journal,
+    invoices,
+    issue_invoice,
+    journal_entries,
+    record_payment,
+    void_invoice,
+    write_off_invoice,
+)
+from tokenmeter.errors import ConfigurationError
+
+BUYER = 'Łódź & Söhne "quoted" GmbH'
+NUMBERS = {"receivable": "10000", "income": "8400", "rounding": "8401", "bank": "1200", "bad_debts": "2400"}
+
+
+@pytest.fixture
+def booked(store, book, december):
+    """November: two invoices, a credit note, a payment in part, the rest written off, and a void one."""
+    book("100.004", team="search", multipliers={"discount": "0.8"})
+    for count in range(3):
+        book("0.004", team="search", model=f"small-{count}")
+    book("50", team="ads", provider="anthropic", model="claude-haiku-4-5")
+    close_period(store, "2026-11", now=december)
+    profile = {"seller": {"name": "P"}, "taxes": [{"name": "VAT", "rate": "0.19"}]}
+    for team, buyer in (("search", {"name": BUYER, "cost_centre": "4711"}), ("ads", {"name": "Ads"})):
+        issue_invoice(store, draft_invoice(store, team=team, period="2026-11", profile=profile, buyer=buyer))
+    credit_invoice(store, "INV-00001", [(1, "10.00")], "outage")
+    record_payment(store, "INV-00001", "50", reference="wire 7")
+    write_off_invoice(store, "INV-00001", "insolvent")
+    void_invoice(store, "INV-00002", "wrong buyer")
+    return store
+
+
+def test_every_entry_adds_up_to_nothing_and_the_receivable_ends_even(booked):
+    entries = journal_entries(booked, period="2026-11")
+    assert [entry.kind for entry in entries] == [
+        *("invoice", "invoice"),
+        *("payment", "write_off", "void", "credit_note"),
+        *("provider_cost",) * 4,
+    ] or {entry.kind for entry in entries} >= {
+        "invoice",
+        "credit_note",
+        "payment",
+        "write_off",
+        "void",
+        "provider_cost",
+    }
+    for entry in entries:
+        assert sum(posting.amount for posting in entry.postings) == 0
+    sums = {}
+    for entry in entries:
+        for posting in entry.postings:
+            sums[posting.role] = sums.get(posting.role, 0) + posting.amount
+    assert sums["receivable"] == 0
+    (bill,) = [one for one in invoices(booked) if one.number == "INV-00001"]
+    assert sums["bank"] == 50
+    assert -(sums["income"] + sums["rounding"]) == bill.totals.net - 10
+
+
+def test_beancount_accepts_the_file_to_the_cent(booked, tmp_path):
+    pytest.importorskip("beancount")
+    from beancount.loader import load_string
+
+    text = export_journal(booked, period="2026-11", accounts={"income": "Income:AI:{provider}"}).decode()
+    entries, errors, _ = load_string(text)
+    assert errors == []
+    assert len(entries) > 6
+    assert BUYER.replace('"', '\\"') in text
+    assert "Income:AI:Openai" in text
+    wrong = text.replace("-19.", "-18.", 1) if "-19." in text else text.replace("90.", "91.", 1)
+    assert load_string(wrong)[1] or wrong == text
+
+
+def test_hledgers_journal_has_two_blanks_before_each_amount(booked):
+    text = export_journal(booked, period="2026-11", form="hledger").decode()
+    assert "(INV-00001)" in text
+    assert all("  " in line.strip() for line in text.splitlines() if line.startswith("    "))
+
+
+def test_xero_and_quickbooks_lines_add_up_to_the_net(booked):
+    rows = list(csv.DictReader(io.StringIO(export_journal(booked, period="2026-11", form="xero").decode())))
+    total = sum(Decimal(row["*UnitAmount"]) for row in rows if row["*InvoiceNumber"] == "INV-00001")
+    (bill,) = [one for one in invoices(booked) if one.number == "INV-00001"]
+    assert total == bill.totals.net
+    assert {row["*InvoiceNumber"] for row in rows} == {"INV-00001", "CN-00001"}  # the void one is not sent
+    assert rows[0]["*InvoiceDate"] == f"{bill.issued_on:%d/%m/%Y}"
+    assert "discount 0.8" in rows[0]["*Description"]
+    rows = list(csv.DictReader(io.StringIO(export_journal(booked, period="2026-11", form="quickbooks").decode())))
+    assert sum(Decimal(row["*Item Amount"]) for row in rows) == bill.totals.net - 10
+
+
+def test_datev_has_its_header_125_columns_and_gross_amounts(booked):
+    content = export_journal(
+        booked, period="2026-11", form="datev", accounts=NUMBERS, options={"currency": "USD", "client": "7"}
+    )
+    head, names, *rows = content.decode("cp1252").split("\r\n")
+    assert head.startswith('"EXTF";700;21;"Buchungsstapel";13;')
+    assert len(head.split(";")) == 31
+    assert len(names.split(";")) == 125
+    assert rows[-1] == ""
+    cells = [row.split(";") for row in rows[:-1]]
+    assert {len(row) for row in cells} == {125}
+    first = [row for row in cells if row[10] == '"INV-00001"' and row[1] == '"S"' and row[6] == "10000"]
+    (bill,) = [one for one in invoices(booked) if one.number == "INV-00001"]
+    assert sum(Decimal(row[0].replace(",", ".")) for row in first) == bill.total
+    assert first[0][9] == f"{bill.issued_on:%d%m}"
+    assert first[0][36] == '"4711"'
+
+
+def test_what_a_system_cannot_take_is_said(booked):
+    for wanted, given in (
+        ("a journal is|A journal is", {"form": "sap"}),
+        ("unknown role 'sales'", {"accounts": {"sales": "x"}}),
+        ("names something unknown", {"accounts": {"income": "Income:{colour}"}}),
+        ("numbers of 4 to 9 digits", {"form": "datev", "options": {"currency": "USD"}}),
+        ("documents in USD", {"form": "datev", "accounts": NUMBERS}),
+        ("no option colour", {"options": {"colour": "red"}}),
+    ):
+        with pytest.raises(ConfigurationError, match=wanted):
+            export_journal(booked, period="2026-11", **given)
+
+
+def test_a_letter_that_datev_cannot_write_is_named(store, book, december):
+    book("5", team="t")
+    close_period(store, "2026-11", now=december)
+    issue_invoice(store, draft_invoice(store, team="t", period="2026-11", buyer="北京"))
+    with pytest.raises(ConfigurationError, match="has no '北'"):
+        export_journal(store, period="2026-11", form="datev", accounts=NUMBERS, options={"currency": "USD"})
+
+
+def test_accounts_by_a_table(booked):
+    accounts = {"income": {"provider=anthropic": "Income:Claude", "default": "Income:Other"}}
+    names = {
+        posting.account
+        for entry in journal_entries(booked, period="2026-11", accounts=accounts)
+        for posting in entry.postings
+    }
+    assert {"Income:Claude", "Income:Other"} <= names
