@@ -46,18 +46,8 @@ def booked(store, book, december):
 
 def test_every_entry_adds_up_to_nothing_and_the_receivable_ends_even(booked):
     entries = journal_entries(booked, period="2026-11")
-    assert [entry.kind for entry in entries] == [
-        *("invoice", "invoice"),
-        *("payment", "write_off", "void", "credit_note"),
-        *("provider_cost",) * 4,
-    ] or {entry.kind for entry in entries} >= {
-        "invoice",
-        "credit_note",
-        "payment",
-        "write_off",
-        "void",
-        "provider_cost",
-    }
+    kinds = {entry.kind for entry in entries}
+    assert kinds == {"invoice", "credit_note", "payment", "write_off", "void", "provider_cost"}
     for entry in entries:
         assert sum(posting.amount for posting in entry.postings) == 0
     sums = {}
@@ -80,8 +70,7 @@ def test_beancount_accepts_the_file_to_the_cent(booked, tmp_path):
     assert len(entries) > 6
     assert BUYER.replace('"', '\\"') in text
     assert "Income:AI:Openai" in text
-    wrong = text.replace("-19.", "-18.", 1) if "-19." in text else text.replace("90.", "91.", 1)
-    assert load_string(wrong)[1] or wrong == text
+    assert load_string(text.replace("  50.00 USD", "  50.01 USD", 1))[1]  # a cent off is an error
 
 
 def test_hledgers_journal_has_two_blanks_before_each_amount(booked):

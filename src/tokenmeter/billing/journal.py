@@ -22,7 +22,7 @@ from tokenmeter.billing.period import find_closed
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.periods import Period, parse_period, zone
+from tokenmeter.periods import Period, parse_instant, parse_period, zone
 from tokenmeter.stores.base import Store
 
 __all__ = ["JournalEntry", "JournalForm", "Posting", "export_journal", "journal_entries"]
@@ -507,6 +507,7 @@ def _datev(entries: Sequence[JournalEntry], period: Period, options: dict[str, A
     digits = int(options.pop("account_digits", 4))
     first, last = _days(period)
     start = options.pop("year_start", date(first.year, 1, 1))
+    start = start if isinstance(start, date) else parse_instant(str(start)).date()
     name = str(options.pop("name", f"tokenmeter {period.label}"))[:30]
     if not first <= last < date(start.year + 1, start.month, start.day):
         raise ConfigurationError("A Buchungsstapel lies within one fiscal year; export shorter periods.")

@@ -374,8 +374,7 @@ def statement(
     "journal",
     examples=[
         "tokenmeter journal beancount --period last-month --to 2026-11.beancount",
-        "tokenmeter journal datev --account receivable=10000 --account income=8400 --account rounding=8400 "
-        "--account bank=1200 --to EXTF_2026-11.csv",
+        "tokenmeter journal xero --period last-month --account income=200 --to xero.csv",
     ],
 )
 def journal(
@@ -385,7 +384,7 @@ def journal(
     period: BillPeriod = "last-month",
     account: Annotated[
         list[str] | None,
-        typer.Option("--account", help="ROLE=ACCOUNT, such as income=8400 or expense=Costs:{provider}."),
+        typer.Option("--account", help="ROLE=ACCOUNT, such as income=8400 or expense=AI:{provider}."),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="NAME=VALUE of the form, such as client=7.")
