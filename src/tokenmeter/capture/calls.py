@@ -12,7 +12,16 @@ from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, complain
-from tokenmeter.capture.settlement import Settling, authorize_async, settle, settle_async, watch
+from tokenmeter.capture.settlement import (
+    Settling,
+    authorize_async,
+    catch_up,
+    catch_up_async,
+    has_waiting,
+    settle,
+    settle_async,
+    watch,
+)
 from tokenmeter.errors import AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError
 from tokenmeter.stores.values import from_microseconds
 from tokenmeter.usage import Observation
@@ -305,11 +314,14 @@ class InFlight:
         """The call returned a value: write down what it cost, before the caller gets it."""
         for settling in self._on_return():
             settle(settling)
+        catch_up()
 
     async def returned_async(self) -> None:
         """As `returned`, without making the event loop wait."""
         for settling in self._on_return():
             await settle_async(settling)
+        if has_waiting():
+            await catch_up_async()
 
     def raised(self, error: BaseException) -> None:
         """The call raised `error`: write down what it may have cost, before the caller gets it."""

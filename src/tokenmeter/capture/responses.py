@@ -157,21 +157,26 @@ class Exchange:
         if self._holding:
             self._asked.keep_hold()
         try:
-            for event in events:
-                self.saw_event(event)
+            self.saw_events(events)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self._meter.fault("read a response", error)
 
     def saw_event(self, event: Any) -> None:
         """One decoded event of a stream."""
+        self.saw_events([event])
+
+    def saw_events(self, events: list[Any]) -> None:
+        """Some decoded events of a stream, in order."""
         if self._many:
-            self.saw_line(event)
+            for event in events:
+                self.saw_line(event)
             return
         if self._stream is None:
             self._stream = self._asked.open_stream()
         if self.first_token_us is None:
             self.first_token_us = (time.perf_counter_ns() - self._asked.started_ns) // 1000
-        self._stream.feed(event)
+            self.due = 1 if self._holding else self._stream.batch
+        self._stream.feed(*events)
 
     def saw(self, body: Any) -> None:
         """Take the whole body as the SDK decoded it. Never raises."""

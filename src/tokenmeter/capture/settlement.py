@@ -27,7 +27,9 @@ __all__ = [
     "Open",
     "Settling",
     "authorize_async",
+    "catch_up",
     "catch_up_async",
+    "has_waiting",
     "in_thread",
     "settle",
     "settle_async",
@@ -109,6 +111,17 @@ async def settle_async(settling: Settling) -> None:
     _catch_up(wait=False)
     if any(waiting.looks_up for waiting in tuple(_put_by)):
         await catch_up_async()
+
+
+def has_waiting() -> bool:
+    """Whether anything was put by."""
+    return bool(_put_by)
+
+
+def catch_up() -> None:
+    """Write what was put by."""
+    if _put_by and not _this_thread.inside:
+        _catch_up(wait=True)
 
 
 async def catch_up_async() -> None:

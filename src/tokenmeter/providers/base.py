@@ -122,15 +122,21 @@ class PlainReader(NamedTuple):
 
 
 class StreamReader(Protocol):
-    """Reads the events of one stream. Usage events replace, they never add."""
+    """Reads the events of one stream. Usage events replace, they never add.
+
+    Attributes:
+        batch: How many events may wait to be read together: more is quicker, and keeps that many alive.
+    """
+
+    batch: int
 
     @property
     def terminal(self) -> bool:
         """Whether the event that ends the answer has been seen (its usage, if any, is final)."""
         ...
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        """Take one decoded event, in order. Must be cheap and must not keep the event alive."""
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take decoded events, in order. Must be cheap and must not keep them alive."""
         ...
 
     def body(self) -> Any:

@@ -15,13 +15,12 @@ from tokenmeter.usage import Observation
 __all__ = ["MessageStream"]
 
 _ESTIMATED = frozenset({"estimated"})
-#: Keys of a content delta that hold generated text.
-_TEXT_KEYS = ("text", "partial_json", "thinking")
 
 
 class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
+    batch = 32
     __slots__ = ("_bytes", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -40,16 +39,22 @@ class MessageStream:
         """Whether the message has ended: its usage is final."""
         return self._terminal
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        """Take one event."""
-        delta = event.get("delta")
-        if delta is not None and is_object(delta) and "usage" not in event:
-            for key in _TEXT_KEYS:
-                words = delta.get(key)
-                if type(words) is str:
-                    self._bytes += len(words) if words.isascii() else utf8_length(words)
-                    return
-            return
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some events."""
+        size = 0
+        for event in events:
+            delta = event.get("delta")
+            if delta is None or "usage" in event or not is_object(delta):
+                self._take(event)
+                continue
+            words = delta.get("text")
+            if words is None:
+                words = delta.get("partial_json") or delta.get("thinking")
+            if type(words) is str:
+                size += len(words) if words.isascii() else utf8_length(words)
+        self._bytes += size
+
+    def _take(self, event: Mapping[str, Any]) -> None:
         kind = event.get("type")
         if kind == "message_delta":
             usage = section(event, "usage")

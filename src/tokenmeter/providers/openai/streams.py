@@ -30,6 +30,7 @@ def open_stream(context: Context, read: Read) -> StreamReader:
 class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
+    batch = 32
     __slots__ = ("_bytes", "_context", "_finished", "_read", "_said", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -45,36 +46,32 @@ class ChatStream:
         """Whether every answer asked for has given its reason to stop."""
         return self._finished >= self._context.request.choices
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        """Take one chunk."""
-        if not self._said:
-            self._name(event)
-        usage = event.get("usage")
-        if usage and is_object(usage):
-            self._usage = latest(self._usage, usage) if self._usage else usage
-            self._name(event)
-        try:
-            choices: Any = event.get("choices") or ()
-            for choice in choices:
-                self._choice(choice, event)
-        except (AttributeError, TypeError):
-            pass  # a chunk in no known shape says nothing
-        if "x_groq" in event and not usage:
-            self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
-
-    def _choice(self, choice: Any, event: Mapping[str, Any]) -> None:
-        delta = choice.get("delta")
-        if delta:
-            content = delta.get("content")
-            if type(content) is str:
-                self._bytes += len(content) if content.isascii() else utf8_length(content)
-            if len(delta) > 1 or content is None:
-                self._bytes += _other_text(delta)
-        elif type(choice.get("text")) is str:
-            self._bytes += utf8_length(choice["text"])
-        if choice.get("finish_reason"):
-            self._finished += 1
-            self._name(event)
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some chunks."""
+        size = 0
+        for event in events:
+            if not self._said:
+                self._name(event)
+            usage = event.get("usage")
+            if usage and is_object(usage):
+                self._usage = latest(self._usage, usage) if self._usage else usage
+                self._name(event)
+            try:
+                for choice in event.get("choices") or ():
+                    delta = choice.get("delta")
+                    content = delta.get("content") if delta else choice.get("text")
+                    if type(content) is str:
+                        size += len(content) if content.isascii() else utf8_length(content)
+                    if delta and (len(delta) > 1 or content is None):
+                        size += _other_text(delta)
+                    if choice.get("finish_reason"):
+                        self._finished += 1
+                        self._name(event)
+            except (AttributeError, TypeError):
+                pass  # a chunk in no known shape says nothing
+            if "x_groq" in event and not usage:
+                self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
+        self._bytes += size
 
     def _name(self, event: Mapping[str, Any]) -> None:
         """The last chunks may correct the model and name the tier that served the call."""
@@ -117,6 +114,7 @@ _BINARY = ("response.audio.delta", "response.output_audio.delta")
 class ResponseStream:
     """Events of a Responses API stream: the terminal event carries the whole response, usage included."""
 
+    batch = 32
     __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read", "_whole")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -133,13 +131,20 @@ class ResponseStream:
         """Whether the response has completed, failed or been cut off by its limit."""
         return self._final is not None
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        """Take one event."""
-        delta = event.get("delta")
-        if type(delta) is str:
-            if event.get("type") not in _BINARY:
-                self._bytes += len(delta) if delta.isascii() else utf8_length(delta)
-            return
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some events."""
+        size = 0
+        for event in events:
+            delta = event.get("delta")
+            if type(delta) is not str:
+                self._bytes += size
+                size = 0
+                self._take(event)
+            elif event.get("type") not in _BINARY:
+                size += len(delta) if delta.isascii() else utf8_length(delta)
+        self._bytes += size
+
+    def _take(self, event: Mapping[str, Any]) -> None:
         kind = text(event, "type")
         if kind in _TERMINAL:
             self._final = self._read(event, replace(self._context, received=self._bytes))
@@ -199,6 +204,7 @@ _RUNNING = frozenset({"session.usage.updated", "session.closed"})
 class EventStream:
     """Typed events of the other endpoints: images, speech, transcription, runs, realtime and Live sessions."""
 
+    batch = 1  # pictures and speech are large
     __slots__ = ("_bytes", "_context", "_read", "_running", "_seen", "_terminal")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -214,8 +220,12 @@ class EventStream:
         """Whether an event that ends an answer has been seen."""
         return self._terminal
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        """Take one event."""
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some events."""
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: Mapping[str, Any]) -> None:
         delta = event.get("delta")
         if type(delta) is str:
             self._bytes += utf8_length(delta)
