@@ -728,14 +728,16 @@ def _hearing(
         return process(data=data, cast_to=cast_to, response=response)
 
     def hide_and_process(*, data: Any, cast_to: Any, response: Any) -> Any:
-        added.last = hide is not None and hide(data)
+        if hide is not None and hide(data):
+            added.last = True
         return process(data=data, cast_to=cast_to, response=response)
 
     def hear_and_hide(*, data: Any, cast_to: Any, response: Any) -> Any:
         take(data)
         if len(events) >= exchange.due:
             exchange.take_events()
-        added.last = hide is not None and hide(data)
+        if hide is not None and hide(data):
+            added.last = True
         return process(data=data, cast_to=cast_to, response=response)
 
     if told is None:
@@ -766,36 +768,20 @@ def _leave_out(stream: Any, added: _Added) -> None:
     """A stream stays of its own class: only the iterator behind it leaves out what was `added`."""
     chunks = getattr(stream, "_iterator", None)
     if chunks is not None:
-        stream.__dict__["_iterator"] = (_Shown if hasattr(chunks, "__next__") else _AsyncShown)(chunks, added)
+        stream.__dict__["_iterator"] = (_shown if hasattr(chunks, "__next__") else _AsyncShown)(chunks, added)
 
 
-class _Shown:
-    """The chunks that the caller asked for. No generator, whose closing would be one more thing to go wrong."""
-
-    __slots__ = ("_added", "_chunks", "_next")
-
-    def __init__(self, chunks: Any, added: _Added) -> None:
-        self._chunks = chunks
-        self._added = added
-        self._next = chunks.__next__
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        added = self._added
-        chunk = self._next()
-        while added.last:
+def _shown(chunks: Any, added: _Added) -> Iterator[Any]:
+    """The chunks that the caller asked for."""
+    for chunk in chunks:
+        if added.last:
             added.last = False
-            chunk = self._next()
-        return chunk
-
-    def __getattr__(self, name: str) -> Any:  # close, send, ...
-        return getattr(self._chunks, name)
+        else:
+            yield chunk
 
 
 class _AsyncShown:
-    """As `_Shown`, async."""
+    """As `_shown`, async. No generator: asyncio would have one more to close, at a moment of its own."""
 
     __slots__ = ("_added", "_chunks", "_next")
 

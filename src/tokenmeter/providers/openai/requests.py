@@ -8,7 +8,7 @@ from typing import Any, cast
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
-from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text
+from tokenmeter.providers.wire import JSON, is_array, members, section, text
 
 __all__ = ["UsageHider", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
 
@@ -147,7 +147,7 @@ class UsageHider:
 
     def __call__(self, event: Any) -> bool:
         """Take off what was added; whether nothing else is in `event`."""
-        if not is_object(event) or "usage" not in event:
+        if type(event) is not dict or "usage" not in event:
             return False
         if event["usage"] is None:
             self._asked = True
