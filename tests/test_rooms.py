@@ -17,7 +17,7 @@ OWN = re.compile(
     chat[./]completions | messages[./]batches | responses[./](create|compact|connect|retrieve) | images[./]generat
     | fine_tuning | audio[./](speech|trans) | beta\.(messages|sessions|threads|responses|agents) | generateContent
     | \b(prompt|completion)_tokens | (input|output)_tokens?_details | cache_creation(_input)?\b | tool_usage\b
-    | stream_options | include_usage | max_completion_tokens | max_tokens | num_requests | usage_?[mM]etadata
+    | stream_options | include_usage | max_completion_tokens | \bmax_tokens | num_requests | usage_?[mM]etadata
     | server_tool_use | inference_geo | anthropic[-_]version | x-stainless
     | response\.(created|completed|done|failed|create) | message_(start|delta|stop) | content_block
     | session\.(created|closed|usage) | transcript\.text | (Azure|Async)OpenAI | AsyncAnthropic | VertexAI
@@ -29,12 +29,10 @@ EXCEPTIONS = {
     "__init__.py": "says which client classes there are",
     "anthropic.py": "the SDK's clients",
     "openai.py": "the SDK's clients",
-    "budgets/policy.py": "the field that its own limit is set by, in a message",
-    "by_hand.py": "the endpoint that a call by hand has unless another is given",
+    "by_hand.py": "an example in a message",
     "capture/conversation.py": "errors name no event on one kind of connection",
     "capture/stainless.py": "the header of the SDK family",
-    "cli/accounts.py": "a help text",
-    "cli/importing.py": "the endpoint of lines that say none",
+    "cli/importing.py": "an example in a help text",
     "importing/agents.py": "what coding agents write down",
     "importing/gateways.py": "what gateways write down",
     "importing/responses.py": "stored bodies, told apart by their own words",

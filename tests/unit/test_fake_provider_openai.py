@@ -478,3 +478,12 @@ def test_batches_are_listed_from_the_one_that_was_named_last(fake_provider):
         ]
         assert [batch.id for batch in client.batches.list(after=made[0]).data] == made[1:]
         assert client.batches.list(after=made[-1]).data == []
+
+
+@pytest.mark.parametrize("said", [None, [1], "9", {"prompt_tokens": "70", "completion_tokens": 20.0}])
+def test_a_host_that_counts_badly_bills_what_it_was_scripted_to(said, fake_provider, client):
+    fake_provider.answer("Hello", meters={"input": 70, "output": 20}, fields={"usage": said})
+    raw = client.chat.completions.with_raw_response.create(model="gpt-5-mini", messages=HELLO)
+    told = json.loads(raw.text)["usage"]
+    assert told == said or {name: told[name] for name in said} == said
+    assert dict(fake_provider.truth[-1].meters.quantities) == {"input": 70, "output": 20}

@@ -107,7 +107,7 @@ class InFlight:
         self._returned = False
         self._authorization: Authorization | None = None
         self._call: Call | None = None
-        self._key = None if key_on_demand else _plan_key(meter, endpoint, identity, body, streamed=streamed)
+        self._key = None if key_on_demand else _plan_key(binding, meter, endpoint, identity, body, streamed=streamed)
         self._plan = None if self._key is None else meter.plans.find(self._key)
         self._started_us = time.time_ns() // 1000
         self.started_ns = time.perf_counter_ns()
@@ -495,12 +495,19 @@ def identify(
 
 
 def _plan_key(
-    meter: Meter, endpoint: Endpoint, identity: Identity, body: Mapping[str, Any] | None, *, streamed: bool
+    binding: Binding,
+    meter: Meter,
+    endpoint: Endpoint,
+    identity: Identity,
+    body: Mapping[str, Any] | None,
+    *,
+    streamed: bool,
 ) -> tuple[Any, ...] | None:
     """What tells calls apart; None for one that no plan is made for."""
     if body is None or endpoint.kind != "billed":
         return None
-    if not _GENERAL.isdisjoint(body) and any(_is_given(body.get(name)) for name in _GENERAL):
+    singular = binding.sdk.dialect().singular_fields
+    if not singular.isdisjoint(body) and any(_is_given(body.get(name)) for name in singular):
         return None
     model, tier = body.get("model"), body.get("service_tier")
     if type(model) is not str or any(type(scope) is not Scope for scope in identity.scopes):
@@ -525,10 +532,6 @@ def _plan_key(
 def _is_given(value: Any) -> bool:
     """Whether a field of a request says anything; SDKs have markers for those that the caller left out."""
     return value is not None and type(value).__name__ not in {"Omit", "NotGiven"}
-
-
-#: Fields of a request that change what its answer costs, or when.
-_GENERAL = frozenset({"background", "background_options", "speed", "fallbacks", "inference_geo"})
 
 
 def describe(

@@ -182,12 +182,15 @@ class Dialect(ABC):
     Attributes:
         name: The room's name.
         endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
+        singular_fields: Fields of a request that change what its answer costs, or when: with one of them it is like no
+            other call.
         plain: Endpoint -> quick reader of its plain answers, which says the same as `read`.
         socket_events: What is said on its WebSocket connections; None when it has none.
     """
 
     name: str
     endpoints: tuple[str, ...] = ()
+    singular_fields: frozenset[str] = frozenset()
     plain: Mapping[str, PlainReader] = MappingProxyType({})
     socket_events: SocketEvents | None = None
 

@@ -15,7 +15,7 @@ from tokenmeter.testing import openai_responses, tokens
 from tokenmeter.testing.composition import Composition, compose
 from tokenmeter.testing.context import RefusalError, Served
 from tokenmeter.testing.routes import Match
-from tokenmeter.testing.service import House, Visit, context_of
+from tokenmeter.testing.service import Exchange, Service, context_of
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Request, part
 from tokenmeter.testing.wire_usage import read_realtime, realtime_usage
@@ -37,8 +37,8 @@ class Session:
 
     endpoint = "realtime"
 
-    def __init__(self, house: House, request: Request, send: Send) -> None:
-        self.house = house
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        self.service = service
         self.request = request
         self.send = send
 
@@ -49,25 +49,25 @@ class Session:
     def end(self) -> None:
         """The connection is over."""
 
-    def visit(self, body: JSON) -> Visit:
-        """A visit for one answer within the session; takes the next scripted answer."""
+    def exchange(self, body: JSON) -> Exchange:
+        """A exchange for one answer within the session; takes the next scripted answer."""
         match = Match(provider="openai", name=self.endpoint)
-        visit = Visit(house=self.house, request=self.request, match=match, body=body)
-        visit.answer = self.house.script.take(self.request.path, visit.model)
-        return visit
+        exchange = Exchange(service=self.service, request=self.request, match=match, body=body)
+        exchange.answer = self.service.script.take(self.request.path, exchange.model)
+        return exchange
 
-    def record(self, visit: Visit, bill: Bill) -> None:
+    def record(self, exchange: Exchange, bill: Bill) -> None:
         """Enter what one answer costs."""
-        self.house.books.record(
+        self.service.books.record(
             bill,
-            at=self.house.clock(),
+            at=self.service.clock(),
             provider="openai",
             endpoint=self.endpoint,
             method="GET",
             path=self.request.path,
-            request_model=visit.model,
+            request_model=exchange.model,
             api_key=self.request.api_key,
-            request_id=self.house.state.new_id("req_"),
+            request_id=self.service.state.new_id("req_"),
             status=_SWITCHING,
             streamed=True,
             complete=True,
@@ -83,17 +83,17 @@ class _Responses(Session):
         if event.get("type") != "response.create":
             return
         body = {name: value for name, value in event.items() if name != "type"} | {"stream": True}
-        visit = self.visit(body)
+        exchange = self.exchange(body)
         try:
-            if visit.answer.error is not None:
-                raise visit.answer.error
-            served: Served = openai_responses.create(context_of(visit))
+            if exchange.answer.error is not None:
+                raise exchange.answer.error
+            served: Served = openai_responses.create(context_of(exchange))
         except RefusalError as refusal:
             told = {"type": refusal.kind or "invalid_request_error", "code": refusal.code, "message": refusal.message}
             self.send({"type": "error", "status": refusal.status, "error": told})
             return
         assert served.bill is not None  # noqa: S101 - responses are billed
-        self.record(visit, served.bill)
+        self.record(exchange, served.bill)
         for one in served.reply.events or ():
             self.send(json.loads(one.data.partition(b"data: ")[2]))
 
@@ -101,8 +101,8 @@ class _Responses(Session):
 class _Realtime(Session):
     """A realtime session, of text and audio."""
 
-    def __init__(self, house: House, request: Request, send: Send) -> None:
-        super().__init__(house, request, send)
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
         model = (request.query.get("model") or ["gpt-realtime"])[0]
         self._session: JSON = {"type": "realtime", "model": model, "output_modalities": ["text"]}
         self._said: list[str] = []
@@ -110,7 +110,7 @@ class _Realtime(Session):
         self._tell("session.created", session=self._session)
 
     def _tell(self, kind: str, **fields: Any) -> None:
-        self.send({"type": kind, "event_id": self.house.state.new_id("event_"), **fields})
+        self.send({"type": kind, "event_id": self.service.state.new_id("event_"), **fields})
 
     def receive(self, event: JSON) -> None:
         match event.get("type"):
@@ -118,7 +118,7 @@ class _Realtime(Session):
                 self._session |= event["session"]
                 self._tell("session.updated", session=self._session)
             case "conversation.item.create":
-                self._add({"id": self.house.state.new_id("item_"), **event["item"]})
+                self._add({"id": self.service.state.new_id("item_"), **event["item"]})
             case "input_audio_buffer.append":
                 self._audio += len(base64.b64decode(event["audio"]))
             case "input_audio_buffer.commit":
@@ -136,7 +136,7 @@ class _Realtime(Session):
 
     def _commit(self) -> None:
         """End of a piece of speech; transcribed, and billed at the transcription model's price, when configured."""
-        item = self.house.state.new_id("item_")
+        item = self.service.state.new_id("item_")
         self._tell("input_audio_buffer.committed", item_id=item, previous_item_id=None)
         model = part(part(part(self._session, "audio"), "input"), "transcription").get("model")
         if model is None:
@@ -151,7 +151,7 @@ class _Realtime(Session):
         }
         charged = Consumption(model=model, usage=usage, role="transcription")
         bill = Bill(model=model, response_id=item, consumptions=(charged,), wire_usage=wire)
-        self.record(Visit(house=self.house, request=self.request, match=Match(provider="openai")), bill)
+        self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
         kind = "conversation.item.input_audio_transcription.completed"
         self._tell(kind, item_id=item, content_index=0, transcript=_HEARD, usage=wire)
 
@@ -159,14 +159,14 @@ class _Realtime(Session):
         return -(-self._audio // _AUDIO_BYTES_PER_TOKEN)
 
     def _respond(self, asked: JSON) -> None:
-        visit = self.visit({"model": self._session["model"], "input": list(self._said), **asked})
-        composition = compose(context_of(visit), read_realtime)
-        if visit.answer.meters is None and visit.answer.usage is None and self._audio:
+        exchange = self.exchange({"model": self._session["model"], "input": list(self._said), **asked})
+        composition = compose(context_of(exchange), read_realtime)
+        if exchange.answer.meters is None and exchange.answer.usage is None and self._audio:
             spoken = {**composition.usage.quantities, "input_audio": self._heard()}
             composition = replace(composition, usage=Usage(spoken))
-        wire = visit.answer.usage or realtime_usage(composition.usage)
-        identity = visit.answer.response_id or self.house.state.new_id("resp_")
-        self.record(visit, composition.bill(identity, wire, *visit.answer.also, service_tier=None))
+        wire = exchange.answer.usage or realtime_usage(composition.usage)
+        identity = exchange.answer.response_id or self.service.state.new_id("resp_")
+        self.record(exchange, composition.bill(identity, wire, *exchange.answer.also, service_tier=None))
         self._speak(identity, composition, wire)
 
     def _speak(self, identity: str, composition: Composition, wire: Any) -> None:
@@ -180,7 +180,7 @@ class _Realtime(Session):
             "output_modalities": ["text"],
         }
         self._tell("response.created", response=response)
-        item: JSON = {"id": self.house.state.new_id("item_"), "type": "message", "role": "assistant"}
+        item: JSON = {"id": self.service.state.new_id("item_"), "type": "message", "role": "assistant"}
         item |= {"object": "realtime.item", "status": "completed", "content": [{"type": "output_text", "text": text}]}
         at: JSON = {"response_id": identity, "output_index": 0}
         self._tell("response.output_item.added", item={**item, "status": "in_progress", "content": []}, **at)
@@ -197,20 +197,20 @@ class _Live(Session):
 
     endpoint = "live"
 
-    def __init__(self, house: House, request: Request, send: Send) -> None:
-        super().__init__(house, request, send)
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
         attached = _ATTACHED.search(request.path)
         self._primary = attached is None
-        self._session: JSON = {"id": attached[1] if attached else house.state.new_id("sess_"), "status": "active"}
-        self._session |= house.state.find("live_sessions", self._session["id"]) or {"seconds": Decimal(0)}
+        self._session: JSON = {"id": attached[1] if attached else service.state.new_id("sess_"), "status": "active"}
+        self._session |= service.state.find("live_sessions", self._session["id"]) or {"seconds": Decimal(0)}
 
     def _tell(self, kind: str, **fields: Any) -> None:
-        kept = self.house.state.find("live_sessions", self._session["id"]) or self._session
+        kept = self.service.state.find("live_sessions", self._session["id"]) or self._session
         usage = {"seconds": float(kept["seconds"])}
         session = {name: value for name, value in kept.items() if name != "seconds"}
         told = {"usage": usage} if "usage" in kind or kind == "session.closed" else {}
         told |= {} if "usage" in kind else {"session": session}
-        self.send({"type": kind, "event_id": self.house.state.new_id("event_"), **told, **fields})
+        self.send({"type": kind, "event_id": self.service.state.new_id("event_"), **told, **fields})
 
     def receive(self, event: JSON) -> None:
         match event.get("type"):
@@ -229,7 +229,7 @@ class _Live(Session):
                 self._tell("session.usage.updated")
 
     def _keep(self) -> None:
-        self.house.state.put("live_sessions", self._session["id"], dict(self._session))
+        self.service.state.put("live_sessions", self._session["id"], dict(self._session))
 
     def end(self) -> None:
         """Bill the session, once."""
@@ -238,7 +238,7 @@ class _Live(Session):
         self._primary = False
         charged = Consumption(model=self._session["model"], usage=Usage({"seconds_audio": self._session["seconds"]}))
         bill = Bill(model=self._session["model"], response_id=self._session["id"], consumptions=(charged,))
-        self.record(Visit(house=self.house, request=self.request, match=Match(provider="openai")), bill)
+        self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
 
 
 def session_kind(request: Request) -> type[Session] | None:

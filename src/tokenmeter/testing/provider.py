@@ -56,7 +56,7 @@ class FakeProvider:
         realtime: bool = False,
         port: int = 0,
     ) -> None:
-        self._house = service.House(
+        self._service = service.Service(
             books=Books(),
             script=Script(),
             state=State(),
@@ -79,7 +79,7 @@ class FakeProvider:
         """Listen. A provider that was stopped can be started again; it keeps its books."""
         if self._server is None:
             self._server = Server(self._serve, upgrade=self._upgrade(), port=self._port)
-            self._house.root = self.url
+            self._service.root = self.url
             self._server.start()
         return self
 
@@ -102,7 +102,7 @@ class FakeProvider:
             return None
         from tokenmeter.testing import realtime  # noqa: PLC0415 - needs an optional package
 
-        return realtime.Connections(self._house)
+        return realtime.Connections(self._service)
 
     # -- addresses
 
@@ -132,7 +132,7 @@ class FakeProvider:
     @property
     def truth(self) -> list[Truth]:
         """Every request answered so far, in order, billed or not."""
-        return self._house.books.snapshot()
+        return self._service.books.snapshot()
 
     @property
     def billed(self) -> list[Truth]:
@@ -141,7 +141,7 @@ class FakeProvider:
 
     def usage(self, by: GroupBy = "model") -> Mapping[str | None, Usage]:
         """Billed quantities per model, ``api_key`` (its last four characters), ``endpoint``, ..."""
-        return self._house.books.totals(by)
+        return self._service.books.totals(by)
 
     @property
     def total(self) -> Usage:
@@ -157,19 +157,19 @@ class FakeProvider:
     @property
     def reports(self) -> Reports:
         """How its usage and cost reports price, delay or round; may be set at any time."""
-        return self._house.reports
+        return self._service.reports
 
     @reports.setter
     def reports(self, reports: Reports) -> None:
-        self._house.reports = reports
+        self._service.reports = reports
 
     def reset(self) -> None:
         """Forget requests, books, kept objects and scripted answers."""
         with self._lock:
             self._requests.clear()
-        self._house.books.clear()
-        self._house.script.clear()
-        self._house.state.clear()
+        self._service.books.clear()
+        self._service.script.clear()
+        self._service.state.clear()
 
     # -- what it is to say
 
@@ -236,7 +236,8 @@ class FakeProvider:
             iterations: Anthropic's beta ``usage.iterations``: ``{"type": "compaction", "meters": {...}}``, or
                 ``advisor_message`` with its ``model``; each is billed beside the message.
             also: What else the request costs: hosted tools, an image model, a transcription.
-            fields: Laid over the JSON body; in a stream over the object that carries usage.
+            fields: Laid over the JSON body; in a stream over the object that carries usage. With `meters` it scripts a
+                host that bills and counts badly: ``{"usage": None}``, ``{"usage": {"prompt_tokens": "900"}}``.
             headers: Further response headers.
             status: HTTP status.
             body: The whole body instead of a made-up one: bytes, text, or a value to send as JSON.
@@ -281,13 +282,13 @@ class FakeProvider:
             billed=billed,
             delivery=delivery,
         )
-        self._house.script.add(scripted, path=path, model=for_model, times=times)
+        self._service.script.add(scripted, path=path, model=for_model, times=times)
 
     def script(
         self, answer: Answer, *, path: str | None = None, for_model: str | None = None, times: int | None = 1
     ) -> None:
         """Like `answer`, with a ready-made `Answer`."""
-        self._house.script.add(answer, path=path, model=for_model, times=times)
+        self._service.script.add(answer, path=path, model=for_model, times=times)
 
     def fail(
         self,
@@ -320,7 +321,7 @@ class FakeProvider:
             headers = {"retry-after": f"{retry_after:g}", "retry-after-ms": f"{retry_after * 1000:g}"}
         refusal = RefusalError(status, message, kind=kind, code=code)
         failing = Answer(status=status, error=refusal, headers=headers, delivery=Delivery(delay=delay))
-        self._house.script.add(failing, path=path, model=for_model, times=times)
+        self._service.script.add(failing, path=path, model=for_model, times=times)
 
     def reset_connection(self, *, times: int = 1, path: str | None = None, billed: bool = False) -> None:
         """Reset the connection instead of answering; `billed` when the answer was generated and then lost."""
@@ -335,6 +336,6 @@ class FakeProvider:
     def _serve(self, method: str, target: str, headers: tuple[tuple[str, str], ...], body: bytes) -> Reply:
         with self._lock:
             number = len(self._requests) + 1
-            request = Request(number, self._house.clock(), method, target, headers, body)
+            request = Request(number, self._service.clock(), method, target, headers, body)
             self._requests.append(request)
-        return service.serve(self._house, request)
+        return service.serve(self._service, request)

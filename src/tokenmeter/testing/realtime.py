@@ -17,7 +17,7 @@ from websockets.server import ServerProtocol
 
 from tokenmeter.testing.context import RefusalError
 from tokenmeter.testing.conversations import session_kind
-from tokenmeter.testing.service import House, check_key
+from tokenmeter.testing.service import Service, check_key
 from tokenmeter.testing.wire import JSON, Request, dump
 
 __all__ = ["Connections"]
@@ -29,12 +29,12 @@ _DATA = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 class Connections:
     """Takes over sockets that ask for a WebSocket; each is served on its own thread until it ends."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def __call__(self, connection: socket.socket, target: str, headers: tuple[tuple[str, str], ...]) -> None:
         """Shake hands and serve."""
-        request = Request(0, self._house.clock(), "GET", target, headers)
+        request = Request(0, self._service.clock(), "GET", target, headers)
         protocol = ServerProtocol()
         lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
         protocol.receive_data("\r\n".join(lines).encode())
@@ -47,7 +47,7 @@ class Connections:
 
     def _response(self, protocol: ServerProtocol, handshake: Handshake, request: Request) -> Any:
         try:
-            check_key(self._house, request)
+            check_key(self._service, request)
         except RefusalError as refusal:
             return protocol.reject(refusal.status, refusal.message)
         if session_kind(request) is None:
@@ -61,7 +61,7 @@ class Connections:
 
         kind = session_kind(request)
         assert kind is not None  # noqa: S101 - the handshake was refused otherwise
-        session = kind(self._house, request, send)
+        session = kind(self._service, request, send)
         messages = _Messages()
         _flush(connection, protocol)
         try:

@@ -18,13 +18,13 @@ from tokenmeter.testing.truth import Bill, Books, Truth
 from tokenmeter.testing.verbatim import serve_verbatim
 from tokenmeter.testing.wire import JSON, Reply, Request, json_reply
 
-__all__ = ["House", "Visit", "serve"]
+__all__ = ["Exchange", "Service", "serve"]
 
 _FIRST_ERROR = 400
 
 
 @dataclass(slots=True, kw_only=True)
-class House:
+class Service:
     """Everything one provider consists of, besides its socket.
 
     Attributes:
@@ -53,18 +53,18 @@ class House:
 
 
 @dataclass(slots=True, kw_only=True)
-class Visit:
+class Exchange:
     """One request being served; `answer` and `body` are filled in on the way.
 
     Attributes:
-        house: The provider.
+        service: The provider.
         request: As received.
         match: Where it goes.
         answer: What the script says.
         body: Its parameters.
     """
 
-    house: House
+    service: Service
     request: Request
     match: Match
     answer: Answer = DEFAULT
@@ -82,23 +82,23 @@ class Visit:
         return "request-id" if self.match.provider == "anthropic" else "x-request-id"
 
 
-def serve(house: House, request: Request) -> Reply:
+def serve(service: Service, request: Request) -> Reply:
     """The reply to a request; its truth is on the books when this returns."""
-    visit = Visit(house=house, request=request, match=find(request))
+    exchange = Exchange(service=service, request=request, match=find(request))
     try:
-        check_key(house, request)
-        visit.body = decode(request) | visit.match.implied
-        visit.answer = house.script.take(request.path, visit.model)
-        served = _answer(visit)
+        check_key(service, request)
+        exchange.body = decode(request) | exchange.match.implied
+        exchange.answer = service.script.take(request.path, exchange.model)
+        served = _answer(exchange)
     except RefusalError as refusal:
-        served = _refuse(visit, refusal)
+        served = _refuse(exchange, refusal)
     except Exception as fault:  # noqa: BLE001 - a fault in the fake must not look like a network problem
         told = RefusalError(500, f"FakeProvider has a fault of its own: {fault!r}\n{traceback.format_exc()}")
-        served = _refuse(visit, told)
-    return _enter(visit, served)
+        served = _refuse(exchange, told)
+    return _enter(exchange, served)
 
 
-def check_key(house: House, request: Request) -> None:
+def check_key(service: Service, request: Request) -> None:
     """Refuse a request without a valid key.
 
     Raises:
@@ -107,51 +107,51 @@ def check_key(house: House, request: Request) -> None:
     key = request.api_key
     if key is None:
         raise RefusalError(401, "You didn't provide an API key.")
-    if house.api_keys is not None and key not in house.api_keys:
+    if service.api_keys is not None and key not in service.api_keys:
         raise RefusalError(401, f"Incorrect API key provided: ...{key[-4:]}")
 
 
-def _answer(visit: Visit) -> Served:
-    answer, match = visit.answer, visit.match
+def _answer(exchange: Exchange) -> Served:
+    answer, match = exchange.answer, exchange.match
     if answer.error is not None:
         raise answer.error
     if answer.body is not None or answer.events is not None:
-        return serve_verbatim(match, answer, visit.model)
+        return serve_verbatim(match, answer, exchange.model)
     if match.serve is None:
-        request = visit.request
+        request = exchange.request
         raise RefusalError(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
-    return match.serve(context_of(visit))
+    return match.serve(context_of(exchange))
 
 
-def context_of(visit: Visit) -> Context:
-    """What the endpoint of a visit is given."""
-    house = visit.house
+def context_of(exchange: Exchange) -> Context:
+    """What the endpoint of a exchange is given."""
+    service = exchange.service
     return Context(
-        request=visit.request,
-        body=visit.body,
-        answer=visit.answer,
-        params=visit.match.params,
-        stream_usage=house.stream_usage,
-        refusal_status=house.refusal_status,
-        state=house.state,
-        now=house.clock(),
-        root=house.root,
-        azure=visit.match.azure,
-        books=house.books.snapshot,
-        reports=house.reports,
-        inner=lambda path, body: _serve_line(visit, path, body),
+        request=exchange.request,
+        body=exchange.body,
+        answer=exchange.answer,
+        params=exchange.match.params,
+        stream_usage=service.stream_usage,
+        refusal_status=service.refusal_status,
+        state=service.state,
+        now=service.clock(),
+        root=service.root,
+        azure=exchange.match.azure,
+        books=service.books.snapshot,
+        reports=service.reports,
+        inner=lambda path, body: _serve_line(exchange, path, body),
     )
 
 
-def _serve_line(visit: Visit, path: str, body: JSON) -> tuple[str, Served]:
+def _serve_line(exchange: Exchange, path: str, body: JSON) -> tuple[str, Served]:
     """Serve one line of a batch as if it had come by itself; its endpoint and what was served.
 
     Raises:
         RefusalError: the provider refuses this line.
     """
-    request = replace(visit.request, method="POST", target=path, body=b"")
-    line = Visit(house=visit.house, request=request, match=find(request), body=body)
-    line.answer = visit.house.script.take(path, line.model)
+    request = replace(exchange.request, method="POST", target=path, body=b"")
+    line = Exchange(service=exchange.service, request=request, match=find(request), body=body)
+    line.answer = exchange.service.script.take(path, line.model)
     if line.match.serve is None or line.match.name is None:
         raise RefusalError(404, f"Unknown batch URL: {path}.")
     if line.answer.error is not None:
@@ -159,44 +159,46 @@ def _serve_line(visit: Visit, path: str, body: JSON) -> tuple[str, Served]:
     return line.match.name, line.match.serve(replace(context_of(line), batch=True))
 
 
-def _refuse(visit: Visit, refusal: RefusalError) -> Served:
-    request_id = visit.house.state.new_id("req_")
-    body = error_body(visit.match.provider, refusal, request_id=request_id)
-    return Served(reply=json_reply(body, status=refusal.status, headers={visit.id_header: request_id}))
+def _refuse(exchange: Exchange, refusal: RefusalError) -> Served:
+    request_id = exchange.service.state.new_id("req_")
+    body = error_body(exchange.match.provider, refusal, request_id=request_id)
+    return Served(reply=json_reply(body, status=refusal.status, headers={exchange.id_header: request_id}))
 
 
 # -- the books
 
 
-def _enter(visit: Visit, served: Served) -> Reply:
+def _enter(exchange: Exchange, served: Served) -> Reply:
     """Enter what was served, and arrange that an incomplete delivery is put right in the books."""
-    reply, answer, house = served.reply, visit.answer, visit.house
-    reply.headers.setdefault(visit.id_header, house.state.new_id("req_"))
+    reply, answer, service = served.reply, exchange.answer, exchange.service
+    reply.headers.setdefault(exchange.id_header, service.state.new_id("req_"))
     reply.headers.update(answer.headers)
     reply.delivery = answer.delivery
     if reply.status < _FIRST_ERROR and answer.status != DEFAULT.status:
         reply.status = answer.status
-    policy = answer.billing or ("nothing" if answer.delivery.reset else house.billing)
-    truth = _record(visit, reply, _due_at_once(served.bill, reply, policy, billed=answer.billed), visit.match.name)
+    policy = answer.billing or ("nothing" if answer.delivery.reset else service.billing)
+    truth = _record(
+        exchange, reply, _due_at_once(served.bill, reply, policy, billed=answer.billed), exchange.match.name
+    )
     for endpoint, line in served.lines:
-        _record(visit, reply, line, endpoint)
+        _record(exchange, reply, line, endpoint)
     if served.bill is not None and truth.complete and truth.billed:
-        reply.ended = _ending(house.books, truth, served.bill, reply, policy)
+        reply.ended = _ending(service.books, truth, served.bill, reply, policy)
     return reply
 
 
-def _record(visit: Visit, reply: Reply, bill: Bill | None, endpoint: str | None) -> Truth:
-    request, delivery = visit.request, reply.delivery
-    return visit.house.books.record(
+def _record(exchange: Exchange, reply: Reply, bill: Bill | None, endpoint: str | None) -> Truth:
+    request, delivery = exchange.request, reply.delivery
+    return exchange.service.books.record(
         bill,
-        at=visit.house.clock(),
-        provider=visit.match.provider,
+        at=exchange.service.clock(),
+        provider=exchange.match.provider,
         endpoint=endpoint,
         method=request.method,
         path=request.path,
-        request_model=visit.model,
+        request_model=exchange.model,
         api_key=request.api_key,
-        request_id=reply.headers[visit.id_header],
+        request_id=reply.headers[exchange.id_header],
         status=0 if delivery.reset else reply.status,
         streamed=reply.events is not None,
         complete=delivery.cut_after is None and not delivery.reset,

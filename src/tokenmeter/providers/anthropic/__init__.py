@@ -22,6 +22,7 @@ class AnthropicDialect(Dialect):
 
     name = "anthropic"
     plain = PLAIN
+    singular_fields = frozenset({"speed", "fallbacks", "inference_geo"})
     endpoints = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
 
     def endpoint(self, method: str, path: str) -> Endpoint:

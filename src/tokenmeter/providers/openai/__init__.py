@@ -41,6 +41,7 @@ class OpenAIDialect(Dialect):
         "videos",
     )
 
+    singular_fields = frozenset({"background", "background_options"})
     socket_events = streams.SOCKET_EVENTS
 
     def endpoint(self, method: str, path: str) -> Endpoint:
