@@ -361,6 +361,7 @@ class Meter(CallMeter):
     statement = _of_profile(billing.draw_statement)
     age_balances = _of_ledger(billing.age_balances)
     export_journal = _of_ledger(billing.export_journal)
+    hand_over = _of_ledger(billing.hand_over)
     draft_invoices = _of_profile(billing.draft_invoices)
     issue_invoice = _of_ledger(billing.issue_invoice)
     issue_invoices = _of_ledger(billing.issue_invoices)

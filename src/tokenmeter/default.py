@@ -54,6 +54,7 @@ __all__ = [
     "file_reconciliation",
     "find_invoice",
     "flush",
+    "hand_over",
     "hold",
     "import_usage",
     "invoice",
@@ -362,6 +363,7 @@ invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)
 age_balances = _on_default(Meter.age_balances)
 export_journal = _on_default(Meter.export_journal)
+hand_over = _on_default(Meter.hand_over)
 import_usage = _on_default(Meter.import_usage)
 reconcile = _on_default(Meter.reconcile)
 record = _on_default(Meter.record, _recorder)

@@ -22,7 +22,7 @@ from tokenmeter.billing import (
 )
 from tokenmeter.errors import ConfigurationError
 
-BUYER = 'Łódź & Söhne "quoted" GmbH'
+BUYER = 'Müller & Söhne "quoted" GmbH'
 NUMBERS = {"receivable": "10000", "income": "8400", "rounding": "8401", "bank": "1200", "bad_debts": "2400"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenmeter.billing.currency import ExchangeRate
 from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
 from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
+from tokenmeter.billing.handover import HandOver, HandOverError, Lago, OpenMeter, Reading, StripeMeters, hand_over
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
     credit_invoice,
@@ -33,15 +34,21 @@ __all__ = [
     "CreditNote",
     "Event",
     "ExchangeRate",
+    "HandOver",
+    "HandOverError",
     "Invoice",
     "InvoiceStatus",
     "JournalEntry",
+    "Lago",
     "Late",
     "LineItem",
+    "OpenMeter",
     "Party",
     "Posting",
+    "Reading",
     "Statement",
     "StatementLine",
+    "StripeMeters",
     "Tax",
     "TaxLine",
     "Totals",
@@ -55,6 +62,7 @@ __all__ = [
     "draw_statement",
     "export_journal",
     "find_invoice",
+    "hand_over",
     "invoice_coverage",
     "invoices",
     "issue_invoice",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,10 @@ from tokenmeter.billing import (
     BillingProfile,
     CreditNote,
     Invoice,
+    Lago,
+    OpenMeter,
     Statement,
+    StripeMeters,
     age_balances,
     credit_invoice,
     credit_notes,
@@ -22,6 +26,7 @@ from tokenmeter.billing import (
     draw_statement,
     export_journal,
     find_invoice,
+    hand_over,
     invoice_coverage,
     invoices,
     issue_invoices,
@@ -407,6 +412,53 @@ def journal(
     else:
         to.write_bytes(content)
         out.print(str(to), markup=False)
+
+
+@command(
+    app,
+    "handover",
+    examples=["tokenmeter handover stripe --by member --period last-month --customer ada=cus_A --customer bob=cus_B"],
+)
+def handover(
+    frame: Frame,
+    to: Annotated[str, typer.Argument(help="stripe, lago or openmeter.")],
+    *,
+    by: Annotated[str, typer.Option("--by", "-b", help="Whose usage: member, team, ...")] = "member",
+    period: BillPeriod = "last-month",
+    customer: Annotated[
+        list[str] | None, typer.Option("--customer", help="ACCOUNT=CUSTOMER there.", show_default="called the same")
+    ] = None,
+    event: Annotated[str, typer.Option("--event", help="Stripe: name of the meter's events.")] = "ai_{meter}",
+    tz: TzOption = "UTC",
+    actor: Actor = None,
+) -> None:
+    """Send a period's usage to where customers are billed, each piece once; run it again as often as you like.
+
+    Keys and addresses are read from STRIPE_API_KEY, LAGO_API_KEY and LAGO_URL, OPENMETER_API_KEY and OPENMETER_URL.
+    """
+    target = _target(to, event)
+    with frame.ledger() as opened:
+        done = hand_over(
+            opened, target, period=period, each=by, customers=pairs_of(customer or []) or None, tz=tz, by=actor
+        )
+    if frame.as_json:
+        emit(done.to_dict())
+    else:
+        out.print(str(done), markup=False)
+    if done.unknown or done.owed or done.fractions:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
+    if name not in {"stripe", "lago", "openmeter"}:
+        raise ConfigurationError(f"Usage is handed over to stripe, lago or openmeter, not {name!r}.")
+    key, url = os.environ.get(f"{name.upper()}_API_KEY"), os.environ.get(f"{name.upper()}_URL")
+    if not key or (name != "stripe" and not url):
+        needed = f"{name.upper()}_API_KEY" if name == "stripe" else f"{name.upper()}_API_KEY and {name.upper()}_URL"
+        raise ConfigurationError(f"Set {needed}.")
+    if name == "stripe":
+        return StripeMeters(key, event_name=event)
+    return Lago(str(url), key) if name == "lago" else OpenMeter(str(url), key)
 
 
 def _write(document: Invoice | CreditNote | Statement, path: Path) -> None:
