@@ -21,6 +21,7 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
 from tokenmeter.periods import CalendarUnit, Period, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
+from tokenmeter.pricing.reprice import changed as difference
 from tokenmeter.pricing.reprice import correction
 from tokenmeter.providers import observe
 from tokenmeter.reports import (
@@ -332,27 +333,49 @@ class Meter(CallMeter):
         period: str | Period | None = None,
         where: Where | None = None,
         tz: str = "UTC",
+        changed: bool = False,
+        post: bool | None = None,
     ) -> list[Entry]:
-        """Rate entries again whose price was unknown, and append the difference as corrections.
+        """Rate entries again whose price was unknown (or has changed), and append the difference as corrections.
 
         Nothing recorded is changed: each correction names the entry it re-states (`Entry.corrects`) and carries only
-        the difference in cost, never the tokens again. Running it twice corrects once.
+        the difference in cost, never the tokens again. Running it twice corrects once. Prices are those that today's
+        list and terms give for the day of each call.
 
         Args:
-            since: As for `report`, and so the others.
+            since: As for `report`, and so the next four.
             until: As above.
             period: As above.
-            where: As above; ``{"cost_source": "unpriced"}`` is implied.
+            where: As above, for example ``{"model": "gpt-5", "provider": "openai"}``.
             tz: As above.
+            changed: Every entry whose cost would differ today, not only those without a price.
+            post: Whether the corrections are recorded; default: yes, but with `changed` only when told.
 
         Returns:
-            The corrections that were recorded.
+            The corrections that were recorded, or that would be.
         """
-        unpriced = {**(where or {}), "cost_source": "unpriced"}
-        query = Query.parse(since=since, until=until, period=period, where=unpriced, tz=tz)
-        unknown = self.store.entries(query.filter)  # whole ones, whatever the filter
-        known = [found for entry in unknown if (found := correction(entry, self.pricer)) is not None]
-        return list(compress(known, self.post_all(known)))
+        wanted = dict(where or {}) if changed else {**(where or {}), "cost_source": "unpriced"}
+        query = Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
+        recorded = self.store.entries(query.filter)  # whole ones, whatever the filter
+        earlier: Mapping[str, Sequence[Entry]] = self._corrections(query) if changed else dict[str, Sequence[Entry]]()
+        known = [
+            found
+            for entry in recorded
+            if (
+                found := difference(entry, earlier.get(entry.entry_id, ()), self.pricer)
+                if changed
+                else correction(entry, self.pricer)
+            )
+        ]
+        return list(compress(known, self.post_all(known))) if (not changed if post is None else post) else known
+
+    def _corrections(self, query: Query) -> Mapping[str, Sequence[Entry]]:
+        """Entry -> what corrects it, in the period of `query`; a correction has the time of what it corrects."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.store.entries(replace(query.filter, where={})):
+            if entry.kind == "correction" and entry.corrects is not None:
+                found.setdefault(entry.corrects, []).append(entry)
+        return found
 
     # -- month end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from rich.markup import escape
 
 import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
-from tokenmeter.cli.console import Exit, emit, out
+from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     PeriodOption,
@@ -25,11 +26,12 @@ from tokenmeter.cli.options import (
     query_of,
 )
 from tokenmeter.config import Settings
-from tokenmeter.ledger import utcnow
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import ZERO, round_to, total
+from tokenmeter.money import ZERO, add, magnitude, round_to, total
 from tokenmeter.pricing import updating
 from tokenmeter.pricing.edition import installed_digest
+from tokenmeter.reports.layout import visible
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault
@@ -37,7 +39,10 @@ from tokenmeter.stores.urls import redacted
 
 __all__ = ["audit", "doctor", "reprice", "verify"]
 
+#: A price list older than this may miss models and price changes.
 _STALE = timedelta(days=60)
+_RECENT = timedelta(days=30)
+_LOOKED_BACK = timedelta(days=400)
 
 _MEANINGS = {
     "edited": "an entry is not what was written",
@@ -118,35 +123,81 @@ def _list(faults: Sequence[Fault]) -> None:
         out.print(f"  {escape(fault.where)}: {_MEANINGS.get(fault.kind, fault.kind)}. {escape(fault.detail)}")
 
 
-@command(app, "reprice")
+@command(
+    app, "reprice", examples=["tokenmeter reprice", "tokenmeter reprice --changed --period 2026-10 --where model=gpt-5"]
+)
 def reprice(
     frame: Frame,
     *,
+    changed: Annotated[
+        bool,
+        typer.Option("--changed", help="Every entry whose cost would differ today; shown, and recorded with --post."),
+    ] = False,
+    post: Annotated[bool, typer.Option("--post", help="With --changed: record the corrections.")] = False,
     period: PeriodOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
     where: Where = None,
     tz: TzOption = "UTC",
 ) -> None:
-    """Rate unpriced entries again with today's price list; the difference is appended as corrections."""
+    """Rate entries again with today's price list, at the prices of their day; differences are appended as corrections.
+
+    Entries without a price are corrected at once. With --changed those whose cost would differ are shown first.
+    """
     query = query_of(period, since, until, where, tz)
     with frame.meter() as meter:
-        posted = meter.reprice(
+        found = meter.reprice(
             since=closed(query.period.start),
             until=closed(query.period.end),
             where={name: list(values) for name, values in query.where.items()},
+            changed=changed,
+            post=post or not changed,
         )
-    billed = total(entry.billed_cost or ZERO for entry in posted)
+    recorded = post or not changed
+    billed = total(entry.billed_cost or ZERO for entry in found)
     if frame.as_json:
         emit(
-            {"corrections": len(posted), "billed_cost": f"{billed:f}", "entries": [entry.entry_id for entry in posted]}
+            {
+                "recorded": recorded,
+                "corrections": len(found),
+                "list_cost": f"{total(entry.list_cost or ZERO for entry in found):f}",
+                "billed_cost": f"{billed:f}",
+                "entries": [entry.entry_id if recorded else entry.corrects for entry in found],
+            }
         )
-    elif posted:
+    elif not found:
         out.print(
-            f"{len(posted):,} entries have a price now; corrections over ${round_to(billed, 6):,f} were appended."
+            "Nothing to correct: no entry's cost differs."
+            if changed
+            else "Nothing to correct: every entry is priced, or its price is still unknown."
         )
+    elif changed:
+        _show_differences(found)
+        told = "corrections were appended" if recorded else "entries would differ; --post appends corrections"
+        out.print(f"{len(found):,} {told}, over {_signed(billed)} billed in all.")
     else:
-        out.print("Nothing to correct: every entry is priced, or its price is still unknown.")
+        out.print(f"{len(found):,} entries have a price now; corrections over ${round_to(billed, 6):,f} were appended.")
+
+
+def _show_differences(found: Sequence[Entry]) -> None:
+    """By provider and model: how many entries, and by how much they differ."""
+    sums: dict[tuple[str, str], list[Any]] = {}
+    for entry in found:
+        one = sums.setdefault((entry.provider, entry.model or "-"), [0, ZERO, ZERO])
+        one[0] += 1
+        one[1] = add(one[1], entry.list_cost or ZERO)
+        one[2] = add(one[2], entry.billed_cost or ZERO)
+    rows = [
+        [visible(provider), visible(model), f"{count:,}", _signed(listed), _signed(billed)]
+        for (provider, model), (count, listed, billed) in sorted(sums.items())
+    ]
+    heads = ["provider", "model", "entries", "list cost", "billed cost"]
+    show_table(heads, rows, figures=("entries", "list cost", "billed cost"))
+
+
+def _signed(amount: Decimal) -> str:
+    shown = round_to(amount, 6)
+    return f"{'-' if shown < 0 else '+'}${magnitude(shown):,f}"
 
 
 @command(app, "doctor")
@@ -172,9 +223,10 @@ def doctor(
             "price_list": meter.pricer.price_list_hash[:12],
             "newest_price": f"{newest:%Y-%m-%d}",
             "prices": _told_of_prices(meter, settings),
+            **_told_of_entries(meter),
             "budgets": len(settings.budgets),
         }
-    warnings = [*health.warnings, *unset_keys(settings)]
+    warnings = [*health.warnings, *unset_keys(settings), *_about_prices(facts)]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:
@@ -189,6 +241,34 @@ def doctor(
             out.print("[green]Nothing needs care.[/]")
     if strict and warnings:
         raise typer.Exit(Exit.FOUND)
+
+
+def _told_of_entries(meter: Meter) -> dict[str, int]:
+    """How many entries have no price, and how many of the last month were priced by a list that was old by then."""
+    now = utcnow()
+    days = [now - _LOOKED_BACK + timedelta(days=number) for number in range(_LOOKED_BACK.days + 2)]
+    first: dict[str, int] = {}
+    old = 0
+    for group in sorted(meter.store.aggregate(days, ("price_list_hash",)), key=lambda one: one.bucket):
+        if (name := group.group[0]) is not None:
+            began = first.setdefault(name, group.bucket)
+            recent = group.bucket > len(days) - 1 - _RECENT.days
+            old += group.requests if recent and group.bucket - began > _STALE.days else 0
+    unpriced = sum(one.unpriced for one in meter.store.aggregate((BEGINNING, now + timedelta(days=1)), ()))
+    return {"entries_unpriced": unpriced, "entries_by_old_prices": old}
+
+
+def _about_prices(facts: dict[str, Any]) -> list[str]:
+    unpriced, old = facts["entries_unpriced"], facts["entries_by_old_prices"]
+    found: list[str] = []
+    if unpriced:
+        found.append(f"{unpriced:,} entries have no price; add [[prices]] or newer ones and run tokenmeter reprice.")
+    if old:
+        found.append(
+            f"{old:,} entries of the last {_RECENT.days} days were priced by a list in use for more than {_STALE.days} "
+            "days; tokenmeter prices update, then reprice --changed."
+        )
+    return found
 
 
 def _told_of_prices(meter: Meter, settings: Settings) -> str:

@@ -1,19 +1,26 @@
-"""Rating again what was recorded without a price. Nothing recorded changes: the difference is a further entry."""
+"""Rating again what was recorded, at today's prices for the day of the call.
+
+Nothing recorded changes: the difference is a further entry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.money import add, negate
+from tokenmeter.money import add, negate, subtract
 from tokenmeter.pricing.pricer import Pricer
+from tokenmeter.pricing.rating import Rating
 from tokenmeter.pricing.wanted import Wanted
+from tokenmeter.semconv import INPUT_METERS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
-__all__ = ["correction"]
+__all__ = ["changed", "correction"]
 
 _ESTIMATED = "estimated"
+_COSTS = ("list_cost", "contracted_cost", "billed_cost")
 
 
 def correction(entry: Entry, pricer: Pricer) -> Entry | None:
@@ -34,16 +41,103 @@ def correction(entry: Entry, pricer: Pricer) -> Entry | None:
     unpriced = [charge for charge in entry.charges if charge.list_cost is None]
     if not unpriced or entry.kind != "usage":
         return None
-    rating = pricer.rate(
-        Observation(consumptions=tuple(_groups(entry, unpriced))),
+    rating = _rated(entry, unpriced, pricer)
+    if rating.cost_source == "unpriced":
+        return None
+    return _restated(entry, unpriced, rating, key=f"correction:{entry.entry_id}")
+
+
+def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry | None:
+    """By how much the cost of `entry` would differ if it were rated today.
+
+    Args:
+        entry: A recorded entry.
+        corrections: Every correction of it that is recorded.
+        pricer: Prices and terms of today.
+
+    Returns:
+        As for `correction`; None when no cost differs, when a line has no price today, or when no list has priced the
+        entry (the biller stated its cost, or nothing was billed).
+    """
+    if entry.kind != "usage":
+        return None
+    standing = [charge for charge in _standing((entry, *corrections)) if Wanted.parse(charge.price_id) is not None]
+    rating = _rated(entry, standing, pricer) if standing else Rating()
+    if rating.cost_source in {"none", "unpriced"}:
+        return None
+    whole = all(charge.list_cost is not None for charge in standing)
+    if whole and all(getattr(rating, name) == _sum(standing, name) for name in _COSTS):
+        return None
+    number = f":{len(corrections)}" if corrections else ""
+    return _restated(entry, standing, rating, key=f"correction:{entry.entry_id}{number}")
+
+
+def _standing(entries: Iterable[Entry]) -> Iterator[Charge]:
+    """The lines that are left when what corrections took back is gone."""
+    lines: dict[tuple[str | None, str, str, str | None], Charge] = {}
+    for entry in entries:
+        for charge in entry.charges:
+            key = (charge.model, charge.sku_meter, charge.role, charge.price_id)
+            known = lines.get(key)
+            lines[key] = charge if known is None else _joined(known, charge)
+    return (charge for charge in lines.values() if charge.quantity)
+
+
+def _joined(one: Charge, other: Charge) -> Charge:
+    return replace(
+        one,
+        quantity=add(one.quantity, other.quantity),
+        list_cost=_plus(one.list_cost, other.list_cost),
+        contracted_cost=_plus(one.contracted_cost, other.contracted_cost),
+        billed_cost=_plus(one.billed_cost, other.billed_cost),
+    )
+
+
+def _plus(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    return None if one is None or other is None else add(one, other)
+
+
+def _sum(charges: Iterable[Charge], name: str) -> Decimal:
+    result = Decimal(0)
+    for charge in charges:
+        result = add(result, getattr(charge, name) or Decimal(0))
+    return result
+
+
+def _rated(entry: Entry, charges: Iterable[Charge], pricer: Pricer) -> Rating:
+    return pricer.rate(
+        Observation(consumptions=tuple(_groups(entry, charges))),
         provider=entry.provider,
         endpoint=entry.endpoint,
         at=entry.occurred_at,
         api_key=entry.api_key,
         attribution=entry.attribution,
     )
-    if rating.cost_source == "unpriced":
-        return None
+
+
+def _groups(entry: Entry, charges: Iterable[Charge]) -> Iterator[Consumption]:
+    """Lines as the charge groups they were, each in its own context."""
+    groups: dict[tuple[str | None, str, Wanted], dict[str, Quantity]] = {}
+    for charge in charges:
+        wanted = Wanted.parse(charge.price_id) or Wanted(service_tier=entry.service_tier)
+        quantities = groups.setdefault((charge.model, charge.role, wanted), {})
+        if charge.sku_meter != "requests":  # the list says itself whether requests have a price
+            quantities[charge.sku_meter] = add(quantities.get(charge.sku_meter, 0), charge.quantity)
+    prompts: dict[tuple[str | None, str], int] = {}
+    for (model, role, _), quantities in groups.items():
+        size = sum(int(quantities[meter]) for meter in INPUT_METERS if meter in quantities)
+        prompts[model, role] = prompts.get((model, role), 0) + size
+    for (model, role, wanted), quantities in groups.items():
+        if wanted.prompt_tokens is None and "tier_ambiguous" not in entry.flags:
+            wanted = wanted._replace(prompt_tokens=prompts[model, role])  # noqa: PLW2901 - what follows means this
+        yield wanted.consumption(model, Usage(quantities), role)
+
+
+def _restated(entry: Entry, charges: Sequence[Charge], rating: Rating, *, key: str) -> Entry:
+    """The entry that takes `charges` back and puts the lines of `rating` in their place."""
+    off = {
+        name: None if (now := getattr(rating, name)) is None else subtract(now, _sum(charges, name)) for name in _COSTS
+    }
     return Entry(
         entry_id=new_id(),
         kind="correction",
@@ -58,28 +152,27 @@ def correction(entry: Entry, pricer: Pricer) -> Entry | None:
         attempts=0,
         attribution=entry.attribution,
         api_key=entry.api_key,
-        charges=(*(_taken_back(charge) for charge in unpriced), *rating.charges),
-        list_cost=rating.list_cost,
-        contracted_cost=rating.contracted_cost,
-        billed_cost=rating.billed_cost,
+        charges=(*map(_taken_back, charges), *rating.charges),
+        list_cost=off["list_cost"],
+        contracted_cost=off["contracted_cost"],
+        billed_cost=off["billed_cost"],
         cost_source="estimated" if _ESTIMATED in entry.flags else rating.cost_source,
         flags=tuple(sorted({*rating.flags, "repriced"})),
-        price_list_hash=pricer.price_list_hash,
+        price_list_hash=rating.price_list_hash,
         corrects=entry.entry_id,
-        dedup_key=f"correction:{entry.entry_id}",
+        dedup_key=key,
     )
 
 
-def _groups(entry: Entry, unpriced: Iterable[Charge]) -> Iterable[Consumption]:
-    """The unpriced lines as the charge groups they were, each in its own context."""
-    groups: dict[tuple[str | None, str, Wanted], dict[str, Quantity]] = {}
-    for charge in unpriced:
-        wanted = Wanted.parse(charge.price_id) or Wanted(service_tier=entry.service_tier)
-        quantities = groups.setdefault((charge.model, charge.role, wanted), {})
-        quantities[charge.sku_meter] = add(quantities.get(charge.sku_meter, 0), charge.quantity)
-    for (model, role, wanted), quantities in groups.items():
-        yield wanted.consumption(model, Usage(quantities), role)
-
-
 def _taken_back(charge: Charge) -> Charge:
-    return replace(charge, quantity=negate(charge.quantity))
+    return replace(
+        charge,
+        quantity=negate(charge.quantity),
+        list_cost=_minus(charge.list_cost),
+        contracted_cost=_minus(charge.contracted_cost),
+        billed_cost=_minus(charge.billed_cost),
+    )
+
+
+def _minus(amount: Decimal | None) -> Decimal | None:
+    return None if amount is None else negate(amount)

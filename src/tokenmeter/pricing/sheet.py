@@ -13,6 +13,7 @@ from tokenmeter.money import EXACT, ONE, quantize, to_dollars
 from tokenmeter.pricing.card import Context, Quote
 from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.pricing.terms import Terms
+from tokenmeter.pricing.wanted import with_context
 from tokenmeter.semconv import unit_of
 from tokenmeter.usage import Quantity
 
@@ -177,7 +178,8 @@ class RateSheet:
         factors |= {
             name: value for name, value in (("discount", discount), ("platform", self._platform)) if value != ONE
         }
-        price_id = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
+        identity = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
+        price_id = with_context(identity, context)
         flags = {"cache_rate_assumed"} if quote.assumes_for(sku_meter) else set[str]()
         if card.assumed_before is not None and at < card.assumed_before:
             flags.add("price_date_assumed")
