@@ -165,12 +165,15 @@ class HostSettings(BaseModel):
         provider: Id of the provider that serves and bills there; None: as its URL says.
         cost: What the ``cost`` in its usage is: ``"usd"``, ``"cents"``, US dollars per unit (``"0.001"``), or
             ``"ignore"``; None: it is the bill where the provider is known to send dollars, and compared elsewhere.
+        ask_usage: Whether a stream whose caller decides nothing is asked to state its usage, which is then not shown to
+            him. False for a host that states it to everybody, or that takes no such request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     provider: Text | None = Field(default=None, min_length=1)
     cost: Annotated[str | None, BeforeValidator(_cost_unit)] = None
+    ask_usage: bool = True
 
 
 def _host(value: object) -> object:
@@ -302,7 +305,7 @@ class SettingsArguments(TypedDict, total=False):
     discounts: Sequence[Mapping[str, Any]] | None
     multipliers: Sequence[Mapping[str, Any]] | None
     models: Mapping[str, Mapping[str, str]] | None
-    providers: Mapping[str, str | Mapping[str, str]] | None
+    providers: Mapping[str, str | Mapping[str, Any]] | None
     alerts: Sequence[Mapping[str, Any]] | None
     require: Sequence[str] | None
     on_missing: Literal["refuse", "warn"] | None

@@ -137,6 +137,7 @@ def _assemble(
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
         providers={prefix: host.provider for prefix, host in settings.providers.items() if host.provider},
+        unasked={name for name, host in settings.providers.items() if not host.ask_usage},
         observers=observers if metrics is None else (*observers, metrics),
         hold_seconds=settings.hold_seconds,
         request_fields=RequestFields(settings.end_user_from, settings.tags_from)

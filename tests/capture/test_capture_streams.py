@@ -12,6 +12,7 @@ import anthropic
 import openai
 import pytest
 
+from tokenmeter.default import make_meter
 from tokenmeter.testing import FakeProvider
 
 MESSAGES = [{"role": "user", "content": "Tell me about the sea, please."}]
@@ -346,3 +347,16 @@ next(stream)
     (entry,) = store.entries()
     assert entry.status == "aborted"
     store.close()
+
+
+@pytest.mark.parametrize("by", ["url", "provider"])
+@pytest.mark.parametrize("mode", ["always", "openai"])
+def test_a_host_that_is_not_to_be_asked_for_usage_gets_the_request_as_written(by, mode, clients, books, provider):
+    name = provider.openai_url if by == "url" else "openai"
+    clients.meter = books.meter = make_meter(store="memory:", config={"providers": {name: {"ask_usage": False}}})
+    provider.answer(stream_usage=mode)
+    chunks = list(clients.openai().chat.completions.create(**CHAT))
+    assert b"stream_options" not in provider.requests[-1].body
+    assert any(chunk.usage for chunk in chunks) == (mode == "always")
+    assert ("estimated" in books.one().flags) == (mode == "openai")
+    clients.meter.close()

@@ -117,6 +117,11 @@ class InFlight:
             self._authorization = leave(meter, self._call or self._described())
 
     @property
+    def provider(self) -> str:
+        """Who serves the call."""
+        return self._identity.provider
+
+    @property
     def call(self) -> Call:
         """What accounting needs to know of it."""
         if self._call is None:

@@ -469,6 +469,8 @@ def _asking_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any
     asking = call.binding.sdk.dialect().usage_request(call.endpoint, effective_body(options) or {})
     if asking is None or str(client.base_url) in _refusing:
         return options
+    if not call.meter.asks_for_usage(call.provider, client.base_url):
+        return options
     call.usage_asked = True
     return _with_field(options, *asking)
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
@@ -59,6 +59,7 @@ class Meter:
         source: Where `budgets` are said, for the ledger's history; default: the code of this program.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
+        unasked: Prefixes of base URLs, or provider ids, of hosts whose streams are not asked for their usage.
         observers: Called with each call's entry once it is recorded, in the caller's thread; must be quick.
         hold_seconds: How long a call may be in flight before its hold expires; a live stream extends it.
         request_fields: Reads end user and tags from the requests themselves.
@@ -82,6 +83,7 @@ class Meter:
         required: Required | None = None,
         aliases: Mapping[str, str] | None = None,
         providers: Mapping[str, str] | None = None,
+        unasked: Collection[str] = (),
         observers: Iterable[Callable[[Entry], object]] = (),
         hold_seconds: int = 900,
         request_fields: RequestFields | None = None,
@@ -97,6 +99,7 @@ class Meter:
         self._request_fields = request_fields
         self._observers = tuple(observers)
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
+        self._unasked = tuple(unasked)
         self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
@@ -134,6 +137,13 @@ class Meter:
     def attribution_of(self, body: Mapping[str, Any] | None, around: Attribution) -> Attribution:
         """On whose account a request with `body` goes: what it says itself, where that is asked for, then `around`."""
         return around if self._request_fields is None else self._request_fields.read(body).over(around)
+
+    def asks_for_usage(self, provider: str, base_url: object) -> bool:
+        """Whether streams of `provider` at `base_url` may be asked to state their usage."""
+        if not self._unasked:
+            return True
+        url = str(base_url)
+        return not any(url.startswith(name) if "://" in name else provider == name for name in self._unasked)
 
     # -- before the call
 
