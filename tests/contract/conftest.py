@@ -7,14 +7,22 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
+from tokenmeter.stores import open_store
+from tokenmeter.stores.sqlite import database
 from tokenmeter.usage import Usage
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
-@pytest.fixture
-def store(every_store):
-    return every_store
+@pytest.fixture(params=["memory", "network", "postgres", "sqlite"])
+def store(request, fresh_url, monkeypatch):
+    kind = request.param
+    if kind == "network":  # a file that several machines may share
+        monkeypatch.setattr(database, "is_network", lambda path: True)
+        kind = "sqlite"
+    opened = open_store(fresh_url(kind))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

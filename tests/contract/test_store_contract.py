@@ -157,8 +157,7 @@ class TestReadingEntries:
             )
             for index in range(1201)
         ]
-        for entry in entries:
-            store.settle(entry)
+        store.append([(entry, ()) for entry in entries])
         return sorted(entries, key=lambda entry: entry.occurred_at)  # stable: ties in order of settlement
 
     def test_come_in_order_of_occurrence_in_both_directions_over_many_pages(self, store, many):

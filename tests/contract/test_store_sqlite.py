@@ -11,7 +11,7 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
 from tokenmeter.stores import default_path, journal, open_store
-from tokenmeter.stores.base import Counter
+from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.filesystem import is_network
 from tokenmeter.stores.sqlite import SQLiteStore, database
@@ -142,15 +142,26 @@ class TestFile:
         db.close()
         assert (row["member"], row["billed_micro"] * 10**6 + row["billed_pico"]) == ("ada", 3_250_000_000)
 
-    def test_on_a_network_file_system_it_does_without_a_shared_log(self, path, monkeypatch, make_entry):
+    def test_on_a_network_file_system_each_record_is_a_transaction_and_nothing_lies_beside_the_file(
+        self, path, monkeypatch, make_entry, make_hold, make_key, make_posting
+    ):
         monkeypatch.setattr(database, "is_network", lambda path: True)
-        store = SQLiteStore(path)
-        store.settle(make_entry())
+        store, other = SQLiteStore(path), SQLiteStore(path)
+        hold = make_hold((make_key(), 10, 6))
+        store.reserve(hold)
+        with pytest.raises(CapReachedError):
+            other.reserve(make_hold((make_key(), 10, 5)))
+        settled = other.settle(make_entry(), [make_posting(make_key(), 4, 3)], reservation_id=hold.reservation_id)
+        assert (settled.recorded, settled.hold_found, len(settled.crossings)) == (True, True, 1)
+        assert store.counters([make_key()])[make_key()] == Counter(4, 0)
+        store.append([(make_entry(), [make_posting(make_key(), 1)]), (make_entry(dedup_key="d"), ())])
         assert store.health().facts["journal_mode"] == "delete"
         assert any("network" in warning for warning in store.health().warnings)
-        assert not Path(f"{path}-wal").exists()
-        assert len(list(store.entries())) == 1
+        assert len(list(other.entries())) == 3
+        assert other.verify().ok
+        assert {name.name for name in path.parent.iterdir()} == {"ledger.db", "ledger.db-lock"}
         store.close()
+        other.close()
 
     @pytest.mark.parametrize(
         ("kind", "expected"),

@@ -30,7 +30,17 @@ from tokenmeter.stores.record import FORMAT, Account, Definitions, Rate, hold_re
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
-__all__ = ["Book", "HoldGoneError", "Journal", "Posted", "Standing"]
+__all__ = [
+    "Book",
+    "HoldGoneError",
+    "Journal",
+    "Posted",
+    "SlotClaim",
+    "Standing",
+    "claim_effects",
+    "extend_effects",
+    "settle_effects",
+]
 
 log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
@@ -243,7 +253,7 @@ class Journal:
         """
         now = time.time_ns() // 1000 if created_at is None else created_at
         record = hold_record(hold_id, now, expires_at, owner or self._owner, call)
-        framed = frame(record, b'{"hold":%b,"claims":[%b]}' % (to_json(hold_id), _claim_rows(claims)))
+        framed = frame(record, claim_effects(hold_id, claims))
         self._locked(partial(self._reserve, framed=framed, hold_id=hold_id, expires_at=expires_at, claims=claims))
 
     def settle(
@@ -277,7 +287,7 @@ class Journal:
 
     def extend(self, hold_id: str, expires_at: int) -> bool:
         """Move a hold's expiry (microseconds since the epoch); False when there is none."""
-        framed = frame(b"", b'{"extend":%b,"until":%d}' % (to_json(hold_id), expires_at))
+        framed = frame(b"", extend_effects(hold_id, expires_at))
         known = self._holds.get(hold_id)
         if known is None or known[1] <= time.time_ns() // 1000:
 
@@ -361,7 +371,7 @@ class Journal:
                 known.add(entry_id)
                 if dedup_key is not None:
                     known.add(dedup_key)
-                framed.append(frame(record, _settle_effects(None, posts)))
+                framed.append(frame(record, settle_effects(None, posts)))
                 reached: list[tuple[Slot, int]] = []
                 for slot, amount in posts:
                     settled, reserved = standing.get(slot.place) or place.read(slot.place)
@@ -439,7 +449,7 @@ class Journal:
     def _settle(
         self, record: bytes, posts: Sequence[tuple[Slot, int]], hold_id: str | None, held: _Held | None
     ) -> tuple[tuple[Slot, int], ...]:
-        framed = frame(record, _settle_effects(hold_id, posts))
+        framed = frame(record, settle_effects(hold_id, posts))
         claims = () if held is None else held[0]
         if not claims and not posts:
             self._write(framed)
@@ -486,10 +496,10 @@ class Journal:
         repeated = self._book.has_entry(entry_id, dedup_key)
         if repeated or (only_if_held and not found):
             if found and hold_id is not None:
-                self._settle_locked(live, framed=frame(b"", _settle_effects(hold_id, ())), posts=(), claims=claims)
+                self._settle_locked(live, framed=frame(b"", settle_effects(hold_id, ())), posts=(), claims=claims)
                 self._holds.pop(hold_id, None)
             return Posted(recorded=False, hold_found=found)
-        framed = frame(record, _settle_effects(hold_id if found else None, posts))
+        framed = frame(record, settle_effects(hold_id if found else None, posts))
         if claims or posts:
             reached = self._settle_locked(live, framed=framed, posts=posts, claims=claims)
         else:
@@ -503,7 +513,7 @@ class Journal:
         rows = self._book.hold(hold_id)
         if rows is None:
             return False
-        framed = frame(b"", _settle_effects(hold_id, ()))
+        framed = frame(b"", settle_effects(hold_id, ()))
         self._settle_locked(live, framed=framed, posts=(), claims=self._claims(rows))
         return True
 
@@ -862,14 +872,22 @@ def _make_dirty(live: Live) -> None:
     live.dirty = True
 
 
-def _claim_rows(claims: Sequence[SlotClaim]) -> bytes:
-    return b",".join(
+def claim_effects(hold_id: str, claims: Sequence[SlotClaim]) -> bytes:
+    """What making a hold does."""
+    rows = b",".join(
         b"%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
         for slot, limit, amount in claims
     )
+    return b'{"hold":%b,"claims":[%b]}' % (to_json(hold_id), rows)
 
 
-def _settle_effects(hold_id: str | None, posts: Sequence[tuple[Slot, int]]) -> bytes:
+def extend_effects(hold_id: str, expires_at: int) -> bytes:
+    """What moving a hold's expiry does."""
+    return b'{"extend":%b,"until":%d}' % (to_json(hold_id), expires_at)
+
+
+def settle_effects(hold_id: str | None, posts: Sequence[tuple[Slot, int]]) -> bytes:
+    """What settling does: frees the hold, if there is one, and adds to counters."""
     rows = b",".join(b"%b%d]" % (slot.begin, amount) for slot, amount in posts)
     if hold_id is None:
         return b'{"post":[%b]}' % rows if rows else b""

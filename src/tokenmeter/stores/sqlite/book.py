@@ -14,7 +14,10 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
+from tokenmeter.stores.base import Counter
+from tokenmeter.stores.direct import Transaction
 from tokenmeter.stores.fold import (
+    FIRST,
     NANO,
     TYPED,
     AccountFacts,
@@ -73,6 +76,9 @@ _ADD_ENTRY = _insert("entries", ENTRY_COLUMNS)
 _ADD_SUMS = _insert("sums", ("n", *_AMOUNTS), key=("level", "slot", "account"))
 _ADD_RARE = _insert("rare_sums", ("quantity", "nano"), key=("level", "slot", "account", "sku_meter"))
 _ADD_METERS = _insert("meter_sums", _METER_AMOUNTS, key=("level", "slot", "account", "sku_meter"))
+_HAS_ENTRY = (
+    "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)"
+)
 _FIELDS = Account._fields
 _DEFINE_ACCOUNT = (
     f"INSERT INTO accounts (digest, body, {', '.join(_FIELDS)}) VALUES ({', '.join('?' * (len(_FIELDS) + 2))}) "  # noqa: S608 - names of our own
@@ -156,13 +162,7 @@ class SQLiteBook:
 
     def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
         """See `tokenmeter.stores.journal.Book`."""
-        return bool(
-            self.fetch(
-                "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) "
-                "OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)",
-                (identity_column(entry_id), dedup_key),
-            )
-        )
+        return bool(self.fetch(_HAS_ENTRY, (identity_column(entry_id), dedup_key)))
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
         """See `tokenmeter.stores.journal.Book`."""
@@ -190,6 +190,29 @@ class SQLiteBook:
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Rows of one statement, in a read transaction of its own."""
         return self.database.read(lambda connection: connection.execute(statement, values).fetchall())
+
+    # -- without a tail
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        """See `tokenmeter.stores.direct.DirectBook`."""
+
+        def run(connection: Connection) -> T:
+            folding = _Folding(self, careful=True)
+            folding.begin(connection)
+            result = work(_Direct(connection, folding))
+            folding.write(connection)
+            return result
+
+        try:
+            return self.database.write(run)
+        except BaseException:
+            self._forget()
+            raise
+
+    def count_changes(self) -> int:
+        """See `tokenmeter.stores.direct.DirectBook`."""
+        count: int = self.fetch("SELECT count(*) FROM documents WHERE kind = 'budget'")[0][0]
+        return count
 
     # -- the fold
 
@@ -376,6 +399,37 @@ class _Standing:
         return {hold: json.loads(claims) for hold, claims in rows}
 
 
+class _Direct:
+    """See `tokenmeter.stores.direct.Transaction`."""
+
+    def __init__(self, connection: Connection, folding: _Folding) -> None:
+        self._connection, self._folding = connection, folding
+        self._reserved: dict[CounterKey, int] | None = None
+
+    def put(self, record: bytes, effects: bytes = b"") -> None:
+        self._folding.take(self._connection, record, effects)
+
+    def counter(self, key: CounterKey) -> Counter:
+        if self._reserved is None:
+            self._reserved = {}
+            for rows in _Standing(self._connection).holds().values():
+                for budget, scope, start, _, amount, _ in rows:
+                    held = CounterKey(budget, scope, start)
+                    self._reserved[held] = self._reserved.get(held, 0) + amount
+        row = self._connection.execute(
+            "SELECT settled FROM counters WHERE budget = ? AND scope = ? AND window_start = ?",
+            (key.budget, key.scope, key.window_start),
+        ).fetchone()
+        return Counter(int(row[0]) if row else 0, self._reserved.get(key, 0))
+
+    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
+        row = self._connection.execute("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
+        return bool(self._connection.execute(_HAS_ENTRY, (identity_column(entry_id), dedup_key)).fetchone())
+
+
 class _Folding:
     """One transaction of the fold.
 
@@ -397,11 +451,11 @@ class _Folding:
         self._rows: list[tuple[Any, ...]] = []
         self._ids: set[bytes | str] = set()
         self._dedup: dict[str, int] = {}
+        self._seq, self._hash = 0, FIRST
 
     def run(self, connection: Connection, most: int) -> int:
         """Fold up to `most` records; how many."""
-        seq, self._hash, entries = connection.execute("SELECT seq, hash, entries FROM ledger").fetchone()
-        self._seq: int = seq
+        self.begin(connection)
         self.places = dict(connection.execute("SELECT segment, folded FROM places"))
         known = dict(self.places)
         done = 0
@@ -411,7 +465,7 @@ class _Folding:
             done += 1
         if not done and known == self.places:
             return 0
-        self._write(connection, entries)
+        self.write(connection)
         connection.executemany(
             "INSERT INTO places VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET folded = excluded.folded",
             [item for item in self.places.items() if known.get(item[0]) != item[1]],
@@ -434,19 +488,23 @@ class _Folding:
         try:
             if self._refuse is not None:
                 raise ValueError(self._refuse)  # noqa: TRY301 - refused as any other
-            values: dict[str, Any] = from_json(record) if record else {}
-            done: Mapping[str, Any] = from_json(effects) if effects else {}
-            kind = values.get("record")
-            added = self._add(connection, record, values) if kind == "entry" else True
-            if kind in {"account", "rate", "name"}:
-                self._book.define(connection, kind, record, values)
-            if done:
-                self._batch.affect(done, record, counted=added)
-                self.left_out |= not added and "post" in done
+            self.take(connection, record, effects)
         except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
             connection.execute(
                 "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?, ?)", (number, end, str(error), record, effects)
             )
+
+    def take(self, connection: Connection, record: bytes, effects: bytes) -> None:
+        """Take in one record."""
+        values: dict[str, Any] = from_json(record) if record else {}
+        done: Mapping[str, Any] = from_json(effects) if effects else {}
+        kind = values.get("record")
+        added = self._add(connection, record, values) if kind == "entry" else True
+        if kind in {"account", "rate", "name"}:
+            self._book.define(connection, kind, record, values)
+        if done:
+            self._batch.affect(done, record, counted=added)
+            self.left_out |= not added and "post" in done
 
     def _add(self, connection: Connection, record: bytes, values: Mapping[str, Any]) -> bool:
         book = self._book
@@ -492,7 +550,13 @@ class _Folding:
             connection.execute("SELECT 1 FROM entries WHERE entry_id = ?", (entry_id,)).fetchone()
         )
 
-    def _write(self, connection: Connection, entries: int) -> None:
+    def begin(self, connection: Connection) -> None:
+        """Where the chain stands."""
+        run = connection.execute
+        self._seq, self._hash = run("SELECT seq, hash FROM ledger").fetchone()
+
+    def write(self, connection: Connection) -> None:
+        """Write what was taken in."""
         many = connection.executemany
         if self._rows:
             try:
@@ -503,7 +567,8 @@ class _Folding:
                 raise _RepeatedError from error
             many("INSERT INTO dedup VALUES (?, ?)", self._dedup.items())
             connection.execute(
-                "UPDATE ledger SET seq = ?, hash = ?, entries = ?", (self._seq, self._hash, entries + len(self._rows))
+                "UPDATE ledger SET seq = ?, hash = ?, entries = entries + ?",
+                (self._seq, self._hash, len(self._rows)),
             )
             for table, rows in sum_rows(self._batch):
                 many(_ADD[table], rows)

@@ -30,6 +30,7 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
+from tokenmeter.stores.direct import DirectJournal
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal, Posted
@@ -73,8 +74,12 @@ class SQLiteStore:
         self._book = SQLiteBook(path, patience=patience)
         self.path = self._book.path
         self.url = f"sqlite:///{self.path}"
-        self.journal = Journal(self.path, self._book)
-        self._book.recount = self.journal.disturb
+        self.journal: Journal | DirectJournal
+        if self._book.database.wal:
+            self.journal = Journal(self.path, self._book)
+            self._book.recount = self.journal.disturb
+        else:  # machines may share the file: nothing beside it can be trusted
+            self.journal = DirectJournal(self._book)
         self._reader = Reader(self._book.database)
         weakref.finalize(self, self._book.database.close)
         self._generation = self.journal.generation

@@ -1,0 +1,269 @@
+"""A journal without a tail: each record goes into the book in a transaction of its own.
+
+For places where a tail and live counters cannot be shared safely: network file systems, where several machines may
+write, and systems without locks on files. The same promises, more slowly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from tokenmeter.ledger import Claim, CounterKey, new_id
+from tokenmeter.stores.base import CapReachedError, Counter
+from tokenmeter.stores.journal import (
+    Book,
+    HoldGoneError,
+    Posted,
+    SlotClaim,
+    claim_effects,
+    extend_effects,
+    settle_effects,
+)
+from tokenmeter.stores.live import Slot
+from tokenmeter.stores.record import Account, Definitions, Rate, hold_record
+
+__all__ = ["DirectBook", "DirectJournal", "Transaction"]
+
+T = TypeVar("T")
+
+#: Seconds for which a generation is taken to be the same.
+_LOOK_EVERY = 1
+
+
+class Transaction(Protocol):
+    """One write transaction of a book."""
+
+    def put(self, record: bytes, effects: bytes = b"") -> None:
+        """Take a record into the book."""
+        ...
+
+    def counter(self, key: CounterKey) -> Counter:
+        """Where a counter stood when the transaction began."""
+        ...
+
+    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
+        """Claims of an open hold."""
+        ...
+
+    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
+        """Whether the entry or its bill is there."""
+        ...
+
+
+class DirectBook(Book, Protocol):
+    """A book that takes records in without a tail."""
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one transaction."""
+        ...
+
+    def count_changes(self) -> int:
+        """A number that grows with every definition of a budget."""
+        ...
+
+
+class DirectJournal:
+    """See `tokenmeter.stores.journal.Journal`, whose methods these are.
+
+    Args:
+        book: The engine.
+    """
+
+    new_id = staticmethod(new_id)
+
+    def __init__(self, book: DirectBook) -> None:
+        self._book = book
+        self._slots: dict[CounterKey, Slot] = {}
+        self._generation, self._looked_at = 0, 0
+        self.definitions = Definitions(book.find_name, self._define)
+
+    def _define(self, records: Sequence[bytes]) -> None:
+        def work(transaction: Transaction) -> None:
+            for record in records:
+                transaction.put(record)
+
+        self._book.transact(work)
+
+    @property
+    def generation(self) -> int:
+        """Changes when a plan may be out of date; looked up once a second."""
+        now = time.monotonic_ns() // 1_000_000_000
+        if now - self._looked_at >= _LOOK_EVERY:
+            self._looked_at = now
+            self._generation = self._book.count_changes()
+        return self._generation
+
+    def renew_generation(self) -> None:
+        """Look at once."""
+        self.definitions.forget()
+        self._looked_at = 0
+
+    def account(self, account: Account) -> str:
+        """The digest that stands for `account` in records."""
+        return self.definitions.account(account)
+
+    def rate(self, rate: Rate) -> str:
+        """The digest that stands for `rate` in records."""
+        return self.definitions.rate(rate)
+
+    def name(self, kind: str, value: str) -> str:
+        """The digest that stands for a text that may have to be erased."""
+        return self.definitions.name(kind, value)
+
+    def slot(self, key: CounterKey, window_end: int | None = None) -> Slot:
+        """The counter of `key`."""
+        slot = self._slots.get(key)
+        if slot is None or slot.window_end != window_end:
+            if len(self._slots) >= Definitions.MOST:
+                self._slots = {}
+            slot = self._slots[key] = Slot(key, window_end)
+        return slot
+
+    def append(self, record: bytes) -> None:
+        """Write an entry's record."""
+        self._book.transact(lambda transaction: transaction.put(record))
+
+    def reserve(
+        self,
+        hold_id: str,
+        expires_at: int,
+        claims: Sequence[SlotClaim],
+        call: bytes,
+        *,
+        created_at: int | None = None,
+        owner: str | None = None,
+    ) -> None:
+        """Hold every claim or none."""
+        now = time.time_ns() // 1000 if created_at is None else created_at
+        record = hold_record(hold_id, now, expires_at, owner or f"{socket.gethostname()}:{os.getpid()}", call)
+
+        def work(transaction: Transaction) -> None:
+            asked: dict[CounterKey, int] = {}
+            for slot, limit, amount in claims:
+                counter = transaction.counter(slot.key)
+                held = counter.reserved + asked.get(slot.key, 0)
+                if limit is not None and counter.settled + held + amount > limit:
+                    raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), counter.settled, held)
+                asked[slot.key] = asked.get(slot.key, 0) + amount
+            transaction.put(record, claim_effects(hold_id, claims))
+
+        self._book.transact(work)
+
+    def settle(
+        self, record: bytes, posts: Sequence[tuple[Slot, int]] = (), hold_id: str | None = None
+    ) -> tuple[tuple[Slot, int], ...]:
+        """Write an entry's record, free its hold and move the counters."""
+
+        def work(transaction: Transaction) -> tuple[tuple[Slot, int], ...]:
+            if hold_id is not None and transaction.hold(hold_id) is None:
+                raise HoldGoneError(hold_id)
+            reached = _reached(transaction, posts)
+            transaction.put(record, settle_effects(hold_id, posts))
+            return reached
+
+        return tuple(one for one in self._book.transact(work) if one[1] >= one[0].alert_at)
+
+    def release(self, hold_id: str) -> bool:
+        """Free a hold without an entry; False when there is none."""
+        return self._on_hold(hold_id, settle_effects(hold_id, ()))
+
+    def extend(self, hold_id: str, expires_at: int) -> bool:
+        """Move a hold's expiry; False when there is none."""
+        return self._on_hold(hold_id, extend_effects(hold_id, expires_at))
+
+    def _on_hold(self, hold_id: str, effects: bytes) -> bool:
+        def work(transaction: Transaction) -> bool:
+            if transaction.hold(hold_id) is None:
+                return False
+            transaction.put(b"", effects)
+            return True
+
+        return self._book.transact(work)
+
+    def post(
+        self,
+        record: bytes,
+        posts: Sequence[tuple[Slot, int]],
+        *,
+        entry_id: str,
+        dedup_key: str | None = None,
+        hold_id: str | None = None,
+        only_if_held: bool = False,
+    ) -> Posted:
+        """`settle` for any entry: one that may be there already, or whose hold may be gone."""
+
+        def work(transaction: Transaction) -> Posted:
+            found = hold_id is not None and transaction.hold(hold_id) is not None
+            freed = hold_id if found else None
+            if transaction.has_entry(entry_id, dedup_key) or (only_if_held and not found):
+                if freed is not None:
+                    transaction.put(b"", settle_effects(freed, ()))
+                return Posted(recorded=False, hold_found=found)
+            reached = _reached(transaction, posts)
+            transaction.put(record, settle_effects(freed, posts))
+            return Posted(recorded=True, hold_found=found, reached=reached)
+
+        return self._book.transact(work)
+
+    def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[tuple[Slot, int]]]]) -> list[Posted]:
+        """Write many entries at once, each of them once."""
+
+        def work(transaction: Transaction) -> list[Posted]:
+            seen: set[str] = set()
+            added: dict[CounterKey, int] = {}
+            done: list[Posted] = []
+            for record, entry_id, dedup_key, posts in items:
+                if {entry_id, dedup_key} & seen or transaction.has_entry(entry_id, dedup_key):
+                    done.append(Posted(recorded=False))
+                    continue
+                seen |= {entry_id} if dedup_key is None else {entry_id, dedup_key}
+                reached: list[tuple[Slot, int]] = []
+                for slot, amount in posts:
+                    added[slot.key] = added.get(slot.key, 0) + amount
+                    reached.append((slot, transaction.counter(slot.key).settled + added[slot.key]))
+                transaction.put(record, settle_effects(None, posts))
+                done.append(Posted(recorded=True, reached=tuple(reached)))
+            return done
+
+        return self._book.transact(work)
+
+    def counters(self, keys: Iterable[CounterKey]) -> dict[CounterKey, Counter | None]:
+        """Where counters stand."""
+        return self._book.transact(lambda transaction: {key: transaction.counter(key) for key in keys})
+
+    def recount(self, change: Callable[[], T]) -> T:
+        """Run `change` of the book: nothing is derived from it."""
+        return change()
+
+    def open_counters(
+        self,
+        opening: Mapping[CounterKey, tuple[int, int | None]],
+        insert: Callable[[Mapping[CounterKey, tuple[int, int | None]]], Collection[CounterKey]],
+    ) -> None:
+        """Give counters that never moved an amount."""
+        insert(opening)
+
+    def disturb(self) -> None:
+        """Nothing is derived from the book."""
+
+    def recorded(self, entry_id: str) -> bool:
+        """Whether an entry is written."""
+        return self._book.has_entry(entry_id, None)
+
+    def knows_hold(self, hold_id: str) -> bool:
+        """Whether there is such a hold."""
+        return self._book.hold(hold_id) is not None
+
+    def close(self) -> None:
+        """Nothing is open here."""
+
+
+def _reached(transaction: Transaction, posts: Sequence[tuple[Slot, int]]) -> tuple[tuple[Slot, int], ...]:
+    added: dict[CounterKey, int] = {}
+    for slot, amount in posts:
+        added[slot.key] = added.get(slot.key, 0) + amount
+    return tuple((slot, transaction.counter(slot.key).settled + added[slot.key]) for slot, _ in posts)
