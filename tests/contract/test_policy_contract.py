@@ -210,11 +210,12 @@ class TestCounting:
     def test_reading_writes_nothing_and_tells_the_truth(self, metered, store):
         for member in ("ada", "bob"):
             spend(metered(), a_call(member), 7)
-        reader = metered(Budget(member="*", limit_usd=100, name="members"))
+        reader, generation = metered(Budget(member="*", limit_usd=100, name="members")), store.generation()
         assert {balance.scope["member"]: balance.spent for balance in reader.remaining()} == {"ada": 7, "bob": 7}
         assert reader.audit_budgets() == ()
         assert list(store.all_counters()) == []
-        assert store.generation() == 0
+        assert store.generation() == generation
+        assert reader.budgets.history() == []
 
     def test_a_month_before_the_budget_is_no_fault(self, metered):
         meter = metered()
@@ -233,6 +234,19 @@ class TestCounting:
         for alias in (None, "prod", "main"):
             spend(meter, a_call(key=replace(key, alias=alias)), 1)
         assert is_stopped(meter, a_call(key=replace(key, alias="other")))
+
+    def test_a_keys_budget_is_shown_by_its_name_and_asked_for_by_any(self, metered):
+        keys = [ApiKey("ab" * 16, "wxyz", "prod"), ApiKey("cd" * 16, "mnop")]
+        meter = metered(Budget(api_key="*", limit_requests=3, name="keys"))
+        for key in keys:
+            spend(meter, a_call(key=key), 1)
+        assert sorted(one.scope["api_key"] for one in meter.remaining()) == ["...mnop", "prod"]
+        for name in ("prod", "ab" * 16):
+            assert [one.scope for one in meter.remaining(api_key=name)] == [{"api_key": "prod"}]
+        meter.raise_budget("keys", 2, by="grace", reason="launch", scope={"api_key": "prod"})
+        assert {one.scope["api_key"]: one.limit for one in meter.remaining()} == {"prod": 5, "...mnop": 3}
+        with pytest.raises(ConfigurationError, match="'x' is not known to the ledger"):
+            meter.raise_budget("keys", 2, by="grace", reason="launch", scope={"api_key": "x"})
 
     def test_a_cap_by_alias_knows_what_the_key_spent_before_it_had_one(self, metered):
         key = ApiKey("ab" * 16, "wxyz")

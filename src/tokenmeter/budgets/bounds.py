@@ -21,7 +21,7 @@ from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, RequestFacts
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.usage import Observation
@@ -111,8 +111,8 @@ class Bound:
         if unit == "tokens" and self.input_tokens is not None:
             most = (room - self.input_tokens) // self.choices
         elif unit == "usd" and self.input_cost is not None and self.output_rate:
-            left = Decimal(room).scaleb(-12, context=EXACT) - self.input_cost
-            most = int(EXACT.divide_int(left, self.output_rate * self.choices)) if left > 0 else 0
+            left = subtract(to_dollars(room), self.input_cost)
+            most = int(EXACT.divide_int(left, multiply(self.output_rate, self.choices))) if left > 0 else 0
         else:
             return None
         if self.max_output_tokens is not None:
@@ -424,7 +424,7 @@ class Expectations:
         with _lock:
             sample = self._samples.get((call.attribution.route, call.facts.model))
             middle = _percentile(sample.milliseconds, 50) if sample else None
-        return Decimal(1) if middle is None else max(Decimal(middle), Decimal(50)).scaleb(-3)
+        return Decimal(1) if middle is None else EXACT.scaleb(max(Decimal(middle), Decimal(50)), -3)
 
 
 _N = TypeVar("_N", int, Decimal)

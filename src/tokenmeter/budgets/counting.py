@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 from tokenmeter.budgets.bounds import picodollars
 from tokenmeter.budgets.holds import TAKEN_BACK
-from tokenmeter.budgets.matching import Cap, Matcher, Subject, scope_text
+from tokenmeter.budgets.matching import Cap, Matcher, Subject, scope_text, value_fits
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.ledger import Entry
@@ -19,16 +20,18 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 
-__all__ = ["count", "spent_by", "tally", "with_held"]
+__all__ = ["BEGINNING", "END", "count", "spent_by", "tally", "with_held"]
 
-#: Scope fields whose sums the store keeps under the same name. A model budget goes by the name the caller used and a
-#: key's by its fingerprint, which sums do not tell: there the entries are read.
-_KEPT = frozenset({"member", "team", "organization", "project", "route", "provider", "end_user"})
+#: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A
+#: key is its fingerprint; its names are matched, too. Every other field is a dimension of its own.
+_DIMENSIONS = {"model": ("request_model", "model"), "api_key": ("api_key_fingerprint", "api_key")}
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
 #: The flag of an answer whose usage nobody knows, and what begins the flags that say what was held for it.
 UNKNOWN_USAGE = "usage_unknown"
 _HELD = "held_"
-_NEVER = datetime(9000, 1, 1, tzinfo=UTC)
+#: From before any entry until after all of them.
+BEGINNING, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
@@ -110,48 +113,69 @@ def tally(
         pricer: For tokens whose price is not known.
     """
     starts, ends = cap.budget.effective
-    since, until = from_microseconds(start_us), _NEVER if end_us is None else from_microseconds(end_us)
+    since, until = from_microseconds(start_us), END if end_us is None else from_microseconds(end_us)
     since, until = max(since, starts or since), min(until, ends or until)
     if since >= until or not cap.counts:
         return {}
     sums: defaultdict[str, int] = defaultdict(int)
-    if all(
-        (name in _KEPT or name.startswith("tag:")) and value.strip("*") in {"", value} for name, value in scope.items()
-    ):
-        pairs = _from_sums(cap, scope, since, until, store=store, pricer=pricer)
-    else:
-        pairs = _from_entries(cap, scope, since, until, store=store, pricer=pricer)
-    for text, amount in pairs:
+    for text, amount in _counted(cap, scope, since, until, store=store, pricer=pricer):
         sums[text] += amount
     return {text: amount for text, amount in sums.items() if amount}
 
 
-def _from_sums(
+def _counted(
     cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer
 ) -> Iterator[tuple[str, int]]:
-    opened = [name for name, value in scope.items() if value == "*"]
-    where = {name: frozenset[str | None]({value}) for name, value in scope.items() if value != "*"}
-    for found in store.aggregate([since, until], [*opened, "kind"], EntryFilter(where=where)):
-        *values, kind = found.group
-        if None not in values:
-            yield _text(scope, dict(zip(opened, values, strict=True))), _amount(cap.unit, found, kind)
+    exact = {name: value for name, value in scope.items() if _is_exact(name, value)}
+    where = {_DIMENSIONS.get(name, (name,))[0]: frozenset[str | None]({value}) for name, value in exact.items()}
+    others = [(name, _DIMENSIONS.get(name, (name,))) for name in scope if name not in exact]
+    by = [dimension for _, dimensions in others for dimension in dimensions]
+    for found in store.aggregate([since, until], [*by, "kind"], EntryFilter(where=where)):
+        *group, kind = found.group
+        values = _values(scope, others, dict(zip(by, group, strict=True)))
+        if values is not None:
+            yield scope_text({**scope, **values}), _amount(cap.unit, found, kind)
     # What no sum tells: tokens without a price, and estimates that were taken back.
     for more in ({"cost_source": frozenset[str | None]({"unpriced"})}, {"kind": frozenset[str | None]({"correction"})}):
         for entry in store.entries(EntryFilter(since=since, until=until, where=where | more)):
-            if "kind" not in more and entry.kind == "correction":
-                continue
-            matched = _matched(entry, scope)
-            if matched is not None:
-                told = (
-                    picodollars(entry.billed_cost or ZERO)
-                    if cap.unit == "usd"
-                    else int(entry.kind == "usage") * (entry.usage.total_tokens if cap.unit == "tokens" else 1)
-                )
-                yield matched, spent_by(entry, cap.unit, pricer) - told
+            matched = Matcher(scope)(Subject.of_entry(entry))
+            if matched is not None and ("kind" in more or entry.kind != "correction"):
+                yield scope_text(matched), spent_by(entry, cap.unit, pricer) - _summed(entry, cap.unit)
 
 
-def _text(scope: Mapping[str, str], values: Mapping[str, str | None]) -> str:
-    return scope_text({name: values.get(name) or value for name, value in scope.items()})
+def _is_exact(name: str, value: str) -> bool:
+    """Whether a condition can be put to the store as it is."""
+    if name == "api_key":
+        return _FINGERPRINT.fullmatch(value) is not None
+    return name != "model" and "*" not in value
+
+
+def _values(
+    scope: Mapping[str, str], others: Sequence[tuple[str, Sequence[str]]], group: Mapping[str, str | None]
+) -> dict[str, str] | None:
+    """A group's values of the scope fields that no filter has settled; None when it does not belong to the scope."""
+    found: dict[str, str] = {}
+    for name, dimensions in others:
+        wanted, told = scope[name], [value for each in dimensions if (value := group[each]) is not None]
+        if not told:
+            return None
+        names = told if name == "api_key" else told[:1]
+        if wanted == "*" or (name == "api_key" and "*" not in wanted and wanted in names):
+            found[name] = told[0]
+        elif any(value_fits(wanted, value) for value in names):
+            found[name] = wanted
+        else:
+            return None
+    return found
+
+
+def _summed(entry: Entry, unit: Unit) -> int:
+    """What the sums say of one entry."""
+    if unit == "usd":
+        return picodollars(entry.billed_cost or ZERO)
+    if entry.kind != "usage":
+        return 0
+    return entry.usage.total_tokens if unit == "tokens" else 1
 
 
 def _amount(unit: Unit, found: Aggregate, kind: str | None) -> int:
@@ -162,20 +186,3 @@ def _amount(unit: Unit, found: Aggregate, kind: str | None) -> int:
     if unit == "requests":
         return found.requests
     return sum(int(quantity) for meter, quantity in found.quantities.items() if meter in _TOKENS)
-
-
-def _from_entries(
-    cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer
-) -> Iterator[tuple[str, int]]:
-    where = {
-        name: frozenset[str | None]({value}) for name, value in scope.items() if name in _KEPT and "*" not in value
-    }
-    for entry in store.entries(EntryFilter(since=since, until=until, where=where)):
-        matched = _matched(entry, scope)
-        if matched is not None:
-            yield matched, spent_by(entry, cap.unit, pricer)
-
-
-def _matched(entry: Entry, scope: Mapping[str, str]) -> str | None:
-    found = Matcher(scope)(Subject.of_entry(entry))
-    return None if found is None else scope_text(found)

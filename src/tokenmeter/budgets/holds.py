@@ -16,6 +16,7 @@ from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Charge, Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.money import negate
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Store
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -101,7 +102,7 @@ def taken_back(estimate: Entry) -> Entry:
         entry_id=new_id(),
         kind="correction",
         recorded_at=utcnow(),
-        usage=Usage({meter: -quantity for meter, quantity in estimate.usage.quantities.items()}),
+        usage=Usage({meter: negate(quantity) for meter, quantity in estimate.usage.quantities.items()}),
         charges=tuple(_negative(charge) for charge in estimate.charges),
         list_cost=_minus(estimate.list_cost),
         contracted_cost=_minus(estimate.contracted_cost),
@@ -115,7 +116,7 @@ def taken_back(estimate: Entry) -> Entry:
 def _negative(charge: Charge) -> Charge:
     return replace(
         charge,
-        quantity=-charge.quantity,
+        quantity=negate(charge.quantity),
         list_cost=_minus(charge.list_cost),
         contracted_cost=_minus(charge.contracted_cost),
         billed_cost=_minus(charge.billed_cost),
@@ -123,7 +124,7 @@ def _negative(charge: Charge) -> Charge:
 
 
 def _minus(amount: Decimal | None) -> Decimal | None:
-    return None if amount is None else -amount
+    return None if amount is None else negate(amount)
 
 
 class Holds:

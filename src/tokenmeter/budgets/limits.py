@@ -13,6 +13,7 @@ from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import LimitFunction, Unit, limit_in, limit_table, parse_limit
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.money import magnitude
 
 __all__ = ["NO_CAP", "AskedLimits", "room"]
 
@@ -68,7 +69,7 @@ def _take(packs: list[list[int]], amount: int) -> None:
 
 
 def _amount(grant: Grant) -> int:
-    size = parse_limit(abs(grant.amount), grant.unit, name="amount")
+    size = parse_limit(magnitude(grant.amount), grant.unit, name="amount")
     return -size if grant.amount < 0 else size
 
 

@@ -17,6 +17,7 @@ from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, BudgetReservedError, RequestTooLargeError, StoreError
 from tokenmeter.ledger import Claim, CounterKey
+from tokenmeter.money import EXACT, add, multiply
 from tokenmeter.pricing import Ceiling
 from tokenmeter.stores.base import CapReachedError, Counter, Store
 
@@ -179,7 +180,7 @@ def _at_least(call: Call, upper: Bound, unit: str) -> int:
         return max(call.facts.input_bytes + output, 1)
     if upper.input_cost is None or upper.output_rate is None:
         return 1
-    return max(picodollars(upper.input_cost + upper.output_rate * output), 1)
+    return max(picodollars(add(upper.input_cost, multiply(upper.output_rate, output))), 1)
 
 
 def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
@@ -225,7 +226,7 @@ def explain(stop: CapReachedError, plan: Plan, *, store: Store, wait: Decimal) -
     cap, room = hold.cap, hold.limit - stop.settled
     affordable = plan.bound.affordable_output_tokens(cap.unit, room) if plan.bound else None
     free_at = _free_at(hold, claim.amount, store) if cap.rolling else claim.window_end
-    until_reset = None if free_at is None else Decimal(max(free_at - microseconds(plan.at), 0)).scaleb(-6)
+    until_reset = None if free_at is None else _seconds(free_at - microseconds(plan.at))
     values = _fields(hold, Counter(stop.settled, stop.reserved))
     values["requested"] = amount_of(cap.unit, claim.amount)
     values["resets_at"] = None if free_at is None else from_microseconds(free_at)
@@ -244,7 +245,7 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
     """The error for a call without an upper bound, under a budget that only admits calls which have one."""
     hold = error.hold
     key, end = hold.keys[0]
-    until_reset = None if end is None else Decimal(max(end - microseconds(at), 0)).scaleb(-6)
+    until_reset = None if end is None else _seconds(end - microseconds(at))
     return RequestTooLargeError(
         f"That is because {error.upper.explain()}. {_mend(error)}",
         requested=None,
@@ -253,6 +254,10 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
         model=call.facts.model,
         **_fields(hold, _read([hold], store)[key]),
     )
+
+
+def _seconds(length_us: int) -> Decimal:
+    return EXACT.scaleb(Decimal(max(length_us, 0)), -6)
 
 
 def _mend(error: UnboundedError) -> str:

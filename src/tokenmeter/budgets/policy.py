@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from tokenmeter.budgets.windows import Window
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ONE, PICODOLLAR, parse_decimal, to_dollars, to_picodollars
+from tokenmeter.money import EXACT, ONE, PICODOLLAR, multiply, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
 
 __all__ = [
@@ -377,8 +377,9 @@ def parse_limit(value: object, unit: Unit, *, name: str) -> int:
     if number < 0:
         raise ConfigurationError(f"{name} must not be negative, but was {number}; 0 means not at all.")
     step = PICODOLLAR if unit == "usd" else ONE
-    if number > _LARGEST * step:
-        raise ConfigurationError(f"{name} must not be greater than {_LARGEST * step:f}.")
+    most = multiply(step, _LARGEST)
+    if number > most:
+        raise ConfigurationError(f"{name} must not be greater than {most:f}.")
     if EXACT.remainder(number, step):
         raise ConfigurationError(f"{name} must be a multiple of {step:f}, not {number}.")
     return to_picodollars(number) if unit == "usd" else int(number)

@@ -25,11 +25,12 @@ from tokenmeter.budgets.definitions import (
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
+from tokenmeter.budgets.status import key_names
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import new_id
-from tokenmeter.money import parse_decimal
+from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.stores.base import Store
 
@@ -380,11 +381,11 @@ class Registry:
         state = self._read_applied()
         budget = self._named(state, name)
         cap = _cap_of(state, budget, unit)
-        full = _full_scope(budget, scope or {})
+        full = _full_scope(budget, self._by_fingerprint(scope or {}))
         number = parse_decimal(amount, name="amount")
         if not number:
             raise ConfigurationError("amount must not be zero.")
-        if parse_limit(abs(number), cap.unit, name="amount") == 0 or cap.rolling or not cap.counts:
+        if parse_limit(magnitude(number), cap.unit, name="amount") == 0 or cap.rolling or not cap.counts:
             raise ConfigurationError(f"Budget {name!r} is a rate limit; change its limit instead of granting more.")
         begins = at or self._store.now()
         ends = None if expires is None else parse_instant(expires, budget.tz)
@@ -407,6 +408,19 @@ class Registry:
         file_grant(self._store, grant)
         filed = (one for one in self.grants(name) if one.grant_id == grant.grant_id)
         return next(filed)
+
+    def _by_fingerprint(self, scope: Mapping[str, str]) -> Mapping[str, str]:
+        """`scope` with its API key as it is counted, by whatever name it is given."""
+        wanted = scope.get("api_key")
+        if wanted is None:
+            return scope
+        found = [one for one, names in key_names(self._store).items() if wanted == one or wanted in names]
+        if len(found) != 1:
+            problem = "is not known to the ledger" if not found else "names several keys"
+            raise ConfigurationError(
+                f"api_key={wanted!r} {problem}; give the fingerprint, as `tokenmeter entries` does."
+            )
+        return {**scope, "api_key": found[0]}
 
     def _read_applied(self) -> InForce:
         return self._current(wait=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.budgets.counting import count, tally
+from tokenmeter.budgets.counting import BEGINNING, END, count, tally
 from tokenmeter.budgets.limits import NO_CAP
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
@@ -19,7 +19,7 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, Fault, Store
 
-__all__ = ["Balance", "audit", "balances"]
+__all__ = ["Balance", "audit", "balances", "key_names"]
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
@@ -32,7 +32,8 @@ class Balance:
 
     Attributes:
         budget: Name of the budget.
-        scope: What the counter belongs to, for example ``{"member": "ada"}``; empty for all calls.
+        scope: What the counter belongs to, for example ``{"member": "ada"}``; empty for all calls. An API key is shown
+            by its name, but counted by its fingerprint.
         unit: ``usd``, ``tokens``, ``requests`` or ``in_flight``.
         limit: The limit, grants of this window included, in `unit`; infinite for a member without a cap.
         spent: What settled calls have used in this window, in `unit`.
@@ -123,13 +124,33 @@ def balances(
     now = microseconds(at)
     chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
     listed = _listed(store, {cap.counter_name for cap in chosen}) if chosen else {}
+    names = key_names(store) if any("api_key" in cap.budget.scope for cap in chosen) else {}
     return [
-        _balance(cap, parse_scope(text), counters, limit_of)
+        _balance(cap, parse_scope(text), counters, limit_of, names)
         for cap in chosen
         for text, counters in sorted(
             _counters(cap, wanted, now, listed, named=named(cap), store=store, pricer=pricer).items()
         )
+        if _is_wanted_key(parse_scope(text).get("api_key"), wanted.get("api_key"), names)
     ]
+
+
+def key_names(store: Store) -> dict[str, list[str]]:
+    """Per fingerprint the names that the ledger's entries give an API key: aliases first, then ``...last4``."""
+    found: dict[str, list[str]] = {}
+    for one in store.aggregate([BEGINNING, END], ("api_key_fingerprint", "api_key")):
+        fingerprint, name = one.group
+        if fingerprint is not None and name is not None:
+            found.setdefault(fingerprint, []).append(name)
+    return {fingerprint: sorted(names, key=lambda name: name.startswith("...")) for fingerprint, names in found.items()}
+
+
+def _shown(name: str, value: str, names: Mapping[str, Sequence[str]]) -> str:
+    return next(iter(names.get(value, ())), value) if name == "api_key" else value
+
+
+def _is_wanted_key(found: str | None, wanted: str | None, names: Mapping[str, Sequence[str]]) -> bool:
+    return wanted is None or found is None or wanted in {"*", found, *names.get(found, ())}
 
 
 def _listed(store: Store, names: set[str]) -> dict[str, dict[CounterKey, Counter]]:
@@ -195,6 +216,7 @@ def _balance(
     scope: dict[str, str],
     counters: Mapping[tuple[CounterKey, int | None], Counter],
     limit_of: LimitOf,
+    names: Mapping[str, Sequence[str]],
 ) -> Balance:
     (key, end), counter = max(counters.items(), key=lambda pair: _taken(pair[1]))
     try:
@@ -204,7 +226,7 @@ def _balance(
     unlimited = limit >= NO_CAP
     return Balance(
         budget=cap.budget.name,
-        scope=scope,
+        scope={name: _shown(name, value, names) for name, value in scope.items()},
         unit=cap.unit,
         limit=_UNLIMITED if unlimited else amount_of(cap.unit, limit),
         spent=amount_of(cap.unit, counter.settled),
