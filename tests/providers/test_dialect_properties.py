@@ -5,7 +5,8 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmeter.providers import observe
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers import dialect_for, observe
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 
 size = st.integers(0, 2_000_000)
@@ -220,3 +221,32 @@ def test_any_usage_is_read_without_a_fault_and_never_negative(counts, parts, end
     for group in seen.consumptions:
         assert group.supplied_cost is None or group.supplied_cost.amount >= 0
         assert all(type(quantity) in {int, Decimal} for quantity in group.usage.quantities.values())
+
+
+said = (
+    st.none() | st.integers(-3, 10**9) | st.floats() | st.text(max_size=3) | st.booleans() | st.just({}) | st.just([])
+)
+
+
+@given(
+    st.sampled_from(["chat.completions", "responses", "messages", "beta.messages"]),
+    st.none() | st.text(max_size=2) | st.dictionaries(names, said, max_size=6),
+    st.booleans(),
+)
+def test_an_answer_with_content_is_never_free_in_silence(endpoint, usage, streamed):
+    """Whatever a host says of an answer that has words in it: some tokens on either side, or a flag, or unknown."""
+    words = "x" * 40
+    content = [{"type": "text", "text": words}]
+    body = {
+        "chat.completions": {"object": "chat.completion", "choices": [{"message": {"content": words}}]},
+        "responses": {"object": "response", "status": "completed", "output": [{"content": content}]},
+    }.get(endpoint, {"type": "message", "content": content})
+    dialect = dialect_for("somebody", endpoint)
+    request = RequestFacts(model="m", input_bytes=400, streamed=streamed)
+    whole = {"id": "x", "model": "m", **body, "usage": usage}
+    seen = dialect.read(whole, provider="somebody", endpoint=endpoint, request=request)
+    assert seen.billable
+    assert (seen.usage.input_tokens and seen.usage.output_tokens) or "usage_unknown" in seen.flags
+    plain = dialect.plain.get(endpoint)
+    quick = None if plain is None else plain(whole)
+    assert quick is None or (quick.quantities == dict(seen.usage.quantities) and not seen.flags)

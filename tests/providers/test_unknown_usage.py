@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+import tokenmeter
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers import dialect_for, observe
 
@@ -359,6 +360,30 @@ class TestOtherEndpoints:
         found = read("audio.speech", body, request)
         assert dict(found.usage.quantities) == {"input": 76, "output_audio": 420}
         assert found.flags == {"estimated"}
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint", "body"),
+    [
+        ("openai", "chat.completions", {"usage": {"tokens": 1000}}),
+        ("openai", "responses", {"object": "response", "status": "completed", "output": []}),
+        ("openai", "batches", {"object": "batch", "status": "completed", "id": "b"}),
+        ("anthropic", "messages", {"type": "message", "content": [{"type": "text", "text": "hi"}]}),
+        ("anthropic", "messages", {"type": "error", "error": {"type": "overloaded_error"}}),
+        ("google", "models.generate_content", {"usageMetadata": {"candidatesTokenCount": 3}}),
+    ],
+)
+def test_an_unknown_bill_has_no_cost_at_all(provider, endpoint, body):
+    rating = tokenmeter.price({"model": "gpt-5", **body}, provider=provider, endpoint=endpoint)
+    assert (rating.list_cost, rating.billed_cost, rating.cost_source) == (None, None, "unpriced")
+    assert "usage_unknown" in rating.flags
+
+
+def test_a_total_that_is_no_count_leaves_the_parts_as_they_are():
+    usage = {"prompt_tokens": 70, "completion_tokens": 7, "total_tokens": "?"}
+    found = read("chat.completions", body_of("chat.completions", usage))
+    assert dict(found.usage.quantities) == {"input": 70, "output": 7}
+    assert found.flags == {"total_mismatch"}
 
 
 def test_an_unknown_part_leaves_the_known_lines_priced_and_the_whole_unpriced():

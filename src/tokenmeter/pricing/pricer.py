@@ -149,7 +149,9 @@ class Pricer:
         estimated = "estimated" in observation.flags
         rating = total(tuple(charges), flags, estimated=estimated, price_list_hash=book.price_list.hash)
         # Of a bill with an unknown part the rest is known, and is not the bill.
-        return replace(rating, cost_source="unpriced") if "usage_unknown" in observation.flags else rating
+        if "usage_unknown" in observation.flags:
+            return replace(rating, cost_source="unpriced") if charges else _UNKNOWN
+        return rating
 
     def sheet(
         self,

@@ -73,7 +73,12 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
     """What went in and what came out; None for what neither is stated nor follows from the total."""
     prompt = count(usage, "prompt_tokens", "input_tokens", flags=flags)
     answer = count(usage, "completion_tokens", "output_tokens", flags=flags)
-    total = count(usage, "total_tokens", flags=flags)
+    doubts: set[str] = set()
+    total = count(usage, "total_tokens", flags=doubts)
+    if "malformed_count" in doubts:
+        flags.add("total_mismatch")  # the parts count
+    else:
+        flags |= doubts
     if total is None or (prompt is None and answer is None):
         return prompt, answer
     if prompt is None:
