@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, by_hand, importing, reconciliation
+from tokenmeter import billing, by_hand, estimating, importing, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.config import Settings
@@ -211,6 +211,8 @@ class Meter(CallMeter):
         moment = utcnow() if at is None else parse_instant(at)
         rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
+
+    estimate = estimating.estimate
 
     # -- by hand
 

@@ -47,6 +47,7 @@ __all__ = [
     "default_meter",
     "draft_invoices",
     "entries",
+    "estimate",
     "export_charges",
     "export_entries",
     "export_focus",
@@ -350,6 +351,7 @@ def _on_default(
 report = _on_default(Meter.report)
 entries = _on_default(Meter.entries)
 price = _on_default(Meter.price, _prices)
+estimate = _on_default(Meter.estimate, _prices)
 export_entries = _on_default(Meter.export_entries)
 export_charges = _on_default(Meter.export_charges)
 export_focus = _on_default(Meter.export_focus)

@@ -13,6 +13,7 @@ from tokenmeter.cli import (
     configuration,
     dashboard,
     database,
+    estimating,
     importing,
     invoicing,
     prices,
@@ -24,7 +25,19 @@ from tokenmeter.cli.frame import app, run
 __all__ = ["COMMANDS", "app", "run"]
 
 #: Every module of commands; importing one registers what it has with `tokenmeter.cli.frame.command`.
-COMMANDS = (reading, accounts, prices, care, configuration, importing, database, dashboard, settling, invoicing)
+COMMANDS = (
+    reading,
+    accounts,
+    prices,
+    estimating,
+    care,
+    configuration,
+    importing,
+    database,
+    dashboard,
+    settling,
+    invoicing,
+)
 
 
 def _show_version(asked: bool) -> None:

@@ -1,0 +1,161 @@
+"""What a call would cost, before it is made: likely, and at most as budgets hold it. No network, no ledger."""
+
+import json
+import subprocess
+import sys
+from decimal import Decimal
+
+import pytest
+
+import tokenmeter
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import total
+from tokenmeter.testing import FakeProvider
+
+DAY = "2026-11-20"
+HELLO = [{"role": "user", "content": "Hello there. " * 200}]
+
+
+def test_the_likely_cost_has_lines_at_the_prices_of_the_day():
+    told = tokenmeter.estimate("gpt-5", input_tokens=10_000, expected_output_tokens=2_000, at=DAY)
+    assert told.expected_cost == Decimal("0.0325")
+    assert {line.sku_meter: line.quantity for line in told.lines} == {"input": 10_000, "output": 2_000}
+    assert told.expected.cost_source == "estimated"
+    assert not told.expected.flags
+
+
+@pytest.mark.parametrize(
+    ("model", "request_body", "endpoint"),
+    [
+        ("gpt-5", {"messages": HELLO, "max_completion_tokens": 300}, "chat.completions"),
+        ("gpt-5", {"input": "Hello there. " * 200, "max_output_tokens": 300}, "responses"),
+        ("claude-sonnet-4-5", {"messages": HELLO, "max_tokens": 300}, "messages"),
+    ],
+)
+def test_the_answers_limit_is_read_whatever_the_endpoint_calls_it(model, request_body, endpoint):
+    told = tokenmeter.estimate(model, **request_body, at=DAY)
+    assert told.endpoint == endpoint
+    assert told.bound.output_tokens == 300
+    assert told.lines[-1].quantity == 300
+    assert told.expected_cost <= told.upper_bound
+    assert total(line.cost for line in told.upper_lines) == told.upper_bound
+
+
+def test_it_is_what_a_budget_holds(tmp_path):
+    openai = pytest.importorskip("openai")
+    with FakeProvider() as provider:
+        meter = tokenmeter.make_meter(
+            store=f"sqlite:///{tmp_path}/usage.db", budgets=[tokenmeter.Budget(name="all", limit_usd="1")]
+        )
+        client = tokenmeter.wrap(openai.OpenAI(api_key="sk-x", base_url=provider.openai_url), meter=meter)
+        told = tokenmeter.estimate("gpt-5", messages=HELLO, max_completion_tokens=5_000, meter=meter)
+        answer = client.chat.completions.create(model="gpt-5", messages=HELLO, max_completion_tokens=5_000, stream=True)
+        next(iter(answer))
+        (balance,) = meter.remaining()
+        assert balance.reserved == told.upper_bound.quantize(Decimal("1E-12"), rounding="ROUND_CEILING")
+        answer.close()
+        meter.close()
+
+
+def test_an_answer_of_unknown_length_is_assumed_and_flagged():
+    assert "answer_assumed" in tokenmeter.estimate("gpt-5", messages=HELLO).expected.flags
+    assert "answer_assumed" not in tokenmeter.estimate("gpt-5", messages=HELLO, max_output_tokens=20).expected.flags
+    several = tokenmeter.estimate("gpt-5", messages=HELLO, n=3, max_output_tokens=20)
+    assert (several.lines[-1].quantity, several.bound.output_tokens) == (60, 60)
+
+
+def test_the_users_terms_count():
+    meter = tokenmeter.make_meter(store="memory:", multiplier="2")
+    dear = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10, meter=meter)
+    cheap = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10)
+    assert dear.expected_cost == 2 * cheap.expected_cost
+    assert dear.upper_bound == 2 * cheap.upper_bound
+    meter.close()
+
+
+def test_a_batch_is_half():
+    batch = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10, processing="batch", at=DAY)
+    plain = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10, at=DAY)
+    assert 2 * batch.expected_cost == plain.expected_cost
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"model": "our-own", "messages": HELLO, "max_output_tokens": 5}, "the model's price is not known"),
+        ({"model": "gpt-5", "input": "hi", "tools": [{"type": "web_search"}]}, "the provider runs tools"),
+    ],
+)
+def test_what_has_no_price_or_no_bound_says_why(arguments, why):
+    told = tokenmeter.estimate(**arguments)
+    assert told.upper_bound is None
+    assert why in told.why_unbounded
+    assert why in str(told)
+    assert told.upper_lines == ()
+
+
+def test_an_unknown_model_is_unpriced_never_zero():
+    told = tokenmeter.estimate("our-own", messages=HELLO)
+    assert (told.expected_cost, told.expected.cost_source) == (None, "unpriced")
+    assert json.loads(json.dumps(told.to_dict()))["expected_cost"] is None
+
+
+def test_what_is_sold_by_the_piece_is_estimated_by_the_piece():
+    speech = tokenmeter.estimate("tts-1", endpoint="audio.speech", input="x" * 1_000, voice="alloy")
+    assert [(line.sku_meter, line.quantity) for line in speech.lines] == [("characters", 1_000)]
+    assert speech.expected_cost == speech.upper_bound == Decimal("0.015")
+    embedded = tokenmeter.estimate("text-embedding-3-small", endpoint="embeddings", input=["word " * 100])
+    assert [line.sku_meter for line in embedded.lines] == ["input"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"model": ""}, {"model": "gpt-5", "max_output_tokens": -1}, {"model": "gpt-5", "input_tokens": "9"}],
+)
+def test_what_is_no_request_is_refused(arguments):
+    with pytest.raises(ConfigurationError):
+        tokenmeter.estimate(**arguments)
+
+
+# -- the command
+
+CHAT = {"model": "gpt-5", "messages": HELLO, "max_completion_tokens": 100}
+LINES = [
+    CHAT,
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT},
+    {"custom_id": "b", "params": {"model": "claude-sonnet-4-5", "messages": HELLO, "max_tokens": 100}},
+]  # fmt: skip
+
+
+def cli(folder, *arguments, text=None):
+    return subprocess.run(
+        [sys.executable, "-m", "tokenmeter", "estimate", *arguments],
+        capture_output=True, text=True, check=False, cwd=folder, input=text,
+    )  # fmt: skip
+
+
+def test_the_command_reads_bodies_and_batch_files(tmp_path):
+    (tmp_path / "requests.jsonl").write_text("\n\n".join(map(json.dumps, LINES)))
+    done = cli(tmp_path, "requests.jsonl", "--at", DAY, "--json")
+    assert done.returncode == 0, done.stderr
+    plain, batch, claude = json.loads(done.stdout)["requests"]
+    assert Decimal(plain["expected_cost"]) == 2 * Decimal(batch["expected_cost"])
+    assert claude["provider"] == "anthropic"
+    table = cli(tmp_path, "requests.jsonl", "--at", DAY)
+    assert "claude-sonnet-4-5" in table.stdout
+    assert "at most $" in table.stdout
+    assert not list(tmp_path.glob("**/*.db"))
+
+
+def test_the_command_says_what_has_no_price(tmp_path):
+    done = cli(tmp_path, "-", text=json.dumps({"model": "our-own", "messages": HELLO}))
+    assert done.returncode == 1
+    assert "unknown" in done.stdout
+    assert "price is not known" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"messages": []}', '{"model": 3}'])
+def test_the_command_names_the_line_that_is_no_request(tmp_path, text):
+    done = cli(tmp_path, "-", text="\n" + text)
+    assert done.returncode == 2
+    assert "line 2" in done.stderr
