@@ -249,7 +249,16 @@ class TestReplacedFile:
         entry = make_entry(member="a")
         assert store.settle(entry).recorded
         assert store.entry(entry.entry_id) == entry
-        assert "was removed while it was in use" in caplog.text
+        assert "removed or cut off while it was in use" in caplog.text
+        assert store.verify().ok
+
+    def test_a_tail_that_was_cut_off_swallows_no_entry(self, store, path, make_entry):
+        store.settle(make_entry())
+        list(store.entries())
+        os.truncate(segment_path(path, segments(path)[-1]), 200)
+        entry = make_entry()
+        assert store.settle(entry).recorded
+        assert store.entry(entry.entry_id) == entry
         assert store.verify().ok
 
     def test_a_removed_file_of_counters_is_made_anew(self, store, path, make_entry, make_key, make_posting, make_hold):

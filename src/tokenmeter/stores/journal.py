@@ -664,13 +664,13 @@ class Journal:
         every = segments(self._ledger)
         numbers = [number for number in every if owner_of(segment_path(self._ledger, number)) == self._book.identity]
 
-        def work(standing: Standing) -> tuple[dict[CounterKey, tuple[int, int]], int]:
-            return self._stand(standing, numbers, floor, also), max(standing.places, default=0)
+        def work(standing: Standing) -> tuple[dict[CounterKey, tuple[int, int]], Mapping[int, int]]:
+            return self._stand(standing, numbers, floor, also), standing.places
 
-        balances, newest = self._book.stand(work)
+        balances, places = self._book.stand(work)
         self._file = self._book.file()
-        number = max(newest, *every, 0)
-        if number not in numbers:  # none yet, or removed, or another ledger's
+        number = max(*places, *every, 0, 0)
+        if number not in numbers or self._is_cut_off(number, places):  # none yet, or removed, or another ledger's
             number += 1
             self._begin(number)
         header = LiveHeader(
@@ -727,7 +727,8 @@ class Journal:
     def _replace_tail(self, live: Live) -> None:
         """The tail was removed: go on with a new one, and define again what records name. Needs the lock."""
         log.error(
-            "%s-tail was removed while it was in use; calls that were not yet in the ledger are lost", self._ledger
+            "%s-tail was removed or cut off while it was in use; calls that were not yet in the ledger are lost",
+            self._ledger,
         )
         number = max(live.header.segment, *segments(self._ledger), 0) + 1
         self._segment = self._begin(number)
@@ -782,9 +783,17 @@ class Journal:
         self._segment = Segment(self._ledger, number) if own else self._begin(number + 1)
         return self._segment
 
+    def _is_cut_off(self, number: int, places: Mapping[int, int]) -> bool:
+        """Whether more was folded of a segment than there is now (after a power cut): what is added would be missed."""
+        return segment_path(self._ledger, number).stat().st_size < places.get(number, 0)
+
     def _follow_again(self, live: Live) -> None:
-        self._segment = None
-        self._follow(live)
+        number, self._segment = live.header.segment, None
+        path = segment_path(self._ledger, number)
+        if path.exists() and self._is_cut_off(number, self._book.stand(lambda standing: standing.places)):
+            self._replace_tail(live)
+        else:
+            self._follow(live)
 
     def _turn_over(self, live: Live, full: int) -> None:
         if live.header.segment == full:

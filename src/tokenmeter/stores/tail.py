@@ -48,7 +48,7 @@ Frame = tuple[int, bytes, bytes]
 
 
 class TailGoneError(OSError):
-    """The segment was removed under its writer."""
+    """The segment was removed or cut off under its writer."""
 
 
 def frame(record: bytes, effects: bytes = b"") -> bytes:
@@ -83,10 +83,11 @@ class Segment:
         OSError: it cannot be opened; FileNotFoundError when there is none and `make` is not set.
     """
 
-    __slots__ = ("_descriptor", "number", "path")
+    __slots__ = ("_descriptor", "_seen", "number", "path")
 
     def __init__(self, ledger: Path, number: int, *, make: bool = False) -> None:
         self.path, self.number = segment_path(ledger, number), number
+        self._seen = 0
         if make:
             make_private_file(self.path)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _CLOEXEC)
@@ -104,12 +105,13 @@ class Segment:
         """Write frames, durably for everything but a power cut; the segment's size before.
 
         Raises:
-            TailGoneError: somebody removed the file.
+            TailGoneError: somebody removed or cut off the file.
             OSError: the disk is full or fails; nothing counts as written.
         """
         status = os.fstat(self._descriptor)
-        if not status.st_nlink:
-            raise TailGoneError(errno.ENOENT, "was removed", str(self.path))
+        if not status.st_nlink or status.st_size < self._seen:
+            raise TailGoneError(errno.ENOENT, "was removed or cut off", str(self.path))
+        self._seen = status.st_size
         written = os.write(self._descriptor, framed)
         if written != len(framed):  # a torn frame stays behind; the whole is tried once more
             written = os.write(self._descriptor, framed)
