@@ -16,6 +16,7 @@ LATE = {
     "tokenmeter.capture.calls": "there is a meter by then, which importing us need not load",
     "tokenmeter.capture.sdk": "a client may be made and never used",
     "tokenmeter.capture.stainless": "as above",
+    "tokenmeter.config": "HTTP and mail are loaded only by who has alerts",
     "tokenmeter.cli.dashboard": "the dashboard's packages are an extra",
     "tokenmeter.cli.database": "PostgreSQL's packages are an extra",
     "tokenmeter.openai": "only where the SDK has cloud clients",
