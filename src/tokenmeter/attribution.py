@@ -14,17 +14,17 @@ import unicodedata
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, ParamSpec, TypeVar, Unpack, cast
 
+from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
-    "DIMENSIONS",
     "NOBODY",
     "ApiKey",
     "Attribution",
@@ -76,29 +76,17 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attribution:
-    """On whose account a call goes. Every field is optional; unknown is None.
+class Attribution(Who):
+    """On whose account a call goes: the fields of `Who`, and tags. Every field is optional; unknown is None.
 
     Attributes:
-        member: Person or service account inside the organization.
-        team: Group of members.
-        organization: Customer or legal entity.
-        project: Cost object.
-        route: Feature or endpoint of the caller's application, for example ``/summarise``.
-        end_user: The caller's own customer.
         tags: Free key/value pairs.
     """
 
-    member: str | None = None
-    team: str | None = None
-    organization: str | None = None
-    project: str | None = None
-    route: str | None = None
-    end_user: str | None = None
     tags: Mapping[str, str] = field(default_factory=lambda: _NO_TAGS)
 
     def __post_init__(self) -> None:
-        for name in DIMENSIONS:
+        for name in WHO:
             value = getattr(self, name)
             if value is not None:
                 _check_text(value, name)
@@ -109,10 +97,10 @@ class Attribution:
             object.__setattr__(self, "tags", MappingProxyType(dict(sorted(self.tags.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
-        return (_rebuild, ({**{name: getattr(self, name) for name in DIMENSIONS}, "tags": dict(self.tags)},))
+        return (_rebuild, ({**{name: getattr(self, name) for name in WHO}, "tags": dict(self.tags)},))
 
     def __hash__(self) -> int:
-        return hash((tuple(getattr(self, name) for name in DIMENSIONS), tuple(self.tags.items())))
+        return hash((tuple(getattr(self, name) for name in WHO), tuple(self.tags.items())))
 
     def over(self, outer: Attribution) -> Attribution:
         """This attribution with its gaps filled from `outer`; tags are merged, this one's win."""
@@ -120,12 +108,11 @@ class Attribution:
             return self
         if self is NOBODY:
             return outer
-        values = {name: getattr(self, name) or getattr(outer, name) for name in DIMENSIONS}
+        values = {name: getattr(self, name) or getattr(outer, name) for name in WHO}
         return Attribution(**values, tags={**outer.tags, **self.tags})
 
 
 #: The named dimensions, in the order reports show them.
-DIMENSIONS: tuple[str, ...] = tuple(f.name for f in fields(Attribution) if f.name != "tags")
 
 NOBODY = Attribution()
 
@@ -326,13 +313,8 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
     Args:
         attribution: A ready `Attribution`; what is named beside it goes before.
-        member: Person or service account; this and the rest as in `Attribution`.
-        team: Group of members.
-        organization: Customer or legal entity.
-        project: Cost object.
-        route: Feature or endpoint of the caller's application.
-        end_user: The caller's own customer.
         tags: Free key/value pairs.
+        who: ``member``, ``team``, ``organization``, ``project``, ``route`` and ``end_user``, as in `Who`.
 
     Example:
         >>> with attribute(member="ada", route="/summarise") as scope:
@@ -354,23 +336,10 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         attribution: Attribution | None = None,
         /,
         *,
-        member: str | None = None,
-        team: str | None = None,
-        organization: str | None = None,
-        project: str | None = None,
-        route: str | None = None,
-        end_user: str | None = None,
         tags: Mapping[str, str] | None = None,
+        **who: Unpack[WhoArguments],
     ) -> None:
-        named = Attribution(
-            member=member,
-            team=team,
-            organization=organization,
-            project=project,
-            route=route,
-            end_user=end_user,
-            tags=tags or _NO_TAGS,
-        )
+        named = Attribution(tags=tags or _NO_TAGS, **who)
         self._own = named if attribution is None else named.over(attribution)
         self._place = self.place
 

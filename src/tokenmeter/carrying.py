@@ -9,7 +9,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from tokenmeter.attribution import (
-    DIMENSIONS,
     NOBODY,
     Attribution,
     current_attribution,
@@ -17,6 +16,7 @@ from tokenmeter.attribution import (
     runner_of,
     scopes_set_to,
 )
+from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["BAGGAGE", "CarryingExecutor", "RequestFields", "carry", "from_headers", "to_headers"]
@@ -112,7 +112,7 @@ def to_headers(headers: Mapping[str, str] | None = None, *, attribution: Attribu
     name = next((name for name in found if name.lower() == BAGGAGE), BAGGAGE)
     members = [member for member in _members(found.get(name, "")) if not member.startswith(_OURS)]
     sent = current_attribution() if attribution is None else attribution
-    named = {dimension: getattr(sent, dimension) for dimension in DIMENSIONS}
+    named = {dimension: getattr(sent, dimension) for dimension in WHO}
     tags = {f"{_TAG}{quote(tag, safe='')}": value for tag, value in sent.tags.items()}
     members += [f"{_OURS}{key}={quote(value, safe='')}" for key, value in {**named, **tags}.items() if value]
     if not members:
@@ -148,7 +148,7 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
         if not member.startswith(_OURS):
             continue
         try:
-            if key in DIMENSIONS:
+            if key in WHO:
                 named: dict[str, Any] = {key: content}
                 found = Attribution(**named).over(found)
             elif key.startswith(_TAG):

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
 
-from tokenmeter.attribution import DIMENSIONS, NOBODY, ApiKey, Attribution
+from tokenmeter.attribution import NOBODY, ApiKey, Attribution
+from tokenmeter.dimensions import WHO
 from tokenmeter.display import dollars, facts_html, plain
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.semconv import CostSource, EntryKind, Status
@@ -190,7 +191,7 @@ class Entry:
     def __repr__(self) -> str:
         what = " ".join(filter(None, (self.provider, self.model or self.endpoint)))
         kind = self.status if self.kind == "usage" else self.kind
-        who = {name: value for name in DIMENSIONS if (value := getattr(self.attribution, name))}
+        who = {name: value for name in WHO if (value := getattr(self.attribution, name))}
         whose = f" ({', '.join(f'{name}={value}' for name, value in who.items())})" if who else ""
         tokens = f"{self.usage.input_tokens:,} in, {self.usage.output_tokens:,} out"
         return (
@@ -198,7 +199,7 @@ class Entry:
         )
 
     def _repr_html_(self) -> str:
-        account = {name: getattr(self.attribution, name) for name in DIMENSIONS}
+        account = {name: getattr(self.attribution, name) for name in WHO}
         tags = ", ".join(f"{name}={value}" for name, value in self.attribution.tags.items())
         facts = {
             "occurred at": f"{self.occurred_at:%Y-%m-%d %H:%M:%S} UTC",

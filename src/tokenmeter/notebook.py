@@ -8,7 +8,8 @@ import os
 import shlex
 from typing import Any
 
-from tokenmeter.attribution import DIMENSIONS, Scope, attribute
+from tokenmeter.attribution import Scope, attribute
+from tokenmeter.dimensions import WHO
 from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError
 
@@ -87,9 +88,9 @@ def _parse(line: str) -> dict[str, Any]:
     tags: dict[str, str] = {}
     for part in shlex.split(line):
         name, is_set, value = part.partition("=")
-        if not is_set or not (name in DIMENSIONS or name.startswith(_TAG)):
+        if not is_set or not (name in WHO or name.startswith(_TAG)):
             raise ConfigurationError(
-                f"%meter takes name=value with {', '.join(DIMENSIONS)} or tag:NAME as names, not {part!r}."
+                f"%meter takes name=value with {', '.join(WHO)} or tag:NAME as names, not {part!r}."
             )
         if name.startswith(_TAG):
             tags[name.removeprefix(_TAG)] = value

@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary, ref
 
-from tokenmeter.attribution import DIMENSIONS
 from tokenmeter.budgets import Balance
+from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
@@ -24,7 +24,7 @@ from tokenmeter.usage import Usage
 __all__ = ["Metrics", "OpenTelemetryMetrics", "PrometheusMetrics", "Spans", "Watched", "make_metrics", "parse_labels"]
 
 #: What an entry can be labelled with besides the tags: those of its account, and some of its own.
-_LABELS = (*DIMENSIONS, "api_key", "endpoint", "service_tier", "status")
+_LABELS = (*WHO, "api_key", "endpoint", "service_tier", "status")
 _TAG = "tag:"
 # Bucket boundaries that OpenTelemetry's conventions advise.
 _TOKENS = [4**power for power in range(14)]
@@ -93,7 +93,7 @@ def _label_of(entry: Entry, name: str) -> str | None:
         return entry.attribution.tags.get(name.removeprefix(_TAG))
     if name == "api_key":
         return None if entry.api_key is None else entry.api_key.label
-    value: str | None = getattr(entry.attribution if name in DIMENSIONS else entry, name)
+    value: str | None = getattr(entry.attribution if name in WHO else entry, name)
     return value
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
-from tokenmeter.attribution import DIMENSIONS, Attribution, Scope, attribute, current_scopes, scopes_set_to
+from tokenmeter.attribution import Attribution, Scope, attribute, current_scopes, scopes_set_to
+from tokenmeter.dimensions import WHO, WhoArguments
 from tokenmeter.errors import ConfigurationError
 
 __all__ = [
@@ -161,13 +162,8 @@ def attribute_request(
     attribution: Attribution | None = None,
     /,
     *,
-    member: str | None = None,
-    team: str | None = None,
-    organization: str | None = None,
-    project: str | None = None,
-    route: str | None = None,
-    end_user: str | None = None,
     tags: Mapping[str, str] | None = None,
+    **who: Unpack[WhoArguments],
 ) -> None:
     """Attribute what the present request calls from now on, from anywhere within it: a dependency, a view, a thread.
 
@@ -189,15 +185,7 @@ def attribute_request(
             "attribute_request() was called outside of a request that AttributionMiddleware knows; add "
             "tokenmeter.web.AttributionMiddleware to the application, or use `with tokenmeter.attribute(...)`."
         )
-    named = Attribution(
-        member=member,
-        team=team,
-        organization=organization,
-        project=project,
-        route=route,
-        end_user=end_user,
-        tags=tags or {},
-    )
+    named = Attribution(tags=tags or {}, **who)
     request.refine(named if attribution is None else named.over(attribution))
 
 
@@ -213,12 +201,12 @@ def _request_block(found: Any) -> _RequestBlock:
     if isinstance(found, Attribution):
         return _RequestBlock(found)
     if isinstance(found, Mapping):
-        unknown = set(cast("Mapping[str, Any]", found)) - {*DIMENSIONS, "tags"}
+        unknown = set(cast("Mapping[str, Any]", found)) - {*WHO, "tags"}
         if not unknown:
             return _RequestBlock(**cast("Mapping[str, Any]", found))
         raise ConfigurationError(
             f"The attribution function returned unknown fields: {', '.join(sorted(map(str, unknown)))}; known are "
-            f"{', '.join(DIMENSIONS)} and tags."
+            f"{', '.join(WHO)} and tags."
         )
     raise ConfigurationError(
         f"The attribution function must return an Attribution, a mapping of its fields or None, not "

@@ -103,7 +103,10 @@ def test_late_entries_that_cancel_out_in_sum_still_correct_each_account(store, b
     book("-0.5", member="bob", kind="correction")
     (late,) = late_entries(store)
     assert late.billed_cost == 0
-    assert {row.rate.member: row.billed_cost for row in late.rows} == {"ada": Decimal("0.5"), "bob": Decimal("-0.5")}
+    assert {row.rate.about("member"): row.billed_cost for row in late.rows} == {
+        "ada": Decimal("0.5"),
+        "bob": Decimal("-0.5"),
+    }
 
 
 def test_what_came_late_can_be_summed_without_reading_an_entry(every_store, make_call, december, monkeypatch):

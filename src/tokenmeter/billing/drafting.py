@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Unpack
 
 from tokenmeter.billing.currency import ExchangeRate, check_currency
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
 from tokenmeter.billing.period import ClosedPeriod, corrections, find_closed
 from tokenmeter.billing.profile import BillingProfile, Party
-from tokenmeter.billing.rated import ACCOUNTS, Rated, Tally, account_name, check_account, check_dimensions
+from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
+from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
@@ -54,7 +55,7 @@ class Billable:
         first = next(iter(scope))
         found = self._by(first).get(scope[first], [])
         rest = [(name, value) for name, value in scope.items() if name != first]
-        return [at for at in found if all(getattr(self.rows[at][1].rate, name) == value for name, value in rest)]
+        return [at for at in found if all(self.rows[at][1].rate.about(name) == value for name, value in rest)]
 
     def parts(self, scope: Mapping[str, str]) -> list[tuple[Period, list[Rated]]]:
         """The rows on an account, by period."""
@@ -69,7 +70,7 @@ class Billable:
         if known is None:
             known = self._index[dimension] = {}
             for at, (_, row) in enumerate(self.rows):
-                known.setdefault(getattr(row.rate, dimension), []).append(at)
+                known.setdefault(row.rate.about(dimension), []).append(at)
         return known
 
 
@@ -130,8 +131,7 @@ class Coverage:
                 twice = EXACT.add(twice, EXACT.multiply(cost, Decimal(count - 1)))
             if not count and cost:
                 missing = EXACT.add(missing, cost)
-                owner = {name: value for name in ACCOUNTS if (value := getattr(row.rate, name)) is not None}
-                name = account_name(owner) or "(nobody)"
+                name = account_name(row.rate.owner) or "(nobody)"
                 nowhere[name] = EXACT.add(nowhere.get(name, ZERO), cost)
         return cls(
             period=billable.period,
@@ -148,11 +148,6 @@ def draft_invoice(
     store: Store,
     *,
     period: str | Period,
-    member: str | None = None,
-    team: str | None = None,
-    organization: str | None = None,
-    project: str | None = None,
-    api_key: str | None = None,
     lines_by: str | Iterable[str] = (),
     tz: str | None = None,
     profile: BillingProfile | Mapping[str, Any] | None = None,
@@ -160,17 +155,13 @@ def draft_invoice(
     currency: str | None = None,
     exchange_rate: object = None,
     notes: Iterable[str] = (),
+    **account: Unpack[AccountArguments],
 ) -> Invoice:
     """What an account owes for a period; nothing is written.
 
     Args:
         store: The ledger.
         period: ``"2026-11"``, ... or a `Period`.
-        member: Whose invoice; several of the five narrow it down further.
-        team: As above.
-        organization: As above.
-        project: As above.
-        api_key: As above, by the key's alias.
         lines_by: Break lines down by these accounts, for example ``"member"`` under a team.
         tz: Zone in which the period is cut; default: the profile's.
         profile: `BillingProfile` or a ``[billing]`` mapping.
@@ -178,11 +169,13 @@ def draft_invoice(
         currency: Instead of the profile's.
         exchange_rate: Units of the currency per dollar: a number, or a mapping with ``rate``, ``source``, ``date``.
         notes: Printed at the end, after the profile's.
+        account: Whose invoice: ``member``, ``team``, ``organization``, ``project`` or ``api_key`` (by its alias);
+            several narrow it down further.
 
     Raises:
         ConfigurationError: whose is not said, or a value is not what it should be; says which.
     """
-    scope = check_account(member=member, team=team, organization=organization, project=project, api_key=api_key)
+    scope = check_account(**account)
     terms = _terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
@@ -194,17 +187,13 @@ def draft_invoices(
     *,
     period: str | Period,
     each: str,
-    member: str | None = None,
-    team: str | None = None,
-    organization: str | None = None,
-    project: str | None = None,
-    api_key: str | None = None,
     lines_by: str | Iterable[str] = (),
     tz: str | None = None,
     profile: BillingProfile | Mapping[str, Any] | None = None,
     currency: str | None = None,
     exchange_rate: object = None,
     notes: Iterable[str] = (),
+    **account: Unpack[AccountArguments],
 ) -> list[Invoice]:
     """One draft for each account of a dimension that has usage in a period; nothing is written.
 
@@ -212,24 +201,19 @@ def draft_invoices(
         store: The ledger.
         period: As for `draft_invoice`, as is what follows.
         each: ``"member"``, ``"team"``, ``"organization"``, ``"project"`` or ``"api_key"``.
-        member: Only what is on this account as well; the same for the next four.
-        team: As above.
-        organization: As above.
-        project: As above.
-        api_key: As above.
         lines_by: Break lines down.
         tz: Zone.
         profile: Who bills whom.
         currency: Currency.
         exchange_rate: Units of it per dollar.
         notes: Printed at the end.
+        account: Only what is on this account as well, named as there.
 
     Raises:
         ConfigurationError: as for `draft_invoice`.
     """
     (dimension,) = check_dimensions([each], what="each=")
-    given = {"member": member, "team": team, "organization": organization, "project": project, "api_key": api_key}
-    within = check_account(**given) if any(value is not None for value in given.values()) else {}
+    within = check_account(**account) if any(value is not None for value in account.values()) else {}
     if dimension in within:
         raise ConfigurationError(f"each={dimension!r} makes an invoice for every {dimension}; do not name one as well.")
     terms = _terms(profile)

@@ -14,10 +14,11 @@ from tokenmeter.billing.currency import USD, ExchangeRate, add_up, money_text, r
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
-from tokenmeter.billing.rated import ACCOUNTS, account_name
+from tokenmeter.billing.rated import account_name
 from tokenmeter.billing.render.html import render_html
 from tokenmeter.billing.render.pdf import write_pdf
 from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
+from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document

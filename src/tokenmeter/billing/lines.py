@@ -262,7 +262,7 @@ def make_lines(
 
 def _key(rate: Rate, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
     kind = "correction" if period != within and rate.kind == "usage" else rate.kind
-    group = tuple(getattr(rate, name) for name in by)
+    group = tuple(rate.about(name) for name in by)
     return (
         kind,
         period.label,

@@ -14,7 +14,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.billing.rated import ACCOUNTS, Rate, Rated, Tally, add, decode, encode, minus
+from tokenmeter.billing.rated import Rate, Rated, Tally, add, decode, encode, minus
+from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
@@ -281,7 +282,7 @@ def _ledger_sums(store: Store, period: Period) -> dict[tuple[Any, ...], tuple[De
 def _account_sums(rows: Iterable[Rated]) -> dict[tuple[Any, ...], tuple[Decimal, ...]]:
     sums: dict[tuple[Any, ...], tuple[Decimal, ...]] = {}
     for row in rows:
-        account = tuple(row.rate[: len(ACCOUNTS) + 1])
+        account = (*row.rate.account, row.rate.kind)
         before = sums.get(account, (ZERO, ZERO, ZERO))
         sums[account] = tuple(EXACT.add(sum_, cost) for sum_, cost in zip(before, row[2:5], strict=True))
     return {account: costs for account, costs in sums.items() if any(costs)}

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, TypeVar, cast
 
 from tokenmeter.billing.currency import USD, check_currency
-from tokenmeter.billing.rated import ACCOUNTS
+from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, parse_decimal
 from tokenmeter.periods import zone

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.semconv import EntryKind
 
 __all__ = [
-    "ACCOUNTS",
     "Rate",
     "Rated",
     "Tally",
@@ -29,8 +29,6 @@ __all__ = [
     "within",
 ]
 
-#: What an invoice can be made out to.
-ACCOUNTS = ("member", "team", "organization", "project", "api_key")
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")
 
@@ -75,15 +73,12 @@ def account_name(scope: Mapping[str, str]) -> str:
 class Rate(NamedTuple):
     """What rows are told apart by.
 
-    `conditions` is what the price was chosen by (``processing=batch``), empty for the ordinary one. Multipliers are
-    ``((name, factor), ...)`` in the order they apply.
+    `account` has a value for each of `ACCOUNTS`, in their order. `conditions` is what the price was chosen by
+    (``processing=batch``), empty for the ordinary one. Multipliers are ``((name, factor), ...)`` in the order they
+    apply.
     """
 
-    member: str | None
-    team: str | None
-    organization: str | None
-    project: str | None
-    api_key: str | None
+    account: tuple[str | None, ...]
     kind: EntryKind
     provider: str
     model: str | None
@@ -92,6 +87,15 @@ class Rate(NamedTuple):
     conditions: str
     list_unit_price: Decimal | None
     multipliers: tuple[tuple[str, Decimal], ...]
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """Whose it is: the accounts that are known."""
+        return {name: value for name, value in zip(ACCOUNTS, self.account, strict=True) if value is not None}
+
+    def about(self, name: str) -> str | None:
+        """The value of one of `ACCOUNTS`."""
+        return self.account[ACCOUNTS.index(name)]
 
 
 class Rated(NamedTuple):
@@ -158,13 +162,8 @@ def _rows(entry: Entry) -> Iterator[Rated]:
 
 
 def _rate(entry: Entry, charge: Charge | None) -> Rate:
-    who = entry.attribution
     rate = Rate(
-        member=who.member,
-        team=who.team,
-        organization=who.organization,
-        project=who.project,
-        api_key=None if entry.api_key is None else entry.api_key.label,
+        account=tuple(_account_value(entry, name) for name in ACCOUNTS),
         kind=entry.kind,
         provider=entry.provider,
         model=entry.model,
@@ -184,6 +183,13 @@ def _rate(entry: Entry, charge: Charge | None) -> Rate:
         list_unit_price=charge.list_unit_price,
         multipliers=tuple(charge.multipliers.items()),
     )
+
+
+def _account_value(entry: Entry, name: str) -> str | None:
+    if name == "api_key":
+        return None if entry.api_key is None else entry.api_key.label
+    value: str | None = getattr(entry.attribution, name)
+    return value
 
 
 def _conditions(price_id: str | None) -> str:
@@ -220,14 +226,15 @@ def minus(now: Mapping[Rate, Rated], before: Mapping[Rate, Rated]) -> list[Rated
 
 def within(rows: Iterable[Rated], scope: Mapping[str, str]) -> list[Rated]:
     """The rows on the account of `scope`."""
-    return [row for row in rows if all(getattr(row.rate, name) == value for name, value in scope.items())]
+    return [row for row in rows if all(row.rate.about(name) == value for name, value in scope.items())]
 
 
 def encode(rows: Iterable[Rated]) -> list[list[Any]]:
     """Rows as JSON-ready values, in a stable order; decimals are text."""
     encoded = [
         [
-            *row.rate[:-2],
+            row.rate.owner,
+            *row.rate[1:-2],
             None if row.rate.list_unit_price is None else str(row.rate.list_unit_price),
             [[name, str(factor)] for name, factor in row.rate.multipliers],
             *(str(amount) for amount in row[1:5]),
@@ -244,9 +251,10 @@ def decode(encoded: Iterable[Sequence[Any]]) -> list[Rated]:
 
 
 def _decoded(*values: Any) -> Rated:
-    *about, price, factors, quantity, list_cost, contracted_cost, billed_cost, unpriced = values
-    known: dict[str, Any] = dict(zip(Rate._fields, about, strict=False))
+    owner, *about, price, factors, quantity, list_cost, contracted_cost, billed_cost, unpriced = values
+    known: dict[str, Any] = dict(zip(Rate._fields[1:], about, strict=False))
     rate = Rate(
+        account=tuple(owner.get(name) for name in ACCOUNTS),
         **known,
         list_unit_price=None if price is None else Decimal(price),
         multipliers=tuple((name, Decimal(factor)) for name, factor in factors),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from tokenmeter.billing.currency import USD, add_up
 from tokenmeter.billing.invoice import Invoice
@@ -19,6 +19,7 @@ from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.billing.render.html import render_html
 from tokenmeter.billing.render.pdf import write_pdf
 from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
+from tokenmeter.dimensions import AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
@@ -193,36 +194,28 @@ def draw_statement(
     store: Store,
     *,
     period: str | Period,
-    member: str | None = None,
-    team: str | None = None,
-    organization: str | None = None,
-    project: str | None = None,
-    api_key: str | None = None,
     basis: Basis = "usage",
     granularity: CalendarUnit = "day",
     tz: str = "UTC",
     profile: BillingProfile | Mapping[str, Any] | None = None,
+    **account: Unpack[AccountArguments],
 ) -> Statement:
     """The running balance of an account.
 
     Args:
         store: The ledger.
         period: ``"2026-11"``, ... or a `Period`. What came before is the opening balance.
-        member: Whose; several of the five narrow it down further.
-        team: As above.
-        organization: As above.
-        project: As above.
-        api_key: As above.
         basis: ``usage``: billed cost of calls and corrections as charges, adjustments as credits, in dollars.
             ``invoices``: invoices as charges; credit notes, payments and voidings as credits, in their currency.
         granularity: Calendar unit of a usage statement's lines.
         tz: Zone of periods and dates.
         profile: `BillingProfile` or a ``[billing]`` mapping, for the seller's name on the printed page.
+        account: Whose: ``member``, ``team``, ``organization``, ``project`` or ``api_key``; several narrow it down.
 
     Raises:
         ConfigurationError: whose is not said, or invoices in several currencies.
     """
-    scope = check_account(member=member, team=team, organization=organization, project=project, api_key=api_key)
+    scope = check_account(**account)
     asked = period if isinstance(period, Period) else parse_period(period, tz)
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")

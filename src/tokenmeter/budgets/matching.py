@@ -9,14 +9,13 @@ from datetime import datetime
 from urllib.parse import unquote
 
 from tokenmeter.attribution import ApiKey, Attribution
-from tokenmeter.budgets.policy import IN_FLIGHT, SCOPE_FIELDS, Budget, Unit
+from tokenmeter.budgets.policy import IN_FLIGHT, Budget, Unit
 from tokenmeter.budgets.windows import ROLLING_STEPS, Span, microseconds
 from tokenmeter.call import Call
 from tokenmeter.ledger import CounterKey, Entry
 
 __all__ = [
     "NEVER",
-    "SCOPE_FIELDS",
     "Cap",
     "CapIndex",
     "Keys",

@@ -12,13 +12,13 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from tokenmeter.budgets.windows import Window
+from tokenmeter.dimensions import SCOPE_FIELDS, Who
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ONE, PICODOLLAR, multiply, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
 
 __all__ = [
     "IN_FLIGHT",
-    "SCOPE_FIELDS",
     "UNLIMITED",
     "Budget",
     "FunctionElsewhere",
@@ -36,7 +36,6 @@ Unit = Literal["usd", "tokens", "requests", "in_flight"]
 IN_FLIGHT: Unit = "in_flight"
 
 #: What a budget can be narrowed to, in the order scopes are written; tags come after.
-SCOPE_FIELDS = ("api_key", "member", "team", "organization", "project", "route", "model", "provider", "end_user")
 
 _LIMITS: dict[str, Unit] = {
     "limit_usd": "usd",
@@ -78,25 +77,21 @@ class FunctionElsewhere:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Budget:
+class Budget(Who):
     """A limit on what calls may cost, use or number within a window of time.
 
     A budget applies to the calls that match every scope field it names. A value is exact text, ``"*"`` for one counter
     per value, or a pattern such as ``"gpt-5*"`` with one counter for all it matches. A call that lacks the value (no
     ``member`` set) is not matched by ``member="*"``: add a budget without that scope to catch it.
 
+    It can be about the fields of `Who` (``member``, ``team``, ...), `api_key`, `model`, `provider` and `tags`.
+
     At least one limit is given; with several, a call must fit into each. Zero means "not at all".
 
     Attributes:
         api_key: Alias from the configuration, fingerprint, or ``...last4`` as reports show it.
-        member: Person or service account.
-        team: Group of members.
-        organization: Customer or legal entity.
-        project: Cost object.
-        route: Feature of the caller's application.
         model: Model as the caller names it.
         provider: Provider id (``openai``, ``anthropic``, ...).
-        end_user: The caller's own customer.
         tags: Tag name -> value.
         limit_usd: US dollars of billed cost, to the picodollar. Not a binary fraction: write ``"0.10"`` or an int.
         limit_tokens: Input and output tokens together.
@@ -134,14 +129,8 @@ class Budget:
     """
 
     api_key: str | None = None
-    member: str | None = None
-    team: str | None = None
-    organization: str | None = None
-    project: str | None = None
-    route: str | None = None
     model: str | None = None
     provider: str | None = None
-    end_user: str | None = None
     tags: Mapping[str, str] = field(default_factory=lambda: _NO_TAGS)
     limit_usd: Decimal | int | str | None = None
     limit_tokens: int | None = None

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 
 from tokenmeter.budgets.matching import Subject
-from tokenmeter.budgets.policy import SCOPE_FIELDS
 from tokenmeter.call import Call
+from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import AttributionRequiredError, ConfigurationError
 
 __all__ = ["Required", "place_in_code"]

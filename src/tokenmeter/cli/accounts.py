@@ -12,11 +12,12 @@ from rich.progress_bar import ProgressBar
 
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.definitions import whoami
-from tokenmeter.budgets.policy import SCOPE_FIELDS, Unit
+from tokenmeter.budgets.policy import Unit
 from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
+from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone

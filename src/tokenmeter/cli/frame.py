@@ -1,7 +1,7 @@
 """What every command has in common: where the ledger and the settings are, JSON or words, and how errors end it.
 
 A command is a function that takes a `Frame` first and its own options after it. `command` registers it, and gives it
-``--store``, ``--config`` and ``--json``::
+``--store``, ``--config`` and ``--json``; ``**who: Unpack[WhoArguments]`` gives it ``--member``, ``--team`` and so on::
 
     @command(app, "report", examples=["tokenmeter report --by member"])
     def report(frame: Frame, *, by: By = None) -> None: ...
@@ -26,6 +26,7 @@ from tokenmeter.api import Meter
 from tokenmeter.cli.console import fail
 from tokenmeter.config import Settings, load_settings
 from tokenmeter.default import make_meter
+from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.stores import default_path, open_store
 from tokenmeter.stores.base import Store
@@ -174,7 +175,20 @@ def _framed(function: Callable[Concatenate[Frame, P], None], options: Sequence[s
     """`function` as typer calls it: by name, with the shared options at the end."""
     _, *own = inspect.signature(function).parameters.values()
     hints = get_type_hints(function, include_extras=True)
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name]) for one in own]
+    parameters: list[inspect.Parameter] = []
+    for one in own:
+        if one.kind is inspect.Parameter.VAR_KEYWORD:  # **who: Unpack[WhoArguments]
+            parameters += (
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[str | None, typer.Option(help="On whose account.")],
+                )
+                for name in WHO
+            )
+        else:
+            parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name]))
     for name in options:
         annotation, default = _SHARED[name]
         parameters.append(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.dimensions import WhoArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
 
@@ -43,12 +44,8 @@ def import_(
     at: Annotated[str | None, typer.Option(help="When the calls were made, where the rows do not say.")] = None,
     zone: Annotated[str | None, typer.Option("--zone", "--tz", help="Time zone of instants that have none.")] = None,
     processing: Annotated[str | None, typer.Option(help="'batch' where only you know it.")] = None,
-    member: Annotated[str | None, typer.Option(help="On whose account.")] = None,
-    team: str | None = None,
-    organization: str | None = None,
-    project: str | None = None,
-    route: str | None = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")] = None,
+    **who: Unpack[WhoArguments],
 ) -> None:
     """Record usage from transcripts, logs and kept responses; each call once, however often it is imported.
 
@@ -57,12 +54,8 @@ def import_(
     the ledger has already under the same id is left as it is. Exit code 1 when rows were left out or disagree.
     """
     source, paths = _split(what)
-    who = Attribution(
-        member=member,
-        team=team,
-        organization=organization,
-        project=project,
-        route=route,
+    attribution = Attribution(
+        **who,
         tags=dict(_pair(text, "--tag") for text in tag or ()),
     )
     fields = dict(_pair(part, "--map") for text in map_ or () for part in text.split(",") if part.strip())
@@ -78,7 +71,7 @@ def import_(
             at=at,
             tz=zone,
             processing=processing,
-            attribution=who,
+            attribution=attribution,
             progress=_shower(shown.update),
         )
     _tell(frame, outcome)

@@ -35,10 +35,10 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
-from tokenmeter.billing.rated import ACCOUNTS
 from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
+from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_instant
 from tokenmeter.stores.base import Store

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.billing.rated import ACCOUNTS
+from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports import Query
 

@@ -14,9 +14,9 @@ from starlette.responses import HTMLResponse
 
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.view import PERIODS, label_of
+from tokenmeter.dimensions import DIMENSIONS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS
-from tokenmeter.stores.base import DIMENSIONS
 
 __all__ = ["base_of", "missing", "page", "plotly_script", "prepare"]
 
@@ -73,7 +73,13 @@ def _environment() -> Environment:
     )
     made.filters.update({one: getattr(figures, one) for one in figures.__all__})
     made.filters.update(label=label_of)
-    known: dict[str, Any] = {"periods": PERIODS, "units": CALENDAR_UNITS[:4], "dimensions": DIMENSIONS, "zones": _ZONES}
+    known: dict[str, Any] = {
+        "periods": PERIODS,
+        "units": CALENDAR_UNITS[:4],
+        "dimensions": DIMENSIONS,
+        "who_names": WHO,
+        "zones": _ZONES,
+    }
     known["navigation"] = _NAVIGATION
     known["embedded_styles"] = _embedded_styles()
     made.globals.update(known)

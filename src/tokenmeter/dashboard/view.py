@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
+from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, zone
 from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by
-from tokenmeter.stores.base import DIMENSIONS, Store
+from tokenmeter.stores.base import Store
 
 __all__ = ["MAX_BUCKETS", "PERIODS", "View", "canonical", "label_of"]
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Call,
@@ -35,11 +36,10 @@ _KINDS = {
     "message": ("anthropic", "messages"),
 }
 _OK = 200
-_WHO = ("member", "team", "organization", "project", "route", "end_user")
 #: What a map of fields can name; ``tag:NAME`` adds any tag.
 FIELDS = (
     *("id", "time", "model", "provider", "endpoint", "service_tier", "processing", "cost", "reasoning"),
-    *_WHO,
+    *WHO,
     *("input_uncached", "cache_write"),
     *ALL_METERS,
 )
@@ -196,7 +196,7 @@ def mapped(row: Row, where: str, given: Given) -> Call | None:
         processing=str(found["processing"]) if found.get("processing") else given.processing,
         flags=frozenset({"cache_lifetime_assumed"} if unsaid else ()),
         cost_in_source=None if cost in {None, ""} else decimal_of(cost, "cost"),
-        who={name: str(found[name]) for name in _WHO if found.get(name)},
+        who={name: str(found[name]) for name in WHO if found.get(name)},
         tags={
             name.removeprefix("tag:"): str(value) for name, value in found.items() if name.startswith("tag:") and value
         },

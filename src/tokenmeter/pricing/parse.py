@@ -8,11 +8,12 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, cast
 
+from tokenmeter.dimensions import MULTIPLIER_SCOPES
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.price import TOKEN_CLASSES, WEEKDAYS, Conditions, Origin, Price, plain
-from tokenmeter.pricing.terms import SCOPES, Discount, Multiplier
+from tokenmeter.pricing.terms import Discount, Multiplier
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.semconv import unit_of
 
@@ -128,9 +129,9 @@ class _Row:
         )
 
     def multiplier(self) -> Multiplier:
-        self._known_only({"multiplier", "factor", "effective_from", "effective_to", "name", *SCOPES})
+        self._known_only({"multiplier", "factor", "effective_from", "effective_to", "name", *MULTIPLIER_SCOPES})
         since, until = self._dates()
-        scope = {name: self._text(name) for name in SCOPES}
+        scope = {name: self._text(name) for name in MULTIPLIER_SCOPES}
         if scope["provider"]:
             scope["provider"] = canonical_provider(scope["provider"])
         named = tuple((name, value) for name, value in scope.items() if value)

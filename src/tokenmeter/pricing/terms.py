@@ -9,12 +9,10 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.dimensions import MULTIPLIER_SCOPES
 from tokenmeter.money import ONE
 
-__all__ = ["SCOPES", "Discount", "Multiplier", "Terms"]
-
-#: What a multiplier may be about, the most specific first.
-SCOPES = ("api_key", "member", "route", "model", "project", "team", "organization", "provider")
+__all__ = ["Discount", "Multiplier", "Terms"]
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 _NO_MAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
@@ -27,7 +25,7 @@ class Multiplier:
 
     Attributes:
         factor: For example ``Decimal("1.05")``.
-        scope: ``(name, value)`` pairs out of `SCOPES`; all must agree with the call; empty = every call.
+        scope: ``(name, value)`` pairs out of `MULTIPLIER_SCOPES`; all must agree with the call; empty = every call.
             ``api_key`` is the key's alias or label (``...last4``).
         effective_from: First instant (aware UTC) it holds.
         effective_to: First instant it no longer holds.
@@ -42,7 +40,7 @@ class Multiplier:
     def specificity(self) -> tuple[int, ...]:
         """Orders multipliers: one that names a more specific thing beats any that does not."""
         named = {name for name, _ in self.scope}
-        return tuple(int(name in named) for name in SCOPES)
+        return tuple(int(name in named) for name in MULTIPLIER_SCOPES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic, Literal, TypeVar
 
-from tokenmeter.attribution import DIMENSIONS as NAMED_DIMENSIONS
+from tokenmeter.dimensions import WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import ONE, quantize
 from tokenmeter.reports.query import COSTS, closed
@@ -136,7 +136,7 @@ def entry_fields() -> list[Field[Entry]]:
     """Columns of raw entries: every field of `tokenmeter.Entry`, each token class in a column of its own."""
     return [
         *_ENTRY_HEAD,
-        *(Field[Entry](name, "text", _attributed(name)) for name in NAMED_DIMENSIONS),
+        *(Field[Entry](name, "text", _attributed(name)) for name in WHO),
         *_ENTRY_KEY,
         *(Field[Entry](name, "integer", _view(name)) for name in TOKEN_VIEWS),
         *(Field[Entry](meter, _kind(meter), _meter(meter), summed=True) for meter in _QUANTITY_METERS),
@@ -211,7 +211,7 @@ def charge_fields() -> list[Field[ChargeLine]]:
         Field("billed_cost", "money", lambda line: line.charge.billed_cost, summed=True),
         Field("price_id", "text", lambda line: line.charge.price_id),
         Field("price_source", "text", lambda line: line.charge.source),
-        *(Field[ChargeLine](name, "text", _line_owner(name)) for name in NAMED_DIMENSIONS),
+        *(Field[ChargeLine](name, "text", _line_owner(name)) for name in WHO),
         Field("tags", "json", lambda line: dict(line.entry.attribution.tags) or None),
         Field("api_key", "text", lambda line: line.entry.api_key and line.entry.api_key.label),
     ]

@@ -91,7 +91,7 @@ class Books:
 
     def account(self, row: CostRow) -> str:
         """FOCUS ``BillingAccountId``."""
-        return row.key.owner.organization or self.terms.account
+        return row.key.owner.who.organization or self.terms.account
 
     def issuer(self, row: CostRow) -> str:
         """FOCUS ``InvoiceIssuerName`` and ``ServiceProviderName``."""

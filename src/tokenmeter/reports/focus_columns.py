@@ -51,7 +51,7 @@ def _description(row: CostRow) -> str:
 
 
 def _sub_account_type(row: CostRow) -> str | None:
-    owner = row.key.owner
+    owner = row.key.owner.who
     return "Member" if owner.member else "Team" if owner.team else None
 
 
@@ -78,9 +78,9 @@ def _account(books: Books) -> list[Field[CostRow]]:
         Field("BillingPeriodEnd", "second", lambda row: row.key.billing_end),
         Field("InvoiceIssuerName", "text", books.issuer),
         Field("SubAccountId", "text", lambda row: row.sub_account),
-        Field("SubAccountName", "text", lambda row: row.key.owner.member or row.key.owner.team),
+        Field("SubAccountName", "text", lambda row: row.key.owner.who.member or row.key.owner.who.team),
         Field("SubAccountType", "text", _sub_account_type),
-        Field("Tags", "json", lambda row: dict(row.key.owner.tags) or None),
+        Field("Tags", "json", lambda row: dict(row.key.owner.who.tags) or None),
     ]
 
 
@@ -145,14 +145,14 @@ def _custom(head: str | None) -> list[Field[CostRow]]:
         Field("x_ChargeKey", "text", lambda row: row.charge_key),
         Field("x_CostSource", "text", lambda row: row.key.sku.cost_source),
         Field("x_LedgerHash", "text", lambda _: head),
-        Field("x_Member", "text", lambda row: row.key.owner.member),
+        Field("x_Member", "text", lambda row: row.key.owner.who.member),
         Field("x_Model", "text", lambda row: row.key.sku.model),
         Field("x_PlatformMultiplier", "price", lambda row: row.key.sku.platform_multiplier),
-        Field("x_Project", "text", lambda row: row.key.owner.project),
+        Field("x_Project", "text", lambda row: row.key.owner.who.project),
         Field("x_Quantity", "quantity", lambda row: row.quantity if row.key.kind == "usage" else None),
         Field("x_RequestCount", "integer", lambda row: row.requests, summed=True),
         Field("x_ServiceTier", "text", lambda row: row.key.sku.service_tier),
-        Field("x_Team", "text", lambda row: row.key.owner.team),
+        Field("x_Team", "text", lambda row: row.key.owner.who.team),
         Field("x_Unit", "text", lambda row: row.key.sku.unit),
     ]
 

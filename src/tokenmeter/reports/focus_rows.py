@@ -10,6 +10,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
+from tokenmeter.attribution import Attribution
+from tokenmeter.dimensions import ACCOUNTS, WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
 from tokenmeter.periods import Period, floor
@@ -18,6 +20,10 @@ from tokenmeter.semconv import EntryKind
 from tokenmeter.usage import Quantity
 
 __all__ = ["CostKey", "CostRow", "Owner", "Sku", "cost_rows"]
+
+
+#: What rows are told apart by, beside key and tags: a row for every route and customer's customer would be too many.
+_OF_FOCUS = tuple(name for name in ACCOUNTS if name in WHO)
 
 
 class Sku(NamedTuple):
@@ -43,11 +49,7 @@ class Owner(NamedTuple):
 
     api_key: str | None
     api_key_fingerprint: str | None
-    member: str | None
-    team: str | None
-    organization: str | None
-    project: str | None
-    tags: tuple[tuple[str, str], ...]
+    who: Attribution
 
 
 class CostKey(NamedTuple):
@@ -109,7 +111,7 @@ class CostRow:
     @property
     def sub_account(self) -> str | None:
         """Team and member, where they are known."""
-        owner = self.key.owner
+        owner = self.key.owner.who
         return "/".join(name for name in (owner.team, owner.member) if name) or None
 
 
@@ -186,11 +188,7 @@ def _owner(entry: Entry) -> Owner:
     return Owner(
         None if key is None else key.label,
         None if key is None else key.fingerprint,
-        who.member,
-        who.team,
-        who.organization,
-        who.project,
-        tuple(who.tags.items()),
+        Attribution(tags=who.tags, **{name: getattr(who, name) for name in _OF_FOCUS}),
     )
 
 

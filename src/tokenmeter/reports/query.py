@@ -11,11 +11,12 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
 
+from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
-from tokenmeter.stores.base import DIMENSIONS, EntryFilter, Store
+from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Usage
 
 __all__ = [

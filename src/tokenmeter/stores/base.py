@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
+from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
@@ -30,27 +31,6 @@ __all__ = [
     "Store",
     "Verification",
 ]
-
-#: What entries can be grouped and filtered by; ``tag:NAME`` adds any tag. ``sku_meter`` and ``role`` split an entry
-#: into its charges.
-DIMENSIONS: tuple[str, ...] = (
-    "provider",
-    "model",
-    "operation",
-    "endpoint",
-    "api_key",
-    "member",
-    "team",
-    "organization",
-    "project",
-    "route",
-    "end_user",
-    "service_tier",
-    "status",
-    "cost_source",
-    "kind",
-    "sku_meter",
-)
 
 
 class CapReachedError(Exception):

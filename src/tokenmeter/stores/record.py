@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.dimensions import KEPT_WHO
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Reservation
 from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.stores.values import compact_json, from_microseconds, to_microseconds
@@ -57,8 +58,22 @@ SHORTENED, USAGE_DROPPED = "shortened", "raw_usage_dropped"
 _BEYOND = 1 << 63
 
 
-class Account(NamedTuple):
-    """Who, what and under which terms: what many entries share. See `tokenmeter.ledger.Entry` for each field."""
+_CALL = ("kind", "provider", "endpoint", "operation", "request_model", "response_model", "status", "service_tier")
+_KEY = ("api_key_fingerprint", "api_key_last4", "api_key_alias")
+_FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
+
+
+def _tuple_of(names: Sequence[str]) -> Any:  # its fields follow the table of dimensions, which no type checker can
+    return NamedTuple("_Account", [(name, "str | None") for name in names])
+
+
+class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
+    """Who, what and under which terms: what many entries share. See `tokenmeter.ledger.Entry` for each field.
+
+    Whose it is stands between ``cost_source`` and the key: a field for each of `tokenmeter.dimensions.KEPT_WHO`.
+    """
+
+    __slots__ = ()
 
     kind: str
     provider: str
@@ -69,11 +84,6 @@ class Account(NamedTuple):
     status: str
     service_tier: str | None
     cost_source: str
-    member: str | None
-    team: str | None
-    organization: str | None
-    project: str | None
-    route: str | None
     api_key_fingerprint: str | None
     api_key_last4: str | None
     api_key_alias: str | None
@@ -93,11 +103,7 @@ class Account(NamedTuple):
             entry.status,
             entry.service_tier,
             entry.cost_source,
-            who.member,
-            who.team,
-            who.organization,
-            who.project,
-            who.route,
+            *(getattr(who, name) for name in KEPT_WHO),
             None if key is None else key.fingerprint,
             None if key is None else key.last4,
             None if key is None else key.alias,
@@ -508,11 +514,7 @@ def decode_entry(
         first_token_us=get("first_token_us"),
         service_tier=account.service_tier,
         attribution=Attribution(
-            member=account.member,
-            team=account.team,
-            organization=account.organization,
-            project=account.project,
-            route=account.route,
+            **{name: getattr(account, name) for name in KEPT_WHO},
             end_user=name(record["end_user"]) if "end_user" in record else None,
             tags={tag: name(value) for tag, value in get("tags", {}).items()},
         ),

@@ -7,9 +7,9 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.stores.base import DIMENSIONS
 from tokenmeter.stores.record import Account
 from tokenmeter.stores.values import to_microseconds
 

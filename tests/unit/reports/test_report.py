@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from tokenmeter.api import Meter
+from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ZERO
 from tokenmeter.reports import Query, export_charges, export_entries, read_entries, read_report
-from tokenmeter.stores.base import DIMENSIONS, Store
+from tokenmeter.stores.base import Store
 
 
 def build(store, **asked):
