@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import tokenmeter
 from tokenmeter import Budget, BudgetExceededError
 from tokenmeter.default import make_meter
 
@@ -290,3 +291,15 @@ def test_a_batch_whose_output_file_has_an_odd_name_is_billed_once(clients, books
     provider.answer(body=json.dumps(line).encode() + b"\n")
     client.files.content("files/out 1%").read()
     assert dict(books.one().usage.quantities) == {"input": 100, "output": 10}
+
+
+def test_a_container_of_a_background_response_is_on_the_account_of_who_started_it(clients, books, provider):
+    client = clients.openai()
+    queued = {**container_response(1, "cntr_9"), "status": "queued", "output": [], "usage": None, "background": True}
+    provider.answer(body=queued)
+    with tokenmeter.attribute(member="ada"):
+        ask(clients, background=True)
+    provider.answer(body={**container_response(1, "cntr_9"), "background": True})
+    client.responses.retrieve("resp_1")
+    assert books.quantities() == {"input": 1000, "output": 100, "container_sessions": 1}
+    assert {entry.attribution.member for entry in books.all()} == {"ada"}

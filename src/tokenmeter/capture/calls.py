@@ -295,13 +295,15 @@ class InFlight:
             if not polled:
                 self._read_elsewhere().begun(self.authorization, seen)
             return
-        for bill in seen.shared:
-            yield Settling(self.meter, self.authorization, exchange.outcome(bill, last=False))
         if seen.deduplicate and not polled and not self.call.facts.background:
             seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
         outcome = exchange.outcome(seen, last=last)
-        if polled:
-            yield self._read_elsewhere().bill(self.authorization, outcome)
+        settling = self._read_elsewhere().bill(self.authorization, outcome) if polled else None
+        account = self.authorization if settling is None else settling.authorization
+        for bill in seen.shared:
+            yield Settling(self.meter, account, exchange.outcome(bill, last=False))
+        if settling is not None:
+            yield settling
         elif plain is None or self._key is None:
             yield Settling(self.meter, self.authorization, outcome)
         else:
