@@ -12,7 +12,12 @@ from typing import Any
 import griffe
 
 #: Where such names are, and what their assignments begin with.
-_MADE = (("default", "_on_default("), ("api.Meter", "_of_"), ("api.Meter", "reconciliation."))
+_MADE = (
+    ("default", "_on_default("),
+    ("asynchronous", "_in_thread("),
+    ("api.Meter", "_of_"),
+    ("api.Meter", "reconciliation."),
+)
 
 
 class MadeFunctions(griffe.Extension):
