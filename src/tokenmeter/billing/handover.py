@@ -189,7 +189,9 @@ class _Run:
             if document.key.endswith(" sent"):
                 self._unsent.pop(document.key.removesuffix(" sent"), None)
                 continue
-            reading = Reading(**{**body["reading"], "at": datetime.fromisoformat(body["reading"]["at"])})
+            told: dict[str, Any] = body["reading"]
+            told["at"] = datetime.fromisoformat(told["at"])
+            reading = Reading(**told)
             self._prepared.setdefault((reading.account, reading.sku_meter), []).append(reading)
             self._unsent[document.key] = reading
 

@@ -24,6 +24,7 @@ from tokenmeter.reports.focus_columns import (
     service_of,
 )
 from tokenmeter.reports.focus_rows import CostRow, cost_rows
+from tokenmeter.reports.issued import Issued, read_issued
 from tokenmeter.reports.query import Query, read_entries
 from tokenmeter.reports.sink import refuse_existing
 from tokenmeter.stores.base import Store
@@ -76,6 +77,7 @@ class Books:
     """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
 
     terms: FocusTerms
+    issued: Sequence[Issued] = ()
     lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
     periods: dict[BillingMonth, None] = field(default_factory=dict[BillingMonth, None])
     unpriced: int = 0
@@ -98,7 +100,10 @@ class Books:
         return self.terms.issuer or service_of(row.key.sku.provider)[0]
 
     def invoice_id(self, row: CostRow) -> str:
-        """FOCUS ``InvoiceId`` of the open invoice the row will be on."""
+        """FOCUS ``InvoiceId``: the number of the invoice the row is on, else of the open one it will be on."""
+        for invoice in self.issued:
+            if invoice.bills(row):
+                return invoice.number
         return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.issuer(row)}:{self.account(row)}"
 
     def detail_id(self, row: CostRow) -> str:
@@ -141,7 +146,7 @@ def export_focus(
         raise ConfigurationError(f"Unknown FOCUS version {version!r}; use {' or '.join(FOCUS_VERSIONS)}.")
     query = query or Query()
     place = _folder(folder, version, format, overwrite=overwrite)
-    books = Books(terms or FocusTerms())
+    books = Books(terms or FocusTerms(), read_issued(store))
     origin = Origin.of(store, f"FOCUS {version} Cost and Usage", query)
     entries = origin.watch(read_entries(store, query))
     columns = cost_and_usage_fields(books, version=version, head=origin.ledger["head"])

@@ -170,7 +170,7 @@ def _charges(entry: Entry) -> Iterator[Charge]:
         )
         for name in COSTS
     ]
-    if any(rest):
+    if any(rest) or (not entry.charges and entry.kind == "usage"):  # a failed call is a request, too
         yield Charge(
             model=entry.model,
             sku_meter="",

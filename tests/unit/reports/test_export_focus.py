@@ -51,7 +51,7 @@ def test_cost_and_usage_foots_to_the_report_and_names_every_mandatory_column(mon
     for row in rows:
         tokens[row["SkuMeter"]] += int(Decimal(row["x_Quantity"] or 0))
     assert tokens == Counter({name: int(quantity) for name, quantity in report.totals.usage.quantities.items()})
-    assert sum(int(row["x_RequestCount"]) for row in rows) == 6  # the failed call used nothing
+    assert sum(int(row["x_RequestCount"]) for row in rows) == 7  # the failed call, too
 
 
 def test_list_cost_is_unit_price_times_quantity(month: Store, make_entry: Callable[..., Entry], tmp_path: Path) -> None:
