@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ONE, ZERO, parse_decimal
+from tokenmeter.money import EXACT, ONE, parse_decimal
 
-__all__ = ["USD", "ExchangeRate", "add_up", "check_currency", "convert", "minor_unit", "money_text", "round_money"]
+__all__ = ["USD", "ExchangeRate", "check_currency", "convert", "minor_unit", "money_text", "round_money"]
 
 USD = "USD"
 _CODE = re.compile(r"[A-Z]{3}$")
@@ -96,11 +95,3 @@ def convert(dollars: Decimal, rate: ExchangeRate) -> Decimal:
 def money_text(amount: Decimal, currency: str) -> str:
     """For people: ``1,234.50 EUR``."""
     return f"{round_money(amount, currency):,f} {currency}"
-
-
-def add_up(amounts: Iterable[Decimal]) -> Decimal:
-    """The exact sum, whatever the caller's decimal context is."""
-    total = ZERO
-    for amount in amounts:
-        total = EXACT.add(total, amount)
-    return total

@@ -15,7 +15,7 @@ from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, magnitude, negate
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 
@@ -140,7 +140,7 @@ class Coverage:
             billed_twice=twice,
             billed_nowhere=missing,
             invoices=len(scopes),
-            nowhere=dict(sorted(nowhere.items(), key=lambda item: (-abs(item[1]), item[0]))),
+            nowhere=dict(sorted(nowhere.items(), key=lambda item: (negate(magnitude(item[1])), item[0]))),
         )
 
 

@@ -18,7 +18,7 @@ from tokenmeter.billing.invoice import CreditNote, Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
 from tokenmeter.billing.profile import EINVOICE_FORMS, Party
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.money import EXACT, ONE, magnitude, total
 
 __all__ = ["EInvoiceForm", "make_einvoice", "missing_for_einvoice"]
 
@@ -268,9 +268,9 @@ def _line(line: LineItem, invoice: Invoice, tax: TaxLine) -> dict[str, Any]:
     changes = list(_changes(line, unit, listed, invoice.currency))
     if changes:  # the last of them takes the rounding
         name, _ = changes[-1]
-        rest = EXACT.subtract(EXACT.subtract(line.amount, listed), _sum(amount for _, amount in changes[:-1]))
+        rest = EXACT.subtract(EXACT.subtract(line.amount, listed), total(amount for _, amount in changes[:-1]))
         changes[-1] = name, rest
-    elif abs(EXACT.subtract(line.amount, listed)) > _SLACK:
+    elif magnitude(EXACT.subtract(line.amount, listed)) > _SLACK:
         return plain
     made = {
         **plain,
@@ -294,13 +294,6 @@ def _changes(line: LineItem, unit: Decimal, listed: Decimal, currency: str) -> I
 
 def _change(name: str, amount: Decimal, code: str) -> dict[str, str]:
     return {"amount": f"{amount.copy_abs():f}", "reason": name, "reason_code": code}
-
-
-def _sum(amounts: Iterator[Decimal]) -> Decimal:
-    total = ZERO
-    for amount in amounts:
-        total = EXACT.add(total, amount)
-    return total
 
 
 assert get_args(EInvoiceForm) == EINVOICE_FORMS  # noqa: S101 - one list, once for types and once for settings

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from tokenmeter.billing.currency import USD, ExchangeRate, add_up, money_text, round_money
+from tokenmeter.billing.currency import USD, ExchangeRate, money_text, round_money
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
@@ -19,7 +19,7 @@ from tokenmeter.billing.render.html import render_html
 from tokenmeter.billing.render.pdf import write_pdf
 from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
 from tokenmeter.dimensions import ACCOUNTS
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, multiply, total
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
 
@@ -159,7 +159,7 @@ class Invoice:
         kinds = [one.kind for one in self.events]
         if "void" in kinds:
             return "void"
-        if kinds and self._left * self._sign <= 0:
+        if kinds and multiply(self._left, self._sign) <= 0:
             return "paid" if "payment" in kinds else "credited"
         return "uncollectible" if "uncollectible" in kinds else "issued"
 
@@ -192,7 +192,7 @@ class Invoice:
         return 1 if self.total >= 0 else -1
 
     def _sum(self, kind: EventKind) -> Decimal:
-        return add_up(one.amount or ZERO for one in self.events if one.kind == kind)
+        return total(one.amount or ZERO for one in self.events if one.kind == kind)
 
     @property
     def account(self) -> str:

@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.billing.currency import add_up, money_text, round_money
+from tokenmeter.billing.currency import money_text, round_money
 from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus, number_text
@@ -22,7 +22,7 @@ from tokenmeter.billing.lines import TaxLine
 from tokenmeter.billing.period import acting
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, parse_decimal
+from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, total
 from tokenmeter.periods import Period, parse_period, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, NewDocument, Request
@@ -302,7 +302,7 @@ class _Issuing:
         twice = [at for at in self._billable.positions(draft.scope) if at in self._holders]
         if twice:
             numbers = sorted({str(self._holders[at].number) for at in twice})
-            cost = add_up(self._billable.rows[at][1].billed_cost for at in twice)
+            cost = total(self._billable.rows[at][1].billed_cost for at in twice)
             raise LedgerError(
                 f"${cost:,f} of the usage of {draft.account} in {draft.period.label} is on {', '.join(numbers[:5])} "
                 f"already{' and others' if numbers[5:] else ''}. Bill either one; if both are meant, say why: "
@@ -408,10 +408,10 @@ def record_payment(
         if not paid:
             raise LedgerError(f"Nothing is left to pay of invoice {current.number}; give the amount that came.")
         sign = 1 if current.total >= 0 else -1
-        if EXACT.add(current.paid, paid) * sign < 0:
+        if multiply(EXACT.add(current.paid, paid), sign) < 0:
             raise LedgerError(
-                f"Invoice {current.number}: {current.paid} {current.currency} was paid; {abs(paid)} cannot be given "
-                "back of it."
+                f"Invoice {current.number}: {current.paid} {current.currency} was paid; {magnitude(paid)} cannot be "
+                "given back of it."
             )
         return Event(kind="payment", at=utcnow(), by=who, on=_day(current, on), amount=paid, note=reference)
 
@@ -550,11 +550,11 @@ def _whole(amount: Decimal, currency: str) -> Decimal:
 def _credit_body(
     invoice: Invoice, earlier: Sequence[Mapping[str, Any]], lines: CreditRequest, reason: str, by: str
 ) -> dict[str, Any]:
-    given = add_up(Decimal(note["net"]) for note in earlier)
+    given = total(Decimal(note["net"]) for note in earlier)
     left = EXACT.subtract(invoice.totals.net, given)
     asked = _credit_lines(invoice, lines, left)
     _check_lines(invoice, asked, earlier)
-    net = add_up(line.amount for line in asked)
+    net = total(line.amount for line in asked)
     if net > left:
         raise LedgerError(
             f"Invoice {invoice.number} is {invoice.totals.net} {invoice.currency} before tax, of which {given} is "
@@ -581,13 +581,13 @@ def _credit_body(
         "lines": [{"line": line.line, "description": line.description, "amount": f"{line.amount:f}"} for line in asked],
         "net": f"{net:f}",
         "taxes": [tax.to_dict() for tax in taxes],
-        "total": f"{add_up((net, *(tax.amount for tax in taxes))):f}",
+        "total": f"{total((net, *(tax.amount for tax in taxes))):f}",
     }
 
 
 def _tax_left(tax: TaxLine, earlier: Sequence[Mapping[str, Any]]) -> Decimal:
     rows = (row for note in earlier for row in note["taxes"] if row["label"] == tax.label)
-    return EXACT.subtract(tax.amount, add_up(Decimal(row["amount"]) for row in rows))
+    return EXACT.subtract(tax.amount, total(Decimal(row["amount"]) for row in rows))
 
 
 def _check_lines(invoice: Invoice, asked: Sequence[CreditLine], earlier: Sequence[Mapping[str, Any]]) -> None:

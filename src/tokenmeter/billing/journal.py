@@ -21,7 +21,7 @@ from tokenmeter.billing.issuing import credit_notes, invoices
 from tokenmeter.billing.period import find_closed
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.periods import Period, parse_instant, parse_period, zone
 from tokenmeter.stores.base import Store
 
@@ -544,8 +544,8 @@ def _datev_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
     """
     main, *others = entry.postings
     taxed = [one for one in others if one.role != "tax"]
-    taxes = EXACT.subtract(main.amount.copy_negate(), _total(one.amount for one in taxed))
-    net = _total(one.amount for one in taxed)
+    taxes = EXACT.subtract(main.amount.copy_negate(), total(one.amount for one in taxed))
+    net = total(one.amount for one in taxed)
     left = taxes
     for at, one in enumerate(taxed):
         share = left if at == len(taxed) - 1 else round_money(EXACT.divide(EXACT.multiply(taxes, one.amount), net), USD)
@@ -573,10 +573,3 @@ def _datev_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     return " ".join(text.replace('"', '""').split())
-
-
-def _total(amounts: Iterable[Decimal]) -> Decimal:
-    total = ZERO
-    for amount in amounts:
-        total = EXACT.add(total, amount)
-    return total

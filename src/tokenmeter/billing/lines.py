@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from typing import Any
 
-from tokenmeter.billing.currency import ExchangeRate, add_up, convert, round_money
+from tokenmeter.billing.currency import ExchangeRate, convert, round_money
 from tokenmeter.billing.profile import Tax
 from tokenmeter.billing.rated import Rate, Rated, plus
-from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.money import EXACT, ONE, ZERO, total
 from tokenmeter.periods import Period
 
 __all__ = ["LineItem", "TaxLine", "Totals", "make_lines", "sum_up"]
@@ -376,7 +376,7 @@ def sum_up(lines: Iterable[LineItem], *, currency: str, rate: ExchangeRate, taxe
         rounding=round_money(EXACT.subtract(EXACT.subtract(net, subtotal), credits_), currency),
         net=net,
         taxes=due,
-        total=add_up((net, *(tax.amount for tax in due))),
+        total=total((net, *(tax.amount for tax in due))),
         ledger_cost=cost,
         ledger_amount=exact,
         remainder=EXACT.subtract(exact, net),

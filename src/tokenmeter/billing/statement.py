@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from tokenmeter.billing.currency import USD, add_up
+from tokenmeter.billing.currency import USD
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
 from tokenmeter.billing.period import period_dict
@@ -22,7 +22,7 @@ from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
 from tokenmeter.dimensions import AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 
@@ -340,7 +340,7 @@ class AgedBalance:
     @property
     def total(self) -> Decimal:
         """All of it."""
-        return add_up(getattr(self, name) for name in _AGES)
+        return total(getattr(self, name) for name in _AGES)
 
     def to_dict(self) -> dict[str, str]:
         """JSON-ready values; decimals are text."""

@@ -14,6 +14,7 @@ from tokenmeter.cli import (
     dashboard,
     database,
     estimating,
+    finance,
     importing,
     invoicing,
     prices,
@@ -37,6 +38,7 @@ COMMANDS = (
     dashboard,
     settling,
     invoicing,
+    finance,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -14,19 +13,12 @@ from tokenmeter.billing import (
     BillingProfile,
     CreditNote,
     Invoice,
-    Lago,
-    OpenMeter,
     Statement,
-    StripeMeters,
-    age_balances,
     credit_invoice,
     credit_notes,
     draft_invoice,
     draft_invoices,
-    draw_statement,
-    export_journal,
     find_invoice,
-    hand_over,
     invoice_coverage,
     invoices,
     issue_invoices,
@@ -36,14 +28,14 @@ from tokenmeter.billing import (
     write_off_invoice,
 )
 from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_instant
 from tokenmeter.stores.base import Store
 
-__all__ = ["invoice_app"]
+__all__ = ["Actor", "Day", "day_of", "invoice_app", "write_document"]
 
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 
@@ -180,7 +172,7 @@ def issue(
         issued = issue_invoices(
             opened,
             drafts,
-            on=_day(on),
+            on=day_of(on),
             by=actor,
             force=force,
             allow_unpriced=allow_unpriced,
@@ -237,7 +229,7 @@ def pdf(
     with frame.ledger() as opened:
         document = _find(opened, number)
     path = target or Path(f"{number}.pdf")
-    _write(document, path)
+    write_document(document, path)
     out.print(str(path), markup=False)
 
 
@@ -300,7 +292,7 @@ def paid(
 ) -> None:
     """Note that an invoice has been paid, in part or in full."""
     with frame.ledger() as opened:
-        _show(frame, record_payment(opened, number, amount, on=_day(on), reference=note, by=actor))
+        _show(frame, record_payment(opened, number, amount, on=day_of(on), reference=note, by=actor))
 
 
 @command(invoice_app, "void")
@@ -317,151 +309,7 @@ def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = No
         _show(frame, write_off_invoice(opened, number, reason, by=actor))
 
 
-@command(invoice_app, "aging")
-def aging(frame: Frame, *, on: Day = None) -> None:
-    """What buyers owe, by how long it is overdue."""
-    with frame.ledger() as opened:
-        found = age_balances(opened, as_of=_day(on))
-    if frame.as_json:
-        emit([one.to_dict() for one in found])
-    elif not found:
-        out.print("Nobody owes anything.")
-    else:
-        rows = [list(one.to_dict().values()) for one in found]
-        heads = list(found[0].to_dict())
-        show_table(heads, rows, figures=tuple(heads[3:]), whole=("account",))
-
-
-@command(
-    app,
-    "statement",
-    examples=[
-        "tokenmeter statement team=search --period last-month",
-        "tokenmeter statement team=search --period this-year --basis invoices --to statement.pdf",
-    ],
-)
-def statement(
-    frame: Frame,
-    account: Account,
-    *,
-    period: BillPeriod = "last-month",
-    basis: Annotated[str, typer.Option("--basis", help="usage or invoices.")] = "usage",
-    granularity: Annotated[str, typer.Option("--granularity", "-g", help="Of a usage statement's lines.")] = "day",
-    tz: TzOption = "UTC",
-    to: Annotated[Path | None, typer.Option("--to", help="File ending in .pdf, .html, .csv, .xlsx or .json.")] = None,
-) -> None:
-    """The running balance of an account: opening + charges + credits = closing."""
-    scope = pairs_of(account or [])
-    if not scope or set(scope) - set(ACCOUNTS) or not all(scope.values()):
-        raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.")
-    profile = BillingProfile.parse(frame.settings.billing)
-    with frame.ledger() as opened:
-        drawn = draw_statement(
-            opened,
-            period=period,
-            basis=basis,  # type: ignore[arg-type]  # checked there
-            granularity=granularity,  # type: ignore[arg-type]  # as above
-            tz=tz,
-            profile=profile,
-            **scope,
-        )
-    if to is not None:
-        _write(drawn, to)
-        out.print(str(to), markup=False)
-    elif frame.as_json:
-        emit(drawn.to_dict())
-    else:
-        out.print(str(drawn), markup=False)
-
-
-@command(
-    app,
-    "journal",
-    examples=[
-        "tokenmeter journal beancount --period last-month --to 2026-11.beancount",
-        "tokenmeter journal xero --period last-month --account income=200 --to xero.csv",
-    ],
-)
-def journal(
-    frame: Frame,
-    form: Annotated[str, typer.Argument(help="beancount, hledger, xero, quickbooks or datev.")],
-    *,
-    period: BillPeriod = "last-month",
-    account: Annotated[
-        list[str] | None,
-        typer.Option("--account", help="ROLE=ACCOUNT, such as income=8400 or expense=AI:{provider}."),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="NAME=VALUE of the form, such as client=7.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="File.", show_default="standard output")] = None,
-    tz: TzOption = "UTC",
-) -> None:
-    """A period's invoices, credit notes, payments and provider costs for a finance system, in double entry."""
-    with frame.ledger() as opened:
-        content = export_journal(
-            opened,
-            period=period,
-            form=form,  # type: ignore[arg-type]  # checked there
-            accounts=pairs_of(account or []) or None,
-            tz=tz,
-            options=pairs_of(option or []),
-        )
-    if to is None:
-        typer.echo(content, nl=False)
-    else:
-        to.write_bytes(content)
-        out.print(str(to), markup=False)
-
-
-@command(
-    app,
-    "handover",
-    examples=["tokenmeter handover stripe --by member --period last-month --customer ada=cus_A --customer bob=cus_B"],
-)
-def handover(
-    frame: Frame,
-    to: Annotated[str, typer.Argument(help="stripe, lago or openmeter.")],
-    *,
-    by: Annotated[str, typer.Option("--by", "-b", help="Whose usage: member, team, ...")] = "member",
-    period: BillPeriod = "last-month",
-    customer: Annotated[
-        list[str] | None, typer.Option("--customer", help="ACCOUNT=CUSTOMER there.", show_default="called the same")
-    ] = None,
-    event: Annotated[str, typer.Option("--event", help="Stripe: name of the meter's events.")] = "ai_{meter}",
-    tz: TzOption = "UTC",
-    actor: Actor = None,
-) -> None:
-    """Send a period's usage to where customers are billed, each piece once; run it again as often as you like.
-
-    Keys and addresses are read from STRIPE_API_KEY, LAGO_API_KEY and LAGO_URL, OPENMETER_API_KEY and OPENMETER_URL.
-    """
-    target = _target(to, event)
-    with frame.ledger() as opened:
-        done = hand_over(
-            opened, target, period=period, each=by, customers=pairs_of(customer or []) or None, tz=tz, by=actor
-        )
-    if frame.as_json:
-        emit(done.to_dict())
-    else:
-        out.print(str(done), markup=False)
-    if done.unknown or done.owed or done.fractions:
-        raise typer.Exit(Exit.FOUND)
-
-
-def _target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
-    if name not in {"stripe", "lago", "openmeter"}:
-        raise ConfigurationError(f"Usage is handed over to stripe, lago or openmeter, not {name!r}.")
-    key, url = os.environ.get(f"{name.upper()}_API_KEY"), os.environ.get(f"{name.upper()}_URL")
-    if not key or (name != "stripe" and not url):
-        needed = f"{name.upper()}_API_KEY" if name == "stripe" else f"{name.upper()}_API_KEY and {name.upper()}_URL"
-        raise ConfigurationError(f"Set {needed}.")
-    if name == "stripe":
-        return StripeMeters(key, event_name=event)
-    return Lago(str(url), key) if name == "lago" else OpenMeter(str(url), key)
-
-
-def _write(document: Invoice | CreditNote | Statement, path: Path) -> None:
+def write_document(document: Invoice | CreditNote | Statement, path: Path) -> None:
     """Write a document in the form that the file's ending names."""
     texts = {".html": document.to_html, ".csv": document.to_csv, ".json": document.to_json}
     if path.suffix in texts:
@@ -474,7 +322,8 @@ def _write(document: Invoice | CreditNote | Statement, path: Path) -> None:
         raise ConfigurationError(f"{path.name}: a document is written as .pdf, .html, .csv, .xlsx or .json.")
 
 
-def _day(text: str | None) -> date | None:
+def day_of(text: str | None) -> date | None:
+    """A day as it is written on the command line."""
     return None if text is None else parse_instant(text).date()
 
 

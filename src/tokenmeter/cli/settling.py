@@ -12,7 +12,6 @@ import typer
 from tokenmeter.billing import (
     close_period,
     closed_periods,
-    draw_statement,
     late_entries,
 )
 from tokenmeter.cli.console import Exit, emit, out, progress_out
@@ -20,7 +19,6 @@ from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     BillPeriod,
     TzOption,
-    account_of,
     pairs_of,
 )
 from tokenmeter.errors import ConfigurationError
@@ -68,26 +66,6 @@ def status(frame: Frame) -> None:
         out.print(f"Late in {added.period.label}: ${added.billed_cost:f}, billed with the next closing.", markup=False)
     if not closed:
         out.print("No period is closed yet; close one with: tokenmeter period close last-month")
-
-
-@command(app, "statement", examples=["tokenmeter statement member=ada --period last-month"])
-def statement(
-    frame: Frame,
-    account: Annotated[list[str], typer.Argument(help="Whose: FIELD=VALUE, such as member=ada; more narrow it down.")],
-    *,
-    period: BillPeriod = "this-month",
-    basis: Annotated[str, typer.Option("--basis", help="usage, or invoices.")] = "usage",
-    granularity: Annotated[str, typer.Option("--granularity", "-g", help="Calendar unit of the lines.")] = "day",
-    tz: TzOption = "UTC",
-) -> None:
-    """An account's running balance: opening, charges, credits, closing."""
-    options: dict[str, Any] = {"basis": basis, "granularity": granularity, "tz": tz, **account_of(account)}
-    with frame.ledger() as opened:
-        drawn = draw_statement(opened, period=period, **options)
-    if frame.as_json:
-        emit(drawn.to_dict())
-    else:
-        out.print(str(drawn), markup=False)
 
 
 @command(app, "reconcile")

@@ -139,7 +139,7 @@ class _Reader:
             self._note(entry, None if apart else charge.model or entry.model, {}, charge.contracted_cost)
             rest = EXACT.subtract(rest, charge.contracted_cost)
             if entry.kind == "adjustment":
-                side.adjusted += charge.contracted_cost
+                side.adjusted = EXACT.add(side.adjusted, charge.contracted_cost)
         if rest:
             self._side(entry, entry.model).bill(rest)
             self._note(entry, entry.model, {}, rest)

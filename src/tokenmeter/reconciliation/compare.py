@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, round_to
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.books import QUARTER, LedgerSide, Side, align_models
 from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
@@ -136,8 +136,8 @@ def _with_names(
 def _mirrors(one: Discrepancy, other: Discrepancy, lines: int, rules: _Rules) -> bool:
     if rules.has_usage:
         return {name: -count for name, count in one.tokens.items()} == dict(other.tokens)
-    off = abs(EXACT.add(one.amount or ZERO, other.amount or ZERO))
-    return off <= max(EXACT.multiply(rules.quantum, Decimal(lines)) * _HALF, _NOISE)
+    off = magnitude(EXACT.add(one.amount or ZERO, other.amount or ZERO))
+    return off <= max(multiply(rules.quantum, lines, _HALF), _NOISE)
 
 
 def _zone_offset(
@@ -176,7 +176,7 @@ def _agrees(ours: tuple[int, Decimal], theirs: Side, rules: _Rules) -> bool:
     if theirs.cost is None:
         return rules.has_usage
     steps = EXACT.multiply(rules.quantum, Decimal(theirs.lines))
-    return abs(EXACT.subtract(ours[1], theirs.cost)) <= max(EXACT.multiply(steps, _HALF), _NOISE)
+    return magnitude(EXACT.subtract(ours[1], theirs.cost)) <= max(EXACT.multiply(steps, _HALF), _NOISE)
 
 
 def _clock(offset: timedelta) -> str:
@@ -222,7 +222,7 @@ def _joined(one: Side, other: Side) -> Side:
     result.lines += other.lines
     result.unpriced += other.unpriced
     result.estimated += other.estimated
-    result.adjusted += other.adjusted
+    result.adjusted = EXACT.add(result.adjusted, other.adjusted)
     return result
 
 
@@ -273,7 +273,7 @@ def _late(bucket: Bucket, tokens: Mapping[str, int], amount: Decimal | None, rul
     end = datetime.combine(bucket.day, time(), UTC) + _DAY
     if end <= rules.complete_until:
         return None
-    behind = any(count < 0 for count in tokens.values()) if tokens else amount is not None and amount < -_NOISE
+    behind = any(count < 0 for count in tokens.values()) if tokens else amount is not None and amount < negate(_NOISE)
     ahead = any(count > 0 for count in tokens.values())
     return ("late", f"complete until {rules.complete_until:%Y-%m-%d %H:%M} UTC") if behind and not ahead else None
 
@@ -295,20 +295,20 @@ def _by_tokens(tokens: Mapping[str, int], amount: Decimal | None, ours: Side, th
 
 
 def _by_money(amount: Decimal | None, ours: Side, theirs: Side, rules: _Rules) -> Verdict | None:
-    if amount is None or abs(amount) <= _NOISE:
+    if amount is None or magnitude(amount) <= _NOISE:
         return None
     mine, its = ours.cost or ZERO, theirs.cost or ZERO
     ratio = EXACT.divide(its, mine) if mine else ZERO
     if _is_hundredfold(ratio):
-        return "unit", f"theirs is {ratio:.4f} times ours"
+        return "unit", f"theirs is {round_to(ratio, 4):f} times ours"
     both = ours.cost is not None and theirs.cost is not None
-    if both and abs(amount) <= EXACT.multiply(EXACT.multiply(rules.quantum, _HALF), Decimal(max(1, theirs.lines))):
+    if both and magnitude(amount) <= multiply(rules.quantum, _HALF, max(1, theirs.lines)):
         return "rounding", f"{theirs.lines} amounts in steps of ${rules.quantum:f}"
     if ours.unpriced:
         return "unpriced", f"{ours.unpriced} of our charges"
-    if both and abs(amount) <= min(rules.tolerance, EXACT.multiply(abs(its), _SHARE)):
+    if both and magnitude(amount) <= min(rules.tolerance, multiply(magnitude(its), _SHARE)):
         return "rounding", "within the tolerance"
-    return _one_sided(mine, its) or ("price", f"theirs is {ratio:.4f} times ours")
+    return _one_sided(mine, its) or ("price", f"theirs is {round_to(ratio, 4):f} times ours")
 
 
 def _one_sided(mine: Decimal, its: Decimal) -> Verdict | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import EXACT, ONE, ZERO, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, total
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.discrepancy import CAUSES, HARMLESS, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import Bucket
@@ -148,7 +148,7 @@ class Reconciliation:
             missing = Decimal(sum(max(one.theirs_tokens - one.ours_tokens, 0) for one in missed))
         else:
             whole = self.theirs.cost or ZERO
-            missing = _sum(max(one.amount or ZERO, ZERO) for one in missed)
+            missing = total(max(one.amount or ZERO, ZERO) for one in missed)
         if whole <= 0:
             return None
         share = EXACT.divide(EXACT.multiply(_PERCENT, EXACT.subtract(whole, missing)), whole)
@@ -169,7 +169,7 @@ class Reconciliation:
         for cause in CAUSES:
             found = [one for one in self.discrepancies if one.cause == cause]
             if found:
-                sums[cause] = _sum(one.amount or ZERO for one in found)
+                sums[cause] = total(one.amount or ZERO for one in found)
         return sums
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,13 +262,6 @@ def _amount_of(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 
 
-def _sum(amounts: Iterable[Decimal]) -> Decimal:
-    total = ZERO
-    for amount in amounts:
-        total = EXACT.add(total, amount)
-    return total
-
-
 def _totals_dict(totals: Totals) -> dict[str, Any]:
     return {"tokens": totals.tokens, "cost": None if totals.cost is None else f"{quantize(totals.cost):f}"}
 
@@ -292,7 +285,7 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
         yield f"  {cause:<17} {counts[cause]:>5} x {quantize(amount):>22,f} USD  {CAUSES[cause]}"
     yield ""
     yield f"{'day':<11} {'model':<28} {'cause':<17} {'tokens':>14} {'USD':>20}"
-    dearest = sorted(outcome.discrepancies, key=lambda one: -abs(one.amount or ZERO))[:_ROWS]
+    dearest = sorted(outcome.discrepancies, key=lambda one: magnitude(one.amount or ZERO), reverse=True)[:_ROWS]
     for one in sorted(dearest, key=outcome.discrepancies.index):
         names = " ".join(name for name in one.bucket[1:] if name) or "-"
         dollars = "-" if one.amount is None else f"{quantize(one.amount):,f}"
@@ -301,12 +294,12 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
     if len(outcome.discrepancies) > _ROWS:
         yield f"... and {len(outcome.discrepancies) - _ROWS} smaller ones; all are in discrepancies."
     if outcome.proposals:
-        total = _sum(one.amount for one in outcome.proposals)
+        proposed = total(one.amount for one in outcome.proposals)
         yield (
-            f"{len(outcome.proposals)} adjustments over {total:,f} USD are proposed; `--post` or post_proposals() "
+            f"{len(outcome.proposals)} adjustments over {proposed:,f} USD are proposed; `--post` or post_proposals() "
             "appends them."
         )
         if outcome.difference is not None:
-            rest = quantize(EXACT.subtract(outcome.difference, total))
+            rest = quantize(EXACT.subtract(outcome.difference, proposed))
             whole = quantize(outcome.difference)
             yield f"Of the difference of {whole:,f} USD they leave {rest:,f}: the other causes above."
