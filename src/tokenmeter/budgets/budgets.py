@@ -162,8 +162,14 @@ class Budgets(Registry):
 
     # -- before the call
 
-    def hold(self, call: Call, at: datetime, *, wait: bool) -> Held | None:
+    def hold(self, call: Call, at: datetime, *, wait: bool, hold_id: str | None = None) -> Held | None:
         """Hold what `call` may cost in every hard budget that applies; None when none does.
+
+        Args:
+            call: The call.
+            at: When it leaves.
+            wait: See `tokenmeter.stores.base.Store`.
+            hold_id: Identity of the hold, for who may have to free it after an interrupt; None = a new one.
 
         Raises:
             BudgetExceededError: a budget has no room; nothing was held.
@@ -181,7 +187,7 @@ class Budgets(Registry):
             if not plan.claims:
                 return None
             try:
-                return self._reserve(plan, wait=wait)
+                return self._reserve(plan, wait=wait, hold_id=hold_id)
             except CapReachedError as stop:
                 if stop.reserved and not swept:
                     swept = True
@@ -203,7 +209,7 @@ class Budgets(Registry):
                     name, field, call.endpoint, place_in_code(), field, field,
                 )  # fmt: skip
 
-    def _reserve(self, plan: Plan, *, wait: bool) -> Held:
+    def _reserve(self, plan: Plan, *, wait: bool, hold_id: str | None) -> Held:
         """Hold everything a plan asks for, or nothing.
 
         Raises:
@@ -215,7 +221,7 @@ class Budgets(Registry):
         held = RunClaims.hold(in_runs)
         if not stored:
             return Held(None, plan.inject_max_output_tokens, held)
-        reservation = self._reservation(plan, stored)
+        reservation = self._reservation(plan, stored, hold_id or new_id())
         try:
             self._store.reserve(reservation, wait=wait)
         except BaseException:
@@ -326,9 +332,9 @@ class Budgets(Registry):
             self._opened.clear()
         self._opened.update(key for key, _ in new)
 
-    def _reservation(self, plan: Plan, claims: tuple[Claim, ...]) -> Reservation:
+    def _reservation(self, plan: Plan, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
         return Reservation(
-            reservation_id=new_id(),
+            reservation_id=hold_id,
             claims=claims,
             created_at=plan.at,
             expires_at=plan.at + self._holds.hold_time,

@@ -23,6 +23,7 @@ from tokenmeter.capture.settlement import (
     watch,
 )
 from tokenmeter.errors import AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError
+from tokenmeter.ledger import new_id
 from tokenmeter.stores.values import from_microseconds
 from tokenmeter.usage import Observation
 
@@ -57,13 +58,13 @@ class InFlight:
     """
 
     __slots__ = (
+        "_answers",
         "_authorization",
         "_body",
         "_call",
-        "_finished",
+        "_hold_id",
         "_identity",
         "_key",
-        "_opened",
         "_plan",
         "_readings",
         "_returned",
@@ -101,8 +102,8 @@ class InFlight:
         self._identity = identity
         self._body = body
         self._streamed = streamed
-        self._opened = 0
-        self._finished: list[Exchange] = []
+        self._answers: list[Exchange] = []
+        self._hold_id: str | None = None
         self._readings: Readings | None = None
         self._returned = False
         self._authorization: Authorization | None = None
@@ -157,7 +158,8 @@ class InFlight:
         if self._plan is not None or not self.endpoint.billed:
             return
         try:
-            self._authorization = self.meter.authorize(self.call)
+            self._hold_id = new_id()
+            self._authorization = self.meter.authorize(self.call, hold_id=self._hold_id)
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -169,7 +171,8 @@ class InFlight:
         if self._plan is not None or not self.endpoint.billed:
             return
         try:
-            self._authorization = await authorize_async(self.meter, self.call)
+            self._hold_id = new_id()
+            self._authorization = await authorize_async(self.meter, self.call, self._hold_id)
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -221,7 +224,7 @@ class InFlight:
             streamed=streamed,
             holding=self._authorization is not None and self._authorization.reservation is not None,
         )
-        self._opened += 1
+        self._answers.append(exchange)
         if streamed:
             watch(exchange)
         return exchange
@@ -233,29 +236,24 @@ class InFlight:
         outcome = Outcome(observation=seen, request_id=request_id, last=False)
         return self._read_elsewhere().line(self.authorization, outcome)
 
-    def answered(self, exchange: Exchange) -> list[Settling]:
-        """Nothing more will come of an answer: what is to be written down now."""
+    def answered(self, exchange: Exchange) -> list[Settling] | None:
+        """Nothing more will come of an answer: what is to be written down.
+
+        None until the call has returned: middleware may send again, and only then is it known which was the last.
+        """
         if not self._returned:
-            # Middleware may send again: only when the call returns is it known which response was the last.
-            self._finished.append(exchange)
-            return []
-        self._opened -= 1
-        return self._settlings([exchange])
+            return None
+        alone = len(self._answers) == 1
+        last = alone or all(other.closed for other in self._answers)
+        plain = self._plain(exchange) if alone else None
+        if plain is not None and self._plan is not None:
+            return [Planned(self, exchange, plain)]
+        return list(self.general(exchange, plain, last=last))
 
     def _read_elsewhere(self) -> Readings:
         if self._readings is None:
             self._readings = Readings(self.meter, self.endpoint)
         return self._readings
-
-    def _settlings(self, exchanges: list[Exchange]) -> list[Settling]:
-        found: list[Settling] = []
-        for number, exchange in enumerate(exchanges, 1):
-            last = not self._opened and number == len(exchanges)
-            plain = self._plain(exchange) if last and len(exchanges) == 1 else None
-            if plain is not None and self._written(exchange, plain):
-                continue
-            found.extend(self._general(exchange, plain, last=last))
-        return found
 
     def _plain(self, exchange: Exchange) -> Plain | None:
         """What a plain answer says; None for any other."""
@@ -264,8 +262,8 @@ class InFlight:
         reader = self.binding.sdk.dialect().plain.get(self.endpoint.path)
         return None if reader is None else reader(exchange.body)
 
-    def _written(self, exchange: Exchange, plain: Plain) -> bool:
-        """Whether a plain answer was written down by the plan of calls like this one."""
+    def write_planned(self, exchange: Exchange, plain: Plain, entry_id: str) -> bool:
+        """Write down a plain answer by the plan of calls like this one; whether that was possible."""
         if self._plan is None:
             return False
         try:
@@ -281,6 +279,7 @@ class InFlight:
                 attempts=exchange.attempts,
                 streamed=self._streamed,
                 first_token_us=exchange.first_token_us,
+                entry_id=entry_id,
             )
         except StoreUnavailableError:
             return False  # the general way tries once more
@@ -288,7 +287,8 @@ class InFlight:
             self.meter.fault("record a call by its plan", error)
             return False
 
-    def _general(self, exchange: Exchange, plain: Plain | None, *, last: bool) -> Iterator[Settling]:
+    def general(self, exchange: Exchange, plain: Plain | None, *, last: bool) -> Iterator[Settling]:
+        """What is to be written down of an answer, the general way."""
         polled = self.endpoint.kind == "polled"
         seen = exchange.observation
         if self._is_left_out(seen):
@@ -319,43 +319,43 @@ class InFlight:
 
     def returned(self) -> None:
         """The call returned a value: write down what it cost, before the caller gets it."""
-        for settling in self._on_return():
+        for settling in self._due():
             settle(settling)
         catch_up()
 
     async def returned_async(self) -> None:
         """As `returned`, without making the event loop wait."""
-        for settling in self._on_return():
+        for settling in self._due():
             await settle_async(settling)
         if has_waiting():
             await catch_up_async()
 
     def raised(self, error: BaseException) -> None:
         """The call raised `error`: write down what it may have cost, before the caller gets it."""
-        for settling in self._on_error(error):
+        for settling in self._due_after(error):
             settle(settling)
 
     async def raised_async(self, error: BaseException) -> None:
         """As `raised`, without making the event loop wait."""
-        for settling in self._on_error(error):
+        for settling in self._due_after(error):
             await settle_async(settling)
 
-    def _on_return(self) -> list[Settling]:
+    def _due(self) -> list[Settling]:
         self._returned = True
-        finished, self._finished = self._finished, []
-        self._opened -= len(finished)
-        if not finished and not self._opened:  # middleware answered by itself: nothing was billed
+        if not self._answers:  # middleware answered by itself: nothing was billed
             self._release()
-        return self._settlings(finished)
+            return []
+        return [settling for exchange in self._answers if exchange.closed for settling in exchange.unwritten()]
 
-    def _on_error(self, error: BaseException) -> list[Settling]:
-        if self._finished or self._opened:
-            for exchange in self._finished[-1:]:
-                exchange.failed(error)
-            return self._on_return()
+    def _due_after(self, error: BaseException) -> list[Settling]:
+        """What is to be written down of a call that raised; where an interrupt came amid the writing, the rest."""
+        if self._answers:
+            for exchange in self._answers:
+                exchange.stop(error)
+            return self._due()
         self._returned = True
         if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
-            self._release()
+            self._release(interrupted=not isinstance(error, Exception))
             return []
         sdk, response = self.binding.sdk, getattr(error, "response", None)
         outcome = Outcome(
@@ -364,12 +364,45 @@ class InFlight:
             request_id=None if response is None else sdk.request_id(response.headers),
             attempts=self.attempts,
             error_type=type(error).__name__,
+            entry_id=new_id(),
         )
         return [Settling(self.meter, self.authorization, outcome)]
 
-    def _release(self) -> None:
-        if self._authorization is not None:
+    def _release(self, *, interrupted: bool = False) -> None:
+        if self._authorization is not None and self._authorization.reservation is not None:
             self.meter.release(self._authorization)
+        elif interrupted and self._hold_id is not None:
+            self.meter.free(self._hold_id)
+        elif self._authorization is not None:
+            self.meter.release(self._authorization)
+
+
+class Planned(Settling):
+    """A call with a plain answer, like one before it."""
+
+    __slots__ = ("_call", "_entry_id", "_exchange", "_plain", "_rest")
+
+    def __init__(self, call: InFlight, exchange: Exchange, plain: Plain) -> None:
+        self.meter = call.meter
+        self.done = False
+        self._begun_in = None
+        self._call = call
+        self._exchange = exchange
+        self._plain = plain
+        self._entry_id = new_id()
+        self._rest: list[Settling] | None = None
+
+    def record(self, *, wait: bool) -> None:
+        """Write it down by the plan; the general way, where that is not possible."""
+        if self._rest is None:
+            if self._call.write_planned(self._exchange, self._plain, self._entry_id):
+                return
+            self._rest = list(self._call.general(self._exchange, self._plain, last=True))
+        for settling in self._rest:
+            settling.write(wait=wait)
+
+    def _is_recorded(self) -> bool:
+        return self._rest is None and self.meter.store.entry(self._entry_id) is not None
 
 
 class Learning(Settling):

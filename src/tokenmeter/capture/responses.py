@@ -13,6 +13,7 @@ from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
 from tokenmeter.capture.sdk import Sdk
 from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
+from tokenmeter.ledger import new_id
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
@@ -54,8 +55,8 @@ class Asked(Protocol):
         """One of many bills in an answer; None when it is not billed."""
         ...
 
-    def answered(self, exchange: Exchange) -> list[Settling]:
-        """Nothing more will come of an answer: what is to be written down now."""
+    def answered(self, exchange: Exchange) -> list[Settling] | None:
+        """Nothing more will come of an answer: what is to be written down; None while only the call can tell."""
         ...
 
 
@@ -95,6 +96,7 @@ class Exchange:
         "_many",
         "_meter",
         "_observation",
+        "_pending",
         "_pid",
         "_raw",
         "_sdk",
@@ -142,6 +144,7 @@ class Exchange:
         self._raw: RawReader | None = None
         self._lines: list[Settling] = []
         self._observation: Observation | None = None
+        self._pending: list[Settling] | None = None
         self._error_type: str | None = None
         self._bystander = id(sys.exception())  # a caller may be handling an error of his own
         self._pid = os.getpid()
@@ -245,8 +248,8 @@ class Exchange:
             self._meter.fault("read a raw response", error)
 
     def _take_lines(self) -> list[Settling]:
-        lines, self._lines = self._lines, []
-        return lines
+        self._lines = [line for line in self._lines if not line.done]
+        return self._lines
 
     def read_content(self, content: bytes, headers: Mapping[str, str]) -> None:
         """The body is in memory already, and the SDK has not shown it to us decoded."""
@@ -293,25 +296,46 @@ class Exchange:
         for settling in self._close():
             settle_from_anywhere(settling)
 
+    def stop(self, error: BaseException) -> None:
+        """The call raised, so that nobody gets the answer."""
+        if not self.closed:
+            self.failed(error)
+            self._learn_end()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all of it is written down."""
+        return self.closed and self._pending is not None and all(one.done for one in (*self._lines, *self._pending))
+
+    def unwritten(self) -> list[Settling]:
+        """What is to be written down now. An interrupted writing is taken up again by asking anew."""
+        if self._pending is None:
+            self._pending = self._asked.answered(self)
+        return [one for one in (*self._lines, *(self._pending or ())) if not one.done]
+
     def is_disturbed(self) -> bool:
         """Whether something is being raised right now, other than what the caller was handling already."""
         raised = sys.exception()
         return raised is not None and id(raised) != self._bystander
 
     def _close(self) -> list[Settling]:
-        if self.closed or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return []
+        if not self.closed:
+            self._learn_end()
+        return self.unwritten()
+
+    def _learn_end(self) -> None:
         self.take_events()
-        self.closed = self._deaf = True
         raised = sys.exception()
-        if raised is not None and not self.ended and self.is_disturbed():
+        if raised is not None and not self.ended and self.is_disturbed() and self.status is None:
             self._stopped_by(raised)
         try:
             self._conclude()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self._meter.fault("read a response", error)
         self._raw = None
-        return [*self._take_lines(), *self._asked.answered(self)]
+        self.closed = self._deaf = True
 
     def _conclude(self) -> None:
         if self._raw is not None:
@@ -343,6 +367,7 @@ class Exchange:
             first_token_us=self.first_token_us,
             error_type=self._error_type,
             last=last,
+            entry_id=new_id(),
         )
 
 

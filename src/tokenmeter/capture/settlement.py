@@ -7,9 +7,12 @@ locks. Therefore it never waits: what it cannot write at once is put by and writ
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -47,14 +50,20 @@ class Open(Protocol):
 
 
 class Settling:
-    """One outcome on its way into the ledger."""
+    """One outcome on its way into the ledger. Written once, however often that is begun.
 
-    __slots__ = ("authorization", "meter", "outcome")
+    Attributes:
+        done: Whether nothing is left to do.
+    """
+
+    __slots__ = ("_begun_in", "authorization", "done", "meter", "outcome")
 
     def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome) -> None:
         self.meter = meter
         self.authorization = authorization
         self.outcome = outcome
+        self.done = False
+        self._begun_in: int | None = None
 
     @property
     def looks_up(self) -> bool:
@@ -71,14 +80,27 @@ class Settling:
         Raises:
             StoreBusyError: ``wait=False`` and the store is busy; nothing was written.
         """
+        if self.done or self._begun_in not in {None, get_ident()}:
+            return
         try:
+            if self._begun_in is not None and self._is_recorded():
+                self.done = True
+                return
+            self._begun_in = get_ident()
             self.record(wait=wait)
         except StoreBusyError:
+            self._begun_in = None
             if not wait:
                 raise
             self.meter.fault("settle", StoreBusyError("the store stayed busy although asked to wait"))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self.meter.fault("settle", error)
+        self.done = True
+
+    def _is_recorded(self) -> bool:
+        """Whether an earlier beginning, which an interrupt ended, got as far as the ledger."""
+        entry_id = self.outcome.entry_id
+        return entry_id is not None and self.meter.store.entry(entry_id) is not None
 
 
 class _ThisThread(threading.local):
@@ -86,6 +108,24 @@ class _ThisThread(threading.local):
 
 
 _this_thread = _ThisThread()
+
+
+def _is_inside() -> bool:
+    """Whether this thread is writing an outcome right now, and whoever asks came in the middle of it.
+
+    The mark alone does not tell: an interrupt may have come before it was taken away.
+    """
+    if not _this_thread.inside:
+        return False
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - whether the writer is really on the stack
+    while frame is not None:
+        if frame.f_code is _write.__code__:
+            return True
+        frame = frame.f_back
+    _this_thread.inside = False
+    return False
+
+
 _put_by: deque[Settling] = deque()
 _open: WeakSet[Open] = WeakSet()
 _exit_hook_set = False
@@ -93,7 +133,7 @@ _exit_hook_set = False
 
 def settle(settling: Settling) -> None:
     """Write one outcome, waiting for the store's lock if need be. Never raises."""
-    if _this_thread.inside:  # called by a signal handler or an observer amid another one: it would wait for itself
+    if _is_inside():  # called by a signal handler or an observer amid another one: it would wait for itself
         _put_by_for_later(settling)
         return
     _write(settling, wait=True)
@@ -120,7 +160,7 @@ def has_waiting() -> bool:
 
 def catch_up() -> None:
     """Write what was put by."""
-    if _put_by and not _this_thread.inside:
+    if _put_by and not _is_inside():
         _catch_up(wait=True)
 
 
@@ -142,7 +182,7 @@ def _catch_up_waiting() -> None:
 
 def settle_from_anywhere(settling: Settling) -> None:
     """Write one outcome from a finaliser or another place that must not wait. Never raises, never blocks."""
-    if _this_thread.inside or settling.looks_up or not _write(settling, wait=False):
+    if _is_inside() or settling.looks_up or not _write(settling, wait=False):
         _put_by_for_later(settling)
 
 
@@ -174,16 +214,16 @@ def _catch_up(*, wait: bool) -> None:
             return
 
 
-async def authorize_async(meter: Meter, call: Call) -> Authorization:
+async def authorize_async(meter: Meter, call: Call, hold_id: str) -> Authorization:
     """`Meter.authorize` without ever making the event loop wait for a lock; a cancelled task leaves no hold behind.
 
     Raises:
         BudgetExceededError: a hard cap would be passed.
     """
     try:
-        return meter.authorize(call, wait=False)
+        return meter.authorize(call, wait=False, hold_id=hold_id)
     except StoreBusyError:
-        waiting = _Waiting(meter, call)
+        waiting = _Waiting(meter, call, hold_id)
         try:
             return await anyio.to_thread.run_sync(waiting.authorize, limiter=anyio.CapacityLimiter(1))
         except BaseException:
@@ -194,15 +234,16 @@ async def authorize_async(meter: Meter, call: Call) -> Authorization:
 class _Waiting:
     """An authorization that a thread waits for; given back if nobody takes it."""
 
-    def __init__(self, meter: Meter, call: Call) -> None:
+    def __init__(self, meter: Meter, call: Call, hold_id: str) -> None:
         self._meter = meter
         self._call = call
+        self._hold_id = hold_id
         self._left = False
         self._granted: Authorization | None = None
         self._lock = threading.Lock()
 
     def authorize(self) -> Authorization:
-        granted = self._meter.authorize(self._call)
+        granted = self._meter.authorize(self._call, hold_id=self._hold_id)
         with self._lock:
             self._granted = granted
             left = self._left

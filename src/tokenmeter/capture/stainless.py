@@ -601,7 +601,7 @@ class _Watched:
 
     def __del__(self) -> None:
         exchange = self.__dict__.get("_exchange")
-        if exchange is not None and not exchange.closed:
+        if exchange is not None and not exchange.settled:
             exchange.abandon()
 
 

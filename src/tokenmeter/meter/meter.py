@@ -147,8 +147,13 @@ class Meter:
 
     # -- before the call
 
-    def authorize(self, call: Call, *, wait: bool = True) -> Authorization:
+    def authorize(self, call: Call, *, wait: bool = True, hold_id: str | None = None) -> Authorization:
         """Check every matching budget and hold what the call may cost.
+
+        Args:
+            call: The call.
+            wait: Whether a store behind a lock may be waited for.
+            hold_id: Identity of the hold, for who may have to free it (`free`) after an interrupt; None = a new one.
 
         Raises:
             AttributionRequiredError: it lacks what every call has to be attributed to.
@@ -160,7 +165,7 @@ class Meter:
         self._read_prices(wait=wait)
         authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
         try:
-            held = self.budgets.hold(call, authorization.started_at, wait=wait)
+            held = self.budgets.hold(call, authorization.started_at, wait=wait, hold_id=hold_id)
             if held is not None:
                 authorization.reservation, authorization.runs = held.reservation, held.runs
                 authorization.inject_max_output_tokens = held.inject_max_output_tokens
@@ -280,6 +285,13 @@ class Meter:
         try:
             self.store.release(authorization.reservation.reservation_id)
         except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
+            self.fault("release a hold", error)
+
+    def free(self, hold_id: str) -> None:
+        """Free a hold of which an interrupt left unknown whether it was made. Never raises."""
+        try:
+            self.store.release(hold_id)
+        except Exception as error:  # noqa: BLE001 - the interrupt itself goes through; the hold expires
             self.fault("release a hold", error)
 
     def post(self, entry: Entry) -> bool:

@@ -152,6 +152,7 @@ class Plans:
         attempts: int,
         streamed: bool,
         first_token_us: int | None,
+        entry_id: str,
     ) -> bool:
         """Write down a call with a plain answer; False when that is for the general way to do.
 
@@ -167,7 +168,7 @@ class Plans:
             return False
         charges, costs = priced
         values: dict[str, Any] = {
-            "id": journal.new_id(),
+            "id": entry_id,
             "occurred_at": started_us,
             "recorded_at": time.time_ns() // 1000,
             "response_id": seen.response_id,
