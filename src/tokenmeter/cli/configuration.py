@@ -69,6 +69,7 @@ TEMPLATE = """\
 # Hosts of your own: base URL -> provider that bills there.
 #[providers]
 #"https://llm.example.com" = "openai"
+#"https://gateway.example.com" = { provider = "openai", cost = "cents", ask_usage = false }
 
 # Price rows of your own win over the shipped ones. `tokenmeter prices show` lists what is in force.
 #[[prices]]
