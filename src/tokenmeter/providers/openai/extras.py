@@ -9,7 +9,7 @@ from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.providers.wire import JSON, amount, count, section, text
 from tokenmeter.usage import Quantity
 
-__all__ = ["bills_reasoning_apart", "extra_meters", "write_meter"]
+__all__ = ["bills_reasoning_apart", "counts_tools_by_call", "extra_meters", "write_meter"]
 
 #: Chat models that search the web on every request (https://developers.openai.com/api/docs/guides/tools-web-search).
 _SEARCHERS = frozenset({"azure", "openai"})
@@ -44,6 +44,11 @@ def write_meter(model: str | None) -> str:
 def bills_reasoning_apart(provider: str, model: str | None) -> bool:
     """Whether reasoning has a rate of its own, and stands beside the answer's tokens."""
     return bool(model) and _RESEARCH in str(model) and canonical_provider(provider) == "perplexity"
+
+
+def counts_tools_by_call(usage: JSON) -> bool:
+    """Whether the host bills its tools by the call and states the calls, so that no other trace of them counts."""
+    return _TOOLS in usage
 
 
 def extra_meters(provider: str, usage: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.hosts import host_of
-from tokenmeter.providers.openai.extras import extra_meters, write_meter
+from tokenmeter.providers.openai.extras import counts_tools_by_call, extra_meters, write_meter
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.registry import usage_of
@@ -53,14 +53,17 @@ def response(body: JSON, context: Context) -> Observation:
     if reading is None:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
-    meters = {**tool_meters(body, items, flags), **extra_meters(context.provider, wire, model, flags)}
+    by_call = counts_tools_by_call(wire)
+    meters = extra_meters(context.provider, wire, model, flags)
+    if not by_call:
+        meters |= tool_meters(body, items, flags)
     if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
     main = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     pictures = _image_tool(body, items, context, flags)
     authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
     raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire or None
-    containers = _containers(body, items, context, model or context.request.model)
+    containers = () if by_call else _containers(body, items, context, model or context.request.model)
     return Observation(
         consumptions=(main, *pictures, *authors),
         response_model=model,
