@@ -1,7 +1,7 @@
 """A journal without a tail: each record goes into the book in a transaction of its own.
 
 For places where a tail and live counters cannot be shared safely: network file systems, where several machines may
-write, and systems without locks on files. The same promises, more slowly.
+write, and Windows, which has no shared locks on files. The same promises, more slowly.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.file_locks import CAN_SHARE
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, new_id, utcnow
 from tokenmeter.stores.base import (
     Aggregate,
@@ -75,10 +76,10 @@ class SQLiteStore:
         self.path = self._book.path
         self.url = f"sqlite:///{self.path}"
         self.journal: Journal | DirectJournal
-        if self._book.database.wal:
+        if self._book.database.wal and CAN_SHARE:
             self.journal = Journal(self.path, self._book)
             self._book.recount = self.journal.disturb
-        else:  # machines may share the file: nothing beside it can be trusted
+        else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
         self._reader = Reader(self._book.database)
         weakref.finalize(self, self._book.database.close)
