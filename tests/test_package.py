@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "tokenmeter").rglob("*.py"))
 #: Modules in which amounts of money are made, added or stored.
 MONEY = [path for path in SOURCES if path.parts[-2] == "pricing" or path.stem in {
-    "money", "ledger", "usage", "meter", "recording", "estimation", "codec", "rows", "balances", "rollups", "slots",
+    "money", "ledger", "usage", "meter", "recording", "estimation", "codec", "rollups", "slots", "record", "fold", "live",
+    "summing",
     "plan", "book", "caps", "row", "totals", "focus"}]  # fmt: skip
 
 
