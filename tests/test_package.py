@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "tokenmeter").rglob("*.py"))
 #: Modules in which amounts of money are made, added or stored.
 MONEY = [path for path in SOURCES if path.parts[-2] == "pricing" or path.stem in {
-    "money", "ledger", "usage", "meter", "recording", "estimation", "codec", "rollups", "slots", "record", "fold", "live",
+    "money", "ledger", "usage", "meter", "recording", "estimation", "codec", "rollups", "slots", "record", "fold",
     "summing",
     "plan", "book", "caps", "row", "totals", "focus"}]  # fmt: skip
 
