@@ -206,7 +206,7 @@ class Meter(CallMeter):
             region=region,
             service_tier=service_tier,
             cost_unit=self.pricer.terms.cost_unit(provider),
-        )
+        ).with_shared()
         pricer = self.pricer if price_list is None else Pricer(price_list, self.pricer.terms)
         moment = utcnow() if at is None else parse_instant(at)
         rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)

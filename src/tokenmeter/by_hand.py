@@ -83,8 +83,8 @@ def record(
     call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
     seen = _observe(response_or_usage, call)
     started_at = meter.store.now() if at is None else parse_instant(at)
-    return meter.settle(
-        Authorization(call, started_at, 0), Outcome(status=status, observation=seen, response_id=response_id)
+    return _settle(
+        meter, Authorization(call, started_at, 0), Outcome(status=status, observation=seen, response_id=response_id)
     )
 
 
@@ -218,7 +218,7 @@ class Hold:
             raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
         seen = _observe(response_or_usage, self._call, service_tier=service_tier)
         outcome = Outcome(status=status, observation=seen, response_id=response_id)
-        self.entry = self._meter.settle(self._authorization, outcome)
+        self.entry = _settle(self._meter, self._authorization, outcome)
         return self.entry
 
     async def arecord(self, response_or_usage: Any, **options: Any) -> Entry | None:
@@ -270,6 +270,14 @@ def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Obser
         cost_unit=call.facts.cost_unit,
     )
     return replace(seen, deduplicate=True)
+
+
+def _settle(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+    """Write down the call, and before it what outlives its answer (a container): each once, whoever names it again."""
+    seen = outcome.observation
+    for bill in () if seen is None else seen.shared:
+        meter.settle(authorization, replace(outcome, observation=bill, response_id=None, last=False))
+    return meter.settle(authorization, outcome)
 
 
 def _status_of(error: BaseException) -> Status:

@@ -26,7 +26,7 @@ def pricer():
 def rated(case, pricer):
     call = dict(case["call"])
     at = parse_instant(call.pop("at"))
-    observation = observe(json.loads(case["body"]), **call)
+    observation = observe(json.loads(case["body"]), **call).with_shared()
     return pricer.rate(observation, provider=call["provider"], endpoint=call["endpoint"], at=at)
 
 

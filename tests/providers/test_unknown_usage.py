@@ -453,7 +453,7 @@ class TestBounds:
         call = {"type": "code_interpreter_call", "status": "completed", "container_id": "c"}
         tools = [{"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "g" * 1_000}}]
         body = {**body_of("responses", usage_of("responses", prompt=7, answer=7)), "output": [call], "tools": tools}
-        found = observe(body, provider="openai", endpoint="responses")
+        found = observe(body, provider="openai", endpoint="responses").with_shared()
         assert found.usage["container_sessions_unknown"] == 1
 
 

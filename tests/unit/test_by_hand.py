@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from decimal import Decimal
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import tokenmeter
 from tokenmeter import Attribution, Budget, BudgetExceededError, ConfigurationError, PricingError
 from tokenmeter.api import Meter
+from tokenmeter.importing import import_usage
 
 CHAT = {
     "id": "chatcmpl-1",
@@ -233,3 +235,29 @@ class TestAsynchronousVerbs:
 def test_a_meter_of_ones_own_has_the_verbs():
     assert Meter.record
     assert Meter.hold
+
+
+def _in_one_container(name):
+    return {
+        "object": "response",
+        "id": name,
+        "status": "completed",
+        "model": "gpt-5-nano",
+        "created_at": 1765368000,
+        "output": [{"type": "code_interpreter_call", "id": name, "status": "completed", "container_id": "cntr_5"}],
+        "usage": {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100},
+        "tools": [{"type": "code_interpreter", "container": "cntr_5"}],
+    }
+
+
+def test_a_container_is_billed_once_over_responses_that_are_recorded_or_imported(tmp_path):
+    meter = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'ledger.db'}")
+    at = "2025-12-10T12:00Z"
+    for name in ("resp_a", "resp_b"):
+        meter.record(_in_one_container(name), provider="openai", endpoint="responses", at=at)
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("".join(json.dumps(_in_one_container(name)) + "\n" for name in ("resp_b", "resp_c")))
+    import_usage(meter, [kept])
+    # 3 x 1000 x 0.05 / 1000000 + 3 x 100 x 0.40 / 1000000 + one session 0.03
+    assert meter.report().totals.list_cost == Decimal("0.03027")
+    meter.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -284,7 +285,7 @@ class _Run:
 
     def _record(self, calls: Iterable[Call]) -> None:
         waiting: list[tuple[Call, Entry]] = []
-        for call in calls:
+        for call in chain.from_iterable(map(_bills, calls)):
             try:
                 entry = _entry(call, self._given, self._meter)
             except TokenmeterError as error:
@@ -349,6 +350,14 @@ class _Known:
                     for key in (entry.dedup_key, entry.response_id):
                         if key:
                             self._figures[key] = figures
+
+
+def _bills(call: Call) -> Iterator[Call]:
+    """A call, and before it what outlives its answer and other answers may name as well (a container)."""
+    seen = call.observation
+    for bill in () if seen is None else seen.shared:
+        yield replace(call, id=str(bill.bill_id), observation=bill, usage=None, cost_in_source=None)
+    yield call
 
 
 def _figures(entry: Entry) -> Figures:

@@ -43,6 +43,10 @@ def observe(
         service_tier: Tier asked for, where the body does not say which one served.
         cost_unit: What a ``cost`` in its usage is, where the settings say so; see `RequestFacts.cost_unit`.
 
+    Returns:
+        What the body says. Bills of what outlives it (`Observation.shared`) stand apart: record each once, or take
+        `Observation.with_shared` for all of it at once.
+
     Raises:
         PricingError: `body` is no body at all.
     """
@@ -63,7 +67,7 @@ def observe(
         tool_models=_tool_models(model, wire),
     )
     context = Context(provider, name, request, final_only=False)
-    return dialect_for(provider, name).read_body(wire, context).with_shared()
+    return dialect_for(provider, name).read_body(wire, context)
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:
