@@ -12,10 +12,7 @@ from mypy.types import Instance, Type, UnionType, get_proper_type
 
 _OWNER = "tokenmeter/money.py"
 #: Still to be rewritten; the list only ever gets shorter.
-_LATER = (
-    *("dashboard/", "testing/", "stores/"),
-    *("providers/openai/", "providers/anthropic/", "providers/amazon/"),
-)
+_LATER = ("stores/postgres/",)
 _DECIMALS = ("decimal.Decimal", "_decimal.Decimal")
 _ARITHMETIC = {
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow"),

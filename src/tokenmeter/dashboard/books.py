@@ -19,7 +19,7 @@ from tokenmeter.dashboard.view import View
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import ZERO
+from tokenmeter.money import ZERO, add, magnitude, negate
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
 
@@ -66,7 +66,7 @@ class Books:
         for one in found:
             if one.balance:
                 due[one.currency] += 1
-                left[one.currency] = left.get(one.currency, ZERO) + one.balance
+                left[one.currency] = add(left.get(one.currency, ZERO), one.balance)
         return page(
             request,
             "invoices.html",
@@ -172,7 +172,7 @@ class Books:
         found = self._reconciliation(request)
         if found is None:
             return missing(request, "No such reconciliation", "There is no such reconciliation in this ledger.")
-        dearest = sorted(found.discrepancies, key=lambda one: -abs(one.amount or ZERO))[:_MOST_ROWS]
+        dearest = sorted(found.discrepancies, key=lambda one: negate(magnitude(one.amount or ZERO)))[:_MOST_ROWS]
         return page(
             request,
             "reconciliation.html",

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from tokenmeter.billing import ClosedPeriod, closed_periods, late_costs
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, negate
 from tokenmeter.stores.base import Store
 
 __all__ = ["Closing", "MeterSums", "by_meter", "closings"]
@@ -79,4 +79,6 @@ def by_meter(closed: ClosedPeriod) -> list[MeterSums]:
             billed_cost=EXACT.add(known.billed_cost, row.billed_cost),
             unpriced=known.unpriced + row.unpriced,
         )
-    return sorted(sums.values(), key=lambda one: (-one.billed_cost, one.provider, one.model or "", one.sku_meter))
+    return sorted(
+        sums.values(), key=lambda one: (negate(one.billed_cost), one.provider, one.model or "", one.sku_meter)
+    )

@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from tokenmeter.billing.currency import money_text
-from tokenmeter.money import ONE
+from tokenmeter.money import ONE, add, magnitude, ratio, round_to, subtract
 from tokenmeter.periods import zone
 from tokenmeter.reports.layout import amount, compact, count, money_places, share, visible
 from tokenmeter.usage import Quantity
@@ -47,7 +47,7 @@ def money(dollars: Decimal | None, places: int | None = None) -> str:
 def places(amounts: Iterable[Decimal | None]) -> int:
     """Decimals that one column needs, so that its figures line up; cents where there are thousands."""
     known = [one for one in amounts if one is not None]
-    return 2 if any(abs(one) >= 1000 for one in known) else money_places(known)  # noqa: PLR2004 - thousands
+    return 2 if any(magnitude(one) >= 1000 for one in known) else money_places(known)  # noqa: PLR2004 - thousands
 
 
 def exact(value: Decimal | int | None, decimals: int | None = None) -> str:
@@ -77,7 +77,11 @@ def number(quantity: Quantity) -> str:
 
 def unit_amount(value: Decimal, unit: str) -> str:
     """An amount in a budget's unit."""
-    return money(value, 2 if abs(value) >= 1 or not value else None) if unit == "usd" else f"{value:,.0f} {unit}"
+    return (
+        money(value, 2 if magnitude(value) >= 1 or not value else None)
+        if unit == "usd"
+        else f"{round_to(value, 0):,f} {unit}"
+    )
 
 
 def change(now: Decimal | int, before: Decimal | int) -> str:
@@ -88,10 +92,10 @@ def change(now: Decimal | int, before: Decimal | int) -> str:
         return "more" if now > before else "less"
     if not before:
         return "new"
-    part = Decimal(now) / Decimal(before) - ONE
+    part = subtract(ratio(Decimal(now), Decimal(before)), ONE)
     if part > 10:  # noqa: PLR2004 - beyond eleven times, percents say less than a factor
-        return f"{part + ONE:,.0f}-fold"
-    return f"{'+' if part > 0 else '-'}{share(abs(part))}"
+        return f"{round_to(add(part, ONE), 0):,f}-fold"
+    return f"{'+' if part > 0 else '-'}{share(magnitude(part))}"
 
 
 def name(value: str | None) -> str:

@@ -12,7 +12,7 @@ from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import Unit, amount_of, threshold_amounts
 from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.meter import Meter
-from tokenmeter.money import ZERO
+from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
 from tokenmeter.stores.base import Crossing
 
 __all__ = ["Fired", "Standing", "fired", "standings"]
@@ -66,24 +66,24 @@ class Fired:
 def standings(meter: Meter, at: datetime) -> list[Standing]:
     """Every counter of every configured budget, the fullest first. Nothing is written."""
     found = [_standing(balance) for balance in meter.budgets.remaining({}, at)]
-    return sorted(found, key=lambda one: (-one.percent, one.balance.budget, sorted(one.balance.scope.items())))
+    return sorted(found, key=lambda one: (negate(one.percent), one.balance.budget, sorted(one.balance.scope.items())))
 
 
 def _standing(balance: Balance) -> Standing:
     settled, held = _percent(balance.spent, balance.limit), _percent(balance.reserved, balance.limit)
-    percent = settled + held
+    percent = add(settled, held)
     filled = min(settled, _FULL)
     return Standing(
         balance=balance,
         settled=filled,
-        held=min(held, _FULL - filled),
+        held=min(held, subtract(_FULL, filled)),
         percent=percent,
         state="exhausted" if percent >= _FULL else "nearly" if percent >= _NEARLY else "fine",
     )
 
 
 def _percent(part: Decimal, limit: Decimal) -> Decimal:
-    return max(part, ZERO) / limit * 100 if limit > 0 else _FULL
+    return multiply(ratio(max(part, ZERO), limit), 100) if limit > 0 else _FULL
 
 
 def fired(meter: Meter, *, limit: int) -> list[Fired]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.money import add, multiply
 from tokenmeter.semconv import CACHE_READ_METERS
 from tokenmeter.testing import reporting
 from tokenmeter.testing.context import Context, RefusalError, Served
@@ -169,7 +170,7 @@ def _summed(found: Iterable[Cost], fields: list[str]) -> list[tuple[tuple[Any, .
     sums: dict[tuple[Any, ...], Decimal] = {}
     for cost in found:
         group = tuple(_cost_field(cost, name) for name in fields)
-        sums[group] = sums.get(group, Decimal(0)) + cost.dollars
+        sums[group] = add(sums.get(group, Decimal(0)), cost.dollars)
     return [(group, sums[group]) for group in sorted(sums, key=repr)]
 
 
@@ -184,7 +185,7 @@ def _cost_field(cost: Cost, name: str) -> Any:
 
 
 def _cents(context: Context, dollars: Decimal) -> str:
-    return f"{context.reports.amount(dollars) * _CENTS:f}"
+    return f"{multiply(context.reports.amount(dollars), _CENTS):f}"
 
 
 def _counts(used: Usage) -> JSON:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast
 
+from tokenmeter.money import add, total
 from tokenmeter.testing.composition import compose
 from tokenmeter.testing.context import Context, Served
 from tokenmeter.testing.openai_chat import SSE
@@ -104,7 +105,7 @@ def _span(usage: Usage, start: str) -> JSON:
         "input_tokens": int(usage["input"]),
         "output_tokens": usage.output_tokens,
         "cache_read_input_tokens": usage.cache_read_input_tokens,
-        "cache_creation_input_tokens": int(usage["cache_write_5m"] + usage["cache_write_1h"]),
+        "cache_creation_input_tokens": int(add(usage["cache_write_5m"], usage["cache_write_1h"])),
     }
     return {"type": "span.model_request_end", "model_request_start_id": start, "is_error": False, "model_usage": wire}
 
@@ -122,7 +123,7 @@ def _cumulative(context: Context, session: JSON, usage: Usage) -> JSON:
     step = part(context.answer.fields, "list_cost")  # this turn's own cost, in minor units
     before = part(session["usage"], "list_cost")
     if step or before:
-        amount = sum(Decimal(str(cost.get("amount", 0))) for cost in (before, step))
+        amount = total(Decimal(str(cost.get("amount", 0))) for cost in (before, step))
         wire["list_cost"] = {"amount": str(amount), "currency": "USD"}
     return wire
 

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
+from tokenmeter.money import add, ratio
 from tokenmeter.testing import openai_responses, tokens
 from tokenmeter.testing.composition import Composition, compose
 from tokenmeter.testing.context import RefusalError, Served
@@ -219,7 +220,8 @@ class _Live(Session):
                 self._keep()
                 self._tell("session.started")
             case "session.input_audio.append":
-                self._session["seconds"] += Decimal(len(base64.b64decode(event["audio"]))) / _AUDIO_BYTES_PER_SECOND
+                seconds = ratio(len(base64.b64decode(event["audio"])), _AUDIO_BYTES_PER_SECOND)
+                self._session["seconds"] = add(self._session["seconds"], seconds)
                 self._keep()
                 self._tell("session.usage.updated")
             case "session.close":

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.money import add
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.testing import reporting
 from tokenmeter.testing.context import Context, RefusalError, Served
@@ -72,7 +73,7 @@ def costs(context: Context) -> Served:
             if span.start <= cost.row.truth.at < span.end:
                 group = tuple(_cost_field(cost, name) for name in fields)
                 dollars, quantity = sums.get(group, (Decimal(0), Decimal(0)))
-                sums[group] = dollars + cost.dollars, quantity + Decimal(cost.quantity)
+                sums[group] = add(dollars, cost.dollars), add(quantity, Decimal(cost.quantity))
         return [_cost_result(context, fields, group, *sums[group]) for group in sorted(sums, key=repr)]
 
     return _buckets(context, results)

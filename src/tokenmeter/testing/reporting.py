@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from tokenmeter.money import multiply, round_to
 from tokenmeter.testing.truth import Truth
 from tokenmeter.testing.wire import Request
 from tokenmeter.usage import Consumption, Quantity, Usage
@@ -41,7 +42,7 @@ class Reports:
 
     def amount(self, dollars: Decimal) -> Decimal:
         """`dollars` as a report shows it."""
-        return dollars if self.decimals is None else dollars.quantize(_ONE.scaleb(-self.decimals))
+        return dollars if self.decimals is None else round_to(dollars, self.decimals)
 
 
 class Row(NamedTuple):
@@ -88,7 +89,7 @@ def costs(found: Iterable[Row], reports: Reports) -> Iterator[Cost]:
         if row.truth.billed:
             for sku_meter, quantity in row.part.usage.quantities.items():
                 if price := reports.price(row.part.model, sku_meter):
-                    yield Cost(row, sku_meter, quantity, Decimal(quantity) * price)
+                    yield Cost(row, sku_meter, quantity, multiply(quantity, price))
 
 
 def spans(start: datetime, end: datetime, width: timedelta) -> list[Span]:

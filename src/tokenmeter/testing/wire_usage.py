@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenmeter.money import add, total
 from tokenmeter.semconv import CACHE_READ_METERS
 from tokenmeter.testing.wire import JSON, part
 from tokenmeter.usage import Quantity, Usage
@@ -30,13 +31,13 @@ _REALTIME_CACHED = {"text_tokens": "cache_read", "audio_tokens": "cache_read_aud
 
 
 def _cached(usage: Usage) -> int:
-    return int(sum(usage[meter] for meter in CACHE_READ_METERS))
+    return int(total(usage[meter] for meter in CACHE_READ_METERS))
 
 
 def chat_usage(usage: Usage) -> JSON:
     """``CompletionUsage``: the prompt includes its cached, written, audio and image tokens."""
     prompt_details: JSON = {"cached_tokens": _cached(usage), "audio_tokens": usage["input_audio"]}
-    if written := int(usage["cache_write_30m"] + usage["cache_write_12h"]):
+    if written := int(add(usage["cache_write_30m"], usage["cache_write_12h"])):
         prompt_details["cache_write_tokens"] = written
     if usage["input_image"]:
         prompt_details["image_tokens"] = usage["input_image"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenmeter.money import total
 from tokenmeter.providers.shapes import Reading, Shape, put, said_by
 from tokenmeter.providers.wire import JSON, count, members
 from tokenmeter.usage import Quantity, Usage
@@ -23,7 +24,7 @@ def converse(usage: JSON) -> Reading:
     written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount", flags=flags) or 0
     put(quantities, "cache_write_1h", hour)
     put(quantities, "cache_write_5m", max(written - hour, 0))
-    prompt = int(sum(quantities.values()))
+    prompt = int(total(quantities.values()))
     put(quantities, "output", answer or 0)
     return said_by(Usage(quantities), prompt, flags, {"input": fresh, "output": answer})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenmeter.money import total
 from tokenmeter.providers.shapes import Reading, Shape, has_unknown, put, said_by
 from tokenmeter.providers.wire import JSON, count, section
 from tokenmeter.usage import Quantity, Usage
@@ -37,7 +38,7 @@ def exclusive(usage: JSON) -> Reading:
         flags.add("unknown_token_class")
     put(quantities, "cache_write_5m", short)
     put(quantities, "cache_write_1h", hour)
-    prompt: int | None = int(sum(quantities.values()))
+    prompt: int | None = int(total(quantities.values()))
     put(quantities, "output", answer or 0)
     tools = section(usage, "server_tool_use")
     if tools:
