@@ -1,9 +1,10 @@
-"""What metering adds to a call: the plain SDK and ours in one process, in alternating blocks.
+"""What metering adds to a call: the plain SDK and ours in one process, call by call in turn.
 
-Prints the median over blocks of the difference in CPU time per call, with every entry written durably to SQLite, and
-what importing costs. The provider answers from memory, so nothing but the client's own work is timed.
+Prints the median CPU time of the calling thread, with every entry written durably to SQLite, without caps and under one
+and three, and what importing and a first call cost. The provider answers from memory, so nothing but the client's own
+work is timed; since each of our calls comes right after one of the plain SDK's, its caches are as cold as in a program.
 
-    python benchmarks/overhead.py [--calls 40] [--blocks 15]
+    python benchmarks/overhead.py [--calls 400] [--streams 30]
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ QUESTION = "Summarise the following paragraph in one sentence. " * 8
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": QUESTION}]}
 MESSAGE = {"model": "claude-sonnet-5", "max_tokens": 256, "messages": [{"role": "user", "content": QUESTION}]}
 
+RESPONSE_REQUEST = {"model": "gpt-5-mini", "input": QUESTION}
+
 COMPLETION = {
     "id": "chatcmpl-1",
     "object": "chat.completion",
@@ -39,6 +42,24 @@ COMPLETION = {
     "model": "gpt-5-mini",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Done."}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 90, "completion_tokens": 3, "total_tokens": 93},
+}
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1,
+    "status": "completed",
+    "model": "gpt-5-mini",
+    "output": [{"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": []}],
+    "parallel_tool_calls": True,
+    "tool_choice": "auto",
+    "tools": [],
+    "usage": {
+        "input_tokens": 90,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 3,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 93,
+    },
 }
 ANTHROPIC_MESSAGE = {
     "id": "msg_1",
@@ -83,7 +104,9 @@ def _transport(httpx: Any) -> Any:
     def answer(request: Any) -> Any:
         if b'"stream":true' in request.content or b'"stream": true' in request.content:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Pieces())
-        return httpx.Response(200, json=ANTHROPIC_MESSAGE if request.url.path.endswith("messages") else COMPLETION)
+        path = request.url.path
+        whole = RESPONSE if path.endswith("responses") else COMPLETION
+        return httpx.Response(200, json=ANTHROPIC_MESSAGE if path.endswith("messages") else whole)
 
     return httpx.MockTransport(answer)
 
@@ -94,43 +117,40 @@ def _client(sdk: Any, module: Any, name: str) -> Any:
     return getattr(module, name)(api_key="sk-test-0123456789", http_client=http)
 
 
-def _timed(call: Callable[[], Any], calls: int) -> float:
-    begun = time.process_time_ns()
-    for _ in range(calls):
-        call()
-    return (time.process_time_ns() - begun) / calls / 1000
-
-
-async def _timed_async(call: Callable[[], Awaitable[Any]], calls: int) -> float:
-    begun = time.process_time_ns()
-    for _ in range(calls):
-        await call()
-    return (time.process_time_ns() - begun) / calls / 1000
-
-
-def compare(plain: Callable[[], Any], ours: Callable[[], Any], *, calls: int, blocks: int) -> tuple[float, float]:
-    """Median CPU microseconds of a plain call, and median of what ours adds to it."""
+def compare(plain: Callable[[], Any], ours: Callable[[], Any], *, calls: int) -> tuple[float, float]:
+    """Median CPU microseconds of a plain call, and what the median of ours is above it."""
     loop = asyncio.new_event_loop()
 
-    def block(call: Callable[[], Any]) -> float:
+    async def timed(call: Callable[[], Awaitable[Any]]) -> int:
+        begun = time.thread_time_ns()
+        await call()
+        return time.thread_time_ns() - begun
+
+    def once(call: Callable[[], Any]) -> int:
         if asyncio.iscoroutinefunction(call):
-            return loop.run_until_complete(_timed_async(call, calls))
-        return _timed(call, calls)
+            return loop.run_until_complete(timed(call))
+        begun = time.thread_time_ns()
+        call()
+        return time.thread_time_ns() - begun
 
-    block(plain), block(ours)
-    alone, added = [], []
-    for turn in range(blocks):
-        gc.collect()
-        first, second = (plain, ours) if turn % 2 else (ours, plain)
-        took = {first: block(first), second: block(second)}
-        alone.append(took[plain])
-        added.append(took[ours] - took[plain])
+    for _ in range(max(calls // 10, 3)):
+        once(plain), once(ours)
+    gc.collect()
+    gc.freeze()
+    took: dict[Callable[[], Any], list[int]] = {plain: [], ours: []}
+    for turn in range(calls):
+        for call in (plain, ours) if turn % 2 else (ours, plain):
+            took[call].append(once(call))
+    loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-    return statistics.median(alone), statistics.median(added)
+    alone = statistics.median(took[plain]) / 1000
+    return alone, statistics.median(took[ours]) / 1000 - alone
 
 
-def _calls(client: Any, *, streamed: bool) -> Callable[[], Any]:
+def _calls(client: Any, *, streamed: bool, responses: bool = False) -> Callable[[], Any]:
     resource, body = (client.chat.completions, CHAT) if hasattr(client, "chat") else (client.messages, MESSAGE)
+    if responses:
+        resource, body = client.responses, RESPONSE_REQUEST
     if not hasattr(client, "__aenter__"):
         return lambda: list(resource.create(**body, stream=True)) if streamed else resource.create(**body)
 
@@ -151,29 +171,36 @@ def _import_time(statement: str, before: str = "") -> float:
     return min(float(run.stdout) for run in runs) * 1000
 
 
+CAPS = ({"limit_usd": 10**6}, {"limit_tokens": 10**12}, {"limit_requests": 10**9})
+CASES = (
+    ("chat", openai, tokenmeter.openai, "OpenAI", {}),
+    ("chat, async", openai, tokenmeter.openai, "AsyncOpenAI", {}),
+    ("responses", openai, tokenmeter.openai, "OpenAI", {"responses": True}),
+    ("messages", anthropic, tokenmeter.anthropic, "Anthropic", {}),
+    ("messages, async", anthropic, tokenmeter.anthropic, "AsyncAnthropic", {}),
+    (f"chat stream of {CHUNKS}", openai, tokenmeter.openai, "OpenAI", {"streamed": True}),
+    (f"chat stream of {CHUNKS}, async", openai, tokenmeter.openai, "AsyncOpenAI", {"streamed": True}),
+)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("--calls", type=int, default=40, help="calls per block")
-    options.add_argument("--blocks", type=int, default=15, help="blocks per case and client")
+    options.add_argument("--calls", type=int, default=400, help="calls per case and client")
+    options.add_argument("--streams", type=int, default=30, help="streams per case and client")
     given = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        tokenmeter.configure(store=f"sqlite:///{folder}/overhead.db", config={})
-        print(f"openai {openai.__version__}, anthropic {anthropic.__version__}; CPU microseconds per call")
-        for sdk, module, name, streamed in (
-            (openai, tokenmeter.openai, "OpenAI", False),
-            (openai, tokenmeter.openai, "AsyncOpenAI", False),
-            (anthropic, tokenmeter.anthropic, "Anthropic", False),
-            (anthropic, tokenmeter.anthropic, "AsyncAnthropic", False),
-            (openai, tokenmeter.openai, "OpenAI", True),
-            (openai, tokenmeter.openai, "AsyncOpenAI", True),
-        ):
-            plain, ours = (_calls(_client(sdk, which, name), streamed=streamed) for which in (sdk, module))
-            calls = max(given.calls // 20, 1) if streamed else given.calls
-            alone, added = compare(plain, ours, calls=calls, blocks=given.blocks)
-            per_chunk = f", {added / CHUNKS:.2f} per chunk" if streamed else ""
-            kind = f"stream of {CHUNKS} chunks" if streamed else "JSON"
-            print(f"  {name:15} {kind:22} plain {alone:8.1f}   added {added:7.1f}{per_chunk}")
-        tokenmeter.default_meter().close()
+    print(f"openai {openai.__version__}, anthropic {anthropic.__version__}; CPU microseconds of the calling thread")
+    for name, sdk, module, client, how in CASES:
+        for caps in (0, 1, 3):
+            with tempfile.TemporaryDirectory() as folder:
+                budgets = [tokenmeter.Budget(**row) for row in CAPS[:caps]]
+                meter = tokenmeter.make_meter(store=f"sqlite:///{folder}/ledger.db", budgets=budgets, config={})
+                ours = tokenmeter.wrap(_client(sdk, module, client), meter)
+                streamed = bool(how.get("streamed"))
+                pair = [_calls(each, **{"streamed": False, **how}) for each in (_client(sdk, sdk, client), ours)]
+                alone, added = compare(*pair, calls=given.streams if streamed else given.calls)
+                per_chunk = f", {added / CHUNKS:.2f} per chunk" if streamed else ""
+                print(f"  {name:26} {caps} caps   plain {alone:8.1f}   added {added:7.1f}{per_chunk}")
+                meter.close()
     print("CPU milliseconds to import")
     print(f"  tokenmeter                            {_import_time('import tokenmeter'):6.1f}")
     for name in ("openai", "anthropic"):
