@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,36 @@ import tokenmeter
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "tokenmeter").rglob("*.py"))
-#: Modules in which amounts of money are made, added or stored.
-MONEY = [path for path in SOURCES if path.parts[-2] == "pricing" or path.stem in {
-    "money", "ledger", "usage", "meter", "recording", "estimation", "codec", "rollups", "slots", "record", "fold",
-    "summing",
-    "plan", "book", "caps", "row", "totals", "focus"}]  # fmt: skip
+#: Modules in which a binary fraction may stand, and what it is there: never an amount of money.
+FLOATS = {
+    "budgets/alerts": "seconds",
+    "budgets/limits": "seconds",
+    "cli/reading": "seconds",
+    "config": "refused where it is given as a price",
+    "dashboard/asgi": "seconds",
+    "dashboard/live": "seconds",
+    "dashboard/view": "lengths of time, compared",
+    "file_locks": "seconds",
+    "importing/gateways": "numbers of others, asked whether they are there",
+    "providers/prompts": "numbers in a prompt",
+    "providers/wire": "JSON of others, read into exact numbers",
+    "reconciliation/paging": "seconds",
+    "reports/query": "likeness of names",
+    "reports/xlsx": "shown by a cell until it is computed anew; the exact text stands beside it",
+    "stores/journal": "seconds",
+    "stores/postgres": "seconds",
+    "stores/sqlite/database": "seconds",
+    "stores/sqlite/store": "seconds",
+    "stores/trouble": "seconds",
+    "telemetry": "metrics of OpenTelemetry and Prometheus are binary",
+    "testing": "what providers send",
+}
+#: What a program may import, beside `tokenmeter` itself; docs/explanation/architecture.md says so, too. A package is
+#: meant with its modules where the reference names them. All else is internal and changes without notice.
+PUBLIC = {
+    *("anthropic", "billing", "budgets", "dashboard", "errors", "ledger", "notebook", "openai", "periods", "pricing"),
+    *("providers", "queues", "reconciliation", "reports", "stores", "testing", "usage", "web"),
+}
 
 
 def run(code):
@@ -65,19 +92,36 @@ def test_importing_the_public_names_that_need_no_sdk_loads_none():
     assert not {"openai", "anthropic", "genai_prices"} & set(loaded)
 
 
-@pytest.mark.parametrize("path", MONEY, ids=lambda path: path.name)
-def test_no_binary_fraction_comes_near_money(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    floats = [
+def floats_of(path):
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = {
         node.lineno
-        for node in ast.walk(tree)
+        for node in ast.walk(ast.parse(text))
         if (isinstance(node, ast.Name) and node.id == "float")
         or (isinstance(node, ast.Constant) and isinstance(node.value, float))
-    ]
-    allowed = [
-        number for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if "not money" in line
-    ]
-    assert set(floats) <= set(allowed), f"{path.name}: float near money at lines {sorted(set(floats) - set(allowed))}"
+    }
+    return sorted(number for number in found if "not money" not in lines[number - 1])
+
+
+def test_no_binary_fraction_comes_near_money():
+    """In every module: a new one is named in FLOATS with its reason, or marked ``not money`` on its line."""
+    found = {
+        path.relative_to(ROOT / "src" / "tokenmeter").with_suffix("").as_posix(): floats_of(path) for path in SOURCES
+    }
+    reasons = {name: next((key for key in FLOATS if f"{name}/".startswith(f"{key}/")), None) for name in found}
+    assert {name: at for name, at in found.items() if at and reasons[name] is None} == {}
+    unused = FLOATS.keys() - {reasons[name] for name, at in found.items() if at}
+    assert unused == set(), "entries of FLOATS without a float any more"
+
+
+def test_programs_are_shown_public_modules_only():
+    shown = set()
+    for place in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.py")):
+        shown |= set(re.findall(r"(?:from|import) tokenmeter\.(\w+)", place.read_text(encoding="utf-8")))
+    assert shown - PUBLIC == set()
+    for name in PUBLIC:
+        assert importlib.util.find_spec(f"tokenmeter.{name}"), f"there is no tokenmeter.{name}"
 
 
 def test_the_version_is_one():

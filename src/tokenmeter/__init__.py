@@ -59,7 +59,6 @@ if TYPE_CHECKING:
         BudgetExceededError,
         BudgetReservedError,
         ConfigurationError,
-        DuplicateEntryError,
         LedgerError,
         PricingError,
         ReconciliationError,
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
         TamperedLedgerError,
         TokenmeterError,
         UnknownModelError,
-        UnpricedUsageError,
     )
     from tokenmeter.ledger import Charge, Entry
     from tokenmeter.notebook import load_ipython_extension
@@ -138,7 +136,6 @@ _HOMES = {
         "BudgetExceededError",
         "BudgetReservedError",
         "ConfigurationError",
-        "DuplicateEntryError",
         "LedgerError",
         "PricingError",
         "ReconciliationError",
@@ -149,7 +146,6 @@ _HOMES = {
         "TamperedLedgerError",
         "TokenmeterError",
         "UnknownModelError",
-        "UnpricedUsageError",
     ),
     "tokenmeter.ledger": ("Charge", "Entry"),
     "tokenmeter.notebook": ("load_ipython_extension",),
@@ -187,7 +183,6 @@ __all__ = [
     "CarryingExecutor",
     "Charge",
     "ConfigurationError",
-    "DuplicateEntryError",
     "Entry",
     "LedgerError",
     "Meter",
@@ -205,7 +200,6 @@ __all__ = [
     "TamperedLedgerError",
     "TokenmeterError",
     "UnknownModelError",
-    "UnpricedUsageError",
     "Usage",
     "__version__",
     "aentries",

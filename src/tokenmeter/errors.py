@@ -6,7 +6,6 @@
     ├── ConfigurationError            bad URL, unknown key, missing extra (says the pip command)
     ├── PricingError
     │   ├── UnknownModelError         no price row names this model
-    │   └── UnpricedUsageError        the model is known, one of its meters has no price
     ├── AttributionRequiredError      the settings require a member (or the like)
     ├── BudgetExceededError           a hard cap stopped the call before it left
     │   ├── BudgetReservedError       would fit once calls in flight settle (retryable)
@@ -16,7 +15,6 @@
     │   ├── StoreBusyError            somebody else holds the write lock (internal: asked not to wait)
     │   └── SchemaVersionError        the store was written by a newer tokenmeter
     └── LedgerError
-        ├── DuplicateEntryError       this entry id is already in the ledger
         ├── TamperedLedgerError       the hash chain does not add up
         └── ReconciliationError       a provider statement cannot be compared
 
@@ -36,7 +34,6 @@ __all__ = [
     "BudgetExceededError",
     "BudgetReservedError",
     "ConfigurationError",
-    "DuplicateEntryError",
     "LedgerError",
     "PricingError",
     "ReconciliationError",
@@ -48,7 +45,6 @@ __all__ = [
     "TamperedLedgerError",
     "TokenmeterError",
     "UnknownModelError",
-    "UnpricedUsageError",
 ]
 
 
@@ -66,10 +62,6 @@ class PricingError(TokenmeterError):
 
 class UnknownModelError(PricingError):
     """No price row names this model."""
-
-
-class UnpricedUsageError(PricingError):
-    """The model is known, but one of its meters, tiers or classes has no price."""
 
 
 class AttributionRequiredError(TokenmeterError):
@@ -234,10 +226,6 @@ class SchemaVersionError(StoreError):
 
 class LedgerError(TokenmeterError):
     """The ledger's content does not permit this."""
-
-
-class DuplicateEntryError(LedgerError):
-    """An entry with this id is already in the ledger."""
 
 
 class TamperedLedgerError(LedgerError):

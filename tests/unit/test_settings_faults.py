@@ -131,4 +131,6 @@ def test_the_file_that_init_writes_is_good_as_it_is_and_with_everything_switched
     path.write_text("\n".join(on))
     loaded = load_settings(config=path)
     assert {name for name in NAMES if getattr(loaded, name) == getattr(Settings(), name)} == {"hold_seconds"}
-    make_meter(loaded.model_copy(update={"store": "memory:", "metrics": False, "traces": False})).close()
+    make_meter(
+        loaded.model_copy(update={"store": "memory:", "metrics": False, "traces": False, "price_list": None})
+    ).close()

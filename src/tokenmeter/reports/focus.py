@@ -7,108 +7,28 @@ models or tiers; they are in ``SkuPriceDetails`` and in columns that begin with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports.export import Manifest, Origin, write
 from tokenmeter.reports.fields import Field
+from tokenmeter.reports.focus_books import Books, FocusTerms
 from tokenmeter.reports.focus_columns import (
     billing_period_fields,
     cost_and_usage_fields,
     invoice_detail_fields,
-    service_of,
 )
 from tokenmeter.reports.focus_rows import CostRow, cost_rows
-from tokenmeter.reports.issued import Issued, read_issued
+from tokenmeter.reports.issued import read_issued
 from tokenmeter.reports.query import Query, read_entries
 from tokenmeter.reports.sink import refuse_existing
 from tokenmeter.stores.base import Store
 
-__all__ = ["FOCUS_VERSIONS", "Books", "FocusTerms", "InvoiceLine", "export_focus"]
+__all__ = ["FOCUS_VERSIONS", "FocusTerms", "export_focus"]
 
 FOCUS_VERSIONS = ("1.4", "1.2")
 _DATASETS = ("cost_and_usage", "invoice_detail", "billing_period")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FocusTerms:
-    """What FOCUS asks for and a ledger does not know.
-
-    Attributes:
-        issuer: ``InvoiceIssuerName`` and service provider: who bills for the usage, such as a platform that resells
-            it; None = each provider bills its own. The provider of the model is the host provider either way.
-        account: ``BillingAccountId`` of usage that names no organization.
-        payment_terms: ``PaymentTerms`` of the Invoice Detail dataset.
-    """
-
-    issuer: str | None = None
-    account: str = "default"
-    payment_terms: str = "Not agreed"
-
-
-@dataclass(slots=True)
-class InvoiceLine:
-    """One line of Invoice Detail: a billing account's month, per category, provider and sub-account.
-
-    Attributes:
-        row: The first row of Cost and Usage that belongs to it; what identifies the line is the same in all of them.
-        billed_cost: US dollars.
-    """
-
-    row: CostRow
-    billed_cost: Decimal = ZERO
-
-
-class BillingMonth(NamedTuple):
-    """One record of Billing Period."""
-
-    start: datetime
-    end: datetime
-    issuer: str
-
-
-@dataclass(slots=True)
-class Books:
-    """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
-
-    terms: FocusTerms
-    issued: Sequence[Issued] = ()
-    lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
-    periods: dict[BillingMonth, None] = field(default_factory=dict[BillingMonth, None])
-    unpriced: int = 0
-
-    def watch(self, rows: Iterable[CostRow]) -> Iterator[CostRow]:
-        """Pass `rows` on and book each."""
-        for row in rows:
-            line = self.lines.setdefault(self.detail_id(row), InvoiceLine(row))
-            line.billed_cost = EXACT.add(line.billed_cost, row.billed_cost)
-            self.periods[BillingMonth(row.key.billing_start, row.key.billing_end, self.issuer(row))] = None
-            self.unpriced += row.key.sku.cost_source == "unpriced" and row.quantity != 0
-            yield row
-
-    def account(self, row: CostRow) -> str:
-        """FOCUS ``BillingAccountId``."""
-        return row.key.owner.who.organization or self.terms.account
-
-    def issuer(self, row: CostRow) -> str:
-        """FOCUS ``InvoiceIssuerName`` and ``ServiceProviderName``."""
-        return self.terms.issuer or service_of(row.key.sku.provider)[0]
-
-    def invoice_id(self, row: CostRow) -> str:
-        """FOCUS ``InvoiceId``: the number of the invoice the row is on, else of the open one it will be on."""
-        for invoice in self.issued:
-            if invoice.bills(row):
-                return invoice.number
-        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.issuer(row)}:{self.account(row)}"
-
-    def detail_id(self, row: CostRow) -> str:
-        """FOCUS ``InvoiceDetailId`` of the line the row is summed in."""
-        return f"{self.invoice_id(row)}:{row.category}:{row.key.sku.provider}:{row.sub_account or ''}"
 
 
 def export_focus(

@@ -6,23 +6,14 @@ Source of names, types and rules: the FOCUS specification, versions 1.4 and 1.2 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenmeter.ledger import utcnow
-from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.fields import Field
+from tokenmeter.reports.focus_books import BillingMonth, Books, InvoiceLine, service_of
+from tokenmeter.reports.focus_rows import CostRow
 
-if TYPE_CHECKING:
-    from tokenmeter.reports.focus import BillingMonth, Books, InvoiceLine
-    from tokenmeter.reports.focus_rows import CostRow
-
-__all__ = ["billing_period_fields", "cost_and_usage_fields", "invoice_detail_fields", "service_of"]
-
-
-def service_of(provider: str) -> tuple[str, str]:
-    """Company and service behind a provider id."""
-    host = host_of(provider)
-    return host.company or provider, host.service or f"{provider} API"
+__all__ = ["billing_period_fields", "cost_and_usage_fields", "invoice_detail_fields"]
 
 
 def _sku_id(row: CostRow) -> str | None:

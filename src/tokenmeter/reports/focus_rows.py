@@ -51,6 +51,11 @@ class Owner(NamedTuple):
     api_key_fingerprint: str | None
     who: Attribution
 
+    def about(self, name: str) -> str | None:
+        """The value of one of `tokenmeter.dimensions.ACCOUNTS`."""
+        value: str | None = getattr(self.who if name in WHO else self, name)
+        return value
+
 
 class CostKey(NamedTuple):
     """What one row of Cost and Usage has in common."""

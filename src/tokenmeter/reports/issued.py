@@ -28,10 +28,8 @@ class Issued:
         """Whether a row is on it; what came after a closing is billed with the month it came in."""
         key = row.key
         moment = key.billing_start if key.late else key.hour_start
-        owner = key.owner
         return self.start <= moment < self.end and all(
-            (owner.api_key if name == "api_key" else getattr(owner.who, name)) == value
-            for name, value in self.scope.items()
+            key.owner.about(name) == value for name, value in self.scope.items()
         )
 
 

@@ -171,7 +171,7 @@ def test_a_missing_folder_and_an_unknown_format_are_said(month: Store, tmp_path:
     with pytest.raises(ConfigurationError, match="make it first"):
         export_entries(month, tmp_path / "nowhere" / "entries.csv")
     with pytest.raises(ConfigurationError, match="csv, jsonl, parquet"):
-        export_entries(month, tmp_path / "entries.xlsx")
+        export_entries(month, tmp_path / "entries.ods")
 
 
 def test_a_missing_package_is_named_with_its_command() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenmeter.billing import close_period, draft_invoice, issue_invoice
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.reports import FocusTerms, Query, read_report
@@ -176,6 +177,23 @@ def test_invoice_detail_and_billing_period_belong_to_cost_and_usage(month: Store
     periods = {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in read(tmp_path / "billing_period.csv")}
     assert {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in usage} == periods
     assert ("2026-10-31T18:15:00Z", "2026-11-30T18:15:00Z") in periods
+
+
+@pytest.mark.parametrize("account", ["member", "team"])
+def test_rows_that_an_issued_invoice_bills_name_it(
+    month: Store, make_entry: Callable[..., Entry], account: str, tmp_path: Path
+) -> None:
+    for name in ("one", "other"):
+        month.settle(make_entry("2026-10-02T10:00", input=1_000_000, who={account: name}))
+    (amount,) = (
+        row.billed_cost for row in build(month, by=account, period="2026-10").rows if row.group[account] == "one"
+    )
+    close_period(month, "2026-10")
+    invoice = issue_invoice(month, draft_invoice(month, period="2026-10", **{account: "one"}))
+    build(month).to_focus(tmp_path)
+    rows = [row for row in read(tmp_path / "cost_and_usage.csv") if row["InvoiceId"] == invoice.number]
+    assert rows
+    assert money(rows) == amount
 
 
 def test_without_an_issuer_each_provider_bills_its_own(month: Store, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a call walks through: files and functions of ours that are entered once everything is warm."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import openai
+import pytest
+
+import tokenmeter
+from tokenmeter import Budget
+from tokenmeter.testing import FakeProvider
+
+PACKAGE = str(Path(tokenmeter.__file__).parent) + "/"
+#: Files and functions of ours at most, a little above what is reached; they only ever get fewer. The aim: 30 and 110,
+#: with a cap 36 and 150.
+MOST = {"no cap": (26, 95), "a cap": (56, 325)}
+
+
+def entered(work) -> tuple[Counter[str], set[tuple[str, str]]]:
+    """Calls per file, and the functions entered, while `work` runs in this thread; `tokenmeter.testing` left out."""
+    files: Counter[str] = Counter()
+    functions: set[tuple[str, str]] = set()
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(PACKAGE):
+            name = code.co_filename.removeprefix(PACKAGE)
+            if not name.startswith("testing/"):
+                files[name] += 1
+                functions.add((name, code.co_qualname))
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return files, functions
+
+
+@pytest.mark.parametrize("kind", MOST)
+def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, record_property):
+    caps = [Budget(member="*", limit_usd=1000)] if kind == "a cap" else []
+    meter = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'ledger.db'}", budgets=caps)
+    with FakeProvider() as provider:
+        client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test-warm", base_url=provider.openai_url), meter=meter)
+
+        def call():
+            client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hello"}])
+
+        with tokenmeter.attribute(member="ada"):
+            for _ in range(5):
+                call()
+            files, functions = entered(call)
+        client.close()
+    meter.close()
+    record_property("files", len(files))
+    record_property("functions", len(functions))
+    print(f"\n{kind}: {len(files)} files, {len(functions)} functions, {files.total()} calls")  # noqa: T201 - pytest -s
+    for name, calls in sorted(files.items()):
+        print(f"  {name}  {calls}")  # noqa: T201
+    most_files, most_functions = MOST[kind]
+    assert len(files) <= most_files
+    assert len(functions) <= most_functions
