@@ -1,7 +1,67 @@
-# What is too slow, or needs too much, for the core test run.
+# What a contributor does, by name. `make` alone lists it.
 
 UV ?= uv
 PYTHON ?= python3.11
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+## This list.
+help:
+	@awk '/^## / { said = substr($$0, 4); next } \
+		/^[a-z][a-z-]*:/ && said { name = $$1; sub(":.*", "", name); printf "  make %-12s %s\n", name, said; said = "" } \
+		!/^## / && !/^\.PHONY/ { said = "" }' Makefile
+
+.PHONY: setup
+## An environment in .venv with everything that tests, linters and docs need, at the versions of constraints.txt.
+setup:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev
+
+.PHONY: test
+## The whole suite, on two workers.
+test:
+	$(BIN)/pytest -q -n 2
+
+.PHONY: fast
+## What says within a minute whether a change broke something: values, prices, wire formats, budgets, meter, SQLite.
+fast:
+	$(BIN)/pytest -q -x -n 2 -m 'not slow' $(FAST)
+
+FAST := tests/test_imports.py tests/test_dimensions.py tests/test_warm_call.py tests/acceptance/test_promises.py \
+	tests/unit/test_money.py tests/unit/test_periods.py tests/unit/test_attribution.py tests/unit/test_config.py \
+	tests/unit/test_meter.py tests/unit/test_errors.py tests/unit/test_rating_rules.py tests/unit/test_budget_rules.py \
+	tests/providers/test_golden_costs.py tests/contract/test_store_sqlite.py
+
+.PHONY: lint
+## Style, format, layers and types, as CI checks them. `make format` mends what can be mended.
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+.PHONY: format
+## Format, and mend what the linter can.
+format:
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+.PHONY: docs
+## The site, served on this machine as you write; `mkdocs build --strict` is what CI runs.
+docs:
+	$(BIN)/mkdocs serve
+
+.PHONY: bench
+## What a call costs, paired with the plain SDK's; the others are beside it in benchmarks/.
+bench:
+	$(BIN)/python benchmarks/overhead.py
+
+# -- what is too slow, or needs too much, for the core test run
+
 MATRIX := .venv-sdk
 WITH := pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis 'websockets<16'
 
@@ -49,11 +109,6 @@ suite-%: FORCE
 	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(SUITES)/$*
 	$(UV) pip install --quiet --python $(SUITES)/$*/bin/python "$*[$(EXTRAS)]" -r tests/sdk_suites/requirements.txt -e .
 	tests/sdk_suites/run.sh $* $(SUITES)/$* $(PLUGINS) $(SUITE_OPTIONS)
-
-.PHONY: docs
-## The site, served on this machine as you write; `mkdocs build --strict` is what CI runs.
-docs:
-	.venv/bin/mkdocs serve
 
 .PHONY: release
 ## Build and prove a release in empty environments; on a commit without a tag, a dry run.
