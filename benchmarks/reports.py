@@ -33,7 +33,7 @@ from tokenmeter.usage import Usage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECONDS = 365 * 86_400
-BATCH = 100
+BATCH = 1_000
 ANSWERS = 20_000
 FAILURES = 0.01
 MULTIPLIER = Decimal("1.05")

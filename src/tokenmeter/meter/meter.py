@@ -39,8 +39,8 @@ __all__ = ["Meter"]
 log = logging.getLogger("tokenmeter")
 
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
-#: Entries to a transaction: large enough to be quick, small enough that live calls need not wait long.
-_BATCH = 100
+#: Entries to a transaction: large enough to be quick, small enough to be held in memory.
+_BATCH = 1_000
 
 
 class Meter:
@@ -306,7 +306,7 @@ class Meter:
         return next(self.post_all([entry]))
 
     def post_all(self, entries: Iterable[Entry]) -> Iterator[bool]:
-        """`post` for many entries, a hundred to a transaction; lazily, so take every answer.
+        """`post` for many entries, a thousand to a transaction; lazily, so take every answer.
 
         Yields:
             Per entry, in order: False when it is in the ledger already.

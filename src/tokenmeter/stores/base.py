@@ -241,7 +241,7 @@ class Store(Protocol):
     def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Append entries that no hold waits for, each with its postings, in as few transactions as it takes.
 
-        Other writers wait meanwhile: a hundred at a time is a good measure.
+        A thousand at a time is a good measure.
 
         Returns:
             What each did, in order.

@@ -254,8 +254,8 @@ class Batch:
             total[1] += unpriced
             total[2] += estimated
             total[3] += reasoning
-            for index in range(len(TYPED)):
-                total[4 + index] += rest[index]
+            for index, amount in enumerate(rest[: len(TYPED)], 4):
+                total[index] += amount
             total[-3] += first
             total[-2] += second
             total[-1] += third

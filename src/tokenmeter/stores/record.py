@@ -159,11 +159,16 @@ class Rate(NamedTuple):
             charge.sku_meter,
             charge.unit,
             None if price is None else str(price),
-            compact_json([[name, str(factor)] for name, factor in multipliers.items()]) if multipliers else None,
+            _factors(tuple(multipliers.items())) if multipliers else None,
             charge.price_id,
             charge.source,
             charge.role,
         )
+
+
+@lru_cache(maxsize=1024)
+def _factors(multipliers: tuple[tuple[str, Decimal], ...]) -> str:
+    return compact_json([[name, str(factor)] for name, factor in multipliers])
 
 
 @lru_cache(maxsize=1024)

@@ -45,7 +45,7 @@ __all__ = ["SQLiteBook"]
 T = TypeVar("T")
 
 #: Records to a transaction of the fold.
-_MOST = 4096
+_MOST = 16_384
 _MOST_KNOWN = 50_000
 #: Seconds a fold waits for the file while something is wrong with it.
 _IMPATIENT = 0.05  # seconds, not money
