@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from tokenmeter.billing.currency import USD
+from tokenmeter.billing.currency import USD, round_money
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
 from tokenmeter.billing.period import period_dict
@@ -155,11 +155,15 @@ class Statement:
     def to_sheet(self) -> Sheet:
         """What its page shows."""
         money = self.currency
+
+        def figure(amount: Decimal) -> str:
+            return f"{round_money(amount, money) if self.basis == 'invoices' else amount:,f}"
+
         lines = (
-            (line.date, line.description, *(f"{one:,f}" if one else "" for one in (line.charges, line.credits)))
+            (line.date, line.description, *(figure(one) if one else "" for one in (line.charges, line.credits)))
             for line in self.lines
         )
-        rows = (Row((*cells, f"{line.balance:,f}")) for cells, line in zip(lines, self.lines, strict=True))
+        rows = (Row((*cells, figure(line.balance))) for cells, line in zip(lines, self.lines, strict=True))
         doubt = [f"{self.unpriced} calls have no known price; their cost is missing."] if self.unpriced else []
         return Sheet(
             title="Statement of account",
@@ -167,12 +171,12 @@ class Statement:
             facts=(("Period", f"{self.period.label} ({self.period.tz})"), ("Basis", self.basis), ("Currency", money)),
             seller=(self.seller,),
             buyer=tuple(f"{name.replace('_', ' ')} {value}" for name, value in self.scope.items()),
-            due=f"{self.closing:,f} {money}",
+            due=f"{figure(self.closing)} {money}",
             sums=(
-                ("Opening balance", f"{self.opening:,f}"),
-                ("Charges", f"{self.charges:,f}"),
-                ("Credits", f"{self.credits:,f}"),
-                ("Closing balance", f"{self.closing:,f}"),
+                ("Opening balance", figure(self.opening)),
+                ("Charges", figure(self.charges)),
+                ("Credits", figure(self.credits)),
+                ("Closing balance", figure(self.closing)),
             ),
             columns=("Date", "Description", "Charges", "Credits", "Balance"),
             numeric=(False, False, True, True, True),
