@@ -44,6 +44,13 @@ TEMPLATE = """\
 #end_user_from = ["safety_identifier", "user", "metadata.user_id"]
 #tags_from = ["metadata.feature"]
 
+# What every call has to name, and what becomes of one that does not: "refuse", or "warn" (its place is logged once).
+#require = ["member"]
+#on_missing = "warn"
+
+# What alerts tell besides thresholds.
+#rules = ["burn_rate", "spike", "unpriced", "faults"]
+
 # Seconds that a call may be in flight before what a budget holds for it is given back. Live streams extend it.
 #hold_seconds = 900
 
@@ -67,7 +74,7 @@ TEMPLATE = """\
 #limit_usd = 50
 #period = "month"
 
-# Where crossed thresholds are reported, signed, besides the log.
+# Where alerts go besides the log: a signed webhook, slack, teams, pagerduty or email. One target a row.
 #[[alerts]]
 #webhook = "https://hooks.example.com/llm-spend"
 #secret = "env:TOKENMETER_WEBHOOK_SECRET"
