@@ -18,7 +18,6 @@ LATE = {
     "tokenmeter.cli.estimating": "newer prices are looked for only where they are asked for",
     "tokenmeter.cli.dashboard": "the dashboard's packages are an extra",
     "tokenmeter.cli.database": "PostgreSQL's packages are an extra",
-    "tokenmeter.config": "HTTP and mail are loaded only by who has alerts",
     "tokenmeter.openai": "only where the SDK has cloud clients",
     "tokenmeter.pricing.price_list": "price data is read when a price is asked for",
     "tokenmeter.pricing.pricer": "as above",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice
 from tokenmeter.budgets.bounds import Ceilings, Expectations, longest_prompt, picodollars
-from tokenmeter.budgets.counting import count, spent_by, with_held
+from tokenmeter.budgets.counting import count, spent_by, tally, with_held
 from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
 from tokenmeter.budgets.matching import Cap, CapIndex, Keys, Subject, parse_scope
@@ -310,27 +310,39 @@ class Budgets(Registry):
             StoreBusyError: ``wait=False``: the ledger has to be read first.
             StoreUnavailableError: it cannot be read.
         """
-        new = [
-            (key, end)
-            for key, end in keys
-            if key.window_start < cap.counted_since_us and key not in self._opened and cap.counts
-        ]
+        new = [(key, end) for key, end in keys if self._needs_opening(cap, key)]
         if not new:
             return
         if not wait:
             raise StoreBusyError("A new budget has to be looked up in the ledger first; call again from a thread.")
-        known = self._store.counters([key for key, _ in new])
-        opening: dict[CounterKey, tuple[int, int | None]] = {}
-        for key, end in new:
-            if not (known[key].settled or known[key].reserved):
-                amount = count(cap, scope, key.window_start, end, store=self._store, pricer=self._pricer)
-                if amount:
-                    opening[key] = (amount, end)
-        if opening:
-            self._store.open_counters(opening)
+        if cap.opens_by_counter:
+            known = self._store.counters([key for key, _ in new])
+            for key, end in new:
+                if not (known[key].settled or known[key].reserved):
+                    self._fill(cap, scope, key.window_start, end)
+        else:
+            marks = {key: _mark(key) for key, _ in new}
+            done = self._store.counters(list(marks.values()))
+            for key, end in new:
+                if not done[marks[key]].settled:
+                    self._fill(cap, cap.budget.scope, key.window_start, end)
+                    self._store.open_counters({marks[key]: (1, end)})
         if len(self._opened) >= _MOST_OPENED:
             self._opened.clear()
-        self._opened.update(key for key, _ in new)
+        self._opened.update(key if cap.opens_by_counter else _mark(key) for key, _ in new)
+
+    def _needs_opening(self, cap: Cap, key: CounterKey) -> bool:
+        if key.window_start >= cap.counted_since_us or not cap.counts:
+            return False
+        return (key if cap.opens_by_counter else _mark(key)) not in self._opened
+
+    def _fill(self, cap: Cap, scope: Mapping[str, str], start: int, end: int | None) -> None:
+        """Give the counters of one window what the ledger holds, each if it never moved."""
+        sums = tally(cap, scope, start, end, store=self._store, pricer=self._pricer)
+        if sums:
+            self._store.open_counters(
+                {CounterKey(cap.counter_name, text, start): (amount, end) for text, amount in sums.items()}
+            )
 
     def _reservation(self, plan: Plan, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
         return Reservation(
@@ -535,6 +547,11 @@ class Budgets(Registry):
     def forget_limits(self, name: str, value: str | None = None) -> None:
         """Ask a budget's limit function again with the next call: for one member (or the like), or for all."""
         self._asked.forget(name, value)
+
+
+def _mark(key: CounterKey) -> CounterKey:
+    """The counter that says that a window's counters were filled from the ledger, all at once."""
+    return CounterKey(f"{key.budget} opened", "", key.window_start)
 
 
 _posting_key = attrgetter("key")

@@ -136,12 +136,16 @@ class Policy:
     Attributes:
         changes: Per name every version, the first first.
         grants: All grants by budget, unit and scope text, in the order of their filing.
+        position: Of the last document read.
+        revision: How many definitions and ends there are: grants alone leave the caps as they are.
     """
 
     changes: Mapping[str, Sequence[Change]] = field(default_factory=dict[str, Sequence[Change]])
     grants: Mapping[tuple[str, Unit, str], Sequence[Grant]] = field(
         default_factory=dict[tuple[str, Unit, str], Sequence[Grant]]
     )
+    position: int = 0
+    revision: int = 0
 
     def in_force(self) -> dict[str, Change]:
         """The definition that counts now, per name; ended budgets are left out."""
@@ -152,24 +156,31 @@ class Policy:
         return next((one for one in reversed(self.changes.get(name, ())) if one.source == source), None)
 
 
-def read_policy(store: Store) -> Policy:
+def read_policy(store: Store, before: Policy | None = None) -> Policy:
     """Read the ledger's definitions and grants.
+
+    Args:
+        store: The ledger.
+        before: What was read before: only what was filed since is read.
 
     Raises:
         StoreUnavailableError: they cannot be read.
         LedgerError: a later release wrote them.
     """
-    changes: dict[str, list[Change]] = {}
-    grants: dict[tuple[str, Unit, str], list[Grant]] = {}
-    for document in store.documents(Request(kind=KIND)):
-        body = _body(document)
+    before = before or Policy()
+    changes, grants = dict(before.changes), dict(before.grants)
+    position, revision = before.position, before.revision
+    for document in store.documents(Request(kind=KIND, after=position)):
+        body, position = _body(document), document.position
         if body["what"] == "grant":
             grant = _grant_of(document, body)
-            grants.setdefault((grant.budget, grant.unit, scope_text(grant.scope)), []).append(grant)
+            counter = (grant.budget, grant.unit, scope_text(grant.scope))
+            grants[counter] = (*grants.get(counter, ()), grant)
         else:
-            versions = changes.setdefault(body["name"], [])
-            versions.append(_change_of(document, body, versions[-1] if versions else None))
-    return Policy(changes, grants)
+            versions = changes.get(body["name"], ())
+            changes[body["name"]] = (*versions, _change_of(document, body, versions[-1] if versions else None))
+            revision += 1
+    return Policy(changes, grants, position, revision)
 
 
 def _body(document: Document) -> dict[str, Any]:

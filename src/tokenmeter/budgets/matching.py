@@ -195,6 +195,15 @@ class Cap:
         return self._step is not None
 
     @property
+    def opens_by_counter(self) -> bool:
+        """Whether each counter is filled from the ledger by itself.
+
+        Entries made before a key had its alias are found by its fingerprint only, which the call tells.
+        """
+        named = self.budget.api_key
+        return named is not None and "*" not in named
+
+    @property
     def counts(self) -> bool:
         """Whether settled calls add to it. What is limited in flight is only held."""
         return self.unit != IN_FLIGHT

@@ -23,7 +23,7 @@ from tokenmeter.budgets.definitions import (
     whoami,
 )
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import NEVER, Cap, CapIndex
+from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, scope_text
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
 from tokenmeter.budgets.status import key_names
 from tokenmeter.budgets.windows import microseconds
@@ -110,6 +110,7 @@ class Registry:
         self._store = store
         self._fault = fault
         self._told: set[tuple[str, int]] = set()
+        self._policy = Policy()
         self._state = self._declared_only()
 
     # -- which budgets there are
@@ -143,12 +144,17 @@ class Registry:
     def _declared_only(self) -> InForce:
         return InForce.of(Policy(), _joined(Policy(), self.declared, self._source), generation=None, applied=False)
 
+    def _read_policy(self) -> Policy:
+        """What the ledger says by now; of what was read before nothing is read again."""
+        self._policy = read_policy(self._store, self._policy)
+        return self._policy
+
     def _read(self) -> InForce:
         """The budgets in force, for reading: nothing is written."""
         generation = self._store.generation()
         state = self._state
         if state.generation != generation:
-            policy = read_policy(self._store)
+            policy = self._read_policy()
             changes = self._with_functions(_joined(policy, self.declared, self._source))
             state = InForce.of(policy, changes, generation=generation, applied=not self.declared)
             if self._state.generation is None or state.applied:
@@ -178,9 +184,12 @@ class Registry:
             generation = self._store.generation()
             if self._state.applied and self._state.generation == generation:
                 return self._state
-            policy = read_policy(self._store)
+            policy = self._read_policy()
             if self._state.applied or not self._file_declared(policy):
                 break
+        if self._state.applied and self._state.policy.revision == policy.revision:  # grants leave the caps as they are
+            self._state = replace(self._state, policy=policy, generation=generation)
+            return self._state
         changes = self._with_functions(policy.in_force())
         self._state = InForce.of(policy, changes, generation=generation, applied=True)
         self._tell_contradictions(policy)
@@ -318,7 +327,7 @@ class Registry:
             StoreUnavailableError: the ledger cannot be read or written.
         """
         wanted = {budget.name: budget for budget in check_consistent(budgets)}
-        policy = read_policy(self._store)
+        policy = self._read_policy()
         in_force = policy.in_force()
         due: dict[str, Budget | None] = {
             name: budget
@@ -406,8 +415,12 @@ class Registry:
             reason=reason,
         )
         file_grant(self._store, grant)
-        filed = (one for one in self.grants(name) if one.grant_id == grant.grant_id)
-        return next(filed)
+        policy = self._read().policy
+        own = (one for one in reversed(policy.grants.get((name, cap.unit, scope_text(full)), ())))
+        found = next((one for one in own if one.grant_id == grant.grant_id), None)
+        if found is None:  # one of this key was given to another counter: that one stands
+            found = next(one for one in grants_of(policy, name) if one.grant_id == grant.grant_id)
+        return found
 
     def _by_fingerprint(self, scope: Mapping[str, str]) -> Mapping[str, str]:
         """`scope` with its API key as it is counted, by whatever name it is given."""

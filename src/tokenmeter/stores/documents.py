@@ -68,12 +68,14 @@ class Request(NamedTuple):
         prefix: With a key that begins with this.
         series: In this series.
         number: With this number.
+        after: Filed after the document at this position.
     """
 
     kind: str | None = None
     prefix: str | None = None
     series: str | None = None
     number: int | None = None
+    after: int = 0
 
     def accepts(self, document: Document) -> bool:
         """Whether `document` is wanted."""
@@ -82,4 +84,5 @@ class Request(NamedTuple):
             and document.key.startswith(self.prefix or "")
             and self.series in {None, document.series}
             and self.number in {None, document.number}
+            and document.position > self.after
         )

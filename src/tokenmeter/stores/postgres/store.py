@@ -340,7 +340,7 @@ class PostgresStore:
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""
-        last = 0
+        last = which.after
         while True:
             page = self._run(partial(read_page, which=which, after=last))
             yield from page

@@ -158,6 +158,9 @@ class Reader:
         if which.prefix:
             clauses.append("substr(key, 1, ?) = ?")
             values += [len(which.prefix), which.prefix]
+        if which.after:
+            clauses.append("position > ?")
+            values.append(which.after)
         clause = " AND ".join([*clauses, "seq > ?"])
         statement = f"SELECT seq, position, body, hash FROM documents WHERE {clause} ORDER BY seq LIMIT {_PAGE}"  # noqa: S608 - names of our own
         last = 0
