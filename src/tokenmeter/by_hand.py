@@ -245,6 +245,8 @@ def _call(
             raise ConfigurationError(f"{name} must be named, such as 'openai' or 'chat.completions', not {value!r}.")
     around = current_attribution()
     found = dialect_for(provider, endpoint).named(endpoint)
+    if (unit := meter.pricer.terms.cost_unit(provider)) is not None:
+        facts = replace(facts, cost_unit=unit)
     return Call(
         provider=provider,
         endpoint=found.path,
@@ -264,10 +266,8 @@ def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Obser
         provider=call.provider,
         endpoint=call.endpoint,
         model=call.facts.model,
-        processing=call.facts.processing,
-        region=call.facts.region,
-        service_tier=service_tier or call.facts.service_tier,
-        cost_unit=call.facts.cost_unit,
+        service_tier=service_tier,
+        request=call.facts,
     )
     return replace(seen, deduplicate=True)
 

@@ -303,3 +303,33 @@ def test_a_container_of_a_background_response_is_on_the_account_of_who_started_i
     client.responses.retrieve("resp_1")
     assert books.quantities() == {"input": 1000, "output": 100, "container_sessions": 1}
     assert {entry.attribution.member for entry in books.all()} == {"ada"}
+
+
+@pytest.mark.parametrize("usage", [ZERO_CHAT, None, {"prompt_tokens": "900", "completion_tokens": "90"}])
+def test_a_hard_cap_stops_streams_whose_usage_is_malformed(usage, clients, provider):
+    meter = make_meter(store="memory:", config={}, budgets=[Budget(name="tiny", limit_usd="0.001")])
+    clients.meter = meter
+    provider.answer(events=list(chunks(usage)), times=None)
+    client, stopped = clients.openai(), 0
+    for _ in range(40):
+        try:
+            list(client.chat.completions.create(**CHAT, max_completion_tokens=100, stream=True))
+        except BudgetExceededError:
+            stopped += 1
+    meter.close()
+    assert 0 < stopped < 40
+
+
+@pytest.mark.parametrize("usage", SLOPPY_MESSAGE.values(), ids=SLOPPY_MESSAGE)
+def test_a_hard_cap_stops_messages_whose_usage_is_malformed(usage, clients, provider):
+    meter = make_meter(store="memory:", config={}, budgets=[Budget(name="small", limit_usd="0.02")])
+    clients.meter = meter
+    provider.answer(body=message(usage), times=None)
+    client, stopped = clients.anthropic(), 0
+    for _ in range(40):
+        try:
+            client.messages.create(**MESSAGE)
+        except BudgetExceededError:
+            stopped += 1
+    meter.close()
+    assert 0 < stopped < 40

@@ -66,6 +66,23 @@ class TestRecord:
         assert meter.record({**CHAT, "id": "chatcmpl-1"}, **{**HERE, "provider": "azure"}) is not None
         assert len(list(meter.entries())) == 3
 
+    def test_a_container_is_billed_once_over_all_responses_that_name_it(self, meter):
+        call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}
+        usage = {"input_tokens": 10, "output_tokens": 1, "total_tokens": 11}
+        body = {"object": "response", "created_at": 1765368000, "model": "gpt-5-nano", "status": "completed"}
+        for number in range(2):
+            answer = {**body, "id": f"resp_{number}", "output": [call], "usage": usage}
+            assert meter.record(answer, provider="openai", endpoint="responses") is not None
+        assert sum(entry.usage["container_sessions"] for entry in meter.entries()) == 1
+        assert sum(entry.usage["input"] for entry in meter.entries()) == 20
+
+    def test_what_a_held_call_leaves_unsaid_is_estimated_from_its_request(self, meter):
+        request = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Tell me of the sea. " * 50}]}
+        with meter.hold(**HERE, request=request, max_output_tokens=100) as held:
+            entry = held.record({**CHAT, "usage": None})
+        assert entry.cost_source == "estimated"
+        assert entry.usage["input"] > 200
+
     def test_usage_without_an_id_is_a_bill_each_time(self, meter):
         for _ in range(2):
             assert meter.record({"input_tokens": 10, "output_tokens": 1}, provider="anthropic", endpoint="messages",

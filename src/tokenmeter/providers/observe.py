@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
@@ -28,6 +29,7 @@ def observe(
     region: str | None = None,
     service_tier: str | None = None,
     cost_unit: str | None = None,
+    request: RequestFacts | None = None,
 ) -> Observation:
     """Read a body that is not on its way any more.
 
@@ -42,6 +44,7 @@ def observe(
         region: Cloud region or data zone.
         service_tier: Tier asked for, where the body does not say which one served.
         cost_unit: What a ``cost`` in its usage is, where the settings say so; see `RequestFacts.cost_unit`.
+        request: What is known of the request besides; what the body leaves unsaid is then estimated from it.
 
     Returns:
         What the body says. Bills of what outlives it (`Observation.shared`) stand apart: record each once, or take
@@ -58,16 +61,17 @@ def observe(
     name = endpoint
     for method in _METHODS:
         name = name.removesuffix(method)
-    request = RequestFacts(
-        model=model,
-        processing=processing,
-        region=region,
-        service_tier=service_tier,
-        cost_unit=cost_unit,
-        tool_models=_tool_models(model, wire),
+    known = request or RequestFacts()
+    facts = replace(
+        known,
+        model=model or known.model,
+        processing=processing or known.processing,
+        region=region or known.region,
+        service_tier=service_tier or known.service_tier,
+        cost_unit=cost_unit or known.cost_unit,
+        tool_models=known.tool_models or _tool_models(model, wire),
     )
-    context = Context(provider, name, request, final_only=False)
-    return dialect_for(provider, name).read_body(wire, context)
+    return dialect_for(provider, name).read_body(wire, Context(provider, name, facts, final_only=False))
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:
