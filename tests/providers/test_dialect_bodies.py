@@ -85,7 +85,7 @@ def test_body_is_read_as_the_file_says(case):
         bodies.append(sdk_object(case))
     want = [expected(group) for group in case["groups"]]
     for body in bodies:
-        seen = observe(body, **case["call"])
+        seen = observe(body, **case["call"]).with_shared()
         assert [described(group) for group in seen.consumptions] == want, case["promise"]
         assert sorted(seen.flags) == case["flags"]
         for name, value in {**OBSERVED_DEFAULTS, **case["observed"]}.items():
