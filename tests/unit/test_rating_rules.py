@@ -233,9 +233,9 @@ def ceiling(pricer, model, provider="openai", at=AT, **facts):
     return pricer.ceiling(provider=provider, endpoint="responses", facts=facts, at=at)
 
 
-def test_the_ceiling_is_no_lower_than_any_price_the_call_could_come_at(pricer):
-    bound = ceiling(pricer, "gpt-6.1-sol")
+def test_the_ceiling_is_no_lower_than_any_price_of_the_tier_that_is_asked_for(pricer):
     for tier in (None, "flex", "priority", "ultrafast"):
+        bound = ceiling(pricer, "gpt-6.1-sol", service_tier=tier)
         for prompt in (10, 300_000):
             for meter in ("input", "cache_read", "cache_write_30m", "cache_write_12h"):
                 found = per_million(pricer, meter, "gpt-6.1-sol", service_tier=tier, prompt_tokens=prompt)
@@ -252,7 +252,7 @@ def test_a_request_that_names_its_tier_is_bounded_by_it(pricer):
     assert ceiling(pricer, "gpt-5", service_tier="default").output == Decimal("0.00001")
     assert ceiling(pricer, "gpt-5", service_tier="flex").output == Decimal("0.00001")  # may be served as standard
     assert ceiling(pricer, "gpt-5", service_tier="priority").output == Decimal("0.00002")
-    assert ceiling(pricer, "gpt-5").output == Decimal("0.00002")  # the project's own default may be priority
+    assert ceiling(pricer, "gpt-5").output == Decimal("0.00001")  # budgets learn it where a project has another default
     assert ceiling(pricer, "gpt-5", processing="batch").output == Decimal("0.000005")
 
 

@@ -23,7 +23,17 @@ from typing import Any, cast
 
 from tokenmeter.errors import PricingError
 
-__all__ = ["Edition", "Record", "installed", "installed_digest", "installed_file", "is_read"]
+__all__ = [
+    "Edition",
+    "Record",
+    "installed",
+    "installed_digest",
+    "installed_file",
+    "is_read",
+    "keep",
+    "plain",
+    "read_kept",
+]
 
 #: A provider, model or price set as published: decoded JSON, numbers as text or Decimal.
 Record = Mapping[str, Any]
@@ -110,10 +120,10 @@ def _field(record: Any, name: str) -> Any:
 
 def _chosen(record: Any, names: Iterable[str]) -> dict[str, Any]:
     fields = ((name, _field(record, name)) for name in names)
-    return {name: _plain(value) for name, value in fields if value is not None}
+    return {name: plain(value) for name, value in fields if value is not None}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own kinds; exact numbers and days as text, the package's objects by their fields."""
     if value is None or isinstance(value, str | int):
         return value
@@ -122,28 +132,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, time | date):
         return value.isoformat()
     if isinstance(value, list):
-        return [_plain(each) for each in cast("Iterable[Any]", value)]
+        return [plain(each) for each in cast("Iterable[Any]", value)]
     fields = cast("Record", value if isinstance(value, Mapping) else vars(value))
-    return {name.rstrip("_"): _plain(each) for name, each in fields.items() if each is not None}
+    return {name.rstrip("_"): plain(each) for name, each in fields.items() if each is not None}
 
 
 @cache
 def installed() -> Edition:
     """The edition that is installed: from the kept file, else from the package (which is then kept)."""
     digest = installed_digest()
-    kept = _kept_file(digest)
-    if kept is not None:
-        with suppress(OSError):
-            content = kept.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] == kept.stem.rpartition("-")[2]:
-                return Edition(content, name=f"genai-prices {kept.stem.split('-')[2]}", digest=digest)
+    release, content = _read_kept("genai-prices", digest)
+    if content is not None:
+        return Edition(content, name=f"genai-prices {release}", digest=digest)
     from importlib.metadata import version  # noqa: PLC0415 - as below
 
     from genai_prices import data  # noqa: PLC0415 - half a second: only when no kept file is at hand
 
     release = version("genai-prices")
     content = keepable(data.providers)
-    _keep(content, release, digest)
+    keep(f"genai-prices-{release}", digest, content)
     return Edition(content, name=f"genai-prices {release}", digest=digest)
 
 
@@ -177,24 +184,31 @@ def _folder() -> Path:
     return platformdirs.user_cache_path("tokenmeter", appauthor=False)
 
 
-def _kept_file(digest: str) -> Path | None:
-    """The kept file made from the data with this digest, if there is one of this user's own."""
+def read_kept(name: str, digest: str) -> bytes | None:
+    """What was kept under `name` of the data with this digest; None when there is nothing, or it was changed."""
+    return _read_kept(name, digest)[1]
+
+
+def _read_kept(name: str, digest: str) -> tuple[str, bytes | None]:
+    """What stands in the file's name between `name` and the digest, and the content; of this user's own files only."""
     with suppress(OSError, RuntimeError):  # no home, or one that may not be read
-        for file in _folder().glob(f"genai-prices-*-{digest[:16]}-*.json"):
-            if not hasattr(os, "geteuid") or file.stat().st_uid == os.geteuid():
-                return file
-    return None
+        for file in _folder().glob(f"{name}-*{digest[:16]}-*.json"):
+            content = file.read_bytes()
+            own = not hasattr(os, "geteuid") or file.stat().st_uid == os.geteuid()
+            if own and hashlib.sha256(content).hexdigest()[:16] == file.stem.rpartition("-")[2]:
+                return file.stem.removeprefix(f"{name}-").partition(f"-{digest[:16]}")[0], content
+    return "", None
 
 
-def _keep(content: bytes, release: str, digest: str) -> None:
-    """Write the kept file in one step. Where that cannot be done, each process imports the package as before."""
-    name = f"genai-prices-{release}-{digest[:16]}-{hashlib.sha256(content).hexdigest()[:16]}.json"
+def keep(kind: str, digest: str, content: bytes) -> None:
+    """Keep what was made from the data with this digest, in one step. Where that cannot be done, nothing is kept."""
+    name = f"{kind}-{digest[:16]}-{hashlib.sha256(content).hexdigest()[:16]}.json"
     import tempfile  # noqa: PLC0415 - once per release
 
     with suppress(OSError, RuntimeError):
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
-        handle, written = tempfile.mkstemp(prefix=".genai-prices-", dir=folder)
+        handle, written = tempfile.mkstemp(prefix=".kept-", dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -202,6 +216,7 @@ def _keep(content: bytes, release: str, digest: str) -> None:
         except BaseException:
             Path(written).unlink(missing_ok=True)
             raise
-        files = sorted(folder.glob("genai-prices-*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        family = kind.partition("-")[0]
+        files = sorted(folder.glob(f"{family}-*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
         for old in files[_MOST_FILES:]:
             old.unlink(missing_ok=True)

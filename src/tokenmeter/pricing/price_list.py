@@ -60,7 +60,7 @@ class PriceList:
         self._overrides = overrides
         self._catalog = catalog
         self._layered: dict[tuple[str, str], list[Price]] = {}
-        for row in self.own_rows:
+        for row in self._own_rows:
             self._layered.setdefault((row.provider, row.model), []).append(row)
         self._found: dict[tuple[str, str, str | None], ListedModel | None] = {}
 
@@ -150,6 +150,11 @@ class PriceList:
             found = self._found[key] = self._resolve(canonical_provider(provider), model, key[2])
             return found
 
+    def _rows_of(self, provider: str, model: str) -> list[Price]:
+        """The rows laid over the catalog for one model, the user's first."""
+        shipped = self._overrides.rows_of(provider, model) if self._overrides else ()
+        return [*self._layered.get((provider, model), ()), *shipped]
+
     def _resolve(self, provider: str, name: str, region: str | None) -> ListedModel | None:
         names = tuple(forms(provider, name, region))
         aliases = self._overrides.aliases.get(provider, {}) if self._overrides else {}
@@ -158,11 +163,11 @@ class PriceList:
         keys = [(provider, each) for each in names if each != EVERY_MODEL]
         if listed is not None:
             keys += [(provider, listed.model.lower()), (listed.provider, listed.model.lower())]
-        rows = [row for key in dict.fromkeys(keys) for row in self._layered.get(key, ())]
+        rows = [row for key in dict.fromkeys(keys) for row in self._rows_of(*key)]
         if not rows and listed is None:
             return None
         sellers = dict.fromkeys((provider, listed.provider if listed else provider))
-        rows += [row for seller in sellers for row in self._layered.get((seller, EVERY_MODEL), ())]
+        rows += [row for seller in sellers for row in self._rows_of(seller, EVERY_MODEL)]
         model = listed.model if listed else rows[0].model
         card = RateCard(
             provider,

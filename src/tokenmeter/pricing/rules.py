@@ -5,8 +5,9 @@ They live as dated, sourced data in ``overrides.toml``; this module gives them t
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tokenmeter.money import ONE
+from tokenmeter.pricing import edition
 from tokenmeter.pricing.conversion import Launch
-from tokenmeter.pricing.parse import parse_prices
 from tokenmeter.pricing.price import TOKEN_CLASSES, Price, midnight
 
 __all__ = ["Overrides", "Rule", "load_overrides"]
@@ -75,7 +76,7 @@ class Overrides(NamedTuple):
     """What the price data lacks, with source and date: further rows, rules, launches, limits and aliases.
 
     Attributes:
-        prices: Rows of models or meters that the catalog lacks or has wrong.
+        groups: Tables of rows of models or meters that the catalog lacks or has wrong; see `prices` and `rows_of`.
         rules: See `Rule`.
         launches: See `tokenmeter.pricing.conversion.Launch`.
         limits: Model id pattern -> largest answer in tokens.
@@ -84,13 +85,23 @@ class Overrides(NamedTuple):
         text: The file, for hashing.
     """
 
-    prices: tuple[Price, ...]
+    groups: tuple[Mapping[str, Any], ...]
     rules: tuple[Rule, ...]
     launches: tuple[Launch, ...]
     limits: tuple[tuple[str, int], ...]
     aliases: dict[str, dict[str, str]]
     moved: dict[tuple[str, str], datetime]
     text: str
+
+    @property
+    def prices(self) -> tuple[Price, ...]:
+        """Every row."""
+        return _parsed(each for group in self.groups for each in _spread(group, group["models"]))
+
+    def rows_of(self, provider: str, model: str) -> tuple[Price, ...]:
+        """The rows of one model; a process needs a few of them, so that not all are made at its start."""
+        wanted = (group for group in self.groups if group["provider"] == provider and model in group["models"])
+        return _parsed(each for group in wanted for each in _spread(group, (model,)))
 
     def max_output_tokens(self, model: str) -> int | None:
         """Largest answer `model` can give in tokens; None when unknown."""
@@ -101,22 +112,46 @@ class Overrides(NamedTuple):
 def load_overrides() -> Overrides:
     """The overrides shipped with this package."""
     text = Path(__file__).with_name("overrides.toml").read_text(encoding="utf-8")
-    raw = tomllib.loads(text, parse_float=Decimal)
-    rows = [each for group in raw["prices"] for each in _spread(group)]
+    raw = _decoded(text)
     return Overrides(
-        prices=parse_prices(rows, file="overrides.toml", origin="tokenmeter"),
+        groups=tuple(raw["prices"]),
         rules=tuple(_rule(each) for each in raw["rules"]),
         launches=tuple(_launch(each) for each in raw["launches"]),
         limits=tuple((pattern, limit) for pattern, limit in raw["max_output_tokens"].items()),
         aliases=raw["aliases"],
         moved={
-            (each["provider"], name): midnight(each["known_since"]) for each in raw["moved"] for name in each["names"]
+            (each["provider"], name): midnight(_day(each["known_since"]))
+            for each in raw["moved"]
+            for name in each["names"]
         },
         text=text,
     )
 
 
-def _spread(group: dict[str, Any]) -> list[dict[str, Any]]:
+def _decoded(text: str) -> dict[str, Any]:
+    """The file as JSON has it (days and amounts as text), from a kept file where one is at hand: it reads quicker."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    kept = edition.read_kept("overrides", digest)
+    if kept is None:
+        import tomllib  # noqa: PLC0415 - once per release
+
+        kept = json.dumps(edition.plain(tomllib.loads(text, parse_float=Decimal)), separators=(",", ":")).encode()
+        edition.keep("overrides", digest, kept)
+    decoded: dict[str, Any] = json.loads(kept)
+    return decoded
+
+
+def _parsed(rows: Iterable[Mapping[str, Any]]) -> tuple[Price, ...]:
+    from tokenmeter.pricing.parse import parse_prices  # noqa: PLC0415 - at the first look-up of a model that has rows
+
+    return parse_prices(rows, file="overrides.toml", origin="tokenmeter")
+
+
+def _day(text: str) -> date:
+    return date.fromisoformat(text)
+
+
+def _spread(group: Mapping[str, Any], models: Iterable[str]) -> list[dict[str, Any]]:
     """One row per model, span of hours, period and meter of a group.
 
     ``{models = [...], rates = {meter = price}, hours = [span, ...], periods = [[from, to], ...], ...shared}``
@@ -128,7 +163,7 @@ def _spread(group: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     return [
         {**shared, **span, **period, "model": model, "sku_meter": meter, "unit_price": price}
-        for model in group["models"]
+        for model in models
         for period in periods
         for span in hours
         for meter, price in group["rates"].items()
@@ -147,10 +182,10 @@ def _rule(raw: dict[str, Any]) -> Rule:
         sku_meters=frozenset(TOKEN_CLASSES if meters == "tokens" else meters),
         factor=Decimal(raw.get("factor", 1)),
         base=raw.get("base"),
-        since=midnight(raw["since"]) if "since" in raw else None,
-        until=midnight(raw["until"]) if "until" in raw else None,
+        since=midnight(_day(raw["since"])) if "since" in raw else None,
+        until=midnight(_day(raw["until"])) if "until" in raw else None,
         source=raw["source"],
-        verified_on=raw["verified_on"],
+        verified_on=_day(raw["verified_on"]),
     )
 
 
@@ -159,8 +194,8 @@ def _launch(raw: dict[str, Any]) -> Launch:
     return Launch(
         providers=frozenset(raw["providers"]),
         mode=(dimension, value),
-        since=raw["since"],
-        recorded=(raw["recorded"][0], raw["recorded"][1]),
+        since=_day(raw["since"]),
+        recorded=(_day(raw["recorded"][0]), _day(raw["recorded"][1])),
         models=frozenset(raw.get("models", ())),
     )
 
