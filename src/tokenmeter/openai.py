@@ -91,7 +91,10 @@ def _api_key(client: Any) -> str | None:
 
 
 def _asks_for_key(client: Any) -> bool:
-    return any(getattr(client, provider, None) is not None for provider in _KEY_PROVIDERS)
+    for name in _KEY_PROVIDERS:
+        if getattr(client, name, None) is not None:
+            return True
+    return False
 
 
 #: Client attributes that hold the function which the SDK asks for a key or token.
