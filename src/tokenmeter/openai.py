@@ -91,7 +91,7 @@ def _api_key(client: Any) -> str | None:
 
 
 def _asks_for_key(client: Any) -> bool:
-    for name in _KEY_PROVIDERS:
+    for name in _KEY_PROVIDERS:  # noqa: SIM110 - a generator costs every call four frames
         if getattr(client, name, None) is not None:
             return True
     return False
