@@ -14,7 +14,7 @@ from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.definitions import whoami
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import HEADINGS, Frame, app, command
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS
@@ -29,7 +29,7 @@ _NEARLY = Decimal("0.8")
 
 
 budgets_app = typer.Typer(help="Caps: where they stand, what they are, and who changed them.")
-app.add_typer(budgets_app, name="budgets")
+app.add_typer(budgets_app, name="budgets", rich_help_panel=HEADINGS["accounts"])
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.", show_default=False)]
 ByOption = Annotated[

@@ -21,7 +21,7 @@ from tokenmeter.cli import (
     reading,
     settling,
 )
-from tokenmeter.cli.frame import app, run
+from tokenmeter.cli.frame import HEADINGS, app, run
 
 __all__ = ["COMMANDS", "app", "run"]
 
@@ -57,8 +57,9 @@ def main(
     """Reads and looks after the ledger of your OpenAI and Anthropic usage."""
 
 
-app.add_typer(prices.app, name="prices")
-app.add_typer(configuration.config_app, name="config")
-app.add_typer(database.app, name="db")
-app.add_typer(settling.period_app, name="period")
-app.add_typer(invoicing.invoice_app, name="invoice")
+app.add_typer(prices.app, name="prices", rich_help_panel=HEADINGS["prices"])
+app.add_typer(configuration.config_app, name="config", rich_help_panel=HEADINGS["configuration"])
+app.add_typer(database.app, name="db", rich_help_panel=HEADINGS["database"])
+app.add_typer(settling.period_app, name="period", rich_help_panel=HEADINGS["settling"])
+app.add_typer(invoicing.invoice_app, name="invoice", rich_help_panel=HEADINGS["invoicing"])
+app.registered_commands.sort(key=lambda one: list(dict.fromkeys(HEADINGS.values())).index(str(one.rich_help_panel)))

@@ -31,7 +31,7 @@ from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.stores import default_path, open_store
 from tokenmeter.stores.base import Store
 
-__all__ = ["Frame", "app", "command", "run"]
+__all__ = ["HEADINGS", "Frame", "app", "command", "run"]
 
 P = ParamSpec("P")
 
@@ -54,6 +54,21 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; errors too.")]
 
 _SHARED = {"store": (StoreOption, None), "config": (ConfigOption, None), "as_json": (JsonOption, False)}
+#: Module of commands -> the heading under which `tokenmeter --help` lists them.
+HEADINGS = {
+    "reading": "Read",
+    "accounts": "Budgets",
+    "prices": "Prices",
+    "estimating": "Prices",
+    "care": "Care",
+    "configuration": "Care",
+    "database": "Care",
+    "importing": "Read",
+    "dashboard": "Read",
+    "settling": "Month end",
+    "invoicing": "Month end",
+    "finance": "Month end",
+}
 #: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -142,7 +157,6 @@ def command(
     name: str | None,
     *,
     examples: Sequence[str] = (),
-    group: str | None = None,
     options: Sequence[str] = ("store", "config", "as_json"),
 ) -> Callable[[Callable[Concatenate[Frame, P], None]], Callable[Concatenate[Frame, P], None]]:
     """Register a function as a command of `app`.
@@ -151,16 +165,15 @@ def command(
         app: The application, or one of its groups of commands.
         name: What the command is called; None for what a group does when no command of it is named.
         examples: Command lines that ``--help`` ends with.
-        group: Heading it stands under in the list of commands.
         options: Which of the shared options it takes.
     """
 
     def register(function: Callable[Concatenate[Frame, P], None]) -> Callable[Concatenate[Frame, P], None]:
-        framed = _framed(function, options)
+        framed, heading = _framed(function, options), function.__module__.rpartition(".")[2]
         if name is None:
             app.callback(invoke_without_command=True, epilog=_examples(examples))(framed)
         else:
-            app.command(name, epilog=_examples(examples), rich_help_panel=group)(framed)
+            app.command(name, epilog=_examples(examples), rich_help_panel=HEADINGS.get(heading))(framed)
         return function
 
     return register

@@ -27,6 +27,7 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.cli import completing
 from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
@@ -41,7 +42,11 @@ invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle inv
 
 Number = Annotated[str, typer.Argument(help="Invoice number, such as INV-00001.")]
 Account = Annotated[
-    list[str] | None, typer.Argument(help="Whose: FIELD=VALUE with member, team, organization, project or api_key.")
+    list[str] | None,
+    typer.Argument(
+        help="Whose: FIELD=VALUE with member, team, organization, project or api_key.",
+        autocompletion=completing.account,
+    ),
 ]
 Each = Annotated[
     str | None, typer.Option("--by", "-b", help="An invoice for every member, team, organization, project or api_key.")

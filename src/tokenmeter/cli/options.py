@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tokenmeter.cli import completing
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports import Query
@@ -28,10 +29,18 @@ __all__ = [
     "query_of",
 ]
 
-BillPeriod = Annotated[str, typer.Option("--period", "-p", help="2026-11, last-month, ...")]
+BillPeriod = Annotated[
+    str, typer.Option("--period", "-p", help="2026-11, last-month, ...", autocompletion=completing.period)
+]
 Break = Annotated[str, typer.Option("--by", "-b", help="Break lines down by these, such as member.")]
 PeriodOption = Annotated[
-    str | None, typer.Option("--period", "-p", help="2026-11, 2026-Q4, today, last-month, last-7d, last-24h, ...")
+    str | None,
+    typer.Option(
+        "--period",
+        "-p",
+        help="2026-11, 2026-Q4, today, last-month, last-7d, last-24h, ...",
+        autocompletion=completing.period,
+    ),
 ]
 SinceOption = Annotated[
     str | None, typer.Option("--since", help="First instant, such as 2026-11-01 or 2026-11-01T10:00.")
@@ -39,14 +48,31 @@ SinceOption = Annotated[
 UntilOption = Annotated[str | None, typer.Option("--until", help="First instant after the end.")]
 TzOption = Annotated[str, typer.Option("--tz", envvar="TOKENMETER_TZ", help="Time zone of the calendar (IANA name).")]
 GranularityOption = Annotated[
-    str | None, typer.Option("--granularity", "-g", help="Also cut by hour, day, week, month, quarter or year.")
+    str | None,
+    typer.Option(
+        "--granularity",
+        "-g",
+        help="Also cut by hour, day, week, month, quarter or year.",
+        autocompletion=completing.granularity,
+    ),
 ]
 By = Annotated[
-    list[str] | None, typer.Option("--by", "-b", help="Dimension to group by; repeat it, or separate by commas.")
+    list[str] | None,
+    typer.Option(
+        "--by",
+        "-b",
+        help="Dimension to group by; repeat it, or separate by commas.",
+        autocompletion=completing.dimensions,
+    ),
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--where", "-w", help="DIMENSION=VALUE; repeat for more values; nothing after = means not set."),
+    typer.Option(
+        "--where",
+        "-w",
+        help="DIMENSION=VALUE; repeat for more values; nothing after = means not set.",
+        autocompletion=completing.condition,
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
