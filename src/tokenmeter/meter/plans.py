@@ -163,6 +163,8 @@ class Plans:
         answer = plan.answers.get((seen.model, seen.service_tier))
         if answer is None or journal is None or not answer.fits(started_us, seen.prompt_tokens):
             return False
+        if plan.generation != journal.generation:  # a budget was defined while the call was under way: it counts, too
+            return False
         priced = _price(answer.rates, seen.quantities)
         if priced is None:
             return False
