@@ -21,6 +21,7 @@ LATE = {
     "tokenmeter.openai": "only where the SDK has cloud clients",
     "tokenmeter.pricing.price_list": "price data is read when a price is asked for",
     "tokenmeter.pricing.pricer": "as above",
+    "tokenmeter.pricing.rules": "rules are parsed when a model asks for them",
     "tokenmeter.stores": "an engine is loaded when a ledger of its kind is opened",
     "tokenmeter.testing.fixtures": "a plug-in that costs nothing until a fixture is asked for",
     "tokenmeter.testing.provider": "TLS is loaded where it is asked for",
