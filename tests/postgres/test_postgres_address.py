@@ -72,11 +72,9 @@ def test_several_hosts_and_ipv6_are_read(tmp_path):
 
 
 def test_our_own_parameters_are_not_libpqs(tmp_path):
-    address = Address.parse(
-        f"postgresql://db/books?sslmode=require&schema=mine&spool={tmp_path}&spool_mb=3&pool=9&leases=8"
-    )
+    address = Address.parse(f"postgresql://db/books?sslmode=require&schema=mine&spool={tmp_path}&spool_mb=3&pool=9")
     assert address.conninfo == "postgresql://db/books?sslmode=require"
-    assert (address.schema, address.spool_bytes, address.pool, address.leases) == ("mine", 3 << 20, 9, 8)
+    assert (address.schema, address.spool_bytes, address.pool) == ("mine", 3 << 20, 9)
     assert address.spool.parent == tmp_path
 
 
@@ -99,7 +97,11 @@ def test_each_ledger_has_a_spool_of_its_own(tmp_path, monkeypatch):
         ("pool=0", "pool="),
         ("pool=many", "pool="),
         ("spool_mb=-1", "spool_mb="),
-        ("leases=1.5", "leases="),
+        ("sslmode=wrongword", "sslmode"),
+        ("target_session_attrs=readwrite", "target_session_attrs"),
+        ("connect_timeout=abc", "connect_timeout"),
+        ("gssencmode=maybe", "gssencmode"),
+        ("service=none_such", "none_such"),
         ("sslmod=require", "libpq"),
     ],
 )

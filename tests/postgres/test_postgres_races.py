@@ -1,8 +1,6 @@
 """Caps under concurrency: processes on two hosts (separate spools), threads, leases, deaths."""
 
 import multiprocessing
-import os
-import signal
 import threading
 import time
 from dataclasses import replace
@@ -50,11 +48,11 @@ def hosts(postgres_url):
     return [postgres_url, postgres_url.replace("/spool", "/spool-of-another-host")]
 
 
-def _run(hosts, suffix, make_hold, make_entry, make_posting, tries):
+def _run(hosts, make_hold, make_entry, make_posting, tries):
     fork = multiprocessing.get_context("fork")
     admitted = fork.Value("i", 0)
     arguments = (make_hold, make_entry, make_posting, tries, admitted)
-    processes = [fork.Process(target=_spend, args=(host + suffix, *arguments)) for host in hosts * 2]
+    processes = [fork.Process(target=_spend, args=(host, *arguments)) for host in hosts * 2]
     for process in processes:
         process.start()
     for process in processes:
@@ -64,89 +62,11 @@ def _run(hosts, suffix, make_hold, make_entry, make_posting, tries):
 
 
 def test_a_cap_of_k_over_two_hosts_admits_exactly_k(hosts, store, make_hold, make_entry, make_posting):
-    assert _run(hosts, "", make_hold, make_entry, make_posting, tries=10) == CAP
+    assert _run(hosts, make_hold, make_entry, make_posting, tries=10) == CAP
     counter = store.counters([KEY])[KEY]
     assert (counter.settled, counter.reserved) == (CAP, 0)
     assert len(list(store.entries())) == CAP
     assert store.verify().ok
-
-
-def test_leases_never_pass_the_cap_and_give_everything_back(hosts, store, make_hold, make_entry, make_posting):
-    admitted = _run(hosts, "&leases=4", make_hold, make_entry, make_posting, tries=25)
-    counter = store.counters([KEY])[KEY]
-    assert counter.settled == admitted == len(list(store.entries())) <= CAP
-    assert counter.reserved == 0
-    assert store.verify().ok
-    assert admitted >= CAP - 10  # what another process had leased and not used was refused here
-
-
-class TestLeases:
-    @pytest.fixture
-    def leasing(self, opened, postgres_url):
-        return opened(f"{postgres_url}&leases=4")
-
-    def test_a_leased_hold_needs_no_network(self, leasing, make_hold, key):
-        leasing.reserve(make_hold((key, 1000, 1)))
-        leasing.reserve(make_hold((key, 1000, 1)), wait=False)
-        assert leasing.counters([key])[key].reserved == 250
-
-    def test_a_leased_hold_is_settled_released_and_extended_like_any(
-        self, leasing, make_hold, make_entry, make_posting, key
-    ):
-        first, second = make_hold((key, 1000, 5)), make_hold((key, 1000, 5))
-        leasing.reserve(first)
-        leasing.reserve(first)
-        leasing.reserve(second)
-        assert leasing.extend(first.reservation_id, first.expires_at)
-        settlement = leasing.settle(make_entry(), [make_posting(3)], reservation_id=first.reservation_id)
-        assert (settlement.recorded, settlement.hold_found) == (True, True)
-        assert leasing.release(second.reservation_id)
-        assert not leasing.release(second.reservation_id)
-        leasing.close()
-        counter = leasing.counters([key])[key]
-        assert (counter.settled, counter.reserved) == (3, 0)
-        assert leasing.verify().ok
-
-    def test_a_repeated_bill_gives_its_hold_back(self, leasing, make_hold, make_entry, make_posting, key):
-        for _ in range(2):
-            hold = make_hold((key, 1000, 5))
-            leasing.reserve(hold)
-            entry = make_entry(dedup_key="openai:1")
-            leasing.settle(entry, [make_posting(3)], reservation_id=hold.reservation_id)
-        leasing.close()
-        counter = leasing.counters([key])[key]
-        assert (counter.settled, counter.reserved) == (3, 0)
-
-    def test_near_the_cap_every_call_asks_the_server(self, leasing, opened, postgres_url, make_hold, key):
-        other = opened(postgres_url)
-        for _ in range(10):
-            leasing.reserve(make_hold((key, 10, 1)))
-        with pytest.raises(CapReachedError):
-            leasing.reserve(make_hold((key, 10, 1)))
-        with pytest.raises(CapReachedError):
-            other.reserve(make_hold((key, 10, 1)))
-        assert other.counters([key])[key].reserved == 10
-
-    def test_idle_leases_go_back_by_themselves(self, leasing, make_hold, key):
-        hold = make_hold((key, 1000, 1))
-        leasing.reserve(hold)
-        leasing.release(hold.reservation_id)
-        deadline = time.monotonic() + 10
-        while leasing.counters([key])[key].reserved and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert leasing.counters([key])[key].reserved == 0
-
-    def test_what_a_dead_process_had_leased_is_free_after_its_expiry(self, postgres_url, store, make_hold, query, key):
-        child = os.fork()
-        if child == 0:
-            open_store(f"{postgres_url}&leases=1").reserve(make_hold((key, 10, 1)))
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.waitpid(child, 0)
-        with pytest.raises(CapReachedError):
-            store.reserve(make_hold((key, 10, 1)))
-        query("UPDATE leases SET expires_at = 0")
-        store.reserve(make_hold((key, 10, 10)))
-        assert store.verify().ok
 
 
 def test_an_expired_hold_goes_by_the_servers_clock(store, make_hold, key):

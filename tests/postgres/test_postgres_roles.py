@@ -1,18 +1,22 @@
 """Who may do what on a shared ledger, and application versions before and after a migration."""
 
 import io
+import json
 import uuid
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 
-from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
+from tokenmeter import Budget, make_meter
+from tokenmeter.attribution import Attribution
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, SchemaVersionError, StoreUnavailableError
 from tokenmeter.reports import Query, export_entries, read_report
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.postgres import admin, schema
-from tokenmeter.stores.postgres.records import batch_text, encode_record
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_migrating_what_is_not_there_says_init(postgres_url):
         admin.grant(postgres_url, "reader", "postgres")
 
 
-def test_a_writer_writes_and_cannot_read_or_change(
+def test_a_writer_writes_and_reads_what_caps_are_counted_from(
     postgres_url, url_of, role, opened, make_entry, make_hold, make_posting, key
 ):
 
@@ -66,11 +70,32 @@ def test_a_writer_writes_and_cannot_read_or_change(
     assert store.counters([key])[key].settled == 3
     assert len(store.secret()) == 32
     assert store.health().facts["entries"] == 1
-    with pytest.raises(StoreUnavailableError, match="db grant"):
-        store.entry(entry.entry_id)
+    assert store.entry(entry.entry_id) == entry
     with pytest.raises(StoreUnavailableError, match="db grant"):
         store.set_counters({key: 0})
     assert store.health().facts["role"] == "writer"
+
+
+def test_a_writer_calls_under_a_hard_cap_that_counts_what_was_there_before(
+    postgres_url, url_of, role, opened, make_entry
+):
+    owner = opened(postgres_url)
+    owner.settle(make_entry())
+    owner.flush(10)
+    admin.grant(postgres_url, "writer", role)
+    budget = Budget(member="*", limit_requests=2, period="month", name="writers")
+    meter = make_meter(store=url_of(role), config={}, budgets=[budget])
+    call = Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=RequestFacts(model="gpt-5-mini"),
+        attribution=Attribution(member="ada"),
+    )
+    meter.settle(meter.authorize(call), Outcome(status="ok"))
+    with pytest.raises(BudgetExceededError):
+        meter.authorize(call)
+    meter.close()
 
 
 #: What no grant of ours allows. `{}` is the schema.
@@ -81,7 +106,7 @@ FORBIDDEN = (
     "DELETE FROM {}.entries",
     "TRUNCATE {}.entries",
     "UPDATE {}.sums SET billed_micro = 0",
-    "UPDATE {}.chains SET hash = ''",
+    "UPDATE {}.ledger SET hash = ''",
     "DELETE FROM {}.holds",
     "INSERT INTO {}.documents (position) VALUES (1)",
     "DELETE FROM {}.documents",
@@ -102,12 +127,12 @@ def test_no_grant_allows_to_change_or_remove_anything(postgres_url, url_of, role
     import psycopg
 
     opened(postgres_url).settle(make_entry())
+    opened(postgres_url).flush(10)
     for granted in grants:
         admin.grant(postgres_url, granted, role)
     schema_name = postgres_url.partition("schema=")[2].partition("&")[0]
     closed = {
-        "reader": ("SELECT billed_micro FROM {}.entries", "SELECT body FROM {}.documents"),
-        "writer": ("SELECT {}.settle('{{}}')", "SELECT {}.file_document('{{}}')"),
+        "writer": ("SELECT {}.fold('{{}}')", "SELECT {}.file_document('{{}}')"),
     }
     statements = [*FORBIDDEN, *(text for name, texts in closed.items() if name not in grants for text in texts)]
     with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
@@ -117,18 +142,17 @@ def test_no_grant_allows_to_change_or_remove_anything(postgres_url, url_of, role
             assert refused.value.sqlstate == "42501", statement
 
 
-def test_a_writers_own_tables_do_not_stand_in_for_the_ledgers(postgres_url, url_of, role, opened, query, make_entry):
+def test_a_writers_own_tables_do_not_stand_in_for_the_ledgers(postgres_url, url_of, role, opened):
     import psycopg
 
     admin.init(postgres_url)
     admin.grant(postgres_url, "writer", role)
-    record = encode_record(make_entry(), (), reservation_id=None, only_if_held=False)
+    store = opened(postgres_url)
     with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
-        connection.execute("CREATE TEMP TABLE entries (LIKE pg_class); SET search_path = pg_temp, public")
-        connection.execute(
-            f"SELECT {query.schema}.settle(%s::jsonb)", [batch_text([record.body], stripe=1, kept=False)]
-        )
-    assert [found.entry_id for found in opened(postgres_url).entries()] == [record.entry_id]
+        connection.execute("CREATE TEMP TABLE holds (LIKE pg_class); SET search_path = pg_temp, public")
+        hold = '{"id": "h", "expires_at": 1, "body": "{}", "claims": [["b", "", 0, null, 5, 10]]}'
+        connection.execute(f"SELECT {store.address.schema}.reserve(%s::jsonb)", [hold])
+    assert [(key.budget, counter.reserved) for key, counter in store.all_counters()] == [("b", 5)]
 
 
 def test_who_may_write_and_read_closes_the_month_and_issues_its_invoices(
@@ -140,7 +164,9 @@ def test_who_may_write_and_read_closes_the_month_and_issues_its_invoices(
     admin.grant(postgres_url, "writer", role)
     admin.grant(postgres_url, "reader", role)
     store = opened(url_of(role))
-    store.settle(make_entry(occurred_at=datetime(2026, 10, 5, tzinfo=UTC)))
+    one = Decimal(1)
+    costs = {"charges": (), "list_cost": one, "contracted_cost": one, "billed_cost": one}
+    store.settle(make_entry(occurred_at=datetime(2026, 10, 5, tzinfo=UTC), **costs))
     closed = close_period(store, "2026-10", now=datetime(2026, 11, 2, tzinfo=UTC))
     bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-10"), force=True)
     assert void_invoice(store, bill, "it was over nothing").status == "void"
@@ -159,13 +185,16 @@ def test_a_writer_files_documents_only_behind_the_last(postgres_url, url_of, rol
     filed = writer.file(draft)
     assert filed.recorded
     assert writer.file(draft) == Filing(filed.document, recorded=False)
+    head = opened(postgres_url).health().facts["head"]
     with psycopg.connect(url_of(role).partition("&schema")[0], autocommit=True) as connection:
-        for position, number in ((1, 2), (3, 2), (2, 1), (2, 3), (2, None), (None, 2)):
-            forged = {"position": position, "number": number, "series": "A", "kind": "invoice", "key": "b"}
+        for anchor, number in (("", 2), (head, 1), (head, 3), (head, None), (None, 2)):
+            forged = {"anchor": anchor, "number": number, "series": "A", "kind": "invoice", "key": "b"}
             with pytest.raises(psycopg.errors.SerializationFailure):
-                connection.execute(f"SELECT {query.schema}.file_document(%s)", [psycopg.types.json.Jsonb(forged)])
-    with pytest.raises(StoreUnavailableError, match="db grant"):
-        list(writer.documents())
+                connection.execute(f"SELECT {query.schema}.file_document(%s)", [json.dumps(forged)])
+    assert list(writer.documents()) == []
+    assert writer.file(NewDocument(kind="budget", key="b", body="{}")).recorded
+    assert [document.kind for document in writer.documents()] == ["budget"]
+    assert len(list(opened(postgres_url).documents())) == 2
 
 
 def test_entries_of_a_writer_who_lost_the_right_wait_until_it_is_back(
@@ -174,11 +203,11 @@ def test_entries_of_a_writer_who_lost_the_right_wait_until_it_is_back(
     admin.init(postgres_url)
     admin.grant(postgres_url, "writer", role)
     store = opened(url_of(role))
-    query(f"REVOKE EXECUTE ON FUNCTION settle(jsonb) FROM {role}")
+    query(f"REVOKE EXECUTE ON FUNCTION fold(json) FROM {role}")
     entry = make_entry()
     assert store.settle(entry).recorded
     assert store.flush(0) == 1
-    assert store.health().facts["spool_refused"] == 0
+    assert store.health().facts["refused_records"] == 0
     admin.grant(postgres_url, "writer", role)
     assert store.flush(10) == 0
     assert opened(postgres_url).entry(entry.entry_id) == entry

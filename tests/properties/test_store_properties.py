@@ -158,7 +158,9 @@ def _fill_on_server(server, spool):
         connection.execute(f"SET search_path = {name}; SET session_replication_role = replica")
 
         def make(content):
-            connection.execute("TRUNCATE entries, contexts, rates, sums, chains, batches")
+            store.flush(10)
+            connection.execute("TRUNCATE entries, dedup, sums, rare_sums, meter_sums")
+            connection.execute("UPDATE ledger SET seq = 0, hash = decode(repeat('00', 32), 'hex'), entries = 0")
             for entry in content:
                 store.settle(entry)
             return store

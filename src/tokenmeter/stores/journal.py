@@ -217,13 +217,17 @@ class Journal:
 
     # -- the way of a call
 
-    def append(self, record: bytes) -> None:
+    def append(self, record: bytes, effects: bytes = b"") -> None:
         """Write an entry's record. It is safe from everything but a power cut when this returns. Takes no lock.
+
+        Args:
+            record: The record.
+            effects: What it does to counters and holds that are not live ones.
 
         Raises:
             StoreUnavailableError: it cannot be written anywhere.
         """
-        self._write(frame(record))
+        self._write(frame(record, effects))
         self._count()
 
     def reserve(
@@ -845,6 +849,13 @@ class Journal:
         if len(self._written) >= _MOST_IDS:
             self._written, self._written_since = set(), new_id()
         return is_own(entry_id) and entry_id > self._written_since and entry_id not in self._written
+
+    def first_time(self, entry_id: str) -> bool:
+        """Whether nobody can have written this entry yet; it counts as written then."""
+        if not self._is_new(entry_id):
+            return False
+        self._written.add(entry_id)
+        return True
 
     def recorded(self, entry_id: str) -> bool:
         """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.

@@ -204,8 +204,8 @@ def make_name(kind: str, value: str) -> Name:
 
 
 def plain(text: str) -> str:
-    """`text` with lone surrogates, which UTF-8 cannot hold, written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """`text` with lone surrogates, which UTF-8 cannot hold, and NUL, which PostgreSQL cannot, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _encoded(value: object) -> bytes:
@@ -227,7 +227,7 @@ def _plain_all(value: Any) -> Any:
 
 def definition(record: str, values: Mapping[str, str | None]) -> tuple[str, bytes]:
     """A shared row as a record, and the digest by which entries name it (`digest_of`)."""
-    named = {name: _bounded(value) for name, value in values.items() if value is not None}
+    named = {name: plain(_bounded(value)) for name, value in values.items() if value is not None}
     body = _encoded({"format": FORMAT, "record": record, **named})
     return digest_of(body), body
 
@@ -247,15 +247,23 @@ class Definitions:
     Args:
         find: Digest of a name that is kept already, by kind and text; None when there is none.
         define: Keeps definitions: JSON records, to be there no later than the next entry.
+
+    Attributes:
+        made: How many definitions were kept.
     """
 
     MOST = 50_000
 
     def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
-        self._find, self._define = find, define
+        self._find, self._keep = find, define
+        self.made = 0
         self._names: dict[tuple[str, str], str] = {}
         self._accounts: dict[Account, str] = {}
         self._rates: dict[Rate, str] = {}
+
+    def _define(self, records: Sequence[bytes]) -> None:
+        self._keep(records)
+        self.made += 1
 
     def forget(self) -> None:
         """What was defined may be gone: define it again."""
@@ -424,9 +432,10 @@ def _check(quantity: Quantity) -> None:
 
 
 def _short_key(key: str) -> str:
+    key = plain(key)
     if len(key) <= _LONGEST:
         return key
-    return f"{key[:400]}:{hashlib.sha256(plain(key).encode()).hexdigest()}"
+    return f"{key[:400]}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _parsed(text: str) -> Any:

@@ -104,7 +104,7 @@ def account_conditions(where: Where) -> tuple[list[str], list[Any]]:
 
 def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
     values = sorted(value for value in accepted if value is not None)
-    condition = f"{column} IN ({', '.join('?' * len(values))})"
+    condition = f"{column} IN ({', '.join('?' * len(values))})" if values else "1 = 0"
     return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
 
 

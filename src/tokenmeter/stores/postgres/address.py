@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.urls import redacted
@@ -24,9 +25,11 @@ _HOST = r"(?:\[[^\]]*\]|[^:,\[]*)(?::\d*)?"
 _HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*")
 #: RFC 3986, appendix B. `urllib.parse.urlsplit` refuses several hosts in brackets since Python's security releases.
 _URL = re.compile(r"[^:/?#]+://(?P<netloc>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?", re.DOTALL)
+#: A folder without a server's socket.
+_NOWHERE = "/nonexistent-tokenmeter"
 _MEBIBYTE = 1024 * 1024
 #: Parameters of the URL that are ours; every other one is libpq's.
-_OWN = {"schema": "tokenmeter", "spool": "", "spool_mb": "256", "pool": "4", "leases": "0"}
+_OWN = {"schema": "tokenmeter", "spool": "", "spool_mb": "256", "pool": "4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,9 @@ class Address:
         conninfo: What libpq gets: the URL without our own parameters. Holds the password; never shown.
         url: The same for people, with ``***`` for every secret.
         schema: PostgreSQL schema of the ledger.
-        spool: File that keeps entries until the server has them.
-        spool_bytes: How large that file may grow.
+        spool: File beside which the tail lies: it keeps entries until the server has them.
+        spool_bytes: How large the tail may grow while the server is away.
         pool: Most connections of one process.
-        leases: Parts a budget is cut into for leasing; 0 = every hold is made on the server.
     """
 
     conninfo: str = field(repr=False)
@@ -49,7 +51,6 @@ class Address:
     spool: Path
     spool_bytes: int
     pool: int
-    leases: int
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -78,6 +79,7 @@ class Address:
                 "The PostgreSQL URL has a part that libpq does not know; write "
                 "postgresql://user@host:5432/db?sslmode=verify-full and leave the password to PGPASSWORD or ~/.pgpass."
             ) from None
+        _check_options(target)
         if not _SCHEMA.fullmatch(own["schema"]):
             raise ConfigurationError(f"schema={own['schema']!r} is not a plain lower-case name.")
         return cls(
@@ -87,8 +89,28 @@ class Address:
             spool=_spool(own["spool"], target, own["schema"]),
             spool_bytes=_number(own, "spool_mb", least=1) * _MEBIBYTE,
             pool=_number(own, "pool", least=1),
-            leases=_number(own, "leases", least=0),
         )
+
+
+def _check_options(target: dict[str, Any]) -> None:
+    """Have libpq look at every option, in the URL or the environment, without asking a server.
+
+    It refuses a value that no option can have before it looks for the server, and this one is not there: an error that
+    names the folder means that all values are good.
+
+    Raises:
+        ConfigurationError: an option cannot have its value.
+    """
+    named = {name: value for name, value in target.items() if name not in {"host", "hostaddr", "port"}}
+    try:
+        timeout_from_conninfo(dict(target))
+        tried = pq.PGconn.connect_start(make_conninfo(**named, host=_NOWHERE, hostaddr="", port="5432").encode())
+        reason = tried.get_error_message().strip()
+        tried.finish()
+    except psycopg.Error as error:
+        reason = str(error)
+    if _NOWHERE not in reason:
+        raise ConfigurationError(f"The PostgreSQL URL, or a variable of libpq (PG...), has a wrong option: {reason}.")
 
 
 def _joined(netloc: str, path: str, query: str) -> str:
@@ -110,7 +132,7 @@ def _spool(folder: str, target: dict[str, Any], schema: str) -> Path:
         folder = str(platformdirs.user_state_path("tokenmeter", appauthor=False) / "spool")
     place = {name: target.get(name) or os.environ.get(variable, "") for name, variable in _PLACE.items()}
     identity = "\n".join((socket.gethostname(), schema, *map(str, place.values())))
-    return Path(folder).expanduser() / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.db"
+    return Path(folder).expanduser() / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 _PLACE = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}

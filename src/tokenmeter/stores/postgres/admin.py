@@ -21,16 +21,26 @@ Role = Literal["writer", "reader", "owner"]
 
 #: What a writer calls. They run with the owner's rights, so a writer needs none on the tables.
 _FUNCTIONS = (
-    *("settle(jsonb)", "reserve(jsonb)", "release(text)", "extend(text, bigint)", "ledger_secret(bytea)"),
-    "lease(text, text, text, bigint, bigint, numeric, integer, numeric, integer, text)",
-    *("renew_leases(text[], integer)", "return_lease(text, numeric)", "reclaim_leases()", "log_position()"),
-    *("document_place(text, text, text)", "file_document(jsonb)"),
+    *("begin_fold(bytea)", "account_row(bytea)", "rate_meter(bytea)", "name_row(bytea)", "tagset_row(text)"),
+    *(
+        "find_name(text, text)",
+        "define(text)",
+        "fold(json)",
+        "cross_thresholds(json)",
+        "reserve(jsonb)",
+        "release(text)",
+    ),
+    *("extend(text, bigint)", "open_counters(json)", "ledger_secret()", "budget_generation()"),
+    *("document_place(text, text, text)", "file_document(text)"),
 )
-_WRITER_READS = ("counters", "holds", "chains", "schema_versions")
-_READER_READS = (
-    *("entries", "contexts", "rates", "sums", "batches", "chains", "counters", "holds", "leases", "crossings"),
-    *("documents", "schema_versions"),
+#: What every reader of the ledger calls.
+_WORDS = ("hex(bytea)", "json_each(text)", "budget_generation()", "keeps_secret()")
+#: What caps are counted from: a writer has to see what its budgets' windows hold already.
+_WRITER_READS = (
+    *("ledger", "entries", "accounts", "contexts", "rates", "names", "tagsets", "dedup", "places", "refused"),
+    *("sums", "rare_sums", "meter_sums", "counters", "holds", "crossings", "documents", "schema_versions"),
 )
+_READER_READS = _WRITER_READS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +126,9 @@ def status(url: str) -> Status:
 def grant(url: str, role: Role, to: str) -> None:
     """Let a database role write, read or own the ledger. Idempotent.
 
-    A writer calls the functions and reads counters, holds and the heads of the chains: it cannot change, remove or read
-    an entry. A reader reads everything but the ledger's secret. Who closes periods and issues invoices is both. An
-    owner may do what the schema's owner may, such as migrations and rebuilding counters.
+    A writer calls the functions, and reads what caps are counted from: entries, their sums, and of the documents the
+    budgets. It cannot change or remove anything. A reader reads everything but the ledger's secret. Who closes periods
+    and issues invoices is both. An owner may do what the schema's owner may, such as migrations.
 
     Args:
         url: The ledger, as its owner.
@@ -159,16 +169,12 @@ def _grant(connection: Connection[Any], schema: str, role: Role, to: str) -> Non
     connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(name, who))
     for table in _WRITER_READS if role == "writer" else _READER_READS:
         connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(schema, table), who))
-    if role == "writer":
+    for signature in (*_WORDS, *(_FUNCTIONS if role == "writer" else ("read_documents()",))):
+        function, _, arguments = signature.partition("(")
+        statement = sql.SQL("GRANT EXECUTE ON FUNCTION {}({} TO {}")
         connection.execute(
-            sql.SQL("GRANT SELECT (entry_id) ON {} TO {}").format(sql.Identifier(schema, "entries"), who)
+            statement.format(sql.Identifier(schema, function), sql.SQL(arguments), who)  # pyright: ignore[reportArgumentType] - ours
         )
-        for signature in _FUNCTIONS:
-            function, _, arguments = signature.partition("(")
-            statement = sql.SQL("GRANT EXECUTE ON FUNCTION {}({} TO {}")
-            connection.execute(
-                statement.format(sql.Identifier(schema, function), sql.SQL(arguments), who)  # pyright: ignore[reportArgumentType] - ours
-            )
 
 
 def _grantees(connection: Connection[Any], address: Address) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -176,12 +182,11 @@ def _grantees(connection: Connection[Any], address: Address) -> tuple[tuple[str,
     query = """
         SELECT 'writer', acl.grantee::regrole::text
         FROM pg_proc JOIN pg_namespace AS n ON n.oid = pronamespace, aclexplode(proacl) AS acl
-        WHERE nspname = %(schema)s AND proname = 'settle' AND acl.grantee NOT IN (0, proowner)
+        WHERE nspname = %(schema)s AND proname = 'fold' AND acl.grantee NOT IN (0, proowner)
         UNION ALL
         SELECT 'reader', acl.grantee::regrole::text
-        FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace, aclexplode(relacl) AS acl
-        WHERE nspname = %(schema)s AND relname = 'entries' AND acl.privilege_type = 'SELECT'
-            AND acl.grantee NOT IN (0, relowner)
+        FROM pg_proc JOIN pg_namespace AS n ON n.oid = pronamespace, aclexplode(proacl) AS acl
+        WHERE nspname = %(schema)s AND proname = 'read_documents' AND acl.grantee NOT IN (0, proowner)
         ORDER BY 1, 2
     """
     rows = [(kind, name.strip('"')) for kind, name in connection.execute(query, {"schema": address.schema})]

@@ -16,9 +16,10 @@ def is_outage(error: BaseException) -> bool:
         return True
     if not isinstance(error, psycopg.OperationalError):
         return False
-    # 53: out of resources, 57: shutting down or cancelled, 58: system error, 08: connection, 25006: read-only replica
+    # 08: connection, 53: out of resources, 57P: shutting down, 58: system error. 57014 is a statement that took too
+    # long, for example behind a row that another session has locked: it says nothing of the server.
     code = error.sqlstate
-    return code is None or code[:2] in {"08", "53", "57", "58"}
+    return code is None or code[:3] == "57P" or code[:2] in {"08", "53", "58"}
 
 
 def is_refusal(error: psycopg.Error) -> bool:
@@ -41,6 +42,13 @@ def explain(error: Exception, address: Address) -> StoreUnavailableError:
     """The driver's error as ours, with advice; the caller raises it from `error`."""
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         advice = "Let the ledger's owner run `tokenmeter db grant`, or use the owner's URL for this."
+    elif isinstance(error, psycopg.errors.QueryCanceled):
+        advice = (
+            "Another session may hold a lock on the same rows for long: see pg_stat_activity and pg_blocking_pids(); "
+            "calls that touch other rows go on."
+        )
+    elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        advice = "The server only reads, as a replica does: name the primary, or add target_session_attrs=read-write."
     else:
         advice = (
             "Check that the server runs and that this host may reach it; `tokenmeter doctor` shows what waits in the "

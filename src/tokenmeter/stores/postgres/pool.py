@@ -19,7 +19,7 @@ from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.failures import explain, is_conflict, is_outage, reason_of
 from tokenmeter.stores.postgres.sessions import STATEMENT_SECONDS, Connection, open_session, transaction
 
-__all__ = ["Pool", "Seat"]
+__all__ = ["Pool"]
 
 T = TypeVar("T")
 
@@ -36,21 +36,6 @@ _LONGEST_PAUSE = 5.0
 _abandoned: list[Connection] = []
 
 
-class Seat:
-    """A connection of one's own, outside the pool's places, kept from call to call.
-
-    Attributes:
-        connection: It, once it is open.
-        lost: Called when it broke, before another one is opened.
-    """
-
-    __slots__ = ("connection", "lost")
-
-    def __init__(self, lost: Callable[[], None]) -> None:
-        self.connection: Connection | None = None
-        self.lost = lost
-
-
 class Pool:
     """Connections to one server, opened when needed, at most `Address.pool` of them.
 
@@ -64,6 +49,7 @@ class Pool:
         pooled: Whether a pooler such as PgBouncer was met between this host and the server.
         encrypted: Whether the connection made last speaks TLS.
         exposed: Whether it crosses a network without.
+        read_only: Whether that server takes no writes, as a replica does.
         seconds: Most that a statement of a call may take.
     """
 
@@ -73,7 +59,7 @@ class Pool:
         self.address = address
         self.failures = 0
         self.skew_us = 0
-        self.pooled = self.encrypted = self.exposed = False
+        self.pooled = self.encrypted = self.exposed = self.read_only = False
         self._begin()
         _POOLS.add(self)
 
@@ -93,12 +79,13 @@ class Pool:
         """Whether calls fail at once just now."""
         return time.monotonic() < self._resume_at
 
-    def run(self, work: Callable[[Connection, int], T], *, seat: Seat | None = None) -> T:
+    def run(self, work: Callable[[Connection, int], T], *, scope: str | None = None) -> T:
         """Run ``work(connection, lost)`` and again when a connection is lost or a deadlock was broken.
 
         Args:
             work: Gets a connection and how many earlier ones were lost, of which each may have done its work unseen.
-            seat: Whose connection to use; None = any of the pool's.
+            scope: ``transaction`` for several statements that are one, ``snapshot`` for reading one state of the
+                ledger; None: every statement is a transaction.
 
         Raises:
             StoreUnavailableError: the server cannot be used.
@@ -111,10 +98,7 @@ class Pool:
         conflicts = lost = 0
         while True:
             try:
-                with (
-                    self._connection() if seat is None else self._seated(seat) as connection,
-                    self._scope(connection),
-                ):
+                with self._connection() as connection, self._scope(connection, scope):
                     result = work(connection, lost)
             except ConfigurationError as error:  # a password was changed, a certificate has run out: no hurry either
                 self._failed(error)
@@ -175,21 +159,17 @@ class Pool:
         if self._pid == os.getpid():
             self._discard_idle()
 
-    def vacate(self, seat: Seat) -> None:
-        """Close a seat's connection."""
-        connection, seat.connection = seat.connection, None
-        if connection is not None:
-            self._close(connection)
-
     def after_fork_in_child(self) -> None:
         """Start afresh. Inherited connections are kept, unused and unclosed: they are the parent's."""
         self._closer.detach()
         _abandoned.extend(self._open)
         self._begin()
 
-    def _scope(self, connection: Connection) -> AbstractContextManager[None]:
+    def _scope(self, connection: Connection, scope: str | None) -> AbstractContextManager[None]:
         """What a call needs around it: a transaction that names the schema, where a session does not last."""
-        return transaction(connection, self.address) if self.pooled else nullcontext()
+        if scope is None and not self.pooled:
+            return nullcontext()
+        return transaction(connection, self.address, snapshot=scope == "snapshot")
 
     @contextmanager
     def _connection(self) -> Generator[Connection]:
@@ -227,25 +207,13 @@ class Pool:
             places.release()
             raise self._away()
 
-    @contextmanager
-    def _seated(self, seat: Seat) -> Generator[Connection]:
-        if seat.connection is None:
-            seat.connection = self._connect()
-        try:
-            yield seat.connection
-        except psycopg.Error:
-            if seat.connection.broken or seat.connection.closed:
-                self.vacate(seat)
-                seat.lost()
-            raise
-
     def _connect(self, *, seconds: int | None = None) -> Connection:
         session = open_session(self.address, seconds=self.seconds if seconds is None else seconds)
         with self._mutex:
             self._open.append(session.connection)
         self.skew_us = session.skew_us
         self.pooled |= session.pooled
-        self.encrypted, self.exposed = session.encrypted, session.exposed
+        self.encrypted, self.exposed, self.read_only = session.encrypted, session.exposed, session.read_only
         return session.connection
 
     def _discard_idle(self) -> None:

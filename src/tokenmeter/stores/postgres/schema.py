@@ -18,9 +18,9 @@ from psycopg import Connection, sql
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError
 
-__all__ = ["NEWEST", "Migration", "State", "apply", "check", "migrations", "queries", "state"]
+__all__ = ["NEWEST", "Migration", "State", "apply", "check", "migrations", "state"]
 
-_FOLDER = resources.files("tokenmeter.stores") / "sql" / "postgres"
+_FOLDER = resources.files("tokenmeter.stores.postgres") / "sql"
 _NUMBERED = re.compile(r"(\d{4})_(\S+)\.sql")
 _READABLE = re.compile(r"-- readable from: (\d+)")
 #: Arbitrary, ours: the advisory lock behind which schemas are changed.
@@ -80,14 +80,6 @@ def migrations() -> tuple[Migration, ...]:
 
 #: Number of the newest migration of this release.
 NEWEST = max(migration.number for migration in migrations())
-
-
-@cache
-def queries() -> dict[str, bytes]:
-    """The named statements of queries.sql."""
-    text = (_FOLDER / "queries.sql").read_text(encoding="utf-8")
-    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
-    return {name: body.strip().encode() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def state(connection: Connection[Any]) -> State:

@@ -16,6 +16,7 @@ from psycopg.abc import PQGen
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.failures import reason_of
+from tokenmeter.stores.postgres.rows import read_whole_numbers
 
 __all__ = ["STATEMENT_SECONDS", "Connection", "Row", "Session", "open_session", "transaction"]
 
@@ -30,11 +31,15 @@ _GRACE_SECONDS = 2
 #: Words of libpq that mean a wrong setting, not a server that is away.
 _SETTINGS_WRONG = (
     *("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry"),
-    *("does not support SSL", "certificate"),
+    *("does not support SSL", "certificate", "no such database", "no such user"),
+    *("invalid integer value", "could not match"),
 )
 _LOOPBACK = ("127.0.0.1", "::1")
 #: The server process that answers, and its clock.
-_WHO = "SELECT pg_backend_pid(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_WHO = (
+    "SELECT pg_backend_pid(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, "
+    "current_setting('transaction_read_only')::boolean"
+)
 _SESSION = sql.SQL("SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}")
 _TRANSACTION = sql.SQL("{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}")
 _BEGIN = sql.SQL("BEGIN")
@@ -84,6 +89,7 @@ class Session:
             connected to, and the next transaction's may be another one. Nothing is then left in a session.
         encrypted: Whether it speaks TLS.
         exposed: Whether it crosses a network without.
+        read_only: Whether the server takes no writes, as a replica does.
     """
 
     connection: Connection
@@ -91,6 +97,7 @@ class Session:
     pooled: bool
     encrypted: bool
     exposed: bool
+    read_only: bool
 
 
 def open_session(address: Address, *, seconds: int) -> Session:
@@ -108,7 +115,7 @@ def open_session(address: Address, *, seconds: int) -> Session:
     connection.seconds = seconds
     try:
         row = connection.execute(_WHO, prepare=False).fetchone()
-        answering, clock = row or (0, 0)
+        answering, clock, read_only = row or (0, 0, False)
         pooled = answering != connection.info.backend_pid
         if pooled:
             connection.prepare_threshold = None
@@ -120,7 +127,7 @@ def open_session(address: Address, *, seconds: int) -> Session:
     encrypted = bool(connection.pgconn.ssl_in_use)
     local = connection.info.host.startswith("/") or connection.info.hostaddr in _LOOPBACK
     skew_us = round((int(clock) - time.time_ns() // 1000) / 1_000_000) * 1_000_000
-    return Session(connection, skew_us, pooled, encrypted, exposed=not (encrypted or local))
+    return Session(connection, skew_us, pooled, encrypted, exposed=not (encrypted or local), read_only=read_only)
 
 
 def _settings(address: Address, seconds: int) -> dict[str, sql.Composable]:
@@ -133,7 +140,7 @@ def _connect(address: Address) -> Connection:
     if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
         defaults["connect_timeout"] = _CONNECT_SECONDS
     try:
-        return Connection.connect(given, autocommit=True, **defaults)
+        connection = Connection.connect(given, autocommit=True, **defaults)
     except psycopg.OperationalError as error:
         if any(words in str(error) for words in _SETTINGS_WRONG):
             raise ConfigurationError(
@@ -141,6 +148,8 @@ def _connect(address: Address) -> Connection:
                 "Check user, password (PGPASSWORD or ~/.pgpass), database and sslmode."
             ) from error
         raise
+    read_whole_numbers(connection)
+    return connection
 
 
 @contextmanager
@@ -153,7 +162,15 @@ def transaction(connection: Connection, address: Address, *, snapshot: bool = Fa
         snapshot: Only read, and see one state of the ledger throughout.
     """
     begin = _SNAPSHOT if snapshot else _BEGIN
-    connection.execute(_TRANSACTION.format(begin=begin, **_settings(address, connection.seconds)), prepare=False)
+    try:
+        connection.execute(_TRANSACTION.format(begin=begin, **_settings(address, connection.seconds)), prepare=False)
+    except psycopg.Error as error:
+        if "statement pooling" in str(error):
+            raise ConfigurationError(
+                f"The pooler at {address.url} works statement by statement (pool_mode = statement), so that no "
+                "transaction is possible. Set pool_mode = transaction for this database, or name the server itself."
+            ) from error
+        raise
     try:
         yield
     except BaseException:

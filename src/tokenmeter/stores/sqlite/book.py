@@ -1,39 +1,26 @@
-"""The book in an SQLite file: everything that is folded, and the fold."""
+"""The book in an SQLite file."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic_core import from_json
-
-from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
+from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, METER_AMOUNTS, Folding, FoldingBook, RepeatedError, sum_rows
 from tokenmeter.stores.direct import Transaction
-from tokenmeter.stores.fold import (
-    FIRST,
-    NANO,
-    TYPED,
-    AccountFacts,
-    Batch,
-    advance,
-    entry_row,
-    identity_column,
-    measured,
-    month_of,
-    split,
-)
+from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.journal import Standing
 from tokenmeter.stores.record import PERSONAL, Account, digest_of
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.schema import check_version, migrate
-from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
+from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 from tokenmeter.stores.values import compact_json
 
@@ -44,21 +31,8 @@ __all__ = ["SQLiteBook"]
 
 T = TypeVar("T")
 
-#: Records to a transaction of the fold.
-_MOST = 16_384
-_MOST_KNOWN = 50_000
 #: Seconds a fold waits for the file while something is wrong with it.
 _IMPATIENT = 0.05  # seconds, not money
-
-_AMOUNTS = (
-    *("unpriced", "estimated", "reasoning"),
-    *TYPED,
-    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
-)
-_METER_AMOUNTS = (
-    *("n", "unpriced", "estimated", "reasoning", "quantity", "nano"),
-    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
-)
 
 
 def _insert(table: str, columns: Sequence[str], *, key: Sequence[str] = ()) -> str:
@@ -71,15 +45,14 @@ def _insert(table: str, columns: Sequence[str], *, key: Sequence[str] = ()) -> s
     return statement
 
 
-ENTRY_COLUMNS = ("seq", "entry_id", "occurred_at", "account", "end_user", "tags", *_AMOUNTS, "more", "body", "hash")
 _ADD_ENTRY = _insert("entries", ENTRY_COLUMNS)
-_ADD_SUMS = _insert("sums", ("n", *_AMOUNTS), key=("level", "slot", "account"))
+_ADD_SUMS = _insert("sums", ("n", *AMOUNTS), key=("level", "slot", "account"))
 _ADD_RARE = _insert("rare_sums", ("quantity", "nano"), key=("level", "slot", "account", "sku_meter"))
-_ADD_METERS = _insert("meter_sums", _METER_AMOUNTS, key=("level", "slot", "account", "sku_meter"))
+_ADD_METERS = _insert("meter_sums", METER_AMOUNTS, key=("level", "slot", "account", "sku_meter"))
+_FIELDS = Account._fields
 _HAS_ENTRY = (
     "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)"
 )
-_FIELDS = Account._fields
 _DEFINE_ACCOUNT = (
     f"INSERT INTO accounts (digest, body, {', '.join(_FIELDS)}) VALUES ({', '.join('?' * (len(_FIELDS) + 2))}) "  # noqa: S608 - names of our own
     f"ON CONFLICT (digest) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in ('body', *_FIELDS))} "
@@ -95,11 +68,33 @@ _DEFINE_NAME = (
 )
 
 
-class _RepeatedError(Exception):
-    """An entry of the batch is in the ledger already: it has to be looked at one by one."""
+_ADD = {"sums": _ADD_SUMS, "rare_sums": _ADD_RARE, "meter_sums": _ADD_METERS}
 
 
-class SQLiteBook:
+def _cells(connection: Connection, numbers: Mapping[int, int]) -> str:
+    connection.create_function("cell", 1, numbers.get, deterministic=True)
+    return "cell(account)"
+
+
+def _keeps_secret(connection: Connection) -> bool:
+    (kept,) = connection.execute("SELECT secret_digest FROM ledger").fetchone()
+    secret = connection.execute("SELECT value FROM secret").fetchone()
+    return secret is not None and hashlib.sha256(secret[0]).digest() == kept
+
+
+_ENGINE = Engine(
+    slots=(
+        "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)"
+    ),
+    join="CROSS JOIN",
+    identity=identity_column,
+    cells=_cells,
+    triggers="SELECT name FROM sqlite_master WHERE type = 'trigger'",
+    keeps_secret=_keeps_secret,
+)
+
+
+class SQLiteBook(FoldingBook):
     """One SQLite file as `tokenmeter.stores.journal.Book`. Safe for threads and processes.
 
     Args:
@@ -108,20 +103,18 @@ class SQLiteBook:
 
     Attributes:
         database: The file.
-        identity: The ledger's own 16 bytes.
-        trouble: What keeps records from being folded, if anything does.
-        recount: Called when the fold left out what live counters had counted.
+        engine: SQLite's words.
 
     Raises:
         StoreUnavailableError: the file cannot be used.
         SchemaVersionError: a newer release wrote it.
     """
 
+    engine = _ENGINE
+
     def __init__(self, path: Path, *, patience: float) -> None:  # not money
-        self.trouble = Trouble("write to the ledger", "Nothing is lost: entries wait in the tail, the file beside it.")
-        self.identity = b""
-        self.recount: Callable[[], object] = lambda: None
-        self._forget()
+        comfort = "Nothing is lost: entries wait in the tail, the file beside it."
+        super().__init__(path, Trouble("write to the ledger", comfort))
         self.database = Database(path, prepare=self._prepare, check=check_version, patience=patience)
         self.path = self.database.path
 
@@ -134,16 +127,11 @@ class SQLiteBook:
                 f"{path} is another ledger than the one that was open. Put the old one back, or start the program anew."
             )
         self.identity = found
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
-        """Forget rows that may have been rolled back, or belong to a file that is no longer there."""
-        self._accounts: dict[str, AccountFacts] = {}
-        self._meters: dict[str, str] = {}
-        self._names: dict[str, int] = {}
-        self._tagsets: dict[str, int] = {}
-        self._reached: dict[int, int] = {}
-        self._torn: dict[int, int] = {}
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one read transaction."""
+        return self.database.read(work)
 
     # -- for the journal
 
@@ -198,15 +186,15 @@ class SQLiteBook:
 
         def run(connection: Connection) -> T:
             folding = _Folding(self, careful=True)
-            folding.begin(connection)
+            folding.start(connection)
             result = work(_Direct(connection, folding))
-            folding.write(connection)
+            folding.end(connection, dict(folding.places))
             return result
 
         try:
             return self.database.write(run)
         except BaseException:
-            self._forget()
+            self.forget()
             raise
 
     def count_changes(self) -> int:
@@ -214,155 +202,72 @@ class SQLiteBook:
         count: int = self.fetch("SELECT count(*) FROM documents WHERE kind = 'budget'")[0][0]
         return count
 
-    # -- the fold
+    # -- for the fold
 
-    def waiting(self) -> int:
-        """Bytes of the tail that are not folded yet, as far as this process knows; a torn frame is none."""
-        sizes = {number: self._size(number) for number in segments(self.path)}
-        return sum(
-            max(0, size - self._reached.get(number, 0))
-            for number, size in sizes.items()
-            if self._torn.get(number) != size
-        )
+    def folding(self, *, careful: bool, refuse: str | None = None) -> Folding:
+        """See `FoldingBook`."""
+        return _Folding(self, careful=careful, refuse=refuse)
 
-    def _size(self, number: int) -> int:
-        with contextlib.suppress(FileNotFoundError):
-            return segment_path(self.path, number).stat().st_size
-        return 0
-
-    def fold(self) -> int:
-        """See `tokenmeter.stores.journal.Book`.
-
-        Raises:
-            StoreUnavailableError: the file cannot be written; the records wait in the tail.
-        """
-        moved = 0
-        try:
-            while self.waiting():
-                before = dict(self._reached)
-                done = self._fold_some()
-                moved += done
-                if self._reached == before:
-                    self._torn = {number: self._size(number) for number in segments(self.path)}
-                    break
-                self.trouble.worked()
-        except StoreBusyError:
-            raise  # asked for in the middle of it: whoever is at it goes on
-        except StoreError as error:
-            self.trouble.failed(error)
-            raise
-        if len(self._reached) > 1:
-            self._remove_folded()
-        return moved
-
-    def _fold_some(self) -> int:
+    def write_fold(self, folding: Folding, most: int) -> int:
+        """See `FoldingBook`."""
         patience = _IMPATIENT if self.trouble else None
-        for most, careful in ((_MOST, False), (_MOST, True)):
-            with contextlib.suppress(_RepeatedError, OverflowError):
-                return self._fold_with(_Folding(self, careful=careful), most, patience)
-        try:
-            return self._fold_with(_Folding(self, careful=True), 1, patience)
-        except OverflowError as error:  # one record that no sum can take
-            return self._fold_with(_Folding(self, careful=True, refuse=str(error)), 1, patience)
+        return self.database.write(lambda connection: folding.run(connection, most), patience=patience)
 
-    def _fold_with(self, folding: _Folding, most: int, patience: float | None) -> int:  # not money
-        try:
-            done = self.database.write(lambda connection: folding.run(connection, most), patience=patience)
-        except BaseException:
-            self._forget()
-            raise
-        self._reached.update(folding.places)
-        if folding.left_out:
-            self.recount()
-        return done
+    def settled_for_good(self) -> bool:
+        """See `FoldingBook`."""
+        return self.database.checkpoint()
 
-    def _remove_folded(self) -> None:
-        """Remove segments of which everything is in the file for good."""
-        reached = dict(self._reached)
-        done = {
-            number: reached[number]
-            for number in segments(self.path)[:-1]
-            if number in reached and not any(frames(segment_path(self.path, number), reached[number]))
-        }
-        with contextlib.suppress(StoreError, OSError):  # next time
-            if done and self.database.checkpoint():
-                for number, end in done.items():
-                    if remove_segment(self.path, number, end):
-                        self._reached.pop(number, None)
+    def find_account(self, connection: Connection, digest: bytes) -> Sequence[Any]:
+        """See `FoldingBook`."""
+        statement = "SELECT id, kind, cost_source FROM accounts WHERE digest = ?"
+        row: Sequence[Any] | None = connection.execute(statement, (digest,)).fetchone()
+        if row is None:
+            connection.execute("INSERT INTO accounts (digest) VALUES (?)", (digest,))
+            row = connection.execute(statement, (digest,)).fetchone()
+        return row or ()
 
-    # -- rows that others point at; inside a write transaction
+    def find_meter(self, connection: Connection, digest: bytes) -> str | None:
+        """See `FoldingBook`."""
+        row = connection.execute("SELECT sku_meter FROM rates WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            connection.execute("INSERT INTO rates (digest) VALUES (?)", (digest,))
+        return str(row[0]) if row and row[0] is not None else None
 
-    def account(self, connection: Connection, digest: str) -> AccountFacts:
-        """An account's row; one that nobody defined yet is kept as unknown."""
-        known = self._accounts.get(digest)
-        if known is None:
-            key = bytes.fromhex(digest)
-            statement = "SELECT id, kind, cost_source FROM accounts WHERE digest = ?"
-            row = connection.execute(statement, (key,)).fetchone()
-            if row is None:
-                connection.execute("INSERT INTO accounts (digest) VALUES (?)", (key,))
-                row = connection.execute(statement, (key,)).fetchone()
-            _make_room(self._accounts)
-            known = self._accounts[digest] = AccountFacts.of(*row)
-        return known
+    def find_row(self, connection: Connection, table: str, key: bytes | str) -> int:
+        """See `FoldingBook`."""
+        find, make = _ROWS[table]
+        connection.execute(make, (key,))
+        return int(connection.execute(find, (key,)).fetchone()[0])
 
-    def meter(self, connection: Connection, digest: str) -> str:
-        """The meter of a rate."""
-        known = self._meters.get(digest)
-        if known is None:
-            row = connection.execute(
-                "SELECT sku_meter FROM rates WHERE digest = ?", (bytes.fromhex(digest),)
-            ).fetchone()
-            if row is None:
-                connection.execute("INSERT INTO rates (digest) VALUES (?)", (bytes.fromhex(digest),))
-            _make_room(self._meters)
-            known = self._meters[digest] = (row and row[0]) or "unknown"
-        return known
-
-    def name(self, connection: Connection, digest: str) -> int:
-        """A name's row; one that nobody defined yet is kept without its text."""
-        known = self._names.get(digest)
-        if known is None:
-            key = bytes.fromhex(digest)
-            connection.execute("INSERT INTO names (digest, kind) VALUES (?, '') ON CONFLICT DO NOTHING", (key,))
-            number: int = connection.execute("SELECT id FROM names WHERE digest = ?", (key,)).fetchone()[0]
-            _make_room(self._names)
-            known = self._names[digest] = number
-        return known
-
-    def tagset(self, connection: Connection, body: str) -> int:
-        """The row of a set of tags."""
-        known = self._tagsets.get(body)
-        if known is None:
-            connection.execute("INSERT INTO tagsets (body) VALUES (?) ON CONFLICT DO NOTHING", (body,))
-            number: int = connection.execute("SELECT id FROM tagsets WHERE body = ?", (body,)).fetchone()[0]
-            _make_room(self._tagsets)
-            known = self._tagsets[body] = number
-        return known
-
-    def define(self, connection: Connection, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
-        """Keep a definition; one that is there stays as it is."""
+    def keep_definition(self, connection: Connection, kind: str, record: bytes, values: Mapping[str, Any]) -> str:
+        """See `FoldingBook`."""
         if kind == "name":
             row = (bytes.fromhex(values["digest"]), bytes.fromhex(values["salt"]), values["kind"], values["value"])
             connection.execute(_DEFINE_NAME, row)
-            return
+            return str(values["digest"])
         digest = digest_of(record)
         if kind == "rate":
             connection.execute(_DEFINE_RATE, (bytes.fromhex(digest), record.decode(), values["sku_meter"]))
-            self._meters.pop(digest, None)
-            return
+            return digest
         fields: list[Any] = [values.get(field) for field in _FIELDS]
         for field in PERSONAL:
             index = _FIELDS.index(field)
             if fields[index] is not None:
                 fields[index] = self.name(connection, fields[index])
         connection.execute(_DEFINE_ACCOUNT, (bytes.fromhex(digest), record.decode(), *fields))
-        self._accounts.pop(digest, None)
+        return digest
 
 
-def _make_room(known: dict[str, Any]) -> None:
-    if len(known) >= _MOST_KNOWN:
-        known.clear()
+_ROWS = {
+    "names": (
+        "SELECT id FROM names WHERE digest = ?",
+        "INSERT INTO names (digest, kind) VALUES (?, '') ON CONFLICT DO NOTHING",
+    ),
+    "tagsets": (
+        "SELECT id FROM tagsets WHERE body = ?",
+        "INSERT INTO tagsets (body) VALUES (?) ON CONFLICT DO NOTHING",
+    ),
+}
 
 
 def _adopted(path: Path) -> bytes | None:
@@ -430,145 +335,46 @@ class _Direct:
         return bool(self._connection.execute(_HAS_ENTRY, (identity_column(entry_id), dedup_key)).fetchone())
 
 
-class _Folding:
-    """One transaction of the fold.
+class _Folding(Folding):
+    """See `Folding`."""
 
-    Args:
-        book: Whose.
-        careful: Whether every entry is looked up before it is added: one of them may be there already.
-        refuse: Why the record that comes first is put aside.
+    def begin(self, connection: Connection) -> tuple[int, bytes, dict[int, int]]:
+        """See `Folding`."""
+        seq, digest = connection.execute("SELECT seq, hash FROM ledger").fetchone()
+        return seq, digest, dict(connection.execute("SELECT segment, folded FROM places"))
 
-    Attributes:
-        places: Segment -> how far it is folded when this is committed.
-        left_out: Whether an entry that was there already would have moved counters.
-    """
+    def has_bill(self, connection: Connection, key: str) -> bool:
+        """See `Folding`."""
+        return connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone() is not None
 
-    def __init__(self, book: SQLiteBook, *, careful: bool, refuse: str | None = None) -> None:
-        self.places: dict[int, int] = {}
-        self.left_out = False
-        self._book, self._careful, self._refuse = book, careful, refuse
-        self._batch = Batch()
-        self._rows: list[tuple[Any, ...]] = []
-        self._ids: set[bytes | str] = set()
-        self._dedup: dict[str, int] = {}
-        self._seq, self._hash = 0, FIRST
+    def has_entry(self, connection: Connection, entry_id: str) -> bool:
+        """See `Folding`."""
+        statement = "SELECT 1 FROM entries WHERE entry_id = ?"
+        return connection.execute(statement, (identity_column(entry_id),)).fetchone() is not None
 
-    def run(self, connection: Connection, most: int) -> int:
-        """Fold up to `most` records; how many."""
-        self.begin(connection)
-        self.places = dict(connection.execute("SELECT segment, folded FROM places"))
-        known = dict(self.places)
-        done = 0
-        for number, end, record, effects in itertools.islice(self._frames(), most):
-            self._take(connection, number, end, record, effects)
-            self.places[number] = end
-            done += 1
-        if not done and known == self.places:
-            return 0
-        self.write(connection)
-        connection.executemany(
+    def put_aside(
+        self, connection: Connection, place: tuple[int, int], reason: str, record: bytes, effects: bytes
+    ) -> None:
+        """See `Folding`."""
+        connection.execute("INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?, ?)", (*place, reason, record, effects))
+
+    def end(self, connection: Connection, known: Mapping[int, int]) -> None:
+        """See `Folding`."""
+        many = connection.executemany
+        many(
             "INSERT INTO places VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET folded = excluded.folded",
             [item for item in self.places.items() if known.get(item[0]) != item[1]],
         )
-        return done
-
-    def _frames(self) -> Iterator[tuple[int, int, bytes, bytes]]:
-        path, numbers = self._book.path, segments(self._book.path)
-        for gone in self.places.keys() - {*numbers, max(self.places, default=0)}:
-            del self.places[gone]
-        for number in numbers:
-            segment = segment_path(path, number)
-            if owner_of(segment) not in {self._book.identity, None}:
-                self.places[number] = segment.stat().st_size  # another ledger's: see `health`
-                continue
-            for end, record, effects in frames(segment, self.places.get(number, 0)):
-                yield number, end, record, effects
-
-    def _take(self, connection: Connection, number: int, end: int, record: bytes, effects: bytes) -> None:
-        try:
-            if self._refuse is not None:
-                raise ValueError(self._refuse)  # noqa: TRY301 - refused as any other
-            self.take(connection, record, effects)
-        except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
-            connection.execute(
-                "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?, ?)", (number, end, str(error), record, effects)
-            )
-
-    def take(self, connection: Connection, record: bytes, effects: bytes) -> None:
-        """Take in one record."""
-        values: dict[str, Any] = from_json(record) if record else {}
-        done: Mapping[str, Any] = from_json(effects) if effects else {}
-        kind = values.get("record")
-        added = self._add(connection, record, values) if kind == "entry" else True
-        if kind in {"account", "rate", "name"}:
-            self._book.define(connection, kind, record, values)
-        if done:
-            self._batch.affect(done, record, counted=added)
-            self.left_out |= not added and "post" in done
-
-    def _add(self, connection: Connection, record: bytes, values: Mapping[str, Any]) -> bool:
-        book = self._book
-        account = book.account(connection, values["account"])
-        found = measured(values, account, lambda digest: book.meter(connection, digest))
-        row = entry_row(values, account, found)
-        key: str | None = values.get("dedup_key")
-        if self._is_there(connection, row.entry_id, key):
-            return False
-        end_user = None if row.end_user is None else book.name(connection, row.end_user)
-        tags = None if row.tags is None else book.tagset(connection, row.tags)
-        named: Mapping[str, str] = values.get("tags") or {}
-        for digest in named.values():
-            book.name(connection, digest)
-        self._batch.count(row, found)
-        self._seq += 1
-        self._hash = advance(self._hash, record)
-        self._ids.add(row.entry_id)
-        if key is not None:
-            self._dedup[key] = self._seq
-        self._rows.append(
-            (
-                self._seq,
-                row.entry_id,
-                row.occurred_at,
-                row.account,
-                end_user,
-                tags,
-                *row.amounts,
-                row.more,
-                record.decode(),
-                self._hash,
-            )
-        )
-        return True
-
-    def _is_there(self, connection: Connection, entry_id: bytes | str, key: str | None) -> bool:
-        if entry_id in self._ids or (key is not None and key in self._dedup):
-            return True
-        if key is not None and connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone():
-            return True
-        return self._careful and bool(
-            connection.execute("SELECT 1 FROM entries WHERE entry_id = ?", (entry_id,)).fetchone()
-        )
-
-    def begin(self, connection: Connection) -> None:
-        """Where the chain stands."""
-        run = connection.execute
-        self._seq, self._hash = run("SELECT seq, hash FROM ledger").fetchone()
-
-    def write(self, connection: Connection) -> None:
-        """Write what was taken in."""
-        many = connection.executemany
         if self._rows:
             try:
                 many(_ADD_ENTRY, self._rows)
             except sqlite3.IntegrityError as error:
                 if self._careful:
                     raise
-                raise _RepeatedError from error
+                raise RepeatedError from error
             many("INSERT INTO dedup VALUES (?, ?)", self._dedup.items())
             connection.execute(
-                "UPDATE ledger SET seq = ?, hash = ?, entries = entries + ?",
-                (self._seq, self._hash, len(self._rows)),
+                "UPDATE ledger SET seq = ?, hash = ?, entries = entries + ?", (self._seq, self._hash, len(self._rows))
             )
             for table, rows in sum_rows(self._batch):
                 many(_ADD[table], rows)
@@ -594,41 +400,3 @@ class _Folding:
         )
         many("UPDATE holds SET expires_at = ? WHERE hold_id = ?", [(end, hold) for hold, end in batch.extended.items()])
         many("DELETE FROM holds WHERE hold_id = ?", [(hold,) for hold in batch.freed])
-
-
-#: Table of sums -> how many of its columns are the key.
-SUM_TABLES = {"sums": 3, "rare_sums": 4, "meter_sums": 4}
-_ADD = {"sums": _ADD_SUMS, "rare_sums": _ADD_RARE, "meter_sums": _ADD_METERS}
-
-
-def sum_rows(batch: Batch) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """What a batch gathered as rows of the tables of sums: of hours, days and months."""
-    sums: dict[tuple[int, int, int], list[int]] = {}
-    for (hour, account), amounts in batch.sums.items():
-        for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
-            _add(sums, (level, slot, account), amounts)
-    yield (
-        "sums",
-        [(*key, *amounts[:-3], *itertools.chain(*map(split, amounts[-3:]))) for key, amounts in sums.items()],
-    )
-    rare: dict[tuple[int, int, int, str], list[int]] = {}
-    for (hour, account, meter), nano in batch.rare.items():
-        for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
-            _add(rare, (level, slot, account, meter), [nano])
-    yield "rare_sums", [(*key, *divmod(nano[0], NANO)) for key, nano in rare.items()]
-    meters: dict[tuple[int, int, int, str], list[int]] = {}
-    for (day, account, meter), amounts in batch.meters.items():
-        for level, slot in ((1, day), (2, month_of(day))):
-            _add(meters, (level, slot, account, meter), amounts)
-    yield (
-        "meter_sums",
-        [
-            (*key, *amounts[:4], *divmod(amounts[4], NANO), *itertools.chain(*map(split, amounts[5:])))
-            for key, amounts in meters.items()
-        ],
-    )
-
-
-def _add(totals: dict[Any, list[int]], key: object, amounts: Sequence[int]) -> None:
-    total = totals.get(key)
-    totals[key] = list(amounts) if total is None else [x + y for x, y in zip(total, amounts, strict=True)]

@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.file_locks import CAN_SHARE
-from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, new_id, utcnow
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
+from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
     Aggregate,
     Counter,
@@ -36,14 +37,13 @@ from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal, Posted
 from tokenmeter.stores.live import NEVER, Slot
-from tokenmeter.stores.record import FORMAT, decode_hold, encode_entry
+from tokenmeter.stores.reading import Reader, document_of, document_record
+from tokenmeter.stores.record import decode_hold, encode_entry
 from tokenmeter.stores.selection import check_boundaries
-from tokenmeter.stores.sqlite.audit import audit
 from tokenmeter.stores.sqlite.book import SQLiteBook
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
-from tokenmeter.stores.sqlite.reading import Reader, document_of
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
-from tokenmeter.stores.sqlite.summing import summed
+from tokenmeter.stores.summing import summed
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
@@ -81,7 +81,7 @@ class SQLiteStore:
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
-        self._reader = Reader(self._book.database)
+        self._reader = Reader(self._book)
         weakref.finalize(self, self._book.database.close)
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
@@ -331,7 +331,9 @@ class SQLiteStore:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
         instants = check_boundaries(boundaries)
         self._fold()
-        return self._book.database.read(partial(summed, instants=instants, by=by, which=which or EntryFilter()))
+        return self._book.read(
+            partial(summed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+        )
 
     # -- documents
 
@@ -483,19 +485,7 @@ def _file(connection: Connection, *, draft: NewDocument) -> Filing:
     if draft.series is not None:
         (last,) = run("SELECT max(number) FROM documents WHERE series = ?", (draft.series,)).fetchone()
         number = (last or 0) + 1
-    values: dict[str, Any] = {
-        "format": FORMAT,
-        "record": "document",
-        "id": new_id(),
-        "kind": draft.kind,
-        "key": draft.key,
-        "series": draft.series,
-        "number": number,
-        "recorded_at": to_microseconds(utcnow()),
-        "anchor": before.hex(),
-        "body": draft.body,
-    }
-    record = to_json({name: value for name, value in values.items() if value is not None})
+    record = document_record(draft, number, before.hex())
     after = advance(before, record)
     row = (seq + 1, position + 1, draft.kind, draft.key, draft.series, number, record.decode(), after)
     run("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)

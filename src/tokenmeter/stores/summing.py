@@ -1,4 +1,4 @@
-"""Report groups of an SQLite ledger: from the kept sums where they can answer, else from entries."""
+"""Report groups of a ledger: from the kept sums where they can answer, else from entries."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.base import Aggregate, EntryFilter
+from tokenmeter.stores.engine import Engine, Rows
 from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
 from tokenmeter.stores.selection import SHARED, account_conditions, check_dimensions, conditions
 from tokenmeter.stores.slots import Term, slots, terms
 from tokenmeter.stores.values import MICRO, compact_json
 from tokenmeter.usage import Quantity
-
-if TYPE_CHECKING:
-    from sqlite3 import Connection
 
 __all__ = ["summed"]
 
@@ -28,7 +26,6 @@ _MARKS = ("unpriced", "estimated", "reasoning")
 _PLAIN = ", ".join(f"sum({name})" for name in ("n", *_MARKS, *TYPED, *_COSTS))
 _OF_ENTRIES = ", ".join(("count(*)", *(f"sum({name})" for name in (*_MARKS, *TYPED, *_COSTS))))
 _BY_METER = ", ".join(f"sum({name})" for name in ("n", *_MARKS, "quantity", "nano", *_COSTS))
-_SLOTS = "SELECT " + ", ".join(f"json_extract(value, '$[{place}]')" for place in range(3)) + " FROM json_each(?)"  # noqa: S608 - numbers of our own
 
 Group = tuple[str | None, ...]
 
@@ -73,14 +70,16 @@ def _quantity(nano: int) -> Quantity:
     return whole if not rest else Decimal(nano).scaleb(-9, context=EXACT)
 
 
-def summed(connection: Connection, instants: Sequence[int], by: Sequence[str], which: EntryFilter) -> list[Aggregate]:
+def summed(
+    connection: Rows, engine: Engine, instants: Sequence[int], by: Sequence[str], which: EntryFilter
+) -> list[Aggregate]:
     """The groups of each bucket between `instants`.
 
     Raises:
         ConfigurationError: an unknown dimension.
     """
     check_dimensions([*by, *which.where])
-    return _Summing(connection, by, which.where).run(instants)
+    return _Summing(connection, engine, by, which.where).run(instants)
 
 
 class _Summing:
@@ -90,8 +89,12 @@ class _Summing:
     one of them is asked for; and entries, where no sum is kept (end users, tags, ends that lie on no slot).
     """
 
-    def __init__(self, connection: Connection, by: Sequence[str], where: Mapping[str, frozenset[str | None]]) -> None:
-        self._connection, self._by, self._where = connection, tuple(by), where
+    def __init__(
+        self, connection: Rows, engine: Engine, by: Sequence[str], where: Mapping[str, frozenset[str | None]]
+    ) -> None:
+        self._connection, self._engine = connection, engine
+        self._by, self._where = tuple(by), where
+        self._cell = ""
         self._meters = where.get("sku_meter")
         self._split = "sku_meter" in by
         self._fine = any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
@@ -126,7 +129,7 @@ class _Summing:
         wanted, values = account_conditions(self._where)
         rows = self._connection.execute(
             f"SELECT id, kind = 'usage', status != 'ok', {', '.join(shared) or 'NULL'} FROM contexts "  # noqa: S608 - names of our own
-            f"WHERE {' AND '.join(wanted) or 1}",
+            f"WHERE {' AND '.join(wanted) or '1 = 1'}",
             values,
         )
         numbers: dict[_Cell, int] = {}
@@ -134,7 +137,7 @@ class _Summing:
             cell = _Cell(tuple(group[: len(self._by)]), bool(counted), bool(failed))
             self._cell_of[account] = numbers.setdefault(cell, len(numbers))
         self._cells = list(numbers)
-        self._connection.create_function("cell", 1, self._cell_of.get, deterministic=True)
+        self._cell = self._engine.cells(self._connection, self._cell_of)
 
     # -- kept sums
 
@@ -143,8 +146,9 @@ class _Summing:
         table, amounts = ("meter_sums", _BY_METER) if self._by_meter else ("sums", _PLAIN)
         meter = "sku_meter" if self._by_meter else "NULL"
         rows = self._connection.execute(
-            f"WITH slot (place, level, slot) AS ({_SLOTS}) SELECT place * ? + cell(account) AS spot, {meter} AS meter, "  # noqa: S608 - names of our own
-            f"{amounts} FROM slot CROSS JOIN {table} USING (level, slot) GROUP BY spot, meter",
+            f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
+            f"SELECT place * ? + {self._cell} AS spot, {meter} AS meter, {amounts} "
+            f"FROM slot {self._engine.join} {table} USING (level, slot) GROUP BY spot, meter",
             (listed, count),
         )
         for spot, name, *sums in rows:
@@ -153,8 +157,9 @@ class _Summing:
         if self._by_meter:
             return
         rows = self._connection.execute(
-            f"WITH slot (place, level, slot) AS ({_SLOTS}) SELECT place * ? + cell(account) AS spot, sku_meter, "  # noqa: S608 - names of our own
-            "sum(quantity), sum(nano) FROM slot CROSS JOIN rare_sums USING (level, slot) GROUP BY spot, sku_meter",
+            f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
+            f"SELECT place * ? + {self._cell} AS spot, sku_meter, sum(quantity), sum(nano) "
+            f"FROM slot {self._engine.join} rare_sums USING (level, slot) GROUP BY spot, sku_meter",
             (listed, count),
         )
         for spot, name, whole, nano in rows:
@@ -212,14 +217,14 @@ class _Summing:
             self._add_measured(bucket, term.sign, clause, values, fine)
             return
         rows = self._connection.execute(
-            f"SELECT cell(account) AS spot, {fine}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
+            f"SELECT {self._cell} AS spot, {fine}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
             values,
         ).fetchall()
         for spot, end_user, tags, *sums in rows:
             if spot is not None and sums[0]:
                 self._add(bucket, self._cells[int(spot)], None, sums, self._group(spot, end_user, tags))
         rows = self._connection.execute(
-            f"SELECT cell(account), {fine}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
+            f"SELECT {self._cell}, {fine}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
             values,
         ).fetchall()
         for spot, end_user, tags, more in rows:
@@ -231,7 +236,7 @@ class _Summing:
     def _add_measured(self, bucket: int, sign: int, clause: str, values: Iterable[Any], fine: str) -> None:
         """Entries meter by meter; where meters are not told apart, each counts once, at the first that is asked for."""
         rows = self._connection.execute(
-            f"SELECT cell(account), account, {fine}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
+            f"SELECT {self._cell}, account, {fine}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
             tuple(values),
         )
         for spot, account, end_user, tags, body in rows.fetchall():

@@ -1,27 +1,23 @@
-"""Entries and documents read back from an SQLite ledger."""
+"""Entries and documents read back from a ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.stores.base import EntryFilter
-from tokenmeter.stores.documents import Document, Request
-from tokenmeter.stores.fold import identity_column
-from tokenmeter.stores.record import Account, Rate, decode_entry
+from tokenmeter.stores.documents import Document, NewDocument, Request
+from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.record import FORMAT, Account, Rate, decode_entry
 from tokenmeter.stores.selection import check_dimensions, conditions, matches
-from tokenmeter.stores.sqlite.database import Database
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
-if TYPE_CHECKING:
-    from sqlite3 import Connection
-
-__all__ = ["UNREADABLE", "Reader"]
+__all__ = ["UNREADABLE", "Reader", "document_of", "document_record"]
 
 _PAGE = 500
 _FIELDS = ", ".join(Account._fields)
@@ -34,10 +30,10 @@ class Reader:
     """Reads entries; what they share is looked up once.
 
     Args:
-        database: The file.
+        database: The ledger.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Readable) -> None:
         self._database = database
         self.forget()
 
@@ -50,9 +46,9 @@ class Reader:
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""
 
-        def work(connection: Connection) -> Entry | None:
+        def work(connection: Rows) -> Entry | None:
             statement = "SELECT account, body FROM entries WHERE entry_id = ?"
-            row = connection.execute(statement, (identity_column(entry_id),)).fetchone()
+            row = connection.execute(statement, (self._database.engine.identity(entry_id),)).fetchone()
             return None if row is None else self.decode(connection, *row)
 
         return self._database.read(work)
@@ -67,7 +63,7 @@ class Reader:
             after = [] if last is None else [f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)"]
             place = [] if last is None else [last[0], *last]
             statement = (
-                f"SELECT seq, account, body FROM entries WHERE {' AND '.join([*wanted, *after]) or '1'} "  # noqa: S608 - names of our own
+                f"SELECT seq, account, body FROM entries WHERE {' AND '.join([*wanted, *after]) or '1 = 1'} "  # noqa: S608 - names of our own
                 f"ORDER BY occurred_at {order}, seq {order} LIMIT {_PAGE}"
             )
             page = self._database.read(partial(self._page, statement=statement, values=[*values, *place]))
@@ -79,11 +75,11 @@ class Reader:
             seq, entry = page[-1]
             last = (to_microseconds(entry.occurred_at), seq)
 
-    def _page(self, connection: Connection, *, statement: str, values: Sequence[Any]) -> list[tuple[int, Entry]]:
+    def _page(self, connection: Rows, *, statement: str, values: Sequence[Any]) -> list[tuple[int, Entry]]:
         rows = connection.execute(statement, values).fetchall()
         return [(seq, self.decode(connection, account, body)) for seq, account, body in rows]
 
-    def decode(self, connection: Connection, account: int, body: str) -> Entry:
+    def decode(self, connection: Rows, account: int, body: str) -> Entry:
         """The entry of a row.
 
         Raises:
@@ -105,7 +101,7 @@ class Reader:
                 "`tokenmeter verify` names every such entry; compare with a backup."
             ) from error
 
-    def call(self, connection: Connection, record: Any) -> Entry:
+    def call(self, connection: Rows, record: Any) -> Entry:
         """The entry that a hold's record would become."""
         row = connection.execute(
             "SELECT id FROM accounts WHERE digest = ?", (bytes.fromhex(record["account"]),)
@@ -116,7 +112,7 @@ class Reader:
             record, self._account(connection, row[0]), partial(self._rate, connection), partial(self._name, connection)
         )
 
-    def _account(self, connection: Connection, number: int) -> Account:
+    def _account(self, connection: Rows, number: int) -> Account:
         known = self._accounts.get(number)
         if known is None:
             row = connection.execute(f"SELECT {_FIELDS} FROM contexts WHERE id = ?", (number,)).fetchone()  # noqa: S608 - names of our own
@@ -125,7 +121,7 @@ class Reader:
             known = _keep(self._accounts, number, Account(*row))
         return known
 
-    def _rate(self, connection: Connection, digest: str) -> Rate:
+    def _rate(self, connection: Rows, digest: str) -> Rate:
         known = self._rates.get(digest)
         if known is None:
             row = connection.execute("SELECT body FROM rates WHERE digest = ?", (bytes.fromhex(digest),)).fetchone()
@@ -139,7 +135,7 @@ class Reader:
             known = _keep(self._rates, digest, rate)
         return known
 
-    def _name(self, connection: Connection, digest: str) -> str:
+    def _name(self, connection: Rows, digest: str) -> str:
         known = self._names.get(digest)
         if known is None:
             row = connection.execute("SELECT value FROM names WHERE digest = ?", (bytes.fromhex(digest),)).fetchone()
@@ -173,8 +169,9 @@ class Reader:
             last = page[-1][0]
 
 
-def _rows(connection: Connection, *, statement: str, values: Sequence[Any]) -> list[Any]:
-    return connection.execute(statement, values).fetchall()
+def _rows(connection: Rows, *, statement: str, values: Sequence[Any]) -> list[Any]:
+    found: list[Any] = connection.execute(statement, values).fetchall()
+    return found
 
 
 def document_of(position: int, body: str, digest: bytes) -> Document:
@@ -192,6 +189,29 @@ def document_of(position: int, body: str, digest: bytes) -> Document:
         body=values["body"],
         hash=digest.hex(),
     )
+
+
+def document_record(draft: NewDocument, number: int | None, anchor: str) -> bytes:
+    """The record of a document that is filed now.
+
+    Args:
+        draft: What is filed.
+        number: Its number in its series.
+        anchor: Hash of the record before it (hex).
+    """
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "record": "document",
+        "id": new_id(),
+        "kind": draft.kind,
+        "key": draft.key,
+        "series": draft.series,
+        "number": number,
+        "recorded_at": to_microseconds(utcnow()),
+        "anchor": anchor,
+        "body": draft.body,
+    }
+    return to_json({name: value for name, value in values.items() if value is not None})
 
 
 def _keep(known: dict[Any, Any], key: object, value: Any) -> Any:

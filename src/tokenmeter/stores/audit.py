@@ -1,51 +1,49 @@
-"""Checking an SQLite ledger: the chain of all records, their columns, what they share, the kept sums, the triggers."""
+"""Checking a ledger: the chain of all records, their columns, what they share, the kept sums, the triggers."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic_core import from_json
 
 from tokenmeter.stores.base import Fault, Verification
+from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, advance, entry_row, measured, month_of
+from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
 from tokenmeter.stores.slots import DAY, Level
-from tokenmeter.stores.sqlite.book import ENTRY_COLUMNS, SUM_TABLES, SQLiteBook, sum_rows
-from tokenmeter.stores.sqlite.reading import UNREADABLE
 from tokenmeter.stores.values import MICRO, from_microseconds
-
-if TYPE_CHECKING:
-    from sqlite3 import Connection
 
 __all__ = ["audit"]
 
 _PAGE = 2000
 _NAMES = ", ".join(ENTRY_COLUMNS)
 _FIELDS = Account._fields
+_DOCUMENT = "seq, position, kind, key, series, number, body, hash"
 _TRIGGERS = {
     f"{table}_{what}" for table in ("entries", "documents", "accounts", "rates") for what in ("stay", "stay_unchanged")
 }
 
 
 def audit(
-    book: SQLiteBook,
+    ledger: Readable,
     *,
     head: str | None = None,
     since: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Verification:
-    """Everything that can be checked from the file alone. Reads in short transactions; writers go on meanwhile.
+    """Everything that can be checked from the ledger alone. Reads in short transactions; writers go on meanwhile.
 
     See `tokenmeter.stores.base.Store.verify`.
     """
-    read = book.database.read
-    faults = read(_rows_shared)
-    walk = _Walk(head)
+    read = ledger.read
+    faults = read(partial(_rows_shared, engine=ledger.engine))
+    walk = _Walk(ledger.engine.identity, head)
     if since is not None and not read(partial(walk.begin_after, head=since)):
         faults.append(Fault("head", since, "Nothing in the chain has this hash; all of it was looked at."))
     while walk.more:
@@ -63,7 +61,7 @@ def audit(
     return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
 
 
-def _rows_shared(connection: Connection) -> list[Fault]:
+def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     run = connection.execute
     found: list[Fault] = []
     for number, digest, body, *columns in run(f"SELECT id, digest, body, {', '.join(_FIELDS)} FROM accounts"):  # noqa: S608 - names of our own
@@ -72,14 +70,14 @@ def _rows_shared(connection: Connection) -> list[Fault]:
     for number, digest, body, meter in run("SELECT id, digest, body, sku_meter FROM rates"):
         if body is not None and not _is_definition(connection, digest, body, {"sku_meter": meter}):
             found.append(Fault("edited", f"rates {number}", "A row that entries share was changed."))
-    for number, digest, salt, kind, value in run("SELECT * FROM names WHERE value IS NOT NULL"):
+    for number, digest, salt, kind, value in run(
+        "SELECT id, digest, salt, kind, value FROM names WHERE value IS NOT NULL"
+    ):
         if salt is None or name_digest(kind, salt.hex(), value) != digest.hex():
             found.append(Fault("edited", f"names {number}", "A name was changed."))
-    (kept,) = run("SELECT secret_digest FROM ledger").fetchone()
-    secret = run("SELECT value FROM secret").fetchone()
-    if secret is None or hashlib.sha256(secret[0]).digest() != kept:
+    if not engine.keeps_secret(connection):
         found.append(Fault("secret", "secret", "The secret was replaced: API keys have other fingerprints since."))
-    there = {name for (name,) in run("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+    there = {name for (name,) in run(engine.triggers)}
     found += [
         Fault("trigger", name, "A trigger that keeps records from being changed is gone; somebody removed it.")
         for name in sorted(_TRIGGERS - there)
@@ -87,7 +85,7 @@ def _rows_shared(connection: Connection) -> list[Fault]:
     return found
 
 
-def _is_definition(connection: Connection, digest: bytes, body: str, columns: dict[str, Any]) -> bool:
+def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str, Any]) -> bool:
     if digest_of(body.encode()) != digest.hex():
         return False
     values = from_json(body)
@@ -104,7 +102,8 @@ def _is_definition(connection: Connection, digest: bytes, body: str, columns: di
 class _Walk:
     """Along the chain, page by page. A link is checked against the hash stored before it: one edit, one fault."""
 
-    def __init__(self, head: str | None) -> None:
+    def __init__(self, identity: Callable[[str], bytes | str], head: str | None) -> None:
+        self._identity = identity
         self.faults: list[Fault] = []
         self.entries = 0
         self.more = True
@@ -119,7 +118,7 @@ class _Walk:
         self._numbers: dict[str, int] = {}
         self._shared = _Shared()
 
-    def begin_after(self, connection: Connection, *, head: str) -> bool:
+    def begin_after(self, connection: Rows, *, head: str) -> bool:
         """Leave out what lies before the record with this hash; False when there is none."""
         run = connection.execute
         try:
@@ -140,7 +139,7 @@ class _Walk:
                 return True
         return False
 
-    def page(self, connection: Connection) -> None:
+    def page(self, connection: Rows) -> None:
         run = connection.execute
         if not self._begun:
             self._begun = True
@@ -150,7 +149,8 @@ class _Walk:
             seq: ("entry", columns)
             for seq, *columns in run(f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?", (self.after, last))  # noqa: S608 - names of our own
         }
-        for seq, *columns in run("SELECT * FROM documents WHERE seq > ? AND seq <= ?", (self.after, last)):
+        documents = f"SELECT {_DOCUMENT} FROM documents WHERE seq > ? AND seq <= ?"  # noqa: S608 - names of our own
+        for seq, *columns in run(documents, (self.after, last)):
             rows[seq] = ("document", columns)
         gap: int | None = None
         for seq in range(self.after + 1, last + 1):
@@ -182,7 +182,7 @@ class _Walk:
             self.after_head = 0
         return before is None or advance(before, body.encode()) == stored
 
-    def _entry(self, connection: Connection, seq: int, columns: list[Any]) -> None:
+    def _entry(self, connection: Rows, seq: int, columns: list[Any]) -> None:
         self.entries += 1
         *row, body, stored = columns
         sound = self._link(body, stored)
@@ -193,7 +193,7 @@ class _Walk:
             derived = entry_row(record, account, found)
             end_user, tags = row[3], row[4]
             said = (
-                derived.entry_id,
+                self._identity(record["id"]),
                 derived.occurred_at,
                 derived.account,
                 derived.end_user,
@@ -219,7 +219,7 @@ class _Walk:
         if not sound:
             self.faults.append(Fault("edited", f"entry {seq}", "The entry does not match its hash or its columns."))
 
-    def _document(self, _: Connection, seq: int, columns: list[Any]) -> None:
+    def _document(self, _: Rows, seq: int, columns: list[Any]) -> None:
         position, kind, key, series, number, body, stored = columns
         before = self._before
         where = f"{kind} {key}"
@@ -248,7 +248,7 @@ class _Walk:
                 self.faults.append(Fault("missing", where, f"Series {series!r} has a gap before {number}."))
                 self._numbers[series] = number
 
-    def end(self, connection: Connection) -> list[Fault]:
+    def end(self, connection: Rows) -> list[Fault]:
         """What can be said once all records were seen."""
         run = connection.execute
         found: list[Fault] = []
@@ -265,12 +265,12 @@ class _Walk:
         return found
 
     @staticmethod
-    def _name(connection: Connection, number: int) -> str:
+    def _name(connection: Rows, number: int) -> str:
         (digest,) = connection.execute("SELECT digest FROM names WHERE id = ?", (number,)).fetchone()
         return str(digest.hex())
 
     @staticmethod
-    def _tagset(connection: Connection, number: int) -> str:
+    def _tagset(connection: Rows, number: int) -> str:
         (body,) = connection.execute("SELECT body FROM tagsets WHERE id = ?", (number,)).fetchone()
         return str(body)
 
@@ -282,7 +282,7 @@ class _Shared:
         self._accounts: dict[str, AccountFacts] = {}
         self._rates: dict[str, str] = {}
 
-    def account(self, connection: Connection, digest: str) -> AccountFacts:
+    def account(self, connection: Rows, digest: str) -> AccountFacts:
         known = self._accounts.get(digest)
         if known is None:
             statement = "SELECT id, kind, cost_source FROM accounts WHERE digest = ?"
@@ -290,7 +290,7 @@ class _Shared:
             known = self._accounts[digest] = AccountFacts.of(*row)
         return known
 
-    def meter(self, connection: Connection, digest: str) -> str:
+    def meter(self, connection: Rows, digest: str) -> str:
         known = self._rates.get(digest)
         if known is None:
             statement = "SELECT sku_meter FROM rates WHERE digest = ?"
@@ -299,7 +299,7 @@ class _Shared:
         return known
 
 
-def _day(connection: Connection, *, since: int, shared: _Shared) -> tuple[int | None, list[Fault]]:
+def _day(connection: Rows, *, since: int, shared: _Shared) -> tuple[int | None, list[Fault]]:
     """Compare the sums of the first UTC day from `since` on that has any; then where to go on, None at the end."""
     (moment,) = connection.execute(
         "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)
@@ -325,7 +325,8 @@ def _day(connection: Connection, *, since: int, shared: _Shared) -> tuple[int | 
         width = SUM_TABLES[table]
         left = {row[:width]: _joined(table, row[width:]) for row in due if row[0] != Level.MONTH}
         kept = connection.execute(
-            f"SELECT * FROM {table} WHERE level = 0 AND slot BETWEEN ? AND ? OR level = 1 AND slot = ?",  # noqa: S608 - names of our own
+            f"SELECT {SUM_COLUMNS[table]} FROM {table} "  # noqa: S608 - names of our own
+            "WHERE level = 0 AND slot BETWEEN ? AND ? OR level = 1 AND slot = ?",
             (first * 24, first * 24 + 23, first),
         )
         wrong += sum(left.pop(row[:width], None) != _joined(table, row[width:]) for row in kept) + len(left)
@@ -333,16 +334,16 @@ def _day(connection: Connection, *, since: int, shared: _Shared) -> tuple[int | 
     return first + 1, [Fault("rollup", name, f"{wrong} sums of {name} are wrong.")] if wrong else []
 
 
-def _months(connection: Connection) -> list[Fault]:
+def _months(connection: Rows) -> list[Fault]:
     """Compare the sums of UTC months with those of their days."""
     wrong: dict[int, int] = defaultdict(int)
     for table, width in SUM_TABLES.items():
         due: dict[tuple[Any, ...], tuple[int, ...]] = {}
-        for row in connection.execute(f"SELECT * FROM {table} WHERE level = 1"):  # noqa: S608 - names of our own
+        for row in connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1"):  # noqa: S608 - names of our own
             key = (2, month_of(row[1]), *row[2:width])
             amounts = _joined(table, row[width:])
             due[key] = tuple(map(add, due[key], amounts)) if key in due else amounts
-        for row in connection.execute(f"SELECT * FROM {table} WHERE level = 2"):  # noqa: S608 - as above
+        for row in connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 2"):  # noqa: S608 - as above
             wrong[row[1]] += due.pop(row[:width], None) != _joined(table, row[width:])
         for key in due:
             wrong[key[1]] += 1

@@ -1,0 +1,444 @@
+"""The book: everything that is folded. What the engines' books have in common, and the fold."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from tokenmeter.errors import StoreBusyError, StoreError
+from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.fold import (
+    FIRST,
+    NANO,
+    TYPED,
+    AccountFacts,
+    Batch,
+    EntryRow,
+    advance,
+    entry_row,
+    measured,
+    month_of,
+    split,
+)
+from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
+from tokenmeter.stores.trouble import Trouble
+
+__all__ = [
+    "AMOUNTS",
+    "ENTRY_COLUMNS",
+    "METER_AMOUNTS",
+    "SUM_COLUMNS",
+    "SUM_TABLES",
+    "Folding",
+    "FoldingBook",
+    "RepeatedError",
+    "make_room",
+    "sum_rows",
+]
+
+#: Records to a transaction of the fold.
+_MOST = 16_384
+_MOST_KNOWN = 50_000
+
+AMOUNTS = (
+    *("unpriced", "estimated", "reasoning"),
+    *TYPED,
+    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
+)
+METER_AMOUNTS = (
+    *("n", "unpriced", "estimated", "reasoning", "quantity", "nano"),
+    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
+)
+
+
+ENTRY_COLUMNS = ("seq", "entry_id", "occurred_at", "account", "end_user", "tags", *AMOUNTS, "more", "body", "hash")
+#: Table of sums -> how many of its columns are the key.
+SUM_TABLES = {"sums": 3, "rare_sums": 4, "meter_sums": 4}
+_KEY = ("level", "slot", "account", "sku_meter")
+#: Table of sums -> its columns.
+SUM_COLUMNS = {
+    "sums": ", ".join((*_KEY[:3], "n", *AMOUNTS)),
+    "rare_sums": ", ".join((*_KEY, "quantity", "nano")),
+    "meter_sums": ", ".join((*_KEY, *METER_AMOUNTS)),
+}
+
+
+class RepeatedError(Exception):
+    """An entry of the batch is in the ledger already: it has to be looked at one by one."""
+
+
+class FoldingBook(ABC):
+    """What the books of all engines do alike.
+
+    Args:
+        path: Beside what the tail lies.
+        trouble: Tells what keeps records from being folded.
+
+    Attributes:
+        path: See there.
+        identity: Whose the segments of the tail are, 16 bytes.
+        trouble: See there.
+        recount: Called when the fold left out what live counters had counted.
+    """
+
+    def __init__(self, path: Path, trouble: Trouble) -> None:
+        self.path, self.trouble = path, trouble
+        self.identity = b""
+        self.recount: Callable[[], object] = lambda: None
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what belongs to a ledger that may be no longer there."""
+        self.forget_rows()
+        self._reached: dict[int, int] = {}
+        self._torn: dict[int, int] = {}
+
+    def forget_rows(self) -> None:
+        """Forget rows that may have been rolled back."""
+        self._accounts: dict[str, AccountFacts] = {}
+        self._meters: dict[str, str] = {}
+        self._names: dict[str, int] = {}
+        self._tagsets: dict[str, int] = {}
+
+    # -- what an engine does
+
+    engine: Engine
+
+    @abstractmethod
+    def folding(self, *, careful: bool, refuse: str | None = None) -> Folding:
+        """A transaction of the fold; see `Folding`."""
+
+    @abstractmethod
+    def write_fold(self, folding: Folding, most: int) -> int:
+        """Run it; how many records it took."""
+
+    @abstractmethod
+    def settled_for_good(self) -> bool:
+        """Whether all that is folded is on the disk."""
+
+    @abstractmethod
+    def find_account(self, connection: Any, digest: bytes) -> Sequence[Any]:
+        """Row, kind and cost source of an account; one that nobody defined yet is kept as unknown."""
+
+    @abstractmethod
+    def find_meter(self, connection: Any, digest: bytes) -> str | None:
+        """The meter of a rate; None for one that nobody defined yet."""
+
+    @abstractmethod
+    def find_row(self, connection: Any, table: str, key: bytes | str) -> int:
+        """Row of a name, by its digest, or of a set of tags, by its body. One that is not there is made."""
+
+    @abstractmethod
+    def keep_definition(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> str:
+        """Keep a definition; one that is there stays as it is. Its digest."""
+
+    # -- the fold
+
+    def waiting(self) -> int:
+        """Bytes of the tail that are not folded yet, as far as this process knows; a torn frame is none."""
+        sizes = {number: self._size(number) for number in segments(self.path)}
+        return sum(
+            max(0, size - self._reached.get(number, 0))
+            for number, size in sizes.items()
+            if self._torn.get(number) != size
+        )
+
+    def _size(self, number: int) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return segment_path(self.path, number).stat().st_size
+        return 0
+
+    def fold(self) -> int:
+        """See `tokenmeter.stores.journal.Book`.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be written; the records wait in the tail.
+        """
+        moved = 0
+        try:
+            while self.waiting():
+                before = dict(self._reached)
+                done = self._fold_some()
+                moved += done
+                if self._reached == before:
+                    self._torn = {number: self._size(number) for number in segments(self.path)}
+                    break
+                self.trouble.worked()
+        except StoreBusyError:
+            raise  # asked for in the middle of it: whoever is at it goes on
+        except StoreError as error:
+            self.trouble.failed(error)
+            raise
+        if len(self._reached) > 1:
+            self._remove_folded()
+        return moved
+
+    def _fold_some(self) -> int:
+        for most, careful in ((_MOST, False), (_MOST, True)):
+            with contextlib.suppress(RepeatedError, OverflowError):
+                return self._fold_with(self.folding(careful=careful), most)
+        try:
+            return self._fold_with(self.folding(careful=True), 1)
+        except OverflowError as error:  # one record that no sum can take
+            return self._fold_with(self.folding(careful=True, refuse=str(error)), 1)
+
+    def _fold_with(self, folding: Folding, most: int) -> int:
+        try:
+            done = self.write_fold(folding, most)
+        except BaseException:
+            self.forget()
+            raise
+        self._reached.update(folding.places)
+        if folding.left_out:
+            self.recount()
+        return done
+
+    def _remove_folded(self) -> None:
+        """Remove segments of which everything is in the ledger for good."""
+        reached = dict(self._reached)
+        done = {
+            number: reached[number]
+            for number in segments(self.path)[:-1]
+            if number in reached and not any(frames(segment_path(self.path, number), reached[number]))
+        }
+        with contextlib.suppress(StoreError, OSError):  # next time
+            if done and self.settled_for_good():
+                for number, end in done.items():
+                    if remove_segment(self.path, number, end):
+                        self._reached.pop(number, None)
+
+    # -- rows that others point at; inside a write transaction
+
+    def account(self, connection: Any, digest: str) -> AccountFacts:
+        """An account's row."""
+        known = self._accounts.get(digest)
+        if known is None:
+            found = self.find_account(connection, bytes.fromhex(digest))
+            make_room(self._accounts)
+            known = self._accounts[digest] = AccountFacts.of(*found)
+        return known
+
+    def meter(self, connection: Any, digest: str) -> str:
+        """The meter of a rate."""
+        known = self._meters.get(digest)
+        if known is None:
+            found = self.find_meter(connection, bytes.fromhex(digest))
+            make_room(self._meters)
+            known = self._meters[digest] = found or "unknown"
+        return known
+
+    def name(self, connection: Any, digest: str) -> int:
+        """A name's row; one that nobody defined yet is kept without its text."""
+        known = self._names.get(digest)
+        if known is None:
+            found = self.find_row(connection, "names", bytes.fromhex(digest))
+            make_room(self._names)
+            known = self._names[digest] = found
+        return known
+
+    def tagset(self, connection: Any, body: str) -> int:
+        """The row of a set of tags."""
+        known = self._tagsets.get(body)
+        if known is None:
+            found = self.find_row(connection, "tagsets", body)
+            make_room(self._tagsets)
+            known = self._tagsets[body] = found
+        return known
+
+    def define(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
+        """Keep a definition."""
+        digest = self.keep_definition(connection, kind, record, values)
+        self._meters.pop(digest, None)
+        self._accounts.pop(digest, None)
+
+
+def make_room(known: dict[str, Any]) -> None:
+    """Start a memory anew that has grown large."""
+    if len(known) >= _MOST_KNOWN:
+        known.clear()
+
+
+class Folding(ABC):
+    """One transaction of the fold.
+
+    Args:
+        book: Whose.
+        careful: Whether every entry is looked up before it is added: one of them may be there already.
+        refuse: Why the record that comes first is put aside.
+
+    Attributes:
+        places: Segment -> how far it is folded when this is committed.
+        left_out: Whether an entry that was there already would have moved counters.
+    """
+
+    def __init__(self, book: FoldingBook, *, careful: bool, refuse: str | None = None) -> None:
+        self.places: dict[int, int] = {}
+        self.left_out = False
+        self._book, self._careful, self._refuse = book, careful, refuse
+        self._batch = Batch()
+        self._rows: list[tuple[Any, ...]] = []
+        self._ids: set[str] = set()
+        self._dedup: dict[str, int] = {}
+        self._seq, self._hash = 0, FIRST
+
+    # -- what an engine does
+
+    @abstractmethod
+    def begin(self, connection: Any) -> tuple[int, bytes, dict[int, int]]:
+        """Number and hash of the last record, and the places that are reached."""
+
+    @abstractmethod
+    def has_bill(self, connection: Any, key: str) -> bool:
+        """Whether a dedup key is in the ledger."""
+
+    @abstractmethod
+    def has_entry(self, connection: Any, entry_id: str) -> bool:
+        """Whether an entry is in the ledger."""
+
+    @abstractmethod
+    def put_aside(self, connection: Any, place: tuple[int, int], reason: str, record: bytes, effects: bytes) -> None:
+        """Keep a record that cannot be read."""
+
+    @abstractmethod
+    def end(self, connection: Any, known: Mapping[int, int]) -> None:
+        """Write what was gathered; `known` are the places before."""
+
+    def wanted(self, connection: Any, effects: Mapping[str, Any]) -> bool:  # noqa: ARG002 - an engine may say more
+        """Whether a record that comes with these effects is still to be taken."""
+        return True
+
+    # -- records
+
+    def run(self, connection: Any, most: int) -> int:
+        """Fold up to `most` records; how many. It may be run again when the transaction failed."""
+        self.start(connection)
+        known = dict(self.places)
+        done = 0
+        for number, end, record, effects in itertools.islice(self._frames(), most):
+            self._take(connection, number, end, record, effects)
+            self.places[number] = end
+            done += 1
+        if done or known != self.places:
+            self.end(connection, known)
+        return done
+
+    def start(self, connection: Any) -> None:
+        """See where the chain stands."""
+        self.left_out = False
+        self._batch, self._rows, self._ids, self._dedup = Batch(), [], set(), {}
+        self._seq, self._hash, self.places = self.begin(connection)
+
+    def _frames(self) -> Iterator[tuple[int, int, bytes, bytes]]:
+        path, numbers = self._book.path, segments(self._book.path)
+        for gone in self.places.keys() - {*numbers, max(self.places, default=0)}:
+            del self.places[gone]
+        for number in numbers:
+            segment = segment_path(path, number)
+            if owner_of(segment) not in {self._book.identity, None}:
+                self.places[number] = segment.stat().st_size  # another ledger's: see `health`
+                continue
+            for end, record, effects in frames(segment, self.places.get(number, 0)):
+                yield number, end, record, effects
+
+    def _take(self, connection: Any, number: int, end: int, record: bytes, effects: bytes) -> None:
+        try:
+            if self._refuse is not None:
+                raise ValueError(self._refuse)  # noqa: TRY301 - refused as any other
+            self.take(connection, record, effects)
+        except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            self.put_aside(connection, (number, end), str(error), record, effects)
+
+    def take(self, connection: Any, record: bytes, effects: bytes) -> None:
+        """Take in one record."""
+        values: dict[str, Any] = from_json(record) if record else {}
+        done: Mapping[str, Any] = from_json(effects) if effects else {}
+        kind = values.get("record")
+        added = kind != "entry" or (self.wanted(connection, done) and self._add(connection, record, values))
+        if kind in {"account", "rate", "name"}:
+            self._book.define(connection, kind, record, values)
+        if done:
+            self.affect(done, record, values, counted=added)
+            self.left_out |= not added and "post" in done
+
+    def affect(self, effects: Mapping[str, Any], record: bytes, values: Mapping[str, Any], *, counted: bool) -> None:  # noqa: ARG002 - an engine may look at the record
+        """Gather what a frame does to counters and holds."""
+        self._batch.affect(effects, record, counted=counted)
+
+    def _add(self, connection: Any, record: bytes, values: Mapping[str, Any]) -> bool:
+        book = self._book
+        account = book.account(connection, values["account"])
+        found = measured(values, account, lambda digest: book.meter(connection, digest))
+        row: EntryRow = entry_row(values, account, found)
+        key: str | None = values.get("dedup_key")
+        if self._is_there(connection, values["id"], key):
+            return False
+        end_user = None if row.end_user is None else book.name(connection, row.end_user)
+        tags = None if row.tags is None else book.tagset(connection, row.tags)
+        named: Mapping[str, str] = values.get("tags") or {}
+        for digest in named.values():
+            book.name(connection, digest)
+        self._batch.count(row, found)
+        self._seq += 1
+        self._hash = advance(self._hash, record)
+        self._ids.add(values["id"])
+        if key is not None:
+            self._dedup[key] = self._seq
+        self._rows.append(
+            (
+                self._seq,
+                book.engine.identity(values["id"]),
+                row.occurred_at,
+                row.account,
+                end_user,
+                tags,
+                *row.amounts,
+                row.more,
+                record.decode(),
+                self._hash,
+            )
+        )
+        return True
+
+    def _is_there(self, connection: Any, entry_id: str, key: str | None) -> bool:
+        if entry_id in self._ids or (key is not None and (key in self._dedup or self.has_bill(connection, key))):
+            return True
+        return self._careful and self.has_entry(connection, entry_id)
+
+
+def sum_rows(batch: Batch) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """What a batch gathered as rows of the tables of sums: of hours, days and months."""
+    sums: dict[tuple[int, int, int], list[int]] = {}
+    for (hour, account), amounts in batch.sums.items():
+        for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
+            _add(sums, (level, slot, account), amounts)
+    yield (
+        "sums",
+        [(*key, *amounts[:-3], *itertools.chain(*map(split, amounts[-3:]))) for key, amounts in sums.items()],
+    )
+    rare: dict[tuple[int, int, int, str], list[int]] = {}
+    for (hour, account, meter), nano in batch.rare.items():
+        for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
+            _add(rare, (level, slot, account, meter), [nano])
+    yield "rare_sums", [(*key, *divmod(nano[0], NANO)) for key, nano in rare.items()]
+    meters: dict[tuple[int, int, int, str], list[int]] = {}
+    for (day, account, meter), amounts in batch.meters.items():
+        for level, slot in ((1, day), (2, month_of(day))):
+            _add(meters, (level, slot, account, meter), amounts)
+    yield (
+        "meter_sums",
+        [
+            (*key, *amounts[:4], *divmod(amounts[4], NANO), *itertools.chain(*map(split, amounts[5:])))
+            for key, amounts in meters.items()
+        ],
+    )
+
+
+def _add(totals: dict[Any, list[int]], key: object, amounts: Sequence[int]) -> None:
+    total = totals.get(key)
+    totals[key] = list(amounts) if total is None else [x + y for x, y in zip(total, amounts, strict=True)]

@@ -1,0 +1,392 @@
+"""The book on a server, and the fold that sends this host's tail to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+from pydantic_core import to_json
+
+from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailableError
+from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
+from tokenmeter.stores.fold import Batch
+from tokenmeter.stores.journal import Standing
+from tokenmeter.stores.postgres.failures import explain, is_refusal, reason_of
+from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.stores.postgres.rows import ENGINE, ServerRows
+from tokenmeter.stores.record import digest_of
+from tokenmeter.stores.tail import segment_path, segments
+from tokenmeter.stores.trouble import Trouble
+
+__all__ = ["NeedsServerError", "PostgresBook", "json_text"]
+
+T = TypeVar("T")
+
+_MOST_TOLD = 50_000
+_COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()}
+
+
+class NeedsServerError(Exception):
+    """The server would have to be asked, and the caller must not wait."""
+
+
+class PostgresBook(FoldingBook):
+    """The ledger on a server as `tokenmeter.stores.journal.Book`. Safe for threads and processes.
+
+    The live counters of its journal are not used: the server counts.
+
+    Args:
+        pool: Connections to the server.
+        path: Beside what this host's tail lies.
+        identity: This host's, 16 bytes: by it the server knows how far the tail is folded.
+
+    Attributes:
+        settled: Where counters stand, as this process last heard, its own postings added.
+        told: Thresholds that were crossed, as far as this process knows.
+        late: Crossings that are to be reported.
+    """
+
+    engine = ENGINE
+
+    def __init__(self, pool: Pool, path: Path, identity: bytes) -> None:
+        super().__init__(
+            path, Trouble("send entries to the PostgreSQL ledger", "Nothing is lost: they wait in the spool.")
+        )
+        self.pool, self.identity = pool, identity
+        self.settled: dict[CounterKey, int] = {}
+        self.told: set[tuple[CounterKey, int]] = set()
+        self.late: list[ThresholdCrossing] = []
+        self._local = threading.local()
+        self.after_fork_in_child()
+
+    def after_fork_in_child(self) -> None:
+        """Share no lock with the parent."""
+        self._mutex = threading.RLock()
+        self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
+        self.forget_rows()
+
+    def forget(self) -> None:
+        """Forget rows. How far the tail is folded holds on: the server keeps it."""
+        self.forget_rows()
+        if not hasattr(self, "_reached"):
+            super().forget()
+
+    # -- for the journal
+
+    def file(self) -> tuple[int, int]:
+        """See `tokenmeter.stores.journal.Book`."""
+        status = self.path.stat()
+        return status.st_dev, status.st_ino
+
+    def stand(self, work: Callable[[Standing], T]) -> T:
+        """See `tokenmeter.stores.journal.Book`: nothing is counted here."""
+        return work(
+            _Nothing({number: segment_path(self.path, number).stat().st_size for number in segments(self.path)})
+        )
+
+    def find_name(self, kind: str, value: str) -> str | None:
+        """See `tokenmeter.stores.journal.Book`."""
+        if getattr(self._local, "inline", False):
+            raise NeedsServerError
+        found = self.fetch("SELECT find_name(?, ?)", (kind, value))[0][0]
+        return None if found is None else bytes(found).hex()
+
+    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
+        """See `tokenmeter.stores.journal.Book`."""
+        return bool(
+            self.fetch(
+                "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) "
+                "OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)",
+                (entry_id, dedup_key),
+            )
+        )
+
+    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
+        """See `tokenmeter.stores.journal.Book`."""
+        rows = self.fetch(
+            "SELECT entry_id FROM entries WHERE entry_id = ANY (?) UNION ALL SELECT key FROM dedup WHERE key = ANY (?)",
+            (list(entry_ids), [key for key in dedup_keys if key is not None]),
+        )
+        return {row[0] for row in rows}
+
+    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
+        """See `tokenmeter.stores.journal.Book`."""
+        rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def inline(self, work: Callable[[], T]) -> T:
+        """Run `work` without asking the server for a name.
+
+        Raises:
+            NeedsServerError: one has to be asked for.
+        """
+        self._local.inline = True
+        try:
+            return work()
+        finally:
+            self._local.inline = False
+
+    # -- the server
+
+    def read(self, work: Callable[[ServerRows], T]) -> T:
+        """Run `work` in one read transaction that may take its time."""
+        with _settings_as_outage(), self.pool.lend(snapshot=True) as connection:
+            return work(ServerRows(connection))
+
+    def run(self, work: Callable[[ServerRows], T], *, scope: str | None = None) -> T:
+        """Run `work` on one of the pool's connections; see `Pool.run`.
+
+        Raises:
+            StoreUnavailableError: the server cannot be used, or refuses.
+        """
+        try:
+            with _settings_as_outage():
+                return self.pool.run(lambda connection, _: work(ServerRows(connection)), scope=scope)
+        except psycopg.Error as error:
+            raise explain(error, self.pool.address) from error
+
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Rows of one statement."""
+        return self.run(lambda rows: rows.execute(statement, values).fetchall())
+
+    # -- the fold
+
+    def fold(self) -> int:
+        """See `FoldingBook`. One thread folds; those that wait for it find their records folded."""
+        if self._owned():
+            raise StoreBusyError("The ledger is being written to further up in this thread.")
+        with self._mutex:
+            return super().fold()
+
+    def reached(self, segment: int) -> int:
+        """How far a segment is folded, as far as this process knows."""
+        return self._reached.get(segment, 0)
+
+    def folding(self, *, careful: bool, refuse: str | None = None) -> _Folding:
+        """See `FoldingBook`."""
+        return _Folding(self, careful=careful, refuse=refuse)
+
+    def write_fold(self, folding: Folding, most: int) -> int:
+        """See `FoldingBook`."""
+
+        def work(rows: ServerRows) -> int:
+            try:
+                return folding.run(rows, most)
+            except BaseException:
+                self.forget_rows()
+                raise
+
+        try:
+            done = self.run(work, scope="transaction")
+        except StoreBusyError:
+            raise
+        except Exception as error:
+            cause = error.__cause__
+            if isinstance(cause, psycopg.errors.UniqueViolation):
+                raise RepeatedError from cause
+            if isinstance(cause, psycopg.Error) and is_refusal(cause):
+                raise OverflowError(reason_of(cause)) from cause
+            raise
+        if isinstance(folding, _Folding):
+            self.settled.update(folding.reached)
+            self.told.update((one.key, one.threshold) for one in folding.seen)
+            self.late += folding.crossed
+            if len(self.told) > _MOST_TOLD:
+                self.told.clear()
+            if len(self.settled) > _MOST_TOLD:
+                self.settled.clear()
+        return done
+
+    def settled_for_good(self) -> bool:
+        """See `FoldingBook`: a commit on the server is."""
+        return True
+
+    def find_account(self, connection: ServerRows, digest: bytes) -> Sequence[Any]:
+        """See `FoldingBook`."""
+        row: Sequence[Any] = connection.execute(
+            "SELECT id, kind, cost_source FROM account_row(?)", (digest,)
+        ).fetchall()[0]
+        return row
+
+    def find_meter(self, connection: ServerRows, digest: bytes) -> str | None:
+        """See `FoldingBook`."""
+        meter: str | None = connection.execute("SELECT rate_meter(?)", (digest,)).fetchall()[0][0]
+        return meter
+
+    def find_row(self, connection: ServerRows, table: str, key: bytes | str) -> int:
+        """See `FoldingBook`."""
+        statement = "SELECT name_row(?)" if table == "names" else "SELECT tagset_row(?)"
+        number: int = connection.execute(statement, (key,)).fetchall()[0][0]
+        return number
+
+    def keep_definition(self, connection: ServerRows, kind: str, record: bytes, values: Mapping[str, Any]) -> str:
+        """See `FoldingBook`."""
+        connection.execute("SELECT define(?)", (record.decode(),))
+        return str(values["digest"]) if kind == "name" else digest_of(record)
+
+
+@contextlib.contextmanager
+def _settings_as_outage() -> Generator[None]:
+    """A password that was changed, or a certificate that has run out, while programs run: no entry is lost for it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if not isinstance(error.__cause__, psycopg.Error):
+            raise  # the reader's own
+        raise StoreUnavailableError(str(error)) from error
+
+
+class _Nothing:
+    """See `tokenmeter.stores.journal.Standing`."""
+
+    def __init__(self, places: Mapping[int, int]) -> None:
+        self.places = places
+
+    def settled(self, floor: int, also: Collection[CounterKey]) -> dict[CounterKey, int]:  # noqa: ARG002 - the protocol's
+        return {}
+
+    def holds(self) -> dict[str, Sequence[Sequence[Any]]]:
+        return {}
+
+
+class _Folding(Folding):
+    """See `Folding`.
+
+    Here the effects of a frame say more: ``needed`` (the record is taken only while that hold is open) and ``alert``
+    (the thresholds of each posting).
+
+    Attributes:
+        reached: Where the counters stand that were posted to.
+        seen: Every threshold that is behind.
+        crossed: Those that were crossed first by this batch.
+    """
+
+    def __init__(self, book: PostgresBook, *, careful: bool, refuse: str | None = None) -> None:
+        super().__init__(book, careful=careful, refuse=refuse)
+        self._told = book.told
+
+    def begin(self, connection: ServerRows) -> tuple[int, bytes, dict[int, int]]:
+        """See `Folding`. A segment that is shorter than what was folded of it (after a power cut) is read again."""
+        self._refused: list[tuple[Any, ...]] = []
+        self._needed: list[str] = []
+        self._alerts: list[tuple[CounterKey, int, Sequence[int], str, int]] = []
+        self.reached: dict[CounterKey, int] = {}
+        self.seen: list[ThresholdCrossing] = []
+        self.crossed: list[ThresholdCrossing] = []
+        head = connection.execute("SELECT begin_fold(?)", (self._book.identity,)).fetchall()[0][0]
+        self._folded: dict[int, int] = dict(head["places"])
+        path = self._book.path
+        places = {number: 0 if 0 < _size(path, number) < end else end for number, end in self._folded.items()}
+        return head["seq"], bytes.fromhex(head["hash"]), places
+
+    def has_bill(self, connection: ServerRows, key: str) -> bool:
+        """See `Folding`."""
+        return connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone() is not None
+
+    def has_entry(self, connection: ServerRows, entry_id: str) -> bool:
+        """See `Folding`."""
+        return connection.execute("SELECT 1 FROM entries WHERE entry_id = ?", (entry_id,)).fetchone() is not None
+
+    def put_aside(
+        self,
+        connection: ServerRows,  # noqa: ARG002 - told with the rest
+        place: tuple[int, int],
+        reason: str,
+        record: bytes,
+        effects: bytes,
+    ) -> None:
+        """See `Folding`."""
+        self._refused.append((*place, reason, record.hex(), effects.hex()))
+
+    def wanted(self, connection: ServerRows, effects: Mapping[str, Any]) -> bool:
+        """See `Folding`."""
+        needed = effects.get("needed")
+        if needed is None:
+            return True
+        if needed in self._batch.freed:
+            return False
+        if connection.execute("SELECT 1 FROM holds WHERE hold_id = ?", (needed,)).fetchone() is None:
+            return False
+        self._needed.append(needed)
+        return True
+
+    def affect(self, effects: Mapping[str, Any], record: bytes, values: Mapping[str, Any], *, counted: bool) -> None:
+        """See `Folding`."""
+        super().affect(effects, record, values, counted=counted)
+        if not counted:
+            return
+        alert: Sequence[Sequence[int]] = effects.get("alert", ())
+        posts: Sequence[Any] = effects.get("post", ())
+        for place, (budget, scope, start, _, amount) in enumerate(posts):
+            thresholds = alert[place] if place < len(alert) else ()
+            self._alerts.append(
+                (CounterKey(budget, scope, start), amount, thresholds, values["id"], values["recorded_at"])
+            )
+
+    def end(self, connection: ServerRows, known: Mapping[int, int]) -> None:
+        """See `Folding`."""
+        batch: Batch = self._batch
+        told: dict[str, Any] = {
+            "host": self._book.identity.hex(),
+            "seq": self._seq - len(self._rows),
+            "known": list(self._folded.items()),
+            "places": [item for item in self.places.items() if self._folded.get(item[0]) != item[1]],
+            "gone": [number for number in known if number not in self.places],
+            "rows": [dict(zip(ENTRY_COLUMNS[:-1], row[:-1], strict=True)) for row in self._rows],
+            "dedup": list(self._dedup.items()),
+            "posts": [[*_parts(key), end, amount] for key, (amount, end) in batch.posts.items()],
+            "freed": batch.freed,
+            "needed": self._needed,
+            "extended": list(batch.extended.items()),
+            "refused": self._refused,
+        }
+        for table, rows in sum_rows(batch):
+            told[table] = [dict(zip(_COLUMNS[table], row, strict=True)) for row in rows]
+        moved = connection.execute("SELECT fold(?)", (json_text(told),)).fetchall()[0][0]
+        for budget, scope, start, settled in moved:
+            self.reached[CounterKey(budget, scope, start)] = int(settled)
+        self._cross(connection)
+
+    def _cross(self, connection: ServerRows) -> None:
+        """Note the thresholds that the batch took counters across."""
+        standing = dict(self.reached)
+        for key, amount, *_ in self._alerts:
+            standing[key] -= amount
+        found: dict[tuple[CounterKey, int], tuple[int, str, int]] = {}
+        for key, amount, thresholds, entry_id, at in self._alerts:
+            standing[key] += amount
+            for threshold in thresholds:
+                if threshold <= standing[key]:
+                    found.setdefault((key, threshold), (standing[key], entry_id, at))
+        told = self._told
+        fresh = [item for item in found.items() if item[0] not in told]
+        if not fresh:
+            return
+        self.seen = [ThresholdCrossing(key, threshold, settled) for (key, threshold), (settled, *_) in fresh]
+        rows = [[*_parts(key), str(threshold), at, entry_id] for (key, threshold), (_, entry_id, at) in fresh]
+        new = connection.execute("SELECT cross_thresholds(?)", (json_text(rows),)).fetchall()
+        self.crossed = [self.seen[place] for (place,) in new]
+
+
+def _size(path: Path, number: int) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return segment_path(path, number).stat().st_size
+    return 0
+
+
+def _parts(key: CounterKey) -> tuple[str, str, int]:
+    return key.budget, key.scope, key.window_start
+
+
+def json_text(value: object) -> str:
+    """JSON; integers of any size."""
+    try:
+        return to_json(value).decode()
+    except ValueError:
+        return json.dumps(value)

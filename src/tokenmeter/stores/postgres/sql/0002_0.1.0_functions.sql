@@ -1,0 +1,377 @@
+-- Everything a writer does. The functions run with their owner's rights and check what they are given: a writer can only
+-- add to the ledger, behind the last record of its chain.
+-- Locks are taken in one order by all: the fold's, the ledger's row, holds, counters by key, crossings, sums by key.
+
+-- One fold at a time, until the transaction ends. Result: {"seq": n, "hash": hex, "entries": n, "places": [[segment, folded]]}
+CREATE FUNCTION begin_fold(of_host bytea) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock('ledger'::regclass::oid::bigint);
+    RETURN (SELECT jsonb_build_object('seq', seq, 'hash', encode(hash, 'hex'), 'entries', entries, 'places', (
+        SELECT coalesce(jsonb_agg(jsonb_build_array(segment, folded)), '[]') FROM places WHERE host = of_host
+    )) FROM ledger);
+END $$;
+
+-- The row of an account, made if nobody defined it yet.
+CREATE FUNCTION account_row(of_digest bytea, OUT id integer, OUT kind text, OUT cost_source text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM accounts WHERE digest = of_digest) THEN
+        INSERT INTO accounts (digest) VALUES (of_digest) ON CONFLICT DO NOTHING;
+    END IF;
+    SELECT a.id, a.kind, a.cost_source INTO id, kind, cost_source FROM accounts AS a WHERE digest = of_digest;
+END $$;
+CREATE FUNCTION rate_meter(of_digest bytea) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM rates WHERE digest = of_digest) THEN
+        INSERT INTO rates (digest) VALUES (of_digest) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN (SELECT sku_meter FROM rates WHERE digest = of_digest);
+END $$;
+CREATE FUNCTION name_row(of_digest bytea) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM names WHERE digest = of_digest) THEN
+        INSERT INTO names (digest, kind) VALUES (of_digest, '') ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN (SELECT id FROM names WHERE digest = of_digest);
+END $$;
+CREATE FUNCTION tagset_row(of_body text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    of_digest bytea := sha256(convert_to(of_body, 'UTF8'));
+BEGIN
+    IF NOT EXISTS (SELECT FROM tagsets WHERE digest = of_digest) THEN
+        INSERT INTO tagsets (digest, body) VALUES (of_digest, of_body) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN (SELECT id FROM tagsets WHERE digest = of_digest);
+END $$;
+CREATE FUNCTION find_name(of_kind text, of_value text) RETURNS bytea
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT digest FROM names WHERE kind = of_kind AND value = of_value ORDER BY id LIMIT 1
+$$;
+
+-- Keep a definition. What is not what its digest says is refused; one that is there stays as it is.
+CREATE FUNCTION define(definition text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    said json := definition::json;
+    of_digest bytea := substr(sha256(convert_to(definition, 'UTF8')), 1, 16);
+BEGIN
+    IF said->>'record' = 'name' THEN
+        of_digest := decode(said->>'digest', 'hex');
+        IF of_digest <> substr(sha256(convert_to(said->>'kind', 'UTF8') || '\x00'::bytea || decode(said->>'salt', 'hex')
+            || '\x00'::bytea || convert_to(said->>'value', 'UTF8')), 1, 16) THEN
+            RAISE EXCEPTION 'a name is not what its digest says' USING ERRCODE = 'data_exception';
+        END IF;
+        INSERT INTO names AS n (digest, salt, kind, value)
+        VALUES (of_digest, decode(said->>'salt', 'hex'), said->>'kind', said->>'value')
+        ON CONFLICT (digest) DO UPDATE SET salt = excluded.salt, kind = excluded.kind, value = excluded.value
+        WHERE n.kind = '';
+    ELSIF EXISTS (SELECT FROM accounts WHERE digest = of_digest AND body IS NOT NULL)
+        OR EXISTS (SELECT FROM rates WHERE digest = of_digest AND body IS NOT NULL) THEN
+        RETURN;
+    ELSIF said->>'record' = 'rate' THEN
+        INSERT INTO rates AS r (digest, body, sku_meter) VALUES (of_digest, definition, said->>'sku_meter')
+        ON CONFLICT (digest) DO UPDATE SET body = excluded.body, sku_meter = excluded.sku_meter WHERE r.body IS NULL;
+    ELSE
+        INSERT INTO accounts AS a (digest, body, kind, provider, endpoint, operation, request_model, response_model,
+            status, service_tier, cost_source, member, team, organization, project, route, api_key_fingerprint,
+            api_key_last4, api_key_alias, price_list_hash)
+        VALUES (of_digest, definition, said->>'kind', said->>'provider', said->>'endpoint', said->>'operation',
+            said->>'request_model', said->>'response_model', said->>'status', said->>'service_tier',
+            said->>'cost_source', CASE WHEN said->>'member' IS NOT NULL THEN name_row(decode(said->>'member', 'hex')) END,
+            said->>'team', said->>'organization', said->>'project', said->>'route', said->>'api_key_fingerprint',
+            said->>'api_key_last4',
+            CASE WHEN said->>'api_key_alias' IS NOT NULL THEN name_row(decode(said->>'api_key_alias', 'hex')) END,
+            said->>'price_list_hash')
+        ON CONFLICT (digest) DO UPDATE SET body = excluded.body, kind = excluded.kind, provider = excluded.provider,
+            endpoint = excluded.endpoint, operation = excluded.operation, request_model = excluded.request_model,
+            response_model = excluded.response_model, status = excluded.status, service_tier = excluded.service_tier,
+            cost_source = excluded.cost_source, member = excluded.member, team = excluded.team,
+            organization = excluded.organization, project = excluded.project, route = excluded.route,
+            api_key_fingerprint = excluded.api_key_fingerprint, api_key_last4 = excluded.api_key_last4,
+            api_key_alias = excluded.api_key_alias, price_list_hash = excluded.price_list_hash
+        WHERE a.body IS NULL;
+    END IF;
+END $$;
+
+-- The hash after a record, as a running aggregate.
+CREATE FUNCTION link(state bytea, before bytea, record text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT sha256(coalesce(state, before) || sha256(convert_to(record, 'UTF8')))
+$$;
+CREATE AGGREGATE chained(bytea, text) (sfunc = link, stype = bytea);
+
+-- Take a batch of records of one host's tail into the ledger: entries behind the last record, sums, counters, holds, and
+-- the place that is reached.
+-- Argument: {"host": hex, "seq": of the ledger, "known": [[segment, folded]], "places": [[segment, folded]],
+--   "gone": [segment], "rows": [{column: value}], "dedup": [[key, seq]], "sums": [{}], "rare_sums": [{}],
+--   "meter_sums": [{}], "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold],
+--   "extended": [[hold, until]], "refused": [[segment, place, reason, record hex, effects hex]]}
+-- Result: [[budget, scope, start, settled]] of the counters that were posted to.
+CREATE FUNCTION fold(batch json) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+DECLARE
+    of_host bytea := decode(batch->>'host', 'hex');
+    head ledger;
+    last_seq bigint;
+    last_hash bytea;
+    added bigint;
+    freed jsonb;
+    posted jsonb;
+BEGIN
+    SELECT * INTO head FROM ledger FOR UPDATE;
+    IF head.seq <> (batch->>'seq')::bigint OR EXISTS (
+        SELECT 1 FROM json_array_elements(batch->'known') AS k JOIN places AS p
+            ON p.host = of_host AND p.segment = (k->>0)::bigint
+        WHERE p.folded <> (k->>1)::bigint
+    ) OR (SELECT count(*) FROM holds WHERE hold_id IN (SELECT json_array_elements_text(batch->'needed')))
+        < json_array_length(batch->'needed') THEN
+        RAISE EXCEPTION 'another fold came first' USING ERRCODE = 'serialization_failure';
+    END IF;
+
+    WITH fresh AS (
+        SELECT * FROM json_to_recordset(batch->'rows') AS r (
+            seq bigint, entry_id text, occurred_at bigint, account integer, end_user bigint, tags bigint,
+            unpriced bigint, estimated bigint, reasoning bigint, input bigint, cache_read bigint,
+            cache_write_5m bigint, cache_write_1h bigint, output bigint, list_micro bigint, list_pico bigint,
+            contracted_micro bigint, contracted_pico bigint, billed_micro bigint, billed_pico bigint, more text, body text
+        )
+    ), put AS (
+        INSERT INTO entries (
+            seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated, reasoning, input, cache_read,
+            cache_write_5m, cache_write_1h, output, list_micro, list_pico, contracted_micro, contracted_pico,
+            billed_micro, billed_pico, more, body, hash
+        )
+        SELECT head.seq + row_number() OVER by_seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated,
+            reasoning, input, cache_read, cache_write_5m, cache_write_1h, output, list_micro, list_pico,
+            contracted_micro, contracted_pico, billed_micro, billed_pico, more, body,
+            chained(head.hash, body) OVER by_seq
+        FROM fresh WINDOW by_seq AS (ORDER BY seq)
+        RETURNING seq, hash
+    )
+    SELECT count(*), max(seq), (array_agg(hash ORDER BY seq DESC))[1] INTO added, last_seq, last_hash FROM put;
+    IF added > 0 THEN
+        UPDATE ledger SET seq = last_seq, hash = last_hash, entries = entries + added;
+        INSERT INTO dedup SELECT d->>0, (d->>1)::bigint FROM json_array_elements(batch->'dedup') AS d;
+    END IF;
+
+    WITH gone AS (
+        DELETE FROM holds WHERE hold_id IN (SELECT json_array_elements_text(batch->'freed')) RETURNING claims::jsonb AS c
+    )
+    SELECT coalesce(jsonb_agg(c), '[]') INTO freed FROM gone;
+    UPDATE holds SET expires_at = (e->>1)::bigint FROM json_array_elements(batch->'extended') AS e
+    WHERE hold_id = e->>0;
+    WITH moves AS (
+        SELECT p->>0 AS budget, p->>1 AS scope, (p->>2)::bigint AS window_start, (p->>3)::bigint AS window_end,
+            (p->>4)::numeric AS settled, 0::numeric AS reserved, true AS post
+        FROM json_array_elements(batch->'posts') AS p
+        UNION ALL
+        SELECT c->>0, c->>1, (c->>2)::bigint, (c->>3)::bigint, 0, -(c->>4)::numeric, false
+        FROM jsonb_array_elements(freed) AS claims, jsonb_array_elements(claims) AS c
+    ), moved AS (
+        INSERT INTO counters AS c (budget, scope, window_start, window_end, settled, reserved)
+        SELECT budget COLLATE "C", scope COLLATE "C", window_start, max(window_end), sum(settled), sum(reserved)
+        FROM moves GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+        ON CONFLICT (budget, scope, window_start) DO UPDATE SET
+            settled = c.settled + excluded.settled,
+            reserved = c.reserved + excluded.reserved,
+            window_end = coalesce(excluded.window_end, c.window_end)
+        RETURNING budget, scope, window_start, settled
+    )
+    SELECT coalesce(jsonb_agg(jsonb_build_array(budget, scope, window_start, settled::text)), '[]') INTO posted
+    FROM moved;
+
+    INSERT INTO sums AS s SELECT r.* FROM json_populate_recordset(NULL::sums, batch->'sums') AS r
+    ORDER BY level, slot, account
+    ON CONFLICT (level, slot, account) DO UPDATE SET
+        n = s.n + excluded.n, unpriced = s.unpriced + excluded.unpriced, estimated = s.estimated + excluded.estimated,
+        reasoning = s.reasoning + excluded.reasoning, input = s.input + excluded.input,
+        cache_read = s.cache_read + excluded.cache_read, cache_write_5m = s.cache_write_5m + excluded.cache_write_5m,
+        cache_write_1h = s.cache_write_1h + excluded.cache_write_1h, output = s.output + excluded.output,
+        list_micro = s.list_micro + excluded.list_micro, list_pico = s.list_pico + excluded.list_pico,
+        contracted_micro = s.contracted_micro + excluded.contracted_micro,
+        contracted_pico = s.contracted_pico + excluded.contracted_pico,
+        billed_micro = s.billed_micro + excluded.billed_micro, billed_pico = s.billed_pico + excluded.billed_pico;
+    INSERT INTO rare_sums AS s SELECT r.* FROM json_populate_recordset(NULL::rare_sums, batch->'rare_sums') AS r
+    ORDER BY level, slot, account, sku_meter COLLATE "C"
+    ON CONFLICT (level, slot, account, sku_meter) DO UPDATE SET
+        quantity = s.quantity + excluded.quantity, nano = s.nano + excluded.nano;
+    INSERT INTO meter_sums AS s SELECT r.* FROM json_populate_recordset(NULL::meter_sums, batch->'meter_sums') AS r
+    ORDER BY level, slot, account, sku_meter COLLATE "C"
+    ON CONFLICT (level, slot, account, sku_meter) DO UPDATE SET
+        n = s.n + excluded.n, unpriced = s.unpriced + excluded.unpriced, estimated = s.estimated + excluded.estimated,
+        reasoning = s.reasoning + excluded.reasoning, quantity = s.quantity + excluded.quantity,
+        nano = s.nano + excluded.nano, list_micro = s.list_micro + excluded.list_micro,
+        list_pico = s.list_pico + excluded.list_pico, contracted_micro = s.contracted_micro + excluded.contracted_micro,
+        contracted_pico = s.contracted_pico + excluded.contracted_pico,
+        billed_micro = s.billed_micro + excluded.billed_micro, billed_pico = s.billed_pico + excluded.billed_pico;
+
+    INSERT INTO refused
+    SELECT of_host, (r->>0)::bigint, (r->>1)::bigint, r->>2, decode(r->>3, 'hex'), decode(r->>4, 'hex')
+    FROM json_array_elements(batch->'refused') AS r ON CONFLICT DO NOTHING;
+    DELETE FROM places WHERE host = of_host
+        AND segment IN (SELECT g::bigint FROM json_array_elements_text(batch->'gone') AS g);
+    INSERT INTO places SELECT of_host, (p->>0)::bigint, (p->>1)::bigint FROM json_array_elements(batch->'places') AS p
+    ON CONFLICT (host, segment) DO UPDATE SET folded = excluded.folded;
+    RETURN posted;
+END $$;
+
+-- Note thresholds that were crossed: [[budget, scope, start, threshold, at, entry]]; the places of those that are new.
+CREATE FUNCTION cross_thresholds(crossed json) RETURNS SETOF bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN QUERY WITH one AS (
+        SELECT c->>0 AS b, c->>1 AS s, (c->>2)::bigint AS w, (c->>3)::numeric AS t, (c->>4)::bigint AS at, c->>5 AS e,
+            place - 1 AS place
+        FROM json_array_elements(crossed) WITH ORDINALITY AS r (c, place)
+    ), put AS (
+        INSERT INTO crossings (budget, scope, window_start, threshold, crossed_at, entry_id)
+        SELECT b, s, w, t, at, e FROM one ORDER BY b COLLATE "C", s COLLATE "C", w, t
+        ON CONFLICT DO NOTHING RETURNING budget, scope, window_start, threshold
+    )
+    SELECT one.place FROM one JOIN put ON (b, s, w, t) = (budget, scope, window_start, threshold) ORDER BY 1;
+END $$;
+
+-- Hold every claim or none. Argument: {"id": text, "expires_at": us, "body": text, "claims":
+-- [[budget, scope, start, end, amount, cap]]}, claims by key. Result: {"missed": place, "settled": n, "reserved": n} for the
+-- first claim that does not fit, else {"settled": [n, ...]}, where the counters stand. The commit is not flushed: ten times
+-- as many fit into a second. A crash of the server can forget holds of its last 0.6 seconds (three times wal_writer_delay)
+-- that no fold came after; the entries of their calls are counted all the same.
+CREATE FUNCTION reserve(hold jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    claim jsonb;
+    stand numeric;
+    place integer := 0;
+    standing jsonb := '[]';
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    INSERT INTO holds VALUES (hold->>'id', (hold->>'expires_at')::bigint, (hold->'claims')::text, hold->>'body')
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('settled', standing);
+    END IF;
+    FOR claim IN SELECT * FROM jsonb_array_elements(hold->'claims') LOOP
+        FOR attempt IN 1..2 LOOP
+            UPDATE counters AS c SET reserved = reserved + (claim->>4)::numeric
+            WHERE budget = claim->>0 AND scope = claim->>1 AND window_start = (claim->>2)::bigint
+                AND (claim->>5 IS NULL OR settled + reserved + (claim->>4)::numeric <= (claim->>5)::numeric)
+            RETURNING settled INTO stand;
+            EXIT WHEN FOUND OR attempt = 2;
+            INSERT INTO counters (budget, scope, window_start, window_end)
+            VALUES (claim->>0, claim->>1, (claim->>2)::bigint, (claim->>3)::bigint) ON CONFLICT DO NOTHING;
+        END LOOP;
+        IF stand IS NULL THEN
+            RAISE EXCEPTION 'does not fit' USING ERRCODE = 'TMCAP', DETAIL = (
+                SELECT jsonb_build_object('missed', place, 'settled', c.settled::text, 'reserved', (c.reserved - coalesce((
+                    SELECT sum((e->>4)::numeric) FROM jsonb_array_elements(hold->'claims') WITH ORDINALITY AS r (e, n)
+                    WHERE n <= place AND e->>0 = claim->>0 AND e->>1 = claim->>1 AND e->>2 = claim->>2
+                ), 0))::text)
+                FROM counters AS c
+                WHERE budget = claim->>0 AND scope = claim->>1 AND window_start = (claim->>2)::bigint
+            )::text;
+        END IF;
+        standing := standing || to_jsonb(stand::text);
+        stand := NULL;
+        place := place + 1;
+    END LOOP;
+    RETURN jsonb_build_object('settled', standing);
+END $$;
+
+-- Free a hold without an entry; false when there is none.
+CREATE FUNCTION release(of_hold text) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    freed jsonb;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    DELETE FROM holds WHERE hold_id = of_hold RETURNING claims::jsonb INTO freed;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO counters AS c (budget, scope, window_start, reserved)
+    SELECT (claim->>0) COLLATE "C", (claim->>1) COLLATE "C", (claim->>2)::bigint, -sum((claim->>4)::numeric)
+    FROM jsonb_array_elements(freed) AS claim GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ON CONFLICT (budget, scope, window_start) DO UPDATE SET reserved = c.reserved + excluded.reserved;
+    RETURN true;
+END $$;
+
+-- Move a hold's expiry; false when the hold is gone.
+CREATE FUNCTION extend(of_hold text, until bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    UPDATE holds SET expires_at = until WHERE hold_id = of_hold;
+    RETURN FOUND;
+END $$;
+
+-- Give counters that never moved what their window holds already: [[budget, scope, start, end, settled]].
+CREATE FUNCTION open_counters(opening json) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    INSERT INTO counters (budget, scope, window_start, window_end, settled)
+    SELECT (c->>0) COLLATE "C", (c->>1) COLLATE "C", (c->>2)::bigint, (c->>3)::bigint, (c->>4)::numeric
+    FROM json_array_elements(opening) AS c ORDER BY 1, 2, 3
+    ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled
+    WHERE counters.settled = 0 AND counters.reserved = 0
+$$;
+
+-- The ledger's secret.
+CREATE FUNCTION ledger_secret() RETURNS bytea LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT value FROM secret WHERE id = 1
+$$;
+
+CREATE FUNCTION keeps_secret() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT coalesce((SELECT sha256(value) FROM secret WHERE id = 1) = secret_digest, false) FROM ledger
+$$;
+
+-- How many budgets and changes of budgets are filed.
+CREATE FUNCTION budget_generation() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT count(*) FROM documents WHERE kind = 'budget'
+$$;
+
+-- What a document about to be filed must follow; the fold's lock is held until the transaction ends.
+-- Result: {"taken": [position, body, hash hex], "seq": n, "hash": hex, "position": n, "numbered": highest of the series}
+CREATE FUNCTION document_place(of_kind text, of_key text, of_series text) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock('ledger'::regclass::oid::bigint);
+    RETURN (SELECT jsonb_build_object(
+        'taken', (
+            SELECT jsonb_build_array(position, body, encode(d.hash, 'hex')) FROM documents AS d
+            WHERE kind = of_kind AND key = of_key
+        ),
+        'seq', seq, 'hash', encode(hash, 'hex'), 'position', documents,
+        'numbered', (SELECT max(number) FROM documents WHERE series = of_series)
+    ) FROM ledger);
+END $$;
+
+-- File a document behind the last record; its hash.
+CREATE FUNCTION file_document(record text) RETURNS bytea
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    said json := record::json;
+    head ledger;
+    next_number bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock('ledger'::regclass::oid::bigint);
+    SELECT * INTO head FROM ledger FOR UPDATE;
+    IF said->>'series' IS NOT NULL THEN
+        SELECT coalesce(max(number), 0) + 1 INTO next_number FROM documents WHERE series = said->>'series';
+    END IF;
+    IF said->>'anchor' IS DISTINCT FROM encode(head.hash, 'hex')
+        OR (said->>'number')::bigint IS DISTINCT FROM next_number THEN
+        RAISE EXCEPTION 'another document was filed meanwhile' USING ERRCODE = 'serialization_failure';
+    END IF;
+    head.hash := link(NULL, head.hash, record);
+    INSERT INTO documents (seq, position, kind, key, series, number, body, hash)
+    VALUES (head.seq + 1, head.documents + 1, said->>'kind', said->>'key', said->>'series', next_number, record, head.hash);
+    UPDATE ledger SET seq = head.seq + 1, hash = head.hash, documents = head.documents + 1;
+    RETURN head.hash;
+END $$;
+
+-- Who may execute this is a reader: it sees every document. A writer sees those that define budgets.
+CREATE FUNCTION read_documents() RETURNS boolean LANGUAGE sql STABLE AS $$ SELECT true $$;
+ALTER TABLE documents ENABLE ROW LEVEL SECURITY;
+CREATE POLICY seen_by_role ON documents FOR SELECT USING (
+    kind = 'budget' OR has_function_privilege(format('%I.read_documents()', current_schema()), 'EXECUTE')
+);
