@@ -413,9 +413,10 @@ def _content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, A
 
 
 def _own_rows(name: str, rows: object) -> list[Any]:
-    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
-        raise ConfigurationError(f"{name}= takes a list of rows, not {_short(rows)}.")
-    return [dict(cast("Mapping[str, Any]", row)) if isinstance(row, Mapping) else row for row in rows]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
+        given: Sequence[Any] = rows  # pyright: ignore[reportUnknownVariableType]
+        return [dict(cast("Mapping[str, Any]", row)) if isinstance(row, Mapping) else row for row in given]
+    raise ConfigurationError(f"{name}= takes a list of rows, not {_short(rows)}.")
 
 
 def _file_rows(values: Mapping[str, Any], key: str, source: str | None) -> list[Any]:

@@ -33,18 +33,21 @@ __all__ = [
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")
 
 
-def check_account(**given: str | None) -> dict[str, str]:
+def check_account(**given: object) -> dict[str, str]:
     """The account that the arguments name: dimension -> value.
 
     Raises:
         ConfigurationError: none is named, or by something else than a text.
     """
-    scope = {name: value for name, value in given.items() if value is not None}
+    scope: dict[str, str] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"{name}= names one account by a text, not {value!r}.")
+        scope[name] = value
     if not scope:
         raise ConfigurationError(f"Say whose: one of {', '.join(f'{name}=' for name in ACCOUNTS)}.")
-    for name, value in scope.items():
-        if not isinstance(value, str) or not value:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"{name}= names one account by a text, not {value!r}.")
     return {name: scope[name] for name in ACCOUNTS if name in scope}
 
 

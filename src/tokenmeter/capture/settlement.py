@@ -117,7 +117,7 @@ def _is_inside() -> bool:
     """
     if not _this_thread.inside:
         return False
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - whether the writer is really on the stack
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - is the writer on the stack?
     while frame is not None:
         if frame.f_code is _write.__code__:
             return True

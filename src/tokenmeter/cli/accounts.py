@@ -68,7 +68,8 @@ def set_budget(
 ) -> None:
     """Define a budget, or change the fields named; every process obeys it with its next call."""
     with frame.meter(make=True) as meter:
-        row = next((one.to_dict() for one in meter.budgets.in_force if one.name == name), {})
+        known = [one.to_dict() for one in meter.budgets.in_force if one.name == name]
+        row = known[0] if known else {}
         budget = Budget.parse(row | _row(fields, row) | {"name": name}, file="command line")
         _told(frame, [meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)])
 

@@ -230,7 +230,7 @@ class Plans:
             attribution=entry.attribution,
         )
         account = Account.of(entry)
-        if sheet is None or any(value is not None and len(value) > _LONGEST for value in account):
+        if sheet is None or any(len(value) > _LONGEST for value in account.texts()):
             return
         rates = {charge.sku_meter: bound for charge in entry.charges if (bound := _bound(charge, sheet, seen, journal))}
         if len(rates) != len(entry.charges) or rates.keys() != seen.quantities.keys():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -64,7 +64,7 @@ _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
 
 
 def _tuple_of(names: Sequence[str]) -> Any:  # its fields follow the table of dimensions, which no type checker can
-    return NamedTuple("_Account", [(name, "str | None") for name in names])
+    return NamedTuple("_Account", [(name, "str | None") for name in names])  # pyright: ignore[reportArgumentType, reportUnknownArgumentType, reportUnusedVariable]
 
 
 class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
@@ -109,6 +109,11 @@ class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
             None if key is None else key.alias,
             entry.price_list_hash,
         )
+
+    def texts(self) -> Iterator[str]:
+        """What it says, without what it does not."""
+        values: tuple[str | None, ...] = tuple(self)  # pyright: ignore[reportUnknownArgumentType] - see `_tuple_of`
+        return (value for value in values if value is not None)
 
     @property
     def model(self) -> str | None:
@@ -412,7 +417,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:
     values = {name: value for name, value in values.items() if value is not None} | costs
     account = Account.of(entry)
     flags = entry.flags
-    if any(value is not None and len(value) > _LONGEST for value in account):
+    if any(len(text) > _LONGEST for text in account.texts()):
         flags = tuple(sorted({*flags, SHORTENED}))
     rest: dict[str, Any] = {
         "flags": list(flags) or None,

@@ -153,7 +153,7 @@ class UsageHider:
             self._asked = True
             cast("dict[str, Any]", event).pop("usage")
             return False
-        return event.get("choices") == [] and (self._asked or "service_tier" not in event)
+        return cast("dict[str, Any]", event).get("choices") == [] and (self._asked or "service_tier" not in event)
 
 
 def output_cap_field(endpoint: Endpoint, provider: str) -> str:
