@@ -398,11 +398,11 @@ class TestReading:
         )
         spend(meter, a_call(), 30)
         balances = {balance.budget: balance for balance in meter.remaining(member="ada")}
-        assert list(balances) == ["member=* usd/month", "all tokens/total", "member=ada,model=* requests/month"]
+        assert list(balances) == ["member=* usd/month", "all tokens/total", "model=*,member=ada requests/month"]
         assert balances["member=* usd/month"].remaining == 970
         assert balances["member=* usd/month"].resets_at.day == 1
         assert balances["all tokens/total"].resets_at is None
-        assert balances["member=ada,model=* requests/month"].scope == {"member": "ada", "model": MODEL}
+        assert balances["model=*,member=ada requests/month"].scope == {"member": "ada", "model": MODEL}
         assert balances["member=* usd/month"].to_dict()["remaining"] == "970"
 
     def test_without_a_scope_every_counter_of_the_window_is_listed(self, metered):

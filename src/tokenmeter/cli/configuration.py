@@ -54,13 +54,6 @@ TEMPLATE = """\
 # Seconds that a call may be in flight before what a budget holds for it is given back. Live streams extend it.
 #hold_seconds = 900
 
-# What every call has to name ("member", "team", "tag:env", ...); a call without it is refused, or told once ("warn").
-#require = ["member"]
-#on_missing = "warn"
-
-# What alerts tell besides thresholds.
-#rules = ["burn_rate", "spike", "unpriced", "faults"]
-
 # Newer prices without an upgrade: looked for once a day ("auto"), or a file (tokenmeter prices update --save FILE).
 #price_list = "auto"
 
