@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 import tokenmeter
@@ -25,7 +27,11 @@ def test_celery(load, everything_is_recorded, warnings):
     app = load("with_celery")
     from celery.contrib.testing.worker import start_worker
 
+    root = logging.getLogger()
+    level = root.level
+    # Celery's worker for tests sets the root logger's level, and would leave it so for every later test.
     with start_worker(app.app, perform_ping_check=False, pool="threads", concurrency=2):
+        root.setLevel(level)
         results = [*app.send("ada"), *app.send("grace")]
         for result in results:
             result.get(timeout=60)

@@ -65,7 +65,8 @@ def test_a_budget_is_set_changed_and_ended_and_its_history_is_told(run):
         "hard": False,
     }
     assert "ended" in run("budgets", "retire", "members", "--by", "ada")
-    assert [line.split()[2] for line in run("budgets", "history").splitlines()[2:]] == ["members"] * 3
+    history = run("budgets", "history")
+    assert [line.split()[2] for line in history.splitlines()[2:]] == ["members"] * 3, history
     assert "in force: none" in run("budgets", "retire", "members", code=2)
 
 

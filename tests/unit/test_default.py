@@ -63,8 +63,8 @@ def test_every_setting_is_an_argument_and_documented():
     names = set(Settings.model_fields) - {"source"}
     assert set(SettingsArguments.__annotations__) == names | {"config"}
     for name in names:
-        assert f"\n        {name}: " in SettingsArguments.__doc__
-        assert f"\n        {name}: " in Settings.__doc__
+        assert f"\n    {name}: " in inspect.getdoc(SettingsArguments)
+        assert f"\n    {name}: " in inspect.getdoc(Settings)
     with pytest.raises(ConfigurationError, match="no setting 'multiplyer'; did you mean 'multiplier'"):
         tokenmeter.configure(multiplyer=1)  # type: ignore[call-arg]
 

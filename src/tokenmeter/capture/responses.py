@@ -298,8 +298,9 @@ class Exchange:
 
     def stop(self, error: BaseException) -> None:
         """The call raised, so that nobody gets the answer."""
-        if not self.closed:
+        if self._pending is None:  # else it was being written down as what it was
             self.failed(error)
+        if not self.closed:
             self._learn_end()
 
     @property

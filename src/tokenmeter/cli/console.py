@@ -117,7 +117,10 @@ def _show_blocks(heads: Sequence[str], rows: Sequence[Sequence[str | ProgressBar
 
 def table_width() -> int | None:
     """Columns a table may take; None = as many as it needs, because it goes to no terminal."""
-    return out.width if out.is_terminal or "COLUMNS" in os.environ else None
+    columns = os.environ.get("COLUMNS", "")  # read now: a console remembers what it was made with
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    return out.width if out.is_terminal else None
 
 
 def code_of(error: TokenmeterError) -> Exit:
