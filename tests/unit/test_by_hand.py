@@ -278,3 +278,10 @@ def test_a_container_is_billed_once_over_responses_that_are_recorded_or_imported
     # 3 x 1000 x 0.05 / 1000000 + 3 x 100 x 0.40 / 1000000 + one session 0.03
     assert meter.report().totals.list_cost == Decimal("0.03027")
     meter.close()
+
+
+@pytest.mark.parametrize("budgets", [[Budget(limit_requests=10)]])
+def test_a_response_with_an_endless_id_is_recorded_and_counted_once(meter):
+    recorded = [meter.record({**CHAT, "id": None}, response_id="x" * 2000, **HERE) for _ in range(2)]
+    assert [one is not None for one in recorded] == [True, False]
+    assert (meter.report().totals.requests, meter.remaining()[0].spent) == (1, 1)

@@ -44,6 +44,7 @@ __all__ = [
     "digest_of",
     "encode_entry",
     "hold_record",
+    "kept_key",
     "make_name",
     "name_digest",
     "plain",
@@ -425,7 +426,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:
         "error_type": entry.error_type,
         "corrects": entry.corrects,
         "reservation": entry.reservation_id,
-        "dedup_key": None if entry.dedup_key is None else _short_key(entry.dedup_key),
+        "dedup_key": kept_key(entry.dedup_key),
     }
     values |= {name: value for name, value in rest.items() if value is not None}
     return Template(shared.account(account)).body(values)
@@ -436,7 +437,10 @@ def _check(quantity: Quantity) -> None:
         raise OverflowError(f"{quantity} is more than a ledger can count.")
 
 
-def _short_key(key: str) -> str:
+def kept_key(key: str | None) -> str | None:
+    """A dedup key as records keep it, and as it is to be looked for: a long one ends in its digest."""
+    if key is None:
+        return None
     key = plain(key)
     if len(key) <= _LONGEST:
         return key

@@ -38,7 +38,7 @@ from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal, Posted
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import Reader, document_of, document_record
-from tokenmeter.stores.record import decode_hold, encode_entry
+from tokenmeter.stores.record import decode_hold, encode_entry, kept_key
 from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.sqlite.book import SQLiteBook
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
@@ -106,7 +106,7 @@ class SQLiteStore:
             encode_entry(entry, self.journal.definitions),
             [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
             entry_id=entry.entry_id,
-            dedup_key=entry.dedup_key,
+            dedup_key=kept_key(entry.dedup_key),
             hold_id=reservation_id,
             only_if_held=only_if_held,
         )
@@ -120,7 +120,7 @@ class SQLiteStore:
             (
                 encode_entry(entry, self.journal.definitions),
                 entry.entry_id,
-                entry.dedup_key,
+                kept_key(entry.dedup_key),
                 [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
             )
             for entry, postings in batch
