@@ -7,8 +7,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from tokenmeter.testing.context import Context, RefusalError, Served
-from tokenmeter.testing.errors import error_body
+from tokenmeter.testing.context import Context, RefusalError, Served, error_body
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Reply, dump, json_reply
 

@@ -1,21 +1,37 @@
-"""What an endpoint is given, what it hands back, and what the provider remembers between requests."""
+"""What an endpoint is given (its body decoded), what it hands back or refuses with, and what the provider remembers."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tokenmeter.testing.reporting import Reports
-from tokenmeter.testing.script import Answer, StreamUsage
-from tokenmeter.testing.truth import Bill, Truth
-from tokenmeter.testing.wire import JSON, Reply, Request
+if TYPE_CHECKING:
+    from datetime import datetime
 
-__all__ = ["Context", "Endpoint", "Provider", "RefusalError", "Route", "Served", "State", "merged"]
+    from tokenmeter.testing.reporting import Reports
+    from tokenmeter.testing.script import Answer, StreamUsage
+    from tokenmeter.testing.truth import Bill, Truth
+    from tokenmeter.testing.wire import JSON, Reply, Request
+
+__all__ = [
+    "Context",
+    "Endpoint",
+    "Provider",
+    "RefusalError",
+    "Route",
+    "Served",
+    "State",
+    "Upload",
+    "decode",
+    "error_body",
+    "merged",
+]
+
 
 Provider = Literal["openai", "anthropic"]
 
@@ -189,3 +205,92 @@ def merged(base: JSON, extra: Mapping[str, Any]) -> JSON:
         below = result.get(name)
         result[name] = merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownArgumentType]
     return result
+
+
+_BOUNDARY = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
+_PARAMETER = re.compile(r'\b(name|filename)="((?:[^"\\]|\\.)*)"', re.IGNORECASE)
+
+
+class Upload(bytes):
+    """The content of an uploaded file, with its name."""
+
+    filename: str = "upload"
+
+
+def decode(request: Request) -> JSON:
+    """The parameters of a request; empty for a request without a body.
+
+    Raises:
+        RefusalError: 400 when the body is no JSON object.
+    """
+    kind = request.header("content-type") or ""
+    if kind.lower().startswith("multipart/form-data"):
+        found = _BOUNDARY.search(kind)
+        return _form(request.body, found[1].encode()) if found else {}
+    if not request.body:
+        return {}
+    body: Any = request.json
+    if not isinstance(body, dict):
+        raise RefusalError(400, "We could not parse the JSON body of your request.")
+    return dict(body)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def _form(body: bytes, boundary: bytes) -> JSON:
+    fields: JSON = {}
+    for part in body.split(b"--" + boundary)[1:-1]:
+        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        named = {key.lower(): value for key, value in _PARAMETER.findall(head.decode("utf-8", "replace"))}
+        content = content.removesuffix(b"\r\n")
+        value: Any = content.decode("utf-8", "replace")
+        if "filename" in named:
+            value = Upload(content)
+            value.filename = named["filename"]
+        _add(fields, named.get("name", ""), value)
+    return fields
+
+
+def _add(fields: JSON, name: str, value: Any) -> None:
+    if name.endswith("[]"):
+        fields.setdefault(name[:-2], []).append(value)
+    else:
+        fields[name] = value
+
+
+_OPENAI_KINDS = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("invalid_request_error", "unsupported_country_region_territory"),
+    404: ("invalid_request_error", None),
+    429: ("requests", "rate_limit_exceeded"),
+    500: ("server_error", None),
+    503: ("server_error", None),
+}
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "api_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def error_body(provider: Provider, refusal: RefusalError, *, request_id: str) -> JSON:
+    """The body of an error response, as `provider` writes it."""
+    if provider == "anthropic":
+        kind = refusal.kind or _ANTHROPIC_KINDS.get(refusal.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": request_id}
+    kind, code = _OPENAI_KINDS.get(refusal.status, ("invalid_request_error", None))
+    error = {
+        "message": refusal.message,
+        "type": refusal.kind or kind,
+        "param": refusal.param,
+        "code": refusal.code or code,
+    }
+    return {"error": error}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenmeter.testing import (
     anthropic_admin,
@@ -11,14 +11,14 @@ from tokenmeter.testing import (
     anthropic_sessions,
     openai_admin,
     openai_chat,
-    openai_decisions,
-    openai_embeddings,
-    openai_files,
     openai_jobs,
     openai_media,
     openai_responses,
 )
 from tokenmeter.testing.context import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["ANTHROPIC", "OPENAI"]
 
@@ -32,9 +32,9 @@ OPENAI: Sequence[Route] = (
     Route("DELETE", "/responses/{}", "responses.delete", openai_responses.delete),
     Route("POST", "/responses/{}/cancel", "responses.cancel", openai_responses.cancel),
     Route("GET", "/responses/{}/input_items", "responses.input_items", openai_responses.input_items),
-    Route("POST", "/embeddings", "embeddings", openai_embeddings.embeddings),
-    Route("POST", "/moderations", "moderations", openai_embeddings.moderations),
-    Route("POST", "/decisions", "decisions", openai_decisions.decide),
+    Route("POST", "/embeddings", "embeddings", openai_chat.embeddings),
+    Route("POST", "/moderations", "moderations", openai_chat.moderations),
+    Route("POST", "/decisions", "decisions", openai_responses.decide),
     Route("POST", "/images/generations", "images.generate", openai_media.generate_images),
     Route("POST", "/images/edits", "images.edit", openai_media.edit_images),
     Route("POST", "/audio/speech", "audio.speech", openai_media.speak),
@@ -43,13 +43,13 @@ OPENAI: Sequence[Route] = (
     Route("POST", "/videos", "videos", openai_jobs.create_video),
     Route("GET", "/videos/{}", "videos.retrieve", openai_jobs.retrieve_video),
     Route("GET", "/videos/{}/content", "videos.content", openai_jobs.video_content),
-    Route("GET", "/models", "models", openai_files.list_models),
-    Route("GET", "/models/{}", "models.retrieve", openai_files.model),
-    Route("POST", "/files", "files", openai_files.upload),
-    Route("GET", "/files", "files.list", openai_files.list_files),
-    Route("GET", "/files/{}", "files.retrieve", openai_files.retrieve_file),
-    Route("DELETE", "/files/{}", "files.delete", openai_files.delete_file),
-    Route("GET", "/files/{}/content", "files.content", openai_files.content),
+    Route("GET", "/models", "models", openai_jobs.list_models),
+    Route("GET", "/models/{}", "models.retrieve", openai_jobs.model),
+    Route("POST", "/files", "files", openai_jobs.upload),
+    Route("GET", "/files", "files.list", openai_jobs.list_files),
+    Route("GET", "/files/{}", "files.retrieve", openai_jobs.retrieve_file),
+    Route("DELETE", "/files/{}", "files.delete", openai_jobs.delete_file),
+    Route("GET", "/files/{}/content", "files.content", openai_jobs.content),
     Route("POST", "/batches", "batches", openai_jobs.create_batch),
     Route("GET", "/batches", "batches.list", openai_jobs.list_batches),
     Route("GET", "/batches/{}", "batches.retrieve", openai_jobs.retrieve_batch),

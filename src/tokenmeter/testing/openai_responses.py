@@ -1,19 +1,35 @@
-"""OpenAI's responses: JSON, the full event sequence, background work, compaction and token counts."""
+"""OpenAI's responses: JSON, events, background work, compaction, token counts, hosted tools; and decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.testing import tokens
 from tokenmeter.testing.composition import Composition, compose
 from tokenmeter.testing.context import Context, RefusalError, Served, merged
 from tokenmeter.testing.openai_chat import SSE
-from tokenmeter.testing.openai_tools import tool_items, tool_usage
+from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, sse
 from tokenmeter.testing.wire_usage import read_responses, responses_usage
+from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["cancel", "compact", "create", "delete", "input_items", "input_tokens", "retrieve", "write_events"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = [
+    "cancel",
+    "compact",
+    "create",
+    "decide",
+    "delete",
+    "input_items",
+    "input_tokens",
+    "retrieve",
+    "tool_items",
+    "tool_usage",
+    "write_events",
+]
+
 
 #: Parameters of the request that the answer repeats, with what it says when they were not given.
 _REPEATED: JSON = {
@@ -266,3 +282,84 @@ def input_tokens(context: Context) -> Served:
     """``POST /responses/input_tokens``: free."""
     counted = tokens.prompt_tokens(context.body)
     return Served(reply=json_reply({"object": "response.input_tokens", "input_tokens": counted}))
+
+
+def tool_items(usage: Usage, also: Iterable[Consumption], new_id: Callable[[str], str]) -> list[JSON]:
+    """An output item for every search, container and picture that is billed."""
+    items: list[JSON] = []
+    for _ in range(int(usage["web_searches"])):
+        action = {"type": "search", "query": "fake", "queries": ["fake"]}
+        items.append({"id": new_id("ws_"), "type": "web_search_call", "status": "completed", "action": action})
+    for _ in range(int(usage["file_searches"])):
+        item = {"id": new_id("fs_"), "type": "file_search_call", "status": "completed", "queries": ["fake"]}
+        items.append({**item, "results": None})
+    for _ in range(int(usage["container_sessions"])):
+        item = {"id": new_id("ci_"), "type": "code_interpreter_call", "status": "completed", "code": "1"}
+        items.append({**item, "container_id": new_id("cntr_"), "outputs": None})
+    drawn = sum(part.role == "image_generation" for part in also)
+    picture = {"type": "image_generation_call", "status": "completed", "result": ""}
+    items += [{"id": new_id("ig_"), **picture} for _ in range(drawn)]
+    return items
+
+
+def tool_usage(usage: Usage, also: Iterable[Consumption]) -> JSON | None:
+    """``response.tool_usage``; None when no hosted tool was billed there."""
+    searches = int(usage["web_searches"])
+    pictures = Usage.total(part.usage for part in also if part.role == "image_generation")
+    if not searches and not pictures:
+        return None
+    drawn = {
+        "input_tokens": pictures.input_tokens,
+        "input_tokens_details": {
+            "image_tokens": int(pictures["input_image"]),
+            "text_tokens": int(pictures["input"]),
+        },
+        "output_tokens": pictures.output_tokens,
+        "output_tokens_details": {
+            "image_tokens": int(pictures["output_image"]),
+            "text_tokens": int(pictures["output"]),
+        },
+        "total_tokens": pictures.total_tokens,
+    }
+    return {"image_gen": drawn, "web_search": {"num_requests": searches}}
+
+
+def decide(context: Context) -> Served:
+    """``POST /decisions``: the first choice and the first level always win."""
+    answer, questions = context.answer, cast("list[JSON]", context.need("questions"))
+    model = answer.model or context.need("model")
+    if answer.meters is not None:
+        usage = Usage(dict(answer.meters), answer.reasoning_tokens or 0)
+    elif answer.usage is not None:
+        usage = read_responses(answer.usage)
+    else:
+        usage = Usage({"input": tokens.prompt_tokens(context.body), "output": len(questions)})
+    wire = answer.usage or responses_usage(usage)
+    body = {"model": model, "answers": [_answer(question) for question in questions], "usage": wire}
+    part = Consumption(model=model, usage=usage, prompt_tokens=usage.input_tokens)
+    return Served(
+        reply=json_reply(merged(body, answer.fields)),
+        bill=Bill(model=model, consumptions=(part, *answer.also), wire_usage=wire),
+    )
+
+
+def _answer(question: JSON) -> JSON:
+    kind = question.get("type")
+    found: JSON = {"type": kind}
+    match kind:
+        case "choice":
+            values = [choice["value"] for choice in question["choices"]]
+            found |= {"choice": values[0], "confidence": 1.0, "probabilities": _certain("value", values)}
+        case "score":
+            labels = [level["label"] for level in question["levels"]]
+            steps = [{**one, "value": index} for index, one in enumerate(_certain("label", labels))]
+            found |= {"score": 0.0, "confidence": 1.0, "probabilities": steps}
+        case _:
+            found["probability"] = 1.0
+    if "name" in question:
+        found["name"] = question["name"]
+    return found
+
+
+def _certain(name: str, values: list[Any]) -> list[JSON]:
+    return [{name: value, "probability": 1.0 if index == 0 else 0.0} for index, value in enumerate(values)]

@@ -5,22 +5,265 @@ Needs the ``websockets`` package, of which only the protocol is used: the socket
 
 from __future__ import annotations
 
+import base64
 import json
-import socket
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.protocol import State as ConnectionState
 from websockets.server import ServerProtocol
 
-from tokenmeter.testing.context import RefusalError
-from tokenmeter.testing.conversations import session_kind
-from tokenmeter.testing.service import Service, check_key
-from tokenmeter.testing.wire import JSON, Request, dump
+from tokenmeter.money import add, ratio
+from tokenmeter.testing import openai_responses, tokens
+from tokenmeter.testing.composition import Composition, compose
+from tokenmeter.testing.context import RefusalError, Served
+from tokenmeter.testing.routes import Match
+from tokenmeter.testing.service import Exchange, Service, check_key, context_of
+from tokenmeter.testing.truth import Bill
+from tokenmeter.testing.wire import JSON, Request, dump, part
+from tokenmeter.testing.wire_usage import read_realtime, realtime_usage
+from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["Connections"]
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["Connections", "Session", "session_kind"]
+
+
+_SWITCHING = 101
+_AUDIO_BYTES_PER_SECOND = 48_000  # 24 kHz, 16 bit
+_AUDIO_BYTES_PER_TOKEN = 4_800  # ten tokens a second
+_ATTACHED = re.compile(r"/live/sessions/([^/]+)/attach$")
+_HEARD = "You said something."
+
+Send = Callable[[JSON], None]
+
+
+class Session:
+    """One conversation; `receive` answers each of the client's events."""
+
+    endpoint = "realtime"
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        self.service = service
+        self.request = request
+        self.send = send
+
+    def receive(self, event: JSON) -> None:
+        """One of the client's events."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """The connection is over."""
+
+    def exchange(self, body: JSON) -> Exchange:
+        """A exchange for one answer within the session; takes the next scripted answer."""
+        match = Match(provider="openai", name=self.endpoint)
+        exchange = Exchange(service=self.service, request=self.request, match=match, body=body)
+        exchange.answer = self.service.script.take(self.request.path, exchange.model)
+        return exchange
+
+    def record(self, exchange: Exchange, bill: Bill) -> None:
+        """Enter what one answer costs."""
+        self.service.books.record(
+            bill,
+            at=self.service.clock(),
+            provider="openai",
+            endpoint=self.endpoint,
+            method="GET",
+            path=self.request.path,
+            request_model=exchange.model,
+            api_key=self.request.api_key,
+            request_id=self.service.state.new_id("req_"),
+            status=_SWITCHING,
+            streamed=True,
+            complete=True,
+        )
+
+
+class _Responses(Session):
+    """``responses.connect``: every ``response.create`` is answered with the events of a stream."""
+
+    endpoint = "responses.connect"
+
+    def receive(self, event: JSON) -> None:
+        if event.get("type") != "response.create":
+            return
+        body = {name: value for name, value in event.items() if name != "type"} | {"stream": True}
+        exchange = self.exchange(body)
+        try:
+            if exchange.answer.error is not None:
+                raise exchange.answer.error
+            served: Served = openai_responses.create(context_of(exchange))
+        except RefusalError as refusal:
+            told = {"type": refusal.kind or "invalid_request_error", "code": refusal.code, "message": refusal.message}
+            self.send({"type": "error", "status": refusal.status, "error": told})
+            return
+        assert served.bill is not None  # noqa: S101 - responses are billed
+        self.record(exchange, served.bill)
+        for one in served.reply.events or ():
+            self.send(json.loads(one.data.partition(b"data: ")[2]))
+
+
+class _Realtime(Session):
+    """A realtime session, of text and audio."""
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
+        model = (request.query.get("model") or ["gpt-realtime"])[0]
+        self._session: JSON = {"type": "realtime", "model": model, "output_modalities": ["text"]}
+        self._said: list[str] = []
+        self._audio = 0
+        self._tell("session.created", session=self._session)
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        self.send({"type": kind, "event_id": self.service.state.new_id("event_"), **fields})
+
+    def receive(self, event: JSON) -> None:
+        match event.get("type"):
+            case "session.update":
+                self._session |= event["session"]
+                self._tell("session.updated", session=self._session)
+            case "conversation.item.create":
+                self._add({"id": self.service.state.new_id("item_"), **event["item"]})
+            case "input_audio_buffer.append":
+                self._audio += len(base64.b64decode(event["audio"]))
+            case "input_audio_buffer.commit":
+                self._commit()
+            case "response.create":
+                self._respond(part(event, "response"))
+            case _:
+                pass  # the real API answers these too, without any effect on usage
+
+    def _add(self, item: JSON) -> None:
+        contents: list[JSON] = item.get("content") or []
+        self._said += [str(content["text"]) for content in contents if "text" in content]
+        self._tell("conversation.item.added", item=item)
+        self._tell("conversation.item.done", item=item)
+
+    def _commit(self) -> None:
+        """End of a piece of speech; transcribed, and billed at the transcription model's price, when configured."""
+        item = self.service.state.new_id("item_")
+        self._tell("input_audio_buffer.committed", item_id=item, previous_item_id=None)
+        model = part(part(part(self._session, "audio"), "input"), "transcription").get("model")
+        if model is None:
+            return
+        usage = Usage({"input_audio": self._heard(), "output": tokens.count(_HEARD)})
+        wire = {
+            "type": "tokens",
+            "input_tokens": usage.input_tokens,
+            "input_token_details": {"audio_tokens": usage.input_tokens, "text_tokens": 0},
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+        }
+        charged = Consumption(model=model, usage=usage, role="transcription")
+        bill = Bill(model=model, response_id=item, consumptions=(charged,), wire_usage=wire)
+        self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
+        kind = "conversation.item.input_audio_transcription.completed"
+        self._tell(kind, item_id=item, content_index=0, transcript=_HEARD, usage=wire)
+
+    def _heard(self) -> int:
+        return -(-self._audio // _AUDIO_BYTES_PER_TOKEN)
+
+    def _respond(self, asked: JSON) -> None:
+        exchange = self.exchange({"model": self._session["model"], "input": list(self._said), **asked})
+        composition = compose(context_of(exchange), read_realtime)
+        if exchange.answer.meters is None and exchange.answer.usage is None and self._audio:
+            spoken = {**composition.usage.quantities, "input_audio": self._heard()}
+            composition = replace(composition, usage=Usage(spoken))
+        wire = exchange.answer.usage or realtime_usage(composition.usage)
+        identity = exchange.answer.response_id or self.service.state.new_id("resp_")
+        self.record(exchange, composition.bill(identity, wire, *exchange.answer.also, service_tier=None))
+        self._speak(identity, composition, wire)
+
+    def _speak(self, identity: str, composition: Composition, wire: Any) -> None:
+        text = composition.text or ""
+        self._said.append(text)
+        response: JSON = {
+            "id": identity,
+            "object": "realtime.response",
+            "status": "in_progress",
+            "output": [],
+            "output_modalities": ["text"],
+        }
+        self._tell("response.created", response=response)
+        item: JSON = {"id": self.service.state.new_id("item_"), "type": "message", "role": "assistant"}
+        item |= {"object": "realtime.item", "status": "completed", "content": [{"type": "output_text", "text": text}]}
+        at: JSON = {"response_id": identity, "output_index": 0}
+        self._tell("response.output_item.added", item={**item, "status": "in_progress", "content": []}, **at)
+        inside: JSON = {**at, "item_id": item["id"], "content_index": 0}
+        for word in tokens.words(text):
+            self._tell("response.output_text.delta", delta=word, **inside)
+        self._tell("response.output_text.done", text=text, **inside)
+        self._tell("response.output_item.done", item=item, **at)
+        self._tell("response.done", response={**response, "status": "completed", "output": [item], "usage": wire})
+
+
+class _Live(Session):
+    """A Live session, billed by its seconds of audio; or a look into one that goes on elsewhere."""
+
+    endpoint = "live"
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
+        attached = _ATTACHED.search(request.path)
+        self._primary = attached is None
+        self._session: JSON = {"id": attached[1] if attached else service.state.new_id("sess_"), "status": "active"}
+        self._session |= service.state.find("live_sessions", self._session["id"]) or {"seconds": Decimal(0)}
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        kept = self.service.state.find("live_sessions", self._session["id"]) or self._session
+        usage = {"seconds": float(kept["seconds"])}
+        session = {name: value for name, value in kept.items() if name != "seconds"}
+        told = {"usage": usage} if "usage" in kind or kind == "session.closed" else {}
+        told |= {} if "usage" in kind else {"session": session}
+        self.send({"type": kind, "event_id": self.service.state.new_id("event_"), **told, **fields})
+
+    def receive(self, event: JSON) -> None:
+        match event.get("type"):
+            case "session.start":
+                self._session |= {"expires_at": 0, **part(event, "session")}
+                self._keep()
+                self._tell("session.started")
+            case "session.input_audio.append":
+                seconds = ratio(len(base64.b64decode(event["audio"])), _AUDIO_BYTES_PER_SECOND)
+                self._session["seconds"] = add(self._session["seconds"], seconds)
+                self._keep()
+                self._tell("session.usage.updated")
+            case "session.close":
+                self._tell("session.closed", reason="close_requested")
+                self.end()
+            case _:
+                self._tell("session.usage.updated")
+
+    def _keep(self) -> None:
+        self.service.state.put("live_sessions", self._session["id"], dict(self._session))
+
+    def end(self) -> None:
+        """Bill the session, once."""
+        if not self._primary or "model" not in self._session:
+            return
+        self._primary = False
+        charged = Consumption(model=self._session["model"], usage=Usage({"seconds_audio": self._session["seconds"]}))
+        bill = Bill(model=self._session["model"], response_id=self._session["id"], consumptions=(charged,))
+        self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
+
+
+def session_kind(request: Request) -> type[Session] | None:
+    """The conversation that a URL asks for; None for a URL without one."""
+    path = urlsplit(request.target).path.rstrip("/")
+    if path.endswith("/realtime"):
+        return _Realtime
+    if path.endswith("/live/sessions") or _ATTACHED.search(path):
+        return _Live
+    return _Responses if path.endswith("/responses") else None
+
 
 _RECEIVE = 65536
 _DATA = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}

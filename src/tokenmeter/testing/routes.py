@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenmeter.testing.anthropic_clouds import cloud_endpoint
-from tokenmeter.testing.context import Endpoint, Provider, Route
+from tokenmeter.testing.anthropic_messages import cloud_endpoint
 from tokenmeter.testing.endpoints import ANTHROPIC, OPENAI
-from tokenmeter.testing.wire import JSON, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenmeter.testing.context import Endpoint, Provider, Route
+    from tokenmeter.testing.wire import JSON, Request
 
 __all__ = ["Match", "find"]
 
