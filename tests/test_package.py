@@ -39,6 +39,7 @@ FLOATS = {
     "stores/sqlite/database": "seconds",
     "stores/sqlite/store": "seconds",
     "stores/trouble": "seconds",
+    "stores/writer": "seconds",
     "telemetry": "metrics of OpenTelemetry and Prometheus are binary",
     "testing": "what providers send",
 }

@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
-from tokenmeter.stores import journal
+from tokenmeter.stores import writer
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.tail import segment_path, segments
@@ -90,7 +91,7 @@ def test_a_process_that_ends_amid_a_change_of_counters(tmp_path, monkeypatch, po
     if point == "write":
         monkeypatch.setattr(store.journal, "_append", end)
     else:
-        whole = journal.Journal._append
+        whole = writer.Writer._append
 
         def then_end(framed):
             whole(store.journal, framed)
@@ -127,16 +128,16 @@ def test_an_error_of_the_disk_loses_nothing_that_was_acknowledged(tmp_path, monk
 
     if "write" in failing:
         monkeypatch.setattr(os, "write", failing_write)
-        with pytest.raises(journal.StoreUnavailableError, match="cannot be written"):
+        with pytest.raises(StoreUnavailableError, match="cannot be written"):
             call(store)
     elif failing == "rename":
         store.journal._live.dirty = True
         monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
-        with pytest.raises(journal.StoreUnavailableError):
+        with pytest.raises(StoreUnavailableError):
             call(store)
     else:
         monkeypatch.setattr(store._book.database, "checkpoint", lambda: False)
-        monkeypatch.setattr(journal, "SEGMENT_BYTES", 10)
+        monkeypatch.setattr(writer, "SEGMENT_BYTES", 10)
         written += [call(store) for _ in range(3)]
         list(store.entries())
         assert len(segments(path)) > 1  # nothing goes that is not in the book for good

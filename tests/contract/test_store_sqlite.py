@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
-from tokenmeter.stores import default_path, journal, open_store
+from tokenmeter.stores import default_path, open_store, writer
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.filesystem import is_network
@@ -424,7 +424,7 @@ class TestTail:
     def test_segments_follow_each_other_and_go_when_they_are_folded(
         self, store, path, make_entry, make_hold, make_key, make_posting, monkeypatch
     ):
-        monkeypatch.setattr(journal, "SEGMENT_BYTES", 4096)
+        monkeypatch.setattr(writer, "SEGMENT_BYTES", 4096)
         for _ in range(50):
             hold = make_hold((make_key(), None, 2), expires_at=datetime.max.replace(tzinfo=UTC))
             store.reserve(hold)
@@ -436,7 +436,7 @@ class TestTail:
         assert store.verify().ok
 
     def test_a_segment_that_somebody_may_still_write_to_stays(self, store, path, make_entry, monkeypatch):
-        monkeypatch.setattr(journal, "SEGMENT_BYTES", 2048)
+        monkeypatch.setattr(writer, "SEGMENT_BYTES", 2048)
         idle = SQLiteStore(path)
         idle.settle(make_entry())
         for _ in range(20):

@@ -155,7 +155,7 @@ class FoldingBook(ABC):
         return 0
 
     def fold(self) -> int:
-        """See `tokenmeter.stores.journal.Book`.
+        """See `tokenmeter.stores.effects.Book`.
 
         Raises:
             StoreUnavailableError: the ledger cannot be written; the records wait in the tail.

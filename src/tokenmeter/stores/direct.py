@@ -12,19 +12,23 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from tokenmeter.ledger import Claim, CounterKey, new_id
-from tokenmeter.stores.base import CapReachedError, Counter
-from tokenmeter.stores.journal import (
+from tokenmeter.ledger import CounterKey
+from tokenmeter.stores.base import Counter
+from tokenmeter.stores.effects import (
     Book,
     HoldGoneError,
+    Post,
     Posted,
+    Shared,
     SlotClaim,
     claim_effects,
     extend_effects,
+    hold,
+    move,
     settle_effects,
 )
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import Account, Definitions, Rate, hold_record
+from tokenmeter.stores.record import hold_record
 
 __all__ = ["DirectBook", "DirectJournal", "Transaction"]
 
@@ -66,20 +70,17 @@ class DirectBook(Book, Protocol):
         ...
 
 
-class DirectJournal:
+class DirectJournal(Shared):
     """See `tokenmeter.stores.journal.Journal`, whose methods these are.
 
     Args:
         book: The engine.
     """
 
-    new_id = staticmethod(new_id)
-
     def __init__(self, book: DirectBook) -> None:
+        super().__init__(book.find_name, self._define)
         self._book = book
-        self._slots: dict[CounterKey, Slot] = {}
         self._generation, self._looked_at = 0, 0
-        self.definitions = Definitions(book.find_name, self._define)
 
     def _define(self, records: Sequence[bytes]) -> None:
         def work(transaction: Transaction) -> None:
@@ -102,27 +103,6 @@ class DirectJournal:
         self.definitions.forget()
         self._looked_at = 0
 
-    def account(self, account: Account) -> str:
-        """The digest that stands for `account` in records."""
-        return self.definitions.account(account)
-
-    def rate(self, rate: Rate) -> str:
-        """The digest that stands for `rate` in records."""
-        return self.definitions.rate(rate)
-
-    def name(self, kind: str, value: str) -> str:
-        """The digest that stands for a text that may have to be erased."""
-        return self.definitions.name(kind, value)
-
-    def slot(self, key: CounterKey, window_end: int | None = None) -> Slot:
-        """The counter of `key`."""
-        slot = self._slots.get(key)
-        if slot is None or slot.window_end != window_end:
-            if len(self._slots) >= Definitions.MOST:
-                self._slots = {}
-            slot = self._slots[key] = Slot(key, window_end)
-        return slot
-
     def append(self, record: bytes) -> None:
         """Write an entry's record."""
         self._book.transact(lambda transaction: transaction.put(record))
@@ -142,23 +122,15 @@ class DirectJournal:
         record = hold_record(hold_id, now, expires_at, owner or f"{socket.gethostname()}:{os.getpid()}", call)
 
         def work(transaction: Transaction) -> None:
-            asked: dict[CounterKey, int] = {}
-            for slot, limit, amount in claims:
-                counter = transaction.counter(slot.key)
-                held = counter.reserved + asked.get(slot.key, 0)
-                if limit is not None and counter.settled + held + amount > limit:
-                    raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), counter.settled, held)
-                asked[slot.key] = asked.get(slot.key, 0) + amount
+            hold(claims, _reader(transaction, [slot for slot, _, _ in claims]))
             transaction.put(record, claim_effects(hold_id, claims))
 
         self._book.transact(work)
 
-    def settle(
-        self, record: bytes, posts: Sequence[tuple[Slot, int]] = (), hold_id: str | None = None
-    ) -> tuple[tuple[Slot, int], ...]:
+    def settle(self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters."""
 
-        def work(transaction: Transaction) -> tuple[tuple[Slot, int], ...]:
+        def work(transaction: Transaction) -> tuple[Post, ...]:
             if hold_id is not None and transaction.hold(hold_id) is None:
                 raise HoldGoneError(hold_id)
             reached = _reached(transaction, posts)
@@ -187,7 +159,7 @@ class DirectJournal:
     def post(
         self,
         record: bytes,
-        posts: Sequence[tuple[Slot, int]],
+        posts: Sequence[Post],
         *,
         entry_id: str,
         dedup_key: str | None = None,
@@ -209,7 +181,7 @@ class DirectJournal:
 
         return self._book.transact(work)
 
-    def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[tuple[Slot, int]]]]) -> list[Posted]:
+    def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]]) -> list[Posted]:
         """Write many entries at once, each of them once."""
 
         def work(transaction: Transaction) -> list[Posted]:
@@ -221,7 +193,7 @@ class DirectJournal:
                     done.append(Posted(recorded=False))
                     continue
                 seen |= {entry_id} if dedup_key is None else {entry_id, dedup_key}
-                reached: list[tuple[Slot, int]] = []
+                reached: list[Post] = []
                 for slot, amount in posts:
                     added[slot.key] = added.get(slot.key, 0) + amount
                     reached.append((slot, transaction.counter(slot.key).settled + added[slot.key]))
@@ -262,8 +234,20 @@ class DirectJournal:
         """Nothing is open here."""
 
 
-def _reached(transaction: Transaction, posts: Sequence[tuple[Slot, int]]) -> tuple[tuple[Slot, int], ...]:
-    added: dict[CounterKey, int] = {}
-    for slot, amount in posts:
-        added[slot.key] = added.get(slot.key, 0) + amount
-    return tuple((slot, transaction.counter(slot.key).settled + added[slot.key]) for slot, _ in posts)
+def _reader(transaction: Transaction, slots: Iterable[Slot]) -> Callable[[int], tuple[int, int]]:
+    """Number the places of `slots` for one transaction; what reads the counter at a place."""
+    places: dict[CounterKey, int] = {}
+    for slot in slots:
+        slot.place = places.setdefault(slot.key, len(places))
+    keys = list(places)
+
+    def read(place: int) -> tuple[int, int]:
+        counter = transaction.counter(keys[place])
+        return counter.settled, counter.reserved
+
+    return read
+
+
+def _reached(transaction: Transaction, posts: Sequence[Post]) -> tuple[Post, ...]:
+    moved = move((), posts, _reader(transaction, [slot for slot, _ in posts]))
+    return tuple((slot, moved[slot.place][0]) for slot, _ in posts)

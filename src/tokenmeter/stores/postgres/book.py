@@ -15,8 +15,8 @@ from pydantic_core import to_json
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
+from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.fold import Batch
-from tokenmeter.stores.journal import Standing
 from tokenmeter.stores.postgres.failures import explain, is_refusal, reason_of
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.rows import ENGINE, ServerRows
@@ -37,7 +37,7 @@ class NeedsServerError(Exception):
 
 
 class PostgresBook(FoldingBook):
-    """The ledger on a server as `tokenmeter.stores.journal.Book`. Safe for threads and processes.
+    """The ledger on a server as `tokenmeter.stores.effects.Book`. Safe for threads and processes.
 
     The live counters of its journal are not used: the server counts.
 
@@ -80,25 +80,25 @@ class PostgresBook(FoldingBook):
     # -- for the journal
 
     def file(self) -> tuple[int, int]:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         status = self.path.stat()
         return status.st_dev, status.st_ino
 
     def stand(self, work: Callable[[Standing], T]) -> T:
-        """See `tokenmeter.stores.journal.Book`: nothing is counted here."""
+        """See `tokenmeter.stores.effects.Book`: nothing is counted here."""
         return work(
             _Nothing({number: segment_path(self.path, number).stat().st_size for number in segments(self.path)})
         )
 
     def find_name(self, kind: str, value: str) -> str | None:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         if getattr(self._local, "inline", False):
             raise NeedsServerError
         found = self.fetch("SELECT find_name(?, ?)", (kind, value))[0][0]
         return None if found is None else bytes(found).hex()
 
     def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         return bool(
             self.fetch(
                 "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) "
@@ -108,7 +108,7 @@ class PostgresBook(FoldingBook):
         )
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         rows = self.fetch(
             "SELECT entry_id FROM entries WHERE entry_id = ANY (?) UNION ALL SELECT key FROM dedup WHERE key = ANY (?)",
             (list(entry_ids), [key for key in dedup_keys if key is not None]),
@@ -116,7 +116,7 @@ class PostgresBook(FoldingBook):
         return {row[0] for row in rows}
 
     def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
         return json.loads(rows[0][0]) if rows else None
 
@@ -243,7 +243,7 @@ def _settings_as_outage() -> Generator[None]:
 
 
 class _Nothing:
-    """See `tokenmeter.stores.journal.Standing`."""
+    """See `tokenmeter.stores.effects.Standing`."""
 
     def __init__(self, places: Mapping[int, int]) -> None:
         self.places = places

@@ -14,9 +14,9 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, METER_AMOUNTS, Folding, FoldingBook, RepeatedError, sum_rows
 from tokenmeter.stores.direct import Transaction
+from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import identity_column
-from tokenmeter.stores.journal import Standing
 from tokenmeter.stores.record import PERSONAL, Account, digest_of
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.schema import check_version, migrate
@@ -95,7 +95,7 @@ _ENGINE = Engine(
 
 
 class SQLiteBook(FoldingBook):
-    """One SQLite file as `tokenmeter.stores.journal.Book`. Safe for threads and processes.
+    """One SQLite file as `tokenmeter.stores.effects.Book`. Safe for threads and processes.
 
     Args:
         path: The file; made if it is missing.
@@ -136,24 +136,24 @@ class SQLiteBook(FoldingBook):
     # -- for the journal
 
     def file(self) -> tuple[int, int]:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         return self.database.file()
 
     def stand(self, work: Callable[[Standing], T]) -> T:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         return self.database.read(lambda connection: work(_Standing(connection)))
 
     def find_name(self, kind: str, value: str) -> str | None:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         rows = self.fetch("SELECT digest FROM names WHERE kind = ? AND value = ? ORDER BY id LIMIT 1", (kind, value))
         return rows[0][0].hex() if rows else None
 
     def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         return bool(self.fetch(_HAS_ENTRY, (identity_column(entry_id), dedup_key)))
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
 
         def work(connection: Connection) -> set[str]:
             run = connection.execute
@@ -171,7 +171,7 @@ class SQLiteBook(FoldingBook):
         return self.database.read(work)
 
     def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
-        """See `tokenmeter.stores.journal.Book`."""
+        """See `tokenmeter.stores.effects.Book`."""
         rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
         return json.loads(rows[0][0]) if rows else None
 
@@ -276,7 +276,7 @@ def _adopted(path: Path) -> bytes | None:
 
 
 class _Standing:
-    """See `tokenmeter.stores.journal.Standing`."""
+    """See `tokenmeter.stores.effects.Standing`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -34,8 +34,9 @@ from tokenmeter.stores.base import (
 )
 from tokenmeter.stores.direct import DirectJournal
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.effects import Posted
 from tokenmeter.stores.fold import advance
-from tokenmeter.stores.journal import Journal, Posted
+from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import Reader, document_of, document_record
 from tokenmeter.stores.record import decode_hold, encode_entry, kept_key

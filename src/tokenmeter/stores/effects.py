@@ -1,0 +1,227 @@
+"""What a record does to counters and holds, and what a journal and its book know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pydantic_core import to_json
+
+from tokenmeter.ledger import Claim, CounterKey, new_id
+from tokenmeter.stores.base import CapReachedError
+from tokenmeter.stores.live import Slot
+from tokenmeter.stores.record import Account, Definitions, Rate
+from tokenmeter.stores.trouble import Trouble
+
+__all__ = [
+    "Book",
+    "HoldGoneError",
+    "Post",
+    "Posted",
+    "Shared",
+    "SlotClaim",
+    "Standing",
+    "apply_effects",
+    "claim_effects",
+    "extend_effects",
+    "hold",
+    "move",
+    "settle_effects",
+]
+
+T = TypeVar("T")
+
+#: A counter that a call claims, its limit (None: it only counts), and the amount to hold.
+SlotClaim = tuple[Slot, int | None, int]
+#: What a settlement adds to a counter.
+Post = tuple[Slot, int]
+
+
+class HoldGoneError(Exception):
+    """The hold may have expired and been swept; nothing was written. `Journal.post` finds out."""
+
+
+class Standing(Protocol):
+    """One state of the book: what live counters are made from."""
+
+    #: Segment -> how far it is folded.
+    places: Mapping[int, int]
+
+    def settled(self, floor: int, also: Collection[CounterKey]) -> dict[CounterKey, int]:
+        """Settled amounts: of windows that had not ended at `floor`, and of the counters in `also`."""
+        ...
+
+    def holds(self) -> dict[str, Sequence[Sequence[Any]]]:
+        """Open holds: identity -> ``[[budget, scope, window start, window end, amount, limit], ...]``."""
+        ...
+
+
+class Book(Protocol):
+    """What an engine does for its journal."""
+
+    @property
+    def identity(self) -> bytes:
+        """The ledger's own 16 bytes."""
+        ...
+
+    @property
+    def trouble(self) -> Trouble:
+        """What keeps records from being folded, if anything does."""
+        ...
+
+    def file(self) -> tuple[int, int]:
+        """Device and inode of the ledger file, or what else tells that it is still the same.
+
+        Raises:
+            StoreUnavailableError: it is gone, or another ledger is in its place.
+        """
+        ...
+
+    def stand(self, work: Callable[[Standing], T]) -> T:
+        """Run `work` on one state of the book."""
+        ...
+
+    def find_name(self, kind: str, value: str) -> str | None:
+        """Digest of a name that is in the book."""
+        ...
+
+    def fold(self) -> int:
+        """Move what is in the tail into the book; how many records."""
+        ...
+
+    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
+        """Whether the entry or its bill is in the book."""
+        ...
+
+    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
+        """Those of the identities and keys that are in the book."""
+        ...
+
+    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
+        """Claims of an open hold that is in the book."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What `Journal.post` did: see `tokenmeter.stores.base.Settlement`; `reached` says where counters stand now."""
+
+    recorded: bool
+    hold_found: bool = False
+    reached: tuple[Post, ...] = ()
+
+
+class Shared:
+    """What the records of a ledger have in common, as one process knows it: definitions, and a slot for each counter.
+
+    Args:
+        find: See `Definitions`.
+        define: See `Definitions`.
+
+    Attributes:
+        definitions: Digests of what records share.
+    """
+
+    new_id = staticmethod(new_id)
+
+    def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
+        self.definitions = Definitions(find, define)
+        self._slots: dict[CounterKey, Slot] = {}
+
+    def account(self, account: Account) -> str:
+        """The digest that stands for `account` in records."""
+        return self.definitions.account(account)
+
+    def rate(self, rate: Rate) -> str:
+        """The digest that stands for `rate` in records."""
+        return self.definitions.rate(rate)
+
+    def name(self, kind: str, value: str) -> str:
+        """The digest that stands for a text that may have to be erased: kind ``end_user`` or ``tag:NAME``."""
+        return self.definitions.name(kind, value)
+
+    def slot(self, key: CounterKey, window_end: int | None = None) -> Slot:
+        """The counter of `key`. One object per counter, so that its `alert_at` is the process's."""
+        slot = self._slots.get(key)
+        if slot is None or slot.window_end != window_end:
+            if len(self._slots) >= Definitions.MOST:
+                self._slots = {}
+            slot = self._slots[key] = Slot(key, window_end)
+        return slot
+
+    def claims(self, rows: Sequence[Sequence[Any]]) -> tuple[SlotClaim, ...]:
+        """Claims as effects say them: ``[[budget, scope, window start, window end, amount, limit], ...]``."""
+        return tuple(
+            (self.slot(CounterKey(budget, scope, start), end), limit, amount)
+            for budget, scope, start, end, amount, limit in rows
+        )
+
+
+def hold(claims: Sequence[SlotClaim], read: Callable[[int], tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Where counters stand once all of `claims` are held.
+
+    Args:
+        claims: In the order in which a refusal is to be looked for.
+        read: Settled and reserved amount of the counter at a place.
+
+    Raises:
+        CapReachedError: a claim does not fit.
+    """
+    moved: dict[int, tuple[int, int]] = {}
+    for slot, limit, amount in claims:
+        place = slot.place
+        settled, reserved = moved.get(place) or read(place)
+        if limit is not None and settled + reserved + amount > limit:
+            raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), settled, reserved)
+        moved[place] = (settled, reserved + amount)
+    return moved
+
+
+def move(
+    claims: Sequence[SlotClaim], posts: Sequence[Post], read: Callable[[int], tuple[int, int]]
+) -> dict[int, tuple[int, int]]:
+    """Where counters stand once `claims` are free again and `posts` are added; see `hold`."""
+    moved: dict[int, tuple[int, int]] = {}
+    for slot, _, amount in claims:
+        place = slot.place
+        settled, reserved = moved.get(place) or read(place)
+        moved[place] = (settled, reserved - amount)
+    for slot, amount in posts:
+        place = slot.place
+        settled, reserved = moved.get(place) or read(place)
+        moved[place] = (settled + amount, reserved)
+    return moved
+
+
+def claim_effects(hold_id: str, claims: Sequence[SlotClaim]) -> bytes:
+    """What making a hold does."""
+    rows = b",".join(
+        b"%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
+        for slot, limit, amount in claims
+    )
+    return b'{"hold":%b,"claims":[%b]}' % (to_json(hold_id), rows)
+
+
+def extend_effects(hold_id: str, expires_at: int) -> bytes:
+    """What moving a hold's expiry does."""
+    return b'{"extend":%b,"until":%d}' % (to_json(hold_id), expires_at)
+
+
+def settle_effects(hold_id: str | None, posts: Sequence[Post]) -> bytes:
+    """What settling does: frees the hold, if there is one, and adds to counters."""
+    rows = b",".join(b"%b%d]" % (slot.begin, amount) for slot, amount in posts)
+    if hold_id is None:
+        return b'{"post":[%b]}' % rows if rows else b""
+    return b'{"free":%b,"post":[%b]}' % (to_json(hold_id), rows)
+
+
+def apply_effects(effects: Mapping[str, Any], holds: dict[str, list[Any]], added: dict[CounterKey, int]) -> None:
+    """Do to open holds and to what is added to counters as the effects of a frame say."""
+    if "hold" in effects:
+        holds.setdefault(effects["hold"], effects["claims"])
+    if "free" in effects:
+        holds.pop(effects["free"], None)
+    for budget, scope, start, _, amount in effects.get("post", ()):
+        key = CounterKey(budget, scope, start)
+        added[key] = added.get(key, 0) + amount

@@ -1,0 +1,384 @@
+"""One process's hand on a ledger's files: the segment of the tail that it writes to, and the live counters' lock.
+
+Everything that can happen to these files under a running process is dealt with here: they are removed, replaced, cut
+off, full, left half changed, or those of another ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic_core import from_json, to_json
+
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.file_locks import lock_file, unlock_file
+from tokenmeter.ledger import CounterKey
+from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
+from tokenmeter.stores.live import Live, LiveHeader, Slot, digest_of
+from tokenmeter.stores.record import FORMAT
+from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
+
+__all__ = ["Writer"]
+
+log = logging.getLogger("tokenmeter")
+T = TypeVar("T")
+
+#: Size at which a segment of the tail is followed by a new one.
+SEGMENT_BYTES = 8 << 20
+_DAY = 86_400_000_000
+_GONE = (0, 0)
+
+
+class Writer(Shared):
+    """Writes frames to the tail, and opens the live counters of one ledger under their lock. Safe for threads.
+
+    Args:
+        ledger: Path of the ledger file; the files lie beside it.
+        book: The engine.
+    """
+
+    def __init__(self, ledger: Path, book: Book) -> None:
+        super().__init__(self._find_name, self._define)
+        self._ledger, self._book = ledger, book
+        self._live_path = Path(f"{ledger}-live")
+        self._start()
+
+    def _start(self) -> None:
+        self._mutex = threading.RLock()
+        self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
+        self._live: Live | None = None
+        self._state = b""
+        self._file = (0, 0)
+        self._segment: Segment | None = None
+        self._slots = {}
+        self._renew_at = 0.0
+        self._generation = 0
+
+    @property
+    def generation(self) -> int:
+        """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
+        live = self._live
+        if live is None or live.state != self._state:
+            self._renew_if_possible()
+            live = self._live
+        if live is not None:
+            self._generation = live.generation
+        return self._generation
+
+    def renew_generation(self) -> None:
+        """Make every process on this ledger throw its plans away."""
+
+        def change(live: Live) -> None:
+            live.generation += 1
+
+        self.definitions.forget()
+        self._locked(change)
+
+    def close(self) -> None:
+        """Let go of the files; using the journal again opens them again."""
+        with self._mutex:
+            self._live, self._segment, self._state = None, None, b""
+
+    # -- the lock
+
+    def _locked(self, work: Callable[[Live], T]) -> T:
+        """Run `work` with the counters to itself, among all threads and processes.
+
+        Raises:
+            StoreBusyError: a finaliser or signal handler came in the middle of it, in this very thread.
+        """
+        if self._owned():
+            raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
+        try:
+            try:
+                return work(self._acquire())
+            finally:
+                self._unlock()
+        finally:  # an interrupt may come just as the lock is to be given back
+            if self._owned():
+                self._unlock()
+
+    def _exclusively(self, work: Callable[[Live], T]) -> T:
+        """`_locked`, with everything in the tail folded: the book then tells all there is."""
+        if self._owned():
+            raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
+        self._book.fold()  # most of it without the lock
+
+        def folded(live: Live) -> T:
+            self._book.fold()
+            return work(live)
+
+        return self._locked(folded)
+
+    def _acquire(self) -> Live:
+        self._mutex.acquire()
+        live = self._live
+        if live is not None:
+            lock_file(live.descriptor)
+            if live.state == self._state and not live.dirty:
+                return live
+            unlock_file(live.descriptor)
+        return self._acquire_any()
+
+    def _acquire_any(self) -> Live:
+        """The live file as it is now, made anew if need be, and locked. Needs the mutex."""
+        while True:
+            live = self._live
+            if live is None:
+                live = self._open()
+            else:
+                lock_file(live.descriptor)
+            if not live.there:
+                unlock_file(live.descriptor)
+                self._live = None
+                continue
+            if live.dirty:
+                live = self._remake()
+            if live.state != self._state:
+                self._follow(live)
+            return live
+
+    def _unlock(self) -> None:
+        if self._owned():
+            if self._live is not None:
+                unlock_file(self._live.descriptor)
+            self._mutex.release()
+
+    def _open(self) -> Live:
+        """The live file of this ledger, locked and sound. Needs the mutex."""
+        try:
+            bare, live = Live.locked(self._live_path)
+        except OSError as error:
+            raise _unwritable(self._live_path, error) from error
+        try:
+            self._file = _file_at(self._ledger)
+            if live is not None:
+                header = live.header
+                if live.sound and header.ledger == self._book.identity and self._file in {header.file, _GONE}:
+                    self._live = live
+                    return live
+            self._live = live
+            return self._remake()
+        finally:
+            if bare is not None:
+                os.close(bare)
+
+    def _remake(self, also: Collection[CounterKey] = ()) -> Live:
+        """Make the live counters from the book and the tail. Needs the lock; comes with that of the new file."""
+        old = self._live
+        before = None if old is None else old.header
+        floor = time.time_ns() // 1000 - _DAY
+        every = segments(self._ledger)
+        numbers = [number for number in every if owner_of(segment_path(self._ledger, number)) == self._book.identity]
+
+        def work(standing: Standing) -> tuple[dict[CounterKey, tuple[int, int]], Mapping[int, int]]:
+            return self._stand(standing, numbers, floor, also), standing.places
+
+        balances, places = self._book.stand(work)
+        self._file = self._book.file()
+        number = max(*places, *every, 0, 0)
+        if number not in numbers or self._is_cut_off(number, places):  # none yet, or removed, or another ledger's
+            number += 1
+            self._begin(number)
+        header = LiveHeader(
+            self._book.identity,
+            self._file,
+            number,
+            time.time_ns() if before is None or before.ledger != self._book.identity else before.generation,
+            floor,
+        )
+        try:
+            live = Live.make(self._live_path, header, {digest_of(key): pair for key, pair in balances.items()})
+        except OSError as error:
+            raise _unwritable(self._live_path, error) from error
+        self._live = live
+        if old is not None:
+            old.retire()
+            unlock_file(old.descriptor)
+        return live
+
+    def _stand(
+        self, standing: Standing, numbers: Sequence[int], floor: int, also: Collection[CounterKey]
+    ) -> dict[CounterKey, tuple[int, int]]:
+        holds = {hold: list(rows) for hold, rows in standing.holds().items()}
+        added: dict[CounterKey, int] = {}
+        for number in numbers:
+            for _, _, effects in frames(segment_path(self._ledger, number), standing.places.get(number, 0)):
+                if effects:
+                    apply_effects(from_json(effects), holds, added)
+        reserved: dict[CounterKey, int] = {}
+        for rows in holds.values():
+            for budget, scope, start, _, amount, _ in rows:
+                key = CounterKey(budget, scope, start)
+                reserved[key] = reserved.get(key, 0) + amount
+        settled = standing.settled(floor, {*also, *added, *reserved})
+        return {
+            key: (settled.get(key, 0) + added.get(key, 0), reserved.get(key, 0))
+            for key in {*settled, *added, *reserved, *also}
+        }
+
+    # -- where counters are; inside the lock
+
+    def _place(self, wanted: Sequence[Sequence[Any]], live: Live) -> Live:
+        """Look up where slots (the first of each row) are; counters that have no place yet get one."""
+        serial = live.serial
+        for slot, *_ in wanted:
+            if slot.home != serial:
+                return self._find_places([row[0] for row in wanted], live)
+        return live
+
+    def _find_places(self, wanted: Sequence[Slot], live: Live) -> Live:
+        for slot in wanted:
+            place = live.find(slot.digest)
+            if place is None:
+                if live.full or (slot.window_end is not None and slot.window_end < live.header.floor):
+                    return self._find_places(wanted, self._remake(also=[other.key for other in wanted]))
+                live.dirty = True
+                place = live.add(slot.digest)
+                live.dirty = False
+            slot.home, slot.place = live.serial, place
+        return live
+
+    def _check_files(self, live: Live) -> Live:
+        """Refuse to hold anything for a ledger that is gone: its caps would start anew."""
+        if not live.there:
+            unlock_file(live.descriptor)
+            self._live = None
+            live = self._acquire_any()
+        there = _file_at(self._ledger)
+        if there == self._file and there != _GONE:
+            return live
+        file = self._book.file()
+        if file != live.header.file:
+            live = self._remake()
+        self._file = file
+        return live
+
+    # -- the tail
+
+    def _follow(self, live: Live) -> None:
+        """Write to the segment that the live file names. Needs the lock."""
+        number = live.header.segment
+        if self._segment is None or self._segment.number != number:
+            try:
+                self._segment = Segment(self._ledger, number)
+            except FileNotFoundError:
+                self._replace_tail(live)
+            except OSError as error:
+                raise _unwritable(segment_path(self._ledger, number), error) from error
+        self._state = live.state
+
+    def _replace_tail(self, live: Live) -> None:
+        """The tail was removed: go on with a new one, and define again what records name. Needs the lock."""
+        log.error(
+            "%s-tail was removed or cut off while it was in use; calls that were not yet in the ledger are lost",
+            self._ledger,
+        )
+        number = max(live.header.segment, *segments(self._ledger), 0) + 1
+        self._segment = self._begin(number)
+        live.use_segment(number)
+        live.generation += 1
+        self.definitions.forget()
+        self._state = live.state
+
+    def _begin(self, number: int) -> Segment:
+        """Make a new segment. It says whose it is."""
+        path = segment_path(self._ledger, number)
+        record = {"format": FORMAT, "record": "segment", "ledger": self._book.identity.hex(), "number": number}
+        try:
+            segment = Segment(self._ledger, number, make=True)
+            segment.append(frame(to_json(record)))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return segment
+
+    def _write(self, framed: bytes) -> None:
+        live = self._live
+        if live is None or live.state != self._state:
+            self._renew_if_possible()
+        self._append(framed)
+
+    def _append(self, framed: bytes) -> None:
+        try:
+            segment = self._segment or self._last_segment()
+            size = segment.append(framed)
+        except TailGoneError:
+            self._with_lock(self._follow_again)
+            self._write(framed)
+        except OSError as error:
+            raise _unwritable(segment_path(self._ledger, 0).with_suffix(""), error) from error
+        else:
+            if size > SEGMENT_BYTES:
+                with contextlib.suppress(StoreError):  # the full one takes more
+                    self._with_lock(partial(self._turn_over, full=segment.number))
+
+    def _renew_if_possible(self) -> None:
+        """After the live file or the segment was replaced. While the book cannot be asked, all stays as it was."""
+        if not self._owned() and time.monotonic() > self._renew_at:
+            try:
+                self._locked(lambda _: None)
+            except StoreUnavailableError as error:
+                self._renew_at = time.monotonic() + 1
+                self._book.trouble.failed(error)
+
+    def _last_segment(self) -> Segment:
+        number = max(segments(self._ledger), default=0)
+        own = number and owner_of(segment_path(self._ledger, number)) == self._book.identity
+        self._segment = Segment(self._ledger, number) if own else self._begin(number + 1)
+        return self._segment
+
+    def _is_cut_off(self, number: int, places: Mapping[int, int]) -> bool:
+        """Whether more was folded of a segment than there is now (after a power cut): what is added would be missed."""
+        return segment_path(self._ledger, number).stat().st_size < places.get(number, 0)
+
+    def _follow_again(self, live: Live) -> None:
+        number, self._segment = live.header.segment, None
+        path = segment_path(self._ledger, number)
+        if path.exists() and self._is_cut_off(number, self._book.stand(lambda standing: standing.places)):
+            self._replace_tail(live)
+        else:
+            self._follow(live)
+
+    def _turn_over(self, live: Live, full: int) -> None:
+        if live.header.segment == full:
+            self._segment = self._begin(full + 1)
+            live.use_segment(full + 1)
+        self._follow(live)
+
+    def _with_lock(self, work: Callable[[Live], None]) -> None:
+        """`_locked`, from within the lock or without."""
+        if self._owned() and self._live is not None:
+            work(self._live)
+        else:
+            self._locked(work)
+
+    def _define(self, records: Sequence[bytes]) -> None:
+        self._write(b"".join(map(frame, records)))
+
+    def _find_name(self, kind: str, value: str) -> str | None:
+        with contextlib.suppress(StoreError):
+            return self._book.find_name(kind, value)
+        return None
+
+
+def _file_at(path: Path) -> tuple[int, int]:
+    """Device and inode."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - on the hot path
+    except FileNotFoundError:
+        return _GONE
+    return status.st_dev, status.st_ino
+
+
+def _unwritable(path: Path, error: OSError) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"{path} cannot be written: {error.strerror}. Nothing was recorded. Free some space, or mend the permissions."
+    )
