@@ -157,7 +157,7 @@ def test_a_ledger_on_a_server_is_shown_the_same(filed, serve, record):
     entry = record(who={"member": "ada"})
     (outcome, _), (note,) = reconciliations(filed.store), credit_notes(filed.store)
     for path, shown in (
-        *(("/", ">15<"), ("/breakdown?by=member", ">15<"), ("/entries?member=ada", entry.entry_id)),
+        *(("/", ">15<"), ("/explore?by=member", ">15<"), ("/entries?member=ada", entry.entry_id)),
         *((f"/entries/{entry.entry_id}", "platform"), ("/budgets", "ada-monthly"), ("/health", "server version")),
         *(("/invoices", "INV-00002"), ("/invoices/INV-00001", "wire 7"), (f"/credit-notes/{note.number}", "0.10")),
         *(("/periods", "waiting"), ("/periods/1", "waiting"), ("/reconciliations", "needs attention")),

@@ -7,7 +7,7 @@ import io
 import re
 import time
 import zipfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -20,7 +20,7 @@ TOKEN = "a-long-enough-token-for-a-test"
 
 
 def drawn(page):
-    page.wait_for_selector("#chart .barlayer .point", state="attached")
+    page.wait_for_selector(".chart path.bar", state="attached")
 
 
 def wide(page):
@@ -49,7 +49,7 @@ def test_a_filter_leads_from_the_overview_to_entries_to_charges_that_multiply_ou
     page.wait_for_url("**/*member=ada*")
     assert card(page, "Requests") == "6"
     page.get_by_text("The figures as a table").click()
-    page.locator("#over-time tbody a").last.click()
+    page.locator("#figures tbody a").last.click()
     page.wait_for_url("**/entries?*since=*")
     assert page.locator("tbody tr").count() == 1
     page.locator("tbody th a").click()
@@ -61,16 +61,114 @@ def test_a_filter_leads_from_the_overview_to_entries_to_charges_that_multiply_ou
         assert quantity * price * Decimal("1.05") == billed
 
 
-def test_a_bar_of_the_chart_leads_to_its_entries(served, browse):
-    page = browse(f"{served.url}/?period=last-7d")
-    drawn(page)
-    page.wait_for_timeout(300)
-    box = page.locator("#chart .nsewdrag").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 6.5 / 7, box["y"] + box["height"] - 12)
-    page.wait_for_selector("#chart .hoverlayer .hovertext")
-    page.mouse.click(box["x"] + box["width"] * 6.5 / 7, box["y"] + box["height"] - 12)
+def column(page, at, of):
+    """The middle of a column of the chart, in pixels."""
+    box = page.locator("#plane").bounding_box()
+    return box["x"] + box["width"] * (at + 0.5) / of, box["y"] + box["height"] - 12
+
+
+def test_a_column_tells_what_is_in_it_and_leads_deeper_down_to_the_calls(served, busy, browse):
+    page = browse(f"{served.url}/explore?period=last-7d&by=member&tz=UTC")
+    page.mouse.move(*column(page, 6, 7))
+    tip = page.locator(".tip")
+    totals = tokenmeter.report(period="today", meter=busy).totals
+    assert "together" in tip.inner_text()
+    assert f"${totals.billed_cost:.4f}"[:6] in tip.inner_text()
+    page.mouse.click(*column(page, 6, 7))
+    page.wait_for_url("**/explore?by=member*since=*")
+    page.wait_for_selector("text=by hour")
+    hours = page.locator("#figures tbody th a")
+    page.get_by_text("The figures over time as a table").click()
+    hours.first.click()
     page.wait_for_url("**/entries?*since=*")
-    assert page.locator("tbody tr").count() >= 2
+    assert page.locator("tbody tr").count() >= 1
+
+
+def test_dragging_zooms_in_and_the_back_button_zooms_out(served, browse):
+    page = browse(f"{served.url}/explore?period=last-30d&tz=UTC")
+    page.mouse.move(*column(page, 25, 30))
+    page.mouse.down()
+    page.mouse.move(*column(page, 27, 30))
+    page.mouse.move(*column(page, 28, 30))
+    page.mouse.up()
+    page.wait_for_url("**since=*until=*")
+    today = datetime.now(UTC).date()
+    assert f"since={today - timedelta(days=4)}&until={today}" in page.url
+    page.get_by_role("link", name="Remove the dates").wait_for()
+    page.go_back()
+    page.wait_for_url("**period=last-30d*")
+    page.get_by_role("link", name="Remove the dates").wait_for(state="detached")
+
+
+def test_a_name_in_the_legend_hides_its_series_and_the_address_keeps_it(served, browse):
+    page = browse(f"{served.url}/explore?by=member")
+    assert page.locator(".plane path.bar").count() == 4
+    page.locator(".legend").get_by_role("link", name="ada").click()
+    page.wait_for_url("**hide=%3Dada*")
+    page.locator(".legend .off", has_text="ada").wait_for()
+    assert page.locator(".plane path.bar").count() == 3
+    page.reload()
+    assert page.locator(".plane path.bar").count() == 3
+    page.locator(".legend").get_by_role("link", name="ada").click()
+    page.locator(".legend .off").wait_for(state="detached")
+    assert "hide" not in page.url
+
+
+def test_a_question_is_asked_without_leaving_the_page(served, browse):
+    page = browse(f"{served.url}/explore")
+    page.evaluate("document.body.dataset.mark = 'same page'")
+    page.locator("[name=show]").select_option("tokens")
+    page.get_by_role("heading", level=1, name="Tokens by model").wait_for()
+    page.locator("[name=by]").select_option("member")
+    page.get_by_role("heading", level=1, name="Tokens by member").wait_for()
+    page.get_by_role("link", name="Share", exact=True).click()
+    page.wait_for_url("**form=share*")
+    page.get_by_role("link", name="Running total").click()
+    page.wait_for_url("**form=running*")
+    page.get_by_text("Columns").click()
+    page.get_by_role("checkbox", name="Failed requests").check()
+    page.get_by_label("Search").fill("E")
+    page.get_by_role("button", name="Show", exact=True).click()
+    page.get_by_role("columnheader", name="Failed requests").wait_for()
+    assert page.locator(".values tbody th").all_inner_texts()[0].startswith("eve")
+    page.get_by_role("columnheader", name="Failed requests").get_by_role("link").click()
+    page.wait_for_url("**sort=errors*")
+    assert page.get_by_role("columnheader", name="Failed requests").get_attribute("aria-sort") == "descending"
+    assert page.evaluate("document.body.dataset.mark") == "same page"
+
+
+def test_several_values_are_chosen_at_once_and_a_value_leads_on(served, browse):
+    page = browse(f"{served.url}/explore?by=member")
+    page.get_by_label("Choose ada").check()
+    page.get_by_label("Choose bob").check()
+    page.get_by_role("button", name="Show only the chosen").click()
+    page.wait_for_url("**member=ada&member=bob*")
+    page.wait_for_function("document.querySelectorAll('.values tbody tr').length === 2")
+    assert page.locator(".values tbody tr").count() == 2
+    page.locator(".values").get_by_role("link", name="ada", exact=True).click()
+    page.get_by_role("heading", level=1, name="Spend by model").wait_for()
+    assert page.url.endswith("/explore?period=last-30d&member=ada")
+
+
+def test_a_filter_suggests_the_values_there_are(served, browse, hostile):
+    page = browse(f"{served.url}/explore")
+    page.get_by_text("Dates and filters").click()
+    page.get_by_label("Only where").fill("member")
+    page.get_by_label("Only where").press("Tab")
+    page.wait_for_function("document.querySelectorAll('#suggestions option').length")
+    known = page.evaluate("[...document.querySelectorAll('#suggestions option')].map((one) => one.value)")
+    assert set(known) == {"ada", "bob", "eve", hostile}
+
+
+def test_days_are_the_browsers_unless_the_address_or_the_server_says_otherwise(busy, serve, chromium):
+    for options, told in (({}, "Pacific/Auckland"), ({"tz": "UTC"}, "UTC")):
+        context = chromium.new_context(timezone_id="Pacific/Auckland")
+        page = context.new_page()
+        page.goto(f"{serve(busy, **options).url}/explore")
+        page.locator("#span", has_text=told).wait_for()
+        page.goto(page.url.partition("?")[0] + "?tz=Europe/Paris")
+        page.locator("#span", has_text="Europe/Paris").wait_for()
+        context.close()
 
 
 def test_the_form_sets_period_zone_and_filters_and_the_url_keeps_them(served, browse):
@@ -89,14 +187,15 @@ def test_the_form_sets_period_zone_and_filters_and_the_url_keeps_them(served, br
     page.reload()
     assert card(page, "Requests") == "5"
     page.get_by_role("link", name="Remove the filter tag env prod").click()
-    page.wait_for_selector("text=14")
-    assert "tag" not in page.url
+    page.wait_for_url(lambda url: "tag" not in url)
+    page.wait_for_function("document.querySelector('#totals').innerText.includes('14')")
 
 
 def test_a_call_shows_within_two_seconds_where_people_are_reading(meter, serve, browse):
     page = browse(f"{serve(meter).url}/")
     assert page.get_by_role("heading", name="No call is recorded yet").is_visible()
     page.wait_for_selector(".live.on")
+    page.get_by_text("Dates and filters").click()
     page.get_by_label("Time zone").fill("Europe/Ber")
     with FakeProvider() as provider:
         from tokenmeter.openai import OpenAI
@@ -135,7 +234,7 @@ def test_what_is_shown_can_be_exported(served, busy, browse):
 def test_hostile_names_are_text_on_every_page(served, busy, browse, hostile):
     page = browse(f"{served.url}/")
     drawn(page)
-    for path in ("/", "/breakdown?by=member", "/breakdown?by=tag:env", "/entries", "/budgets"):
+    for path in ("/", "/explore?by=member", "/explore?by=tag:env", "/entries", "/budgets"):
         page.goto(served.url + path)
         if path != "/budgets":
             assert page.get_by_text(hostile, exact=True).first.is_visible(), path
@@ -158,7 +257,7 @@ def test_pages_fit_can_be_read_and_are_told_to_screen_readers(filed, serve, brow
     page = browse(f"{served.url}/", width=width, scheme=scheme)
     drawn(page)
     for path in (
-        *("/", "/breakdown?by=model", "/entries", f"/entries/{entry.entry_id}", "/budgets", "/health"),
+        *("/", "/explore?by=model", "/entries", f"/entries/{entry.entry_id}", "/budgets", "/health"),
         *("/invoices", "/invoices/INV-00002", "/credit-notes", "/credit-notes/CN-00001", "/periods", "/periods/1"),
         *("/reconciliations", f"/reconciliations/{first.document.document_id}"),
     ):
@@ -230,11 +329,17 @@ def test_it_can_be_used_by_keyboard_and_screen_reader(served, browse):
         "[...document.querySelectorAll('input:not([type=hidden]), select')].filter((one) => !one.labels.length).length"
     )
     assert unnamed == 0
-    assert page.get_by_role("button", name="Tokens").get_attribute("aria-pressed") == "false"
-    page.get_by_role("button", name="Tokens").press("Enter")
-    assert page.get_by_role("button", name="Tokens").get_attribute("aria-pressed") == "true"
-    page.wait_for_selector("#legend >> text=cache read")
     assert page.get_by_role("link", name="Overview").get_attribute("aria-current") == "page"
+    page.goto(f"{served.url}/explore")
+    page.locator("#plane").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert "together" in page.locator(".tip").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator(".tip").is_hidden()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/explore?since=*")
 
 
 def test_the_page_says_the_same_without_scripts(served, chromium):
@@ -243,7 +348,15 @@ def test_the_page_says_the_same_without_scripts(served, chromium):
     page.goto(f"{served.url}/?member=ada")
     assert card(page, "Requests") == "6"
     page.get_by_text("The figures as a table").click()
-    assert page.locator("#over-time tbody tr").count() == 5
+    assert page.locator("#figures tbody tr").count() == 5
+    assert page.locator(".chart path.bar").count() >= 1
+    page.goto(f"{served.url}/explore?by=member")
+    page.locator("[name=show]").select_option("tokens")
+    page.get_by_role("button", name="Apply").click()
+    page.get_by_label("Choose ada").check()
+    page.get_by_role("button", name="Show only the chosen").click()
+    assert page.get_by_role("heading", level=1).inner_text() == "Tokens by member"
+    assert page.locator(".values tbody tr").count() == 1
     context.close()
 
 

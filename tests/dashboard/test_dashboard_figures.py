@@ -7,22 +7,23 @@ import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from tokenmeter.dashboard.chart import chart_data
+from tokenmeter.dashboard.chart import draw
+from tokenmeter.dashboard.explore import MEASURES, REST, Question, explore
 from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import overview, savings
 from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO
 
 NOW = datetime(2026, 11, 23, 13, 20, tzinfo=UTC)
 
 
 def view(query="", **options):
-    from urllib.parse import parse_qsl
-
     return View.parse(parse_qsl(query, keep_blank_values=True), now=NOW, **options)
 
 
@@ -34,13 +35,11 @@ def test_every_way_of_cutting_adds_up_to_the_total(meter, record, query, tz):
     for hours in (0, 1, 30, 200, 5000):
         record(at=NOW - timedelta(hours=hours, minutes=7), who={"member": f"m{hours % 7}"})
     seen = overview(meter.store, view(f"{query}&tz={tz}").bounded(meter.store))
-    for part in (
-        [bar.total for bar in seen.bars],
-        [row for bar in seen.bars for row in bar.parts.values()],
-        *(list(ranking.rows) for ranking in seen.rankings),
-    ):
-        assert sum((row.billed_cost for row in part), ZERO) == seen.totals.billed_cost
-        assert sum(row.requests for row in part) == seen.totals.requests
+    totals = seen.answer.totals
+    for part in (seen.answer.by_bucket, seen.answer.rows, *(ranking.rows for ranking in seen.rankings)):
+        assert sum((row.billed_cost for row in part), ZERO) == totals.billed_cost
+        assert sum(row.requests for row in part) == totals.requests
+    assert sum((cost for one in seen.answer.series for cost in one.points), ZERO) == totals.billed_cost
 
 
 def test_the_chart_shows_the_dearest_values_and_all_others_as_one(meter, record):
@@ -48,12 +47,145 @@ def test_the_chart_shows_the_dearest_values_and_all_others_as_one(meter, record)
     for place in range(9):
         record(at=NOW - timedelta(days=place % 3), who={"member": f"m{place}"}, output=100 * (place + 1))
     record(at=NOW, who={"member": "m0"}, fields={"billed_cost": Decimal("-0.01"), "kind": "adjustment"})
-    chosen = view("period=last-7d&model=gpt-5-mini")
-    seen = overview(meter.store, chosen)
-    spend = chart_data(seen, chosen, "")["spend"]
-    assert [one["name"] for one in spend] == ["m8", "m7", "m6", "m5", "m4", "m3", "others"]
-    assert sum(Decimal(value) for one in spend for value in one["values"]) == seen.totals.billed_cost
-    assert min(Decimal(value) for value in spend[-1]["values"]) < 0
+    answer = asked(meter, "period=last-7d&by=member")
+    assert [one.value for one in answer.series] == ["m8", "m7", "m6", "m5", "m4", "m3", None]
+    assert answer.series[-1].key == REST
+    assert sum((cost for one in answer.series for cost in one.points), ZERO) == answer.totals.billed_cost
+    assert min(answer.series[-1].points) < 0
+    drawn = draw(answer, "", lambda question: "?" + urlencode(list(question.items())))
+    assert [key.name for key in drawn.legend][-1] == "all others"
+    assert [key.url for key in drawn.legend][:2] == ["?by=member&hide=%3Dm8", "?by=member&hide=%3Dm7"]
+
+
+def asked(meter, query, **options):
+    items = parse_qsl(query, keep_blank_values=True)
+    chosen = View.parse([pair for pair in items if pair[0] not in Question.NAMES], now=NOW)
+    return explore(meter.store, chosen.bounded(meter.store), Question.parse(items), **options)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_every_measure_says_of_all_what_it_says_of_the_parts(meter, record, measure):
+    record(at=NOW, who={"member": "ada"}, input=600, cache_read=400, output=500)
+    record(at=NOW, who={"member": "bob"}, fields={"status": "error"}, input=200, output=100)
+    answer = asked(meter, f"period=today&granularity=day&by=member&show={measure.name}")
+    ada, bob = (next(one.whole for one in answer.series if one.value == name) for name in ("ada", "bob"))
+    whole = measure.of(answer.totals)
+    assert (whole == ada + bob) if measure.adds else min(ada, bob) <= whole <= max(ada, bob)
+    assert all(one.points[-1] == one.whole for one in answer.series)
+
+
+def test_tokens_are_told_apart_by_class(meter, record):
+    record(at=NOW, input=600, cache_read=400, output=500)
+    answer = asked(meter, "period=today&by=sku_meter&show=tokens")
+    assert {one.value: one.whole for one in answer.series} == {"input": 600, "cache_read": 400, "output": 500}
+
+
+def test_a_question_reads_back_from_its_address():
+    text = (
+        "by=tag%3Aenv&show=output&form=share&compare=none&hide=%3Dprod&hide=none&sort=-requests&find=pr&columns=errors"
+    )
+    question = Question.parse(parse_qsl(text))
+    assert urlencode(list(question.items())) == text
+    assert Question.parse(question.items()) == question
+    assert (question.hidden, question.measure.name) == (("=prod", "none"), "output")
+
+
+@pytest.mark.parametrize("wrong", ["show=fun", "form=pie", "columns=fun", "sort=fun", "by=fun"])
+def test_a_question_that_is_not_known_is_refused_with_what_is(wrong):
+    with pytest.raises(ConfigurationError, match=r"is one of|Known are|Did you mean"):
+        Question.parse(parse_qsl(wrong))
+
+
+def test_the_table_is_sorted_searched_and_says_how_many_there_are(meter, record):
+    for member, tokens in (("ada", 900), ("adam", 500), ("bob", 700)):
+        record(at=NOW, who={"member": member}, output=tokens)
+
+    def names(query):
+        return [row.group["member"] for row in asked(meter, f"period=today&by=member&{query}").rows]
+
+    assert names("") == ["ada", "bob", "adam"]
+    assert names("sort=-output") == ["adam", "bob", "ada"]
+    assert names("sort=-value") == ["bob", "adam", "ada"]
+    assert names("find=AD&sort=value") == ["ada", "adam"]
+    answer = asked(meter, "period=today&by=member&find=bob")
+    assert (answer.found, answer.totals.requests) == (1, 3)
+    assert answer.share(answer.rows[0]).quantize(Decimal("0.001")) == Decimal("0.333")
+
+
+def test_a_running_total_ends_at_the_total_and_stops_at_now(meter, record):
+    for days in range(3):
+        record(at=NOW - timedelta(days=days), output=100)
+    answer = asked(meter, "period=this-month&form=running")
+    told = draw(answer, "", lambda _: "").data["total"]
+    assert told[22].startswith("$0.")
+    assert told[23] == "\u2013"  # tomorrow
+    assert draw(asked(meter, "period=last-7d"), "", lambda _: "").data["total"][-1] == "$0.00021"
+
+
+def test_a_forecast_goes_by_the_same_weekdays_and_says_so(meter, record):
+    """Weekdays of 1,000 tokens, free weekends: exactly as many more as weekdays are left."""
+    for days in range(1, 29):
+        at = NOW - timedelta(days=days)
+        if at.weekday() < 5:
+            record(at=at, output=1000)
+    found = asked(meter, "period=this-month&show=output").forecast
+    assert (found.so_far, found.expected) == (15_000, 21_000)  # 23 to 27 November and the 30th are left
+    assert found.low == found.high == found.expected
+    assert "same weekdays of the last 28 days" in found.words
+    assert asked(meter, "period=last-month&show=output").forecast is None
+
+
+def test_a_forecast_needs_a_week_and_its_band_holds_what_differs(meter, record):
+    for days in range(1, 7):
+        record(at=NOW - timedelta(days=days), output=1000 * days)
+    assert asked(meter, "period=this-month&show=output").forecast is None
+    record(at=NOW - timedelta(days=7), output=1000)
+    found = asked(meter, "period=this-month&show=output").forecast
+    assert found.so_far <= found.low < found.expected < found.high
+    assert "the days of the last 7 days" in found.words
+
+
+def test_budget_lines_are_those_of_just_what_is_shown(make_meter, record):
+    made = make_meter(
+        [
+            {"limit_usd": 30, "name": "all", "period": "month"},
+            {"member": "ada", "limit_usd": 3, "name": "ada", "period": "day"},
+            {"team": "x", "limit_usd": 9, "name": "x"},
+        ]
+    )
+    here = made.budgets.remaining({}, NOW)
+
+    def lines(query):
+        return [(one.words, one.amount) for one in asked(made, query, balances=here).limits]
+
+    assert lines("period=this-month") == [("even pace of all, by day", Decimal(1))]
+    assert lines("period=this-month&form=running") == [("limit of all", Decimal(30))]
+    assert lines("period=last-7d&form=running") == []
+    assert lines("period=this-month&member=ada") == [("limit of ada", Decimal(3))]
+    assert lines("period=this-month&show=tokens") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "marks"),
+    [
+        ("period=today", "23 Nov, 03:00, 06:00, 09:00, 12:00, 15:00, 18:00, 21:00"),
+        ("period=last-7d&granularity=hour", "17 Nov, 18 Nov, 19 Nov, 20 Nov, 21 Nov, 22 Nov, 23 Nov"),
+        ("period=this-month", "2 Nov, 9 Nov, 16 Nov, 23 Nov, 30 Nov"),
+        ("since=2026-06-01&until=2026-11-01&granularity=day", "Jun 2026, Jul 2026, Aug 2026, Sep 2026, Oct 2026"),
+        ("since=2024-01-01&until=2027-01-01", "Jan 2024, Jul 2024, Jan 2025, Jul 2025, Jan 2026, Jul 2026"),
+    ],
+)
+def test_marks_of_time_stand_at_round_instants(meter, query, marks):
+    drawn = draw(asked(meter, query), "", lambda _: "")
+    assert ", ".join(tick.label for tick in drawn.across) == marks
+
+
+def test_marks_of_money_are_round_and_reach_over_the_greatest(meter, record):
+    record(at=NOW, fields={"billed_cost": Decimal("7.3"), "cost_source": "billed"})
+    record(at=NOW - timedelta(days=1), fields={"billed_cost": Decimal("-1.1"), "kind": "adjustment"})
+    drawn = draw(asked(meter, "period=last-7d"), "", lambda _: "")
+    assert [tick.label for tick in drawn.up] == ["-$5", "$0", "$5", "$10"]
+    assert [tick.at for tick in drawn.up] == ["100%", "66.6%", "33.3%", "0%"]
 
 
 def test_savings_are_the_cached_tokens_at_the_models_own_fresh_price_less_their_cost(meter, record):

@@ -26,7 +26,7 @@ from tokenmeter.ledger import Entry, Reservation
 
 TOKEN = "a-long-enough-token-for-a-test"
 BOOKS = ("/invoices", "/credit-notes", "/periods", "/reconciliations")
-PAGES = ("/", "/breakdown?by=member", "/entries", "/budgets", "/health", *BOOKS)
+PAGES = ("/", "/explore?by=member", "/entries", "/budgets", "/health", *BOOKS)
 PATHS = (*PAGES, "/export/report.csv", "/export/focus.zip")
 
 
@@ -77,11 +77,11 @@ def test_no_page_lets_a_browser_run_or_load_anything_foreign(served, busy):
 
 
 def test_names_are_escaped_in_the_page_and_in_its_data(served, hostile):
-    for path in ("/", "/entries", "/breakdown?by=member"):
+    for path in ("/", "/entries", "/explore?by=member"):
         body = served.get(path)[2]
         assert hostile not in body
         assert "<img" not in body
-    assert hostile in {one["name"] for one in json.loads(_chart(served.get("/?model=gpt-5-mini")[2]))["spend"]}
+    assert hostile in {one["name"] for one in json.loads(_chart(served.get("/?model=gpt-5-mini")[2]))["series"]}
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "evil@x"])
@@ -110,7 +110,7 @@ def test_an_address_that_others_reach_needs_a_token(meter):
 
 def test_without_the_token_nothing_is_shown(busy, serve):
     served = serve(busy, token=TOKEN)
-    for path in (*PATHS, "/events", "/static/plotly.min.js", "/entries/x"):
+    for path in (*PATHS, "/events", "/static/chart.js", "/entries/x"):
         assert served.get(path)[0] == 401, path
         assert served.get(path, authorization="Bearer wrong")[0] == 401
         assert served.get(path, cookie="tokenmeter_dashboard=00")[0] == 401
@@ -213,7 +213,7 @@ def test_it_works_under_a_path_of_another_application(filed, run_server):
         "budgets",
         "health",
         "static/dashboard.css",
-        "static/plotly.min.js",
+        "static/chart.js",
         "export/report.csv",
     ):
         assert served.get(f"/inside/usage/{path}", **let_in)[0] == 200, path
@@ -266,7 +266,7 @@ def test_many_viewers_share_one_look():
 
 
 def test_a_page_is_read_anew_only_after_a_new_entry(busy, serve, record, monkeypatch):
-    """Four questions to the kept sums for the overview, one for a breakdown, no entry; the next viewers ask nothing."""
+    """A few questions to the kept sums, no entry; the next viewers ask nothing."""
     asked = []
     monkeypatch.setattr(busy.store, "aggregate", _counted(busy.store.aggregate, asked))
     monkeypatch.setattr(busy.store, "entries", _counted(busy.store.entries, asked))
@@ -279,7 +279,7 @@ def test_a_page_is_read_anew_only_after_a_new_entry(busy, serve, record, monkeyp
         call=record(at=datetime(2020, 1, 1, tzinfo=UTC)),
         owner="test",
     )
-    for path, questions in (("/", 4), ("/?member=ada&period=last-7d", 4), ("/breakdown?by=model", 1)):
+    for path, questions in (("/", 5), ("/?team=search&period=last-7d", 4), ("/explore?by=model", 4)):
         asked.clear()
         body = served.get(path)[2]
         assert len(asked) == questions, path
@@ -287,7 +287,7 @@ def test_a_page_is_read_anew_only_after_a_new_entry(busy, serve, record, monkeyp
         assert served.get(path)[2] == body
         busy.store.release("r1")
         assert len(asked) == questions, path
-        record(who={"member": "ada"})
+        record(who={"member": "ada", "team": "search"})
         assert served.get(path)[2] != body
         assert len(asked) == 2 * questions, path
 

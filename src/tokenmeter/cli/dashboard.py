@@ -12,7 +12,6 @@ import typer
 
 from tokenmeter.cli.console import out
 from tokenmeter.cli.frame import Frame, app, command
-from tokenmeter.cli.options import TzOption
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["dashboard"]
@@ -37,7 +36,12 @@ def dashboard(
         ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    tz: TzOption = "UTC",
+    tz: Annotated[
+        str | None,
+        typer.Option(
+            "--tz", envvar="TOKENMETER_TZ", help="IANA time zone that pages start with.", show_default="the browser's"
+        ),
+    ] = None,
 ) -> None:
     """Serve the dashboard on this machine until Ctrl+C: spend, entries, budgets, invoices, exports. It never writes."""
     from tokenmeter.dashboard import serve  # noqa: PLC0415 - an extra of its own

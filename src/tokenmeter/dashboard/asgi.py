@@ -12,14 +12,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tokenmeter.dashboard.books import Books
 from tokenmeter.dashboard.live import Pulse, entries_of, pulse_of
 from tokenmeter.dashboard.pages import Pages
-from tokenmeter.dashboard.rendering import base_of, page, plotly_script, prepare
+from tokenmeter.dashboard.rendering import base_of, page, prepare
 from tokenmeter.dashboard.security import Door, HostCheck, SafeHeaders
 from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
@@ -35,7 +35,7 @@ _LONGEST_FORM = 4096
 
 
 def app(
-    meter: Meter | None = None, *, tz: str = "UTC", token: str | None = None, hosts: Sequence[str] | None = None
+    meter: Meter | None = None, *, tz: str | None = None, token: str | None = None, hosts: Sequence[str] | None = None
 ) -> Starlette:
     """The dashboard as an ASGI application, to be served alone or mounted under a path of your own server.
 
@@ -43,20 +43,20 @@ def app(
 
     Args:
         meter: Whose ledger and budgets to show; the default meter otherwise. Nothing is ever written to it.
-        tz: IANA time zone that pages start with.
+        tz: IANA time zone that pages start with; None = the browser's.
         token: What viewers have to know; None = no login of its own.
         hosts: Host names it answers to, besides ``localhost`` and IP addresses; None = any, for a server that checks
             them itself.
 
     Raises:
-        ConfigurationError: an unknown zone, a token too short to be safe, or plotly is missing.
+        ConfigurationError: an unknown zone, or a token too short to be safe.
     """
-    zone(tz)
+    if tz is not None:
+        zone(tz)
     chosen = meter or default_meter()
     pages, books = Pages(chosen, tz=tz), Books(chosen, tz=tz)
     pulse = Pulse(lambda: pulse_of(chosen.store))
     door = Door(token) if token is not None else None
-    script = plotly_script()
     prepare()
 
     async def events(request: Request) -> Response:
@@ -65,30 +65,10 @@ def app(
             pulse.events(part), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
         )
 
-    async def plotly(_: Request) -> Response:
-        return FileResponse(script, media_type="text/javascript", headers={"cache-control": "private, max-age=86400"})
-
     routes = [
-        Route("/", pages.overview),
-        Route("/breakdown", pages.breakdown),
-        Route("/entries", pages.entries),
-        Route("/entries/{entry_id}", pages.entry),
-        Route("/budgets", pages.budgets),
-        Route("/invoices", books.invoices),
-        Route("/invoices/{number:path}", books.invoice),
-        Route("/credit-notes", books.credit_notes),
-        Route("/credit-notes/{number:path}", books.credit_note),
-        Route("/printed/{form}/{number:path}", books.printed),
-        Route("/periods", books.periods),
-        Route("/periods/{key}.json", books.manifest),
-        Route("/periods/{key}", books.period),
-        Route("/reconciliations", books.reconciliations),
-        Route("/reconciliations/{key}.json", books.outcome),
-        Route("/reconciliations/{key}", books.reconciliation),
-        Route("/health", pages.health),
-        Route("/export/{what}", pages.export),
+        *pages.routes(),
+        *books.routes(),
         Route("/events", events),
-        Route("/static/plotly.min.js", plotly),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
     middleware = [Middleware(SafeHeaders)]

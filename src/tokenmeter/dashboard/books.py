@@ -11,10 +11,11 @@ from typing import Generic, NamedTuple, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from tokenmeter.billing import CreditNote, Invoice, credit_notes, find_invoice, invoices
 from tokenmeter.dashboard.closings import Closing, by_meter, closings
-from tokenmeter.dashboard.rendering import missing, page
+from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
@@ -53,10 +54,26 @@ class Books:
         tz: Time zone of instants that belong to no period.
     """
 
-    def __init__(self, meter: Meter, *, tz: str) -> None:
+    def __init__(self, meter: Meter, *, tz: str | None) -> None:
         self._store, self._tz = meter.store, tz
 
     # -- invoices
+
+    def routes(self) -> list[Route]:
+        """Where each page is."""
+        return [
+            Route("/invoices", self.invoices),
+            Route("/invoices/{number:path}", self.invoice),
+            Route("/credit-notes", self.credit_notes),
+            Route("/credit-notes/{number:path}", self.credit_note),
+            Route("/printed/{form}/{number:path}", self.printed),
+            Route("/periods", self.periods),
+            Route("/periods/{key}.json", self.manifest),
+            Route("/periods/{key}", self.period),
+            Route("/reconciliations", self.reconciliations),
+            Route("/reconciliations/{key}.json", self.outcome),
+            Route("/reconciliations/{key}", self.reconciliation),
+        ]
 
     def invoices(self, request: Request) -> Response:
         """Issued invoices, the last first."""
@@ -74,7 +91,7 @@ class Books:
             part=_part(request, found),
             due=due,
             left=left,
-            today=utcnow().astimezone(zone(self._tz)).date(),
+            today=utcnow().astimezone(zone(zone_of(request, self._tz))).date(),
         )
 
     def invoice(self, request: Request) -> Response:
@@ -91,8 +108,8 @@ class Books:
             lines=found.lines[:_MOST_ROWS],
             groups=next((tuple(line.group) for line in found.lines), ()),
             notes=credit_notes(self._store, invoice=found.number),
-            calls=self._calls(found.period, **found.scope),
-            tz=self._tz,
+            calls=self._calls(request, found.period, **found.scope),
+            tz=zone_of(request, self._tz),
         )
 
     def credit_notes(self, request: Request) -> Response:
@@ -130,7 +147,13 @@ class Books:
 
     def periods(self, request: Request) -> Response:
         """Closed periods, the last first."""
-        return page(request, "periods.html", title="Periods", part=_part(request, closings(self._store)), tz=self._tz)
+        return page(
+            request,
+            "periods.html",
+            title="Periods",
+            part=_part(request, closings(self._store)),
+            tz=zone_of(request, self._tz),
+        )
 
     def period(self, request: Request) -> Response:
         """One closed period: its manifest, and what came in later."""
@@ -146,8 +169,8 @@ class Books:
             sums=sums[:_MOST_ROWS],
             others=len(sums) - len(sums[:_MOST_ROWS]),
             invoices=invoices(self._store, period=period.label, lines=False),
-            calls=self._calls(period),
-            tz=self._tz,
+            calls=self._calls(request, period),
+            tz=zone_of(request, self._tz),
         )
 
     def manifest(self, request: Request) -> Response:
@@ -165,7 +188,13 @@ class Books:
     def reconciliations(self, request: Request) -> Response:
         """Filed reconciliations, the last first."""
         found = reconciliations(self._store)[::-1]
-        return page(request, "reconciliations.html", title="Reconciliation", part=_part(request, found), tz=self._tz)
+        return page(
+            request,
+            "reconciliations.html",
+            title="Reconciliation",
+            part=_part(request, found),
+            tz=zone_of(request, self._tz),
+        )
 
     def reconciliation(self, request: Request) -> Response:
         """One reconciliation: by cause, and every difference."""
@@ -180,8 +209,8 @@ class Books:
             outcome=found,
             causes=CAUSES,
             counts=Counter(one.cause for one in found.discrepancies),
-            differences=[(one, self._entries_of(found, one)) for one in dearest],
-            tz=self._tz,
+            differences=[(one, self._entries_of(request, found, one)) for one in dearest],
+            tz=zone_of(request, self._tz),
         )
 
     def outcome(self, request: Request) -> Response:
@@ -199,17 +228,17 @@ class Books:
 
     # -- links
 
-    def _calls(self, period: Period, **scope: str) -> str:
+    def _calls(self, request: Request, period: Period, **scope: str) -> str:
         """The URL query that shows the calls of a period and an account."""
         span = {"since": period.start.isoformat(), "until": period.end.isoformat(), "tz": period.tz}
-        return View.parse([*span.items(), *scope.items()], tz=self._tz).url()
+        return View.parse([*span.items(), *scope.items()], tz=zone_of(request, self._tz)).url()
 
-    def _entries_of(self, outcome: Reconciliation, one: Discrepancy) -> str:
+    def _entries_of(self, request: Request, outcome: Reconciliation, one: Discrepancy) -> str:
         """The URL query that shows our side of a difference."""
         day = one.bucket.day
         split = {name: getattr(one.bucket, name) or "" for name in outcome.grain}
         given = {"since": f"{day}", "until": f"{day + timedelta(days=1)}", "tz": "UTC", "provider": outcome.provider}
-        return View.parse([*given.items(), *split.items()], tz=self._tz).url()
+        return View.parse([*given.items(), *split.items()], tz=zone_of(request, self._tz)).url()
 
 
 def _part(request: Request, items: Sequence[T]) -> Part[T]:

@@ -1,65 +1,440 @@
-"""The overview's chart as data for the script: plain lists, drawn in the browser."""
+"""Charts as the page draws them: shapes on a grid that is stretched to the page, axes, and what a pointer is told.
+
+The server draws, so that a chart is there without scripts and on paper, and looks the same everywhere. A chart's plane
+is ``WIDE`` units per bucket wide and `HIGH` units high, whatever the screen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
-from tokenmeter.dashboard.figures import name
-from tokenmeter.dashboard.overview import Overview
-from tokenmeter.dashboard.view import View
-from tokenmeter.money import EXACT, ZERO, quantize
+from tokenmeter.dashboard.explore import REST, Answer, Form, Measure, Question, Series
+from tokenmeter.dashboard.figures import compact, count, money, name, places, share
+from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
+from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Row
 
-__all__ = ["chart_data"]
+__all__ = [
+    "HIGH",
+    "WIDE",
+    "Chart",
+    "Key",
+    "Shape",
+    "Tick",
+    "column_places",
+    "draw",
+    "figure_in",
+    "over_time",
+    "shown_as",
+]
+
+WIDE, HIGH = 10, 1000
+#: Stands where there is none.
+NO_FIGURE = "\u2013"
+_MOST_TICKS = 8
+_EDGE = Decimal(4)  # percent of the width within which a label is set flush with the side
 
 
-def _written(row: Row) -> int:
-    return row.usage.cache_write_input_tokens
+class Shape(NamedTuple):
+    """A rectangle or a path of the plane.
+
+    Attributes:
+        css: Class that colours it.
+        path: What it is: the ``d`` of a path.
+    """
+
+    css: str
+    path: str
 
 
-_CLASSES: tuple[tuple[str, Callable[[Row], int]], ...] = (
-    ("fresh input", lambda row: row.input_tokens - row.usage.cache_read_input_tokens - _written(row)),
-    ("cache write", _written),
-    ("cache read", lambda row: row.usage.cache_read_input_tokens),
-    ("output", lambda row: row.output_tokens),
-)
+class Tick(NamedTuple):
+    """A mark of an axis.
+
+    Attributes:
+        at: Percent of the axis, from the left or the top.
+        label: What stands there.
+        anchor: How the label lies to `at`: ``start``, ``middle`` or ``end``.
+        fine: Whether a narrow page leaves it out.
+    """
+
+    at: str
+    label: str
+    anchor: str = "middle"
+    fine: bool = False
 
 
-def chart_data(seen: Overview, view: View, base: str) -> dict[str, Any]:
-    """Labels, links and stacked series of spend (decimal text, US dollars) and tokens.
+class Key(NamedTuple):
+    """An entry of the legend.
+
+    Attributes:
+        css: Class that colours it.
+        name: What it is.
+        total: Its figure for the whole period; empty where figures cannot be added up.
+        url: What shows or hides it.
+        hidden: Whether it is left out.
+    """
+
+    css: str
+    name: str
+    total: str
+    url: str
+    hidden: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A drawn chart.
+
+    Attributes:
+        width: Of its plane.
+        shapes: In the order they are drawn in.
+        lines: What its horizontal lines mean.
+        across: Marks of time.
+        up: Marks of the figures.
+        legend: What the colours mean.
+        data: What a pointer is told, JSON-ready.
+        empty: Whether there is nothing to draw.
+    """
+
+    width: int
+    shapes: Sequence[Shape]
+    lines: Sequence[str]
+    across: Sequence[Tick]
+    up: Sequence[Tick]
+    legend: Sequence[Key]
+    data: dict[str, Any]
+    empty: bool
+
+
+class _Plane(NamedTuple):
+    """Where figures lie."""
+
+    low: Decimal
+    high: Decimal
+
+    def y(self, value: Decimal | int) -> int:
+        return int(multiply(ratio(subtract(self.high, value), subtract(self.high, self.low)), HIGH))
+
+    def percent(self, value: Decimal) -> str:
+        return _percent(self.y(value), HIGH)
+
+
+def shown_as(value: Decimal | int | None, measure: Measure, decimals: int | None = None) -> str:
+    """A figure of a measure, for people."""
+    if value is None:
+        return NO_FIGURE
+    if measure.unit == "usd":
+        return money(Decimal(value), decimals)
+    return share(Decimal(value)) if measure.unit == "share" else count(int(value))
+
+
+def figure_in(row: Row, measure: Measure, decimals: int | None = None) -> str:
+    """A row's figure of a measure, for people."""
+    return shown_as(measure.of(row), measure, decimals)
+
+
+def draw(answer: Answer, base: str, url: Callable[[Question], str]) -> Chart:
+    """An answer as a chart.
 
     Args:
-        seen: What to draw.
-        view: What the page shows; each bar leads to its entries.
+        answer: What was found.
         base: Path the dashboard is served under.
+        url: The address of another question.
     """
-    bars = seen.bars
-    spend = [
-        {
-            "name": name(value),
-            "values": [_text(bar.parts[value].billed_cost if value in bar.parts else ZERO) for bar in bars],
-        }
-        for value in seen.shown
-    ]
-    if seen.others:
-        rest = [_rest(bar.total, bar.parts.values()) for bar in bars]
-        spend.append({"name": "others", "values": [_text(cost) for cost in rest]})
+    measure, form = answer.question.measure, answer.question.drawn
+    colours = {one.key: "rest" if one.key == REST else f"c{at % 7 + 1}" for at, one in enumerate(answer.series)}
+    shown = [one for one in answer.series if not one.hidden]
+    before = _before(answer, form)
+    stacks, paths = _figures(answer, shown, form)
+    tops = [value for column in stacks for value in (_above(column), _below(column))]
+    levels = [value for path in (*paths, before) for value in path if value is not None]
+    limits = [one.amount for one in answer.limits]
+    ahead = answer.forecast if form == "running" else None
+    plane, marks = _scale([*tops, *levels, *limits, *((ahead.high,) if ahead else ())], measure, form)
+    shapes = [*_bars(stacks, shown, colours, plane)] if form in {"bars", "share"} else []
+    if form in {"lines", "running"}:
+        names = [colours[one.key] for one in shown] if form == "lines" else ["c1"]
+        shapes += [Shape(f"line {css}", _path(values, plane)) for css, values in zip(names, paths, strict=True)]
+    if any(value is not None for value in before):
+        shapes.append(Shape("line before", _path(before, plane)))
+    if ahead is not None:
+        shapes += _cone(answer, plane)
+    shapes += [Shape("line limit", f"M0 {plane.y(one)}H{_width(answer)}") for one in limits]
+    return Chart(
+        width=_width(answer),
+        shapes=shapes,
+        lines=[f"{one.words}: {shown_as(one.amount, measure)}" for one in answer.limits],
+        across=_across(answer),
+        up=marks,
+        legend=[_key(one, colours[one.key], answer, url) for one in answer.series] if form != "running" else [],
+        data=_data(answer, base, shown, colours, before),
+        empty=not tops and not levels,
+    )
+
+
+def _width(answer: Answer) -> int:
+    return max(len(answer.buckets), 1) * WIDE
+
+
+# -- figures
+
+
+def _figures(
+    answer: Answer, shown: Sequence[Series], form: Form
+) -> tuple[list[list[Decimal]], list[list[Decimal | int | None]]]:
+    """What is stacked per bucket, and what is drawn as lines."""
+    if form == "running":
+        return [], [_running(answer.by_bucket, answer)]
+    if form == "lines":
+        return [], [list(one.points) for one in shown]
+    stacks = [[Decimal(one.points[at] or 0) for one in shown] for at in range(len(answer.buckets))]
+    return ([_parts(column) for column in stacks] if form == "share" else stacks), []
+
+
+def _parts(column: Sequence[Decimal]) -> list[Decimal]:
+    whole = total(value for value in column if value > 0)
+    return [ratio(value, whole) if value > 0 else ZERO for value in column]
+
+
+def _running(rows: Sequence[Row], answer: Answer) -> list[Decimal | int | None]:
+    """The sum up to the end of each bucket; nothing where time has not come yet."""
+    sums = accumulate((Decimal(answer.question.measure.of(row) or 0) for row in rows), EXACT.add)
+    now = answer.view.now
+    return [None if row.bucket.start > now else value for row, value in zip(rows, sums, strict=True)]
+
+
+def _before(answer: Answer, form: Form) -> list[Decimal | int | None]:
+    """All of the time before, per bucket of now."""
+    if not answer.question.compare or form == "share" or not answer.before:
+        return []
+    rows = answer.before[: len(answer.buckets)]
+    return _running(rows, answer) if form == "running" else [answer.question.measure.of(row) for row in rows]
+
+
+def _above(column: Iterable[Decimal]) -> Decimal:
+    return total(value for value in column if value > 0)
+
+
+def _below(column: Iterable[Decimal]) -> Decimal:
+    return total(value for value in column if value < 0)
+
+
+# -- shapes
+
+
+def _bars(
+    stacks: Sequence[Sequence[Decimal]], shown: Sequence[Series], colours: dict[str, str], plane: _Plane
+) -> Iterable[Shape]:
+    """All bars of a series as one path; credits hang below zero."""
+    above, below = [ZERO] * len(stacks), [ZERO] * len(stacks)
+    for position, one in enumerate(shown):
+        path: list[str] = []
+        for at, column in enumerate(stacks):
+            value, side = column[position], above if column[position] >= 0 else below
+            foot, side[at] = side[at], add(side[at], value)
+            top, bottom = sorted((plane.y(side[at]), plane.y(foot)))
+            if value:
+                path.append(f"M{at * WIDE + 1} {top}h{WIDE - 2}v{max(bottom - top, 1)}h{2 - WIDE}z")
+        if path:
+            yield Shape(f"bar {colours[one.key]}", "".join(path))
+
+
+def _path(values: Sequence[Decimal | int | None], plane: _Plane) -> str:
+    """A line through the middles of buckets; it is broken where there is no figure."""
+    path: list[str] = []
+    drawing = False
+    for at, value in enumerate(values):
+        if value is not None:
+            x = at * WIDE + WIDE // 2
+            path.append(f"{'L' if drawing else 'M'}{x} {plane.y(value)}{'' if drawing else 'h0'}")
+        drawing = value is not None
+    return "".join(path)
+
+
+def _cone(answer: Answer, plane: _Plane) -> Iterable[Shape]:
+    ahead = answer.forecast
+    if ahead is None:
+        return
+    passed = [at for at, one in enumerate(answer.buckets) if one.start <= answer.view.now]
+    x, y, end = passed[-1] * WIDE + WIDE // 2, plane.y(ahead.so_far), _width(answer)
+    yield Shape("band", f"M{x} {y}L{end} {plane.y(ahead.high)}V{plane.y(ahead.low)}z")
+    yield Shape("line ahead", f"M{x} {y}L{end} {plane.y(ahead.expected)}")
+
+
+# -- axes
+
+
+def _scale(values: Sequence[Decimal | int], measure: Measure, form: Form) -> tuple[_Plane, list[Tick]]:
+    """From zero, or below where there are credits, to a round figure above the greatest."""
+    if form == "share":
+        plane, step = _Plane(ZERO, Decimal(1)), Decimal("0.25")
+    else:
+        low, high = min([ZERO, *map(Decimal, values)]), max([ZERO, *map(Decimal, values)])
+        step = _round_step(subtract(high, low)) if high > low else Decimal(1)
+        if measure.unit == "count":
+            step = max(step, Decimal(1))
+        plane = _Plane(multiply(step, _floor(ratio(low, step))), multiply(step, max(_ceiling(ratio(high, step)), 1)))
+    marks = [plane.low]
+    while marks[-1] < plane.high:
+        marks.append(add(marks[-1], step))
+    decimals = places([step])
+    return plane, [Tick(plane.percent(mark), _mark(mark, measure, form, decimals)) for mark in marks]
+
+
+def _mark(value: Decimal, measure: Measure, form: Form, decimals: int) -> str:
+    if form == "share" or measure.unit == "share":
+        return share(value)
+    if measure.unit == "usd":
+        whole = value == round_to(value, 0) and decimals == 2  # noqa: PLR2004 - cents
+        return money(value, 0 if whole else decimals)
+    return compact(int(value))
+
+
+def _round_step(length: Decimal) -> Decimal:
+    """1, 2 or 5 of some power of ten, so that four steps or so make up `length`."""
+    rough = ratio(length, 4)
+    power = Decimal(1).scaleb(rough.adjusted(), context=EXACT)
+    return next(step for factor in (1, 2, 5, 10) if (step := multiply(power, factor)) >= rough)
+
+
+def _floor(value: Decimal) -> int:
+    whole = int(value)
+    return whole - 1 if value < whole else whole
+
+
+def _ceiling(value: Decimal) -> int:
+    return -_floor(value.copy_negate())
+
+
+#: Unit of the buckets -> rules from fine to coarse: whether a mark stands at a local instant, and how it is written.
+_Rule = tuple[Callable[[datetime], bool], str]
+_RULES: dict[CalendarUnit, Sequence[_Rule]] = {
+    "hour": [
+        *((lambda at, every=every: at.hour % every == 0, "%H:%M") for every in (1, 2, 3, 6, 12)),
+        (lambda at: at.hour == 0, "%-d %b"),
+        (lambda at: at.hour == 0 and at.toordinal() % 2 == 0, "%-d %b"),
+        (lambda at: at.hour == 0 and at.weekday() == 0, "%-d %b"),
+        (lambda at: at.hour == 0 and at.day == 1, "%b %Y"),
+    ],
+    "day": [
+        (lambda _: True, "%-d %b"),
+        (lambda at: at.toordinal() % 2 == 0, "%-d %b"),
+        (lambda at: at.weekday() == 0, "%-d %b"),
+        (lambda at: at.weekday() == 0 and at.toordinal() // 7 % 2 == 0, "%-d %b"),
+        (lambda at: at.day == 1, "%b %Y"),
+        (lambda at: at.day == 1 and at.month % 3 == 1, "%b %Y"),
+        (lambda at: at.day == 1 and at.month == 1, "%Y"),
+    ],
+    "week": [
+        *((lambda at, every=every: at.toordinal() // 7 % every == 0, "%-d %b %Y") for every in (1, 2, 4, 8, 13, 26)),
+    ],
+    "month": [
+        *((lambda at, every=every: (at.month - 1) % every == 0, "%b %Y") for every in (1, 2, 3, 6)),
+        *((lambda at, every=every: at.month == 1 and at.year % every == 0, "%Y") for every in (1, 2, 5, 10, 50)),
+    ],
+}
+_RULES["quarter"] = _RULES["month"]
+_RULES["year"] = _RULES["month"][4:]
+
+
+def _across(answer: Answer) -> list[Tick]:
+    """Marks at round instants of the calendar, as few as can be read."""
+    local = [answer.view.local(one.start) for one in answer.buckets]
+    chosen: list[int] = []
+    form = ""
+    for fits, form in _RULES[answer.unit]:  # noqa: B007 - the last one tried is meant
+        chosen = [at for at, moment in enumerate(local) if fits(moment)]
+        if len(chosen) <= _MOST_TICKS:
+            break
+    if not chosen and local:
+        chosen = [0]
+    return [_across_tick(at, len(local), local[at], form, fine=place % 2 == 1) for place, at in enumerate(chosen)]
+
+
+def _across_tick(at: int, of: int, moment: datetime, form: str, *, fine: bool) -> Tick:
+    percent = ratio(multiply(Decimal(2 * at + 1), 50), of)
+    anchor = "start" if percent < _EDGE else "end" if percent > 100 - int(_EDGE) else "middle"
+    midnight = form == "%H:%M" and not moment.hour
+    return Tick(_percent(2 * at + 1, 2 * of), moment.strftime("%-d %b" if midnight else form), anchor, fine)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part * 10000 // whole / 100:g}%"
+
+
+def over_time(answer: Answer) -> dict[datetime, list[str]]:
+    """The chart's figures as the table writes them: start of a bucket -> each series, and all together."""
+    measure = answer.question.measure
+    figures = [[*(one.points[at] for one in answer.series), measure.of(row)] for at, row in enumerate(answer.by_bucket)]
+    decimals = _decimals(measure, (value for values in figures for value in values))
     return {
-        "labels": [bar.bucket.label.replace("T", " ") for bar in bars],
-        "links": [f"{base}/entries{view.during(bar.bucket).url()}" for bar in bars],
-        "spend": spend,
-        "tokens": [{"name": title, "values": [count(bar.total) for bar in bars]} for title, count in _CLASSES],
+        bucket.start: [shown_as(value, measure, decimals) for value in values]
+        for bucket, values in zip(answer.buckets, figures, strict=True)
     }
 
 
-def _rest(total: Row, shown: Iterable[Row]) -> Decimal:
-    cost = total.billed_cost
-    for row in shown:
-        cost = EXACT.subtract(cost, row.billed_cost)
-    return cost
+def column_places(answer: Answer) -> dict[str, int | None]:
+    """Decimals of each column of the table."""
+    return {one.name: _decimals(one, [one.of(row) for row in answer.rows]) for one in answer.columns}
 
 
-def _text(cost: Decimal) -> str:
-    return f"{quantize(cost):f}"
+def _decimals(measure: Measure, values: Iterable[Decimal | int | None]) -> int | None:
+    return places(Decimal(one) for one in values if one) if measure.unit == "usd" else None
+
+
+# -- what the colours mean, and what a pointer is told
+
+
+def _label(one: Series) -> str:
+    return "all others" if one.key == REST else name(one.value)
+
+
+def _key(one: Series, css: str, answer: Answer, url: Callable[[Question], str]) -> Key:
+    measure = answer.question.measure
+    whole = shown_as(one.whole, measure) if measure.adds else ""
+    return Key(css, _label(one), whole, url(answer.question.toggled(one.key)), one.hidden)
+
+
+def _data(
+    answer: Answer,
+    base: str,
+    shown: Sequence[Series],
+    colours: dict[str, str],
+    before: Sequence[Decimal | int | None],
+) -> dict[str, Any]:
+    """Labels, texts and addresses per bucket."""
+    measure, view, question = answer.question.measure, answer.view, answer.question
+    all_figures = [measure.of(row) for row in answer.by_bucket]
+    decimals = _decimals(measure, all_figures)
+    deeper = "/entries" if answer.unit == "hour" else "/explore"
+    asked = list(question.items()) if deeper == "/explore" else []
+    zoomed = replace(view, period_text=None, since="SINCE", until="UNTIL", granularity=None)
+    running = question.drawn == "running"
+    texts = [
+        {
+            "name": _label(one),
+            "css": colours[one.key],
+            "texts": [shown_as(value, measure, decimals) for value in one.points],
+        }
+        for one in shown
+        if not running
+    ]
+    return {
+        "labels": [one.label.replace("T", " ") for one in answer.buckets],
+        "links": [f"{base}{deeper}{view.during(one).url(*asked)}" for one in answer.buckets],
+        "starts": [view.written(one.start) for one in answer.buckets]
+        + [view.written(one.end) for one in answer.buckets[-1:]],
+        "zoom": f"{base}/explore{zoomed.url(*question.items())}",
+        "series": texts,
+        "total": [
+            shown_as(value, measure, decimals)
+            for value in (_running(answer.by_bucket, answer) if running else all_figures)
+        ],
+        "before": [shown_as(value, measure, decimals) for value in before],
+        "words": "so far" if running else "together" if measure.adds else "of all",
+    }

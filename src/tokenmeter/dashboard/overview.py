@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import groupby
 
+from tokenmeter.budgets import Balance
+from tokenmeter.dashboard.explore import Answer, Question, explore, per_value
 from tokenmeter.dashboard.view import View
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.periods import Period
 from tokenmeter.reports import Row
-from tokenmeter.reports.query import cut
 from tokenmeter.reports.report import read_report
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.stores.base import Aggregate, Store
 
-__all__ = ["Bar", "Overview", "Ranking", "Savings", "overview", "rank", "savings"]
+__all__ = ["RANKED", "Overview", "Ranking", "Savings", "overview", "rank", "savings"]
 
 #: Dimensions ranked on the overview, in its order.
 RANKED = ("model", "member", "api_key", "route", "team", "project", "organization")
 #: Ranked even when nothing names them.
 _ALWAYS = 4
 _TOP = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bucket of time: its sums, and those of the values that the chart shows."""
-
-    bucket: Period
-    total: Row
-    parts: dict[str | None, Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,54 +59,30 @@ class Overview:
     """Everything the first page shows.
 
     Attributes:
-        totals: Sums of the period.
-        before: Sums of the stretch before, None where there is none to compare with.
-        before_period: That stretch.
-        bars: Every bucket of time, empty ones too.
-        unit: The buckets' calendar unit.
-        coarser: Whether the unit is coarser than asked.
-        split: The dimension that splits the bars.
-        shown: Its values in the chart, dearest first.
-        others: How many values are not; the chart sums them up.
+        answer: Spend over time, split by the first dimension that no filter holds.
         rankings: Per dimension.
         savings: Of caching.
     """
 
-    totals: Row
-    before: Row | None
-    before_period: Period | None
-    bars: Sequence[Bar]
-    unit: str
-    coarser: bool
-    split: str
-    shown: Sequence[str | None]
-    others: int
+    answer: Answer
     rankings: Sequence[Ranking]
     savings: Savings
 
 
-def overview(store: Store, view: View) -> Overview:
-    """Read the overview. `view` must be bounded."""
-    query, coarser = view.over_time()
+def overview(store: Store, view: View, *, balances: Iterable[Balance] = ()) -> Overview:
+    """Read the overview. `view` must be bounded.
+
+    Args:
+        store: The ledger.
+        view: Period and filters.
+        balances: Where budgets stand, for their lines.
+    """
     split = next(iter(view.free_dimensions(RANKED)), "service_tier")
-    cells = read_report(store, replace(query, by=(split,)))
     groups = read_report(store, replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
-    before_period = view.previous()
-    before = None if before_period is None else read_report(store, replace(view.query, period=before_period)).totals
-    ranked = {dimension: rank(groups.rows, dimension) for dimension in groups.by}
-    rankings = [ranked[dimension] for dimension in RANKED]
-    shown = [row.group[split] for row in ranked[split].rows]
+    ranked = [rank(groups.rows, dimension) for dimension in RANKED]
     return Overview(
-        totals=groups.totals,
-        before=before,
-        before_period=before_period,
-        bars=_bars(cut(store, query), cells.rows, split, shown),
-        unit=query.granularity or "day",
-        coarser=coarser,
-        split=split,
-        shown=shown,
-        others=ranked[split].others,
-        rankings=[one for position, one in enumerate(rankings) if position < _ALWAYS or one.others or _named(one)],
+        answer=explore(store, view, Question(by=split), balances=balances, known=groups),
+        rankings=[one for position, one in enumerate(ranked) if position < _ALWAYS or one.others or _named(one)],
         savings=savings(store, view),
     )
 
@@ -125,37 +91,15 @@ def _named(ranking: Ranking) -> bool:
     return any(row.group[ranking.dimension] is not None for row in ranking.rows)
 
 
-def _bars(parts: Sequence[Period], rows: Sequence[Row], split: str, shown: Sequence[str | None]) -> list[Bar]:
-    found = {start: list(group) for start, group in groupby(rows, key=lambda row: row.bucket.start)}
-    return [
-        Bar(part, Row.total(inside, part), {row.group[split]: row for row in inside if row.group[split] in shown})
-        for part in parts
-        for inside in [found.get(part.start, [])]
-    ]
-
-
-def rank(rows: Sequence[Row], dimension: str, *, top: int = _TOP) -> Ranking:
+def rank(rows: Iterable[Row], dimension: str, *, top: int = _TOP) -> Ranking:
     """`rows`, which may be split further, summed per value of `dimension`."""
-    values: dict[str | None, list[Row]] = {}
-    for row in rows:
-        values.setdefault(row.group[dimension], []).append(row)
-    dearest = sorted(values, key=lambda value: (*_weight(values[value]), value or ""))[:top]
-    shown = [
-        replace(Row.total(found, found[0].bucket), group={dimension: value})
-        for value in dearest
-        for found in [values[value]]
-    ]
-    return Ranking(dimension, shown, len(values) - len(shown), max((row.billed_cost for row in shown), default=ZERO))
+    values = sorted(per_value(rows, dimension), key=lambda row: _weight(row, dimension))
+    return Ranking(dimension, values[:top], len(values[top:]), max((row.billed_cost for row in values), default=ZERO))
 
 
-def _weight(rows: Sequence[Row]) -> tuple[Decimal, int, int]:
+def _weight(row: Row, dimension: str) -> tuple[Decimal, int, int, str]:
     """What rows are ranked by, the dearest lowest."""
-    cost, tokens, requests = ZERO, 0, 0
-    for row in rows:
-        cost = EXACT.subtract(cost, row.billed_cost)
-        tokens -= row.usage.total_tokens
-        requests -= row.requests
-    return cost, tokens, requests
+    return row.billed_cost.copy_negate(), -row.usage.total_tokens, -row.requests, row.group[dimension] or ""
 
 
 def savings(store: Store, view: View) -> Savings:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import dropwhile, islice
-from typing import NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
 
+from tokenmeter.budgets import Balance
 from tokenmeter.dashboard import exports
-from tokenmeter.dashboard.chart import chart_data
+from tokenmeter.dashboard.chart import column_places, draw, over_time
+from tokenmeter.dashboard.explore import MEASURES, Answer, Measure, Question, explore
 from tokenmeter.dashboard.live import entries_of, pulse_of
 from tokenmeter.dashboard.memory import Memory
-from tokenmeter.dashboard.overview import Overview, Ranking, overview, rank
-from tokenmeter.dashboard.rendering import base_of, missing, page
+from tokenmeter.dashboard.overview import RANKED, Overview, overview
+from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
 from tokenmeter.dashboard.standing import fired, standings
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
-from tokenmeter.reports import Row
 from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
 
@@ -33,37 +34,44 @@ _MOST_BUDGETS = 200
 _MOST_ALERTS = 50
 
 
-class Breakdown(NamedTuple):
-    """The sums of a period, and the values of one dimension."""
-
-    totals: Row
-    ranking: Ranking
-
-
 class Pages:
     """Every page of one meter's dashboard.
 
     Args:
         meter: Whose ledger, prices and budgets.
-        tz: Time zone used until the URL names another.
+        tz: Time zone used until the URL names another; None = the browser's.
     """
 
-    def __init__(self, meter: Meter, *, tz: str) -> None:
+    def __init__(self, meter: Meter, *, tz: str | None) -> None:
         self._meter, self._store, self._tz = meter, meter.store, tz
         self._overviews = Memory[tuple[View, Overview]]()
-        self._breakdowns = Memory[tuple[View, Breakdown]]()
+        self._answers = Memory[Answer]()
+
+    def routes(self) -> list[Route]:
+        """Where each page is."""
+        return [
+            Route("/", self.overview),
+            Route("/explore", self.explore),
+            Route("/values", self.values),
+            Route("/entries", self.entries),
+            Route("/entries/{entry_id}", self.entry),
+            Route("/budgets", self.budgets),
+            Route("/health", self.health),
+            Route("/export/{what}", self.export),
+        ]
 
     def overview(self, request: Request) -> Response:
-        """Spend and tokens over time, totals, rankings."""
+        """Spend over time, totals, rankings."""
         if (canonical := self._canonical(request)) is not None:
             return canonical
         state, asked = self._head(), self._view(request)
 
         def read() -> tuple[View, Overview]:
             view = asked.bounded(self._store)
-            return view, overview(self._store, view)
+            return view, overview(self._store, view, balances=self._balances(view, MEASURES["spend"]))
 
         view, seen = self._overviews.get(asked.identity, state, read)
+        base = base_of(request)
         return page(
             request,
             "overview.html",
@@ -71,33 +79,57 @@ class Pages:
             state=state,
             view=view,
             seen=seen,
-            chart=chart_data(seen, view, base_of(request)),
-            unused=not seen.totals.requests and self._unused(),
+            answer=seen.answer,
+            chart=draw(seen.answer, base, lambda question: f"{base}/explore{view.url(*question.items())}"),
+            unused=not seen.answer.totals.requests and self._unused(),
         )
 
-    def breakdown(self, request: Request) -> Response:
-        """All values of one dimension."""
+    def explore(self, request: Request) -> Response:
+        """One measure by one dimension over time, as a chart and as a table."""
         if (canonical := self._canonical(request)) is not None:
             return canonical
-        state, asked = self._head(), self._view(request, but=("by",))
-        (by,) = parse_by([request.query_params.get("by") or "member"])
+        question = Question.parse(request.query_params.multi_items())
+        state, asked = self._head(), self._view(request, but=Question.NAMES)
 
-        def read() -> tuple[View, Breakdown]:
+        def read() -> Answer:
             view = asked.bounded(self._store)
-            found = read_report(self._store, replace(view.query, by=(by,)))
-            return view, Breakdown(found.totals, rank(found.rows, by, top=_MOST_ROWS))
+            return explore(self._store, view, question, balances=self._balances(view, question.measure))
 
-        view, found = self._breakdowns.get((by, *asked.identity), state, read)
+        answer = self._answers.get((question, *asked.identity), state, read)
+        base, view = base_of(request), answer.view
+
+        def url(other: Question) -> str:
+            return f"{base}/explore{view.url(*other.items())}"
+
         return page(
             request,
-            "breakdown.html",
-            title=f"By {label_of(by)}",
+            "explore.html",
+            title=f"{question.measure.label} by {label_of(question.by)}",
             state=state,
             view=view,
-            by=by,
-            totals=found.totals,
-            ranking=found.ranking,
+            answer=answer,
+            chart=draw(answer, base, url),
+            url=url,
+            places=column_places(answer),
+            texts=over_time(answer),
+            deeper=next(iter(view.free_dimensions([one for one in RANKED if one != question.by])), question.by),
         )
+
+    def values(self, request: Request) -> Response:
+        """Known values of a dimension in a period, the dearest first: what a filter field suggests."""
+        (by,) = parse_by([request.query_params.get("of", "model")])
+        asked = self._view(request, but=("of",))
+        view = asked.without_all(by).bounded(self._store)
+        found = read_report(self._store, replace(view.query, by=(by,)))
+        return JSONResponse([row.group[by] for row in found.rows[:_MOST_ROWS] if row.group[by]])
+
+    def _balances(self, view: View, measure: Measure) -> Sequence[Balance]:
+        """Where the budgets stand that are about just what is shown."""
+        scope = {name: value for name, value in view.filters if value is not None}
+        unit = measure.budgeted
+        if all(one.scope.keys() != scope.keys() or unit not in one.units for one in self._meter.budgets.in_force):
+            return ()
+        return self._meter.budgets.remaining(scope, self._store.now())
 
     def entries(self, request: Request) -> Response:
         """Single calls, newest first, page by page."""
@@ -113,7 +145,7 @@ class Pages:
             state=state,
             view=view,
             entries=found[:_PAGE],
-            older=found[_PAGE - 1].entry_id if len(found) > _PAGE else None,
+            older=("before", found[_PAGE - 1].entry_id) if len(found) > _PAGE else None,
             first="before" not in request.query_params,
         )
 
@@ -175,7 +207,7 @@ class Pages:
         what = request.path_params["what"]
         if what not in exports.EXPORTS:
             return missing(request, "No such export", f"Exports are {', '.join(exports.EXPORTS)}.")
-        view = self._view(request, but=("by",))
+        view = self._view(request, but=Question.NAMES)
         return exports.export(self._store, view, what, by=request.query_params.get("by", ""))
 
     def _head(self) -> str:
@@ -186,7 +218,7 @@ class Pages:
 
     def _view(self, request: Request, *, but: tuple[str, ...] = ()) -> View:
         items = request.query_params.multi_items()
-        return View.parse([pair for pair in items if pair[0] not in but], tz=self._tz)
+        return View.parse([pair for pair in items if pair[0] not in but], tz=zone_of(request, self._tz))
 
     def _canonical(self, request: Request) -> Response | None:
         """What the filter form sends, as the URL that says the same; None when it is that URL."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,16 +10,22 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from tokenmeter.dashboard import figures
+from tokenmeter.dashboard.chart import figure_in, shown_as
+from tokenmeter.dashboard.explore import FORMS, MEASURES
 from tokenmeter.dashboard.view import PERIODS, label_of
 from tokenmeter.dimensions import DIMENSIONS, WHO
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.periods import CALENDAR_UNITS
+from tokenmeter.periods import CALENDAR_UNITS, zone
 
-__all__ = ["base_of", "missing", "page", "plotly_script", "prepare"]
+__all__ = ["ZONE", "base_of", "missing", "page", "prepare", "zone_of"]
+
+#: Cookie in which the browser tells its time zone.
+ZONE = "tokenmeter_zone"
 
 #: Path and name of every page in the navigation, and whether it takes the view's period and filters along.
 _NAVIGATION = (
     ("/", "Overview", True),
+    ("/explore", "Explore", True),
     ("/entries", "Entries", True),
     ("/budgets", "Budgets", False),
     ("/invoices", "Invoices", False),
@@ -38,30 +41,6 @@ _ZONES = (
 )
 
 
-#: How plotly.js asks whether the styles of its maps are in the page already.
-_EMBEDDED = re.compile(rb'if\(!document\.getElementById\("([0-9a-f]{64})"\)\)')
-
-
-@cache
-def plotly_script() -> Path:
-    """The script that the Python package plotly brings along.
-
-    Raises:
-        ConfigurationError: the package is missing.
-    """
-    found = find_spec("plotly")
-    script = Path(found.origin).parent / "package_data" / "plotly.min.js" if found and found.origin else None
-    if script is None or not script.exists():
-        raise ConfigurationError("The dashboard needs plotly: pip install 'tokenmeter-sdk[dashboard]'.")
-    return script
-
-
-@cache
-def _embedded_styles() -> tuple[str, ...]:
-    """Ids of style sheets that plotly.js would write into the page, which its security policy forbids."""
-    return tuple(dict.fromkeys(found.decode() for found in _EMBEDDED.findall(plotly_script().read_bytes())))
-
-
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -72,7 +51,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update({one: getattr(figures, one) for one in figures.__all__})
-    made.filters.update(label=label_of)
+    own: dict[str, Any] = {"label": label_of, "shown_as": shown_as, "figure_in": figure_in}
+    made.filters.update(own)
     known: dict[str, Any] = {
         "periods": PERIODS,
         "units": CALENDAR_UNITS[:4],
@@ -80,8 +60,7 @@ def _environment() -> Environment:
         "who_names": WHO,
         "zones": _ZONES,
     }
-    known["navigation"] = _NAVIGATION
-    known["embedded_styles"] = _embedded_styles()
+    known |= {"navigation": _NAVIGATION, "measures": MEASURES, "forms": FORMS}
     made.globals.update(known)
     return made
 
@@ -91,6 +70,19 @@ def prepare() -> None:
     made = _environment()
     for name in made.list_templates():
         made.get_template(name)
+
+
+def zone_of(request: Request, fixed: str | None) -> str:
+    """The time zone of a page that names none: what the server was told, else the browser's, else UTC."""
+    if fixed is not None:
+        return fixed
+    told = request.cookies.get(ZONE, "UTC")
+    try:
+        zone(told)
+    except ConfigurationError:
+        told = "UTC"
+    request.scope[ZONE] = told
+    return told
 
 
 def base_of(request: Request) -> str:
@@ -109,7 +101,14 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         **context: Names the template uses; ``state`` makes it a live page, with ``holds`` also for calls on their way.
     """
     base = base_of(request)
-    known = {"state": None, "holds": False, "view": None, "door": False, **context}
+    known = {
+        "state": None,
+        "holds": False,
+        "view": None,
+        "door": False,
+        "browser_zone": request.scope.get(ZONE),
+        **context,
+    }
     path = request.scope["path"].removeprefix(base)
     text = _environment().get_template(template).render(base=base, path=path, title=title, **known)
     return HTMLResponse(text, status_code=status)

@@ -21,7 +21,7 @@ def make_server(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
-    tz: str = "UTC",
+    tz: str | None = None,
     token: str | None = None,
     allow_hosts: Sequence[str] = (),
 ) -> uvicorn.Server:
@@ -52,7 +52,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
-    tz: str = "UTC",
+    tz: str | None = None,
     token: str | None = None,
     allow_hosts: Sequence[str] = (),
     ready: Callable[[str], object] | None = None,
@@ -63,7 +63,7 @@ def serve(
         meter: Whose ledger and budgets; the default meter otherwise.
         host: Address to bind. Any but this machine's own needs a token.
         port: Port to bind; 0 = any free one.
-        tz: IANA time zone that pages start with.
+        tz: IANA time zone that pages start with; None = the browser's.
         token: What viewers have to know.
         allow_hosts: Host names it answers to, besides ``localhost`` and IP addresses.
         ready: Called with the address once it can be opened.

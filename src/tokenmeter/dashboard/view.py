@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, zone
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
 from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by
 from tokenmeter.stores.base import Store
 
@@ -35,8 +35,8 @@ _DEFAULT_PERIOD = "last-30d"
 _QUARTER = timedelta(minutes=15)
 _OWN = ("period", "since", "until", "granularity", "tz")
 #: Fields that only the filter form has, and those that say nothing when they are empty.
-_FORM = {"add", "is", "apply"}
-_OPTIONAL = {*_OWN, "before"}
+_FORM = {"add", "is", "apply", "tag"}
+_OPTIONAL = {*_OWN, "before", "by", "show", "form", "compare", "sort", "find", "columns"}
 _LABELS = {"api_key": "API key", "end_user": "end user", "sku_meter": "meter", "cost_source": "cost known by"}
 #: Up to this length a unit is the natural one.
 _NATURAL: Sequence[tuple[timedelta, CalendarUnit]] = (
@@ -183,9 +183,9 @@ class View:
         """Equal for views that show the same of an unchanged ledger."""
         return (self.url(), self.query.period, self.previous())
 
-    def url(self, **more: str) -> str:
+    def url(self, *more: tuple[str, str]) -> str:
         """These parameters, with `more` in front, as ``?...``."""
-        return "?" + urlencode([*more.items(), *self.items()])
+        return "?" + urlencode([*more, *self.items()])
 
     def with_filter(self, dimension: str, value: str | None) -> View:
         """Narrowed to one value of a dimension, instead of any other value of it."""
@@ -196,14 +196,28 @@ class View:
         """Without that filter."""
         return self._filtered(tuple(pair for pair in self.filters if pair != (dimension, value)))
 
+    def without_all(self, dimension: str) -> View:
+        """Without any filter on that dimension."""
+        where = {name: values for name, values in self.query.where.items() if name != dimension}
+        kept = tuple(pair for pair in self.filters if pair[0] != dimension)
+        return replace(self, filters=kept, query=replace(self.query, where=where))
+
     def _filtered(self, filters: tuple[tuple[str, str | None], ...]) -> View:
         return replace(self, filters=filters)
 
     def during(self, bucket: Period) -> View:
         """Narrowed to a bucket of time."""
-        local = (self.local(moment).isoformat() for moment in (bucket.start, bucket.end))
-        since, until = local
+        since, until = map(self.written, (bucket.start, bucket.end))
         return replace(self, period_text=None, since=since, until=until, granularity=None)
+
+    def written(self, moment: datetime) -> str:
+        """An instant as an address names it: a date where the view's day begins."""
+        local = self.local(moment)
+        return local.date().isoformat() if moment == floor(moment, "day", self.tz).start else local.isoformat()
+
+    def without_dates(self) -> View:
+        """With the period that pages begin with."""
+        return replace(self, period_text=_DEFAULT_PERIOD, since=None, until=None)
 
     def free_dimensions(self, names: Sequence[str] = DIMENSIONS) -> list[str]:
         """The dimensions among `names` that no filter holds."""
@@ -223,6 +237,9 @@ def canonical(items: Sequence[tuple[str, str]]) -> str | None:
     kept = [(name, value) for name, value in items if name not in _FORM and (value or name not in _OPTIONAL)]
     if any(name in {"since", "until"} for name, _ in kept):
         kept = [pair for pair in kept if pair[0] != "period"]
+    if given.get("tag", "").strip():
+        kept = [pair for pair in kept if pair[0] != "by"]
+        kept.append(("by", parse_by([f"tag:{given['tag'].strip()}"])[0]))
     if given.get("add"):
         kept.append((parse_by([given["add"]])[0], given.get("is", "").strip()))
     return urlencode(list(dict.fromkeys(kept)))

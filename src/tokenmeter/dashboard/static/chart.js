@@ -1,86 +1,112 @@
-// Draws the overview's chart from the data in the page, in the page's own colours.
+// A chart's pointer: tells what is under it, opens a column, zooms into a stretch. The server has drawn it.
 "use strict";
 (() => {
-  const place = document.getElementById("chart");
-  const buttons = [...document.querySelectorAll("[data-shows]")];
-  const legend = document.getElementById("legend");
-  let data = null;
-  let shows = "spend";
+  const WIDE = 10; // units of the plane per column
+  const NEAR = 6; // pixels within which a drag is a click
+  let plane, data, tip, here, chosen;
+  let at = null; // the column that is told
+  let from = null; // where a drag began: column and pixel
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function read() {
-    data = JSON.parse(document.querySelector("#chart-data script").textContent);
+  function set() {
+    plane = document.getElementById("plane");
+    if (!plane) return;
+    data = JSON.parse(plane.parentElement.querySelector("script").textContent);
+    tip = plane.querySelector(".tip");
+    here = plane.querySelector(".here");
+    chosen = plane.querySelector(".chosen");
   }
 
-  function traces() {
-    const unit = shows === "spend" ? "%{y:$,.6~f}" : "%{y:,} tokens";
-    return data[shows].map((series, index) => ({
-      type: "bar",
-      name: plain(series.name),
-      x: data.labels,
-      y: series.values.map(Number),
-      marker: { color: colour(`--chart-${(index % 7) + 1}`) },
-      hovertemplate: `%{x}<br>${unit}`,
-    }));
+  function column(event) {
+    const box = plane.getBoundingClientRect();
+    const place = Math.floor(((event.clientX - box.left) / box.width) * data.labels.length);
+    return Math.min(Math.max(place, 0), data.labels.length - 1);
   }
 
-  // Plotly reads a little markup in names; what users call things is text.
-  function plain(text) {
-    return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  function row(name, text, css, kind) {
+    const line = document.createElement("div");
+    if (kind) line.className = kind;
+    const swatch = document.createElement("span");
+    if (css) {
+      const ns = "http://www.w3.org/2000/svg";
+      const rect = document.createElementNS(ns, "rect");
+      for (const [key, value] of Object.entries({ class: css, width: "100%", height: "100%" })) rect.setAttribute(key, value);
+      swatch.append(document.createElementNS(ns, "svg"));
+      swatch.firstChild.append(rect);
+    }
+    const label = document.createElement("bdi");
+    label.textContent = name;
+    const value = document.createElement("b");
+    value.textContent = text;
+    line.append(swatch, label, value);
+    return line;
   }
 
-  function draw() {
-    const ink = colour("--ink");
-    const line = colour("--line");
-    const label = 30 + 7 * Math.max(...data.labels.map((text) => text.length), 1); // pixels, roughly
-    const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, fixedrange: true, automargin: true };
-    Plotly.react(
-      place,
-      traces(),
-      {
-        barmode: "stack",
-        bargap: 0.25,
-        margin: { l: 10, r: 10, t: 10, b: 10 },
-        paper_bgcolor: "rgba(0,0,0,0)",
-        plot_bgcolor: "rgba(0,0,0,0)",
-        font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: 12 },
-        xaxis: { ...axis, type: "category", nticks: Math.max(2, Math.floor(place.clientWidth / label)), tickangle: 0 },
-        yaxis: { ...axis, tickformat: shows === "spend" ? "$,.6~f" : "", rangemode: "tozero", nticks: 6 },
-        showlegend: false,
-        hoverlabel: { bgcolor: colour("--card"), bordercolor: line, font: { color: ink } },
-      },
-      { displayModeBar: false, responsive: true },
-    );
-    name();
+  function tell(place) {
+    at = place;
+    here.setAttribute("x", at * WIDE);
+    const head = document.createElement("strong");
+    head.textContent = data.labels[at];
+    const told = data.series.filter((one) => one.texts[at] !== "–").map((one) => row(one.name, one.texts[at], one.css));
+    told.push(row(data.words, data.total[at], null, "all"));
+    if (at in data.before) told.push(row("the time before", data.before[at]));
+    tip.replaceChildren(head, ...told);
+    tip.hidden = false;
+    const x = ((at + 0.5) / data.labels.length) * plane.clientWidth;
+    const room = plane.clientWidth - tip.offsetWidth;
+    tip.style.left = `${Math.max(0, Math.min(room, x < plane.clientWidth / 2 ? x + 16 : x - tip.offsetWidth - 16))}px`;
   }
 
-  function name() {
-    legend.replaceChildren(
-      ...data[shows].map((series, index) => {
-        const item = document.createElement("li");
-        const swatch = document.createElement("span");
-        swatch.style.backgroundColor = colour(`--chart-${(index % 7) + 1}`);
-        item.append(swatch, series.name);
-        return item;
-      }),
-    );
+  function hush() {
+    at = from = null;
+    if (tip) tip.hidden = true;
+    chosen?.setAttribute("width", 0);
   }
 
-  function show(what) {
-    shows = what;
-    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.shows === what));
-    draw();
+  function go(address) {
+    document.dispatchEvent(new CustomEvent("soft", { detail: address }));
   }
 
-  read();
-  draw();
-  place.on("plotly_click", (event) => location.assign(data.links[event.points[0].pointIndex]));
-  for (const button of buttons) button.addEventListener("click", () => show(button.dataset.shows));
-  document.addEventListener("refreshed", () => {
-    read();
-    draw();
-    Plotly.Plots.resize(place); // it may have been hidden until the first call
+  function zoom(first, last) {
+    const [since, until] = [data.starts[first], data.starts[last + 1]].map(encodeURIComponent);
+    go(data.zoom.replace("SINCE", since).replace("UNTIL", until));
+  }
+
+  const on = (name, act) =>
+    document.addEventListener(name, (event) => {
+      if (event.target.closest?.("#plane")) act(event);
+    });
+
+  on("pointermove", (event) => {
+    const place = column(event);
+    if (place !== at) tell(place);
+    if (from === null) return;
+    const [first, last] = [from.place, place].sort((one, other) => one - other);
+    chosen.setAttribute("x", first * WIDE);
+    chosen.setAttribute("width", (last - first + 1) * WIDE);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  on("pointerdown", (event) => {
+    from = { place: column(event), x: event.clientX };
+  });
+  on("pointerup", (event) => {
+    if (from === null) return;
+    const { place, x } = from;
+    const end = column(event);
+    hush();
+    if (Math.abs(event.clientX - x) <= NEAR) go(data.links[end]);
+    else zoom(Math.min(place, end), Math.max(place, end));
+  });
+  on("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step) {
+      event.preventDefault();
+      const next = (at ?? (step > 0 ? -1 : data.labels.length)) + step;
+      if (next in data.labels) tell(next);
+    } else if (event.key === "Enter" && at !== null) go(data.links[at]);
+    else if (event.key === "Escape") hush();
+  });
+  document.addEventListener("pointerout", (event) => {
+    if (plane?.contains(event.target) && !plane.contains(event.relatedTarget)) hush();
+  });
+  document.addEventListener("refreshed", set);
+  set();
 })();

@@ -1,4 +1,4 @@
-// Live pages: fetch the page again when the ledger has changed and exchange the parts that differ.
+// Pages that change in place: when the ledger has changed, and when another question of the same page is asked.
 "use strict";
 (() => {
   const body = document.body;
@@ -23,10 +23,12 @@
     return href ? `a[href="${CSS.escape(href)}"]` : null;
   }
 
-  function exchange(fresh) {
-    for (const old of document.querySelectorAll("[data-live]")) {
+  // Put what differs in its place; where somebody is choosing something, only when they ask for it.
+  function exchange(fresh, asked) {
+    for (const old of document.querySelectorAll(asked ? "[data-live], [data-part]" : "[data-live]:not([data-touched])")) {
       const next = fresh.getElementById(old.id);
       if (!next || next.innerHTML === old.innerHTML) continue;
+      old.removeAttribute("data-touched");
       const focus = old.contains(document.activeElement) ? place(document.activeElement) : null;
       const open = [...old.querySelectorAll("details[open][id]")].map((one) => one.id);
       old.innerHTML = next.innerHTML; // our own page, escaped by the server; scripts in it do not run
@@ -39,6 +41,33 @@
     document.dispatchEvent(new CustomEvent("refreshed"));
   }
 
+  async function load(address) {
+    const answer = await fetch(address, { credentials: "same-origin", headers: { accept: "text/html" } });
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    return { answer, fresh };
+  }
+
+  // Another question: the same page's parts are exchanged; anything else is opened as ever.
+  let asking = 0;
+  async function ask(address, remember = true) {
+    const mine = ++asking;
+    document.body.setAttribute("aria-busy", "true");
+    try {
+      const { answer, fresh } = await load(address);
+      if (mine !== asking) return;
+      const here = new URL(answer.url);
+      if (!answer.ok || here.pathname !== location.pathname) throw new Error("another page");
+      if (remember) history.pushState(null, "", here.pathname + here.search + here.hash);
+      document.title = fresh.title;
+      exchange(fresh, true);
+      shown = fresh.body.dataset.state;
+    } catch {
+      location.assign(address);
+    } finally {
+      document.body.removeAttribute("aria-busy");
+    }
+  }
+
   async function refresh() {
     if (busy) return;
     busy = true;
@@ -46,14 +75,14 @@
       while (wanted !== shown && !document.hidden) {
         const state = wanted;
         const began = performance.now();
-        const answer = await fetch(location.href, { credentials: "same-origin", headers: { accept: "text/html" } });
+        const address = location.href;
+        const { answer, fresh } = await load(address);
         if (answer.redirected && new URL(answer.url).pathname.endsWith("/login")) {
           location.reload();
           return;
         }
-        const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
         if (!answer.ok) throw new Error(fresh.querySelector("main")?.textContent.trim() || answer.statusText);
-        exchange(fresh);
+        if (address === location.href) exchange(fresh, false);
         shown = state;
         say(status.dataset.words, true);
         document.getElementById("updated").textContent = `· updated ${new Date().toLocaleTimeString()}`;
@@ -91,13 +120,48 @@
   if (status) say("Connecting", false);
   listen();
 
-  for (const field of document.querySelectorAll("[data-apply]")) {
-    field.addEventListener("change", () => {
+  document.addEventListener("change", (event) => {
+    const field = event.target;
+    if (field.matches("[data-apply]")) {
       if (field.name === "period") for (const date of ["since", "until"]) field.form.elements[date].value = "";
       field.form.requestSubmit();
-    });
+    } else if (field.matches("[data-values]") && field.value) suggest(field);
+    else field.closest("[data-live]")?.setAttribute("data-touched", "");
+  });
+
+  // The values that a filter may be about, for its field.
+  async function suggest(field) {
+    const answer = await fetch(`${field.dataset.values}&of=${encodeURIComponent(field.value)}`);
+    const values = answer.ok ? await answer.json() : [];
+    document.getElementById("suggestions").replaceChildren(...values.map((value) => new Option(value, value)));
   }
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[data-soft]");
+    if (!link || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
+    event.preventDefault();
+    ask(link.href);
+  });
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (!form.matches("[data-soft]")) return;
+    event.preventDefault();
+    ask(`${form.action}?${new URLSearchParams(new FormData(form))}`);
+  });
+  document.addEventListener("soft", (event) => {
+    const target = new URL(event.detail, location.href);
+    if (target.pathname === location.pathname) ask(target.href);
+    else location.assign(target.href);
+  });
+  addEventListener("popstate", () => ask(location.href, false));
+
+  // The browser's time zone: told to the server once, which then cuts days by it.
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const said = `tokenmeter_zone=${zone}`;
+  if (zone && body.dataset.zone && body.dataset.zone !== zone && !document.cookie.includes(said)) {
+    document.cookie = `${said}; path=${body.dataset.base}; max-age=31536000; samesite=lax`;
+    if (document.cookie.includes(said)) location.reload();
+  }
   const zones = document.getElementById("zones");
   if (zone && zones) zones.prepend(new Option("your zone", zone));
 })();

@@ -1,0 +1,456 @@
+"""Explore: what was used, by what, over which time: one question and its answer, for the chart and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Literal, cast
+
+from tokenmeter.budgets import Balance
+from tokenmeter.dashboard.forecast import Forecast, forecast
+from tokenmeter.dashboard.view import View
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import ZERO, multiply, ratio, subtract
+from tokenmeter.periods import CalendarUnit, Period, floor
+from tokenmeter.reports import Report, Row
+from tokenmeter.reports.query import cut, parse_by
+from tokenmeter.reports.report import read_report
+from tokenmeter.stores.base import Store
+from tokenmeter.usage import Usage
+
+__all__ = ["FORMS", "MEASURES", "REST", "Answer", "Limit", "Measure", "Question", "Series", "explore", "per_value"]
+
+Unit = Literal["usd", "count", "share"]
+Form = Literal["bars", "lines", "share", "running"]
+
+#: How a chart may be drawn, and what that is called.
+FORMS: Mapping[Form, str] = {"bars": "Bars", "lines": "Lines", "share": "Share", "running": "Running total"}
+#: Values that a chart tells apart; the others are one series.
+_SHOWN = 7
+#: Rows of the table; a search looks through all of them.
+_MOST_ROWS = 500
+_SECOND = timedelta(seconds=1)
+#: Key of the series that sums up the values a chart does not tell apart.
+REST = "rest"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What is counted.
+
+    Attributes:
+        name: In the address.
+        label: In words.
+        unit: What a figure of it is.
+        of: A row's figure; None where it has none.
+        adds: Whether figures of several rows may be added up, and so be stacked.
+        budgeted: The unit of budgets that limit it.
+    """
+
+    name: str
+    label: str
+    unit: Unit
+    of: Callable[[Row], Decimal | int | None]
+    adds: bool = True
+    budgeted: str | None = None
+
+
+def _priced(row: Row) -> Decimal | None:
+    return row.billed_cost if row.cost_known else None
+
+
+def _fresh(row: Row) -> int:
+    return row.input_tokens - row.usage.cache_read_input_tokens - row.usage.cache_write_input_tokens
+
+
+def _per(part: Decimal | int, whole: int) -> Decimal | None:
+    return ratio(part, whole) if whole else None
+
+
+MEASURES: Mapping[str, Measure] = {
+    one.name: one
+    for one in (
+        Measure("spend", "Spend", "usd", _priced, budgeted="usd"),
+        Measure("list", "List cost", "usd", lambda row: row.list_cost if row.cost_known else None),
+        Measure("requests", "Requests", "count", lambda row: row.requests, budgeted="requests"),
+        Measure("errors", "Failed requests", "count", lambda row: row.errors),
+        Measure("error-share", "Share that failed", "share", lambda row: _per(row.errors, row.requests), adds=False),
+        Measure("tokens", "Tokens", "count", lambda row: row.usage.total_tokens, budgeted="tokens"),
+        Measure("fresh-input", "Fresh input tokens", "count", _fresh),
+        Measure("cache-read", "Tokens read from caches", "count", lambda row: row.usage.cache_read_input_tokens),
+        Measure("cache-write", "Tokens written to caches", "count", lambda row: row.usage.cache_write_input_tokens),
+        Measure("output", "Output tokens", "count", lambda row: row.output_tokens),
+        Measure("reasoning", "Reasoning tokens", "count", lambda row: row.usage.reasoning_output_tokens),
+        Measure("cached-share", "Cached share of input", "share", lambda row: row.cached_share, adds=False),
+        Measure(
+            "cost-per-request",
+            "Cost per request",
+            "usd",
+            lambda row: _per(row.billed_cost, row.requests) if row.cost_known else None,
+            adds=False,
+        ),
+        Measure(
+            "cost-per-million",
+            "Cost per million tokens",
+            "usd",
+            lambda row: _per(multiply(row.billed_cost, 1_000_000), row.usage.total_tokens) if row.cost_known else None,
+            adds=False,
+        ),
+    )
+}
+
+#: Columns of the table, unless others are asked for.
+_COLUMNS = ("requests", "tokens", "cached-share", "cost-per-request", "spend")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked, beside the period and the filters: its part of an address.
+
+    Attributes:
+        by: Dimension that tells the series apart.
+        measure: What is counted.
+        form: How it is drawn.
+        compare: Whether the time before is drawn, too.
+        hidden: Keys of series that are left out of the chart.
+        sort: Column the table is sorted by; ``value`` = by name. A ``-`` in front turns the order round.
+        find: Part of the names the table shows.
+        columns: Of the table.
+    """
+
+    by: str = "model"
+    measure: Measure = MEASURES["spend"]
+    form: Form = "bars"
+    compare: bool = True
+    hidden: tuple[str, ...] = ()
+    sort: str = ""
+    find: str = ""
+    columns: tuple[str, ...] = _COLUMNS
+
+    #: Names of its parameters.
+    NAMES = ("by", "show", "form", "compare", "hide", "sort", "find", "columns")
+
+    @classmethod
+    def parse(cls, items: Iterable[tuple[str, str]]) -> Question:
+        """The question of an address; parameters of others are passed over.
+
+        Raises:
+            ConfigurationError: a dimension, measure, form or column that is not known.
+        """
+        several: dict[str, list[str]] = {}
+        for name, value in items:
+            several.setdefault(name, []).append(value.strip())
+        given = {name: values[-1] for name, values in several.items() if values[-1]}
+        (by,) = parse_by([given.get("by", "model")])
+        measure = MEASURES[_known("show", given.get("show", "spend"), MEASURES)]
+        form = cast("Form", _known("form", given.get("form", "bars"), FORMS))
+        columns = tuple(dict.fromkeys(one for text in several.get("columns", ()) for one in text.split(",") if one))
+        for name in columns:
+            _known("columns", name, MEASURES)
+        sort = given.get("sort", "")
+        if sort:
+            _known("sort", sort.removeprefix("-"), ("value", *MEASURES))
+        return cls(
+            by=by,
+            measure=measure,
+            form=form,
+            compare=given.get("compare") != "none",
+            hidden=tuple(dict.fromkeys(several.get("hide", ()))),
+            sort=sort,
+            find=given.get("find", ""),
+            columns=columns or _COLUMNS,
+        )
+
+    @property
+    def drawn(self) -> Form:
+        """How it is drawn: what cannot be added up is drawn as lines."""
+        return self.form if self.measure.adds else "lines"
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """The parameters that make this question again."""
+        plain = Question()
+        if self.by != plain.by:
+            yield "by", self.by
+        if self.measure != plain.measure:
+            yield "show", self.measure.name
+        if self.form != plain.form:
+            yield "form", self.form
+        if not self.compare:
+            yield "compare", "none"
+        for key in self.hidden:
+            yield "hide", key
+        for name in ("sort", "find"):
+            if getattr(self, name):
+                yield name, getattr(self, name)
+        if self.columns != plain.columns:
+            yield "columns", ",".join(self.columns)
+
+    def but(self, **changes: object) -> Question:
+        """The same with something else in it; another dimension or measure begins with everything in sight."""
+        if "measure" in changes:
+            changes["measure"] = MEASURES[str(changes["measure"])]
+        if "by" in changes and changes["by"] != self.by:
+            changes = {"hidden": (), "find": "", **changes}
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def toggled(self, key: str) -> Question:
+        """The same with one series hidden, or shown again."""
+        hidden = self.hidden
+        return replace(self, hidden=tuple(one for one in hidden if one != key) if key in hidden else (*hidden, key))
+
+    def turned(self, column: str) -> Question:
+        """The same sorted by a column; a second time the other way round."""
+        return replace(self, sort=f"-{column}" if self.sort == column else column)
+
+
+def _known(name: str, value: str, known: Iterable[str]) -> str:
+    if value not in known:
+        raise ConfigurationError(f"{name}= is one of {', '.join(known)}, not {value[:64]!r}.")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What the chart shows of one value.
+
+    Attributes:
+        key: Names it in the address: ``=`` and the value, ``none`` for "not set", `REST` for all others.
+        value: The dimension's value; None where there is none.
+        points: A figure per bucket; None where there is none.
+        whole: The figure of the whole period.
+        hidden: Whether it is left out of the chart.
+    """
+
+    key: str
+    value: str | None
+    points: Sequence[Decimal | int | None]
+    whole: Decimal | int | None
+    hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A budget's line in the chart.
+
+    Attributes:
+        amount: Where it lies, in the measure's unit.
+        words: What it is.
+    """
+
+    amount: Decimal
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was found.
+
+    Attributes:
+        question: What was asked.
+        view: For which time and filters; bounded.
+        unit: Calendar unit of the buckets.
+        coarser: Whether it is coarser than asked.
+        buckets: Every bucket of time, empty ones too.
+        series: The greatest values and the rest.
+        by_bucket: All values together, per bucket.
+        rows: A row per value, in the table's order, as many as it shows.
+        found: How many values there are (that `Question.find` finds).
+        totals: All together.
+        before: Sums of the stretch before, per bucket; empty where there is none to compare with.
+        before_totals: These together.
+        before_period: That stretch.
+        limits: Lines of budgets.
+        forecast: What the running period may come to; None where nothing can be said.
+    """
+
+    question: Question
+    view: View
+    unit: CalendarUnit
+    coarser: bool
+    buckets: Sequence[Period]
+    series: Sequence[Series]
+    by_bucket: Sequence[Row]
+    rows: Sequence[Row]
+    found: int
+    totals: Row
+    before: Sequence[Row] = ()
+    before_totals: Row | None = None
+    before_period: Period | None = None
+    limits: Sequence[Limit] = ()
+    forecast: Forecast | None = field(default=None)
+
+    @property
+    def columns(self) -> list[Measure]:
+        """Those of the table: what was chosen, and what the chart shows."""
+        return [MEASURES[name] for name in dict.fromkeys((self.question.measure.name, *self.question.columns))]
+
+    def length(self, row: Row) -> Decimal:
+        """How long a row's bar is, in percent of the longest."""
+        of = self.question.measure.of
+        most = max((Decimal(of(one) or 0) for one in self.rows), default=ZERO)
+        return max(multiply(ratio(of(row) or 0, most), 100), ZERO) if most > 0 else ZERO
+
+    def share(self, row: Row) -> Decimal | None:
+        """A row's part of the whole; None of what cannot be added up."""
+        measure = self.question.measure
+        whole, part = measure.of(self.totals), measure.of(row)
+        return ratio(part, whole) if measure.adds and whole and whole > 0 and part is not None else None
+
+
+def explore(
+    store: Store,
+    view: View,
+    question: Question,
+    *,
+    balances: Iterable[Balance] = (),
+    known: Report | None = None,
+) -> Answer:
+    """Ask the ledger: totals per value, the greatest values over time, all of it over time, and the time before.
+
+    Args:
+        store: The ledger. Where the dimension and the filters have kept sums, only these are read.
+        view: Period and filters; bounded.
+        question: What to ask.
+        balances: Where budgets stand, for their lines.
+        known: The totals, where they were read already, split by the dimension and possibly further.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
+    """
+    by, measure = question.by, question.measure
+    query, coarser = view.over_time()
+    unit = query.granularity or "day"
+    parts = cut(store, query)
+    whole = read_report(store, replace(view.query, by=(by,))) if known is None else known
+    ranked = sorted(per_value(whole.rows, by), key=lambda row: _greatest_first(measure, row, by))
+    shown = [row.group[by] for row in ranked[: _SHOWN if len(ranked) <= _SHOWN else _SHOWN - 1]]
+    by_bucket = _placed(read_report(store, query).rows, parts)
+    rest = len(ranked) > len(shown)
+    cells: Mapping[str | None, Sequence[Row]] = {}
+    if len(ranked) == 1:
+        cells = {shown[0]: by_bucket}
+    elif shown:
+        where = {**query.where, by: frozenset(shown)}
+        found = read_report(store, replace(query, by=(by,), where=where))
+        cells = {value: _placed([row for row in found.rows if row.group[by] == value], parts) for value in shown}
+    series = [_series(row.group[by], cells[row.group[by]], row, question) for row in ranked[: len(shown)]]
+    if rest and measure.adds:
+        whole_rest = Row.total(ranked[len(shown) :], view.query.period)
+        others = [_less(row, [cells[value][at] for value in shown]) for at, row in enumerate(by_bucket)]
+        series.append(replace(_series(None, others, whole_rest, question), key=REST, hidden=REST in question.hidden))
+    before_period = view.previous()
+    before = None if before_period is None else read_report(store, replace(query, period=before_period))
+    listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
+    return Answer(
+        question=question,
+        view=view,
+        unit=unit,
+        coarser=coarser,
+        buckets=parts,
+        series=series,
+        by_bucket=by_bucket,
+        rows=_sorted(listed, question)[:_MOST_ROWS],
+        found=len(listed),
+        totals=whole.totals,
+        before=() if before is None else _placed(before.rows, cut(store, replace(query, period=before.period))),
+        before_totals=None if before is None else before.totals,
+        before_period=before_period,
+        limits=_limits(view, measure, unit, question.drawn, balances),
+        forecast=forecast(store, view, measure.of) if measure.adds else None,
+    )
+
+
+def per_value(rows: Iterable[Row], dimension: str) -> list[Row]:
+    """`rows`, which may be split further, summed per value of `dimension`."""
+    values: dict[str | None, list[Row]] = {}
+    for row in rows:
+        values.setdefault(row.group[dimension], []).append(row)
+    return [
+        replace(found[0] if len(found) == 1 else Row.total(found, found[0].bucket), group={dimension: value})
+        for value, found in values.items()
+    ]
+
+
+def _greatest_first(measure: Measure, row: Row, by: str) -> tuple[bool, Decimal, Decimal, str]:
+    figure = measure.of(row)
+    return figure is None, Decimal(figure or 0).copy_negate(), row.billed_cost.copy_negate(), row.group[by] or ""
+
+
+def _sorted(rows: Sequence[Row], question: Question) -> list[Row]:
+    column, turned = question.sort.removeprefix("-"), question.sort.startswith("-")
+    if not column:
+        return list(rows)
+    if column == "value":
+        return sorted(rows, key=lambda row: (row.group[question.by] or "").casefold(), reverse=turned)
+    figure = MEASURES[column].of
+    known = [row for row in rows if figure(row) is not None]
+    known.sort(key=lambda row: Decimal(figure(row) or 0), reverse=not turned)
+    return known + [row for row in rows if figure(row) is None]
+
+
+def _placed(rows: Iterable[Row], parts: Sequence[Period]) -> list[Row]:
+    """A row per bucket, an empty one where there is none."""
+    found = {row.bucket.start: row for row in rows}
+    return [found.get(part.start) or Row(bucket=part, group={}) for part in parts]
+
+
+def _series(value: str | None, rows: Sequence[Row], whole: Row, question: Question) -> Series:
+    of = question.measure.of
+    key = "none" if value is None else f"={value}"
+    return Series(key, value, [of(row) for row in rows], of(whole), key in question.hidden)
+
+
+def _less(whole: Row, parts: Sequence[Row]) -> Row:
+    """What is in `whole` and in none of `parts`."""
+    taken = Row.total(parts, whole.bucket)
+    quantities = {
+        meter: quantity - taken.usage[meter] if isinstance(quantity, int) else subtract(quantity, taken.usage[meter])
+        for meter, quantity in whole.usage.quantities.items()
+    }
+    return Row(
+        bucket=whole.bucket,
+        group={},
+        requests=whole.requests - taken.requests,
+        errors=whole.errors - taken.errors,
+        unpriced=whole.unpriced - taken.unpriced,
+        estimated=whole.estimated - taken.estimated,
+        usage=Usage(quantities, whole.usage.reasoning_output_tokens - taken.usage.reasoning_output_tokens),
+        list_cost=subtract(whole.list_cost, taken.list_cost),
+        contracted_cost=subtract(whole.contracted_cost, taken.contracted_cost),
+        billed_cost=subtract(whole.billed_cost, taken.billed_cost),
+    )
+
+
+def _limits(view: View, measure: Measure, unit: CalendarUnit, form: Form, balances: Iterable[Balance]) -> list[Limit]:
+    """Lines of the budgets that are about just what is shown."""
+    if measure.budgeted is None or form == "share":
+        return []
+    scope = dict(view.filters)
+    found: list[Limit] = []
+    for one in balances:
+        if one.unit != measure.budgeted or one.scope != scope or not one.limit.is_finite():
+            continue
+        line = _line(view, one, unit, form)
+        if line is not None:
+            found.append(line)
+    return found
+
+
+def _line(view: View, one: Balance, unit: CalendarUnit, form: Form) -> Limit | None:
+    if one.window_start is None or one.resets_at is None:
+        return Limit(one.limit, f"limit of {one.budget}") if form == "running" else None
+    period = view.query.period
+    if form == "running":
+        same = (one.window_start, one.resets_at) == (period.start, period.end)
+        return Limit(one.limit, f"limit of {one.budget}") if same else None
+    bucket = floor(one.window_start, unit, view.tz)
+    window = one.resets_at - one.window_start
+    if (bucket.start, bucket.end) == (one.window_start, one.resets_at):
+        return Limit(one.limit, f"limit of {one.budget}")
+    part = bucket.end - bucket.start
+    if part >= window:
+        return None
+    pace = ratio(multiply(one.limit, part // _SECOND), window // _SECOND)
+    return Limit(pace, f"even pace of {one.budget}, by {unit}")
