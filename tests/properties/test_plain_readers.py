@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.costs import billed_tier
+from tokenmeter.providers.context import billed_tier
 from tokenmeter.providers.registry import dialect
 
 BODIES = sorted(Path(__file__).parent.parent.joinpath("providers", "bodies").glob("*.json"))

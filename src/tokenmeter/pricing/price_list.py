@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing.card import RateCard
-from tokenmeter.pricing.catalog import Catalog
-from tokenmeter.pricing.edition import Edition
-from tokenmeter.pricing.matching import forms
+from tokenmeter.pricing.catalog import Catalog, forms
 from tokenmeter.pricing.price import EVERY_MODEL, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 from tokenmeter.providers.hosts import canonical_provider
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from tokenmeter.pricing.edition import Edition
 
 __all__ = ["ListedModel", "PriceList"]
 

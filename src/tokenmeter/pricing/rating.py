@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from tokenmeter.display import dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
-from tokenmeter.pricing.sheet import RateSheet
-from tokenmeter.pricing.wanted import Wanted
+from tokenmeter.pricing.sheet import RateSheet, Wanted
 from tokenmeter.semconv import CostSource, unit_of
-from tokenmeter.usage import Consumption, Quantity, SuppliedCost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tokenmeter.usage import Consumption, Quantity, SuppliedCost
 
 __all__ = ["Rating", "priced_lines", "supplied_line", "total", "unpriced_lines"]
 

@@ -5,17 +5,21 @@ Nothing recorded changes: the difference is a further entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
 from tokenmeter.money import add, negate, subtract
-from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
-from tokenmeter.pricing.wanted import Wanted
+from tokenmeter.pricing.sheet import Wanted
 from tokenmeter.semconv import INPUT_METERS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tokenmeter.pricing.pricer import Pricer
 
 __all__ = ["changed", "correction"]
 

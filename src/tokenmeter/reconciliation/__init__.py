@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmeter.reconciliation.discrepancy import CAUSES, Cause, Discrepancy
-from tokenmeter.reconciliation.result import Proposal, Reconciliation
+from tokenmeter.reconciliation.result import CAUSES, Cause, Discrepancy, Proposal, Reconciliation
 from tokenmeter.reconciliation.run import (
     file_reconciliation,
     post_proposals,

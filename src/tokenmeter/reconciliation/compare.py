@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, round_to
-from tokenmeter.periods import Period
 from tokenmeter.reconciliation.books import QUARTER, LedgerSide, Side, align_models
-from tokenmeter.reconciliation.discrepancy import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.reconciliation.result import CAUSES, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import Bucket, CostKind, ProviderStatement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from tokenmeter.periods import Period
 
 __all__ = ["Comparison", "compare"]
 

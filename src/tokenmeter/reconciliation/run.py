@@ -5,31 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import reduce
 from itertools import compress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.ledger import Entry, utcnow
-from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.periods import Period, floor, parse_period
 from tokenmeter.reconciliation import anthropic, openai
 from tokenmeter.reconciliation.books import Side, read_ledger
 from tokenmeter.reconciliation.compare import compare
-from tokenmeter.reconciliation.discrepancy import POSTABLE, Cause
 from tokenmeter.reconciliation.files import read_files
 from tokenmeter.reconciliation.paging import Pages, Progress
-from tokenmeter.reconciliation.result import KIND, Reconciliation, Totals
+from tokenmeter.reconciliation.result import KIND, POSTABLE, Cause, Reconciliation, Totals
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement
-from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import NewDocument, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from tokenmeter.meter import Meter
+    from tokenmeter.stores.base import Store
 
 __all__ = ["file_reconciliation", "post_proposals", "reconcile", "reconcile_statement", "reconciliations"]
 

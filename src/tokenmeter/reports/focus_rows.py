@@ -1,25 +1,45 @@
-"""Rows of FOCUS's Cost and Usage dataset: charges summed per hour, price and account."""
+"""Rows of FOCUS: charges per hour, price and account, with their invoices; what they add up to as lines and periods."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.dimensions import ACCOUNTS, WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
 from tokenmeter.periods import Period, floor
+from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.query import BEGINNING, COSTS
-from tokenmeter.semconv import EntryKind
-from tokenmeter.usage import Quantity
+from tokenmeter.stores.documents import Request
 
-__all__ = ["CostKey", "CostRow", "Owner", "Sku", "cost_rows"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from tokenmeter.semconv import EntryKind
+    from tokenmeter.stores.base import Store
+    from tokenmeter.usage import Quantity
+
+__all__ = [
+    "BillingMonth",
+    "Books",
+    "CostKey",
+    "CostRow",
+    "FocusTerms",
+    "InvoiceLine",
+    "Issued",
+    "Owner",
+    "Sku",
+    "cost_rows",
+    "read_issued",
+    "service_of",
+]
 
 
 #: What rows are told apart by, beside key and tags: a row for every route and customer's customer would be too many.
@@ -217,3 +237,119 @@ def _sku(entry: Entry, charge: Charge) -> Sku:
         charge.multipliers.get("platform", ONE),
         "unpriced" if unpriced else "computed" if entry.cost_source == "unpriced" else entry.cost_source,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """An invoice that stands: its number, stretch of time, and account."""
+
+    number: str
+    start: datetime
+    end: datetime
+    scope: Mapping[str, str]
+
+    def bills(self, row: CostRow) -> bool:
+        """Whether a row is on it; what came after a closing is billed with the month it came in."""
+        key = row.key
+        moment = key.billing_start if key.late else key.hour_start
+        return self.start <= moment < self.end and all(
+            key.owner.about(name) == value for name, value in self.scope.items()
+        )
+
+
+def read_issued(store: Store) -> list[Issued]:
+    """The invoices that are not void, in the order of their filing."""
+    void: set[str] = set()
+    for document in store.documents(Request("invoice_event")):
+        if document.series is None and json.loads(document.body)["kind"] == "void":
+            void.add(document.key.rpartition(" #")[0])
+    found: list[Issued] = []
+    for document in store.documents(Request("invoice")):
+        number = f"{document.series}{document.number:05d}"
+        if number not in void:
+            body: dict[str, Any] = json.loads(document.body)
+            start, end = (datetime.fromisoformat(body["period"][name]) for name in ("start", "end"))
+            found.append(Issued(number, start, end, body["scope"]))
+    return found
+
+
+def service_of(provider: str) -> tuple[str, str]:
+    """Company and service behind a provider id."""
+    host = host_of(provider)
+    return host.company or provider, host.service or f"{provider} API"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocusTerms:
+    """What FOCUS asks for and a ledger does not know.
+
+    Attributes:
+        issuer: ``InvoiceIssuerName`` and service provider: who bills for the usage, such as a platform that resells
+            it; None = each provider bills its own. The provider of the model is the host provider either way.
+        account: ``BillingAccountId`` of usage that names no organization.
+        payment_terms: ``PaymentTerms`` of the Invoice Detail dataset.
+    """
+
+    issuer: str | None = None
+    account: str = "default"
+    payment_terms: str = "Not agreed"
+
+
+@dataclass(slots=True)
+class InvoiceLine:
+    """One line of Invoice Detail: a billing account's month, per category, provider and sub-account.
+
+    Attributes:
+        row: The first row of Cost and Usage that belongs to it; what identifies the line is the same in all of them.
+        billed_cost: US dollars.
+    """
+
+    row: CostRow
+    billed_cost: Decimal = ZERO
+
+
+class BillingMonth(NamedTuple):
+    """One record of Billing Period."""
+
+    start: datetime
+    end: datetime
+    issuer: str
+
+
+@dataclass(slots=True)
+class Books:
+    """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
+
+    terms: FocusTerms
+    issued: Sequence[Issued] = ()
+    lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
+    periods: dict[BillingMonth, None] = field(default_factory=dict[BillingMonth, None])
+    unpriced: int = 0
+
+    def watch(self, rows: Iterable[CostRow]) -> Iterator[CostRow]:
+        """Pass `rows` on and book each."""
+        for row in rows:
+            line = self.lines.setdefault(self.detail_id(row), InvoiceLine(row))
+            line.billed_cost = EXACT.add(line.billed_cost, row.billed_cost)
+            self.periods[BillingMonth(row.key.billing_start, row.key.billing_end, self.issuer(row))] = None
+            self.unpriced += row.key.sku.cost_source == "unpriced" and row.quantity != 0
+            yield row
+
+    def account(self, row: CostRow) -> str:
+        """FOCUS ``BillingAccountId``."""
+        return row.key.owner.who.organization or self.terms.account
+
+    def issuer(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceIssuerName`` and ``ServiceProviderName``."""
+        return self.terms.issuer or service_of(row.key.sku.provider)[0]
+
+    def invoice_id(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceId``: the number of the invoice the row is on, else of the open one it will be on."""
+        for invoice in self.issued:
+            if invoice.bills(row):
+                return invoice.number
+        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.issuer(row)}:{self.account(row)}"
+
+    def detail_id(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceDetailId`` of the line the row is summed in."""
+        return f"{self.invoice_id(row)}:{row.category}:{row.key.sku.provider}:{row.sub_account or ''}"

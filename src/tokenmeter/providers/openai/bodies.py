@@ -12,8 +12,8 @@ from typing import Any
 
 from tokenmeter.providers.context import Context, joined, observation, unknown
 from tokenmeter.providers.hosts import host_of
-from tokenmeter.providers.openai import extras, jobs, media, responses
-from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.openai import jobs, media, responses
+from tokenmeter.providers.openai.usage import bills_reasoning_apart, extra_meters, inclusive, write_meter
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Reading
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
@@ -72,9 +72,9 @@ def completion(body: JSON, context: Context) -> Observation:
     known = model or context.request.model
     said = inclusive(
         wire,
-        write_meter=extras.write_meter(known),
+        write_meter=write_meter(known),
         hidden_output=host_of(context.provider).hidden_output,
-        reasoning_apart=extras.bills_reasoning_apart(context.provider, known),
+        reasoning_apart=bills_reasoning_apart(context.provider, known),
     )
     sides = BOTH_SIDES
     if context.endpoint.startswith("embeddings"):
@@ -83,7 +83,7 @@ def completion(body: JSON, context: Context) -> Observation:
     if reading is None:
         return unknown(body, body.get("usage"), model=known, flags=said.flags)
     flags: set[str] = set()
-    if extra := extras.extra_meters(context.provider, wire, known, flags):
+    if extra := extra_meters(context.provider, wire, known, flags):
         reading = replace(reading, usage=reading.usage + Usage(extra))
     group = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     if flags:

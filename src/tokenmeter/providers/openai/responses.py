@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.hosts import host_of
-from tokenmeter.providers.openai.extras import counts_tools_by_call, extra_meters, write_meter
 from tokenmeter.providers.openai.media import svg
-from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.openai.usage import counts_tools_by_call, extra_meters, inclusive, write_meter
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
