@@ -25,6 +25,7 @@ _FUNCTIONS = (
     *(
         "find_name(text, text)",
         "define(text)",
+        "stage()",
         "fold(json)",
         "cross_thresholds(json)",
         "reserve(jsonb)",

@@ -29,7 +29,11 @@ __all__ = ["NeedsServerError", "PostgresBook", "json_text"]
 T = TypeVar("T")
 
 _MOST_TOLD = 50_000
-_COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()}
+#: Rows from which on they are sent by COPY.
+_COPY_FROM = 200
+_COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()} | {
+    "entries": ENTRY_COLUMNS[:-1]
+}
 
 
 class NeedsServerError(Exception):
@@ -269,7 +273,7 @@ class _Folding(Folding):
 
     def __init__(self, book: PostgresBook, *, careful: bool, refuse: str | None = None) -> None:
         super().__init__(book, careful=careful, refuse=refuse)
-        self._told = book.told
+        self._told, self._pool = book.told, book.pool
 
     def begin(self, connection: ServerRows) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`. A segment that is shorter than what was folded of it (after a power cut) is read again."""
@@ -338,7 +342,6 @@ class _Folding(Folding):
             "known": list(self._folded.items()),
             "places": [item for item in self.places.items() if self._folded.get(item[0]) != item[1]],
             "gone": [number for number in known if number not in self.places],
-            "rows": [dict(zip(ENTRY_COLUMNS[:-1], row[:-1], strict=True)) for row in self._rows],
             "dedup": list(self._dedup.items()),
             "posts": [[*_parts(key), end, amount] for key, (amount, end) in batch.posts.items()],
             "freed": batch.freed,
@@ -346,12 +349,24 @@ class _Folding(Folding):
             "extended": list(batch.extended.items()),
             "refused": self._refused,
         }
-        for table, rows in sum_rows(batch):
-            told[table] = [dict(zip(_COLUMNS[table], row, strict=True)) for row in rows]
+        rows = {"entries": [row[:-1] for row in self._rows], **dict(sum_rows(batch))}
+        told["staged"] = self._stage(connection, rows)
+        if not told["staged"]:
+            told |= {table: [dict(zip(_COLUMNS[table], row, strict=True)) for row in rows[table]] for table in rows}
         moved = connection.execute("SELECT fold(?)", (json_text(told),)).fetchall()[0][0]
         for budget, scope, start, settled in moved:
             self.reached[CounterKey(budget, scope, start)] = int(settled)
         self._cross(connection)
+
+    def _stage(self, connection: ServerRows, rows: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
+        """Send many rows by COPY; False where they are few, or where a pooler would hand the session to others."""
+        if self._pool.pooled or sum(map(len, rows.values())) < _COPY_FROM:
+            return False
+        if not connection.execute("SELECT stage()").fetchall()[0][0]:
+            return False
+        for table, some in rows.items():
+            connection.copy(f"staged_{table}", _COLUMNS[table], some)
+        return True
 
     def _cross(self, connection: ServerRows) -> None:
         """Note the thresholds that the batch took counters across."""

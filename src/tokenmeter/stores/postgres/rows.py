@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.adapt import Buffer, Loader
 
 from tokenmeter.stores.engine import Engine
@@ -26,6 +26,15 @@ class ServerRows:
     def execute(self, statement: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
         """Run one statement."""
         return self.connection.execute(_translated(statement), values)
+
+    def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Send rows into a table of the session."""
+        into = sql.SQL("COPY pg_temp.{} ({}) FROM STDIN").format(
+            sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+        )
+        with self.connection.cursor().copy(into) as stream:
+            for row in rows:
+                stream.write_row(row)
 
 
 @lru_cache(maxsize=256)

@@ -103,17 +103,70 @@ CREATE FUNCTION link(state bytea, before bytea, record text) RETURNS bytea LANGU
 $$;
 CREATE AGGREGATE chained(bytea, text) (sfunc = link, stype = bytea);
 
+-- Rows of a large batch come by COPY, into tables of the session that only its own transaction sees. They are the owner's:
+-- what a writer makes under these names is not read. False where none can be made; rows then come in the batch itself.
+CREATE FUNCTION stage() RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    name text;
+BEGIN
+    IF to_regclass('pg_temp.staged_entries') IS NULL AND has_database_privilege(current_database(), 'TEMP') THEN
+        FOREACH name IN ARRAY ARRAY['entries', 'sums', 'rare_sums', 'meter_sums'] LOOP
+            EXECUTE format('CREATE TEMP TABLE staged_%1$s ON COMMIT DELETE ROWS AS TABLE %1$s WITH NO DATA', name);
+            EXECUTE format('GRANT INSERT ON pg_temp.staged_%s TO PUBLIC', name);
+        END LOOP;
+    END IF;
+    RETURN is_staged();
+END $$;
+CREATE FUNCTION is_staged() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT count(*) = 4 FROM pg_class
+    WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r' AND relowner = current_user::regrole
+        AND relname IN ('staged_entries', 'staged_sums', 'staged_rare_sums', 'staged_meter_sums')
+$$;
+CREATE FUNCTION batch_entries(batch json, staged boolean) RETURNS SETOF entries LANGUAGE plpgsql AS $$
+BEGIN
+    IF staged THEN
+        RETURN QUERY SELECT * FROM pg_temp.staged_entries;
+    ELSE
+        RETURN QUERY SELECT * FROM json_populate_recordset(NULL::entries, batch->'entries');
+    END IF;
+END $$;
+CREATE FUNCTION batch_sums(batch json, staged boolean) RETURNS SETOF sums LANGUAGE plpgsql AS $$
+BEGIN
+    IF staged THEN
+        RETURN QUERY SELECT * FROM pg_temp.staged_sums;
+    ELSE
+        RETURN QUERY SELECT * FROM json_populate_recordset(NULL::sums, batch->'sums');
+    END IF;
+END $$;
+CREATE FUNCTION batch_rare_sums(batch json, staged boolean) RETURNS SETOF rare_sums LANGUAGE plpgsql AS $$
+BEGIN
+    IF staged THEN
+        RETURN QUERY SELECT * FROM pg_temp.staged_rare_sums;
+    ELSE
+        RETURN QUERY SELECT * FROM json_populate_recordset(NULL::rare_sums, batch->'rare_sums');
+    END IF;
+END $$;
+CREATE FUNCTION batch_meter_sums(batch json, staged boolean) RETURNS SETOF meter_sums LANGUAGE plpgsql AS $$
+BEGIN
+    IF staged THEN
+        RETURN QUERY SELECT * FROM pg_temp.staged_meter_sums;
+    ELSE
+        RETURN QUERY SELECT * FROM json_populate_recordset(NULL::meter_sums, batch->'meter_sums');
+    END IF;
+END $$;
+
 -- Take a batch of records of one host's tail into the ledger: entries behind the last record, sums, counters, holds, and
 -- the place that is reached.
 -- Argument: {"host": hex, "seq": of the ledger, "known": [[segment, folded]], "places": [[segment, folded]],
---   "gone": [segment], "rows": [{column: value}], "dedup": [[key, seq]], "sums": [{}], "rare_sums": [{}],
---   "meter_sums": [{}], "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold],
+--   "gone": [segment], "staged": whether the rows are in the session's tables, else "entries": [{column: value}],
+--   "sums": [{}], "rare_sums": [{}] and "meter_sums": [{}]; "dedup": [[key, seq]], "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold],
 --   "extended": [[hold, until]], "refused": [[segment, place, reason, record hex, effects hex]]}
 -- Result: [[budget, scope, start, settled]] of the counters that were posted to.
 CREATE FUNCTION fold(batch json) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
     of_host bytea := decode(batch->>'host', 'hex');
+    staged boolean := (batch->>'staged')::boolean;
     head ledger;
     last_seq bigint;
     last_hash bytea;
@@ -122,6 +175,9 @@ DECLARE
     posted jsonb;
 BEGIN
     SELECT * INTO head FROM ledger FOR UPDATE;
+    IF staged AND NOT is_staged() THEN
+        RAISE EXCEPTION 'the tables of the batch are not the ledger''s own' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF head.seq <> (batch->>'seq')::bigint OR EXISTS (
         SELECT 1 FROM json_array_elements(batch->'known') AS k JOIN places AS p
             ON p.host = of_host AND p.segment = (k->>0)::bigint
@@ -131,14 +187,7 @@ BEGIN
         RAISE EXCEPTION 'another fold came first' USING ERRCODE = 'serialization_failure';
     END IF;
 
-    WITH fresh AS (
-        SELECT * FROM json_to_recordset(batch->'rows') AS r (
-            seq bigint, entry_id text, occurred_at bigint, account integer, end_user bigint, tags bigint,
-            unpriced bigint, estimated bigint, reasoning bigint, input bigint, cache_read bigint,
-            cache_write_5m bigint, cache_write_1h bigint, output bigint, list_micro bigint, list_pico bigint,
-            contracted_micro bigint, contracted_pico bigint, billed_micro bigint, billed_pico bigint, more text, body text
-        )
-    ), put AS (
+    WITH put AS (
         INSERT INTO entries (
             seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated, reasoning, input, cache_read,
             cache_write_5m, cache_write_1h, output, list_micro, list_pico, contracted_micro, contracted_pico,
@@ -148,7 +197,7 @@ BEGIN
             reasoning, input, cache_read, cache_write_5m, cache_write_1h, output, list_micro, list_pico,
             contracted_micro, contracted_pico, billed_micro, billed_pico, more, body,
             chained(head.hash, body) OVER by_seq
-        FROM fresh WINDOW by_seq AS (ORDER BY seq)
+        FROM batch_entries(batch, staged) WINDOW by_seq AS (ORDER BY seq)
         RETURNING seq, hash
     )
     SELECT count(*), max(seq), (array_agg(hash ORDER BY seq DESC))[1] INTO added, last_seq, last_hash FROM put;
@@ -183,7 +232,7 @@ BEGIN
     SELECT coalesce(jsonb_agg(jsonb_build_array(budget, scope, window_start, settled::text)), '[]') INTO posted
     FROM moved;
 
-    INSERT INTO sums AS s SELECT r.* FROM json_populate_recordset(NULL::sums, batch->'sums') AS r
+    INSERT INTO sums AS s SELECT r.* FROM batch_sums(batch, staged) AS r
     ORDER BY level, slot, account
     ON CONFLICT (level, slot, account) DO UPDATE SET
         n = s.n + excluded.n, unpriced = s.unpriced + excluded.unpriced, estimated = s.estimated + excluded.estimated,
@@ -194,11 +243,11 @@ BEGIN
         contracted_micro = s.contracted_micro + excluded.contracted_micro,
         contracted_pico = s.contracted_pico + excluded.contracted_pico,
         billed_micro = s.billed_micro + excluded.billed_micro, billed_pico = s.billed_pico + excluded.billed_pico;
-    INSERT INTO rare_sums AS s SELECT r.* FROM json_populate_recordset(NULL::rare_sums, batch->'rare_sums') AS r
+    INSERT INTO rare_sums AS s SELECT r.* FROM batch_rare_sums(batch, staged) AS r
     ORDER BY level, slot, account, sku_meter COLLATE "C"
     ON CONFLICT (level, slot, account, sku_meter) DO UPDATE SET
         quantity = s.quantity + excluded.quantity, nano = s.nano + excluded.nano;
-    INSERT INTO meter_sums AS s SELECT r.* FROM json_populate_recordset(NULL::meter_sums, batch->'meter_sums') AS r
+    INSERT INTO meter_sums AS s SELECT r.* FROM batch_meter_sums(batch, staged) AS r
     ORDER BY level, slot, account, sku_meter COLLATE "C"
     ON CONFLICT (level, slot, account, sku_meter) DO UPDATE SET
         n = s.n + excluded.n, unpriced = s.unpriced + excluded.unpriced, estimated = s.estimated + excluded.estimated,
