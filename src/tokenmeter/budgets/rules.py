@@ -66,13 +66,13 @@ class BurnRate:
     def __call__(self, sight: Sight) -> Iterator[Notice]:
         """One notice per counter and window."""
         for one in sight.balances:
-            if one.window_start is None or one.resets_at is None or not one.limit.is_finite():
+            if one.window_start is None or one.resets_at is None:
                 continue
             length, passed = one.resets_at - one.window_start, sight.now - one.window_start
-            if not 0 < one.spent < one.limit or passed * 100 < length * self.percent or passed > length:
+            if passed * 100 < length * self.percent:
                 continue
-            full = one.window_start + _times(passed, EXACT.divide(one.limit, one.spent))
-            if full < one.resets_at:
+            full = one.full_at(sight.now)
+            if full is not None and full < one.resets_at:
                 whose = ", ".join(f"{name}={value}" for name, value in one.scope.items()) or "all calls"
                 yield Notice(
                     kind="burn_rate",
@@ -87,11 +87,6 @@ class BurnRate:
                     },
                     at=sight.now,
                 )
-
-
-def _times(length: timedelta, factor: Decimal) -> timedelta:
-    microseconds = length // timedelta(microseconds=1)
-    return timedelta(microseconds=min(int(EXACT.multiply(Decimal(microseconds), factor)), 10**17))
 
 
 @dataclass(frozen=True, slots=True)

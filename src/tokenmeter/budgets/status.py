@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.display import dollars, facts_html, plain
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey
+from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, Fault, Store
 
@@ -24,6 +25,9 @@ __all__ = ["Balance", "audit", "balances", "key_names"]
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
 _UNLIMITED = Decimal("Infinity")
+_MICROSECOND = timedelta(microseconds=1)
+#: How far ahead it is looked, in microseconds: some three thousand years.
+_LONGEST = 10**17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -55,6 +59,20 @@ class Balance:
     window_start: datetime | None
     resets_at: datetime | None
     hard: bool
+
+    def full_at(self, now: datetime) -> datetime | None:
+        """When it is used up if its window goes on as it went until `now`; may lie after `resets_at`.
+
+        None when nothing was spent yet, when it is used up already, and for what has no window or no limit.
+        """
+        start, end = self.window_start, self.resets_at
+        if start is None or end is None or not start < now <= end or not self.limit.is_finite():
+            return None
+        if not 0 < self.spent < self.limit:
+            return None
+        passed = (now - start) // _MICROSECOND
+        length = int(divide(multiply(self.limit, passed), self.spent))
+        return start + timedelta(microseconds=min(length, _LONGEST))
 
     def __repr__(self) -> str:
         whose = f" ({', '.join(f'{name}={value}' for name, value in self.scope.items())})" if self.scope else ""

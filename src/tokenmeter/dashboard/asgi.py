@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tokenmeter.dashboard.books import Books
+from tokenmeter.dashboard.budgets import BudgetPages
 from tokenmeter.dashboard.live import Pulse, entries_of, pulse_of
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.rendering import base_of, page, prepare
@@ -67,6 +68,7 @@ def app(
 
     routes = [
         *pages.routes(),
+        *BudgetPages(chosen, tz=tz).routes(),
         *books.routes(),
         Route("/events", events),
         Mount("/static", StaticFiles(directory=_STATIC)),

@@ -5,24 +5,37 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tokenmeter.billing import CreditNote, Invoice, credit_notes, find_invoice, invoices
+from tokenmeter.billing import (
+    BillingProfile,
+    CreditNote,
+    Invoice,
+    Statement,
+    credit_notes,
+    draw_statement,
+    find_invoice,
+    invoices,
+)
+from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.closings import Closing, by_meter, closings
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View
+from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, magnitude, negate
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
+from tokenmeter.reports.report import read_report
 
 __all__ = ["Books"]
 
@@ -56,6 +69,7 @@ class Books:
 
     def __init__(self, meter: Meter, *, tz: str | None) -> None:
         self._store, self._tz = meter.store, tz
+        self._profile: BillingProfile | None = getattr(meter, "profile", None)
 
     # -- invoices
 
@@ -67,6 +81,8 @@ class Books:
             Route("/credit-notes", self.credit_notes),
             Route("/credit-notes/{number:path}", self.credit_note),
             Route("/printed/{form}/{number:path}", self.printed),
+            Route("/statements", self.statements),
+            Route("/statements/{form}", self.statement_file),
             Route("/periods", self.periods),
             Route("/periods/{key}.json", self.manifest),
             Route("/periods/{key}", self.period),
@@ -142,6 +158,52 @@ class Books:
 
     def _credit_note(self, number: str) -> CreditNote | None:
         return next((one for one in credit_notes(self._store) if one.number == number), None)
+
+    # -- statements
+
+    def statements(self, request: Request) -> Response:
+        """The running balance of an account."""
+        asked = request.query_params
+        account, of = asked.get("account", "team"), asked.get("of", "").strip()
+        statement = self._statement(request) if of else None
+        view = View.parse([("period", "last-12m")], tz=zone_of(request, self._tz))
+        known = read_report(self._store, replace(view.query, by=(_account(account),))).rows[:_MOST_ROWS]
+        return page(
+            request,
+            "statements.html",
+            title=f"Statement of {of}" if of else "Statements",
+            statement=statement,
+            account=account,
+            of=of,
+            period=asked.get("period") or "this-month",
+            basis=asked.get("basis", "usage"),
+            known=[value for row in known if (value := row.group[account])],
+            amount=lambda value: (
+                figures.exact(value) if statement is None or statement.basis == "usage" else f"{value:,.2f}"
+            ),
+            tz=view.tz,
+        )
+
+    def statement_file(self, request: Request) -> Response:
+        """A statement as a file."""
+        form, statement = request.path_params["form"], self._statement(request)
+        write = getattr(statement, f"to_{form}", None) if form in _TYPES else None
+        if write is None:
+            return missing(request, "No such file", f"A statement is no {form[:16]!r}; it is {', '.join(_TYPES)}.")
+        return _download(write(), f"statement-{request.query_params.get('of', '')}-{statement.period.label}", form)
+
+    def _statement(self, request: Request) -> Statement:
+        asked = request.query_params
+        account = _account(asked.get("account", "team"))
+        scope = cast("AccountArguments", {account: asked.get("of", "").strip()})
+        return draw_statement(
+            self._store,
+            period=asked.get("period") or "this-month",
+            basis=cast("Any", asked.get("basis", "usage")),
+            tz=asked.get("tz") or zone_of(request, self._tz),
+            profile=self._profile,
+            **scope,
+        )
 
     # -- periods
 
@@ -239,6 +301,12 @@ class Books:
         split = {name: getattr(one.bucket, name) or "" for name in outcome.grain}
         given = {"since": f"{day}", "until": f"{day + timedelta(days=1)}", "tz": "UTC", "provider": outcome.provider}
         return View.parse([*given.items(), *split.items()], tz=zone_of(request, self._tz)).url()
+
+
+def _account(name: str) -> str:
+    if name not in ACCOUNTS:
+        raise ConfigurationError(f"account= is one of {', '.join(ACCOUNTS)}, not {name[:64]!r}.")
+    return name
 
 
 def _part(request: Request, items: Sequence[T]) -> Part[T]:

@@ -31,7 +31,7 @@ FORMS: Mapping[Form, str] = {"bars": "Bars", "lines": "Lines", "share": "Share",
 _SHOWN = 7
 #: Rows of the table; a search looks through all of them.
 _MOST_ROWS = 500
-_SECOND = timedelta(seconds=1)
+_SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 #: Key of the series that sums up the values a chart does not tell apart.
 REST = "rest"
 
@@ -443,8 +443,11 @@ def _line(view: View, one: Balance, unit: CalendarUnit, form: Form) -> Limit | N
         return Limit(one.limit, f"limit of {one.budget}") if form == "running" else None
     period = view.query.period
     if form == "running":
-        same = (one.window_start, one.resets_at) == (period.start, period.end)
-        return Limit(one.limit, f"limit of {one.budget}") if same else None
+        apart = max(abs(one.window_start - period.start), abs(one.resets_at - period.end))
+        if apart >= _DAY:  # another window; one of the same calendar in another zone begins some hours apart
+            return None
+        other = f", whose window begins {one.window_start:%Y-%m-%d %H:%M} UTC" if apart else ""
+        return Limit(one.limit, f"limit of {one.budget}{other}")
     bucket = floor(one.window_start, unit, view.tz)
     window = one.resets_at - one.window_start
     if (bucket.start, bucket.end) == (one.window_start, one.resets_at):

@@ -76,12 +76,12 @@ def number(quantity: Quantity) -> str:
 
 
 def unit_amount(value: Decimal, unit: str) -> str:
-    """An amount in a budget's unit."""
-    return (
-        money(value, 2 if magnitude(value) >= 1 or not value else None)
-        if unit == "usd"
-        else f"{round_to(value, 0):,f} {unit}"
-    )
+    """An amount in a budget's unit; an infinite one is no cap."""
+    if not value.is_finite():
+        return "no cap"
+    if unit == "usd":
+        return money(value, 2 if magnitude(value) >= 1 or not value else None)
+    return f"{round_to(value, 0):,f} {unit.replace('_', ' ')}"
 
 
 def change(now: Decimal | int, before: Decimal | int) -> str:

@@ -11,27 +11,33 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from tokenmeter.billing import invoices
 from tokenmeter.budgets import Balance
 from tokenmeter.dashboard import exports
+from tokenmeter.dashboard.budgets import standings
+from tokenmeter.dashboard.care import checks, estimated, price_card, price_rows, unpriced, used_prices
 from tokenmeter.dashboard.chart import column_places, draw, over_time
 from tokenmeter.dashboard.explore import MEASURES, Answer, Measure, Question, explore
 from tokenmeter.dashboard.live import entries_of, pulse_of
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import RANKED, Overview, overview
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
-from tokenmeter.dashboard.standing import fired, standings
 from tokenmeter.dashboard.view import View, canonical, label_of
+from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
+from tokenmeter.periods import zone
 from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
 
 __all__ = ["Pages"]
 
 _PAGE = 50
+_LAST = 10
+#: What has a page of its own.
+_ACCOUNTS = ("member", "api_key", "team", "project", "organization", "end_user", "route")
 _MOST_ROWS = 500
-_MOST_BUDGETS = 200
-_MOST_ALERTS = 50
 
 
 class Pages:
@@ -53,9 +59,11 @@ class Pages:
             Route("/", self.overview),
             Route("/explore", self.explore),
             Route("/values", self.values),
+            Route("/account", self.account),
+            Route("/prices", self.prices),
+            Route("/doubts", self.doubts),
             Route("/entries", self.entries),
             Route("/entries/{entry_id}", self.entry),
-            Route("/budgets", self.budgets),
             Route("/health", self.health),
             Route("/export/{what}", self.export),
         ]
@@ -171,35 +179,87 @@ class Pages:
     def _entry(self, entry_id: str) -> Entry | None:
         return self._store.entry(entry_id) if entry_id.isprintable() else None  # a server refuses NUL in a text
 
-    def budgets(self, request: Request) -> Response:
-        """Every budget with its bar."""
-        state = pulse_of(self._store)
-        view = self._view(request)
-        found = standings(self._meter, self._meter.store.now())
+    def account(self, request: Request) -> Response:
+        """All of one member, key, team or other account: what was spent on what, its budgets, invoices and calls."""
+        if (canonical := self._canonical(request)) is not None:
+            return canonical
+        state, asked = self._head(), self._view(request)
+        whose = next(((name, value) for name, value in asked.filters if name in _ACCOUNTS and value), None)
+        if whose is None:
+            raise ConfigurationError(f"Whose page? Name one of {', '.join(_ACCOUNTS)}, such as ?member=ada.")
+        dimension, value = whose
+        store, scope = self._store, {dimension: value}
+
+        def read() -> tuple[View, Overview]:
+            view = asked.bounded(store)
+            return view, overview(store, view, balances=self._balances(view, MEASURES["spend"]))
+
+        view, seen = self._overviews.get(asked.identity, state, read)
+        base, now = base_of(request), store.now()
+        bills = invoices(store, lines=False) if dimension in ACCOUNTS else []
         return page(
             request,
-            "budgets.html",
-            title="Budgets",
+            "account.html",
+            title=f"{label_of(dimension).capitalize()} {value}",
             state=state,
-            holds=True,
             view=view,
-            standings=found[:_MOST_BUDGETS],
-            others=max(len(found) - _MOST_BUDGETS, 0),
-            alerts=fired(self._meter, limit=_MOST_ALERTS),
-            configured=len(self._meter.budgets.in_force),
+            dimension=dimension,
+            value=value,
+            seen=seen,
+            answer=seen.answer,
+            chart=draw(seen.answer, base, lambda question: f"{base}/explore{view.url(*question.items())}"),
+            standings=standings(self._meter, now, scope) if dimension in SCOPE_FIELDS else [],
+            invoices=[one for one in bills if one.scope == scope],
+            today=now.astimezone(zone(view.tz)).date(),
+            billed=dimension in ACCOUNTS,
+            entries=list(islice(read_entries(store, view.query, newest_first=True), _LAST)),
+        )
+
+    def prices(self, request: Request) -> Response:
+        """What models cost: those that were called lately, or every price of one, now, before and after."""
+        asked, listed = request.query_params, self._meter.pricer.price_list
+        view = View.parse([("period", "last-30d")], tz=zone_of(request, self._tz))
+        model, provider = asked.get("model", "").strip(), asked.get("provider", "").strip()
+        return page(
+            request,
+            "prices.html",
+            title="Prices",
+            view=view,
+            model=model,
+            provider=provider,
+            listed=listed,
+            card=price_card(listed, provider, model, view.now) if model else None,
+            rows=price_rows(provider or "openai", model, ("input", "output")),
+            used=() if model else used_prices(self._store, listed, view),
+        )
+
+    def doubts(self, request: Request) -> Response:
+        """What has no price and what is estimated, why, and what to do about it."""
+        if (canonical := self._canonical(request)) is not None:
+            return canonical
+        state, asked = self._head(), self._view(request)
+        view = asked.bounded(self._store)
+        return page(
+            request,
+            "doubts.html",
+            title="Not exact",
+            state=state,
+            view=view,
+            unpriced=unpriced(self._store, self._meter.pricer.price_list, view),
+            estimated=estimated(self._store, view),
         )
 
     def health(self, request: Request) -> Response:
-        """The state of the store."""
+        """The state of the store, in words."""
         found = self._store.health()
-        facts = {
-            **{name: value for name, value in found.facts.items() if value is not None},
-            "price_list": self._meter.pricer.price_list_hash[:12],
-            "budgets": len(self._meter.budgets.in_force),
-            "faults_in_this_process": self._meter.faults,
-        }
         return page(
-            request, "health.html", title="Health", view=self._view(request), facts=facts, warnings=found.warnings
+            request,
+            "health.html",
+            title="Health",
+            view=self._view(request),
+            checks=checks(self._meter, found),
+            facts={name: value for name, value in found.facts.items() if value is not None},
+            warnings=found.warnings,
         )
 
     def export(self, request: Request) -> Response:

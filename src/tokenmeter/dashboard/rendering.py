@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from tokenmeter.dashboard import figures
+from tokenmeter.dashboard.care import ORIGINS
 from tokenmeter.dashboard.chart import figure_in, shown_as
 from tokenmeter.dashboard.explore import FORMS, MEASURES
 from tokenmeter.dashboard.view import PERIODS, label_of
-from tokenmeter.dimensions import DIMENSIONS, WHO
+from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, zone
 
@@ -31,6 +32,9 @@ _NAVIGATION = (
     ("/invoices", "Invoices", False),
     ("/periods", "Periods", False),
     ("/reconciliations", "Reconciliation", False),
+    ("/statements", "Statements", False),
+    ("/prices", "Prices", False),
+    ("/doubts", "Not exact", True),
     ("/health", "Health", False),
 )
 #: Zones offered by name; the field takes every IANA name.
@@ -61,6 +65,7 @@ def _environment() -> Environment:
         "zones": _ZONES,
     }
     known |= {"navigation": _NAVIGATION, "measures": MEASURES, "forms": FORMS}
+    known |= {"scope_fields": SCOPE_FIELDS, "origins": ORIGINS, "accounts": ACCOUNTS}
     made.globals.update(known)
     return made
 

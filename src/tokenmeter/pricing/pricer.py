@@ -14,6 +14,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE
 from tokenmeter.pricing.card import Context
+from tokenmeter.pricing.price import Price
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
 from tokenmeter.pricing.sheet import RateSheet
@@ -38,6 +39,7 @@ class _Book(NamedTuple):
     price_list: PriceList
     models: dict[tuple[str, str | None, str | None], ListedModel | None]
     sheets: dict[tuple[object, ...], RateSheet]
+    standard: dict[str, tuple[Price, ...]]
 
 
 class Pricer:
@@ -49,7 +51,7 @@ class Pricer:
     """
 
     def __init__(self, price_list: PriceList, terms: Terms | None = None) -> None:
-        self._book = _Book(price_list, {}, {})
+        self._book = _Book(price_list, {}, {}, {})
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         self.terms = replace(given, model_maps=maps)
@@ -64,7 +66,7 @@ class Pricer:
 
     def adopt(self, price_list: PriceList) -> None:
         """Rate by another list from now on. What is being rated now is rated by one of the two, as a whole."""
-        self._book = _Book(price_list, {}, {})
+        self._book = _Book(price_list, {}, {}, {})
 
     @property
     def price_list_hash(self) -> str:
@@ -235,12 +237,26 @@ class Pricer:
         return Ceiling(input=billed[0], output=billed[1], known=False)
 
     def _highest(self, provider: str, at: datetime) -> tuple[Decimal | None, Decimal | None]:
-        rows = [row for row in self.price_list.rows if row.holds(at) and row.conditions.described() == {}]
-        rows = [row for row in rows if row.provider == provider] or rows
+        rows = [row for row in self._standard(self._book, provider) if row.holds(at)]
+        rows = rows or [row for row in self._standard(self._book, "") if row.holds(at)]
         dearest = [
             max((row.per_unit for row in rows if row.sku_meter == meter), default=None) for meter in ("input", "output")
         ]
         return dearest[0], dearest[1]
+
+    def _standard(self, book: _Book, provider: str) -> tuple[Price, ...]:
+        """The standard token rates of a provider's models, of all providers for ``""``. Reads the whole list, once."""
+        found = book.standard.get(provider)
+        if found is None:
+            _keep_small(book.standard)
+            found = book.standard[provider] = tuple(
+                row
+                for row in book.price_list.rows
+                if row.provider == (provider or row.provider)
+                and row.sku_meter in {"input", "output"}
+                and not row.conditions.described()
+            )
+        return found
 
     def _platform(
         self,

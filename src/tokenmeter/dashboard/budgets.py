@@ -1,0 +1,339 @@
+"""The pages of budgets: where they stand, how fast they fill, what they were, what they say, and who changed them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tokenmeter.budgets import Balance, Budget
+from tokenmeter.budgets.definitions import Change
+from tokenmeter.budgets.matching import Cap, parse_scope
+from tokenmeter.budgets.policy import Unit, amount_of, limit_table, threshold_amounts
+from tokenmeter.budgets.windows import from_microseconds, microseconds
+from tokenmeter.dashboard.figures import unit_amount
+from tokenmeter.dashboard.live import pulse_of
+from tokenmeter.dashboard.rendering import missing, page, zone_of
+from tokenmeter.dashboard.view import View, label_of
+from tokenmeter.dimensions import DIMENSIONS
+from tokenmeter.meter import Meter
+from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
+from tokenmeter.stores.base import Crossing
+
+__all__ = ["BudgetPages", "Fired", "PastWindow", "Standing", "changes_of", "definition", "fired", "past", "standings"]
+
+_MOST_BUDGETS = 200
+_MOST_ALERTS = 50
+_MOST_WINDOWS = 100
+_DAY = timedelta(days=1)
+_SECOND = timedelta(seconds=1)
+_FULL = Decimal(100)
+_NEARLY = Decimal(80)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One counter of a budget.
+
+    Attributes:
+        balance: Its figures.
+        settled: Percent of the limit that settled calls used, at most 100, for the bar.
+        held: Percent that calls in flight hold, as far as the bar has room.
+        percent: Percent of the limit, used and held together; may pass 100.
+        state: ``exhausted``, ``nearly`` or ``fine``.
+        rate: What was spent per day of the window so far, in the balance's unit; None without a window.
+        full_at: When it is used up at that rate; None where that cannot be said.
+        calls: The URL query that shows the calls it counts in this window; None where no filter can say it.
+    """
+
+    balance: Balance
+    settled: Decimal
+    held: Decimal
+    percent: Decimal
+    state: str
+    rate: Decimal | None
+    full_at: datetime | None
+    calls: str | None
+
+
+class PastWindow(NamedTuple):
+    """A window that is over, as its counter was left.
+
+    Attributes:
+        scope: Whose.
+        start: Its first instant.
+        end: The first after it.
+        spent: What was used, in `unit`.
+        unit: The limit's.
+        percent: Of the limit that is in force now; None where there is none.
+        calls: The URL query that shows its calls; None where no filter can say it.
+    """
+
+    scope: Mapping[str, str]
+    start: datetime
+    end: datetime
+    spent: Decimal
+    unit: Unit
+    percent: Decimal | None
+    calls: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """One alert: a threshold that a counter crossed.
+
+    Attributes:
+        budget: Name of the budget.
+        scope: Whose: field -> value.
+        percent: Of the limit; None where the budget is configured otherwise by now.
+        amount: What was crossed, in `unit`; None without a unit.
+        unit: The budget's; None where it is not configured any more.
+        window_start: Start of the window it was crossed in; None for a budget that never resets.
+        crossing: As the store remembers it: when, and by which entry.
+    """
+
+    budget: str
+    scope: Mapping[str, str]
+    percent: int | None
+    amount: Decimal | None
+    unit: Unit | None
+    window_start: datetime | None
+    crossing: Crossing
+
+
+def standings(meter: Meter, at: datetime, scope: Mapping[str, str] | None = None) -> list[Standing]:
+    """Every counter of every configured budget, or of those about `scope`, the fullest first. Nothing is written."""
+    found = [_standing(balance, at) for balance in meter.budgets.remaining(scope or {}, at)]
+    return sorted(found, key=lambda one: (negate(one.percent), one.balance.budget, sorted(one.balance.scope.items())))
+
+
+def _standing(balance: Balance, at: datetime) -> Standing:
+    settled, held = _percent(balance.spent, balance.limit), _percent(balance.reserved, balance.limit)
+    percent = add(settled, held)
+    filled = min(settled, _FULL)
+    start, end = balance.window_start, balance.resets_at
+    windowed = start is not None and end is not None and start < at
+    return Standing(
+        balance=balance,
+        settled=filled,
+        held=min(held, subtract(_FULL, filled)),
+        percent=percent,
+        state="exhausted" if percent >= _FULL else "nearly" if percent >= _NEARLY else "fine",
+        rate=_per_day(balance.spent, at - start) if windowed and start is not None else None,
+        full_at=balance.full_at(at),
+        calls=_calls(balance.scope, start, end),
+    )
+
+
+def _per_day(spent: Decimal, passed: timedelta) -> Decimal:
+    return ratio(multiply(spent, _DAY // _SECOND), max(passed // _SECOND, 1))
+
+
+def _calls(scope: Mapping[str, str], start: datetime | None, end: datetime | None) -> str | None:
+    """The calls of a scope and a stretch of time, as a URL query."""
+    if any("*" in value or not (name in DIMENSIONS or name.startswith("tag:")) for name, value in scope.items()):
+        return None
+    span = {"period": "all"} if start is None or end is None else {"since": f"{start:%Y-%m-%dT%H:%M:%S%z}"}
+    if start is not None and end is not None:
+        span["until"] = f"{end:%Y-%m-%dT%H:%M:%S%z}"
+    return View.parse([*span.items(), *scope.items()]).url()
+
+
+def past(meter: Meter, name: str, now: datetime) -> list[PastWindow]:
+    """The windows of a budget that are over, the last first. Those of a rate limit are not told apart: they overlap."""
+    caps = {key: cap for key, cap in meter.budgets.caps.items() if cap.budget.name == name and not cap.rolling}
+    found: list[PastWindow] = []
+    for key, counter in meter.store.all_counters() if caps else ():
+        cap = caps.get(key.budget)
+        if cap is None:
+            continue
+        start, end = cap.spans(key.window_start)[0]
+        if start != key.window_start or end is None or end > microseconds(now):
+            continue
+        scope = parse_scope(key.scope)
+        spent = amount_of(cap.unit, counter.settled)
+        limit = cap.limit
+        first, last = from_microseconds(start), from_microseconds(end)
+        percent = _percent(spent, amount_of(cap.unit, limit)) if limit is not None else None
+        calls = None if "api_key" in scope else _calls(scope, first, last)
+        found.append(PastWindow(scope, first, last, spent, cap.unit, percent, calls))
+    return sorted(found, key=lambda one: (one.end, one.spent), reverse=True)
+
+
+def definition(budget: Budget) -> list[tuple[str, str]]:
+    """What a budget says, in words: heading and text."""
+    amounts = [unit_amount(amount_of(unit, amount), unit) for unit, amount in budget.limits.items()]
+    table = limit_table(budget)
+    if table is not None:
+        amounts.append(f"{len(table)} of its own in a table")
+    elif budget.limit is not None:
+        amounts.append("asked of a function of the program")
+    said = [
+        ("counts", _scope_words(budget.scope)),
+        ("limit", ", ".join(amounts)),
+        ("window", budget.window.label),
+        ("at the limit", "the call that would pass it is stopped before it is sent" if budget.hard else "only told"),
+        ("told at", ", ".join(f"{one}%" for one in budget.thresholds or ()) or "never"),
+    ]
+    starts, ends = budget.effective
+    if starts is not None or ends is not None:
+        said.append(("in force", f"{_day(starts) or 'always'} to {_day(ends) or 'further notice'}"))
+    told = {"name", "period", "tz", "hard", "thresholds", "starts", "ends", "tags", "limit", *DIMENSIONS}
+    said += [
+        (name.replace("_", " "), _plain(value))
+        for name, value in budget.to_dict().items()
+        if name not in told and not name.startswith("limit_")
+    ]
+    return said
+
+
+def _day(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _scope_words(scope: Mapping[str, str]) -> str:
+    if not scope:
+        return "every call"
+    parts = [
+        f"each {label_of(name)} by itself" if value == "*" else f"{label_of(name)} {value}"
+        for name, value in scope.items()
+    ]
+    return "calls of " + ", ".join(parts)
+
+
+def changes_of(history: Sequence[Change]) -> list[tuple[Change, list[tuple[str, str, str]]]]:
+    """Each change of a budget with the fields it changed (name, before, after), the last first."""
+    found: list[tuple[Change, list[tuple[str, str, str]]]] = []
+    before: dict[str, Any] = {}
+    for change in history:
+        after = {} if change.budget is None else change.budget.to_dict()
+        names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name != "name"]
+        told = [(name.replace("_", " "), _plain(before.get(name)), _plain(after.get(name))) for name in names]
+        found.append((change, told))
+        before = after
+    return found[::-1]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {one}" for key, one in cast("dict[str, object]", value).items())
+    if isinstance(value, list):
+        return ", ".join(map(str, cast("list[object]", value)))
+    return "nothing" if value is None else str(value)
+
+
+def _percent(part: Decimal, limit: Decimal) -> Decimal:
+    return multiply(ratio(max(part, ZERO), limit), 100) if limit > 0 else _FULL
+
+
+def fired(meter: Meter, *, limit: int) -> list[Fired]:
+    """The last alerts of all budgets, the last first."""
+    caps = meter.budgets.caps
+    return [_fired(crossing, caps.get(crossing.key.budget)) for crossing in meter.store.crossings(limit=limit)]
+
+
+def _percent_of(cap: Cap, threshold: int) -> int | None:
+    """The percent that was crossed; None where the limit was another one at the time."""
+    return None if cap.limit is None else threshold_amounts(cap.budget, cap.limit).get(threshold)
+
+
+def _fired(crossing: Crossing, cap: Cap | None) -> Fired:
+    key = crossing.key
+    return Fired(
+        budget=cap.budget.name if cap else key.budget,
+        scope=parse_scope(key.scope),
+        percent=_percent_of(cap, crossing.threshold) if cap else None,
+        amount=amount_of(cap.unit, crossing.threshold) if cap else None,
+        unit=cap.unit if cap else None,
+        window_start=from_microseconds(key.window_start) if key.window_start else None,
+        crossing=crossing,
+    )
+
+
+class BudgetPages:
+    """The pages of one meter's budgets.
+
+    Args:
+        meter: Whose.
+        tz: Time zone used until the URL names another; None = the browser's.
+    """
+
+    def __init__(self, meter: Meter, *, tz: str | None) -> None:
+        self._meter, self._tz = meter, tz
+
+    def routes(self) -> list[Route]:
+        """Where each page is."""
+        return [Route("/budgets", self.budgets), Route("/budgets/{name:path}", self.budget)]
+
+    def budgets(self, request: Request) -> Response:
+        """Every budget with its bar, and the last alerts."""
+        state, budgets = pulse_of(self._meter.store), self._meter.budgets
+        found = standings(self._meter, self._meter.store.now())
+        configured = budgets.in_force
+        names = {one.name for one in configured}
+        return page(
+            request,
+            "budgets.html",
+            title="Budgets",
+            state=state,
+            holds=True,
+            tz=zone_of(request, self._tz),
+            standings=found[:_MOST_BUDGETS],
+            others=max(len(found) - _MOST_BUDGETS, 0),
+            idle=[one for one in configured if one.name not in {each.balance.budget for each in found}],
+            ended=sorted({one.name for one in budgets.history()} - names),
+            alerts=fired(self._meter, limit=_MOST_ALERTS),
+            configured=len(configured),
+        )
+
+    def budget(self, request: Request) -> Response:
+        """One budget: what it says, where it stands, what it was, who changed it."""
+        name, meter = request.path_params["name"], self._meter
+        history = meter.budgets.history(name)
+        budget = next((one for one in meter.budgets.in_force if one.name == name), None)
+        if budget is None and not history:
+            return missing(request, "No such budget", f"There is no budget {name[:64]!r}, and there never was.")
+        now = meter.store.now()
+        found = [one for one in standings(meter, now) if one.balance.budget == name]
+        windows = past(meter, name, now)
+        return page(
+            request,
+            "budget.html",
+            title=f"Budget {name}",
+            state=pulse_of(meter.store),
+            holds=True,
+            tz=zone_of(request, self._tz),
+            name=name,
+            budget=budget,
+            said=[] if budget is None else definition(budget),
+            standings=found[:_MOST_BUDGETS],
+            others=max(len(found) - _MOST_BUDGETS, 0),
+            windows=windows[:_MOST_WINDOWS],
+            more_windows=max(len(windows) - _MOST_WINDOWS, 0),
+            changes=changes_of(history),
+            grants=meter.budgets.grants(name)[::-1],
+            alerts=[one for one in fired(meter, limit=1000) if one.budget == name][:_MOST_ALERTS],
+            examples=_examples(name, budget, found),
+        )
+
+
+def _examples(name: str, budget: Budget | None, found: Sequence[Standing]) -> Iterator[str]:
+    """The commands that change it."""
+    if budget is None:
+        return
+    quoted = f"'{name}'" if " " in name else name
+    limit = next(
+        (key for key in ("limit_usd", "limit_tokens", "limit_requests") if getattr(budget, key) is not None), ""
+    )
+    if limit:
+        yield f"tokenmeter budgets set {quoted} {limit}={getattr(budget, limit)} --reason '...'"
+    scopes = [one.balance.scope for one in found if one.balance.scope]
+    whose = "".join(f" {key}={each}" for scope in scopes[:1] for key, each in scope.items())
+    yield f"tokenmeter raise {quoted} 20{whose} --reason '...'"
+    yield f"tokenmeter budgets retire {quoted} --reason '...'"
