@@ -46,8 +46,8 @@ FLOATS = {
 #: What a program may import, beside `tokenmeter` itself; docs/explanation/architecture.md says so, too. A package is
 #: meant with its modules where the reference names them. All else is internal and changes without notice.
 PUBLIC = {
-    *("anthropic", "billing", "budgets", "dashboard", "errors", "ledger", "notebook", "openai", "periods", "pricing"),
-    *("providers", "queues", "reconciliation", "reports", "stores", "testing", "usage", "web"),
+    *("anthropic", "billing", "budgets", "dashboard", "errors", "google", "ledger", "notebook", "openai", "periods"),
+    *("pricing", "providers", "queues", "reconciliation", "reports", "stores", "testing", "usage", "web"),
 }
 
 
@@ -81,7 +81,17 @@ def test_every_module_says_what_it_is_and_exports_only_what_it_has(path):
 
 def test_importing_tokenmeter_loads_no_sdk_no_price_data_and_no_settings_model():
     loaded = json.loads(run("import sys, json, tokenmeter; print(json.dumps(sorted(sys.modules)))"))
-    heavy = {"openai", "anthropic", "genai_prices", "pydantic", "sqlite_utils", "tiktoken", "httpx2", "asyncio"}
+    heavy = {
+        "openai",
+        "anthropic",
+        "google",
+        "genai_prices",
+        "pydantic",
+        "sqlite_utils",
+        "tiktoken",
+        "httpx2",
+        "asyncio",
+    }
     assert not heavy & set(loaded)
 
 
@@ -90,7 +100,7 @@ def test_importing_the_public_names_that_need_no_sdk_loads_none():
         "import sys, json; from tokenmeter import Budget, attribute, configure, report, price;"
         "print(json.dumps(sorted(sys.modules)))"
     ))  # fmt: skip
-    assert not {"openai", "anthropic", "genai_prices"} & set(loaded)
+    assert not {"openai", "anthropic", "google", "genai_prices"} & set(loaded)
 
 
 def floats_of(path):

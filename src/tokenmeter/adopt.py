@@ -13,11 +13,11 @@ from tokenmeter.errors import ConfigurationError
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter
 
-__all__ = ["Client", "wrap"]
+__all__ = ["Client", "GoogleClient", "wrap"]
 
 
 class Client(Protocol):
-    """What every client of these SDKs has."""
+    """What every client of OpenAI's and Anthropic's SDKs has."""
 
     @property
     def base_url(self) -> Any:
@@ -30,16 +30,31 @@ class Client(Protocol):
         ...
 
 
-ClientT = TypeVar("ClientT", bound=Client | ModuleType)
+class GoogleClient(Protocol):
+    """What the client of Google's SDK has."""
 
-_SDKS = ("openai", "anthropic")
+    @property
+    def aio(self) -> Any:
+        """Its async sister, which is metered with it."""
+        ...
+
+    @property
+    def models(self) -> Any:
+        """What most calls go through."""
+        ...
+
+
+ClientT = TypeVar("ClientT", bound=Client | GoogleClient | ModuleType)
+
+#: The SDKs' packages -> our module that knows each.
+_SDKS = {"openai": "openai", "anthropic": "anthropic", "google.genai": "google"}
 
 
 def wrap(client: ClientT, meter: Meter | None = None, *, attribution: Attribution = NOBODY) -> ClientT:
     """Meter a client in place: its type, its settings and the resources taken from it before all stay.
 
-    Works for every client class of the OpenAI and Anthropic SDKs, sync and async, subclasses included, for our own
-    classes (where it sets the meter and the attribution), and for the ``openai`` module itself, whose
+    Works for every client class of the OpenAI, Anthropic and Google SDKs, sync and async, subclasses included, for our
+    own classes (where it sets the meter and the attribution), and for the ``openai`` module itself, whose
     ``openai.chat.completions.create(...)`` is metered then. Wrapping twice meters once; the later settings hold.
     Copies (``with_options``) keep what the original had.
 
@@ -67,11 +82,12 @@ def wrap(client: ClientT, meter: Meter | None = None, *, attribution: Attributio
 
 
 def _sdk_of(client: object) -> str:
-    if callable(getattr(client, "request", None)):
+    if callable(getattr(client, "request", None)) or hasattr(client, "_api_client"):
         for kind in type(client).__mro__:
-            root = kind.__module__.partition(".")[0]
-            if root in _SDKS:
-                return root
+            for package, module in _SDKS.items():
+                if f"{kind.__module__}.".startswith(f"{package}."):
+                    return module
     raise ConfigurationError(
-        f"wrap() takes a client of the OpenAI or Anthropic SDK (such as openai.OpenAI()), not {type(client).__name__}."
+        "wrap() takes a client of the OpenAI, Anthropic or Google SDK (such as openai.OpenAI()), "
+        f"not {type(client).__name__}."
     )

@@ -14,6 +14,7 @@ from tokenmeter.usage import Observation
 __all__ = ["Call", "Outcome", "RequestFacts"]
 
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
+_NO_PIECES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class RequestFacts:
         image_count: Images in the prompt (their tokens are not bounded by bytes).
         background: Whether the answer is made without the connection and read later; of a call that reads one: whether
             this process asked for it so.
+        pieces: What is sold by the piece and counted in the request, by meter (``{"seconds_video": 16}``).
         cost_unit: What the user's settings say of the ``cost`` in this host's usage: ``"usd"``, ``"cents"``, US dollars
             per unit as decimal text, or ``"ignore"``; None: what is known of the host.
     """
@@ -58,6 +60,7 @@ class RequestFacts:
     unbounded: str | None = None
     image_count: int = 0
     background: bool = False
+    pieces: Mapping[str, int] = field(default_factory=lambda: _NO_PIECES)
     cost_unit: str | None = None
 
 

@@ -37,11 +37,16 @@ CLAUDE_OVERHEAD = 850
 #: Most tokens one picture costs, by a word in the model's name; the first that fits. Sources: platform.openai.com
 #: /docs/guides/images-vision (tiles: 2,833 + 8 x 5,667 on gpt-4o-mini; patches: 10,000 in original detail) and
 #: docs.claude.com/en/docs/build-with-claude/vision (4,784 in high resolution).
-IMAGE_CAPS: tuple[tuple[str, int], ...] = (("claude", 4_784), ("gpt-4o-mini", 48_169))
+IMAGE_CAPS: tuple[tuple[str, int], ...] = (
+    ("claude", 4_784),
+    ("gpt-4o-mini", 48_169),
+    ("gemini-2.0", 25_000),
+    ("gemini", 2_304),
+)
 IMAGE_CAP = 25_000
 
 #: Operations whose use is a prompt and a text answer, and those without any answer to pay for.
-_TEXT_OPERATIONS = frozenset({"chat", "text_completion", "decision"})
+_TEXT_OPERATIONS = frozenset({"chat", "text_completion", "decision", "generate_content"})
 _NO_OUTPUT_OPERATIONS = frozenset({"embeddings", "rerank", "moderation"})
 #: Reasons (`RequestFacts.unbounded`) that the context window bounds after all: part of the prompt is not sent again.
 _BOUNDED_BY_CONTEXT = frozenset({"conversation", "files", "stored_prompt"})
@@ -173,6 +178,9 @@ def _pieces(call: Call, ceiling: Ceiling | None) -> Decimal | None:
         return EXACT.multiply(ceiling.character, facts.characters)
     if call.operation == "image_generation" and ceiling.image is not None:
         return EXACT.multiply(ceiling.image, facts.choices)
+    if call.operation == "video_generation" and ceiling.video_second is not None and facts.pieces:
+        seconds = sum(facts.pieces.values())
+        return EXACT.multiply(ceiling.video_second, seconds)
     return None
 
 

@@ -357,7 +357,7 @@ class InFlight:
         if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
             self._release(interrupted=not isinstance(error, Exception))
             return []
-        sdk, response = self.binding.sdk, getattr(error, "response", None)
+        sdk, response = self.binding.sdk, _response_of(error)
         outcome = Outcome(
             status=sdk.status_of(error),
             observation=_unanswered(error),
@@ -433,11 +433,17 @@ class Learning(Settling):
 _UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 
 
+def _response_of(error: BaseException) -> Any:
+    """The response that an SDK's error is about; None where there was none."""
+    response = getattr(error, "response", None)
+    return getattr(error, "raw_response", None) if response is None else response
+
+
 def _unanswered(error: BaseException) -> Observation:
     """What is known of a call that raised: a refusal costs nothing, a lost answer may have been billed."""
     cause = error.__cause__
     unsent = type(cause).__name__ in _UNSENT or "client has been closed" in f"{error} {cause}"
-    if unsent or getattr(error, "response", None) is not None:
+    if unsent or _response_of(error) is not None:
         return Observation()
     return Observation(flags=frozenset({"billing_unknown"}))
 

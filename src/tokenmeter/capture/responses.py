@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
@@ -199,7 +199,7 @@ class Exchange:
             self._observation = self._asked.read(body)
             return
         self._deaf = True
-        for item in _page_of(body):
+        for item in self._sdk.dialect().items(body):
             self.saw_line(item)
 
     def saw_line(self, line: Any) -> None:
@@ -391,9 +391,3 @@ _HTTP = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
 def _package_of(frame: FrameType) -> str:
     name: str = frame.f_globals.get("__name__", "")
     return name.partition(".")[0]
-
-
-def _page_of(body: Any) -> list[Any]:
-    """The objects of a page."""
-    items: Any = body.get("data") if hasattr(body, "get") else None
-    return cast("Any", items) if isinstance(items, list) else []

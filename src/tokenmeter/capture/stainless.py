@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
     from tokenmeter.capture.responses import Exchange
 
-__all__ = ["RAW_RESPONSE_HEADER", "bind", "metered_class", "metered_classes"]
+__all__ = ["RAW_RESPONSE_HEADER", "bind", "is_read", "metered_class", "metered_classes", "watch_body"]
 
 #: The call whose request is being sent in this context; None outside of a metered one.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
@@ -524,13 +524,13 @@ def _responded(call: InFlight, *, response: Any, stream: bool, **_: Any) -> Exch
             return None
         form = call.endpoint.form
         exchange = call.respond(response.headers, streamed=stream and form != "lines")
-        if _is_read(response) and not (stream and _is_binary_stream(response)):
+        if is_read(response) and not (stream and _is_binary_stream(response)):
             call.answering = exchange
         else:
             # An SDK may leave out lines and events that it does not know.
             if form != "one" or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
                 exchange.read_bytes_aside(response.headers)
-            response.stream = _watched_class(_flavour(response.stream))(response.stream, exchange)
+            watch_body(response, exchange)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.meter.fault("watch a response", error)
         return None
@@ -555,7 +555,7 @@ def _answered(client: Any, call: InFlight, exchange: Exchange | None, response: 
         call.meter.fault("watch a response", error)
 
 
-def _is_read(response: Any) -> bool:
+def is_read(response: Any) -> bool:
     """Whether the whole body is in memory already."""
     try:
         response.content  # noqa: B018 - raises where the body was not read
@@ -569,6 +569,11 @@ def _is_binary_stream(response: Any) -> bool:
 
 
 # -- the body, while it streams: nothing stands in its way, and its end is noticed
+
+
+def watch_body(response: Any, exchange: Exchange) -> None:
+    """Have `exchange` learn of the pieces and the end of the body of `response`, whoever takes it."""
+    response.stream = _watched_class(_flavour(response.stream))(response.stream, exchange)
 
 
 def _flavour(body: Any) -> type[Any]:

@@ -6,10 +6,10 @@ A live call and `tokenmeter.price()` go through the same readers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.context import Context, bounded
@@ -95,12 +95,12 @@ class PlainReader(NamedTuple):
 
     Attributes:
         key: Key of the body that says what it is.
-        says: What it says of a plain answer.
+        says: What it says of a plain answer; None: that one lacks it.
         read: Reads one; None for one that is not plain after all.
     """
 
     key: str
-    says: str
+    says: str | None
     read: Callable[[JSON], Plain | None]
 
     def __call__(self, body: Any) -> Plain | None:
@@ -228,6 +228,11 @@ class Dialect(ABC):
     def read_bounded(self, body: Any, context: Context) -> Observation:
         """As `read_body`, in so few groups and such short names that a hostile host cannot flood the ledger."""
         return bounded(self.read_body(body, context))
+
+    def items(self, body: Any) -> Sequence[Any]:
+        """The bills in a page (`Form` ``items``), each in a shape that `read_body` knows."""
+        found: Any = body.get("data") if is_object(body) else None
+        return cast("Any", found) if isinstance(found, list) else ()
 
     # -- what a request may be changed by
 

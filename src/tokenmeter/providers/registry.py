@@ -39,12 +39,13 @@ def dialect(name: str) -> Dialect:
 
 
 def dialect_for(provider: str, endpoint: str) -> Dialect:
-    """The wire format that `endpoint` of `provider` speaks: the endpoint's own, else the provider's."""
+    """The wire format that `endpoint` of `provider` speaks: the endpoint's own, else the provider's.
+
+    Where several have an endpoint of that name, the provider's is meant.
+    """
     known = [found for name in ROOMS if (found := room(name).dialect) is not None]
-    for found in known:
-        if endpoint.startswith(found.endpoints):
-            return found
-    return next((found for found in known if found.name == provider), known[0])
+    fits = [found for found in known if endpoint.startswith(found.endpoints)]
+    return next((found for found in fits or known if found.name == provider), (fits or known)[0])
 
 
 @cache

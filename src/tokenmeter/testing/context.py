@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-Provider = Literal["openai", "anthropic"]
+Provider = Literal["openai", "anthropic", "google"]
 
 
 class RefusalError(Exception):
@@ -227,7 +227,7 @@ def decode(request: Request) -> JSON:
     if kind.lower().startswith("multipart/form-data"):
         found = _BOUNDARY.search(kind)
         return _form(request.body, found[1].encode()) if found else {}
-    if not request.body:
+    if not request.body or "upload" in (request.header("x-goog-upload-command") or ""):
         return {}
     body: Any = request.json
     if not isinstance(body, dict):
@@ -264,6 +264,16 @@ _OPENAI_KINDS = {
     500: ("server_error", None),
     503: ("server_error", None),
 }
+_GOOGLE_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 _ANTHROPIC_KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -283,6 +293,9 @@ _ANTHROPIC_KINDS = {
 
 def error_body(provider: Provider, refusal: RefusalError, *, request_id: str) -> JSON:
     """The body of an error response, as `provider` writes it."""
+    if provider == "google":
+        status = refusal.kind or _GOOGLE_STATUSES.get(refusal.status, "UNKNOWN")
+        return {"error": {"code": refusal.status, "message": refusal.message, "status": status}}
     if provider == "anthropic":
         kind = refusal.kind or _ANTHROPIC_KINDS.get(refusal.status, "api_error")
         return {"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": request_id}

@@ -1,4 +1,4 @@
-"""A provider on 127.0.0.1: real HTTP, OpenAI's and Anthropic's wire formats, and its own books of what it billed."""
+"""A provider on 127.0.0.1: real HTTP, the wire formats of three providers, and its own books of what it billed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["FakeProvider"]
 
 
 class FakeProvider:
-    """Serves both providers' APIs from this process, without a network, and remembers what each request cost.
+    """Serves the providers' APIs from this process, without a network, and remembers what each request cost.
 
     Point an SDK's ``base_url`` at it; any key is accepted. Answers are made up from the request, and the same
     request gets the same answer; `answer` scripts others, `fail` and the other verbs let things go wrong.
@@ -125,6 +125,11 @@ class FakeProvider:
     @property
     def anthropic_url(self) -> str:
         """``base_url`` for the anthropic SDK."""
+        return self.url
+
+    @property
+    def google_url(self) -> str:
+        """``http_options={"base_url": ...}`` for Google's Gen AI SDK."""
         return self.url
 
     # -- what it knows

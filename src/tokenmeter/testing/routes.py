@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.testing.anthropic_messages import cloud_endpoint
 from tokenmeter.testing.endpoints import ANTHROPIC, OPENAI
+from tokenmeter.testing.google import google_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,10 @@ _TABLES: dict[Provider, _Table] = {"openai": _Table(OPENAI), "anthropic": _Table
 
 def find(request: Request) -> Match:
     """The endpoint of a request. Any base path is accepted, as compatible hosts have them."""
+    if google := google_endpoint(request):
+        return Match(
+            provider="google", name=google.name, serve=google.serve, params=google.params, implied=google.implied
+        )
     if cloud := cloud_endpoint(request.path):
         name, serve, implied = cloud
         return Match(provider="anthropic", name=name, serve=serve, implied=implied)

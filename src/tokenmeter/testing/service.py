@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.testing.context import Context, RefusalError, Served, State, decode, error_body
+from tokenmeter.testing.google import read_google
 from tokenmeter.testing.openai_chat import SSE
 from tokenmeter.testing.routes import Match, find
 from tokenmeter.testing.script import DEFAULT, Answer, Billing, Script, StreamUsage
@@ -111,6 +112,8 @@ def check_key(service: Service, request: Request) -> None:
         RefusalError: 401.
     """
     key = request.api_key
+    if key is None and "upload_id" in request.query:  # whoever has the URL may write there
+        return
     if key is None:
         raise RefusalError(401, "You didn't provide an API key.")
     if service.api_keys is not None and key not in service.api_keys:
@@ -269,19 +272,19 @@ def _event(event: Event | Mapping[str, Any] | str | bytes) -> Event:
 
 
 def _bill(match: Match, answer: Answer, request_model: str | None, told: Mapping[str, Any]) -> Bill:
-    wire = answer.usage if answer.usage is not None else told.get("usage")
+    wire = answer.usage if answer.usage is not None else told.get("usage") or told.get("usageMetadata")
     usage = Usage()
     if answer.meters is not None:
         usage = Usage(dict(answer.meters), answer.reasoning_tokens or 0)
     elif answer.status < _FIRST_ERROR:
         usage = _read(match, wire)
-    model = answer.model or told.get("model") or request_model
+    model = answer.model or told.get("model") or told.get("modelVersion") or request_model
     part = Consumption(
         model=model, usage=usage, service_tier=answer.service_tier, prompt_tokens=usage.input_tokens or None
     )
     return Bill(
         model=model,
-        response_id=answer.response_id or told.get("id"),
+        response_id=answer.response_id or told.get("id") or told.get("responseId"),
         consumptions=(*((part,) if usage else ()), *answer.also),
         wire_usage=wire,
         service_tier=answer.service_tier,
@@ -300,6 +303,8 @@ def _read(match: Match, wire: object) -> Usage:
 
 
 def _reader(match: Match) -> Callable[[Mapping[str, Any]], Usage]:
+    if match.provider == "google":
+        return read_google
     if match.provider == "anthropic":
         return read_messages
     return read_chat if match.name in {"chat.completions", "completions", "embeddings"} else read_responses

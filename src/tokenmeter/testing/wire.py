@@ -79,8 +79,8 @@ class Request:
 
     @cached_property
     def api_key(self) -> str | None:
-        """The key the caller sent, in any of the three usual headers."""
-        key = self.header("x-api-key") or self.header("api-key")
+        """The key the caller sent, in any of the usual headers."""
+        key = self.header("x-api-key") or self.header("api-key") or self.header("x-goog-api-key")
         if key:
             return key
         scheme, _, token = (self.header("authorization") or "").partition(" ")

@@ -1,49 +1,54 @@
-"""Google's usage object, ``usageMetadata``: the prompt includes the cache, thoughts stand beside the candidates."""
+"""Google's usage objects: ``usageMetadata``, its spelling on Live sessions, and that of the Interactions API.
+
+In all of them the prompt includes what a cache served; thoughts, and what tools put into the prompt, stand beside.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
-from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, said_by, split_input, split_output
+from tokenmeter.providers.shapes import Reading, Shape, put, said_by, split_input, split_output
 from tokenmeter.providers.wire import JSON, count, members
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["SHAPES", "usage_metadata"]
+__all__ = ["SHAPES", "interaction_usage", "usage_metadata"]
+
+#: A page of a PDF is billed as a picture of it (https://ai.google.dev/gemini-api/docs/document-processing).
+_MODALITIES = {"audio": "audio", "document": "image", "image": "image", "video": "video"}
 
 
-def usage_metadata(usage: JSON) -> Reading:
-    """Google's usage, in either spelling. A count that is left out is 0, except the prompt's.
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What the counts are called in one spelling, each the first that is there."""
 
-    Source: Gemini API, UsageMetadata.
-    """
-    flags: set[str] = set()
-    names = _CAMEL if "promptTokenCount" in usage or "totalTokenCount" in usage else _SNAKE
-    prompt = count(usage, names["prompt"], flags=flags)
-    thoughts = count(usage, names["thoughts"], flags=flags) or 0
-    found = _modalities(usage, names["prompt_details"], names["size"], flags)
-    hits = _modalities(usage, names["cache_details"], names["size"], flags)
-    made = _modalities(usage, names["answer_details"], names["size"], flags)
-    tools = count(usage, names["tool"], flags=flags) or 0
-    answer = (count(usage, names["answer"], flags=flags) or 0) + thoughts
-    sent = None if prompt is None else prompt + tools
-    quantities: dict[str, Quantity] = {}
-    cached = count(usage, names["cached"], flags=flags) or 0
-    split_input(quantities, sent or 0, flags, cached=cached, parts=found, hits=hits or None)
-    split_output(quantities, answer, made, flags)
-    return said_by(Usage(quantities, thoughts), sent, flags, {"input": sent, "output": answer})
+    prompt: tuple[str, ...]
+    cached: tuple[str, ...]
+    answer: tuple[str, ...]
+    thoughts: tuple[str, ...]
+    tools: tuple[str, ...]
+    total: tuple[str, ...]
+    prompt_parts: tuple[str, ...]
+    cached_parts: tuple[str, ...]
+    answer_parts: tuple[str, ...]
+    tools_parts: tuple[str, ...]
+    size: tuple[str, ...]
 
 
-_SNAKE = {
-    "prompt": "prompt_token_count",
-    "tool": "tool_use_prompt_token_count",
-    "answer": "candidates_token_count",
-    "thoughts": "thoughts_token_count",
-    "cached": "cached_content_token_count",
-    "prompt_details": "prompt_tokens_details",
-    "cache_details": "cache_tokens_details",
-    "answer_details": "candidates_tokens_details",
-    "size": "token_count",
-}
+_SNAKE = _Names(
+    prompt=("prompt_token_count",),
+    cached=("cached_content_token_count",),
+    answer=("candidates_token_count", "response_token_count"),
+    thoughts=("thoughts_token_count",),
+    tools=("tool_use_prompt_token_count",),
+    total=("total_token_count",),
+    prompt_parts=("prompt_tokens_details", "prompt_token_details"),
+    cached_parts=("cache_tokens_details",),
+    answer_parts=("candidates_tokens_details", "response_tokens_details"),
+    tools_parts=("tool_use_prompt_tokens_details",),
+    size=("token_count",),
+)
 
 
 def _camel(name: str) -> str:
@@ -51,22 +56,91 @@ def _camel(name: str) -> str:
     return head + "".join(part.title() for part in rest)
 
 
-_CAMEL = {key: _camel(name) for key, name in _SNAKE.items()}
+_CAMEL = _Names(**{field: tuple(map(_camel, getattr(_SNAKE, field))) for field in _Names.__slots__})
+_INTERACTION = _Names(
+    prompt=("total_input_tokens",),
+    cached=("total_cached_tokens",),
+    answer=("total_output_tokens",),
+    thoughts=("total_thought_tokens",),
+    tools=("total_tool_use_tokens",),
+    total=("total_tokens",),
+    prompt_parts=("input_tokens_by_modality",),
+    cached_parts=("cached_tokens_by_modality",),
+    answer_parts=("output_tokens_by_modality",),
+    tools_parts=("tool_use_tokens_by_modality",),
+    size=("tokens",),
+)
 
 
-def _modalities(usage: JSON, name: str, size: str, flags: set[str]) -> dict[str, int]:
+def usage_metadata(usage: JSON) -> Reading:
+    """Google's usage, in either spelling. A count that is left out is 0, except the prompt's.
+
+    Source: Gemini API, ``UsageMetadata``; of Live sessions, ``LiveServerMessage``; of embeddings,
+    ``EmbedContentResponse``.
+    """
+    camel = any(key in usage for key in ("promptTokenCount", "totalTokenCount", "candidatesTokenCount"))
+    names = _CAMEL if camel or "responseTokenCount" in usage else _SNAKE
+    live = any(key in usage for key in names.answer[1:])
+    return _read(usage, names, totals_thoughts=not live)
+
+
+def interaction_usage(usage: JSON) -> Reading:
+    """The usage of an interaction, a decision or a voice.
+
+    Source: Gemini API, Interactions, ``Usage``.
+    """
+    return _read(usage, _INTERACTION, totals_thoughts=True)
+
+
+def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
+    flags: set[str] = set()
+    prompt = count(usage, *names.prompt, flags=flags)
+    cached = count(usage, *names.cached, flags=flags) or 0
+    spoken = count(usage, *names.answer, flags=flags) or 0
+    thoughts = count(usage, *names.thoughts, flags=flags) or 0
+    tools = count(usage, *names.tools, flags=flags) or 0
+    answer = spoken + thoughts
+    if thoughts and totals_thoughts:
+        total = count(usage, *names.total, flags=flags)
+        if total == (prompt or 0) + tools + spoken and thoughts <= spoken:
+            answer = spoken  # early previews of 2.5 counted them among the candidates
+            flags.add("thoughts_included")
+    quantities: dict[str, Quantity] = {}
+    parts = _parts(usage, names.prompt_parts, names, flags)
+    hits = _parts(usage, names.cached_parts, names, flags)
+    split_input(quantities, prompt or 0, flags, cached=cached, parts=parts, hits=hits or None)
+    _put_tools(quantities, tools, _parts(usage, names.tools_parts, names, flags), flags)
+    split_output(quantities, answer, _parts(usage, names.answer_parts, names, flags), flags)
+    sent = tools if prompt is None and tools else prompt
+    return said_by(Usage(quantities, thoughts), prompt, flags, {"input": sent, "output": answer})
+
+
+def _put_tools(quantities: dict[str, Quantity], tools: int, parts: Mapping[str, int], flags: set[str]) -> None:
+    """What tools put into the prompt (fetched pages, results of code): billed as input, beside the prompt."""
+    rest = tools - sum(parts.values())
+    if rest < 0:
+        flags.add("input_parts_exceed_total")
+    put(quantities, "input", max(rest, 0))
+    for name, size in parts.items():
+        put(quantities, f"input_{name}", size)
+
+
+def _parts(usage: JSON, lists: tuple[str, ...], names: _Names, flags: set[str]) -> dict[str, int]:
+    """Sizes of what is no text, by modality; what has no modality is text."""
     sizes: dict[str, int] = {}
-    for entry in members(usage, name):
+    stated = next((name for name in lists if usage.get(name)), lists[0])
+    for entry in members(usage, stated):
         modality = str(cast("object", entry.get("modality")) or "").lower().rpartition(".")[2]
-        if modality in MODALITIES:
-            sizes[modality] = sizes.get(modality, 0) + (count(entry, size, flags=flags) or 0)
+        if (known := _MODALITIES.get(modality)) is not None:
+            sizes[known] = sizes.get(known, 0) + (count(entry, *names.size, flags=flags) or 0)
     return sizes
 
 
 SHAPES = (
     Shape(
         usage_metadata,
-        own=frozenset({"promptTokenCount", "prompt_token_count", "totalTokenCount"}),
+        own=frozenset({"promptTokenCount", "prompt_token_count", "totalTokenCount", "responseTokenCount"}),
         nested=("usageMetadata", "usage_metadata"),
     ),
+    Shape(interaction_usage, own=frozenset({"total_input_tokens", "total_output_tokens"})),
 )

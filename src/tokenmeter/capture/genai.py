@@ -1,0 +1,736 @@
+"""The seam to Google's SDK, which is of another make than OpenAI's and Anthropic's: what happens around its requests.
+
+Everything that a client and its resources (models, chats, batches, ...) send goes through four methods of the one API
+client they share, outside the SDK's retries and above every transport. Its class gets hooks before it, so the client
+keeps its type, its signatures and its reference counts. Interactions have a way of their own, and so have Live
+sessions. What is hooked tells the call's `InFlight` and its `Exchange`, and hands on what the SDK made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from tokenmeter.capture.sdk import BINDING, Binding, binding_of
+
+if TYPE_CHECKING:
+    from tokenmeter.capture.calls import InFlight
+    from tokenmeter.capture.responses import Exchange
+
+__all__ = ["bind", "watch_resources"]
+
+_KEY_HEADER = "x-goog-api-key"
+_TIER_HEADER = "x-gemini-service-tier"
+#: How a request to Vertex AI asks for a tier.
+_WANTED_TIER_HEADER = "x-vertex-ai-llm-shared-request-type"
+
+
+# -- clients
+
+
+def bind(client: Any, binding: Binding) -> None:
+    """Meter `client` from now on, in place. Its type stays; resources taken from it before are metered too."""
+    api = client._api_client  # noqa: SLF001 - the one object that all resources hold
+    api.__dict__[BINDING] = binding
+    _mix(api, _Requests)
+    live = getattr(client.aio, "_live", None)
+    if live is not None:
+        _mix(live, _Live)
+
+
+def _mix(thing: Any, hooks: type[Any]) -> None:
+    """Put `hooks` before the class of `thing`, under its name: no reference of ours keeps it alive."""
+    kind: type[Any] = thing.__class__
+    if issubclass(kind, hooks):
+        return
+    made = _mixed.get((kind, hooks))
+    if made is None:
+        body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        made = _mixed[kind, hooks] = type(kind.__name__, (hooks, kind), body)
+    thing.__class__ = made
+
+
+_mixed: dict[tuple[type[Any], type[Any]], type[Any]] = {}
+
+
+# -- the four methods, and the download of a batch's results
+
+if TYPE_CHECKING:
+
+    class _ApiClient:
+        """What the hooks stand before, as far as they know it."""
+
+        _http_options: Any
+
+        def request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any: ...
+        def request_streamed(
+            self, http_method: str, path: str, request_dict: Any, http_options: Any = None
+        ) -> Iterator[Any]: ...
+        async def async_request(
+            self, http_method: str, path: str, request_dict: Any, http_options: Any = None
+        ) -> Any: ...
+        async def async_request_streamed(
+            self, http_method: str, path: str, request_dict: Any, http_options: Any = None
+        ) -> Any: ...
+        def download_file(self, path: str, **options: Any) -> Any: ...
+        async def async_download_file(self, path: str, **options: Any) -> Any: ...
+
+    class _LiveResource:
+        _api_client: Any
+
+        def connect(self, *, model: str, config: Any = None, **rest: Any) -> Any: ...
+
+    class _LiveSession:
+        async def send(self, *args: Any, **kwargs: Any) -> Any: ...
+        async def send_client_content(self, *args: Any, **kwargs: Any) -> Any: ...
+        async def send_realtime_input(self, *args: Any, **kwargs: Any) -> Any: ...
+        async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any: ...
+        async def _receive(self) -> Any: ...
+
+    class _Resource:
+        def do_request(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+    class _AsyncResource:
+        async def do_request_async(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+else:
+    _ApiClient = _LiveResource = _LiveSession = _Resource = _AsyncResource = object
+
+
+class _Requests(_ApiClient):
+    """Before the class of a client's API client."""
+
+    @property
+    def base_url(self) -> str:
+        """Where it sends to, under the name that other SDKs' clients have it by."""
+        return str(getattr(self._http_options, "base_url", None) or "")
+
+    def request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any:
+        call = _open(self, http_method, path, request_dict, http_options)
+        if call is None:
+            return super().request(http_method, path, request_dict, http_options)
+        try:
+            call.authorize()
+            call.attempts = 1
+            answer = super().request(http_method, path, _capped(call, request_dict), http_options)
+            exchange = _answered(call, answer)
+            if exchange is not None:
+                exchange.finish()
+            call.returned()
+        except BaseException as error:
+            call.raised(error)
+            raise
+        return answer
+
+    async def async_request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any:
+        call = await _open_async(self, http_method, path, request_dict, http_options)
+        if call is None:
+            return await super().async_request(http_method, path, request_dict, http_options)
+        try:
+            await call.authorize_async()
+            call.attempts = 1
+            answer = await super().async_request(http_method, path, _capped(call, request_dict), http_options)
+            exchange = _answered(call, answer)
+            if exchange is not None:
+                await exchange.finish_async()
+            await call.returned_async()
+        except BaseException as error:
+            await call.raised_async(error)
+            raise
+        return answer
+
+    def request_streamed(
+        self, http_method: str, path: str, request_dict: Any, http_options: Any = None
+    ) -> Iterator[Any]:
+        call = _open(self, http_method, path, request_dict, http_options, streamed=True)
+        if call is None:
+            yield from super().request_streamed(http_method, path, request_dict, http_options)
+            return
+        exchange: Exchange | None = None
+        try:
+            call.authorize()
+            call.attempts = 1
+            for answer in super().request_streamed(http_method, path, _capped(call, request_dict), http_options):
+                if exchange is None:
+                    exchange = _begun(call)
+                    call.returned()
+                _hear(call, exchange, answer)
+                yield answer
+            exchange = exchange or _begun(call)
+            exchange.ended = True
+            call.returned()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if exchange is None:
+                call.raised(error)
+            else:
+                exchange.failed(error)
+            raise
+        finally:
+            if exchange is not None:
+                exchange.finish()
+
+    async def async_request_streamed(
+        self, http_method: str, path: str, request_dict: Any, http_options: Any = None
+    ) -> Any:
+        call = await _open_async(self, http_method, path, request_dict, http_options, streamed=True)
+        if call is None:
+            return await super().async_request_streamed(http_method, path, request_dict, http_options)
+        try:
+            await call.authorize_async()
+            call.attempts = 1
+            answers = await super().async_request_streamed(http_method, path, _capped(call, request_dict), http_options)
+        except BaseException as error:
+            await call.raised_async(error)
+            raise
+        exchange = _begun(call)
+        await call.returned_async()
+        return _Followed(call, exchange, answers)
+
+    def download_file(self, path: str, **options: Any) -> Any:
+        call = _open(self, "GET", path, None, options.get("http_options"))
+        if call is None:
+            return super().download_file(path, **options)
+        place = _Place(options.get("destination"))
+        try:
+            call.attempts = 1
+            content = super().download_file(path, **options)
+            exchange = _results(call, content if isinstance(content, bytes) else place.content())
+            if exchange is not None:
+                exchange.finish()
+            call.returned()
+        except BaseException as error:
+            call.raised(error)
+            raise
+        return content
+
+    async def async_download_file(self, path: str, **options: Any) -> Any:
+        call = await _open_async(self, "GET", path, None, options.get("http_options"))
+        if call is None:
+            return await super().async_download_file(path, **options)
+        place = _Place(options.get("destination"))
+        try:
+            call.attempts = 1
+            content = await super().async_download_file(path, **options)
+            exchange = _results(call, content if isinstance(content, bytes) else place.content())
+            if exchange is not None:
+                await exchange.finish_async()
+            await call.returned_async()
+        except BaseException as error:
+            await call.raised_async(error)
+            raise
+        return content
+
+
+class _Followed:
+    """An async stream that is heard as it passes. No generator: one that nobody iterates would never learn its end."""
+
+    __slots__ = ("_answers", "_call", "_exchange")
+
+    def __init__(self, call: InFlight, exchange: Exchange, answers: Any) -> None:
+        self._call = call
+        self._exchange = exchange
+        self._answers = answers
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        exchange = self._exchange
+        try:
+            answer = await self._answers.__anext__()
+        except StopAsyncIteration:
+            exchange.ended = True
+            await exchange.finish_async()
+            raise
+        except BaseException as error:
+            exchange.failed(error)
+            await exchange.finish_async()
+            raise
+        _hear(self._call, exchange, answer)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close it, as a generator is closed."""
+        try:
+            await self._answers.aclose()
+        finally:
+            await self._exchange.finish_async()
+
+    def __del__(self) -> None:
+        if not self._exchange.settled:
+            self._exchange.abandon()
+
+
+# -- requests
+
+
+def _open(api: Any, method: str, path: str, body: Any, http_options: Any, *, streamed: bool = False) -> InFlight | None:
+    """The call that is about to be made; None for one that makes no bill or that cannot be metered."""
+    binding = binding_of(api)
+    if binding is None:
+        return None
+    from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
+
+    try:
+        method, path, facts, key = _described(api, method, path, body, http_options)
+    except Exception as error:  # noqa: BLE001 - the call itself goes on
+        from tokenmeter.capture.sdk import complain  # noqa: PLC0415 - hardly ever
+
+        complain("see what is called", error)
+        return None
+    return open_call(api, binding, method, path, facts, streamed=streamed, key=key)
+
+
+async def _open_async(
+    api: Any, method: str, path: str, body: Any, http_options: Any, *, streamed: bool = False
+) -> InFlight | None:
+    binding = binding_of(api)
+    if binding is not None and not binding.met:
+        await binding.meet()
+    return _open(api, method, path, body, http_options, streamed=streamed)
+
+
+def _described(
+    api: Any, method: str, path: str, body: Any, http_options: Any
+) -> tuple[str, str, Mapping[str, Any] | None, str | None]:
+    """Method, path, body and key of a request as they will go out: the SDK merges what options add later."""
+    from tokenmeter.providers.google.routes import model_in  # noqa: PLC0415 - as above
+
+    facts: dict[str, Any] | None = None
+    if isinstance(body, dict):
+        facts = cast("dict[str, Any]", body)
+        for options in (api._http_options, http_options):  # noqa: SLF001 - an SDK's own
+            if extra := _option(options, "extra_body"):
+                facts = _laid_over(facts, extra)
+        if (model := model_in(path)) is not None:
+            facts = {**facts, "model": model}
+        if "operationName" in facts and path.endswith("fetchPredictOperation"):  # Vertex AI asks by a POST
+            return "GET", str(facts["operationName"]), None, None
+    key = None
+    for options in (api._http_options, http_options):  # noqa: SLF001 - as above
+        for name, value in (_option(options, "headers") or {}).items():
+            if name.lower() == _KEY_HEADER:
+                key = value
+            elif name.lower() == _WANTED_TIER_HEADER and facts is not None:
+                facts = {**facts, "serviceTier": value}
+    return method, path, facts, key
+
+
+def _option(options: Any, name: str) -> dict[str, Any] | None:
+    found = cast("Mapping[str, Any]", options).get(name) if isinstance(options, dict) else getattr(options, name, None)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) and found else None
+
+
+def _laid_over(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(body)
+    for name, value in extra.items():
+        below = result.get(name)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        result[name] = _laid_over(cast("Any", below), cast("Any", value)) if both else value
+    return result
+
+
+def _capped(call: InFlight, body: Any) -> Any:
+    """The request's own body, or a copy of it with the output cap that a budget wants."""
+    cap = call.output_cap
+    if cap is None or not isinstance(body, dict):
+        return body
+    plain = cast("dict[str, Any]", body)
+    try:
+        name, value = call.binding.sdk.dialect().output_cap(call.endpoint, plain, cap, provider=call.provider)
+    except Exception as error:  # noqa: BLE001 - sent as written, then
+        call.meter.fault("prepare a request", error)
+        return plain
+    return {**plain, name: value}
+
+
+# -- answers
+
+
+def _decoded(answer: Any) -> Any:
+    """The body of an answer: older versions of the SDK hand on what they decoded, newer ones the text and headers.
+
+    The tier that served may stand in a header alone.
+    """
+    if isinstance(answer, dict):
+        return cast("dict[str, Any]", answer)
+    body: Any = json.loads(answer.body) if answer.body else None
+    tier = _header(answer.headers, _TIER_HEADER)
+    if tier is not None and isinstance(body, dict):
+        return {"serviceTier": tier, **cast("dict[str, Any]", body)}
+    return body
+
+
+def _header(headers: Any, name: str) -> str | None:
+    if not headers:
+        return None
+    found = headers.get(name)
+    if found is None and type(headers) is dict:
+        found = next((value for key, value in cast("Any", headers).items() if key.lower() == name), None)
+    return found if isinstance(found, str) else None
+
+
+def _begun(call: InFlight) -> Exchange:
+    return call.respond({}, streamed=True)
+
+
+def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
+    """One chunk of a stream. Never raises."""
+    try:
+        exchange.events.append(_decoded(answer))
+    except Exception as error:  # noqa: BLE001 - the caller gets his chunk
+        call.meter.fault("read a response", error)
+        return
+    if len(exchange.events) >= exchange.due:
+        exchange.take_events()
+
+
+def _answered(call: InFlight, answer: Any) -> Exchange | None:
+    """The exchange of a whole answer, read; None where that failed."""
+    try:
+        exchange = call.respond({}, streamed=False)
+        exchange.ended = True
+        body = _decoded(answer)
+        if call.endpoint.form == "items":
+            _link_results(call, body)
+        exchange.saw({} if body is None else body)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("read a response", error)
+        return None
+    return exchange
+
+
+def _link_results(call: InFlight, body: Any) -> None:
+    """A batch that has ended may have its answers in a file: whoever began it pays for what is read there."""
+    from tokenmeter.capture.readings import also_known_as  # noqa: PLC0415 - few calls read batches
+    from tokenmeter.providers.google.bodies import results_file  # noqa: PLC0415 - as above
+
+    file = results_file(body)
+    if file is not None and call.endpoint.subject is not None:
+        also_known_as(call.meter, call.endpoint.subject, file)
+
+
+class _Place:
+    """Where a download goes that is not returned: a path, or a file that is open."""
+
+    def __init__(self, destination: Any) -> None:
+        self._destination = destination
+        self._start: int | None = None
+        with contextlib.suppress(Exception):  # a pipe has no place
+            self._start = destination.tell() if hasattr(destination, "seek") else None
+
+    def content(self) -> bytes | None:
+        """What was written there; None where it cannot be read again."""
+        place = self._destination
+        try:
+            if isinstance(place, str | os.PathLike):
+                with open(cast("str", place), "rb") as file:  # noqa: PTH123 - as the SDK opens it
+                    return file.read()
+            if self._start is None or not place.readable():
+                return None
+            end = place.tell()
+            place.seek(self._start)
+            found = place.read()
+            place.seek(end)
+        except (OSError, AttributeError, ValueError):
+            return None
+        return found if isinstance(found, bytes) else None
+
+
+def _results(call: InFlight, content: bytes | None) -> Exchange | None:
+    """The exchange of a downloaded file, each line of a batch's results a bill; any other file has none."""
+    try:
+        exchange = call.respond({}, streamed=False)
+        exchange.ended = True
+        for place, line in _lines_of(content or b""):
+            exchange.saw_line({**line, "key": str(place)})
+    except Exception as error:  # noqa: BLE001 - the caller gets his file
+        call.meter.fault("read a response", error)
+        return None
+    return exchange
+
+
+def _lines_of(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The results in a file, each with its place, up to the first line that is none."""
+    for place, line in enumerate(content.split(b"\n")):
+        if not line.strip():
+            continue
+        try:
+            one: Any = json.loads(line) if line.startswith(b"{") else None
+        except ValueError:
+            return
+        if not isinstance(one, dict) or {"response", "error", "embedding"}.isdisjoint(cast("dict[str, Any]", one)):
+            return
+        yield place, cast("dict[str, Any]", one)
+
+
+# -- interactions, decisions and voices: requests of another library inside the SDK, with its own transport
+
+
+class _Interactions(_Resource):
+    """Before the class of such a resource."""
+
+    def do_request(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        call = _open_raw(self, request)
+        if call is None:
+            return super().do_request(hook_ctx, request, *args, **kwargs)
+        try:
+            call.authorize()
+            call.attempts = 1
+            response = super().do_request(hook_ctx, _capped_raw(call, request), *args, **kwargs)
+            exchange = _responded(call, response)
+            if exchange is not None and exchange.ended:
+                exchange.finish()
+            call.returned()
+        except BaseException as error:
+            call.raised(error)
+            raise
+        return response
+
+
+class _AsyncInteractions(_AsyncResource):
+    """As `_Interactions`, async."""
+
+    async def do_request_async(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        call = await _open_raw_async(self, request)
+        if call is None:
+            return await super().do_request_async(hook_ctx, request, *args, **kwargs)
+        try:
+            await call.authorize_async()
+            call.attempts = 1
+            response = await super().do_request_async(hook_ctx, _capped_raw(call, request), *args, **kwargs)
+            exchange = _responded(call, response)
+            if exchange is not None and exchange.ended:
+                await exchange.finish_async()
+            await call.returned_async()
+        except BaseException as error:
+            await call.raised_async(error)
+            raise
+        return response
+
+
+def watch_resources(*owners: type[Any]) -> None:
+    """Have interactions and their sisters metered where their client is.
+
+    They are made when they are first asked for, by a property, and importing their module takes a second: it is left
+    to the caller to begin that.
+
+    Args:
+        *owners: The SDK's client classes.
+    """
+    for owner in owners:
+        for name in ("interactions", "decisions", "voices"):
+            plain = vars(owner).get(name)
+            if isinstance(plain, property) and not hasattr(plain.fget, "__wrapped__"):
+                setattr(owner, name, _watching(plain))
+
+
+def _watching(plain: property) -> property:
+    getter = cast("Callable[[Any], Any]", plain.fget)
+
+    def resource(self: Any) -> Any:
+        found = getter(self)
+        if BINDING in self._api_client.__dict__ and BINDING not in found.__dict__:
+            found.__dict__[BINDING] = self._api_client
+            kind: type[Any] = found.__class__
+            if hasattr(kind, "do_request_async"):
+                _mix(found, _AsyncInteractions)
+            elif hasattr(kind, "do_request"):
+                _mix(found, _Interactions)
+        return found
+
+    resource.__wrapped__ = getter  # type: ignore[attr-defined]
+    return property(resource, doc=plain.__doc__)
+
+
+def _open_raw(resource: Any, request: Any) -> InFlight | None:
+    api = resource.__dict__[BINDING]
+    body = _raw_body(request)
+    streamed = bool(body and body.get("stream"))
+    return _open(api, request.method, request.url.path, body, {"headers": dict(request.headers)}, streamed=streamed)
+
+
+async def _open_raw_async(resource: Any, request: Any) -> InFlight | None:
+    binding = binding_of(resource.__dict__[BINDING])
+    if binding is not None and not binding.met:
+        await binding.meet()
+    return _open_raw(resource, request)
+
+
+def _raw_body(request: Any) -> dict[str, Any] | None:
+    try:
+        body = json.loads(request.content) if request.content else None
+    except Exception:  # noqa: BLE001 - no JSON, or a body that is only read as it is sent
+        return None
+    return cast("dict[str, Any]", body) if isinstance(body, dict) else None
+
+
+def _capped_raw(call: InFlight, request: Any) -> Any:
+    """The request, or one like it with the output cap that a budget wants."""
+    if call.output_cap is None:
+        return request
+    body = _raw_body(request)
+    changed = _capped(call, body)
+    if changed is body:
+        return request
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+    content = json.dumps(changed, ensure_ascii=False, separators=(",", ":")).encode()
+    return type(request)(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+
+
+def _responded(call: InFlight, response: Any) -> Exchange | None:
+    """The exchange of a response: read, where its body is in memory; else heard as the caller takes it."""
+    from tokenmeter.capture.stainless import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
+
+    try:
+        if not response.is_success:
+            return None
+        streamed = "event-stream" in response.headers.get("content-type", "")
+        exchange = call.respond(response.headers, streamed=streamed)
+        if is_read(response):
+            exchange.read_content(response.content, response.headers)
+        else:
+            exchange.read_bytes_aside(response.headers)
+            watch_body(response, exchange)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+        return None
+    return exchange
+
+
+# -- Live sessions: each turn is a call
+
+
+class _Live(_LiveResource):
+    """Before the class of the resource that opens them."""
+
+    @contextlib.asynccontextmanager
+    async def connect(self, *, model: str, config: Any = None, **rest: Any) -> AsyncGenerator[Any]:
+        turns = _Turns(self._api_client, model)
+        await turns.ask()
+        try:
+            async with super().connect(model=model, config=config, **rest) as session:
+                session.__dict__[BINDING] = turns
+                _mix(session, _Session)
+                yield session
+        finally:
+            await turns.end()
+
+
+class _Session(_LiveSession):
+    """Before the class of a session."""
+
+    async def send(self, *args: Any, **kwargs: Any) -> Any:
+        await self.__dict__[BINDING].ask()
+        return await super().send(*args, **kwargs)
+
+    async def send_client_content(self, *args: Any, **kwargs: Any) -> Any:
+        await self.__dict__[BINDING].ask()
+        return await super().send_client_content(*args, **kwargs)
+
+    async def send_realtime_input(self, *args: Any, **kwargs: Any) -> Any:
+        await self.__dict__[BINDING].ask()
+        return await super().send_realtime_input(*args, **kwargs)
+
+    async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any:
+        await self.__dict__[BINDING].ask()
+        return await super().send_tool_response(*args, **kwargs)
+
+    async def _receive(self) -> Any:
+        message = await super()._receive()
+        await self.__dict__[BINDING].heard(message)
+        return message
+
+
+class _Turns:
+    """The turns of one session. Usage is told once a turn, and the prompt of each is the whole session so far.
+
+    Args:
+        api: The client's API client.
+        model: The session's model.
+    """
+
+    def __init__(self, api: Any, model: str) -> None:
+        self._api = api
+        self._path = f"live/{model.rpartition('/')[2]}:bidiGenerateContent"
+        self._call: InFlight | None = None
+        self._asked = False
+        self._heard = False
+        self._ended = False
+        self._said: dict[str, Any] = {}
+        self._grounding: dict[str, Any] = {}
+
+    async def ask(self) -> None:
+        """Something is about to be sent: the turn it may begin needs leave.
+
+        Raises:
+            BudgetExceededError: a hard cap does not allow it.
+        """
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            await self._begin()
+            if self._call is not None:
+                await self._call.authorize_async()
+                self._call.attempts = 1
+        except BaseException:
+            self._asked, self._call = False, None
+            raise
+
+    async def _begin(self) -> None:
+        if self._call is None:
+            body = {"previous_interaction_id": True}  # the session so far, which no message repeats
+            self._call = await _open_async(self._api, "POST", self._path, body, None, streamed=True)
+
+    async def heard(self, message: Any) -> None:
+        """A message was received. Never raises."""
+        try:
+            await self._take(message)
+        except Exception as error:  # noqa: BLE001 - the caller gets his message
+            if self._call is not None:
+                self._call.meter.fault("read a socket", error)
+
+    async def _take(self, message: Any) -> None:
+        said, content = getattr(message, "usage_metadata", None), getattr(message, "server_content", None)
+        if said is None and content is None:
+            return
+        self._heard = True
+        if said is not None:
+            told = said.model_dump(mode="json", by_alias=True, exclude_none=True)
+            self._said.update(told)
+        if content is not None:
+            if found := getattr(content, "grounding_metadata", None):
+                self._grounding.update(found.model_dump(mode="json", by_alias=True, exclude_none=True))
+            if getattr(content, "turn_complete", None):
+                self._ended = True
+        if self._ended and self._said:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        await self._begin()  # the provider may speak unasked
+        call, self._call = self._call, None
+        body = {"usageMetadata": self._said, "serverContent": {"groundingMetadata": self._grounding}}
+        self._asked = self._heard = self._ended = False
+        self._said, self._grounding = {}, {}
+        if call is None:
+            return
+        exchange = call.respond({}, streamed=False)
+        exchange.streamed = True
+        exchange.ended = True
+        exchange.saw(body)
+        await exchange.finish_async()
+        await call.returned_async()
+
+    async def end(self) -> None:
+        """The session is over. A turn that was under way is billed by what was told of it."""
+        if self._said or self._heard:
+            await self._settle()
+        elif self._call is not None:
+            call, self._call = self._call, None
+            await call.returned_async()

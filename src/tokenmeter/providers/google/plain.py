@@ -1,0 +1,71 @@
+"""The plain shape of Google's answers, read in one go: one model, one prompt of text, every count said.
+
+What is not plain is left to the general reader (`tokenmeter.providers.google.bodies`), which says the same of what is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenmeter.providers.base import Plain, PlainReader
+from tokenmeter.providers.wire import JSON, MOST, is_array, is_object
+
+__all__ = ["PLAIN"]
+
+_COUNTS = (
+    "promptTokenCount",
+    "candidatesTokenCount",
+    "cachedContentTokenCount",
+    "thoughtsTokenCount",
+    "totalTokenCount",
+)
+_DETAILS = ("promptTokensDetails", "candidatesTokensDetails", "cacheTokensDetails")
+_KNOWN = frozenset({*_COUNTS, *_DETAILS, "trafficType", "serviceTier"})
+_TIERS = {None: None, "ON_DEMAND": "default", "standard": "standard"}
+
+
+def read_answer(body: JSON) -> Plain | None:
+    """An answer of text, or what a stream of one came to."""
+    usage = body.get("usageMetadata")
+    if not is_object(usage) or not _KNOWN.issuperset(usage) or "serverContent" in body or "key" in body:
+        return None
+    counts = [usage.get(name, 0) for name in _COUNTS]
+    if any(type(value) is not int or not 0 <= value <= MOST for value in counts):
+        return None
+    prompt, spoken, cached, thoughts, total = counts
+    if not prompt or not spoken or cached > prompt or total != prompt + spoken + thoughts:
+        return None
+    traffic, tier = usage.get("trafficType"), usage.get("serviceTier") or body.get("serviceTier")
+    model = body.get("modelVersion")
+    odd = (traffic is not None and tier is not None) or traffic not in _TIERS or tier not in _TIERS
+    odd = odd or _is_grounded(body.get("candidates")) or any(_has_media(usage.get(name)) for name in _DETAILS)
+    if odd or type(model) is not str or "/" in model:
+        return None
+    quantities: dict[str, int] = {}
+    if prompt > cached:
+        quantities["input"] = prompt - cached
+    if cached:
+        quantities["cache_read"] = cached
+    quantities["output"] = spoken + thoughts
+    return Plain(model, body.get("responseId"), _TIERS[traffic] or _TIERS[tier], quantities, prompt, thoughts, usage)
+
+
+def _has_media(details: Any) -> bool:
+    """Whether anything but text is broken out; what is no list of parts is in doubt."""
+    if details is None:
+        return False
+    if not is_array(details):
+        return True
+    return any(not is_object(one) or one.get("modality") != "TEXT" for one in details)
+
+
+def _is_grounded(candidates: Any) -> bool:
+    if candidates is None:
+        return False
+    if not is_array(candidates):
+        return True
+    return any(not is_object(one) or "groundingMetadata" in one for one in candidates)
+
+
+#: Endpoint -> a key that no plain answer has, and its reader.
+PLAIN = {"models.generate_content": PlainReader("error", None, read_answer)}

@@ -1,0 +1,126 @@
+"""Streams of Google's: each chunk repeats a running total, field by field; an interaction's ends with its usage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from tokenmeter.providers.base import Read
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.estimates import tokens_of
+from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
+from tokenmeter.usage import Observation
+
+__all__ = ["AnswerStream", "InteractionStream"]
+
+_ESTIMATED = frozenset({"estimated"})
+_NAMES = ("modelVersion", "responseId", "serviceTier")
+
+
+class AnswerStream:
+    """The chunks of ``streamGenerateContent``.
+
+    Neither the last chunk's usage nor the sum of them is right: a later field replaces the earlier one, and what a
+    chunk leaves out stays as it was. Grounding may come with any chunk.
+    """
+
+    batch = 16
+    __slots__ = ("_body", "_bytes", "_context", "_finished", "_grounding", "_read", "_usage")
+
+    def __init__(self, context: Context, read: Read) -> None:
+        self._context = context
+        self._read = read
+        self._bytes = 0
+        self._body: dict[str, Any] = {}
+        self._finished = False
+        self._grounding: list[JSON] = []
+        self._usage: dict[str, Any] = {}
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a candidate, or a blocked prompt, was finished and its usage told."""
+        return self._finished and bool(self._usage)
+
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some chunks."""
+        for event in events:
+            for name in _NAMES:
+                if value := event.get(name):
+                    self._body[name] = value
+            said = section(event, "usageMetadata")
+            if said:
+                self._usage.update({key: value for key, value in said.items() if value is not None})
+            if section(event, "promptFeedback").get("blockReason"):
+                self._finished = True
+            for candidate in members(event, "candidates"):
+                self._take(candidate)
+
+    def _take(self, candidate: JSON) -> None:
+        self._finished = self._finished or bool(candidate.get("finishReason"))
+        if candidate.get("groundingMetadata"):
+            self._grounding.append({"groundingMetadata": candidate["groundingMetadata"]})
+        for part in members(section(candidate, "content"), "parts"):
+            words = part.get("text")
+            if isinstance(words, str):
+                self._bytes += utf8_length(words)
+            elif call := part.get("functionCall"):
+                self._bytes += len(str(call))
+
+    def body(self) -> Any:
+        """The answer, as far as its bill goes."""
+        if not self.terminal:
+            return None
+        return {**self._body, "usageMetadata": self._usage, "candidates": self._grounding}
+
+    def observation(self) -> Observation:
+        """The last totals; of a stream cut short no less than was received."""
+        usage = dict(self._usage)
+        if not self.terminal and usage:
+            stated = count(usage, "candidatesTokenCount", flags=set()) or 0
+            usage["candidatesTokenCount"] = max(stated, tokens_of(self._bytes))
+        body = {**self._body, "usageMetadata": usage, "candidates": self._grounding}
+        seen = self._read(body, replace(self._context, received=self._bytes))
+        return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+
+
+class InteractionStream:
+    """The events of an interaction. Only ``interaction.completed`` has its usage; those of steps are inside it."""
+
+    batch = 16
+    __slots__ = ("_begun", "_bytes", "_context", "_ended", "_read")
+
+    def __init__(self, context: Context, read: Read) -> None:
+        self._context = context
+        self._read = read
+        self._bytes = 0
+        self._begun: dict[str, Any] = {}
+        self._ended = False
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it has ended."""
+        return self._ended
+
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some events."""
+        for event in events:
+            inner = section(event, "interaction")
+            if inner:
+                kept = {key: inner[key] for key in ("id", "model", "agent", "usage", "service_tier") if inner.get(key)}
+                self._begun.update(kept)
+            kind = text(event, "event_type") or text(event, "type") or ""
+            if kind in {"interaction.completed", "interaction.complete"}:
+                self._ended = True
+            words = cast("Any", section(event, "delta").get("text"))
+            if isinstance(words, str):
+                self._bytes += utf8_length(words)
+
+    def body(self) -> Any:
+        """The interaction."""
+        return dict(self._begun) if self._ended else None
+
+    def observation(self) -> Observation:
+        """Its usage; of a stream cut short an estimate of what was received."""
+        seen = self._read(dict(self._begun), replace(self._context, received=self._bytes))
+        return seen if self._ended else replace(seen, flags=seen.flags | _ESTIMATED)

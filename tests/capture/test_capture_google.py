@@ -1,0 +1,527 @@
+"""Google's SDK, metered: every way to call records what the provider billed, and nothing else changes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import json
+import threading
+import warnings
+import weakref
+
+import pytest
+from google import genai as plain_genai
+from google.genai import errors, types
+
+import tokenmeter
+from tokenmeter import Budget, BudgetExceededError
+from tokenmeter.adopt import wrap
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.google import Client, genai
+from tokenmeter.testing import FakeProvider
+
+KEY = "AIza-test-0123456789abcdef"
+MODEL = "gemini-2.5-flash"
+A_CAT = types.GenerateVideosSource(prompt="a cat")
+
+
+def made(provider: FakeProvider, cls=plain_genai.Client, **options):
+    return cls(api_key=KEY, http_options={"base_url": provider.google_url, **options})
+
+
+@pytest.fixture
+def client(provider, meter):
+    return wrap(made(provider), meter=meter)
+
+
+@pytest.fixture
+def vertex(provider, meter, monkeypatch):
+    monkeypatch.setenv("GOOGLE_API_KEY", "")
+    client = plain_genai.Client(
+        vertexai=True, api_key=KEY, http_options={"base_url": provider.google_url, "api_version": "v1"}
+    )
+    return wrap(client, meter=meter)
+
+
+def recorded(books):
+    entries = books.all()
+    return sorted(
+        (entry.response_model or entry.request_model, sorted(entry.usage.quantities.items())) for entry in entries
+    )
+
+
+def billed(provider):
+    return sorted((truth.model, sorted(truth.meters.quantities.items())) for truth in provider.billed)
+
+
+# -- content
+
+
+def test_a_call_is_recorded_as_it_was_billed(client, provider, books):
+    provider.answer("Hi", meters={"input": 70, "cache_read": 30, "output": 20}, reasoning_tokens=5)
+    assert client.models.generate_content(model=MODEL, contents="Hello").text == "Hi"
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 70, "cache_read": 30, "output": 20}
+    assert entry.usage.reasoning_output_tokens == 5
+    assert (entry.provider, entry.endpoint, entry.operation) == (
+        "google",
+        "models.generate_content",
+        "generate_content",
+    )
+    assert (entry.request_model, entry.response_model, entry.status) == (MODEL, MODEL, "ok")
+    assert entry.response_id == provider.billed[0].response_id
+    assert entry.api_key.last4 == KEY[-4:]
+
+
+def test_a_stream_is_recorded_once_it_ends(client, provider, books):
+    provider.answer("one two three", meters={"input": 10, "output": 8})
+    said = "".join(chunk.text or "" for chunk in client.models.generate_content_stream(model=MODEL, contents="Hi"))
+    assert said == "one two three"
+    entry = books.one()
+    assert (entry.streamed, entry.status, entry.flags) == (True, "ok", ())
+    assert dict(entry.usage.quantities) == {"input": 10, "output": 8}
+    assert entry.first_token_us is not None
+
+
+def test_a_stream_that_nobody_iterates_sends_and_records_nothing(client, provider, books):
+    client.models.generate_content_stream(model=MODEL, contents="Hi")
+    assert books.all() == []
+    assert provider.requests == []
+
+
+def test_a_stream_that_the_caller_leaves_is_recorded_as_aborted(client, provider, books):
+    provider.answer("one two three four", meters={"input": 10, "output": 8})
+    for _ in client.models.generate_content_stream(model=MODEL, contents="Hi"):
+        break
+    entry = books.one()
+    assert entry.status == "aborted"
+    assert "estimated" in entry.flags
+    assert entry.usage["input"] == 10
+
+
+def test_an_async_stream_that_the_caller_leaves_is_recorded_as_aborted(client, provider, books):
+    provider.answer("one two three four", meters={"input": 10, "output": 8})
+
+    async def leave():
+        async for _ in await client.aio.models.generate_content_stream(model=MODEL, contents="Hi"):
+            break
+
+    asyncio.run(leave())
+    entry = books.one()
+    assert entry.status == "aborted"
+    assert entry.usage["input"] == 10
+
+
+def test_an_async_stream_that_is_dropped_unread_is_not_lost(client, provider, books):
+    async def drop():
+        stream = await client.aio.models.generate_content_stream(model=MODEL, contents="Hi")
+        async for _ in stream:
+            break
+        del stream
+        gc.collect()
+
+    asyncio.run(drop())
+    assert books.one().status == "aborted"
+
+
+def test_chunks_that_leave_fields_out_keep_what_earlier_ones_said(client, provider, books):
+    said = {"role": "model", "parts": [{"text": "Hi"}]}
+    chunks = [
+        {"candidates": [{"content": said}], "usageMetadata": {"cachedContentTokenCount": 40}, "modelVersion": MODEL},
+        {"candidates": [{"content": said}], "usageMetadata": {"promptTokenCount": 100, "candidatesTokenCount": 1}},
+        {
+            "candidates": [{"content": said, "finishReason": "STOP"}],
+            "usageMetadata": {"candidatesTokenCount": 7, "thoughtsTokenCount": 3, "totalTokenCount": 110},
+        },
+    ]
+    provider.answer(events=chunks)
+    for _ in client.models.generate_content_stream(model=MODEL, contents="Hi"):
+        pass
+    assert dict(books.one().usage.quantities) == {"input": 60, "cache_read": 40, "output": 10}
+
+
+def test_async_calls_are_recorded(client, provider, books):
+    async def work():
+        await asyncio.gather(*(client.aio.models.generate_content(model=MODEL, contents="Hi") for _ in range(5)))
+        async for _ in await client.aio.models.generate_content_stream(model=MODEL, contents="Hi"):
+            pass
+
+    asyncio.run(work())
+    assert len(books.all()) == 6
+    assert recorded(books) == billed(provider)
+
+
+def test_threads_share_a_client(client, provider, books):
+    def work():
+        for _ in range(5):
+            client.models.generate_content(model=MODEL, contents="Hi")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(books.all()) == 20
+    assert recorded(books) == billed(provider)
+
+
+def test_chats_record_every_turn(client, provider, books):
+    chat = client.chats.create(model=MODEL)
+    chat.send_message("one")
+    for _ in chat.send_message_stream("two"):
+        pass
+    assert recorded(books) == billed(provider)
+    assert len(books.all()) == 2
+
+
+def test_each_request_of_automatic_function_calling_is_recorded_once(client, provider, books):
+    def weather(city: str) -> str:
+        """Weather of a city."""
+        return f"sunny in {city}"
+
+    provider.answer(tool_calls=[("weather", {"city": "Rome"})], meters={"input": 20, "output": 5})
+    provider.answer("It is sunny.", meters={"input": 40, "output": 6})
+    config = types.GenerateContentConfig(tools=[weather])
+    assert client.models.generate_content(model=MODEL, contents="Rome?", config=config).text == "It is sunny."
+    assert recorded(books) == billed(provider)
+    assert [entry.usage["input"] for entry in books.all()] == [20, 40]
+
+
+def test_a_blocked_prompt_is_billed_its_prompt(client, provider, books):
+    provider.answer(
+        body={
+            "promptFeedback": {"blockReason": "SAFETY"},
+            "usageMetadata": {"promptTokenCount": 12, "totalTokenCount": 12},
+            "modelVersion": MODEL,
+        }
+    )
+    client.models.generate_content(model=MODEL, contents="Hi")
+    entry = books.one()
+    assert (dict(entry.usage.quantities), entry.flags) == ({"input": 12}, ())
+
+
+def test_an_answer_without_usage_is_estimated(client, provider, books):
+    provider.answer("Hello there", omit_usage=True)
+    client.models.generate_content(model=MODEL, contents="Hi")
+    entry = books.one()
+    assert "estimated" in entry.flags
+    assert entry.usage["output"] > 0
+
+
+def test_counting_tokens_is_free(client, provider, books):
+    assert client.models.count_tokens(model=MODEL, contents="Hello").total_tokens > 0
+    assert books.all() == []
+
+
+def test_embeddings_are_recorded(client, provider, books):
+    client.models.embed_content(model="gemini-embedding-001", contents=["one", "two"])
+    assert recorded(books) == billed(provider)
+    assert all(entry.endpoint == "models.embed_content" for entry in books.all())
+
+
+def test_extra_body_counts_as_sent(client, provider, books):
+    extra = types.HttpOptions(extra_body={"generationConfig": {"maxOutputTokens": 2}})
+    client.models.generate_content(model=MODEL, contents="a long story", config={"http_options": extra})
+    assert provider.requests[0].json["generationConfig"]["maxOutputTokens"] == 2
+    assert recorded(books) == billed(provider)
+
+
+# -- tiers and regions
+
+
+@pytest.mark.parametrize(("tier", "list_cost"), [("flex", "0.00014"), ("standard", "0.00028")])
+def test_the_tier_that_served_decides_the_price(client, provider, books, tier, list_cost):
+    # 100 x $0.30 + 100 x $2.50 a million tokens; flex is half of it
+    provider.answer("Hi", meters={"input": 100, "output": 100}, service_tier=tier)
+    client.models.generate_content(model=MODEL, contents="Hi", config={"service_tier": "priority"})
+    assert str(books.one().list_cost.normalize()) == list_cost
+
+
+def test_the_tier_may_stand_in_a_header_alone(client, provider, books):
+    provider.answer("Hi", meters={"input": 100, "output": 100}, headers={"x-gemini-service-tier": "flex"})
+    client.models.generate_content(model=MODEL, contents="Hi")
+    assert books.one().service_tier == "flex"
+
+
+def test_vertex_is_the_same_and_says_its_traffic(vertex, provider, books):
+    vertex.models.generate_content(model=MODEL, contents="Hi")
+    for _ in vertex.models.generate_content_stream(model=MODEL, contents="Hi"):
+        pass
+    assert recorded(books) == billed(provider)
+    assert {entry.service_tier for entry in books.all()} == {"default"}
+    assert json.loads(books.all()[0].raw_usage)["trafficType"] == "ON_DEMAND"
+
+
+def test_provisioned_throughput_is_not_billed_by_the_token(vertex, provider, books):
+    provider.answer(
+        "Hi", usage={"promptTokenCount": 9, "candidatesTokenCount": 9, "trafficType": "PROVISIONED_THROUGHPUT"}
+    )
+    vertex.models.generate_content(model=MODEL, contents="Hi")
+    entry = books.one()
+    assert (entry.service_tier, entry.list_cost, entry.cost_source) == ("provisioned", 0, "computed")
+
+
+# -- searches
+
+
+def test_a_search_is_billed_by_the_prompt_up_to_gemini_2(client, provider, books):
+    provider.answer("Hi", meters={"input": 10, "output": 10, "grounded_prompts": 3})
+    client.models.generate_content(model=MODEL, contents="Hi")
+    assert books.one().usage["grounded_prompts"] == 1
+
+
+def test_each_query_is_billed_from_gemini_3_on(client, provider, books):
+    provider.answer("Hi", meters={"input": 10, "output": 10, "web_searches": 3})
+    client.models.generate_content(model="gemini-3.5-flash", contents="Hi")
+    entry = books.one()
+    assert entry.usage["web_searches"] == 3
+    # 10 x $1.50/M + 10 x $9/M + 3 x $14/1,000
+    assert str(entry.list_cost.normalize()) == "0.042105"
+
+
+# -- errors and retries
+
+
+def test_errors_are_the_sdks_own_and_free(client, provider, books):
+    provider.fail(429)
+    with pytest.raises(errors.ClientError) as raised:
+        client.models.generate_content(model=MODEL, contents="Hi")
+    assert raised.value.code == 429
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.list_cost) == ("error", "ClientError", None)
+
+
+def test_an_error_inside_a_stream_is_recorded(client, provider, books):
+    begun = {"candidates": [{"content": {"parts": [{"text": "Hi"}]}}], "usageMetadata": {"promptTokenCount": 9}}
+    provider.answer(events=[begun, {"error": {"code": 503, "message": "gone", "status": "UNAVAILABLE"}}])
+    with pytest.raises(errors.ServerError):
+        list(client.models.generate_content_stream(model=MODEL, contents="Hi"))
+    entry = books.one()
+    assert (entry.status, entry.error_type) == ("error", "ServerError")
+    assert entry.usage["input"] == 9
+
+
+def test_retries_are_one_call(provider, meter, books):
+    again = types.HttpRetryOptions(attempts=3, initial_delay=0.001, max_delay=0.001)
+    client = wrap(made(provider, retry_options=again), meter=meter)
+    provider.fail(503, times=2)
+    client.models.generate_content(model=MODEL, contents="Hi")
+    assert len(provider.requests) == 3
+    assert recorded(books) == billed(provider)
+    assert len(books.all()) == 1
+
+
+# -- budgets
+
+
+def capped(provider, priced, **options):
+    budget = Budget(limit_usd="0.01", **options)
+    meter = tokenmeter.make_meter(store="memory:", budgets=[budget], config={})
+    return wrap(made(provider), meter=meter), meter
+
+
+def test_a_spent_budget_stops_a_call_before_it_is_sent(provider, priced):
+    client, meter = capped(provider, priced)
+    provider.answer("Hi", meters={"input": 100, "output": 4_000})  # $0.01003
+    config = {"max_output_tokens": 3_000}
+    client.models.generate_content(model=MODEL, contents="Hi", config=config)
+    with pytest.raises(BudgetExceededError):
+        client.models.generate_content(model=MODEL, contents="Hi", config=config)
+    with pytest.raises(BudgetExceededError):
+        list(client.models.generate_content_stream(model=MODEL, contents="Hi", config=config))
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(client.aio.models.generate_content(model=MODEL, contents="Hi", config=config))
+    assert len(provider.requests) == 1
+    meter.close()
+
+
+def test_a_cap_is_put_into_the_request_where_a_budget_wants_it(provider, priced):
+    client, meter = capped(provider, priced, inject_max_tokens=True)
+    config = types.GenerateContentConfig(temperature=0.5)
+    client.models.generate_content(model=MODEL, contents="Hi", config=config)
+    sent = provider.requests[0].json["generationConfig"]
+    assert sent["temperature"] == 0.5
+    assert 0 < sent["maxOutputTokens"] <= 4_000  # $0.01 at $2.50 a million
+    assert config.max_output_tokens is None
+    meter.close()
+
+
+# -- pictures and videos
+
+
+def test_pictures_that_were_delivered_are_billed(vertex, provider, books):
+    provider.answer(meters={"images": 1})
+    config = types.GenerateImagesConfig(number_of_images=2)
+    with warnings.catch_warnings(action="ignore"):  # the SDK's own
+        vertex.models.generate_images(model="imagen-4.0-generate-001", prompt="a cat", config=config)
+    entry = books.one()
+    assert (dict(entry.usage.quantities), entry.operation) == ({"images": 1}, "image_generation")
+    assert str(entry.list_cost.normalize()) == "0.04"
+
+
+def test_a_video_is_billed_once_when_it_is_done(vertex, provider, books):
+    config = types.GenerateVideosConfig(duration_seconds=6, number_of_videos=2)
+    with tokenmeter.attribute(team="film"):
+        operation = vertex.models.generate_videos(model="veo-3.1-generate-preview", source=A_CAT, config=config)
+    assert books.all() == []
+    while not operation.done:
+        operation = vertex.operations.get(operation)
+    vertex.operations.get(operation)
+    entry = books.one()
+    assert (dict(entry.usage.quantities), entry.attribution.team) == ({"seconds_video": 12}, "film")
+    assert str(entry.list_cost.normalize()) == "4.8"  # 12 x $0.40
+
+
+# -- batches, files, caches
+
+
+def test_an_inline_batch_is_recorded_answer_by_answer_at_half_price(client, provider, books):
+    requests = [{"contents": [{"parts": [{"text": said}], "role": "user"}]} for said in ("one", "two two two")]
+    provider.answer("Hi", meters={"input": 100, "output": 100}, path="*generateContent")
+    job = client.batches.create(model=MODEL, src=requests)
+    client.batches.get(name=job.name)
+    assert books.all() == []
+    client.batches.get(name=job.name)
+    client.batches.get(name=job.name)
+    assert recorded(books) == billed(provider)
+    # (100 x $0.30 + 100 x $2.50) / 2 a million tokens
+    assert "0.00014" in {str(entry.list_cost.normalize()) for entry in books.all()}
+
+
+def test_a_batch_in_a_file_is_recorded_when_its_results_are_read(client, provider, books, tmp_path):
+    source = tmp_path / "requests.jsonl"
+    asked = {"contents": [{"parts": [{"text": "Hello"}], "role": "user"}]}
+    source.write_text("".join(json.dumps({"key": f"k{n}", "request": asked}) + "\n" for n in range(3)))
+    with tokenmeter.attribute(team="starters"):
+        uploaded = client.files.upload(file=str(source), config={"mime_type": "application/jsonl"})
+        job = client.batches.create(model=MODEL, src=uploaded.name)
+    while job.dest is None:
+        job = client.batches.get(name=job.name)
+    assert books.all() == []
+    first = client.files.download(file=job.dest.file_name)
+    assert client.files.download(file=job.dest.file_name) == first
+    assert recorded(books) == billed(provider)
+    assert {entry.attribution.team for entry in books.all()} == {"starters"}
+
+
+def test_a_cache_is_billed_by_the_hours_it_was_bought_for(client, provider, books):
+    provider.answer(meters={"input": 1_000_000})
+    cache = client.caches.create(model="gemini-2.5-pro", config={"contents": "a book", "ttl": "7200s"})
+    entry = books.one()
+    assert {name: int(quantity) for name, quantity in entry.usage.quantities.items()} == {"cache_storage": 2_000_000}
+    assert str(entry.list_cost.normalize()) == "9"  # 2 h x $4.50
+    client.caches.delete(name=cache.name)
+    assert len(books.all()) == 1
+
+
+# -- the client stays what it is
+
+
+def test_the_drop_in_is_the_sdks_client(provider):
+    client = made(provider, Client)
+    assert genai.Client is Client
+    assert issubclass(Client, plain_genai.Client)
+    assert Client.__name__ == "Client"
+    assert inspect.signature(Client) == inspect.signature(plain_genai.Client)
+    assert genai.types is types
+    assert type(client._api_client).__name__ == "BaseApiClient"
+
+
+def test_the_drop_in_is_metered_by_the_default_meter(provider, meter, books, monkeypatch):
+    monkeypatch.setattr("tokenmeter.default.default_meter", lambda: meter)
+    client = made(provider, Client)
+    client.models.generate_content(model=MODEL, contents="Hi")
+    assert recorded(books) == billed(provider)
+
+
+def test_wrapping_twice_meters_once(client, provider, meter, books):
+    wrap(client, meter=meter)
+    client.models.generate_content(model=MODEL, contents="Hi")
+    assert len(books.all()) == 1
+
+
+def test_what_goes_over_the_wire_is_unchanged(provider, client):
+    config = types.GenerateContentConfig(temperature=0.1, system_instruction="Be brief.")
+    for one in (made(provider), client):
+        one.models.generate_content(model=MODEL, contents="Hi", config=config)
+        list(one.models.generate_content_stream(model=MODEL, contents="Hi", config=config))
+    plain, metered = provider.requests[:2], provider.requests[2:]
+    assert [(one.method, one.target, one.body, one.headers) for one in plain] == [
+        (one.method, one.target, one.body, one.headers) for one in metered
+    ]
+
+
+def test_a_client_goes_when_nobody_holds_it(provider, meter):
+    gc.disable()
+    try:
+        client = wrap(made(provider), meter=meter)
+        client.models.generate_content(model=MODEL, contents="Hi")
+        gone = weakref.ref(client._api_client)
+        plain = made(provider)
+        plain.models.generate_content(model=MODEL, contents="Hi")
+        reference = weakref.ref(plain._api_client)
+        del client, plain
+        assert (gone() is None) == (reference() is None)
+    finally:
+        gc.enable()
+
+
+def test_a_disabled_meter_leaves_the_client_alone(client, provider, books, monkeypatch):
+    monkeypatch.setenv("TOKENMETER_DISABLED", "1")
+    client.models.generate_content(model=MODEL, contents="Hi")
+    assert len(provider.requests) == 1
+
+
+def test_what_is_no_client_is_refused():
+    with pytest.raises(ConfigurationError, match="Google SDK"):
+        wrap(types.Part(text="x"))
+
+
+# -- interactions
+
+
+def test_an_interaction_is_recorded(client, provider, books):
+    provider.answer("Hi", meters={"input": 70, "cache_read": 30, "output": 20}, reasoning_tokens=5)
+    interaction = client.interactions.create(model="gemini-3.5-flash", input="Hello")
+    assert interaction.usage.total_output_tokens == 15
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 70, "cache_read": 30, "output": 20}
+    assert (entry.endpoint, entry.response_id) == ("interactions.create", interaction.id)
+
+
+def test_a_streamed_interaction_is_recorded(client, provider, books):
+    provider.answer("one two", meters={"input": 7, "output": 2})
+    for _ in client.interactions.create(model="gemini-3.5-flash", input="Hello", stream=True):
+        pass
+    entry = books.one()
+    assert (dict(entry.usage.quantities), entry.streamed, entry.flags) == ({"input": 7, "output": 2}, True, ())
+
+
+def test_an_async_interaction_is_recorded(client, provider, books):
+    async def work():
+        await client.aio.interactions.create(model="gemini-3.5-flash", input="Hello")
+        async for _ in await client.aio.interactions.create(model="gemini-3.5-flash", input="Hello", stream=True):
+            pass
+
+    asyncio.run(work())
+    assert recorded(books) == billed(provider)
+    assert len(books.all()) == 2
+
+
+def test_a_background_interaction_is_recorded_once_when_it_is_read(client, provider, books):
+    begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+    assert books.all() == []
+    client.interactions.get(begun.id)
+    client.interactions.get(begun.id)
+    assert recorded(books) == billed(provider)
+
+
+def test_a_budget_stops_an_interaction(provider, priced):
+    client, meter = capped(provider, priced)
+    with pytest.raises(BudgetExceededError):
+        client.interactions.create(
+            model="gemini-3.5-flash", input="Hello", generation_config={"max_output_tokens": 5_000}
+        )
+    assert provider.requests == []
+    meter.close()
