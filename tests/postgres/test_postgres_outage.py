@@ -327,7 +327,7 @@ class TestProcesses:
         child = os.fork()
         if child == 0:
             store = open_store(postgres_url)
-            store._sender.wake = lambda: None
+            store.journal.wake = lambda: None
             store.settle(entry)
             os.kill(os.getpid(), signal.SIGKILL)  # between tail and server
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -353,7 +353,7 @@ class TestProcesses:
 
         script = (
             "import sys; from tokenmeter.stores import open_store; store = open_store(sys.argv[1]); "
-            "store.secret(); store._sender.wake()"
+            "store.secret(); store.journal.wake()"
         )
         done = subprocess.run(
             [sys.executable, "-X", "dev", "-W", "error", "-c", script, postgres_url],

@@ -22,7 +22,13 @@ from tokenmeter.capture.settlement import (
     settle_async,
     watch,
 )
-from tokenmeter.errors import AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError
+from tokenmeter.errors import (
+    AttributionRequiredError,
+    BudgetExceededError,
+    ConfigurationError,
+    StoreBusyError,
+    StoreUnavailableError,
+)
 from tokenmeter.ledger import new_id
 from tokenmeter.stores.values import from_microseconds
 from tokenmeter.usage import Observation
@@ -110,7 +116,7 @@ class InFlight:
         self._call: Call | None = None
         self._key = None if key_on_demand else _plan_key(binding, meter, endpoint, identity, body, streamed=streamed)
         self._plan = None if self._key is None else meter.plans.find(self._key)
-        self._started_us = time.time_ns() // 1000
+        self._started_us = meter.plans.now_us()
         self.started_ns = time.perf_counter_ns()
         if self._plan is None or streamed:
             self._call = self._described()  # right here: a body may change while its answer is awaited
@@ -281,8 +287,8 @@ class InFlight:
                 first_token_us=exchange.first_token_us,
                 entry_id=entry_id,
             )
-        except StoreUnavailableError:
-            return False  # the general way tries once more
+        except (StoreUnavailableError, StoreBusyError):
+            return False  # the general way tries once more, from a thread if need be
         except Exception as error:  # noqa: BLE001 - as above
             self.meter.fault("record a call by its plan", error)
             return False

@@ -122,6 +122,11 @@ class Plans:
             return (*parts, who)
         return (*parts, who.member, who.team, who.organization, who.project, who.route)
 
+    def now_us(self) -> int:
+        """The ledger's clock, in microseconds since the epoch."""
+        journal = self._journal
+        return time.time_ns() // 1000 + (0 if journal is None else journal.skew_us)
+
     def find(self, key: tuple[Any, ...]) -> Plan | None:
         """The plan of calls with this key; None while there is none, or where budgets are to be asked."""
         plan = self._plans.get(key)
@@ -132,7 +137,7 @@ class Plans:
             journal is None
             or plan.generation != journal.generation
             or plan.prices is not self._pricer.price_list
-            or time.time_ns() // 1000 >= plan.until_us
+            or self.now_us() >= plan.until_us
         ):
             self._plans.pop(key, None)
             return None
@@ -158,6 +163,7 @@ class Plans:
 
         Raises:
             StoreUnavailableError: it cannot be written.
+            StoreBusyError: a server has to be asked for a name first, and this thread runs an event loop.
         """
         journal = self._journal
         answer = plan.answers.get((seen.model, seen.service_tier))
@@ -172,7 +178,7 @@ class Plans:
         values: dict[str, Any] = {
             "id": entry_id,
             "occurred_at": started_us,
-            "recorded_at": time.time_ns() // 1000,
+            "recorded_at": self.now_us(),
             "response_id": seen.response_id,
             "request_id": request_id,
             "streamed": streamed or None,

@@ -121,9 +121,11 @@ class Shared:
 
     Attributes:
         definitions: Digests of what records share.
+        skew_us: The ledger's clock less this machine's, in microseconds.
     """
 
     new_id = staticmethod(new_id)
+    skew_us: int = 0
 
     def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
         self.definitions = Definitions(find, define)

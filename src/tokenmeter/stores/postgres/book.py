@@ -24,7 +24,7 @@ from tokenmeter.stores.record import digest_of
 from tokenmeter.stores.tail import segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
-__all__ = ["NeedsServerError", "PostgresBook", "json_text"]
+__all__ = ["PostgresBook", "json_text", "parts"]
 
 T = TypeVar("T")
 
@@ -34,10 +34,6 @@ _COPY_FROM = 200
 _COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()} | {
     "entries": ENTRY_COLUMNS[:-1]
 }
-
-
-class NeedsServerError(Exception):
-    """The server would have to be asked, and the caller must not wait."""
 
 
 class PostgresBook(FoldingBook):
@@ -66,7 +62,6 @@ class PostgresBook(FoldingBook):
         self.settled: dict[CounterKey, int] = {}
         self.told: set[tuple[CounterKey, int]] = set()
         self.late: list[ThresholdCrossing] = []
-        self._local = threading.local()
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
@@ -96,8 +91,6 @@ class PostgresBook(FoldingBook):
 
     def find_name(self, kind: str, value: str) -> str | None:
         """See `tokenmeter.stores.effects.Book`."""
-        if getattr(self._local, "inline", False):
-            raise NeedsServerError
         found = self.fetch("SELECT find_name(?, ?)", (kind, value))[0][0]
         return None if found is None else bytes(found).hex()
 
@@ -124,18 +117,6 @@ class PostgresBook(FoldingBook):
         rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
         return json.loads(rows[0][0]) if rows else None
 
-    def inline(self, work: Callable[[], T]) -> T:
-        """Run `work` without asking the server for a name.
-
-        Raises:
-            NeedsServerError: one has to be asked for.
-        """
-        self._local.inline = True
-        try:
-            return work()
-        finally:
-            self._local.inline = False
-
     # -- the server
 
     def read(self, work: Callable[[ServerRows], T]) -> T:
@@ -158,6 +139,23 @@ class PostgresBook(FoldingBook):
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Rows of one statement."""
         return self.run(lambda rows: rows.execute(statement, values).fetchall())
+
+    def cross(
+        self, entry_id: str, at: int, reached: Sequence[tuple[CounterKey, Sequence[int]]]
+    ) -> list[ThresholdCrossing]:
+        """Note the thresholds that are behind, by where counters stood at the last fold; those that are new."""
+        found = [
+            ThresholdCrossing(key, threshold, self.settled[key])
+            for key, thresholds in reached
+            for threshold in thresholds
+            if threshold <= self.settled.get(key, 0) and (key, threshold) not in self.told
+        ]
+        if not found:
+            return []
+        rows = [[*parts(one.key), str(one.threshold), at, entry_id] for one in found]
+        new = self.fetch("SELECT cross_thresholds(?)", (json_text(rows),))
+        self.told.update((one.key, one.threshold) for one in found)
+        return [found[place] for (place,) in new]
 
     # -- the fold
 
@@ -343,7 +341,7 @@ class _Folding(Folding):
             "places": [item for item in self.places.items() if self._folded.get(item[0]) != item[1]],
             "gone": [number for number in known if number not in self.places],
             "dedup": list(self._dedup.items()),
-            "posts": [[*_parts(key), end, amount] for key, (amount, end) in batch.posts.items()],
+            "posts": [[*parts(key), end, amount] for key, (amount, end) in batch.posts.items()],
             "freed": batch.freed,
             "needed": self._needed,
             "extended": list(batch.extended.items()),
@@ -384,7 +382,7 @@ class _Folding(Folding):
         if not fresh:
             return
         self.seen = [ThresholdCrossing(key, threshold, settled) for (key, threshold), (settled, *_) in fresh]
-        rows = [[*_parts(key), str(threshold), at, entry_id] for (key, threshold), (_, entry_id, at) in fresh]
+        rows = [[*parts(key), str(threshold), at, entry_id] for (key, threshold), (_, entry_id, at) in fresh]
         new = connection.execute("SELECT cross_thresholds(?)", (json_text(rows),)).fetchall()
         self.crossed = [self.seen[place] for (place,) in new]
 
@@ -395,7 +393,8 @@ def _size(path: Path, number: int) -> int:
     return 0
 
 
-def _parts(key: CounterKey) -> tuple[str, str, int]:
+def parts(key: CounterKey) -> tuple[str, str, int]:
+    """A counter's key as rows have it."""
     return key.budget, key.scope, key.window_start
 
 

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import json
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +16,14 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
     Aggregate,
-    CapReachedError,
     Counter,
     Crossing,
     EntryFilter,
@@ -35,17 +33,18 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
-from tokenmeter.stores.journal import Journal
+from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.address import Address
-from tokenmeter.stores.postgres.book import NeedsServerError, PostgresBook, json_text
+from tokenmeter.stores.postgres.book import PostgresBook, json_text
 from tokenmeter.stores.postgres.condition import describe
 from tokenmeter.stores.postgres.failures import explain
+from tokenmeter.stores.postgres.journal import ServerJournal
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.rows import ServerRows
 from tokenmeter.stores.postgres.schema import apply, check, state
-from tokenmeter.stores.postgres.spool import Sender, Spool
+from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import Reader, document_of, document_record
-from tokenmeter.stores.record import decode_hold, encode_entry, hold_record
+from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.summing import summed
 from tokenmeter.stores.tail import frames, segment_path, segments
@@ -55,10 +54,6 @@ __all__ = ["PostgresStore"]
 
 log = logging.getLogger("tokenmeter")
 _PAGE = 500
-_ASK_GENERATION_EVERY = 1.0
-#: SQLSTATE of our own: a claim does not fit.
-_CAP_REACHED = "TMCAP"
-_NETWORK = "The PostgreSQL store needs the network; call again from a thread."
 
 
 class PostgresStore:
@@ -77,8 +72,6 @@ class PostgresStore:
         SchemaVersionError: the server's schema does not fit this release.
     """
 
-    journal = None  # the server counts, not this host
-
     def __init__(self, url: str) -> None:
         self.address = Address.parse(url)
         self.url = self.address.url
@@ -90,24 +83,16 @@ class PostgresStore:
             log.warning("The PostgreSQL store is away; entries wait in the spool until it is back. %s", error)
         self._spool = Spool(self.address.spool)
         self._book = PostgresBook(self._pool, self._spool.path, self._spool.host)
-        self._journal = Journal(self._spool.path, self._book)
+        self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
         self._reader = Reader(self._book)
-        self._sender = Sender(self._send)
-        self._generation: int | None = None
-        self._generation_due = time.monotonic()
-        self._start()
+        self._budgets: int | None = None
         _STORES.add(self)
         if self._may_write and self._book.waiting() and segments(self._spool.path):
-            self._sender.wake()
-
-    def _start(self) -> None:
-        self._holds: dict[str, int] = {}
-        self._sent = -1
-        self._late_lock = threading.Lock()
+            self.journal.wake()
 
     def after_fork_in_child(self) -> None:
-        """The parent's holds are its own, its thread is not here."""
-        self._start()
+        """See `ServerJournal.after_fork_in_child`."""
+        self.journal.after_fork_in_child()
         self._book.after_fork_in_child()
 
     def _check_schema(self) -> None:
@@ -150,41 +135,24 @@ class PostgresStore:
         """The server's clock, to the second, as this host knows it from its last connection."""
         return utcnow() + timedelta(microseconds=self._pool.skew_us)
 
-    # -- the tail
-
-    def _write(self, record: bytes, effects: Mapping[str, Any]) -> None:
-        if self._book.trouble and self._book.waiting() > self.address.spool_bytes:
-            raise StoreUnavailableError(
-                f"The spool of {self.url} is full ({self.address.spool_bytes >> 20} MiB) and the server is away: the "
-                "entry was not recorded. Add spool_mb=N to the URL for more room."
-            )
-        self._journal.append(record, to_json(effects) if effects else b"")
-        self._sender.wake()
-
-    def _send(self) -> int:
+    def _send(self) -> None:
         """Fold the tail.
 
         Raises:
             StoreError: it cannot be sent now; it waits.
         """
-        self._ready_to_send()
-        made = self._journal.definitions.made
-        moved = self._book.fold()
-        self._sent = made
-        return moved
-
-    def _ready_to_send(self) -> None:
         try:
             self._ready()
         except StoreError as error:
             self._book.trouble.failed(error)
             raise
+        self._book.fold()
 
     def _fold(self) -> None:
         """Before a reader looks: what just returned is then on the server. What cannot be sent now waits."""
         if self._may_write:
             with contextlib.suppress(StoreUnavailableError, StoreBusyError):
-                self._send()
+                self.journal.send()
 
     # -- writing
 
@@ -197,191 +165,57 @@ class PostgresStore:
         only_if_held: bool = False,
         wait: bool = True,
     ) -> Settlement:
-        """Write `entry` to the tail, with what it adds to counters and the hold that it frees; the server follows.
-
-        An entry that may be there already is asked for on the server first. While that is away it counts as recorded,
-        and a repetition is found out when it arrives.
-        """
-        now = to_microseconds(self.now())
-        held = reservation_id is None or self._holds.get(reservation_id, 0) > now
-        simple = held and not only_if_held and entry.dedup_key is None
-        if not wait and not simple:
-            raise StoreBusyError(_NETWORK)
-        record = self._encode(entry, wait=wait)
-        if not (simple and self._journal.first_time(entry.entry_id)):
-            if not wait:
-                raise StoreBusyError(_NETWORK)
-            return self._settle_known(entry, record, postings, reservation_id, only_if_held=only_if_held)
-        self._write(record, _effects(entry, postings, reservation_id))
-        if reservation_id is not None:
-            self._holds.pop(reservation_id, None)
-        return Settlement(
-            recorded=True, crossings=self._crossed(postings, wait=wait), hold_found=reservation_id is not None
-        )
-
-    def _encode(self, entry: Entry, *, wait: bool = True) -> bytes:
-        work = partial(encode_entry, entry, self._journal.definitions)
-        if wait:
-            return work()
-        try:
-            return self._book.inline(work)
-        except NeedsServerError:
-            raise StoreBusyError(_NETWORK) from None
-
-    def _settle_known(
-        self, entry: Entry, record: bytes, postings: Sequence[Posting], hold_id: str | None, *, only_if_held: bool
-    ) -> Settlement:
-        """Settle an entry that may be in the ledger, or whose hold may be gone."""
-        dedup_key: str | None = from_json(record).get("dedup_key")
-        try:
-            self._send()
-            held = hold_id is not None and self._book.hold(hold_id) is not None
-            repeated = self._book.has_entry(entry.entry_id, dedup_key)
-            if repeated or (only_if_held and not held):
-                if held and hold_id is not None:
-                    self._release(hold_id)
-                return Settlement(recorded=False, crossings=self._take_late(), hold_found=held)
-        except StoreUnavailableError:
-            if only_if_held:
-                raise
-            self._write(record, _effects(entry, postings, hold_id))
-            return Settlement(recorded=True, crossings=self._take_late())
-        needed = {"needed": hold_id} if only_if_held else {}
-        self._write(record, _effects(entry, postings, hold_id if held else None) | needed)
-        if hold_id is not None:
-            self._holds.pop(hold_id, None)
-        recorded = True
-        with contextlib.suppress(StoreUnavailableError):  # it is written, and arrives
-            self._send()
-            recorded = self._book.has_entry(entry.entry_id, None)
-        return Settlement(recorded=recorded, crossings=self._take_late(), hold_found=held)
-
-    def _crossed(self, postings: Sequence[Posting], *, wait: bool) -> tuple[ThresholdCrossing, ...]:
-        """Crossings to report. The server is asked where a threshold may be behind, by all that this process knows."""
-        due = False
-        settled, told = self._book.settled, self._book.told
-        for posting in postings:
-            if not posting.thresholds:
-                continue
-            known = settled.get(posting.key)
-            if known is None:
-                due = True
-                continue
-            settled[posting.key] = known = known + posting.amount
-            due = due or any(one <= known and (posting.key, one) not in told for one in posting.thresholds)
-        if due and wait:
-            with contextlib.suppress(StoreError):
-                self._send()
-        return self._take_late()
-
-    def _take_late(self) -> tuple[ThresholdCrossing, ...]:
-        if not self._book.late:
-            return ()
-        with self._late_lock:
-            found, self._book.late = tuple(self._book.late), []
-        return found
+        """Write `entry` to the tail, with what it adds to counters and the hold that it frees; the server follows."""
+        return self.journal.post(entry, postings, hold_id=reservation_id, only_if_held=only_if_held, wait=wait)
 
     def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Write many entries at once: all, or none when one cannot be written or the server is away."""
-        if not batch:
-            return []
-        records = [encode_entry(entry, self._journal.definitions) for entry, _ in batch]
-        keys: list[str | None] = [from_json(record).get("dedup_key") for record in records]
-        self._send()
-        known = self._book.known([entry.entry_id for entry, _ in batch], keys)
-        fresh: list[bool] = []
-        for (entry, postings), record, key in zip(batch, records, keys, strict=True):
-            new = entry.entry_id not in known and (key is None or key not in known)
-            fresh.append(new)
-            if new:
-                known |= {entry.entry_id} | ({key} if key is not None else set())
-                self._write(record, _effects(entry, postings, None))
-        self._send()
-        late = self._take_late()
-        last = max((place for place, new in enumerate(fresh) if new), default=0)
-        return [Settlement(new, late if place == last else ()) for place, new in enumerate(fresh)]
+        return self.journal.post_all(batch) if batch else []
+
+    def cross(
+        self, entry_id: str, at: datetime, reached: Sequence[tuple[Slot, Sequence[int], int]]
+    ) -> tuple[ThresholdCrossing, ...]:
+        """Which thresholds were crossed for the first time, by anyone; each is told once. Sets the slots' `alert_at`.
+
+        Args:
+            entry_id: The entry that took the counters there.
+            at: When, aware.
+            reached: Counters, each with its thresholds (ascending) and its settled amount as far as it is known here.
+        """
+        crossed: list[ThresholdCrossing] = []
+        with contextlib.suppress(StoreError):  # told by the book; the next entry looks again
+            self.journal.send()
+            crossed = self._book.cross(
+                entry_id, to_microseconds(at), [(slot.key, amounts) for slot, amounts, _ in reached]
+            )
+        for slot, thresholds, _ in reached:
+            settled = self._book.settled.get(slot.key, 0)
+            slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
+        return (*crossed, *self.journal.take_crossings())
 
     def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
-        if not wait:
-            raise StoreBusyError(_NETWORK)
-        hold_id = reservation.reservation_id
-        if hold_id in self._holds:
-            return
-        expires_at = to_microseconds(reservation.expires_at)
-        call = self._encode(reservation.call)
-        body = hold_record(hold_id, to_microseconds(reservation.created_at), expires_at, reservation.owner, call)
-        claims = sorted(reservation.claims, key=lambda claim: claim.key)
-        hold = json_text(
-            {
-                "id": hold_id,
-                "expires_at": expires_at,
-                "body": body.decode(),
-                "claims": [
-                    [
-                        claim.key.budget,
-                        claim.key.scope,
-                        claim.key.window_start,
-                        claim.window_end,
-                        claim.amount,
-                        claim.limit,
-                    ]
-                    for claim in claims
-                ],
-            }
+        slot = self.journal.slot
+        self.journal.reserve(
+            reservation.reservation_id,
+            to_microseconds(reservation.expires_at),
+            [
+                (slot(claim.key, claim.window_end), claim.limit, claim.amount)
+                for claim in sorted(reservation.claims, key=lambda claim: claim.key)
+            ],
+            self.journal.encode(reservation.call, wait=wait),
+            created_at=to_microseconds(reservation.created_at),
+            owner=reservation.owner,
+            wait=wait,
         )
-        self._ready()
-        if self._journal.definitions.made != self._sent:
-            self._send()  # whoever sweeps the hold has to be able to read it
-        try:
-            self._hold(hold, claims)
-        except CapReachedError:
-            if not self._book.waiting():
-                raise
-            self._send()  # it may free room
-            self._hold(hold, claims)
-        self._holds[hold_id] = expires_at
-
-    def _hold(self, hold: str, claims: Sequence[Claim]) -> None:
-        try:
-            self._book.fetch("SELECT reserve(?)", (hold,))
-        except StoreUnavailableError as error:
-            cause = error.__cause__
-            if not isinstance(cause, psycopg.Error) or cause.sqlstate != _CAP_REACHED:
-                raise
-            missed: dict[str, Any] = json.loads(cause.diag.message_detail or "{}")
-            raise CapReachedError(
-                claims[int(missed["missed"])], int(missed["settled"]), int(missed["reserved"])
-            ) from None
 
     def release(self, reservation_id: str, *, wait: bool = True) -> bool:
         """Free a hold without an entry."""
-        if not wait:
-            raise StoreBusyError(_NETWORK)
-        if self._holds.pop(reservation_id, None) is None:
-            self._send()
-            return self._release(reservation_id)
-        try:
-            return self._release(reservation_id)
-        except StoreUnavailableError:
-            self._write(b"", {"free": reservation_id})
-            return True
-
-    def _release(self, reservation_id: str) -> bool:
-        self._holds.pop(reservation_id, None)
-        return bool(self._fetch("SELECT release(?)", (reservation_id,))[0][0])
+        return self.journal.release(reservation_id, wait=wait)
 
     def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
         """Move a hold's expiry."""
-        if not wait:
-            raise StoreBusyError(_NETWORK)
-        until = to_microseconds(expires_at)
-        if reservation_id not in self._holds:
-            self._send()
-        done = bool(self._fetch("SELECT extend(?, ?)", (reservation_id, until))[0][0])
-        if done and reservation_id in self._holds:
-            self._holds[reservation_id] = until
-        return done
+        return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
 
     def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
         """SET the settled amounts; for the ledger's owner."""
@@ -402,7 +236,7 @@ class PostgresStore:
         Args:
             settled: Counter -> settled amount, and the end of its window.
         """
-        self._send()
+        self.journal.send()
         rows = [[key.budget, key.scope, key.window_start, end, amount] for key, (amount, end) in settled.items()]
         self._fetch("SELECT open_counters(?)", (json_text(rows),))
 
@@ -427,7 +261,7 @@ class PostgresStore:
         deadline = time.monotonic() + timeout
         while self._waiting():
             try:
-                self._send()
+                self.journal.send()
             except StoreError:
                 if time.monotonic() > deadline:
                     break
@@ -536,35 +370,20 @@ class PostgresStore:
 
     def file(self, draft: NewDocument) -> Filing:
         """File a document once: a record of the same chain as the entries, numbered without gaps in its series."""
-        self._send()
-        try:
-            return self._book.run(partial(_file, draft=draft), scope="transaction")
-        finally:
-            self._generation = None
+        self.journal.send()
+        filing = self._book.run(partial(_file, draft=draft), scope="transaction")
+        if draft.kind == "budget":
+            with contextlib.suppress(StoreError):  # asked again within a second
+                self.journal.ask_budgets()
+        return filing
 
     def generation(self) -> int:
-        """How many documents of kind ``budget`` there are, as this process last heard: asked again every second.
-
-        Only the first question waits for the server; later ones are asked by a thread, so that no call does.
-        """
-        known = self._generation
-        if known is None:
-            return self._ask_generation()
-        if time.monotonic() >= self._generation_due:
-            self._generation_due = time.monotonic() + _ASK_GENERATION_EVERY
-            threading.Thread(target=self._ask_quietly, name="tokenmeter-generation", daemon=True).start()
-        return known
-
-    def _ask_generation(self) -> int:
-        found: int = self._fetch("SELECT budget_generation()")[0][0]
-        if self._generation not in {None, found}:
+        """How many documents of kind ``budget`` there are, as this process last heard: asked again every second."""
+        found = self.journal.budgets()
+        if self._budgets not in {None, found}:
             self._reader.forget()
-        self._generation, self._generation_due = found, time.monotonic() + _ASK_GENERATION_EVERY
+        self._budgets = found
         return found
-
-    def _ask_quietly(self) -> None:
-        with contextlib.suppress(Exception):  # the server is away: what is known holds on
-            self._ask_generation()
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""
@@ -604,8 +423,7 @@ class PostgresStore:
     def close(self) -> None:
         """Send what waits, then let go of connections and files. Using the store again opens them again."""
         self._fold()
-        self._sender.close()
-        self._journal.close()
+        self.journal.close()
         self._pool.close()
 
     def finish(self) -> None:
@@ -625,19 +443,6 @@ _UNEVEN = """
     ) AS both_sides
     GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
 """
-
-
-def _effects(entry: Entry, postings: Sequence[Posting], hold_id: str | None) -> dict[str, Any]:  # noqa: ARG001
-    effects: dict[str, Any] = {}
-    if hold_id is not None:
-        effects["free"] = hold_id
-    if postings:
-        effects["post"] = [
-            [one.key.budget, one.key.scope, one.key.window_start, one.window_end, one.amount] for one in postings
-        ]
-        if any(one.thresholds for one in postings):
-            effects["alert"] = [list(one.thresholds) for one in postings]
-    return effects
 
 
 def _file(rows: ServerRows, *, draft: NewDocument) -> Filing:

@@ -1,0 +1,439 @@
+"""What calls write to on this host: the tail, from which a thread sends to the server, which counts the caps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from pydantic_core import from_json
+
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.ledger import Claim, Entry, Posting, ThresholdCrossing, is_own, new_id
+from tokenmeter.stores.base import CapReachedError, Settlement
+from tokenmeter.stores.effects import HoldGoneError, Post, SlotClaim, extend_effects, settle_effects
+from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
+from tokenmeter.stores.postgres.spool import Sender
+from tokenmeter.stores.record import encode_entry, hold_record
+from tokenmeter.stores.tail import frame
+from tokenmeter.stores.writer import Writer
+
+__all__ = ["ServerJournal"]
+
+#: SQLSTATE of our own: a claim does not fit.
+_CAP_REACHED = "TMCAP"
+_NETWORK = "The PostgreSQL server has to be asked; call again from a thread."
+_ASK_GENERATION_EVERY = 1.0
+_MOST_IDS = 20_000
+
+
+class ServerJournal(Writer):
+    """The tail of one host. Safe for threads and processes.
+
+    What only has to be written never waits for the server. What needs it raises `StoreBusyError` where ``wait`` is
+    False, or not given on a thread that runs an event loop.
+
+    Args:
+        book: The server's.
+        send: Makes sure that the server can be used, and folds.
+        most_bytes: How large the tail may grow while the server is away.
+    """
+
+    def __init__(self, book: PostgresBook, send: Callable[[], object], *, most_bytes: int) -> None:
+        self._server, self._fold, self._most = book, send, most_bytes
+        self._local = threading.local()
+        super().__init__(book.path, book)
+        self._locked(lambda _: None)
+
+    def _start(self) -> None:
+        super()._start()
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._sender = Sender(self.send)
+        self._holds: dict[str, int] = {}
+        self._written: set[str] = set()
+        self._written_since = new_id()
+        self._sent = -1
+        self._late_lock = threading.Lock()
+        self._budgets: int | None = None
+        self._budgets_due = 0.0
+
+    def after_fork_in_child(self) -> None:
+        """The parent's holds are its own, its thread is not here."""
+        self._start()
+
+    # -- the clock, and what plans go by
+
+    @property
+    def skew_us(self) -> int:  # type: ignore[override]
+        """See `tokenmeter.stores.effects.Shared`."""
+        return self._server.pool.skew_us
+
+    def _now(self) -> int:
+        return time.time_ns() // 1000 + self.skew_us
+
+    @property
+    def generation(self) -> int:
+        """Changes when a plan may be out of date. Asks nobody: a change by another host is known after a second."""
+        self._look_sometimes()
+        return super().generation + (self._budgets or 0)
+
+    def budgets(self) -> int:
+        """How many budgets and changes of budgets are filed, as this process last heard.
+
+        Only the first question waits for the server; later ones are asked by a thread, so that no call does.
+        """
+        known = self._budgets
+        if known is None:
+            return self.ask_budgets()
+        self._look_sometimes()
+        return known
+
+    def _look_sometimes(self) -> None:
+        if self._budgets is not None and time.monotonic() >= self._budgets_due:
+            self._budgets_due = time.monotonic() + _ASK_GENERATION_EVERY
+            threading.Thread(target=self._ask_quietly, name="tokenmeter-generation", daemon=True).start()
+
+    def _ask_quietly(self) -> None:
+        with contextlib.suppress(Exception):  # the server is away: what is known holds on
+            self.ask_budgets()
+
+    def ask_budgets(self) -> int:
+        """The same, from the server."""
+        found: int = self._server.fetch("SELECT budget_generation()")[0][0]
+        self._budgets, self._budgets_due = found, time.monotonic() + _ASK_GENERATION_EVERY
+        return found
+
+    def _find_name(self, kind: str, value: str) -> str | None:
+        if not self._may_wait(getattr(self._local, "wait", None)):
+            raise StoreBusyError(_NETWORK)
+        return super()._find_name(kind, value)
+
+    @staticmethod
+    def _may_wait(wait: bool | None) -> bool:
+        return asyncio._get_running_loop() is None if wait is None else wait  # noqa: SLF001 - it does not raise
+
+    def encode(self, entry: Entry, *, wait: bool = True) -> bytes:
+        """The record of an entry.
+
+        Raises:
+            StoreBusyError: ``wait=False``, and the server has to be asked for a name.
+        """
+        self._local.wait = wait
+        try:
+            return encode_entry(entry, self.definitions)
+        finally:
+            self._local.wait = None
+
+    # -- the tail
+
+    def append(self, record: bytes, effects: bytes = b"") -> None:
+        """Write a record. It is safe from everything but a power cut when this returns. Takes no lock.
+
+        Raises:
+            StoreUnavailableError: it cannot be written anywhere.
+        """
+        self._write_framed(frame(record, effects))
+
+    def _write_framed(self, framed: bytes) -> None:
+        book = self._server
+        if book.trouble and book.waiting() > self._most:
+            raise StoreUnavailableError(
+                f"The spool of {book.pool.address.url} is full ({self._most >> 20} MiB) and the server is away: the "
+                "entry was not recorded. Add spool_mb=N to the URL for more room."
+            )
+        self._write(framed)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have what waits sent."""
+        self._sender.wake()
+
+    def send(self) -> None:
+        """Send what waits, from this thread.
+
+        Raises:
+            StoreError: it cannot be sent now; it waits.
+        """
+        made = self.definitions.made
+        self._fold()
+        self._sent = made
+
+    def close(self) -> None:
+        """Let go of thread and files; using the journal again opens them again."""
+        self._sender.close()
+        super().close()
+
+    # -- after a call
+
+    def settle(self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None) -> tuple[Post, ...]:
+        """Write an entry's record, free its hold and move the counters.
+
+        Returns:
+            Slots whose settled amount, by all that this process knows, is at their `alert_at` or above.
+
+        Raises:
+            HoldGoneError: the hold may be gone.
+            StoreUnavailableError: nothing was written.
+        """
+        if hold_id is not None and self._holds.get(hold_id, 0) <= self._now():
+            raise HoldGoneError(hold_id)
+        self.append(record, settle_effects(hold_id, posts))
+        if hold_id is not None:
+            self._holds.pop(hold_id, None)
+        settled = self._server.settled
+        reached: list[Post] = []
+        for slot, amount in posts:
+            known = settled.get(slot.key)
+            if known is None:
+                reached.append((slot, 0))
+            else:
+                settled[slot.key] = known = known + amount
+                if known >= slot.alert_at:
+                    reached.append((slot, known))
+        return tuple(reached)
+
+    def post(
+        self,
+        entry: Entry,
+        postings: Sequence[Posting],
+        *,
+        hold_id: str | None = None,
+        only_if_held: bool = False,
+        wait: bool = True,
+    ) -> Settlement:
+        """`settle` for any entry: one that may be there already, or whose hold may be gone.
+
+        An entry that may be there already is asked for on the server first. While that is away it counts as recorded,
+        and a repetition is found out when it arrives.
+        """
+        held = hold_id is None or self._holds.get(hold_id, 0) > self._now()
+        simple = held and not only_if_held and entry.dedup_key is None
+        if not wait and not simple:
+            raise StoreBusyError(_NETWORK)
+        record = self.encode(entry, wait=wait)
+        if not (simple and self._first_time(entry.entry_id)):
+            if not wait:
+                raise StoreBusyError(_NETWORK)
+            return self._post_known(entry, record, postings, hold_id, only_if_held=only_if_held)
+        self.append(record, _effects(postings, hold_id))
+        if hold_id is not None:
+            self._holds.pop(hold_id, None)
+        return Settlement(recorded=True, crossings=self._crossed(postings, wait=wait), hold_found=hold_id is not None)
+
+    def _post_known(
+        self, entry: Entry, record: bytes, postings: Sequence[Posting], hold_id: str | None, *, only_if_held: bool
+    ) -> Settlement:
+        """Settle an entry that may be in the ledger, or whose hold may be gone."""
+        book = self._server
+        dedup_key: str | None = from_json(record).get("dedup_key")
+        try:
+            self.send()
+            held = hold_id is not None and book.hold(hold_id) is not None
+            repeated = book.has_entry(entry.entry_id, dedup_key)
+            if repeated or (only_if_held and not held):
+                if held and hold_id is not None:
+                    self._release_there(hold_id)
+                return Settlement(recorded=False, crossings=self.take_crossings(), hold_found=held)
+        except StoreUnavailableError:
+            if only_if_held:
+                raise
+            self.append(record, _effects(postings, hold_id))
+            return Settlement(recorded=True, crossings=self.take_crossings())
+        self.append(record, _effects(postings, hold_id if held else None, needed=hold_id if only_if_held else None))
+        if hold_id is not None:
+            self._holds.pop(hold_id, None)
+        recorded = True
+        with contextlib.suppress(StoreUnavailableError):  # it is written, and arrives
+            self.send()
+            recorded = book.has_entry(entry.entry_id, None)
+        return Settlement(recorded=recorded, crossings=self.take_crossings(), hold_found=held)
+
+    def post_all(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
+        """Write many entries at once: all, or none when one cannot be written or the server is away."""
+        encoded = [self.encode(entry) for entry, _ in batch]
+        keys: list[str | None] = [from_json(record).get("dedup_key") for record in encoded]
+        self.send()
+        asked = [entry.entry_id for entry, _ in batch if not self._is_new(entry.entry_id)]
+        known = self._server.known(asked, keys)
+        fresh: list[bool] = []
+        framed: list[bytes] = []
+        for (entry, postings), record, key in zip(batch, encoded, keys, strict=True):
+            new = entry.entry_id not in known and (key is None or key not in known)
+            fresh.append(new)
+            if new:
+                known |= {entry.entry_id} | ({key} if key is not None else set())
+                framed.append(frame(record, _effects(postings, None)))
+        if framed:
+            self._written.update(entry.entry_id for entry, _ in batch if is_own(entry.entry_id))
+            self._write_framed(b"".join(framed))
+            self.send()
+        late = self.take_crossings()
+        last = max((place for place, new in enumerate(fresh) if new), default=0)
+        return [Settlement(new, late if place == last else ()) for place, new in enumerate(fresh)]
+
+    def _crossed(self, postings: Sequence[Posting], *, wait: bool) -> tuple[ThresholdCrossing, ...]:
+        """Crossings to report. The server is asked where a threshold may be behind, by all that this process knows."""
+        due = False
+        settled, told = self._server.settled, self._server.told
+        for posting in postings:
+            if not posting.thresholds:
+                continue
+            known = settled.get(posting.key)
+            if known is None:
+                due = True
+                continue
+            settled[posting.key] = known = known + posting.amount
+            due = due or any(one <= known and (posting.key, one) not in told for one in posting.thresholds)
+        if due and wait:
+            with contextlib.suppress(StoreError):
+                self.send()
+        return self.take_crossings()
+
+    def take_crossings(self) -> tuple[ThresholdCrossing, ...]:
+        """Crossings that folds found and nobody has told yet."""
+        book = self._server
+        if not book.late:
+            return ()
+        with self._late_lock:
+            found, book.late = tuple(book.late), []
+        return found
+
+    # -- before a call
+
+    def reserve(
+        self,
+        hold_id: str,
+        expires_at: int,
+        claims: Sequence[SlotClaim],
+        call: bytes,
+        *,
+        created_at: int | None = None,
+        owner: str | None = None,
+        wait: bool | None = None,
+    ) -> None:
+        """Hold every claim or none; holding the same again changes nothing.
+
+        Args:
+            hold_id: Its identity.
+            expires_at: Microseconds since the epoch.
+            claims: In key order.
+            call: Record of the entry that the hold becomes when it expires.
+            created_at: Microseconds since the epoch; now, if not given.
+            owner: Who holds it; this process, if not given.
+            wait: See the class.
+
+        Raises:
+            CapReachedError: a claim does not fit; nothing was held.
+            StoreUnavailableError: it cannot be known whether it fits.
+            StoreBusyError: the server would have to be asked.
+        """
+        if hold_id in self._holds:
+            return
+        if not self._may_wait(wait):
+            raise StoreBusyError(_NETWORK)
+        now = self._now() if created_at is None else created_at
+        body = hold_record(hold_id, now, expires_at, owner or self._owner, call)
+        hold = {
+            "id": hold_id,
+            "expires_at": expires_at,
+            "body": body.decode(),
+            "claims": [[*parts(slot.key), slot.window_end, amount, limit] for slot, limit, amount in claims],
+        }
+        if self.definitions.made != self._sent:
+            self.send()  # whoever sweeps the hold has to be able to read it
+        try:
+            self._hold(hold, claims)
+        except CapReachedError:
+            if not self._server.waiting():
+                raise
+            self.send()  # it may free room
+            self._hold(hold, claims)
+        self._holds[hold_id] = expires_at
+
+    def _hold(self, hold: Mapping[str, Any], claims: Sequence[SlotClaim]) -> None:
+        try:
+            self._server.fetch("SELECT reserve(?)", (json_text(hold),))
+        except StoreUnavailableError as error:
+            cause = error.__cause__
+            if not isinstance(cause, psycopg.Error) or cause.sqlstate != _CAP_REACHED:
+                raise
+            missed: dict[str, Any] = json.loads(cause.diag.message_detail or "{}")
+            slot, limit, amount = claims[int(missed["missed"])]
+            claim = Claim(slot.key, limit, amount, slot.window_end)
+            raise CapReachedError(claim, int(missed["settled"]), int(missed["reserved"])) from None
+
+    def release(self, hold_id: str, *, wait: bool | None = None) -> bool:
+        """Free a hold without an entry; False when there is none."""
+        if self._holds.pop(hold_id, 0) > self._now():
+            self.append(b"", settle_effects(hold_id, ()))
+            return True
+        if not self._may_wait(wait):
+            raise StoreBusyError(_NETWORK)
+        self.send()
+        return self._release_there(hold_id)
+
+    def _release_there(self, hold_id: str) -> bool:
+        self._holds.pop(hold_id, None)
+        return bool(self._server.fetch("SELECT release(?)", (hold_id,))[0][0])
+
+    def extend(self, hold_id: str, expires_at: int, *, wait: bool | None = None) -> bool:
+        """Move a hold's expiry (microseconds since the epoch); False when there is none."""
+        if self._holds.get(hold_id, 0) > self._now():
+            self._holds[hold_id] = expires_at
+            self.append(b"", extend_effects(hold_id, expires_at))
+            return True
+        if not self._may_wait(wait):
+            raise StoreBusyError(_NETWORK)
+        self.send()
+        return bool(self._server.fetch("SELECT extend(?, ?)", (hold_id, expires_at))[0][0])
+
+    # -- identities
+
+    def _is_new(self, entry_id: str) -> bool:
+        """Whether nobody can have written this entry yet."""
+        if len(self._written) >= _MOST_IDS:
+            self._written, self._written_since = set(), new_id()
+        return is_own(entry_id) and entry_id > self._written_since and entry_id not in self._written
+
+    def _first_time(self, entry_id: str) -> bool:
+        """Whether nobody can have written this entry yet; it counts as written then."""
+        if not self._is_new(entry_id):
+            return False
+        self._written.add(entry_id)
+        return True
+
+    def recorded(self, entry_id: str) -> bool:
+        """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.
+
+        Raises:
+            StoreUnavailableError: the server cannot be asked.
+        """
+        self.send()
+        return self._server.has_entry(entry_id, None)
+
+
+def _effects(postings: Sequence[Posting], hold_id: str | None, needed: str | None = None) -> bytes:
+    """What an entry does to counters and holds.
+
+    Args:
+        postings: What it adds to counters, with the thresholds that the fold looks at.
+        hold_id: The hold that it frees.
+        needed: The hold without which it is not taken.
+    """
+    effects: dict[str, Any] = {}
+    if hold_id is not None:
+        effects["free"] = hold_id
+    if needed is not None:
+        effects["needed"] = needed
+    if postings:
+        effects["post"] = [[*parts(one.key), one.window_end, one.amount] for one in postings]
+        if any(one.thresholds for one in postings):
+            effects["alert"] = [list(one.thresholds) for one in postings]
+    return json_text(effects).encode() if effects else b""

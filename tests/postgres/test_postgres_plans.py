@@ -1,0 +1,94 @@
+"""Calls by plans: with a ledger on a server, too, a warm call without caps only writes to the tail."""
+
+import asyncio
+from datetime import timedelta
+
+import openai
+import pytest
+
+import tokenmeter
+from tokenmeter import Budget
+from tokenmeter.ledger import utcnow
+from tokenmeter.stores.postgres.store import PostgresStore
+from tokenmeter.testing import FakeProvider
+
+HELLO = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture
+def provider():
+    with FakeProvider() as running:
+        yield running
+
+
+@pytest.fixture
+def meter(postgres_url):
+    made = tokenmeter.make_meter(store=postgres_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def general(monkeypatch):
+    """Entries that went the general way."""
+    seen = []
+    settle = PostgresStore.settle
+
+    def noted(self, entry, *arguments, **named):
+        settlement = settle(self, entry, *arguments, **named)
+        seen.append(entry)
+        return settlement
+
+    monkeypatch.setattr(PostgresStore, "settle", noted)
+    return seen
+
+
+@pytest.fixture
+def call(provider, meter):
+    client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test", base_url=provider.openai_url), meter=meter)
+    yield lambda: client.chat.completions.create(**HELLO)
+    client.close()
+
+
+def test_a_warm_call_goes_by_its_plan_and_counts_the_same(call, meter, general):
+    for _ in range(5):
+        call()
+
+    assert len(general) == 1
+    entries = list(meter.store.entries())
+    assert len(entries) == 5
+    assert len({(entry.billed_cost, entry.usage.total_tokens) for entry in entries}) == 1
+    assert meter.store.verify().ok
+
+
+def test_the_servers_clock_decides_for_planned_calls_too(call, meter):
+    call()
+    call()
+    meter.store._pool.skew_us = 3_600_000_000
+    call()
+    latest = next(iter(meter.store.entries(newest_first=True)))
+    assert latest.occurred_at > utcnow() + timedelta(minutes=59)
+    assert latest.recorded_at > utcnow() + timedelta(minutes=59)
+
+
+def test_a_budget_that_is_defined_meanwhile_is_asked_from_the_next_call_on(call, meter, general):
+    for _ in range(3):
+        call()
+    meter.budgets.set(Budget(name="all", limit_requests=1))
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        call()
+    assert len(general) == 1
+
+
+def test_an_end_user_nobody_has_met_is_looked_up_off_the_event_loop(provider, meter, general):
+    async def work():
+        client = tokenmeter.wrap(openai.AsyncOpenAI(api_key="sk-test", base_url=provider.openai_url), meter=meter)
+        for number in range(4):
+            with tokenmeter.attribute(end_user=f"user-{number % 2}"):
+                await client.chat.completions.create(**HELLO)
+        await client.close()
+
+    asyncio.run(work())
+    assert [entry.attribution.end_user for entry in general] == ["user-0", "user-1"]
+    assert [entry.attribution.end_user for entry in meter.store.entries()] == ["user-0", "user-1"] * 2
+    assert meter.faults == 0
