@@ -159,7 +159,7 @@ def _fill_on_server(server, spool):
 
         def make(content):
             store.flush(10)
-            connection.execute("TRUNCATE entries, dedup, sums, rare_sums, meter_sums")
+            connection.execute("TRUNCATE entries, dedup, sums, rare_sums, meter_sums, latency_sums")
             connection.execute("UPDATE ledger SET seq = 0, hash = decode(repeat('00', 32), 'hex'), entries = 0")
             for entry in content:
                 store.settle(entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import add
@@ -16,6 +16,7 @@ from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, advance, entry_row, measured, month_of
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
+from tokenmeter.stores.sketch import unpacked
 from tokenmeter.stores.slots import DAY, Level
 from tokenmeter.stores.values import MICRO, from_microseconds
 
@@ -338,7 +339,7 @@ def _months(connection: Rows) -> list[Fault]:
     """Compare the sums of UTC months with those of their days."""
     wrong: dict[int, int] = defaultdict(int)
     for table, width in SUM_TABLES.items():
-        due: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         for row in connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1"):  # noqa: S608 - names of our own
             key = (2, month_of(row[1]), *row[2:width])
             amounts = _joined(table, row[width:])
@@ -354,8 +355,11 @@ def _months(connection: Rows) -> list[Fault]:
     return found
 
 
-def _joined(table: str, amounts: Sequence[int]) -> tuple[int, ...]:
+def _joined(table: str, amounts: Sequence[Any]) -> tuple[Any, ...]:
     """Amounts with their two parts put together: the lower part of a sum may be larger than that of an entry."""
+    if table == "latency_sums":
+        first, second = (Counter(dict(unpacked(sketch))) for sketch in (amounts[1], amounts[3]))
+        return (amounts[0], first, amounts[2], second, *amounts[4:])
     if table == "rare_sums":
         return (amounts[0] * NANO + amounts[1],)
     head, costs = amounts[:-6], amounts[-6:]

@@ -15,6 +15,7 @@ from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "EntryFilter",
     "Fault",
     "Health",
+    "Latencies",
     "Settlement",
     "Spooling",
     "Store",
@@ -310,6 +312,21 @@ class Store(Protocol):
             by: Dimensions to group by; ``sku_meter`` among them splits entries into charges (counts of requests are
                 then given to the groups an entry has a charge in).
             which: Further conditions; its since/until are ignored.
+        """
+        ...
+
+    def latencies(
+        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
+    ) -> Sequence[Latencies]:
+        """How long calls took, per time bucket and group; groups without a timed call are left out.
+
+        Args:
+            boundaries: As for `aggregate`.
+            by: Dimensions to group by, but not ``sku_meter``.
+            which: Further conditions; its since/until are ignored.
+
+        Raises:
+            ConfigurationError: an unknown dimension, or ``sku_meter`` among them.
         """
         ...
 

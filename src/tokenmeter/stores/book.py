@@ -26,18 +26,21 @@ from tokenmeter.stores.fold import (
     month_of,
     split,
 )
+from tokenmeter.stores.sketch import Latencies, packed
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
 __all__ = [
     "AMOUNTS",
     "ENTRY_COLUMNS",
+    "LATENCIES",
     "METER_AMOUNTS",
     "SUM_COLUMNS",
     "SUM_TABLES",
     "Folding",
     "FoldingBook",
     "RepeatedError",
+    "latency_row",
     "make_room",
     "sum_rows",
 ]
@@ -56,16 +59,20 @@ METER_AMOUNTS = (
     *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
 )
 
+#: Sums of microseconds and sketches; see `tokenmeter.stores.sketch`.
+LATENCIES = ("duration_us", "duration", "first_token_us", "first_token", "generation_us", "generated")
+
 
 ENTRY_COLUMNS = ("seq", "entry_id", "occurred_at", "account", "end_user", "tags", *AMOUNTS, "more", "body", "hash")
 #: Table of sums -> how many of its columns are the key.
-SUM_TABLES = {"sums": 3, "rare_sums": 4, "meter_sums": 4}
+SUM_TABLES = {"sums": 3, "rare_sums": 4, "meter_sums": 4, "latency_sums": 3}
 _KEY = ("level", "slot", "account", "sku_meter")
 #: Table of sums -> its columns.
 SUM_COLUMNS = {
     "sums": ", ".join((*_KEY[:3], "n", *AMOUNTS)),
     "rare_sums": ", ".join((*_KEY, "quantity", "nano")),
     "meter_sums": ", ".join((*_KEY, *METER_AMOUNTS)),
+    "latency_sums": ", ".join((*_KEY[:3], *LATENCIES)),
 }
 
 
@@ -436,6 +443,23 @@ def sum_rows(batch: Batch) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
             (*key, *amounts[:4], *divmod(amounts[4], NANO), *itertools.chain(*map(split, amounts[5:])))
             for key, amounts in meters.items()
         ],
+    )
+    taken: dict[tuple[int, int, int], Latencies] = {}
+    for (day, account), some in batch.latencies.items():
+        for key in ((1, day, account), (2, month_of(day), account)):
+            taken[key] = taken[key] + some if key in taken else some
+    yield "latency_sums", [(*key, *latency_row(some)) for key, some in taken.items()]
+
+
+def latency_row(some: Latencies) -> tuple[Any, ...]:
+    """`LATENCIES` as a table keeps them."""
+    return (
+        some.duration.total_us,
+        packed(some.duration.counts),
+        some.first_token.total_us,
+        packed(some.first_token.counts),
+        some.generation_us,
+        some.generated,
     )
 
 

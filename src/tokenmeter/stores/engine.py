@@ -29,6 +29,7 @@ class Engine:
         identity: The column of an entry's identity.
         cells: Makes a mapping of accounts to numbers known to SQL; the expression that gives the number of a row's
             ``account``, NULL where there is none.
+        member: The whole number that an entry's record says under a name, which is to be put in.
         triggers: Names of the triggers that are in force.
         keeps_secret: Whether the ledger's secret is the one that it was made with.
     """
@@ -37,6 +38,7 @@ class Engine:
     join: str
     identity: Callable[[str], bytes | str]
     cells: Callable[[Any, Mapping[int, int]], str]
+    member: str
     triggers: str
     keeps_secret: Callable[[Any], bool]
 

@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
 from tokenmeter.stores.record import costs_of
+from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.values import MICRO, compact_json, from_microseconds
 
 __all__ = [
@@ -99,6 +100,7 @@ class Measured(NamedTuple):
         unpriced: +1 for a call with a meter of unknown price, -1 for a correction that takes one back.
         estimated: 1 for a call whose usage or cost is estimated.
         reasoning: Reasoning tokens of a call.
+        times: Microseconds of a call until its end, and until its first token; None where it is not known.
     """
 
     lines: dict[str, list[int]]
@@ -106,6 +108,7 @@ class Measured(NamedTuple):
     unpriced: int
     estimated: int
     reasoning: int
+    times: tuple[int | None, int | None]
 
 
 def _nano(quantity: Any) -> int:
@@ -155,10 +158,13 @@ def measured(  # noqa: C901 - one pass; every branch is a rule of what reports c
         unpriced = unpriced or account.priceless
     estimated = counted and (account.estimated or "estimated" in get("flags", ()))
     mark = 0 if not unpriced else 1 if counted else -1 if account.correcting else 0
-    return Measured(lines, (first, second, third), mark, int(estimated), get("reasoning", 0) if counted else 0)
+    times = (get("latency_us"), get("first_token_us")) if counted else _UNTIMED
+    return Measured(lines, (first, second, third), mark, int(estimated), get("reasoning", 0) if counted else 0, times)
 
 
 _NOTHING: Mapping[str, Any] = {}
+_UNTIMED = (None, None)
+_OUTPUT = TYPED.index("output")
 
 
 class EntryRow(NamedTuple):
@@ -227,6 +233,7 @@ class Batch:
         sums: (hour, account) -> count of entries and the `EntryRow.amounts`, costs as whole picodollars.
         rare: (hour, account, meter) -> billionths, of meters without a column.
         meters: (day, account, meter) -> count, unpriced, estimated, reasoning, billionths, three costs.
+        latencies: (day, account) -> how long its calls took.
         posts: Counter -> what is added to its settled amount, and the end of its window.
         holds: Identity -> expiry, claims and record, of holds that are open at the end.
         freed: Holds that are not.
@@ -236,6 +243,7 @@ class Batch:
     sums: dict[tuple[int, int], list[int]] = field(default_factory=dict[tuple[int, int], list[int]])
     rare: dict[tuple[int, int, str], int] = field(default_factory=dict[tuple[int, int, str], int])
     meters: dict[tuple[int, int, str], list[int]] = field(default_factory=dict[tuple[int, int, str], list[int]])
+    latencies: dict[tuple[int, int], Latencies] = field(default_factory=dict[tuple[int, int], Latencies])
     posts: dict[CounterKey, tuple[int, int | None]] = field(default_factory=dict[CounterKey, tuple[int, int | None]])
     holds: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     freed: list[str] = field(default_factory=list[str])
@@ -260,6 +268,11 @@ class Batch:
             total[-2] += second
             total[-1] += third
         day = hour // 24
+        if found.times != _UNTIMED:
+            taken = self.latencies.get((day, number))
+            if taken is None:
+                taken = self.latencies[day, number] = Latencies()
+            taken.add(*found.times, rest[_OUTPUT])
         reasoning_at = "output" if "output" in found.lines else next(iter(found.lines))
         mark = found.unpriced
         for meter, (nano, listed, contracted, billed, priceless) in found.lines.items():

@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.engine import Engine, Rows
 from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
 from tokenmeter.stores.selection import SHARED, account_conditions, check_dimensions, conditions
+from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Term, slots, terms
 from tokenmeter.stores.values import MICRO, compact_json
 from tokenmeter.usage import Quantity
 
-__all__ = ["summed"]
+__all__ = ["summed", "timed"]
 
 _COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")
 _MARKS = ("unpriced", "estimated", "reasoning")
@@ -82,47 +84,21 @@ def summed(
     return _Summing(connection, engine, by, which.where).run(instants)
 
 
-class _Summing:
-    """One report.
-
-    Three ways lead to a group: kept sums per account; kept sums per account and meter, when meters are told apart or
-    one of them is asked for; and entries, where no sum is kept (end users, tags, ends that lie on no slot).
-    """
+class _Grouping:
+    """Which group an account's entries go to, and an entry's own values where it keeps them itself."""
 
     def __init__(
         self, connection: Rows, engine: Engine, by: Sequence[str], where: Mapping[str, frozenset[str | None]]
     ) -> None:
         self._connection, self._engine = connection, engine
         self._by, self._where = tuple(by), where
-        self._cell = ""
-        self._meters = where.get("sku_meter")
-        self._split = "sku_meter" in by
         self._fine = any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
-        self._mixed = self._meters is not None and not self._split and len(self._meters) > 1
-        self._by_meter = self._split or self._meters is not None
-        self._totals: dict[tuple[int, Group], _Total] = {}
+        self._cell = ""
         self._cells: list[_Cell] = []
         self._cell_of: dict[int, int] = {}
         self._names: dict[Any, str | None] = {}
         self._tags: dict[int, dict[str, str]] = {}
-        self._accounts: dict[int, AccountFacts] = {}
-        self._rates: dict[str, str] = {}
-
-    def run(self, instants: Sequence[int]) -> list[Aggregate]:
         self._find_cells()
-        kept: list[tuple[int, int, int]] = []
-        for bucket, (start, end) in enumerate(pairwise(instants)):
-            whole = self._fine or self._mixed
-            for term in (Term(1, None, start, end),) if whole else terms(start, end, hours=not self._by_meter):
-                if term.level is None:
-                    self._add_entries(bucket, term)
-                else:
-                    place = term.sign * (bucket + 1)
-                    kept += [(place, term.level, slot) for slot in slots(term)]
-        if kept and self._cells:
-            self._add_kept(compact_json(kept))
-        found = [total.aggregate(*place) for place, total in self._totals.items() if total.entries]
-        return sorted(found, key=lambda one: (one.bucket, tuple((value is None, value or "") for value in one.group)))
 
     def _find_cells(self) -> None:
         shared = [name if name in SHARED else "NULL" for name in self._by]
@@ -138,6 +114,71 @@ class _Summing:
             self._cell_of[account] = numbers.setdefault(cell, len(numbers))
         self._cells = list(numbers)
         self._cell = self._engine.cells(self._connection, self._cell_of)
+
+    def _group(self, spot: int, end_user: int | None, tags: int | None) -> Group:
+        values = self._cells[spot].values
+        if not self._fine:
+            return values
+        return tuple(
+            self._name(end_user) if name == "end_user" else self._tag(tags, name) if name.startswith("tag:") else value
+            for name, value in zip(self._by, values, strict=True)
+        )
+
+    def _name(self, number: int | None) -> str | None:
+        return None if number is None else self._look_up(number, "id")
+
+    def _look_up(self, key: object, column: str) -> str | None:
+        if key not in self._names:
+            row = self._connection.execute(
+                f"SELECT coalesce(value, 'erased-' || lower(hex(substr(digest, 1, 4)))) FROM names WHERE {column} = ?",  # noqa: S608 - names of our own
+                (key,),
+            ).fetchone()
+            self._names[key] = row[0] if row else None
+        return self._names[key]
+
+    def _tag(self, tags: int | None, name: str) -> str | None:
+        if tags is None:
+            return None
+        if tags not in self._tags:
+            (body,) = self._connection.execute("SELECT body FROM tagsets WHERE id = ?", (tags,)).fetchone()
+            self._tags[tags] = json.loads(body)
+        digest = self._tags[tags].get(name.removeprefix("tag:"))
+        return None if digest is None else self._look_up(bytes.fromhex(digest), "digest")
+
+
+class _Summing(_Grouping):
+    """One report.
+
+    Three ways lead to a group: kept sums per account; kept sums per account and meter, when meters are told apart or
+    one of them is asked for; and entries, where no sum is kept (end users, tags, ends that lie on no slot).
+    """
+
+    def __init__(
+        self, connection: Rows, engine: Engine, by: Sequence[str], where: Mapping[str, frozenset[str | None]]
+    ) -> None:
+        super().__init__(connection, engine, by, where)
+        self._meters = where.get("sku_meter")
+        self._split = "sku_meter" in by
+        self._mixed = self._meters is not None and not self._split and len(self._meters) > 1
+        self._by_meter = self._split or self._meters is not None
+        self._totals: dict[tuple[int, Group], _Total] = {}
+        self._accounts: dict[int, AccountFacts] = {}
+        self._rates: dict[str, str] = {}
+
+    def run(self, instants: Sequence[int]) -> list[Aggregate]:
+        kept: list[tuple[int, int, int]] = []
+        for bucket, (start, end) in enumerate(pairwise(instants)):
+            whole = self._fine or self._mixed
+            for term in (Term(1, None, start, end),) if whole else terms(start, end, hours=not self._by_meter):
+                if term.level is None:
+                    self._add_entries(bucket, term)
+                else:
+                    place = term.sign * (bucket + 1)
+                    kept += [(place, term.level, slot) for slot in slots(term)]
+        if kept and self._cells:
+            self._add_kept(compact_json(kept))
+        found = [total.aggregate(*place) for place, total in self._totals.items() if total.entries]
+        return sorted(found, key=_in_order)
 
     # -- kept sums
 
@@ -266,36 +307,6 @@ class _Summing:
                 self._add(bucket, self._cells[int(spot)], meter, [sign * value for value in sums], group)
                 first = False
 
-    def _group(self, spot: int, end_user: int | None, tags: int | None) -> Group:
-        values = self._cells[spot].values
-        if not self._fine:
-            return values
-        return tuple(
-            self._name(end_user) if name == "end_user" else self._tag(tags, name) if name.startswith("tag:") else value
-            for name, value in zip(self._by, values, strict=True)
-        )
-
-    def _name(self, number: int | None) -> str | None:
-        return None if number is None else self._look_up(number, "id")
-
-    def _look_up(self, key: object, column: str) -> str | None:
-        if key not in self._names:
-            row = self._connection.execute(
-                f"SELECT coalesce(value, 'erased-' || lower(hex(substr(digest, 1, 4)))) FROM names WHERE {column} = ?",  # noqa: S608 - names of our own
-                (key,),
-            ).fetchone()
-            self._names[key] = row[0] if row else None
-        return self._names[key]
-
-    def _tag(self, tags: int | None, name: str) -> str | None:
-        if tags is None:
-            return None
-        if tags not in self._tags:
-            (body,) = self._connection.execute("SELECT body FROM tagsets WHERE id = ?", (tags,)).fetchone()
-            self._tags[tags] = json.loads(body)
-        digest = self._tags[tags].get(name.removeprefix("tag:"))
-        return None if digest is None else self._look_up(bytes.fromhex(digest), "digest")
-
     def _facts(self, account: int) -> AccountFacts:
         if account not in self._accounts:
             row = self._connection.execute(
@@ -311,3 +322,80 @@ class _Summing:
             ).fetchone()
             self._rates[digest] = (row and row[0]) or "unknown"
         return self._rates[digest]
+
+
+class _Timing(_Grouping):
+    """How long calls took: from the sketches of days and months, and from entries where there are none."""
+
+    def run(self, instants: Sequence[int]) -> list[Latencies]:
+        self._found: dict[tuple[int, Group], Latencies] = {}
+        kept: list[tuple[int, int, int]] = []
+        for bucket, (start, end) in enumerate(pairwise(instants)):
+            for term in (Term(1, None, start, end),) if self._fine else terms(start, end, hours=False):
+                if term.level is None:
+                    self._add_entries(bucket, term)
+                else:
+                    place = term.sign * (bucket + 1)
+                    kept += [(place, term.level, slot) for slot in slots(term)]
+        if kept and self._cells:
+            self._add_kept(compact_json(kept))
+        for one in self._found.values():
+            one.drop_empty()
+        found = [one for one in self._found.values() if one.duration.counts or one.first_token.counts]
+        return sorted(found, key=_in_order)
+
+    def _at(self, bucket: int, group: Group) -> Latencies:
+        found = self._found.get((bucket, group))
+        if found is None:
+            found = self._found[bucket, group] = Latencies(bucket, group)
+        return found
+
+    def _add_kept(self, listed: str) -> None:
+        count = len(self._cells)
+        rows = self._connection.execute(
+            f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
+            f"SELECT place * ? + {self._cell} AS spot, duration_us, duration, first_token_us, first_token, "
+            f"generation_us, generated FROM slot {self._engine.join} latency_sums USING (level, slot)",
+            (listed, count),
+        )
+        for spot, duration_us, duration, first_token_us, first_token, generation_us, generated in rows:
+            if spot is None:
+                continue
+            place, number = divmod(int(spot), count)
+            sign = 1 if place > 0 else -1
+            found = self._at(abs(place) - 1, self._cells[number].values)
+            found.duration.merge(duration, duration_us, sign)
+            found.first_token.merge(first_token, first_token_us, sign)
+            found.generation_us += sign * generation_us
+            found.generated += sign * generated
+
+    def _add_entries(self, bucket: int, term: Term) -> None:
+        wanted, values = conditions(self._where, term.start, term.end)
+        fine = "end_user, tags" if self._fine else "NULL, NULL"
+        duration, first_token = map(self._engine.member.format, ("latency_us", "first_token_us"))
+        rows = self._connection.execute(
+            f"SELECT {self._cell}, {fine}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own
+            f"WHERE {' AND '.join(wanted)}",
+            values,
+        ).fetchall()
+        for spot, end_user, tags, whole, first, output in rows:
+            if spot is not None and self._cells[int(spot)].counted and (whole, first) != (None, None):
+                self._at(bucket, self._group(int(spot), end_user, tags)).add(whole, first, output, term.sign)
+
+
+def _in_order(one: Aggregate | Latencies) -> tuple[Any, ...]:
+    return one.bucket, tuple((value is None, value or "") for value in one.group)
+
+
+def timed(
+    connection: Rows, engine: Engine, instants: Sequence[int], by: Sequence[str], which: EntryFilter
+) -> list[Latencies]:
+    """How long the calls of each group took, in each bucket between `instants`.
+
+    Raises:
+        ConfigurationError: an unknown dimension, or ``sku_meter``, which a whole call does not have.
+    """
+    check_dimensions([*by, *which.where])
+    if "sku_meter" in {*by, *which.where}:
+        raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
+    return _Timing(connection, engine, by, which.where).run(instants)

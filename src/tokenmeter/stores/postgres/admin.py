@@ -39,7 +39,8 @@ _WORDS = ("hex(bytea)", "json_each(text)", "budget_generation()", "keeps_secret(
 #: What caps are counted from: a writer has to see what its budgets' windows hold already.
 _WRITER_READS = (
     *("ledger", "entries", "accounts", "contexts", "rates", "names", "tagsets", "dedup", "places", "refused"),
-    *("sums", "rare_sums", "meter_sums", "counters", "holds", "crossings", "documents", "schema_versions"),
+    *("sums", "rare_sums", "meter_sums", "latency_sums"),
+    *("counters", "holds", "crossings", "documents", "schema_versions"),
 )
 _READER_READS = _WRITER_READS
 

@@ -350,7 +350,10 @@ class _Folding(Folding):
         rows = {"entries": [row[:-1] for row in self._rows], **dict(sum_rows(batch))}
         told["staged"] = self._stage(connection, rows)
         if not told["staged"]:
-            told |= {table: [dict(zip(_COLUMNS[table], row, strict=True)) for row in rows[table]] for table in rows}
+            told |= {
+                table: [dict(zip(_COLUMNS[table], map(_told, row), strict=True)) for row in some]
+                for table, some in rows.items()
+            }
         moved = connection.execute("SELECT fold(?)", (json_text(told),)).fetchall()[0][0]
         for budget, scope, start, settled in moved:
             self.reached[CounterKey(budget, scope, start)] = int(settled)
@@ -391,6 +394,11 @@ def _size(path: Path, number: int) -> int:
     with contextlib.suppress(FileNotFoundError):
         return segment_path(path, number).stat().st_size
     return 0
+
+
+def _told(value: Any) -> Any:
+    """A column as JSON says it."""
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else value
 
 
 def parts(key: CounterKey) -> tuple[str, str, int]:

@@ -73,6 +73,7 @@ ENGINE = Engine(
     join="JOIN",
     identity=str,
     cells=_cells,
+    member="(body::json->>'{}')::bigint",
     triggers=(
         "SELECT tgname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid "
         "WHERE relnamespace = current_schema()::regnamespace AND tgenabled = 'O' AND NOT tgisinternal"

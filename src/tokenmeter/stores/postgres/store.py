@@ -29,6 +29,7 @@ from tokenmeter.stores.base import (
     EntryFilter,
     Fault,
     Health,
+    Latencies,
     Settlement,
     Verification,
 )
@@ -46,7 +47,7 @@ from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import Reader, document_of, document_record
 from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.selection import check_boundaries
-from tokenmeter.stores.summing import summed
+from tokenmeter.stores.summing import summed, timed
 from tokenmeter.stores.tail import frames, segment_path, segments
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
@@ -364,6 +365,17 @@ class PostgresStore:
         self._ready()
         return self._book.read(
             partial(summed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+        )
+
+    def latencies(
+        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
+    ) -> Sequence[Latencies]:
+        """How long calls took: from the kept sketches where they can answer, else from entries."""
+        instants = check_boundaries(boundaries)
+        self._fold()
+        self._ready()
+        return self._book.read(
+            partial(timed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
         )
 
     # -- documents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,12 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
-from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, METER_AMOUNTS, Folding, FoldingBook, RepeatedError, sum_rows
+from tokenmeter.stores.book import (
+    AMOUNTS,
+    ENTRY_COLUMNS,
+    LATENCIES,
+    METER_AMOUNTS,
+    Folding,
+    FoldingBook,
+    RepeatedError,
+    sum_rows,
+)
 from tokenmeter.stores.direct import Transaction
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.record import PERSONAL, Account, digest_of
+from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.schema import check_version, migrate
 from tokenmeter.stores.tail import owner_of, segment_path, segments
@@ -49,6 +60,11 @@ _ADD_ENTRY = _insert("entries", ENTRY_COLUMNS)
 _ADD_SUMS = _insert("sums", ("n", *AMOUNTS), key=("level", "slot", "account"))
 _ADD_RARE = _insert("rare_sums", ("quantity", "nano"), key=("level", "slot", "account", "sku_meter"))
 _ADD_METERS = _insert("meter_sums", METER_AMOUNTS, key=("level", "slot", "account", "sku_meter"))
+_ADD_LATENCIES = re.sub(  # sketches are no numbers
+    r"(duration|first_token) = \1 \+ excluded\.\1",
+    r"\1 = joined(\1, excluded.\1)",
+    _insert("latency_sums", LATENCIES, key=("level", "slot", "account")),
+)
 _FIELDS = Account._fields
 _HAS_ENTRY = (
     "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)"
@@ -68,7 +84,7 @@ _DEFINE_NAME = (
 )
 
 
-_ADD = {"sums": _ADD_SUMS, "rare_sums": _ADD_RARE, "meter_sums": _ADD_METERS}
+_ADD = {"sums": _ADD_SUMS, "rare_sums": _ADD_RARE, "meter_sums": _ADD_METERS, "latency_sums": _ADD_LATENCIES}
 
 
 def _cells(connection: Connection, numbers: Mapping[int, int]) -> str:
@@ -89,6 +105,7 @@ _ENGINE = Engine(
     join="CROSS JOIN",
     identity=identity_column,
     cells=_cells,
+    member="json_extract(body, '$.{}')",
     triggers="SELECT name FROM sqlite_master WHERE type = 'trigger'",
     keeps_secret=_keeps_secret,
 )
@@ -376,6 +393,7 @@ class _Folding(Folding):
             connection.execute(
                 "UPDATE ledger SET seq = ?, hash = ?, entries = entries + ?", (self._seq, self._hash, len(self._rows))
             )
+            connection.create_function("joined", 2, joined, deterministic=True)
             for table, rows in sum_rows(self._batch):
                 many(_ADD[table], rows)
         self._write_counters(connection)

@@ -29,6 +29,7 @@ from tokenmeter.stores.base import (
     Crossing,
     EntryFilter,
     Health,
+    Latencies,
     Settlement,
     Verification,
 )
@@ -44,7 +45,7 @@ from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.sqlite.book import SQLiteBook
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
-from tokenmeter.stores.summing import summed
+from tokenmeter.stores.summing import summed, timed
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
@@ -334,6 +335,16 @@ class SQLiteStore:
         self._fold()
         return self._book.read(
             partial(summed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+        )
+
+    def latencies(
+        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
+    ) -> Sequence[Latencies]:
+        """How long calls took: from the kept sketches where they can answer, else from entries."""
+        instants = check_boundaries(boundaries)
+        self._fold()
+        return self._book.read(
+            partial(timed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
         )
 
     # -- documents

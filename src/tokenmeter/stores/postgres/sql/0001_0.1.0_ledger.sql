@@ -250,6 +250,21 @@ CREATE TABLE meter_sums (
     PRIMARY KEY (level, slot, account, sku_meter)
 ) WITH (fillfactor = 70);
 
+-- How long calls took, days and months only: sums of microseconds, and sketches (see `tokenmeter.stores.sketch`):
+-- pairs of 2 + 4 bytes, bucket + 1 and how many calls. `generated` counts the output tokens of `generation_us`.
+CREATE TABLE latency_sums (
+    level integer,
+    slot bigint,
+    account integer,
+    duration_us bigint NOT NULL,
+    duration bytea NOT NULL,
+    first_token_us bigint NOT NULL,
+    first_token bytea NOT NULL,
+    generation_us bigint NOT NULL,
+    generated bigint NOT NULL,
+    PRIMARY KEY (level, slot, account)
+) WITH (fillfactor = 70);
+
 -- Words of SQLite that the shared queries use.
 CREATE FUNCTION hex(bytea) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT encode($1, 'hex') $$;
 CREATE FUNCTION json_each(body text, OUT key text, OUT value text) RETURNS SETOF record

@@ -110,7 +110,7 @@ DECLARE
     name text;
 BEGIN
     IF to_regclass('pg_temp.staged_entries') IS NULL AND has_database_privilege(current_database(), 'TEMP') THEN
-        FOREACH name IN ARRAY ARRAY['entries', 'sums', 'rare_sums', 'meter_sums'] LOOP
+        FOREACH name IN ARRAY ARRAY['entries', 'sums', 'rare_sums', 'meter_sums', 'latency_sums'] LOOP
             EXECUTE format('CREATE TEMP TABLE staged_%1$s ON COMMIT DELETE ROWS AS TABLE %1$s WITH NO DATA', name);
             EXECUTE format('GRANT INSERT ON pg_temp.staged_%s TO PUBLIC', name);
         END LOOP;
@@ -118,9 +118,10 @@ BEGIN
     RETURN is_staged();
 END $$;
 CREATE FUNCTION is_staged() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
-    SELECT count(*) = 4 FROM pg_class
+    SELECT count(*) = 5 FROM pg_class
     WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r' AND relowner = current_user::regrole
-        AND relname IN ('staged_entries', 'staged_sums', 'staged_rare_sums', 'staged_meter_sums')
+        AND relname IN
+            ('staged_entries', 'staged_sums', 'staged_rare_sums', 'staged_meter_sums', 'staged_latency_sums')
 $$;
 CREATE FUNCTION batch_entries(batch json, staged boolean) RETURNS SETOF entries LANGUAGE plpgsql AS $$
 BEGIN
@@ -154,13 +155,31 @@ BEGIN
         RETURN QUERY SELECT * FROM json_populate_recordset(NULL::meter_sums, batch->'meter_sums');
     END IF;
 END $$;
+CREATE FUNCTION batch_latency_sums(batch json, staged boolean) RETURNS SETOF latency_sums LANGUAGE plpgsql AS $$
+BEGIN
+    IF staged THEN
+        RETURN QUERY SELECT * FROM pg_temp.staged_latency_sums;
+    ELSE
+        RETURN QUERY SELECT * FROM json_populate_recordset(NULL::latency_sums, batch->'latency_sums');
+    END IF;
+END $$;
+
+-- The counts of two sketches together.
+CREATE FUNCTION joined(a bytea, b bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT coalesce(string_agg(substr(int4send(bucket), 3) || int4send(n::integer), ''::bytea ORDER BY bucket), '')
+    FROM (
+        SELECT get_byte(c, i) * 256 + get_byte(c, i + 1) AS bucket, sum(get_byte(c, i + 2)::bigint * 16777216
+            + get_byte(c, i + 3) * 65536 + get_byte(c, i + 4) * 256 + get_byte(c, i + 5)) AS n
+        FROM (VALUES (a), (b)) AS v (c), generate_series(0, length(c) - 6, 6) AS i GROUP BY 1
+    ) AS counts
+$$;
 
 -- Take a batch of records of one host's tail into the ledger: entries behind the last record, sums, counters, holds, and
 -- the place that is reached.
 -- Argument: {"host": hex, "seq": of the ledger, "known": [[segment, folded]], "places": [[segment, folded]],
 --   "gone": [segment], "staged": whether the rows are in the session's tables, else "entries": [{column: value}],
---   "sums": [{}], "rare_sums": [{}] and "meter_sums": [{}]; "dedup": [[key, seq]], "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold],
---   "extended": [[hold, until]], "refused": [[segment, place, reason, record hex, effects hex]]}
+--   "sums": [{}], "rare_sums": [{}], "meter_sums": [{}] and "latency_sums": [{}]; "dedup": [[key, seq]],
+--   "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold], "extended": [[hold, until]], "refused": [[segment, place, reason, record hex, effects hex]]}
 -- Result: [[budget, scope, start, settled]] of the counters that were posted to.
 CREATE FUNCTION fold(batch json) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
@@ -256,6 +275,14 @@ BEGIN
         list_pico = s.list_pico + excluded.list_pico, contracted_micro = s.contracted_micro + excluded.contracted_micro,
         contracted_pico = s.contracted_pico + excluded.contracted_pico,
         billed_micro = s.billed_micro + excluded.billed_micro, billed_pico = s.billed_pico + excluded.billed_pico;
+
+    INSERT INTO latency_sums AS s SELECT r.* FROM batch_latency_sums(batch, staged) AS r
+    ORDER BY level, slot, account
+    ON CONFLICT (level, slot, account) DO UPDATE SET
+        duration_us = s.duration_us + excluded.duration_us, duration = joined(s.duration, excluded.duration),
+        first_token_us = s.first_token_us + excluded.first_token_us,
+        first_token = joined(s.first_token, excluded.first_token),
+        generation_us = s.generation_us + excluded.generation_us, generated = s.generated + excluded.generated;
 
     INSERT INTO refused
     SELECT of_host, (r->>0)::bigint, (r->>1)::bigint, r->>2, decode(r->>3, 'hex'), decode(r->>4, 'hex')

@@ -240,3 +240,17 @@ CREATE TABLE meter_sums (
     billed_pico INTEGER NOT NULL,
     PRIMARY KEY (level, slot, account, sku_meter)
 ) WITHOUT ROWID;
+-- How long calls took, days and months only: sums of microseconds, and sketches (see `tokenmeter.stores.sketch`):
+-- pairs of 2 + 4 bytes, bucket + 1 and how many calls. `generated` counts the output tokens of `generation_us`.
+CREATE TABLE latency_sums (
+    level INTEGER NOT NULL,
+    slot INTEGER NOT NULL,
+    account INTEGER NOT NULL,
+    duration_us INTEGER NOT NULL,
+    duration BLOB NOT NULL,
+    first_token_us INTEGER NOT NULL,
+    first_token BLOB NOT NULL,
+    generation_us INTEGER NOT NULL,
+    generated INTEGER NOT NULL,
+    PRIMARY KEY (level, slot, account)
+) WITHOUT ROWID;
