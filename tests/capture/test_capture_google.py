@@ -13,6 +13,7 @@ import weakref
 import pytest
 from google import genai as plain_genai
 from google.genai import errors, types
+from google.genai import live as live_module
 
 import tokenmeter
 from tokenmeter import Budget, BudgetExceededError
@@ -524,4 +525,91 @@ def test_a_budget_stops_an_interaction(provider, priced):
             model="gemini-3.5-flash", input="Hello", generation_config={"max_output_tokens": 5_000}
         )
     assert provider.requests == []
+    meter.close()
+
+
+# -- Live sessions
+
+
+@pytest.fixture
+def unencrypted(monkeypatch):
+    """The SDK insists on TLS, which the fake provider does not speak."""
+    connect = live_module.ws_connect
+
+    def without_tls(uri, **options):
+        options.pop("ssl", None)
+        return connect(uri.replace("wss://", "ws://"), **options)
+
+    monkeypatch.setattr(live_module, "ws_connect", without_tls)
+
+
+@pytest.fixture
+def live(meter, unencrypted):
+    with FakeProvider(realtime=True) as provider:
+        yield provider, wrap(made(provider, api_version="v1beta"), meter=meter)
+
+
+async def a_turn(session, said):
+    await session.send_client_content(turns=types.Content(role="user", parts=[types.Part(text=said)]))
+    return [message async for message in session.receive()]
+
+
+def test_every_turn_of_a_live_session_is_a_bill(live, books):
+    provider, client = live
+    provider.answer("Hi", meters={"input": 143, "output_audio": 19})
+    provider.answer("Yes", meters={"input": 181, "output": 30, "output_audio": 24}, reasoning_tokens=30)
+
+    async def talk():
+        async with client.aio.live.connect(model="gemini-3.8-live") as session:
+            await a_turn(session, "Hello")
+            assert len(books.all()) == 1
+            await a_turn(session, "Really?")
+
+    asyncio.run(talk())
+    assert recorded(books) == billed(provider)
+    assert {(entry.endpoint, entry.request_model, entry.status) for entry in books.all()} == {
+        ("live.connect", "gemini-3.8-live", "ok")
+    }
+
+
+def test_a_live_session_without_a_turn_is_free(live, books):
+    _, client = live
+
+    async def look_in():
+        async with client.aio.live.connect(model="gemini-3.8-live"):
+            pass
+
+    asyncio.run(look_in())
+    assert books.all() == []
+
+
+def test_a_turn_that_the_caller_leaves_is_recorded(live, books):
+    provider, client = live
+
+    async def leave():
+        async with client.aio.live.connect(model="gemini-3.8-live") as session:
+            await session.send_client_content(turns=types.Content(role="user", parts=[types.Part(text="Hello")]))
+            async for _ in session.receive():
+                break
+
+    asyncio.run(leave())
+    assert len(provider.billed) == 1
+    assert books.one().endpoint == "live.connect"
+    assert "usage_unknown" in books.one().flags
+
+
+@pytest.mark.usefixtures("unencrypted")
+def test_a_spent_budget_stops_the_next_turn():
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_requests=1)], config={})
+    with FakeProvider(realtime=True) as provider:
+        client = wrap(made(provider, api_version="v1beta"), meter=meter)
+
+        async def talk():
+            async with client.aio.live.connect(model="gemini-3.8-live") as session:
+                await a_turn(session, "Hello")
+                await a_turn(session, "Again")
+
+        with pytest.raises(BudgetExceededError):
+            asyncio.run(talk())
+        assert len(provider.billed) == 1
     meter.close()

@@ -13,7 +13,7 @@ from tokenmeter.providers.registry import dialect
 
 BODIES = sorted(Path(__file__).parent.parent.joinpath("providers", "bodies").glob("*.json"))
 PROVIDERS = ("openai", "azure", "anthropic", "openrouter", "groq", "mistral", "x-ai", "google", "perplexity")
-READERS = [(room, endpoint) for room in ("openai", "anthropic") for endpoint in dialect(room).plain]
+READERS = [(room, endpoint) for room in ("openai", "anthropic", "google") for endpoint in dialect(room).plain]
 FACTS = RequestFacts(model="asked-for", input_bytes=40)
 
 
@@ -109,6 +109,24 @@ PLAIN = {
             "speed": None,
         },
     },
+    "models.generate_content": {
+        "candidates": [
+            {"index": 0, "content": {"role": "model", "parts": [{"text": "Done."}]}, "finishReason": "STOP"}
+        ],
+        "modelVersion": "gemini-2.5-flash",
+        "responseId": "resp-1",
+        "usageMetadata": {
+            "promptTokenCount": 90,
+            "cachedContentTokenCount": 64,
+            "candidatesTokenCount": 18,
+            "thoughtsTokenCount": 12,
+            "totalTokenCount": 120,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 90}],
+            "cacheTokensDetails": [{"modality": "TEXT", "tokenCount": 64}],
+            "candidatesTokensDetails": [{"modality": "TEXT", "tokenCount": 18}],
+            "trafficType": "ON_DEMAND",
+        },
+    },
 }
 
 
@@ -155,6 +173,9 @@ NEW_KEYS = (
     "seconds",
     "num_sources_used",
     "error",
+    "toolUsePromptTokenCount",
+    "serviceTier",
+    "groundingMetadata",
 )
 
 
@@ -165,7 +186,7 @@ def test_whatever_is_odd_about_an_answer_both_readers_agree_or_the_quick_one_lea
     for _ in range(data.draw(st.integers(1, 3))):
         places = [
             *_places(body),
-            ("usage", data.draw(st.sampled_from(NEW_KEYS))),
+            ("usageMetadata" if room == "google" else "usage", data.draw(st.sampled_from(NEW_KEYS))),
             (data.draw(st.sampled_from(NEW_KEYS)),),
         ]
         path = data.draw(st.sampled_from(places))

@@ -1,4 +1,4 @@
-"""OpenAI's WebSocket connections: realtime and Live sessions, and responses over a persistent connection.
+"""WebSocket connections: OpenAI's realtime and Live sessions and responses, and Google's Live sessions.
 
 Needs the ``websockets`` package, of which only the protocol is used: the socket is the server's own.
 """
@@ -22,7 +22,8 @@ from websockets.server import ServerProtocol
 from tokenmeter.money import add, ratio
 from tokenmeter.testing import openai_responses, tokens
 from tokenmeter.testing.composition import Composition, compose
-from tokenmeter.testing.context import RefusalError, Served
+from tokenmeter.testing.context import Provider, RefusalError, Served
+from tokenmeter.testing.google import turn_of
 from tokenmeter.testing.routes import Match
 from tokenmeter.testing.service import Exchange, Service, check_key, context_of
 from tokenmeter.testing.truth import Bill
@@ -49,6 +50,7 @@ class Session:
     """One conversation; `receive` answers each of the client's events."""
 
     endpoint = "realtime"
+    provider: Provider = "openai"
 
     def __init__(self, service: Service, request: Request, send: Send) -> None:
         self.service = service
@@ -64,7 +66,7 @@ class Session:
 
     def exchange(self, body: JSON) -> Exchange:
         """A exchange for one answer within the session; takes the next scripted answer."""
-        match = Match(provider="openai", name=self.endpoint)
+        match = Match(provider=self.provider, name=self.endpoint)
         exchange = Exchange(service=self.service, request=self.request, match=match, body=body)
         exchange.answer = self.service.script.take(self.request.path, exchange.model)
         return exchange
@@ -74,7 +76,7 @@ class Session:
         self.service.books.record(
             bill,
             at=self.service.clock(),
-            provider="openai",
+            provider=self.provider,
             endpoint=self.endpoint,
             method="GET",
             path=self.request.path,
@@ -255,11 +257,38 @@ class _Live(Session):
         self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
 
 
+class _GoogleLive(Session):
+    """Google's ``live.connect``: each turn of the caller's is answered with the messages of one turn."""
+
+    endpoint = "live.connect"
+    provider = "google"
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
+        self._model = ""
+
+    def receive(self, event: JSON) -> None:
+        if "setup" in event:
+            self._model = str(event["setup"].get("model", "")).rpartition("/")[2]
+            self.send({"setupComplete": {}})
+            return
+        said: JSON = event.get("clientContent") or event.get("client_content") or {}
+        if not (said.get("turnComplete") or said.get("turn_complete")):
+            return
+        exchange = self.exchange({"model": self._model, "contents": said.get("turns") or []})
+        messages, bill = turn_of(context_of(exchange))
+        self.record(exchange, bill)
+        for message in messages:
+            self.send(message)
+
+
 def session_kind(request: Request) -> type[Session] | None:
     """The conversation that a URL asks for; None for a URL without one."""
     path = urlsplit(request.target).path.rstrip("/")
     if path.endswith("/realtime"):
         return _Realtime
+    if path.endswith("BidiGenerateContent"):
+        return _GoogleLive
     if path.endswith("/live/sessions") or _ATTACHED.search(path):
         return _Live
     return _Responses if path.endswith("/responses") else None

@@ -1,0 +1,193 @@
+"""Google's room: which URL is what, what a request says before it leaves, and bodies that are not what they seem."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.google import GoogleDialect
+from tokenmeter.providers.registry import dialect_for
+
+ROOM = GoogleDialect()
+GENERATE = ROOM.named("models.generate_content")
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "path", "kind"),
+    [
+        ("post", "models/gemini-2.5-flash:generateContent", "models.generate_content", "billed"),
+        (
+            "POST",
+            "https://x.googleapis.com/v1beta/models/g:streamGenerateContent?alt=sse",
+            "models.generate_content",
+            "billed",
+        ),
+        ("POST", "publishers/google/models/gemini-2.5-pro:generateContent", "models.generate_content", "billed"),
+        ("POST", "v1/projects/p/locations/l/endpoints/123:generateContent", "models.generate_content", "billed"),
+        ("POST", "tunedModels/mine:generateContent", "models.generate_content", "billed"),
+        ("POST", "models/gemini-embedding-001:batchEmbedContents", "models.embed_content", "billed"),
+        ("POST", "publishers/google/models/text-embedding-005:predict", "models.embed_content", "billed"),
+        ("POST", "publishers/google/models/imagen-4.0-generate-001:predict", "models.generate_images", "billed"),
+        ("POST", "publishers/google/models/imagen-3.0-capability-001:predict", "models.edit_image", "billed"),
+        ("POST", "publishers/google/models/imagen-4.0-upscale-preview:predict", "models.upscale_image", "billed"),
+        ("POST", "models/veo-3.1-generate-preview:predictLongRunning", "models.generate_videos", "billed"),
+        ("POST", "models/unheard-of:predict", "models.predict", "unknown"),
+        ("POST", "v1beta/interactions", "interactions.create", "billed"),
+        ("GET", "v1beta/interactions/int-1", "interactions.get", "polled"),
+        ("POST", "models/gemini-2.5-flash:batchGenerateContent", "batches.create", "starts"),
+        ("GET", "batches/b1", "batches.get", "polled"),
+        ("GET", "files/batch-b1:download?alt=media", "files.download", "polled"),
+        ("GET", "models/veo-3.1-generate-preview/operations/op1", "operations.get", "polled"),
+        ("POST", "cachedContents", "caches.create", "polled"),
+        ("PATCH", "cachedContents/c1", "caches.update", "polled"),
+        ("POST", "tuningJobs", "tunings.tune", "starts"),
+        ("GET", "tuningJobs/1", "tunings.get", "polled"),
+        ("POST", "fileSearchStores/s1:importFile", "file_search_stores.import_file", "unknown"),
+        ("POST", "models/gemini-2.5-flash:countTokens", "models.count_tokens", "free"),
+        ("GET", "models", "/models", "free"),
+        ("GET", "cachedContents", "/cachedContents", "free"),
+        ("DELETE", "cachedContents/c1", "/cachedContents/c1", "free"),
+        ("POST", "batches/b1:cancel", "/batches/b1:cancel", "free"),
+        ("POST", "files", "/files", "free"),
+        ("POST", "auth_tokens", "/auth_tokens", "free"),
+        ("POST", "somethingNew", "/somethingNew", "unknown"),
+    ],
+)
+def test_what_a_url_is(method, url, path, kind):
+    endpoint = ROOM.endpoint(method, url)
+    assert (endpoint.path, endpoint.kind) == (path, kind)
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint", "room"),
+    [
+        ("google", "batches.get", "google"),
+        ("openai", "batches.retrieve", "openai"),
+        ("google", "chat.completions", "openai"),
+        ("google", "messages", "anthropic"),
+        ("google", "models.generate_content", "google"),
+        ("google", "decisions", "google"),
+        ("openrouter", "decisions", "openai"),
+    ],
+)
+def test_an_endpoint_that_several_formats_have_is_the_providers_own(provider, endpoint, room):
+    assert dialect_for(provider, endpoint).name == room
+
+
+# -- requests
+
+
+def facts(body, endpoint=GENERATE):
+    return ROOM.request_facts(endpoint, body)
+
+
+def test_the_prompt_is_bounded_by_its_bytes_and_media_by_their_kind():
+    text = {"contents": [{"role": "user", "parts": [{"text": "x" * 1000}]}]}
+    assert 1000 <= facts(text).input_bytes < 1200
+    picture = {"inlineData": {"mimeType": "image/png", "data": "A" * 100_000}}
+    seen = facts({"contents": [{"parts": [{"text": "x"}, picture]}]})
+    assert (seen.image_count, seen.unbounded) == (1, None)
+    assert seen.input_bytes < 500
+    sound = {"inlineData": {"mimeType": "audio/wav", "data": "A" * 1000}}
+    assert facts({"contents": [{"parts": [sound]}]}).input_bytes >= 1000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"contents": [{"parts": [{"fileData": {"fileUri": "files/x", "mimeType": "video/mp4"}}]}]},
+        {"contents": [{"parts": [{"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}]}]},
+        {"contents": [{"parts": [{"text": "x"}]}], "cachedContent": "cachedContents/c1"},
+        {"input": "x", "previous_interaction_id": "int-1"},
+    ],
+)
+def test_content_that_lies_elsewhere_is_bounded_by_the_context_window(body):
+    assert facts(body).unbounded in {"files", "conversation"}
+
+
+@pytest.mark.parametrize(
+    "tool", [{"googleSearch": {}}, {"urlContext": {}}, {"codeExecution": {}}, {"type": "google_search"}]
+)
+def test_tools_that_the_provider_runs_have_no_bound(tool):
+    assert facts({"contents": [], "tools": [tool]}).unbounded == "server_tools"
+
+
+def test_limits_are_per_candidate():
+    seen = facts(
+        {"contents": [], "generationConfig": {"maxOutputTokens": 50, "candidateCount": 3}, "model": "models/g"}
+    )
+    assert (seen.model, seen.max_output_tokens, seen.choices) == ("g", 50, 3)
+
+
+def test_a_cap_goes_where_the_limit_stands_and_changes_nothing_else():
+    body = {"generationConfig": {"temperature": 1}}
+    assert ROOM.output_cap(GENERATE, body, 9, provider="google") == (
+        "generationConfig",
+        {"temperature": 1, "maxOutputTokens": 9},
+    )
+    assert body == {"generationConfig": {"temperature": 1}}
+
+
+# -- bodies
+
+
+def read(body, endpoint="models.generate_content", **known):
+    return ROOM.read(body, provider="google", endpoint=endpoint, request=RequestFacts(**known))
+
+
+@pytest.mark.parametrize(
+    "body", [None, "", "<html>", {}, [], {"usageMetadata": None}, {"usageMetadata": 3}, {"candidates": 5}]
+)
+def test_a_body_without_usage_is_unknown_never_zero(body):
+    seen = read(body, model="gemini-2.5-flash")
+    assert "usage_unknown" in seen.flags or not seen.billable
+    assert not seen.usage
+
+
+def test_a_video_that_another_program_asked_for_is_unknown():
+    done = {"name": "models/veo/operations/1", "done": True, "response": {"videos": [{"gcsUri": "x"}]}}
+    seen = read(done, "operations.get")
+    assert ("usage_unknown" in seen.flags, seen.billable, seen.response_id) == (True, True, "models/veo/operations/1")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "models/veo/operations/1"},
+        {"name": "models/veo/operations/1", "done": True, "error": {"code": 3}},
+        {"name": "models/veo/operations/1", "done": True, "response": {"raiMediaFilteredCount": 1}},
+    ],
+)
+def test_a_video_that_was_not_made_is_free(body):
+    assert not read(body, "operations.get", pieces={"seconds_video": 8}).billable
+
+
+def test_filtered_videos_are_free():
+    body = {"name": "operations/1", "done": True, "response": {"videos": [{"gcsUri": "x"}], "raiMediaFilteredCount": 1}}
+    seen = read(body, "operations.get", pieces={"seconds_video_4k": 16}, choices=2)
+    assert dict(seen.usage.quantities) == {"seconds_video_4k": 8}
+
+
+def test_lines_of_a_batch_that_failed_are_free():
+    assert not read({"key": "1", "error": {"code": 3, "message": "no"}}, "batches.get").billable
+
+
+def test_a_tuning_job_is_billed_when_it_has_succeeded():
+    stats = {"supervisedTuningDataStats": {"totalBillableTokenCount": "1200"}}
+    job = {
+        "name": "tuningJobs/1",
+        "state": "JOB_STATE_SUCCEEDED",
+        "baseModel": "gemini-2.5-flash",
+        "tuningDataStats": stats,
+    }
+    seen = read(job, "tunings.get")
+    assert (dict(seen.usage.quantities), seen.response_id) == ({"trained_tokens": 1200}, "tuningJobs/1")
+    assert not read({**job, "state": "JOB_STATE_RUNNING"}, "tunings.get").billable
+
+
+def test_a_stream_without_usage_is_estimated_from_what_came():
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts(input_bytes=400))
+    stream.feed({"candidates": [{"content": {"parts": [{"text": "x" * 400}]}}], "modelVersion": "gemini-2.5-flash"})
+    seen = stream.observation()
+    assert not stream.terminal
+    assert (dict(seen.usage.quantities), "estimated" in seen.flags) == ({"input": 100, "output": 100}, True)
