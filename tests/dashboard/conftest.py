@@ -72,6 +72,12 @@ def record(meter):
 
 
 @pytest.fixture
+def record_in():
+    """Record a call in any meter: `record_in(meter, model=...)`."""
+    return recorded
+
+
+@pytest.fixture
 def make_meter(tmp_path):
     """A meter on an empty ledger, SQLite unless a URL is given, with a multiplier: `make_meter(budgets)`."""
     made = []
@@ -243,9 +249,12 @@ def browse(chromium):
     """Open a page: `browse(url, width=360, scheme="dark")`. Errors in its console or scripts fail the test."""
     contexts, faults = [], []
 
-    def start(url, *, width=1440, height=900, scheme="light", expected=()):
+    def start(url, *, width=1440, height=900, scheme="light", expected=(), bypass_csp=False):
         context = chromium.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            accept_downloads=True,
+            bypass_csp=bypass_csp,
         )
         contexts.append(context)
         context.set_default_timeout(10_000)

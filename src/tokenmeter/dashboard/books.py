@@ -32,7 +32,7 @@ from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import ZERO, add, magnitude, negate
+from tokenmeter.money import ZERO, add, magnitude, negate, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
 from tokenmeter.reports.report import read_report
@@ -178,9 +178,7 @@ class Books:
             period=asked.get("period") or "this-month",
             basis=asked.get("basis", "usage"),
             known=[value for row in known if (value := row.group[account])],
-            amount=lambda value: (
-                figures.exact(value) if statement is None or statement.basis == "usage" else f"{value:,.2f}"
-            ),
+            amount=_in_full if statement is None or statement.basis == "usage" else _in_cents,
             tz=view.tz,
         )
 
@@ -301,6 +299,14 @@ class Books:
         split = {name: getattr(one.bucket, name) or "" for name in outcome.grain}
         given = {"since": f"{day}", "until": f"{day + timedelta(days=1)}", "tz": "UTC", "provider": outcome.provider}
         return View.parse([*given.items(), *split.items()], tz=zone_of(request, self._tz)).url()
+
+
+def _in_full(amount: Decimal) -> str:
+    return figures.exact(amount)
+
+
+def _in_cents(amount: Decimal) -> str:
+    return f"{round_to(amount, 2):,f}"
 
 
 def _account(name: str) -> str:
