@@ -1,0 +1,283 @@
+"""A record as columns and a shape, and made again from them, byte for byte.
+
+Most of a record's bytes are the same as in thousands of others. Its *shape* is the record with a named place wherever a
+column of the archive says what stands there; equal calls have equal shapes, so a column of shapes takes a byte or two
+an entry. A place is written ``%(name)s``, and a percent sign ``%%``:
+
+=========================================  ============================================================================
+place                                      what stands there
+=========================================  ============================================================================
+``%(input)s``, ``%(latency_us)s``, ...     the column of that name
+``%(account)s``, ``%(end_user)s``          the digest in hex
+``%(id)s``                                 writer in hex and counter in 12 hex digits; the writer as text without one
+``%(recorded_at)s``                        occurred_at plus recorded_after_us
+``%(list)s``                               list_micro x 10^6 + list_pico, and so contracted and billed
+``%(prompt)s``, ``%(total)s``              input, cache_read and both cache_write together; and output as well
+``%(input*2500000)s``                      a column times a whole number: a charge at a price in picodollars
+``%(n0)s``                                 the first of the column ``numbers``
+``%(near0)s``                              an id of the same writer, whose counter is the first of ``numbers`` later
+``%(t0)s``                                 the first of the column ``texts``, as JSON has it
+=========================================  ============================================================================
+
+Nothing here knows what a record means: a shape is kept only where it makes the very bytes of the record again. A record
+of which no shape can be made is kept as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+__all__ = ["VALUES", "Shaped", "Shaper", "render", "values_of"]
+
+#: What a place may name, in the order of `values_of`.
+VALUES = (
+    *("account", "id", "occurred_at", "recorded_at", "response_id", "request_id", "latency_us", "first_token_us"),
+    *("end_user", "tags", "input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning"),
+    *("list", "contracted", "billed", "prompt", "total"),
+)
+_INDEX = {name: index for index, name in enumerate(VALUES)}
+#: Those that a number of the record may be found to be, the likeliest first.
+_COUNTED = ("input", "output", "prompt", "total", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning")
+_COSTS = ("list", "contracted", "billed")
+_HEAD = re.compile(
+    r'\{"format":\d+,"record":"entry","account":"(?P<account>[0-9a-f]{32})","id":"(?P<id>[^"\\]*)",'
+    r'"occurred_at":(?P<occurred_at>-?\d+),"recorded_at":(?P<recorded_at>-?\d+)'
+    r'(?:,"response_id":"(?P<response_id>[^"\\]*)")?(?:,"request_id":"(?P<request_id>[^"\\]*)")?'
+    r'(?:,"streamed":true)?(?:,"attempts":\d+)?(?:,"latency_us":(?P<latency_us>-?\d+))?'
+    r'(?:,"first_token_us":(?P<first_token_us>-?\d+))?(?:,"end_user":"(?P<end_user>[0-9a-f]{32})")?'
+    r'(?:,"tags":(?P<tags>\{[^{}]*\}))?'
+)
+#: Whole numbers but 0, decimal text, and texts that differ from call to call.
+_TOKEN = re.compile(
+    r"(?<=[:,\[])(-?[1-9]\d{0,17})(?=[,}\]])"
+    r'|(?<=":")(-?\d+\.\d+)(?=")'
+    r'|(?<="corrects":")([^"\\]*)(?=")|(?<="reservation":")([^"\\]*)(?=")|(?<="dedup_key":")([^"\\]*)(?=")'
+)
+_PLACE = re.compile(r"%(?:%|\((\w+)(?:\*(-?\d+))?\)s)")
+_NUMBERED = re.compile(r"(n|near|t)(\d+)")
+#: Pieces to a token: what stands before it, and a group for each kind of it.
+_GROUPS = 6
+_MOST_KNOWN, _MOST_TRIED = 20_000, 32
+
+
+class Shaped(NamedTuple):
+    """A record in parts.
+
+    Attributes:
+        head: What its head says of itself: response_id, request_id, latency_us, first_token_us, recorded_at.
+        shape: See the module; None: only the record itself will do.
+        numbers: Numbers that no column has.
+        texts: Texts that no column has.
+    """
+
+    head: tuple[str | None, str | None, int | None, int | None, int | None]
+    shape: str | None
+    numbers: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+def values_of(
+    account: bytes,
+    identity: tuple[bytes, int | None],
+    times: tuple[int, int],
+    ids: tuple[str | None, str | None],
+    latency: tuple[int | None, int | None],
+    end_user: bytes | None,
+    tags: str | None,
+    tokens: tuple[int, int, int, int, int, int],
+    costs: tuple[int, int, int],
+) -> tuple[Any, ...]:
+    """What places stand for, by `VALUES`; `tokens` are the five meters with columns and reasoning."""
+    writer, counter = identity
+    text = writer.decode() if counter is None else f"{writer.hex()}{counter:012x}"
+    prompt = tokens[0] + tokens[1] + tokens[2] + tokens[3]
+    user = None if end_user is None else end_user.hex()
+    return (account.hex(), text, *times, *ids, *latency, user, tags, *tokens, *costs, prompt, prompt + tokens[4])
+
+
+class _Maker(NamedTuple):
+    """A compiled shape: ``form % pick(values and what follows from them)``."""
+
+    form: str
+    pick: Callable[[tuple[Any, ...]], Any]
+    products: tuple[tuple[int, int], ...]
+    extras: tuple[tuple[str, int], ...]
+
+    def make(self, values: tuple[Any, ...], numbers: Sequence[int], texts: Sequence[str]) -> str:
+        if self.products:
+            values += tuple([values[index] * factor for index, factor in self.products])
+        if self.extras:
+            values += tuple([_extra(kind, at, values[1], numbers, texts) for kind, at in self.extras])
+        return self.form % self.pick(values)
+
+
+def _extra(kind: str, at: int, identity: str, numbers: Sequence[int], texts: Sequence[str]) -> Any:
+    if kind == "n":
+        return numbers[at]
+    if kind == "t":
+        return texts[at]
+    return f"{identity[:20]}{int(identity[20:], 16) + numbers[at]:012x}"
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _compiled(shape: str) -> _Maker:
+    products: list[tuple[int, int]] = []
+    extras: list[tuple[str, int]] = []
+    names: list[tuple[str, int]] = []
+    for name, factor in _PLACE.findall(shape):
+        if not name:
+            continue
+        numbered = _NUMBERED.fullmatch(name)
+        if numbered:
+            names.append(("extra", len(extras)))
+            extras.append((numbered[1], int(numbered[2])))
+        elif factor:
+            names.append(("product", len(products)))
+            products.append((_INDEX[name], int(factor)))
+        else:
+            names.append(("value", _INDEX[name]))
+    first = {"value": 0, "product": len(VALUES), "extra": len(VALUES) + len(products)}
+    places = [first[kind] + at for kind, at in names]
+    form = _PLACE.sub(lambda found: "%s" if found[1] else "%%", shape)
+    pick = itemgetter(*places) if len(places) > 1 else lambda values: tuple(values[at] for at in places)
+    return _Maker(form, pick, tuple(products), tuple(extras))
+
+
+def render(shape: str, values: tuple[Any, ...], numbers: Sequence[int] = (), texts: Sequence[str] = ()) -> str:
+    """The record of `shape` with `values` in its places.
+
+    Raises:
+        LookupError: the shape names a place that there is not, as no shape of ours does.
+    """
+    return _compiled(shape).make(values, numbers, texts)
+
+
+class Shaper:
+    """Finds shapes. What it found for one record it tries on the next of the same kind first."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[_Found]] = {}
+
+    def shape(self, body: str, values: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Shaped:
+        """The parts of a record.
+
+        Args:
+            body: The record.
+            values: The head's response_id, request_id, latency_us, first_token_us and recorded_at -> `values_of`.
+        """
+        head = _HEAD.match(body)
+        if head is None:
+            return Shaped((None, None, None, None, None), None)
+        _, _, _, recorded, response, request, latency, first_token, _, _ = head.groups()
+        own = (
+            response,
+            request,
+            None if latency is None else int(latency),
+            None if first_token is None else int(first_token),
+            int(recorded),
+        )
+        known = values(own)
+        rest = body[head.end() :]
+        pieces = _TOKEN.split(rest)
+        key = (head.end() - sum(map(len, filter(None, head.groups()))), head.lastindex, *pieces[::_GROUPS])
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = []
+        for one in found:
+            numbers, texts = _taken(one.taken, pieces, known[1])
+            if one.maker.make(known, numbers, texts) == body:
+                return Shaped(own, one.shape, numbers, texts)
+        shape, taken = _made(body, head, pieces, known)
+        numbers, texts = _taken(taken, pieces, known[1])
+        maker = _compiled(shape)
+        if maker.make(known, numbers, texts) != body:  # a column says otherwise than the record
+            return Shaped(own, None)
+        if len(found) < _MOST_TRIED:
+            found.append(_Found(shape, maker, tuple(taken)))
+        return Shaped(own, shape, numbers, texts)
+
+
+class _Found(NamedTuple):
+    """A shape that fitted before, and which pieces of a record its numbers and texts are."""
+
+    shape: str
+    maker: _Maker
+    taken: tuple[tuple[str, int], ...]
+
+
+def _taken(
+    taken: Sequence[tuple[str, int]], pieces: Sequence[str | None], identity: str
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    numbers: list[int] = []
+    texts: list[str] = []
+    for kind, at in taken:
+        piece = pieces[at] or ""
+        if kind == "t":
+            texts.append(piece)
+        elif kind == "n":
+            numbers.append(int(piece or 0))
+        else:
+            numbers.append(_after(identity, piece) or 0)
+    return tuple(numbers), tuple(texts)
+
+
+def _after(identity: str, other: str) -> int | None:
+    """How far the counter of `other` is beyond that of `identity`; None where their writers differ."""
+    if len(other) != len(identity) or not identity.startswith(other[:20]) or len(other) != 32:  # noqa: PLR2004 - see `tokenmeter.ledger.new_id`
+        return None
+    try:
+        return int(other[20:], 16) - int(identity[20:], 16)
+    except ValueError:
+        return None
+
+
+def _made(
+    body: str, head: re.Match[str], pieces: Sequence[str | None], known: tuple[Any, ...]
+) -> tuple[str, list[tuple[str, int]]]:
+    parts: list[str] = []
+    last = 0
+    for name in head.groupdict():
+        start, end = head.span(name)
+        if start >= 0:
+            parts += [body[last:start].replace("%", "%%"), f"%({name})s"]
+            last = end
+    parts.append(body[last : head.end()].replace("%", "%%"))
+    counts = {known[_INDEX[name]]: name for name in reversed(_COUNTED)}
+    costs = {known[_INDEX[name]]: name for name in reversed(_COSTS)}
+    taken: list[tuple[str, int]] = []
+    counted = {"n": 0, "t": 0}
+    quantity: str | None = None
+    for at in range(0, len(pieces) - 1, _GROUPS):
+        before = pieces[at] or ""
+        parts.append(before.replace("%", "%%"))
+        number = pieces[at + 1]
+        place: str | None = None
+        if number is None:
+            at = next(at for at in range(at + 2, at + _GROUPS) if pieces[at] is not None)  # noqa: PLW2901 - the piece it is
+            kind = "t" if _after(known[1], pieces[at] or "") is None else "near"
+            quantity = None
+        else:
+            kind, value, at = "n", int(number), at + 1  # noqa: PLW2901 - as above
+            if "]" in before:
+                quantity = None
+            costly = before.endswith(('"list":', '"contracted":', '"billed":'))
+            if costly and quantity is not None and (of := known[_INDEX[quantity]]) and value % of == 0:
+                place = f"{quantity}*{value // of}"
+            else:
+                place = (costs if costly else counts).get(value)
+            if before.endswith('"quantity":'):
+                quantity = place
+        if place is None:
+            counter = "t" if kind == "t" else "n"
+            place = f"{kind}{counted[counter]}"
+            counted[counter] += 1
+            taken.append((kind, at))
+        parts.append(f"%({place})s")
+    parts.append((pieces[-1] or "").replace("%", "%%"))
+    return "".join(parts), taken
