@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,8 +12,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from tokenmeter.stores.archive.archives import Archived, Archives
+from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Fault, Verification
-from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, advance, entry_row, measured, month_of
 from tokenmeter.stores.reading import UNREADABLE
@@ -33,9 +37,11 @@ _TRIGGERS = {
 
 def audit(
     ledger: Readable,
+    archives: Archives,
     *,
     head: str | None = None,
     since: str | None = None,
+    deep: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Verification:
     """Everything that can be checked from the ledger alone. Reads in short transactions; writers go on meanwhile.
@@ -44,20 +50,25 @@ def audit(
     """
     read = ledger.read
     faults = read(partial(_rows_shared, engine=ledger.engine))
-    walk = _Walk(ledger.engine.identity, head)
-    if since is not None and not read(partial(walk.begin_after, head=since)):
-        faults.append(Fault("head", since, "Nothing in the chain has this hash; all of it was looked at."))
+    found = archives.verify(deep=deep, heads=(head, since))
+    faults += found.faults
+    walk = _Walk(ledger.engine.identity, head, found, deep=deep)
+    read(walk.begin)
+    if since is not None and since not in found.heads and not read(partial(walk.begin_after, head=since)):
+        faults.append(Fault("head", since, f"Nothing in the chain has this hash; all of it was looked at.{walk.but}"))
     while walk.more:
         read(walk.page)
         if progress is not None:
             progress(walk.after, walk.to)
     faults += walk.faults
     faults += read(walk.end)
+    if not deep:
+        faults += read(partial(_archived_sums, archives=archives))
     day = walk.first_day
     shared = _Shared()
     while day is not None:
-        day, found = read(partial(_day, since=day, shared=shared))
-        faults += found
+        day, wrong = read(partial(_day, since=day, shared=shared, archives=archives))
+        faults += wrong
     faults += read(_months)
     return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
 
@@ -103,14 +114,17 @@ def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str
 class _Walk:
     """Along the chain, page by page. A link is checked against the hash stored before it: one edit, one fault."""
 
-    def __init__(self, identity: Callable[[str], bytes | str], head: str | None) -> None:
+    def __init__(
+        self, identity: Callable[[str], bytes | str], head: str | None, archived: Archived, *, deep: bool
+    ) -> None:
         self._identity = identity
+        self._archived, self._deep = archived, deep
+        self._found_at = None if head is None else archived.heads.get(head)
         self.faults: list[Fault] = []
-        self.entries = 0
+        self.entries = self.entries_archived = 0
         self.more = True
         self.head = FIRST
         self.after = self.to = 0
-        self.after_head: int | None = None
         self.first_day: int | None = -1_000_000
         self._wanted = head
         self._begun = False
@@ -118,6 +132,32 @@ class _Walk:
         self._positions = 0
         self._numbers: dict[str, int] = {}
         self._shared = _Shared()
+
+    @property
+    def after_head(self) -> int | None:
+        """How many records came after the head that was asked for."""
+        return None if self._found_at is None else self.to - self._found_at
+
+    @property
+    def but(self) -> str:
+        """What a search along the chain has left out, in words."""
+        return "" if self._deep or not self.entries_archived else " Archived months were not: look deep for that."
+
+    def begin(self, connection: Rows) -> None:
+        """Go to where the live chain begins; of what lies before it, documents are here."""
+        run = connection.execute
+        self.after, before = run("SELECT archived_to, archived_hash FROM ledger").fetchone()
+        if not self.after:
+            return
+        self.entries = self.entries_archived = self._archived.entries
+        if not self._deep:
+            self.first_day = self._archived.last_day + 1
+        statement = f"SELECT {_DOCUMENT} FROM documents WHERE seq <= ? ORDER BY seq"  # noqa: S608 - names of our own
+        for seq, *columns in run(statement, (self.after,)).fetchall():
+            with contextlib.suppress(*UNREADABLE):
+                self._before = bytes.fromhex(from_json(columns[-2])["anchor"])
+            self._document(connection, seq, columns)
+        self._before = bytes(before)
 
     def begin_after(self, connection: Rows, *, head: str) -> bool:
         """Leave out what lies before the record with this hash; False when there is none."""
@@ -129,14 +169,17 @@ class _Walk:
         for table in ("entries", "documents"):
             row = run(f"SELECT seq FROM {table} WHERE hash = ?", (digest,)).fetchone()  # noqa: S608 - names of our own
             if row is not None:
-                self.after, self._before = row[0], digest
+                if row[0] <= self.after:
+                    return True
+                self.after, self._before, self.entries = row[0], digest, 0
                 self._positions = run("SELECT count(*) FROM documents WHERE seq <= ?", row).fetchone()[0]
                 series = run("SELECT series, max(number) FROM documents WHERE seq <= ? GROUP BY series", row)
                 self._numbers = {name: number for name, number in series if name is not None}
                 moment = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", row).fetchone()[0]
-                self.first_day = None if moment is None else moment // DAY
+                known = self._archived.last_day + 1 if self.entries_archived and not self._deep else None
+                self.first_day = None if moment is None else max(moment // DAY, known or moment // DAY)
                 if self._wanted == head:
-                    self.after_head = 0
+                    self._found_at = row[0]
                 return True
         return False
 
@@ -175,18 +218,16 @@ class _Walk:
         kind = "cut" if last == self.to else "missing"
         self.faults.append(Fault(kind, what, f"{count} {'record is' if count == 1 else 'records are'} gone."))
 
-    def _link(self, body: str, stored: bytes) -> bool:
+    def _link(self, seq: int, body: str, stored: bytes) -> bool:
         before, self._before = self._before, stored
-        if self.after_head is not None:
-            self.after_head += 1
-        elif self._wanted == stored.hex():
-            self.after_head = 0
+        if self._wanted == stored.hex():
+            self._found_at = seq
         return before is None or advance(before, body.encode()) == stored
 
     def _entry(self, connection: Rows, seq: int, columns: list[Any]) -> None:
         self.entries += 1
         *row, body, stored = columns
-        sound = self._link(body, stored)
+        sound = self._link(seq, body, stored)
         try:
             record = from_json(body)
             account = self._shared.account(connection, record["account"])
@@ -224,7 +265,7 @@ class _Walk:
         position, kind, key, series, number, body, stored = columns
         before = self._before
         where = f"{kind} {key}"
-        sound = self._link(body, stored)
+        sound = self._link(seq, body, stored)
         try:
             record = from_json(body)
             sound = sound and [record["kind"], record["key"], record.get("series"), record.get("number")] == [
@@ -254,7 +295,8 @@ class _Walk:
         run = connection.execute
         found: list[Fault] = []
         if self._wanted is not None and self.after_head is None:
-            found.append(Fault("head", self._wanted, "The chain does not contain it: this is not the ledger it was."))
+            told = f"The chain does not contain it: this is not the ledger it was.{self.but}"
+            found.append(Fault("head", self._wanted, told))
         if self._before is not None and self._before != self.head:
             found.append(Fault("edited", "head", "The last record is not the one the ledger's head names."))
         (beyond,) = run(
@@ -300,7 +342,32 @@ class _Shared:
         return known
 
 
-def _day(connection: Rows, *, since: int, shared: _Shared) -> tuple[int | None, list[Fault]]:
+def _archived_sums(connection: Rows, *, archives: Archives) -> list[Fault]:
+    """Compare the sums of all days up to the last that has archived entries with what the archives' manifests say."""
+    months, _ = archives.within(connection)
+    if not months:
+        return []
+    names = ("n", *AMOUNTS)
+    until = max(month.last_at for month in months) // DAY + 1
+    added = ", ".join(f"coalesce(sum({name}), 0)" for name in AMOUNTS)
+    live = connection.execute(
+        f"SELECT count(*), {added} FROM entries WHERE occurred_at < ? AND seq > ?",  # noqa: S608 - names of our own
+        (until * DAY, months[-1].last_seq),
+    ).fetchone()
+    kept = connection.execute(
+        f"SELECT coalesce(sum(n), 0), {added} FROM sums WHERE level = 1 AND slot < ?",  # noqa: S608 - as above
+        (until,),
+    ).fetchone()
+    due = [
+        amount + sum(month.entries if name == "n" else month.sums.get(name, 0) for month in months)
+        for name, amount in zip(names, live, strict=True)
+    ]
+    if _joined("sums", kept) == _joined("sums", due):
+        return []
+    return [Fault("rollup", "archived months", "The sums of their time do not come to what was sealed.")]
+
+
+def _day(connection: Rows, *, since: int, shared: _Shared, archives: Archives) -> tuple[int | None, list[Fault]]:
     """Compare the sums of the first UTC day from `since` on that has any; then where to go on, None at the end."""
     (moment,) = connection.execute(
         "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)
@@ -310,10 +377,11 @@ def _day(connection: Rows, *, since: int, shared: _Shared) -> tuple[int | None, 
     if first is None:
         return None, []
     batch = Batch()
-    rows = connection.execute(
-        "SELECT body FROM entries WHERE occurred_at >= ? AND occurred_at < ?", (first * DAY, (first + 1) * DAY)
-    )
-    for (body,) in rows:
+    span = (first * DAY, (first + 1) * DAY)
+    rows = connection.execute("SELECT body FROM entries WHERE occurred_at >= ? AND occurred_at < ?", span)
+    files, archived_to = archives.within(connection, *span)
+    archived = archives.shelf.records(files, span, archived_to, Wanted()) if files else ()
+    for *_, body in itertools.chain(rows, archived):
         try:
             record = from_json(body)
             account = shared.account(connection, record["account"])

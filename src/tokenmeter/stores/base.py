@@ -5,6 +5,7 @@ Stores know entries, holds and counters; what a budget means is not their busine
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity
@@ -21,6 +23,7 @@ from tokenmeter.usage import Quantity
 __all__ = [
     "DIMENSIONS",
     "Aggregate",
+    "Archives",
     "CapReachedError",
     "Counter",
     "Crossing",
@@ -143,7 +146,8 @@ class Fault:
 
     Attributes:
         kind: ``edited``, ``missing``, ``cut``, ``rollup`` (a kept sum), ``counter``, ``anchor`` (a document was filed
-            on another ledger than the one before it), ``head`` (the head that was asked for is not in the chain),
+            on another ledger than the one before it), ``archive`` (an archived month's file is gone or is not the
+            one that was sealed), ``head`` (the head that was asked for is not in the chain),
             ``trigger`` (a guard against changes is gone) or ``secret``.
         where: Which record, sum or counter.
         detail: In words.
@@ -206,6 +210,30 @@ class Spooling(Protocol):
         ...
 
 
+class Archives(Protocol):
+    """Closed months of a ledger in files; every other method of a store reads them as if they were still there."""
+
+    def listed(self) -> Sequence[ArchivedMonth]:
+        """Every sealed month, in the order of the chain."""
+        ...
+
+    def seal(
+        self, through: str, to: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None
+    ) -> Sequence[ArchivedMonth]:
+        """Write every month up to and including `through` (``2026-09``) that is not sealed yet into a file in `to`."""
+        ...
+
+    def drop(
+        self, through: str | None = None, *, progress: Callable[[int], object] | None = None
+    ) -> Sequence[ArchivedMonth]:
+        """Drop the entries of sealed months from the live ledger, once their files were read and found whole."""
+        ...
+
+    def restore(self, since: str | None = None) -> Sequence[ArchivedMonth]:
+        """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
+        ...
+
+
 @runtime_checkable
 class Store(Protocol):
     """An append-only ledger with atomic holds. Safe for threads and, where files or servers are shared, processes.
@@ -215,6 +243,11 @@ class Store(Protocol):
     """
 
     url: str
+
+    @property
+    def archives(self) -> Archives:
+        """Closed months in files."""
+        ...
 
     def now(self) -> datetime:
         """The ledger's clock, aware UTC: it decides windows and expiry for all who share the ledger. Asks nobody."""
@@ -350,6 +383,7 @@ class Store(Protocol):
         *,
         head: str | None = None,
         since: str | None = None,
+        deep: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Walk the hash chain and re-derive the kept sums.
@@ -357,6 +391,8 @@ class Store(Protocol):
         Args:
             head: A head that was kept (from an earlier verification, a document's anchor): must be in the chain.
             since: A head up to which all was verified before: what lies before it is not looked at again.
+            deep: Whether archived months are looked into, record by record; else their files are compared with the
+                digests that the chain has.
             progress: Told now and then how many records are done, and of how many.
         """
         ...

@@ -6,8 +6,9 @@ import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import from_json
 
@@ -76,6 +77,20 @@ SUM_COLUMNS = {
 }
 
 
+class Archived(Protocol):
+    """Entries that a ledger has in files only."""
+
+    def has(self, connection: Any, entry_id: str, strangers: set[bytes] | None = None) -> bool:
+        """Whether an entry is among them.
+
+        Args:
+            connection: In a transaction.
+            entry_id: Its id.
+            strangers: Writers of ids that have none there, as far as it was asked: remembered for the next question.
+        """
+        ...
+
+
 class RepeatedError(Exception):
     """An entry of the batch is in the ledger already: it has to be looked at one by one."""
 
@@ -92,12 +107,14 @@ class FoldingBook(ABC):
         identity: Whose the segments of the tail are, 16 bytes.
         trouble: See there.
         recount: Called when the fold left out what live counters had counted.
+        archives: Entries that are in files only; set by who has both.
     """
 
     def __init__(self, path: Path, trouble: Trouble) -> None:
         self.path, self.trouble = path, trouble
         self.identity = b""
         self.recount: Callable[[], object] = lambda: None
+        self.archives: Archived | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -258,6 +275,39 @@ class FoldingBook(ABC):
             known = self._tagsets[body] = found
         return known
 
+    def columns(
+        self, connection: Any, place: tuple[int, bytes, bytes], values: Mapping[str, Any], row: EntryRow
+    ) -> tuple[Any, ...]:
+        """A row of ``entries``, by `ENTRY_COLUMNS`.
+
+        Args:
+            connection: In a write transaction.
+            place: Number, record and hash.
+            values: The record, parsed.
+            row: What it says.
+        """
+        seq, record, digest = place
+        end_user = None if row.end_user is None else self.name(connection, row.end_user)
+        tags = None if row.tags is None else self.tagset(connection, row.tags)
+        named: Mapping[str, str] = values.get("tags") or {}
+        for name in named.values():
+            self.name(connection, name)
+        identity = self.engine.identity(values["id"])
+        return (
+            *(seq, identity, row.occurred_at, row.account, end_user, tags, *row.amounts),
+            *(row.more, record.decode(), digest),
+        )
+
+    def returned(self, connection: Any, rows: Sequence[tuple[int, bytes, bytes]]) -> list[tuple[Any, ...]]:
+        """Rows of ``entries`` for records that come back from an archive: number, record and hash of each."""
+        found: list[tuple[Any, ...]] = []
+        for place in rows:
+            values: dict[str, Any] = from_json(place[1])
+            account = self.account(connection, values["account"])
+            row = entry_row(values, account, measured(values, account, partial(self.meter, connection)))
+            found.append(self.columns(connection, place, values, row))
+        return found
+
     def define(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
         """Keep a definition."""
         digest = self.keep_definition(connection, kind, record, values)
@@ -293,6 +343,7 @@ class Folding(ABC):
         self._ids: set[str] = set()
         self._dedup: dict[str, int] = {}
         self._seq, self._hash = 0, FIRST
+        self._strangers: set[bytes] = set()
 
     # -- what an engine does
 
@@ -339,6 +390,7 @@ class Folding(ABC):
         """See where the chain stands."""
         self.left_out = False
         self._batch, self._rows, self._ids, self._dedup = Batch(), [], set(), {}
+        self._strangers = set()
         self._seq, self._hash, self.places = self.begin(connection)
 
     def _frames(self) -> Iterator[tuple[int, int, bytes, bytes]]:
@@ -381,41 +433,26 @@ class Folding(ABC):
         book = self._book
         account = book.account(connection, values["account"])
         found = measured(values, account, lambda digest: book.meter(connection, digest))
-        row: EntryRow = entry_row(values, account, found)
+        row = entry_row(values, account, found)
         key: str | None = values.get("dedup_key")
         if self._is_there(connection, values["id"], key):
             return False
-        end_user = None if row.end_user is None else book.name(connection, row.end_user)
-        tags = None if row.tags is None else book.tagset(connection, row.tags)
-        named: Mapping[str, str] = values.get("tags") or {}
-        for digest in named.values():
-            book.name(connection, digest)
         self._batch.count(row, found)
         self._seq += 1
         self._hash = advance(self._hash, record)
         self._ids.add(values["id"])
         if key is not None:
             self._dedup[key] = self._seq
-        self._rows.append(
-            (
-                self._seq,
-                book.engine.identity(values["id"]),
-                row.occurred_at,
-                row.account,
-                end_user,
-                tags,
-                *row.amounts,
-                row.more,
-                record.decode(),
-                self._hash,
-            )
-        )
+        self._rows.append(book.columns(connection, (self._seq, record, self._hash), values, row))
         return True
 
     def _is_there(self, connection: Any, entry_id: str, key: str | None) -> bool:
         if entry_id in self._ids or (key is not None and (key in self._dedup or self.has_bill(connection, key))):
             return True
-        return self._careful and self.has_entry(connection, entry_id)
+        if self._careful:
+            return self.has_entry(connection, entry_id)
+        archives = self._book.archives
+        return archives is not None and archives.has(connection, entry_id, self._strangers)
 
 
 def sum_rows(batch: Batch) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry, new_id, utcnow
+from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import Document, NewDocument, Request
 from tokenmeter.stores.engine import Readable, Rows
@@ -26,15 +32,29 @@ _MOST_KNOWN = 50_000
 UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, ConfigurationError)
 
 
+#: Occurrence in microseconds since the epoch, and number of the record.
+Place = tuple[int, int]
+
+
+class _MovedError(Exception):
+    """Entries went over to the archive, or came back, since the question was begun."""
+
+
+def _archived_to(connection: Rows) -> int:
+    (number,) = connection.execute("SELECT archived_to FROM ledger").fetchone()
+    return int(number)
+
+
 class Reader:
     """Reads entries; what they share is looked up once.
 
     Args:
         database: The ledger.
+        archives: Months of it that are in files.
     """
 
-    def __init__(self, database: Readable) -> None:
-        self._database = database
+    def __init__(self, database: Readable, archives: Archives) -> None:
+        self._database, self._archives = database, archives
         self.forget()
 
     def forget(self) -> None:
@@ -42,6 +62,7 @@ class Reader:
         self._accounts: dict[int, Account] = {}
         self._rates: dict[str, Rate] = {}
         self._names: dict[str, str] = {}
+        self._numbers: dict[bytes, int] = {}
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""
@@ -49,35 +70,89 @@ class Reader:
         def work(connection: Rows) -> Entry | None:
             statement = "SELECT account, body FROM entries WHERE entry_id = ?"
             row = connection.execute(statement, (self._database.engine.identity(entry_id),)).fetchone()
-            return None if row is None else self.decode(connection, *row)
+            if row is not None:
+                return self.decode(connection, *row)
+            archived = self._archives.entry(connection, entry_id)
+            return None if archived is None else self._decode_archived(connection, *archived)
 
         return self._database.read(work)
 
     def entries(self, which: EntryFilter, *, newest_first: bool) -> Iterator[Entry]:
         """Entries by their occurrence, those of one moment by the chain; each page in a short transaction."""
         check_dimensions(list(which.where))
+        last: Place | None = None
+        while True:  # entries that are dropped meanwhile have gone over to the archive
+            archived_to = self._database.read(_archived_to)
+            sides = [
+                side(which, archived_to=archived_to, after=last, newest_first=newest_first)
+                for side in (self._live, self._archived)
+            ]
+            try:
+                for place, entry in heapq.merge(*sides, key=itemgetter(0), reverse=newest_first):
+                    last = place
+                    if not which.where or matches(entry, which.where):
+                        yield entry
+            except _MovedError:
+                continue
+            return
+
+    def _live(
+        self, which: EntryFilter, *, archived_to: int, after: Place | None, newest_first: bool
+    ) -> Iterator[tuple[Place, Entry]]:
         wanted, values = conditions(which.where, _instant(which.since), _instant(which.until))
         beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
-        last: tuple[int, int] | None = None
+        last = after
         while True:
-            after = [] if last is None else [f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)"]
-            place = [] if last is None else [last[0], *last]
+            place = [] if last is None else [f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)"]
+            given = [] if last is None else [last[0], *last]
             statement = (
-                f"SELECT seq, account, body FROM entries WHERE {' AND '.join([*wanted, *after]) or '1 = 1'} "  # noqa: S608 - names of our own
+                f"SELECT seq, account, body FROM entries WHERE {' AND '.join([*wanted, *place]) or '1 = 1'} "  # noqa: S608 - names of our own
                 f"ORDER BY occurred_at {order}, seq {order} LIMIT {_PAGE}"
             )
-            page = self._database.read(partial(self._page, statement=statement, values=[*values, *place]))
-            for _, entry in page:
-                if not which.where or matches(entry, which.where):
-                    yield entry
+            page = self._database.read(
+                partial(self._page, statement=statement, values=[*values, *given], archived_to=archived_to)
+            )
+            yield from page
             if len(page) < _PAGE:
                 return
-            seq, entry = page[-1]
-            last = (to_microseconds(entry.occurred_at), seq)
+            last = page[-1][0]
 
-    def _page(self, connection: Rows, *, statement: str, values: Sequence[Any]) -> list[tuple[int, Entry]]:
-        rows = connection.execute(statement, values).fetchall()
-        return [(seq, self.decode(connection, account, body)) for seq, account, body in rows]
+    def _page(
+        self, connection: Rows, *, statement: str, values: Sequence[Any], archived_to: int
+    ) -> list[tuple[Place, Entry]]:
+        if _archived_to(connection) != archived_to:
+            raise _MovedError
+        found: list[tuple[Place, Entry]] = []
+        for seq, account, body in connection.execute(statement, values).fetchall():
+            entry = self.decode(connection, account, body)
+            found.append(((to_microseconds(entry.occurred_at), seq), entry))
+        return found
+
+    def _archived(
+        self, which: EntryFilter, *, archived_to: int, after: Place | None, newest_first: bool
+    ) -> Iterator[tuple[Place, Entry]]:
+        span = (_instant(which.since), _instant(which.until))
+
+        def begin(connection: Rows) -> tuple[list[ArchivedMonth], Wanted]:
+            files, _ = self._archives.within(connection, *span)
+            return files, self._archives.wanted(connection, which.where) if files else Wanted()
+
+        files, wanted = self._database.read(begin) if archived_to else ([], Wanted())
+        if not files:
+            return
+        found = self._archives.shelf.entries(files, span, archived_to, wanted, newest_first=newest_first, after=after)
+        while page := list(itertools.islice(found, _PAGE)):
+            yield from self._database.read(partial(self._decode_page, page=page))
+
+    def _decode_page(self, connection: Rows, *, page: Sequence[tuple[Place, bytes, str]]) -> list[tuple[Place, Entry]]:
+        return [(place, self._decode_archived(connection, account, body)) for place, account, body in page]
+
+    def _decode_archived(self, connection: Rows, account: bytes, body: str) -> Entry:
+        number = self._numbers.get(account)
+        if number is None:
+            row = connection.execute("SELECT id FROM accounts WHERE digest = ?", (account,)).fetchone()
+            number = _keep(self._numbers, account, row[0] if row else -1)
+        return self.decode(connection, number, body)
 
     def decode(self, connection: Rows, account: int, body: str) -> Entry:
         """The entry of a row.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, to_dollars
+from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.engine import Engine, Rows
 from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
@@ -28,6 +32,9 @@ _MARKS = ("unpriced", "estimated", "reasoning")
 _PLAIN = ", ".join(f"sum({name})" for name in ("n", *_MARKS, *TYPED, *_COSTS))
 _OF_ENTRIES = ", ".join(("count(*)", *(f"sum({name})" for name in (*_MARKS, *TYPED, *_COSTS))))
 _BY_METER = ", ".join(f"sum({name})" for name in ("n", *_MARKS, "quantity", "nano", *_COSTS))
+
+#: So many stretches of entries are asked for one by one: nothing between them is read then.
+_FEW_TERMS = 4
 
 Group = tuple[str | None, ...]
 
@@ -73,31 +80,56 @@ def _quantity(nano: int) -> Quantity:
 
 
 def summed(
-    connection: Rows, engine: Engine, instants: Sequence[int], by: Sequence[str], which: EntryFilter
+    connection: Rows,
+    engine: Engine,
+    instants: Sequence[int],
+    by: Sequence[str],
+    which: EntryFilter,
+    *,
+    archives: Archives,
 ) -> list[Aggregate]:
-    """The groups of each bucket between `instants`.
+    """The groups of each bucket between `instants`; from `archives` where entries are asked for that are there.
 
     Raises:
         ConfigurationError: an unknown dimension.
     """
     check_dimensions([*by, *which.where])
-    return _Summing(connection, engine, by, which.where).run(instants)
+    return _Summing(connection, engine, by, which.where, archives=archives).run(instants)
+
+
+class _Pieces(NamedTuple):
+    """A question to the archive: for which files, edges, last record and entries; and the buckets of each piece.
+
+    Attributes:
+        asked: What `tokenmeter.stores.archive.shelf.Shelf.sums` takes first.
+        buckets: Piece of time between two edges -> buckets that it is part of, each with a sign.
+    """
+
+    asked: tuple[Sequence[ArchivedMonth], Sequence[int], int, Wanted]
+    buckets: Mapping[int, Sequence[tuple[int, int]]]
 
 
 class _Grouping:
     """Which group an account's entries go to, and an entry's own values where it keeps them itself."""
 
     def __init__(
-        self, connection: Rows, engine: Engine, by: Sequence[str], where: Mapping[str, frozenset[str | None]]
+        self,
+        connection: Rows,
+        engine: Engine,
+        by: Sequence[str],
+        where: Mapping[str, frozenset[str | None]],
+        *,
+        archives: Archives,
     ) -> None:
-        self._connection, self._engine = connection, engine
+        self._connection, self._engine, self._archives = connection, engine, archives
         self._by, self._where = tuple(by), where
         self._fine = any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
         self._cell = ""
         self._cells: list[_Cell] = []
         self._cell_of: dict[int, int] = {}
         self._names: dict[Any, str | None] = {}
-        self._tags: dict[int, dict[str, str]] = {}
+        self._tags: dict[int | str, dict[str, str]] = {}
+        self._wanted: Wanted | None = None
         self._find_cells()
 
     def _find_cells(self) -> None:
@@ -115,7 +147,24 @@ class _Grouping:
         self._cells = list(numbers)
         self._cell = self._engine.cells(self._connection, self._cell_of)
 
-    def _group(self, spot: int, end_user: int | None, tags: int | None) -> Group:
+    def _archived(self, loose: Sequence[tuple[int, Term]]) -> Iterator[_Pieces]:
+        """What is to be asked of the archive for these terms: one question for many of them, one each for a few."""
+        groups = [loose] if len(loose) > _FEW_TERMS else [[one] for one in loose]
+        for group in groups if self._cells else ():
+            edges = sorted({edge for _, term in group for edge in (term.start, term.end)})
+            files, archived_to = self._archives.within(self._connection, edges[0], edges[-1])
+            if not files:
+                continue
+            if self._wanted is None:
+                self._wanted = self._archives.wanted(self._connection, self._where, self._cell_of)
+            buckets: dict[int, list[tuple[int, int]]] = {}
+            for bucket, term in group:
+                for piece in range(bisect_left(edges, term.start), bisect_left(edges, term.end)):
+                    buckets.setdefault(piece, []).append((bucket, term.sign))
+            yield _Pieces((files, edges, archived_to, self._wanted), buckets)
+
+    def _group(self, spot: int, end_user: int | bytes | None, tags: int | str | None) -> Group:
+        """The group of an entry; end user and tags by their rows, or as an archive has them by digest and as text."""
         values = self._cells[spot].values
         if not self._fine:
             return values
@@ -124,8 +173,8 @@ class _Grouping:
             for name, value in zip(self._by, values, strict=True)
         )
 
-    def _name(self, number: int | None) -> str | None:
-        return None if number is None else self._look_up(number, "id")
+    def _name(self, number: int | bytes | None) -> str | None:
+        return None if number is None else self._look_up(number, "id" if isinstance(number, int) else "digest")
 
     def _look_up(self, key: object, column: str) -> str | None:
         if key not in self._names:
@@ -136,11 +185,15 @@ class _Grouping:
             self._names[key] = row[0] if row else None
         return self._names[key]
 
-    def _tag(self, tags: int | None, name: str) -> str | None:
+    def _tag(self, tags: int | str | None, name: str) -> str | None:
         if tags is None:
             return None
         if tags not in self._tags:
-            (body,) = self._connection.execute("SELECT body FROM tagsets WHERE id = ?", (tags,)).fetchone()
+            body: str
+            if isinstance(tags, str):
+                body = tags
+            else:
+                (body,) = self._connection.execute("SELECT body FROM tagsets WHERE id = ?", (tags,)).fetchone()
             self._tags[tags] = json.loads(body)
         digest = self._tags[tags].get(name.removeprefix("tag:"))
         return None if digest is None else self._look_up(bytes.fromhex(digest), "digest")
@@ -154,29 +207,39 @@ class _Summing(_Grouping):
     """
 
     def __init__(
-        self, connection: Rows, engine: Engine, by: Sequence[str], where: Mapping[str, frozenset[str | None]]
+        self,
+        connection: Rows,
+        engine: Engine,
+        by: Sequence[str],
+        where: Mapping[str, frozenset[str | None]],
+        *,
+        archives: Archives,
     ) -> None:
-        super().__init__(connection, engine, by, where)
+        super().__init__(connection, engine, by, where, archives=archives)
         self._meters = where.get("sku_meter")
         self._split = "sku_meter" in by
         self._mixed = self._meters is not None and not self._split and len(self._meters) > 1
         self._by_meter = self._split or self._meters is not None
         self._totals: dict[tuple[int, Group], _Total] = {}
-        self._accounts: dict[int, AccountFacts] = {}
+        self._accounts: dict[int | bytes, AccountFacts] = {}
         self._rates: dict[str, str] = {}
 
     def run(self, instants: Sequence[int]) -> list[Aggregate]:
         kept: list[tuple[int, int, int]] = []
+        loose: list[tuple[int, Term]] = []
         for bucket, (start, end) in enumerate(pairwise(instants)):
             whole = self._fine or self._mixed
             for term in (Term(1, None, start, end),) if whole else terms(start, end, hours=not self._by_meter):
                 if term.level is None:
                     self._add_entries(bucket, term)
+                    loose.append((bucket, term))
                 else:
                     place = term.sign * (bucket + 1)
                     kept += [(place, term.level, slot) for slot in slots(term)]
         if kept and self._cells:
             self._add_kept(compact_json(kept))
+        for archived in self._archived(loose):
+            self._add_archived(archived)
         found = [total.aggregate(*place) for place, total in self._totals.items() if total.entries]
         return sorted(found, key=_in_order)
 
@@ -255,7 +318,11 @@ class _Summing(_Grouping):
         clause = " AND ".join(wanted)
         fine = "end_user, tags" if self._fine else "NULL, NULL"
         if self._by_meter:
-            self._add_measured(bucket, term.sign, clause, values, fine)
+            rows = self._connection.execute(
+                f"SELECT {self._cell} AS spot, account, {fine}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
+                tuple(values),
+            )
+            self._add_measured(bucket, term.sign, rows.fetchall())
             return
         rows = self._connection.execute(
             f"SELECT {self._cell} AS spot, {fine}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
@@ -270,17 +337,36 @@ class _Summing(_Grouping):
         ).fetchall()
         for spot, end_user, tags, more in rows:
             if spot is not None:
-                group = self._group(spot, end_user, tags)
-                for meter, nano in json.loads(more).items():
-                    self._add_rare(bucket, group, meter, nano)
+                self._add_more(bucket, self._group(spot, end_user, tags), more, 1)
 
-    def _add_measured(self, bucket: int, sign: int, clause: str, values: Iterable[Any], fine: str) -> None:
-        """Entries meter by meter; where meters are not told apart, each counts once, at the first that is asked for."""
-        rows = self._connection.execute(
-            f"SELECT {self._cell}, account, {fine}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
-            tuple(values),
-        )
-        for spot, account, end_user, tags, body in rows.fetchall():
+    def _add_more(self, bucket: int, group: Group, more: str, count: int) -> None:
+        for meter, nano in json.loads(more).items():
+            self._add_rare(bucket, group, meter, nano * count)
+
+    def _add_archived(self, archived: _Pieces) -> None:
+        shelf, asked = self._archives.shelf, archived.asked
+        if self._by_meter:
+            for piece, *row in shelf.records(*asked):
+                for bucket, sign in archived.buckets.get(piece, ()):
+                    self._add_measured(bucket, sign, [row])
+            return
+        sums, rare = shelf.sums(*asked, (*_MARKS, *TYPED, *_COSTS), fine=self._fine)
+        for piece, spot, end_user, tags, *amounts in sums:
+            for bucket, _ in archived.buckets.get(piece, ()):
+                self._add(bucket, self._cells[spot], None, amounts, self._group(spot, end_user, tags))
+        for piece, spot, end_user, tags, more, count in rare:
+            for bucket, _ in archived.buckets.get(piece, ()):
+                self._add_more(bucket, self._group(spot, end_user, tags), more, count)
+
+    def _add_measured(self, bucket: int, sign: int, rows: Iterable[Any]) -> None:
+        """Entries meter by meter; where meters are not told apart, each counts once, at the first that is asked for.
+
+        Args:
+            bucket: See `Aggregate`.
+            sign: See `Term`.
+            rows: Number of the cell, account, end user, tags and record of each.
+        """
+        for spot, account, end_user, tags, body in rows:
             if spot is None:
                 continue
             record = from_json(body)
@@ -307,10 +393,12 @@ class _Summing(_Grouping):
                 self._add(bucket, self._cells[int(spot)], meter, [sign * value for value in sums], group)
                 first = False
 
-    def _facts(self, account: int) -> AccountFacts:
+    def _facts(self, account: int | bytes) -> AccountFacts:
         if account not in self._accounts:
+            column = "id" if isinstance(account, int) else "digest"
             row = self._connection.execute(
-                "SELECT id, kind, cost_source FROM accounts WHERE id = ?", (account,)
+                f"SELECT id, kind, cost_source FROM accounts WHERE {column} = ?",  # noqa: S608 - names of our own
+                (account,),
             ).fetchone()
             self._accounts[account] = AccountFacts.of(*row)
         return self._accounts[account]
@@ -330,15 +418,22 @@ class _Timing(_Grouping):
     def run(self, instants: Sequence[int]) -> list[Latencies]:
         self._found: dict[tuple[int, Group], Latencies] = {}
         kept: list[tuple[int, int, int]] = []
+        loose: list[tuple[int, Term]] = []
         for bucket, (start, end) in enumerate(pairwise(instants)):
             for term in (Term(1, None, start, end),) if self._fine else terms(start, end, hours=False):
                 if term.level is None:
                     self._add_entries(bucket, term)
+                    loose.append((bucket, term))
                 else:
                     place = term.sign * (bucket + 1)
                     kept += [(place, term.level, slot) for slot in slots(term)]
         if kept and self._cells:
             self._add_kept(compact_json(kept))
+        for archived in self._archived(loose):
+            rows = self._archives.shelf.rows(*archived.asked, ("latency_us", "first_token_us", "output"))
+            for piece, spot, _, end_user, tags, *times in rows:
+                for bucket, sign in archived.buckets.get(piece, ()):
+                    self._add_call(bucket, (spot, end_user, tags), times, sign)
         for one in self._found.values():
             one.drop_empty()
         found = [one for one in self._found.values() if one.duration.counts or one.first_token.counts]
@@ -378,9 +473,14 @@ class _Timing(_Grouping):
             f"WHERE {' AND '.join(wanted)}",
             values,
         ).fetchall()
-        for spot, end_user, tags, whole, first, output in rows:
-            if spot is not None and self._cells[int(spot)].counted and (whole, first) != (None, None):
-                self._at(bucket, self._group(int(spot), end_user, tags)).add(whole, first, output, term.sign)
+        for spot, end_user, tags, *times in rows:
+            if spot is not None:
+                self._add_call(bucket, (int(spot), end_user, tags), times, term.sign)
+
+    def _add_call(self, bucket: int, whose: tuple[int, Any, Any], times: Sequence[Any], sign: int) -> None:
+        whole, first, output = times
+        if self._cells[whose[0]].counted and (whole, first) != (None, None):
+            self._at(bucket, self._group(*whose)).add(whole, first, output, sign)
 
 
 def _in_order(one: Aggregate | Latencies) -> tuple[Any, ...]:
@@ -388,7 +488,13 @@ def _in_order(one: Aggregate | Latencies) -> tuple[Any, ...]:
 
 
 def timed(
-    connection: Rows, engine: Engine, instants: Sequence[int], by: Sequence[str], which: EntryFilter
+    connection: Rows,
+    engine: Engine,
+    instants: Sequence[int],
+    by: Sequence[str],
+    which: EntryFilter,
+    *,
+    archives: Archives,
 ) -> list[Latencies]:
     """How long the calls of each group took, in each bucket between `instants`.
 
@@ -398,4 +504,4 @@ def timed(
     check_dimensions([*by, *which.where])
     if "sku_meter" in {*by, *which.where}:
         raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
-    return _Timing(connection, engine, by, which.where).run(instants)
+    return _Timing(connection, engine, by, which.where, archives=archives).run(instants)

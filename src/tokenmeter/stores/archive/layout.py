@@ -1,58 +1,89 @@
 """An archive file: which columns it has, how entries come into it, and how records come out of it again.
 
-The columns repeat those of the ledger's table ``entries`` under the same names; what else a record says is in ``shape``,
-``numbers`` and ``texts`` (`tokenmeter.stores.archive.shape`). docs/reference/schema.md has them with their units.
+The columns repeat those of the ledger's table ``entries`` under the same names; what else a record says is in
+``shape``, ``numbers`` and ``texts``, see `tokenmeter.stores.archive.shape`. docs/reference/schema.md has them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.shape import Shaper, render, values_of
 from tokenmeter.stores.fold import TYPED, identity_column
 from tokenmeter.stores.values import MICRO
 
-__all__ = ["LAYOUT", "RECORD_COLUMNS", "SCHEMA", "FileWriter", "identity_parts", "identity_text", "record_of", "records"]
+__all__ = [
+    "COLUMNS",
+    "LAYOUT",
+    "RECORD_COLUMNS",
+    "FileWriter",
+    "Row",
+    "groups_in",
+    "identity_parts",
+    "record_of",
+    "records",
+]
 
 #: Number of this layout, in every manifest.
 LAYOUT = 1
-_DIGEST = pa.binary(16)
-SCHEMA = pa.schema(
-    [
-        pa.field("seq", pa.int64(), nullable=False),
-        pa.field("writer", pa.binary(), nullable=False),
-        pa.field("counter", pa.int64()),
-        pa.field("occurred_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("recorded_after_us", pa.int64()),
-        pa.field("account", _DIGEST, nullable=False),
-        pa.field("end_user", _DIGEST),
-        pa.field("tags", pa.string()),
-        *(pa.field(name, pa.int64(), nullable=False) for name in ("unpriced", "estimated", "reasoning", *TYPED)),
-        pa.field("list_micro", pa.int64(), nullable=False),
-        pa.field("list_pico", pa.int64(), nullable=False),
-        *(pa.field(f"{cost}_{part}", pa.int64()) for cost in ("contracted", "billed") for part in ("micro", "pico")),
-        pa.field("more", pa.string()),
-        pa.field("latency_us", pa.int64()),
-        pa.field("first_token_us", pa.int64()),
-        pa.field("response_id", pa.string()),
-        pa.field("request_id", pa.string()),
-        pa.field("shape", pa.string()),
-        pa.field("numbers", pa.list_(pa.int64())),
-        pa.field("texts", pa.list_(pa.string())),
-        pa.field("body", pa.string()),
-    ]
-)
+#: Column -> what it holds: ``int``, ``digest`` (16 bytes), ``bytes``, ``text``, ``time`` (UTC, microseconds), ``ints``,
+#: ``texts``; with ``?`` where it may be null.
+COLUMNS: Mapping[str, str] = {
+    "seq": "int",
+    "writer": "bytes",
+    "counter": "int?",
+    "occurred_at": "time",
+    "recorded_after_us": "int?",
+    "account": "digest",
+    "end_user": "digest?",
+    "tags": "text?",
+    **dict.fromkeys(("unpriced", "estimated", "reasoning", *TYPED, "list_micro", "list_pico"), "int"),
+    **dict.fromkeys(("contracted_micro", "contracted_pico", "billed_micro", "billed_pico"), "int?"),
+    "more": "text?",
+    "latency_us": "int?",
+    "first_token_us": "int?",
+    "response_id": "text?",
+    "request_id": "text?",
+    "shape": "text?",
+    "numbers": "ints?",
+    "texts": "texts?",
+    "body": "text?",
+}
 _DELTA = ("seq", "counter", "occurred_at", "recorded_after_us", "list_micro", "contracted_micro", "billed_micro")
-_PLAIN = ("response_id", "request_id", "latency_us", "first_token_us", "numbers.list.element", "texts.list.element", "body")
+_PLAIN = (
+    "response_id",
+    "request_id",
+    "latency_us",
+    "first_token_us",
+    "numbers.list.element",
+    "texts.list.element",
+    "body",
+)
 #: Rows to a row group; large ones, because each has a dictionary of digests, which no compression makes smaller.
 _ROW_GROUP = 245_760
 _LARGEST_DICTIONARY = 64 << 20
 #: What `record_of` takes, in this order, as they stand in a file.
-RECORD_COLUMNS = tuple(name for name in SCHEMA.names if name not in {"seq", "unpriced", "estimated", "more"})
+RECORD_COLUMNS = tuple(name for name in COLUMNS if name not in {"seq", "unpriced", "estimated", "more"})
+
+
+@cache
+def _schema() -> Any:
+    arrow = import_extra("pyarrow")
+    types = {
+        "int": arrow.int64(),
+        "digest": arrow.binary(16),
+        "bytes": arrow.binary(),
+        "text": arrow.string(),
+        "time": arrow.timestamp("us", tz="UTC"),
+        "ints": arrow.list_(arrow.int64()),
+        "texts": arrow.list_(arrow.string()),
+    }
+    return arrow.schema(
+        [arrow.field(name, types[kind.rstrip("?")], nullable=kind.endswith("?")) for name, kind in COLUMNS.items()]
+    )
 
 
 class Row(NamedTuple):
@@ -89,11 +120,6 @@ def identity_parts(entry_id: str) -> tuple[bytes, int | None]:
     return found[:10], int.from_bytes(found[10:])
 
 
-def identity_text(writer: bytes, counter: int | None) -> str:
-    """The id of `identity_parts`."""
-    return writer.decode() if counter is None else f"{writer.hex()}{counter:012x}"
-
-
 class FileWriter:
     """Writes one archive file.
 
@@ -102,18 +128,19 @@ class FileWriter:
         shaper: Finds shapes; one for many files, as they are much alike.
     """
 
-    def __init__(self, target: IO[bytes] | str, shaper: Shaper) -> None:
+    def __init__(self, target: str, shaper: Shaper) -> None:
         self._shaper = shaper
-        self._batches: list[pa.RecordBatch] = []
+        self._arrow = import_extra("pyarrow")
+        self._schema = _schema()
+        self._batches: list[Any] = []
         self._rows = 0
         encoded = dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED") | dict.fromkeys(_PLAIN, "PLAIN")
-        names = {"numbers": "numbers.list.element", "texts": "texts.list.element"}
-        self._writer = pq.ParquetWriter(
+        self._writer = import_extra("pyarrow.parquet").ParquetWriter(
             target,
-            SCHEMA,
+            self._schema,
             compression="zstd",
             compression_level=6,
-            use_dictionary=[name for field in SCHEMA.names if (name := names.get(field, field)) not in encoded],
+            use_dictionary=[name for name in COLUMNS if name not in encoded and name not in {"numbers", "texts"}],
             column_encoding=encoded,
             write_page_index=True,
             dictionary_pagesize_limit=_LARGEST_DICTIONARY,
@@ -123,8 +150,8 @@ class FileWriter:
     def write(self, rows: Sequence[Row]) -> None:
         """Add entries, in the order of the chain."""
         columns = list(zip(*map(self._cells, rows), strict=True))
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-        self._batches.append(pa.record_batch(arrays, schema=SCHEMA))
+        arrays = [self._arrow.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._batches.append(self._arrow.record_batch(arrays, schema=self._schema))
         self._rows += len(rows)
         if self._rows >= _ROW_GROUP:
             self._flush()
@@ -179,7 +206,7 @@ class FileWriter:
 
     def _flush(self) -> None:
         if self._batches:
-            self._writer.write_table(pa.Table.from_batches(self._batches), row_group_size=2 * _ROW_GROUP)
+            self._writer.write_table(self._arrow.Table.from_batches(self._batches), row_group_size=2 * _ROW_GROUP)
         self._batches, self._rows = [], 0
 
     def close(self) -> None:
@@ -216,24 +243,27 @@ def record_of(columns: Sequence[Any]) -> str:
     return render(shape, values, numbers or (), texts or ())
 
 
-def records(file: str, columns: Sequence[str] = (), *, rows: int = 8_192) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of a file in the order of the chain, some thousand at a time: seq, record, and `columns`.
-
-    Instants come as microseconds since the epoch.
-    """
-    with pq.ParquetFile(file) as opened:
-        for batch in opened.iter_batches(rows, columns=sorted({"seq", *RECORD_COLUMNS, *columns})):
-            values = {name: _plain(batch.column(name)) for name in batch.schema.names}
-            bodies = map(record_of, zip(*(values[name] for name in RECORD_COLUMNS), strict=True))
-            yield list(zip(values["seq"], bodies, *(values[name] for name in columns), strict=True))
+def groups_in(file: str) -> int:
+    """How many groups of rows a file has."""
+    with import_extra("pyarrow.parquet").ParquetFile(file) as opened:
+        return int(opened.num_row_groups)
 
 
-def _plain(column: pa.Array) -> Sequence[Any]:
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.int64())
-    if pa.types.is_integer(column.type) and not column.null_count:
+def records(file: str, *, group: int | None = None, rows: int = 8_192) -> Iterator[list[tuple[int, str]]]:
+    """Number and record of each entry of a file, or of one group of its rows, in the order of the chain, by pages."""
+    with import_extra("pyarrow.parquet").ParquetFile(file) as opened:
+        groups = None if group is None else [group]
+        for batch in opened.iter_batches(rows, row_groups=groups, columns=["seq", *RECORD_COLUMNS]):
+            columns = [_plain(batch.column(name)) for name in RECORD_COLUMNS]
+            bodies = map(record_of, zip(*columns, strict=True))
+            yield list(zip(_plain(batch.column("seq")), bodies, strict=True))
+
+
+def _plain(column: Any) -> Sequence[Any]:
+    if str(column.type).startswith("timestamp"):
+        column = column.cast("int64")
+    if str(column.type) == "int64" and not column.null_count:
         numbers: list[int] = column.to_numpy(zero_copy_only=False).tolist()
         return numbers
     values: list[Any] = column.to_pylist()
     return values
-

@@ -80,7 +80,7 @@ class Shaped(NamedTuple):
     texts: tuple[str, ...] = ()
 
 
-def values_of(
+def values_of(  # noqa: PLR0917 - a row of columns
     account: bytes,
     identity: tuple[bytes, int | None],
     times: tuple[int, int],
@@ -88,8 +88,8 @@ def values_of(
     latency: tuple[int | None, int | None],
     end_user: bytes | None,
     tags: str | None,
-    tokens: tuple[int, int, int, int, int, int],
-    costs: tuple[int, int, int],
+    tokens: Sequence[int],
+    costs: Sequence[int],
 ) -> tuple[Any, ...]:
     """What places stand for, by `VALUES`; `tokens` are the five meters with columns and reasoning."""
     writer, counter = identity
@@ -112,7 +112,8 @@ class _Maker(NamedTuple):
             values += tuple([values[index] * factor for index, factor in self.products])
         if self.extras:
             values += tuple([_extra(kind, at, values[1], numbers, texts) for kind, at in self.extras])
-        return self.form % self.pick(values)
+        made: str = self.form % self.pick(values)
+        return made
 
 
 def _extra(kind: str, at: int, identity: str, numbers: Sequence[int], texts: Sequence[str]) -> Any:
@@ -143,7 +144,7 @@ def _compiled(shape: str) -> _Maker:
     first = {"value": 0, "product": len(VALUES), "extra": len(VALUES) + len(products)}
     places = [first[kind] + at for kind, at in names]
     form = _PLACE.sub(lambda found: "%s" if found[1] else "%%", shape)
-    pick = itemgetter(*places) if len(places) > 1 else lambda values: tuple(values[at] for at in places)
+    pick: Callable[[tuple[Any, ...]], Any] = itemgetter(*places)
     return _Maker(form, pick, tuple(products), tuple(extras))
 
 

@@ -40,7 +40,7 @@ _WORDS = ("hex(bytea)", "json_each(text)", "budget_generation()", "keeps_secret(
 _WRITER_READS = (
     *("ledger", "entries", "accounts", "contexts", "rates", "names", "tagsets", "dedup", "places", "refused"),
     *("sums", "rare_sums", "meter_sums", "latency_sums"),
-    *("counters", "holds", "crossings", "documents", "schema_versions"),
+    *("counters", "holds", "crossings", "documents", "archived_ids", "schema_versions"),
 )
 _READER_READS = _WRITER_READS
 

@@ -29,6 +29,8 @@ __all__ = ["PostgresBook", "json_text", "parts"]
 T = TypeVar("T")
 
 _MOST_TOLD = 50_000
+#: Entries that are dropped in one transaction.
+_AT_ONCE = 20_000
 #: Rows from which on they are sent by COPY.
 _COPY_FROM = 200
 _COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()} | {
@@ -96,26 +98,77 @@ class PostgresBook(FoldingBook):
 
     def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
         """See `tokenmeter.stores.effects.Book`."""
-        return bool(
-            self.fetch(
-                "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) "
-                "OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)",
-                (entry_id, dedup_key),
-            )
-        )
+        return self.run(lambda rows: self.has(rows, entry_id, dedup_key))
+
+    def has(self, rows: ServerRows, entry_id: str, dedup_key: str | None = None) -> bool:
+        """Whether an entry or its bill is in the ledger or its archive."""
+        found = rows.execute(
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) "
+            "OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)",
+            (entry_id, dedup_key),
+        ).fetchone()
+        return found is not None or (self.archives is not None and self.archives.has(rows, entry_id))
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
         """See `tokenmeter.stores.effects.Book`."""
-        rows = self.fetch(
-            "SELECT entry_id FROM entries WHERE entry_id = ANY (?) UNION ALL SELECT key FROM dedup WHERE key = ANY (?)",
-            (list(entry_ids), [key for key in dedup_keys if key is not None]),
-        )
-        return {row[0] for row in rows}
+
+        def work(rows: ServerRows) -> set[str]:
+            live = rows.execute(
+                "SELECT entry_id FROM entries WHERE entry_id = ANY (?) "
+                "UNION ALL SELECT key FROM dedup WHERE key = ANY (?)",
+                (list(entry_ids), [key for key in dedup_keys if key is not None]),
+            )
+            found = {row[0] for row in live.fetchall()}
+            archives, strangers = self.archives, set[bytes]()
+            if archives is not None:
+                found |= {one for one in entry_ids if one not in found and archives.has(rows, one, strangers)}
+            return found
+
+        return self.run(work)
 
     def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
         """See `tokenmeter.stores.effects.Book`."""
         rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
         return json.loads(rows[0][0]) if rows else None
+
+    # -- for archives
+
+    def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:
+        """See `tokenmeter.stores.archive.archives.ArchiveBook`. Only the ledger's owner may."""
+
+        def work(rows: ServerRows) -> bool:
+            run = rows.execute
+            row = run(
+                "SELECT max(seq) FROM (SELECT seq FROM entries WHERE seq <= ? ORDER BY seq LIMIT ?) AS next",
+                (last, _AT_ONCE),
+            ).fetchone()
+            if row is None or row[0] is None:
+                return False
+            for one in ids:
+                run("INSERT INTO archived_ids VALUES (?, ?, ?) ON CONFLICT DO NOTHING", one)
+            run(
+                "UPDATE ledger SET archived_to = ?, archived_hash = (SELECT hash FROM entries WHERE seq = ?)",
+                (row[0], row[0]),
+            )
+            run("DELETE FROM entries WHERE seq <= ?", row)
+            return bool(row[0] < last)
+
+        return self.run(work, scope="transaction")
+
+    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+        """See `tokenmeter.stores.archive.archives.ArchiveBook`. Only the ledger's owner may."""
+        places = ", ".join("?" * len(ENTRY_COLUMNS))
+        statement = f"INSERT INTO entries ({', '.join(ENTRY_COLUMNS)}) VALUES ({places})"  # noqa: S608 - names of our own
+
+        def work(server: ServerRows) -> None:
+            server.execute("UPDATE ledger SET archived_to = ?, archived_hash = ?", (before, head))
+            for row in self.returned(server, rows):
+                server.execute(statement, row)
+
+        try:
+            self.run(work, scope="transaction")
+        finally:
+            self.forget_rows()
 
     # -- the server
 
@@ -272,6 +325,7 @@ class _Folding(Folding):
     def __init__(self, book: PostgresBook, *, careful: bool, refuse: str | None = None) -> None:
         super().__init__(book, careful=careful, refuse=refuse)
         self._told, self._pool = book.told, book.pool
+        self._server = book
 
     def begin(self, connection: ServerRows) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`. A segment that is shorter than what was folded of it (after a power cut) is read again."""
@@ -293,7 +347,7 @@ class _Folding(Folding):
 
     def has_entry(self, connection: ServerRows, entry_id: str) -> bool:
         """See `Folding`."""
-        return connection.execute("SELECT 1 FROM entries WHERE entry_id = ?", (entry_id,)).fetchone() is not None
+        return self._server.has(connection, entry_id)
 
     def put_aside(
         self,

@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.stores.archive.archives import Archives
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
     Aggregate,
@@ -85,7 +86,8 @@ class PostgresStore:
         self._spool = Spool(self.address.spool)
         self._book = PostgresBook(self._pool, self._spool.path, self._spool.host)
         self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
-        self._reader = Reader(self._book)
+        self.archives = self._book.archives = Archives(self._book, self.file, self._fold)
+        self._reader = Reader(self._book, self.archives)
         self._budgets: int | None = None
         _STORES.add(self)
         if self._may_write and self._book.waiting() and segments(self._spool.path):
@@ -364,7 +366,14 @@ class PostgresStore:
         self._fold()
         self._ready()
         return self._book.read(
-            partial(summed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+            partial(
+                summed,
+                engine=self._book.engine,
+                instants=instants,
+                by=by,
+                which=which or EntryFilter(),
+                archives=self.archives,
+            )
         )
 
     def latencies(
@@ -375,7 +384,14 @@ class PostgresStore:
         self._fold()
         self._ready()
         return self._book.read(
-            partial(timed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+            partial(
+                timed,
+                engine=self._book.engine,
+                instants=instants,
+                by=by,
+                which=which or EntryFilter(),
+                archives=self.archives,
+            )
         )
 
     # -- documents
@@ -409,12 +425,13 @@ class PostgresStore:
         *,
         head: str | None = None,
         since: str | None = None,
+        deep: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Walk the chain, compare columns with their records, re-derive the sums, and compare holds with counters."""
         self._fold()
         self._ready()
-        outcome = audit(self._book, head=head, since=since, progress=progress)
+        outcome = audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
         wrong = self._book.read(lambda rows: rows.execute(_UNEVEN).fetchall())
         faults = [
             Fault("counter", f"{budget} {scope} {start}", f"{reserved} is reserved, and {held} is held.")

@@ -42,6 +42,8 @@ __all__ = ["SQLiteBook"]
 
 T = TypeVar("T")
 
+#: Entries that are dropped in one transaction: few enough that nobody waits long for it.
+_AT_ONCE = 2_000
 #: Seconds a fold waits for the file while something is wrong with it.
 _IMPATIENT = 0.05  # seconds, not money
 
@@ -167,18 +169,20 @@ class SQLiteBook(FoldingBook):
 
     def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
         """See `tokenmeter.stores.effects.Book`."""
-        return bool(self.fetch(_HAS_ENTRY, (identity_column(entry_id), dedup_key)))
+        return self.database.read(lambda connection: self.has(connection, entry_id, dedup_key))
+
+    def has(self, connection: Connection, entry_id: str, dedup_key: str | None = None) -> bool:
+        """Whether an entry or its bill is in the ledger or its archive."""
+        if connection.execute(_HAS_ENTRY, (identity_column(entry_id), dedup_key)).fetchone():
+            return True
+        return self.archives is not None and self.archives.has(connection, entry_id)
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
         """See `tokenmeter.stores.effects.Book`."""
 
         def work(connection: Connection) -> set[str]:
             run = connection.execute
-            found = {
-                entry_id
-                for entry_id in entry_ids
-                if run("SELECT 1 FROM entries WHERE entry_id = ?", (identity_column(entry_id),)).fetchone()
-            }
+            found = {entry_id for entry_id in entry_ids if self.has(connection, entry_id)}
             return found | {
                 key
                 for key in dedup_keys
@@ -195,6 +199,38 @@ class SQLiteBook(FoldingBook):
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Rows of one statement, in a read transaction of its own."""
         return self.database.read(lambda connection: connection.execute(statement, values).fetchall())
+
+    # -- for archives
+
+    def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:
+        """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
+
+        def work(connection: Connection) -> bool:
+            run = connection.execute
+            row = run(
+                "SELECT max(seq) FROM (SELECT seq FROM entries WHERE seq <= ? ORDER BY seq LIMIT ?)", (last, _AT_ONCE)
+            ).fetchone()
+            if row[0] is None:
+                return False
+            connection.executemany("INSERT OR IGNORE INTO archived_ids VALUES (?, ?, ?)", ids)
+            run("UPDATE ledger SET archived_to = ?, archived_hash = (SELECT hash FROM entries WHERE seq = ?)", row * 2)
+            run("DELETE FROM entries WHERE seq <= ?", row)
+            return bool(row[0] < last)
+
+        return self.database.write(work)
+
+    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+        """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
+
+        def work(connection: Connection) -> None:
+            connection.execute("UPDATE ledger SET archived_to = ?, archived_hash = ?", (before, head))
+            connection.executemany(_ADD_ENTRY, self.returned(connection, rows))
+
+        try:
+            self.database.write(work)
+        except BaseException:
+            self.forget_rows()
+            raise
 
     # -- without a tail
 
@@ -349,11 +385,15 @@ class _Direct:
         return json.loads(row[0]) if row else None
 
     def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
-        return bool(self._connection.execute(_HAS_ENTRY, (identity_column(entry_id), dedup_key)).fetchone())
+        return self._folding.book.has(self._connection, entry_id, dedup_key)
 
 
 class _Folding(Folding):
     """See `Folding`."""
+
+    def __init__(self, book: SQLiteBook, *, careful: bool, refuse: str | None = None) -> None:
+        super().__init__(book, careful=careful, refuse=refuse)
+        self.book = book
 
     def begin(self, connection: Connection) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`."""
@@ -366,8 +406,7 @@ class _Folding(Folding):
 
     def has_entry(self, connection: Connection, entry_id: str) -> bool:
         """See `Folding`."""
-        statement = "SELECT 1 FROM entries WHERE entry_id = ?"
-        return connection.execute(statement, (identity_column(entry_id),)).fetchone() is not None
+        return self.book.has(connection, entry_id)
 
     def put_aside(
         self, connection: Connection, place: tuple[int, int], reason: str, record: bytes, effects: bytes

@@ -20,7 +20,7 @@ __all__ = ["SCHEMA_VERSION", "check_version", "migrate"]
 #: SQLite's ``application_id`` of a ledger: "tmtr".
 _APPLICATION_ID = int.from_bytes(b"tmtr")
 #: Version that this release reads and writes: the number of the last file.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None:
@@ -52,7 +52,11 @@ def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             secret = os.urandom(32)
             digest = hashlib.sha256(secret).digest()
-            connection.execute("INSERT INTO ledger VALUES (1, ?, 0, zeroblob(32), 0, 0, ?)", (identity, digest))
+            connection.execute(
+                "INSERT INTO ledger (id, identity, seq, hash, entries, documents, secret_digest) "
+                "VALUES (1, ?, 0, zeroblob(32), 0, 0, ?)",
+                (identity, digest),
+            )
             connection.execute("INSERT INTO secret VALUES (1, ?)", (secret,))
         connection.execute("COMMIT")
     finally:

@@ -22,6 +22,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.file_locks import CAN_SHARE
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
+from tokenmeter.stores.archive.archives import Archives
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
     Aggregate,
@@ -67,6 +68,7 @@ class SQLiteStore:
 
     Attributes:
         journal: What calls write to; see `tokenmeter.stores.journal.Journal`.
+        archives: Months that are in files.
 
     Raises:
         StoreUnavailableError: the file cannot be used.
@@ -83,7 +85,8 @@ class SQLiteStore:
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
-        self._reader = Reader(self._book)
+        self.archives = self._book.archives = Archives(self._book, self.file, self._fold)
+        self._reader = Reader(self._book, self.archives)
         weakref.finalize(self, self._book.database.close)
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
@@ -334,7 +337,14 @@ class SQLiteStore:
         instants = check_boundaries(boundaries)
         self._fold()
         return self._book.read(
-            partial(summed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+            partial(
+                summed,
+                engine=self._book.engine,
+                instants=instants,
+                by=by,
+                which=which or EntryFilter(),
+                archives=self.archives,
+            )
         )
 
     def latencies(
@@ -344,7 +354,14 @@ class SQLiteStore:
         instants = check_boundaries(boundaries)
         self._fold()
         return self._book.read(
-            partial(timed, engine=self._book.engine, instants=instants, by=by, which=which or EntryFilter())
+            partial(
+                timed,
+                engine=self._book.engine,
+                instants=instants,
+                by=by,
+                which=which or EntryFilter(),
+                archives=self.archives,
+            )
         )
 
     # -- documents
@@ -368,11 +385,12 @@ class SQLiteStore:
         *,
         head: str | None = None,
         since: str | None = None,
+        deep: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
         self._fold()
-        return audit(self._book, head=head, since=since, progress=progress)
+        return audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
 
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""

@@ -1,0 +1,557 @@
+"""A ledger's archived months: sealing, dropping, bringing back and checking them, and finding what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pydantic_core import from_json
+
+from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
+from tokenmeter.ledger import utcnow
+from tokenmeter.stores.archive.layout import FileWriter, Row, groups_in, identity_parts, records
+from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle
+from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file
+from tokenmeter.stores.archive.shape import Shaper
+from tokenmeter.stores.archive.shelf import Shelf, Wanted, ids_in
+from tokenmeter.stores.base import Fault
+from tokenmeter.stores.book import AMOUNTS
+from tokenmeter.stores.documents import Filing, NewDocument
+from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.fold import FIRST, HOUR
+from tokenmeter.stores.selection import account_conditions, conditions
+from tokenmeter.stores.values import from_microseconds, to_microseconds
+
+__all__ = ["ArchiveBook", "Archived", "Archives"]
+
+_PAGE = 2_000
+_ENTRIES = (
+    "SELECT e.seq, e.entry_id, e.occurred_at, a.digest, n.digest, t.body, "  # noqa: S608 - names of our own
+    f"{', '.join(f'e.{name}' for name in AMOUNTS)}, "
+    "e.more, e.body, e.hash FROM entries AS e JOIN accounts AS a ON a.id = e.account "
+    "LEFT JOIN names AS n ON n.id = e.end_user LEFT JOIN tagsets AS t ON t.id = e.tags "
+    "WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq LIMIT ?"
+)
+#: The record at which most entries of a month are before it and fewest of later ones.
+_CUT = (
+    "SELECT seq FROM (SELECT seq, sum(CASE WHEN occurred_at < ? THEN 1 ELSE -1 END) OVER (ORDER BY seq) AS lead "
+    "FROM entries WHERE seq > ? AND seq <= ?) AS runs WHERE lead > 0 ORDER BY lead DESC, seq DESC LIMIT 1"
+)
+
+
+class ArchiveBook(Readable, Protocol):
+    """What a book can do with entries that are in a file as well."""
+
+    def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:
+        """Drop some of the first entries up to record `last`, and say in the same transaction how far they are gone.
+
+        Args:
+            last: The last record that may go.
+            ids: Whose they are, to be kept: see `tokenmeter.stores.archive.shelf.ids_in`.
+
+        Returns:
+            Whether there may be more of them.
+        """
+        ...
+
+    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+        """Bring entries back, the last ones that are gone.
+
+        Args:
+            before: The last record that is gone then.
+            head: Its hash.
+            rows: Number, record and hash of each.
+        """
+        ...
+
+
+class Archived(NamedTuple):
+    """Outcome of `Archives.verify`.
+
+    Attributes:
+        entries: How many entries are in files only.
+        faults: What is wrong.
+        heads: Hashes that were asked for and found, with the numbers of their records.
+        last_day: The last UTC day since 1970 of an entry that is in a file only; -1 where there is none.
+    """
+
+    entries: int
+    faults: tuple[Fault, ...]
+    heads: Mapping[str, int]
+    last_day: int
+
+
+class Archives:
+    """The archived months of one ledger.
+
+    Args:
+        book: The ledger.
+        file: Files a document.
+        fold: Takes in what waits.
+    """
+
+    def __init__(self, book: ArchiveBook, file: Callable[[NewDocument], Filing], fold: Callable[[], object]) -> None:
+        self._book, self._file, self._fold = book, file, fold
+        self._shelf = Shelf()
+        self._known: tuple[int, int, list[ArchivedMonth]] = (0, 0, [])
+
+    # -- what there is
+
+    def months(self, connection: Rows) -> list[ArchivedMonth]:
+        """Every sealed run, in the order of the chain, as the ledger of `connection` has it."""
+        run = connection.execute
+        (archived_to,) = run("SELECT archived_to FROM ledger").fetchone()
+        (count,) = run("SELECT count(*) FROM documents WHERE kind = ?", (KIND,)).fetchone()
+        if self._known[:2] != (archived_to, count):
+            bodies = run("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (KIND,)).fetchall()
+            found = [ArchivedMonth.parse(from_json(body)["body"], archived_to) for (body,) in bodies]
+            self._known = archived_to, count, found
+        return self._known[2]
+
+    def listed(self) -> list[ArchivedMonth]:
+        """Every sealed run, in the order of the chain."""
+        self._fold()
+        return list(self._book.read(self.months))
+
+    # -- sealing
+
+    def seal(
+        self, through: str, to: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None
+    ) -> list[ArchivedMonth]:
+        """Write every month up to and including `through` that is not sealed yet into a file each.
+
+        Args:
+            through: ``2026-09``, a month that is over (UTC).
+            to: Folder, or URL of one: ``s3://bucket/usage``.
+            progress: Told now and then how many entries were written.
+
+        Returns:
+            What was sealed, in order; nothing where all was.
+
+        Raises:
+            ConfigurationError: not a month, or one that is not over; no such place; a missing extra.
+            StoreUnavailableError: the place cannot be written.
+            TamperedLedgerError: an entry is not what the chain says.
+        """
+        end = _end_of(through)
+        if end > utcnow():
+            raise ConfigurationError(f"{through} is not over (UTC): a month is sealed when it is.")
+        place = place_of(to)
+        self._fold()
+        shaper, sealed, written = Shaper(), list[ArchivedMonth](), 0
+        while (cut := self._book.read(partial(self._cut, through=to_microseconds(end)))) is not None:
+            found = self._seal(place, cut, shaper, _Counting(written, progress))
+            sealed.append(found)
+            written += found.entries
+        return sealed
+
+    def _cut(self, connection: Rows, *, through: int) -> _Cut | None:
+        """The next month to seal: its name, the run before it, and its last record; None when there is none."""
+        run = connection.execute
+        before = next(reversed(self.months(connection)), None)
+        last = 0 if before is None else before.last_seq
+        (moment,) = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", (last,)).fetchone()
+        while moment is not None and moment < through:
+            month = f"{from_microseconds(moment):%Y-%m}"
+            end = to_microseconds(_end_of(month))
+            (most,) = run("SELECT max(seq) FROM entries WHERE occurred_at < ? AND seq > ?", (end, last)).fetchone()
+            row = run(_CUT, (end, last, most)).fetchone()
+            if row is not None:
+                return _Cut(month, before, row[0])
+            (moment,) = run(
+                "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ? AND seq > ?", (end, last)
+            ).fetchone()
+        return None
+
+    def _seal(self, place: str, cut: _Cut, shaper: Shaper, progress: _Counting) -> ArchivedMonth:
+        month, before, last = cut
+        first = 1 if before is None else before.last_seq + 1
+        chain = _Chain(
+            first, FIRST if before is None else bytes.fromhex(before.head_after), self._documents(first, last)
+        )
+        sums = [0] * len(AMOUNTS)
+        times: list[int] = []
+        with tempfile.TemporaryDirectory(prefix="tokenmeter-sealing-") as folder:
+            path = Path(folder) / "month.parquet"
+            with contextlib.closing(FileWriter(str(path), shaper)) as writer:
+                after = first - 1
+                while rows := self._book.read(partial(_rows, after=after, last=last)):
+                    for row, stored in rows:
+                        chain.entry(row.seq, row.body)
+                        if chain.head != stored:
+                            raise TamperedLedgerError(
+                                f"Entry {row.seq} is not what the chain says: `tokenmeter verify` names what was "
+                                "changed. Nothing was sealed."
+                            )
+                    writer.write([row for row, _ in rows])
+                    sums = [
+                        sum(column, total)
+                        for total, column in zip(sums, zip(*(row.amounts for row, _ in rows), strict=True), strict=True)
+                    ]
+                    moments = [row.occurred_at for row, _ in rows]
+                    times = [min(*times[:1], *moments), max(*times[1:], *moments)]
+                    after = rows[-1][0].seq
+                    progress.tell(chain.entries)
+            with path.open("rb") as stream:
+                sha256, size = digest_of_file(stream)
+            url = joined(place, f"{self._folder()}/{month}-{first:012d}-{sha256[:8]}.parquet")
+            put_file(path, url, sha256)
+        found = ArchivedMonth(
+            month=month,
+            first_seq=first,
+            last_seq=last,
+            entries=chain.entries,
+            first_at=times[0],
+            last_at=times[1],
+            head_before=(FIRST if before is None else bytes.fromhex(before.head_after)).hex(),
+            head_after=chain.head.hex(),
+            root=chain.merkle.root().hex(),
+            sums=dict(zip(AMOUNTS, sums, strict=True)),
+            url=url,
+            sha256=sha256,
+            bytes=size,
+        )
+        if not self._file(found.draft()).recorded:
+            raise LedgerError(f"{month} was sealed by somebody else at the same time; {url} is not needed.")
+        return found
+
+    def _folder(self) -> str:
+        """Where in a place this ledger's files lie: many ledgers may share one."""
+        identity: bytes = self._book.read(
+            lambda connection: connection.execute("SELECT identity FROM ledger").fetchone()[0]
+        )
+        return identity.hex()
+
+    def _documents(self, first: int, last: int) -> dict[int, str]:
+        rows = self._book.read(
+            lambda connection: connection.execute(
+                "SELECT seq, body FROM documents WHERE seq BETWEEN ? AND ?", (first, last)
+            ).fetchall()
+        )
+        return dict(rows)
+
+    # -- dropping and bringing back
+
+    def drop(
+        self, through: str | None = None, *, progress: Callable[[int], object] | None = None
+    ) -> list[ArchivedMonth]:
+        """Drop the entries of sealed months from the live ledger, once their files were read and found whole.
+
+        Args:
+            through: The last month to drop; None = all that are sealed.
+            progress: Told now and then up to which record entries are gone.
+
+        Returns:
+            What was dropped.
+
+        Raises:
+            StoreUnavailableError: a file cannot be read. Its entries stay.
+            TamperedLedgerError: a file is not what was sealed. Its entries stay.
+        """
+        if through is not None:
+            _end_of(through)
+        dropped: list[ArchivedMonth] = []
+        for month in self.listed():
+            if through is not None and month.month > through:
+                break
+            if month.dropped:
+                continue
+            path = local_copy(month.url, month.sha256, check=True)
+            self._walk(month, path)
+            ids = ids_in(str(path))
+            while self._book.let_go(month.last_seq, ids):
+                if progress is not None:
+                    progress(month.last_seq)
+            dropped.append(replace(month, dropped=True))
+        return dropped
+
+    def restore(self, since: str | None = None) -> list[ArchivedMonth]:
+        """Bring the entries of dropped months back into the live ledger, the latest first. Their files stay.
+
+        Args:
+            since: The first month to bring back; None = all.
+
+        Returns:
+            What was brought back, the latest first.
+
+        Raises:
+            StoreUnavailableError: a file cannot be read.
+            TamperedLedgerError: a file is not what was sealed.
+        """
+        if since is not None:
+            _end_of(since)
+        restored: list[ArchivedMonth] = []
+        (archived_to,) = self._book.read(
+            lambda connection: connection.execute("SELECT archived_to FROM ledger").fetchone()
+        )
+        for month in reversed(self.listed()):
+            if month.first_seq > archived_to:
+                continue
+            if since is not None and month.month < since:
+                break
+            path = local_copy(month.url, month.sha256, check=True)
+            groups = self._walk(month, path)
+            for number, (head, first) in reversed(list(enumerate(groups))):
+                chain = _Chain(first, head, self._documents(month.first_seq, month.last_seq))
+                rows: list[tuple[int, bytes, bytes]] = []
+                starts: list[tuple[int, bytes]] = []
+                for page in records(str(path), group=number):
+                    for seq, body in page:
+                        if seq <= archived_to:
+                            starts.append(chain.before(seq))
+                            chain.entry(seq, body)
+                            rows.append((seq, body.encode(), chain.head))
+                while rows:
+                    at = max(0, len(rows) - _PAGE)
+                    self._book.take_back(*starts[at], rows[at:])
+                    del rows[at:], starts[at:]
+            archived_to = month.first_seq - 1
+            restored.append(replace(month, dropped=False))
+        return restored
+
+    def _walk(
+        self, month: ArchivedMonth, path: Path, asked: Collection[str] = (), found: dict[str, int] | None = None
+    ) -> list[tuple[bytes, int]]:
+        """Along the chain through a file: hash and first record of each group of its rows.
+
+        Args:
+            month: What the file should be.
+            path: The file.
+            asked: Hashes to look for.
+            found: Takes those that are there, with the numbers of their records.
+
+        Raises:
+            TamperedLedgerError: it does not lead from the hash before to the hash after.
+        """
+        chain = _Chain(
+            month.first_seq, bytes.fromhex(month.head_before), self._documents(month.first_seq, month.last_seq)
+        )
+        groups: list[tuple[bytes, int]] = []
+        for number in range(groups_in(str(path))):
+            groups.append((chain.head, chain.next))
+            for page in records(str(path), group=number):
+                for seq, body in page:
+                    chain.entry(seq, body)
+                    if asked and found is not None and (digest := chain.head.hex()) in asked:
+                        found[digest] = seq
+        outcome = (chain.entries, chain.next - 1, chain.head.hex(), chain.merkle.root().hex())
+        if outcome != (month.entries, month.last_seq, month.head_after, month.root):
+            raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
+        return groups
+
+    # -- checking
+
+    def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> Archived:
+        """How many entries are in files, and what is wrong with these.
+
+        Args:
+            deep: Whether every record is made again from its columns and followed along the chain; else the file's
+                SHA-256 is compared with the one in the chain.
+            heads: Hashes to look for among those of records that are in files; only the ends of files unless `deep`.
+        """
+        count, faults, found, days = 0, list[Fault](), dict[str, int](), [-1]
+        asked = {one for one in heads if one is not None}
+        last, head = 0, FIRST.hex()
+        months = self.listed()
+        archived_to, archived_hash = self._book.read(
+            lambda connection: connection.execute("SELECT archived_to, archived_hash FROM ledger").fetchone()
+        )
+        for month in months:
+            if (month.first_seq, month.head_before) != (last + 1, head):
+                faults.append(
+                    Fault("archive", month.month, "The sealed month before it is not the one it was sealed after.")
+                )
+            last, head = month.last_seq, month.head_after
+            try:
+                path = local_copy(month.url, month.sha256, check=True)
+                if deep:
+                    self._walk(month, path, asked, found)
+            except ConfigurationError:
+                raise
+            except (TokenmeterError, LookupError, ValueError) as error:
+                faults.append(Fault("archive", month.month, str(error)))
+            found |= {
+                one: seq
+                for one, seq in ((month.head_after, last), (month.head_before, month.first_seq - 1))
+                if one in asked
+            }
+            if month.first_seq <= archived_to:
+                days.append(month.last_at // (24 * HOUR))
+            count += month.entries if month.dropped else 0
+            if archived_to == month.last_seq and bytes(archived_hash or b"").hex() != month.head_after:
+                faults.append(Fault("archive", month.month, "The live ledger does not go on where it ends."))
+        if archived_to > last:
+            faults.append(
+                Fault("missing", f"records {last + 1} to {archived_to}", "They were dropped without being sealed.")
+            )
+        return Archived(count, tuple(faults), found, max(days))
+
+    # -- reading; inside a read transaction of the ledger
+
+    def within(
+        self, connection: Rows, start: int | None = None, end: int | None = None
+    ) -> tuple[list[ArchivedMonth], int]:
+        """Files with entries between two instants that are no longer in the live ledger, and the last such record."""
+        months = self.months(connection)
+        archived_to = self._known[0]
+        return [
+            one
+            for one in months
+            if one.first_seq <= archived_to
+            and (start is None or one.last_at >= start)
+            and (end is None or one.first_at < end)
+        ], archived_to
+
+    def wanted(
+        self, connection: Rows, where: Mapping[str, frozenset[str | None]], numbers: Mapping[int, int] | None = None
+    ) -> Wanted:
+        """Conditions as the archive knows them: by digests and texts that the ledger still has.
+
+        Args:
+            connection: The ledger.
+            where: The conditions; those on meters are not among them.
+            numbers: Row of an account -> the asker's number of it, for accounts that are wanted.
+        """
+        run = connection.execute
+        accounts: dict[bytes, int] | None = None
+        if numbers is not None:
+            rows = run("SELECT id, digest FROM accounts").fetchall()
+            accounts = {bytes(digest): numbers[number] for number, digest in rows if number in numbers}
+        else:
+            clauses, values = account_conditions(where)
+            if clauses:
+                statement = (
+                    f"SELECT digest FROM accounts WHERE id IN (SELECT id FROM contexts WHERE {' AND '.join(clauses)})"  # noqa: S608 - names of our own
+                )
+                accounts = {bytes(digest): 0 for (digest,) in run(statement, values)}
+        end_users: frozenset[bytes | None] | None = None
+        tags: frozenset[str | None] | None = None
+        if "end_user" in where:
+            accepted = where["end_user"]
+            (clause,), values = conditions({"end_user": accepted}, None, None)
+            rows = run(
+                f"SELECT n.digest FROM (SELECT id AS end_user, digest, kind FROM names) AS n WHERE n.kind = ? AND {clause}",  # noqa: S608, E501 - as above
+                ("end_user", *values),
+            )
+            end_users = frozenset({*(bytes(digest) for (digest,) in rows), *({None} & accepted)})
+        tagged = {name: accepted for name, accepted in where.items() if name.startswith("tag:")}
+        if tagged:
+            clauses, values = conditions(tagged, None, None)
+            rows = run(
+                f"SELECT s.body FROM (SELECT id AS tags, body FROM tagsets) AS s WHERE {' AND '.join(clauses)}",  # noqa: S608 - as above
+                values,
+            )
+            untagged = {None} if all(None in accepted for accepted in tagged.values()) else set[None]()
+            tags = frozenset({*(body for (body,) in rows), *untagged})
+        return Wanted(accounts, end_users, tags)
+
+    def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
+        """Account (digest) and record of an archived entry, by its id."""
+        files, archived_to = self.within(connection)
+        writer, counter = identity_parts(entry_id)
+        number = -1 if counter is None else counter
+        ranges = "SELECT 1 FROM archived_ids WHERE writer = ? AND first <= ? AND last >= ? LIMIT 1"
+        if not files or connection.execute(ranges, (writer, number, number)).fetchone() is None:
+            return None
+        return self._shelf.entry(files, archived_to, entry_id)
+
+    def has(self, connection: Rows, entry_id: str, strangers: set[bytes] | None = None) -> bool:
+        """Whether an entry is archived; see `tokenmeter.stores.book.Archived`."""
+        writer, _ = identity_parts(entry_id)
+        known = set[bytes]() if strangers is None else strangers
+        if writer in known:
+            return False
+        if connection.execute("SELECT 1 FROM archived_ids WHERE writer = ? LIMIT 1", (writer,)).fetchone() is None:
+            known.add(writer)
+            return False
+        return self.entry(connection, entry_id) is not None
+
+    @property
+    def shelf(self) -> Shelf:
+        """The files, open for reading."""
+        return self._shelf
+
+
+class _Cut(NamedTuple):
+    """What is to be sealed: name of the month, the run before it, and the last record."""
+
+    month: str
+    before: ArchivedMonth | None
+    last: int
+
+
+class _Counting(NamedTuple):
+    """Tells how many entries are written, those of earlier months included."""
+
+    before: int
+    progress: Callable[[int], object] | None
+
+    def tell(self, count: int) -> None:
+        if self.progress is not None:
+            self.progress(self.before + count)
+
+
+class _Chain:
+    """Along the chain through a run: entries come, documents are known."""
+
+    def __init__(self, first: int, head: bytes, documents: Mapping[int, str]) -> None:
+        self.next, self.head, self.entries = first, head, 0
+        self.merkle = Merkle()
+        self._documents = documents
+
+    def before(self, seq: int) -> tuple[int, bytes]:
+        """Number and hash of the record before an entry, documents between taken in."""
+        while self.next < seq:
+            document = self._documents.get(self.next)
+            if document is None:
+                raise TamperedLedgerError(f"Record {self.next} is gone: `tokenmeter verify` names all such.")
+            self._link(document)
+        return seq - 1, self.head
+
+    def entry(self, seq: int, body: str) -> None:
+        """The next entry."""
+        self.before(seq)
+        self._link(body)
+        self.entries += 1
+
+    def _link(self, body: str) -> None:
+        leaf = hashlib.sha256(body.encode()).digest()
+        self.head = hashlib.sha256(self.head + leaf).digest()
+        self.merkle.add(leaf)
+        self.next += 1
+
+
+def _rows(connection: Rows, *, after: int, last: int) -> list[tuple[Row, bytes]]:
+    found: list[tuple[Row, bytes]] = []
+    width = len(AMOUNTS)
+    for seq, identity, occurred_at, account, end_user, tags, *rest in connection.execute(
+        _ENTRIES, (after, last, _PAGE)
+    ):
+        entry_id = identity if isinstance(identity, str) else bytes(identity).hex()
+        amounts, (more, body, digest) = rest[:width], rest[width:]
+        user = None if end_user is None else bytes(end_user)
+        found.append((Row(seq, entry_id, occurred_at, bytes(account), user, tags, amounts, more, body), bytes(digest)))
+    return found
+
+
+def _end_of(month: str) -> datetime:
+    """The first instant after a month, UTC.
+
+    Raises:
+        ConfigurationError: it is not a month.
+    """
+    try:
+        start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+    except ValueError:
+        start = None
+    if start is None or f"{start:%Y-%m}" != month:
+        raise ConfigurationError(f"{month!r} is not a month; write it as 2026-09.")
+    return start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)

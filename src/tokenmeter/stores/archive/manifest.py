@@ -1,0 +1,127 @@
+"""What the ledger's chain knows of an archive file: a document, which can neither be changed nor removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.documents import Document, NewDocument
+from tokenmeter.stores.values import compact_json, from_microseconds
+
+__all__ = ["KIND", "ArchivedMonth", "Merkle"]
+
+#: Kind of document that manifests are.
+KIND = "archive"
+_NEWEST_LAYOUT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedMonth:
+    """A run of the ledger's chain that is sealed in a file. Its field names are those of the manifest's JSON.
+
+    A run ends where a month does, as nearly as the order of the chain permits: some calls of the next month's first
+    moments may be in it, and what was recorded late is in a later one. So `first_at` and `last_at` say what is in it,
+    its name does not.
+
+    Attributes:
+        month: ``2026-09``; of two runs that end with the same month the later one has what came late.
+        first_seq: First record of the run.
+        last_seq: Its last record, an entry.
+        entries: How many entries it has; other records of the run are documents, which stay in the ledger.
+        first_at: Occurrence of its earliest entry, microseconds since the epoch.
+        last_at: Occurrence of its latest.
+        head_before: Hash of the record before the run (hex).
+        head_after: Hash of its last record (hex).
+        root: Merkle root over SHA-256 of every record of the run, documents included (RFC 6962, hex).
+        sums: Column -> sum over the file.
+        url: Where the file is.
+        sha256: SHA-256 of the file (hex).
+        bytes: Size of the file.
+        layout: Number of the file's layout.
+        dropped: Whether its entries are in the file only; not in the manifest, but what the ledger says now.
+    """
+
+    month: str
+    first_seq: int
+    last_seq: int
+    entries: int
+    first_at: int
+    last_at: int
+    head_before: str
+    head_after: str
+    root: str
+    sums: Mapping[str, int] = field(default_factory=dict[str, int])
+    url: str
+    sha256: str
+    bytes: int
+    layout: int = _NEWEST_LAYOUT
+    dropped: bool = False
+
+    @property
+    def since(self) -> datetime:
+        """Occurrence of its earliest entry, aware UTC."""
+        return from_microseconds(self.first_at)
+
+    @property
+    def until(self) -> datetime:
+        """Occurrence of its latest entry, aware UTC."""
+        return from_microseconds(self.last_at)
+
+    def draft(self) -> NewDocument:
+        """The manifest as it is to be filed; of all that begin with the same record only one can be."""
+        values = asdict(self)
+        del values["dropped"]
+        return NewDocument(kind=KIND, key=str(self.first_seq), body=compact_json(values))
+
+    @classmethod
+    def of(cls, document: Document, archived_to: int = 0) -> ArchivedMonth:
+        """From a filed manifest.
+
+        Args:
+            document: The manifest.
+            archived_to: The last record that is no longer in the live ledger.
+
+        Raises:
+            ConfigurationError: a newer release sealed it.
+        """
+        return cls.parse(document.body, archived_to)
+
+    @classmethod
+    def parse(cls, body: str, archived_to: int = 0) -> ArchivedMonth:
+        """As `of`, from the manifest's JSON."""
+        values = json.loads(body)
+        if values["layout"] > _NEWEST_LAYOUT:
+            raise ConfigurationError(
+                f"{values['url']} has layout {values['layout']}; this tokenmeter knows {_NEWEST_LAYOUT}. Upgrade it: "
+                "pip install --upgrade tokenmeter-sdk."
+            )
+        return cls(**values, dropped=values["last_seq"] <= archived_to)
+
+
+class Merkle:
+    """A Merkle tree's root over leaves that come one at a time (RFC 6962: two kinds of node, no leaf counted twice)."""
+
+    def __init__(self) -> None:
+        self._roots: list[tuple[int, bytes]] = []
+
+    def add(self, leaf: bytes) -> None:
+        """Add a leaf's SHA-256."""
+        height, node = 0, hashlib.sha256(b"\0" + leaf).digest()
+        roots = self._roots
+        while roots and roots[-1][0] == height:
+            node = hashlib.sha256(b"\1" + roots.pop()[1] + node).digest()
+            height += 1
+        roots.append((height, node))
+
+    def root(self) -> bytes:
+        """The root over what was added; SHA-256 of nothing for nothing."""
+        if not self._roots:
+            return hashlib.sha256().digest()
+        *rest, (_, node) = self._roots
+        for _, left in reversed(rest):
+            node = hashlib.sha256(b"\1" + left + node).digest()
+        return node

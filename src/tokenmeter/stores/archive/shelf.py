@@ -1,0 +1,298 @@
+"""Archive files read with DuckDB: groups, single entries, and records in the order of their occurrence."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.forks import after_fork_in_child
+from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
+from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.places import import_extra, local_copy
+
+__all__ = ["Shelf", "Wanted", "ids_in", "open_duckdb"]
+
+#: Bytes that a query may take before it goes to the disk, and threads.
+_MEMORY, _THREADS = "2GB", 4
+#: Entries that are put in order at once.
+_AT_ONCE, _PAGE = 40_000, 2_000
+_COST_COLUMNS = (
+    "coalesce(contracted_micro, list_micro) AS contracted_micro, "
+    "coalesce(contracted_pico, list_pico) AS contracted_pico, "
+    "coalesce(billed_micro, contracted_micro, list_micro) AS billed_micro, "
+    "coalesce(billed_pico, contracted_pico, list_pico) AS billed_pico"
+)
+_RECORD = ", ".join("epoch_us(occurred_at)" if name == "occurred_at" else name for name in RECORD_COLUMNS)
+
+
+class Wanted(NamedTuple):
+    """Which entries of the archive; None accepts all.
+
+    Attributes:
+        accounts: Digest -> a number of the asker's, which groups come with.
+        end_users: Digests, None among them for entries without.
+        tags: Sets of tags as JSON text, None among them for entries without.
+    """
+
+    accounts: Mapping[bytes, int] | None = None
+    end_users: frozenset[bytes | None] | None = None
+    tags: frozenset[str | None] | None = None
+
+
+def open_duckdb() -> Any:
+    """A DuckDB database in memory that keeps within bounds."""
+    duckdb = import_extra("duckdb")
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"SET memory_limit = '{_MEMORY}'")
+    connection.execute(f"SET threads = {min(_THREADS, os.cpu_count() or 1)}")
+    connection.execute("SET preserve_insertion_order = false")
+    connection.execute("SET parquet_metadata_cache = true")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET temp_directory = ?", [f"{tempfile.gettempdir()}/tokenmeter-duckdb-{os.getpid()}"])
+    return connection
+
+
+class Shelf:
+    """Archive files that are open for reading; what was read stays open. Safe for threads and forks."""
+
+    def __init__(self) -> None:
+        self._database: Any = None
+        self._lock = threading.Lock()
+        _SHELVES.add(self)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's database alone for ever: whoever closes it would wait for threads that are not here."""
+        if self._database is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+        self._database, self._lock = None, threading.Lock()
+
+    @contextlib.contextmanager
+    def _cursor(self) -> Generator[Any]:
+        with self._lock:
+            if self._database is None:
+                self._database = open_duckdb()
+            cursor = self._database.cursor()
+        try:
+            yield cursor
+        except import_extra("duckdb").Error as error:
+            raise StoreUnavailableError(f"Archived months cannot be read: {error}") from error
+        finally:
+            cursor.close()
+
+    def sums(
+        self,
+        files: Sequence[ArchivedMonth],
+        edges: Sequence[int],
+        archived_to: int,
+        wanted: Wanted,
+        columns: Sequence[str],
+        *,
+        fine: bool,
+    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Groups by piece of time, by the asker's number of the account and, if `fine`, by end user and tags.
+
+        Args:
+            files: The files to read.
+            edges: Ascending instants, microseconds since the epoch; piece i lies between edge i and the next.
+            archived_to: Records after this one are in the live ledger.
+            wanted: Which; its `accounts` have the numbers.
+            columns: What is summed.
+            fine: See above.
+
+        Returns:
+            Rows of piece, number, end user (digest), tags (JSON text), count and sums; and rows of the same four, the
+            column ``more`` and how many entries have just that.
+        """
+        with self._cursor() as cursor:
+            source, values = self._source(cursor, files, (edges[0], edges[-1]), archived_to, wanted)
+            groups = f"{_piece(edges)}, spot, {'end_user, tags' if fine else 'NULL, NULL'}"
+            added = ", ".join(f"sum({name})" for name in columns)
+            rows = cursor.execute(f"SELECT {groups}, count(*), {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
+            found = rows.fetchall()
+            rare = cursor.execute(
+                f"SELECT {groups}, more, count(*) FROM ({source}) WHERE more IS NOT NULL GROUP BY 1, 2, 3, 4, 5",  # noqa: S608 - as above
+                values,
+            )
+            return found, rare.fetchall()
+
+    def rows(
+        self,
+        files: Sequence[ArchivedMonth],
+        edges: Sequence[int],
+        archived_to: int,
+        wanted: Wanted,
+        columns: Sequence[str],
+    ) -> Iterator[tuple[Any, ...]]:
+        """Piece, asker's number, account, end user, tags and `columns` of each entry, in no order; see `sums`."""
+        with self._cursor() as cursor:
+            source, values = self._source(cursor, files, (edges[0], edges[-1]), archived_to, wanted)
+            named = f"{_piece(edges)}, spot, account, end_user, tags, {', '.join(columns)}"
+            cursor.execute(f"SELECT {named} FROM ({source})", values)  # noqa: S608 - names of our own
+            while rows := cursor.fetchmany(_PAGE):
+                yield from rows
+
+    def records(
+        self, files: Sequence[ArchivedMonth], edges: Sequence[int], archived_to: int, wanted: Wanted
+    ) -> Iterator[tuple[int, int | None, bytes, bytes | None, str | None, str]]:
+        """Piece, asker's number, account, end user, tags and record of each entry, in no order; see `sums`."""
+        for piece, spot, account, end_user, tags, *columns in self.rows(files, edges, archived_to, wanted, (_RECORD,)):
+            yield piece, spot, account, end_user, tags, record_of(columns)
+
+    def entries(
+        self,
+        files: Sequence[ArchivedMonth],
+        span: tuple[int | None, int | None],
+        archived_to: int,
+        wanted: Wanted,
+        *,
+        newest_first: bool,
+        after: tuple[int, int] | None = None,
+    ) -> Iterator[tuple[tuple[int, int], bytes, str]]:
+        """Place (occurrence, record number), account and record of entries, in the order of their occurrence.
+
+        Some ten thousand are put in order at a time, however many there are.
+
+        Args:
+            files: As for `sums`, and so the next three.
+            span: As above.
+            archived_to: As above.
+            wanted: As above.
+            newest_first: Backwards.
+            after: Begin behind this place.
+        """
+        order = "DESC" if newest_first else "ASC"
+        beyond = "<" if newest_first else ">"
+        for start, end in _stretches(files, span, newest_first=newest_first, after=after):
+            near = [one for one in files if one.first_at < end and one.last_at >= start]
+            if not near:
+                continue
+            with self._cursor() as cursor:
+                source, values = self._source(cursor, near, (start, end), archived_to, wanted)
+                place = ""
+                if after is not None:
+                    place = f"WHERE (epoch_us(occurred_at), seq) {beyond} (?, ?)"
+                    values = [*values, *after]
+                cursor.execute(
+                    f"SELECT epoch_us(occurred_at), seq, account, {_RECORD} FROM ({source}) {place} "  # noqa: S608 - names of our own
+                    f"ORDER BY 1 {order}, 2 {order}",
+                    values,
+                )
+                while rows := cursor.fetchmany(_PAGE):
+                    for moment, seq, account, *columns in rows:
+                        yield (moment, seq), account, record_of(columns)
+
+    def entry(self, files: Sequence[ArchivedMonth], archived_to: int, entry_id: str) -> tuple[bytes, str] | None:
+        """Account and record of an entry, by its id."""
+        writer, counter = identity_parts(entry_id)
+        with self._cursor() as cursor:
+            source, values = self._source(cursor, files, (None, None), archived_to, Wanted())
+            same = "counter IS NULL" if counter is None else "counter = ?"
+            row = cursor.execute(
+                f"SELECT account, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
+                [*values, writer, *(() if counter is None else (counter,))],
+            ).fetchone()
+        return None if row is None else (row[0], record_of(row[1:]))
+
+    @staticmethod
+    def _source(
+        cursor: Any,
+        files: Sequence[ArchivedMonth],
+        span: tuple[int | None, int | None],
+        archived_to: int,
+        wanted: Wanted,
+    ) -> tuple[str, list[Any]]:
+        """A query for the wanted rows with every column, and its values."""
+        paths = [str(local_copy(one.url, one.sha256)) for one in files]
+        values: list[Any] = [paths, archived_to]
+        conditions = ["seq <= ?"]
+        for instant, sign in zip(span, (">=", "<"), strict=True):
+            if instant is not None:
+                conditions.append(f"e.occurred_at {sign} make_timestamptz(?)")
+                values.append(instant)
+        spot, join = "NULL", ""
+        if wanted.accounts is not None:
+            numbers: dict[str, list[Any]] = {"account": list(wanted.accounts), "spot": list(wanted.accounts.values())}
+            _register(cursor, "cells", numbers, {"account": "digest", "spot": "int"})
+            spot, join = "cells.spot", "JOIN cells USING (account)"
+        for name, kind, accepted in (("end_user", "digest", wanted.end_users), ("tags", "text", wanted.tags)):
+            if accepted is not None:
+                _register(cursor, f"wanted_{name}", {name: [one for one in accepted if one is not None]}, {name: kind})
+                condition = f"e.{name} IN (SELECT {name} FROM wanted_{name})"  # noqa: S608 - names of our own
+                conditions.append(f"({condition} OR e.{name} IS NULL)" if None in accepted else condition)
+        source = (
+            f"SELECT {spot} AS spot, epoch_us(e.occurred_at) AS at_us, e.* REPLACE ({_COST_COLUMNS}) "  # noqa: S608 - as above
+            f"FROM read_parquet(?) AS e {join} WHERE {' AND '.join(conditions)}"
+        )
+        return source, values
+
+
+_SHELVES: weakref.WeakSet[Shelf] = weakref.WeakSet()
+
+
+@after_fork_in_child
+def _renew_all() -> None:
+    for shelf in list(_SHELVES):
+        shelf.after_fork_in_child()
+
+
+def _piece(edges: Sequence[int]) -> str:
+    """Which piece of time an entry is in, as SQL; a search by halves, since there may be thousands."""
+
+    def between(first: int, last: int) -> str:
+        if last - first == 1:
+            return str(first)
+        middle = (first + last) // 2
+        return f"CASE WHEN at_us < {edges[middle]} THEN {between(first, middle)} ELSE {between(middle, last)} END"
+
+    return between(0, len(edges) - 1)
+
+
+def _register(cursor: Any, name: str, columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> None:
+    arrow = import_extra("pyarrow")
+    types = {"digest": arrow.binary(), "int": arrow.int64(), "text": arrow.string()}
+    cursor.register(name, arrow.table({one: arrow.array(values, types[kinds[one]]) for one, values in columns.items()}))
+
+
+def _stretches(
+    files: Sequence[ArchivedMonth],
+    span: tuple[int | None, int | None],
+    *,
+    newest_first: bool,
+    after: tuple[int, int] | None,
+) -> Iterator[tuple[int, int]]:
+    """Stretches of time that hold about `_AT_ONCE` entries each, if entries come evenly within a file."""
+    edges: set[int] = set()
+    for one in files:
+        pieces = -(-one.entries // _AT_ONCE)
+        width = one.last_at + 1 - one.first_at
+        edges |= {one.first_at + width * piece // pieces for piece in range(pieces + 1)}
+    since, until = span
+    if after is not None:
+        since, until = (since, after[0] + 1) if newest_first else (after[0], until)
+    inner = sorted(edge for edge in edges if (since is None or edge > since) and (until is None or edge < until))
+    first, last = min(edges, default=0), max(edges, default=0)
+    ends = [first if since is None else max(since, first), *inner, last if until is None else min(until, last)]
+    found = [(start, end) for start, end in itertools.pairwise(ends) if start < end]
+    yield from reversed(found) if newest_first else found
+
+
+def ids_in(path: str) -> list[tuple[bytes, int, int]]:
+    """Whose entries are in a file: writer, lowest and highest counter; -1 for an id that has none."""
+    connection = open_duckdb()
+    try:
+        rows: list[tuple[bytes, int, int]] = connection.execute(
+            "SELECT writer, coalesce(min(counter), -1), coalesce(max(counter), -1) FROM read_parquet(?) "
+            "GROUP BY writer, counter IS NULL",
+            [path],
+        ).fetchall()
+        return rows
+    finally:
+        connection.close()

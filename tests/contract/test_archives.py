@@ -1,0 +1,286 @@
+"""Archived months: whatever was asked of the ledger before is answered the same when they are in files."""
+
+import os
+import random
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
+from tokenmeter.ledger import new_id
+from tokenmeter.stores.archive import places
+from tokenmeter.stores.base import EntryFilter
+from tokenmeter.stores.documents import NewDocument
+
+pytest.importorskip("duckdb")
+pytest.importorskip("pyarrow")
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WEEKS = [START + timedelta(days=7 * week) for week in range(-1, 19)]
+ODD = [START + timedelta(days=9, minutes=17), START + timedelta(days=71, minutes=3), START + timedelta(days=95)]
+
+
+@pytest.fixture
+def make_months(make_entry, make_charge):
+    """Calls of four months, of every shape that a record has."""
+
+    def make(count=400):
+        dice = random.Random(7)
+        entries = []
+        for number in range(count):
+            moment = START + timedelta(hours=number * 2880 / count, seconds=dice.randrange(5000))
+            used = {"input": dice.randrange(1, 5000), "output": dice.randrange(1, 900)}
+            if number % 3 == 0:
+                used["cache_read"] = dice.randrange(1, 400)
+            if number % 17 == 0:
+                used["seconds_audio"] = Decimal(f"1.{number % 9}")
+            price = None if number % 23 == 0 else "0.00000125"
+            entries.append(
+                make_entry(
+                    charges=tuple(make_charge(meter, amount, price) for meter, amount in used.items()),
+                    occurred_at=moment,
+                    recorded_at=moment + timedelta(seconds=3),
+                    response_id=f"chatcmpl-{number}" if number % 2 else None,
+                    request_id=f"req_{number} ü %s" if number % 5 else None,
+                    request_model=dice.choice(["gpt-5", "gpt-5-mini"]),
+                    cost_source="unpriced" if price is None else "computed",
+                    status="error" if number % 11 == 0 else "ok",
+                    streamed=number % 4 == 0,
+                    latency_us=dice.randrange(10**7) if number % 6 else None,
+                    first_token_us=dice.randrange(10**6) if number % 4 == 0 else None,
+                    attempts=1 + number % 2,
+                    flags=("estimated",) if number % 13 == 0 else (),
+                    reservation_id=new_id() if number % 7 == 0 else None,
+                    dedup_key=f"bill {number}" if number % 19 == 0 else None,
+                    raw_usage=f'{{"prompt_tokens":{used["input"]},"x":[1,2.5,null,"100%"]}}',
+                    member=dice.choice(["ada", "bob", None]),
+                    end_user=dice.choice(["u1", "u2", None]),
+                    tags=dice.choice([{}, {"env": "prod"}, {"env": "dev", "größe": "XL"}]),
+                )
+            )
+        return entries
+
+    return make
+
+
+@pytest.fixture
+def months(store, make_months):
+    """A ledger with them, and a document amid."""
+    entries = make_months()
+    half = len(entries) // 2
+    store.append([(entry, ()) for entry in entries[:half]])
+    store.file(NewDocument(kind="invoice", key="a", body="{}", series="I"))
+    store.append([(entry, ()) for entry in entries[half:]])
+    return entries
+
+
+def answers(store):
+    """Every kind of answer that a reader gives."""
+    wheres = (
+        {},
+        {"end_user": frozenset({"u1", None})},
+        {"tag:env": frozenset({"prod"})},
+        {"tag:größe": frozenset({None})},
+        {"member": frozenset({"ada"}), "status": frozenset({"ok"})},
+        {"sku_meter": frozenset({"input", "seconds_audio"})},
+    )
+    found = {}
+    for by in (("model", "member"), ("end_user",), ("tag:env", "status"), ("sku_meter", "end_user")):
+        found[by] = store.aggregate(WEEKS, by)
+        if "sku_meter" not in by:
+            found[by, "latencies"] = store.latencies(ODD, by)
+    for where in wheres:
+        found[str(where), "weeks"] = store.aggregate(WEEKS, (), EntryFilter(where=where))
+        found[str(where), "odd"] = store.aggregate(ODD, ("team",), EntryFilter(where=where))
+        which = EntryFilter(since=ODD[0], until=ODD[1], where=where)
+        found[str(where), "entries"] = list(store.entries(which))
+    found["all"] = list(store.entries())
+    found["newest"] = list(store.entries(newest_first=True))
+    return found
+
+
+def assert_same(before, after):
+    for question, answer in before.items():
+        assert after[question] == answer, question
+
+
+def test_every_answer_is_the_same_when_months_are_in_files_and_when_they_are_back(store, months, tmp_path):
+    before, head = answers(store), store.verify().head
+    sealed = store.archives.seal("2026-03", tmp_path / "archive")
+    assert [one.month for one in sealed] == ["2026-01", "2026-02", "2026-03"]
+    assert_same(before, answers(store))
+    store.archives.drop("2026-02")
+    assert [one.dropped for one in store.archives.listed()] == [True, True, False]
+    assert_same(before, answers(store))
+    store.archives.drop()
+    assert_same(before, answers(store))
+    for deep in (False, True):
+        found = store.verify(head=head, deep=deep)
+        assert (found.faults, found.entries, found.after_head) == ((), len(months), 3)
+    assert store.entry(months[3].entry_id) == months[3]
+    assert store.entry("nobody's") is None
+    store.archives.restore("2026-02")
+    assert [one.dropped for one in store.archives.listed()] == [True, False, False]
+    assert_same(before, answers(store))
+    store.archives.restore()
+    assert_same(before, answers(store))
+    assert store.verify(deep=True).faults == ()
+
+
+@pytest.fixture
+def archived(store, months, tmp_path):
+    """The first three months in files only."""
+    store.archives.seal("2026-03", tmp_path / "archive")
+    store.archives.drop()
+    return store
+
+
+def files(tmp_path):
+    return sorted((tmp_path / "archive").rglob("*.parquet"))
+
+
+def test_what_comes_late_is_read_at_once_and_lies_in_the_next_file(archived, make_entry, tmp_path, months):
+    late = make_entry(occurred_at=START + timedelta(days=3), end_user="u9")
+    assert archived.settle(late).recorded
+    found = archived.aggregate([START, START + timedelta(days=31)], ("end_user",))
+    assert [one.requests for one in found if one.group == ("u9",)] == [1]
+    assert list(archived.entries(EntryFilter(until=START + timedelta(days=31))))[-1] != late
+    before = answers(archived)
+    sealed = archived.archives.seal("2026-04", tmp_path / "archive")
+    assert [(one.month, one.first_at == sealed[0].first_at) for one in sealed] == [("2026-04", True)]
+    archived.archives.drop()
+    assert_same(before, answers(archived))
+    assert archived.verify(deep=True).entries == len(months) + 1
+
+
+def test_an_archived_entry_and_its_bill_are_recorded_once(archived, months, make_entry):
+    known = next(entry for entry in months if entry.dedup_key)
+    before = answers(archived)
+    archived.settle(months[3])
+    assert not archived.append([(months[4], ())])[0].recorded
+    assert not archived.settle(make_entry(dedup_key=known.dedup_key)).recorded
+    assert_same(before, answers(archived))
+
+
+def test_a_month_that_is_dropped_while_it_is_read_is_read_whole(store, months, tmp_path):
+    due = list(store.entries())
+    store.archives.seal("2026-03", tmp_path / "archive")
+    reading = store.entries()
+    found = [next(reading) for _ in range(150)]
+    store.archives.drop()
+    found += reading
+    assert found == due
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_a_drop_that_was_broken_off_leaves_every_entry_in_one_place(store, months, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenmeter.stores.sqlite.book._AT_ONCE", 40)
+    monkeypatch.setattr("tokenmeter.stores.postgres.book._AT_ONCE", 40)
+    before = answers(store)
+    store.archives.seal("2026-03", tmp_path / "archive")
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.archives.drop(progress=stop)
+    assert_same(before, answers(store))
+    assert store.verify(deep=True).faults == ()
+    assert store.verify().faults == ()
+    store.archives.drop()
+    assert_same(before, answers(store))
+
+
+def test_nothing_is_dropped_of_which_the_file_is_not_whole(store, months, tmp_path):
+    store.archives.seal("2026-02", tmp_path / "archive")
+    first, second = files(tmp_path)
+    content = bytearray(second.read_bytes())
+    content[1000] ^= 1
+    second.write_bytes(content)
+    first.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreUnavailableError, match="cannot be read"):
+        store.archives.drop()
+    (tmp_path / "elsewhere").rename(first)
+    with pytest.raises(TamperedLedgerError, match="not the file that was sealed"):
+        store.archives.drop()
+    assert [one.dropped for one in store.archives.listed()] == [True, False]
+    assert len(list(store.entries())) == len(months)
+
+
+def test_a_file_that_is_gone_or_changed_is_told(archived, tmp_path):
+    first, second, _ = files(tmp_path)
+    first.unlink()
+    content = bytearray(second.read_bytes())
+    content[-2000] ^= 1
+    second.write_bytes(content)
+    found = archived.verify()
+    assert [(one.kind, one.where) for one in found.faults] == [("archive", "2026-01"), ("archive", "2026-02")]
+    assert archived.aggregate(WEEKS, ("model",)), "kept sums need no file"
+    with pytest.raises(StoreUnavailableError, match="Put the file back"):
+        list(archived.entries())
+
+
+def test_without_the_extra_kept_sums_answer_and_the_rest_names_it(archived, monkeypatch, months):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(places, "import_module", missing)
+    assert sum(one.requests for one in archived.aggregate(WEEKS, ("model", "member"))) == len(months)
+    since = START + timedelta(days=100)
+    assert list(archived.entries(EntryFilter(since=since))), "what is live needs no extra"
+    for ask in (
+        lambda: list(archived.entries()),
+        lambda: archived.aggregate(WEEKS, ("end_user",)),
+        lambda: archived.entry(months[0].entry_id),
+    ):
+        with pytest.raises(ConfigurationError, match=r"pip install 'tokenmeter-sdk\[archive\]'"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("through", "told"), [("2026-13", "not a month"), ("september", "not a month"), ("2999-01", "is not over")]
+)
+def test_a_month_is_named_right_and_is_over(store, through, told, tmp_path):
+    with pytest.raises(ConfigurationError, match=told):
+        store.archives.seal(through, tmp_path)
+
+
+def test_sealing_again_adds_nothing_and_an_empty_ledger_has_nothing(store, make_months, tmp_path):
+    assert store.archives.seal("2026-03", tmp_path) == []
+    assert store.archives.drop() == store.archives.restore() == store.archives.listed() == []
+    store.append([(entry, ()) for entry in make_months(60)])
+    assert len(store.archives.seal("2026-03", tmp_path)) == 3
+    assert store.archives.seal("2026-03", tmp_path) == []
+    assert len(files(tmp_path.parent)) == 0
+    assert len(list(Path(tmp_path).rglob("*.parquet"))) == 3
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_row_that_is_in_no_file_cannot_be_removed_and_a_wrong_sum_is_found(archived):
+    import sqlite3
+
+    connection = sqlite3.connect(archived.path)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        connection.execute("DELETE FROM entries WHERE seq = (SELECT max(seq) FROM entries)")
+    connection.execute("UPDATE sums SET billed_pico = billed_pico + 1 WHERE level = 1 AND slot = 20470")
+    connection.commit()
+    assert {one.kind for one in archived.verify().faults} == {"rollup"}
+    assert "2026-01" in " ".join(one.where for one in archived.verify(deep=True).faults)
+    connection.execute("UPDATE sums SET billed_pico = billed_pico - 1 WHERE level = 1 AND slot = 20470")
+    connection.execute("UPDATE ledger SET archived_to = archived_to + 1")
+    connection.execute("DELETE FROM entries WHERE seq = (SELECT archived_to FROM ledger)")
+    connection.commit()
+    connection.close()
+    assert "missing" in {one.kind for one in archived.verify().faults}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_forked_child_reads_archived_months(archived, months):
+    list(archived.entries())
+    child = os.fork()
+    if not child:
+        os._exit(0 if len(list(archived.entries())) == len(months) else 1)
+    assert os.waitpid(child, 0)[1] == 0
