@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from tokenmeter.dashboard.chart import draw
+from tokenmeter.dashboard.chart import draw, figure_in
 from tokenmeter.dashboard.explore import MEASURES, REST, Question, explore
 from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
 from tokenmeter.dashboard.memory import Memory
@@ -65,13 +65,42 @@ def asked(meter, query, **options):
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 def test_every_measure_says_of_all_what_it_says_of_the_parts(meter, record, measure):
-    record(at=NOW, who={"member": "ada"}, input=600, cache_read=400, output=500)
-    record(at=NOW, who={"member": "bob"}, fields={"status": "error"}, input=200, output=100)
+    took = {"latency_us": 2_000_000, "first_token_us": 500_000}
+    record(at=NOW, who={"member": "ada"}, fields=took, input=600, cache_read=400, output=500)
+    record(at=NOW, who={"member": "bob"}, fields={**took, "status": "error"}, input=200, output=100)
     answer = asked(meter, f"period=today&granularity=day&by=member&show={measure.name}")
     ada, bob = (next(one.whole for one in answer.series if one.value == name) for name in ("ada", "bob"))
     whole = measure.of(answer.totals)
     assert (whole == ada + bob) if measure.adds else min(ada, bob) <= whole <= max(ada, bob)
     assert all(one.points[-1] == one.whole for one in answer.series)
+
+
+def test_percentiles_of_members_and_days_come_from_the_same_calls(meter, record):
+    for days in range(3):
+        for tenth in range(1, 101):
+            took = {"latency_us": tenth * 10_000 * (days + 1), "first_token_us": tenth * 1000, "streamed": True}
+            record(at=NOW - timedelta(days=days), who={"member": f"m{tenth % 2}"}, fields=took, output=100)
+    answer = asked(meter, "period=last-7d&by=member&show=latency-p95&columns=first-token-p50,tokens-per-second")
+    assert [round(value / 950) for value in [answer.question.measure.of(row) for row in answer.by_bucket][-3:]] == [
+        3,
+        2,
+        1,
+    ]
+    assert answer.question.measure.of(answer.by_bucket[0]) is None
+    near = dict(zip(("0", "1"), (abs(one.whole - 2550) / 2550 for one in answer.series), strict=True))
+    assert max(near.values()) < Decimal("0.05")
+    (first, second) = (figure_in(answer.rows[0], MEASURES[name]) for name in ("first-token-p50", "tokens-per-second"))
+    assert first.endswith(" ms")
+    assert Decimal(second.replace(",", "")) > 0
+    drawn = draw(answer, "", lambda _: "")
+    assert [tick.label for tick in drawn.up] == ["0 ms", "1 s", "2 s", "3 s"]
+    assert drawn.data["words"] == "of all"
+
+
+def test_how_long_calls_took_is_not_known_of_a_meter(meter, record):
+    record(at=NOW, fields={"latency_us": 10})
+    answer = asked(meter, "period=today&by=sku_meter&show=latency-p50")
+    assert {one.whole for one in answer.series} == {None}
 
 
 def test_tokens_are_told_apart_by_class(meter, record):

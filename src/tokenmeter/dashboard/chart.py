@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tokenmeter.dashboard.explore import REST, Answer, Form, Measure, Question, Series
-from tokenmeter.dashboard.figures import compact, count, money, name, places, share
+from tokenmeter.dashboard.figures import compact, count, exact, money, name, places, share
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
 from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Row
@@ -130,7 +130,17 @@ def shown_as(value: Decimal | int | None, measure: Measure, decimals: int | None
         return NO_FIGURE
     if measure.unit == "usd":
         return money(Decimal(value), decimals)
-    return share(Decimal(value)) if measure.unit == "share" else count(int(value))
+    if measure.unit == "share":
+        return share(Decimal(value))
+    if measure.unit == "ms":
+        return _lasting(Decimal(value))
+    return f"{round_to(value, 1):,f}" if measure.unit == "rate" else count(int(value))
+
+
+def _lasting(milliseconds: Decimal) -> str:
+    if milliseconds < 1000:  # noqa: PLR2004 - a second
+        return f"{exact(round_to(milliseconds, 0 if milliseconds >= 10 else 1))} ms"  # noqa: PLR2004 - two digits
+    return f"{exact(round_to(ratio(milliseconds, 1000), 2))} s"
 
 
 def figure_in(row: Row, measure: Measure, decimals: int | None = None) -> str:
@@ -292,7 +302,9 @@ def _mark(value: Decimal, measure: Measure, form: Form, decimals: int) -> str:
     if measure.unit == "usd":
         whole = value == round_to(value, 0) and decimals == 2  # noqa: PLR2004 - cents
         return money(value, 0 if whole else decimals)
-    return compact(int(value))
+    if measure.unit == "ms":
+        return _lasting(value)
+    return compact(int(value)) if value == round_to(value, 0) else exact(value)
 
 
 def _round_step(length: Decimal) -> Decimal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Literal, cast
@@ -15,14 +15,27 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, multiply, ratio, subtract
 from tokenmeter.periods import CalendarUnit, Period, floor
 from tokenmeter.reports import Report, Row
-from tokenmeter.reports.query import cut, parse_by
+from tokenmeter.reports.query import Query, cut, parse_by
 from tokenmeter.reports.report import read_report
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.sketch import Latencies, Sketch
 from tokenmeter.usage import Usage
 
-__all__ = ["FORMS", "MEASURES", "REST", "Answer", "Limit", "Measure", "Question", "Series", "explore", "per_value"]
+__all__ = [
+    "FORMS",
+    "MEASURES",
+    "REST",
+    "Answer",
+    "Limit",
+    "Measure",
+    "Question",
+    "Series",
+    "Timed",
+    "explore",
+    "per_value",
+]
 
-Unit = Literal["usd", "count", "share"]
+Unit = Literal["usd", "count", "share", "ms", "rate"]
 Form = Literal["bars", "lines", "share", "running"]
 
 #: How a chart may be drawn, and what that is called.
@@ -46,6 +59,7 @@ class Measure:
         unit: What a figure of it is.
         of: A row's figure; None where it has none.
         adds: Whether figures of several rows may be added up, and so be stacked.
+        timed: Whether it is about how long calls took: only a `Timed` row has it.
         budgeted: The unit of budgets that limit it.
     """
 
@@ -54,7 +68,15 @@ class Measure:
     unit: Unit
     of: Callable[[Row], Decimal | int | None]
     adds: bool = True
+    timed: bool = False
     budgeted: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Timed(Row):
+    """A row that also tells how long its calls took."""
+
+    times: Latencies = field(default_factory=Latencies)
 
 
 def _priced(row: Row) -> Decimal | None:
@@ -67,6 +89,22 @@ def _fresh(row: Row) -> int:
 
 def _per(part: Decimal | int, whole: int) -> Decimal | None:
     return ratio(part, whole) if whole else None
+
+
+def _took(name: str, label: str, figure: Callable[[Latencies], Decimal | int | None], unit: Unit = "ms") -> Measure:
+    def of(row: Row) -> Decimal | int | None:
+        return figure(row.times) if isinstance(row, Timed) else None
+
+    return Measure(name, label, unit, of, adds=False, timed=True)
+
+
+def _percentile(of: str, percent: int) -> Callable[[Latencies], Decimal | None]:
+    def figure(times: Latencies) -> Decimal | None:
+        sketch: Sketch = getattr(times, of)
+        found = sketch.percentile(percent)
+        return None if found is None else ratio(found, 1000)
+
+    return figure
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -98,6 +136,12 @@ MEASURES: Mapping[str, Measure] = {
             lambda row: _per(multiply(row.billed_cost, 1_000_000), row.usage.total_tokens) if row.cost_known else None,
             adds=False,
         ),
+        *(
+            _took(f"{name}-p{percent}", f"{label}, {percent}th percentile", _percentile(of, percent))
+            for name, label, of in (("latency", "Latency", "duration"), ("first-token", "First token", "first_token"))
+            for percent in (50, 95, 99)
+        ),
+        _took("tokens-per-second", "Output tokens per second", lambda times: times.tokens_per_second, "rate"),
     )
 }
 
@@ -128,6 +172,11 @@ class Question:
     sort: str = ""
     find: str = ""
     columns: tuple[str, ...] = _COLUMNS
+
+    @property
+    def timed(self) -> bool:
+        """Whether the table tells how long calls took."""
+        return self.measure.timed or any(MEASURES[name].timed for name in self.columns)
 
     #: Names of its parameters.
     NAMES = ("by", "show", "form", "compare", "hide", "sort", "find", "columns")
@@ -323,17 +372,18 @@ def explore(
     query, coarser = view.over_time()
     unit = query.granularity or "day"
     parts = cut(store, query)
-    whole = read_report(store, replace(view.query, by=(by,))) if known is None else known
+    read = _Reading(store, timed=measure.timed)
+    whole = read(replace(view.query, by=(by,)), timed=question.timed) if known is None else known
     ranked = sorted(per_value(whole.rows, by), key=lambda row: _greatest_first(measure, row, by))
     shown = [row.group[by] for row in ranked[: _SHOWN if len(ranked) <= _SHOWN else _SHOWN - 1]]
-    by_bucket = _placed(read_report(store, query).rows, parts)
+    by_bucket = _placed(read(query).rows, parts)
     rest = len(ranked) > len(shown)
     cells: Mapping[str | None, Sequence[Row]] = {}
     if len(ranked) == 1:
         cells = {shown[0]: by_bucket}
     elif shown:
         where = {**query.where, by: frozenset(shown)}
-        found = read_report(store, replace(query, by=(by,), where=where))
+        found = read(replace(query, by=(by,), where=where))
         cells = {value: _placed([row for row in found.rows if row.group[by] == value], parts) for value in shown}
     series = [_series(row.group[by], cells[row.group[by]], row, question) for row in ranked[: len(shown)]]
     if rest and measure.adds:
@@ -341,7 +391,7 @@ def explore(
         others = [_less(row, [cells[value][at] for value in shown]) for at, row in enumerate(by_bucket)]
         series.append(replace(_series(None, others, whole_rest, question), key=REST, hidden=REST in question.hidden))
     before_period = view.previous()
-    before = None if before_period is None else read_report(store, replace(query, period=before_period))
+    before = None if before_period is None else read(replace(query, period=before_period))
     listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
     return Answer(
         question=question,
@@ -360,6 +410,35 @@ def explore(
         limits=_limits(view, measure, unit, question.drawn, balances),
         forecast=forecast(store, view, measure.of) if measure.adds else None,
     )
+
+
+class _Reading:
+    """Reports of one store; where asked, with how long calls took.
+
+    Args:
+        store: The ledger.
+        timed: Whether they are asked for, unless a call says so itself.
+    """
+
+    def __init__(self, store: Store, *, timed: bool) -> None:
+        self._store, self._timed = store, timed
+
+    def __call__(self, query: Query, *, timed: bool = False) -> Report:
+        report = read_report(self._store, query)
+        parts = cut(self._store, query)
+        if not (timed or self._timed) or not parts or "sku_meter" in (*query.by, *query.where):
+            return report
+        boundaries = [part.start for part in parts] + [parts[-1].end]
+        found = {(one.bucket, one.group): one for one in self._store.latencies(boundaries, query.by, query.filter)}
+        place = {part.start: at for at, part in enumerate(parts)} if query.granularity else {}
+        rows = [
+            _timed(row, found.get((place.get(row.bucket.start, 0), tuple(row.group.values())))) for row in report.rows
+        ]
+        return replace(report, rows=tuple(rows), totals=_timed(report.totals, sum(found.values(), Latencies())))
+
+
+def _timed(row: Row, times: Latencies | None) -> Timed:
+    return Timed(**{one.name: getattr(row, one.name) for one in fields(row)}, times=times or Latencies())
 
 
 def per_value(rows: Iterable[Row], dimension: str) -> list[Row]:
