@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
@@ -18,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ONE, ZERO, parse_decimal
+from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
 
 __all__ = ["FILE_NAME", "HostSettings", "Settings", "SettingsArguments", "find_file", "hash_key", "load_settings"]
@@ -64,6 +66,11 @@ def _cost_unit(value: object) -> object:
     if isinstance(value, bool | float) or not number.is_finite() or not _LEAST_UNIT <= number <= _MOST:
         raise ValueError('must be "usd", "cents", "ignore", or US dollars per unit such as "0.001"')
     return str(number)
+
+
+def _moment(value: object) -> object:
+    """A date or an instant as an aware instant; without a zone it is UTC."""
+    return parse_instant(value) if isinstance(value, str | date) else value
 
 
 #: An http(s) URL, or the variable that holds it.
@@ -176,6 +183,36 @@ class HostSettings(BaseModel):
     ask_usage: bool = True
 
 
+class TokenSettings(BaseModel):
+    """``[dashboard.tokens.NAME]``: a token for the dashboard and the API; ``tokenmeter dashboard token`` makes it.
+
+    Attributes:
+        hash: ``sha256:HEX`` of the token.
+        only: What it shows: dimension -> value or values; empty = everything.
+        can: What it may do: ``read``; ``budgets`` (set, raise), ``invoices`` (issue, credit), ``prices`` (reprice).
+        expires: First instant at which it is no longer good.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hash: str = Field(pattern=_SHA256.pattern, repr=False)
+    only: dict[Text, Text | list[Text]] = Field(default_factory=dict)
+    can: list[Literal["read", "budgets", "invoices", "prices"]] = Field(default=["read"], min_length=1)
+    expires: Annotated[datetime | None, BeforeValidator(_moment)] = None
+
+
+class DashboardSettings(BaseModel):
+    """``[dashboard]``: who may look at the dashboard and the usage API.
+
+    Attributes:
+        tokens: name -> token; the name is what the ledger's history calls whoever acts with it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: dict[Annotated[Text, Field(min_length=1, max_length=64)], TokenSettings] = Field(default_factory=dict)
+
+
 def _host(value: object) -> object:
     return {"provider": value} if isinstance(value, str) else value
 
@@ -210,6 +247,7 @@ class Settings(BaseModel):
             ``metadata.user_id``.
         tags_from: Request fields that become tags: ``metadata`` (all of it), ``metadata.feature``, ...
         billing: ``[billing]``: who bills whom, and how; see `tokenmeter.billing.BillingProfile`.
+        dashboard: ``[dashboard]``: tokens for the dashboard and the usage API; see `DashboardSettings`.
         hold_seconds: How long a call may be in flight before its hold expires.
         source: The file the settings came from.
     """
@@ -238,6 +276,7 @@ class Settings(BaseModel):
     end_user_from: list[Text] = Field(default_factory=list[str])
     tags_from: list[Text] = Field(default_factory=list[str])
     billing: Row = Field(default_factory=dict[str, Any])
+    dashboard: DashboardSettings = DashboardSettings()
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
 
@@ -265,7 +304,7 @@ class SettingsArguments(TypedDict, total=False):
     """The settings as arguments of `tokenmeter.configure`: the keys of `Settings`, and where the file is.
 
     A value wins over the file's. Rows (budgets, prices, ...) stand before the file's rows, and tables (api_keys,
-    models, providers, billing) go over the file's, name by name.
+    models, providers, billing, dashboard) go over the file's, name by name.
 
     Attributes:
         config: Path of a ``tokenmeter.toml``, or its content as a mapping (then no file is looked for). Default:
@@ -292,6 +331,7 @@ class SettingsArguments(TypedDict, total=False):
         end_user_from: As there.
         tags_from: As there.
         billing: As there.
+        dashboard: As there.
         hold_seconds: As there.
     """
 
@@ -316,11 +356,12 @@ class SettingsArguments(TypedDict, total=False):
     end_user_from: Sequence[str] | None
     tags_from: Sequence[str] | None
     billing: Mapping[str, Any] | None
+    dashboard: Mapping[str, Any] | None
     hold_seconds: int | None
 
 
 _ROWS = ("budgets", "prices", "discounts", "multipliers", "alerts")
-_TABLES = ("api_keys", "models", "providers", "billing")
+_TABLES = ("api_keys", "models", "providers", "billing", "dashboard")
 
 
 def hash_key(key: str) -> str:
@@ -479,8 +520,8 @@ def _explain(error: ValidationError, source: str | None) -> str:
 
 
 def _got(path: str, value: object) -> str:
-    """The value that was refused; nothing of a store's URL, which may hold a password."""
-    return "" if path == "store" else f" (got {_short(value)})"
+    """The value that was refused; nothing of a store's URL, or of what stands where a token's hash should."""
+    return "" if path == "store" or path.endswith(".hash") else f" (got {_short(value)})"
 
 
 def _short(value: object) -> str:

@@ -112,10 +112,10 @@ def test_without_the_token_nothing_is_shown(busy, serve):
     served = serve(busy, token=TOKEN)
     for path in (*PATHS, "/events", "/static/chart.js", "/entries/x"):
         assert served.get(path)[0] == 401, path
-        assert served.get(path, authorization="Bearer wrong")[0] == 401
         assert served.get(path, cookie="tokenmeter_dashboard=00")[0] == 401
         status, headers, _ = served.get(path, accept="text/html")
         assert (status, headers["location"]) == (303, "/login")
+    assert served.get("/", authorization="Bearer wrong")[0] == 401
     assert served.get("/", authorization=f"Bearer {TOKEN}")[0] == 200
     assert served.get("/login")[0] == 200
     assert served.get("/static/../entries", authorization="")[0] in {401, 404}

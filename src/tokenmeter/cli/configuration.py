@@ -104,6 +104,12 @@ TEMPLATE = """\
 #[billing]
 #seller = "Example Platform Ltd"
 #currency = "USD"
+
+# Who may look at the dashboard and the usage API: tokenmeter dashboard token create ada --only member=ada
+#[dashboard.tokens.ada]
+#hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+#only = { member = "ada" }
+#can = ["read"]
 """
 
 

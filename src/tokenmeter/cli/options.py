@@ -11,6 +11,7 @@ from tokenmeter.cli import completing
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports import Query
+from tokenmeter.reports.query import parse_conditions
 
 __all__ = [
     "BillPeriod",
@@ -83,13 +84,7 @@ def parse_where(conditions: Sequence[str] | None) -> dict[str, list[str | None]]
     Raises:
         ConfigurationError: a condition without ``=``.
     """
-    where: dict[str, list[str | None]] = {}
-    for condition in conditions or ():
-        name, equals, value = condition.partition("=")
-        if not equals:
-            raise ConfigurationError(f"--where {condition!r} must read DIMENSION=VALUE, such as member=ada.")
-        where.setdefault(name.strip(), []).append(value or None)
-    return where
+    return parse_conditions(conditions or (), "--where")
 
 
 def query_of(

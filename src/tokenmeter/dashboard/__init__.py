@@ -9,7 +9,8 @@ try:
     from tokenmeter.dashboard.asgi import app
     from tokenmeter.dashboard.server import serve
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] not in {"jinja2", "markupsafe", "starlette", "uvicorn"}:
+    needed = {"fastapi", "h11", "jinja2", "markupsafe", "prometheus_client", "starlette", "uvicorn"}
+    if error.name is None or error.name.partition(".")[0] not in needed:
         raise
     raise ConfigurationError(
         f"The dashboard needs the extra 'dashboard': pip install 'tokenmeter-sdk[dashboard]'. ({error})"

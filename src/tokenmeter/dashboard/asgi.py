@@ -2,100 +2,192 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
+from tokenmeter.api import Meter
 from tokenmeter.dashboard.books import Books
 from tokenmeter.dashboard.budgets import BudgetPages
-from tokenmeter.dashboard.live import Pulse, entries_of, pulse_of
+from tokenmeter.dashboard.live import Pulse, entries_of
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.rendering import base_of, page, prepare
-from tokenmeter.dashboard.security import Door, HostCheck, SafeHeaders
+from tokenmeter.dashboard.security import Bounded, Door, HostCheck, Paced, SafeHeaders, Whom, Whose
 from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
-from tokenmeter.meter import Meter
 from tokenmeter.periods import zone
+from tokenmeter.serving.access import ACCESS, Access, Only, Token
+from tokenmeter.serving.access import Scope as LedgerScope
+from tokenmeter.serving.lens import Sight, look_through, pulse_of, veil
+from tokenmeter.serving.probes import Probes, metrics_of
+from tokenmeter.serving.rest import make_api
 
 __all__ = ["app"]
 
 _STATIC = Path(__file__).parent / "static"
-#: Seconds a wrong token waits for its answer.
-_WRONG_TOKEN_PAUSE = 1.0
 _LONGEST_FORM = 4096
+#: Scopes whose pages are kept ready, and live pages at once.
+_MOST_SCOPES = 128
+_MOST_WATCHERS = 100
 
 
 def app(
-    meter: Meter | None = None, *, tz: str | None = None, token: str | None = None, hosts: Sequence[str] | None = None
+    meter: Meter | None = None,
+    *,
+    tz: str | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] | None = None,
+    only: Only | Whom | None = None,
+    requests_per_minute: int = 600,
 ) -> Starlette:
-    """The dashboard as an ASGI application, to be served alone or mounted under a path of your own server.
+    """The dashboard and the usage API as an ASGI application, to be served alone or mounted in a server of your own.
 
-    Mounted without a token it asks nobody who they are: put it behind your own login.
+    Who may look is asked by the tokens of the settings (``[dashboard.tokens]``) and by `token`, where there are any.
+    With `only`, and where there are none, it asks nobody who they are: put it behind your own login.
 
     Args:
-        meter: Whose ledger and budgets to show; the default meter otherwise. Nothing is ever written to it.
+        meter: Whose ledger and budgets to show; the default meter otherwise. Only a token with the right to act writes
+            to it.
         tz: IANA time zone that pages start with; None = the browser's.
-        token: What viewers have to know; None = no login of its own.
+        token: What viewers have to know, for one that may see everything.
         hosts: Host names it answers to, besides ``localhost`` and IP addresses; None = any, for a server that checks
             them itself.
+        only: What is seen, such as ``{"member": "ada"}``: on the pages, in exports, in the API. Or a function of the
+            request (Starlette's) that returns that for whoever asks, ``"everything"``, or None for nothing at all; it
+            may be a coroutine function. The tokens of the settings then count for nothing.
+        requests_per_minute: How often one viewer may ask; a sixth of that at once.
 
     Raises:
-        ConfigurationError: an unknown zone, or a token too short to be safe.
+        ConfigurationError: an unknown zone or dimension, or a token too short to be safe.
     """
     if tz is not None:
         zone(tz)
+    if requests_per_minute < 1:
+        raise ConfigurationError(f"requests_per_minute= is at least 1, not {requests_per_minute!r}.")
     chosen = meter or default_meter()
-    pages, books = Pages(chosen, tz=tz), Books(chosen, tz=tz)
-    pulse = Pulse(lambda: pulse_of(chosen.store))
-    door = Door(token) if token is not None else None
+    sites, probes = _Sites(chosen, tz), Probes(chosen)
+    tokens = [] if token is None else [Token(Door.check(token), Access())]
+    if only is None and chosen.settings is not None:
+        tokens += Token.of(chosen.settings)
     prepare()
-
-    async def events(request: Request) -> Response:
-        part = str if "holds" in request.query_params else entries_of
-        return StreamingResponse(
-            pulse.events(part), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
-        )
-
     routes = [
-        *pages.routes(),
-        *BudgetPages(chosen, tz=tz).routes(),
-        *books.routes(),
-        Route("/events", events),
+        Route("/healthz", probes.health),
+        Route("/readyz", probes.ready),
+        Mount("/api", make_api(lambda access: sites.of(access).sight)),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
     middleware = [Middleware(SafeHeaders)]
     if hosts is not None:
         middleware.append(Middleware(HostCheck, hosts=tuple(hosts)))
-    if door is not None:
-        routes.insert(0, Route("/login", _login(door), methods=["GET", "POST"]))
+    if tokens:
+        door = Door(tokens)
+        routes.append(Route("/login", _login(door), methods=["GET", "POST"]))
         middleware.append(Middleware(door.guard))
+    if only is not None:
+        middleware.append(Middleware(Whose, only=only))
+    middleware += [Middleware(Paced, per_minute=requests_per_minute), Middleware(Bounded)]
     return Starlette(
-        routes=routes,
+        routes=[*routes, Mount("", sites)],
         middleware=middleware,
         exception_handlers={TokenmeterError: _failed, HTTPException: _refused, OverflowError: _out_of_time},
     )
 
 
+class _Site:
+    """The pages of one scope."""
+
+    def __init__(self, sight: Sight, tz: str | None, events: Callable[[Request], Awaitable[Response]]) -> None:
+        async def metrics(request: Request) -> Response:
+            return await run_in_threadpool(metrics_of, sight, request)
+
+        self.sight = sight
+        pages, books = Pages(sight, tz=tz), Books(sight, tz=tz)
+        self.router = Router(
+            [
+                *pages.routes(),
+                *BudgetPages(sight, tz=tz).routes(),
+                *books.routes(),
+                Route("/events", events),
+                Route("/metrics", metrics),
+            ],
+            redirect_slashes=False,
+        )
+
+
+class _Sites:
+    """The pages, for each scope that is looked at: what one of them read, none of another is shown.
+
+    Args:
+        meter: The whole.
+        tz: Zone that pages start with.
+    """
+
+    def __init__(self, meter: Meter, tz: str | None) -> None:
+        self._meter, self._tz = meter, tz
+        self._pulse = Pulse(lambda: pulse_of(meter.store))
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[LedgerScope, _Site] = OrderedDict()
+
+    def of(self, access: Access) -> _Site:
+        """The pages of an access's scope."""
+        with self._lock:
+            found = self._kept.get(access.scope)
+            if found is None:
+                found = _Site(look_through(self._meter, access.scope), self._tz, self._events)
+                self._kept[access.scope] = found
+            self._kept.move_to_end(access.scope)
+            while len(self._kept) > _MOST_SCOPES:
+                self._kept.popitem(last=False)
+        return found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Show whoever asks what he may see."""
+        access: Access = scope.get(ACCESS) or Access()
+        if "read" not in access.can:
+            raise HTTPException(403, "This token may not read.")
+        await self.of(access).router(scope, receive, send)
+
+    async def _events(self, request: Request) -> Response:
+        if self._pulse.watching >= _MOST_WATCHERS:
+            raise HTTPException(503, headers={"retry-after": "30"})
+        access: Access = request.scope.get(ACCESS) or Access()
+        veiled = veil if access.scope.conditions else str
+        part: Callable[[str], str] = (
+            veiled if "holds" in request.query_params else lambda pulse: entries_of(veiled(pulse))
+        )
+        return StreamingResponse(
+            self._pulse.events(part), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+        )
+
+
 def _login(door: Door) -> Callable[[Request], Awaitable[Response]]:
     async def login(request: Request) -> Response:
-        wrong = False
+        wrong, seconds = False, 0
         if request.method == "POST":
             form = parse_qs((await request.body())[:_LONGEST_FORM].decode(errors="replace"))
-            if door.knows(form.get("token", [""])[0].strip()):
-                return door.welcome(request, base_of(request))
-            wrong = True
-            await asyncio.sleep(_WRONG_TOKEN_PAUSE)
-        return page(request, "login.html", status=401 if wrong else 200, title="Log in", door=True, wrong=wrong)
+            seconds = door.wait(request)
+            token = None if seconds else door.open(request, form.get("token", [""])[0].strip())
+            if token is not None:
+                return door.welcome(request, base_of(request), token)
+            wrong = not seconds
+        status = 429 if seconds else 401 if wrong else 200
+        answer = page(request, "login.html", status=status, title="Log in", door=True, wrong=wrong, seconds=seconds)
+        if seconds:
+            answer.headers["retry-after"] = str(seconds)
+        return answer
 
     return login
 
@@ -114,5 +206,10 @@ def _out_of_time(request: Request, _: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    words = "There is no such page." if status == HTTPStatus.NOT_FOUND else HTTPStatus(status).description
-    return page(request, "error.html", status=status, title=HTTPStatus(status).phrase, message=words)
+    phrase, said = HTTPStatus(status).phrase, error.detail if isinstance(error, HTTPException) else ""
+    words = said if said != phrase else HTTPStatus(status).description
+    if status == HTTPStatus.NOT_FOUND:
+        words = "There is no such page."
+    answer = page(request, "error.html", status=status, title=phrase, message=words)
+    answer.headers.update(getattr(error, "headers", None) or {})
+    return answer

@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tokenmeter.billing import (
-    BillingProfile,
     CreditNote,
     Invoice,
     Statement,
@@ -31,11 +30,11 @@ from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, magnitude, negate, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
 from tokenmeter.reports.report import read_report
+from tokenmeter.serving.lens import Sight
 
 __all__ = ["Books"]
 
@@ -67,9 +66,9 @@ class Books:
         tz: Time zone of instants that belong to no period.
     """
 
-    def __init__(self, meter: Meter, *, tz: str | None) -> None:
+    def __init__(self, meter: Sight, *, tz: str | None) -> None:
         self._store, self._tz = meter.store, tz
-        self._profile: BillingProfile | None = getattr(meter, "profile", None)
+        self._profile = meter.profile
 
     # -- invoices
 

@@ -18,12 +18,11 @@ from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import Unit, amount_of, limit_table, threshold_amounts
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dashboard.figures import unit_amount
-from tokenmeter.dashboard.live import pulse_of
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of
 from tokenmeter.dimensions import DIMENSIONS
-from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
+from tokenmeter.serving.lens import Sight, pulse_of
 from tokenmeter.stores.base import Crossing
 
 __all__ = ["BudgetPages", "Fired", "PastWindow", "Standing", "changes_of", "definition", "fired", "past", "standings"]
@@ -107,7 +106,7 @@ class Fired:
     crossing: Crossing
 
 
-def standings(meter: Meter, at: datetime, scope: Mapping[str, str] | None = None) -> list[Standing]:
+def standings(meter: Sight, at: datetime, scope: Mapping[str, str] | None = None) -> list[Standing]:
     """Every counter of every configured budget, or of those about `scope`, the fullest first. Nothing is written."""
     found = [_standing(balance, at) for balance in meter.budgets.remaining(scope or {}, at)]
     return sorted(found, key=lambda one: (negate(one.percent), one.balance.budget, sorted(one.balance.scope.items())))
@@ -145,7 +144,7 @@ def _calls(scope: Mapping[str, str], start: datetime | None, end: datetime | Non
     return View.parse([*span.items(), *scope.items()]).url()
 
 
-def past(meter: Meter, name: str, now: datetime) -> list[PastWindow]:
+def past(meter: Sight, name: str, now: datetime) -> list[PastWindow]:
     """The windows of a budget that are over, the last first. Those of a rate limit are not told apart: they overlap."""
     caps = {key: cap for key, cap in meter.budgets.caps.items() if cap.budget.name == name and not cap.rolling}
     found: list[PastWindow] = []
@@ -232,7 +231,7 @@ def _percent(part: Decimal, limit: Decimal) -> Decimal:
     return multiply(ratio(max(part, ZERO), limit), 100) if limit > 0 else _FULL
 
 
-def fired(meter: Meter, *, limit: int) -> list[Fired]:
+def fired(meter: Sight, *, limit: int) -> list[Fired]:
     """The last alerts of all budgets, the last first."""
     caps = meter.budgets.caps
     return [_fired(crossing, caps.get(crossing.key.budget)) for crossing in meter.store.crossings(limit=limit)]
@@ -264,7 +263,7 @@ class BudgetPages:
         tz: Time zone used until the URL names another; None = the browser's.
     """
 
-    def __init__(self, meter: Meter, *, tz: str | None) -> None:
+    def __init__(self, meter: Sight, *, tz: str | None) -> None:
         self._meter, self._tz = meter, tz
 
     def routes(self) -> list[Route]:

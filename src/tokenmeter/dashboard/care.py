@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from tokenmeter.dashboard.view import View
 from tokenmeter.errors import UnknownModelError
-from tokenmeter.meter import Meter
 from tokenmeter.money import magnitude
 from tokenmeter.prices import show
 from tokenmeter.pricing import Price, PriceList
@@ -20,6 +19,7 @@ from tokenmeter.pricing.price import TOKEN_CLASSES
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import read_entries
 from tokenmeter.reports.report import read_report
+from tokenmeter.serving.lens import Sight
 from tokenmeter.stores.base import Health, Store
 
 __all__ = [
@@ -254,12 +254,12 @@ class Check:
     well: bool = True
 
 
-def checks(meter: Meter, health: Health) -> list[Check]:
+def checks(meter: Sight, health: Health) -> list[Check]:
     """The state of a ledger in words, what needs care first."""
     return sorted(_checks(meter, health.facts), key=lambda one: one.well)
 
 
-def _checks(meter: Meter, facts: Mapping[str, object]) -> Iterator[Check]:
+def _checks(meter: Sight, facts: Mapping[str, object]) -> Iterator[Check]:
     def number(name: str) -> int:
         value = facts.get(name)
         return value if isinstance(value, int) else 0

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import Protocol, runtime_checkable
 
 from starlette.concurrency import run_in_threadpool
 
 from tokenmeter.errors import StoreError
-from tokenmeter.stores.base import Store
 
-__all__ = ["Pulse", "entries_of", "pulse_of"]
+__all__ = ["Pulse", "entries_of"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -20,23 +18,6 @@ log = logging.getLogger("tokenmeter")
 _EVERY = 0.7
 #: Seconds of silence after which a line is sent, so that a viewer who left is noticed.
 _SILENCE = 15.0
-
-
-@runtime_checkable
-class _Pulsing(Protocol):
-    """A store that can say cheaply whether anything was written."""
-
-    def pulse(self) -> str:
-        """A text that differs whenever an entry or a hold came or went; behind its last dot is the number of holds."""
-        ...
-
-
-def pulse_of(store: Store) -> str:
-    """A text that differs after every write to `store`; behind its last dot is the number of holds."""
-    if isinstance(store, _Pulsing):
-        return store.pulse()
-    facts = store.health().facts
-    return f"{facts.get('entries')}.{facts.get('pending_holds')}"
 
 
 def entries_of(pulse: str) -> str:
@@ -56,6 +37,11 @@ class Pulse:
         self._watchers: set[asyncio.Queue[str]] = set()
         self._task: asyncio.Task[None] | None = None
         self.looks = 0
+
+    @property
+    def watching(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
 
     async def events(self, part: Callable[[str], str] = str) -> AsyncGenerator[str]:
         """Server-sent events: ``change`` with the state now, then one for every other state.

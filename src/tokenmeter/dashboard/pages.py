@@ -18,7 +18,7 @@ from tokenmeter.dashboard.budgets import standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, price_rows, unpriced, used_prices
 from tokenmeter.dashboard.chart import column_places, draw, over_time
 from tokenmeter.dashboard.explore import MEASURES, Answer, Measure, Question, explore
-from tokenmeter.dashboard.live import entries_of, pulse_of
+from tokenmeter.dashboard.live import entries_of
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import RANKED, Overview, overview
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
@@ -26,10 +26,10 @@ from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.meter import Meter
 from tokenmeter.periods import zone
 from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
+from tokenmeter.serving.lens import Sight, pulse_of
 
 __all__ = ["Pages"]
 
@@ -48,7 +48,7 @@ class Pages:
         tz: Time zone used until the URL names another; None = the browser's.
     """
 
-    def __init__(self, meter: Meter, *, tz: str | None) -> None:
+    def __init__(self, meter: Sight, *, tz: str | None) -> None:
         self._meter, self._store, self._tz = meter, meter.store, tz
         self._overviews = Memory[tuple[View, Overview]]()
         self._answers = Memory[Answer]()

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import inspect
 import ipaddress
 import secrets
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from math import ceil
+from typing import Literal
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.serving.access import ACCESS, BEARER, Access, Limiter, Only, Token, address_of
+from tokenmeter.serving.access import Scope as LedgerScope
+from tokenmeter.serving.rest import problem
 
-__all__ = ["HEADERS", "Door", "HostCheck", "SafeHeaders", "is_loopback"]
+__all__ = [
+    "HEADERS",
+    "Bounded",
+    "Door",
+    "HostCheck",
+    "Paced",
+    "SafeHeaders",
+    "Whom",
+    "Whose",
+    "base_of",
+    "is_loopback",
+    "path_of",
+]
+
+#: A function of the request that says which part of the ledger it sees.
+Said = Only | Literal["everything"] | None
+Whom = Callable[[Request], Said | Awaitable[Said]]
 
 #: Nothing but this server's own scripts, styles and data; no frames, no inline code.
 HEADERS = {
@@ -30,6 +55,9 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+#: What needs no token.
+_OPEN = ("/login", "/healthz", "/readyz", "/static/dashboard.css")
+_LONGEST_NUMBER = 10
 _COOKIE = "tokenmeter_dashboard"
 _LEAST_LENGTH = 16
 
@@ -100,47 +128,102 @@ class SafeHeaders:
         await self._app(scope, receive, send_safely if scope["type"] == "http" else send)
 
 
-class Door:
-    """Lets in who knows the token: by its cookie, or by ``Authorization: Bearer``.
-
-    The cookie holds a proof made from the token and a secret of this process; it ends with the process.
+class Bounded:
+    """Bounds what a request may send: how much, and how long it may pause.
 
     Args:
-        token: What one has to know.
-
-    Raises:
-        ConfigurationError: a token that could be guessed.
+        app: What is guarded.
+        most: Bytes of a body.
+        patience: Seconds between two parts of a body.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, app: ASGIApp, most: int = 1_000_000, patience: int = 20) -> None:
+        self._app, self._most, self._patience = app, most, patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 408 or 413."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        got, ended = 0, False
+
+        async def receive_some() -> Message:
+            nonlocal got, ended
+            if ended:  # from here on it only tells when the client leaves
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._patience)
+            except TimeoutError:
+                raise HTTPException(408, "The request did not arrive in time.") from None
+            got += len(message.get("body", b""))
+            if got > self._most:
+                raise HTTPException(413, f"A request may have {self._most:,} bytes at most.")
+            ended = not message.get("more_body", False)
+            return message
+
+        said = Headers(scope=scope).get("content-length", "0")
+        if said.isdecimal() and len(said) < _LONGEST_NUMBER and int(said) <= self._most:
+            await self._app(scope, receive_some, send)
+        else:
+            await refusal(413, f"A request may have {self._most:,} bytes at most.", scope)(scope, receive, send)
+
+
+class Door:
+    """Lets in who has a token: by a cookie of the login page, or by ``Authorization: Bearer``.
+
+    The cookie holds a proof made from the token's hash and a secret of this process; it ends with the process. An
+    address that sent wrong tokens has to wait: its next ones are then not even looked at.
+
+    Args:
+        tokens: What each gives access to.
+    """
+
+    def __init__(self, tokens: Iterable[Token]) -> None:
+        secret = secrets.token_bytes(32)
+        self._tokens = tuple(tokens)
+        self._proofs = {
+            token: hmac.new(secret, token.digest.encode(), hashlib.sha256).hexdigest() for token in self._tokens
+        }
+        self._wrong = Limiter(burst=10, every=6)
+
+    @staticmethod
+    def check(token: str) -> str:
+        """The digest of a token that a person chose.
+
+        Raises:
+            ConfigurationError: it could be guessed.
+        """
         if len(token) < _LEAST_LENGTH:
             raise ConfigurationError(
                 f"A token needs at least {_LEAST_LENGTH} characters; make one with "
                 "`python -c 'import secrets; print(secrets.token_urlsafe())'`."
             )
-        self._token = token.encode()
-        self._proof = hmac.new(secrets.token_bytes(32), self._token, hashlib.sha256).hexdigest().encode()
+        return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
-    def knows(self, token: str) -> bool:
-        """Whether that is the token; takes as long for any wrong one."""
-        return hmac.compare_digest(
-            hashlib.sha256(token.encode(errors="replace")).digest(), hashlib.sha256(self._token).digest()
-        )
+    def wait(self, connection: HTTPConnection) -> int:
+        """Seconds until a token of this address is looked at again; 0 = now."""
+        return ceil(self._wrong.wait(_address(connection)))
 
-    def admits(self, connection: HTTPConnection) -> bool:
-        """Whether a request comes from somebody who was let in."""
-        scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.knows(credentials.strip()):
-            return True
-        cookie = connection.cookies.get(_COOKIE, "")
-        return hmac.compare_digest(cookie.encode(errors="replace"), self._proof)
+    def open(self, connection: HTTPConnection, token: str) -> Token | None:
+        """The known token that this is; a wrong one is held against the address it came from."""
+        digest = hashlib.sha256(token.encode(errors="replace")).hexdigest()
+        found = [one for one in self._tokens if hmac.compare_digest(one.digest, digest) and one.good]
+        if not found:
+            self._wrong.count(_address(connection))
+        return found[0] if found else None
 
-    def welcome(self, connection: HTTPConnection, base: str) -> RedirectResponse:
+    def remembered(self, connection: HTTPConnection) -> Token | None:
+        """The token that the connection's cookie proves."""
+        cookie = connection.cookies.get(_COOKIE, "").encode(errors="replace")
+        found = [one for one, proof in self._proofs.items() if hmac.compare_digest(cookie, proof.encode()) and one.good]
+        return found[0] if found else None
+
+    def welcome(self, connection: HTTPConnection, base: str, token: Token) -> RedirectResponse:
         """To the first page, with the cookie."""
         response = RedirectResponse(f"{base}/", status_code=303)
         response.set_cookie(
             _COOKIE,
-            self._proof.decode(),
+            self._proofs[token],
             path=f"{base}/",
             httponly=True,
             samesite="strict",
@@ -148,26 +231,122 @@ class Door:
         )
         return response
 
+    def leave(self, base: str) -> RedirectResponse:
+        """To the login page, without the cookie."""
+        response = RedirectResponse(f"{base}/login", status_code=303)
+        response.delete_cookie(_COOKIE, path=f"{base}/")
+        return response
+
     def guard(self, app: ASGIApp) -> ASGIApp:
-        """`app` behind this door. Its login page and its style stand open."""
+        """`app` behind this door. Its login page, its style and its probes stand open."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
+            if scope["type"] != "http" or path_of(scope) in _OPEN:
                 await app(scope, receive, send)
                 return
             connection = HTTPConnection(scope)
-            base = scope.get("root_path", "").rstrip("/")
-            path = scope["path"].removeprefix(base)
-            if path in {"/login", "/static/dashboard.css"} or self.admits(connection):
+            scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
+            bearer = scheme.lower() == "bearer"
+            if bearer and (seconds := self.wait(connection)):
+                await slow_down("Too many wrong tokens came from your address.", seconds, scope)(scope, receive, send)
+                return
+            token = self.open(connection, credentials.strip()) if bearer else self.remembered(connection)
+            if token is not None:
+                scope[ACCESS], scope[BEARER] = token.access, bearer
                 await app(scope, receive, send)
-            elif "text/html" in connection.headers.get("accept", ""):
-                await RedirectResponse(f"{base}/login", status_code=303)(scope, receive, send)
+            elif "text/html" in connection.headers.get("accept", "") and not path_of(scope).startswith("/api/"):
+                await RedirectResponse(f"{base_of(scope)}/login", status_code=303)(scope, receive, send)
             else:
-                refusal = PlainTextResponse(
-                    "Log in first, or send the token as 'Authorization: Bearer ...'.\n",
-                    status_code=401,
-                    headers={"www-authenticate": "Bearer"},
-                )
-                await refusal(scope, receive, send)
+                words = "Log in first, or send a token that is good as 'Authorization: Bearer ...'."
+                await refusal(401, words, scope, {"www-authenticate": "Bearer"})(scope, receive, send)
 
         return guarded
+
+
+class Whose:
+    """Decides for each request which part of the ledger it sees, as the application around it says.
+
+    Args:
+        app: What is guarded.
+        only: The part; or a function of the request that returns it, or ``"everything"``, or None for nothing at all.
+            It may be a coroutine function.
+    """
+
+    def __init__(self, app: ASGIApp, only: Only | Whom) -> None:
+        self._app, self._only = app, only
+        self._fixed = None if callable(only) else Access(scope=LedgerScope.of(only))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with what it may see, or answer 403."""
+        if scope["type"] != "http" or path_of(scope) in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        access = self._fixed or await self._ask(Request(scope))
+        if access is None:
+            await refusal(403, "There is nothing here that you may see.", scope)(scope, receive, send)
+            return
+        known: Access | None = scope.get(ACCESS)
+        scope[ACCESS] = access if known is None else replace(known, scope=access.scope, can=frozenset({"read"}))
+        await self._app(scope, receive, send)
+
+    async def _ask(self, request: Request) -> Access | None:
+        if not callable(self._only):
+            return None
+        answer = self._only(request)
+        said = await answer if inspect.isawaitable(answer) else answer
+        if said is None:
+            return None
+        if said == "everything":
+            return Access()
+        return Access(scope=LedgerScope.of(said))
+
+
+class Paced:
+    """Bounds how often somebody may ask: who is known by his name, others by their address.
+
+    Args:
+        app: What is guarded.
+        per_minute: Requests; a sixth of them may come at once.
+    """
+
+    def __init__(self, app: ASGIApp, per_minute: int) -> None:
+        self._app = app
+        self._limiter = Limiter(burst=max(per_minute // 6, 1), every=60 / per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 429."""
+        if scope["type"] == "http" and not path_of(scope).startswith(("/static/", *_OPEN)):
+            access: Access | None = scope.get(ACCESS)
+            who = (access and access.name) or f"@{_address(HTTPConnection(scope))}"
+            if seconds := ceil(self._limiter.wait(who)):
+                await slow_down("You ask more often than this server allows.", seconds, scope)(scope, receive, send)
+                return
+            self._limiter.count(who)
+        await self._app(scope, receive, send)
+
+
+def base_of(scope: Scope) -> str:
+    """The path that the dashboard is served under, without a slash at its end."""
+    return str(scope.get("root_path", "")).rstrip("/")
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request below that."""
+    return str(scope["path"]).removeprefix(base_of(scope))
+
+
+def refusal(status: int, words: str, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that says no: a problem (RFC 9457) for the usage API, else a line of text."""
+    if path_of(scope).startswith("/api/"):
+        return problem(status, words, headers=headers)
+    return PlainTextResponse(f"{words}\n", status_code=status, headers=headers)
+
+
+def slow_down(words: str, seconds: int, scope: Scope) -> Response:
+    """429, with when to come again."""
+    return refusal(429, f"{words} Come again in {seconds} s.", scope, {"retry-after": str(seconds)})
+
+
+def _address(connection: HTTPConnection) -> str:
+    client = connection.client
+    return address_of(None if client is None else (client.host, client.port))

@@ -2,18 +2,84 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tokenmeter.api import Meter
 from tokenmeter.dashboard.asgi import app
 from tokenmeter.dashboard.security import is_loopback
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.meter import Meter
 
 __all__ = ["PORT", "make_server", "serve"]
 
 PORT = 8484
+#: Connections at once; a live page holds one. Who comes then is hung up on.
+_MOST_CONNECTIONS = 256
+#: Seconds until a request's head must have come, and until a client must have taken what waits for it.
+_PATIENCE = 15
+_LONGEST_HEAD = 16_384
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP, with an end to clients that come in great numbers, never finish asking or never listen."""
+
+    _slow: asyncio.TimerHandle | None = None
+    _deaf: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, but not for ever; hang up where too many are connected."""
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            transport.abort()
+        else:
+            self._slow = self.loop.call_later(_PATIENCE, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._hear_request()
+        self._be_heard()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """The time for a request's head runs from its first byte until it is whole."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._hear_request()
+        elif self._slow is None:
+            self._slow = self.loop.call_later(_PATIENCE, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing: it has some time."""
+        super().pause_writing()
+        self._wait_to_be_heard()
+
+    def resume_writing(self) -> None:
+        """It does."""
+        self._be_heard()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nobody asks any more: hang up, also on who has not taken all of the last answer."""
+        super().timeout_keep_alive_handler()
+        self._wait_to_be_heard()
+
+    def _hear_request(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _wait_to_be_heard(self) -> None:
+        self._be_heard()
+        self._deaf = self.loop.call_later(_PATIENCE, self.transport.abort)
+
+    def _be_heard(self) -> None:
+        if self._deaf is not None:
+            self._deaf.cancel()
+            self._deaf = None
 
 
 def make_server(
@@ -35,6 +101,8 @@ def make_server(
     return uvicorn.Server(
         uvicorn.Config(
             app(meter, tz=tz, token=token, hosts=(*named, *allow_hosts)),
+            http=Protocol,
+            h11_max_incomplete_event_size=_LONGEST_HEAD,
             host=host,
             port=port,
             log_level="warning",

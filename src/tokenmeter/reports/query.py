@@ -30,6 +30,7 @@ __all__ = [
     "closed",
     "cut",
     "parse_by",
+    "parse_conditions",
     "parse_where",
     "read_entries",
 ]
@@ -190,6 +191,25 @@ def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None
     """Filters as the store takes them: each dimension with the set of values it accepts."""
     _expect(Mapping, where, "where= takes a mapping such as {'member': 'ada'}")
     return {_dimension(name): _accepted(name, accepted) for name, accepted in where.items()}
+
+
+def parse_conditions(conditions: Iterable[str], name: str) -> dict[str, list[str | None]]:
+    """``["member=ada", "member=bob", "team="]`` as filters; nothing after ``=`` means "not set".
+
+    Args:
+        conditions: Texts.
+        name: What they were given as, for the message.
+
+    Raises:
+        ConfigurationError: a condition without ``=``.
+    """
+    where: dict[str, list[str | None]] = {}
+    for condition in conditions:
+        dimension, equals, value = condition.partition("=")
+        if not equals:
+            raise ConfigurationError(f"{name} {condition!r} must read DIMENSION=VALUE, such as member=ada.")
+        where.setdefault(dimension.strip(), []).append(value or None)
+    return where
 
 
 def _accepted(name: str, accepted: object) -> frozenset[str | None]:

@@ -1,0 +1,291 @@
+"""The answers that the usage API and the MCP server give: plain JSON values, with amounts as exact decimal text."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import dropwhile, islice
+from typing import Any, Literal, cast
+
+from tokenmeter import prices
+from tokenmeter.billing import Invoice, InvoiceStatus, credit_notes, draw_statement, find_invoice, invoices
+from tokenmeter.budgets import Change
+from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
+from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.money import quantize
+from tokenmeter.periods import CalendarUnit
+from tokenmeter.reports import Query, read_entries
+from tokenmeter.reports.fields import entry_fields, plain
+from tokenmeter.reports.query import parse_conditions
+from tokenmeter.reports.report import read_report
+from tokenmeter.serving.lens import Sight, pulse_of
+
+__all__ = [
+    "Page",
+    "balances",
+    "budget_history",
+    "budgets_in_force",
+    "credit_note_list",
+    "entry",
+    "entry_page",
+    "head_of",
+    "invoice",
+    "invoice_list",
+    "pairs",
+    "price_rows",
+    "report",
+    "statement",
+]
+
+Json = dict[str, Any]
+_TAG = "tag:"
+#: Columns of an entry that only the single entry shows (long), or nobody sees (what could tell keys apart).
+_LONG = ("raw_usage",)
+_HIDDEN = ("api_key_fingerprint",)
+_FIELDS = [one for one in entry_fields() if one.name not in _HIDDEN]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a long list.
+
+    Attributes:
+        items: JSON-ready.
+        next: What to ask with for those that follow; None = there are no more.
+    """
+
+    items: list[Json]
+    next: str | None
+
+
+def pairs(texts: Iterable[str], name: str, known: Sequence[str] = SCOPE_FIELDS) -> dict[str, str]:
+    """``["member=ada", "tag:env=prod"]`` as an account.
+
+    Args:
+        texts: Each ``FIELD=VALUE``.
+        name: What the parameter is called, for messages.
+        known: Fields that there are, besides tags where a budget can be about them.
+
+    Raises:
+        ConfigurationError: not such a text, an unknown field, one field twice.
+    """
+    found: dict[str, str] = {}
+    for field, values in parse_conditions(texts, name).items():
+        tag = known is SCOPE_FIELDS and field.startswith(_TAG)
+        if (field not in known and not tag) or len(values) > 1 or not values[0]:
+            raise ConfigurationError(f"{name} takes FIELD=VALUE, each once, with {', '.join(known)}; not {field!r}.")
+        found[field] = values[0]
+    return found
+
+
+def head_of(sight: Sight) -> str:
+    """Differs after every entry and every filed document."""
+    return pulse_of(sight.store).rpartition(".")[0]
+
+
+# -- usage
+
+
+def report(sight: Sight, query: Query, *, most: int) -> Json:
+    """A report; of more than `most` rows the rest is left off, and how many is said. Totals are of all."""
+    found = read_report(sight.store, query)
+    shown = found if len(found.rows) <= most else replace(found, rows=found.rows[:most])
+    return {**shown.to_dict(), "rows_omitted": len(found.rows) - len(shown.rows)}
+
+
+def entry_page(sight: Sight, query: Query, *, limit: int, cursor: str | None = None, newest_first: bool = True) -> Page:
+    """Entries, page by page. The same query has to be given with every cursor.
+
+    Raises:
+        ConfigurationError: a cursor that is none.
+    """
+    found = read_entries(sight.store, query, newest_first=newest_first)
+    if cursor is not None:
+        at, entry_id = _parse_cursor(cursor)
+        moment, edge = timedelta(microseconds=1), query.period
+        start, end = (edge.start, min(edge.end, at + moment)) if newest_first else (max(edge.start, at), edge.end)
+        if start >= end:
+            return Page([], None)
+        beyond = replace(query, period=replace(edge, start=start, end=end))
+        found = _after(read_entries(sight.store, beyond, newest_first=newest_first), at, entry_id)
+    some = list(islice(found, limit + 1))
+    last = some[limit - 1] if len(some) > limit else None
+    return Page([_entry(one) for one in some[:limit]], None if last is None else _cursor(last))
+
+
+def _after(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterator[Entry]:
+    """Those behind the one called `entry_id`; it is of the instant `at`, as those before it are."""
+    rest = dropwhile(lambda one: one.occurred_at == at and one.entry_id != entry_id, entries)
+    return (one for one in rest if one.entry_id != entry_id)
+
+
+def _cursor(last: Entry) -> str:
+    return base64.urlsafe_b64encode(f"{last.occurred_at.isoformat()} {last.entry_id}".encode()).decode().rstrip("=")
+
+
+def _parse_cursor(text: str) -> tuple[datetime, str]:
+    try:
+        at, _, entry_id = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode().partition(" ")
+        moment = datetime.fromisoformat(at)
+    except (ValueError, binascii.Error):
+        moment, entry_id = None, ""
+    if moment is None or moment.tzinfo is None or not entry_id:
+        raise ConfigurationError("cursor takes what an earlier answer gave as next_cursor, and nothing else.")
+    return moment, entry_id
+
+
+def entry(sight: Sight, entry_id: str) -> Json | None:
+    """One entry with its charges and the provider's usage object; None where there is none to see."""
+    found = sight.store.entry(entry_id) if entry_id.isprintable() else None
+    if found is None:
+        return None
+    raw = None if found.raw_usage is None else json.loads(found.raw_usage)
+    return {**_entry(found), "raw_usage": raw, "charges": [_charge(one) for one in found.charges]}
+
+
+def _entry(one: Entry) -> Json:
+    return {
+        field.name: value if field.kind == "json" else plain(value, field.kind)
+        for field in _FIELDS
+        if field.name not in _LONG
+        for value in [field.pick(one)]
+    }
+
+
+def _charge(one: Charge) -> Json:
+    costs = {name: getattr(one, name) for name in ("list_cost", "contracted_cost", "billed_cost")}
+    return {
+        "model": one.model,
+        "sku_meter": one.sku_meter,
+        "role": one.role,
+        "quantity": f"{one.quantity:f}" if not isinstance(one.quantity, int) else str(one.quantity),
+        "unit": one.unit,
+        "list_unit_price": None if one.list_unit_price is None else f"{one.list_unit_price:f}",
+        "multipliers": {name: f"{factor:f}" for name, factor in one.multipliers.items()},
+        **{name: None if cost is None else f"{quantize(cost):f}" for name, cost in costs.items()},
+        "price_id": one.price_id,
+        "price_source": one.source,
+    }
+
+
+# -- budgets
+
+
+def balances(sight: Sight, account: Mapping[str, str], *, budget: str | None = None) -> list[Json]:
+    """Where the budgets stand that concern `account`; limit and remaining are None for who has no cap."""
+    found = sight.budgets.remaining(account, sight.store.now())
+    return [
+        {
+            name: None if name in {"limit", "remaining"} and value == "Infinity" else value
+            for name, value in one.to_dict().items()
+        }
+        for one in found
+        if budget in {None, one.budget}
+    ]
+
+
+def budgets_in_force(sight: Sight) -> list[Json]:
+    """The definitions that count now, each with who said it, when and where."""
+    return [_change(one) for one in sight.budgets.changes() if one.budget is not None]
+
+
+def budget_history(sight: Sight, name: str) -> Json | None:
+    """Every version of one budget and what was granted; None where there is none."""
+    changes = sight.budgets.history(name)
+    if not changes:
+        return None
+    return {
+        "changes": [_change(one) for one in changes],
+        "grants": [one.to_dict() for one in sight.budgets.grants(name)],
+    }
+
+
+def _change(one: Change) -> Json:
+    return one.to_dict()
+
+
+# -- books
+
+
+def invoice_list(
+    sight: Sight, *, period: str | None = None, status: str | None = None, limit: int, cursor: str | None = None
+) -> Page:
+    """Issued invoices without their lines, the last first.
+
+    Raises:
+        ConfigurationError: a cursor that is none.
+    """
+    found = invoices(sight.store, period=period, status=cast("InvoiceStatus | None", status), lines=False)[::-1]
+    at = 0
+    if cursor is not None:
+        at = next((place + 1 for place, one in enumerate(found) if one.number == cursor), 0)
+        if not at:
+            raise ConfigurationError("cursor takes what an earlier answer gave as next_cursor, and nothing else.")
+    some = found[at : at + limit]
+    return Page([_short_invoice(one) for one in some], some[-1].number if len(found) > at + limit else None)
+
+
+def _short_invoice(one: Invoice) -> Json:
+    whole = one.to_dict()
+    return {name: whole[name] for name in whole if name not in {"lines", "ledger", "events", "notes", "seller"}}
+
+
+def invoice(sight: Sight, number: str) -> Json | None:
+    """One invoice with its lines and what happened to it; None where there is none to see."""
+    try:
+        found = find_invoice(sight.store, number)
+    except LedgerError:
+        return None
+    notes = [one.to_dict() for one in credit_notes(sight.store, invoice=number)]
+    return {**found.to_dict(), "credit_notes": notes}
+
+
+def credit_note_list(sight: Sight) -> list[Json]:
+    """Issued credit notes, the last first."""
+    return [one.to_dict() for one in credit_notes(sight.store)[::-1]]
+
+
+def statement(
+    sight: Sight,
+    account: Iterable[str],
+    *,
+    period: str,
+    basis: Literal["usage", "invoices"] = "usage",
+    granularity: CalendarUnit = "day",
+    tz: str = "UTC",
+) -> Json:
+    """The running balance of an account.
+
+    Raises:
+        ConfigurationError: whose is not said, or an unknown period or zone.
+    """
+    whose = pairs(account, "account", ACCOUNTS)
+    found = draw_statement(
+        sight.store,
+        period=period,
+        basis=basis,
+        granularity=granularity,
+        tz=tz,
+        profile=sight.profile,
+        **cast("Any", whose),
+    )
+    return found.to_dict()
+
+
+# -- prices
+
+
+def price_rows(sight: Sight, model: str, *, provider: str = "openai", at: str | None = None) -> list[Json]:
+    """The rows in force for a model, the standard ones first.
+
+    Raises:
+        UnknownModelError: no row names the model.
+        ConfigurationError: not an instant.
+    """
+    found = prices.show(model, provider=provider, at=at, price_list=sight.pricer.price_list)
+    return [dict(one.to_dict()) for one in found]

@@ -1,0 +1,340 @@
+"""A meter seen through a scope: whatever reads from it sees that part of the ledger, and nothing can be written.
+
+Filters lie under everything that reads (pages, the usage API, exports, live pages, MCP), so that none of these has to
+know of scopes, and none can forget one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
+from typing import Any, NoReturn, Protocol, runtime_checkable
+
+from tokenmeter.billing import BillingProfile
+from tokenmeter.billing.invoice import number_text
+from tokenmeter.budgets import Balance, Budget, Change, Grant
+from tokenmeter.budgets.matching import Cap, parse_scope
+from tokenmeter.budgets.policy import limit_table
+from tokenmeter.config import Settings
+from tokenmeter.errors import LedgerError
+from tokenmeter.ledger import CounterKey, Entry
+from tokenmeter.pricing import Pricer
+from tokenmeter.serving.access import Scope
+from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, Store
+from tokenmeter.stores.documents import Document, Request
+from tokenmeter.stores.selection import matches
+from tokenmeter.stores.sketch import Latencies
+
+__all__ = ["BudgetView", "Lens", "Sight", "look_through", "pulse_of", "veil"]
+
+_MANY = 10_000
+_secret = secrets.token_bytes(32)
+
+
+class BudgetView(Protocol):
+    """The budgets of a meter, as far as they are read."""
+
+    @property
+    def in_force(self) -> tuple[Budget, ...]:
+        """The definitions that count now."""
+        ...
+
+    @property
+    def caps(self) -> Mapping[str, Cap]:
+        """Their limits, prepared, by their counters' name."""
+        ...
+
+    def changes(self) -> list[Change]:
+        """The definitions in force, each with who said it."""
+        ...
+
+    def history(self, name: str | None = None) -> list[Change]:
+        """Every definition, change and end."""
+        ...
+
+    def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
+        """What was granted."""
+        ...
+
+    def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
+        """Where budgets stand that concern an account."""
+        ...
+
+
+class Sight(Protocol):
+    """A meter, as far as it is read: the meter itself, or what a scope leaves of it."""
+
+    @property
+    def store(self) -> Store:
+        """The ledger."""
+        ...
+
+    @property
+    def budgets(self) -> BudgetView:
+        """Its budgets."""
+        ...
+
+    @property
+    def pricer(self) -> Pricer:
+        """Prices and terms."""
+        ...
+
+    @property
+    def faults(self) -> int:
+        """How often something failed in this process."""
+        ...
+
+    @property
+    def profile(self) -> BillingProfile | None:
+        """Who bills whom."""
+        ...
+
+    @property
+    def settings(self) -> Settings | None:
+        """What it was made from."""
+        ...
+
+
+@runtime_checkable
+class _Pulsing(Protocol):
+    """A store that can say cheaply whether anything was written."""
+
+    def pulse(self) -> str:
+        """A text that differs whenever an entry or a hold came or went; behind its last dot is the number of holds."""
+        ...
+
+
+def pulse_of(store: Store) -> str:
+    """A text that differs after every write to `store`; behind its last dot is the number of holds."""
+    if isinstance(store, _Pulsing):
+        return store.pulse()
+    facts = store.health().facts
+    return f"{facts.get('entries')}.{facts.get('pending_holds')}"
+
+
+def look_through(meter: Sight, scope: Scope) -> Sight:
+    """`meter` as `scope` shows it; the meter itself where everything may be seen."""
+    return Seen(meter, scope) if scope.conditions else meter
+
+
+class Seen:
+    """What a scope leaves of a meter; see `Sight`. What concerns the ledger as a whole is not told.
+
+    Args:
+        meter: The whole.
+        scope: What may be seen of it.
+    """
+
+    def __init__(self, meter: Sight, scope: Scope) -> None:
+        self._meter = meter
+        self.store: Store = Lens(meter.store, scope)
+        self.budgets: BudgetView = SeenBudgets(meter.budgets, scope)
+        self.settings: Settings | None = None
+
+    @property
+    def pricer(self) -> Pricer:
+        """Prices are public: the meter's own."""
+        return self._meter.pricer
+
+    @property
+    def faults(self) -> int:
+        """Faults of the process are nobody's own."""
+        return 0
+
+    @property
+    def profile(self) -> BillingProfile | None:
+        """Who bills whom stands on every invoice: the meter's own."""
+        return self._meter.profile
+
+
+class SeenBudgets:
+    """The budgets whose counters lie in a scope; see `BudgetView`.
+
+    Args:
+        budgets: All.
+        scope: What may be seen of them.
+    """
+
+    def __init__(self, budgets: BudgetView, scope: Scope) -> None:
+        self._budgets, self._scope = budgets, scope
+
+    @property
+    def in_force(self) -> tuple[Budget, ...]:
+        """Those that concern nobody outside the scope: made for it, or for each member (or the like) alike."""
+        return tuple(budget for budget in self._budgets.in_force if self._concerns(budget))
+
+    @property
+    def caps(self) -> Mapping[str, Cap]:
+        """The limits of these, by their counters' name."""
+        return {name: cap for name, cap in self._budgets.caps.items() if self._concerns(cap.budget)}
+
+    def changes(self) -> list[Change]:
+        """The definitions of these; not who said them, where and why."""
+        return [_bare(change) for change in self._budgets.changes() if self._tells_of_these(change)]
+
+    def history(self, name: str | None = None) -> list[Change]:
+        """Their definitions and changes, as above."""
+        return [_bare(change) for change in self._budgets.history(name) if self._tells_of_these(change)]
+
+    def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
+        """What was granted to counters in the scope."""
+        return [grant for grant in self._budgets.grants(name, scope) if self._scope.admits(grant.scope)]
+
+    def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
+        """Where the counters in the scope stand."""
+        found: dict[tuple[object, ...], Balance] = {}
+        for account in self._scope.accounts():
+            if all(wanted.get(name, value) in {value, "*"} for name, value in account.items()):
+                for one in self._budgets.remaining({**wanted, **account}, at):
+                    if self._scope.admits(one.scope):
+                        found[one.budget, one.unit, *sorted(one.scope.items())] = one
+        return list(found.values())
+
+    def _concerns(self, budget: Budget) -> bool:
+        whose = dict(budget.scope)
+        named = {name: values[0] for name, values in self._scope.conditions if whose.get(name) == "*"}
+        return limit_table(budget) is None and self._scope.admits({**whose, **named})
+
+    def _tells_of_these(self, change: Change) -> bool:
+        return change.budget is not None and self._concerns(change.budget)
+
+
+def _bare(change: Change) -> Change:
+    return replace(change, by="", reason="", source="")
+
+
+class Lens:
+    """The reading half of a ledger, as a scope shows it. Implements `tokenmeter.stores.base.Store`.
+
+    Nothing is handed on that is not named here: a method that a store gains later is missing rather than open.
+
+    Args:
+        store: The whole ledger.
+        scope: What may be seen of it.
+    """
+
+    url = ""
+
+    def __init__(self, store: Store, scope: Scope) -> None:
+        self._store, self._scope, self._where = store, scope, scope.where
+        self._numbers: set[str] = set()
+        self._looked = 0
+        self._lock = threading.Lock()
+
+    # -- entries
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None: also where it is not of the scope."""
+        found = self._store.entry(entry_id)
+        return found if found is not None and matches(found, self._where) else None
+
+    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """The scope's entries."""
+        narrowed = self._narrowed(which)
+        return iter(()) if narrowed is None else self._store.entries(narrowed, newest_first=newest_first)
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
+    ) -> Sequence[Aggregate]:
+        """Sums over the scope's entries."""
+        narrowed = self._narrowed(which)
+        return () if narrowed is None else self._store.aggregate(boundaries, by, narrowed)
+
+    def latencies(
+        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
+    ) -> Sequence[Latencies]:
+        """How long the scope's calls took."""
+        narrowed = self._narrowed(which)
+        return () if narrowed is None else self._store.latencies(boundaries, by, narrowed)
+
+    def _narrowed(self, which: EntryFilter | None) -> EntryFilter | None:
+        """`which` and the scope; None where both together accept nothing."""
+        which = which or EntryFilter()
+        where = dict(which.where)
+        for name, values in self._where.items():
+            where[name] = where.get(name, values) & values
+        return replace(which, where=where) if all(where.values()) else None
+
+    # -- documents and budgets
+
+    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Invoices made out to an account of the scope, and what happened to them; nothing else that is filed."""
+        for document in self._store.documents(which):
+            if document.kind == "invoice":
+                if self._scope.admits(_scope_of(document)):
+                    yield document
+            elif document.kind == "invoice_event" and document.key.rpartition(" #")[0] in self._invoices():
+                yield document
+
+    def _invoices(self) -> set[str]:
+        """The numbers of the scope's invoices; what was looked at before is not looked at again."""
+        with self._lock:
+            for document in self._store.documents(Request("invoice", after=self._looked)):
+                self._looked = document.position
+                if self._scope.admits(_scope_of(document)):
+                    self._numbers.add(number_text(document))
+            return self._numbers
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """Thresholds that counters of the scope crossed."""
+        found = self._store.crossings(limit=_MANY)
+        return list(islice((one for one in found if self._scope.admits(parse_scope(one.key.scope))), limit))
+
+    def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
+        """The counters of the scope."""
+        return ((key, one) for key, one in self._store.all_counters() if self._scope.admits(parse_scope(key.scope)))
+
+    # -- the ledger itself
+
+    @property
+    def archives(self) -> NoReturn:
+        """Files of whole months are nobody's part."""
+        self._refuse()
+
+    def now(self) -> datetime:
+        """The ledger's clock."""
+        return self._store.now()
+
+    def generation(self) -> int:
+        """Changes with the ledger's."""
+        return self._store.generation()
+
+    def pulse(self) -> str:
+        """Changes with the ledger's, and tells no number of it."""
+        return veil(pulse_of(self._store))
+
+    def health(self) -> Health:
+        """Only that it answers."""
+        self._store.generation()
+        return Health({"state": "answers"})
+
+    def close(self) -> None:
+        """Whoever opened the ledger closes it."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
+
+    settle = append = reserve = release = extend = file = set_counters = open_counters = _refuse
+    expired = counters = verify = secret = _refuse
+
+
+def _scope_of(document: Document) -> Mapping[str, str]:
+    scope: Mapping[str, str] = json.loads(document.body)["scope"]
+    return scope
+
+
+def veil(pulse: str) -> str:
+    """A pulse that changes when `pulse` does, and from which no number can be read."""
+    head, _, holds = pulse.rpartition(".")
+    return f"{_hidden(head)}.{_hidden(holds)}"
+
+
+def _hidden(text: str) -> str:
+    return hmac.new(_secret, text.encode(), hashlib.sha256).hexdigest()[:16]

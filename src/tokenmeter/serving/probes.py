@@ -1,0 +1,146 @@
+"""What other programs ask a server: whether it is well, whether it can serve, and figures for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tokenmeter.errors import TokenmeterError
+from tokenmeter.reports import Query, read_report
+from tokenmeter.serving.lens import Sight, pulse_of
+
+__all__ = ["Probes", "metrics_of"]
+
+#: Seconds that a ledger has for its answer.
+_PATIENCE = 5
+
+
+class Probes:
+    """``/healthz`` and ``/readyz``. They stand open, so they say nothing but yes or no.
+
+    However many ask, the ledger is asked once at a time: who asks meanwhile gets the same answer.
+
+    Args:
+        sight: The meter.
+    """
+
+    def __init__(self, sight: Sight) -> None:
+        self._sight = sight
+        self._asking: dict[Callable[[], object], asyncio.Task[bool]] = {}
+
+    async def health(self, _: Request) -> Response:
+        """Whether the ledger answers: 200, or 503."""
+        return _said(await self._ask(self._look))
+
+    async def ready(self, _: Request) -> Response:
+        """Whether a report and the budgets can be read: 200, or 503."""
+        return _said(await self._ask(self._read))
+
+    def _look(self) -> object:
+        return pulse_of(self._sight.store)
+
+    def _read(self) -> object:
+        now = self._sight.store.now()
+        return self._sight.store.aggregate([now, now], ()), self._sight.budgets.in_force, self._sight.pricer.price_list
+
+    async def _ask(self, question: Callable[[], object]) -> bool:
+        known = self._asking.get(question)
+        if known is None or known.done():
+            known = self._asking[question] = asyncio.create_task(_answers(question))
+        try:
+            return await asyncio.wait_for(asyncio.shield(known), _PATIENCE)
+        except TimeoutError:
+            return False
+
+
+async def _answers(question: Callable[[], object]) -> bool:
+    try:
+        await run_in_threadpool(question)
+    except (TokenmeterError, OSError):
+        return False
+    return True
+
+
+def _said(well: bool) -> Response:
+    if well:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "unavailable"}, status_code=503, headers={"retry-after": "5"})
+
+
+# -- Prometheus
+
+
+def metrics_of(sight: Sight, request: Request) -> Response:
+    """The ledger's sums and the budgets' counters, in the format that a scrape asks for."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Figures(sight))
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), media_type=content_type)
+
+
+class _Figures(Collector):
+    """Figures of a ledger. Binary fractions, as Prometheus has it: for graphs and alerts, not for bills."""
+
+    def __init__(self, sight: Sight) -> None:
+        self._sight = sight
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything; a ledger that does not answer is ``tokenmeter_ledger_up 0`` and nothing else."""
+        try:
+            found = [*self._of_ledger(), *self._of_budgets()]
+        except TokenmeterError:
+            found = []
+        yield _gauge("ledger_up", "Whether the ledger answers", int(bool(found)))
+        yield from found
+
+    def _of_ledger(self) -> Iterator[Metric]:
+        sums = read_report(self._sight.store, Query(by=("provider", "model"))).rows
+        for name, told, kind, pick in _SUMS:
+            family = kind(f"tokenmeter_ledger_{name}", told, labels=("provider", "model"))
+            for one in sums:
+                family.add_metric([value or "" for value in one.group.values()], float(pick(one)))
+            yield family
+        tokens = CounterMetricFamily("tokenmeter_ledger_tokens", "Tokens", labels=("provider", "model", "sku_meter"))
+        for one in sums:
+            for meter, quantity in sorted(one.usage.quantities.items()):
+                if isinstance(quantity, int):
+                    tokens.add_metric([*(value or "" for value in one.group.values()), meter], quantity)
+        yield tokens
+
+    def _of_budgets(self) -> Iterator[Metric]:
+        found = self._sight.budgets.remaining({}, self._sight.store.now())
+        labels = ("budget", "scope", "unit")
+        for name, told in (
+            ("limit", "Limit of the window"),
+            ("spent", "Used by settled calls in the window"),
+            ("reserved", "Held by calls in flight"),
+        ):
+            family = GaugeMetricFamily(f"tokenmeter_budget_{name}", told, labels=labels)
+            for one in found:
+                scope = ",".join(f"{field}={value}" for field, value in sorted(one.scope.items()))
+                family.add_metric((one.budget, scope, one.unit), float(getattr(one, name)))
+            yield family
+
+
+def _gauge(name: str, told: str, value: int) -> Metric:
+    return GaugeMetricFamily(f"tokenmeter_{name}", told, value=value)
+
+
+#: Costs are gauges: a correction may lower them, which a counter must not.
+_SUMS: tuple[tuple[str, str, Any, attrgetter[Any]], ...] = (
+    ("requests", "Calls", CounterMetricFamily, attrgetter("requests")),
+    ("errors", "Calls that failed", CounterMetricFamily, attrgetter("errors")),
+    ("unpriced", "Entries with a meter of unknown price", GaugeMetricFamily, attrgetter("unpriced")),
+    ("list_cost_usd", "Cost at public prices, US dollars", GaugeMetricFamily, attrgetter("list_cost")),
+    ("billed_cost_usd", "Billed cost, US dollars", GaugeMetricFamily, attrgetter("billed_cost")),
+)

@@ -1,0 +1,288 @@
+"""Who sees what: tokens, scopes, and what the server does with clients that mean no good."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tokenmeter import dashboard
+from tokenmeter.billing import find_invoice, invoices
+from tokenmeter.config import load_settings
+from tokenmeter.dashboard import server as serving
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
+from tokenmeter.reports import Query, read_report
+from tokenmeter.serving.access import Scope, Token
+from tokenmeter.serving.lens import look_through
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.documents import Request
+
+ADA, OPS = "tokenmeter_" + "a" * 43, "tokenmeter_" + "o" * 43
+PAGES = ("/", "/explore?by=member", "/entries", "/budgets", "/invoices", "/credit-notes", "/periods", "/health")
+
+
+def hash_of(token):
+    return f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+def tokens(**more):
+    return {
+        "tokens": {
+            "ada": {"hash": hash_of(ADA), "only": {"member": "ada"}},
+            "ops": {"hash": hash_of(OPS)},
+            **more,
+        }
+    }
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def shared(filed, serve):
+    """The dashboard of `filed`, with one token that sees ada only and one that sees everything."""
+    filed.settings = filed.settings.model_validate({**filed.settings.model_dump(), "dashboard": tokens()})
+    return serve(filed)
+
+
+@pytest.fixture
+def hosted(run_server):
+    """An ASGI application in a server of its own: `hosted(application)`."""
+    return lambda application: run_server(
+        uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning", lifespan="off"))
+    )
+
+
+def api(served, path, token=OPS):
+    status, _, body = served.get(f"/api/v1{path}", **bearer(token))
+    return status, json.loads(body)
+
+
+# -- scopes
+
+
+def test_a_scoped_ledger_shows_its_part_and_no_more(filed, hostile):
+    seen = look_through(filed, Scope.of({"member": "ada"}))
+    assert {one.attribution.member for one in seen.store.entries()} == {"ada"}
+    assert {one.attribution.member for one in filed.store.entries()} > {"ada", "bob"}
+    theirs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
+    assert seen.store.entry(theirs.entry_id) is None
+    assert {one.scope.get("member") for one in seen.budgets.remaining({}, filed.store.now())} == {"ada"}
+    assert not list(seen.store.documents(Request("invoice")))  # they are made out to teams
+    assert not list(seen.store.documents(Request("period")))
+
+
+def test_a_scoped_ledger_shows_its_own_invoices_and_what_happened_to_them(filed):
+    seen = look_through(filed, Scope.of({"team": "search"}))
+    found = invoices(seen.store)
+    assert [one.scope for one in found] == [{"team": "search"}]
+    whole = {one.number: one for one in invoices(filed.store)}
+    assert found[0].events == whole[found[0].number].events
+    other = next(number for number, one in whole.items() if one.scope != {"team": "search"})
+    with pytest.raises(LedgerError, match="no invoice"):
+        find_invoice(seen.store, other)
+
+
+def test_a_filter_cannot_widen_a_scope(filed):
+    seen = look_through(filed, Scope.of({"member": ["ada", "eve"]}))
+    for asked, shown in (("bob", []), (["bob", "eve"], ["eve"])):
+        query = Query.parse(by="member", where={"member": asked})
+        assert [row["member"] for row in read_report(seen.store, query).rows] == shown
+
+
+def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed):
+    seen = look_through(filed, Scope.of({"member": "ada"})).store
+    missing = [name for name in dir(Store) if not name.startswith("_") and name not in dir(seen)]
+    assert missing == []
+    before = filed.store.verify()
+    for name in ("settle", "append", "reserve", "release", "extend", "file", "set_counters", "open_counters", "secret"):
+        with pytest.raises(LedgerError, match="only a part"):
+            getattr(seen, name)()
+    assert filed.store.verify() == before
+
+
+@pytest.mark.parametrize(
+    "only", [{}, {"member": ""}, {"member": []}, {"colour": "red"}, {"sku_meter": "input"}, {"member": None}, "ada"]
+)
+def test_a_scope_that_would_show_all_or_nothing_is_refused(only):
+    with pytest.raises(ConfigurationError, match="only"):
+        Scope.of(only)
+
+
+def test_every_page_of_a_scoped_token_keeps_to_its_scope(shared, filed):
+    for path in PAGES:
+        status, _, body = shared.get(path, **bearer(ADA))
+        assert status == 200, path
+        assert "bob" not in body, path
+        assert "summarise" not in body, path
+    assert "bob" in shared.get("/explore?by=member", **bearer(OPS))[2]
+    assert "bob" not in shared.get("/explore?by=member", **bearer(ADA))[2]  # also after another one asked the same
+    bobs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
+    assert shared.get(f"/entries/{bobs.entry_id}", **bearer(ADA))[0] == 404
+    for what in ("report.csv?by=member", "entries.csv", "charges.csv"):
+        rows = shared.get(f"/export/{what}", **bearer(ADA))[2]
+        assert "ada" in rows
+        assert "bob" not in rows
+
+
+def test_the_usage_api_keeps_to_the_scope(shared, filed):
+    members = {row["group"]["member"] for row in api(shared, "/report?by=member")[1]["rows"]}
+    assert {"ada", "bob"} < members
+    assert [row["group"]["member"] for row in api(shared, "/report?by=member", ADA)[1]["rows"]] == ["ada"]
+    assert api(shared, "/report?by=member&where=member=bob", ADA)[1]["rows"] == []
+    assert {one["member"] for one in api(shared, "/entries?limit=1000", ADA)[1]["entries"]} == {"ada"}
+    assert api(shared, "/statement?account=member=bob&period=last-month", ADA)[0] == 403
+    assert api(shared, "/me", ADA)[1] == {"name": "ada", "only": {"member": ["ada"]}, "can": ["read"]}
+    assert api(shared, "/invoices", ADA)[1] == {"invoices": [], "next_cursor": None}
+    assert len(api(shared, "/invoices")[1]["invoices"]) == 2
+    status, found = api(shared, "/balances", ADA)
+    assert (status, {one["scope"]["member"] for one in found["balances"]}) == (200, {"ada"})
+
+
+def test_an_application_decides_what_each_of_its_users_sees(busy, hosted):
+    async def whose(request):
+        user = request.headers.get("x-user")
+        return "everything" if user == "boss" else user and {"member": user}
+
+    served = hosted(Starlette(routes=[Mount("/usage", dashboard.app(busy, only=whose))]))
+    assert "bob" in served.get("/usage/explore?by=member", x_user="boss")[2]
+    mine = served.get("/usage/explore?by=member", x_user="ada")
+    assert mine[0] == 200
+    assert "bob" not in mine[2]
+    assert served.get("/usage/explore?by=member")[0] == 403
+    report = json.loads(served.get("/usage/api/v1/report?by=member", x_user="bob")[2])
+    assert [row["group"]["member"] for row in report["rows"]] == ["bob"]
+
+
+def test_a_token_that_acts_sees_everything():
+    row = {"hash": hash_of("x"), "only": {"team": "a"}, "can": ["budgets"]}
+    made = load_settings(config={"dashboard": tokens(lead=row)})
+    with pytest.raises(ConfigurationError, match=r"dashboard\.tokens\.lead"):
+        Token.of(made)
+
+
+def test_a_token_itself_does_not_belong_into_the_settings():
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(config={"dashboard": tokens(lead={"hash": ADA})})
+    assert ADA not in str(refused.value)
+
+
+def test_an_expired_token_is_none(busy, serve):
+    row = {"hash": hash_of("expired" * 5), "expires": "2020-01-01"}
+    busy.settings = busy.settings.model_validate({**busy.settings.model_dump(), "dashboard": tokens(old=row)})
+    served = serve(busy)
+    assert served.get("/api/v1/me", **bearer("expired" * 5))[0] == 401
+    assert served.get("/api/v1/me", **bearer(OPS))[0] == 200
+
+
+# -- clients that mean no good
+
+
+def test_who_sends_wrong_tokens_has_to_wait(shared):
+    answers = [shared.get("/api/v1/me", **bearer(f"guess-{number}")) for number in range(12)]
+    assert [status for status, _, _ in answers] == [401] * 10 + [429] * 2
+    assert int(answers[-1][1]["retry-after"]) >= 1
+    assert shared.get("/api/v1/me", **bearer(OPS))[0] == 429  # not even looked at
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    status, headers, body = shared.get("/login", method="POST", body=f"token={OPS}", **form)
+    assert (status, "Too many wrong tokens" in body) == (429, True)
+    assert "retry-after" in headers
+
+
+def test_a_viewer_who_is_in_does_not_wait_for_others(shared):
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    cookie = shared.get("/login", method="POST", body=f"token={OPS}", **form)[1]["set-cookie"].partition(";")[0]
+    for number in range(12):
+        shared.get("/api/v1/me", **bearer(f"guess-{number}"))
+    assert shared.get("/", cookie=cookie)[0] == 200
+
+
+def test_who_asks_too_often_is_slowed_down_and_others_are_not(busy, hosted):
+    busy.settings = busy.settings.model_validate({**busy.settings.model_dump(), "dashboard": tokens()})
+    served = hosted(dashboard.app(busy, requests_per_minute=12))
+    found = [served.get("/api/v1/me", **bearer(ADA))[0] for _ in range(4)]
+    assert found == [200, 200, 429, 429]
+    assert served.get("/api/v1/me", **bearer(OPS))[0] == 200
+    assert served.get("/healthz")[0] == 200
+
+
+def test_a_request_that_is_too_large_is_refused(served):
+    assert served.get("/login", method="POST", body="x" * 1_000_001)[0] == 413
+    assert served.get("/api/v1/report", method="POST", body="x" * 1_000_001)[0] == 413
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000)  # and never an end
+        assert raw.recv(1000).startswith(b"HTTP/1.1 4")
+
+
+def test_who_does_not_finish_asking_is_hung_up_on(served, monkeypatch):
+    monkeypatch.setattr(serving, "_PATIENCE", 0.2)
+    for said in (b"", b"GET / HTTP/1.1\r\nHost: lo"):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=30) as slow:
+            slow.sendall(said)
+            assert slow.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET")
+        answer = b""
+        while part := slow.recv(1000):
+            answer += part
+        assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_more_connections_than_are_bearable_are_hung_up_on(served, monkeypatch):
+    monkeypatch.setattr(serving, "_MOST_CONNECTIONS", 3)
+    held = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(3)]
+    for one in held:  # each is known to the server once it answers
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert one.recv(100).startswith(b"HTTP/1.1 200")
+    more = socket.create_connection(("127.0.0.1", served.port), timeout=30)
+    with more, contextlib.suppress(ConnectionResetError):
+        assert more.recv(1) == b""
+    for one in held:
+        one.close()
+
+
+# -- probes
+
+
+def test_the_probes_say_yes_or_no_and_nothing_else(shared, filed, monkeypatch):
+    for path in ("/healthz", "/readyz"):
+        status, headers, body = shared.get(path)
+        assert (status, json.loads(body)) == (200, {"status": "ok"})
+        assert headers["cache-control"] == "no-store"
+
+    def away(*_, **__):
+        raise StoreUnavailableError("postgresql://user@secret-host/db does not answer")
+
+    for name in ("pulse", "aggregate"):
+        monkeypatch.setattr(type(filed.store), name, away)
+    for path in ("/healthz", "/readyz"):
+        status, headers, body = shared.get(path)
+        assert (status, json.loads(body)) == (503, {"status": "unavailable"})
+        assert "retry-after" in headers
+    status, headers, body = shared.get("/api/v1/report", **bearer(OPS))
+    assert (status, headers["content-type"]) == (503, "application/problem+json")
+
+
+def test_prometheus_reads_the_ledgers_sums(shared):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    assert shared.get("/metrics")[0] == 401
+    found = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(shared.get("/metrics", **bearer(OPS))[2])
+        for sample in family.samples
+    }
+    assert found["tokenmeter_ledger_up",] == 1
+    label = (("model", "gpt-5-mini"), ("provider", "openai"))
+    rows = api(shared, "/report?by=model,provider&where=model=gpt-5-mini")[1]["rows"]
+    assert found["tokenmeter_ledger_requests_total", *label] == rows[0]["requests"]
+    assert found["tokenmeter_ledger_billed_cost_usd", *label] == pytest.approx(float(rows[0]["billed_cost"]))
+    assert found["tokenmeter_budget_limit", ("budget", "ada-monthly"), ("scope", "member=ada"), ("unit", "usd")] == 0.05
+    assert "bob" not in shared.get("/metrics", **bearer(ADA))[2]

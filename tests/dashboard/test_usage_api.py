@@ -1,0 +1,155 @@
+"""The usage API: what it answers, page by page, and that it keeps to its own description, whatever it is asked."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
+
+import tokenmeter
+from tokenmeter import dashboard
+from tokenmeter.serving.rest import make_api
+
+#: A well-formed text may still name no period, dimension or model there is; tokens have tests of their own.
+NOT_ASKED = [positive_data_acceptance, ignored_auth]
+TOKEN = "a-long-enough-token-for-a-test"
+
+
+def ask(served, path, **headers):
+    status, found, body = served.get(f"/api/v1{path}", **headers)
+    return status, found, json.loads(body) if body else None
+
+
+def test_a_report_says_what_report_says(served, busy):
+    found = ask(served, "/report?by=member,model&granularity=day&tz=Europe/Berlin&where=team=search&where=team=ads")[2]
+    same = busy.report(by="member,model", granularity="day", tz="Europe/Berlin", where={"team": ["search", "ads"]})
+    told = {**same.to_dict(), "created_at": found["created_at"], "rows_omitted": 0}
+    assert found == told
+
+
+def test_rows_beyond_the_limit_are_counted_and_in_the_totals(served, busy):
+    found = ask(served, "/report?by=member&limit=1")[2]
+    assert len(found["rows"]) == 1
+    assert found["rows_omitted"] == len(busy.report(by="member").rows) - 1
+    assert found["totals"]["billed_cost"] == busy.report().totals.to_dict()["billed_cost"]
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+def test_pages_of_entries_have_each_once_and_in_order(served, busy, record, order):
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for _ in range(7):
+        record(at=at, who={"member": "ada"})  # all of one instant
+    seen, cursor = [], ""
+    while cursor is not None:
+        found = ask(served, f"/entries?limit=3&order={order}" + (f"&cursor={cursor}" if cursor else ""))[2]
+        seen += [one["entry_id"] for one in found["entries"]]
+        cursor = found["next_cursor"]
+    assert seen == [one.entry_id for one in busy.entries(newest_first=order == "newest")]
+
+
+def test_an_entry_has_its_charges_and_no_fingerprint(served, busy):
+    entry = next(busy.entries())
+    found = ask(served, f"/entries/{entry.entry_id}")[2]
+    assert [one["billed_cost"] for one in found["charges"]] == [f"{one.billed_cost:.12f}" for one in entry.charges]
+    assert "api_key_fingerprint" not in found
+    assert entry.api_key.fingerprint not in json.dumps(found)
+    assert ask(served, "/entries/none")[0] == 404
+
+
+def test_what_has_not_changed_is_not_sent_again(served, record):
+    for path in ("/report?by=member", "/entries?limit=2"):
+        status, headers, _ = ask(served, path)
+        assert (status, "private" in headers["cache-control"]) == (200, True)
+        assert ask(served, path, if_none_match=headers["etag"])[0] == 304
+        record(who={"member": "ada"})
+        assert ask(served, path, if_none_match=headers["etag"])[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/report?by=colour", 400, "Unknown dimension"),
+        ("/report?period=nonsense", 400, "period"),
+        ("/report?colour=red", 422, "colour"),
+        ("/report?where=member", 400, "DIMENSION=VALUE"),
+        ("/report?limit=0", 422, "limit"),
+        ("/report?since=9999-12-31", 400, "period is empty"),
+        ("/entries?cursor=nonsense", 400, "next_cursor"),
+        ("/balances?account=colour=red", 400, "FIELD=VALUE"),
+        ("/statement?period=last-month&account=member=", 400, "FIELD=VALUE"),
+        ("/prices?model=unheard-of-1", 404, "unheard-of-1"),
+        ("/invoices/INV-99999", 404, "no such invoice"),
+        ("/nowhere", 404, "nothing at this path"),
+    ],
+)
+def test_mistakes_are_problems_that_say_what_to_do(served, path, status, words):
+    found, headers, body = ask(served, path)
+    assert (found, headers["content-type"]) == (status, "application/problem+json")
+    assert set(body) >= {"type", "title", "status", "detail"}
+    assert body["status"] == status
+    assert words in body["detail"]
+
+
+def test_it_only_reads(served, busy):
+    before = busy.store.verify()
+    for path in ("/report", "/entries", "/balances", "/budgets", "/invoices", "/credit-notes", "/me"):
+        assert ask(served, path)[0] == 200, path
+        assert served.get(f"/api/v1{path}", method="DELETE")[0] == 405, path
+    assert served.get("/api/v1/report", method="POST", body="{}")[0] == 405
+    assert busy.store.verify() == before
+
+
+def test_books_are_read_as_they_are_filed(filed, serve):
+    served = serve(filed)
+    found = ask(served, "/invoices?limit=1")[2]
+    rest = ask(served, f"/invoices?limit=1&cursor={found['next_cursor']}")[2]
+    assert [one["number"] for one in (*found["invoices"], *rest["invoices"])] == ["INV-00002", "INV-00001"]
+    assert rest["next_cursor"] is None
+    assert ask(served, "/invoices/INV-00002")[2]["credit_notes"] == ask(served, "/credit-notes")[2]["credit_notes"]
+    told = ask(served, "/statement?account=team=search&period=last-month&basis=invoices")[2]
+    assert told == filed.statement(team="search", period="last-month", basis="invoices").to_dict()
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """The API's description, over a small ledger."""
+    meter = tokenmeter.make_meter(
+        store=f"sqlite:///{tmp_path_factory.mktemp('api') / 'usage.db'}",
+        budgets=[{"member": "*", "limit_usd": 5, "name": "members"}],
+    )
+    for member in ("ada", "bob"):
+        meter.record(
+            {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+            provider="openai",
+            endpoint="chat.completions",
+            model="gpt-5-mini",
+            attribution=tokenmeter.Attribution(member=member),
+        )
+    application = dashboard.app(meter, token=TOKEN, requests_per_minute=1_000_000)
+    yield schemathesis.openapi.from_asgi(
+        "/api/v1/openapi.json", application, headers={"authorization": f"Bearer {TOKEN}"}
+    )
+    meter.close()
+
+
+PATHS = sorted(make_api(lambda _: None).openapi()["paths"])
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("path", PATHS)
+def test_it_keeps_to_its_description(described, path, mode):
+    """Whatever it is asked, in order or not, it answers as described, and never with a fault of its own."""
+    (operation,) = described[path].values()
+    if mode is schemathesis.GenerationMode.NEGATIVE and not (operation.query or operation.path_parameters):
+        pytest.skip("there is nothing to get wrong")
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def keeps(case):
+        case.call_and_validate(headers={"authorization": f"Bearer {TOKEN}"}, excluded_checks=NOT_ASKED)
+
+    keeps()
