@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
     from tokenmeter.default import (
         age_balances,
+        backup,
         close_period,
         configure,
         credit_invoice,
@@ -93,6 +94,7 @@ _HOMES = {
     "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
     "tokenmeter.default": (
         "age_balances",
+        "backup",
         "close_period",
         "configure",
         "credit_invoice",
@@ -210,6 +212,7 @@ __all__ = [
     "areport",
     "attribute",
     "averify",
+    "backup",
     "budget",
     "carry",
     "close_period",

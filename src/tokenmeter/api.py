@@ -37,6 +37,7 @@ from tokenmeter.reports import (
 )
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.sink import Target
+from tokenmeter.stores.backup import back_up
 from tokenmeter.stores.base import Fault, Store, Verification
 
 __all__ = ["Meter", "Priced", "without_first"]
@@ -378,6 +379,8 @@ class Meter(CallMeter):
             if entry.kind == "correction" and entry.corrects is not None:
                 found.setdefault(entry.corrects, []).append(entry)
         return found
+
+    backup = _of_ledger(back_up)
 
     # -- month end
 

@@ -41,6 +41,7 @@ from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
 
 __all__ = [
     "age_balances",
+    "backup",
     "close_period",
     "configure",
     "credit_invoice",
@@ -361,6 +362,7 @@ verify = _on_default(Meter.verify)
 reprice = _on_default(Meter.reprice)
 sweep = _on_default(Meter.sweep)
 flush = _on_default(Meter.flush)
+backup = _on_default(Meter.backup)
 close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)

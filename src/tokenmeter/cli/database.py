@@ -1,19 +1,25 @@
-"""``db init``, ``migrate``, ``status`` and ``grant``: setting up a shared ledger on PostgreSQL."""
+"""``db``: setting up a shared ledger on PostgreSQL; backing up, restoring and moving any ledger."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
 
 import typer
 
-from tokenmeter.cli.console import Exit, emit, out
+from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores import backup as backups
+from tokenmeter.stores import moving
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Set up a shared ledger on PostgreSQL.", no_args_is_help=True)
+app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
 
 UrlArgument = Annotated[
     str | None, typer.Argument(help="postgresql://...; default: the store of the settings.", show_default=False)
@@ -89,3 +95,132 @@ def grant(
     """Let a database role write, read or own the ledger. A writer can append, and never change or delete."""
     _admin().grant(_address(frame, url), role, to)
     out.print(f"{to} is now a {role} of this ledger." if role != "owner" else f"{to} now owns this ledger.")
+
+
+QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]
+
+
+@contextmanager
+def _progress(what: str) -> Generator[Callable[[int, int], object]]:
+    """Shows on a terminal how far something is."""
+    with progress_out.status(what) as shown:
+        yield lambda done, of: shown.update(f"{what}: {done:,} of {of:,} records")
+
+
+@command(
+    app,
+    "backup",
+    examples=["tokenmeter db backup /backups/ledger-2026-11-26.db", "tokenmeter db backup nightly.db --overwrite"],
+)
+def backup(
+    frame: Frame,
+    target: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    *,
+    overwrite: OverwriteOption = False,
+    quick: QuickOption = False,
+) -> None:
+    """Write the whole ledger to one file while programs go on recording. Exit code 1 when the ledger has faults.
+
+    Entries, documents, budgets, counters and the secret for fingerprints of API keys are in it: keep it as you keep the
+    ledger.
+    """
+    with frame.ledger() as store, _progress("backing up") as progress:
+        made = backups.back_up(store, target, overwrite=overwrite, check=not quick, progress=progress)
+    faults = () if made.verification is None else made.verification.faults
+    if frame.as_json:
+        emit(
+            {
+                "path": str(made.path),
+                "bytes": made.bytes,
+                "entries": made.entries,
+                "documents": made.documents,
+                "head": made.head,
+                "checked": made.verification is not None,
+                "faults": len(faults),
+            }
+        )
+    else:
+        out.print(f"{made.path}: {made.entries:,} entries, {made.documents:,} documents, {made.bytes:,} bytes.")
+        out.print(f"Head of the chain: {made.head}")
+        if faults:
+            out.print(f"[bold red]{len(faults):,} faults[/]: the backup is true to a ledger that is not whole.")
+            out.print("See tokenmeter verify.")
+        elif made.verification is not None:
+            out.print("[green]Nothing is wrong[/] with it.")
+    if faults:
+        raise typer.Exit(Exit.FOUND)
+
+
+@command(
+    app,
+    "restore",
+    examples=["tokenmeter db restore nightly.db", "tokenmeter db restore nightly.db --store sqlite:///other.db"],
+)
+def restore(
+    frame: Frame,
+    backup: Annotated[Path, typer.Argument(help="A file that db backup wrote.", show_default=False)],
+    *,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Put a ledger aside that is there.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of the backup.")] = False,
+) -> None:
+    """Make a ledger of a backup, where the settings or --store say. Nothing is removed.
+
+    A ledger that is there is put aside when you allow it. What was recorded since the backup and is still in the tail
+    beside the ledger is taken in again.
+    """
+    with _progress("restoring") as progress:
+        done = backups.restore(backup, frame.settings.store, overwrite=overwrite, check=not quick, progress=progress)
+    if frame.as_json:
+        emit({name: getattr(done, name) for name in done.__slots__})
+        return
+    out.print(f"{done.url}: {done.entries:,} entries.")
+    if done.recovered:
+        out.print(f"{done.recovered:,} of them were recorded after the backup, and were still in the tail.")
+    if done.replaced is not None:
+        out.print(f"The ledger that was there lies in {done.replaced}.")
+    out.print(f"Head of the chain: {done.head}")
+
+
+@command(
+    app,
+    "copy",
+    options=("as_json",),
+    examples=[
+        "tokenmeter db copy sqlite:///usage.db postgresql://owner@db.example/app",
+        "tokenmeter db copy sqlite:///usage.db postgresql://owner@db.example/app --retire",
+    ],
+)
+def copy(
+    frame: Frame,
+    source: Annotated[str, typer.Argument(help="URL of the ledger.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="URL of an empty store, or of an earlier copy.", show_default=False)],
+    *,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="End the source with a record that says where it went.")
+    ] = False,
+    quick: QuickOption = False,
+) -> None:
+    """Copy a ledger to another store, byte for byte, and check that both say the same.
+
+    Run it once while programs record, and again when they stopped: it brings what came since. --retire then tells
+    programs that still name the old ledger where it went; what they record waits beside it until you run the command
+    again.
+    """
+    with _progress("copying") as progress:
+        done = moving.copy_ledger(source, target, retire=retire, check=not quick, progress=progress)
+    if frame.as_json:
+        emit(
+            {name: getattr(done, name) for name in done.__slots__ if name != "verification"}
+            | {"checked": done.verification is not None}
+        )
+        return
+    out.print(f"{done.url}: {done.entries:,} entries, {done.documents:,} documents.", markup=False)
+    out.print(f"Head of the chain: {done.head}")
+    if done.behind:
+        out.print(f"[yellow]{done.behind:,} records[/] came meanwhile: run the same command again.")
+    else:
+        out.print("[green]Both ends agree[/]: chain, sums, reports, counters, documents.")
+    if done.forwarded:
+        out.print(f"{done.forwarded:,} entries that waited beside the old ledger were handed on.")
+    if done.retired:
+        out.print("The old ledger says where it went. Point store= of every program to the new one.")

@@ -13,7 +13,7 @@ from tokenmeter.stores.urls import redacted
 if TYPE_CHECKING:
     from tokenmeter.stores.base import Store
 
-__all__ = ["default_path", "open_store"]
+__all__ = ["default_path", "open_store", "store_path"]
 
 _FORMS = "'memory:', 'sqlite:///usage.db' (relative), 'sqlite:////var/lib/usage.db' (absolute) or 'postgresql://...'"
 
@@ -51,6 +51,18 @@ def open_store(url: str | Path | None = None) -> Store:
     if colon and scheme in {"postgresql", "postgres"}:
         return _open_postgres(url)
     raise ConfigurationError(f"Unknown store {redacted(url)!r}; use {_FORMS}, or give a pathlib.Path.")
+
+
+def store_path(url: str | Path | None = None) -> Path | None:
+    """The file that `url` names, as `open_store` takes it; None for a ledger that is not in a file.
+
+    Raises:
+        ConfigurationError: not a file's path.
+    """
+    if url is None or isinstance(url, Path):
+        return url or default_path()
+    scheme, colon, rest = url.partition(":")
+    return _sqlite_path(url, rest) if colon and scheme == "sqlite" else None
 
 
 def _sqlite_path(url: str, rest: str) -> Path:

@@ -6,11 +6,24 @@ ledger cannot be rewritten behind an issued invoice unseen.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-__all__ = ["Document", "Filing", "NewDocument", "Request"]
+__all__ = ["MOVED", "Document", "Filing", "NewDocument", "Request", "told_of_move"]
+
+#: Kind of the document that is the last record of a ledger which went elsewhere; its body is ``{"to": URL}``.
+MOVED = "moved"
+
+
+def told_of_move(record: str) -> str:
+    """What writers are told, given the record of that document."""
+    to = json.loads(json.loads(record)["body"])["to"]
+    return (
+        f"This ledger moved to {to}: point store= there. What programs still record here waits beside it, and running "
+        "`tokenmeter db copy --retire` once more hands it on."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

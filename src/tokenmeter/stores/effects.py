@@ -70,6 +70,10 @@ class Book(Protocol):
         """What keeps records from being folded, if anything does."""
         ...
 
+    def moved(self) -> str | None:
+        """What is to be told of a ledger that went elsewhere; None of one that is where it was."""
+        ...
+
     def file(self) -> tuple[int, int]:
         """Device and inode of the ledger file, or what else tells that it is still the same.
 

@@ -16,7 +16,7 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from pydantic_core import from_json
@@ -34,6 +34,7 @@ __all__ = [
     "remove_segment",
     "segment_path",
     "segments",
+    "unfolded",
 ]
 
 #: Not for programs that are started; Windows has no such flag.
@@ -178,6 +179,15 @@ def _in(data: bytes, offset: int) -> Generator[Frame, None, int | None]:
         if place < 0:
             break
     return reached
+
+
+def unfolded(ledger: Path, owner: bytes, places: Mapping[int, int]) -> Iterator[tuple[int, Frame]]:
+    """What lies in a ledger's tail beyond the places that are reached: segment and frame."""
+    for number in segments(ledger):
+        path = segment_path(ledger, number)
+        if owner_of(path) == owner:
+            for framed in frames(path, places.get(number, 0)):
+                yield number, framed
 
 
 def remove_segment(ledger: Path, number: int, folded: int) -> bool:

@@ -56,6 +56,7 @@ class Writer(Shared):
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
         self._live: Live | None = None
         self._state = b""
+        self._moved: str | None = None
         self._file = (0, 0)
         self._segment: Segment | None = None
         self._slots = {}
@@ -160,6 +161,7 @@ class Writer(Shared):
             raise _unwritable(self._live_path, error) from error
         try:
             self._file = _file_at(self._ledger)
+            self._look_where()
             if live is not None:
                 header = live.header
                 if live.sound and header.ledger == self._book.identity and self._file in {header.file, _GONE}:
@@ -184,6 +186,7 @@ class Writer(Shared):
 
         balances, places = self._book.stand(work)
         self._file = self._book.file()
+        self._look_where()
         number = max(*places, *every, 0, 0)
         if number not in numbers or self._is_cut_off(number, places):  # none yet, or removed, or another ledger's
             number += 1
@@ -253,6 +256,8 @@ class Writer(Shared):
             unlock_file(live.descriptor)
             self._live = None
             live = self._acquire_any()
+        if self._moved is not None:
+            raise StoreUnavailableError(self._moved)
         there = _file_at(self._ledger)
         if there == self._file and there != _GONE:
             return live
@@ -261,6 +266,10 @@ class Writer(Shared):
             live = self._remake()
         self._file = file
         return live
+
+    def _look_where(self) -> None:
+        with contextlib.suppress(StoreError):  # the fold finds out
+            self._moved = self._book.moved()
 
     # -- the tail
 

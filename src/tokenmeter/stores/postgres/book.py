@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
+from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.fold import Batch
 from tokenmeter.stores.postgres.failures import explain, is_refusal, reason_of
@@ -79,6 +80,10 @@ class PostgresBook(FoldingBook):
             super().forget()
 
     # -- for the journal
+
+    def moved(self) -> str | None:
+        """See `tokenmeter.stores.effects.Book`: the server refuses by itself."""
+        return None
 
     def file(self) -> tuple[int, int]:
         """See `tokenmeter.stores.effects.Book`."""
@@ -336,6 +341,8 @@ class _Folding(Folding):
         self.seen: list[ThresholdCrossing] = []
         self.crossed: list[ThresholdCrossing] = []
         head = connection.execute("SELECT begin_fold(?)", (self._book.identity,)).fetchall()[0][0]
+        if head["moved"]:
+            raise StoreUnavailableError(told_of_move(head["moved"]))
         self._folded: dict[int, int] = dict(head["places"])
         path = self._book.path
         places = {number: 0 if 0 < _size(path, number) < end else end for number, end in self._folded.items()}

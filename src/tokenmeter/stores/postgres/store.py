@@ -34,11 +34,12 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.documents import Document, Filing, NewDocument, Request, told_of_move
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.book import PostgresBook, json_text
 from tokenmeter.stores.postgres.condition import describe
+from tokenmeter.stores.postgres.end import PostgresEnd
 from tokenmeter.stores.postgres.failures import explain
 from tokenmeter.stores.postgres.journal import ServerJournal
 from tokenmeter.stores.postgres.pool import Pool
@@ -49,7 +50,7 @@ from tokenmeter.stores.reading import Reader, document_of, document_record
 from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.summing import summed, timed
-from tokenmeter.stores.tail import frames, segment_path, segments
+from tokenmeter.stores.tail import frames, segment_path, segments, unfolded
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 __all__ = ["PostgresStore"]
@@ -449,6 +450,42 @@ class PostgresStore:
         self._fold()
         return describe(self._pool, self._spool, self._book, waiting=self._waiting, fetch=self._fetch)
 
+    # -- moving
+
+    def end(self) -> PostgresEnd:
+        """The ledger as one end of a copy."""
+        self._ready()
+        return PostgresEnd(self._book, self._send)
+
+    def file_after(self, head: str, draft: NewDocument) -> Filing | None:
+        """File a document as the record after the one with this hash; None when another came first."""
+        return self._book.run(partial(_file_after, draft=draft, head=head), scope="transaction")
+
+    def hand_on(self, take: Callable[[Sequence[tuple[bytes, bytes]]], object]) -> int:
+        """Give what waits in this host's tail to another ledger; how many records."""
+        host = self._spool.host
+        places = dict(self._fetch("SELECT segment, folded FROM places WHERE host = ?", (host,)))
+        waiting = list(unfolded(self._spool.path, host, places))
+        take([(record, effects) for _, (_, record, effects) in waiting])
+        reached = {segment: end for segment, (end, _, _) in waiting}
+
+        def note(rows: ServerRows) -> None:
+            for segment, end in reached.items():
+                rows.execute(
+                    "INSERT INTO places VALUES (?, ?, ?) "
+                    "ON CONFLICT (host, segment) DO UPDATE SET folded = excluded.folded",
+                    (host, segment, end),
+                )
+
+        self._book.run(note, scope="transaction")
+        return len(waiting)
+
+    def take(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take in records of another ledger; those of entries that are there are left out."""
+        for record, effects in records:
+            self.journal.append(record, effects)
+        self._send()
+
     def close(self) -> None:
         """Send what waits, then let go of connections and files. Using the store again opens them again."""
         self._fold()
@@ -474,8 +511,15 @@ _UNEVEN = """
 """
 
 
+def _file_after(rows: ServerRows, *, draft: NewDocument, head: str) -> Filing | None:
+    place = rows.execute("SELECT document_place(?, ?, ?)", (draft.kind, draft.key, draft.series)).fetchall()[0][0]
+    return _file(rows, draft=draft) if place["hash"] == head else None
+
+
 def _file(rows: ServerRows, *, draft: NewDocument) -> Filing:
     place = rows.execute("SELECT document_place(?, ?, ?)", (draft.kind, draft.key, draft.series)).fetchall()[0][0]
+    if place["moved"]:
+        raise StoreUnavailableError(told_of_move(place["moved"]))
     if place["taken"]:
         position, body, digest = place["taken"]
         return Filing(document_of(position, body, bytes.fromhex(digest)), recorded=False)

@@ -24,6 +24,7 @@ from tokenmeter.stores.book import (
     sum_rows,
 )
 from tokenmeter.stores.direct import Transaction
+from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import identity_column
@@ -38,7 +39,7 @@ from tokenmeter.stores.values import compact_json
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-__all__ = ["SQLiteBook"]
+__all__ = ["ENGINE", "SQLiteBook", "refuse_moved"]
 
 T = TypeVar("T")
 
@@ -100,7 +101,8 @@ def _keeps_secret(connection: Connection) -> bool:
     return secret is not None and hashlib.sha256(secret[0]).digest() == kept
 
 
-_ENGINE = Engine(
+#: SQLite's words.
+ENGINE = Engine(
     slots=(
         "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)"
     ),
@@ -129,7 +131,7 @@ class SQLiteBook(FoldingBook):
         SchemaVersionError: a newer release wrote it.
     """
 
-    engine = _ENGINE
+    engine = ENGINE
 
     def __init__(self, path: Path, *, patience: float) -> None:  # not money
         comfort = "Nothing is lost: entries wait in the tail, the file beside it."
@@ -153,6 +155,11 @@ class SQLiteBook(FoldingBook):
         return self.database.read(work)
 
     # -- for the journal
+
+    def moved(self) -> str | None:
+        """See `tokenmeter.stores.effects.Book`."""
+        rows = self.fetch("SELECT body FROM documents WHERE kind = ?", (MOVED,))
+        return told_of_move(rows[0][0]) if rows else None
 
     def file(self) -> tuple[int, int]:
         """See `tokenmeter.stores.effects.Book`."""
@@ -328,6 +335,17 @@ def _adopted(path: Path) -> bytes | None:
     return next((owner for number in segments(path) if (owner := owner_of(segment_path(path, number)))), None)
 
 
+def refuse_moved(connection: Connection) -> None:
+    """Refuse to write to a ledger that went elsewhere.
+
+    Raises:
+        StoreUnavailableError: it says where.
+    """
+    row = connection.execute("SELECT body FROM documents WHERE kind = ?", (MOVED,)).fetchone()
+    if row is not None:
+        raise StoreUnavailableError(told_of_move(row[0]))
+
+
 class _Standing:
     """See `tokenmeter.stores.effects.Standing`."""
 
@@ -397,6 +415,7 @@ class _Folding(Folding):
 
     def begin(self, connection: Connection) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`."""
+        refuse_moved(connection)
         seq, digest = connection.execute("SELECT seq, hash FROM ledger").fetchone()
         return seq, digest, dict(connection.execute("SELECT segment, folded FROM places"))
 

@@ -15,7 +15,7 @@ from tokenmeter.errors import SchemaVersionError, StoreUnavailableError
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["SCHEMA_VERSION", "check_version", "migrate"]
+__all__ = ["SCHEMA_VERSION", "check_file", "check_version", "migrate"]
 
 #: SQLite's ``application_id`` of a ledger: "tmtr".
 _APPLICATION_ID = int.from_bytes(b"tmtr")
@@ -36,11 +36,8 @@ def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None
         StoreUnavailableError: it is somebody else's database.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-    if application != _APPLICATION_ID and (
-        version or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    ):
-        raise StoreUnavailableError(f"{path} is an SQLite database, but not a tokenmeter ledger; name another file.")
+    if version or not _is_empty(connection):
+        _check_owner(connection, path)
     check_version(connection, path)
     if version == SCHEMA_VERSION:
         return
@@ -76,6 +73,32 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} has schema {version}; this tokenmeter knows {SCHEMA_VERSION}. Upgrade it: "
             "pip install --upgrade tokenmeter-sdk. Nothing was changed."
         )
+
+
+def check_file(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is not a ledger of this release.
+
+    Raises:
+        SchemaVersionError: another release wrote it.
+        StoreUnavailableError: it is somebody else's database, or empty.
+    """
+    _check_owner(connection, path)
+    check_version(connection, path)
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version < SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path} has schema {version}; this tokenmeter reads {SCHEMA_VERSION}. Open a copy of it once, for example "
+            "with tokenmeter doctor --store sqlite:///COPY, which brings it up to date."
+        )
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        raise StoreUnavailableError(f"{path} is an SQLite database, but not a tokenmeter ledger; name another file.")
 
 
 def _apply(connection: sqlite3.Connection, number: int) -> None:

@@ -34,7 +34,7 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.direct import DirectJournal
+from tokenmeter.stores.direct import DirectJournal, Transaction
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.effects import Posted
 from tokenmeter.stores.fold import advance
@@ -43,17 +43,21 @@ from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import Reader, document_of, document_record
 from tokenmeter.stores.record import decode_hold, encode_entry, kept_key
 from tokenmeter.stores.selection import check_boundaries
-from tokenmeter.stores.sqlite.book import SQLiteBook
+from tokenmeter.stores.sqlite.book import SQLiteBook, refuse_moved
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
+from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.summing import summed, timed
-from tokenmeter.stores.tail import owner_of, segment_path, segments
+from tokenmeter.stores.tail import owner_of, segment_path, segments, unfolded
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
 __all__ = ["MemoryStore", "SQLiteStore"]
+
+#: A record and its effects.
+Record = tuple[bytes, bytes]
 
 _PAGE = 500
 _MOST_TOLD = 50_000
@@ -374,6 +378,12 @@ class SQLiteStore:
             self.journal.renew_generation()
         return filing
 
+    def file_after(self, head: str, draft: NewDocument) -> Filing | None:
+        """File a document as the record after the one with this hash; None when another came first."""
+        filing = self._book.database.write(partial(_file_after, draft=draft, head=head))
+        self.journal.disturb()
+        return filing
+
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing."""
         return self._reader.documents(which)
@@ -444,6 +454,40 @@ class SQLiteStore:
                 "writes with a lock file; do not write to the ledger with other programs."
             )
 
+    # -- moving
+
+    def end(self) -> SQLiteEnd:
+        """The file as one end of a copy."""
+        return SQLiteEnd(self._book.database, self._book.fold)
+
+    def hand_on(self, take: Callable[[Sequence[Record]], object]) -> int:
+        """Give what waits in the tail to another ledger; how many records."""
+        places = dict(self._book.fetch("SELECT segment, folded FROM places"))
+        waiting = list(unfolded(self.path, self._book.identity, places))
+        take([(record, effects) for _, (_, record, effects) in waiting])
+        reached = {segment: end for segment, (end, _, _) in waiting}
+
+        def note(connection: Connection) -> None:
+            connection.executemany("INSERT OR REPLACE INTO places VALUES (?, ?)", reached.items())
+
+        self._book.database.write(note)
+        return len(waiting)
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Take in records of another ledger; those of entries that are there are left out."""
+        if isinstance(self.journal, Journal):
+            for record, effects in records:
+                self.journal.append(record, effects)
+            self.journal.disturb()
+            self._book.fold()
+            return
+
+        def put(transaction: Transaction) -> None:
+            for record, effects in records:
+                transaction.put(record, effects)
+
+        self._book.transact(put)
+
     def close(self) -> None:
         """Fold what is in the tail and let go of all files. Using the store again opens them again."""
         self._fold()
@@ -503,8 +547,14 @@ def _open(book: SQLiteBook, opening: Mapping[CounterKey, tuple[int, int | None]]
     return book.database.write(work)
 
 
+def _file_after(connection: Connection, *, draft: NewDocument, head: str) -> Filing | None:
+    (digest,) = connection.execute("SELECT hash FROM ledger").fetchone()
+    return _file(connection, draft=draft) if digest.hex() == head else None
+
+
 def _file(connection: Connection, *, draft: NewDocument) -> Filing:
     run = connection.execute
+    refuse_moved(connection)
     taken = run(
         "SELECT position, body, hash FROM documents WHERE kind = ? AND key = ?", (draft.kind, draft.key)
     ).fetchone()
@@ -516,8 +566,8 @@ def _file(connection: Connection, *, draft: NewDocument) -> Filing:
         (last,) = run("SELECT max(number) FROM documents WHERE series = ?", (draft.series,)).fetchone()
         number = (last or 0) + 1
     record = document_record(draft, number, before.hex())
-    after = advance(before, record)
-    row = (seq + 1, position + 1, draft.kind, draft.key, draft.series, number, record.decode(), after)
+    digest = advance(before, record)
+    row = (seq + 1, position + 1, draft.kind, draft.key, draft.series, number, record.decode(), digest)
     run("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-    run("UPDATE ledger SET seq = ?, hash = ?, documents = ?", (seq + 1, after, position + 1))
-    return Filing(document_of(position + 1, record.decode(), after), recorded=True)
+    run("UPDATE ledger SET seq = ?, hash = ?, documents = ?", (seq + 1, digest, position + 1))
+    return Filing(document_of(position + 1, record.decode(), digest), recorded=True)

@@ -2,14 +2,15 @@
 -- add to the ledger, behind the last record of its chain.
 -- Locks are taken in one order by all: the fold's, the ledger's row, holds, counters by key, crossings, sums by key.
 
--- One fold at a time, until the transaction ends. Result: {"seq": n, "hash": hex, "entries": n, "places": [[segment, folded]]}
+-- One fold at a time, until the transaction ends. Result: {"seq": n, "hash": hex, "entries": n, "places": [[segment, folded]],
+-- "moved": the record that says where a ledger went}
 CREATE FUNCTION begin_fold(of_host bytea) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock('ledger'::regclass::oid::bigint);
     RETURN (SELECT jsonb_build_object('seq', seq, 'hash', encode(hash, 'hex'), 'entries', entries, 'places', (
         SELECT coalesce(jsonb_agg(jsonb_build_array(segment, folded)), '[]') FROM places WHERE host = of_host
-    )) FROM ledger);
+    ), 'moved', (SELECT body FROM documents WHERE kind = 'moved')) FROM ledger);
 END $$;
 
 -- The row of an account, made if nobody defined it yet.
@@ -322,6 +323,9 @@ DECLARE
     place integer := 0;
     standing jsonb := '[]';
 BEGIN
+    IF EXISTS (SELECT FROM documents WHERE kind = 'moved') THEN
+        RAISE EXCEPTION 'this ledger moved elsewhere; its last document says where' USING ERRCODE = 'TMMOV';
+    END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
     INSERT INTO holds VALUES (hold->>'id', (hold->>'expires_at')::bigint, (hold->'claims')::text, hold->>'body')
     ON CONFLICT DO NOTHING;
@@ -417,7 +421,8 @@ BEGIN
             WHERE kind = of_kind AND key = of_key
         ),
         'seq', seq, 'hash', encode(hash, 'hex'), 'position', documents,
-        'numbered', (SELECT max(number) FROM documents WHERE series = of_series)
+        'numbered', (SELECT max(number) FROM documents WHERE series = of_series),
+        'moved', (SELECT body FROM documents WHERE kind = 'moved')
     ) FROM ledger);
 END $$;
 

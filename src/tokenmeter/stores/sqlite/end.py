@@ -1,0 +1,217 @@
+"""An SQLite ledger as one end of a copy: its tables as they are, without the tail and the counters beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import quote
+
+from tokenmeter.errors import LedgerError, StoreUnavailableError
+from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.filesystem import make_private_file
+from tokenmeter.stores.sqlite.book import ENGINE
+from tokenmeter.stores.sqlite.database import Database, sqlite3
+from tokenmeter.stores.sqlite.failures import explained
+from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+__all__ = ["LedgerFile", "SQLiteEnd", "copy_file", "tables_of"]
+
+T = TypeVar("T")
+
+_KINDS = {"INTEGER": "integer", "TEXT": "text", "BLOB": "bytes"}
+
+
+def tables_of(connection: Connection) -> dict[str, dict[str, str]]:
+    """Table -> column -> ``integer``, ``text`` or ``bytes``."""
+    names = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite@_%' ESCAPE '@'"
+    ).fetchall()
+    return {
+        name: {
+            column: _KINDS[kind]
+            for column, kind in connection.execute("SELECT name, type FROM pragma_table_info(?)", (name,))
+        }
+        for (name,) in names
+    }
+
+
+class SQLiteEnd:
+    """See `tokenmeter.stores.copying.End`.
+
+    Args:
+        database: The file.
+        fold: Moves what is in the tail into it.
+    """
+
+    def __init__(self, database: Database, fold: Callable[[], object] = int) -> None:
+        self._database = database
+        self.fold = fold
+
+    @classmethod
+    def make(cls, path: Path, identity: bytes) -> SQLiteEnd:
+        """A file to copy to: as it was left, or made for the ledger with this identity.
+
+        Raises:
+            StoreUnavailableError: it cannot be written, or is something else.
+        """
+        return cls(Database(path, prepare=partial(migrate, identity=identity), check=check_version))
+
+    def read(self, work: Callable[[Any], T]) -> T:
+        """See `tokenmeter.stores.copying.End`."""
+        return self._database.read(work)
+
+    def write(self, work: Callable[[Any], T]) -> T:
+        """See `tokenmeter.stores.copying.End`."""
+        return self._database.write(work)
+
+    def tables(self, connection: Connection) -> Mapping[str, Mapping[str, str]]:
+        """See `tokenmeter.stores.copying.End`."""
+        return tables_of(connection)
+
+    def stream(self, connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """See `tokenmeter.stores.copying.End`."""
+        yield from connection.execute(statement, values)
+
+    def put(self, connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """See `tokenmeter.stores.copying.End`."""
+        places = ", ".join("?" * len(columns))
+        connection.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", rows)  # noqa: S608 - names of our own
+
+    def finish(self, connection: Connection) -> None:
+        """See `tokenmeter.stores.copying.End`."""
+
+    def seal(self) -> None:
+        """Leave the file in one piece, with nothing beside it."""
+        self._database.close()
+        connection = sqlite3.connect(str(self._database.path), isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            connection.close()
+        Path(f"{self._database.path}-lock").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+
+class LedgerFile:
+    """A ledger file that nobody writes to, such as a backup: nothing is made beside it, and it is never changed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        StoreUnavailableError: it cannot be read, or is no ledger.
+        SchemaVersionError: a newer release wrote it.
+        LedgerError: it is in use as a ledger.
+    """
+
+    engine: Engine = ENGINE
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise StoreUnavailableError(f"There is no file {path}.")
+        log = Path(f"{path}-wal")
+        if log.exists() and log.stat().st_size:
+            raise LedgerError(
+                f"{path} is in use, or was not closed: part of it is still in {log.name}. A file that "
+                "`tokenmeter db backup` wrote has nothing beside it; make one, or use `tokenmeter db copy`."
+            )
+        try:
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            check_file(self._connection, path)
+        except sqlite3.Error as error:
+            raise explained(path, error) from error
+
+    def fold(self) -> None:
+        """Nothing waits beside it."""
+
+    def read(self, work: Callable[[Any], T]) -> T:
+        """Run `work`; there is one state only."""
+        try:
+            return work(self._connection)
+        except sqlite3.Error as error:
+            raise explained(self.path, error) from error
+
+    def tables(self, connection: Connection) -> Mapping[str, Mapping[str, str]]:
+        """See `tokenmeter.stores.copying.End`."""
+        return tables_of(connection)
+
+    def stream(self, connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """See `tokenmeter.stores.copying.End`."""
+        yield from connection.execute(statement, values)
+
+    @property
+    def archives(self) -> Archives:
+        """Its closed months in files."""
+        return Archives(self, self._refuse, int)
+
+    def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:  # noqa: ARG002 - the protocol's
+        """Refused: the file is never changed."""
+        return self._refuse()
+
+    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:  # noqa: ARG002 - the protocol's
+        """Refused: the file is never changed."""
+        self._refuse()
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise LedgerError(f"{self.path} is a backup, and never changed: restore it first.")
+
+    def check_pages(self) -> None:
+        """Look at every page of the file.
+
+        Raises:
+            StoreUnavailableError: it is damaged.
+        """
+        (said,) = self.read(lambda connection: connection.execute("PRAGMA quick_check(1)").fetchone())
+        if said != "ok":
+            raise StoreUnavailableError(f"{self.path} is damaged: {said}. It is not to be relied on.")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+
+def copy_file(source: Callable[[Callable[[Connection], None]], None], target: Path) -> None:
+    """Write one state of a ledger to a new file, in one step, while others go on writing to the ledger.
+
+    In several steps it would begin anew whenever somebody commits. When this returns, the file is on the disk.
+
+    Args:
+        source: Runs what it is given on a connection to the ledger.
+        target: The file; must not be there.
+
+    Raises:
+        StoreUnavailableError: it cannot be written.
+    """
+    try:
+        make_private_file(target)
+        connection = sqlite3.connect(str(target), isolation_level=None)
+        try:
+            source(lambda live: live.backup(connection, pages=-1))
+            connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            connection.close()
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            target.unlink(missing_ok=True)
+        if isinstance(error, sqlite3.Error):
+            raise explained(target, error) from error
+        raise StoreUnavailableError(f"{target} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,204 @@
+"""A backup is the whole ledger in one file, made while programs write; restoring it loses nothing that is there."""
+
+import json
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+import tokenmeter
+from tokenmeter.__main__ import main
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
+from tokenmeter.stores import open_store
+from tokenmeter.stores.backup import back_up, restore
+from tokenmeter.stores.tail import segment_path, segments
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/books/ledger.db"
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in arguments])
+        written = capsys.readouterr()
+        return ended.value.code or 0, written.out, written.err
+
+    return run
+
+
+@pytest.mark.parametrize("store_url", ["memory", "postgres", "sqlite"], indirect=True)
+def test_a_backup_has_all_that_the_ledger_has_and_the_same_head(filled, told, store_url, tmp_path):
+    meter = filled(store_url, budgets=[tokenmeter.Budget(name="team", team="search", limit_usd=5)])
+    made = meter.backup(tmp_path / "backup.db")
+    assert made.verification.ok
+    restored = restore(made.path, f"sqlite:///{tmp_path}/new/ledger.db")
+    ours, theirs = meter.verify(), told(restored.url)
+    assert (made.head, theirs["head"], made.entries) == (ours.head, ours.head, len(theirs["entries"]))
+    assert theirs["secret"] == meter.store.secret()
+    assert theirs["documents"] == [
+        (one.position, one.series, one.number, one.body, one.hash) for one in meter.store.documents()
+    ]
+
+
+def test_what_waits_in_the_tail_is_in_the_backup(open_meter, record, url, tmp_path):
+    meter = open_meter(url)
+    entry = record(meter, "tail", member="ada")
+    made = back_up(meter.store, tmp_path / "backup.db")
+    restore(made.path, tmp_path / "other.db")
+    store = open_store(tmp_path / "other.db")
+    assert store.entry(entry.entry_id) == entry
+    store.close()
+
+
+def test_a_backup_is_one_private_file_with_nothing_beside_it(filled, url, tmp_path):
+    made = filled(url).backup(tmp_path / "backups" / "ledger.db")
+    assert [file.name for file in (tmp_path / "backups").iterdir()] == ["ledger.db"]
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
+    assert made.bytes == made.path.stat().st_size
+
+
+def test_a_backup_of_a_ledger_that_is_written_to_is_one_state_of_it(open_meter, record, url, tmp_path):
+    meter = open_meter(url)
+    record(meter, "first", member="ada")
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            record(meter, f"busy-{number}", member="ada")
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        made = [meter.backup(tmp_path / f"{number}.db") for number in range(3)]
+    finally:
+        stop.set()
+        writer.join()
+    assert all(one.verification.ok for one in made)
+    assert [meter.verify(head=one.head).ok for one in made] == [True] * 3
+
+
+def test_a_file_that_is_there_is_replaced_only_when_that_is_said_and_only_by_a_whole_one(filled, url, tmp_path):
+    meter = filled(url)
+    first = meter.backup(tmp_path / "backup.db")
+    with pytest.raises(ConfigurationError, match="exists"):
+        meter.backup(first.path)
+    assert meter.backup(first.path, overwrite=True).head == first.head
+    with pytest.raises(ConfigurationError, match="the ledger itself"):
+        meter.backup(Path(url.removeprefix("sqlite:///")), overwrite=True)
+
+
+def test_a_ledger_with_a_fault_is_backed_up_as_it_is_and_the_fault_is_told(filled, url, tmp_path):
+    meter = filled(url)
+    meter.store.health()
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    connection.execute("DROP TRIGGER entries_stay_unchanged")
+    connection.commit()
+    connection.close()
+    made = meter.backup(tmp_path / "backup.db")
+    assert [fault.kind for fault in made.verification.faults] == ["trigger"]
+    with pytest.raises(LedgerError, match="entries_stay_unchanged"):
+        restore(made.path, tmp_path / "other.db")
+    assert restore(made.path, tmp_path / "other.db", check=False).head == made.head
+
+
+def test_restoring_puts_the_old_ledger_aside_and_takes_in_what_its_tail_still_has(filled, record, url, tmp_path, told):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    later = record(meter, "later", member="eve@example.com")
+    meter.close()
+    with pytest.raises(ConfigurationError, match="There is a ledger"):
+        restore(made.path, url)
+    done = restore(made.path, url, overwrite=True)
+    assert (done.recovered, done.entries) == (1, made.entries + 1)
+    assert later.entry_id in told(url)["entries"]
+    assert done.replaced is not None
+    assert sqlite3.connect(done.replaced).execute("PRAGMA quick_check").fetchone() == ("ok",)
+
+
+def test_another_ledgers_tail_is_put_aside_with_it(filled, open_meter, record, url, tmp_path):
+    made = filled(f"sqlite:///{tmp_path}/one.db").backup(tmp_path / "backup.db")
+    other = open_meter(url)
+    record(other, "other", member="ada")
+    path = other.store.path
+    other.close()
+    done = restore(made.path, url, overwrite=True)
+    assert done.recovered == 0
+    (segment,) = segments(done.replaced)
+    assert segment_path(done.replaced, segment).stat().st_size
+    assert done.head == made.head
+    assert path.exists()
+
+
+def test_a_program_that_has_the_ledger_open_goes_on_with_the_restored_one(filled, record, url, tmp_path):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    restore(made.path, url, overwrite=True)
+    record(meter, "after", member="ada")
+    assert meter.verify().ok
+    assert meter.store.health().facts["entries"] == made.entries + 1
+
+
+def test_no_call_of_the_same_bill_is_recorded_again_after_a_restore(filled, record, url, tmp_path, open_meter):
+    made = filled(url).backup(tmp_path / "backup.db")
+    done = restore(made.path, tmp_path / "new.db")
+    assert record(open_meter(done.url), 0, member="ada") is None
+
+
+@pytest.mark.parametrize("wrong", ["text", "empty", "other", "cut", "missing"])
+def test_what_is_no_backup_is_refused_in_words_and_nothing_is_made(filled, url, tmp_path, wrong):
+    file = tmp_path / "backup.db"
+    if wrong == "text":
+        file.write_text("these are not the entries you are looking for" * 100)
+    elif wrong == "empty":
+        file.touch()
+    elif wrong == "other":
+        connection = sqlite3.connect(file)
+        connection.execute("CREATE TABLE other (id)")
+        connection.commit()
+        connection.close()
+    elif wrong == "cut":
+        whole = filled(url).backup(file).path.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreUnavailableError, match=r"backup\.db"):
+        restore(file, tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_a_ledger_in_use_is_not_taken_for_a_backup(open_meter, record, url, tmp_path):
+    meter = open_meter(url)
+    record(meter, 1, member="ada")
+    meter.report()
+    with pytest.raises(LedgerError, match="in use"):
+        restore(meter.store.path, tmp_path / "new.db")
+
+
+def test_a_backup_is_restored_to_a_server_that_has_no_records(filled, url, tmp_path, postgres_url, told):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    done = restore(made.path, postgres_url)
+    assert done.head == made.head
+    before = told(url)
+    assert told(postgres_url) == before
+    with pytest.raises(ConfigurationError, match="never replaced"):
+        restore(made.path, postgres_url, overwrite=True)
+
+
+def test_the_commands_say_what_they_did(filled, url, tmp_path, command):
+    meter = filled(url)
+    file = tmp_path / "backup.db"
+    code, said, _ = command("db", "backup", file, "--store", url)
+    assert code == 0
+    assert "12 entries" in said
+    assert meter.verify().head in said
+    code, said, _ = command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db", "--json")
+    assert (code, json.loads(said)["entries"]) == (0, 12)
+    code, _, said = command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db")
+    assert (code, "--overwrite" in said) == (2, True)
