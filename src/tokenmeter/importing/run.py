@@ -309,7 +309,7 @@ class _Run:
                 self.outcome.repeated += 1
 
 
-_BATCH = 1000
+_BATCH = 8_192
 Figures = tuple[str | None, tuple[tuple[str, Any], ...]]
 
 

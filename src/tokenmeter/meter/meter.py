@@ -40,7 +40,7 @@ log = logging.getLogger("tokenmeter")
 
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
 #: Entries to a transaction: large enough to be quick, small enough to be held in memory.
-_BATCH = 1_000
+_BATCH = 8_192
 
 
 class Meter:

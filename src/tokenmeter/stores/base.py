@@ -276,7 +276,7 @@ class Store(Protocol):
     def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Append entries that no hold waits for, each with its postings, in as few transactions as it takes.
 
-        A thousand at a time is a good measure.
+        Some thousands at a time are a good measure: what one batch adds to a sum is written once.
 
         Returns:
             What each did, in order.

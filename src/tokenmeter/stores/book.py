@@ -7,6 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -502,4 +503,4 @@ def latency_row(some: Latencies) -> tuple[Any, ...]:
 
 def _add(totals: dict[Any, list[int]], key: object, amounts: Sequence[int]) -> None:
     total = totals.get(key)
-    totals[key] = list(amounts) if total is None else [x + y for x, y in zip(total, amounts, strict=True)]
+    totals[key] = list(amounts) if total is None else list(map(add, total, amounts))

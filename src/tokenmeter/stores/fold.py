@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
+from operator import add
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -170,7 +171,6 @@ _OUTPUT = TYPED.index("output")
 class EntryRow(NamedTuple):
     """An entry's columns after its number and before its record; end user and tags still by digest and text."""
 
-    entry_id: bytes | str
     occurred_at: int
     account: int
     end_user: str | None
@@ -207,7 +207,6 @@ def entry_row(record: Mapping[str, Any], account: AccountFacts, found: Measured)
     first, second, third = found.costs
     tags = record.get("tags")
     return EntryRow(
-        identity_column(record["id"]),
         record["occurred_at"],
         account.number,
         record.get("end_user"),
@@ -253,20 +252,9 @@ class Batch:
         """Add an entry to the sums."""
         hour, number = row.occurred_at // HOUR, row.account
         unpriced, estimated, reasoning, *rest = row.amounts
-        first, second, third = found.costs
+        added = [1, unpriced, estimated, reasoning, *rest[: len(TYPED)], *found.costs]
         total = self.sums.get((hour, number))
-        if total is None:
-            self.sums[hour, number] = [1, unpriced, estimated, reasoning, *rest[: len(TYPED)], first, second, third]
-        else:
-            total[0] += 1
-            total[1] += unpriced
-            total[2] += estimated
-            total[3] += reasoning
-            for index, amount in enumerate(rest[: len(TYPED)], 4):
-                total[index] += amount
-            total[-3] += first
-            total[-2] += second
-            total[-1] += third
+        self.sums[hour, number] = added if total is None else list(map(add, total, added))
         day = hour // 24
         if found.times != _UNTIMED:
             taken = self.latencies.get((day, number))

@@ -221,7 +221,8 @@ class Journal(Writer):
         """
 
         def work(live: Live) -> list[Posted]:
-            known = self._book.known([item[1] for item in items], [item[2] for item in items])
+            asked = [entry_id for _, entry_id, _, _ in items if not self.first_time(entry_id)]
+            known = self._book.known(asked, [key for _, _, key, _ in items])
             place = self._place([post for item in items for post in item[3]], live)
             standing: dict[int, tuple[int, int]] = {}
             framed: list[bytes] = []

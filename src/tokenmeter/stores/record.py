@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -64,6 +65,9 @@ _KEY = ("api_key_fingerprint", "api_key_last4", "api_key_alias")
 _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
 
 
+_kept_who: Callable[[Any], tuple[str | None, ...]] = attrgetter(*KEPT_WHO)
+
+
 def _tuple_of(names: Sequence[str]) -> Any:  # its fields follow the table of dimensions, which no type checker can
     return NamedTuple("_Account", [(name, "str | None") for name in names])  # pyright: ignore[reportArgumentType, reportUnknownArgumentType, reportUnusedVariable]
 
@@ -93,7 +97,7 @@ class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
     @classmethod
     def of(cls, entry: Entry) -> Account:
         """The account of `entry`."""
-        who, key = entry.attribution, entry.api_key
+        key = entry.api_key
         return cls(
             entry.kind,
             entry.provider,
@@ -104,7 +108,7 @@ class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
             entry.status,
             entry.service_tier,
             entry.cost_source,
-            *(getattr(who, name) for name in KEPT_WHO),
+            *_kept_who(entry.attribution),
             None if key is None else key.fingerprint,
             None if key is None else key.last4,
             None if key is None else key.alias,
@@ -265,6 +269,7 @@ class Definitions:
         self.made = 0
         self._names: dict[tuple[str, str], str] = {}
         self._accounts: dict[Account, str] = {}
+        self._shortened: set[Account] = set()
         self._rates: dict[Rate, str] = {}
 
     def _define(self, records: Sequence[bytes]) -> None:
@@ -274,6 +279,7 @@ class Definitions:
     def forget(self) -> None:
         """What was defined may be gone: define it again."""
         self._names, self._accounts, self._rates = {}, {}, {}
+        self._shortened = set()
 
     def name(self, kind: str, value: str) -> str:
         """The digest that stands for `value`."""
@@ -299,7 +305,13 @@ class Definitions:
             known, body = definition("account", values)
             self._define([body])
             _remember(self._accounts, account, known, self.MOST)
+            if any(len(text) > _LONGEST for text in account.texts()):
+                self._shortened.add(account)
         return known
+
+    def shortens(self, account: Account) -> bool:
+        """Whether a text of `account`, which is defined, is kept shortened."""
+        return account in self._shortened
 
     def rate(self, rate: Rate) -> str:
         """The digest of `rate`."""
@@ -376,65 +388,79 @@ _ORDER = (
 # -- an entry as a record, and back
 
 
-def encode_entry(entry: Entry, shared: Definitions) -> bytes:
+def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR0912 - one branch for each name that may be absent
     """The record of any entry.
 
     Raises:
         ValueError: a cost is finer than one picodollar.
         OverflowError: a quantity or a count has more than 63 bits.
     """
+    used, latency_us, first_token_us = entry.usage, entry.latency_us, entry.first_token_us
     charges: list[dict[str, Any]] = []
     for charge in entry.charges:
         _check(charge.quantity)
-        charges.append(
-            {"rate": "", "quantity": charge.quantity}
-            | _costs(charge.list_cost, charge.contracted_cost, charge.billed_cost)
-        )
+        costs = _costs(charge.list_cost, charge.contracted_cost, charge.billed_cost)
+        charges.append({"rate": "", "quantity": charge.quantity} | costs)
     costs = _costs(entry.list_cost, entry.contracted_cost, entry.billed_cost)
-    for quantity in (*entry.usage.quantities.values(), entry.usage.reasoning_output_tokens, entry.attempts):
-        _check(quantity)
-    _check(entry.latency_us or 0)
-    _check(entry.first_token_us or 0)
+    _check(
+        *used.quantities.values(), used.reasoning_output_tokens, entry.attempts, latency_us or 0, first_token_us or 0
+    )
     # Only now, since definitions are written: a refused entry leaves nothing behind.
     for line, charge in zip(charges, entry.charges, strict=True):
         line["rate"] = shared.rate(Rate.of(charge))
-    who = entry.attribution
+    account = Account.of(entry)
+    template = Template(shared.account(account))
+    who, flags = entry.attribution, entry.flags
+    if shared.shortens(account):
+        flags = tuple(sorted({*flags, SHORTENED}))
     values: dict[str, Any] = {
         "id": entry.entry_id,
         "occurred_at": to_microseconds(entry.occurred_at),
         "recorded_at": to_microseconds(entry.recorded_at),
-        "response_id": entry.response_id,
-        "request_id": entry.request_id,
-        "streamed": entry.streamed or None,
-        "attempts": None if entry.attempts == 1 else entry.attempts,
-        "latency_us": entry.latency_us,
-        "first_token_us": entry.first_token_us,
-        "end_user": None if who.end_user is None else shared.name("end_user", who.end_user),
-        "tags": {tag: shared.name(f"tag:{tag}", value) for tag, value in who.tags.items()} or None,
-        "quantities": dict(entry.usage.quantities) or None,
-        "reasoning": entry.usage.reasoning_output_tokens or None,
-        "charges": charges or None,
     }
-    values = {name: value for name, value in values.items() if value is not None} | costs
-    account = Account.of(entry)
-    flags = entry.flags
-    if any(len(text) > _LONGEST for text in account.texts()):
-        flags = tuple(sorted({*flags, SHORTENED}))
-    rest: dict[str, Any] = {
-        "flags": list(flags) or None,
-        "raw_usage": None if entry.raw_usage is None else _parsed(entry.raw_usage),
-        "error_type": entry.error_type,
-        "corrects": entry.corrects,
-        "reservation": entry.reservation_id,
-        "dedup_key": kept_key(entry.dedup_key),
-    }
-    values |= {name: value for name, value in rest.items() if value is not None}
-    return Template(shared.account(account)).body(values)
+    # One by one, in the order of `Template.body`: this is most of what an import costs.
+    if entry.response_id is not None:
+        values["response_id"] = entry.response_id
+    if entry.request_id is not None:
+        values["request_id"] = entry.request_id
+    if entry.streamed:
+        values["streamed"] = True
+    if entry.attempts != 1:
+        values["attempts"] = entry.attempts
+    if latency_us is not None:
+        values["latency_us"] = latency_us
+    if first_token_us is not None:
+        values["first_token_us"] = first_token_us
+    if who.end_user is not None:
+        values["end_user"] = shared.name("end_user", who.end_user)
+    if who.tags:
+        values["tags"] = {tag: shared.name(f"tag:{tag}", value) for tag, value in who.tags.items()}
+    if used.quantities:
+        values["quantities"] = dict(used.quantities)
+    if used.reasoning_output_tokens:
+        values["reasoning"] = used.reasoning_output_tokens
+    if charges:
+        values["charges"] = charges
+    values |= costs
+    if flags:
+        values["flags"] = list(flags)
+    if entry.raw_usage is not None:
+        values["raw_usage"] = _parsed(entry.raw_usage)
+    if entry.error_type is not None:
+        values["error_type"] = entry.error_type
+    if entry.corrects is not None:
+        values["corrects"] = entry.corrects
+    if entry.reservation_id is not None:
+        values["reservation"] = entry.reservation_id
+    if entry.dedup_key is not None:
+        values["dedup_key"] = kept_key(entry.dedup_key)
+    return template.body(values)
 
 
-def _check(quantity: Quantity) -> None:
-    if not -_BEYOND < quantity < _BEYOND:
-        raise OverflowError(f"{quantity} is more than a ledger can count.")
+def _check(*quantities: Quantity) -> None:
+    for quantity in quantities:
+        if not -_BEYOND < quantity < _BEYOND:
+            raise OverflowError(f"{quantity} is more than a ledger can count.")
 
 
 def kept_key(key: str | None) -> str | None:
@@ -458,9 +484,13 @@ def _parsed(text: str) -> Any:
 
 
 def _costs(first: Decimal | None, second: Decimal | None, third: Decimal | None) -> dict[str, int | None]:
-    before: int | None = None
     named: dict[str, int | None] = {}
+    same: Decimal | None = None
+    before: int | None = None
     for name, amount in (("list", first), ("contracted", second), ("billed", third)):
+        if amount is same:
+            continue
+        same = amount
         picodollars = None if amount is None else to_picodollars(amount)
         if picodollars != before:
             named[name] = before = picodollars

@@ -49,6 +49,10 @@ _AT_ONCE = 2_000
 _IMPATIENT = 0.05  # seconds, not money
 
 
+#: Values that are looked up by one statement; SQLite allowed no more than 999 before 3.32.
+_TOGETHER = 900
+
+
 def _insert(table: str, columns: Sequence[str], *, key: Sequence[str] = ()) -> str:
     """An insertion; with a key, amounts are added to the row that is there."""
     places = ", ".join("?" * (len(key) + len(columns)))
@@ -88,6 +92,17 @@ _DEFINE_NAME = (
 
 
 _ADD = {"sums": _ADD_SUMS, "rare_sums": _ADD_RARE, "meter_sums": _ADD_METERS, "latency_sums": _ADD_LATENCIES}
+
+
+def _among(connection: Connection, column: str, table: str, values: Sequence[Any]) -> set[Any]:
+    """Those of the values that the table has."""
+    found: set[Any] = set()
+    for start in range(0, len(values), _TOGETHER):
+        some = values[start : start + _TOGETHER]
+        places = ", ".join("?" * len(some))
+        statement = f"SELECT {column} FROM {table} WHERE {column} IN ({places})"  # noqa: S608 - names of our own
+        found.update(row[0] for row in connection.execute(statement, some))
+    return found
 
 
 def _cells(connection: Connection, numbers: Mapping[int, int]) -> str:
@@ -186,15 +201,14 @@ class SQLiteBook(FoldingBook):
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
         """See `tokenmeter.stores.effects.Book`."""
+        columns = {identity_column(entry_id): entry_id for entry_id in entry_ids}
+        keys = [key for key in dedup_keys if key is not None]
 
         def work(connection: Connection) -> set[str]:
-            run = connection.execute
-            found = {entry_id for entry_id in entry_ids if self.has(connection, entry_id)}
-            return found | {
-                key
-                for key in dedup_keys
-                if key is not None and run("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone()
-            }
+            found = {columns[one] for one in _among(connection, "entry_id", "entries", list(columns))}
+            if self.archives is not None:
+                found |= {one for one in entry_ids if one not in found and self.archives.has(connection, one)}
+            return found | _among(connection, "key", "dedup", keys)
 
         return self.database.read(work)
 
