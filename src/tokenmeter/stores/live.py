@@ -37,6 +37,8 @@ _HEAD = struct.Struct("<8sIIQ8x16sQQq16sQQ")
 _STATE = slice(8, 16)  # retired and segment
 _GENERATION = struct.Struct("<Q")
 _SEGMENT_AT, _GENERATION_AT, _DIRTY_AT, _USED_AT = 12, 16, 24, 56
+#: epoch, when leases lapse, and the latest expiry of a hold made from them
+_LEASE_AT, _LEASE = 104, struct.Struct("<8sQQ")
 _BASE, _WIDTH = 256, 48
 _PAIR = struct.Struct("<QqQq")
 _LEAST = 1024
@@ -181,6 +183,7 @@ class Live:
                 _boot(),
                 *header.file,
             )
+            _LEASE.pack_into(live.map, _LEASE_AT, os.urandom(8), 0, 0)
             fresh.rename(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -242,6 +245,22 @@ class Live:
     def use_segment(self, number: int) -> None:
         """Send all writers to another segment."""
         struct.pack_into("<I", self.map, _SEGMENT_AT, number)
+
+    # -- leases: room under caps that a server gave this machine
+
+    @property
+    def lease(self) -> tuple[bytes, int, int]:
+        """What leases hold for: the file's epoch (8 bytes of its own), until when they may be spent, latest expiry.
+
+        The second is in nanoseconds of `time.monotonic_ns`, 0 for not at all; the third is how late a hold made from
+        them may expire, in microseconds since the epoch.
+        """
+        epoch, until, expiry = _LEASE.unpack_from(self.map, _LEASE_AT)
+        return epoch, until, expiry
+
+    def renew_lease(self, until: int, expiry: int) -> None:
+        """Set what `lease` says. Needs the lock."""
+        struct.pack_into("<QQ", self.map, _LEASE_AT + 8, until, expiry)
 
     # -- counters
 

@@ -30,6 +30,8 @@ _FUNCTIONS = (
         "cross_thresholds(json)",
         "reserve(jsonb)",
         "release(text)",
+        "return_leases(bytea, bytea[])",
+        "recall_leases(text, text, bigint)",
     ),
     *("extend(text, bigint)", "open_counters(json)", "ledger_secret()", "budget_generation()"),
     *("document_place(text, text, text)", "file_document(text)"),
@@ -40,7 +42,7 @@ _WORDS = ("hex(bytea)", "json_each(text)", "budget_generation()", "keeps_secret(
 _WRITER_READS = (
     *("ledger", "entries", "accounts", "contexts", "rates", "names", "tagsets", "dedup", "places", "refused"),
     *("sums", "rare_sums", "meter_sums", "latency_sums"),
-    *("counters", "holds", "crossings", "documents", "archived_ids", "schema_versions"),
+    *("counters", "holds", "leases", "lessees", "crossings", "documents", "archived_ids", "schema_versions"),
 )
 _READER_READS = _WRITER_READS
 

@@ -318,8 +318,8 @@ class _Nothing:
 class _Folding(Folding):
     """See `Folding`.
 
-    Here the effects of a frame say more: ``needed`` (the record is taken only while that hold is open) and ``alert``
-    (the thresholds of each posting).
+    Here the effects of a frame say more: ``needed`` (the record is taken only while that hold is open), ``alert`` (the
+    thresholds of each posting) and ``lease`` (the epoch of the leases that a hold was made from).
 
     Attributes:
         reached: Where the counters stand that were posted to.
@@ -337,6 +337,9 @@ class _Folding(Folding):
         self._refused: list[tuple[Any, ...]] = []
         self._needed: list[str] = []
         self._alerts: list[tuple[CounterKey, int, Sequence[int], str, int]] = []
+        self._leased: dict[tuple[str, str, int, int | None, str], int] = {}
+        self._closed: list[tuple[str, str, int, int | None, int]] = []
+        self._opened: dict[str, Sequence[Sequence[Any]]] = {}
         self.reached: dict[CounterKey, int] = {}
         self.seen: list[ThresholdCrossing] = []
         self.crossed: list[ThresholdCrossing] = []
@@ -382,6 +385,13 @@ class _Folding(Folding):
     def affect(self, effects: Mapping[str, Any], record: bytes, values: Mapping[str, Any], *, counted: bool) -> None:
         """See `Folding`."""
         super().affect(effects, record, values, counted=counted)
+        if "lease" in effects:
+            self._opened[effects["hold"]] = effects["claims"]
+            for budget, scope, start, end, amount, _ in effects["claims"]:
+                key = (budget, scope, start, end, effects["lease"])
+                self._leased[key] = self._leased.get(key, 0) + amount
+        for budget, scope, start, end, amount, _ in self._opened.pop(effects.get("free", ""), ()):
+            self._closed.append((budget, scope, start, end, amount))
         if not counted:
             return
         alert: Sequence[Sequence[int]] = effects.get("alert", ())
@@ -406,6 +416,11 @@ class _Folding(Folding):
             "freed": batch.freed,
             "needed": self._needed,
             "extended": list(batch.extended.items()),
+            "holds": [
+                (hold, end, json_text(claims), body.decode()) for hold, (end, claims, body) in batch.holds.items()
+            ],
+            "leased": [(*key, amount) for key, amount in self._leased.items()],
+            "closed": self._closed,
             "refused": self._refused,
         }
         rows = {"entries": [row[:-1] for row in self._rows], **dict(sum_rows(batch))}

@@ -89,10 +89,14 @@ class Sender:
 
     Args:
         fold: What sends.
+        rest: Called whenever the time that `pause` gives is over: gives back what is not used.
+        pause: Seconds until then; None when there is nothing to give back.
     """
 
-    def __init__(self, fold: Callable[[], object]) -> None:
-        self._fold = fold
+    def __init__(
+        self, fold: Callable[[], object], rest: Callable[[], object], pause: Callable[[], float | None]
+    ) -> None:
+        self._fold, self._rest, self._pause = fold, rest, pause
         self._pid = 0
         self._closed = False
 
@@ -112,11 +116,14 @@ class Sender:
 
     def _run(self, event: threading.Event) -> None:
         while not self._closed:
-            event.wait()
-            event.clear()
-            threading.Event().wait(_GATHER)
+            woken = event.wait(self._pause())
             try:
-                self._fold()
+                if woken:
+                    event.clear()
+                    threading.Event().wait(_GATHER)
+                    self._fold()
+                if self._pause() == 0:
+                    self._rest()
             except StoreError:  # told by the book
                 event.set()
                 threading.Event().wait(_AGAIN)

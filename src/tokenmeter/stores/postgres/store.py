@@ -263,7 +263,7 @@ class PostgresStore:
             StoreUnavailableError: the spool cannot be read.
         """
         deadline = time.monotonic() + timeout
-        while self._waiting():
+        while self._book.waiting():
             try:
                 self.journal.send()
             except StoreError:
@@ -311,7 +311,7 @@ class PostgresStore:
             map(
                 _counter,
                 self._fetch(
-                    "SELECT budget, scope, window_start, settled, reserved FROM counters JOIN "
+                    f"SELECT {_COUNTER} FROM counters AS c JOIN "  # noqa: S608 - our own words
                     "json_array_elements(CAST(? AS json)) AS w ON budget = w->>0 AND scope = w->>1 "
                     "AND window_start = (w->>2)::bigint",
                     (wanted,),
@@ -326,7 +326,7 @@ class PostgresStore:
         last: tuple[Any, ...] = ("", "", -(2**63))
         while True:
             rows = self._fetch(
-                "SELECT budget, scope, window_start, settled, reserved FROM counters "
+                f"SELECT {_COUNTER} FROM counters AS c "  # noqa: S608 - our own words
                 "WHERE (budget, scope, window_start) > (?, ?, ?) ORDER BY budget, scope, window_start LIMIT ?",
                 (*last, _PAGE),
             )
@@ -498,11 +498,18 @@ class PostgresStore:
             self._fold()
 
 
+#: A counter as readers see it: what is leased and not held is free.
+_COUNTER = (
+    "budget, scope, window_start, settled, reserved - (SELECT coalesce(sum(amount), 0) FROM leases AS l "
+    "WHERE (l.budget, l.scope, l.window_start) = (c.budget, c.scope, c.window_start)) AS reserved"
+)
 #: Counters whose reserved amount is not what is held of them.
 _UNEVEN = """
     SELECT budget, scope, window_start, sum(reserved), sum(claimed)
     FROM (
         SELECT budget, scope, window_start, reserved, 0::numeric AS claimed FROM counters
+        UNION ALL
+        SELECT budget, scope, window_start, 0, amount FROM leases
         UNION ALL
         SELECT claim->>0, claim->>1, (claim->>2)::bigint, 0, (claim->>4)::numeric
         FROM holds, jsonb_array_elements(claims::jsonb) AS claim

@@ -187,6 +187,26 @@ CREATE TABLE holds (
     body text NOT NULL
 );
 CREATE INDEX holds_by_expiry ON holds (expires_at, hold_id);
+-- Room under a cap that a host gives out by itself, without asking: counters.reserved = claims of open holds + leases. A
+-- host has one epoch at a time. It spends until `until`, then gives back what is left; `expires_at` is when that can be
+-- taken from a host that died, as all holds made from it have expired.
+CREATE TABLE lessees (
+    host bytea,
+    epoch bytea,
+    until bigint NOT NULL,
+    expires_at bigint NOT NULL,
+    recalled boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (host, epoch)
+) WITH (fillfactor = 30);
+CREATE TABLE leases (
+    budget text COLLATE "C",
+    scope text COLLATE "C",
+    window_start bigint,
+    host bytea,
+    epoch bytea,
+    amount numeric NOT NULL,
+    PRIMARY KEY (budget, scope, window_start, host, epoch)
+) WITH (fillfactor = 30);
 CREATE TABLE crossings (
     budget text COLLATE "C",
     scope text COLLATE "C",

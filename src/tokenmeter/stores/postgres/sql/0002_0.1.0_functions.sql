@@ -180,7 +180,10 @@ $$;
 -- Argument: {"host": hex, "seq": of the ledger, "known": [[segment, folded]], "places": [[segment, folded]],
 --   "gone": [segment], "staged": whether the rows are in the session's tables, else "entries": [{column: value}],
 --   "sums": [{}], "rare_sums": [{}], "meter_sums": [{}] and "latency_sums": [{}]; "dedup": [[key, seq]],
---   "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold], "extended": [[hold, until]], "refused": [[segment, place, reason, record hex, effects hex]]}
+--   "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold], "extended": [[hold, until]],
+--   "holds": [[hold, expires_at, claims, body]] made from leases and still open, "leased": [[budget, scope, start, end, epoch,
+--   amount]] of all such holds, "closed": [[budget, scope, start, end, amount]] of those that were open within the batch only,
+--   "refused": [[segment, place, reason, record hex, effects hex]]}
 -- Result: [[budget, scope, start, settled]] of the counters that were posted to.
 CREATE FUNCTION fold(batch json) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
@@ -193,6 +196,9 @@ DECLARE
     added bigint;
     freed jsonb;
     posted jsonb;
+    took record;
+    covered numeric;
+    uncovered jsonb := '[]';
 BEGIN
     SELECT * INTO head FROM ledger FOR UPDATE;
     IF staged AND NOT is_staged() THEN
@@ -232,6 +238,24 @@ BEGIN
     SELECT coalesce(jsonb_agg(c), '[]') INTO freed FROM gone;
     UPDATE holds SET expires_at = (e->>1)::bigint FROM json_array_elements(batch->'extended') AS e
     WHERE hold_id = e->>0;
+    IF json_array_length(batch->'leased') > 0 THEN
+        INSERT INTO holds SELECT h->>0, (h->>1)::bigint, h->>2, h->>3 FROM json_array_elements(batch->'holds') AS h
+        ON CONFLICT DO NOTHING;
+        PERFORM 1 FROM counters JOIN json_array_elements(batch->'leased') AS l
+            ON budget = l->>0 AND scope = l->>1 AND window_start = (l->>2)::bigint
+        ORDER BY budget, scope, window_start FOR UPDATE OF counters;
+        FOR took IN SELECT l->>0 AS budget, l->>1 AS scope, (l->>2)::bigint AS window_start, (l->>3)::bigint AS window_end,
+            decode(l->>4, 'hex') AS epoch, (l->>5)::numeric AS amount FROM json_array_elements(batch->'leased') AS l
+        LOOP
+            SELECT least(l.amount, took.amount) INTO covered FROM leases AS l WHERE l.host = of_host AND l.epoch = took.epoch
+                AND l.budget = took.budget AND l.scope = took.scope AND l.window_start = took.window_start FOR UPDATE;
+            covered := coalesce(covered, 0);
+            UPDATE leases AS l SET amount = l.amount - covered WHERE l.host = of_host AND l.epoch = took.epoch
+                AND l.budget = took.budget AND l.scope = took.scope AND l.window_start = took.window_start;
+            uncovered := uncovered || jsonb_build_array(jsonb_build_array(
+                took.budget, took.scope, took.window_start, took.window_end, (took.amount - covered)::text));
+        END LOOP;
+    END IF;
     WITH moves AS (
         SELECT p->>0 AS budget, p->>1 AS scope, (p->>2)::bigint AS window_start, (p->>3)::bigint AS window_end,
             (p->>4)::numeric AS settled, 0::numeric AS reserved, true AS post
@@ -239,6 +263,12 @@ BEGIN
         UNION ALL
         SELECT c->>0, c->>1, (c->>2)::bigint, (c->>3)::bigint, 0, -(c->>4)::numeric, false
         FROM jsonb_array_elements(freed) AS claims, jsonb_array_elements(claims) AS c
+        UNION ALL
+        SELECT c->>0, c->>1, (c->>2)::bigint, (c->>3)::bigint, 0, -(c->>4)::numeric, false
+        FROM json_array_elements(batch->'closed') AS c
+        UNION ALL
+        SELECT u->>0, u->>1, (u->>2)::bigint, (u->>3)::bigint, 0, (u->>4)::numeric, false
+        FROM jsonb_array_elements(uncovered) AS u
     ), moved AS (
         INSERT INTO counters AS c (budget, scope, window_start, window_end, settled, reserved)
         SELECT budget COLLATE "C", scope COLLATE "C", window_start, max(window_end), sum(settled), sum(reserved)
@@ -311,17 +341,42 @@ BEGIN
     SELECT one.place FROM one JOIN put ON (b, s, w, t) = (budget, scope, window_start, threshold) ORDER BY 1;
 END $$;
 
+-- Give back what is left of leases.
+CREATE FUNCTION return_leases(of_host bytea, epochs bytea[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM 1 FROM counters JOIN leases USING (budget, scope, window_start) WHERE host = of_host AND epoch = ANY (epochs)
+    ORDER BY budget, scope, window_start FOR UPDATE OF counters;
+    WITH gone AS (
+        DELETE FROM leases WHERE host = of_host AND epoch = ANY (epochs) RETURNING budget, scope, window_start, amount
+    ), sums AS (
+        SELECT budget, scope, window_start, sum(amount) AS amount FROM gone GROUP BY 1, 2, 3
+    )
+    UPDATE counters AS c SET reserved = c.reserved - g.amount FROM sums AS g
+    WHERE (c.budget, c.scope, c.window_start) = (g.budget, g.scope, g.window_start);
+    DELETE FROM lessees WHERE host = of_host AND epoch = ANY (epochs);
+END $$;
+
 -- Hold every claim or none. Argument: {"id": text, "expires_at": us, "body": text, "claims":
--- [[budget, scope, start, end, amount, cap]]}, claims by key. Result: {"missed": place, "settled": n, "reserved": n} for the
--- first claim that does not fit, else {"settled": [n, ...]}, where the counters stand. The commit is not flushed: ten times
--- as many fit into a second. A crash of the server can forget holds of its last 0.6 seconds (three times wal_writer_delay)
--- that no fold came after; the entries of their calls are counted all the same.
+-- [[budget, scope, start, end, amount, cap]], "host": hex, "epoch": hex, "lease": n}, claims by key. With a lease of n above
+-- 0 the host is also given room for up to n more such holds, where an eighth of what is left allows some.
+-- Result: {"leased": [n, ...]}, what was given per claim. A claim that does not fit is an error TMCAP; its detail says
+-- {"missed": place, "settled": n, "reserved": n, "leased": whether other hosts are to give back room that it would fit into}.
+-- The commit is not flushed: ten times as many fit into a second. A crash of the server can forget holds of its last 0.6
+-- seconds (three times wal_writer_delay) that no fold came after; the entries of their calls are counted all the same.
 CREATE FUNCTION reserve(hold jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     claim jsonb;
-    stand numeric;
+    stand counters;
     place integer := 0;
-    standing jsonb := '[]';
+    now_us bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+    of_host bytea := decode(hold->>'host', 'hex');
+    of_epoch bytea := decode(hold->>'epoch', 'hex');
+    wanted integer := coalesce((hold->>'lease')::integer, 0);
+    given boolean := false;
+    more numeric;
+    leased jsonb := '[]';
 BEGIN
     IF EXISTS (SELECT FROM documents WHERE kind = 'moved') THEN
         RAISE EXCEPTION 'this ledger moved elsewhere; its last document says where' USING ERRCODE = 'TMMOV';
@@ -330,33 +385,80 @@ BEGIN
     INSERT INTO holds VALUES (hold->>'id', (hold->>'expires_at')::bigint, (hold->'claims')::text, hold->>'body')
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-        RETURN jsonb_build_object('settled', standing);
+        RETURN jsonb_build_object('leased', leased);
+    END IF;
+    IF wanted > 0 AND EXISTS (SELECT FROM lessees WHERE host = of_host AND epoch = of_epoch AND recalled) THEN
+        wanted := 0;
     END IF;
     FOR claim IN SELECT * FROM jsonb_array_elements(hold->'claims') LOOP
+        stand := NULL;
+        more := 0;
         FOR attempt IN 1..2 LOOP
             UPDATE counters AS c SET reserved = reserved + (claim->>4)::numeric
             WHERE budget = claim->>0 AND scope = claim->>1 AND window_start = (claim->>2)::bigint
                 AND (claim->>5 IS NULL OR settled + reserved + (claim->>4)::numeric <= (claim->>5)::numeric)
-            RETURNING settled INTO stand;
+            RETURNING * INTO stand;
             EXIT WHEN FOUND OR attempt = 2;
             INSERT INTO counters (budget, scope, window_start, window_end)
             VALUES (claim->>0, claim->>1, (claim->>2)::bigint, (claim->>3)::bigint) ON CONFLICT DO NOTHING;
         END LOOP;
-        IF stand IS NULL THEN
-            RAISE EXCEPTION 'does not fit' USING ERRCODE = 'TMCAP', DETAIL = (
-                SELECT jsonb_build_object('missed', place, 'settled', c.settled::text, 'reserved', (c.reserved - coalesce((
-                    SELECT sum((e->>4)::numeric) FROM jsonb_array_elements(hold->'claims') WITH ORDINALITY AS r (e, n)
-                    WHERE n <= place AND e->>0 = claim->>0 AND e->>1 = claim->>1 AND e->>2 = claim->>2
-                ), 0))::text)
-                FROM counters AS c
-                WHERE budget = claim->>0 AND scope = claim->>1 AND window_start = (claim->>2)::bigint
-            )::text;
+        IF stand.budget IS NULL THEN
+            RAISE EXCEPTION 'does not fit' USING ERRCODE = 'TMCAP', DETAIL = missed(hold, place);
         END IF;
-        standing := standing || to_jsonb(stand::text);
-        stand := NULL;
+        IF wanted > 0 AND (claim->>3 IS NULL OR (claim->>3)::bigint > now_us + 60000000) THEN
+            more := least(wanted * (claim->>4)::numeric, div((claim->>5)::numeric - stand.settled - stand.reserved, 8));
+            IF more >= 4 * (claim->>4)::numeric AND more > 0 THEN
+                UPDATE counters SET reserved = reserved + more
+                WHERE budget = claim->>0 AND scope = claim->>1 AND window_start = (claim->>2)::bigint;
+                INSERT INTO leases AS l VALUES (claim->>0, claim->>1, (claim->>2)::bigint, of_host, of_epoch, more)
+                ON CONFLICT (budget, scope, window_start, host, epoch) DO UPDATE SET amount = l.amount + excluded.amount;
+                given := true;
+            ELSE
+                more := 0;
+            END IF;
+        END IF;
+        leased := leased || to_jsonb(more::text);
         place := place + 1;
     END LOOP;
-    RETURN jsonb_build_object('settled', standing);
+    IF given THEN
+        INSERT INTO lessees AS l (host, epoch, until, expires_at)
+        VALUES (of_host, of_epoch, now_us + 2000000, (hold->>'expires_at')::bigint + 3000000)
+        ON CONFLICT (host, epoch) DO UPDATE SET until = excluded.until,
+            expires_at = greatest(l.expires_at, excluded.expires_at);
+    END IF;
+    RETURN jsonb_build_object('leased', leased);
+END $$;
+
+-- Why a claim does not fit; see `reserve`, in whose transaction it looks.
+CREATE FUNCTION missed(hold jsonb, of_place integer) RETURNS text LANGUAGE sql AS $$
+    SELECT jsonb_build_object(
+        'missed', of_place, 'settled', c.settled::text, 'reserved', (c.reserved - coalesce((
+            SELECT sum((e->>4)::numeric) FROM jsonb_array_elements(hold->'claims') WITH ORDINALITY AS r (e, n)
+            WHERE n <= of_place AND e->>0 = claim->>0 AND e->>1 = claim->>1 AND e->>2 = claim->>2
+        ), 0))::text, 'leased', c.settled + c.reserved + (claim->>4)::numeric - coalesce((
+            SELECT sum(amount) FROM leases WHERE (budget, scope, window_start) = (c.budget, c.scope, c.window_start)
+        ), 0) <= (claim->>5)::numeric)::text
+    FROM (SELECT hold->'claims'->of_place AS claim) AS one JOIN counters AS c
+        ON c.budget = claim->>0 AND c.scope = claim->>1 AND c.window_start = (claim->>2)::bigint
+$$;
+
+-- Have hosts give back what they lease of a counter, and take it from those that died. Whether one of them may still do so.
+CREATE FUNCTION recall_leases(of_budget text, of_scope text, of_start bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    now_us bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+    dead record;
+BEGIN
+    FOR dead IN SELECT host, epoch FROM lessees WHERE expires_at < now_us ORDER BY host, epoch LOOP
+        PERFORM return_leases(dead.host, ARRAY[dead.epoch]);
+    END LOOP;
+    UPDATE lessees AS l SET recalled = true FROM leases AS e
+    WHERE (e.host, e.epoch) = (l.host, l.epoch) AND NOT l.recalled
+        AND (e.budget, e.scope, e.window_start) = (of_budget, of_scope, of_start);
+    RETURN EXISTS (
+        SELECT 1 FROM leases AS e JOIN lessees AS l USING (host, epoch)
+        WHERE (budget, scope, window_start) = (of_budget, of_scope, of_start) AND amount > 0 AND until > now_us - 3000000
+    );
 END $$;
 
 -- Free a hold without an entry; false when there is none.
