@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import dollars, facts_html, plain
 from tokenmeter.forks import after_fork_in_child
+from tokenmeter.money import negate
 from tokenmeter.semconv import CostSource, EntryKind, Status
 from tokenmeter.usage import Quantity, Usage
 
@@ -95,6 +96,16 @@ class Charge:
     price_id: str | None = None
     source: str | None = None
     role: str = "message"
+
+    def negated(self) -> Charge:
+        """The line that takes this one back."""
+        return replace(
+            self,
+            quantity=negate(self.quantity),
+            list_cost=negate(self.list_cost),
+            contracted_cost=negate(self.contracted_cost),
+            billed_cost=negate(self.billed_cost),
+        )
 
 
 #: Headings of `charge_cells`.

@@ -7,6 +7,7 @@ context of its own. ``tests/typing/exact_decimals.py`` makes every operator else
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from decimal import (
     ROUND_HALF_EVEN,
@@ -16,15 +17,18 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
-from typing import overload
+from typing import NamedTuple, Protocol, overload
 
 from tokenmeter.errors import ConfigurationError
 
 __all__ = [
+    "COSTS",
     "EXACT",
     "ONE",
     "PICODOLLAR",
     "ZERO",
+    "Costed",
+    "Costs",
     "add",
     "divide",
     "magnitude",
@@ -116,14 +120,66 @@ def total(amounts: Iterable[Decimal | int]) -> Decimal:
 def negate(amount: int, /) -> int: ...
 @overload
 def negate(amount: Decimal, /) -> Decimal: ...
-def negate(amount: Decimal | int, /) -> Decimal | int:
-    """``-amount``, every digit kept; an integer of an integer."""
+@overload
+def negate(amount: None, /) -> None: ...
+@overload
+def negate(amount: Decimal | None, /) -> Decimal | None: ...
+def negate(amount: Decimal | int | None, /) -> Decimal | int | None:
+    """``-amount``, every digit kept; an integer of an integer, and an unknown amount stays unknown."""
+    if amount is None:
+        return None
     return -amount if isinstance(amount, int) else EXACT.minus(amount)
 
 
 def magnitude(amount: Decimal, /) -> Decimal:
     """`amount` without its sign."""
     return amount.copy_abs()
+
+
+#: The names of `Costs`, on every record that has them.
+COSTS = ("list_cost", "contracted_cost", "billed_cost")
+
+
+class Costed(Protocol):
+    """Whatever has the three costs: an entry, a charge, a rating, a row of sums. None = unknown."""
+
+    @property
+    def list_cost(self) -> Decimal | None:
+        """US dollars at public prices."""
+
+    @property
+    def contracted_cost(self) -> Decimal | None:
+        """US dollars after negotiated discounts."""
+
+    @property
+    def billed_cost(self) -> Decimal | None:
+        """US dollars after discounts and the platform multiplier."""
+
+
+class Costs(NamedTuple):
+    """The three costs of whatever has a price, US dollars, as one value; what has no price adds nothing."""
+
+    list_cost: Decimal = ZERO
+    contracted_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+
+    @classmethod
+    def of(cls, record: Costed) -> Costs:
+        """Those of one record, as far as they are known."""
+        return cls(record.list_cost or ZERO, record.contracted_cost or ZERO, record.billed_cost or ZERO)
+
+    @classmethod
+    def total(cls, records: Iterable[Costed]) -> Costs:
+        """Those of all `records` together."""
+        return functools.reduce(cls.plus, map(cls.of, records), cls())
+
+    def plus(self, other: Costs) -> Costs:
+        """Both together."""
+        return Costs(*map(EXACT.add, self, other))
+
+    def minus(self, other: Costs) -> Costs:
+        """What is left of these without `other`."""
+        return Costs(*map(EXACT.subtract, self, other))
 
 
 def round_to(amount: Decimal | int, places: int, *, rounding: str = ROUND_HALF_EVEN) -> Decimal:

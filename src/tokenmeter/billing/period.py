@@ -18,7 +18,7 @@ from tokenmeter.billing.rated import Rate, Rated, Tally, add, decode, encode, mi
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, NewDocument, Request
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 _KIND = "period"
-_COSTS = ("list_cost", "contracted_cost", "billed_cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Late:
     @property
     def billed_cost(self) -> Decimal:
         """US dollars, exact."""
-        return _total(self.rows, "billed_cost")
+        return Costs.total(self.rows).billed_cost
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -113,7 +112,7 @@ class ClosedPeriod:
             "closed_at": self.closed_at.isoformat(),
             "closed_by": self.closed_by,
             **{name: getattr(self, name) for name in ("entries", "requests", "unpriced", "estimated")},
-            **{name: str(getattr(self, name)) for name in _COSTS},
+            **{name: str(getattr(self, name)) for name in COSTS},
             "late": [one.to_dict() for one in self.late],
             "rows": encode(self.rows),
         }
@@ -130,9 +129,7 @@ class ClosedPeriod:
             requests=body["requests"],
             unpriced=body["unpriced"],
             estimated=body["estimated"],
-            list_cost=Decimal(body["list_cost"]),
-            contracted_cost=Decimal(body["contracted_cost"]),
-            billed_cost=Decimal(body["billed_cost"]),
+            **{name: Decimal(body[name]) for name in COSTS},
             rows=tuple(decode(body["rows"])),
             late=tuple(Late(period_of(one["period"]), tuple(decode(one["rows"]))) for one in body["late"]),
             document=document,
@@ -204,9 +201,7 @@ def _manifest(store: Store, wanted: Period, closed: Sequence[ClosedPeriod], mome
         requests=tally.requests,
         unpriced=tally.unpriced,
         estimated=tally.estimated,
-        list_cost=_total(rows, "list_cost"),
-        contracted_cost=_total(rows, "contracted_cost"),
-        billed_cost=_total(rows, "billed_cost"),
+        **Costs.total(rows)._asdict(),
         rows=rows,
         late=tuple(late_entries(store, closed)),
     )
@@ -237,15 +232,12 @@ def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> li
     for one in closings:
         told, now = _account_sums(_told_rows(one, closings)), _ledger_sums(store, one.period)
         if told != now:
-            found.append((one, EXACT.subtract(_billed(now), _billed(told))))
+            found.append((one, subtract(_billed(now), _billed(told))))
     return found
 
 
-def _billed(sums: Mapping[tuple[Any, ...], tuple[Decimal, ...]]) -> Decimal:
-    total = ZERO
-    for _, _, billed in sums.values():
-        total = EXACT.add(total, billed)
-    return total
+def _billed(sums: Mapping[tuple[Any, ...], Costs]) -> Decimal:
+    return total(costs.billed_cost for costs in sums.values())
 
 
 def corrections(store: Store, closed: ClosedPeriod | None) -> list[Late]:
@@ -272,27 +264,19 @@ def _untold(store: Store, period: Period, told: Mapping[Rate, Rated]) -> list[Ra
     return minus(now.rows, told)
 
 
-def _ledger_sums(store: Store, period: Period) -> dict[tuple[Any, ...], tuple[Decimal, ...]]:
+def _ledger_sums(store: Store, period: Period) -> dict[tuple[Any, ...], Costs]:
     """Costs per account, from the kept sums: quick even for millions of entries."""
     groups = store.aggregate([period.start, period.end], [*ACCOUNTS, "kind"])
-    sums = {group.group: (group.list_cost, group.contracted_cost, group.billed_cost) for group in groups}
+    sums = {group.group: Costs.of(group) for group in groups}
     return {account: costs for account, costs in sums.items() if any(costs)}
 
 
-def _account_sums(rows: Iterable[Rated]) -> dict[tuple[Any, ...], tuple[Decimal, ...]]:
-    sums: dict[tuple[Any, ...], tuple[Decimal, ...]] = {}
+def _account_sums(rows: Iterable[Rated]) -> dict[tuple[Any, ...], Costs]:
+    sums: dict[tuple[Any, ...], Costs] = {}
     for row in rows:
         account = (*row.rate.account, row.rate.kind)
-        before = sums.get(account, (ZERO, ZERO, ZERO))
-        sums[account] = tuple(EXACT.add(sum_, cost) for sum_, cost in zip(before, row[2:5], strict=True))
+        sums[account] = sums.get(account, Costs()).plus(Costs.of(row))
     return {account: costs for account, costs in sums.items() if any(costs)}
-
-
-def _total(rows: Iterable[Rated], name: str) -> Decimal:
-    total = ZERO
-    for row in rows:
-        total = EXACT.add(total, getattr(row, name))
-    return total
 
 
 def period_dict(period: Period) -> dict[str, str]:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 
 from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import Charge, Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
+from tokenmeter.ledger import Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
 from tokenmeter.money import negate
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Store
@@ -103,28 +102,14 @@ def taken_back(estimate: Entry) -> Entry:
         kind="correction",
         recorded_at=utcnow(),
         usage=Usage({meter: negate(quantity) for meter, quantity in estimate.usage.quantities.items()}),
-        charges=tuple(_negative(charge) for charge in estimate.charges),
-        list_cost=_minus(estimate.list_cost),
-        contracted_cost=_minus(estimate.contracted_cost),
-        billed_cost=_minus(estimate.billed_cost),
+        charges=tuple(charge.negated() for charge in estimate.charges),
+        list_cost=negate(estimate.list_cost),
+        contracted_cost=negate(estimate.contracted_cost),
+        billed_cost=negate(estimate.billed_cost),
         flags=tuple(sorted({*estimate.flags, TAKEN_BACK})),
         corrects=estimate.entry_id,
         dedup_key=f"{TAKEN_BACK}:{estimate.entry_id}",
     )
-
-
-def _negative(charge: Charge) -> Charge:
-    return replace(
-        charge,
-        quantity=negate(charge.quantity),
-        list_cost=_minus(charge.list_cost),
-        contracted_cost=_minus(charge.contracted_cost),
-        billed_cost=_minus(charge.billed_cost),
-    )
-
-
-def _minus(amount: Decimal | None) -> Decimal | None:
-    return None if amount is None else negate(amount)
 
 
 class Holds:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.money import add, negate, subtract
+from tokenmeter.money import Costs, add
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.pricing.sheet import Wanted
 from tokenmeter.semconv import INPUT_METERS
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["changed", "correction"]
 
 _ESTIMATED = "estimated"
-_COSTS = ("list_cost", "contracted_cost", "billed_cost")
 
 
 def correction(entry: Entry, pricer: Pricer) -> Entry | None:
@@ -70,7 +69,7 @@ def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry
     if rating.cost_source in {"none", "unpriced"}:
         return None
     whole = all(charge.list_cost is not None for charge in standing)
-    if whole and all(getattr(rating, name) == _sum(standing, name) for name in _COSTS):
+    if whole and Costs.of(rating) == Costs.total(standing):
         return None
     number = f":{len(corrections)}" if corrections else ""
     return _restated(entry, standing, rating, key=f"correction:{entry.entry_id}{number}")
@@ -99,13 +98,6 @@ def _joined(one: Charge, other: Charge) -> Charge:
 
 def _plus(one: Decimal | None, other: Decimal | None) -> Decimal | None:
     return None if one is None or other is None else add(one, other)
-
-
-def _sum(charges: Iterable[Charge], name: str) -> Decimal:
-    result = Decimal(0)
-    for charge in charges:
-        result = add(result, getattr(charge, name) or Decimal(0))
-    return result
 
 
 def _rated(entry: Entry, charges: Iterable[Charge], pricer: Pricer) -> Rating:
@@ -139,9 +131,7 @@ def _groups(entry: Entry, charges: Iterable[Charge]) -> Iterator[Consumption]:
 
 def _restated(entry: Entry, charges: Sequence[Charge], rating: Rating, *, key: str) -> Entry:
     """The entry that takes `charges` back and puts the lines of `rating` in their place."""
-    off = {
-        name: None if (now := getattr(rating, name)) is None else subtract(now, _sum(charges, name)) for name in _COSTS
-    }
+    off = Costs.of(rating).minus(Costs.total(charges))
     return Entry(
         entry_id=new_id(),
         kind="correction",
@@ -156,27 +146,11 @@ def _restated(entry: Entry, charges: Sequence[Charge], rating: Rating, *, key: s
         attempts=0,
         attribution=entry.attribution,
         api_key=entry.api_key,
-        charges=(*map(_taken_back, charges), *rating.charges),
-        list_cost=off["list_cost"],
-        contracted_cost=off["contracted_cost"],
-        billed_cost=off["billed_cost"],
+        charges=(*(charge.negated() for charge in charges), *rating.charges),
+        **off._asdict(),
         cost_source="estimated" if _ESTIMATED in entry.flags else rating.cost_source,
         flags=tuple(sorted({*rating.flags, "repriced"})),
         price_list_hash=rating.price_list_hash,
         corrects=entry.entry_id,
         dedup_key=key,
     )
-
-
-def _taken_back(charge: Charge) -> Charge:
-    return replace(
-        charge,
-        quantity=negate(charge.quantity),
-        list_cost=_minus(charge.list_cost),
-        contracted_cost=_minus(charge.contracted_cost),
-        billed_cost=_minus(charge.billed_cost),
-    )
-
-
-def _minus(amount: Decimal | None) -> Decimal | None:
-    return None if amount is None else negate(amount)

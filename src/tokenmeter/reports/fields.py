@@ -11,8 +11,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from tokenmeter.dimensions import WHO
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import ONE, quantize
-from tokenmeter.reports.query import COSTS, closed
+from tokenmeter.money import COSTS, ONE, quantize
+from tokenmeter.reports.query import closed
 from tokenmeter.reports.sheet import COUNTS, TOKEN_VIEWS, Row, Sheet
 from tokenmeter.semconv import ALL_METERS, unit_of
 from tokenmeter.usage import Quantity, Usage

@@ -200,10 +200,10 @@ def _charge() -> list[Field[CostRow]]:
 
 def _costs() -> list[Field[CostRow]]:
     return [
-        Field("ListCost", "money", lambda row: row.list_cost, summed=True),
-        Field("ContractedCost", "money", lambda row: row.contracted_cost, summed=True),
-        Field("BilledCost", "money", lambda row: row.billed_cost, summed=True),
-        Field("EffectiveCost", "money", lambda row: row.billed_cost, summed=True),
+        Field("ListCost", "money", lambda row: row.costs.list_cost, summed=True),
+        Field("ContractedCost", "money", lambda row: row.costs.contracted_cost, summed=True),
+        Field("BilledCost", "money", lambda row: row.costs.billed_cost, summed=True),
+        Field("EffectiveCost", "money", lambda row: row.costs.billed_cost, summed=True),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenmeter.attribution import Attribution
 from tokenmeter.dimensions import ACCOUNTS, WHO
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, Costs, add, quantize
 from tokenmeter.periods import Period, floor
 from tokenmeter.providers.hosts import host_of
-from tokenmeter.reports.query import BEGINNING, COSTS
+from tokenmeter.reports.query import BEGINNING
 from tokenmeter.stores.documents import Request
 
 if TYPE_CHECKING:
@@ -98,25 +97,19 @@ class CostRow:
         key: What its charges have in common.
         quantity: How much, in ``key.sku.unit``.
         requests: Calls; each is counted in the row of its first charge only, so that they add up.
-        list_cost: US dollars.
-        contracted_cost: US dollars.
-        billed_cost: US dollars.
+        costs: US dollars.
     """
 
     key: CostKey
     quantity: Quantity = 0
     requests: int = 0
-    list_cost: Decimal = ZERO
-    contracted_cost: Decimal = ZERO
-    billed_cost: Decimal = ZERO
+    costs: Costs = Costs()  # noqa: RUF009 - immutable
 
     def add(self, charge: Charge, *, first: bool) -> None:
         """Count one charge."""
         self.requests += first
         self.quantity = add(self.quantity, charge.quantity)
-        self.list_cost = EXACT.add(self.list_cost, charge.list_cost or ZERO)
-        self.contracted_cost = EXACT.add(self.contracted_cost, charge.contracted_cost or ZERO)
-        self.billed_cost = EXACT.add(self.billed_cost, charge.billed_cost or ZERO)
+        self.costs = self.costs.plus(Costs.of(charge))
 
     @property
     def charge_key(self) -> str:
@@ -169,7 +162,7 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
 def _worth_saying(rows: Mapping[CostKey, CostRow]) -> Iterator[CostRow]:
     """Rows without those in which everything was taken back."""
     for row in rows.values():
-        if row.requests or row.quantity or row.list_cost or row.contracted_cost or row.billed_cost:
+        if row.requests or row.quantity or any(row.costs):
             yield row
 
 
@@ -189,12 +182,7 @@ def _restated(sku: Sku, charge: Charge) -> tuple[EntryKind, Sku, Charge]:
 def _charges(entry: Entry) -> Iterator[Charge]:
     """The entry's charges, and what of its cost they do not explain."""
     yield from entry.charges
-    rest = [
-        functools.reduce(
-            EXACT.subtract, (getattr(one, name) or ZERO for one in entry.charges), getattr(entry, name) or ZERO
-        )
-        for name in COSTS
-    ]
+    rest = Costs.of(entry).minus(Costs.total(entry.charges))
     if any(rest) or (not entry.charges and entry.kind == "usage"):  # a failed call is a request, too
         yield Charge(
             model=entry.model,
@@ -202,9 +190,7 @@ def _charges(entry: Entry) -> Iterator[Charge]:
             quantity=0,
             unit="",
             list_unit_price=None,
-            list_cost=rest[0],
-            contracted_cost=rest[1],
-            billed_cost=rest[2],
+            **rest._asdict(),
         )
 
 
@@ -330,7 +316,7 @@ class Books:
         """Pass `rows` on and book each."""
         for row in rows:
             line = self.lines.setdefault(self.detail_id(row), InvoiceLine(row))
-            line.billed_cost = EXACT.add(line.billed_cost, row.billed_cost)
+            line.billed_cost = EXACT.add(line.billed_cost, row.costs.billed_cost)
             self.periods[BillingMonth(row.key.billing_start, row.key.billing_end, self.issuer(row))] = None
             self.unpriced += row.key.sku.cost_source == "unpriced" and row.quantity != 0
             yield row

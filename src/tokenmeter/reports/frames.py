@@ -8,9 +8,9 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import COSTS, EXACT, ZERO
 from tokenmeter.reports.fields import Field, report_fields
-from tokenmeter.reports.query import COSTS, END
+from tokenmeter.reports.query import END
 from tokenmeter.reports.sheet import COUNTS, Row, Sheet
 from tokenmeter.reports.writers import import_extra
 

@@ -8,20 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
 from typing import Any, cast
 
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.money import EXACT
+from tokenmeter.money import COSTS, EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Usage
 
 __all__ = [
     "BEGINNING",
-    "COSTS",
     "END",
     "EVER",
     "Accepted",
@@ -39,9 +37,6 @@ __all__ = [
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(9999, 12, 31, tzinfo=UTC)
 EVER = Period(BEGINNING, END, "UTC", "all time")
-
-#: The three costs of an entry, a charge, a row: US dollars.
-COSTS = ("list_cost", "contracted_cost", "billed_cost")
 
 Instant = datetime | date | str
 #: What one filter accepts: a value, None for "not set", or several of these.
@@ -111,7 +106,7 @@ def read_entries(store: Store, query: Query, *, newest_first: bool = False) -> I
 def _narrowed(entry: Entry, meters: frozenset[str | None]) -> Entry:
     charges = tuple(charge for charge in entry.charges if charge.sku_meter in meters)
     quantities = {meter: quantity for meter, quantity in entry.usage.quantities.items() if meter in meters}
-    costs: dict[str, Decimal | None] = {}
+    costs: dict[str, Any] = {}
     for name in COSTS:
         known = [cost for charge in charges if (cost := getattr(charge, name)) is not None]
         whole = getattr(entry, name)
@@ -125,9 +120,7 @@ def _narrowed(entry: Entry, meters: frozenset[str | None]) -> Entry:
         entry,
         charges=charges,
         usage=Usage(quantities, entry.usage.reasoning_output_tokens if "output" in quantities else 0),
-        list_cost=costs["list_cost"],
-        contracted_cost=costs["contracted_cost"],
-        billed_cost=costs["billed_cost"],
+        **costs,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, overload
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
+from tokenmeter.money import Costs
 from tokenmeter.periods import Period
 from tokenmeter.reports import frames, table
 from tokenmeter.reports.export import Manifest, Origin, ledger_facts, write
@@ -250,9 +251,7 @@ def _row(bucket: Period, by: Sequence[str], sums: Aggregate) -> Row:
         unpriced=sums.unpriced,
         estimated=sums.estimated,
         usage=Usage({m: q for m, q in sums.quantities.items() if q}, sums.reasoning_output_tokens),
-        list_cost=sums.list_cost,
-        contracted_cost=sums.contracted_cost,
-        billed_cost=sums.billed_cost,
+        **Costs.of(sums)._asdict(),
     )
 
 
@@ -270,9 +269,7 @@ def _totals(store: Store, query: Query, boundaries: Sequence[datetime], rows: Se
         unpriced=sum(one.unpriced for one in counted),
         estimated=sum(one.estimated for one in counted),
         usage=Usage(total.usage.quantities, sum(one.reasoning_output_tokens for one in counted)),
-        list_cost=total.list_cost,
-        contracted_cost=total.contracted_cost,
-        billed_cost=total.billed_cost,
+        **Costs.of(total)._asdict(),
     )
 
 

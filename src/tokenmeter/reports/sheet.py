@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal
 from typing import Any
 
-from tokenmeter.money import EXACT, ZERO, quantize
+from tokenmeter.money import COSTS, EXACT, ZERO, Costs, quantize
 from tokenmeter.periods import CalendarUnit, Period
-from tokenmeter.reports.query import BEGINNING, COSTS, EVER, closed
+from tokenmeter.reports.query import BEGINNING, EVER, closed
 from tokenmeter.usage import Usage
 
 __all__ = ["COUNTS", "TOKEN_VIEWS", "Row", "Sheet"]
@@ -122,9 +121,7 @@ class Row:
             unpriced=sum(row.unpriced for row in rows),
             estimated=sum(row.estimated for row in rows),
             usage=Usage.total(row.usage for row in rows),
-            list_cost=_sum(row.list_cost for row in rows),
-            contracted_cost=_sum(row.contracted_cost for row in rows),
-            billed_cost=_sum(row.billed_cost for row in rows),
+            **Costs.total(rows)._asdict(),
         )
 
 
@@ -157,7 +154,3 @@ class Sheet:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def _sum(amounts: Iterable[Decimal]) -> Decimal:
-    return functools.reduce(EXACT.add, amounts, ZERO)
