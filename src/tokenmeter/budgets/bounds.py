@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, RequestFacts
@@ -26,7 +26,7 @@ from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.usage import Observation
 
-__all__ = ["Bound", "Ceilings", "Expectations", "bound", "input_estimate", "longest_prompt", "picodollars"]
+__all__ = ["Bound", "Ceilings", "Expectations", "Sizes", "bound", "input_estimate", "longest_prompt", "picodollars"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -56,6 +56,8 @@ _PAIRS = 1024
 _ENOUGH = 20
 _LIKELY_BYTES_PER_TOKEN = 2
 _LIKELY_IMAGE_TOKENS = 2_000
+#: Prices change on the minute at the earliest.
+_MINUTE = 60_000_000
 _WORDS = {
     "advisor": "an advisor model may answer as well",
     "background": "a background answer is billed after the call has returned",
@@ -207,10 +209,14 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
     return reasons
 
 
+def _overhead(provider: str, model: str | None) -> int:
+    claude = provider == "anthropic" or "claude" in (model or "")
+    return CLAUDE_OVERHEAD if claude else REQUEST_OVERHEAD
+
+
 def _prompt_bound(call: Call, context: int | None, counter: TokenCounter | None) -> int:
     facts = call.facts
-    claude = call.provider == "anthropic" or "claude" in (facts.model or "")
-    tokens = _text_bound(call, counter) + (CLAUDE_OVERHEAD if claude else REQUEST_OVERHEAD)
+    tokens = _text_bound(call.provider, facts, counter) + _overhead(call.provider, facts.model)
     if facts.image_count:
         tokens += facts.image_count * _image_cap(facts)
     if context is not None and facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
@@ -220,16 +226,16 @@ def _prompt_bound(call: Call, context: int | None, counter: TokenCounter | None)
 
 def longest_prompt(call: Call) -> int | None:
     """The prompt's bound by its bytes alone; None where part of it lies elsewhere."""
-    named = call.facts.unbounded
-    if named and not _BOUNDED_BY_CONTEXT.isdisjoint(named.split(",")):
-        return None
-    return _prompt_bound(call, None, None)
-
-
-def _text_bound(call: Call, counter: TokenCounter | None) -> int:
-    """The prompt's bytes; of its longer texts the tokens, where they can be counted."""
     facts = call.facts
-    encoding = encoding_of(call.provider, facts.model) if facts.long_texts and counter is not None else None
+    if facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
+        return None
+    longest = facts.input_bytes + _overhead(call.provider, facts.model)
+    return longest + facts.image_count * _image_cap(facts) if facts.image_count else longest
+
+
+def _text_bound(provider: str, facts: RequestFacts, counter: TokenCounter | None) -> int:
+    """The prompt's bytes; of its longer texts the tokens, where they can be counted."""
+    encoding = encoding_of(provider, facts.model) if facts.long_texts and counter is not None else None
     if encoding is None or counter is None:
         return facts.input_bytes
     counted = counter.count(encoding, facts.long_texts)
@@ -255,6 +261,70 @@ def _answer_bound(call: Call, maximum: int | None) -> int | None:
     return None if each is None else max(each, 0) * call.facts.choices
 
 
+class Sizes:
+    """What calls of one kind may use at most, in integers: `bound` for any length of prompt and answer.
+
+    Nothing is decided here: `of` takes a ceiling's rates, exactly, and only for calls whose bound is a matter of their
+    prompt's bytes and pictures and of their answers' number and length.
+
+    Args:
+        call: One of them.
+        ceiling: The dearest rates that can apply to it.
+        at_us: When it leaves, in microseconds since the epoch.
+        tiers: `Ceilings.tiers` at that moment.
+
+    Attributes:
+        tiers: As given.
+        until_us: First instant at which other rates may apply.
+    """
+
+    __slots__ = ("_fixed", "_input", "_maximum", "_output", "_provider", "_scale", "_silent", "tiers", "until_us")
+
+    def __init__(self, call: Call, ceiling: Ceiling, at_us: int, tiers: int) -> None:
+        self.tiers = tiers
+        self.until_us = (at_us // _MINUTE + 1) * _MINUTE
+        self._provider = call.provider
+        self._silent = call.operation in _NO_OUTPUT_OPERATIONS
+        self._maximum = ceiling.max_output_tokens or ceiling.context_window
+        output = ZERO if self._silent else ceiling.output
+        rates = (ceiling.input or ZERO, output or ZERO, ceiling.request or ZERO)
+        finest = max(0, *(-int(rate.as_tuple().exponent) - 12 for rate in rates))
+        self._scale = 10**finest
+        self._input, self._output, self._fixed = (int(EXACT.scaleb(rate, 12 + finest)) for rate in rates)
+
+    @classmethod
+    def of(cls, call: Call, ceiling: Ceiling | None, *, at_us: int, tiers: int) -> Sizes | None:
+        """The sizes of calls like `call`; None where they are not a matter of lengths alone."""
+        if ceiling is None or not ceiling.known or ceiling.input is None or call.facts.unbounded:
+            return None
+        silent = call.operation in _NO_OUTPUT_OPERATIONS
+        if not (silent or (call.operation in _TEXT_OPERATIONS and ceiling.output is not None)):
+            return None
+        return None if _pieces(call, ceiling) is not None else cls(call, ceiling, at_us, tiers)
+
+    def amounts(self, facts: RequestFacts, longest: int, tokens: TokenCounter | None) -> tuple[int, int] | None:
+        """What a call may use: picodollars, rounded up, and tokens; None where the answer may be of any length.
+
+        Args:
+            facts: Of its request.
+            longest: Its `longest_prompt`.
+            tokens: Counts the prompt's longer texts where a tokenizer is at hand.
+        """
+        prompt = longest
+        if facts.long_texts:
+            prompt += _text_bound(self._provider, facts, tokens) - facts.input_bytes
+        answer = 0
+        if not self._silent:
+            each = facts.max_output_tokens
+            if each is None:
+                each = self._maximum
+            if each is None:
+                return None
+            answer = max(each, 0) * facts.choices
+        cost = self._input * prompt + self._output * answer + self._fixed
+        return -(-cost // self._scale), prompt + answer
+
+
 _MOST_CEILINGS = 4_096
 _STANDARD = frozenset({"default", "standard", "auto"})
 #: A ceiling's rates: every field that is an amount of money.
@@ -262,9 +332,14 @@ _RATES = tuple(item.name for item in fields(Ceiling) if "Decimal" in str(item.ty
 
 
 class Ceilings:
-    """Remembers a `Pricer`'s ceilings within one minute: prices change on the minute at the earliest."""
+    """Remembers a `Pricer`'s ceilings within one minute: prices change on the minute at the earliest.
+
+    Attributes:
+        tiers: How many models were met in a tier of their own; what was asked before one was is out of date.
+    """
 
     def __init__(self) -> None:
+        self.tiers = 0
         self._known: dict[tuple[object, ...], Ceiling | None] = {}
         self._served: dict[tuple[str, str | None], frozenset[str]] = {}
 
@@ -277,6 +352,7 @@ class Ceilings:
         known = self._served.get(key, frozenset())
         if tier not in known and len(self._served) < _MOST_CEILINGS:
             self._served[key] = known | {tier}
+            self.tiers += 1
 
     def of(self, call: Call, at: datetime, pricer: Pricer, *, prompt_tokens: int | None = None) -> Ceiling | None:
         """The dearest rates `call` could be billed at; those of other models, marked so, for an unknown model.
@@ -365,7 +441,7 @@ def input_estimate(call: Call) -> Observation:
 @dataclass(frozen=True, slots=True)
 class _Sample:
     outputs: deque[int]
-    costs: deque[Decimal]
+    costs: deque[int]
     milliseconds: deque[int]
 
     @classmethod
@@ -396,7 +472,20 @@ class Expectations:
         """Take in one settled call."""
         if entry.kind != "usage" or entry.status != "ok":
             return
-        key = (entry.attribution.route, entry.request_model)
+        priced = entry.billed_cost is not None and entry.cost_source != "unpriced"
+        self.learn_amounts(
+            entry.attribution.route,
+            entry.request_model,
+            output=entry.usage.output_tokens,
+            cost=picodollars(entry.billed_cost) if priced and entry.billed_cost is not None else None,
+            latency_us=entry.latency_us,
+        )
+
+    def learn_amounts(
+        self, route: str | None, model: str | None, *, output: int, cost: int | None, latency_us: int | None
+    ) -> None:
+        """Take in what one settled call used: tokens, picodollars and microseconds."""
+        key = (route, model)
         with _lock:
             sample = self._samples.get(key)
             if sample is None:
@@ -404,11 +493,11 @@ class Expectations:
                 if len(self._samples) > _PAIRS:
                     self._samples.popitem(last=False)
             self._samples.move_to_end(key)
-            sample.outputs.append(entry.usage.output_tokens)
-            if entry.billed_cost is not None and entry.cost_source != "unpriced":
-                sample.costs.append(entry.billed_cost)
-            if entry.latency_us is not None:
-                sample.milliseconds.append(entry.latency_us // 1000)
+            sample.outputs.append(output)
+            if cost is not None:
+                sample.costs.append(cost)
+            if latency_us is not None:
+                sample.milliseconds.append(latency_us // 1000)
 
     def amount(self, call: Call, upper: Bound, unit: str) -> int | None:
         """What `call` will likely use of `unit`: its prompt and the 99th percentile of the answers seen.
@@ -423,7 +512,7 @@ class Expectations:
         prompt = -(-call.facts.input_bytes // _LIKELY_BYTES_PER_TOKEN) + call.facts.image_count * _LIKELY_IMAGE_TOKENS
         likely: int | None = prompt + output * call.facts.choices if output is not None else None
         if unit == "usd":
-            likely = None if cost is None else picodollars(cost)
+            likely = cost
         most = upper.amount(unit)
         return most if likely is None else likely if most is None else min(likely, most)
 
@@ -435,10 +524,7 @@ class Expectations:
         return Decimal(1) if middle is None else EXACT.scaleb(max(Decimal(middle), Decimal(50)), -3)
 
 
-_N = TypeVar("_N", int, Decimal)
-
-
-def _percentile(values: Collection[_N], percent: int) -> _N | None:
+def _percentile(values: Collection[int], percent: int) -> int | None:
     """The nearest-rank percentile; None of nothing."""
     ordered = sorted(values)
     return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None

@@ -12,14 +12,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice
-from tokenmeter.budgets.bounds import Ceilings, Expectations, longest_prompt, picodollars
+from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt, picodollars
 from tokenmeter.budgets.counting import count, spent_by, tally, with_held
+from tokenmeter.budgets.demands import Amounts
 from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
-from tokenmeter.budgets.matching import Cap, CapIndex, Keys, Subject, parse_scope
+from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
 from tokenmeter.budgets.plan import Hold, Plan, UnboundedError, explain, make_plan, refuse
 from tokenmeter.budgets.policy import (
     IN_FLIGHT,
@@ -73,42 +73,6 @@ class Held:
     runs: RunClaims
 
 
-class Matching(NamedTuple):
-    """One limit that applies to a call.
-
-    Attributes:
-        cap: The limit.
-        scope: Scope values of its counter.
-        keys: Its counters, opened, with their windows' ends: one, or all overlapping windows of a rate limit.
-        limit: What it is now, in the counters' integers; None for one that only counts.
-        thresholds: Settled amounts that alert, ascending.
-    """
-
-    cap: Cap
-    scope: dict[str, str]
-    keys: Keys
-    limit: int | None
-    thresholds: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """Every limit that applies to a call.
-
-    Attributes:
-        caps: In the order of their counters' keys.
-        until_us: First instant at which anything of it may differ, in microseconds since the epoch.
-        generation: `Store.generation` at which it was so.
-        plain: Whether every hard one goes by strict bounds and a limit that is not asked for, counts, and injects
-            nothing; and no run is around the call.
-    """
-
-    caps: tuple[Matching, ...]
-    until_us: int
-    generation: int | None
-    plain: bool
-
-
 class Budgets(Registry):
     """The budgets of one ledger at work: what they ask of a call, and what an entry adds to them.
 
@@ -143,7 +107,7 @@ class Budgets(Registry):
         super().__init__(store, declared, source=source, fault=fault)
         self.alerts = AlertQueue(alerts)
         self._pricer = pricer
-        self._rules = tuple(rules)
+        self.rules = tuple(rules)
         self._rules_due = time.monotonic() + _FIRST_LOOK
         self._holds = Holds(
             store,
@@ -244,9 +208,60 @@ class Budgets(Registry):
             until_us=min([state.next_date(now), *(self._until(state, one, now) for one in caps)]),
             generation=state.generation,
             plain=not runs_of(call.scopes)
-            and all(cap.strict and cap.counts and not cap.budget.inject_max_tokens for cap in hard)
+            and all(cap.budget.estimate == "strict" for cap in hard)
             and not any(one.cap.budget.asks for one in caps),
         )
+
+    @property
+    def singled_out(self) -> tuple[str, ...]:
+        """What budgets look at besides who, which key, which model: ``end_user`` and tags, as ``tag:NAME``."""
+        return self._state.singled_out
+
+    @property
+    def hold_us(self) -> int:
+        """Microseconds that a call may be in flight before its hold expires."""
+        return self._holds.hold_us
+
+    def amounts(self, call: Call, at_us: int, known: dict[int, Sizes]) -> Amounts | None:
+        """What a call may use at most; None where that is for the general way to say.
+
+        Args:
+            call: The call.
+            at_us: When it leaves, in microseconds since the epoch.
+            known: What was worked out for calls like it; sizes of one length of prompt hold for a minute.
+        """
+        facts = call.facts
+        if facts.unbounded is not None:
+            return None
+        longest = longest_prompt(call)
+        if longest is None:
+            return None
+        length = longest.bit_length()
+        sizes = known.get(length)
+        ceilings = self._ceilings
+        if sizes is None or at_us >= sizes.until_us or sizes.tiers != ceilings.tiers:
+            tiers = ceilings.tiers
+            ceiling = ceilings.of(call, from_microseconds(at_us), self._pricer, prompt_tokens=longest)
+            sizes = Sizes.of(call, ceiling, at_us=at_us, tiers=tiers)
+            if sizes is None:
+                return None
+            known[length] = sizes
+        found = sizes.amounts(facts, longest, self._tokens)
+        return None if found is None else (*found, 1)
+
+    def settled(self, call: Entry, output: int, cost: int, latency_us: int) -> None:
+        """As `learn`, of a call that was recorded by its plan; expired holds are looked for when it is time.
+
+        Args:
+            call: An entry of a call like it.
+            output: Tokens of its answer.
+            cost: Picodollars.
+            latency_us: Microseconds that it took.
+        """
+        if self._state.hard:
+            route, model = call.attribution.route, call.request_model
+            self._learned.learn_amounts(route, model, output=output, cost=cost, latency_us=latency_us)
+            self._holds.sweep_sometimes()
 
     @staticmethod
     def _until(state: InForce, one: Matching, now: int) -> int:
@@ -508,7 +523,7 @@ class Budgets(Registry):
         """
         now = self._store.now()
         sight = Sight(self._store, self.remaining({}, now), now, faults, f"{_HOST}:{os.getpid()}")
-        found = check(self._rules, sight)
+        found = check(self.rules, sight)
         for notice in found:
             self.alerts.submit(notice)
         return found
@@ -516,7 +531,7 @@ class Budgets(Registry):
     def check_rules_sometimes(self, *, faults: int) -> None:
         """`check_rules` in a thread, every five minutes. Never waits, never raises."""
         now = time.monotonic()
-        if self._rules and now >= self._rules_due:
+        if self.rules and now >= self._rules_due:
             self._rules_due = now + _LOOK_EVERY
             self._holds.in_background("check rules", lambda: self.check_rules(faults=faults))
 

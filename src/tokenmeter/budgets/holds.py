@@ -137,6 +137,7 @@ class Holds:
         announce: Callable[[Sequence[ThresholdCrossing]], None],
     ) -> None:
         self.hold_time = hold_time
+        self.hold_us = hold_time // timedelta(microseconds=1)
         self._store = store
         self._pricer = pricer
         self._rate = rate

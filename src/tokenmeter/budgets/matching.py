@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from tokenmeter.attribution import ApiKey, Attribution
@@ -19,7 +20,9 @@ __all__ = [
     "Cap",
     "CapIndex",
     "Keys",
+    "Matched",
     "Matcher",
+    "Matching",
     "Subject",
     "parse_scope",
     "scope_text",
@@ -280,3 +283,39 @@ class CapIndex:
             if value is not None:
                 candidates += by_value.get(value, ())
         return candidates
+
+
+class Matching(NamedTuple):
+    """One limit that applies to a call.
+
+    Attributes:
+        cap: The limit.
+        scope: Scope values of its counter.
+        keys: Its counters, opened, with their windows' ends: one, or all overlapping windows of a rate limit.
+        limit: What it is now, in the counters' integers; None for one that only counts.
+        thresholds: Settled amounts that alert, ascending.
+    """
+
+    cap: Cap
+    scope: dict[str, str]
+    keys: Keys
+    limit: int | None
+    thresholds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Every limit that applies to a call.
+
+    Attributes:
+        caps: In the order of their counters' keys.
+        until_us: First instant at which anything of it may differ, in microseconds since the epoch.
+        generation: `Store.generation` at which it was so.
+        plain: Whether every hard one goes by a call's upper bound and by a limit that nobody has to be asked for, and
+            no run is around the call.
+    """
+
+    caps: tuple[Matching, ...]
+    until_us: int
+    generation: int | None
+    plain: bool

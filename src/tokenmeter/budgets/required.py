@@ -46,10 +46,7 @@ class Required:
         Raises:
             AttributionRequiredError: something is missing, and such calls are refused.
         """
-        if not self.names:
-            return
-        subject = Subject.of_call(call)
-        missing = [name for name in self.names if subject.value(name) is None]
+        missing = self.missing(call)
         if not missing:
             return
         place, what = place_in_code(), ", ".join(missing)
@@ -61,6 +58,13 @@ class Required:
                 missing=tuple(missing),
             )
         self.tell(place, f"The call to {call.endpoint} at {place} has no {what}. {mend}.")
+
+    def missing(self, call: Call) -> list[str]:
+        """What a call lacks."""
+        if not self.names:
+            return []
+        subject = Subject.of_call(call)
+        return [name for name in self.names if subject.value(name) is None]
 
     def tell(self, key: str, text: str) -> None:
         """Log `text` once per `key`."""

@@ -30,11 +30,12 @@ from tokenmeter.errors import (
     StoreUnavailableError,
 )
 from tokenmeter.ledger import new_id
-from tokenmeter.stores.values import from_microseconds
+from tokenmeter.meter import Authorization, Meter
+from tokenmeter.meter.plans import Answered
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
-    from tokenmeter.meter import Authorization, Meter
+    from tokenmeter.budgets.demands import PlannedHold
     from tokenmeter.providers.base import Endpoint, Plain, StreamReader
 
 __all__ = ["REFUSALS", "Identity", "InFlight", "describe", "identify", "leave", "open_call"]
@@ -68,6 +69,7 @@ class InFlight:
         "_authorization",
         "_body",
         "_call",
+        "_hold",
         "_hold_id",
         "_identity",
         "_key",
@@ -110,6 +112,7 @@ class InFlight:
         self._streamed = streamed
         self._answers: list[Exchange] = []
         self._hold_id: str | None = None
+        self._hold: PlannedHold | None = None
         self._readings: Readings | None = None
         self._returned = False
         self._authorization: Authorization | None = None
@@ -118,7 +121,7 @@ class InFlight:
         self._plan = None if self._key is None else meter.plans.find(self._key)
         self._started_us = meter.plans.now_us()
         self.started_ns = time.perf_counter_ns()
-        if self._plan is None or streamed:
+        if self._plan is None or streamed or self._plan.demands.any:
             self._call = self._described()  # right here: a body may change while its answer is awaited
         if self._plan is None:
             self._authorization = leave(meter, self._call or self._described())
@@ -147,9 +150,7 @@ class InFlight:
     def authorization(self) -> Authorization:
         """Leave for it."""
         if self._authorization is None:
-            self._authorization = leave(self.meter, self.call)
-            self._authorization.started_at = from_microseconds(self._started_us)
-            self._authorization.started_ns = self.started_ns
+            self._authorization = self.meter.resume(self.call, self._started_us, self.started_ns, self._hold)
         return self._authorization
 
     # -- leave
@@ -160,12 +161,11 @@ class InFlight:
         Raises:
             BudgetExceededError: nothing must be sent.
         """
-        self.awaits_key = False
-        if self._plan is not None or not self.endpoint.billed:
+        hold_id = self._ask_plan()
+        if hold_id is None:
             return
         try:
-            self._hold_id = new_id()
-            self._authorization = self.meter.authorize(self.call, hold_id=self._hold_id)
+            self._authorization = self.meter.authorize(self.call, hold_id=hold_id)
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -173,16 +173,35 @@ class InFlight:
 
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
-        self.awaits_key = False
-        if self._plan is not None or not self.endpoint.billed:
+        hold_id = self._ask_plan()
+        if hold_id is None:
             return
         try:
-            self._hold_id = new_id()
-            self._authorization = await authorize_async(self.meter, self.call, self._hold_id)
+            self._authorization = await authorize_async(self.meter, self.call, hold_id)
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
+
+    def _ask_plan(self) -> str | None:
+        """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""
+        self.awaits_key = False
+        plan = self._plan
+        if plan is not None:
+            if not plan.demands.any:
+                return None
+            self._hold_id = new_id()
+            try:
+                self._hold = self.meter.plans.hold(plan, self.call, self._started_us, self._hold_id)
+            except Exception as error:  # noqa: BLE001 - the general way says what comes of it
+                self.meter.fault("hold a call's budget by its plan", error)
+            if self._hold is not None:
+                return None
+            self._plan = None
+        if not self.endpoint.billed:
+            return None
+        self._hold_id = new_id()
+        return self._hold_id
 
     def learn_key(self, key: str | None) -> bool:
         """Take the key that a request was prepared with; whether it is what leave was waiting for."""
@@ -202,8 +221,7 @@ class InFlight:
 
     def keep_hold(self) -> None:
         """A stream goes on: what is held for it stays held."""
-        if self._authorization is not None:
-            self.meter.extend(self._authorization)
+        self.meter.extend(self.authorization)
 
     # -- responses
 
@@ -228,12 +246,19 @@ class InFlight:
             request_id=self.binding.sdk.request_id(headers),
             attempts=self.attempts or 1,
             streamed=streamed,
-            holding=self._authorization is not None and self._authorization.reservation is not None,
+            holding=self._holds,
         )
         self._answers.append(exchange)
         if streamed:
             watch(exchange)
         return exchange
+
+    @property
+    def _holds(self) -> bool:
+        """Whether anything is held for it in the ledger."""
+        if self._hold is not None:
+            return bool(self._hold.demands.claims)
+        return self._authorization is not None and self._authorization.reservation is not None
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
         """One of many bills in an answer; None when it is not billed."""
@@ -272,26 +297,31 @@ class InFlight:
         """Write down a plain answer by the plan of calls like this one; whether that was possible."""
         if self._plan is None:
             return False
+        meter, who = self.meter, self._identity
+        answered = Answered(
+            entry_id,
+            self._hold,
+            plain,
+            who.attribution,
+            who.scopes,
+            who.span,
+            self._started_us,
+            self.started_ns,
+            exchange.request_id,
+            exchange.attempts,
+            self._streamed,
+            exchange.first_token_us,
+        )
         try:
-            return self.meter.plans.write(
-                self._plan,
-                plain,
-                self._identity.attribution,
-                self._identity.scopes,
-                self._identity.span,
-                started_us=self._started_us,
-                started_ns=self.started_ns,
-                request_id=exchange.request_id,
-                attempts=exchange.attempts,
-                streamed=self._streamed,
-                first_token_us=exchange.first_token_us,
-                entry_id=entry_id,
-            )
+            written = meter.plans.write(self._plan, answered)
         except (StoreUnavailableError, StoreBusyError):
             return False  # the general way tries once more, from a thread if need be
         except Exception as error:  # noqa: BLE001 - as above
-            self.meter.fault("record a call by its plan", error)
+            meter.fault("record a call by its plan", error)
             return False
+        if written and meter.budgets.rules:
+            meter.budgets.check_rules_sometimes(faults=meter.faults)
+        return written
 
     def general(self, exchange: Exchange, plain: Plain | None, *, last: bool) -> Iterator[Settling]:
         """What is to be written down of an answer, the general way."""
@@ -375,8 +405,8 @@ class InFlight:
         return [Settling(self.meter, self.authorization, outcome)]
 
     def _release(self, *, interrupted: bool = False) -> None:
-        if self._authorization is not None and self._authorization.reservation is not None:
-            self.meter.release(self._authorization)
+        if self._holds:
+            self.meter.release(self.authorization)
         elif interrupted and self._hold_id is not None:
             self.meter.free(self._hold_id)
         elif self._authorization is not None:
@@ -562,8 +592,11 @@ def _plan_key(
     if not singular.isdisjoint(body) and any(_is_given(body.get(name)) for name in singular):
         return None
     model, tier = body.get("model"), body.get("service_tier")
-    if type(model) is not str or any(type(scope) is not Scope for scope in identity.scopes):
-        return None  # among the blocks around it is one with a budget of its own
+    if type(model) is not str:
+        return None
+    for scope in identity.scopes:
+        if type(scope) is not Scope:
+            return None  # a block with a budget of its own
     if type(tier) is not str:
         if _is_given(tier):
             return None
@@ -607,6 +640,4 @@ def describe(
 
 def leave(meter: Meter, call: Call) -> Authorization:
     """Leave for a call that no budget is asked about."""
-    from tokenmeter.meter import Authorization  # noqa: PLC0415 - there is a meter by now, which importing us need not load
-
     return Authorization(call, meter.store.now(), time.perf_counter_ns())

@@ -167,9 +167,9 @@ def _request(kind: type[Any]) -> Callable[..., Any]:
             CURRENT.set(call)  # None: a free call of a key provider or middleware is not the call around it
             if call is None:
                 return send(self, cast_to, options, *args, **kwargs)
-            if not call.awaits_key:
-                call.authorize()
             try:
+                if not call.awaits_key:
+                    call.authorize()
                 value = send(self, cast_to, _prepared(self, call, options, kwargs), *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not _refuses_usage(self, call, error):
@@ -200,9 +200,9 @@ def _request_async(kind: type[Any]) -> Callable[..., Any]:
             CURRENT.set(call)
             if call is None:
                 return await send(self, cast_to, options, *args, **kwargs)
-            if not call.awaits_key:
-                await call.authorize_async()
             try:
+                if not call.awaits_key:
+                    await call.authorize_async()
                 value = await send(self, cast_to, _prepared(self, call, options, kwargs), *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not _refuses_usage(self, call, error):

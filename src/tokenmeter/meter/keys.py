@@ -9,8 +9,10 @@ from dataclasses import replace
 from tokenmeter.attribution import ApiKey
 from tokenmeter.errors import StoreError
 
-__all__ = ["KeyRing"]
+__all__ = ["UNKNOWN", "KeyRing"]
 
+#: Fingerprint of every key while the ledger's secret cannot be read.
+UNKNOWN = "unknown"
 #: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
 _MOST_KEYS = 1_000
 
@@ -57,7 +59,7 @@ class KeyRing:
                 self._secret = self._read_secret()
         except StoreError as error:
             self._fault("read the ledger's secret", error)
-            return replace(ApiKey.identify(key, secret=b"", alias=alias), fingerprint="unknown")
+            return replace(ApiKey.identify(key, secret=b"", alias=alias), fingerprint=UNKNOWN)
         if len(self._keys) >= _MOST_KEYS:
             self._keys.clear()
         known = self._keys[key] = ApiKey.identify(key, secret=self._secret, alias=alias)

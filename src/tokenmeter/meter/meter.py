@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import EXIT_SECONDS
+from tokenmeter.budgets.demands import PlannedHold
 from tokenmeter.budgets.required import Required
 from tokenmeter.budgets.rules import Rule
 from tokenmeter.call import Call, Outcome
@@ -28,6 +29,7 @@ from tokenmeter.meter.recording import NOTHING_SEEN, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Fault, Spooling, Store
+from tokenmeter.stores.values import from_microseconds
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -118,7 +120,13 @@ class Meter:
         )
 
         self.plans = Plans(
-            store, pricer, self.budgets, self._tell, required=self.required, tells_all=bool(self._observers)
+            store,
+            pricer,
+            self.budgets,
+            self._tell,
+            self.fault,
+            required=self.required,
+            tells_all=bool(self._observers),
         )
 
     # -- identity
@@ -174,6 +182,14 @@ class Meter:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
             self._without_store(authorization, error)
+        return authorization
+
+    def resume(self, call: Call, started_us: int, started_ns: int, hold: PlannedHold | None = None) -> Authorization:
+        """Leave for a call that left by its plan, for the general way to go on with."""
+        authorization = Authorization(call, from_microseconds(started_us), started_ns)
+        if hold is not None and hold.demands.claims:
+            authorization.reservation = hold.demands.reservation(hold, call)
+            authorization.extend_due_ns = started_ns + self._extend_every_ns
         return authorization
 
     def _read_prices(self, *, wait: bool) -> None:
