@@ -70,9 +70,9 @@ WITH := pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis 'websockets
 sdk-matrix: $(MATRIX)/oldest.json $(MATRIX)/middle.json $(MATRIX)/newest.json
 	$(MATRIX)/newest/bin/python tests/capture/write_coverage.py docs/reference/coverage.md $^
 
-$(MATRIX)/oldest.json: SDKS := openai==1.40.0 anthropic==0.34.0 'httpx<0.28'
-$(MATRIX)/middle.json: SDKS := openai==2.54.0 anthropic==0.125.0
-$(MATRIX)/newest.json: SDKS := 'openai>=3.54' 'anthropic>=2.12'
+$(MATRIX)/oldest.json: SDKS := openai==1.40.0 anthropic==0.34.0 google-genai==1.0.0 'httpx<0.28'
+$(MATRIX)/middle.json: SDKS := openai==2.54.0 anthropic==0.125.0 google-genai==2.10.0
+$(MATRIX)/newest.json: SDKS := 'openai>=3.54' 'anthropic>=2.12' 'google-genai>=3.6'
 
 .PHONY: FORCE
 $(MATRIX)/%.json: FORCE

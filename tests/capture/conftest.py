@@ -14,6 +14,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from google import genai
 
 import tokenmeter.anthropic
 import tokenmeter.openai
@@ -170,5 +171,5 @@ def coverage() -> dict[str, str]:
 def pytest_sessionfinish() -> None:
     target = os.environ.get("TOKENMETER_COVERAGE")
     if target and _seen:
-        versions = {"openai": openai.__version__, "anthropic": anthropic.__version__}
+        versions = {"openai": openai.__version__, "anthropic": anthropic.__version__, "google": genai.__version__}
         Path(target).write_text(json.dumps({"versions": versions, "shapes": _seen}, indent=1), encoding="utf-8")

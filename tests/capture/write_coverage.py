@@ -36,7 +36,7 @@ difference is `stream_options.include_usage` on chat and completion streams, des
 def main(target: str, *files: str) -> None:
     """Merge the runs into one table per SDK."""
     runs = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
-    text = _HEAD + "\n".join(_table(sdk, runs) for sdk in ("openai", "anthropic"))
+    text = _HEAD + "\n".join(_table(sdk, runs) for sdk in ("openai", "anthropic", "google"))
     Path(target).write_text(text, encoding="utf-8")
 
 

@@ -28,6 +28,8 @@ def namespace(tmp_path, monkeypatch):
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-docs-0002")
         monkeypatch.setenv("OPENAI_BASE_URL", provider.openai_url)
         monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.anthropic_url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AIza-docs-google-0003")
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", provider.google_url)
         from tokenmeter.anthropic import Anthropic
         from tokenmeter.openai import OpenAI
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.sdk import BINDING, Binding, binding_of
@@ -382,7 +383,8 @@ def _begun(call: InFlight) -> Exchange:
 def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
     """One chunk of a stream. Never raises."""
     try:
-        exchange.events.append(_decoded(answer))
+        # An older SDK goes on to take apart the very object.
+        exchange.events.append(deepcopy(answer) if isinstance(answer, dict) else _decoded(answer))
     except Exception as error:  # noqa: BLE001 - the caller gets his chunk
         call.meter.fault("read a response", error)
         return
