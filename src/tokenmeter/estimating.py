@@ -25,7 +25,7 @@ from tokenmeter.providers import dialect_for
 from tokenmeter.providers.estimates import TOKENS_PER_IMAGE, tokens_of
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
-__all__ = ["Estimate", "UpperLine", "estimate"]
+__all__ = ["Estimate", "UpperLine", "estimate", "provider_of"]
 
 #: Tokens of an answer of which nothing is known. It is a convention, so whatever rests on it is flagged.
 ASSUMED_ANSWER = 500
@@ -178,7 +178,7 @@ def estimate(
     ):
         if tokens is not None and (type(tokens) is not int or tokens < 0):
             raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
-    who = provider or next((owner for word, owner in _FAMILIES if named.startswith(word)), "openai")
+    who = provider or provider_of(named)
     path = endpoint or ("messages" if who == "anthropic" else "responses" if "input" in whole else "chat.completions")
     facts, call = _call(who, path, {**whole, "model": named}, attribution)
     facts = replace(
@@ -211,6 +211,11 @@ def estimate(
         upper_lines=_upper_lines(call, most, ceiling),
         tokenizer=tokenizer,
     )
+
+
+def provider_of(model: str) -> str:
+    """Who would be asked for a model of this name, where nobody says."""
+    return next((owner for word, owner in _FAMILIES if model.startswith(word)), "openai")
 
 
 def _call(

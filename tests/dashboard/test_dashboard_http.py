@@ -102,7 +102,7 @@ def test_a_named_host_is_answered(busy, serve):
 
 
 def test_an_address_that_others_reach_needs_a_token(meter):
-    with pytest.raises(ConfigurationError, match="give a token"):
+    with pytest.raises(ConfigurationError, match="make tokens"):
         dashboard.serve(meter, host="0.0.0.0")  # noqa: S104 - what is refused
     with pytest.raises(ConfigurationError, match="at least 16 characters"):
         dashboard.serve(meter, host="0.0.0.0", token="guess")  # noqa: S104 - as above

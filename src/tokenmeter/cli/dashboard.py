@@ -1,28 +1,49 @@
-"""``dashboard``: the web pages over the ledger."""
+"""``dashboard`` and ``mcp``: the ledger served to people, programs and assistants; who may see what of it."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
+import re
 import secrets
+import tomllib
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tokenmeter.cli.console import out
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.console import emit, out, show_table
+from tokenmeter.cli.frame import HEADINGS, Frame, app, command
+from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.reports.layout import visible
+from tokenmeter.reports.query import parse_conditions
+from tokenmeter.serving.access import EVERYTHING, RIGHTS, Scope, Token, make_token
+from tokenmeter.serving.lens import look_through
 
-__all__ = ["dashboard"]
+__all__ = ["dashboard", "mcp"]
 
 _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 
+dashboard_app = typer.Typer(help="The ledger as web pages and as an API; who may see what of it.")
+token_app = typer.Typer(help="Who may see what.", no_args_is_help=True)
+dashboard_app.add_typer(token_app, name="token")
+app.add_typer(dashboard_app, name="dashboard", rich_help_panel=HEADINGS["dashboard"])
 
-@command(app, "dashboard", examples=["tokenmeter dashboard --tz Europe/Berlin --open"], options=("store", "config"))
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="DIMENSION=VALUE that is all it shows; repeat it.", show_default="everything"),
+]
+
+
+@command(dashboard_app, None, examples=["tokenmeter dashboard --open"], options=("store", "config"))
 def dashboard(
     frame: Frame,
     *,
+    context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to bind; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind; 0 = any free one.", min=0, max=65535)] = 8484,
     token_file: Annotated[
@@ -43,12 +64,14 @@ def dashboard(
         ),
     ] = None,
 ) -> None:
-    """Serve the dashboard on this machine until Ctrl+C: spend, entries, budgets, invoices, exports. It never writes."""
+    """Serve the dashboard and the usage API on this machine until Ctrl+C. Only tokens made to act write."""
+    if context.invoked_subcommand is not None:
+        return
     from tokenmeter.dashboard import serve  # noqa: PLC0415 - an extra of its own
     from tokenmeter.dashboard.security import is_loopback  # noqa: PLC0415 - as above
 
     token = _token(token_file)
-    if token is None and not is_loopback(host):
+    if token is None and not is_loopback(host) and not frame.settings.dashboard.tokens:
         token = secrets.token_urlsafe(24)
         out.print(
             f"Others can reach {host}, so viewers need this token, new with every start:\n  {token}", markup=False
@@ -70,3 +93,127 @@ def _token(file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigurationError(f"The token file {str(file)!r} cannot be read: {error.strerror}.") from error
+
+
+# -- tokens
+
+
+@command(
+    token_app,
+    "create",
+    examples=[
+        "tokenmeter dashboard token create ada --only member=ada",
+        "tokenmeter dashboard token create ops --can read --can budgets --expires 2027-07-01",
+    ],
+    options=("config", "as_json"),
+)
+def create(
+    frame: Frame,
+    *,
+    name: Annotated[str, typer.Argument(help="Whose it is; what acts with it is recorded under this name.")],
+    only: OnlyOption = None,
+    can: Annotated[list[str] | None, typer.Option(help=f"{', '.join(RIGHTS)}; repeat it.", show_default="read")] = None,
+    expires: Annotated[str | None, typer.Option(help="First instant at which it is no longer good.")] = None,
+) -> None:
+    """Make a token and write its hash into the settings file. The token itself is shown once and kept nowhere."""
+    path = frame.settings.source
+    if path is None:
+        raise ConfigurationError("There is no tokenmeter.toml to keep it in; make one with `tokenmeter init`.")
+    if name in frame.settings.dashboard.tokens:
+        raise ConfigurationError(
+            f"There is a token {name!r} already; take [dashboard.tokens.{name}] out of {path} first."
+        )
+    token, digest = make_token()
+    row: dict[str, Any] = {"hash": digest}
+    if only:
+        row["only"] = parse_conditions(only, "--only")
+    row |= {"can": can or ["read"]} | ({"expires": expires} if expires else {})
+    before = Path(path).read_text(encoding="utf-8-sig")
+    table = f"\n[dashboard.tokens.{_key(name)}]\n" + "".join(f"{key} = {_toml(row[key])}\n" for key in row)
+    try:
+        after = tomllib.loads(f"{before.rstrip()}\n{table}")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(
+            f"{path} has no room for [dashboard.tokens]: {error}. Add it by hand:{table}"
+        ) from None
+    Token.of(load_settings(config={"dashboard": after["dashboard"]}))
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(("" if before.endswith("\n") else "\n") + table)
+    if frame.as_json:
+        emit({"name": name, "token": token, "file": path})
+        return
+    out.print(f"{path} has it as [dashboard.tokens.{name}]; a server that runs already does not.", markup=False)
+    out.print("The token, which is shown this once:", markup=False)
+    out.print(token, markup=False, soft_wrap=True)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(name)} = {_toml(one)}" for name, one in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
+
+
+@command(token_app, "list", examples=["tokenmeter dashboard token list"], options=("config", "as_json"))
+def list_tokens(frame: Frame) -> None:
+    """The tokens of the settings: what each shows, may do, and until when. Taking its table out ends one."""
+    found = Token.of(frame.settings)
+    if frame.as_json:
+        emit(
+            [
+                {
+                    "name": one.access.name,
+                    "only": one.access.scope.to_dict(),
+                    "can": sorted(one.access.can),
+                    "expires": None if one.expires is None else one.expires.isoformat(),
+                    "good": one.good,
+                }
+                for one in found
+            ]
+        )
+        return
+    if not found:
+        out.print("There are none: whoever reaches the dashboard on this machine sees everything.", markup=False)
+        return
+    cells = [
+        [
+            visible(one.access.name),
+            visible(
+                ", ".join(f"{name}={'|'.join(values)}" for name, values in one.access.scope.conditions) or "everything"
+            ),
+            ", ".join(sorted(one.access.can)),
+            "never" if one.expires is None else f"{one.expires:%Y-%m-%d %H:%M}" + ("" if one.good else " (over)"),
+        ]
+        for one in found
+    ]
+    show_table(["name", "shows", "can", "expires"], cells, figures=(), whole=("name",))
+
+
+# -- assistants
+
+
+@command(app, "mcp", examples=["tokenmeter mcp", "tokenmeter mcp --only team=search"], options=("store", "config"))
+def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
+    """Answer an assistant's questions (MCP over standard input and output): spend, budgets, entries, prices, estimates.
+
+    It only reads. The assistant's own settings start it; docs/how-to/mcp.md says how.
+    """
+    try:
+        from tokenmeter.serving.mcp import make_server  # noqa: PLC0415 - an extra of its own
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types"}:
+            raise
+        raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error
+    scope = _scope(only or ())
+    with frame.meter() as meter:
+        make_server(look_through(meter, scope), version=importlib.metadata.version("tokenmeter-sdk")).run("stdio")
+
+
+def _scope(only: Sequence[str]) -> Scope:
+    if not only:
+        return EVERYTHING
+    conditions = parse_conditions(only, "--only")
+    return Scope.of({name: [value or "" for value in values] for name, values in conditions.items()})

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tokenmeter.api import Meter
 from tokenmeter.dashboard.asgi import app
 from tokenmeter.dashboard.security import is_loopback
+from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["PORT", "make_server", "serve"]
@@ -92,15 +93,17 @@ def make_server(
     allow_hosts: Sequence[str] = (),
 ) -> uvicorn.Server:
     """A server that is ready to run; arguments as for `serve`."""
-    if token is None and not is_loopback(host):
+    chosen = meter or default_meter()
+    known = token is not None or (chosen.settings is not None and chosen.settings.dashboard.tokens)
+    if not known and not is_loopback(host):
         raise ConfigurationError(
-            f"{host} can be reached by others: give a token (--token-file, or TOKENMETER_DASHBOARD_TOKEN), or bind "
-            "127.0.0.1 and reach it through an SSH tunnel."
+            f"{host} can be reached by others: make tokens (`tokenmeter dashboard token create NAME`), give one "
+            "(--token-file, or TOKENMETER_DASHBOARD_TOKEN), or bind 127.0.0.1 and reach it through an SSH tunnel."
         )
     named = [] if is_loopback(host) else [host]
     return uvicorn.Server(
         uvicorn.Config(
-            app(meter, tz=tz, token=token, hosts=(*named, *allow_hosts)),
+            app(chosen, tz=tz, token=token, hosts=(*named, *allow_hosts)),
             http=Protocol,
             h11_max_incomplete_event_size=_LONGEST_HEAD,
             host=host,
