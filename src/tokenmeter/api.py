@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from itertools import compress
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from tokenmeter import billing, by_hand, estimating, importing, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
@@ -37,8 +38,12 @@ from tokenmeter.reports import (
 )
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.sink import Target
+from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.backup import back_up
 from tokenmeter.stores.base import Fault, Store, Verification
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 __all__ = ["Meter", "Priced", "without_first"]
 
@@ -307,6 +312,7 @@ class Meter(CallMeter):
         repair: bool = False,
         head: str | None = None,
         since: str | None = None,
+        deep: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Prove that the ledger is whole: the chain of every entry, kept sums, filed documents, budgets' counters.
@@ -316,12 +322,13 @@ class Meter(CallMeter):
             head: A head of the chain that was kept elsewhere (from an earlier verification, a document's anchor): must
                 be in the chain. `Verification.after_head` then says how many records came after it.
             since: A head up to which all was verified before: what lies before it is not looked at again.
+            deep: Look into archived months record by record; else their files are compared with their digests.
             progress: Told now and then how many records are done, and of how many.
 
         Returns:
             How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
         """
-        outcome = self.store.verify(head=head, since=since, progress=progress)
+        outcome = self.store.verify(head=head, since=since, deep=deep, progress=progress)
         try:
             counted = self.audit_budgets(repair=repair)
         except TamperedLedgerError as error:
@@ -381,6 +388,74 @@ class Meter(CallMeter):
         return found
 
     backup = _of_ledger(back_up)
+
+    # -- years
+
+    def archive(
+        self,
+        through: str,
+        to: str | os.PathLike[str],
+        *,
+        drop: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[ArchivedMonth]:
+        """Seal closed months: write each that is not sealed yet into a Parquet file, its digest into the chain.
+
+        Reports, entries, exports, invoices and `verify` read sealed months wherever their entries are. What a file
+        holds is described in the schema reference.
+
+        Args:
+            through: The last month to seal, ``2026-09``; it must be over (UTC).
+            to: Folder, or URL of one: ``s3://bucket/usage``.
+            drop: Then drop the entries of these months, and of any sealed before, from the live ledger. Sums,
+                documents, names and what keeps a bill from being recorded twice stay.
+            progress: Told now and then how many entries were written.
+
+        Returns:
+            What was sealed (or with `drop` dropped) now, in order.
+
+        Raises:
+            ConfigurationError: not a month, or one that is not over; no such place; a missing extra (``archive``).
+            StoreUnavailableError: the place cannot be written or read. Nothing is lost.
+            TamperedLedgerError: an entry, or a file, is not what the chain says. Nothing is dropped.
+        """
+        sealed = self.store.archives.seal(through, to, progress=progress)
+        return list(self.store.archives.drop(through) if drop else sealed)
+
+    def archives(self) -> list[ArchivedMonth]:
+        """Every sealed month, in the order of the chain."""
+        return list(self.store.archives.listed())
+
+    def restore_archive(self, since: str | None = None) -> list[ArchivedMonth]:
+        """Bring the entries of dropped months, from `since` (``2026-08``) on, back into the live ledger.
+
+        Their files stay.
+
+        Returns:
+            What was brought back, the latest first.
+
+        Raises:
+            ConfigurationError: not a month; a missing extra.
+            StoreUnavailableError: a file cannot be read.
+            TamperedLedgerError: a file is not what was sealed.
+        """
+        return list(self.store.archives.restore(since))
+
+    def duckdb(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
+        """The whole ledger, archived months included, as tables of DuckDB, for questions in SQL and for BI tools.
+
+        Views ``calls`` (every entry with its dimensions by name) and ``entries``; tables ``accounts``, ``end_users``
+        and ``tags``. Costs are exact decimals in US dollars. See the schema reference.
+
+        Args:
+            path: A database file to make, for a tool that opens one; None = in memory. It is a copy as of now, with
+                names in it; archived months are read from their files.
+
+        Raises:
+            ConfigurationError: a missing extra (``archive``), or the file exists.
+            StoreUnavailableError: an archived month's file cannot be read.
+        """
+        return self.store.archives.connect(path)
 
     # -- month end
 

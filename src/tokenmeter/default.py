@@ -41,12 +41,15 @@ from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
 
 __all__ = [
     "age_balances",
+    "archive",
+    "archives",
     "backup",
     "close_period",
     "configure",
     "credit_invoice",
     "default_meter",
     "draft_invoices",
+    "duckdb",
     "entries",
     "estimate",
     "export_charges",
@@ -75,6 +78,7 @@ __all__ = [
     "report",
     "reprice",
     "reset",
+    "restore_archive",
     "statement",
     "sweep",
     "verify",
@@ -340,9 +344,9 @@ def _on_default(
 
     signature, told = without_first(method)
     own = inspect.Parameter("meter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Meter | None")
-    *others, last = signature.parameters.values()
-    open_ended = last.kind is inspect.Parameter.VAR_KEYWORD
-    parameters = [*others, own, last] if open_ended else [*others, last, own]
+    parameters = list(signature.parameters.values())
+    open_ended = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    parameters.insert(len(parameters) - open_ended, own)
     function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     function.__doc__ = f"{told}\n\nOn the default meter, or on `meter`."
     function.__module__ = "tokenmeter"
@@ -359,6 +363,10 @@ export_focus = _on_default(Meter.export_focus)
 remaining = _on_default(Meter.remaining)
 raise_budget = _on_default(Meter.raise_budget)
 verify = _on_default(Meter.verify)
+archive = _on_default(Meter.archive)
+archives = _on_default(Meter.archives)
+duckdb = _on_default(Meter.duckdb)
+restore_archive = _on_default(Meter.restore_archive)
 reprice = _on_default(Meter.reprice)
 sweep = _on_default(Meter.sweep)
 flush = _on_default(Meter.flush)

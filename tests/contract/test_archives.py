@@ -284,3 +284,73 @@ def test_a_forked_child_reads_archived_months(archived, months):
     if not child:
         os._exit(0 if len(list(archived.entries())) == len(months) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_star_of_tables_says_what_the_reports_say(archived, months, tmp_path):
+    connection = archived.archives.connect()
+    found = connection.execute(
+        "SELECT model, member, count(*), sum(billed_cost), sum(input_tokens) FROM calls GROUP BY ALL"
+    ).fetchall()
+    due = {
+        one.group: (one.requests, one.billed_cost, one.quantities["input"])
+        for one in archived.aggregate([START, START + timedelta(days=200)], ("model", "member"))
+    }
+    assert {(model, member): (count, cost, tokens) for model, member, count, cost, tokens in found} == due
+    tagged = connection.execute("SELECT count(*) FROM entries JOIN tags USING (tags) WHERE tag = 'größe'").fetchone()
+    assert tagged == (sum("größe" in one.attribution.tags for one in months),)
+    users = dict(connection.execute("SELECT end_user, count(*) FROM calls GROUP BY 1").fetchall())
+    assert users == {user: sum(one.attribution.end_user == user for one in months) for user in ("u1", "u2", None)}
+    same = connection.execute("SELECT response_id FROM calls WHERE entry_id = ?", [months[1].entry_id]).fetchone()
+    assert same == (months[1].response_id,)
+    connection.close()
+    archived.archives.connect(tmp_path / "usage.duckdb").close()
+    with pytest.raises(ConfigurationError, match="exists"):
+        archived.archives.connect(tmp_path / "usage.duckdb")
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An object store on this machine, and an empty cache."""
+    import socket
+
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import fsspec
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    running.start()
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+        ("XDG_CACHE_HOME", str(tmp_path / "cache")),
+    ):
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="books", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield client
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    running.stop()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_an_object_store_keeps_months_and_is_asked_once(store, months, bucket, tmp_path):
+    before = answers(store)
+    store.archives.seal("2026-03", "s3://books/usage")
+    store.archives.drop()
+    listed = bucket.list_objects_v2(Bucket="books")["Contents"]
+    assert [one["Size"] for one in listed] == [one.bytes for one in store.archives.listed()]
+    assert_same(before, answers(store))
+    assert store.verify(deep=True).faults == ()
+    bucket.delete_object(Bucket="books", Key=listed[0]["Key"])
+    assert_same(before, answers(store)), "what was read once is kept on this machine"
+    assert [(one.kind, one.where) for one in store.verify().faults] == [("archive", "2026-01")]
+    bucket.put_object(Bucket="books", Key=listed[0]["Key"], Body=b"something else")
+    assert "not the file that was sealed" in store.verify().faults[0].detail

@@ -9,6 +9,7 @@ import typer
 import tokenmeter
 from tokenmeter.cli import (
     accounts,
+    archiving,
     care,
     configuration,
     dashboard,
@@ -35,6 +36,7 @@ COMMANDS = (
     configuration,
     importing,
     database,
+    archiving,
     dashboard,
     settling,
     invoicing,
@@ -59,6 +61,7 @@ def main(
 
 app.add_typer(prices.app, name="prices", rich_help_panel=HEADINGS["prices"])
 app.add_typer(configuration.config_app, name="config", rich_help_panel=HEADINGS["configuration"])
+app.add_typer(archiving.app, name="archive", rich_help_panel=HEADINGS["archiving"])
 app.add_typer(database.app, name="db", rich_help_panel=HEADINGS["database"])
 app.add_typer(settling.period_app, name="period", rich_help_panel=HEADINGS["settling"])
 app.add_typer(invoicing.invoice_app, name="invoice", rich_help_panel=HEADINGS["invoicing"])

@@ -54,6 +54,7 @@ _MEANINGS = {
     "head": "a head that was kept is not in the chain",
     "trigger": "a guard against changes was removed",
     "secret": "the ledger's secret was replaced",
+    "archive": "an archived month's file is gone, or not the one that was sealed",
 }
 
 
@@ -67,10 +68,13 @@ def verify(
     since: Annotated[
         str | None, typer.Option("--since", help="A head up to which all was verified before.", metavar="HASH")
     ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Look into archived months record by record, not only at their digests.")
+    ] = False,
 ) -> None:
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
     with frame.meter() as meter:
-        outcome = meter.verify(head=head, since=since)
+        outcome = meter.verify(head=head, since=since, deep=deep)
     if frame.as_json:
         emit(
             {

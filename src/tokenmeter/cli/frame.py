@@ -63,6 +63,7 @@ HEADINGS = {
     "care": "Care",
     "configuration": "Care",
     "database": "Care",
+    "archiving": "Care",
     "importing": "Read",
     "dashboard": "Read",
     "settling": "Month end",

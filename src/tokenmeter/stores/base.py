@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import facts_html
@@ -19,6 +19,9 @@ from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 __all__ = [
     "DIMENSIONS",
@@ -231,6 +234,10 @@ class Archives(Protocol):
 
     def restore(self, since: str | None = None) -> Sequence[ArchivedMonth]:
         """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
+        ...
+
+    def connect(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
+        """The whole ledger as tables of DuckDB, in memory or in a file."""
         ...
 
 

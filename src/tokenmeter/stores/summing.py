@@ -353,7 +353,7 @@ class _Summing(_Grouping):
         sums, rare = shelf.sums(*asked, (*_MARKS, *TYPED, *_COSTS), fine=self._fine)
         for piece, spot, end_user, tags, *amounts in sums:
             for bucket, _ in archived.buckets.get(piece, ()):
-                self._add(bucket, self._cells[spot], None, amounts, self._group(spot, end_user, tags))
+                self._add(bucket, self._cells[int(spot)], None, amounts, self._group(int(spot), end_user, tags))
         for piece, spot, end_user, tags, more, count in rare:
             for bucket, _ in archived.buckets.get(piece, ()):
                 self._add_more(bucket, self._group(spot, end_user, tags), more, count)

@@ -11,17 +11,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
-from tokenmeter.stores.archive.layout import FileWriter, Row, groups_in, identity_parts, records
+from tokenmeter.stores.archive.layout import FileWriter, groups_in, identity_parts, records, rows_after
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle
 from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.archive.shelf import Shelf, Wanted, ids_in
+from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import AMOUNTS
 from tokenmeter.stores.documents import Filing, NewDocument
@@ -30,16 +31,12 @@ from tokenmeter.stores.fold import FIRST, HOUR
 from tokenmeter.stores.selection import account_conditions, conditions
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
 __all__ = ["ArchiveBook", "Archived", "Archives"]
 
 _PAGE = 2_000
-_ENTRIES = (
-    "SELECT e.seq, e.entry_id, e.occurred_at, a.digest, n.digest, t.body, "  # noqa: S608 - names of our own
-    f"{', '.join(f'e.{name}' for name in AMOUNTS)}, "
-    "e.more, e.body, e.hash FROM entries AS e JOIN accounts AS a ON a.id = e.account "
-    "LEFT JOIN names AS n ON n.id = e.end_user LEFT JOIN tagsets AS t ON t.id = e.tags "
-    "WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq LIMIT ?"
-)
 #: The record at which most entries of a month are before it and fewest of later ones.
 _CUT = (
     "SELECT seq FROM (SELECT seq, sum(CASE WHEN occurred_at < ? THEN 1 ELSE -1 END) OVER (ORDER BY seq) AS lead "
@@ -183,7 +180,7 @@ class Archives:
             path = Path(folder) / "month.parquet"
             with contextlib.closing(FileWriter(str(path), shaper)) as writer:
                 after = first - 1
-                while rows := self._book.read(partial(_rows, after=after, last=last)):
+                while rows := self._book.read(partial(rows_after, after=after, last=last)):
                     for row, stored in rows:
                         chain.entry(row.seq, row.body)
                         if chain.head != stored:
@@ -237,6 +234,14 @@ class Archives:
             ).fetchall()
         )
         return dict(rows)
+
+    # -- for other tools
+
+    def connect(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
+        """The ledger as tables of DuckDB; see `tokenmeter.stores.archive.star`."""
+        self._fold()
+        files = {one.url: str(local_copy(one.url, one.sha256)) for one in self._book.read(self.within)[0]}
+        return open_star(self._book, self.within, files, path)
 
     # -- dropping and bringing back
 
@@ -527,19 +532,6 @@ class _Chain:
         self.head = hashlib.sha256(self.head + leaf).digest()
         self.merkle.add(leaf)
         self.next += 1
-
-
-def _rows(connection: Rows, *, after: int, last: int) -> list[tuple[Row, bytes]]:
-    found: list[tuple[Row, bytes]] = []
-    width = len(AMOUNTS)
-    for seq, identity, occurred_at, account, end_user, tags, *rest in connection.execute(
-        _ENTRIES, (after, last, _PAGE)
-    ):
-        entry_id = identity if isinstance(identity, str) else bytes(identity).hex()
-        amounts, (more, body, digest) = rest[:width], rest[width:]
-        user = None if end_user is None else bytes(end_user)
-        found.append((Row(seq, entry_id, occurred_at, bytes(account), user, tags, amounts, more, body), bytes(digest)))
-    return found
 
 
 def _end_of(month: str) -> datetime:

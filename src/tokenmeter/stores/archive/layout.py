@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.shape import Shaper, render, values_of
+from tokenmeter.stores.book import AMOUNTS
+from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import TYPED, identity_column
 from tokenmeter.stores.values import MICRO
 
@@ -86,6 +88,16 @@ def _schema() -> Any:
     )
 
 
+_PAGE = 2_000
+_ENTRIES = (
+    "SELECT e.seq, e.entry_id, e.occurred_at, a.digest, n.digest, t.body, "  # noqa: S608 - names of our own
+    f"{', '.join(f'e.{name}' for name in AMOUNTS)}, "
+    "e.more, e.body, e.hash FROM entries AS e JOIN accounts AS a ON a.id = e.account "
+    "LEFT JOIN names AS n ON n.id = e.end_user LEFT JOIN tagsets AS t ON t.id = e.tags "
+    "WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq LIMIT ?"
+)
+
+
 class Row(NamedTuple):
     """A row of the ledger's table ``entries`` as an archive takes it: digests and texts in place of rows of the book.
 
@@ -118,6 +130,20 @@ def identity_parts(entry_id: str) -> tuple[bytes, int | None]:
     if isinstance(found, str):
         return found.encode(), None
     return found[:10], int.from_bytes(found[10:])
+
+
+def rows_after(connection: Rows, after: int, last: int) -> list[tuple[Row, bytes]]:
+    """Some entries of the live ledger as an archive takes them, with their hashes; in the order of the chain."""
+    found: list[tuple[Row, bytes]] = []
+    width = len(AMOUNTS)
+    for seq, identity, occurred_at, account, end_user, tags, *rest in connection.execute(
+        _ENTRIES, (after, last, _PAGE)
+    ):
+        entry_id = identity if isinstance(identity, str) else bytes(identity).hex()
+        amounts, (more, body, digest) = rest[:width], rest[width:]
+        user = None if end_user is None else bytes(end_user)
+        found.append((Row(seq, entry_id, occurred_at, bytes(account), user, tags, amounts, more, body), bytes(digest)))
+    return found
 
 
 class FileWriter:
@@ -201,7 +227,7 @@ class FileWriter:
             shape,
             numbers or None,
             texts or None,
-            None if shape is not None else row.body,
+            row.body if shape is None and not self._shaper.heads_only else None,
         )
 
     def _flush(self) -> None:

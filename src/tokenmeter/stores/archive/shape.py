@@ -158,9 +158,17 @@ def render(shape: str, values: tuple[Any, ...], numbers: Sequence[int] = (), tex
 
 
 class Shaper:
-    """Finds shapes. What it found for one record it tries on the next of the same kind first."""
+    """Finds shapes. What it found for one record it tries on the next of the same kind first.
 
-    def __init__(self) -> None:
+    Args:
+        heads_only: Find none; only read what heads say.
+
+    Attributes:
+        heads_only: See there.
+    """
+
+    def __init__(self, *, heads_only: bool = False) -> None:
+        self.heads_only = heads_only
         self._known: dict[tuple[Any, ...], list[_Found]] = {}
 
     def shape(self, body: str, values: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Shaped:
@@ -181,6 +189,8 @@ class Shaper:
             None if first_token is None else int(first_token),
             int(recorded),
         )
+        if self.heads_only:
+            return Shaped(own, None)
         known = values(own)
         rest = body[head.end() :]
         pieces = _TOKEN.split(rest)

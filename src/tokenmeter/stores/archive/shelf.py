@@ -47,10 +47,10 @@ class Wanted(NamedTuple):
     tags: frozenset[str | None] | None = None
 
 
-def open_duckdb() -> Any:
-    """A DuckDB database in memory that keeps within bounds."""
+def open_duckdb(database: str = ":memory:") -> Any:
+    """A DuckDB database that keeps within bounds of memory."""
     duckdb = import_extra("duckdb")
-    connection = duckdb.connect(":memory:")
+    connection = duckdb.connect(database)
     connection.execute(f"SET memory_limit = '{_MEMORY}'")
     connection.execute(f"SET threads = {min(_THREADS, os.cpu_count() or 1)}")
     connection.execute("SET preserve_insertion_order = false")

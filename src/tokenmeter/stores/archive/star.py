@@ -1,0 +1,128 @@
+"""A ledger as a star of tables for DuckDB and the tools that speak to it: one of entries, and what they point at.
+
+The live ledger's rows are copied. Its file is never opened by DuckDB: two SQLite libraries in one process drop each
+other's locks, and a write can be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.archive.layout import FileWriter, rows_after
+from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.places import import_extra
+from tokenmeter.stores.archive.shape import Shaper
+from tokenmeter.stores.archive.shelf import open_duckdb
+from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.fold import TYPED
+from tokenmeter.stores.selection import SHARED
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["open_star"]
+
+_END = (1 << 63) - 1
+_COST = (
+    "CAST(CAST(coalesce({0}) AS DECIMAL(20, 0)) * CAST(0.000001 AS DECIMAL(7, 6)) "
+    "+ CAST(coalesce({1}) AS DECIMAL(20, 0)) * CAST(0.000000000001 AS DECIMAL(13, 12)) AS DECIMAL(38, 12))"
+)
+_ORDER = ("billed", "contracted", "list")
+_COSTS = ", ".join(
+    _COST.format(*(", ".join(f"{name}_{part}" for name in _ORDER[at:]) for part in ("micro", "pico")))
+    + f" AS {name}_cost"
+    for at, name in reversed(list(enumerate(_ORDER)))
+)
+_ENTRIES = f"""
+    SELECT seq,
+        CASE WHEN counter IS NULL THEN decode(writer) ELSE lower(hex(writer)) || format('{{:012x}}', counter) END
+            AS entry_id,
+        occurred_at, lower(hex(account)) AS account, lower(hex(end_user)) AS end_user, tags,
+        unpriced, estimated, {", ".join(f"{name} AS {name}_tokens" for name in TYPED)}, reasoning AS reasoning_tokens,
+        more AS other_quantities, {_COSTS}, latency_us, first_token_us, response_id, request_id
+"""
+_CALLS = """
+    SELECT e.* EXCLUDE (account, end_user, tags), a.* EXCLUDE (account), u.name AS end_user, e.tags
+    FROM entries AS e JOIN accounts AS a USING (account) LEFT JOIN end_users AS u USING (end_user)
+"""
+
+
+def open_star(
+    book: Readable,
+    within: Callable[[Rows], tuple[Sequence[ArchivedMonth], int]],
+    files: Mapping[str, str],
+    path: str | os.PathLike[str] | None,
+) -> DuckDBPyConnection:
+    """See `tokenmeter.Meter.duckdb`.
+
+    Args:
+        book: The ledger.
+        within: Its months that are in files, and the last record of these.
+        files: URL of a month -> path of the file on this machine.
+        path: Database to make; None = in memory.
+
+    Raises:
+        ConfigurationError: there is such a file.
+    """
+    if path is not None and Path(path).exists():
+        raise ConfigurationError(f"{path} exists; name a new file, or remove it.")
+    connection: DuckDBPyConnection = open_duckdb(":memory:" if path is None else os.fspath(path))
+    with tempfile.TemporaryDirectory(prefix="tokenmeter-duckdb-") as folder:
+        live = Path(folder) / "live.parquet"
+
+        def copy(rows: Rows) -> tuple[list[str], int]:
+            months, archived_to = within(rows)
+            with closing(FileWriter(str(live), Shaper(heads_only=True))) as writer:
+                after = 0
+                while page := rows_after(rows, after, _END):
+                    writer.write([row for row, _ in page])
+                    after = page[-1][0].seq
+            _dimensions(connection, rows)
+            return [files[one.url] for one in months], archived_to
+
+        paths, archived_to = book.read(copy)
+        connection.execute("CREATE TABLE live AS SELECT * FROM read_parquet(?)", [str(live)])
+    source = "SELECT * FROM live"
+    if paths:
+        listed = ", ".join("'" + one.replace("'", "''") + "'" for one in paths)
+        source += f" UNION ALL SELECT * FROM read_parquet([{listed}]) WHERE seq <= {archived_to}"  # noqa: S608 - names of our own
+    connection.execute(f"CREATE VIEW entries AS {_ENTRIES} FROM ({source})")
+    connection.execute(f"CREATE VIEW calls AS {_CALLS}")
+    return connection
+
+
+def _dimensions(connection: Any, rows: Rows) -> None:
+    erased = "'erased-' || lower(hex(substr(digest, 1, 4)))"
+    accounts = rows.execute(
+        f"SELECT lower(hex(a.digest)), {', '.join(f'c.{name}' for name in SHARED)} "  # noqa: S608 - names of our own
+        "FROM accounts AS a JOIN contexts AS c ON c.id = a.id ORDER BY a.id"
+    ).fetchall()
+    _table(connection, "accounts", ("account", *SHARED), accounts)
+    end_users = rows.execute(
+        f"SELECT lower(hex(digest)), coalesce(value, {erased}) FROM names WHERE kind = 'end_user' ORDER BY id"  # noqa: S608 - as above
+    ).fetchall()
+    _table(connection, "end_users", ("end_user", "name"), end_users)
+    values = f"SELECT lower(hex(digest)), coalesce(value, {erased}) FROM names WHERE substr(kind, 1, 4) = 'tag:'"  # noqa: S608 - as above
+    named = dict(rows.execute(values).fetchall())
+    tags = [
+        (body, tag, named.get(digest))
+        for (body,) in rows.execute("SELECT body FROM tagsets ORDER BY id").fetchall()
+        for tag, digest in json.loads(body).items()
+    ]
+    _table(connection, "tags", ("tags", "tag", "value"), tags)
+
+
+def _table(connection: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    arrow = import_extra("pyarrow")
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+    arrays = {column: arrow.array(list(cells), arrow.string()) for column, cells in zip(columns, values, strict=True)}
+    connection.register("given", arrow.table(arrays))
+    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")  # noqa: S608 - names of our own
+    connection.unregister("given")
