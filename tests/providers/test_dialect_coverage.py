@@ -10,8 +10,8 @@ import pytest
 from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
 from tokenmeter.providers import dialect_for, observe, to_wire
-from tokenmeter.providers.anthropic import AnthropicDialect
-from tokenmeter.providers.openai import OpenAIDialect
+from tokenmeter.providers.anthropic.dialect import AnthropicDialect
+from tokenmeter.providers.openai.dialect import OpenAIDialect
 
 BODIES = Path(__file__).parent / "bodies"
 FIELD = re.compile(r"^    (\w*usage\w*|trained_tokens|list_cost|num_requests): ", re.MULTILINE)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tokenmeter.providers.anthropic import AnthropicDialect
-from tokenmeter.providers.openai import OpenAIDialect
+from tokenmeter.providers.anthropic.dialect import AnthropicDialect
+from tokenmeter.providers.openai.dialect import OpenAIDialect
 
 OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
 PICTURE = "data:image/png;base64," + "A" * 100_000

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tokenmeter.providers.anthropic import AnthropicDialect
-from tokenmeter.providers.openai import OpenAIDialect
+from tokenmeter.providers.anthropic.dialect import AnthropicDialect
+from tokenmeter.providers.openai.dialect import OpenAIDialect
 
 OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
 

@@ -6,8 +6,8 @@ import weakref
 import pytest
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.anthropic import AnthropicDialect
-from tokenmeter.providers.openai import OpenAIDialect
+from tokenmeter.providers.anthropic.dialect import AnthropicDialect
+from tokenmeter.providers.openai.dialect import OpenAIDialect
 
 REQUEST = RequestFacts(model="asked", input_bytes=4000, streamed=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.google import GoogleDialect
+from tokenmeter.providers.google.dialect import GoogleDialect
 from tokenmeter.providers.registry import dialect_for
 
 ROOM = GoogleDialect()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenmeter.providers.anthropic import AnthropicDialect
-from tokenmeter.providers.openai import OpenAIDialect
+from tokenmeter.providers.anthropic.dialect import AnthropicDialect
+from tokenmeter.providers.openai.dialect import OpenAIDialect
 from tokenmeter.testing import FakeProvider
 
 counts = st.integers(0, 10_000_000)

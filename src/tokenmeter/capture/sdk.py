@@ -192,6 +192,9 @@ def bound_to(client: Any) -> Binding | None:
 @cache
 def load_dialect(room: str) -> Dialect:
     """The wire format of a provider's room, loaded when it is first needed."""
-    from tokenmeter.providers.registry import dialect  # noqa: PLC0415 - a client may be made and never used
+    from tokenmeter.providers.registry import dialect, shapes  # noqa: PLC0415 - a client may be made and never used
 
+    # A finaliser reads what an abandoned stream left, amid whatever runs just then, an import among it: what it may
+    # need is loaded before a call can leave.
+    shapes()
     return dialect(room)

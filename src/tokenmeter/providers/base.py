@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.context import Context, bounded
-from tokenmeter.providers.shapes import Shape
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object
 from tokenmeter.usage import Observation
 
@@ -25,7 +24,6 @@ __all__ = [
     "Plain",
     "PlainReader",
     "Read",
-    "Room",
     "SocketEvents",
     "StreamReader",
 ]
@@ -259,16 +257,3 @@ class Dialect(ABC):
         It takes off an event what is there only because usage was asked for, and says whether nothing else was in it.
         """
         return lambda _: False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """A provider's room, as `tokenmeter.providers.registry` finds it.
-
-    Attributes:
-        dialect: Its wire format; None for a provider that only adds a usage object of its own.
-        shapes: The usage objects it states, for bodies and logs of any origin.
-    """
-
-    dialect: Dialect | None = None
-    shapes: tuple[Shape, ...] = field(default=())

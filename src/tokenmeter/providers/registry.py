@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, cast
 from tokenmeter.providers.wire import JSON, section
 
 if TYPE_CHECKING:
-    from tokenmeter.providers.base import Dialect, Room
+    from tokenmeter.providers.base import Dialect
     from tokenmeter.providers.shapes import Reading, Shape
 
-__all__ = ["ROOMS", "dialect", "dialect_for", "is_usage", "read_usage", "room", "shapes", "usage_of"]
+__all__ = ["FORMATS", "ROOMS", "dialect", "dialect_for", "is_usage", "read_usage", "shapes", "usage_of"]
 
-#: The rooms. Where a body would fit several, the first one reads it; the first one's format is also what hosts speak
-#: that have no room of their own.
-ROOMS = ("openai", "anthropic", "google", "amazon")
-
-
-@cache
-def room(name: str) -> Room:
-    """The room of `name`, one of `ROOMS`."""
-    return cast("Room", import_module(f"tokenmeter.providers.{name}").ROOM)
+#: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also
+#: what hosts speak that have no room of their own.
+FORMATS = ("openai", "anthropic", "google")
+#: All rooms: the last one only adds a usage object of its own, as gateways and logs repeat it.
+ROOMS = (*FORMATS, "amazon")
 
 
 @cache
@@ -32,10 +28,9 @@ def dialect(name: str) -> Dialect:
     Raises:
         LookupError: the room has no wire format of its own.
     """
-    found = room(name).dialect
-    if found is None:
+    if name not in FORMATS:
         raise LookupError(f"{name} has no wire format of its own")
-    return found
+    return cast("Dialect", import_module(f"tokenmeter.providers.{name}.dialect").DIALECT)
 
 
 def dialect_for(provider: str, endpoint: str) -> Dialect:
@@ -43,15 +38,15 @@ def dialect_for(provider: str, endpoint: str) -> Dialect:
 
     Where several have an endpoint of that name, the provider's is meant.
     """
-    known = [found for name in ROOMS if (found := room(name).dialect) is not None]
+    known = [dialect(name) for name in FORMATS]
     fits = [found for found in known if endpoint.startswith(found.endpoints)]
     return next((found for found in fits or known if found.name == provider), (fits or known)[0])
 
 
 @cache
 def shapes() -> tuple[Shape, ...]:
-    """The usage objects of all rooms."""
-    return tuple(shape for name in ROOMS for shape in room(name).shapes)
+    """The usage objects of all rooms. Of no room is more than these loaded."""
+    return tuple(shape for name in ROOMS for shape in import_module(f"tokenmeter.providers.{name}.usage").SHAPES)
 
 
 # -- usage objects of whatever format, told by their keys

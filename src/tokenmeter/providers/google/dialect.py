@@ -1,0 +1,72 @@
+"""Google's room: the wire format of the Gemini API and of Vertex AI, as Google's own SDK speaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.google import bodies, requests, routes
+from tokenmeter.providers.google.plain import PLAIN
+from tokenmeter.providers.google.streams import AnswerStream, InteractionStream
+from tokenmeter.usage import Observation
+
+__all__ = ["DIALECT", "GoogleDialect"]
+
+
+class GoogleDialect(Dialect):
+    """Google's wire format."""
+
+    name = "google"
+    plain = PLAIN
+    singular_fields = frozenset({"serviceTier", "background"})
+    endpoints = (
+        "models.",
+        "interactions",
+        "decisions",
+        "voices",
+        "live",
+        "batches",
+        "files.download",
+        "operations",
+        "caches",
+        "tunings",
+        "file_search_stores",
+    )
+
+    def endpoint(self, method: str, path: str) -> Endpoint:
+        """The endpoint of an HTTP method and URL path."""
+        return routes.endpoint(method, path)
+
+    def named(self, path: str) -> Endpoint:
+        """The endpoint of an SDK method path."""
+        return routes.named(path) or super().named(path)
+
+    def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
+        """The facts of a request body."""
+        return requests.request_facts(endpoint, body)
+
+    def read_body(self, body: Any, context: Context) -> Observation:
+        """Usage of a whole decoded body."""
+        return bodies.read_body(body, context)
+
+    def items(self, body: Any) -> Sequence[Any]:
+        """The answers of a batch."""
+        return bodies.items(body)
+
+    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
+        """A fresh reader for one stream."""
+        context = Context(provider, endpoint, request)
+        if endpoint.startswith(("interactions", "decisions")):
+            return InteractionStream(context, self.read_bounded)
+        return AnswerStream(context, self.read_bounded)
+
+    def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
+        """The field that limits the answer's tokens, with its value."""
+        del provider
+        return requests.output_cap(endpoint, body, tokens)
+
+
+DIALECT = GoogleDialect()

@@ -1,0 +1,84 @@
+"""OpenAI's room: its wire format, which compatible hosts speak as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.openai import bodies, requests, routes, streams
+from tokenmeter.providers.openai.plain import PLAIN
+from tokenmeter.usage import Observation
+
+__all__ = ["DIALECT", "OpenAIDialect"]
+
+
+class OpenAIDialect(Dialect):
+    """OpenAI's wire format, as OpenAI, Azure and every compatible host speak it."""
+
+    name = "openai"
+    plain = PLAIN
+    #: ``api.anthropic.com`` serves some of them too.
+    endpoints = (
+        "audio",
+        "batches",
+        "beta.agents",
+        "beta.realtime",
+        "beta.responses",
+        "beta.threads",
+        "chat",
+        "decisions",
+        "embeddings",
+        "evals",
+        "fine_tuning",
+        "images",
+        "live",
+        "realtime",
+        "responses",
+        "videos",
+    )
+
+    singular_fields = frozenset({"background", "background_options"})
+    socket_events = streams.SOCKET_EVENTS
+
+    def endpoint(self, method: str, path: str) -> Endpoint:
+        """The endpoint of an HTTP method and URL path."""
+        return routes.endpoint(method, path)
+
+    def named(self, path: str) -> Endpoint:
+        """The endpoint of an SDK method path."""
+        return routes.named(path) or super().named(path)
+
+    def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
+        """The facts of a request body."""
+        return requests.request_facts(endpoint, body)
+
+    def read_body(self, body: Any, context: Context) -> Observation:
+        """Usage of a whole decoded body."""
+        return bodies.read_body(body, context)
+
+    def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
+        """A fresh reader for one stream."""
+        return streams.open_stream(Context(provider, endpoint, request), self.read_bounded)
+
+    def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
+        """The field that limits the answer's tokens, with its value."""
+        del body
+        return requests.output_cap_field(endpoint, provider), tokens
+
+    def usage_request(self, endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, Any] | None:
+        """What asks a stream for its usage chunk."""
+        return requests.usage_request(endpoint, body)
+
+    def refuses_usage_request(self, message: str) -> bool:
+        """Whether `message` refuses what `usage_request` added."""
+        return requests.refuses_usage_request(message)
+
+    def usage_hider(self) -> Callable[[Any], bool]:
+        """Hides from one stream what only `usage_request` put there."""
+        return requests.UsageHider()
+
+
+DIALECT = OpenAIDialect()
