@@ -13,7 +13,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, by_hand, estimating, importing, reconciliation
+from tokenmeter import billing, by_hand, erasing, estimating, importing, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.config import Settings
@@ -388,6 +388,7 @@ class Meter(CallMeter):
         return found
 
     backup = _of_ledger(back_up)
+    erase = _of_ledger(erasing.erase)
 
     # -- years
 

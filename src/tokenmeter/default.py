@@ -51,6 +51,7 @@ __all__ = [
     "draft_invoices",
     "duckdb",
     "entries",
+    "erase",
     "estimate",
     "export_charges",
     "export_entries",
@@ -371,6 +372,7 @@ reprice = _on_default(Meter.reprice)
 sweep = _on_default(Meter.sweep)
 flush = _on_default(Meter.flush)
 backup = _on_default(Meter.backup)
+erase = _on_default(Meter.erase)
 close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)
 statement = _on_default(Meter.statement)

@@ -1,4 +1,4 @@
-"""``db``: setting up a shared ledger on PostgreSQL; backing up, restoring and moving any ledger."""
+"""``db`` and ``erase``: setting up a shared ledger, backing up and moving any, and taking a person out of one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from types import ModuleType
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
+from tokenmeter import erasing
 from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores import backup as backups
 from tokenmeter.stores import moving
 
-__all__ = ["app"]
+__all__ = ["app", "erase"]
 
 app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
 
@@ -224,3 +227,54 @@ def copy(
         out.print(f"{done.forwarded:,} entries that waited beside the old ledger were handed on.")
     if done.retired:
         out.print("The old ledger says where it went. Point store= of every program to the new one.")
+
+
+@command(
+    main,
+    "erase",
+    examples=[
+        "tokenmeter erase member ada@example.com --reason 'request of 2026-11-20' --by kim",
+        "tokenmeter erase tag:customer acme --reason 'contract ended' --by kim --pseudonym customer-17 --yes",
+    ],
+)
+def erase(
+    frame: Frame,
+    dimension: Annotated[
+        str, typer.Argument(help="member, end_user, api_key (its alias) or tag:NAME.", show_default=False)
+    ],
+    value: Annotated[str, typer.Argument(help="The text, exactly.", show_default=False)],
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stays, so without the name.", show_default=False)],
+    by: Annotated[str, typer.Option("--by", help="Who decided it.", show_default=False)],
+    pseudonym: Annotated[
+        str | None, typer.Option("--pseudonym", help="What stands in its place.", show_default="erased-...")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Replace what says who somebody is by a pseudonym, for good. Amounts, sums, chain and invoices stay.
+
+    Prints which documents name the person still, until when the law wants them kept, and which copies the ledger does
+    not hold. Exit code 1 when something of the text is left beside a ledger file.
+    """
+    if not yes and not typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True):
+        raise typer.Abort
+    with frame.ledger() as store:
+        done = erasing.erase(store, dimension, value, reason=reason, by=by, pseudonym=pseudonym)
+    if frame.as_json:
+        emit(
+            {name: getattr(done, name) for name in done.__slots__ if name != "documents"}
+            | {"documents": [{name: getattr(one, name) for name in one.__slots__} for one in done.documents]}
+        )
+    else:
+        out.print(f"Erased. {done.entries:,} entries now show {done.pseudonym}.", markup=False)
+        out.print(f"Record of it in the chain: {done.record}")
+        for one in done.documents:
+            until = f"to be kept until {one.keep_until}" if one.keep_until else "not changed, since it is in the chain"
+            out.print(f"[yellow]names the person[/]  {one.kind} {escape(one.number or one.key)}: {until}.")
+        for text in done.left:
+            out.print(f"[yellow]still here[/]  {text}")
+        out.print("Not held by this ledger, and yours to handle:")
+        for text in done.elsewhere:
+            out.print(f"  {text}")
+    if done.left and store.url.startswith("sqlite"):
+        raise typer.Exit(Exit.FOUND)

@@ -16,6 +16,7 @@ from tokenmeter.stores.archive.archives import Archived, Archives
 from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, advance, entry_row, measured, month_of
 from tokenmeter.stores.reading import UNREADABLE
@@ -82,11 +83,7 @@ def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     for number, digest, body, meter in run("SELECT id, digest, body, sku_meter FROM rates"):
         if body is not None and not _is_definition(connection, digest, body, {"sku_meter": meter}):
             found.append(Fault("edited", f"rates {number}", "A row that entries share was changed."))
-    for number, digest, salt, kind, value in run(
-        "SELECT id, digest, salt, kind, value FROM names WHERE value IS NOT NULL"
-    ):
-        if salt is None or name_digest(kind, salt.hex(), value) != digest.hex():
-            found.append(Fault("edited", f"names {number}", "A name was changed."))
+    found += _names(connection)
     if not engine.keeps_secret(connection):
         found.append(Fault("secret", "secret", "The secret was replaced: API keys have other fingerprints since."))
     there = {name for (name,) in run(engine.triggers)}
@@ -95,6 +92,29 @@ def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
         for name in sorted(_TRIGGERS - there)
     ]
     return found
+
+
+def _names(connection: Rows) -> list[Fault]:
+    """Names that are not what their digest says, and were not erased; erasures that have no effect."""
+    found: list[Fault] = []
+    erased: dict[str, str] = {}
+    for (record,) in connection.execute("SELECT body FROM documents WHERE kind = ?", (ERASURE,)):
+        body = from_json(from_json(record)["body"])
+        erased |= dict.fromkeys(body["names"], body["pseudonym"])
+    for number, digest, salt, kind, value in connection.execute(
+        "SELECT id, digest, salt, kind, value FROM names WHERE kind <> ''"
+    ):
+        said = erased.pop(digest.hex(), None)
+        if said is not None:
+            if salt is not None or value != said:
+                found.append(Fault("edited", f"names {number}", "The name was erased by the record, and is there."))
+        elif salt is None:
+            found.append(Fault("edited", f"names {number}", "A name was erased, and no record says so."))
+        elif name_digest(kind, salt.hex(), value) != digest.hex():
+            found.append(Fault("edited", f"names {number}", "A name was changed."))
+    return found + [
+        Fault("edited", f"name {digest}", "It was erased by the record, and its row is gone.") for digest in erased
+    ]
 
 
 def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str, Any]) -> bool:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-__all__ = ["MOVED", "Document", "Filing", "NewDocument", "Request", "told_of_move"]
+__all__ = ["ERASURE", "MOVED", "Document", "Filing", "NewDocument", "Request", "told_of_move"]
 
+#: Kind of the document that says that a name was erased; its body names digests, pseudonym, reason and by whom.
+ERASURE = "erasure"
 #: Kind of the document that is the last record of a ledger which went elsewhere; its body is ``{"to": URL}``.
 MOVED = "moved"
 

@@ -70,9 +70,14 @@ class Writer(Shared):
         if live is None or live.state != self._state:
             self._renew_if_possible()
             live = self._live
-        if live is not None:
+        if live is not None and live.generation != self._generation:
             self._generation = live.generation
+            self.definitions.forget()  # a name may have been erased
         return self._generation
+
+    def turn_over(self) -> None:
+        """Go on in a new segment: the one before is removed once it is folded and nobody writes to it any more."""
+        self._locked(lambda live: self._turn_over(live, full=live.header.segment))
 
     def renew_generation(self) -> None:
         """Make every process on this ledger throw its plans away."""

@@ -131,6 +131,8 @@ class ServerJournal(Writer):
     def ask_budgets(self) -> int:
         """The same, from the server."""
         found: int = self._server.fetch("SELECT budget_generation()")[0][0]
+        if found != self._budgets:
+            self.definitions.forget()  # a name may have been erased
         self._budgets, self._budgets_due = found, time.monotonic() + _ASK_GENERATION_EVERY
         return found
 

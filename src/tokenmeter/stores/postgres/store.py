@@ -450,6 +450,33 @@ class PostgresStore:
         self._fold()
         return describe(self._pool, self._spool, self._book, waiting=self._waiting, fetch=self._fetch)
 
+    # -- erasing
+
+    def file_with(self, work: Callable[[ServerRows], NewDocument]) -> Filing:
+        """Run `work` and file the document that it makes, in one transaction; for the ledger's owner."""
+        self._send()
+        try:
+            filing = self._book.run(lambda rows: _file(rows, draft=work(rows)), scope="transaction")
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                raise ConfigurationError("Only the ledger's owner may erase: name that role in the URL.") from error
+            raise
+        self._book.settled.clear()
+        self.journal.ask_budgets()
+        self.journal.renew_generation()
+        self._reader.forget()
+        return filing
+
+    def shred(self) -> tuple[str, ...]:
+        """Remove what may still lie beside the rows: old rows, segments of this host's tail. What is left, in words."""
+        self.journal.turn_over()
+        self._send()
+        self._book.run(lambda rows: rows.execute(f"VACUUM {self.address.schema}.names"))
+        left = ["The server's own log archive and replicas, and the spools of other hosts until they turn over."]
+        if len(segments(self._spool.path)) > 1:
+            left.append("Old segments of this host's spool: programs keep them until they record again or end.")
+        return tuple(left)
+
     # -- moving
 
     def end(self) -> PostgresEnd:

@@ -273,7 +273,7 @@ class SQLiteBook(FoldingBook):
 
     def count_changes(self) -> int:
         """See `tokenmeter.stores.direct.DirectBook`."""
-        count: int = self.fetch("SELECT count(*) FROM documents WHERE kind = 'budget'")[0][0]
+        count: int = self.fetch("SELECT count(*) FROM documents WHERE kind IN ('budget', 'erasure')")[0][0]
         return count
 
     # -- for the fold

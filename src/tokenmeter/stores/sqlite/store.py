@@ -454,6 +454,34 @@ class SQLiteStore:
                 "writes with a lock file; do not write to the ledger with other programs."
             )
 
+    # -- erasing
+
+    def file_with(self, work: Callable[[Connection], NewDocument]) -> Filing:
+        """Run `work` and file the document that it makes, in one transaction; what goes is overwritten in the file."""
+
+        def change(connection: Connection) -> Filing:
+            connection.execute("PRAGMA secure_delete = ON")
+            return _file(connection, draft=work(connection))
+
+        filing = self.journal.recount(lambda: self._book.database.write(change))
+        self.journal.renew_generation()
+        self._reader.forget()
+        return filing
+
+    def shred(self) -> tuple[str, ...]:
+        """Remove what may still lie beside the file: old segments of the tail, the log. What is left, in words."""
+        if isinstance(self.journal, Journal):
+            self.journal.turn_over()
+        self._book.fold()
+        left: list[str] = []
+        if len(segments(self.path)) > 1:
+            left.append(
+                "Old segments of the tail: programs that have the ledger open keep them until they record again or end."
+            )
+        if not self._book.database.empty_log():
+            left.append("The log beside the file: a program is reading the ledger; erase the log by closing it.")
+        return tuple(left)
+
     # -- moving
 
     def end(self) -> SQLiteEnd:

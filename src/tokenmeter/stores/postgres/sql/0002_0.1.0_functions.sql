@@ -506,9 +506,9 @@ CREATE FUNCTION keeps_secret() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFI
     SELECT coalesce((SELECT sha256(value) FROM secret WHERE id = 1) = secret_digest, false) FROM ledger
 $$;
 
--- How many budgets and changes of budgets are filed.
+-- How many budgets, changes of budgets and erasures are filed.
 CREATE FUNCTION budget_generation() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
-    SELECT count(*) FROM documents WHERE kind = 'budget'
+    SELECT count(*) FROM documents WHERE kind IN ('budget', 'erasure')
 $$;
 
 -- What a document about to be filed must follow; the fold's lock is held until the transaction ends.

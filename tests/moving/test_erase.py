@@ -1,0 +1,181 @@
+"""A person can be taken out of a ledger: the text is gone from the files, and everything else is as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tokenmeter
+from tokenmeter.__main__ import main
+from tokenmeter.attribution import Attribution
+from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.stores import open_store
+from tokenmeter.stores.backup import restore
+
+WHY = {"reason": "request 4711", "by": "kim"}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request, fresh_url):
+    return fresh_url(request.param)
+
+
+@pytest.fixture
+def meter(filled, url):
+    return filled(url, budgets=[tokenmeter.Budget(name="each", member="*", limit_usd=500)])
+
+
+def figures(meter, by):
+    """Rows of a report without their names."""
+    return sorted(line.split(",", 3)[3] for line in meter.report(by).to_csv().splitlines()[1:])
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value"), [("member", "ada@example.com"), ("end_user", "user-1"), ("tag:feature", "f0")]
+)
+def test_the_text_is_gone_and_the_figures_stay(meter, dimension, value):
+    before = figures(meter, dimension)
+    done = meter.erase(dimension, value, **WHY)
+    report = meter.report(dimension).to_csv()
+    assert f",{value}," not in report
+    assert done.pseudonym in report
+    assert figures(meter, dimension) == before
+    assert done.entries == len(list(meter.entries(where={dimension: done.pseudonym}))) > 0
+    assert meter.verify().ok
+
+
+def test_who_and_why_are_in_the_chain_and_nothing_of_whom(meter):
+    done = meter.erase("member", "ada@example.com", pseudonym="person 17", **WHY)
+    (record,) = [one for one in meter.store.documents() if one.kind == "erasure"]
+    said = json.loads(record.body)
+    assert (said["reason"], said["by"], said["pseudonym"]) == ("request 4711", "kim", "person 17")
+    assert "ada" not in record.body
+    assert record.hash == done.record
+
+
+def test_no_file_of_the_ledger_has_the_text_any_more(filled, record, tmp_path):
+    meter = filled(f"sqlite:///{tmp_path}/books/ledger.db")
+    record(meter, "late", member="eve@example.com", end_user="only in the tail")
+    done = [meter.erase(*whom, **WHY) for whom in (("member", "eve@example.com"), ("end_user", "only in the tail"))]
+    assert [one.left for one in done] == [(), ()]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "books").iterdir()}
+    assert [name for name, content in files.items() if b"eve@example" in content or b"only in the" in content] == []
+
+
+def test_a_program_that_keeps_the_ledger_open_takes_the_same_person_for_somebody_new(meter, url, record, open_meter):
+    other = open_meter(url)
+    record(other, "before", member="ada@example.com")
+    meter.erase("member", "ada@example.com", pseudonym="person 17", **WHY)
+    if other.store.journal is not None and hasattr(other.store.journal, "ask_budgets"):
+        other.store.journal.ask_budgets()  # a host asks once a second
+    after = record(other, "after", member="ada@example.com")
+    assert meter.store.entry(after.entry_id).attribution.member == "ada@example.com"
+    assert "person 17" in {entry.attribution.member for entry in other.entries()}
+    assert meter.verify().ok
+
+
+def test_a_budget_goes_on_counting_under_the_pseudonym(meter, record):
+    record(meter, "now", member="ada@example.com")
+    before = {key: one.settled for key, one in meter.store.all_counters()}
+    meter.erase("member", "ada@example.com", pseudonym="person 17", **WHY)
+    after = {key: one.settled for key, one in meter.store.all_counters()}
+    assert sorted(after.values()) == sorted(before.values())
+    assert not any("ada" in key.scope for key in after)
+    assert any("person 17" in key.scope for key in after)
+    assert not meter.audit_budgets()
+
+
+def test_documents_that_name_the_person_are_listed_with_how_long_they_are_kept(meter):
+    done = meter.erase("member", "ada@example.com", **WHY)
+    kept = {one.kind: one for one in done.documents}
+    assert kept["period"].keep_until.year == 2036
+    assert (kept["period"].keep_until.month, kept["period"].keep_until.day) == (12, 31)
+    assert done.elsewhere
+
+
+def test_several_names_of_one_text_become_one_person(filled, open_meter, record, url):
+    """Two processes may meet a value at the same time and salt it twice."""
+    first = filled(url)
+    first.store.journal._find_name = lambda *_: None
+    record(first, "first", member="twice")
+    first.store.journal.definitions.forget()
+    record(first, "second", member="twice", end_user="another account")
+    done = first.erase("member", "twice", **WHY)
+    assert done.entries == 2
+    assert [row for row in first.report("member").to_csv().splitlines() if done.pseudonym in row]
+    assert first.verify().ok
+
+
+def test_what_was_undone_by_hand_is_found(filled, tmp_path):
+    import sqlite3
+
+    meter = filled(f"sqlite:///{tmp_path}/ledger.db")
+    meter.erase("member", "ada@example.com", **WHY)
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.execute("UPDATE names SET value = 'ada@example.com' WHERE salt IS NULL")
+    connection.execute("UPDATE names SET salt = NULL, value = 'nobody' WHERE value = 'bob@example.com'")
+    connection.commit()
+    connection.close()
+    found = [fault.detail for fault in meter.verify().faults]
+    assert "The name was erased by the record, and is there." in found
+    assert "A name was erased, and no record says so." in found
+
+
+def test_an_erasure_travels_with_a_backup(filled, tmp_path):
+    meter = filled(f"sqlite:///{tmp_path}/ledger.db")
+    meter.erase("member", "ada@example.com", pseudonym="person 17", **WHY)
+    made = meter.backup(tmp_path / "backup.db")
+    done = restore(made.path, tmp_path / "new.db")
+    store = open_store(done.url)
+    assert store.verify().ok
+    assert "person 17" in {entry.attribution.member for entry in store.entries()}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "changes", "told"),
+    [
+        ("member", "nobody", {}, "nothing was erased"),
+        ("member", "ada@example.com", {"reason": " "}, "reason= is empty"),
+        ("member", "ada@example.com", {"by": ""}, "by= is empty"),
+        ("member", "ada@example.com", {"reason": "ada@example.com asked"}, "names whom it erases"),
+        ("member", "ada@example.com", {"pseudonym": "bob@example.com"}, "stands for somebody"),
+        ("member", "ada@example.com", {"pseudonym": "ada@example.com"}, "the name itself"),
+        ("team", "search", {}, "cannot be erased"),
+        ("model", "gpt-5-mini", {}, "cannot be erased"),
+        ("tag:", "x", {}, "cannot be erased"),
+    ],
+)
+def test_what_cannot_be_erased_is_refused_in_words(filled, tmp_path, dimension, value, changes, told):
+    meter = filled(f"sqlite:///{tmp_path}/ledger.db")
+    head = meter.verify().head
+    with pytest.raises((ConfigurationError, LedgerError), match=told):
+        meter.erase(dimension, value, **(WHY | changes))
+    assert meter.verify().head == head
+
+
+def test_calls_under_way_come_first(meter):
+    call = {"provider": "openai", "endpoint": "chat.completions", "model": "gpt-5-mini", "input_tokens": 10}
+    held = meter.hold(**call, max_output_tokens=5, attribution=Attribution(member="ada@example.com"))
+    with held, pytest.raises(LedgerError, match="under way"):
+        meter.erase("member", "ada@example.com", **WHY)
+    meter.erase("member", "ada@example.com", **WHY)
+
+
+def test_erasing_twice_finds_nobody(meter):
+    meter.erase("member", "ada@example.com", **WHY)
+    with pytest.raises(LedgerError, match="nothing was erased"):
+        meter.erase("member", "ada@example.com", **WHY)
+
+
+def test_the_command_asks_first_and_says_what_is_left_to_do(filled, tmp_path, capsys):
+    filled(f"sqlite:///{tmp_path}/ledger.db").close()
+    line = ["erase", "member", "ada@example.com", "--store", f"sqlite:///{tmp_path}/ledger.db"]
+    with pytest.raises(SystemExit) as ended:
+        main([*line, "--reason", "request", "--by", "kim", "--yes"])
+    said = capsys.readouterr().out
+    assert ended.value.code in {0, None}
+    assert "6 entries now show erased-" in said
+    assert "period" in said
+    assert "backups" in said
+    assert Path(tmp_path / "ledger.db").exists()
