@@ -78,7 +78,8 @@ class _Session:
         the log is gone, closing folds back what the still open descriptor holds.
         """
         if _identity(self._path) == self._file and _identity(self._log_path) in {self._log, _GONE}:
-            self.connection.close()
+            with contextlib.suppress(sqlite3.Error):  # the disk fails: what is in the log stays in the log
+                self.connection.close()
         else:
             _keep_for_ever(self.connection)
 
@@ -152,8 +153,6 @@ class Database:
                     return self._transact(session, work, deadline)
                 except _MovedError:
                     self._close_idle(deadline)
-                except sqlite3.Error as error:
-                    raise explained(self.path, error) from error
 
         return self._in_turn(transact, patience)
 
@@ -241,7 +240,11 @@ class Database:
     # -- turns and transactions
 
     def _in_turn(self, work: Callable[[float], T], patience: float | None = None) -> T:
-        """Run `work`, given its deadline, with the writing connection to itself."""
+        """Run `work`, given its deadline, with the writing connection to itself.
+
+        Raises:
+            StoreUnavailableError: the file or the disk does not do what is asked of it.
+        """
         seconds = self.patience if patience is None else patience
         if self._owned():
             return work(time.monotonic() + seconds)
@@ -250,6 +253,10 @@ class Database:
                 if not self._mutex.acquire(timeout=_PEER_PATIENCE):
                     raise self._too_busy()
                 return work(time.monotonic() + seconds)
+            except sqlite3.Error as error:
+                raise explained(self.path, error) from error
+            except OSError as error:
+                raise unusable(self.path, error) from error
             finally:
                 self._give_turn()
         finally:  # an interrupt may come just as the turn is to be given back
@@ -338,12 +345,7 @@ class Database:
     def _session(self, deadline: float) -> _Session:
         """The writing session, opened if need be. Needs the turn."""
         if self._writer is None:
-            try:
-                self._writer = self._open(deadline)
-            except sqlite3.Error as error:
-                raise explained(self.path, error) from error
-            except OSError as error:
-                raise unusable(self.path, error) from error
+            self._writer = self._open(deadline)
         return self._writer
 
     def _open(self, deadline: float) -> _Session:
