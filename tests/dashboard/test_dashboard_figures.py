@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from tokenmeter.dashboard.chart import draw, figure_in
-from tokenmeter.dashboard.explore import MEASURES, REST, Question, explore
+from tokenmeter.dashboard.explore import MEASURES, REST, Question, Reader, explore
 from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import overview, savings
@@ -60,7 +60,7 @@ def test_the_chart_shows_the_dearest_values_and_all_others_as_one(meter, record)
 def asked(meter, query, **options):
     items = parse_qsl(query, keep_blank_values=True)
     chosen = View.parse([pair for pair in items if pair[0] not in Question.NAMES], now=NOW)
-    return explore(meter.store, chosen.bounded(meter.store), Question.parse(items), **options)
+    return explore(Reader(meter.store), chosen.bounded(meter.store), Question.parse(items), **options)
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal, cast
 
@@ -29,6 +30,7 @@ __all__ = [
     "Limit",
     "Measure",
     "Question",
+    "Reader",
     "Series",
     "Timed",
     "explore",
@@ -42,6 +44,8 @@ Form = Literal["bars", "lines", "share", "running"]
 FORMS: Mapping[Form, str] = {"bars": "Bars", "lines": "Lines", "share": "Share", "running": "Running total"}
 #: Values that a chart tells apart; the others are one series.
 _SHOWN = 7
+#: Values times buckets that are read at once rather than those shown only.
+_MOST_CELLS = 6000
 #: Rows of the table; a search looks through all of them.
 _MOST_ROWS = 500
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
@@ -348,85 +352,34 @@ class Answer:
         return ratio(part, whole) if measure.adds and whole and whole > 0 and part is not None else None
 
 
-def explore(
-    store: Store,
-    view: View,
-    question: Question,
-    *,
-    balances: Iterable[Balance] = (),
-    known: Report | None = None,
-) -> Answer:
-    """Ask the ledger: totals per value, the greatest values over time, all of it over time, and the time before.
+class Reader:
+    """Reports of one unchanged ledger, each read once, whatever is asked of it: another measure or form reads nothing.
 
     Args:
-        store: The ledger. Where the dimension and the filters have kept sums, only these are read.
-        view: Period and filters; bounded.
-        question: What to ask.
-        balances: Where budgets stand, for their lines.
-        known: The totals, where they were read already, split by the dimension and possibly further.
-
-    Raises:
-        ConfigurationError: an unknown dimension.
-    """
-    by, measure = question.by, question.measure
-    query, coarser = view.over_time()
-    unit = query.granularity or "day"
-    parts = cut(store, query)
-    read = _Reading(store, timed=measure.timed)
-    whole = read(replace(view.query, by=(by,)), timed=question.timed) if known is None else known
-    ranked = sorted(per_value(whole.rows, by), key=lambda row: _greatest_first(measure, row, by))
-    shown = [row.group[by] for row in ranked[: _SHOWN if len(ranked) <= _SHOWN else _SHOWN - 1]]
-    by_bucket = _placed(read(query).rows, parts)
-    rest = len(ranked) > len(shown)
-    cells: Mapping[str | None, Sequence[Row]] = {}
-    if len(ranked) == 1:
-        cells = {shown[0]: by_bucket}
-    elif shown:
-        where = {**query.where, by: frozenset(shown)}
-        found = read(replace(query, by=(by,), where=where))
-        cells = {value: _placed([row for row in found.rows if row.group[by] == value], parts) for value in shown}
-    series = [_series(row.group[by], cells[row.group[by]], row, question) for row in ranked[: len(shown)]]
-    if rest and measure.adds:
-        whole_rest = Row.total(ranked[len(shown) :], view.query.period)
-        others = [_less(row, [cells[value][at] for value in shown]) for at, row in enumerate(by_bucket)]
-        series.append(replace(_series(None, others, whole_rest, question), key=REST, hidden=REST in question.hidden))
-    before_period = view.previous()
-    before = None if before_period is None else read(replace(query, period=before_period))
-    listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
-    return Answer(
-        question=question,
-        view=view,
-        unit=unit,
-        coarser=coarser,
-        buckets=parts,
-        series=series,
-        by_bucket=by_bucket,
-        rows=_sorted(listed, question)[:_MOST_ROWS],
-        found=len(listed),
-        totals=whole.totals,
-        before=() if before is None else _placed(before.rows, cut(store, replace(query, period=before.period))),
-        before_totals=None if before is None else before.totals,
-        before_period=before_period,
-        limits=_limits(view, measure, unit, question.drawn, balances),
-        forecast=forecast(store, view, measure.of) if measure.adds else None,
-    )
-
-
-class _Reading:
-    """Reports of one store; where asked, with how long calls took.
-
-    Args:
-        store: The ledger.
-        timed: Whether they are asked for, unless a call says so itself.
+        store: The ledger. Where dimensions and filters have kept sums, only these are read.
     """
 
-    def __init__(self, store: Store, *, timed: bool) -> None:
-        self._store, self._timed = store, timed
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._known: dict[object, Report] = {}
 
     def __call__(self, query: Query, *, timed: bool = False) -> Report:
-        report = read_report(self._store, query)
-        parts = cut(self._store, query)
-        if not (timed or self._timed) or not parts or "sku_meter" in (*query.by, *query.where):
+        """The answer to a query, with how long calls took if it is `timed`."""
+        where = frozenset(query.where.items())
+        key = (query.by, query.granularity, query.period.start, query.period.end, query.period.tz, where, timed)
+        with self._lock:  # who asks the same at the same time waits for it
+            if key not in self._known:
+                self._known[key] = self._timed(query) if timed else read_report(self._store, query)
+            return self._known[key]
+
+    def cut(self, query: Query) -> list[Period]:
+        """The query's buckets."""
+        return cut(self._store, query)
+
+    def _timed(self, query: Query) -> Report:
+        report, parts = read_report(self._store, query), self.cut(query)
+        if not parts or "sku_meter" in (*query.by, *query.where):
             return report
         boundaries = [part.start for part in parts] + [parts[-1].end]
         found = {(one.bucket, one.group): one for one in self._store.latencies(boundaries, query.by, query.filter)}
@@ -439,6 +392,82 @@ class _Reading:
 
 def _timed(row: Row, times: Latencies | None) -> Timed:
     return Timed(**{one.name: getattr(row, one.name) for one in fields(row)}, times=times or Latencies())
+
+
+def explore(
+    read: Reader,
+    view: View,
+    question: Question,
+    *,
+    balances: Iterable[Balance] = (),
+    known: Report | None = None,
+) -> Answer:
+    """Ask the ledger: totals per value, the greatest values over time, all of it over time, and the time before.
+
+    Args:
+        read: Reads it.
+        view: Period and filters; bounded.
+        question: What to ask.
+        balances: Where budgets stand, for their lines.
+        known: The totals, where they were read already, split by the dimension and possibly further.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
+    """
+    by, measure = question.by, question.measure
+    query, coarser = view.over_time()
+    unit = query.granularity or "day"
+    parts = read.cut(query)
+    whole = read(replace(view.query, by=(by,)), timed=question.timed) if known is None else known
+    ranked = sorted(per_value(whole.rows, by), key=lambda row: _greatest_first(measure, row, by))
+    shown = [row.group[by] for row in ranked[: _SHOWN if len(ranked) <= _SHOWN else _SHOWN - 1]]
+    few = len(ranked) * len(parts) <= _MOST_CELLS
+    by_bucket, cells = _over_time(read, replace(query, by=(by,)), shown, timed=measure.timed, few=few)
+    series = [_series(row.group[by], cells[row.group[by]], row, question) for row in ranked[: len(shown)]]
+    if len(ranked) > len(shown) and measure.adds:
+        whole_rest = Row.total(ranked[len(shown) :], view.query.period)
+        others = [_less(row, [cells[value][at] for value in shown]) for at, row in enumerate(by_bucket)]
+        series.append(replace(_series(None, others, whole_rest, question), key=REST, hidden=REST in question.hidden))
+    before_period = view.previous()
+    before = None if before_period is None else read(replace(query, period=before_period), timed=measure.timed)
+    listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
+    return Answer(
+        question=question,
+        view=view,
+        unit=unit,
+        coarser=coarser,
+        buckets=parts,
+        series=series,
+        by_bucket=by_bucket,
+        rows=_sorted(listed, question)[:_MOST_ROWS],
+        found=len(listed),
+        totals=whole.totals,
+        before=() if before is None else _placed(before.rows, read.cut(replace(query, period=before.period))),
+        before_totals=None if before is None else before.totals,
+        before_period=before_period,
+        limits=_limits(view, measure, unit, question.drawn, balances),
+        forecast=forecast(read, view, measure.of, whole.totals) if measure.adds else None,
+    )
+
+
+def _over_time(
+    read: Reader, query: Query, shown: Sequence[str | None], *, timed: bool, few: bool
+) -> tuple[list[Row], dict[str | None, list[Row]]]:
+    """All values together per bucket, and each of those shown; in one reading where there are `few`."""
+    (by,) = query.by
+    parts = read.cut(query)
+    if few and not timed and by != "sku_meter":
+        rows = read(query).rows
+        inside: dict[datetime, list[Row]] = {}
+        for row in rows:
+            inside.setdefault(row.bucket.start, []).append(row)
+        by_bucket = [Row.total(inside.get(part.start, ()), part) for part in parts]
+    else:
+        by_bucket = _placed(read(replace(query, by=()), timed=timed).rows, parts)
+        where = {**query.where, by: frozenset(shown)}
+        rows = read(query if few else replace(query, where=where), timed=timed).rows if shown else ()
+    cells = {value: _placed([row for row in rows if row.group[by] == value], parts) for value in shown}
+    return by_bucket, cells
 
 
 def per_value(rows: Iterable[Row], dimension: str) -> list[Row]:

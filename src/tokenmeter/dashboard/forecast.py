@@ -10,9 +10,8 @@ from decimal import Decimal
 from tokenmeter.dashboard.view import View
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, subtract, total
 from tokenmeter.periods import Period, buckets, floor
-from tokenmeter.reports import Row
-from tokenmeter.reports.report import read_report
-from tokenmeter.stores.base import Store
+from tokenmeter.reports import Report, Row
+from tokenmeter.reports.query import Query
 
 __all__ = ["Forecast", "forecast"]
 
@@ -43,25 +42,31 @@ class Forecast:
     words: str
 
 
-def forecast(store: Store, view: View, measure: Callable[[Row], Decimal | int | None]) -> Forecast | None:
+def forecast(
+    read: Callable[[Query], Report], view: View, measure: Callable[[Row], Decimal | int | None], totals: Row
+) -> Forecast | None:
     """What the view's period may come to; None when it is over, nearly over, or too little is known.
 
     Each day that is left is taken to come to the mean of the same weekdays of the last four weeks (of all days where
     there are less than two weeks of calls); the band is made of how far those days lay from their mean.
+
+    Args:
+        read: Reads the days that are looked back on.
+        view: Period and filters; bounded.
+        measure: A row's figure.
+        totals: The period's sums by now.
     """
     period, now = view.query.period, view.now
     today = floor(now, "day", view.tz)
     if not period.start <= now < period.end or period.end <= today.end:
         return None
-    if period.start != floor(period.start, "day", view.tz).start:
-        return None
     since = floor(today.start - _BACK, "day", view.tz).start
-    past = Period(min(since, period.start), today.end, view.tz)
+    past = Period(since, today.end, view.tz)
     query = replace(view.query, period=past, granularity="day")
-    found = {row.bucket.start: Decimal(measure(row) or 0) for row in read_report(store, query).rows}
+    found = {row.bucket.start: Decimal(measure(row) or 0) for row in read(query).rows}
     days = [(day, found.get(day.start, ZERO)) for day in buckets(past, "day")]
-    so_far = total(amount for day, amount in days if day.start >= period.start)
-    known = _since_first([one for one in days if since <= one[0].start < today.start])
+    so_far = Decimal(measure(totals) or 0)
+    known = _since_first([one for one in days if one[0].start < today.start])
     if len(known) < _LEAST_DAYS:
         return None
     by_weekday = len(known) >= 2 * _WEEK

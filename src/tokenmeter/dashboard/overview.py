@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
-from tokenmeter.dashboard.explore import Answer, Question, explore, per_value
+from tokenmeter.dashboard.explore import Answer, Question, Reader, explore, per_value
 from tokenmeter.dashboard.view import View
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports import Row
@@ -81,7 +81,7 @@ def overview(store: Store, view: View, *, balances: Iterable[Balance] = ()) -> O
     groups = read_report(store, replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
     ranked = [rank(groups.rows, dimension) for dimension in RANKED]
     return Overview(
-        answer=explore(store, view, Question(by=split), balances=balances, known=groups),
+        answer=explore(Reader(store), view, Question(by=split), balances=balances, known=groups),
         rankings=[one for position, one in enumerate(ranked) if position < _ALWAYS or one.others or _named(one)],
         savings=savings(store, view),
     )

@@ -17,7 +17,7 @@ from tokenmeter.dashboard import exports
 from tokenmeter.dashboard.budgets import standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, price_rows, unpriced, used_prices
 from tokenmeter.dashboard.chart import column_places, draw, over_time
-from tokenmeter.dashboard.explore import MEASURES, Answer, Measure, Question, explore
+from tokenmeter.dashboard.explore import MEASURES, Measure, Question, Reader, explore
 from tokenmeter.dashboard.live import entries_of
 from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import RANKED, Overview, overview
@@ -51,7 +51,7 @@ class Pages:
     def __init__(self, meter: Sight, *, tz: str | None) -> None:
         self._meter, self._store, self._tz = meter, meter.store, tz
         self._overviews = Memory[tuple[View, Overview]]()
-        self._answers = Memory[Answer]()
+        self._readers = Memory[tuple[View, Reader]]()
 
     def routes(self) -> list[Route]:
         """Where each page is."""
@@ -99,12 +99,9 @@ class Pages:
         question = Question.parse(request.query_params.multi_items())
         state, asked = self._head(), self._view(request, but=Question.NAMES)
 
-        def read() -> Answer:
-            view = asked.bounded(self._store)
-            return explore(self._store, view, question, balances=self._balances(view, question.measure))
-
-        answer = self._answers.get((question, *asked.identity), state, read)
-        base, view = base_of(request), answer.view
+        view, read = self._readers.get(asked.identity, state, lambda: (asked.bounded(self._store), Reader(self._store)))
+        answer = explore(read, view, question, balances=self._balances(view, question.measure))
+        base = base_of(request)
 
         def url(other: Question) -> str:
             return f"{base}/explore{view.url(*other.items())}"
