@@ -53,6 +53,7 @@ PROFILE = {
 #: File name, and the links that lead from the overview to what it shows.
 PICTURES = {
     "dashboard.png": (),
+    "dashboard-explore.png": ("header >> text=Explore", "select[name=by] = member", "select[name=period] = this-month"),
     "dashboard-entry.png": ("header >> text=Entries", "tbody tr:nth-child(3) th a"),
     "dashboard-invoice.png": ("header >> text=Invoices", "tbody th a"),
 }
@@ -61,7 +62,10 @@ PICTURES = {
 def main() -> None:
     """Write the pictures beside this file."""
     with tempfile.TemporaryDirectory() as folder:
-        meter = tokenmeter.make_meter(store=f"sqlite:///{folder}/usage.db", multiplier="1.05", config={})
+        budgets = [{"name": "everything", "limit_usd": 80, "tz": "Europe/Berlin"}]
+        meter = tokenmeter.make_meter(
+            store=f"sqlite:///{folder}/usage.db", multiplier="1.05", budgets=budgets, config={}
+        )
         fill(meter)
         server = make_server(meter, port=0)
         with server.config.bind_socket() as socket:
@@ -129,13 +133,19 @@ def draw(address: str) -> None:
     chromium = os.environ.get("TOKENMETER_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1440, "height": 600})
+        page = browser.new_page(viewport={"width": 1440, "height": 600}, timezone_id="Europe/Berlin")
         for name, links in PICTURES.items():
             page.goto(address)
             page.wait_for_selector(".chart path.bar", state="attached")
             page.wait_for_selector(".live.on")
             for link in links:
-                page.locator(link).first.click()
+                field, chosen, value = link.partition(" = ")
+                if chosen:
+                    page.locator(field).select_option(value)
+                    page.wait_for_function("(value) => location.search.includes(value)", arg=value)
+                else:
+                    page.locator(link).first.click()
+            page.wait_for_load_state()
             page.screenshot(path=HERE / name, full_page=True)
         browser.close()
 
