@@ -124,6 +124,7 @@ def test_a_question_is_asked_without_leaving_the_page(served, browse):
     page.get_by_role("heading", level=1, name="Tokens by model").wait_for()
     page.locator("[name=by]").select_option("member")
     page.get_by_role("heading", level=1, name="Tokens by member").wait_for()
+    assert page.get_by_role("heading", name="Every member").is_visible()
     page.get_by_role("link", name="Share", exact=True).click()
     page.wait_for_url("**form=share*")
     page.get_by_role("link", name="Running total").click()

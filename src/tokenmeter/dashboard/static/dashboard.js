@@ -35,7 +35,7 @@
       for (const id of open) document.getElementById(id)?.setAttribute("open", "");
       old.classList.remove("fresh");
       void old.offsetWidth;
-      old.classList.add("fresh");
+      if (!asked) old.classList.add("fresh");
       if (focus) old.querySelector(focus)?.focus({ preventScroll: true });
     }
     document.dispatchEvent(new CustomEvent("refreshed"));
