@@ -11,7 +11,7 @@ import tomllib
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -153,7 +153,8 @@ def _key(name: str) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(name)} = {_toml(one)}" for name, one in value.items()) + " }"
+        table = cast("dict[str, Any]", value)
+        return "{ " + ", ".join(f"{_key(name)} = {_toml(one)}" for name, one in table.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -31,6 +31,7 @@ from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.periods import zone
 from tokenmeter.serving.access import ACCESS, Access, Only, Token
 from tokenmeter.serving.access import Scope as LedgerScope
+from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import Sight, look_through, pulse_of, veil
 from tokenmeter.serving.probes import Probes, metrics_of
 from tokenmeter.serving.rest import make_api
@@ -83,10 +84,13 @@ def app(
     if only is None and chosen.settings is not None:
         tokens += Token.of(chosen.settings)
     prepare()
+    api = make_api(lambda access: sites.of(access).sight)
+    if any(one.access.can - {"read"} for one in tokens):
+        add_verbs(api, chosen)
     routes = [
         Route("/healthz", probes.health),
         Route("/readyz", probes.ready),
-        Mount("/api", make_api(lambda access: sites.of(access).sight)),
+        Mount("/api", api),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
     middleware = [Middleware(SafeHeaders)]

@@ -32,6 +32,7 @@ __all__ = [
     "budgets_in_force",
     "credit_note_list",
     "entry",
+    "entry_of",
     "entry_page",
     "head_of",
     "invoice",
@@ -115,7 +116,7 @@ def entry_page(sight: Sight, query: Query, *, limit: int, cursor: str | None = N
         found = _after(read_entries(sight.store, beyond, newest_first=newest_first), at, entry_id)
     some = list(islice(found, limit + 1))
     last = some[limit - 1] if len(some) > limit else None
-    return Page([_entry(one) for one in some[:limit]], None if last is None else _cursor(last))
+    return Page([entry_of(one) for one in some[:limit]], None if last is None else _cursor(last))
 
 
 def _after(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterator[Entry]:
@@ -145,10 +146,11 @@ def entry(sight: Sight, entry_id: str) -> Json | None:
     if found is None:
         return None
     raw = None if found.raw_usage is None else json.loads(found.raw_usage)
-    return {**_entry(found), "raw_usage": raw, "charges": [_charge(one) for one in found.charges]}
+    return {**entry_of(found), "raw_usage": raw, "charges": [_charge(one) for one in found.charges]}
 
 
-def _entry(one: Entry) -> Json:
+def entry_of(one: Entry) -> Json:
+    """An entry without its charges."""
     return {
         field.name: value if field.kind == "json" else plain(value, field.kind)
         for field in _FIELDS

@@ -5,7 +5,7 @@ Needs the extra ``mcp``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -50,7 +50,7 @@ Tokens = Annotated[int | None, Field(ge=0)]
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told() -> Generator[None]:
     """An error of tokenmeter's as one that the assistant reads: it says what to do."""
     try:
         yield

@@ -27,7 +27,7 @@ from tokenmeter.serving import answers
 from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.lens import Sight
 
-__all__ = ["PROBLEMS", "Asked", "Problem", "access_of", "make_api", "problem", "sight_of"]
+__all__ = ["PROBLEMS", "Asked", "Problem", "Shape", "Word", "access_of", "make_api", "problem", "problems", "sight_of"]
 
 _MOST_ROWS = 10_000
 _MOST_ENTRIES = 1_000
@@ -307,13 +307,14 @@ def problem(
     return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How these are described."""
     content: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 #: What any path may answer besides what it is for.
-PROBLEMS = _problems(400, 401, 403, 408, 413, 421, 422, 429, 500, 503)
+PROBLEMS = problems(400, 401, 403, 408, 413, 421, 422, 429, 500, 503)
 
 
 def _failed(_: Request, error: Exception) -> Response:
@@ -495,7 +496,7 @@ def _read_usage(api: FastAPI) -> None:
         page = answers.entry_page(sight, query, limit=asked.limit, cursor=asked.cursor, newest_first=newest)
         return JSONResponse({"entries": page.items, "next_cursor": page.next}, headers={**_FRESH, "etag": tag})
 
-    @api.get("/v1/entries/{entry_id}", response_model=WholeEntryShape, tags=["usage"], responses=_problems(404))
+    @api.get("/v1/entries/{entry_id}", response_model=WholeEntryShape, tags=["usage"], responses=problems(404))
     def read_entry(sight: Seen, entry_id: Word) -> Response:
         """One call with its charges: quantity x unit price x every multiplier = cost."""
         return _found(answers.entry(sight, entry_id), "entry")
@@ -510,12 +511,12 @@ def _read_usage(api: FastAPI) -> None:
         """The budgets in force."""
         return JSONResponse({"budgets": answers.budgets_in_force(sight)})
 
-    @api.get("/v1/budgets/{name}/history", response_model=HistoryShape, tags=["budgets"], responses=_problems(404))
+    @api.get("/v1/budgets/{name}/history", response_model=HistoryShape, tags=["budgets"], responses=problems(404))
     def read_budget_history(sight: Seen, name: Word) -> Response:
         """Every version of a budget, and what was granted."""
         return _found(answers.budget_history(sight, name), "budget")
 
-    @api.get("/v1/prices", response_model=PricesShape, tags=["prices"], responses=_problems(404))
+    @api.get("/v1/prices", response_model=PricesShape, tags=["prices"], responses=problems(404))
     def read_prices(
         sight: Seen,
         model: Annotated[Word, Query(min_length=1)],
@@ -545,7 +546,7 @@ def _read_books(api: FastAPI) -> None:
         page = answers.invoice_list(sight, period=period, status=status, limit=limit, cursor=cursor)
         return JSONResponse({"invoices": page.items, "next_cursor": page.next})
 
-    @api.get("/v1/invoices/{number:path}", response_model=WholeInvoiceShape, tags=["books"], responses=_problems(404))
+    @api.get("/v1/invoices/{number:path}", response_model=WholeInvoiceShape, tags=["books"], responses=problems(404))
     def read_invoice(sight: Seen, number: Word) -> Response:
         """One invoice with its lines, and what happened to it."""
         return _found(answers.invoice(sight, number), "invoice")
