@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol, runtime_checkable
@@ -134,7 +134,8 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
         raise ConfigurationError(f"Nothing can be erased from a ledger at {store.url}.")
     end = store.end()
     end.fold()
-    work = _Erasing(kind, value, pseudonym, reason=reason, by=by)
+    tables = [table for table, columns in end.read(end.tables).items() if "scope" in columns]
+    work = _Erasing(kind, value, pseudonym, reason=reason, by=by, tables=tables)
     filing = store.file_with(work.run)
     left = store.shred()
     documents = tuple(one for one in _documents(store, value, filing.document.position))
@@ -155,7 +156,10 @@ def _kind_of(dimension: str) -> str:
 class _Erasing:
     """One erasure. It may run again when a connection was lost."""
 
-    def __init__(self, kind: str, value: str, pseudonym: str | None, *, reason: str, by: str) -> None:
+    def __init__(
+        self, kind: str, value: str, pseudonym: str | None, *, reason: str, by: str, tables: Sequence[str]
+    ) -> None:
+        self._tables = tables
         self._kind, self._value, self._wanted = kind, value, pseudonym
         self._reason, self._by = reason, by
         self.pseudonym = ""
@@ -181,7 +185,7 @@ class _Erasing:
         self.entries = sum(self._count(rows, number) for number, _ in found)
         for number, _ in found:
             rows.execute("UPDATE names SET salt = NULL, value = ? WHERE id = ?", (self.pseudonym, number))
-        for table in ("counters", "crossings"):
+        for table in self._tables:
             self._rename_scopes(rows, table)
         body = {
             "kind": self._kind,

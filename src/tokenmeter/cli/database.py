@@ -16,9 +16,11 @@ from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
+from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores import backup as backups
-from tokenmeter.stores import moving
+from tokenmeter.stores import merging, moving
+from tokenmeter.stores.urls import redacted
 
 __all__ = ["app", "erase"]
 
@@ -227,6 +229,43 @@ def copy(
         out.print(f"{done.forwarded:,} entries that waited beside the old ledger were handed on.")
     if done.retired:
         out.print("The old ledger says where it went. Point store= of every program to the new one.")
+
+
+@command(
+    app,
+    "merge",
+    options=("as_json",),
+    examples=["tokenmeter db merge sqlite:///host-a.db sqlite:///host-b.db postgresql://owner@db.example/app"],
+)
+def merge(
+    frame: Frame,
+    ledgers: Annotated[
+        list[str], typer.Argument(help="URLs: those to take in, and last the one that takes them.", show_default=False)
+    ],
+) -> None:
+    """Take the entries and documents of ledgers into another one, behind its last record. They stay as they are.
+
+    An entry or a bill that is in both is counted once. Budgets of the target are counted again at the end.
+    """
+    *sources, target = ledgers
+    if not sources:
+        raise ConfigurationError("Name the ledgers to take in, and last the one that takes them.")
+    done: list[merging.Merge] = []
+    for source in sources:
+        with _progress("merging") as progress:
+            done.append(merging.merge_ledger(source, target, progress=progress))
+    meter = make_meter(store=target)
+    try:
+        meter.audit_budgets(repair=True)
+    finally:
+        meter.close()
+    if frame.as_json:
+        emit([{name: getattr(one, name) for name in one.__slots__} for one in done])
+        return
+    for source, one in zip(sources, done, strict=True):
+        had = f", {one.repeated:,} were there already" if one.repeated else ""
+        out.print(f"{redacted(source)}: {one.entries:,} entries, {one.documents:,} documents{had}.", markup=False)
+    out.print(f"Head of the chain: {done[-1].head}")
 
 
 @command(

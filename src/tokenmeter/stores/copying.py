@@ -18,7 +18,7 @@ from tokenmeter.stores.book import AMOUNTS, SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.documents import MOVED
 from tokenmeter.stores.fold import FIRST, identity_column
 
-__all__ = ["Copied", "End", "Progress", "Source", "carry", "compare_sums"]
+__all__ = ["Copied", "End", "Progress", "Source", "carry", "compare_sums", "refuse_holds"]
 
 T = TypeVar("T")
 Columns = Mapping[str, str]
@@ -30,10 +30,10 @@ _PAGE = 5000
 _SHARED = ("names", "tagsets", "accounts", "rates")
 _RECORDS = ("entries", "documents", "dedup")
 #: What belongs to the place rather than to the ledger.
-_LEFT = ("ledger", "secret", "places", "schema_versions")
+_LEFT = ("ledger", "secret", "places", "schema_versions", "leases", "lessees")
 _KEYS = {"level", "slot", "account", "sku_meter"}
 #: Columns that only one engine has: they follow from others.
-_OWN = {("tagsets", "digest"), ("counters", "reserved"), ("refused", "host")}
+_OWN = {("tagsets", "digest"), ("counters", "reserved"), ("refused", "host"), ("entries", "folded_month")}
 
 
 class Copied(NamedTuple):
@@ -76,6 +76,11 @@ class End(Source, Protocol):
         """Run `work` in one transaction, with no fold beside it. It may run again when a connection is lost."""
         ...
 
+    @property
+    def identity(self) -> Callable[[str], bytes | str]:
+        """The column of an entry's identity."""
+        ...
+
     def put(self, connection: Any, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Add rows to a table."""
         ...
@@ -105,7 +110,7 @@ def carry(source: Source, target: End, *, with_holds: bool = False, progress: Pr
     if source.read(_moved) is None:  # else nothing is folded any more
         source.fold()
     if not with_holds:
-        source.read(_refuse_holds)
+        source.read(refuse_holds)
     reached = target.read(_reached)
     source.read(partial(_check_beginning, reached=reached))
     until = source.read(_end)
@@ -123,7 +128,12 @@ def carry(source: Source, target: End, *, with_holds: bool = False, progress: Pr
     return together(partial(_Transfer.end, with_holds=with_holds))
 
 
-def _refuse_holds(rows: Any) -> None:
+def refuse_holds(rows: Any) -> None:
+    """Refuse a ledger of which calls are under way.
+
+    Raises:
+        LedgerError: there are.
+    """
     (holds,) = rows.execute("SELECT count(*) FROM holds").fetchone()
     if holds:
         raise LedgerError(
@@ -254,7 +264,7 @@ class _Transfer:
     def end(self, *, with_holds: bool) -> Copied:
         """Carry what came meanwhile, and everything that is no record."""
         if not with_holds:
-            _refuse_holds(self._rows)
+            refuse_holds(self._rows)
         until = _end(self._rows)
         self.share()
         while (reached := _reached(self._written)).seq < until.seq:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores import open_store, store_path
+from tokenmeter.stores.archive.archives import Archives
 from tokenmeter.stores.base import DIMENSIONS, Store, Verification
 from tokenmeter.stores.copying import Copied, End, Progress, carry, compare_sums
 from tokenmeter.stores.documents import MOVED, Filing, NewDocument
@@ -20,7 +21,7 @@ from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.urls import redacted
 from tokenmeter.stores.values import from_microseconds
 
-__all__ = ["Copy", "Movable", "copy_ledger", "opened"]
+__all__ = ["Copy", "Movable", "copy_ledger", "moved_to", "opened", "refuse_itself"]
 
 #: Times that a ledger is copied again before it is retired, because somebody still writes to it.
 _ATTEMPTS = 5
@@ -33,6 +34,11 @@ class Movable(Store, Protocol):
 
     def end(self) -> End:
         """Its tables."""
+        ...
+
+    @property
+    def archives(self) -> Archives:
+        """Its closed months in files."""
         ...
 
     def file_after(self, head: str, draft: NewDocument) -> Filing | None:
@@ -102,7 +108,7 @@ def copy_ledger(
         StoreUnavailableError: either end cannot be used.
     """
     with opened(source) as origin:
-        _refuse_itself(origin, target)
+        refuse_itself(origin, target)
         if (gone := moved_to(origin)) is not None and retire:
             return _hand_on(origin, target, gone, check=check)
         for _ in range(_ATTEMPTS if retire else 1):
@@ -140,11 +146,16 @@ def moved_to(store: Movable) -> str | None:
     return None if row is None else str(json.loads(json.loads(row[0])["body"])["to"])
 
 
-def _refuse_itself(origin: Movable, target: str | Path) -> None:
+def refuse_itself(origin: Movable, target: str | Path) -> None:
+    """Refuse a target that is the ledger itself.
+
+    Raises:
+        ConfigurationError: it is.
+    """
     path = store_path(target)
     url = redacted(str(target)) if path is None else f"sqlite:///{os.path.realpath(path.expanduser())}"
     if url == origin.url:
-        raise ConfigurationError(f"{url} is the ledger itself; name another store to copy it to.")
+        raise ConfigurationError(f"{url} is the ledger itself; name another one.")
 
 
 def _carry(origin: End, target: str | Path, progress: Progress | None) -> Copied:

@@ -50,6 +50,8 @@ class PostgresEnd:
         self.fold = fold
         self._tables: dict[str, dict[str, str]] | None = None
 
+    identity = staticmethod(str)
+
     def read(self, work: Callable[[Any], T]) -> T:
         """See `tokenmeter.stores.copying.End`."""
         return self._book.read(work)

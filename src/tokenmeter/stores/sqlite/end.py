@@ -14,6 +14,7 @@ from tokenmeter.errors import LedgerError, StoreUnavailableError
 from tokenmeter.stores.archive.archives import Archives
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.filesystem import make_private_file
+from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.sqlite.book import ENGINE
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.failures import explained
@@ -63,6 +64,8 @@ class SQLiteEnd:
             StoreUnavailableError: it cannot be written, or is something else.
         """
         return cls(Database(path, prepare=partial(migrate, identity=identity), check=check_version))
+
+    identity = staticmethod(identity_column)
 
     def read(self, work: Callable[[Any], T]) -> T:
         """See `tokenmeter.stores.copying.End`."""

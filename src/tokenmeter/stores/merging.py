@@ -1,0 +1,194 @@
+"""Joining ledgers: what several hosts recorded each for itself becomes one chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+
+from tokenmeter.errors import LedgerError
+from tokenmeter.stores.copying import Progress, refuse_holds
+from tokenmeter.stores.documents import ERASURE, MOVED, NewDocument
+from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
+from tokenmeter.stores.record import FORMAT
+
+__all__ = ["MERGED", "Merge", "merge_ledger"]
+
+#: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts.
+MERGED = "merged"
+_PAGE = 500
+#: Documents that stay where they are: they are about that ledger itself.
+_STAY = {"budget", "notice", MERGED, MOVED, ERASURE}
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What `merge_ledger` did.
+
+    Attributes:
+        url: The ledger that took the other in.
+        entries: How many entries it took.
+        repeated: How many it had already, by identity or as the same bill.
+        documents: How many documents it took.
+        head: Hash of its last record (hex).
+    """
+
+    url: str
+    entries: int
+    repeated: int
+    documents: int
+    head: str
+
+
+def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress | None = None) -> Merge:
+    """Take the entries and documents of one ledger into another, behind its last record. The source stays as it is.
+
+    Entries keep their identity and every byte; they get new places in the chain. One that is in both, as after a
+    copy, is taken once, and a bill that both recorded is counted once. Invoices and closed periods come along if the
+    target has none of that series or key. Budgets are the target's own: count them again afterwards, see
+    `Meter.verify`. Names that were erased stay erased. An interrupted merge is run again.
+
+    Args:
+        source: URL of the ledger that is taken in, or a file's path.
+        target: URL of the ledger that takes it, or a file's path; it must be there.
+        progress: Told now and then how many entries are done, and of how many.
+
+    Raises:
+        ConfigurationError: one of the ledgers is not there, or both are the same.
+        LedgerError: both have documents of one series or key, or an entry of one identity and different content; calls
+            are under way; or months of the source are archived. Nothing was taken.
+        StoreUnavailableError: one of them cannot be used.
+    """
+    with opened(source) as origin, opened(target) as store:
+        refuse_itself(origin, target)
+        if moved_to(origin) is None:  # else nothing is folded any more
+            origin.end().fold()
+        store.end().fold()
+        origin.end().read(refuse_holds)
+        if origin.archives.listed():
+            raise LedgerError(
+                "Months of the source are archived: bring them back first (`tokenmeter archive restore`)."
+            )
+        documents = _new_documents(origin, store)
+        _refuse_others(origin, store)
+        before = _entries(store)
+        store.take([(record, b"") for record in _definitions(origin)])
+        total, done = _entries(origin), 0
+        for page in _pages(origin):
+            store.take([(body, b"") for _, body in page])
+            done += len(page)
+            if progress is not None:
+                progress(done, total)
+        for one in documents:
+            store.file(one)
+        taken = _entries(store) - before
+        head = _record(origin, store, taken, total - taken)
+        return Merge(store.url, taken, total - taken, len(documents), head)
+
+
+def _entries(store: Movable) -> int:
+    (count,) = store.end().read(lambda rows: rows.execute("SELECT entries FROM ledger").fetchone())
+    return int(count)
+
+
+def _new_documents(origin: Movable, store: Movable) -> list[NewDocument]:
+    """Documents of the origin that the target does not have.
+
+    Raises:
+        LedgerError: both have some of one series, or of one key.
+    """
+    theirs = {(one.kind, one.key): one.body for one in store.documents()}
+    series = {one.series for one in store.documents() if one.series is not None}
+    ours = [one for one in origin.documents() if one.kind not in _STAY]
+    fresh = [one for one in ours if theirs.get((one.kind, one.key)) != one.body]
+    for one in fresh:
+        if one.series in series:
+            raise LedgerError(
+                f"Both ledgers have documents of the series {one.series!r}: their numbers would meet. Keep them apart, "
+                "and give one of them another series from now on."
+            )
+        if (one.kind, one.key) in theirs:
+            raise LedgerError(
+                f"Both ledgers have a document {one.kind} {one.key}, with different content. Merge before you close "
+                "periods, or keep the ledgers apart."
+            )
+    return [NewDocument(kind=one.kind, key=one.key, series=one.series, body=one.body) for one in fresh]
+
+
+def _pages(store: Movable) -> Iterator[list[tuple[Any, bytes]]]:
+    """Identity and record of every entry, in the order of the chain."""
+    last = 0
+    while True:
+        rows = store.end().read(
+            lambda rows, last=last: rows.execute(  # type: ignore[misc]
+                "SELECT seq, entry_id, body FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", (last, _PAGE)
+            ).fetchall()
+        )
+        if not rows:
+            return
+        last = rows[-1][0]
+        yield [
+            (identity.hex() if isinstance(identity, bytes) else identity, body.encode()) for _, identity, body in rows
+        ]
+
+
+def _refuse_others(origin: Movable, store: Movable) -> None:
+    """Refuse an entry that both have with different content."""
+    identity = store.end().identity
+    for page in _pages(origin):
+        ours = {identity(name): body for name, body in page}
+        places = ", ".join("?" * len(ours))
+        found = store.end().read(
+            lambda rows, ours=ours, places=places: rows.execute(  # type: ignore[misc]
+                f"SELECT entry_id, body FROM entries WHERE entry_id IN ({places})",  # noqa: S608 - question marks
+                tuple(ours),
+            ).fetchall()
+        )
+        for name, body in found:
+            if ours[name] != body.encode():
+                told = name.hex() if isinstance(name, bytes) else name
+                raise LedgerError(f"Entry {told} is in both ledgers with different content: one of them was changed.")
+
+
+def _definitions(origin: Movable) -> list[bytes]:
+    """What entries share, as records; a name that was erased has none."""
+
+    def work(rows: Any) -> list[bytes]:
+        names = rows.execute("SELECT digest, salt, kind, value FROM names WHERE salt IS NOT NULL ORDER BY id")
+        told = [
+            to_json(
+                {
+                    "format": FORMAT,
+                    "record": "name",
+                    "digest": bytes(digest).hex(),
+                    "salt": bytes(salt).hex(),
+                    "kind": kind,
+                    "value": value,
+                }
+            )
+            for digest, salt, kind, value in names.fetchall()
+        ]
+        for table in ("accounts", "rates"):
+            bodies = rows.execute(f"SELECT body FROM {table} WHERE body IS NOT NULL ORDER BY id")  # noqa: S608 - names of our own
+            told += [body.encode() for (body,) in bodies.fetchall()]
+        return told
+
+    return origin.end().read(work)
+
+
+def _record(origin: Movable, store: Movable, taken: int, repeated: int) -> str:
+    """File what was taken in; the head after it."""
+    identity, head = origin.end().read(lambda rows: rows.execute("SELECT identity, hash FROM ledger").fetchone())
+    body = {
+        "ledger": bytes(identity).hex(),
+        "head": bytes(head).hex(),
+        "url": origin.url,
+        "entries": taken,
+        "repeated": repeated,
+    }
+    filing = store.file(NewDocument(kind=MERGED, key=f"{body['ledger']} {body['head']}", body=json.dumps(body)))
+    return filing.document.hash

@@ -1,0 +1,137 @@
+"""Ledgers of several hosts become one: every entry once, every bill once, nothing of either changed."""
+
+import pytest
+
+import tokenmeter
+from tokenmeter.__main__ import main
+from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.stores import open_store
+from tokenmeter.stores.documents import NewDocument
+from tokenmeter.stores.merging import merge_ledger
+from tokenmeter.stores.moving import copy_ledger
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def target(request, fresh_url):
+    return fresh_url(request.param)
+
+
+@pytest.fixture
+def host(tmp_path, filled):
+    """The ledger of a host, with an invoice."""
+    url = f"sqlite:///{tmp_path}/host.db"
+    filled(url).close()
+    return url
+
+
+def test_entries_of_both_are_in_one_chain_with_their_names(host, target, open_meter, record):
+    meter = open_meter(target)
+    record(meter, "own", member="ada@example.com", end_user="user-1", tags={"feature": "f0"})
+    done = merge_ledger(host, target)
+    assert (done.entries, done.repeated) == (12, 0)
+    theirs = open_meter(host)
+    assert meter.verify().ok
+    by_member = {entry.attribution.member: 0 for entry in meter.entries()}
+    for entry in meter.entries():
+        by_member[entry.attribution.member] += 1
+    assert by_member == {"ada@example.com": 7, "bob@example.com": 6}
+    assert len(meter.report("member").rows) == 2
+    assert meter.report().totals.billed_cost == theirs.report().totals.billed_cost + next(
+        entry.billed_cost for entry in meter.entries(newest_first=True)
+    )
+    assert [meter.store.entry(entry.entry_id) == entry for entry in theirs.entries()] == [True] * 12
+
+
+def test_invoices_come_along_with_their_numbers_and_a_record_says_where_from(host, target, open_meter, record):
+    meter = open_meter(target)
+    record(meter, "own", member="ada")
+    done = merge_ledger(host, target)
+    theirs = open_store(host)
+    ours = {(one.kind, one.key): (one.series, one.number, one.body) for one in meter.store.documents()}
+    kept = {(one.kind, one.key): (one.series, one.number, one.body) for one in theirs.documents()}
+    assert kept.items() <= ours.items()
+    assert done.documents == len(kept)
+    (said,) = [one for one in meter.store.documents() if one.kind == "merged"]
+    assert theirs.health().facts["head"] in said.body
+    theirs.close()
+
+
+def test_merging_twice_takes_nothing_twice(host, target, open_meter, record):
+    meter = open_meter(target)
+    record(meter, "own", member="ada")
+    first = merge_ledger(host, target)
+    second = merge_ledger(host, target)
+    assert (second.entries, second.repeated, second.documents) == (0, 12, 0)
+    assert second.head == first.head
+    assert meter.verify().ok
+
+
+def test_a_bill_that_both_recorded_is_counted_once(host, target, open_meter, record):
+    meter = open_meter(target)
+    assert record(meter, 3, member="ada@example.com") is not None  # the same response id as one of the host's
+    done = merge_ledger(host, target)
+    assert (done.entries, done.repeated) == (11, 1)
+
+
+def test_a_copy_that_went_its_own_way_is_joined_again(host, tmp_path, open_meter, record):
+    copy_ledger(host, tmp_path / "copy.db")
+    one, other = open_meter(host), open_meter(f"sqlite:///{tmp_path}/copy.db")
+    record(one, "one", member="ada")
+    record(other, "other", member="ada")
+    done = merge_ledger(tmp_path / "copy.db", host)
+    assert (done.entries, done.repeated) == (1, 12)
+    assert one.verify().ok
+
+
+def test_invoices_of_one_series_on_both_sides_are_refused_and_nothing_is_taken(host, target, open_meter):
+    store = open_meter(target).store
+    series = next(one.series for one in open_store(host).documents() if one.series)
+    store.file(NewDocument(kind="invoice", key="own", series=series, body="{}"))
+    with pytest.raises(LedgerError, match="their numbers would meet"):
+        merge_ledger(host, target)
+    assert store.health().facts["entries"] == 0
+
+
+def test_one_identity_with_other_content_is_refused(host, tmp_path, open_meter):
+    import sqlite3
+
+    copy_ledger(host, tmp_path / "copy.db")
+    connection = sqlite3.connect(tmp_path / "copy.db")
+    connection.execute("DROP TRIGGER entries_stay_unchanged")
+    connection.execute("UPDATE entries SET body = replace(body, '\"latency', '\"Latency') || ' ' WHERE seq = 2")
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="different content"):
+        merge_ledger(tmp_path / "copy.db", host)
+
+
+def test_a_name_that_was_erased_stays_erased(host, target, open_meter, record):
+    theirs = open_meter(host)
+    theirs.erase("member", "ada@example.com", reason="request", by="kim", pseudonym="person 17")
+    meter = open_meter(target)
+    record(meter, "own", member="eve")
+    merge_ledger(host, target)
+    assert not [entry for entry in meter.entries() if entry.attribution.member == "ada@example.com"]
+    assert meter.verify().ok
+
+
+def test_a_target_that_is_not_there_is_not_made(host, tmp_path):
+    with pytest.raises(ConfigurationError, match="no ledger"):
+        merge_ledger(host, tmp_path / "nowhere.db")
+    with pytest.raises(ConfigurationError, match="itself"):
+        merge_ledger(host, host)
+
+
+def test_the_command_takes_several_and_counts_budgets_again(host, tmp_path, open_meter, record, capsys):
+    url = f"sqlite:///{tmp_path}/all.db"
+    meter = open_meter(url, budgets=[tokenmeter.Budget(member="*", limit_usd=50, period="total")])
+    record(meter, "own", member="ada@example.com")
+    second = open_meter(f"sqlite:///{tmp_path}/second.db")
+    record(second, "second", member="ada@example.com")
+    with pytest.raises(SystemExit) as ended:
+        main(["db", "merge", host, f"sqlite:///{tmp_path}/second.db", url])
+    assert ended.value.code in {0, None}
+    assert "12 entries" in capsys.readouterr().out
+    assert not meter.audit_budgets()
+    settled = [one.settled for key, one in meter.store.all_counters() if "ada@example.com" in key.scope]
+    assert max(settled) == 2_700_000_000_000 + 2 * 450_000_000
