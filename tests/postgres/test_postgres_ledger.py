@@ -19,6 +19,7 @@ def test_the_ledger_is_append_only_even_for_its_owner(store, query, make_entry, 
     import psycopg
 
     store.settle(make_entry())
+    store.flush()
     with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
         query(action.format(table))
     with pytest.raises(psycopg.errors.RaiseException, match="append-only"):

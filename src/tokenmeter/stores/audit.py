@@ -89,7 +89,7 @@ def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     there = {name for (name,) in run(engine.triggers)}
     found += [
         Fault("trigger", name, "A trigger that keeps records from being changed is gone; somebody removed it.")
-        for name in sorted(_TRIGGERS - there)
+        for name in sorted((_TRIGGERS | engine.guards) - there)
     ]
     return found
 

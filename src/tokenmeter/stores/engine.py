@@ -31,6 +31,7 @@ class Engine:
             ``account``, NULL where there is none.
         member: The whole number that an entry's record says under a name, which is to be put in.
         triggers: Names of the triggers that are in force.
+        guards: Names of triggers that only this engine needs.
         keeps_secret: Whether the ledger's secret is the one that it was made with.
     """
 
@@ -41,6 +42,7 @@ class Engine:
     member: str
     triggers: str
     keeps_secret: Callable[[Any], bool]
+    guards: frozenset[str] = frozenset()
 
 
 class Readable(Protocol):

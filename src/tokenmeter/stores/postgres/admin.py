@@ -36,6 +36,8 @@ _FUNCTIONS = (
     *("extend(text, bigint)", "open_counters(json)", "ledger_secret()", "budget_generation()"),
     *("document_place(text, text, text)", "file_document(text)"),
 )
+#: Folds wait: one that makes a partition would stop a grant on the same table.
+_NO_FOLD = "SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)"
 #: What every reader of the ledger calls.
 _WORDS = ("hex(bytea)", "json_each(text)", "budget_generation()", "keeps_secret()")
 #: What caps are counted from: a writer has to see what its budgets' windows hold already.
@@ -152,6 +154,7 @@ def grant(url: str, role: Role, to: str) -> None:
             )
         try:
             with connection.transaction():
+                connection.execute(_NO_FOLD)
                 _grant(connection, address.schema, role, to)
         except psycopg.errors.UndefinedObject:
             raise ConfigurationError(

@@ -151,6 +151,8 @@ class PostgresBook(FoldingBook):
                 return False
             for one in ids:
                 run("INSERT INTO archived_ids VALUES (?, ?, ?) ON CONFLICT DO NOTHING", one)
+            if run("SELECT drop_partition(?)", (last,)).fetchall()[0][0]:
+                return run("SELECT 1 FROM entries WHERE seq <= ? LIMIT 1", (last,)).fetchone() is not None
             run(
                 "UPDATE ledger SET archived_to = ?, archived_hash = (SELECT hash FROM entries WHERE seq = ?)",
                 (row[0], row[0]),
@@ -166,6 +168,7 @@ class PostgresBook(FoldingBook):
         statement = f"INSERT INTO entries ({', '.join(ENTRY_COLUMNS)}) VALUES ({places})"  # noqa: S608 - names of our own
 
         def work(server: ServerRows) -> None:
+            server.execute("SELECT make_partition()")
             server.execute("UPDATE ledger SET archived_to = ?, archived_hash = ?", (before, head))
             for row in self.returned(server, rows):
                 server.execute(statement, row)
@@ -319,7 +322,8 @@ class _Folding(Folding):
     """See `Folding`.
 
     Here the effects of a frame say more: ``needed`` (the record is taken only while that hold is open), ``alert`` (the
-    thresholds of each posting) and ``lease`` (the epoch of the leases that a hold was made from).
+    thresholds of each posting), ``lease`` (the epoch of the leases that a hold was made from) and ``seek`` (an entry of
+    this identity may be there; indices keep it from coming twice within a month only).
 
     Attributes:
         reached: Where the counters stand that were posted to.
@@ -381,6 +385,15 @@ class _Folding(Folding):
             return False
         self._needed.append(needed)
         return True
+
+    def take(self, connection: ServerRows, record: bytes, effects: bytes) -> None:
+        """See `Folding`. An identity that may be there already is looked for in every month."""
+        careful = self._careful
+        self._careful = careful or b'"seek":' in effects
+        try:
+            super().take(connection, record, effects)
+        finally:
+            self._careful = careful
 
     def affect(self, effects: Mapping[str, Any], record: bytes, values: Mapping[str, Any], *, counted: bool) -> None:
         """See `Folding`."""

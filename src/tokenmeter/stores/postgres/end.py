@@ -20,7 +20,9 @@ _KINDS = {"bytea": "bytes", "text": "text", "numeric": "numeric"}
 _COLUMNS = """
     SELECT table_name, column_name, data_type FROM information_schema.columns JOIN information_schema.tables
         USING (table_schema, table_name)
-    WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' ORDER BY table_name, ordinal_position
+    WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' AND column_name <> 'folded_month'
+        AND NOT (SELECT relispartition FROM pg_class WHERE oid = format('%I.%I', table_schema, table_name)::regclass)
+    ORDER BY table_name, ordinal_position
 """
 _IDENTITIES = """
     SELECT table_name FROM information_schema.columns
@@ -62,6 +64,7 @@ class PostgresEnd:
         def locked(rows: ServerRows) -> T:
             rows.execute("SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)")
             rows.execute("SET LOCAL statement_timeout = 0")
+            rows.execute("SELECT make_partition()")
             return work(rows)
 
         try:
@@ -105,5 +108,7 @@ class PostgresEnd:
                 f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), greatest(max(id), 1), max(id) IS NOT NULL) "  # noqa: S608 - names of our own
                 f"FROM {table}"
             )
+        connection.execute("DELETE FROM leases")
+        connection.execute("DELETE FROM lessees")
         connection.execute("UPDATE counters SET reserved = 0 WHERE reserved <> 0")
         connection.execute(_RESERVED)

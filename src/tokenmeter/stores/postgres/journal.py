@@ -273,9 +273,11 @@ class ServerJournal(Writer):
         except StoreUnavailableError:
             if only_if_held:
                 raise
-            self.append(record, _effects(postings, hold_id))
+            self.append(record, _effects(postings, hold_id, seek=True))
             return Settlement(recorded=True, crossings=self.take_crossings())
-        self.append(record, _effects(postings, hold_id if held else None, needed=hold_id if only_if_held else None))
+        self.append(
+            record, _effects(postings, hold_id if held else None, needed=hold_id if only_if_held else None, seek=True)
+        )
         if hold_id is not None:
             self._holds.pop(hold_id, None)
         recorded = True
@@ -289,8 +291,8 @@ class ServerJournal(Writer):
         encoded = [self.encode(entry) for entry, _ in batch]
         keys: list[str | None] = [from_json(record).get("dedup_key") for record in encoded]
         self.send()
-        asked = [entry.entry_id for entry, _ in batch if not self._is_new(entry.entry_id)]
-        known = self._server.known(asked, keys)
+        asked = {entry.entry_id for entry, _ in batch if not self._is_new(entry.entry_id)}
+        known = self._server.known(list(asked), keys)
         fresh: list[bool] = []
         framed: list[bytes] = []
         for (entry, postings), record, key in zip(batch, encoded, keys, strict=True):
@@ -298,7 +300,7 @@ class ServerJournal(Writer):
             fresh.append(new)
             if new:
                 known |= {entry.entry_id} | ({key} if key is not None else set())
-                framed.append(frame(record, _effects(postings, None)))
+                framed.append(frame(record, _effects(postings, None, seek=entry.entry_id in asked)))
         if framed:
             self._written.update(entry.entry_id for entry, _ in batch if is_own(entry.entry_id))
             self._write_framed(b"".join(framed))
@@ -593,15 +595,18 @@ def lease_effects(hold_id: str, claims: Sequence[SlotClaim], epoch: bytes) -> by
     return claim_effects(hold_id, claims)[:-1] + b',"lease":"%b"}' % epoch.hex().encode()
 
 
-def _effects(postings: Sequence[Posting], hold_id: str | None, needed: str | None = None) -> bytes:
+def _effects(
+    postings: Sequence[Posting], hold_id: str | None, *, needed: str | None = None, seek: bool = False
+) -> bytes:
     """What an entry does to counters and holds.
 
     Args:
         postings: What it adds to counters, with the thresholds that the fold looks at.
         hold_id: The hold that it frees.
         needed: The hold without which it is not taken.
+        seek: Whether somebody else may have written it, too.
     """
-    effects: dict[str, Any] = {}
+    effects: dict[str, Any] = {"seek": True} if seek else {}
     if hold_id is not None:
         effects["free"] = hold_id
     if needed is not None:

@@ -76,7 +76,11 @@ ENGINE = Engine(
     member="(body::json->>'{}')::bigint",
     triggers=(
         "SELECT tgname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid "
-        "WHERE relnamespace = current_schema()::regnamespace AND tgenabled = 'O' AND NOT tgisinternal"
+        "WHERE relnamespace = current_schema()::regnamespace AND tgenabled = 'O' AND NOT tgisinternal "
+        "AND NOT relispartition AND NOT EXISTS ("  # a partition that lacks it
+        "SELECT 1 FROM pg_inherits WHERE inhparent = tgrelid AND NOT EXISTS (SELECT 1 FROM pg_trigger AS own "
+        "WHERE own.tgrelid = inhrelid AND own.tgname = t.tgname AND own.tgenabled = 'O'))"
     ),
     keeps_secret=_keeps_secret,
+    guards=frozenset({"entries_stay_whole"}),
 )

@@ -78,11 +78,18 @@ CREATE TABLE tagsets (
     body text NOT NULL
 );
 
+-- Year x 12 + month - 1, by the server's clock.
+CREATE FUNCTION this_month() RETURNS integer LANGUAGE sql STABLE AS $$
+    SELECT extract(year FROM now() AT TIME ZONE 'UTC')::integer * 12
+        + extract(month FROM now() AT TIME ZONE 'UTC')::integer - 1
+$$;
+
 -- `body` is the record: the columns before it repeat it, so that SQL can add them up. `more` is JSON: meters without a
--- column of their own -> quantity. `unpriced` counts +1 on a call and -1 on a correction.
+-- column of their own -> quantity. `unpriced` counts +1 on a call and -1 on a correction. There is a partition per month in
+-- which entries were folded, so that an archived one goes in a moment.
 CREATE TABLE entries (
-    seq bigint PRIMARY KEY,
-    entry_id text COLLATE "C" NOT NULL UNIQUE,
+    seq bigint NOT NULL,
+    entry_id text COLLATE "C" NOT NULL,
     occurred_at bigint NOT NULL,
     account integer NOT NULL,
     end_user bigint,
@@ -103,8 +110,11 @@ CREATE TABLE entries (
     billed_pico bigint NOT NULL,
     more text,
     body text NOT NULL,
-    hash bytea NOT NULL
-);
+    hash bytea NOT NULL,
+    folded_month integer NOT NULL DEFAULT this_month(),
+    PRIMARY KEY (seq, folded_month),
+    UNIQUE (entry_id, folded_month)
+) PARTITION BY LIST (folded_month);
 CREATE INDEX entries_by_time ON entries (occurred_at, seq);
 CREATE INDEX entries_by_end_user ON entries (end_user, occurred_at) WHERE end_user IS NOT NULL;
 

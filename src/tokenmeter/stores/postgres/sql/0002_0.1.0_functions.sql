@@ -104,25 +104,53 @@ CREATE FUNCTION link(state bytea, before bytea, record text) RETURNS bytea LANGU
 $$;
 CREATE AGGREGATE chained(bytea, text) (sfunc = link, stype = bytea);
 
+-- The partition of entries that are folded now, made when a month begins. A statement trigger of a partitioned table does not
+-- guard a partition that is named itself, so each has the same; a migration that changes one changes all. Attaching locks out
+-- neither readers nor a backup.
+CREATE FUNCTION make_partition() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    month integer := this_month();
+    part text := format('entries_%s_%s', month / 12, lpad((month % 12 + 1)::text, 2, '0'));
+    guard text;
+BEGIN
+    IF EXISTS (SELECT FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relname = part) THEN
+        RETURN;
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE entries INCLUDING ALL)', part);
+    FOR guard IN SELECT pg_get_triggerdef(oid, true) FROM pg_trigger
+        WHERE tgrelid = 'entries'::regclass AND NOT tgisinternal AND tgtype & 1 = 0
+    LOOP
+        EXECUTE replace(guard, ' ON entries ', format(' ON %I ', part));
+    END LOOP;
+    EXECUTE format('ALTER TABLE entries ATTACH PARTITION %I FOR VALUES IN (%s)', part, month);
+END $$;
+
 -- Rows of a large batch come by COPY, into tables of the session that only its own transaction sees. They are the owner's:
 -- what a writer makes under these names is not read. False where none can be made; rows then come in the batch itself.
 CREATE FUNCTION stage() RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     name text;
 BEGIN
-    IF to_regclass('pg_temp.staged_entries') IS NULL AND has_database_privilege(current_database(), 'TEMP') THEN
-        FOREACH name IN ARRAY ARRAY['entries', 'sums', 'rare_sums', 'meter_sums', 'latency_sums'] LOOP
-            EXECUTE format('CREATE TEMP TABLE staged_%1$s ON COMMIT DELETE ROWS AS TABLE %1$s WITH NO DATA', name);
-            EXECUTE format('GRANT INSERT ON pg_temp.staged_%s TO PUBLIC', name);
-        END LOOP;
+    IF is_staged() THEN
+        RETURN true;
+    ELSIF NOT has_database_privilege(current_database(), 'TEMP') THEN
+        RETURN false;
     END IF;
-    RETURN is_staged();
+    FOREACH name IN ARRAY ARRAY['entries', 'sums', 'rare_sums', 'meter_sums', 'latency_sums'] LOOP
+        EXECUTE format('DROP TABLE IF EXISTS pg_temp.staged_%s', name);
+        EXECUTE format('CREATE TEMP TABLE staged_%1$s ON COMMIT DELETE ROWS AS TABLE %1$s WITH NO DATA', name);
+        EXECUTE format('GRANT INSERT ON pg_temp.staged_%s TO PUBLIC', name);
+    END LOOP;
+    RETURN true;
+EXCEPTION WHEN insufficient_privilege OR wrong_object_type THEN
+    RETURN false;
 END $$;
+-- Whether they are there, are the owner's, and have the columns that the ledger has now.
 CREATE FUNCTION is_staged() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
-    SELECT count(*) = 5 FROM pg_class
-    WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r' AND relowner = current_user::regrole
-        AND relname IN
-            ('staged_entries', 'staged_sums', 'staged_rare_sums', 'staged_meter_sums', 'staged_latency_sums')
+    SELECT count(*) = 5 FROM pg_class AS t JOIN pg_class AS kept
+        ON kept.relnamespace = current_schema()::regnamespace AND t.relname = 'staged_' || kept.relname
+    WHERE t.relnamespace = pg_my_temp_schema() AND t.relkind = 'r' AND t.relowner = current_user::regrole
+        AND t.relnatts = kept.relnatts AND kept.relname IN ('entries', 'sums', 'rare_sums', 'meter_sums', 'latency_sums')
 $$;
 CREATE FUNCTION batch_entries(batch json, staged boolean) RETURNS SETOF entries LANGUAGE plpgsql AS $$
 BEGIN
@@ -213,6 +241,7 @@ BEGIN
         RAISE EXCEPTION 'another fold came first' USING ERRCODE = 'serialization_failure';
     END IF;
 
+    PERFORM make_partition();
     WITH put AS (
         INSERT INTO entries (
             seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated, reasoning, input, cache_read,
