@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import quantize
 from tokenmeter.semconv import unit_of
+from tokenmeter.stores import open_store
+from tokenmeter.stores.archive import archives
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.usage import Usage
 
 PRICES = {
@@ -99,9 +103,35 @@ def make_entry() -> Callable[..., Entry]:
     return make
 
 
-@pytest.fixture
-def store(every_store: Store) -> Store:
-    return every_store
+class ArchivingStore(SQLiteStore):
+    """A ledger of which every entry is in a file, and there only, by the time that it is read."""
+
+    _archiving = False
+
+    def _fold(self) -> None:
+        super()._fold()
+        if not self._archiving:
+            self._archiving = True
+            try:
+                self.archives.seal("2030-12", self.path.parent / "archive")
+                self.archives.drop()
+            finally:
+                self._archiving = False
+
+
+@pytest.fixture(params=["archived", "memory", "postgres", "sqlite"])
+def store(
+    request: pytest.FixtureRequest, fresh_url: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    opened: Store
+    if request.param == "archived":
+        pytest.importorskip("duckdb")
+        monkeypatch.setattr(archives, "utcnow", lambda: datetime(2031, 1, 1, tzinfo=UTC))
+        opened = ArchivingStore(tmp_path / "books" / "ledger.db")
+    else:
+        opened = open_store(fresh_url(request.param))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

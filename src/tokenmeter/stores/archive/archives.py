@@ -194,7 +194,7 @@ class Archives:
                         for total, column in zip(sums, zip(*(row.amounts for row, _ in rows), strict=True), strict=True)
                     ]
                     moments = [row.occurred_at for row, _ in rows]
-                    times = [min(*times[:1], *moments), max(*times[1:], *moments)]
+                    times = [min([*times[:1], *moments]), max([*times[1:], *moments])]
                     after = rows[-1][0].seq
                     progress.tell(chain.entries)
             with path.open("rb") as stream:

@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "groups_in",
     "identity_parts",
+    "open_writer",
     "record_of",
     "records",
 ]
@@ -146,6 +147,22 @@ def rows_after(connection: Rows, after: int, last: int) -> list[tuple[Row, bytes
     return found
 
 
+def open_writer(target: str) -> Any:
+    """A Parquet writer of this layout."""
+    encoded = dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED") | dict.fromkeys(_PLAIN, "PLAIN")
+    return import_extra("pyarrow.parquet").ParquetWriter(
+        target,
+        _schema(),
+        compression="zstd",
+        compression_level=6,
+        use_dictionary=[name for name in COLUMNS if name not in encoded and name not in {"numbers", "texts"}],
+        column_encoding=encoded,
+        write_page_index=True,
+        dictionary_pagesize_limit=_LARGEST_DICTIONARY,
+        store_schema=False,
+    )
+
+
 class FileWriter:
     """Writes one archive file.
 
@@ -160,18 +177,7 @@ class FileWriter:
         self._schema = _schema()
         self._batches: list[Any] = []
         self._rows = 0
-        encoded = dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED") | dict.fromkeys(_PLAIN, "PLAIN")
-        self._writer = import_extra("pyarrow.parquet").ParquetWriter(
-            target,
-            self._schema,
-            compression="zstd",
-            compression_level=6,
-            use_dictionary=[name for name in COLUMNS if name not in encoded and name not in {"numbers", "texts"}],
-            column_encoding=encoded,
-            write_page_index=True,
-            dictionary_pagesize_limit=_LARGEST_DICTIONARY,
-            store_schema=False,
-        )
+        self._writer = open_writer(target)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add entries, in the order of the chain."""
