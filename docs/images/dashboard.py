@@ -142,7 +142,7 @@ def draw(address: str) -> None:
                 field, chosen, value = link.partition(" = ")
                 if chosen:
                     page.locator(field).select_option(value)
-                    page.wait_for_function("(value) => location.search.includes(value)", arg=value)
+                    page.wait_for_url(f"**{value}*")
                 else:
                     page.locator(link).first.click()
             page.wait_for_load_state()
