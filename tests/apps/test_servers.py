@@ -141,7 +141,6 @@ def test_streams_that_a_stop_lets_end_are_recorded_whole(name, start, ledger, fa
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="a stream is written down when it ends, which a killed worker does not see")
 @pytest.mark.parametrize("name", sorted(SERVERS))
 def test_streams_that_a_stop_breaks_off_are_recorded_too(name, start, ledger, fake_provider):
     site = start(name, grace=1)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -135,6 +136,28 @@ def test_eight_processes_of_eight_threads_admit_exactly_the_limit(store_url, spa
     meter.close()
 
 
+def stream_and_die(url):
+    """What a process does that is killed amid a stream which no budget is about."""
+    meter = Meter(store=open_store(url), pricer=Pricer(PriceList()))
+    meter.authorize(replace(CALL, facts=replace(CALL.facts, streamed=True)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_stream_whose_process_died_is_found_by_the_next(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    meter = Meter(store=open_store(url), pricer=Pricer(PriceList()))
+    mine = meter.authorize(replace(CALL, facts=replace(CALL.facts, streamed=True)))
+    died = subprocess.run([sys.executable, __file__, "dies", url], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert (meter.sweep(), meter.sweep()) == (1, 0)
+    (entry,) = meter.store.entries()
+    assert (entry.status, entry.attribution.member, entry.usage.input_tokens) == ("aborted", "ada", 25)
+    assert set(entry.flags) >= {"estimated", "expired_hold"}
+    assert meter.settle(mine, ANSWERED).reservation_id == mine.reservation.reservation_id
+    assert meter.sweep(utcnow() + timedelta(days=1)) == 0
+    meter.close()
+
+
 @SHARED
 def test_workers_killed_at_random_never_overshoot_and_their_holds_come_back(store_url, spawn):
     meter = open_meter(store_url)
@@ -204,4 +227,4 @@ async def test_two_hundred_tasks_admit_exactly_the_limit(meter):
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[1:])
+    stream_and_die(sys.argv[2]) if sys.argv[1] == "dies" else worker(*sys.argv[1:])

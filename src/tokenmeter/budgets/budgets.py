@@ -38,6 +38,7 @@ from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
+from tokenmeter.forks import process_name
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id
 from tokenmeter.money import ZERO
 from tokenmeter.pricing import Pricer
@@ -123,6 +124,8 @@ class Budgets(Registry):
         self._ceilings = Ceilings()
         self._asked = AskedLimits()
         self._opened: set[CounterKey] = set()
+        #: Whether streams have holds without claims; a server would have to be asked for each.
+        self.keeps_open_calls: bool = getattr(getattr(store, "journal", None), "keeps_open_calls", False)
 
     # -- before the call
 
@@ -142,14 +145,14 @@ class Budgets(Registry):
         """
         state, runs = self._current(wait=wait), runs_of(call.scopes)
         if not (state.hard or runs):
-            return None
+            return self._open_call(Plan(call, at), hold_id)
         self._tell_who_passes(state, call)
         self._holds.sweep_sometimes()
         swept, attempt = False, 1
         while True:
             plan = self._plan(state, call, at, runs, inject=attempt > 1, wait=wait)
             if not plan.claims:
-                return None
+                return self._open_call(plan, hold_id)
             try:
                 return self._reserve(plan, wait=wait, hold_id=hold_id)
             except CapReachedError as stop:
@@ -160,6 +163,19 @@ class Budgets(Registry):
                 if not plan.injectable or attempt == _ATTEMPTS:
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
+
+    def _open_call(self, plan: Plan, hold_id: str | None) -> Held | None:
+        """Note down that a stream is under way which no cap is about: should this process die, it is found."""
+        if not (plan.call.facts.streamed and self.keeps_open_calls):
+            return None
+        self._holds.sweep_sometimes()
+        reservation = self._reservation(plan, (), hold_id or new_id())
+        try:
+            self._store.reserve(reservation, wait=False)
+        except Exception as error:  # noqa: BLE001 - nothing depends on it
+            self._fault("note down a stream", error)
+            return None
+        return Held(reservation, None, RunClaims({}))
 
     def _tell_who_passes(self, state: InForce, call: Call) -> None:
         """Say once per budget that a call without a member (or the like) is not caught by a cap on each member."""
@@ -249,8 +265,12 @@ class Budgets(Registry):
         found = sizes.amounts(facts, longest, self._tokens)
         return None if found is None else (*found, 1)
 
+    def sweep_sometimes(self) -> None:
+        """`sweep` in a thread, once a minute. Never waits, never raises."""
+        self._holds.sweep_sometimes()
+
     def settled(self, call: Entry, output: int, cost: int, latency_us: int) -> None:
-        """As `learn`, of a call that was recorded by its plan; expired holds are looked for when it is time.
+        """As `learn`, of a call that was recorded by its plan.
 
         Args:
             call: An entry of a call like it.
@@ -261,7 +281,6 @@ class Budgets(Registry):
         if self._state.hard:
             route, model = call.attribution.route, call.request_model
             self._learned.learn_amounts(route, model, output=output, cost=cost, latency_us=latency_us)
-            self._holds.sweep_sometimes()
 
     @staticmethod
     def _until(state: InForce, one: Matching, now: int) -> int:
@@ -365,7 +384,7 @@ class Budgets(Registry):
             claims=claims,
             created_at=plan.at,
             expires_at=plan.at + self._holds.hold_time,
-            owner=f"{_HOST}:{os.getpid()}",
+            owner=process_name(),
             call=unanswered(plan.call, plan.at),
         )
 

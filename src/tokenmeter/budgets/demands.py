@@ -6,8 +6,6 @@ No rule of budgets stands here. Which caps apply, and until when, `Budgets.find`
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ from tokenmeter.budgets.holds import unanswered
 from tokenmeter.budgets.matching import Matched
 from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.call import Call
+from tokenmeter.forks import process_name
 from tokenmeter.ledger import Claim, CounterKey, Reservation
 from tokenmeter.stores.live import NEVER, Slot
 
@@ -30,14 +29,14 @@ class PlannedHold(NamedTuple):
     """What is held for one call.
 
     Attributes:
-        hold_id: Identity of the hold.
+        hold_id: Identity of the hold; None where nothing is in the ledger, since budgets only count.
         demands: What it was made of.
         amounts: What the call may use at most; zeros where that does not matter.
         at_us: When it left, in microseconds since the epoch.
         expires_us: When the hold expires.
     """
 
-    hold_id: str
+    hold_id: str | None
     demands: Demands
     amounts: Amounts
     at_us: int
@@ -100,8 +99,10 @@ class Demands:
         thresholds = {slot: amounts for slot, _, amounts in self.posts}
         return [(slot, thresholds[slot], settled) for slot, settled in slots]
 
-    def reservation(self, hold: PlannedHold, call: Call) -> Reservation:
+    def reservation(self, hold: PlannedHold, call: Call) -> Reservation | None:
         """What was held, for the general way to go on with."""
+        if hold.hold_id is None:
+            return None
         at = from_microseconds(hold.at_us)
         return Reservation(
             reservation_id=hold.hold_id,
@@ -110,6 +111,6 @@ class Demands:
             ),
             created_at=at,
             expires_at=from_microseconds(hold.expires_us),
-            owner=f"{socket.gethostname()}:{os.getpid()}",
+            owner=process_name(),
             call=unanswered(call, at),
         )

@@ -1,6 +1,8 @@
 """The life of a hold after it was made: kept while its call runs, swept when nobody settles it.
 
-An expired hold becomes an estimated entry, which a late answer takes back again.
+An expired hold becomes an estimated entry, which a late answer takes back again; so does that of a process that has
+ended, where that can be told. A stream has a hold even where no budget is about it, so that a process that dies amid
+one leaves something to be found.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from datetime import datetime, timedelta
 from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
+from tokenmeter.forks import has_ended
 from tokenmeter.ledger import Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
 from tokenmeter.money import negate
 from tokenmeter.pricing import Pricer, Rating
@@ -38,6 +41,10 @@ TAKEN_BACK = "late_settlement"
 #: Seconds between two looks for expired holds, and from the first call to the first look.
 _SWEEP_EVERY = 60
 _FIRST_SWEEP = 5
+#: Seconds between two looks at holds' owners by calls that find their budget full.
+_OWNERS_EVERY = 2
+#: Later than any hold expires, and how many holds are looked at for owners that have ended.
+_FAR, _MOST_OPEN = timedelta(days=365), 1_000
 
 #: Rates what was seen of a call at the moment it left; never raises.
 Rate = Callable[[Observation, Entry, datetime], Rating]
@@ -145,6 +152,7 @@ class Holds:
         self._postings = postings
         self._announce = announce
         self._sweep_due = time.monotonic() + _FIRST_SWEEP
+        self._owners_due = time.monotonic()
 
     def extend(self, reservation_id: str) -> None:
         """Give a hold its full time again. Never waits, never raises; a store behind a network is told by a thread."""
@@ -156,8 +164,16 @@ class Holds:
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault("extend a hold", error)
 
-    def sweep(self, now: datetime, *, wait: bool = True) -> int:
-        """Turn holds that expired before `now` into estimated entries; how many.
+    def sweep(self, now: datetime, *, wait: bool = True, owners: bool = True) -> int:
+        """Turn holds that expired before `now`, and those of processes that have ended, into estimated entries.
+
+        Args:
+            now: See there.
+            wait: See `tokenmeter.stores.base.Store`.
+            owners: Whether to look at processes as well, which takes all open holds to be read.
+
+        Returns:
+            How many.
 
         Raises:
             StoreBusyError: ``wait=False`` and the store's lock is taken; what was swept until then stays swept.
@@ -169,6 +185,9 @@ class Holds:
             swept += found
             if not found:
                 break
+        for reservation in self._store.expired(now + _FAR, limit=_MOST_OPEN) if owners else ():
+            if has_ended(reservation.owner):
+                swept += self._sweep_one(reservation, wait=wait)
         return swept
 
     def take_back_estimate(self, reservation: Reservation) -> None:
@@ -201,8 +220,11 @@ class Holds:
         Raises:
             StoreBusyError: ``wait=False`` and the store's lock is taken.
         """
+        owners = time.monotonic() >= self._owners_due
+        if owners:
+            self._owners_due = time.monotonic() + _OWNERS_EVERY
         try:
-            return self.sweep(self._store.now(), wait=wait) > 0
+            return self.sweep(self._store.now(), wait=wait, owners=owners) > 0
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found

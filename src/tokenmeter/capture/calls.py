@@ -188,7 +188,7 @@ class InFlight:
         self.awaits_key = False
         plan = self._plan
         if plan is not None:
-            if not plan.demands.any:
+            if not (plan.demands.any or self._streamed):
                 return None
             self._hold_id = new_id()
             try:
@@ -257,7 +257,7 @@ class InFlight:
     def _holds(self) -> bool:
         """Whether anything is held for it in the ledger."""
         if self._hold is not None:
-            return bool(self._hold.demands.claims)
+            return self._hold.hold_id is not None
         return self._authorization is not None and self._authorization.reservation is not None
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:

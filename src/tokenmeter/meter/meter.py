@@ -187,7 +187,7 @@ class Meter:
     def resume(self, call: Call, started_us: int, started_ns: int, hold: PlannedHold | None = None) -> Authorization:
         """Leave for a call that left by its plan, for the general way to go on with."""
         authorization = Authorization(call, from_microseconds(started_us), started_ns)
-        if hold is not None and hold.demands.claims:
+        if hold is not None:
             authorization.reservation = hold.demands.reservation(hold, call)
             authorization.extend_due_ns = started_ns + self._extend_every_ns
         return authorization

@@ -247,8 +247,10 @@ class Plans:
         amounts = budgets.amounts(call, at_us, plan.sizes) if demands.sized else (0, 0, 1)
         if amounts is None:
             return None
-        hold = PlannedHold(hold_id, demands, amounts, at_us, at_us + budgets.hold_us)
-        if demands.claims:
+        held = demands.claims or (call.facts.streamed and budgets.keeps_open_calls)
+        hold = PlannedHold(hold_id if held else None, demands, amounts, at_us, at_us + budgets.hold_us)
+        if held:
+            budgets.sweep_sometimes()
             begun = plan.begun.body(self._unanswered(call, at_us))
             journal.reserve(hold_id, hold.expires_us, demands.claimed(amounts), begun, created_at=at_us)
         return hold
@@ -303,12 +305,11 @@ class Plans:
         if hold is None:
             journal.append(answer.template.body(values))
         else:
-            held = hold.hold_id if hold.demands.claims else None
-            if held is not None:
-                values["reservation"] = held
+            if hold.hold_id is not None:
+                values["reservation"] = hold.hold_id
             try:
                 posts = hold.demands.posted((cost.billed, cost.tokens, 1))
-                reached = journal.settle(answer.template.body(values), posts, held)
+                reached = journal.settle(answer.template.body(values), posts, hold.hold_id)
             except HoldGoneError:
                 return False
         try:

@@ -6,12 +6,11 @@ write, and Windows, which has no shared locks on files. The same promises, more 
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from tokenmeter.forks import process_name
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
@@ -77,6 +76,8 @@ class DirectJournal(Shared):
         book: The engine.
     """
 
+    keeps_open_calls = True
+
     def __init__(self, book: DirectBook) -> None:
         super().__init__(book.find_name, self._define)
         self._book = book
@@ -119,7 +120,7 @@ class DirectJournal(Shared):
     ) -> None:
         """Hold every claim or none."""
         now = time.time_ns() // 1000 if created_at is None else created_at
-        record = hold_record(hold_id, now, expires_at, owner or f"{socket.gethostname()}:{os.getpid()}", call)
+        record = hold_record(hold_id, now, expires_at, owner or process_name(), call)
 
         def work(transaction: Transaction) -> None:
             hold(claims, _reader(transaction, [slot for slot, _, _ in claims]))

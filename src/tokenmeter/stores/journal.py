@@ -6,8 +6,6 @@ Nothing here waits for the book, save when the live counters have to be made ane
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import threading
 import time
 import weakref
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.forks import after_fork_in_child, process_name
 from tokenmeter.ledger import CounterKey, is_own, new_id
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
@@ -58,7 +56,10 @@ class Journal(Writer):
 
     Attributes:
         definitions: Digests of what records share.
+        keeps_open_calls: Whether a hold without claims asks nobody, so that any stream may have one.
     """
+
+    keeps_open_calls = True
 
     def __init__(self, ledger: Path, book: Book) -> None:
         super().__init__(ledger, book)
@@ -67,7 +68,7 @@ class Journal(Writer):
 
     def _start(self) -> None:
         super()._start()
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._owner = process_name()
         self._holds: dict[str, _Held] = {}
         self._written: set[str] = set()
         self._written_since = new_id()
@@ -105,7 +106,8 @@ class Journal(Writer):
         Args:
             hold_id: A new identity.
             expires_at: Microseconds since the epoch.
-            claims: In the order in which a refusal is to be looked for.
+            claims: In the order in which a refusal is to be looked for; none for a call that is only to be known of,
+                should its process die. That takes no lock.
             call: Record of the entry that the hold becomes when it expires.
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
@@ -118,6 +120,10 @@ class Journal(Writer):
         now = time.time_ns() // 1000 if created_at is None else created_at
         record = hold_record(hold_id, now, expires_at, owner or self._owner, call)
         framed = frame(record, claim_effects(hold_id, claims))
+        if not claims:
+            self._write(framed)
+            self._holds[hold_id] = (claims, expires_at)
+            return
         self._locked(partial(self._reserve, framed=framed, hold_id=hold_id, expires_at=expires_at, claims=claims))
 
     def settle(self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None) -> tuple[Post, ...]:
