@@ -100,14 +100,17 @@ SUITE_OPTIONS ?= -n 2
 
 .PHONY: sdk-suites
 ## The SDKs' own test suites: with the plain clients, with ours under their names, and with theirs wrapped.
-sdk-suites: suite-openai suite-anthropic
+sdk-suites: suite-openai suite-anthropic suite-google
 
 suite-openai: EXTRAS := aiohttp,bedrock,realtime,vertex
 suite-anthropic: EXTRAS := aiohttp,bedrock,vertex
 suite-anthropic: PLUGINS := -p tests._alias_httpx
+suite-google: EXTRAS := aiohttp
+suite-google: DISTRIBUTION := google-genai
 suite-%: FORCE
 	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(SUITES)/$*
-	$(UV) pip install --quiet --python $(SUITES)/$*/bin/python "$*[$(EXTRAS)]" -r tests/sdk_suites/requirements.txt -e .
+	$(UV) pip install --quiet --python $(SUITES)/$*/bin/python "$(or $(DISTRIBUTION),$*)[$(EXTRAS)]" \
+		-r tests/sdk_suites/requirements.txt -e .
 	tests/sdk_suites/run.sh $* $(SUITES)/$* $(PLUGINS) $(SUITE_OPTIONS)
 
 .PHONY: release

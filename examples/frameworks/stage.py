@@ -25,6 +25,8 @@ def stage() -> Iterator[FakeProvider]:
         os.environ["ANTHROPIC_API_KEY"] = "sk-ant-frameworks-0002"
         os.environ["OPENAI_BASE_URL"] = provider.openai_url
         os.environ["ANTHROPIC_BASE_URL"] = provider.anthropic_url
+        os.environ["GOOGLE_API_KEY"] = "AIza-frameworks-google-0003"
+        os.environ["GOOGLE_GEMINI_BASE_URL"] = provider.google_url
         meter = tokenmeter.configure(store="memory:")
         yield provider
         print(tokenmeter.report(by=["member", "route", "endpoint", "model"]))

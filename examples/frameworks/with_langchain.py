@@ -1,6 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["langchain-openai>=1.0,<2", "langchain-anthropic>=1.0,<2", "tokenmeter-sdk"]
+# dependencies = [
+#   "langchain-openai>=1.0,<2",
+#   "langchain-anthropic>=1.0,<2",
+#   "langchain-google-genai>=4,<5",
+#   "tokenmeter-sdk",
+# ]
 #
 # [tool.uv.sources]
 # tokenmeter-sdk = { path = "../..", editable = true }

@@ -4,6 +4,7 @@
 #   "llama-index-core>=0.14,<1",
 #   "llama-index-llms-openai>=0.6,<1",
 #   "llama-index-llms-anthropic>=0.10,<1",
+#   "llama-index-llms-google-genai>=0.11,<1",
 #   "llama-index-embeddings-openai>=0.5,<1",
 #   "anthropic<1",
 #   "tokenmeter-sdk",

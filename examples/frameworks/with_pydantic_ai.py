@@ -1,11 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["pydantic-ai-slim[openai,anthropic]>=2.60,<3", "tokenmeter-sdk"]
+# dependencies = ["pydantic-ai-slim[openai,anthropic,google]>=2.60,<3", "tokenmeter-sdk"]
 #
 # [tool.uv.sources]
 # tokenmeter-sdk = { path = "../..", editable = true }
 # ///
-"""Pydantic AI with metered clients: agents with a tool, a structured answer, and a stream, for OpenAI and Anthropic."""
+"""Pydantic AI with metered clients: agents with a tool, a structured answer, a stream, for three providers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import asyncio
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.google import GoogleModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
+from pydantic_ai.providers.google import GoogleProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from stage import stage
 
 import tokenmeter
 from tokenmeter.anthropic import AsyncAnthropic
+from tokenmeter.google import genai
 from tokenmeter.openai import AsyncOpenAI
 
 
@@ -32,7 +35,7 @@ class City(BaseModel):
 
 
 async def main() -> None:
-    """Ask three agents."""
+    """Ask four agents."""
     with stage() as provider:
         openai = OpenAIProvider(openai_client=AsyncOpenAI())
         claude = AnthropicProvider(anthropic_client=AsyncAnthropic())
@@ -57,6 +60,10 @@ async def main() -> None:
         with tokenmeter.attribute(member="grace", route="/story"):
             async with storyteller.run_stream("Tell me a story about a meter.") as story:
                 print("".join([piece async for piece in story.stream_text(delta=True)]))
+
+        translator = Agent(GoogleModel("gemini-2.5-flash", provider=GoogleProvider(client=genai.Client())))
+        with tokenmeter.attribute(member="linus", route="/translate"):
+            print(repr((await translator.run("Say hello in Finnish.")).output))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def configured(fake_provider, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-frameworks-0002")
     monkeypatch.setenv("OPENAI_BASE_URL", fake_provider.openai_url)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", fake_provider.anthropic_url)
+    monkeypatch.setenv("GOOGLE_API_KEY", "AIza-frameworks-google-0003")
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", fake_provider.google_url)
     monkeypatch.setattr(tokenmeter.default, "_default", None)
     made = []
 

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.tools import tool
+from langchain_google_genai import ChatGoogleGenerativeAI
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
@@ -160,3 +161,13 @@ async def test_answers_and_usage_are_those_with_the_plain_client(chat, books):
         assert (found.text, found.usage_metadata) == (expected.text, expected.usage_metadata)
         assert [piece.usage_metadata for piece in chat.stream(ask)] == [p.usage_metadata for p in plain.stream(ask)]
     assert len(books.entries()) == 4
+
+
+async def test_gemini_is_metered_by_wrapping_its_client(books):
+    model = ChatGoogleGenerativeAI(model="gemini-2.5-flash")
+    tokenmeter.wrap(model.client)
+    assert model.invoke("Hello").content == "You said: Hello"
+    assert "".join(str(chunk.content) for chunk in model.stream("Tell a story")) == "You said: Tell a story"
+    assert (await model.ainvoke("Hello")).content == "You said: Hello"
+    assert isinstance(model.with_structured_output(City).invoke("Where is the Louvre?"), City)
+    books.agree(calls=4)

@@ -12,6 +12,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.embeddings.openai import OpenAIEmbedding
 from llama_index.llms.anthropic import Anthropic
+from llama_index.llms.google_genai import GoogleGenAI
 from llama_index.llms.openai import OpenAI, OpenAIResponses
 from pydantic import BaseModel
 
@@ -139,3 +140,12 @@ def test_answers_are_those_with_the_plain_client(given, books):
         expected = [(piece.delta, piece.raw.usage) for piece in plain.stream_complete(ask)]
         assert [(piece.delta, piece.raw.usage) for piece in metered.stream_complete(ask)] == expected
     assert len(books.entries()) == 4
+
+
+def test_gemini_is_metered_by_wrapping_its_client(books):
+    llm = GoogleGenAI(model="gemini-2.5-flash", max_tokens=500, context_window=100_000)
+    tokenmeter.wrap(llm._client)
+    assert llm.complete("Hello").text == "You said: Hello"
+    assert "".join(piece.delta or "" for piece in llm.stream_complete("Tell a story")) == "You said: Tell a story"
+    assert asyncio.run(llm.acomplete("Hello")).text == "You said: Hello"
+    books.agree(calls=3)

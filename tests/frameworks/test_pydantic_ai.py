@@ -11,15 +11,18 @@ from pydantic_ai import Agent, Embedder
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.google import GoogleModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
+from pydantic_ai.providers.google import GoogleProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
 import tokenmeter
 from tokenmeter.anthropic import AsyncAnthropic
+from tokenmeter.google import genai
 from tokenmeter.openai import AsyncOpenAI
 
-KINDS = ["chat", "responses", "messages"]
+KINDS = ["chat", "responses", "messages", "gemini"]
 
 
 class City(BaseModel):
@@ -33,6 +36,8 @@ def make_model(make_client):
         if kind == "messages":
             provider = AnthropicProvider(anthropic_client=make_client(AsyncAnthropic))
             return AnthropicModel("claude-sonnet-5", provider=provider)
+        if kind == "gemini":
+            return GoogleModel("gemini-2.5-flash", provider=GoogleProvider(client=make_client(genai.Client)))
         model = OpenAIChatModel if kind == "chat" else OpenAIResponsesModel
         return model("gpt-5-mini", provider=OpenAIProvider(openai_client=make_client(openai_class)))
 

@@ -73,8 +73,41 @@ def _prepare(sdk: str, clients: str) -> None:
             tokenmeter.wrap(import_module(sdk))
 
 
+def _prepare_google(clients: str) -> None:
+    """Google's suite ships inside its package and imports it as ``genai``: a second copy, which needs ours as well."""
+    if clients == "plain":
+        return
+    import tokenmeter  # the plain run must not know of it
+
+    tokenmeter.configure(store="memory:")
+    ours = import_module("tokenmeter.google")
+    meter = functools.partial(ours.bind_client, meter=None, attribution=tokenmeter.Attribution())
+    for package in ("google.genai", "genai"):
+        module = import_module(f"{package}.client")
+        ours.watch_resources(module.Client, module.AsyncClient)
+        if clients == "wrapped":
+            _wrap_when_made(module.Client, meter)
+            continue
+        kind = _subclass(module.Client, meter)
+        module.Client = import_module(package).Client = kind
+
+
+def _subclass(plain: type[Any], meter: Callable[[Any], Any]) -> type[Any]:
+    """As `tokenmeter.google` makes its client."""
+
+    @functools.wraps(plain.__init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it becomes that method
+        plain.__init__(self, *args, **kwargs)
+        meter(self)
+
+    return type(plain.__name__, (plain,), {"__init__": __init__, "__module__": plain.__module__})
+
+
 def pytest_load_initial_conftests() -> None:
     """Before the suite's conftest imports anything."""
+    if os.environ.get("SUITE_SDK") == "google":
+        _prepare_google(os.environ["SUITE_CLIENTS"])
+        return
     os.environ["TEST_API_BASE_URL"] = stand_in_api.start()
     for sdk in _SDKS:
         _prepare(sdk, os.environ["SUITE_CLIENTS"])

@@ -16,6 +16,7 @@ from tokenmeter.testing import tokens
 from tokenmeter.testing.composition import Composition
 from tokenmeter.testing.context import Context, Endpoint, RefusalError, Served, merged
 from tokenmeter.testing.openai_chat import SSE
+from tokenmeter.testing.script import ToolCall
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, Request, dump, json_reply, part, sse
 from tokenmeter.usage import Consumption, Usage
@@ -117,8 +118,8 @@ def read_google(wire: Mapping[str, Any]) -> Usage:
 def _compose(context: Context) -> Composition:
     answer, body = context.answer, context.body
     settings = part(body, "generationConfig") or part(body, "generation_config")
-    calls = tuple(answer.tool_calls)
-    text = answer.text if answer.text is not None or calls else _echo(body)
+    calls = tuple(answer.tool_calls) or (() if answer.text is not None else _forced_calls(body))
+    text = answer.text if answer.text is not None or calls else _structured(settings) or _echo(body)
     finish = "tool_calls" if calls else "stop"
     limit = settings.get("maxOutputTokens") or settings.get("max_output_tokens")
     if isinstance(limit, int) and text is not None and answer.text is None and tokens.count(text) > limit:
@@ -141,6 +142,38 @@ def _compose(context: Context) -> Composition:
         service_tier=_tier(context) or "default",
         wire_usage=answer.usage,
     )
+
+
+def _forced_calls(body: JSON) -> tuple[ToolCall, ...]:
+    """A call of the function that the request insists on, with arguments that fit its schema."""
+    wanted = part(part(body, "toolConfig"), "functionCallingConfig")
+    if wanted.get("mode") != "ANY":
+        return ()
+    named = wanted.get("allowedFunctionNames")
+    for tool in cast("list[JSON]", body.get("tools") or []):
+        for function in cast("list[JSON]", tool.get("functionDeclarations") or []):
+            if not named or function["name"] in named:
+                names = ("parametersJsonSchema", "parameters_json_schema", "parameters")
+                schema: JSON = next((function[key] for key in names if function.get(key)), {"type": "object"})
+                return ((function["name"], cast("JSON", tokens.sample(_plain_schema(schema)))),)
+    return ()
+
+
+def _structured(settings: JSON) -> str | None:
+    """An answer in the JSON shape that the request demands, if it does."""
+    schema = settings.get("responseJsonSchema") or settings.get("responseSchema")
+    return json.dumps(tokens.sample(_plain_schema(schema))) if schema else None
+
+
+def _plain_schema(schema: Any) -> Any:
+    """A schema with its types in small letters, as JSON Schema has them."""
+    if isinstance(schema, dict):
+        given = cast("JSON", schema)
+        lowered = {name: _plain_schema(value) for name, value in given.items()}
+        if isinstance(given.get("type"), str):
+            lowered["type"] = given["type"].lower()
+        return lowered
+    return [_plain_schema(item) for item in cast("list[object]", schema)] if isinstance(schema, list) else schema
 
 
 def _tier(context: Context) -> str | None:
