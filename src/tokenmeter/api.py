@@ -123,6 +123,7 @@ class Meter(CallMeter):
         where: Where | None = None,
         tz: str = "UTC",
         now: datetime | None = None,
+        latency: bool = False,
     ) -> Report:
         """Usage and cost per group and time, totals included. ``print()`` it, or export it.
 
@@ -137,6 +138,8 @@ class Meter(CallMeter):
             where: dimension -> accepted value or values; None means "not set".
             tz: IANA time zone in which periods and buckets are cut.
             now: What ``today`` and its like count from; default: now.
+            latency: Also say how long calls took: `Row.latency`, and percentiles of duration and time to first token in
+                tables and exports, at most 2.2 % off. Not together with ``sku_meter``.
 
         Raises:
             ConfigurationError: unknown dimension, period or zone, or an inverted period.
@@ -144,7 +147,15 @@ class Meter(CallMeter):
         return read_report(
             self.store,
             Query.parse(
-                by=by, since=since, until=until, period=period, granularity=granularity, where=where, tz=tz, now=now
+                by=by,
+                since=since,
+                until=until,
+                period=period,
+                granularity=granularity,
+                where=where,
+                tz=tz,
+                now=now,
+                latency=latency,
             ),
         )
 

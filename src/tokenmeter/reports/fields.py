@@ -13,7 +13,7 @@ from tokenmeter.dimensions import WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
 from tokenmeter.reports.query import closed
-from tokenmeter.reports.sheet import COUNTS, TOKEN_VIEWS, Row, Sheet
+from tokenmeter.reports.sheet import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet
 from tokenmeter.semconv import ALL_METERS, unit_of
 from tokenmeter.usage import Quantity, Usage
 
@@ -85,7 +85,7 @@ _PLAIN: Mapping[Kind, Callable[[Any], Any]] = {
 
 
 def report_fields(report: Sheet) -> list[Field[Row]]:
-    """Columns of a report: its time and dimensions, then counts, tokens, other meters and costs."""
+    """Columns of a report: its time and dimensions, then counts, tokens, other meters, costs, and times."""
     time = [
         Field[Row]("period_start", "instant", lambda row: closed(row.bucket.start)),
         Field[Row]("period_end", "instant", lambda row: closed(row.bucket.end)),
@@ -96,7 +96,11 @@ def report_fields(report: Sheet) -> list[Field[Row]]:
     views = [Field[Row](name, "integer", _view(name)) for name in TOKEN_VIEWS]
     meters = [Field[Row](meter, _kind(meter), _meter(meter), summed=True) for meter in _meters_of(report)]
     costs = [Field[Row](name, "money", _known_cost(name), summed=True) for name in COSTS]
-    return [*time, *map(_dimension, report.by), *counts, *views, *meters, *costs]
+    times = [
+        Field[Row](name, "quantity" if "per_second" in name else "integer", _attribute(name))
+        for name in LATENCY_MEASURES
+    ]
+    return [*time, *map(_dimension, report.by), *counts, *views, *meters, *costs, *(times if report.latency else ())]
 
 
 def _attribute(name: str) -> Callable[[Any], Any]:

@@ -54,12 +54,14 @@ class Query:
         period: The stretch of time; an open end is `BEGINNING` or `END`.
         granularity: Calendar unit to cut it into; None for one bucket.
         where: dimension -> accepted values.
+        latency: Whether it also asks how long calls took.
     """
 
     by: tuple[str, ...] = ()
     period: Period = EVER
     granularity: CalendarUnit | None = None
     where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
+    latency: bool = False
 
     @classmethod
     def parse(
@@ -73,6 +75,7 @@ class Query:
         where: Mapping[str, Accepted] | None = None,
         tz: str = "UTC",
         now: datetime | None = None,
+        latency: bool = False,
     ) -> Query:
         """A query from what a person writes; see `tokenmeter.report` for the arguments.
 
@@ -84,6 +87,7 @@ class Query:
             period=_parse_span(since, until, period, tz, now),
             granularity=_parse_granularity(granularity),
             where=parse_where(where or {}),
+            latency=latency,
         )
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -188,7 +190,9 @@ class Report(Sheet):
 
     @property
     def _query(self) -> Query:
-        return Query(by=self.by, period=self.period, granularity=self.granularity, where=self.where)
+        return Query(
+            by=self.by, period=self.period, granularity=self.granularity, where=self.where, latency=self.latency
+        )
 
     def _text(self, format_: ExportFormat) -> str:
         text = io.StringIO(newline="")
@@ -230,16 +234,33 @@ def read_report(store: Store, query: Query) -> Report:
     found = (_row(parts[one.bucket] if query.granularity else query.period, query.by, one) for one in sums)
     rows = [row for row in found if not row.empty]
     rows.sort(key=_by_time_and_cost if query.granularity else _by_cost)
+    totals = _totals(store, query, boundaries, rows)
+    if query.latency and parts:
+        rows, totals = _timed(store, query, boundaries, rows, totals)
     return Report(
         rows=tuple(rows),
-        totals=_totals(store, query, boundaries, rows),
+        totals=totals,
         by=query.by,
         period=query.period,
         granularity=query.granularity,
         where=query.where,
         created_at=utcnow(),
+        latency=query.latency,
         source=_Ledger(store),
     )
+
+
+def _timed(
+    store: Store, query: Query, boundaries: Sequence[datetime], rows: Sequence[Row], totals: Row
+) -> tuple[list[Row], Row]:
+    """The same with how long the calls took."""
+    found = {(one.bucket, one.group): one for one in store.latencies(boundaries, query.by, query.filter)}
+    places = {start: bucket for bucket, start in enumerate(boundaries[:-1])} if query.granularity else {}
+    timed = [
+        replace(row, latency=found.get((places.get(row.bucket.start, 0), tuple(row.group.values())))) for row in rows
+    ]
+    whole = functools.reduce(add, found.values()) if found else None
+    return timed, replace(totals, latency=whole)
 
 
 def _row(bucket: Period, by: Sequence[str], sums: Aggregate) -> Row:

@@ -93,7 +93,7 @@ def _view(report: Sheet, max_rows: int | None) -> _View:
 
 
 def _columns(view: _View) -> list[Column]:
-    return [*_names(view), *_counts(view), *_quantities(view), *_costs(view)]
+    return [*_names(view), *_counts(view), *_quantities(view), *_times(view), *_costs(view)]
 
 
 def _names(view: _View) -> list[Column]:
@@ -153,6 +153,27 @@ def _single_quantity(view: _View) -> list[Column]:
 def _numbers(head: str, view: _View, pick: Callable[[Row], Quantity]) -> Column:
     values = [pick(row) for row in view.shown]
     return Column(head, tuple(map(count, values)), right=True, narrow=tuple(map(compact, values)))
+
+
+def _times(view: _View) -> list[Column]:
+    if not view.report.latency:
+        return []
+    shown = (("p50", "latency_p50_us"), ("p95", "latency_p95_us"), ("p99", "latency_p99_us"))
+    columns = [_seconds(head, view, name) for head, name in shown]
+    if any(row.first_token_p50_us is not None for row in view.shown):
+        columns += [_seconds(f"first token p{one}", view, f"first_token_p{one}_us") for one in (50, 95)]
+    rates = tuple("" if (rate := row.output_tokens_per_second) is None else count(int(rate)) for row in view.shown)
+    return [*columns, Column("tokens/s", rates, right=True, drop=3)] if any(rates) else columns
+
+
+def _seconds(head: str, view: _View, name: str) -> Column:
+    times: list[int | None] = [getattr(row, name) for row in view.shown]
+    return Column(head, tuple("" if time is None else _rounded(time) for time in times), right=True, drop=3)
+
+
+def _rounded(microseconds: int) -> str:
+    hundredths = (microseconds + 5_000) // 10_000
+    return f"{hundredths // 100:,}.{hundredths % 100:02d} s"
 
 
 def _costs(view: _View) -> list[Column]:
