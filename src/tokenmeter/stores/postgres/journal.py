@@ -82,7 +82,8 @@ class ServerJournal(Writer):
         self._lessee = False
         self._held_since, self._held = 0, 0
         self._written: set[str] = set()
-        self._written_since = new_id()
+        self._written_before: set[str] = set()
+        self._known_since = self._written_since = new_id()
         self._sent = -1
         self._late_lock = threading.Lock()
         self._budgets: int | None = None
@@ -569,9 +570,15 @@ class ServerJournal(Writer):
 
     def _is_new(self, entry_id: str) -> bool:
         """Whether nobody can have written this entry yet."""
-        if len(self._written) >= _MOST_IDS:
-            self._written, self._written_since = set(), new_id()
-        return is_own(entry_id) and entry_id > self._written_since and entry_id not in self._written
+        if len(self._written) >= _MOST_IDS:  # the ones before are kept: an import makes its entries a batch ahead
+            self._written_before, self._written = self._written, set()
+            self._known_since, self._written_since = self._written_since, new_id()
+        return (
+            is_own(entry_id)
+            and entry_id > self._known_since
+            and entry_id not in self._written
+            and entry_id not in self._written_before
+        )
 
     def _first_time(self, entry_id: str) -> bool:
         """Whether nobody can have written this entry yet; it counts as written then."""
