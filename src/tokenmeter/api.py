@@ -36,6 +36,7 @@ from tokenmeter.reports import (
     read_entries,
     read_report,
 )
+from tokenmeter.reports.database import open_database
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.sink import Target
 from tokenmeter.stores.archive.manifest import ArchivedMonth
@@ -399,6 +400,7 @@ class Meter(CallMeter):
         return found
 
     backup = _of_ledger(back_up)
+    database = _of_ledger(open_database)
     erase = _of_ledger(erasing.erase)
 
     # -- years

@@ -47,6 +47,7 @@ __all__ = [
     "close_period",
     "configure",
     "credit_invoice",
+    "database",
     "default_meter",
     "draft_invoices",
     "duckdb",
@@ -372,6 +373,7 @@ reprice = _on_default(Meter.reprice)
 sweep = _on_default(Meter.sweep)
 flush = _on_default(Meter.flush)
 backup = _on_default(Meter.backup)
+database = _on_default(Meter.database)
 erase = _on_default(Meter.erase)
 close_period = _on_default(Meter.close_period)
 invoice = _on_default(Meter.invoice)

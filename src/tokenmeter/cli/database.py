@@ -6,23 +6,26 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.console import Exit, emit, out, progress_out
+from tokenmeter.cli.console import Exit, emit, out, progress_out, show_table
 from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.reports.database import open_database
+from tokenmeter.reports.layout import visible
 from tokenmeter.stores import backup as backups
 from tokenmeter.stores import merging, moving
+from tokenmeter.stores.sqlite.database import sqlite3
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["app", "erase"]
+__all__ = ["app", "erase", "sql"]
 
 app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
 
@@ -317,3 +320,36 @@ def erase(
             out.print(f"  {text}")
     if done.left and store.url.startswith("sqlite"):
         raise typer.Exit(Exit.FOUND)
+
+
+@command(
+    main,
+    "sql",
+    examples=[
+        'tokenmeter sql "SELECT member, count(*) AS calls FROM entries GROUP BY member"',
+        "tokenmeter sql \"SELECT * FROM charges WHERE meter = 'web_searches'\" --json",
+    ],
+)
+def sql(frame: Frame, query: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)]) -> None:
+    """Ask a ledger file in SQL, read only. Views: entries, charges, accounts, sums (per UTC day).
+
+    Costs are exact text; dollars(sum(billed_micro), sum(billed_pico)) adds them up.
+    """
+    with frame.ledger() as store:
+        database = open_database(store)
+        try:
+            cursor = database.conn.execute(query)
+            heads = [str(column[0]) for column in cursor.description or ()]
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        except sqlite3.Error as error:
+            raise ConfigurationError(f"The query cannot be run: {error}.") from error
+        finally:
+            database.close()
+    if frame.as_json:
+        emit([dict(zip(heads, row, strict=True)) for row in rows])
+    elif not rows:
+        out.print("No rows.")
+    else:
+        cells = [["" if value is None else visible(str(value)) for value in row] for row in rows]
+        figures = [head for place, head in enumerate(heads) if all(isinstance(row[place], int | None) for row in rows)]
+        show_table(heads, cells, figures=figures)

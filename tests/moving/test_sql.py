@@ -1,0 +1,100 @@
+"""A ledger file answers questions in SQL, in plain names, exactly, and cannot be changed that way."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.__main__ import main
+from tokenmeter.errors import ConfigurationError
+
+
+@pytest.fixture
+def meter(filled, tmp_path):
+    return filled(f"sqlite:///{tmp_path}/ledger.db")
+
+
+@pytest.fixture
+def database(meter):
+    opened = meter.database()
+    yield opened
+    opened.close()
+
+
+def test_entries_say_what_the_ledger_says(meter, database):
+    for row, entry in zip(database.query("SELECT * FROM entries ORDER BY seq"), meter.entries(), strict=True):
+        assert (row["entry_id"], row["member"], row["end_user"], row["model"], json.loads(row["tags"])) == (
+            entry.entry_id,
+            entry.attribution.member,
+            entry.attribution.end_user,
+            entry.model,
+            dict(entry.attribution.tags),
+        )
+        assert Decimal(row["billed_cost"]) == entry.billed_cost
+        assert row["billed_micro"] * 10**6 + row["billed_pico"] == entry.billed_cost * 10**12
+        assert row["occurred_at"] == entry.occurred_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        assert row["input_tokens"] == entry.usage.quantities["input"]
+
+
+def test_charges_and_sums_add_up_to_the_report(meter, database):
+    total = meter.report().totals.billed_cost
+    (charged,) = [sum(Decimal(row["billed_cost"]) for row in database.query("SELECT billed_cost FROM charges"))]
+    (summed,) = database.query("SELECT dollars(sum(billed_micro), sum(billed_pico)) AS usd FROM sums")
+    assert charged == Decimal(summed["usd"]) == total
+    assert {row["member"] for row in database.query("SELECT member FROM accounts")} == {
+        "ada@example.com",
+        "bob@example.com",
+    }
+
+
+def test_what_waits_in_the_tail_is_there(meter, record):
+    entry = record(meter, "now", member="eve")
+    database = meter.database()
+    assert [
+        row["member"] for row in database.query("SELECT member FROM entries WHERE entry_id = ?", [entry.entry_id])
+    ] == ["eve"]
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM main.names", "UPDATE main.ledger SET seq = 0", "DROP TABLE main.entries"]
+)
+def test_nothing_can_be_changed(database, change):
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        database.execute(change)
+
+
+def test_the_tools_of_sqlite_utils_read_a_backup(meter, tmp_path):
+    made = meter.backup(tmp_path / "backup.db")
+    query = "SELECT member, count(*) AS calls FROM entries JOIN contexts ON contexts.id = account GROUP BY member"
+    done = subprocess.run(
+        [sys.executable, "-m", "sqlite_utils", "query", made.path, query], capture_output=True, text=True, check=True
+    )
+    assert [row["calls"] for row in json.loads(done.stdout)] == [6, 6]
+
+
+def test_a_ledger_on_a_server_says_what_to_use(filled, postgres_url):
+    with pytest.raises(ConfigurationError, match="psql"):
+        filled(postgres_url).database()
+
+
+def test_the_command_prints_a_table_or_json_and_says_what_is_wrong(meter, tmp_path, capsys):
+    meter.close()
+
+    def run(query, *more):
+        with pytest.raises(SystemExit) as ended:
+            main(["sql", query, "--store", f"sqlite:///{tmp_path}/ledger.db", *more])
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    query = "SELECT member, count(*) AS calls FROM entries GROUP BY member"
+    code, said, _ = run(query)
+    assert (code, said.split()[:2], "ada@example.com" in said) == (0, ["member", "calls"], True)
+    code, said, _ = run(query, "--json")
+    assert json.loads(said) == [{"member": "ada@example.com", "calls": 6}, {"member": "bob@example.com", "calls": 6}]
+    assert run("SELECT * FROM nothing")[0] == 2
+    assert run("DELETE FROM main.names")[0] == 2
+    assert run("SELECT * FROM entries WHERE 0")[1] == "No rows.\n"
