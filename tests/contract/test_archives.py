@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenmeter.erasing import erase
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.ledger import new_id
 from tokenmeter.stores.archive import places
@@ -274,6 +275,43 @@ def test_a_row_that_is_in_no_file_cannot_be_removed_and_a_wrong_sum_is_found(arc
     connection.commit()
     connection.close()
     assert "missing" in {one.kind for one in archived.verify().faults}
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_name_that_is_erased_is_erased_for_files_too_and_nothing_else_changes(archived, months, tmp_path):
+    content = [path.read_bytes() for path in files(tmp_path)]
+    whole = archived.aggregate([START, START + timedelta(days=200)], ())
+    erase(archived, "end_user", "u1", reason="asked to", by="kim")
+    groups = archived.aggregate([START, START + timedelta(days=200)], ("end_user",))
+    assert "u1" not in {one.group[0] for one in groups}
+    due = sum(entry.attribution.end_user == "u1" for entry in months)
+    assert [one.requests for one in groups if (one.group[0] or "").startswith("erased-")] == [due]
+    assert archived.aggregate([START, START + timedelta(days=200)], ()) == whole
+    assert "u1" not in {entry.attribution.end_user for entry in archived.entries()}
+    assert [path.read_bytes() for path in files(tmp_path)] == content
+    assert archived.verify(deep=True).faults == ()
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_an_archived_entry_is_corrected_like_any_other(archived, months, make_entry):
+    wrong = next(entry for entry in months if entry.cost_source == "unpriced")
+    before = archived.aggregate([START, START + timedelta(days=200)], ())[0]
+    cost = Decimal("0.25")
+    fix = make_entry(
+        charges=(),
+        kind="correction",
+        corrects=wrong.entry_id,
+        occurred_at=wrong.occurred_at,
+        cost_source="computed",
+        list_cost=cost,
+        contracted_cost=cost,
+        billed_cost=cost,
+    )
+    assert archived.entry(fix.corrects) == wrong
+    assert archived.settle(fix).recorded
+    after = archived.aggregate([START, START + timedelta(days=200)], ())[0]
+    assert after.billed_cost - before.billed_cost == cost
+    assert archived.verify().faults == ()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
