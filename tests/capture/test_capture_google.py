@@ -8,6 +8,7 @@ import inspect
 import json
 import threading
 import weakref
+from datetime import UTC, datetime
 
 import pytest
 from google import genai as plain_genai
@@ -513,6 +514,16 @@ def test_a_cache_is_billed_by_the_hours_it_was_bought_for(client, provider, book
     assert str(entry.list_cost.normalize()) == "9"  # 2 h x $4.50
     client.caches.delete(name=cache.name)
     assert len(books.all()) == 1
+
+
+def test_an_extension_of_a_cache_adds_what_it_adds(meter, books):
+    with FakeProvider(clock=lambda: datetime(2026, 11, 20, tzinfo=UTC)) as provider:
+        client = wrap(made(provider), meter=meter)
+        provider.answer(meters={"input": 1_000_000})
+        cache = client.caches.create(model="gemini-2.5-pro", config={"contents": "a book", "ttl": "3600s"})
+        client.caches.update(name=cache.name, config={"ttl": "5400s"})
+        client.caches.update(name=cache.name, config={"ttl": "600s"})
+    assert [int(entry.usage["cache_storage"]) for entry in books.all()] == [1_000_000, 500_000]
 
 
 # -- the client stays what it is

@@ -11,6 +11,7 @@ import openai
 import tokenmeter
 import tokenmeter.openai
 from tokenmeter.anthropic import Anthropic, AsyncAnthropic
+from tokenmeter.google import genai
 from tokenmeter.openai import AsyncOpenAI, OpenAI, RateLimitError, Stream
 
 
@@ -38,6 +39,10 @@ def clients() -> None:
     assert_type(tokenmeter.wrap(OpenAI()), OpenAI)
     assert_type(tokenmeter.wrap(AsyncOpenAI()), AsyncOpenAI)
     tokenmeter.wrap(openai)
+    gemini = genai.Client()
+    assert_type(tokenmeter.wrap(gemini), genai.Client)
+    said = gemini.models.generate_content(model="gemini-2.5-flash", contents="Hi")  # pyright: ignore[reportUnknownMemberType] - PIL's
+    assert_type(said, genai.types.GenerateContentResponse)
     tokenmeter.wrap(3)  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
 
 
