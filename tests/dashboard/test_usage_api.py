@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from schemathesis.specs.openapi.checks import ignored_auth, positive_data_accept
 
 import tokenmeter
 from tokenmeter import dashboard
+from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.rest import make_api
 
 #: A well-formed text may still name no period, dimension or model there is; tokens have tests of their own.
@@ -116,10 +118,13 @@ def test_books_are_read_as_they_are_filed(filed, serve):
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory):
-    """The API's description, over a small ledger."""
+    """The API's description, with what acts, over a small ledger."""
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    token = {"hash": f"sha256:{digest}", "can": ["read", "budgets", "invoices", "prices"]}
     meter = tokenmeter.make_meter(
         store=f"sqlite:///{tmp_path_factory.mktemp('api') / 'usage.db'}",
         budgets=[{"member": "*", "limit_usd": 5, "name": "members"}],
+        config={"dashboard": {"tokens": {"lead": token}}},
     )
     for member in ("ada", "bob"):
         meter.record(
@@ -129,22 +134,28 @@ def described(tmp_path_factory):
             model="gpt-5-mini",
             attribution=tokenmeter.Attribution(member=member),
         )
-    application = dashboard.app(meter, token=TOKEN, requests_per_minute=1_000_000)
+    application = dashboard.app(meter, requests_per_minute=1_000_000)
     yield schemathesis.openapi.from_asgi(
         "/api/v1/openapi.json", application, headers={"authorization": f"Bearer {TOKEN}"}
     )
     meter.close()
 
 
-PATHS = sorted(make_api(lambda _: None).openapi()["paths"])
+def paths():
+    """Every path and verb of the API."""
+    api = make_api(lambda _: None)
+    add_verbs(api, None)
+    return sorted((path, verb) for path, verbs in api.openapi()["paths"].items() for verb in verbs)
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize("path", PATHS)
-def test_it_keeps_to_its_description(described, path, mode):
+@pytest.mark.parametrize(("path", "verb"), paths())
+def test_it_keeps_to_its_description(described, path, verb, mode):
     """Whatever it is asked, in order or not, it answers as described, and never with a fault of its own."""
-    (operation,) = described[path].values()
-    if mode is schemathesis.GenerationMode.NEGATIVE and not (operation.query or operation.path_parameters):
+    operation = described[path][verb]
+    if mode is schemathesis.GenerationMode.NEGATIVE and not (
+        operation.query or operation.path_parameters or operation.body
+    ):
         pytest.skip("there is nothing to get wrong")
 
     @given(case=operation.as_strategy(generation_mode=mode))
