@@ -43,7 +43,7 @@ _ASK_GENERATION_EVERY = 1.0
 _MOST_IDS = 20_000
 #: For how long a host spends its leases without hearing of the server, in nanoseconds; `reserve` knows the same.
 _LEASE_NS = 2_000_000_000
-#: Holds that a lease is to be good for; and how many of a process within its time make one worth while.
+#: Holds that a lease is to be good for; and how many of a process on a counter, in its time, make one worth while.
 _LEASED_HOLDS, _BUSY = 64, 8
 #: Most seconds to wait until other hosts have given back what would make a claim fit.
 _RECALL_SECONDS = 4.0
@@ -80,7 +80,7 @@ class ServerJournal(Writer):
         self._sender = Sender(self.send, self._give_back_lapsed, self._until_lapse)
         self._holds: dict[str, int] = {}
         self._lessee = False
-        self._held_since, self._held = 0, 0
+        self._held: dict[CounterKey, tuple[int, int]] = {}
         self._written: set[str] = set()
         self._written_before: set[str] = set()
         self._known_since = self._written_since = new_id()
@@ -400,7 +400,7 @@ class ServerJournal(Writer):
         """Hold on the server, which leases this host more of the same where holds are many."""
         lease: dict[str, Any] = {}
         asked_at = time.monotonic_ns()
-        if self._is_busy(asked_at) and (live := self._live) is not None:
+        if self._is_busy(claims, asked_at) and (live := self._live) is not None:
             lease = {"host": self._server.identity.hex(), "epoch": live.lease[0].hex(), "lease": _LEASED_HOLDS}
         try:
             done = self._server.fetch("SELECT reserve(?)", (json_text({**hold, **lease}),))[0][0]
@@ -419,12 +419,17 @@ class ServerJournal(Writer):
 
     # -- leases: room under caps that this host gives out by itself
 
-    def _is_busy(self, now: int) -> bool:
-        """Whether this process holds so often that a lease is worth while."""
-        if now - self._held_since > _LEASE_NS:
-            self._held_since, self._held = now, 0
-        self._held += 1
-        return self._held > _BUSY
+    def _is_busy(self, claims: Sequence[SlotClaim], now: int) -> bool:
+        """Whether this process holds of every one of these counters so often that leases are worth while."""
+        if len(self._held) > _MOST_IDS:
+            self._held.clear()
+        busy = True
+        for slot, *_ in claims:
+            since, count = self._held.get(slot.key, (now, 0))
+            since, count = (now, 1) if now - since > _LEASE_NS else (since, count + 1)
+            self._held[slot.key] = (since, count)
+            busy = busy and count > _BUSY
+        return busy
 
     def _spend(self, hold_id: str, expires_at: int, claims: Sequence[SlotClaim], body: bytes) -> bool:
         """Hold out of this host's leases; False where they do not suffice.
