@@ -191,3 +191,17 @@ def test_a_stream_without_usage_is_estimated_from_what_came():
     seen = stream.observation()
     assert not stream.terminal
     assert (dict(seen.usage.quantities), "estimated" in seen.flags) == ({"input": 100, "output": 100}, True)
+
+
+@pytest.mark.parametrize("said", [5, "abc", {"a": 1}, [None, 3, " "], None])
+def test_odd_searches_do_not_lose_the_tokens(said):
+    candidate = {"groundingMetadata": {"webSearchQueries": said, "groundingChunks": said}}
+    body = {"candidates": [candidate], "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 4}}
+    assert dict(read(body, model="gemini-3.5-flash").usage.quantities) == {"input": 9, "output": 4}
+
+
+def test_odd_chunks_do_not_lose_a_stream():
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts())
+    usage = {"promptTokenCount": 9, "candidatesTokenCount": 4}
+    stream.feed(None, [], {"candidates": 3}, {"candidates": [{"finishReason": "STOP"}], "usageMetadata": usage})
+    assert dict(stream.observation().usage.quantities) == {"input": 9, "output": 4}

@@ -135,7 +135,9 @@ def _grounding(body: JSON, model: str | None, context: Context, flags: set[str])
     for candidate in members(body, "candidates") or [section(body, "serverContent")]:
         found = section(candidate, "groundingMetadata")
         for name in ("webSearchQueries", "imageSearchQueries"):
-            queries |= {query.strip() for query in found.get(name) or () if isinstance(query, str) and query.strip()}
+            said = found.get(name)
+            if is_array(said):
+                queries |= {query.strip() for query in said if isinstance(query, str) and query.strip()}
         for chunk in members(found, "groundingChunks"):
             maps = maps or "maps" in chunk
             sources = sources or bool({"web", "image"} & chunk.keys())

@@ -21,7 +21,8 @@ _COUNTS = (
 )
 _DETAILS = ("promptTokensDetails", "candidatesTokensDetails", "cacheTokensDetails")
 _KNOWN = frozenset({*_COUNTS, *_DETAILS, "trafficType", "serviceTier"})
-_TIERS = {None: None, "ON_DEMAND": "default", "standard": "standard"}
+_TRAFFIC = (None, "ON_DEMAND")
+_TIERS = (None, "standard")
 
 
 def read_answer(body: JSON) -> Plain | None:
@@ -37,7 +38,7 @@ def read_answer(body: JSON) -> Plain | None:
         return None
     traffic, tier = usage.get("trafficType"), usage.get("serviceTier") or body.get("serviceTier")
     model = body.get("modelVersion")
-    odd = (traffic is not None and tier is not None) or traffic not in _TIERS or tier not in _TIERS
+    odd = (traffic is not None and tier is not None) or traffic not in _TRAFFIC or tier not in _TIERS
     odd = odd or _is_grounded(body.get("candidates")) or any(_has_media(usage.get(name)) for name in _DETAILS)
     if odd or type(model) is not str or "/" in model:
         return None
@@ -47,7 +48,7 @@ def read_answer(body: JSON) -> Plain | None:
     if cached:
         quantities["cache_read"] = cached
     quantities["output"] = spoken + thoughts
-    return Plain(model, body.get("responseId"), _TIERS[traffic] or _TIERS[tier], quantities, prompt, thoughts, usage)
+    return Plain(model, body.get("responseId"), "default" if traffic else tier, quantities, prompt, thoughts, usage)
 
 
 def _has_media(details: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.estimates import tokens_of
-from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 __all__ = ["AnswerStream", "InteractionStream"]
@@ -44,7 +44,7 @@ class AnswerStream:
 
     def feed(self, *events: Mapping[str, Any]) -> None:
         """Take some chunks."""
-        for event in events:
+        for event in filter(is_object, events):
             for name in _NAMES:
                 if value := event.get(name):
                     self._body[name] = value
@@ -104,7 +104,7 @@ class InteractionStream:
 
     def feed(self, *events: Mapping[str, Any]) -> None:
         """Take some events."""
-        for event in events:
+        for event in filter(is_object, events):
             inner = section(event, "interaction")
             if inner:
                 kept = {key: inner[key] for key in ("id", "model", "agent", "usage", "service_tier") if inner.get(key)}
