@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Exchange"]
 
-#: Events of a stream after which its hold is kept: one a minute keeps a hold of a quarter of an hour.
-_MOST_UNSEEN = 8
 _UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
 
 
@@ -180,7 +178,7 @@ class Exchange:
             self._stream = self._asked.open_stream()
         if self.first_token_us is None:
             self.first_token_us = (time.perf_counter_ns() - self._asked.started_ns) // 1000
-            self.due = min(self._stream.batch, _MOST_UNSEEN) if self._holding else self._stream.batch
+            self.due = self._stream.batch  # 32 at most: an event in half a minute still keeps a hold of 15 minutes
         self._stream.feed(*events)
 
     def saw(self, body: Any) -> None:
