@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,7 +110,7 @@ def pytest_load_initial_conftests() -> None:
         _prepare_google(os.environ["SUITE_CLIENTS"])
         return
     os.environ["TEST_API_BASE_URL"] = stand_in_api.start()
-    for sdk in _SDKS:
+    for sdk in filter(find_spec, _SDKS):
         _prepare(sdk, os.environ["SUITE_CLIENTS"])
 
 
