@@ -407,12 +407,15 @@ class PostgresStore:
         return filing
 
     def generation(self) -> int:
-        """How many documents of kind ``budget`` there are, as this process last heard: asked again every second."""
-        found = self.journal.budgets()
-        if self._budgets not in {None, found}:
+        """Changes when a budget was filed, by anyone, and when the tail was replaced.
+
+        Only the first question waits for the server; what others file is known after a second.
+        """
+        budgets = self.journal.budgets()
+        if self._budgets not in {None, budgets}:
             self._reader.forget()
-        self._budgets = found
-        return found
+        self._budgets = budgets
+        return self.journal.generation
 
     def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""
