@@ -7,7 +7,6 @@ context of its own. ``tests/typing/exact_decimals.py`` makes every operator else
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from decimal import (
     ROUND_HALF_EVEN,
@@ -17,7 +16,7 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
-from typing import NamedTuple, Protocol, overload
+from typing import NamedTuple, Protocol, Self, overload
 
 from tokenmeter.errors import ConfigurationError
 
@@ -164,22 +163,25 @@ class Costs(NamedTuple):
     billed_cost: Decimal = ZERO
 
     @classmethod
-    def of(cls, record: Costed) -> Costs:
+    def of(cls, record: Costed) -> Self:
         """Those of one record, as far as they are known."""
         return cls(record.list_cost or ZERO, record.contracted_cost or ZERO, record.billed_cost or ZERO)
 
     @classmethod
-    def total(cls, records: Iterable[Costed]) -> Costs:
+    def total(cls, records: Iterable[Costed]) -> Self:
         """Those of all `records` together."""
-        return functools.reduce(cls.plus, map(cls.of, records), cls())
+        result = cls()
+        for record in records:
+            result = result.plus(cls.of(record))
+        return result
 
-    def plus(self, other: Costs) -> Costs:
+    def plus(self, other: Costs) -> Self:
         """Both together."""
-        return Costs(*map(EXACT.add, self, other))
+        return type(self)(*map(EXACT.add, self, other))
 
-    def minus(self, other: Costs) -> Costs:
+    def minus(self, other: Costs) -> Self:
         """What is left of these without `other`."""
-        return Costs(*map(EXACT.subtract, self, other))
+        return type(self)(*map(EXACT.subtract, self, other))
 
 
 def round_to(amount: Decimal | int, places: int, *, rounding: str = ROUND_HALF_EVEN) -> Decimal:

@@ -384,7 +384,7 @@ def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
     """One chunk of a stream. Never raises."""
     try:
         # An older SDK goes on to take apart the very object.
-        exchange.events.append(deepcopy(answer) if isinstance(answer, dict) else _decoded(answer))
+        exchange.events.append(deepcopy(cast("Any", answer)) if isinstance(answer, dict) else _decoded(answer))
     except Exception as error:  # noqa: BLE001 - the caller gets his chunk
         call.meter.fault("read a response", error)
         return

@@ -17,7 +17,6 @@ import inspect
 import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from itertools import chain
 from typing import TYPE_CHECKING, Any, cast, get_origin
 
 from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to
@@ -612,14 +611,17 @@ class _Watched:
 
 class _WatchedBody(_Watched):
     def __iter__(self) -> Iterator[bytes]:
-        if self._exchange.follows_pieces:
-            return self._followed()
-        return chain(self._body, self._at_end())
+        return self._followed() if self._exchange.follows_pieces else self._passed_on()
 
-    def _at_end(self) -> Iterator[bytes]:
-        """Nothing, behind the last piece."""
-        self._exchange.ended = True
-        yield from ()
+    def _passed_on(self) -> Iterator[bytes]:
+        """The pieces unread. What ends them is noted here: an older SDK does not close what broke."""
+        exchange = self._exchange
+        try:
+            yield from self._body
+        except Exception as error:
+            exchange.failed(error)
+            raise
+        exchange.ended = True
 
     def _followed(self) -> Iterator[bytes]:
         exchange = self._exchange
@@ -639,14 +641,32 @@ class _WatchedBody(_Watched):
             self._body.close()
 
 
-class _WatchedAsyncBody(_Watched):
-    _pieces: Any = None
+class _PassedOn:
+    """The pieces of an async body unread, and how they ended; no generator, which a loop would have to finalise."""
+
+    __slots__ = ("_exchange", "_pieces")
+
+    def __init__(self, pieces: AsyncIterator[bytes], exchange: Exchange) -> None:
+        self._pieces = pieces
+        self._exchange = exchange
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._exchange.follows_pieces:
-            return self._followed()
-        self._pieces = self._body.__aiter__()
-        return cast("AsyncIterator[bytes]", self._pieces)
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pieces.__anext__()
+        except StopAsyncIteration:
+            self._exchange.ended = True
+            raise
+        except Exception as error:
+            self._exchange.failed(error)
+            raise
+
+
+class _WatchedAsyncBody(_Watched):
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._followed() if self._exchange.follows_pieces else _PassedOn(self._body.__aiter__(), self._exchange)
 
     async def _followed(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
@@ -660,12 +680,8 @@ class _WatchedAsyncBody(_Watched):
         exchange.ended = True
 
     async def aclose(self) -> None:
-        exchange = self._exchange
-        if getattr(self._pieces, "ag_frame", self) is None:  # the generator has run out, or what it raised is known
-            exchange.ended = not exchange.is_disturbed()
-        self._pieces = None
         try:
-            await exchange.finish_async()
+            await self._exchange.finish_async()
         finally:
             await self._body.aclose()
 
