@@ -47,7 +47,19 @@ FLOATS = {
 #: What a program may import, beside `tokenmeter` itself; docs/explanation/architecture.md says so, too. A package is
 #: meant with its modules where the reference names them. All else is internal and changes without notice.
 PUBLIC = {
-    *("anthropic", "billing", "budgets", "dashboard", "errors", "google", "ledger", "notebook", "openai", "periods"),
+    *(
+        "anthropic",
+        "billing",
+        "budgets",
+        "checkpoints",
+        "dashboard",
+        "errors",
+        "google",
+        "ledger",
+        "notebook",
+        "openai",
+        "periods",
+    ),
     *("pricing", "providers", "queues", "reconciliation", "reports", "stores", "testing", "usage", "web"),
 }
 

@@ -13,9 +13,10 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, by_hand, erasing, estimating, importing, reconciliation
+from tokenmeter import billing, by_hand, checkpoints, erasing, estimating, importing, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
+from tokenmeter.checkpoints import Checkpoint
 from tokenmeter.config import Settings
 from tokenmeter.errors import TamperedLedgerError
 from tokenmeter.ledger import Entry, utcnow
@@ -325,6 +326,8 @@ class Meter(CallMeter):
         head: str | None = None,
         since: str | None = None,
         deep: bool = False,
+        checkpoint: Checkpoint | str | None = None,
+        key: bytes | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Prove that the ledger is whole: the chain of every entry, kept sums, filed documents, budgets' counters.
@@ -335,17 +338,41 @@ class Meter(CallMeter):
                 be in the chain. `Verification.after_head` then says how many records came after it.
             since: A head up to which all was verified before: what lies before it is not looked at again.
             deep: Look into archived months record by record; else their files are compared with their digests.
+            checkpoint: A signed checkpoint, or its JSON: the signature must be right, the head in the chain.
+            key: The key that signed it; None = the ledger's own.
             progress: Told now and then how many records are done, and of how many.
 
         Returns:
             How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
         """
+        signed = None
+        if checkpoint is not None:
+            kept = Checkpoint.from_json(checkpoint) if isinstance(checkpoint, str) else checkpoint
+            head, signed = kept.head, checkpoints.check(self.store, kept, key)
         outcome = self.store.verify(head=head, since=since, deep=deep, progress=progress)
+        if signed is not None:
+            outcome = replace(outcome, faults=(Fault("checkpoint", "signature", f"{signed}."), *outcome.faults))
         try:
             counted = self.audit_budgets(repair=repair)
         except TamperedLedgerError as error:
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
         return replace(outcome, faults=(*outcome.faults, *counted))
+
+    def checkpoint(self, *, key: bytes | None = None) -> Checkpoint:
+        """The present state of the ledger, signed: hand it to whoever must be convinced later that nothing was changed.
+
+        Args:
+            key: At least 32 random bytes that they have as well; None = the ledger's own, with which only this ledger
+                can check the signature.
+
+        Returns:
+            The chain's head and how many entries it stands for; `verify(checkpoint=...)` holds the ledger against it.
+
+        Raises:
+            ConfigurationError: the key is too short to sign with.
+            StoreUnavailableError: the ledger cannot be read.
+        """
+        return checkpoints.sign(self.store, key)
 
     def reprice(
         self,

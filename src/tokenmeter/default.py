@@ -44,6 +44,7 @@ __all__ = [
     "archive",
     "archives",
     "backup",
+    "checkpoint",
     "close_period",
     "configure",
     "credit_invoice",
@@ -367,6 +368,7 @@ raise_budget = _on_default(Meter.raise_budget)
 verify = _on_default(Meter.verify)
 archive = _on_default(Meter.archive)
 archives = _on_default(Meter.archives)
+checkpoint = _on_default(Meter.checkpoint)
 duckdb = _on_default(Meter.duckdb)
 restore_archive = _on_default(Meter.restore_archive)
 reprice = _on_default(Meter.reprice)

@@ -26,6 +26,7 @@ from tokenmeter.cli.options import (
     query_of,
 )
 from tokenmeter.config import Settings
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, magnitude, round_to, total
@@ -37,7 +38,7 @@ from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["audit", "doctor", "reprice", "verify"]
+__all__ = ["audit", "checkpoint", "doctor", "reprice", "verify"]
 
 #: A price list older than this may miss models and price changes.
 _STALE = timedelta(days=60)
@@ -54,8 +55,14 @@ _MEANINGS = {
     "head": "a head that was kept is not in the chain",
     "trigger": "a guard against changes was removed",
     "secret": "the ledger's secret was replaced",
+    "checkpoint": "the checkpoint is not one that this key signed",
     "archive": "an archived month's file is gone, or not the one that was sealed",
 }
+
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", help="File with the key, at least 32 random bytes. Else the ledger's own.", metavar="FILE"),
+]
 
 
 @command(app, "verify")
@@ -71,10 +78,16 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Look into archived months record by record, not only at their digests.")
     ] = False,
+    kept: Annotated[
+        Path | None, typer.Option("--checkpoint", help="A signed checkpoint that was kept.", metavar="FILE")
+    ] = None,
+    key: KeyOption = None,
 ) -> None:
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
+    signed = None if kept is None else _read(kept).decode(errors="replace")
+    secret = None if key is None else _read(key)
     with frame.meter() as meter:
-        outcome = meter.verify(head=head, since=since, deep=deep)
+        outcome = meter.verify(head=head, since=since, deep=deep, checkpoint=signed, key=secret)
     if frame.as_json:
         emit(
             {
@@ -95,6 +108,22 @@ def verify(
         out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
+
+
+@command(
+    app, "checkpoint", examples=["tokenmeter checkpoint >> checkpoints.jsonl", "tokenmeter checkpoint --key audit.key"]
+)
+def checkpoint(frame: Frame, *, key: KeyOption = None) -> None:
+    """The ledger's present state, signed, as a line of JSON: kept elsewhere, it shows that nothing was changed."""
+    with frame.meter() as meter:
+        typer.echo(meter.checkpoint(key=None if key is None else _read(key)).to_json())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 @command(app, "audit", examples=["tokenmeter audit", "tokenmeter audit --repair"])
