@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[2] / "src"
-#: Needs an extra or is another program's plug-in.
-ELSEWHERE = ("tokenmeter.queues.", "tokenmeter.__main__")
+#: Needs an extra, is another program's plug-in, or stands on a package that looks at `sys.platform` for itself (mcp).
+ELSEWHERE = ("tokenmeter.queues.", "tokenmeter.__main__", "tokenmeter.serving.mcp")
 
 AS_ON_WINDOWS = """
 import importlib, json, os, subprocess, sys

@@ -186,8 +186,10 @@ class FoldingBook(ABC):
             StoreUnavailableError: the ledger cannot be written; the records wait in the tail.
         """
         moved = 0
+        there = {number: self._size(number) for number in segments(self.path)}
         try:
-            while self.waiting():
+            # What others write meanwhile is not waited for: they may write faster than it can be folded.
+            while self.waiting() and any(self._reached.get(number, 0) < size for number, size in there.items()):
                 before = dict(self._reached)
                 done = self._fold_some()
                 moved += done
