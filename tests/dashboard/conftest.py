@@ -257,7 +257,7 @@ def browse(chromium):
             bypass_csp=bypass_csp,
         )
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(40_000)
         page = context.new_page()
         host = urlsplit(url).netloc
         page.on("pageerror", lambda error: faults.append(str(error)))
