@@ -235,9 +235,10 @@ def chromium():
     if path is None:
         _skip("no Chromium found; install it (Debian: apt-get install chromium) or set TOKENMETER_TEST_CHROMIUM.")
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError:
         _skip("the package 'playwright' is missing; it is in the dependency group 'test'.")
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
         yield browser

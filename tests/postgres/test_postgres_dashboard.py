@@ -15,7 +15,7 @@ pytest.importorskip("starlette", reason="the dashboard needs the extra 'dashboar
 
 
 def test_the_pulse_changes_with_every_entry_and_hold_and_with_nothing_else(postgres_url):
-    from tokenmeter.dashboard.live import pulse_of
+    from tokenmeter.serving.lens import pulse_of
 
     now = datetime.now(UTC)
     call = Entry(occurred_at=now, provider="openai", endpoint="responses", operation="chat", usage=Usage({"input": 5}))
