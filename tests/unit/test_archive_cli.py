@@ -17,7 +17,7 @@ pytest.importorskip("duckdb")
 def tm(tmp_path, monkeypatch):
     """Run a command on a ledger of three months, one call a day."""
     monkeypatch.setenv("TOKENMETER_STORE", f"sqlite:///{tmp_path}/usage.db")
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.chdir(tmp_path)
     store = open_store(f"sqlite:///{tmp_path}/usage.db")
     start = datetime(2025, 1, 1, 12, tzinfo=UTC)
