@@ -658,3 +658,21 @@ class TestVerify:
     def test_finds_a_replaced_secret(self, store, tamper):
         tamper("UPDATE secret SET value = randomblob(32)")
         assert ("secret", "secret") in self.found(store)
+
+
+def test_a_fold_does_not_wait_for_what_others_write_meanwhile(store, make_entry, monkeypatch):
+    write_fold, folds = store._book.write_fold, []
+
+    def with_another_writer(*arguments):
+        done = write_fold(*arguments)
+        folds.append(done)
+        if len(folds) < 20:
+            store.settle(make_entry())
+        return done
+
+    store.settle(make_entry())
+    monkeypatch.setattr(store._book, "write_fold", with_another_writer)
+    store._book.fold()
+    monkeypatch.undo()
+    assert folds == [1]
+    assert len(list(store.entries())) == 2
