@@ -674,5 +674,5 @@ def test_a_fold_does_not_wait_for_what_others_write_meanwhile(store, make_entry,
     monkeypatch.setattr(store._book, "write_fold", with_another_writer)
     store._book.fold()
     monkeypatch.undo()
-    assert folds == [1]
+    assert len(folds) == 1
     assert len(list(store.entries())) == 2
