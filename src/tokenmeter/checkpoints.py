@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.urls import redacted
 
@@ -100,8 +100,12 @@ def sign(store: Store, key: bytes | None = None) -> Checkpoint:
         ConfigurationError: the key is too short to sign with.
         StoreUnavailableError: the ledger cannot be read.
     """
-    facts = store.health().facts
     signing = _key(store, key)
+    facts = store.health().facts
+    if "head" not in facts:  # health answers while a server is away, too
+        raise StoreUnavailableError(
+            f"The ledger {redacted(store.url)} cannot be read now, so there is no head to sign: try again when it can."
+        )
     plain = Checkpoint(
         ledger=redacted(store.url),
         head=str(facts["head"]),

@@ -9,6 +9,7 @@ import traceback
 
 import pytest
 
+from tokenmeter import checkpoints
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores import open_store
@@ -61,6 +62,8 @@ class TestOutage:
         assert all(settlement.recorded for settlement in settlements)
         assert store.health().facts["spool_waiting"] == 5
         assert "away" in store.health().warnings[0]
+        with pytest.raises(StoreUnavailableError, match="no head to sign"):
+            checkpoints.sign(store, bytes(range(32)))
 
         server.start()
         assert store.flush(20) == 0

@@ -15,8 +15,8 @@ KEY = bytes(range(32))
 
 
 @pytest.fixture
-def meter(tmp_path):
-    made = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'ledger.db'}")
+def meter(store_url):
+    made = tokenmeter.make_meter(store=store_url)
     record(made, 1)
     yield made
     made.close()
@@ -74,6 +74,7 @@ def test_a_key_that_can_be_guessed_is_refused(meter):
         meter.checkpoint(key=b"secret")
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
 def test_the_commands_sign_and_check(meter, tmp_path):
     key, kept = tmp_path / "audit.key", tmp_path / "kept.json"
     key.write_bytes(KEY)
