@@ -266,6 +266,41 @@ class TestSpool:
         store.reserve(make_hold((key, 10, 1)))
         assert store.health().facts["server_failures"] == 0
 
+    def test_waiting_for_others_is_told_only_when_it_goes_on(
+        self, store, query, postgres_server_url, make_entry, monkeypatch, caplog
+    ):
+        import psycopg
+
+        monkeypatch.setattr(Pool, "seconds", 1)
+        store.flush(10)
+        store._pool.close()  # what is opened from here on waits a second only
+        store.journal._sender.close()
+        store.journal._sender._thread.join()  # nobody but this test sends
+        monkeypatch.setattr(store.journal, "wake", lambda: None)
+        store.settle(make_entry())
+        with psycopg.connect(postgres_server_url) as session:
+            session.execute(f"SET search_path = {query.schema}")
+            session.execute("SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)")
+            for told in (0, 0, 1):
+                with pytest.raises(StoreUnavailableError, match="hold a lock"):
+                    store.journal.send()
+                assert sum("could not send entries" in record.getMessage() for record in caplog.records) == told
+        assert store.flush(10) == 0
+        assert "can send entries to the PostgreSQL ledger again" in caplog.text
+
+    def test_a_flush_ends_at_its_time_though_others_write_on(self, store, make_entry, monkeypatch):
+        send, sent = store.journal.send, []
+
+        def with_another_writer():
+            sent.append(send())
+            assert len(sent) < 20
+            store.settle(make_entry())
+
+        store.settle(make_entry())
+        monkeypatch.setattr(store.journal, "send", with_another_writer)
+        assert store.flush(0) == 1
+        assert len(sent) == 1
+
 
 class TestProcesses:
     def test_children_of_a_fork_and_their_parent_record_side_by_side(self, store, make_entry, make_posting, key):
@@ -302,7 +337,7 @@ class TestProcesses:
         stop, written = threading.Event(), []
 
         def write():
-            while not stop.is_set():
+            while not stop.wait(0.002):  # no faster than the server takes it, else the children wait for ever more
                 store.settle(make_entry(), [make_posting(1)])
                 written.append(1)
 

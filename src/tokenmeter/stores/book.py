@@ -200,11 +200,15 @@ class FoldingBook(ABC):
         except StoreBusyError:
             raise  # asked for in the middle of it: whoever is at it goes on
         except StoreError as error:
-            self.trouble.failed(error)
+            self.note_failure(error)
             raise
         if len(self._reached) > 1:
             self._remove_folded()
         return moved
+
+    def note_failure(self, error: StoreError) -> None:
+        """The tail could not be folded: told."""
+        self.trouble.failed(error)
 
     def _fold_some(self) -> int:
         for most, careful in ((_MOST, False), (_MOST, True)):

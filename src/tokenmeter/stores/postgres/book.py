@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from pydantic_core import to_json
 
-from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailableError
+from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
 from tokenmeter.stores.documents import told_of_move
@@ -32,6 +32,8 @@ T = TypeVar("T")
 _MOST_TOLD = 50_000
 #: Entries that are dropped in one transaction.
 _AT_ONCE = 20_000
+#: So many times on end a fold may wait as long as a statement may take before that is told.
+_WAITS = 3
 #: Rows from which on they are sent by COPY.
 _COPY_FROM = 200
 _COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()} | {
@@ -65,6 +67,7 @@ class PostgresBook(FoldingBook):
         self.settled: dict[CounterKey, int] = {}
         self.told: set[tuple[CounterKey, int]] = set()
         self.late: list[ThresholdCrossing] = []
+        self._waited = 0
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
@@ -256,6 +259,7 @@ class PostgresBook(FoldingBook):
             if isinstance(cause, psycopg.Error) and is_refusal(cause):
                 raise OverflowError(reason_of(cause)) from cause
             raise
+        self._waited = 0
         if isinstance(folding, _Folding):
             self.settled.update(folding.reached)
             self.told.update((one.key, one.threshold) for one in folding.seen)
@@ -265,6 +269,14 @@ class PostgresBook(FoldingBook):
             if len(self.settled) > _MOST_TOLD:
                 self.settled.clear()
         return done
+
+    def note_failure(self, error: StoreError) -> None:
+        """See `FoldingBook`. To wait in vain while other hosts fold is no outage, unless it goes on."""
+        if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+            self._waited += 1
+            if self._waited < _WAITS:
+                return
+        super().note_failure(error)
 
     def settled_for_good(self) -> bool:
         """See `FoldingBook`: a commit on the server is."""

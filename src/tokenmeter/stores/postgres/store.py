@@ -267,9 +267,9 @@ class PostgresStore:
             try:
                 self.journal.send()
             except StoreError:
-                if time.monotonic() > deadline:
-                    break
                 time.sleep(0.05)
+            if time.monotonic() > deadline:  # also where others write faster than it can be sent
+                break
         return self._waiting()
 
     def _waiting(self) -> int:
