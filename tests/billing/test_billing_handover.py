@@ -6,6 +6,7 @@ import json
 import threading
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -19,6 +20,7 @@ from tokenmeter.periods import Period, floor
 @pytest.fixture
 def server():
     """A server that keeps what it is sent; `server.answers` are statuses and bodies to give first."""
+    server: Any
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -628,7 +628,7 @@ def test_a_budget_stops_an_interaction(provider, priced):
 @pytest.fixture
 def unencrypted(monkeypatch):
     """The SDK insists on TLS, which the fake provider does not speak."""
-    connect = live_module.ws_connect
+    connect = vars(live_module)["ws_connect"]
 
     def without_tls(uri, **options):
         options.pop("ssl", None)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from datetime import timedelta
+from typing import Any
 
 import openai
 import pytest
@@ -40,7 +41,7 @@ class Calls:
     """One way to call, over a transport in memory that counts what a provider would bill."""
 
     def __init__(self, meter, *, asynchronous, streamed):
-        httpx = __import__(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
+        httpx: Any = __import__(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
 
         class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
             def __iter__(self):

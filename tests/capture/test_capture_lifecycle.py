@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from datetime import UTC, datetime
+from typing import Any
 
 import anthropic
 import openai
@@ -103,7 +104,7 @@ def test_a_stream_collected_while_its_thread_holds_the_stores_lock_is_neither_wa
     name, clients, priced, tmp_path
 ):
     """The collector may run anywhere, also while this thread reads a report; waiting there is waiting for oneself."""
-    store = open_store(f"sqlite:///{tmp_path}/usage.db")
+    store: Any = open_store(f"sqlite:///{tmp_path}/usage.db")
     meter = Meter(store=store, pricer=priced.pricer)
     client = tokenmeter.wrap(clients.make(name), meter)
     create = client.chat.completions.create if name == "OpenAI" else client.messages.create
@@ -180,7 +181,7 @@ def test_nothing_of_ours_keeps_clients_responses_or_results_alive(clients):
 
 def _leaking(streamed, priced, calls):
     """How many objects, and how many calls settled, after so many calls against a transport in memory."""
-    httpx = _transport()
+    httpx: Any = _transport()
     chunk = {**ANSWER, "object": "chat.completion.chunk"}
     chunk["choices"] = [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]
     events = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()

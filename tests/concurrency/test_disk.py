@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,8 +54,9 @@ def run(library, tmp_path):
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
 
-    run.folder = folder
-    return run
+    handed: Any = run
+    handed.folder = folder
+    return handed
 
 
 @pytest.mark.parametrize(

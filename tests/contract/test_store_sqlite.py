@@ -134,7 +134,7 @@ class TestFile:
     def test_sqlite_utils_reads_it(self, store, path, make_entry):
         import sqlite_utils
 
-        assert database.sqlite3 is sqlite_utils.utils.sqlite3
+        assert database.sqlite3 is vars(sqlite_utils.utils)["sqlite3"]
         store.settle(make_entry(member="ada"))
         store.close()
         db = sqlite_utils.Database(path)

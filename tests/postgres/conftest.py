@@ -7,6 +7,7 @@ import struct
 import threading
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -111,8 +112,9 @@ def query(postgres_server_url, postgres_url):
             cursor = connection.execute(statement, values)
             return cursor.fetchall() if cursor.description else None
 
-    run.schema = schema
-    return run
+    handed: Any = run
+    handed.schema = schema
+    return handed
 
 
 _ENCRYPTION = (80877103, 80877104)  # codes of the requests for TLS and GSSAPI

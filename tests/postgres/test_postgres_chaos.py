@@ -10,6 +10,7 @@ import threading
 import time
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def _apply(url, acknowledged, make_entry, make_hold, make_posting):
 
 
 def _drain(url, *_):
-    store = open_store(url)
+    store: Any = open_store(url)
     while True:
         store.flush(1)
         time.sleep(0.05)

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ async def test_an_event_loop_goes_on_and_its_calls_return(hang, url, tmp_path):
             lags.append(time.monotonic() - before - 0.01)
 
     budget = tokenmeter.Budget(member="*", limit_usd=50, name="open", store_failure="open")
-    meter = tokenmeter.make_meter(store=url, budgets=[budget])
+    meter: Any = tokenmeter.make_meter(store=url, budgets=[budget])
     with FakeProvider() as provider:
         sdk = openai.AsyncOpenAI(base_url=provider.openai_url, api_key="sk-test-0123456789", max_retries=0)
         client = tokenmeter.wrap(sdk, meter)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -136,7 +137,7 @@ def test_a_hold_out_of_a_lease_expires_as_any_other(host, hold):
 
 
 def _die_busy(url, hold, spent):
-    store = open_store(url)
+    store: Any = open_store(url)
     hold_many(store, hold)
     store.flush()
     spent.set()

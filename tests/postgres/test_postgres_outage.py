@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import traceback
+from typing import Any
 
 import pytest
 
@@ -364,7 +365,7 @@ class TestProcesses:
         entry = make_entry()
         child = os.fork()
         if child == 0:
-            store = open_store(postgres_url)
+            store: Any = open_store(postgres_url)
             store.journal.wake = lambda: None
             store.settle(entry)
             os.kill(os.getpid(), signal.SIGKILL)  # between tail and server

@@ -40,7 +40,8 @@ contexts = st.fixed_dictionaries(
 )
 
 
-def rate(pricer, provider, model, usage, at=AT, **context):
+def rate(pricer, which, usage, at=AT, **context):
+    provider, model = which
     group = Consumption(model=model, usage=Usage(usage), **context)
     return pricer.rate(Observation(consumptions=(group,)), provider=provider, endpoint="responses", at=at)
 
@@ -49,7 +50,7 @@ def rate(pricer, provider, model, usage, at=AT, **context):
 @given(st.sampled_from(MODELS), quantities, contexts, FACTOR, FACTOR)
 def test_lines_are_quantity_times_price_times_multipliers_and_add_up(which, usage, context, discount, platform):
     terms = Terms(multipliers=(Multiplier(factor=platform),), discounts=(Discount(factor=discount),))
-    rating = rate(Pricer(LIST, terms), *which, usage, **context)
+    rating = rate(Pricer(LIST, terms), which, usage, **context)
     assert {line.sku_meter: line.quantity for line in rating.charges} == {m: q for m, q in usage.items() if q}
     priced = [line for line in rating.charges if line.list_cost is not None]
     for line in priced:
@@ -76,7 +77,7 @@ def test_rating_is_linear_within_a_tier(which, meter, first, second):
     pricer = Pricer(LIST)
 
     def cost(quantity):
-        return rate(pricer, *which, {meter: quantity}, prompt_tokens=1).list_cost
+        return rate(pricer, which, {meter: quantity}, prompt_tokens=1).list_cost
 
     one, two, both = cost(first), cost(second), cost(first + second)
     if both is not None:
@@ -90,8 +91,8 @@ def test_a_rate_from_the_cache_is_the_rate_worked_out_afresh(which, usage, conte
     at = datetime(2024, 6, 1, tzinfo=UTC) + timedelta(days=days)
     warm = Pricer(LIST)
     for moment in (AT, at, datetime(2025, 1, 1, tzinfo=UTC)):
-        rate(warm, *which, usage, at=moment, **context)
-    assert rate(warm, *which, usage, at=at, **context) == rate(Pricer(LIST), *which, usage, at=at, **context)
+        rate(warm, which, usage, at=moment, **context)
+    assert rate(warm, which, usage, at=at, **context) == rate(Pricer(LIST), which, usage, at=at, **context)
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,7 +101,7 @@ def test_two_groups_cost_what_they_cost_apart(which, first, second):
     pricer = Pricer(LIST)
     groups = tuple(Consumption(model=which[1], usage=Usage(each), prompt_tokens=1) for each in (first, second))
     together = pricer.rate(Observation(consumptions=groups), provider=which[0], endpoint="responses", at=AT)
-    apart = [rate(pricer, *which, each, prompt_tokens=1) for each in (first, second)]
+    apart = [rate(pricer, which, each, prompt_tokens=1) for each in (first, second)]
     assert together.charges == apart[0].charges + apart[1].charges
     assert (together.list_cost or 0) == sum((each.list_cost or 0) for each in apart)
 
@@ -125,7 +126,7 @@ def test_whole_rates_come_to_the_cost_of_the_general_way(which, usage, context, 
     mode = Context(endpoint="responses", **context)
     sheet = pricer.sheet(*which, mode=mode, at=at, prompt_tokens=size)
     costs = sheet.costs(usage)
-    rating = rate(pricer, *which, usage, at, **context, prompt_tokens=size)
+    rating = rate(pricer, which, usage, at, **context, prompt_tokens=size)
     if costs is None:
         return
     assert not rating.flags

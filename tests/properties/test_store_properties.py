@@ -4,6 +4,7 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -152,7 +153,7 @@ def _fill_on_server(server, spool):
     from tokenmeter.stores import open_store
 
     glue = "&" if "?" in server else "?"
-    store = open_store(f"{server}{glue}schema=properties_{spool.name.replace('-', '_')}&spool={spool}")
+    store: Any = open_store(f"{server}{glue}schema=properties_{spool.name.replace('-', '_')}&spool={spool}")
     with psycopg.connect(server, autocommit=True) as connection:
         name = store.address.schema
         connection.execute(f"SET search_path = {name}; SET session_replication_role = replica")

@@ -84,13 +84,13 @@ def _prepare_google(clients: str) -> None:
     ours = import_module("tokenmeter.google")
     meter = functools.partial(ours.bind_client, meter=None, attribution=tokenmeter.Attribution())
     for package in ("google.genai", "genai"):
-        module = import_module(f"{package}.client")
+        module: Any = import_module(f"{package}.client")
         ours.watch_resources(module.Client, module.AsyncClient)
         if clients == "wrapped":
             _wrap_when_made(module.Client, meter)
             continue
         kind = _subclass(module.Client, meter)
-        module.Client = import_module(package).Client = kind
+        module.Client = vars(import_module(package))["Client"] = kind
 
 
 def _subclass(plain: type[Any], meter: Callable[[Any], Any]) -> type[Any]:

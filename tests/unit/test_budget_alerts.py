@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import standardwebhooks
@@ -51,6 +52,8 @@ NOTICE = Notice(
 class MailServer(socketserver.StreamRequestHandler):
     """Takes mails as a server on this machine does, and keeps them in `mails`."""
 
+    server: Any
+
     def handle(self):
         def say(line):
             self.wfile.write(f"{line}\r\n".encode())
@@ -77,7 +80,7 @@ class MailServer(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def mail_server():
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), MailServer)
+    server: Any = socketserver.ThreadingTCPServer(("127.0.0.1", 0), MailServer)
     server.mails = []
     server.address = {"host": "127.0.0.1", "port": server.server_address[1], "security": "none"}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -93,6 +96,8 @@ def receiver():
     """A real HTTP server: answers the statuses put into `statuses` (then 200), keeps what it got in `requests`."""
 
     class Handler(BaseHTTPRequestHandler):
+        server: Any
+
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.server.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
@@ -106,7 +111,7 @@ def receiver():
         def log_message(self, *_):
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.requests, server.statuses = [], deque()
     server.url = f"http://127.0.0.1:{server.server_port}/hooks/s3cret-path"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -16,7 +16,7 @@ from tokenmeter import prices
 from tokenmeter.errors import UnknownModelError
 from tokenmeter.pricing import Price, PriceList, parse_prices
 from tokenmeter.pricing.card import Context
-from tokenmeter.pricing.rules import load_overrides
+from tokenmeter.pricing.rules import Rule, load_overrides
 
 #: Models the SDKs name and nobody has published a token price for (see docs/reference/pricing.md).
 UNPRICED = {
@@ -107,7 +107,8 @@ def test_a_longer_prompt_is_never_cheaper_and_a_longer_cache_neither(listed):
 
 def test_every_shipped_fact_names_its_source_and_the_day_it_was_read():
     overrides = load_overrides()
-    for fact in (*overrides.prices, *overrides.rules):
+    facts: list[Price | Rule] = [*overrides.prices, *overrides.rules]
+    for fact in facts:
         assert fact.source.startswith("https://"), fact
         assert fact.verified_on is not None, fact
 

@@ -34,6 +34,7 @@ def publisher():
         body = b"[]"
         status = 200
         asked = 0
+        url = ""
 
         def do_GET(self):
             type(self).asked += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import tokenmeter
@@ -27,7 +29,7 @@ def reader():
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-    reader = InMemoryMetricReader()
+    reader: Any = InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader])
     reader.provider = provider
     yield reader
@@ -208,7 +210,7 @@ class TestSpans:
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
         from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-        exporter = InMemorySpanExporter()
+        exporter: Any = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         exporter.tracer = provider.get_tracer("test")
@@ -220,7 +222,8 @@ class TestSpans:
         from tokenmeter.openai import OpenAI
 
         meter = tokenmeter.make_meter(store="memory:", config={}, traces=True)
-        with OpenAI(base_url=fake_provider.openai_url, api_key="sk-spans-test-0001") as client:
+        client: Any = OpenAI(base_url=fake_provider.openai_url, api_key="sk-spans-test-0001")
+        with client:
             client.meter = meter
             yield tokenmeter.wrap(client, meter)
 
