@@ -137,7 +137,7 @@ class Meter(CallMeter):
             until: First instant after, exclusive.
             period: ``"2026-11"``, ``"today"``, ``"last-7d"``, ...; instead of since and until.
             granularity: Also split by hour, day, week, month, quarter or year.
-            where: dimension -> accepted value or values; None means "not set".
+            where: dimension -> accepted value or values; None means "not set". ``{"member!": "ada"}`` is all others.
             tz: IANA time zone in which periods and buckets are cut.
             now: What ``today`` and its like count from; default: now.
             latency: Also say how long calls took: `Row.latency`, and percentiles of duration and time to first token in

@@ -84,6 +84,10 @@ def answers(store):
         {"end_user": frozenset({"u1", None})},
         {"tag:env": frozenset({"prod"})},
         {"tag:größe": frozenset({None})},
+        {"end_user!": frozenset({"u1"})},
+        {"end_user": frozenset({"u1", None}), "end_user!": frozenset({None})},
+        {"tag:env!": frozenset({"prod"}), "member!": frozenset({"ada"})},
+        {"tag:größe!": frozenset({None})},
         {"member": frozenset({"ada"}), "status": frozenset({"ok"})},
         {"sku_meter": frozenset({"input", "seconds_audio"})},
     )

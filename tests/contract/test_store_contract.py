@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.attribution import ApiKey
+from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
 from tokenmeter.usage import Usage
@@ -188,6 +188,27 @@ class TestReadingEntries:
         ]
         assert expected
         assert list(store.entries(which)) == expected
+
+    @pytest.mark.parametrize("values", [{"ada"}, {"ada", None}, {None}])
+    @pytest.mark.parametrize("name", ["member", "end_user", "tag:env"])
+    def test_what_is_not_wanted_is_left_out_and_nothing_else(self, store, make_entry, noon, name, values):
+        def owned(value):
+            who = {"tags": {"env": value} if value else {}} if name == "tag:env" else {name: value}
+            return make_entry(occurred_at=noon, attribution=Attribution(**who))
+
+        entries = {value: owned(value) for value in ("ada", "bob", None)}
+        store.append([(entry, ()) for entry in entries.values()])
+        where = {f"{name}!": frozenset(values)}
+        left = {value: entry for value, entry in entries.items() if value not in values}
+        found = list(store.entries(EntryFilter(where=where)))
+        assert {entry.entry_id for entry in found} == {entry.entry_id for entry in left.values()}
+        assert {(row.group, row.requests) for row in one(store, noon, (name,), where)} == {((v,), 1) for v in left}
+        only = EntryFilter(where={**where, name: frozenset({"ada", "bob"})})
+        assert {entry.entry_id for entry in store.entries(only)} == {e.entry_id for v, e in left.items() if v}
+
+    def test_meters_are_named_that_are_counted(self, store):
+        with pytest.raises(ConfigurationError, match="name these"):
+            list(store.entries(EntryFilter(where={"sku_meter!": frozenset({"input"})})))
 
     def test_nothing_matches_an_empty_condition(self, store, many):
         assert list(store.entries(EntryFilter(where={"member": frozenset()}))) == []

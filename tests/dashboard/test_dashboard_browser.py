@@ -160,6 +160,25 @@ def test_several_values_are_chosen_at_once_and_a_value_leads_on(served, browse):
     assert page.url.endswith("/explore?period=last-30d&member=ada")
 
 
+def test_values_are_left_out_by_ticking_and_by_the_form(served, browse, hostile):
+    page = browse(f"{served.url}/explore?by=member")
+    page.get_by_label("Choose ada").check()
+    page.get_by_role("button", name="Leave the chosen out").click()
+    page.wait_for_url("**member%21=ada*")
+    expect(page.locator(".values tbody tr")).to_have_count(3)
+    page.get_by_text("Dates and filters").click()
+    page.get_by_label("Only where").fill("member")
+    page.locator("[name=how]").select_option("not")
+    page.locator("[name=is]").first.fill("bob")
+    page.locator("[name=is]").nth(1).fill(hostile)
+    page.get_by_role("button", name="Apply").click()
+    expect(page.locator(".values tbody tr")).to_have_count(1)
+    expect(page.locator(".values tbody th")).to_contain_text("eve")
+    assert page.get_by_label("Filters in force").get_by_text("member is not ada").is_visible()
+    page.reload()
+    expect(page.locator(".values tbody tr")).to_have_count(1)
+
+
 def test_a_filter_suggests_the_values_there_are(served, browse, hostile):
     page = browse(f"{served.url}/explore")
     page.get_by_text("Dates and filters").click()
@@ -188,7 +207,7 @@ def test_the_form_sets_period_zone_and_filters_and_the_url_keeps_them(served, br
     page.get_by_text("Dates and filters").click()
     page.get_by_label("Time zone").fill("Asia/Kathmandu")
     page.get_by_label("Only where").fill("tag:env")
-    page.get_by_label("is", exact=True).fill("prod")
+    page.locator("[name=is]").first.fill("prod")
     page.get_by_role("button", name="Apply").click()
     page.wait_for_url("**tag%3Aenv=prod*")
     assert "tz=Asia%2FKathmandu" in page.url

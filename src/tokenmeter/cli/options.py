@@ -71,7 +71,7 @@ Where = Annotated[
     typer.Option(
         "--where",
         "-w",
-        help="DIMENSION=VALUE; repeat for more values; nothing after = means not set.",
+        help="DIMENSION=VALUE, or != for all others; repeat for more values; nothing after = means not set.",
         autocompletion=completing.condition,
     ),
 ]

@@ -535,7 +535,7 @@ def _limits(view: View, measure: Measure, unit: CalendarUnit, form: Form, balanc
     """Lines of the budgets that are about just what is shown."""
     if measure.budgeted is None or form == "share":
         return []
-    scope = dict(view.filters)
+    scope = view.scope
     found: list[Limit] = []
     for one in balances:
         if one.unit != measure.budgeted or one.scope != scope or not one.limit.is_finite():

@@ -130,9 +130,9 @@ class Pages:
 
     def _balances(self, view: View, measure: Measure) -> Sequence[Balance]:
         """Where the budgets stand that are about just what is shown."""
-        scope = {name: value for name, value in view.filters if value is not None}
-        unit = measure.budgeted
-        if all(one.scope.keys() != scope.keys() or unit not in one.units for one in self._meter.budgets.in_force):
+        scope, unit = view.scope, measure.budgeted
+        known = self._meter.budgets.in_force
+        if scope is None or all(one.scope.keys() != scope.keys() or unit not in one.units for one in known):
             return ()
         return self._meter.budgets.remaining(scope, self._store.now())
 

@@ -11,7 +11,7 @@ from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
-from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by
+from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by, parse_where
 from tokenmeter.stores.base import Store
 
 __all__ = ["MAX_BUCKETS", "PERIODS", "View", "canonical", "label_of"]
@@ -35,7 +35,7 @@ _DEFAULT_PERIOD = "last-30d"
 _QUARTER = timedelta(minutes=15)
 _OWN = ("period", "since", "until", "granularity", "tz")
 #: Fields that only the filter form has, and those that say nothing when they are empty.
-_FORM = {"add", "is", "apply", "tag"}
+_FORM = {"add", "how", "is", "apply", "tag", "leave"}
 _OPTIONAL = {*_OWN, "before", "by", "show", "form", "compare", "sort", "find", "columns"}
 _LABELS = {"api_key": "API key", "end_user": "end user", "sku_meter": "meter", "cost_source": "cost known by"}
 #: Up to this length a unit is the natural one.
@@ -47,7 +47,9 @@ _NATURAL: Sequence[tuple[timedelta, CalendarUnit]] = (
 
 
 def label_of(dimension: str) -> str:
-    """A dimension in words."""
+    """A dimension in words; of a filter that leaves values out, too."""
+    if dimension.endswith("!"):
+        return f"{label_of(dimension[:-1])} is not"
     if dimension.startswith("tag:"):
         return f"tag {dimension.removeprefix('tag:')}"
     return _LABELS.get(dimension, dimension.replace("_", " "))
@@ -70,7 +72,7 @@ class View:
         until: As in the URL.
         granularity: As asked; None = choose.
         default_tz: Zone used when the URL names none.
-        filters: dimension and accepted value, in the URL's order; None = not set.
+        filters: dimension and accepted value, in the URL's order; None = not set. One of ``DIMENSION!`` is left out.
         now: The clock's time, which "today" counts from.
     """
 
@@ -99,7 +101,8 @@ class View:
                 if value.strip():
                     given[name] = value.strip()
             else:
-                filters.append((parse_by([name])[0], value or None))
+                (condition,) = parse_where({name: value})
+                filters.append((condition, value or None))
         since, until = given.get("since"), given.get("until")
         text: str | None = None if since or until else given.get("period", _DEFAULT_PERIOD)
         now = now or utcnow()
@@ -189,7 +192,7 @@ class View:
 
     def with_filter(self, dimension: str, value: str | None) -> View:
         """Narrowed to one value of a dimension, instead of any other value of it."""
-        kept = tuple(pair for pair in self.filters if pair[0] != dimension)
+        kept = tuple(pair for pair in self.filters if pair[0] not in {dimension, f"{dimension}!"})
         return self._filtered((*kept, (dimension, value)))
 
     def without(self, dimension: str, value: str | None) -> View:
@@ -198,8 +201,9 @@ class View:
 
     def without_all(self, dimension: str) -> View:
         """Without any filter on that dimension."""
-        where = {name: values for name, values in self.query.where.items() if name != dimension}
-        kept = tuple(pair for pair in self.filters if pair[0] != dimension)
+        gone = {dimension, f"{dimension}!"}
+        where = {name: values for name, values in self.query.where.items() if name not in gone}
+        kept = tuple(pair for pair in self.filters if pair[0] not in gone)
         return replace(self, filters=kept, query=replace(self.query, where=where))
 
     def _filtered(self, filters: tuple[tuple[str, str | None], ...]) -> View:
@@ -218,6 +222,12 @@ class View:
     def without_dates(self) -> View:
         """With the period that pages begin with."""
         return replace(self, period_text=_DEFAULT_PERIOD, since=None, until=None)
+
+    @property
+    def scope(self) -> dict[str, str] | None:
+        """The account that the filters say; None where they accept several values of a dimension, or all but some."""
+        found = {name: value for name, value in self.filters if value is not None and not name.endswith("!")}
+        return found if len(found) == len(self.filters) else None
 
     def free_dimensions(self, names: Sequence[str] = DIMENSIONS) -> list[str]:
         """The dimensions among `names` that no filter holds."""
@@ -240,8 +250,13 @@ def canonical(items: Sequence[tuple[str, str]]) -> str | None:
     if given.get("tag", "").strip():
         kept = [pair for pair in kept if pair[0] != "by"]
         kept.append(("by", parse_by([f"tag:{given['tag'].strip()}"])[0]))
+    if given.get("leave"):
+        kept = [(f"{name}!" if name == given["leave"] else name, value) for name, value in kept]
     if given.get("add"):
-        kept.append((parse_by([given["add"]])[0], given.get("is", "").strip()))
+        dimension = given["add"].strip() + ("!" if given.get("how") == "not" else "")
+        values = [value.strip() for name, value in items if name == "is"]
+        (condition,) = parse_where({dimension: None})
+        kept += [(condition, value) for value in list(filter(None, values)) or [""]]
     return urlencode(list(dict.fromkeys(kept)))
 
 

@@ -53,7 +53,7 @@ class Query:
         by: Dimensions to group by.
         period: The stretch of time; an open end is `BEGINNING` or `END`.
         granularity: Calendar unit to cut it into; None for one bucket.
-        where: dimension -> accepted values.
+        where: dimension -> accepted values; dimension and ``!`` -> values that are not.
         latency: Whether it also asks how long calls took.
     """
 
@@ -185,13 +185,26 @@ def parse_by(by: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None]]:
-    """Filters as the store takes them: each dimension with the set of values it accepts."""
-    _expect(Mapping, where, "where= takes a mapping such as {'member': 'ada'}")
-    return {_dimension(name): _accepted(name, accepted) for name, accepted in where.items()}
+    """Filters as the store takes them: each dimension with the values it accepts, or with ``!`` does not.
+
+    Raises:
+        ConfigurationError: an unknown dimension, values that are none, or meters that are not to be counted.
+    """
+    _expect(Mapping, where, "where= takes a mapping such as {'member': 'ada'}, or {'member!': 'ada'} for all others")
+    return {_condition(name): _accepted(name, accepted) for name, accepted in where.items()}
+
+
+def _condition(key: object) -> str:
+    if not isinstance(key, str) or not key.endswith("!"):
+        return _dimension(key)
+    name = _dimension(key[:-1])
+    if name == "sku_meter":
+        raise ConfigurationError("A filter on sku_meter says which meters are counted; name these instead.")
+    return f"{name}!"
 
 
 def parse_conditions(conditions: Iterable[str], name: str) -> dict[str, list[str | None]]:
-    """``["member=ada", "member=bob", "team="]`` as filters; nothing after ``=`` means "not set".
+    """``["member=ada", "member=bob", "team="]`` as filters; nothing after ``=`` means "not set", ``!=`` all others.
 
     Args:
         conditions: Texts.

@@ -91,7 +91,8 @@ EVERYTHING = Scope()
 
 
 def _dimension(name: object) -> str:
-    if isinstance(name, str) and (name in SCOPE_FIELDS or (name.startswith(_TAG) and len(name) > len(_TAG))):
+    tag = isinstance(name, str) and name.startswith(_TAG) and len(name) > len(_TAG) and not name.endswith("!")
+    if isinstance(name, str) and (name in SCOPE_FIELDS or tag):
         return name
     raise ConfigurationError(f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.")
 

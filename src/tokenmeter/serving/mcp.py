@@ -41,7 +41,7 @@ Where = Annotated[
     Field(
         description="DIMENSION=VALUE: provider, model, member, team, organization, project, route, end_user, api_key, "
         "service_tier, status, kind, sku_meter or tag:NAME. Values of one dimension are alternatives; nothing after = "
-        "means not set.",
+        "means not set; != means all others.",
     ),
 ]
 Zone = Annotated[str, Field(description="IANA time zone of the calendar")]

@@ -381,7 +381,7 @@ class Asked(BaseModel):
         default=[],
         max_length=64,
         description="`DIMENSION=VALUE`, such as `member=ada`, `tag:env=prod`; repeat it. Values of one dimension are "
-        "alternatives; nothing after `=` means not set.",
+        "alternatives; nothing after `=` means not set; `member!=ada` means all others.",
     )
 
     def query(self, *, by: str = "", granularity: str | None = None) -> reports.Query:

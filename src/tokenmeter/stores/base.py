@@ -104,7 +104,8 @@ class EntryFilter:
     Attributes:
         since: First instant of ``occurred_at``, inclusive (aware); None = from the beginning.
         until: First instant after, exclusive; None = no end.
-        where: dimension (`DIMENSIONS` or ``tag:NAME``) -> accepted values; None among them accepts "not set".
+        where: dimension (`DIMENSIONS` or ``tag:NAME``) -> accepted values; None among them accepts "not set". With
+            ``!`` behind the dimension all values but these are accepted, and "not set" unless None is among them.
     """
 
     since: datetime | None = None

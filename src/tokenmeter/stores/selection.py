@@ -13,13 +13,32 @@ from tokenmeter.ledger import Entry
 from tokenmeter.stores.record import Account
 from tokenmeter.stores.values import to_microseconds
 
-__all__ = ["SHARED", "account_conditions", "check_boundaries", "check_dimensions", "conditions", "matches"]
+__all__ = [
+    "SHARED",
+    "account_conditions",
+    "admits",
+    "asked",
+    "check_boundaries",
+    "check_dimensions",
+    "conditions",
+    "matches",
+]
 
 #: Dimensions that an account says. ``model`` and ``api_key`` are what reports group by; they follow from the others.
 SHARED = (*Account._fields, "model", "api_key")
 _SHARED = frozenset(SHARED)
 
 Where = Mapping[str, frozenset[str | None]]
+
+
+def asked(condition: str) -> tuple[str, bool]:
+    """The dimension that a key of `EntryFilter.where` is about, and whether its values are wanted or, ``!``, not."""
+    return (condition[:-1], False) if condition.endswith("!") else (condition, True)
+
+
+def admits(where: Where, value: str | None) -> bool:
+    """Whether `value` meets every one of these conditions, which are all about one dimension."""
+    return all((value in values) is asked(key)[1] for key, values in where.items())
 
 
 def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
@@ -44,7 +63,9 @@ def check_dimensions(names: Sequence[str]) -> None:
     Raises:
         ConfigurationError: an unknown dimension.
     """
-    for name in names:
+    for name, wanted in map(asked, names):
+        if name == "sku_meter" and not wanted:
+            raise ConfigurationError("A filter on sku_meter says which meters are counted; name these instead.")
         if name not in _SHARED and name not in DIMENSIONS and not name.startswith("tag:"):
             raise ConfigurationError(f"Unknown dimension {name!r}; use one of {', '.join(DIMENSIONS)} or 'tag:NAME'.")
 
@@ -53,7 +74,8 @@ def matches(entry: Entry, where: Where) -> bool:
     """Whether `entry` meets every condition; one on ``sku_meter`` is met by anything it used or was charged for."""
     account = Account.of(entry)
     who = entry.attribution
-    for name, accepted in where.items():
+    for condition, accepted in where.items():
+        name, wanted = asked(condition)
         if name == "sku_meter":
             meters: set[str | None] = {*entry.usage.quantities, *(charge.sku_meter for charge in entry.charges)}
             if accepted.isdisjoint(meters or {None}):
@@ -65,7 +87,7 @@ def matches(entry: Entry, where: Where) -> bool:
             value = who.tags.get(name.removeprefix("tag:"))
         else:
             value = getattr(account, name)
-        if value not in accepted:
+        if (value in accepted) is not wanted:
             return False
     return True
 
@@ -78,10 +100,11 @@ def conditions(where: Where, since: int | None, until: int | None) -> tuple[list
         if instant is not None:
             wanted.append(condition)
             values.append(instant)
-    for name, accepted in where.items():
+    for key, accepted in where.items():
+        name, kept = asked(key)
         if name == "end_user" or name.startswith("tag:"):
             condition, given = (_end_user if name == "end_user" else _tag)(name, accepted)
-            wanted.append(condition)
+            wanted.append(condition if kept else _none_of(condition))
             values += given
     inner, inner_values = account_conditions(where)
     if inner:
@@ -94,12 +117,18 @@ def account_conditions(where: Where) -> tuple[list[str], list[Any]]:
     """The conditions among them that concern accounts, over a row of the view ``contexts``."""
     wanted: list[str] = []
     values: list[Any] = []
-    for name, accepted in where.items():
+    for key, accepted in where.items():
+        name, kept = asked(key)
         if name in _SHARED:
             condition, given = _among(name, accepted)
-            wanted.append(condition)
+            wanted.append(condition if kept else _none_of(condition))
             values += given
     return wanted, values
+
+
+def _none_of(condition: str) -> str:
+    """Everything else, and what is not set: of that SQL knows no answer."""
+    return f"({condition}) IS NOT TRUE"
 
 
 def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:

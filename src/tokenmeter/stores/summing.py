@@ -19,7 +19,7 @@ from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.engine import Engine, Rows
 from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
-from tokenmeter.stores.selection import SHARED, account_conditions, check_dimensions, conditions
+from tokenmeter.stores.selection import SHARED, account_conditions, asked, check_dimensions, conditions
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Term, slots, terms
 from tokenmeter.stores.values import MICRO, compact_json
@@ -123,7 +123,8 @@ class _Grouping:
     ) -> None:
         self._connection, self._engine, self._archives = connection, engine, archives
         self._by, self._where = tuple(by), where
-        self._fine = any(name == "end_user" or name.startswith("tag:") for name in (*by, *where))
+        named = (*by, *(asked(key)[0] for key in where))
+        self._fine = any(name == "end_user" or name.startswith("tag:") for name in named)
         self._cell = ""
         self._cells: list[_Cell] = []
         self._cell_of: dict[int, int] = {}

@@ -146,7 +146,7 @@
     const form = event.target;
     if (!form.matches("[data-soft]")) return;
     event.preventDefault();
-    ask(`${form.action}?${new URLSearchParams(new FormData(form))}`);
+    ask(`${form.action}?${new URLSearchParams(new FormData(form, event.submitter))}`);
   });
   document.addEventListener("soft", (event) => {
     const target = new URL(event.detail, location.href);

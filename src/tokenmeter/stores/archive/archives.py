@@ -28,7 +28,7 @@ from tokenmeter.stores.book import AMOUNTS
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
 from tokenmeter.stores.fold import FIRST, HOUR
-from tokenmeter.stores.selection import account_conditions, conditions
+from tokenmeter.stores.selection import account_conditions, admits, asked, conditions
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -439,23 +439,22 @@ class Archives:
                 accounts = {bytes(digest): 0 for (digest,) in run(statement, values)}
         end_users: frozenset[bytes | None] | None = None
         tags: frozenset[str | None] | None = None
-        if "end_user" in where:
-            accepted = where["end_user"]
-            (clause,), values = conditions({"end_user": accepted}, None, None)
+        named = {key: accepted for key, accepted in where.items() if asked(key)[0] == "end_user"}
+        tagged = {key: accepted for key, accepted in where.items() if key.startswith("tag:")}
+        if named:
+            clauses, values = conditions(named, None, None)
             rows = run(
-                f"SELECT n.digest FROM (SELECT id AS end_user, digest, kind FROM names) AS n WHERE n.kind = ? AND {clause}",  # noqa: S608, E501 - as above
+                f"SELECT n.digest FROM (SELECT id AS end_user, digest, kind FROM names) AS n WHERE n.kind = ? AND {' AND '.join(clauses)}",  # noqa: S608, E501 - as above
                 ("end_user", *values),
             )
-            end_users = frozenset({*(bytes(digest) for (digest,) in rows), *({None} & accepted)})
-        tagged = {name: accepted for name, accepted in where.items() if name.startswith("tag:")}
+            end_users = frozenset({*(bytes(digest) for (digest,) in rows), *_unset(named)})
         if tagged:
             clauses, values = conditions(tagged, None, None)
             rows = run(
                 f"SELECT s.body FROM (SELECT id AS tags, body FROM tagsets) AS s WHERE {' AND '.join(clauses)}",  # noqa: S608 - as above
                 values,
             )
-            untagged = {None} if all(None in accepted for accepted in tagged.values()) else set[None]()
-            tags = frozenset({*(body for (body,) in rows), *untagged})
+            tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
         return Wanted(accounts, end_users, tags)
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
@@ -483,6 +482,11 @@ class Archives:
     def shelf(self) -> Shelf:
         """The files, open for reading."""
         return self._shelf
+
+
+def _unset(where: Mapping[str, frozenset[str | None]]) -> set[None]:
+    """None, where conditions on one dimension (or on several tags) are met by entries that do not have it."""
+    return {None} if all(admits({key: values}, None) for key, values in where.items()) else set()
 
 
 class _Cut(NamedTuple):
