@@ -8,6 +8,8 @@ every other name of the SDK, can be imported from here as well.
 from __future__ import annotations
 
 import functools
+import importlib
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +88,24 @@ _SDK = Sdk(
 )
 
 
+def _generated_sdk() -> Sdk | None:
+    """What capture must know of the client behind interactions, where Stainless generated it: 1.55 to 2.8."""
+    if not hasattr(_client, "GeminiNextGenAPIClient"):
+        return None
+    generated: Any = importlib.import_module("google.genai._interactions")
+    return replace(
+        _SDK,
+        region=_generated_region,
+        error=generated.APIError,
+        status_error=generated.APIStatusError,
+        timeout_error=generated.APITimeoutError,
+    )
+
+
+def _generated_region(client: Any) -> str | None:
+    return (getattr(client, "_vertex_location", None) or "global") if getattr(client, "_is_vertex", None) else None
+
+
 # -- the client
 
 
@@ -119,7 +139,7 @@ if not TYPE_CHECKING:
         return sorted({*globals(), *dir(_sdk)})
 
 
-watch_resources(_client.Client, _client.AsyncClient)
+watch_resources(_client.Client, _client.AsyncClient, generated=_generated_sdk())
 
 
 # -- clients made elsewhere

@@ -28,7 +28,10 @@ VERSION = tuple(int(part) for part in plain_genai.__version__.split(".")[:2])
 
 
 #: The SDK warns of its own types and methods.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The generate_images method")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    *(f"ignore:{words}" for words in ("The generate_images method", "Interactions usage", "Granular retry")),
+)
 
 
 def since(*version):
@@ -148,9 +151,9 @@ SHAPES = [
     ("models.generate_images, Vertex AI", drawn, "vertex", (1, 32), "right"),
     ("models.generate_videos, Vertex AI", filmed, "vertex", (1, 32), "right"),
     ("batches, inline, read three times", batched, "client", (1, 32), "right"),
-    ("interactions.create", interacted, "client", (2, 10), "right"),
-    ("interactions.create, stream", interacted_in_a_stream, "client", (2, 10), "right"),
-    ("interactions.create, background, read twice", interacted_in_the_background, "client", (2, 10), "right"),
+    ("interactions.create", interacted, "client", (1, 55), "right"),
+    ("interactions.create, stream", interacted_in_a_stream, "client", (1, 55), "right"),
+    ("interactions.create, background, read twice", interacted_in_the_background, "client", (1, 55), "right"),
 ]
 
 
@@ -325,7 +328,7 @@ def test_extra_body_counts_as_sent(client, provider, books):
 # -- tiers and regions
 
 
-@since(2, 10)
+@pytest.mark.skipif("service_tier" not in types.GenerateContentConfig.model_fields, reason="this version has no tiers")
 @pytest.mark.parametrize(("tier", "list_cost"), [("flex", "0.00014"), ("standard", "0.00028")])
 def test_the_tier_that_served_decides_the_price(client, provider, books, tier, list_cost):
     # 100 x $0.30 + 100 x $2.50 a million tokens; flex is half of it
@@ -389,7 +392,7 @@ def test_errors_are_the_sdks_own_and_free(client, provider, books):
     assert (entry.status, entry.error_type, entry.list_cost) == ("error", "ClientError", None)
 
 
-@since(2, 10)
+@since(1, 55)
 def test_an_error_inside_a_stream_is_recorded(client, provider, books):
     begun = {"candidates": [{"content": {"parts": [{"text": "Hi"}]}}], "usageMetadata": {"promptTokenCount": 9}}
     provider.answer(events=[begun, {"error": {"code": 503, "message": "gone", "status": "UNAVAILABLE"}}])
@@ -592,7 +595,7 @@ def test_what_is_no_client_is_refused():
 # -- interactions
 
 
-@since(2, 10)
+@since(1, 55)
 def test_an_interaction_is_recorded(client, provider, books):
     provider.answer("Hi", meters={"input": 70, "cache_read": 30, "output": 20}, reasoning_tokens=5)
     interaction = client.interactions.create(model="gemini-3.5-flash", input="Hello")
@@ -602,7 +605,7 @@ def test_an_interaction_is_recorded(client, provider, books):
     assert (entry.endpoint, entry.response_id) == ("interactions.create", interaction.id)
 
 
-@since(2, 10)
+@since(1, 55)
 def test_a_streamed_interaction_is_recorded(client, provider, books):
     provider.answer("one two", meters={"input": 7, "output": 2})
     for _ in client.interactions.create(model="gemini-3.5-flash", input="Hello", stream=True):
@@ -611,7 +614,7 @@ def test_a_streamed_interaction_is_recorded(client, provider, books):
     assert (dict(entry.usage.quantities), entry.streamed, entry.flags) == ({"input": 7, "output": 2}, True, ())
 
 
-@since(2, 10)
+@since(1, 55)
 def test_a_budget_stops_an_interaction(provider, priced):
     client, meter = capped(provider, priced)
     with pytest.raises(BudgetExceededError):
@@ -620,6 +623,42 @@ def test_a_budget_stops_an_interaction(provider, priced):
         )
     assert provider.requests == []
     meter.close()
+
+
+@since(1, 55)
+def test_a_raw_interaction_is_recorded(client, provider, books):
+    provider.answer("Hi", meters={"input": 7, "output": 2})
+    raw = getattr(client.interactions, "with_raw_response", None)
+    if raw is None:
+        pytest.skip("this version hands out no responses")
+    answer = raw.create(model="gemini-3.5-flash", input="Hello")
+    assert json.loads(answer.http_response.content)["usage"]["total_output_tokens"] == 2
+    assert dict(books.one().usage.quantities) == {"input": 7, "output": 2}
+
+
+@since(1, 55)
+def test_retries_of_an_interaction_are_one_call(provider, meter, books):
+    again = types.HttpRetryOptions(attempts=3, initial_delay=0.001, max_delay=0.001)
+    client = wrap(made(provider, retry_options=again), meter=meter)
+    provider.fail(503)
+    provider.answer("Hi", meters={"input": 7, "output": 2})
+    client.interactions.create(model="gemini-3.5-flash", input="Hello")
+    assert len(provider.requests) == 2
+    assert dict(books.one().usage.quantities) == {"input": 7, "output": 2}
+
+
+@since(2, 9)  # before, the SDK's own did not
+def test_a_client_that_interacted_goes_when_nobody_holds_it(provider, meter):
+    client = wrap(made(provider), meter=meter)
+    client.interactions.create(model="gemini-3.5-flash", input="Hello")
+    gone = weakref.ref(client._api_client)
+    gc.collect()
+    gc.disable()
+    try:
+        del client
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # -- Live sessions

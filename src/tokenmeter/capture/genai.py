@@ -9,13 +9,14 @@ sessions. What is hooked tells the call's `InFlight` and its `Exchange`, and han
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenmeter.capture.sdk import BINDING, Binding, binding_of
+from tokenmeter.capture.sdk import BINDING, Binding, Sdk, binding_of
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -516,7 +517,7 @@ class _AsyncInteractions(_AsyncResource):
         return response
 
 
-def watch_resources(*owners: type[Any]) -> None:
+def watch_resources(*owners: type[Any], generated: Sdk | None = None) -> None:
     """Have interactions and their sisters metered where their client is.
 
     They are made when they are first asked for, by a property, and importing their module takes a second: it is left
@@ -524,30 +525,59 @@ def watch_resources(*owners: type[Any]) -> None:
 
     Args:
         *owners: The SDK's client classes.
+        generated: What is to be known of the client that interactions have in versions where Stainless generated it.
     """
     for owner in owners:
+        if generated is not None:
+            _watch(owner, "_nextgen_client", functools.partial(_meter_generated, generated))
+            continue
         for name in ("interactions", "decisions", "voices"):
-            plain = vars(owner).get(name)
-            if isinstance(plain, property) and not hasattr(plain.fget, "__wrapped__"):
-                setattr(owner, name, _watching(plain))
+            _watch(owner, name, _meter_resource)
 
 
-def _watching(plain: property) -> property:
+def _watch(owner: type[Any], name: str, meter: Callable[[Any, Any], None]) -> None:
+    """Have what a property of `owner` gives metered, where its client is: `meter` gets that client's and it."""
+    plain = vars(owner).get(name)
+    if not isinstance(plain, property) or hasattr(plain.fget, "__wrapped__"):
+        return
     getter = cast("Callable[[Any], Any]", plain.fget)
 
+    @functools.wraps(getter)
     def resource(self: Any) -> Any:
         found = getter(self)
-        if BINDING in self._api_client.__dict__ and BINDING not in found.__dict__:
-            found.__dict__[BINDING] = self._api_client
-            kind: type[Any] = found.__class__
-            if hasattr(kind, "do_request_async"):
-                _mix(found, _AsyncInteractions)
-            elif hasattr(kind, "do_request"):
-                _mix(found, _Interactions)
+        if BINDING in self._api_client.__dict__:
+            meter(self._api_client, found)
         return found
 
-    resource.__wrapped__ = getter  # type: ignore[attr-defined]
-    return property(resource, doc=plain.__doc__)
+    setattr(owner, name, property(resource, doc=plain.__doc__))
+
+
+def _meter_resource(api: Any, resource: Any) -> None:
+    if BINDING in resource.__dict__:
+        return
+    resource.__dict__[BINDING] = api
+    kind: type[Any] = resource.__class__
+    if hasattr(kind, "do_request_async"):
+        _mix(resource, _AsyncInteractions)
+    elif hasattr(kind, "do_request"):
+        _mix(resource, _Interactions)
+
+
+def _meter_generated(sdk: Sdk, api: Any, client: Any) -> None:
+    """Meter a client that Stainless generated, as OpenAI's and Anthropic's are.
+
+    By its class, since the SDK closes its connections when nobody holds them: no method of ours may hold it.
+    """
+    from tokenmeter.capture.stainless import metered_class  # noqa: PLC0415 - only those who use interactions
+
+    given: Binding = api.__dict__[BINDING]
+    known: Binding | None = client.__dict__.get(BINDING)
+    if known is None:
+        kind: type[Any] = client.__class__
+        made = _mixed.get((kind, Binding)) or metered_class(kind, Binding(sdk))
+        _mixed[kind, Binding] = client.__class__ = made
+    if known is None or known.own_meter is not given.own_meter or known.attribution != given.attribution:
+        client.__dict__[BINDING] = Binding(sdk, given.own_meter, given.attribution)
 
 
 def _open_raw(resource: Any, request: Any) -> InFlight | None:

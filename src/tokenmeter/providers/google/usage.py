@@ -6,8 +6,7 @@ In all of them the prompt includes what a cache served; thoughts, and what tools
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from tokenmeter.providers.shapes import Reading, Shape, put, said_by, split_input, split_output
 from tokenmeter.providers.wire import JSON, count, members
@@ -19,8 +18,7 @@ __all__ = ["SHAPES", "interaction_usage", "usage_metadata"]
 _MODALITIES = {"audio": "audio", "document": "image", "image": "image", "video": "video"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
+class _Names(NamedTuple):
     """What the counts are called in one spelling, each the first that is there."""
 
     prompt: tuple[str, ...]
@@ -56,7 +54,7 @@ def _camel(name: str) -> str:
     return head + "".join(part.title() for part in rest)
 
 
-_CAMEL = _Names(**{field: tuple(map(_camel, getattr(_SNAKE, field))) for field in _Names.__slots__})
+_CAMEL = _Names(**{field: tuple(map(_camel, getattr(_SNAKE, field))) for field in _Names._fields})
 _INTERACTION = _Names(
     prompt=("total_input_tokens",),
     cached=("total_cached_tokens",),
