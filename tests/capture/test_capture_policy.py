@@ -18,7 +18,7 @@ def metered():
 
 def ask(client, **more):
     return client.chat.completions.create(
-        model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}], max_completion_tokens=50, **more
+        model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}], max_tokens=50, **more
     )
 
 

@@ -659,8 +659,10 @@ class _PassedOn:
         except StopAsyncIteration:
             self._exchange.ended = True
             raise
-        except Exception as error:
+        except BaseException as error:
             self._exchange.failed(error)
+            if not isinstance(error, Exception):  # cancelled: an older SDK does not close what it leaves
+                self._exchange.abandon()
             raise
 
 
