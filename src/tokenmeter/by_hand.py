@@ -255,7 +255,7 @@ def _call(
         attribution=around if attribution is None else attribution.over(around),
         scopes=scopes_of_call(),
         api_key=meter.identify(api_key),
-        span=meter.spans and meter.spans.current(),
+        span=None if meter.spans is None else meter.spans.current(),
     )
 
 

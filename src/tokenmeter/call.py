@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
-__all__ = ["Call", "Outcome", "RequestFacts"]
+__all__ = ["ActiveSpan", "Call", "Outcome", "RequestFacts"]
 
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 _NO_PIECES: Mapping[str, int] = MappingProxyType({})
+
+
+class ActiveSpan(NamedTuple):
+    """The OpenTelemetry span that a call is made in.
+
+    Attributes:
+        span: The span, to be told what its calls cost.
+        trace_id: 32 hex digits.
+        span_id: 16 hex digits.
+    """
+
+    span: Any
+    trace_id: str
+    span_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +90,7 @@ class Call:
         attribution: On whose account, scopes and client defaults merged.
         scopes: Open `attribute` blocks to count into, outermost first.
         api_key: Which key is used.
-        span: The OpenTelemetry span it is made in, where that is to be told what it costs.
+        span: The span it is made in, where traces are on.
     """
 
     provider: str
@@ -86,7 +100,7 @@ class Call:
     attribution: Attribution = NOBODY
     scopes: tuple[Scope, ...] = ()
     api_key: ApiKey | None = None
-    span: Any = None
+    span: ActiveSpan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,6 +164,8 @@ class Entry:
         corrects: entry_id of the entry that a correction re-states.
         reservation_id: The hold this entry settled.
         dedup_key: Key under which the same bill is recorded once only, else None.
+        trace_id: OpenTelemetry trace that the call was made in, 32 hex digits; None without one (setting ``traces``).
+        span_id: Span of it, 16 hex digits.
     """
 
     entry_id: str = field(default_factory=new_id)
@@ -198,6 +200,8 @@ class Entry:
     corrects: str | None = None
     reservation_id: str | None = None
     dedup_key: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
 
     def __repr__(self) -> str:
         what = " ".join(filter(None, (self.provider, self.model or self.endpoint)))
@@ -223,6 +227,7 @@ class Entry:
             "list cost": dollars(self.list_cost),
             "billed cost": dollars(self.billed_cost),
             "flags": ", ".join(self.flags),
+            "trace": self.trace_id,
             "entry": self.entry_id,
         }
         return facts_html(

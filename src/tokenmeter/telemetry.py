@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from tokenmeter.budgets import Balance
+from tokenmeter.call import ActiveSpan
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
@@ -378,13 +379,15 @@ class Spans:
         self._lock = threading.Lock()
         self._sums: WeakKeyDictionary[Any, _Sum] = WeakKeyDictionary()
 
-    def current(self) -> Any | None:
+    def current(self) -> ActiveSpan | None:
         """The span that is active here; None when there is none."""
         span = self._current_span()
-        return span if span.get_span_context().is_valid else None
+        here = span.get_span_context()
+        return ActiveSpan(span, f"{here.trace_id:032x}", f"{here.span_id:016x}") if here.is_valid else None
 
-    def tell(self, span: Any, entry: Entry) -> None:
-        """Add an entry to what `span` says; one that has ended takes no more."""
+    def tell(self, active: ActiveSpan, entry: Entry) -> None:
+        """Add an entry to what the span says; one that has ended, or is not sampled, takes nothing."""
+        span = active.span
         if not span.is_recording():
             return
         with self._lock:

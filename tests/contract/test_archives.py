@@ -55,6 +55,8 @@ def make_months(make_entry, make_charge):
                     flags=("estimated",) if number % 13 == 0 else (),
                     reservation_id=new_id() if number % 7 == 0 else None,
                     dedup_key=f"bill {number}" if number % 19 == 0 else None,
+                    trace_id=f"{number // 5:032x}" if number % 3 else None,
+                    span_id=f"{number:016x}" if number % 3 else None,
                     raw_usage=f'{{"prompt_tokens":{used["input"]},"x":[1,2.5,null,"100%"]}}',
                     member=dice.choice(["ada", "bob", None]),
                     end_user=dice.choice(["u1", "u2", None]),
@@ -90,6 +92,9 @@ def answers(store):
         {"tag:größe!": frozenset({None})},
         {"member": frozenset({"ada"}), "status": frozenset({"ok"})},
         {"sku_meter": frozenset({"input", "seconds_audio"})},
+        {"trace_id": frozenset({f"{number:032x}" for number in (3, 30, 60)})},
+        {"trace_id": frozenset({f"{3:032x}", None}), "member": frozenset({"ada"})},
+        {"trace_id!": frozenset({f"{3:032x}", None})},
     )
     found = {}
     for by in (("model", "member"), ("end_user",), ("tag:env", "status"), ("sku_meter", "end_user")):

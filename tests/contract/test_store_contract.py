@@ -54,6 +54,8 @@ class TestEntries:
             corrects="e0",
             reservation_id="r0",
             dedup_key="d",
+            trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+            span_id="00f067aa0ba902b7",
         )
         assert store.settle(entry).recorded
         assert store.entry(entry.entry_id) == entry

@@ -94,6 +94,8 @@ def entries():
             error_type="RateLimitError" if number % 3 == 1 else None,
             corrects="e0" if number % 13 == 0 else None,
             dedup_key=f"openai:{number}" if number % 10 == 0 else None,
+            trace_id=f"{number // 4 + 1:032x}" if number % 6 else None,
+            span_id=f"{number + 1:016x}" if number % 6 else None,
             **sums,
         )
 

@@ -49,6 +49,7 @@ optional = {
     "corrects": ids,
     "reservation": ids,
     "dedup_key": text,
+    "trace_id": text,
     "a later name": anything,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -262,3 +264,47 @@ class TestSpans:
         assert exporter.told() == {"ended": {}}
         assert client.meter.faults == 0
         assert len(list(client.meter.entries())) == 2
+
+    def test_an_entry_names_its_trace_and_span_and_is_found_by_them(self, exporter, client):
+        from tokenmeter.dimensions import DIMENSIONS
+
+        spans = []
+        for _ in range(2):  # the first call goes the general way, the second by a plan
+            with exporter.tracer.start_as_current_span("request") as span:
+                client.chat.completions.create(**self.ASK)
+                list(client.chat.completions.create(**self.ASK, stream=True))
+                spans.append(span.get_span_context())
+        client.chat.completions.create(**self.ASK)
+        meter = client.meter
+        *traced, alone = meter.entries()
+        assert [(entry.trace_id, entry.span_id) for entry in traced] == [
+            (f"{here.trace_id:032x}", f"{here.span_id:016x}") for here in spans for _ in range(2)
+        ]
+        assert (alone.trace_id, alone.span_id) == (None, None)
+        first, second = (f"{here.trace_id:032x}" for here in spans)
+        assert list(meter.entries(where={"trace_id": first})) == traced[:2]
+        assert list(meter.entries(where={"trace_id": None})) == [alone]
+        found = meter.report(by="model", where={"trace_id": [first, second]}, period="today").totals
+        assert (found.requests, found.billed_cost) == (4, sum(entry.billed_cost for entry in traced))
+        assert "trace_id" not in DIMENSIONS
+        with pytest.raises(tokenmeter.ConfigurationError, match="trace_id"):
+            meter.report(by="trace_id")
+
+    def test_a_trace_that_is_not_sampled_is_on_the_entry_all_the_same(self, client):
+        from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
+
+        here = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(0))
+        with use_span(NonRecordingSpan(here)):
+            client.chat.completions.create(**self.ASK)
+        (entry,) = client.meter.entries()
+        assert (entry.trace_id, entry.span_id) == (f"{0xABC:032x}", f"{0xDEF:016x}")
+        assert client.meter.faults == 0
+
+    def test_a_hold_that_expires_keeps_its_trace(self, exporter, fake_provider):
+        budgets = [tokenmeter.Budget(limit_usd=5)]
+        with closing(tokenmeter.make_meter(store="memory:", config={}, traces=True, budgets=budgets)) as meter:
+            with exporter.tracer.start_as_current_span("request") as span:
+                held = meter.hold(provider="openai", endpoint="chat.completions", request=self.ASK).__enter__()
+            (reservation,) = meter.store.expired(meter.store.now() + timedelta(days=1))
+            assert reservation.call.trace_id == f"{span.get_span_context().trace_id:032x}"
+            held.__exit__(None, None, None)

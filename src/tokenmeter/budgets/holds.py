@@ -69,6 +69,8 @@ def unanswered(call: Call, at: datetime) -> Entry:
         api_key=call.api_key,
         usage=observation.usage,
         flags=("estimated",),
+        trace_id=None if call.span is None else call.span.trace_id,
+        span_id=None if call.span is None else call.span.span_id,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.attribution import ApiKey, Attribution, Scope, current_attribution, scopes_of_call
-from tokenmeter.call import Call, Outcome
+from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, complain
@@ -557,7 +557,7 @@ class Identity(NamedTuple):
     api_key: ApiKey | None
     attribution: Attribution
     scopes: tuple[Scope, ...]
-    span: Any
+    span: ActiveSpan | None
 
 
 def identify(
@@ -572,7 +572,7 @@ def identify(
         meter.identify(key or binding.sdk.api_key(client)),
         meter.attribution_of(body, current_attribution()).over(binding.attribution),
         scopes_of_call(),
-        meter.spans and meter.spans.current(),
+        None if meter.spans is None else meter.spans.current(),
     )
 
 

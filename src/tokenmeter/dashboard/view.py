@@ -37,7 +37,13 @@ _OWN = ("period", "since", "until", "granularity", "tz")
 #: Fields that only the filter form has, and those that say nothing when they are empty.
 _FORM = {"add", "how", "is", "apply", "tag", "leave"}
 _OPTIONAL = {*_OWN, "before", "by", "show", "form", "compare", "sort", "find", "columns"}
-_LABELS = {"api_key": "API key", "end_user": "end user", "sku_meter": "meter", "cost_source": "cost known by"}
+_LABELS = {
+    "api_key": "API key",
+    "trace_id": "trace",
+    "end_user": "end user",
+    "sku_meter": "meter",
+    "cost_source": "cost known by",
+}
 #: Up to this length a unit is the natural one.
 _NATURAL: Sequence[tuple[timedelta, CalendarUnit]] = (
     (timedelta(days=2), "hour"),

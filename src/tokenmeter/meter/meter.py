@@ -18,7 +18,7 @@ from tokenmeter.budgets.alerts import EXIT_SECONDS
 from tokenmeter.budgets.demands import PlannedHold
 from tokenmeter.budgets.required import Required
 from tokenmeter.budgets.rules import Rule
-from tokenmeter.call import Call, Outcome
+from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
@@ -279,7 +279,7 @@ class Meter:
                 return
             self._settle(authorization, outcome, wait=True)
 
-    def _tell(self, entry: Entry, span: Any) -> None:
+    def _tell(self, entry: Entry, span: ActiveSpan | None) -> None:
         if span is not None and self.spans is not None:
             try:
                 self.spans.tell(span, entry)

@@ -18,7 +18,7 @@ from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.budgets.bounds import Sizes
 from tokenmeter.budgets.demands import Demands, PlannedHold
 from tokenmeter.budgets.holds import unanswered
-from tokenmeter.call import Call
+from tokenmeter.call import ActiveSpan, Call
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing, new_id
 from tokenmeter.meter.keys import UNKNOWN
@@ -99,7 +99,7 @@ class Answered(NamedTuple):
     seen: Plain
     who: Attribution
     scopes: Sequence[Scope]
-    span: Any
+    span: ActiveSpan | None
     started_us: int
     started_ns: int
     request_id: str | None
@@ -267,6 +267,8 @@ class Plans:
         if size:
             values["quantities"] = {"input": size}
         values["flags"] = ["estimated"]
+        if call.span is not None:
+            _, values["trace_id"], values["span_id"] = call.span
         return values
 
     def _names_of(self, who: Attribution) -> dict[str, Any]:
@@ -301,6 +303,8 @@ class Plans:
         who = call.who
         names = self._names_of(who) if who.end_user is not None or who.tags else None
         values = _values(call, cost, names, self.now_us())
+        if call.span is not None:
+            _, values["trace_id"], values["span_id"] = call.span
         reached: Sequence[tuple[Slot, int]] = ()
         if hold is None:
             journal.append(answer.template.body(values))
@@ -498,4 +502,6 @@ def _entry(answer: _Answer, call: Answered, cost: _Cost, values: Mapping[str, An
         billed_cost=to_dollars(cost.billed),
         raw_usage=usage_text(seen.usage),
         reservation_id=values.get("reservation"),
+        trace_id=values.get("trace_id"),
+        span_id=values.get("span_id"),
     )

@@ -70,6 +70,8 @@ def record_of(
         error_type=outcome.error_type,
         reservation_id=None if reservation is None else reservation.reservation_id,
         dedup_key=f"{call.provider}:{bill_id}" if seen.deduplicate and bill_id else None,
+        trace_id=None if call.span is None else call.span.trace_id,
+        span_id=None if call.span is None else call.span.span_id,
     )
 
 

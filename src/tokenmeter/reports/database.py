@@ -46,7 +46,8 @@ _VIEWS = {
             {_ACCOUNT}, CASE WHEN x.end_user IS NOT NULL THEN {_NAMED} END AS end_user, tag_values(t.body) AS tags,
             {_TOKENS}, x.more AS other_quantities, {_COSTS}, x.unpriced, x.estimated,
             json_extract(x.body, '$.latency_us') AS latency_us,
-            json_extract(x.body, '$.response_id') AS response_id, json_extract(x.body, '$.request_id') AS request_id
+            json_extract(x.body, '$.response_id') AS response_id, json_extract(x.body, '$.request_id') AS request_id,
+            x.trace_id, json_extract(x.body, '$.span_id') AS span_id
         FROM main.entries AS x JOIN main.contexts AS c ON c.id = x.account
             LEFT JOIN main.names AS n ON n.id = x.end_user LEFT JOIN main.tagsets AS t ON t.id = x.tags
     """,  # noqa: S608 - names of our own

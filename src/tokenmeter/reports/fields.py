@@ -191,6 +191,8 @@ _ENTRY_TAIL: Sequence[Field[Entry]] = (
     Field("raw_usage", "text", _attribute("raw_usage")),
     Field("corrects", "text", _attribute("corrects")),
     Field("dedup_key", "text", _attribute("dedup_key")),
+    Field("trace_id", "text", _attribute("trace_id")),
+    Field("span_id", "text", _attribute("span_id")),
 )
 
 

@@ -16,6 +16,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import COSTS, EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.selection import FILTERS
 from tokenmeter.usage import Usage
 
 __all__ = [
@@ -196,8 +197,8 @@ def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None
 
 def _condition(key: object) -> str:
     if not isinstance(key, str) or not key.endswith("!"):
-        return _dimension(key)
-    name = _dimension(key[:-1])
+        return key if key in FILTERS else _dimension(key)
+    name = key[:-1] if key[:-1] in FILTERS else _dimension(key[:-1])
     if name == "sku_meter":
         raise ConfigurationError("A filter on sku_meter says which meters are counted; name these instead.")
     return f"{name}!"

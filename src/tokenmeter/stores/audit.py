@@ -262,6 +262,7 @@ class _Walk:
                 derived.tags,
                 *derived.amounts,
                 derived.more,
+                derived.trace_id,
             )
             kept = (
                 *row[:3],

@@ -65,7 +65,10 @@ METER_AMOUNTS = (
 LATENCIES = ("duration_us", "duration", "first_token_us", "first_token", "generation_us", "generated")
 
 
-ENTRY_COLUMNS = ("seq", "entry_id", "occurred_at", "account", "end_user", "tags", *AMOUNTS, "more", "body", "hash")
+ENTRY_COLUMNS = (
+    *("seq", "entry_id", "occurred_at", "account", "end_user", "tags"),
+    *(*AMOUNTS, "more", "trace_id", "body", "hash"),
+)
 #: Table of sums -> how many of its columns are the key.
 SUM_TABLES = {"sums": 3, "rare_sums": 4, "meter_sums": 4, "latency_sums": 3}
 _KEY = ("level", "slot", "account", "sku_meter")
@@ -302,7 +305,7 @@ class FoldingBook(ABC):
         identity = self.engine.identity(values["id"])
         return (
             *(seq, identity, row.occurred_at, row.account, end_user, tags, *row.amounts),
-            *(row.more, record.decode(), digest),
+            *(row.more, row.trace_id, record.decode(), digest),
         )
 
     def returned(self, connection: Any, rows: Sequence[tuple[int, bytes, bytes]]) -> list[tuple[Any, ...]]:

@@ -177,6 +177,7 @@ class EntryRow(NamedTuple):
     tags: str | None
     amounts: tuple[int, ...]
     more: str | None
+    trace_id: str | None
 
 
 def identity_column(text: str) -> bytes | str:
@@ -221,6 +222,7 @@ def entry_row(record: Mapping[str, Any], account: AccountFacts, found: Measured)
             *divmod(third, MICRO),
         ),
         compact_json(more) if more else None,
+        record.get("trace_id"),
     )
 
 

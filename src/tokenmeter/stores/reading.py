@@ -79,7 +79,7 @@ class Reader:
 
     def entries(self, which: EntryFilter, *, newest_first: bool) -> Iterator[Entry]:
         """Entries by their occurrence, those of one moment by the chain; each page in a short transaction."""
-        check_dimensions(list(which.where))
+        check_dimensions((), which.where)
         last: Place | None = None
         while True:  # entries that are dropped meanwhile have gone over to the archive
             archived_to = self._database.read(_archived_to)

@@ -351,7 +351,7 @@ class Template:
                 tag -> name of its value), ``quantities`` (meter -> int, or decimal text), ``reasoning``, ``charges``
                 (``rate``, ``quantity`` and costs), the costs ``list``, ``contracted`` and ``billed`` in picodollars
                 (absent: as the one before; ``list`` absent: unpriced), ``flags``, ``raw_usage``, ``error_type``,
-                ``corrects``, ``reservation``, ``dedup_key``.
+                ``corrects``, ``trace_id``, ``span_id``, ``reservation``, ``dedup_key``.
         """
         try:
             rest = to_json(values, inf_nan_mode="strings", fallback=str)
@@ -365,7 +365,7 @@ class Template:
 def _within_bounds(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(values)
     flags: set[str] = set(kept.get("flags", ()))
-    for name in ("response_id", "request_id", "error_type"):
+    for name in ("response_id", "request_id", "error_type", "trace_id", "span_id"):
         if len(kept.get(name) or "") > _LONGEST:
             kept[name] = _bounded(kept[name])
             flags.add(SHORTENED)
@@ -381,14 +381,14 @@ def _within_bounds(values: Mapping[str, Any]) -> dict[str, Any]:
 _ORDER = (
     *("id", "occurred_at", "recorded_at", "response_id", "request_id", "streamed", "attempts", "latency_us"),
     *("first_token_us", "end_user", "tags", "quantities", "reasoning", "charges", "list", "contracted", "billed"),
-    *("flags", "raw_usage", "error_type", "corrects", "reservation", "dedup_key"),
+    *("flags", "raw_usage", "error_type", "corrects", "trace_id", "span_id", "reservation", "dedup_key"),
 )
 
 
 # -- an entry as a record, and back
 
 
-def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR0912 - one branch for each name that may be absent
+def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR0912, PLR0915 - one branch for each name that may be absent
     """The record of any entry.
 
     Raises:
@@ -450,6 +450,10 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
         values["error_type"] = entry.error_type
     if entry.corrects is not None:
         values["corrects"] = entry.corrects
+    if entry.trace_id is not None:
+        values["trace_id"] = entry.trace_id
+    if entry.span_id is not None:
+        values["span_id"] = entry.span_id
     if entry.reservation_id is not None:
         values["reservation"] = entry.reservation_id
     if entry.dedup_key is not None:
@@ -586,6 +590,8 @@ def decode_entry(
         corrects=get("corrects"),
         reservation_id=get("reservation"),
         dedup_key=get("dedup_key"),
+        trace_id=get("trace_id"),
+        span_id=get("span_id"),
         **values,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from tokenmeter.stores.record import Account
 from tokenmeter.stores.values import to_microseconds
 
 __all__ = [
+    "FILTERS",
     "SHARED",
     "account_conditions",
     "admits",
@@ -27,6 +28,8 @@ __all__ = [
 #: Dimensions that an account says. ``model`` and ``api_key`` are what reports group by; they follow from the others.
 SHARED = (*Account._fields, "model", "api_key")
 _SHARED = frozenset(SHARED)
+#: What entries are filtered by and never grouped: each takes nearly as many values as there are entries.
+FILTERS = ("trace_id",)
 
 Where = Mapping[str, frozenset[str | None]]
 
@@ -57,15 +60,17 @@ def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
     return instants
 
 
-def check_dimensions(names: Sequence[str]) -> None:
-    """Refuse what entries cannot be grouped by.
+def check_dimensions(by: Sequence[str], where: Iterable[str] = ()) -> None:
+    """Refuse what entries cannot be grouped or filtered by.
 
     Raises:
         ConfigurationError: an unknown dimension.
     """
-    for name, wanted in map(asked, names):
+    for name, wanted in (*((name, True) for name in by), *map(asked, where)):
         if name == "sku_meter" and not wanted:
             raise ConfigurationError("A filter on sku_meter says which meters are counted; name these instead.")
+        if name in FILTERS and name not in by:
+            continue
         if name not in _SHARED and name not in DIMENSIONS and not name.startswith("tag:"):
             raise ConfigurationError(f"Unknown dimension {name!r}; use one of {', '.join(DIMENSIONS)} or 'tag:NAME'.")
 
@@ -85,6 +90,8 @@ def matches(entry: Entry, where: Where) -> bool:
             value = who.end_user
         elif name.startswith("tag:"):
             value = who.tags.get(name.removeprefix("tag:"))
+        elif name in FILTERS:
+            value = getattr(entry, name)
         else:
             value = getattr(account, name)
         if (value in accepted) is not wanted:
@@ -104,6 +111,10 @@ def conditions(where: Where, since: int | None, until: int | None) -> tuple[list
         name, kept = asked(key)
         if name == "end_user" or name.startswith("tag:"):
             condition, given = (_end_user if name == "end_user" else _tag)(name, accepted)
+            wanted.append(condition if kept else _none_of(condition))
+            values += given
+        elif name in FILTERS:
+            condition, given = _among(name, accepted)
             wanted.append(condition if kept else _none_of(condition))
             values += given
     inner, inner_values = account_conditions(where)

@@ -19,7 +19,7 @@ from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.engine import Engine, Rows
 from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
-from tokenmeter.stores.selection import SHARED, account_conditions, asked, check_dimensions, conditions
+from tokenmeter.stores.selection import FILTERS, SHARED, account_conditions, asked, check_dimensions, conditions
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Term, slots, terms
 from tokenmeter.stores.values import MICRO, compact_json
@@ -93,7 +93,7 @@ def summed(
     Raises:
         ConfigurationError: an unknown dimension.
     """
-    check_dimensions([*by, *which.where])
+    check_dimensions(by, which.where)
     return _Summing(connection, engine, by, which.where, archives=archives).run(instants)
 
 
@@ -124,7 +124,7 @@ class _Grouping:
         self._connection, self._engine, self._archives = connection, engine, archives
         self._by, self._where = tuple(by), where
         named = (*by, *(asked(key)[0] for key in where))
-        self._fine = any(name == "end_user" or name.startswith("tag:") for name in named)
+        self._fine = any(name == "end_user" or name.startswith("tag:") or name in FILTERS for name in named)
         self._cell = ""
         self._cells: list[_Cell] = []
         self._cell_of: dict[int, int] = {}
@@ -502,7 +502,7 @@ def timed(
     Raises:
         ConfigurationError: an unknown dimension, or ``sku_meter``, which a whole call does not have.
     """
-    check_dimensions([*by, *which.where])
+    check_dimensions(by, which.where)
     if "sku_meter" in {*by, *which.where}:
         raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
     return _Timing(connection, engine, by, which.where, archives=archives).run(instants)

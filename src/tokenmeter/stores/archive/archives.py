@@ -455,7 +455,8 @@ class Archives:
                 values,
             )
             tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
-        return Wanted(accounts, end_users, tags)
+        traces = {key: accepted for key, accepted in where.items() if asked(key)[0] == "trace_id"}
+        return Wanted(accounts, end_users, tags, traces)
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
         """Account (digest) and record of an archived entry, by its id."""

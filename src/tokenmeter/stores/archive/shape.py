@@ -55,7 +55,7 @@ _HEAD = re.compile(
 #: Each is two groups: what it is known by, and itself. (Looking behind would be ten times slower.)
 _TOKEN = re.compile(
     r"([:,\[])(-?[1-9]\d{0,17})(?=[,}\]])"
-    r'|("(?:corrects|reservation|dedup_key)":")([^"\\]*)(?=")'
+    r'|("(?:corrects|reservation|dedup_key|trace_id|span_id)":")([^"\\]*)(?=")'
     r'|(":")(-?\d+\.\d+)(?=")'
 )
 _PLACE = re.compile(r"%(?:%|\((\w+)(?:\*(-?\d+))?\)s)")

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tokenmeter.errors import StoreUnavailableError
@@ -17,6 +18,7 @@ from tokenmeter.forks import after_fork_in_child
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra, local_copy
+from tokenmeter.stores.selection import asked
 
 __all__ = ["Shelf", "Wanted", "ids_in", "open_duckdb"]
 
@@ -32,6 +34,9 @@ _COST_COLUMNS = (
 )
 _RECORD = ", ".join("epoch_us(occurred_at)" if name == "occurred_at" else name for name in RECORD_COLUMNS)
 
+#: The trace of a record that is kept whole; others have it among their texts.
+_TRACE = """coalesce(regexp_extract(e.body, '"trace_id":"([^"]*)"', 1), '')"""
+
 
 class Wanted(NamedTuple):
     """Which entries of the archive; None accepts all.
@@ -40,11 +45,13 @@ class Wanted(NamedTuple):
         accounts: Digest -> a number of the asker's, which groups come with.
         end_users: Digests, None among them for entries without.
         tags: Sets of tags as JSON text, None among them for entries without.
+        traces: Conditions on ``trace_id``, as in `EntryFilter.where`.
     """
 
     accounts: Mapping[bytes, int] | None = None
     end_users: frozenset[bytes | None] | None = None
     tags: frozenset[str | None] | None = None
+    traces: Mapping[str, frozenset[str | None]] = MappingProxyType({})
 
 
 def open_duckdb(database: str = ":memory:") -> Any:
@@ -227,6 +234,13 @@ class Shelf:
                 _register(cursor, f"wanted_{name}", {name: [one for one in accepted if one is not None]}, {name: kind})
                 condition = f"e.{name} IN (SELECT {name} FROM wanted_{name})"  # noqa: S608 - names of our own
                 conditions.append(f"({condition} OR e.{name} IS NULL)" if None in accepted else condition)
+        for condition, accepted in wanted.traces.items():
+            some = [one for one in accepted if one is not None]
+            found = f"coalesce(list_has_any(e.texts, ?::VARCHAR[]) OR list_contains(?::VARCHAR[], {_TRACE}), false)"
+            if None in accepted:
+                found = f"({found} OR NOT contains(coalesce(e.shape, e.body), '\"trace_id\":'))"
+            conditions.append(found if asked(condition)[1] else f"NOT {found}")
+            values += [some, some]
         source = (
             f"SELECT {spot} AS spot, epoch_us(e.occurred_at) AS at_us, e.* REPLACE ({_COST_COLUMNS}) "  # noqa: S608 - as above
             f"FROM read_parquet(?) AS e {join} WHERE {' AND '.join(conditions)}"

@@ -246,11 +246,11 @@ BEGIN
         INSERT INTO entries (
             seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated, reasoning, input, cache_read,
             cache_write_5m, cache_write_1h, output, list_micro, list_pico, contracted_micro, contracted_pico,
-            billed_micro, billed_pico, more, body, hash
+            billed_micro, billed_pico, more, trace_id, body, hash
         )
         SELECT head.seq + row_number() OVER by_seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated,
             reasoning, input, cache_read, cache_write_5m, cache_write_1h, output, list_micro, list_pico,
-            contracted_micro, contracted_pico, billed_micro, billed_pico, more, body,
+            contracted_micro, contracted_pico, billed_micro, billed_pico, more, trace_id, body,
             chained(head.hash, body) OVER by_seq
         FROM batch_entries(batch, staged) WINDOW by_seq AS (ORDER BY seq)
         RETURNING seq, hash

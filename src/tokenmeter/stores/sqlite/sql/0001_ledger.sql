@@ -100,11 +100,13 @@ CREATE TABLE entries (
     billed_micro INTEGER NOT NULL,
     billed_pico INTEGER NOT NULL,
     more TEXT,
+    trace_id TEXT,
     body TEXT NOT NULL,
     hash BLOB NOT NULL
 );
 CREATE INDEX entries_by_time ON entries (occurred_at);
 CREATE INDEX entries_by_end_user ON entries (end_user, occurred_at) WHERE end_user IS NOT NULL;
+CREATE INDEX entries_by_trace ON entries (trace_id) WHERE trace_id IS NOT NULL;
 
 -- Bills that are recorded once only.
 CREATE TABLE dedup (
