@@ -32,6 +32,10 @@ _WRITES = ("cache_write_5m", "cache_write_1h")
 #: Anthropic's own default, where a source says how much was written and not for how long.
 _UNSAID = "cache_write_5m"
 _OK = 200
+_NONE: Row = {}
+
+
+_LITELLM_WHO = (("member", "user"), ("team", "team_id"), ("organization", "organization_id"), ("end_user", "end_user"))
 
 
 def endpoint_of(provider: str) -> str:
@@ -42,6 +46,8 @@ def endpoint_of(provider: str) -> str:
 def nested(row: Row, name: str) -> Row:
     """A JSON object in a row; in a CSV it is the text of a cell."""
     value = row.get(name)
+    if value is None:
+        return _NONE
     if isinstance(value, str) and value.strip().startswith("{"):
         with suppress(ValueError):
             value = json.loads(value)
@@ -71,16 +77,7 @@ def litellm(row: Row, where: str, given: Given) -> Call | None:
     creation = nested(usage, "cache_creation")
     hour = min(count_of(creation, "ephemeral_1h_input_tokens"), written)
     provider = str(row.get("custom_llm_provider") or provider_of(str(row.get("model"))) or given.provider or "")
-    who = {
-        name: str(value)
-        for name, value in (
-            ("member", row.get("user")),
-            ("team", row.get("team_id")),
-            ("organization", row.get("organization_id")),
-            ("end_user", row.get("end_user")),
-        )
-        if value
-    }
+    who = {name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))}
     return Call(
         where=where,
         id=_id(row, "request_id"),

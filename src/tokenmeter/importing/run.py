@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,8 @@ from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from pydantic_core import to_json
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, TokenmeterError
@@ -225,6 +226,7 @@ class _Run:
         self.outcome = ImportOutcome()
         self._meter, self._given, self._progress = meter, given, progress
         self._source: Source | None = source
+        self._entries = _Entries(given, meter)
         self._known = _Known(meter.store)
         self._whole = {name: make(given) for name, make in _WHOLE.items()}
 
@@ -287,7 +289,7 @@ class _Run:
         waiting: list[tuple[Call, Entry]] = []
         for call in chain.from_iterable(map(_bills, calls)):
             try:
-                entry = _entry(call, self._given, self._meter)
+                entry = self._entries.entry(call)
             except TokenmeterError as error:
                 self.outcome.left_out.append(Problem(call.where, str(error)))
                 continue
@@ -310,6 +312,8 @@ class _Run:
 
 
 _BATCH = 8_192
+#: Attributions that are kept while rows name them again.
+_MOST_ACCOUNTS = 10_000
 Figures = tuple[str | None, tuple[tuple[str, Any], ...]]
 
 
@@ -369,37 +373,57 @@ def _words(figures: Figures) -> str:
     return f"{model or 'no model'}: {', '.join(f'{name} {count:,}' for name, count in counts) or 'nothing'}"
 
 
-def _entry(call: Call, given: Given, meter: Meter) -> Entry:
-    """The entry of a call, priced as if it had been metered."""
-    seen = call.observation or _observation(call)
-    who = _attribution(call, given)
-    rating = meter.pricer.rate(seen, provider=call.provider, endpoint=call.endpoint, at=call.at, attribution=who)
-    raw: dict[str, Any] = {} if call.usage is None else {"usage": call.usage}
-    if call.observation is not None and seen.raw_usage is not None:
-        raw = {"usage": seen.raw_usage}
-    if call.cost_in_source is not None:
-        raw["cost_in_source"] = f"{call.cost_in_source:f}"
-    return Entry(
-        occurred_at=call.at,
-        provider=call.provider,
-        endpoint=call.endpoint,
-        operation=_OPERATIONS.get(call.endpoint, "chat"),
-        request_model=call.model,
-        response_model=seen.response_model or call.model,
-        response_id=call.id,
-        service_tier=seen.service_tier or call.service_tier,
-        attribution=who,
-        usage=seen.usage,
-        charges=rating.charges,
-        list_cost=rating.list_cost,
-        contracted_cost=rating.contracted_cost,
-        billed_cost=rating.billed_cost,
-        cost_source=rating.cost_source,
-        flags=tuple(sorted(seen.flags | rating.flags | call.flags | {"imported"})),
-        price_list_hash=meter.pricer.price_list_hash,
-        raw_usage=json.dumps(raw, default=str) if raw else None,
-        dedup_key=f"{call.provider}:{call.id}",
-    )
+class _Entries:
+    """Makes entries of calls, priced as if they had been metered; what many calls share is made once."""
+
+    def __init__(self, given: Given, meter: Meter) -> None:
+        self._given, self._meter = given, meter
+        self._accounts: dict[tuple[object, ...], Attribution] = {}
+
+    def entry(self, call: Call) -> Entry:
+        """The entry of a call."""
+        seen = call.observation or _observation(call)
+        who = self._attribution(call)
+        pricer = self._meter.pricer
+        rating = pricer.rate(seen, provider=call.provider, endpoint=call.endpoint, at=call.at, attribution=who)
+        raw: dict[str, Any] = {} if call.usage is None else {"usage": call.usage}
+        if call.observation is not None and seen.raw_usage is not None:
+            raw = {"usage": seen.raw_usage}
+        if call.cost_in_source is not None:
+            raw["cost_in_source"] = f"{call.cost_in_source:f}"
+        return Entry(
+            occurred_at=call.at,
+            provider=call.provider,
+            endpoint=call.endpoint,
+            operation=_OPERATIONS.get(call.endpoint, "chat"),
+            request_model=call.model,
+            response_model=seen.response_model or call.model,
+            response_id=call.id,
+            service_tier=seen.service_tier or call.service_tier,
+            attribution=who,
+            usage=seen.usage,
+            charges=rating.charges,
+            list_cost=rating.list_cost,
+            contracted_cost=rating.contracted_cost,
+            billed_cost=rating.billed_cost,
+            cost_source=rating.cost_source,
+            flags=tuple(sorted({"imported", *seen.flags, *rating.flags, *call.flags})),
+            price_list_hash=pricer.price_list_hash,
+            raw_usage=to_json(raw, fallback=str).decode() if raw else None,
+            dedup_key=f"{call.provider}:{call.id}",
+        )
+
+    def _attribution(self, call: Call) -> Attribution:
+        key = (*call.who.items(), None, *call.tags.items())
+        found = self._accounts.get(key)
+        if found is None:
+            if len(self._accounts) >= _MOST_ACCOUNTS:
+                self._accounts.clear()
+            who = self._given.attribution
+            told = {name: value for name, value in call.who.items() if getattr(who, name) is None}
+            found = replace(who, **told, tags={**call.tags, **who.tags}) if call.who or call.tags else who
+            self._accounts[key] = found
+        return found
 
 
 def _observation(call: Call) -> Observation:
@@ -414,11 +438,3 @@ def _observation(call: Call) -> Observation:
         prompt_tokens=prompt,
     )
     return Observation(consumptions=(consumption,), response_model=call.model, response_id=call.id)
-
-
-def _attribution(call: Call, given: Given) -> Attribution:
-    who = given.attribution
-    if not call.who and not call.tags:
-        return who
-    told = {name: value for name, value in call.who.items() if getattr(who, name) is None}
-    return replace(who, **told, tags={**call.tags, **who.tags})

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pydantic_core import from_json
+
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
@@ -136,9 +138,12 @@ def _is_part(line: bytes) -> bool:
 def _parsed(path: Path, number: int, line: bytes, size: int) -> Line:
     where = f"{path}:{number}"
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return Line(where, size, fault="not JSON")
+        value = from_json(line)
+    except ValueError:  # half of a surrogate pair, as programs in JavaScript write, is read by the other one
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            return Line(where, size, fault="not JSON")
     if not isinstance(value, dict):
         return Line(where, size, fault="not a JSON object")
     return Line(where, size, cast("Row", value))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenmeter.display import dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
-from tokenmeter.money import EXACT, ONE, ZERO, add, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, quantize
 from tokenmeter.pricing.sheet import RateSheet, Wanted
 from tokenmeter.semconv import CostSource, unit_of
 
@@ -150,9 +150,9 @@ def total(
         if charge.list_cost is not None:
             priced += 1
             supplied += charge.sku_meter == "provider_cost"
-            listed = add(listed, charge.list_cost)
-            contracted = add(contracted, charge.contracted_cost or ZERO)
-            billed = add(billed, charge.billed_cost or ZERO)
+            listed = EXACT.add(listed, charge.list_cost)
+            contracted = EXACT.add(contracted, charge.contracted_cost or ZERO)
+            billed = EXACT.add(billed, charge.billed_cost or ZERO)
     frozen = frozenset(flags) if flags else _NO_FLAGS
     if priced < len(charges):
         if not priced:
