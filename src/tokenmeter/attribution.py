@@ -25,6 +25,7 @@ from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
+    "MAX_TEXT",
     "NOBODY",
     "ApiKey",
     "Attribution",
@@ -44,7 +45,8 @@ R = TypeVar("R")
 S = TypeVar("S", bound="Scope")
 
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
-_MAX_LENGTH = 512
+#: Most characters of a name.
+MAX_TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,9 @@ def _rebuild(values: dict[str, Any]) -> Attribution:
 
 
 def _check_text(value: object, name: str) -> None:
-    if not isinstance(value, str) or not value or len(value) > _MAX_LENGTH:
+    if not isinstance(value, str) or not value or len(value) > MAX_TEXT:
         raise ConfigurationError(
-            f"{name} must be a non-empty text of at most {_MAX_LENGTH} characters, not {value!r}; "
+            f"{name} must be a non-empty text of at most {MAX_TEXT} characters, not {value!r}; "
             "leave it out (None) when it is unknown."
         )
     # Lone surrogates cannot be stored as UTF-8, control characters break tables and exports.

@@ -8,6 +8,7 @@ import io
 import json
 import sqlite3
 from collections import Counter
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -450,3 +451,120 @@ def test_imported_calls_are_priced_like_live_ones(meter, write):
     priced = meter.price(asked, provider="openai", endpoint="chat.completions", at=entry.occurred_at)
     assert entry.billed_cost == priced.billed_cost != 0
     assert "imported" in entry.flags
+
+
+#: The same two rows of LiteLLM as many programs would have kept them.
+TWO = [LITELLM, {**LITELLM, "request_id": "chatcmpl-2", "completion_tokens": 7}]
+LINES = "".join(json.dumps(row) + "\n" for row in TWO)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("no-line-end.jsonl", LINES.rstrip("\n")),
+        ("crlf.jsonl", LINES.replace("\n", "\r\n")),
+        ("bom.jsonl", "\ufeff" + LINES),
+        ("utf16.jsonl", LINES.encode("utf-16")),
+        ("blank-lines.jsonl", f"\n \n{LINES}\n\n"),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode())),
+        ("misnamed.jsonl", gzip.compress(LINES.encode())),
+        ("array.json", json.dumps(TWO)),
+        ("pretty.json", json.dumps(TWO, indent=2)),
+        ("wrapped.json", json.dumps({"data": TWO, "meta": {"page": 1}})),
+        ("without-ending", LINES),
+    ],
+)
+def test_a_log_is_the_same_calls_however_it_was_kept(meter, write, name, content):
+    outcome = import_usage(meter, write(name, content))
+    assert (outcome.recorded, outcome.ok) == (2, True), str(outcome)
+    assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 2000, "cache_read": 6144, "output": 507}}
+    assert (outcome.first_at, outcome.last_at) == (datetime(2026, 10, 13, 10, 0, 2, tzinfo=UTC),) * 2
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]", "\ufeff", gzip.compress(b"")])
+@pytest.mark.parametrize("name", ["nothing.jsonl", "nothing.csv", "nothing.json"])
+def test_nothing_is_no_calls_and_no_fault(meter, write, name, content):
+    if name.endswith(".csv") and content == "[]":
+        pytest.skip("a heading")
+    outcome = import_usage(meter, write(name, content))
+    assert (outcome.lines, outcome.recorded, outcome.ok, outcome.last_at) == (0, 0, True, None)
+
+
+def test_a_line_that_was_being_written_is_named_and_the_next_import_has_it(meter, write):
+    half = write("live.jsonl", LINES[:-40])
+    outcome = import_usage(meter, half)
+    assert (outcome.recorded, [one.where for one in outcome.left_out]) == (1, [f"{half}:2"])
+    outcome = import_usage(meter, write("live.jsonl", LINES))
+    assert (outcome.recorded, outcome.repeated, outcome.ok) == (1, 1, True)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["\x00" * 40, "{", "null", "7", '"text"', "[1]", '{"a": 1', "\udcff".encode("utf-8", "surrogateescape")],
+)
+def test_a_broken_line_between_others_costs_nothing_but_itself(meter, write, broken):
+    first, second = LINES.encode().splitlines(keepends=True)
+    middle = broken if isinstance(broken, bytes) else broken.encode()
+    outcome = import_usage(meter, write("a.jsonl", first + middle + b"\n" + second))
+    assert outcome.recorded == 2
+    assert [one.where.rpartition(":")[2] for one in outcome.left_out] == ["2"]
+
+
+COLUMNS = {"id": "id", "time": "t", "model": "m", "input": "in", "output": "out", "cost": "c", "member": "who"}
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "cost"),
+    [
+        ("id,t,m,in,out,c,who\nr,2026-10-13T10:00:00Z,gpt-5,1000,7,1.50,ana\n", (1000, 7), "1.50"),
+        ('id,t,m,in,out,c,who\nr,2026-10-13T10:00:00Z,gpt-5,"1,000","12,345",$1.50,ana\n', (1000, 12345), "1.50"),
+        ("id;t;m;in;out;c;who\nr;2026-10-13T10:00:00Z;gpt-5;1.000;12.345;1,50;ana\n", (1000, 12345), "1.50"),
+        ("id;t;m;in;out;c;who\nr;2026-10-13T10:00:00Z;gpt-5;1000;7;1234.5678;ana\n", (1000, 7), "1234.5678"),
+        ('sep=;\nid;t;m;in;out;c;who\nr;2026-10-13T10:00:00Z;gpt-5;"1 000";7,0;0,5 €;ana\n', (1000, 7), "0.5"),
+        ("id\tt\tm\tin\tout\tc\twho\nr\t2026-10-13T10:00:00Z\tgpt-5\t6.0\t7\t2e-06\tana\n", (6, 7), "0.000002"),
+        ('id,t,m,in,out,c,who,note\nr,2026-10-13T10:00:00Z,gpt-5,1,7,1,ana,"a ""b""\r\nc"\n', (1, 7), "1"),
+    ],
+)
+def test_numbers_of_a_table_are_read_as_its_country_writes_them(meter, write, text, counts, cost):
+    outcome = import_usage(meter, write("a.csv", text), fields=COLUMNS)
+    assert (outcome.recorded, outcome.cost_in_source) == (1, Decimal(cost)), str(outcome)
+    assert tokens(meter)["gpt-5"] == {"calls": 1, "input": counts[0], "output": counts[1]}
+
+
+def test_a_number_that_reads_in_two_ways_is_left_out_until_somebody_says_which(meter, write):
+    path = write("a.csv", "id;t;m;in;out;c;who\nr;2026-10-13T10:00:00Z;gpt-5;1000;7;1.325;ana\n")
+    outcome = import_usage(meter, path, fields=COLUMNS)
+    assert outcome.recorded == 0
+    assert "two ways" in outcome.left_out[0].reason
+    assert import_usage(meter, path, fields=COLUMNS, decimal=",").cost_in_source == 1325
+    assert import_usage(meter, path, fields=COLUMNS, decimal=".").cost_in_source == Decimal("1.325")
+    with pytest.raises(ConfigurationError, match="decimal is"):
+        import_usage(meter, path, fields=COLUMNS, decimal=";")
+    outcome = import_usage(meter, write("b.jsonl", [{**LITELLM, "prompt_tokens": "5.000"}]))
+    assert "two ways" in outcome.left_out[0].reason
+
+
+@pytest.mark.parametrize("count", [-1, "12.5", True, 1e400, 10**25, "many", [3], {"n": 3}, "0x10"])
+def test_what_is_no_count_is_named_and_stops_nothing(meter, write, count):
+    rows = [{**LITELLM, "completion_tokens": count}, TWO[1]]
+    outcome = import_usage(meter, write("a.jsonl", rows))
+    assert (outcome.recorded, len(outcome.left_out)) == (1, 1)
+    assert "completion_tokens" in outcome.left_out[0].reason
+
+
+@pytest.mark.parametrize("name", ["a\ud83d", "a\x00b", "x" * 600])
+def test_a_name_that_a_ledger_does_not_take_is_mended_not_dropped(meter, write, name):
+    line = json.dumps(claude("msg_1", 9) | {"cwd": f"/home/{name}"})
+    outcome = import_usage(meter, write("a.jsonl", line))
+    assert (outcome.recorded, outcome.ok) == (1, True)
+    (entry,) = meter.store.entries()
+    assert entry.attribution.project.startswith(name[0])
+    assert entry.attribution.project[-1] in "\ufffdb\u2026"
+
+
+@pytest.mark.parametrize("metadata", [None, "None", "", "{}", {}, {"usage_object": None}, [], "{broken"])
+def test_a_row_without_metadata_is_read_by_its_columns(meter, write, metadata):
+    row = {**LITELLM, "metadata": metadata, "user": None, "spend": None}
+    assert import_usage(meter, write("a.jsonl", [row])).ok
+    assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 4072, "output": 500}}

@@ -1,5 +1,6 @@
 """CSV files: the consoles' exports by their headings, anything else with a column map."""
 
+import gzip
 from datetime import date
 from decimal import Decimal
 
@@ -116,3 +117,43 @@ def test_an_unknown_file_names_its_headings(write):
 def test_a_bad_cell_names_its_line(write, row, message):
     with pytest.raises(ReconciliationError, match=message):
         read(write(f"day,cost\n{row}\n"), columns={"day": "day", "cost": "cost"})
+
+
+@pytest.mark.parametrize(
+    ("text", "amounts"),
+    [
+        ("day,cost\n2026-11-10,29.00\n2026-11-11,1.325\n", ["29.00", "1.325"]),
+        ('day,cost\n2026-11-10,"1,325"\n2026-11-11,"12,345.60"\n', ["1325", "12345.60"]),
+        ('day,cost\n2026-11-10,"29,00"\n2026-11-11,"1.325,00"\n', ["29.00", "1325.00"]),
+        ("day;cost\n2026-11-10;29,00\n2026-11-11;1.325\n", ["29.00", "1325"]),
+        ("day;cost\n2026-11-10;29.00\n2026-11-11;1.325\n", ["29.00", "1.325"]),
+        ("day;cost\n2026-11-10;1 325,5 €\n2026-11-11;(3,20)\n", ["1325.5", "-3.20"]),
+        ("sep=\t\nday\tcost\n2026-11-10\t$29.00\n2026-11-11\t-$1,325.00\n", ["29.00", "-1325.00"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_amounts_are_read_as_their_country_writes_them(tmp_path, text, amounts, encoding):
+    path = tmp_path / "statement.csv"
+    path.write_bytes(text.encode(encoding))
+    statement = read(path, columns={"day": "day", "cost": "cost"})
+    assert [line.amount for line in statement.costs] == [Decimal(amount) for amount in amounts]
+
+
+def test_an_amount_that_reads_in_two_ways_is_never_guessed(write):
+    path = write("day;cost\n2026-11-10;1.325\n")
+    columns = {"day": "day", "cost": "cost"}
+    with pytest.raises(ReconciliationError, match=r"line 2: '1\.325' can be read in two ways.*--decimal"):
+        read(path, columns=columns)
+    assert read(path, columns=columns, decimal=",").costs[0].amount == 1325
+    assert read(path, columns=columns, decimal=".").costs[0].amount == Decimal("1.325")
+    with pytest.raises(ConfigurationError, match="decimal is"):
+        read(path, columns=columns, decimal="'")
+
+
+def test_a_packed_statement_is_read_and_a_damaged_one_named(tmp_path):
+    path = tmp_path / "statement.csv.gz"
+    path.write_bytes(gzip.compress(b"day,cost\n2026-11-10,1\n"))
+    assert read(path, columns={"day": "day", "cost": "cost"}).costs[0].amount == 1
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(ReconciliationError, match="cannot be read"):
+        read(path, columns={"day": "day", "cost": "cost"})

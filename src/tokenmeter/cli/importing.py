@@ -14,6 +14,8 @@ from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.dimensions import WhoArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
+from tokenmeter.ledger import utcnow
+from tokenmeter.tables import DecimalMark
 
 __all__ = ["import_"]
 
@@ -44,6 +46,9 @@ def import_(
     at: Annotated[str | None, typer.Option(help="When the calls were made, where the rows do not say.")] = None,
     zone: Annotated[str | None, typer.Option("--zone", "--tz", help="Time zone of instants that have none.")] = None,
     processing: Annotated[str | None, typer.Option(help="'batch' where only you know it.")] = None,
+    decimal: Annotated[
+        DecimalMark | None, typer.Option(help="Decimal mark of CSV files, where their numbers do not tell.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")] = None,
     **who: Unpack[WhoArguments],
 ) -> None:
@@ -71,6 +76,7 @@ def import_(
             at=at,
             tz=zone,
             processing=processing,
+            decimal=decimal,
             attribution=attribution,
             progress=_shower(shown.update),
         )
@@ -116,5 +122,7 @@ def _tell(frame: Frame, outcome: ImportOutcome) -> None:
         emit(outcome.to_dict())
         return
     out.print(str(outcome), markup=False)
-    if outcome.recorded:
-        out.print("See it with: tokenmeter report --by model --period this-month", markup=False)
+    if outcome.last_at is not None:
+        month = f"{outcome.last_at:%Y-%m}"
+        period = "this-month" if month == f"{utcnow():%Y-%m}" else month
+        out.print(f"See it with: tokenmeter report --by model --period {period}", markup=False)

@@ -24,6 +24,7 @@ from tokenmeter.cli.options import (
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reconciliation import file_reconciliation, post_proposals
 from tokenmeter.reconciliation import reconcile as run_reconciliation
+from tokenmeter.tables import DecimalMark
 
 __all__ = ["period_app", "reconcile"]
 
@@ -79,6 +80,9 @@ def reconcile(
         list[str] | None, typer.Option("--column", help="NAME=HEADING, such as day=Date or cost=Amount.")
     ] = None,
     cost_unit: Annotated[str, typer.Option("--cost-unit", help="usd or cents, with --column.")] = "usd",
+    decimal: Annotated[
+        DecimalMark | None, typer.Option(help="Decimal mark of the files, where their numbers do not tell.")
+    ] = None,
     by: Annotated[
         str, typer.Option("--by", "-b", help="What to split by: model, api_key, project or workspace, service_tier.")
     ] = "model",
@@ -112,6 +116,7 @@ def reconcile(
                 reports=reports,
                 columns=pairs_of(column) if column else None,
                 cost_unit=cost_unit,
+                decimal=decimal,
                 exchange_rates=pairs_of(rate or []),
                 keys=pairs_of(key or []),
                 models=pairs_of(model or []),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, cast
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
 from tokenmeter.periods import zone
+from tokenmeter.tables import DecimalMark, parse_number
 from tokenmeter.usage import Observation
 
 __all__ = [
@@ -38,6 +40,9 @@ _MAKERS = (
     ("kimi", "moonshotai"),
 )
 _MAKER_OF = tuple((re.compile(beginning), provider) for beginning, provider in _MAKERS)
+#: Counts beyond it are no counts; a ledger's sums hold any number of such.
+_MOST = 10**15
+_THOUSANDS_OR_ONE = re.compile(r"[1-9]\d{0,2}(\.000)+")
 _LATEST = 253_402_300_800  # the year 10000
 _MILLISECONDS = 100_000_000_000
 
@@ -53,6 +58,7 @@ class Given:
         at: When the calls were made.
         tz: Zone of instants without one; None = refuse them, unless their source writes UTC.
         processing: ``batch`` where only the user knows it.
+        decimal: Decimal mark of tables; None = as their numbers tell.
         attribution: On whose account.
         fields: What is where in lines of a shape of their own: name -> path (``req.id``).
     """
@@ -63,6 +69,7 @@ class Given:
     at: datetime | None = None
     tz: str | None = None
     processing: str | None = None
+    decimal: DecimalMark | None = None
     attribution: Attribution = NOBODY
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -113,18 +120,20 @@ class Call:
 
 
 def count_of(values: Mapping[str, Any], name: str) -> int:
-    """A count under a name: an integer, also written as text or as ``6.0``; nothing is 0.
+    """A count under a name: an integer, also written as text or as ``6.0`` or ``1,234``; nothing is 0.
 
     Raises:
-        ConfigurationError: negative, or no whole number.
+        ConfigurationError: negative, no whole number, or more than a ledger can count.
     """
     value = values.get(name)
+    if type(value) is int and 0 <= value < _MOST:
+        return value
     if value is None or value == "":
         return 0
-    if type(value) is int and value >= 0:
-        return value
+    if isinstance(value, str) and _THOUSANDS_OR_ONE.fullmatch(value.strip()):
+        raise ConfigurationError(f"{name} is {value!r}, which can be read in two ways: write whole numbers")
     number = decimal_of(value, name)
-    if number < 0 or number != int(number):
+    if not 0 <= number < _MOST or number != int(number):
         raise ConfigurationError(f"{name} is {value!r}, not a count")
     return int(number)
 
@@ -135,13 +144,10 @@ def decimal_of(value: object, name: str) -> Decimal:
     Raises:
         ConfigurationError: no finite number.
     """
-    try:
-        number = Decimal(str(value).strip())
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if isinstance(value, bool) or not number.is_finite():
-        raise ConfigurationError(f"{name} is {value!r}, not a number")
-    return number
+    if not isinstance(value, bool):
+        with suppress(ValueError):
+            return parse_number(str(value))
+    raise ConfigurationError(f"{name} is {value!r}, not a number")
 
 
 def instant_of(value: object, *, tz: str | None) -> datetime:

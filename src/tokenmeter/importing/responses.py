@@ -111,9 +111,10 @@ def _where(body: Row, given: Given) -> tuple[str, str]:
     provider, endpoint = given.provider or provider, given.endpoint or endpoint
     if provider is None or endpoint is None:
         has = ", ".join(list(body)[:12]) or "nothing"
+        what = "it is no log that is known" if kind is None else f"what kind of response {kind!r} is cannot be told"
         raise ConfigurationError(
-            f"what kind of response {kind!r} is cannot be told: give --provider and --endpoint, or say what is where "
-            f"with --map id=...,time=...,model=...,input=...,output=...; it has {has}"
+            f"{what}: give --provider and --endpoint of a response, or say what is where with "
+            f"--map id=...,time=...,model=...,input=...,output=...; it has {has}"
         )
     return provider, endpoint
 

@@ -10,10 +10,11 @@ from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from unicodedata import category
 
 from pydantic_core import to_json
 
-from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.attribution import MAX_TEXT, NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.importing import agents, gateways
 from tokenmeter.importing.call import Call, Given
@@ -34,6 +35,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import parse_instant
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.tables import DecimalMark
 from tokenmeter.usage import Consumption, Observation, Usage
 
 __all__ = ["ImportOutcome", "import_usage"]
@@ -90,7 +92,9 @@ class ImportOutcome:
         conflicts: Calls that are there with other figures, and were left as they are.
         left_out: Rows that could not be read: broken, without an id or an instant, of an unknown shape.
         sources: Source -> calls taken from it.
-        cost_in_source: What the sources say these calls cost, US dollars; None when they do not say.
+        first_at: When the first recorded call was made; None when none was recorded.
+        last_at: The same of the last.
+        cost_in_source: What the sources say these calls cost, each once, US dollars; None when they do not say.
         notes: What to know about the figures.
     """
 
@@ -102,6 +106,8 @@ class ImportOutcome:
     conflicts: list[Problem] = field(default_factory=list[Problem])
     left_out: list[Problem] = field(default_factory=list[Problem])
     sources: Counter[str] = field(default_factory=Counter[str])
+    first_at: datetime | None = None
+    last_at: datetime | None = None
     cost_in_source: Decimal | None = None
     notes: list[str] = field(default_factory=list[str])
 
@@ -120,6 +126,9 @@ class ImportOutcome:
         )
         counts = ", ".join(f"{count:,} {what}" for count, what in told)
         lines = [f"{self.lines:,} lines in {self.files:,} files: {counts}."]
+        if self.first_at is not None and self.last_at is not None:
+            days = dict.fromkeys((f"{self.first_at:%Y-%m-%d}", f"{self.last_at:%Y-%m-%d}"))
+            lines.append(f"Recorded calls are of {' to '.join(days)} (UTC).")
         if self.cost_in_source is not None:
             lines.append(f"Their sources put them at ${self.cost_in_source:,f}; the ledger has its own prices.")
         lines += self.notes
@@ -137,6 +146,8 @@ class ImportOutcome:
             "conflicts": [one._asdict() for one in self.conflicts],
             "left_out": [one._asdict() for one in self.left_out],
             "sources": dict(self.sources),
+            "first_at": None if self.first_at is None else self.first_at.isoformat(),
+            "last_at": None if self.last_at is None else self.last_at.isoformat(),
             "cost_in_source": None if self.cost_in_source is None else f"{self.cost_in_source:f}",
             "notes": list(self.notes),
         }
@@ -154,6 +165,7 @@ def import_usage(
     at: datetime | date | str | None = None,
     tz: str | None = None,
     processing: str | None = None,
+    decimal: DecimalMark | None = None,
     attribution: Attribution = NOBODY,
     progress: Callable[[str, int], object] | None = None,
 ) -> ImportOutcome:
@@ -177,6 +189,7 @@ def import_usage(
         at: When the calls were made, the same.
         tz: Zone of instants that have none.
         processing: ``"batch"`` where only you know it.
+        decimal: Decimal mark of CSV files (``","`` or ``"."``), where their numbers do not tell.
         attribution: On whose account; what rows say of themselves stays.
         progress: Called with a file and the bytes of it that were read.
 
@@ -191,9 +204,12 @@ def import_usage(
         at=None if at is None else parse_instant(at, tz or "UTC"),
         tz=tz,
         processing=processing,
+        decimal=decimal,
         attribution=attribution,
         fields=fields or {},
     )
+    if decimal not in {None, ".", ","}:
+        raise ConfigurationError(f'decimal is "." or ",", not {decimal!r}.')
     if fields is not None:
         check_fields(fields)
     named: Source | None = next((known for known in SOURCES if known == source), None)
@@ -227,6 +243,7 @@ class _Run:
         self._meter, self._given, self._progress = meter, given, progress
         self._source: Source | None = source
         self._entries = _Entries(given, meter)
+        self._costed: set[str] = set()
         self._known = _Known(meter.store)
         self._whole = {name: make(given) for name, make in _WHOLE.items()}
 
@@ -251,7 +268,7 @@ class _Run:
 
     def _calls(self, path: Path) -> Iterator[Call]:
         source: Source | None = self._source
-        for number, line in enumerate(lines_of(path), 1):
+        for number, line in enumerate(lines_of(path, self._given.decimal), 1):
             self.outcome.lines += 1
             if number == 1 and not self._given.fields and line.row is not None and holds_sums(line.row):
                 self.outcome.left_out.append(Problem(str(path), _SUMS))
@@ -293,9 +310,11 @@ class _Run:
             except TokenmeterError as error:
                 self.outcome.left_out.append(Problem(call.where, str(error)))
                 continue
-            if call.cost_in_source is not None:
-                self.outcome.cost_in_source = EXACT.add(self.outcome.cost_in_source or ZERO, call.cost_in_source)
-            if not self._known.is_new(call, entry, self.outcome):
+            conflicts = len(self.outcome.conflicts)
+            is_new = self._known.is_new(call, entry, self.outcome)
+            if len(self.outcome.conflicts) == conflicts:
+                self._add_cost(call)
+            if not is_new:
                 continue
             waiting.append((call, entry))
             if len(waiting) >= _BATCH:
@@ -303,12 +322,22 @@ class _Run:
                 waiting = []
         self._post(waiting)
 
+    def _add_cost(self, call: Call) -> None:
+        """What sources say a call cost, each call once."""
+        if call.cost_in_source is not None and call.id not in self._costed:
+            self._costed.add(call.id)
+            self.outcome.cost_in_source = EXACT.add(self.outcome.cost_in_source or ZERO, call.cost_in_source)
+
     def _post(self, waiting: Sequence[tuple[Call, Entry]]) -> None:
-        for recorded in self._meter.post_all(entry for _, entry in waiting):
+        outcome = self.outcome
+        recordings = self._meter.post_all(entry for _, entry in waiting)
+        for (call, _), recorded in zip(waiting, recordings, strict=True):
             if recorded:
-                self.outcome.recorded += 1
+                outcome.recorded += 1
+                outcome.first_at = min(outcome.first_at or call.at, call.at)
+                outcome.last_at = max(outcome.last_at or call.at, call.at)
             else:  # by another process, since we looked
-                self.outcome.repeated += 1
+                outcome.repeated += 1
 
 
 _BATCH = 8_192
@@ -420,10 +449,19 @@ class _Entries:
             if len(self._accounts) >= _MOST_ACCOUNTS:
                 self._accounts.clear()
             who = self._given.attribution
-            told = {name: value for name, value in call.who.items() if getattr(who, name) is None}
-            found = replace(who, **told, tags={**call.tags, **who.tags}) if call.who or call.tags else who
+            told = {name: _clean(value) for name, value in call.who.items() if getattr(who, name) is None}
+            tags = {_clean(name): _clean(value) for name, value in call.tags.items()}
+            found = replace(who, **told, tags={**tags, **who.tags}) if told or tags else who
             self._accounts[key] = found
         return found
+
+
+def _clean(text: str) -> str:
+    """A name out of a log as a ledger takes it: printable, and not endless."""
+    if text.isprintable() and len(text) <= MAX_TEXT:
+        return text
+    shown = "".join("\N{REPLACEMENT CHARACTER}" if category(one) in {"Cc", "Cs"} else one for one in text)
+    return shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _observation(call: Call) -> Observation:

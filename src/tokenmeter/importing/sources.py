@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
+from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_number, read_table
 
 __all__ = ["AGENTS", "SOURCES", "Line", "Source", "files_of", "holds_sums", "lines_of", "source_of", "usual_folders"]
 
@@ -43,6 +47,7 @@ AGENTS: tuple[Source, ...] = ("claude-code", "codex", "gemini", "opencode")
 _GZIP, _SQLITE = b"\x1f\x8b", b"SQLite format 3\x00"
 _ENDINGS = (".jsonl", ".json", ".csv", ".ndjson", ".gz", ".db")
 _BIG = 1 << 27
+_PEEKED = 256
 Row = Mapping[str, Any]
 
 
@@ -91,39 +96,61 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
-def lines_of(path: Path) -> Iterator[Line]:
-    """The rows of a file: lines of JSON, one JSON array or object, CSV, or opencode's database; gzip as well."""
+def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
+    """The rows of a file: lines of JSON, one JSON array or object, CSV, or opencode's database; gzip as well.
+
+    Args:
+        path: The file.
+        mark: Decimal mark of a CSV; None = as its numbers tell.
+    """
     with path.open("rb") as file:
         beginning = file.read(len(_SQLITE))
     if beginning == _SQLITE:
         for where, row in opencode_rows(path):
             yield Line(where, 0, row)
         return
-    with gzip.open(path, "rb") if beginning[:2] == _GZIP else path.open("rb") as raw:
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        if beginning[:2] == _GZIP:
+            file = cast("io.BufferedReader", stack.enter_context(gzip.GzipFile(fileobj=file)))
         try:
-            yield from _rows(path, raw)
-        except (OSError, EOFError) as error:
+            yield from _rows(path, file, mark)
+        except (OSError, EOFError, zlib.error) as error:
             yield Line(str(path), 0, fault=f"cannot be read further: {error}")
 
 
-def _rows(path: Path, raw: Any) -> Iterator[Line]:
-    first = b""
-    while not first.strip():
-        first = raw.readline()
-        if not first:
-            return
-    text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+def _rows(path: Path, raw: io.BufferedReader, mark: DecimalMark | None) -> Iterator[Line]:
+    beginning = raw.peek(_PEEKED)[:_PEEKED]
     name = path.name.removesuffix(".gz")
+    plain = beginning.replace(b"\0", b"").removeprefix(codecs.BOM_UTF8).strip(b"\xff\xfe \t\r\n")
     is_json = name.endswith((".json", ".jsonl", ".ndjson"))
-    if not is_json and (text[:1] not in b"{[" or name.endswith((".csv", ".tsv"))):
-        yield from _csv_rows(path, first.removeprefix(b"\xef\xbb\xbf"), raw)
-    elif text[:1] == b"[" or _is_part(text):
-        yield from _document(path, text, raw)
+    if not is_json and plain and (plain[:1] not in b"{[" or name.endswith((".csv", ".tsv"))):
+        yield from _csv_rows(path, raw, beginning, mark)
+        return
+    if beginning[:2] not in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+        yield from _json_rows(path, iter(raw))
+        return
+    with open_text(raw, beginning) as text:
+        yield from _json_rows(path, (line.encode() for line in text))
+
+
+def _json_rows(path: Path, lines: Iterator[bytes]) -> Iterator[Line]:
+    numbered = enumerate(lines, 1)
+    begun = ((at, line.removeprefix(codecs.BOM_UTF8).lstrip()) for at, line in numbered)
+    number, first = next((one for one in begun if one[1]), (0, b""))
+    if not first:
+        return
+    if first[:1] == b"[" or _is_part(first):
+        yield from _document(path, first, lines)
+        return
+    whole = _parsed(path, number, first, len(first))
+    if whole.row is not None and (rows := _held_by(whole.row)) is not None:
+        yield from _listed(path, rows, whole.size)
     else:
-        yield _parsed(path, 1, text, len(first))
-        for number, line in enumerate(raw, 2):
-            if line.strip():
-                yield _parsed(path, number, line, len(line))
+        yield whole
+    for at, line in numbered:
+        if line.strip():
+            yield _parsed(path, at, line, len(line))
 
 
 def _is_part(line: bytes) -> bool:
@@ -149,9 +176,15 @@ def _parsed(path: Path, number: int, line: bytes, size: int) -> Line:
     return Line(where, size, cast("Row", value))
 
 
-def _document(path: Path, beginning: bytes, raw: Any) -> Iterator[Line]:
-    text = beginning + raw.read(_BIG)
-    if raw.read(1):
+def _document(path: Path, beginning: bytes, lines: Iterator[bytes]) -> Iterator[Line]:
+    parts, size = [beginning], len(beginning)
+    for line in lines:
+        parts.append(line)
+        size += len(line)
+        if size > _BIG:
+            break
+    text = b"".join(parts)
+    if size > _BIG:
         yield Line(str(path), 0, fault=f"one JSON value of more than {_BIG >> 20} MiB; write one object a line (JSONL)")
         return
     try:
@@ -159,18 +192,26 @@ def _document(path: Path, beginning: bytes, raw: Any) -> Iterator[Line]:
     except (ValueError, RecursionError):
         yield from _lines_after_all(path, text)
         return
-    rows = value
-    if isinstance(value, dict):
-        held = cast("dict[str, Any]", value)
-        inner = next(
-            (held[name] for name in ("data", "observations", "logs") if isinstance(held.get(name), list)), None
-        )
-        rows = [held] if inner is None or held.get("object") == "list" else inner
-    held_rows = cast("list[Any]", rows)
-    for number, row in enumerate(held_rows, 1):
+    if isinstance(value, list):
+        yield from _listed(path, cast("list[object]", value), len(text))
+        return
+    row = mapping_of(value)
+    rows = _held_by(row)
+    yield from _listed(path, [row] if rows is None else rows, len(text))
+
+
+def _held_by(row: Row) -> list[object] | None:
+    """The rows in a page of an export (``{"data": [...], "meta": ...}``); None where it is a row itself."""
+    if row.get("object") == "list" or source_of(row) is not None:
+        return None
+    return next((row[name] for name in ("data", "observations", "logs") if isinstance(row.get(name), list)), None)
+
+
+def _listed(path: Path, rows: list[object], size: int) -> Iterator[Line]:
+    for number, row in enumerate(rows, 1):
         where = f"{path}:{number}"
         if isinstance(row, dict):
-            yield Line(where, len(text) // len(held_rows), cast("Row", row))
+            yield Line(where, size // len(rows), cast("Row", row))
         else:
             yield Line(where, 0, fault="not a JSON object")
 
@@ -182,36 +223,33 @@ def _lines_after_all(path: Path, text: bytes) -> Iterator[Line]:
             yield _parsed(path, number, line, len(line))
 
 
-def _csv_rows(path: Path, first: bytes, raw: Any) -> Iterator[Line]:
-    text = io.TextIOWrapper(io.BufferedReader(_Joined(first, raw)), encoding="utf-8", newline="")
-    head = first.decode("utf-8", "replace")
-    reader = csv.DictReader(text, delimiter=max(",;\t", key=head.count))
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row:
-                yield Line(where, 0, fault="more cells than headings")
-            else:
-                size = sum(len(cell or "") for cell in row.values())
-                yield Line(where, size, {name.strip(): cell or "" for name, cell in row.items()})
-    except (csv.Error, UnicodeDecodeError) as error:
-        yield Line(f"{path}:{reader.line_num}", 0, fault=f"not CSV: {error}")
+def _csv_rows(path: Path, raw: IO[bytes], beginning: bytes, mark: DecimalMark | None) -> Iterator[Line]:
+    number = 1
+    with open_text(raw, beginning) as text:
+        headings, rows, told = read_table(text)
+        mark = mark or told
+        try:
+            for number, cells in rows:
+                yield _csv_row(f"{path}:{number}", cells, mark, whole="" in headings)
+        except csv.Error as error:
+            yield Line(f"{path}:{number}", 0, fault=f"not CSV: {error}")
 
 
-class _Joined(io.RawIOBase):
-    """A first line that was read already, and the rest."""
+def _csv_row(where: str, cells: dict[str, str], mark: DecimalMark | None, *, whole: bool) -> Line:
+    if "" in cells and not whole:
+        return Line(where, 0, fault="more cells than headings")
+    if mark is None and (cell := next(filter(is_ambiguous, cells.values()), None)) is not None:
+        return Line(where, 0, fault=f"{cell!r} can be read in two ways: give --decimal with the decimal mark")
+    row = {name: _with_a_point(cell) for name, cell in cells.items()} if mark == "," else cells
+    return Line(where, sum(map(len, row.values())), row)
 
-    def __init__(self, first: bytes, rest: Any) -> None:
-        self._first, self._rest = first, rest
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._first[: len(buffer)] or self._rest.read(len(buffer))
-        self._first = self._first[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
+def _with_a_point(cell: str) -> str:
+    """A number of a table with decimal commas, as the readers of counts and costs know it; else the cell as it is."""
+    if "," in cell or "." in cell:
+        with suppress(ValueError):
+            return f"{parse_number(cell, ','):f}"
+    return cell
 
 
 def _has(*names: str) -> Callable[[Row], bool]:

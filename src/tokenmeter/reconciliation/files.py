@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +30,7 @@ from tokenmeter.reconciliation.statement import (
     kind_of_cost,
     tier_name,
 )
+from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_number, read_table
 
 __all__ = ["COLUMNS", "Columns", "model_id", "read_files"]
 
@@ -164,6 +167,7 @@ def read_files(
     by: Sequence[str],
     columns: Mapping[str, str | Sequence[str]] | None = None,
     cost_unit: str = "usd",
+    decimal: DecimalMark | None = None,
     exchange_rates: Mapping[str, Decimal] | None = None,
 ) -> ProviderStatement:
     """The statement in one or several CSV files; usage and costs may be in different ones.
@@ -171,35 +175,39 @@ def read_files(
     A file given twice, and rows that stand in two files alike, count once; `ProviderStatement.notes` names them.
 
     Args:
-        paths: The files; separated by comma, semicolon or tab.
+        paths: The files, packed by gzip or not; separated by comma, semicolon, tab or bar.
         period: Days outside are left out.
         provider: Whose statement it is.
         by: What to split by; what a file does not tell is not split by.
         columns: See `Columns.names`; None = known by the headings.
         cost_unit: Unit of the cost column of a map.
+        decimal: Decimal mark of the files, where their numbers do not tell.
         exchange_rates: US dollars per unit of a currency that amounts are in: ``{"EUR": Decimal("1.08")}``.
 
     Raises:
         ConfigurationError: the map does not fit.
         ReconciliationError: a file cannot be read, its headings are not known, or its amounts are in another currency.
     """
+    if decimal not in {None, ".", ","}:
+        raise ConfigurationError(f'decimal is "." or ",", not {decimal!r}.')
     given = None if columns is None else Columns.parse(columns, cost_unit=cost_unit)
     found = _Gathered(list(by))
     digests: dict[str, Path] = {}
     seen: dict[tuple[str, ...], Path] = {}
     for path in map(Path, paths):
-        text = _text(path)
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        content = _content(path)
+        digest = hashlib.sha256(content).hexdigest()
         if digest in digests:
             found.notes.append(f"{path.name} is the same file as {digests[digest].name}; it counts once.")
             continue
         digests[digest] = path
-        headings, rows = _table(text)
+        headings, rows, mark = _table(path, content)
         if given is None and provider == "openai" and set(headings) == _EMPTY:
             _note_empty(path, found)
             continue
         how = _fitting(given, headings, path) if given else _recognised(headings, path, provider)
-        lines = (_Row(row, how, path, number) for number, row in _once(path, rows, seen, found.notes))
+        mark = decimal or mark
+        lines = (_Row(row, how, path, number, mark) for number, row in _once(path, rows, seen, found.notes))
         _read(found, how, lines, period=period, rates=exchange_rates or {})
     return _statement(found, paths, provider, period)
 
@@ -265,31 +273,31 @@ def _only(bucket: Bucket, grain: Sequence[str]) -> Bucket:
     return Bucket(bucket.day, **{name: getattr(bucket, name) for name in grain})
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
+    """A file's bytes, unpacked."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
         raise ReconciliationError(f"{path} cannot be read: {error}.") from error
 
 
-def _table(text: str) -> tuple[list[str], list[dict[str, str]]]:
-    first = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
-    headings = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = headings
-    return headings, [
-        {name: value or "" for name, value in row.items() if isinstance(value, (str, type(None)))} for row in reader
-    ]
+def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[str, str]]], DecimalMark | None]:
+    headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]))
+    try:
+        return headings, list(rows), mark
+    except csv.Error as error:
+        raise ReconciliationError(f"{path} is not CSV: {error}.") from error
 
 
 def _once(
-    path: Path, rows: Sequence[dict[str, str]], seen: dict[tuple[str, ...], Path], notes: list[str]
+    path: Path, rows: Sequence[tuple[int, dict[str, str]]], seen: dict[tuple[str, ...], Path], notes: list[str]
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Rows with their lines, without those that another file has, word for word."""
     own: dict[tuple[str, ...], int] = {}
     repeated: dict[str, int] = {}
     twice = 0
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         cells = tuple(f"{name}={value}" for name, value in row.items())
         before = seen.get(cells)
         if before is not None and any(row.values()):
@@ -349,6 +357,7 @@ class _Row:
     how: Columns
     path: Path
     number: int
+    mark: DecimalMark | None
 
     def text(self, name: str) -> str | None:
         cells = [self.row.get(one, "").strip() for one in self.how.names.get(name, ())]
@@ -416,13 +425,17 @@ class _Row:
         total = ZERO
         for heading in self.how.names[name]:
             cell = self.row.get(heading, "").strip()
+            if not cell:
+                continue
+            if self.mark is None and is_ambiguous(cell):
+                where = f"{self.path}, line {self.number}"
+                raise ReconciliationError(
+                    f"{where}: {cell!r} can be read in two ways; say which decimal mark the file has (--decimal)."
+                )
             try:
-                number = Decimal(cell.removeprefix("$").replace(",", "") or 0)
-            except InvalidOperation:
+                total = EXACT.add(total, parse_number(cell, self.mark))
+            except ValueError:
                 raise self._bad(cell, f"a number for {name}") from None
-            if not number.is_finite():
-                raise self._bad(cell, f"a number for {name}")
-            total = EXACT.add(total, number)
         return total
 
     def _bad(self, cell: str, wanted: str) -> ReconciliationError:

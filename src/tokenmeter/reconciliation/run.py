@@ -26,6 +26,7 @@ from tokenmeter.reconciliation.paging import Pages, Progress
 from tokenmeter.reconciliation.result import KIND, POSTABLE, Cause, Reconciliation, Totals
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement
 from tokenmeter.stores.documents import NewDocument, Request
+from tokenmeter.tables import DecimalMark
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ def reconcile(
     reports: str | None = None,
     columns: Mapping[str, str | Sequence[str]] | None = None,
     cost_unit: str = "usd",
+    decimal: DecimalMark | None = None,
     keys: Mapping[str, str] | None = None,
     models: Mapping[str, str] | None = None,
     projects: Mapping[str, str] | None = None,
@@ -73,6 +75,7 @@ def reconcile(
         reports: Anthropic: ``"analytics"`` or ``"classic"``; default: analytics where the SDK has it.
         columns: Files: what is in which column, see `tokenmeter.reconciliation.files.Columns`; default: known exports.
         cost_unit: Files with `columns`: ``"usd"`` or ``"cents"``.
+        decimal: Decimal mark of files (``","`` or ``"."``), where their numbers do not tell.
         keys: The provider's id of an API key -> its alias in the ledger.
         models: The provider's name of a model -> its name in the ledger.
         projects: The provider's id of a project or workspace -> the ledger's project.
@@ -100,6 +103,7 @@ def reconcile(
         reports=reports,
         columns=columns,
         cost_unit=cost_unit,
+        decimal=decimal,
         rates=_rates(exchange_rates or {}),
         pages=Pages(resume=resume, progress=progress, whose=_whose(source)),
     )
@@ -221,13 +225,21 @@ def _statement(
     reports: str | None,
     columns: Mapping[str, str | Sequence[str]] | None,
     cost_unit: str,
+    decimal: DecimalMark | None,
     rates: Mapping[str, Decimal],
     pages: Pages,
 ) -> ProviderStatement:
     paths = _paths(source)
     if paths:
         return read_files(
-            paths, period, provider=provider, by=by, columns=columns, cost_unit=cost_unit, exchange_rates=rates
+            paths,
+            period,
+            provider=provider,
+            by=by,
+            columns=columns,
+            cost_unit=cost_unit,
+            decimal=decimal,
+            exchange_rates=rates,
         )
     try:
         return _fetched(source, provider, period, by, reports=reports, rates=rates, pages=pages)

@@ -1,0 +1,175 @@
+"""Tables that other programs and other countries wrote: their encodings, delimiters, decimal marks and numbers.
+
+A number that can be read in two ways is never guessed: ``1.325`` is one and a bit or more than a thousand, and the file
+it stands in, or the reader, has to say which.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from decimal import Decimal
+from itertools import chain, islice
+from typing import IO, Literal, cast
+
+__all__ = ["DecimalMark", "decimal_mark", "is_ambiguous", "open_text", "parse_number", "read_table"]
+
+DecimalMark = Literal[".", ","]
+
+_DELIMITERS = ",;\t|"
+_SAYS_DELIMITER = re.compile(r'\s*"?sep=(.)"?\s*')
+#: What stands around a number: currencies, and blanks that group (also the narrow and the unbreakable one).
+_AROUND = re.compile(r"[\s\u00a0\u202f'\u2019_]+|^(?:US)?[$\u20ac\u00a3\u00a5]|[$\u20ac\u00a3\u00a5]$")
+_NUMBER = re.compile(r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d{1,3})?")
+_GROUPED = re.compile(r"[1-9]\d{0,2}([.,])\d{3}(?:\1\d{3})*")
+#: How many rows of a table tell which decimal mark it has.
+_SAMPLE = 500
+
+
+def _as_windows_1252(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("tokenmeter.windows-1252", _as_windows_1252)
+
+
+def open_text(raw: IO[bytes], beginning: bytes) -> IO[str]:
+    """A file as text: UTF-8 with or without its mark, UTF-16 by its mark; what is neither is Windows-1252.
+
+    Args:
+        raw: The file, from its beginning.
+        beginning: Its first bytes, three or more where there are as many.
+    """
+    wide = beginning[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
+    encoding = "utf-16" if wide else "utf-8-sig"
+    return io.TextIOWrapper(cast("io.BufferedReader", raw), encoding, errors="tokenmeter.windows-1252", newline="")
+
+
+def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]], DecimalMark | None]:
+    """A CSV: its headings, its rows with the line each ends at, and its decimal mark where it can be told.
+
+    Delimiters are comma, semicolon, tab and bar; a first line ``sep=;`` says which. A row with more cells than there
+    are headings has the rest under the heading ``""``.
+
+    Raises:
+        csv.Error: when the rows are read: a line that is no CSV.
+    """
+    filled = (line for line in text if line.strip())
+    first = next(filled, "")
+    said = _SAYS_DELIMITER.fullmatch(first)
+    if said:
+        first = next(filled, "")
+    delimiter = said[1] if said else max(_DELIMITERS, key=first.count)
+    skipped = 1 if said else 0
+    reader = csv.reader(chain([first], text), delimiter=delimiter)
+    headings = [name.strip() for names in islice(reader, 1) for name in names]
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for cells in reader:
+            if cells:
+                rest = [cell for cell in cells[len(headings) :] if cell.strip()]
+                row = dict.fromkeys(headings, "") | dict(zip(headings, cells, strict=False))
+                yield reader.line_num + skipped, row | ({"": ", ".join(rest)} if rest else {})
+
+    every = rows()
+    sample: list[tuple[int, dict[str, str]]] = []
+    broken: list[csv.Error] = []
+    try:
+        sample.extend(islice(every, _SAMPLE))
+    except csv.Error as error:  # told where the rows are read
+        broken.append(error)
+    usual: DecimalMark | None = None if delimiter == ";" else "."
+    mark = decimal_mark((cell for _, row in sample for cell in row.values()), usual=usual)
+
+    def again() -> Iterator[tuple[int, dict[str, str]]]:
+        yield from sample
+        for error in broken:
+            raise error
+        yield from every
+
+    return headings, again(), mark
+
+
+def decimal_mark(cells: Iterable[str], *, usual: DecimalMark | None) -> DecimalMark | None:
+    """The decimal mark of a table, by its numbers that can be read in one way only.
+
+    Args:
+        cells: Its cells; what is no number does not matter.
+        usual: What it is where no cell tells.
+
+    Returns:
+        The mark; None where nothing tells, or cells contradict each other.
+    """
+    marks: set[str] = set()
+    for cell in cells:
+        if "." not in cell and "," not in cell:
+            continue
+        with suppress(ValueError):
+            parse_number(cell, None)
+            marks.add(str(_mark_of(_bare(cell)[1])))
+    if not marks:
+        return usual
+    return cast("DecimalMark", marks.pop()) if len(marks) == 1 else None
+
+
+def is_ambiguous(text: str) -> bool:
+    """Whether a number can be read in two ways: ``1.325`` is one and a bit, or more than a thousand."""
+    number = _bare(text)[1]
+    return _NUMBER.fullmatch(number) is not None and _mark_of(number) is None
+
+
+def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
+    """A number as people and programs write it: ``1,234.50``, ``1.234,50``, ``1 234,5``, ``$12``, ``(3.00)``, ``2e-6``.
+
+    Args:
+        text: The number.
+        mark: The decimal mark of the table it stands in. It decides what can be read in two ways (``1.325``).
+
+    Raises:
+        ValueError: it is no number, or can be read in two ways and `mark` is None.
+    """
+    sign, number = _bare(text)
+    if not _NUMBER.fullmatch(number):
+        raise ValueError(f"{text.strip()!r} is not a number")
+    mark = _mark_of(number) or mark
+    if mark is None:
+        raise ValueError(f"{text.strip()!r} can be read in two ways: say which decimal mark the file has")
+    group = "," if mark == "." else "."
+    whole, _, fraction = number.partition(mark)
+    if (group in whole and not _GROUPED.fullmatch(whole)) or group in fraction:
+        raise ValueError(f"{text.strip()!r} is not a number")
+    return Decimal(sign + whole.replace(group, "") + ("." + fraction if fraction else ""))
+
+
+def _bare(text: str) -> tuple[str, str]:
+    """A number's sign, and the number without sign, currency and blanks."""
+    number = text.strip().replace("\N{MINUS SIGN}", "-")
+    sign = ""
+    if number[:1] == "(" and number[-1:] == ")":
+        number, sign = number[1:-1].strip(), "-"
+    elif number[-1:] == "-":
+        number, sign = number[:-1].strip(), "-"
+    elif number[:1] in {"-", "+"}:
+        number, sign = number[1:].strip(), number[0].strip("+")
+    number = _AROUND.sub("", number)
+    if not sign and number[:1] == "-":  # behind the currency
+        number, sign = number[1:], "-"
+    return sign, number
+
+
+def _mark_of(number: str) -> DecimalMark | None:
+    """The decimal mark of a number that can be read in one way only; None for the others."""
+    points, commas = number.count("."), number.count(",")
+    if points and commas:
+        return "." if number.rfind(".") > number.rfind(",") else ","
+    if points > 1 or commas > 1:
+        return "," if points else "."
+    if (points or commas) and _GROUPED.fullmatch(number):
+        return None
+    return "," if commas else "."

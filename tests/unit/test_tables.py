@@ -1,0 +1,90 @@
+"""Tables of other programs and countries: numbers, decimal marks, encodings, delimiters."""
+
+from __future__ import annotations
+
+import io
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.tables import decimal_mark, open_text, parse_number, read_table
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("0", "0"), ("12", "12"), ("-3", "-3"), ("+3", "3"), (" 7 ", "7")),
+        *(("6.0", "6.0"), (".5", "0.5"), (",5", "0.5")),
+        *(("1,234.56", "1234.56"), ("1.234,56", "1234.56"), ("1.234.567", "1234567"), ("1,234,567", "1234567")),
+        *(("1 234,5", "1234.5"), ("1\u00a0234,50", "1234.50"), ("1\u202f234", "1234"), ("1'234.50", "1234.50")),
+        *(("$1,234.50", "1234.50"), ("-$3.10", "-3.10"), ("$-3.10", "-3.10"), ("12,50 €", "12.50"), ("€12", "12")),
+        *(("(3.00)", "-3.00"), ("3.00-", "-3.00"), ("\u22123", "-3"), ("2e-06", "0.000002"), ("1.5E+3", "1500")),
+        *(("0,325", "0.325"), ("0.325", "0.325"), ("12,3456", "12.3456"), ("29,00", "29.00"), ("1234,567", "1234.567")),
+    ],
+)  # fmt: skip
+def test_what_reads_in_one_way_is_read_whatever_the_table_says(text, value):
+    for mark in (".", ",", None):
+        assert parse_number(text, mark) == Decimal(value)
+
+
+@pytest.mark.parametrize("text", ["1.325", "1,325", "-12,000", "$999.000"])
+def test_what_reads_in_two_ways_needs_the_tables_mark(text):
+    plain = text.replace("$", "")
+    assert parse_number(text, ".") == Decimal(plain.replace(",", ""))
+    assert parse_number(text, ",") == Decimal(plain.replace(".", "").replace(",", "."))
+    with pytest.raises(ValueError, match="two ways"):
+        parse_number(text, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "abc", "1,23,456", "1.234,567.8", "12-3", "--3", "(-3)", "NaN", "Infinity", "1e9999", "0x10", "1..2"],
+)  # fmt: skip
+def test_what_is_no_number_is_none(text):
+    with pytest.raises(ValueError, match="not a number"):
+        parse_number(text)
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark"),
+    [
+        (["1.325", "7", "x"], None),
+        (["1.325", "2,5"], ","),
+        (["1,325", "2.50"], "."),
+        (["2,5", "2.5"], None),
+        (["1.234,5"], ","),
+        (["2026-11-10", "gpt-4.1", "10.0.0.1"], None),
+    ],
+)
+def test_numbers_that_read_in_one_way_tell_the_decimal_mark(cells, mark):
+    assert decimal_mark(cells, usual=None) == mark
+
+
+def table(content: bytes):
+    headings, rows, mark = read_table(open_text(io.BytesIO(content), content))
+    return headings, list(rows), mark
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_encodings_and_delimiters_are_told_by_the_file(encoding, delimiter):
+    text = f"name{delimiter} cost\r\nMüller{delimiter}2.50\r\n\r\nÀé{delimiter}3\r\n"
+    headings, rows, mark = table(text.encode(encoding))
+    assert headings == ["name", "cost"]
+    assert [row for _, row in rows] == [{"name": "Müller", "cost": "2.50"}, {"name": "Àé", "cost": "3"}]
+    assert mark == "."
+
+
+def test_a_line_may_say_the_delimiter_and_cells_may_have_lines():
+    headings, rows, mark = table(b'sep=;\r\na;b\r\n"one\r\ntwo, ""x""";1,5\r\n3;4;5;;\r\n6\r\n')
+    assert (headings, mark) == (["a", "b"], ",")
+    assert rows == [
+        (4, {"a": 'one\r\ntwo, "x"', "b": "1,5"}),
+        (5, {"a": "3", "b": "4", "": "5"}),
+        (6, {"a": "6", "b": ""}),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"a,b\n"])
+def test_nothing_has_no_rows(content):
+    assert table(content)[1] == []
