@@ -11,10 +11,11 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
-__all__ = ["ActiveSpan", "Call", "Outcome", "RequestFacts"]
+__all__ = ["NO_PIECES", "ActiveSpan", "Call", "Outcome", "RequestFacts"]
 
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
-_NO_PIECES: Mapping[str, int] = MappingProxyType({})
+#: A request for nothing that is sold by the piece.
+NO_PIECES: Mapping[str, int] = MappingProxyType({})
 
 
 class ActiveSpan(NamedTuple):
@@ -44,7 +45,6 @@ class RequestFacts:
         input_bytes: UTF-8 bytes of everything that is sent as prompt (messages, system, tools): an upper bound of its
             tokens.
         long_texts: References to the prompt's longer texts, for counting tokens before the call leaves; never kept.
-        characters: Length of the text to be spoken (speech endpoints).
         max_output_tokens: The caller's own cap, per choice; None when not named.
         choices: How many answers were asked for (``n``).
         streamed: Whether an event stream was asked for.
@@ -54,7 +54,8 @@ class RequestFacts:
         image_count: Images in the prompt (their tokens are not bounded by bytes).
         background: Whether the answer is made without the connection and read later; of a call that reads one: whether
             this process asked for it so.
-        pieces: What is sold by the piece and counted in the request, by meter (``{"seconds_video": 16}``).
+        pieces: What may be sold by the piece and is counted in the request, by meter: ``{"seconds_video": 16}``,
+            ``{"characters": 300}`` to be spoken, ``{"images": 2}``.
         cost_unit: What the user's settings say of the ``cost`` in this host's usage: ``"usd"``, ``"cents"``, US dollars
             per unit as decimal text, or ``"ignore"``; None: what is known of the host.
     """
@@ -66,7 +67,6 @@ class RequestFacts:
     region: str | None = None
     input_bytes: int = 0
     long_texts: Sequence[str] = field(default=(), repr=False, compare=False)
-    characters: int | None = None
     max_output_tokens: int | None = None
     choices: int = 1
     streamed: bool = False
@@ -74,7 +74,7 @@ class RequestFacts:
     unbounded: str | None = None
     image_count: int = 0
     background: bool = False
-    pieces: Mapping[str, int] = field(default_factory=lambda: _NO_PIECES)
+    pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
 
 

@@ -23,15 +23,14 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Ceiling, Pricer, Rating
 from tokenmeter.providers import dialect_for
 from tokenmeter.providers.estimates import TOKENS_PER_IMAGE, tokens_of
+from tokenmeter.providers.registry import FORMATS, dialect
+from tokenmeter.semconv import TEXT_OPERATIONS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 __all__ = ["Estimate", "UpperLine", "estimate", "provider_of"]
 
 #: Tokens of an answer of which nothing is known. It is a convention, so whatever rests on it is flagged.
 ASSUMED_ANSWER = 500
-_ANSWERING = frozenset({"chat", "text_completion"})
-#: Where a model of this name is asked, unless the caller says otherwise.
-_FAMILIES = (("claude", "anthropic"), ("gemini", "google"))
 
 _counter = TokenCounter()
 
@@ -179,7 +178,7 @@ def estimate(
         if tokens is not None and (type(tokens) is not int or tokens < 0):
             raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
     who = provider or provider_of(named)
-    path = endpoint or ("messages" if who == "anthropic" else "responses" if "input" in whole else "chat.completions")
+    path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint(whole)
     facts, call = _call(who, path, {**whole, "model": named}, attribution)
     facts = replace(
         facts,
@@ -215,15 +214,15 @@ def estimate(
 
 def provider_of(model: str) -> str:
     """Who would be asked for a model of this name, where nobody says."""
-    return next((owner for word, owner in _FAMILIES if model.startswith(word)), "openai")
+    return next((name for name in FORMATS if model.startswith(dialect(name).models)), FORMATS[0])
 
 
 def _call(
     provider: str, endpoint: str, body: Mapping[str, Any], attribution: Attribution | None
 ) -> tuple[RequestFacts, Call]:
-    dialect = dialect_for(provider, endpoint)
-    found = dialect.named(endpoint)
-    facts = dialect.request_facts(found, body)
+    room = dialect_for(provider, endpoint)
+    found = room.named(endpoint)
+    facts = room.request_facts(found, body)
     around = current_attribution()
     call = Call(
         provider=provider,
@@ -253,13 +252,10 @@ def _likely(
 ) -> tuple[dict[str, Quantity], bool]:
     """What the call will likely use, and whether the answer's length is a mere assumption."""
     facts = call.facts
-    sold_by_piece = ceiling is not None and ceiling.output is None
-    if call.operation == "speech" and sold_by_piece and facts.characters is not None:
-        return {"characters": facts.characters}, False
-    if call.operation == "image_generation" and sold_by_piece:
-        return {"images": facts.choices}, False
+    if ceiling is not None and ceiling.of_pieces(facts.pieces) is not None:
+        return dict(facts.pieces), False
     usage: dict[str, Quantity] = {"input": prompt}
-    if call.operation not in _ANSWERING and expected_output_tokens is None:
+    if call.operation not in TEXT_OPERATIONS and expected_output_tokens is None:
         return usage, False
     if expected_output_tokens is not None:
         return {**usage, "output": expected_output_tokens * facts.choices}, False
@@ -285,21 +281,14 @@ def _upper_lines(call: Call, most: Bound, ceiling: Ceiling | None) -> tuple[Uppe
     """The bound's own figures as lines; they add up to it."""
     if most.cost is None or ceiling is None:
         return ()
-    facts = call.facts
-    pieces: Sequence[tuple[str, int | None, Decimal | None]]
-    if call.operation == "speech" and ceiling.output is None:
-        pieces = (("characters", facts.characters, ceiling.character),)
-    elif call.operation == "image_generation" and ceiling.output is None:
-        pieces = (("images", facts.choices, ceiling.image),)
-    else:
-        pieces = (
-            ("input", most.input_tokens, ceiling.input),
-            ("output", most.output_tokens, most.output_rate),
-            ("requests", 1, ceiling.request),
-        )
+    lines: Sequence[tuple[str, int | None, Decimal | None]] = ceiling.of_pieces(call.facts.pieces) or (
+        ("input", most.input_tokens, ceiling.input),
+        ("output", most.output_tokens, most.output_rate),
+        ("requests", 1, ceiling.request),
+    )
     return tuple(
         UpperLine(meter, quantity, rate, multiply(rate, quantity))
-        for meter, quantity, rate in pieces
+        for meter, quantity, rate in lines
         if quantity and rate is not None and rate != ZERO
     )
 

@@ -14,6 +14,8 @@ __all__ = [
     "CACHE_WRITE_METERS",
     "INPUT_METERS",
     "OUTPUT_METERS",
+    "PROMPT_OPERATIONS",
+    "TEXT_OPERATIONS",
     "TOKEN_METERS",
     "UNITS",
     "CostSource",
@@ -54,6 +56,10 @@ UNITS: Final[dict[str, str]] = {
     "adjustment": "USD",
 }
 ALL_METERS: Final = tuple(UNITS)
+
+#: Operations that are billed by their prompt and a text answer, and those that are by their prompt alone.
+TEXT_OPERATIONS: Final = frozenset({"chat", "text_completion", "decision", "generate_content"})
+PROMPT_OPERATIONS: Final = frozenset({"embeddings", "rerank", "moderation"})
 
 EntryKind = Literal["usage", "correction", "adjustment"]
 #: ok: an answer came; error: the provider refused or failed; aborted: the caller stopped; timeout: nobody answered.

@@ -20,6 +20,7 @@ from tokenmeter.errors import (
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.providers.prompts import PromptRule
 from tokenmeter.usage import Consumption, Observation, Usage
 
 ROWS = [
@@ -32,7 +33,7 @@ PRICER = Pricer(PriceList.load(ROWS))
 @pytest.fixture(autouse=True)
 def ten_tokens_a_call(monkeypatch):
     """Whatever the provider may put around a prompt: here a call's bound is what it says, ten tokens of answer."""
-    monkeypatch.setattr("tokenmeter.budgets.bounds.REQUEST_OVERHEAD", 0)
+    monkeypatch.setattr("tokenmeter.budgets.bounds.prompt_rule", lambda *_: PromptRule("", overhead=0))
 
 
 @pytest.fixture

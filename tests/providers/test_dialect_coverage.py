@@ -222,7 +222,7 @@ class TestWithoutUsage:
         assert seen.flags == {"estimated"}
 
     def test_speech_by_the_character(self):
-        facts = RequestFacts(model="tts-1-hd", characters=120, input_bytes=130)
+        facts = RequestFacts(model="tts-1-hd", pieces={"characters": 120}, input_bytes=130)
         seen = self.dialect.read(None, provider="openai", endpoint="audio.speech", request=facts)
         assert dict(seen.usage.quantities) == {"characters": 120}
         assert seen.flags == {"estimated"}

@@ -316,7 +316,7 @@ class TestOthers:
         assert quantities(played(events, endpoint="audio.speech")) == {"input": 14, "output_audio": 101}
 
     def test_speech_cut_short_is_estimated_from_the_text(self):
-        request = RequestFacts(model="gpt-4o-mini-tts", input_bytes=400, characters=400)
+        request = RequestFacts(model="gpt-4o-mini-tts", input_bytes=400, pieces={"characters": 400})
         reader = played([{"type": "speech.audio.delta", "audio": "UklG"}], endpoint="audio.speech", request=request)
         assert quantities(reader) == {"input": 100, "output_audio": 560}
         assert reader.observation().flags == {"estimated"}

@@ -355,7 +355,7 @@ class TestOtherEndpoints:
         assert dict(found.usage.quantities) == {"images": 2}
 
     def test_speech_without_usage_is_estimated(self):
-        request = RequestFacts(model="gpt-4o-mini-tts", characters=300, input_bytes=304)
+        request = RequestFacts(model="gpt-4o-mini-tts", pieces={"characters": 300}, input_bytes=304)
         body = {"type": "speech.audio.done", "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
         found = read("audio.speech", body, request)
         assert dict(found.usage.quantities) == {"input": 76, "output_audio": 420}

@@ -13,6 +13,7 @@ from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import BudgetExceededError, BudgetReservedError, ConfigurationError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.providers.prompts import PromptRule
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -24,7 +25,7 @@ ROWS = [
 
 @pytest.fixture
 def meter(monkeypatch):
-    monkeypatch.setattr("tokenmeter.budgets.bounds.REQUEST_OVERHEAD", 0)
+    monkeypatch.setattr("tokenmeter.budgets.bounds.prompt_rule", lambda *_: PromptRule("", overhead=0))
     made = Meter(store=open_store("memory:"), pricer=Pricer(PriceList.load(ROWS)))
     yield made
     made.close()

@@ -159,3 +159,19 @@ def test_the_command_names_the_line_that_is_no_request(tmp_path, text):
     done = cli(tmp_path, "-", text="\n" + text)
     assert done.returncode == 2
     assert "line 2" in done.stderr
+
+
+def test_a_request_in_googles_format_is_estimated_by_its_contents():
+    asked = {"contents": [{"parts": [{"text": "word " * 100}]}], "generationConfig": {"maxOutputTokens": 100}}
+    told = tokenmeter.estimate("gemini-2.5-flash", **asked)
+    assert (told.provider, told.endpoint) == ("google", "models.generate_content")
+    used = {line.sku_meter: line.quantity for line in told.lines}
+    assert used["input"] > 100
+    assert used["output"] == 100
+
+
+def test_a_video_is_estimated_by_its_seconds():
+    asked = {"instances": [{"prompt": "a cat"}], "parameters": {"durationSeconds": 4, "sampleCount": 2}}
+    told = tokenmeter.estimate("veo-3.1-generate-preview", endpoint="models.generate_videos", **asked)
+    # 2 videos x 4 seconds x $0.40; the bound knows no size, and takes the dearest, $0.60
+    assert (told.expected_cost, told.upper_bound) == (Decimal("3.20"), Decimal("4.80"))

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.budgets.bounds import (
-    CLAUDE_OVERHEAD,
-    REQUEST_OVERHEAD,
     Ceilings,
     Expectations,
     bound,
@@ -47,8 +45,8 @@ def a_call(operation="chat", provider="openai", **facts):
 class TestBound:
     def test_is_bytes_and_overhead_plus_every_answers_cap(self):
         upper = bound(a_call(choices=3), CEILING)
-        assert (upper.input_tokens, upper.output_tokens) == (1000 + REQUEST_OVERHEAD, 300)
-        assert upper.cost == Decimal("0.000003") * (1000 + REQUEST_OVERHEAD) + Decimal("0.000015") * 300
+        assert (upper.input_tokens, upper.output_tokens) == (1000 + 32, 300)
+        assert upper.cost == Decimal("0.000003") * (1000 + 32) + Decimal("0.000015") * 300
         assert upper.reasons == ()
 
     def test_without_a_cap_is_the_models_maximum_else_its_context_window(self):
@@ -57,7 +55,7 @@ class TestBound:
 
     def test_claude_adds_its_tool_prompt_wherever_it_is_served(self):
         for call in (a_call(provider="anthropic"), a_call(provider="bedrock", model="us.anthropic.claude-x")):
-            assert bound(call, CEILING).input_tokens == 1000 + CLAUDE_OVERHEAD
+            assert bound(call, CEILING).input_tokens == 1000 + 850
 
     def test_pictures_count_at_the_dearest_the_family_charges(self):
         plain = bound(a_call(), CEILING).input_tokens
@@ -67,14 +65,14 @@ class TestBound:
 
     def test_an_embedding_has_no_answer(self):
         upper = bound(a_call("embeddings", max_output_tokens=None), Ceiling(input=Decimal("2E-8")))
-        assert (upper.output_tokens, upper.cost) == (0, Decimal("2E-8") * (1000 + REQUEST_OVERHEAD))
+        assert (upper.output_tokens, upper.cost) == (0, Decimal("2E-8") * (1000 + 32))
 
     def test_speech_sold_by_the_character_is_bounded(self):
-        upper = bound(a_call("speech", characters=500), Ceiling(character=Decimal("0.000015")))
+        upper = bound(a_call("speech", pieces={"characters": 500}), Ceiling(character=Decimal("0.000015")))
         assert (upper.cost, upper.reasons) == (Decimal("0.0075"), ())
 
     def test_pictures_sold_by_the_piece_are_bounded(self):
-        upper = bound(a_call("image_generation", choices=2), Ceiling(image=Decimal("0.04")))
+        upper = bound(a_call("image_generation", pieces={"images": 2}), Ceiling(image=Decimal("0.04")))
         assert upper.cost == Decimal("0.08")
 
     @pytest.mark.parametrize("operation", ["transcription", "image_generation", "realtime", "video_generation"])
@@ -185,7 +183,7 @@ class TestTokens:
 
     def prompt(self, counter, text=PROSE, **facts):
         call = a_call(model="gpt-5", input_bytes=len(text.encode()) + 40, long_texts=[text], **facts)
-        return bound(call, CEILING, counter).input_tokens - REQUEST_OVERHEAD
+        return bound(call, CEILING, counter).input_tokens - 32
 
     def test_long_texts_count_by_their_tokens_and_the_rest_by_its_bytes(self):
         assert self.prompt(self.counter()) == 200 + 40
@@ -263,7 +261,7 @@ class TestExpectations:
 
     def test_never_exceed_the_bound(self, learned):
         call = a_call(max_output_tokens=3, input_bytes=2)
-        assert learned.amount(call, bound(call, CEILING), "tokens") == min(1 + 99, 2 + REQUEST_OVERHEAD + 3)
+        assert learned.amount(call, bound(call, CEILING), "tokens") == min(1 + 99, 2 + 32 + 3)
 
     def test_know_nothing_of_another_route_or_model(self, learned):
         upper = bound(a_call(), CEILING)

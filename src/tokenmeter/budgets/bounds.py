@@ -1,9 +1,9 @@
 """What a call can use at most, and what it will likely use, known before it leaves. Never touches the network.
 
-The upper bound of a prompt is its UTF-8 bytes: no tokenizer in use makes more tokens than bytes. Pictures count at the
-dearest the model's family charges for one; content that lies elsewhere (files, earlier turns, stored prompts) at the
-model's context window, which no single prompt can pass. The answer's bound is the caller's own cap, else the model's
-maximum (its context window, where that is all that is known), per choice.
+The upper bound of a prompt is its UTF-8 bytes: no tokenizer in use makes more tokens than bytes. Pictures, and what is
+put around a prompt, count at the dearest that the room of the model's family says; content that lies elsewhere (files,
+earlier turns, stored prompts) at the model's context window, which no single prompt can pass. The answer's bound is the
+caller's own cap, else the model's maximum (its context window, where that is all that is known), per choice.
 """
 
 from __future__ import annotations
@@ -24,30 +24,14 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.providers.estimates import estimate
+from tokenmeter.providers.registry import prompt_rule
+from tokenmeter.semconv import PROMPT_OPERATIONS, TEXT_OPERATIONS
 from tokenmeter.usage import Observation
 
 __all__ = ["Bound", "Ceilings", "Expectations", "Sizes", "bound", "input_estimate", "longest_prompt", "picodollars"]
 
 log = logging.getLogger("tokenmeter")
 
-#: Tokens a provider adds to every prompt: chat priming; on Claude the tool-use system prompt (up to 804 with the
-#: computer-use tools). Source: https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
-REQUEST_OVERHEAD = 32
-CLAUDE_OVERHEAD = 850
-#: Most tokens one picture costs, by a word in the model's name; the first that fits. Sources: platform.openai.com
-#: /docs/guides/images-vision (tiles: 2,833 + 8 x 5,667 on gpt-4o-mini; patches: 10,000 in original detail) and
-#: docs.claude.com/en/docs/build-with-claude/vision (4,784 in high resolution).
-IMAGE_CAPS: tuple[tuple[str, int], ...] = (
-    ("claude", 4_784),
-    ("gpt-4o-mini", 48_169),
-    ("gemini-2.0", 25_000),
-    ("gemini", 2_304),
-)
-IMAGE_CAP = 25_000
-
-#: Operations whose use is a prompt and a text answer, and those without any answer to pay for.
-_TEXT_OPERATIONS = frozenset({"chat", "text_completion", "decision", "generate_content"})
-_NO_OUTPUT_OPERATIONS = frozenset({"embeddings", "rerank", "moderation"})
 #: Reasons (`RequestFacts.unbounded`) that the context window bounds after all: part of the prompt is not sent again.
 _BOUNDED_BY_CONTEXT = frozenset({"conversation", "files", "stored_prompt"})
 #: Expectations: memory, when it is enough, and a prompt's size (1.5 bytes a token at the least, 4.5 at the most).
@@ -172,18 +156,14 @@ def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = Non
 
 
 def _pieces(call: Call, ceiling: Ceiling | None) -> Decimal | None:
-    """The cost of what is sold by the piece and counted in the request: spoken characters, pictures."""
-    facts = call.facts
-    if ceiling is None or ceiling.output is not None:
+    """The cost of what is sold by the piece and counted in the request."""
+    lines = ceiling.of_pieces(call.facts.pieces) if ceiling is not None else None
+    if lines is None:
         return None
-    if call.operation == "speech" and ceiling.character is not None and facts.characters is not None:
-        return EXACT.multiply(ceiling.character, facts.characters)
-    if call.operation == "image_generation" and ceiling.image is not None:
-        return EXACT.multiply(ceiling.image, facts.choices)
-    if call.operation == "video_generation" and ceiling.video_second is not None and facts.pieces:
-        seconds = sum(facts.pieces.values())
-        return EXACT.multiply(ceiling.video_second, seconds)
-    return None
+    cost = ZERO
+    for _, quantity, rate in lines:
+        cost = EXACT.add(cost, EXACT.multiply(rate, quantity))
+    return cost
 
 
 def _rates(call: Call, ceiling: Ceiling | None, prompt: int) -> tuple[Decimal | None, Decimal | None]:
@@ -191,7 +171,7 @@ def _rates(call: Call, ceiling: Ceiling | None, prompt: int) -> tuple[Decimal | 
     if ceiling is None or ceiling.input is None:
         return None, None
     fixed = EXACT.add(EXACT.multiply(ceiling.input, prompt), ceiling.request or ZERO)
-    return fixed, ZERO if call.operation in _NO_OUTPUT_OPERATIONS else ceiling.output
+    return fixed, ZERO if call.operation in PROMPT_OPERATIONS else ceiling.output
 
 
 def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_piece: bool) -> set[str]:
@@ -201,7 +181,7 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
         reasons -= _BOUNDED_BY_CONTEXT
         if context is None:
             reasons.add("no_context_window")
-    textual = call.operation in _TEXT_OPERATIONS or call.operation in _NO_OUTPUT_OPERATIONS
+    textual = call.operation in TEXT_OPERATIONS or call.operation in PROMPT_OPERATIONS
     if not textual and not sold_by_piece:
         reasons.add("operation")
     elif answer is None:
@@ -209,16 +189,10 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
     return reasons
 
 
-def _overhead(provider: str, model: str | None) -> int:
-    claude = provider == "anthropic" or "claude" in (model or "")
-    return CLAUDE_OVERHEAD if claude else REQUEST_OVERHEAD
-
-
 def _prompt_bound(call: Call, context: int | None, counter: TokenCounter | None) -> int:
     facts = call.facts
-    tokens = _text_bound(call.provider, facts, counter) + _overhead(call.provider, facts.model)
-    if facts.image_count:
-        tokens += facts.image_count * _image_cap(facts)
+    rule = prompt_rule(call.provider, facts.model)
+    tokens = _text_bound(call.provider, facts, counter) + rule.overhead + facts.image_count * rule.image
     if context is not None and facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return max(tokens, context)
     return tokens
@@ -229,8 +203,8 @@ def longest_prompt(call: Call) -> int | None:
     facts = call.facts
     if facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return None
-    longest = facts.input_bytes + _overhead(call.provider, facts.model)
-    return longest + facts.image_count * _image_cap(facts) if facts.image_count else longest
+    rule = prompt_rule(call.provider, facts.model)
+    return facts.input_bytes + rule.overhead + facts.image_count * rule.image
 
 
 def _text_bound(provider: str, facts: RequestFacts, counter: TokenCounter | None) -> int:
@@ -247,13 +221,8 @@ def _text_bound(provider: str, facts: RequestFacts, counter: TokenCounter | None
     return max(facts.input_bytes - counted_bytes, 0) + counted
 
 
-def _image_cap(facts: RequestFacts) -> int:
-    model = facts.model or ""
-    return next((cap for word, cap in IMAGE_CAPS if word in model), IMAGE_CAP)
-
-
 def _answer_bound(call: Call, maximum: int | None) -> int | None:
-    if call.operation in _NO_OUTPUT_OPERATIONS:
+    if call.operation in PROMPT_OPERATIONS:
         return 0
     each = call.facts.max_output_tokens
     if each is None:
@@ -284,7 +253,7 @@ class Sizes:
         self.tiers = tiers
         self.until_us = (at_us // _MINUTE + 1) * _MINUTE
         self._provider = call.provider
-        self._silent = call.operation in _NO_OUTPUT_OPERATIONS
+        self._silent = call.operation in PROMPT_OPERATIONS
         self._maximum = ceiling.max_output_tokens or ceiling.context_window
         output = ZERO if self._silent else ceiling.output
         rates = (ceiling.input or ZERO, output or ZERO, ceiling.request or ZERO)
@@ -297,8 +266,8 @@ class Sizes:
         """The sizes of calls like `call`; None where they are not a matter of lengths alone."""
         if ceiling is None or not ceiling.known or ceiling.input is None or call.facts.unbounded:
             return None
-        silent = call.operation in _NO_OUTPUT_OPERATIONS
-        if not (silent or (call.operation in _TEXT_OPERATIONS and ceiling.output is not None)):
+        silent = call.operation in PROMPT_OPERATIONS
+        if not (silent or (call.operation in TEXT_OPERATIONS and ceiling.output is not None)):
             return None
         return None if _pieces(call, ceiling) is not None else cls(call, ceiling, at_us, tiers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -50,6 +50,23 @@ class Ceiling:
     context_window: int | None = None
     max_output_tokens: int | None = None
     known: bool = True
+
+    def of_pieces(self, pieces: Mapping[str, int]) -> tuple[tuple[str, int, Decimal], ...] | None:
+        """What a request asks for by the piece, as lines: meter, quantity, rate; None where that is not how it is sold.
+
+        Args:
+            pieces: By meter, as `RequestFacts` has them.
+        """
+        if self.output is not None or not pieces:
+            return None
+        sold = {"characters": self.character, "images": self.image, "seconds_video": self.video_second}
+        lines: list[tuple[str, int, Decimal]] = []
+        for meter, quantity in pieces.items():
+            rate = sold.get("seconds_video" if meter.startswith("seconds_video") else meter)
+            if rate is None:
+                return None
+            lines.append((meter, quantity, rate))
+        return tuple(lines)
 
 
 def ceiling_of(

@@ -180,6 +180,7 @@ class Dialect(ABC):
     Attributes:
         name: The room's name.
         endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
+        models: Beginnings of the names of its own provider's models.
         singular_fields: Fields of a request that change what its answer costs, or when: with one of them it is like no
             other call.
         plain: Endpoint -> quick reader of its plain answers, which says the same as `read`.
@@ -188,6 +189,7 @@ class Dialect(ABC):
 
     name: str
     endpoints: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     singular_fields: frozenset[str] = frozenset()
     plain: Mapping[str, PlainReader] = MappingProxyType({})
     socket_events: SocketEvents | None = None
@@ -199,6 +201,10 @@ class Dialect(ABC):
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path, for a call that is described and not seen."""
         return Endpoint(path, "other", "unknown")
+
+    @abstractmethod
+    def usual_endpoint(self, body: Mapping[str, Any]) -> str:
+        """The SDK method path of what a request `body` is most likely for, where nobody says."""
 
     @abstractmethod
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:

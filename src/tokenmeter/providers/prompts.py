@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object, shortened, to_wire, utf8_length
 
-__all__ = ["NO_TOOLS", "PromptSize", "first_limit", "measure", "measure_prompt", "named"]
+__all__ = ["NO_TOOLS", "PromptRule", "PromptSize", "first_limit", "measure", "measure_prompt", "named"]
 
 #: A request that configures no model for a hosted tool.
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})
@@ -40,6 +40,20 @@ _REMOTE_TYPES = frozenset({"url", "file"})
 #: Shorter texts are bounded well enough by their bytes.
 _LONG = 200
 _PUNCTUATION = 4  # quotes, colon and comma around a key or a value
+
+
+class PromptRule(NamedTuple):
+    """What models of one family add to a prompt, for who must know beforehand how long it can be.
+
+    Attributes:
+        word: In the name of each of them; empty: all that the room's own provider serves under other names.
+        overhead: Tokens that are added to every prompt at most.
+        image: Most tokens that one picture costs.
+    """
+
+    word: str
+    overhead: int = 32  # chat priming
+    image: int = 25_000  # no family that is known costs more, but for those that say so
 
 
 @dataclass(slots=True)

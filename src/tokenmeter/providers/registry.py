@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from tokenmeter.providers.prompts import PromptRule
 from tokenmeter.providers.wire import JSON, section
 
 if TYPE_CHECKING:
     from tokenmeter.providers.base import Dialect
     from tokenmeter.providers.shapes import Reading, Shape
 
-__all__ = ["FORMATS", "ROOMS", "dialect", "dialect_for", "is_usage", "read_usage", "shapes", "usage_of"]
+__all__ = ["FORMATS", "ROOMS", "dialect", "dialect_for", "is_usage", "prompt_rule", "read_usage", "shapes", "usage_of"]
 
 #: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also
 #: what hosts speak that have no room of their own.
@@ -47,6 +48,23 @@ def dialect_for(provider: str, endpoint: str) -> Dialect:
 def shapes() -> tuple[Shape, ...]:
     """The usage objects of all rooms. Of no room is more than these loaded."""
     return tuple(shape for name in ROOMS for shape in import_module(f"tokenmeter.providers.{name}.usage").SHAPES)
+
+
+@lru_cache(maxsize=4096)
+def prompt_rule(provider: str, model: str | None) -> PromptRule:
+    """What a model adds to a prompt at most, whoever serves it: as the room of its family says."""
+    rules = _prompt_rules()
+    name = model or ""
+    found = next((rule for _, rule in rules if rule.word and rule.word in name), None)
+    found = found or next((rule for room, rule in rules if not rule.word and room == provider), None)
+    return found or PromptRule("")
+
+
+@cache
+def _prompt_rules() -> tuple[tuple[str, PromptRule], ...]:
+    return tuple(
+        (name, rule) for name in FORMATS for rule in import_module(f"tokenmeter.providers.{name}.requests").PROMPT_RULES
+    )
 
 
 # -- usage objects of whatever format, told by their keys

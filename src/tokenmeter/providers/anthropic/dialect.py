@@ -20,6 +20,7 @@ class AnthropicDialect(Dialect):
     """Anthropic's wire format."""
 
     name = "anthropic"
+    models = ("claude",)
     plain = PLAIN
     singular_fields = frozenset({"speed", "fallbacks", "inference_geo"})
     endpoints = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
@@ -31,6 +32,11 @@ class AnthropicDialect(Dialect):
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
         return routes.named(path) or super().named(path)
+
+    def usual_endpoint(self, body: Mapping[str, Any]) -> str:
+        """The SDK method path of what a request body is most likely for."""
+        del body
+        return "messages"
 
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body."""

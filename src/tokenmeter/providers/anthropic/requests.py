@@ -7,13 +7,17 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
+from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, measure_prompt, named
 from tokenmeter.providers.wire import JSON, is_object, members, section, text
 
-__all__ = ["request_facts"]
+__all__ = ["PROMPT_RULES", "request_facts"]
 
 _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "tool_search_tool_")
 _COMPACTION = "compact"
+#: The system prompt for the use of tools is up to 804 tokens, with the computer tool, and a picture in high resolution
+#: 4,784. Sources: https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing,
+#: https://docs.claude.com/en/docs/build-with-claude/vision
+PROMPT_RULES = (PromptRule("claude", overhead=850, image=4_784), PromptRule("", overhead=850))
 
 
 def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:

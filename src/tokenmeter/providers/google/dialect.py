@@ -20,6 +20,7 @@ class GoogleDialect(Dialect):
     """Google's wire format."""
 
     name = "google"
+    models = ("gemini", "imagen", "veo-", "lyria")
     plain = PLAIN
     singular_fields = frozenset({"serviceTier", "background"})
     endpoints = (
@@ -43,6 +44,12 @@ class GoogleDialect(Dialect):
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
         return routes.named(path) or super().named(path)
+
+    def usual_endpoint(self, body: Mapping[str, Any]) -> str:
+        """The SDK method path of what a request body is most likely for."""
+        if "messages" in body:
+            return "chat.completions"  # as its hosts for other SDKs take it
+        return "interactions.create" if "input" in body else "models.generate_content"
 
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import PromptSize, first_limit, measure, named
+from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, measure, named
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text
 
-__all__ = ["model_name", "output_cap", "request_facts", "tier_name"]
+__all__ = ["PROMPT_RULES", "model_name", "output_cap", "request_facts", "tier_name"]
 
 #: Everything that is rendered into the prompt, of every kind of request.
 _PROMPT_KEYS = (
@@ -35,6 +35,9 @@ _SERVER_TOOLS = frozenset(
 #: Media whose tokens their bytes bound: audio is 32 a second, video 263 at the most.
 _BOUNDED_MEDIA = ("audio/", "video/", "text/")
 _VIDEO_SECONDS = 8
+#: Most tokens of a picture: 2.5 with pan and scan, 3 in the highest resolution; 2.0 cuts one of any size into tiles. Of
+#: later ones it is not known. Source: https://ai.google.dev/gemini-api/docs/media-resolution
+PROMPT_RULES = (PromptRule("gemini-2.5", image=2_304), PromptRule("gemini-3", image=2_240))
 
 
 def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:

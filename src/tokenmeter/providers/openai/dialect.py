@@ -51,6 +51,10 @@ class OpenAIDialect(Dialect):
         """The endpoint of an SDK method path."""
         return routes.named(path) or super().named(path)
 
+    def usual_endpoint(self, body: Mapping[str, Any]) -> str:
+        """The SDK method path of what a request body is most likely for."""
+        return "responses" if "input" in body else "chat.completions"
+
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body."""
         return requests.request_facts(endpoint, body)

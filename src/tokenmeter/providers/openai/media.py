@@ -98,13 +98,14 @@ def spoken(wire: JSON) -> Reading:
 def speech(context: Context) -> Observation:
     """Speech answers are audio without usage. Per-character models are known exactly, the others by estimate."""
     request = context.request
-    if request.characters is None:
+    characters = request.pieces.get("characters")
+    if characters is None:
         return unknown({}, None, model=request.model)
     quantities: dict[str, Quantity]
     if (request.model or "").startswith("tts-"):
-        quantities = {"characters": request.characters}
+        quantities = {"characters": characters}
     else:
-        quantities = {"input": tokens_of(request.input_bytes), "output_audio": speech_tokens(request.characters)}
+        quantities = {"input": tokens_of(request.input_bytes), "output_audio": speech_tokens(characters)}
     group = context.consumption(Reading(Usage(quantities)), model=None)
     return Observation(consumptions=(group,), flags=_ESTIMATED)
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from tokenmeter.call import RequestFacts
+from tokenmeter.call import NO_PIECES, RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import NO_TOOLS, first_limit, measure_prompt, named
+from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, measure_prompt, named
 from tokenmeter.providers.wire import JSON, is_array, members, section, text
 
-__all__ = ["UsageHider", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
+__all__ = ["PROMPT_RULES", "UsageHider", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
 
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
 #: Tools that OpenAI runs itself: each may start another turn of the model, all under one output sum.
 _SERVER_TOOLS = ("web_search", "file_search", "code_interpreter", "image_generation", "mcp", "shell")
 _COMPACTION = "compact"
+#: Source: platform.openai.com/docs/guides/images-vision (tiles: 2,833 + 8 x 5,667; patches: 10,000 in original detail).
+PROMPT_RULES = (PromptRule("gpt-4o-mini", image=48_169),)
 
 
 def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
@@ -37,7 +39,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         reasons.append("server_tools")
     if "session" in body or "audio" in body:
         tool_models = _session_models(body) or tool_models
-    spoken = get("input") if endpoint.path == "audio.speech" else None
+    choices = _choices(body)
     return RequestFacts(
         model=named(get("model")) or text(section(body, "session"), "model"),
         service_tier=named(get("service_tier")),
@@ -45,14 +47,22 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         input_bytes=prompt.size,
         long_texts=prompt.texts,
         image_count=prompt.images + _attached_images(endpoint, body),
-        characters=len(spoken) if isinstance(spoken, str) else None,
         max_output_tokens=first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens")),
-        choices=_choices(body),
+        choices=choices,
+        pieces=_pieces(endpoint, body, choices),
         background=get("background") is True,
         streamed=bool(get("stream")) or get("stream_format") == "sse",
         tool_models=tool_models,
         unbounded=",".join(reasons) if reasons else None,
     )
+
+
+def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
+    """What may be sold by the piece: the text to be spoken, pictures."""
+    if endpoint.operation == "image_generation":
+        return {"images": choices}
+    spoken = body.get("input") if endpoint.operation == "speech" else None
+    return {"characters": len(spoken)} if isinstance(spoken, str) else NO_PIECES
 
 
 def _choices(body: JSON) -> int:
