@@ -3,6 +3,7 @@
 `TOKENMETER_TEST_POSTGRES` names another server by URL. Every test gets a schema of its own on the session's server.
 """
 
+import decimal
 import os
 import pwd
 import shutil
@@ -17,6 +18,37 @@ from hypothesis import HealthCheck, settings
 # How long a machine takes to draw is no property of ours.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--hostile-decimals",
+        action="store_true",
+        help="run with a decimal context of four digits that rounds up and raises at whatever is not exact",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _hostile_decimals(request):
+    """With ``--hostile-decimals``: the context of a program that uses Decimals its own way, in every thread."""
+    if not request.config.getoption("--hostile-decimals"):
+        yield
+        return
+    before, everywhere = decimal.getcontext(), decimal.DefaultContext.copy()
+    traps = [decimal.Inexact, decimal.Rounded, decimal.FloatOperation, decimal.Subnormal, decimal.Clamped]
+    hostile = decimal.Context(prec=4, rounding=decimal.ROUND_UP, traps=[*traps, decimal.InvalidOperation])
+    _become(decimal.DefaultContext, hostile)
+    decimal.setcontext(hostile)
+    yield
+    decimal.setcontext(before)
+    _become(decimal.DefaultContext, everywhere)
+
+
+def _become(context, other):
+    context.prec, context.rounding = other.prec, other.rounding
+    for signal, trapped in other.traps.items():
+        context.traps[signal] = trapped
+
 
 _FAST = (
     "-c fsync=off -c full_page_writes=off -c wal_writer_delay=10ms -c max_connections=200 -c shared_buffers=64MB "

@@ -50,6 +50,7 @@ UNITS: Final[dict[str, str]] = {
     "grounded_prompts": "Prompts",
     "search_sources": "Sources",
     "code_executions": "Executions",
+    "server_tool_calls": "Calls",  # of tools that no rule knows: they have no price
     "container_sessions": "Sessions",
     "requests": "Requests",
     "provider_cost": "USD",  # a cost the biller supplied, which no table can split into meters

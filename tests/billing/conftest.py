@@ -7,6 +7,7 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
+from tokenmeter.money import divide, quantize
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage
 
@@ -43,8 +44,8 @@ def make_call():
         provider="openai",
         **who,
     ):
-        amount = None if cost is None else Decimal(cost).quantize(Decimal("1E-12"))
-        price = None if amount is None or not quantity else amount / quantity
+        amount = None if cost is None else quantize(Decimal(cost))
+        price = None if amount is None or not quantity else divide(amount, quantity)
         charge = Charge(
             model=model,
             sku_meter=meter,

@@ -20,6 +20,7 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
+from tokenmeter.money import total
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -308,7 +309,7 @@ class TestHolds:
         meter.sweep(utcnow() + timedelta(hours=1))
         assert meter.settle(late, answered(33, 3)) is not None
         assert [balance.spent for balance in meter.remaining()] == [36, 1, 36]
-        assert sum(entry.billed_cost for entry in store.entries()) == 36
+        assert total(entry.billed_cost for entry in store.entries()) == 36
 
     def test_a_live_stream_keeps_its_hold(self, metered, store, monkeypatch):
         meter = metered(Budget(limit_requests=1), hold_seconds=10)

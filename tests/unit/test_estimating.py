@@ -9,7 +9,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import total
+from tokenmeter.money import multiply, round_to, total
 from tokenmeter.testing import FakeProvider
 
 DAY = "2026-11-20"
@@ -52,7 +52,7 @@ def test_it_is_what_a_budget_holds(tmp_path):
         answer = client.chat.completions.create(model="gpt-5", messages=HELLO, max_completion_tokens=5_000, stream=True)
         next(iter(answer))
         (balance,) = meter.remaining()
-        assert balance.reserved == told.upper_bound.quantize(Decimal("1E-12"), rounding="ROUND_CEILING")
+        assert balance.reserved == round_to(told.upper_bound, 12, rounding="ROUND_CEILING")
         answer.close()
         meter.close()
 
@@ -68,15 +68,15 @@ def test_the_users_terms_count():
     meter = tokenmeter.make_meter(store="memory:", multiplier="2")
     dear = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10, meter=meter)
     cheap = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10)
-    assert dear.expected_cost == 2 * cheap.expected_cost
-    assert dear.upper_bound == 2 * cheap.upper_bound
+    assert dear.expected_cost == multiply(2, cheap.expected_cost)
+    assert dear.upper_bound == multiply(2, cheap.upper_bound)
     meter.close()
 
 
 def test_a_batch_is_half():
     batch = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10, processing="batch", at=DAY)
     plain = tokenmeter.estimate("gpt-5", input_tokens=1_000, max_output_tokens=10, at=DAY)
-    assert 2 * batch.expected_cost == plain.expected_cost
+    assert multiply(2, batch.expected_cost) == plain.expected_cost
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_command_reads_bodies_and_batch_files(tmp_path):
     done = cli(tmp_path, "requests.jsonl", "--at", DAY, "--json")
     assert done.returncode == 0, done.stderr
     plain, batch, claude = json.loads(done.stdout)["requests"]
-    assert Decimal(plain["expected_cost"]) == 2 * Decimal(batch["expected_cost"])
+    assert Decimal(plain["expected_cost"]) == multiply(2, Decimal(batch["expected_cost"]))
     assert claude["provider"] == "anthropic"
     table = cli(tmp_path, "requests.jsonl", "--at", DAY)
     assert "claude-sonnet-4-5" in table.stdout

@@ -10,7 +10,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.ledger import Entry
-from tokenmeter.money import total
+from tokenmeter.money import add, total
 from tokenmeter.providers import observe
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -80,7 +80,7 @@ def test_what_would_differ_is_shown_and_recorded_only_when_told(store):
     assert found[other.entry_id].billed_cost == other.billed_cost
     posted = meter.reprice(changed=True, post=True)
     assert {entry.corrects for entry in posted} == set(found)
-    assert billed(meter) == before + total(entry.billed_cost for entry in found.values())
+    assert billed(meter) == add(before, total(entry.billed_cost for entry in found.values()))
     assert meter.reprice(changed=True, post=True) == []
     assert meter.verify().ok
     totals = tokenmeter.report(meter=meter).totals

@@ -8,6 +8,7 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import multiply
 from tokenmeter.pricing import PriceList, Pricer, Terms, parse_discounts, parse_multipliers, parse_prices
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -183,7 +184,7 @@ def test_the_platform_multiplier_of_the_most_specific_scope_applies_and_is_shown
     def factor(**who):
         rating = cost(pricer, one_million(model=who.pop("model", "gpt-5-mini")), **who)
         assert rating.list_cost == rating.contracted_cost
-        assert rating.billed_cost == rating.contracted_cost * rating.charges[0].multipliers["platform"]
+        assert rating.billed_cost == multiply(rating.contracted_cost, rating.charges[0].multipliers["platform"])
         return rating.charges[0].multipliers["platform"]
 
     assert factor() == Decimal("1.05")

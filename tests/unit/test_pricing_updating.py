@@ -13,6 +13,7 @@ import pytest
 import tokenmeter
 from tokenmeter import prices
 from tokenmeter.errors import ConfigurationError, PricingError
+from tokenmeter.money import EXACT
 from tokenmeter.pricing import PriceList, Pricer, edition, updating
 from tokenmeter.pricing.updating import DAY, Looked, Refresher
 
@@ -66,7 +67,7 @@ def published(change=lambda providers: None):
 
 def gpt5(price_list):
     rating = tokenmeter.price(BODY, provider="openai", endpoint="chat.completions", price_list=price_list)
-    return str(rating.list_cost.normalize())
+    return str(rating.list_cost.normalize(EXACT))
 
 
 def test_an_update_is_kept_and_says_so_by_its_hash(publisher, tmp_path):
@@ -159,7 +160,7 @@ def test_the_settings_name_a_list(tmp_path, form):
     (tmp_path / "carried.json").write_bytes(published())
     prices.update(url=tmp_path / "carried.json", save=tmp_path / "kept.json")
     meter = tokenmeter.make_meter(store="memory:", **form)
-    assert str(meter.price(BODY, provider="openai", endpoint="chat.completions").list_cost.normalize()) == "7"
+    assert str(meter.price(BODY, provider="openai", endpoint="chat.completions").list_cost.normalize(EXACT)) == "7"
     meter.close()
 
 

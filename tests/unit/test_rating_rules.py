@@ -9,6 +9,7 @@ import pytest
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Entry
+from tokenmeter.money import multiply, total
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_prices
 from tokenmeter.pricing.reprice import correction
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
@@ -239,9 +240,9 @@ def test_the_ceiling_is_no_lower_than_any_price_of_the_tier_that_is_asked_for(pr
         for prompt in (10, 300_000):
             for meter in ("input", "cache_read", "cache_write_30m", "cache_write_12h"):
                 found = per_million(pricer, meter, "gpt-6.1-sol", service_tier=tier, prompt_tokens=prompt)
-                assert found <= bound.input * MILLION
+                assert found <= multiply(bound.input, MILLION)
             found = per_million(pricer, "output", "gpt-6.1-sol", service_tier=tier, prompt_tokens=prompt)
-            assert found <= bound.output * MILLION
+            assert found <= multiply(bound.output, MILLION)
     assert bound.max_output_tokens == 128_000
     assert bound.context_window == 1_050_000
     assert bound.web_search == Decimal("0.01")
@@ -316,7 +317,7 @@ def test_a_correction_prices_what_was_unpriced_in_its_own_context_and_counts_no_
         key = charge.sku_meter
         net[key] = net.get(key, 0) + charge.quantity
     assert net == {"input": 1000, "output": 100}
-    assert sum(charge.list_cost for charge in found.charges if charge.list_cost is not None) == found.list_cost
+    assert total(charge.list_cost for charge in found.charges if charge.list_cost is not None) == found.list_cost
     assert found.price_list_hash == later.price_list_hash
     assert correction(found, later) is None
     assert correction(recorded, later).dedup_key == found.dedup_key

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tokenmeter import money
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import quantize
+from tokenmeter.money import multiply, quantize
 from tokenmeter.semconv import unit_of
 from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import archives
@@ -37,9 +38,9 @@ def charge(model: str, meter: str, quantity: int | Decimal, factors: dict[str, D
     price = PRICES.get((model, meter))
     costs: list[Decimal | None] = [None, None, None]
     if price is not None:
-        upstream = Decimal(quantity) * Decimal(price) * factors.get("geo", Decimal(1))
-        contracted = upstream * factors.get("discount", Decimal(1))
-        costs = [quantize(upstream), quantize(contracted), quantize(contracted * factors.get("platform", Decimal(1)))]
+        upstream = multiply(quantity, Decimal(price), factors.get("geo", 1))
+        contracted = multiply(upstream, factors.get("discount", 1))
+        costs = [quantize(upstream), quantize(contracted), quantize(multiply(contracted, factors.get("platform", 1)))]
     return Charge(
         model=model,
         sku_meter=meter,
@@ -56,7 +57,7 @@ def charge(model: str, meter: str, quantity: int | Decimal, factors: dict[str, D
 
 def total(charges: list[Charge], name: str) -> Decimal | None:
     amounts = [getattr(one, name) for one in charges if getattr(one, name) is not None]
-    return sum(amounts, Decimal(0)) if amounts else None
+    return money.total(amounts) if amounts else None
 
 
 @pytest.fixture

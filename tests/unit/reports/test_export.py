@@ -16,6 +16,7 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
+from tokenmeter.money import total
 from tokenmeter.reports import Query, export_charges, export_entries, read_report
 from tokenmeter.reports.writers import import_extra
 from tokenmeter.stores import open_store
@@ -40,7 +41,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def money(records: list[dict[str, Any]], name: str) -> Decimal:
-    return sum((Decimal(record[name]) for record in records if record[name] not in (None, "")), Decimal(0))
+    return total(Decimal(record[name]) for record in records if record[name] not in (None, ""))
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -198,7 +199,7 @@ def test_a_password_never_reaches_a_manifest(month: Store, tmp_path: Path) -> No
 def test_pandas_and_polars_frames_keep_money_exact(month: Store) -> None:
     report = build(month, by=["member", "model"], period="2026-11")
     pandas, polars = report.to_pandas(), report.to_polars()
-    assert sum(pandas["billed_cost"].dropna(), Decimal(0)) == report.totals.billed_cost
+    assert total(pandas["billed_cost"].dropna()) == report.totals.billed_cost
     assert polars["billed_cost"].sum() == report.totals.billed_cost
     assert pandas["requests"].sum() == polars["requests"].sum() == report.totals.requests
     assert list(pandas.columns) == polars.columns == report.to_csv().splitlines()[0].split(",")

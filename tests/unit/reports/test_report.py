@@ -14,7 +14,7 @@ from tokenmeter.api import Meter
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.money import ZERO
+from tokenmeter.money import ZERO, ratio, total
 from tokenmeter.reports import Query, export_charges, export_entries, read_entries, read_report
 from tokenmeter.stores.base import Store
 
@@ -33,7 +33,7 @@ def test_a_report_sums_requests_tokens_and_costs_per_group(month: Store) -> None
     assert ada.usage["input"] == 650
     assert ada.input_tokens == 1_050
     assert ada.output_tokens == 505
-    assert ada.cached_share == Decimal(400) / 1_050
+    assert ada.cached_share == ratio(400, 1_050)
     assert ada.list_cost == Decimal("0.00116")
     assert ada.billed_cost == Decimal("0.001218")
 
@@ -41,7 +41,7 @@ def test_a_report_sums_requests_tokens_and_costs_per_group(month: Store) -> None
 def test_totals_are_the_sum_of_the_rows(month: Store) -> None:
     report = build(month, by=["member", "model"], period="2026-11")
     assert report.totals.requests == sum(row.requests for row in report.rows) == 6
-    assert report.totals.billed_cost == sum(row.billed_cost for row in report.rows)
+    assert report.totals.billed_cost == total(row.billed_cost for row in report.rows)
     assert report.totals.usage["output"] == 534
     assert report.totals.usage["web_searches"] == 2
 
@@ -64,7 +64,7 @@ def test_rows_with_a_granularity_come_in_order_of_time_then_dearest_first(month:
 @pytest.mark.parametrize("dimension", [*DIMENSIONS, "tag:env"])
 def test_every_dimension_partitions_the_total(month: Store, dimension: str) -> None:
     report = build(month, by=dimension)
-    assert sum(row.billed_cost for row in report.rows) == build(month).totals.billed_cost
+    assert total(row.billed_cost for row in report.rows) == build(month).totals.billed_cost
     assert sum(row.usage["input"] for row in report.rows) == build(month).totals.usage["input"]
 
 
@@ -199,7 +199,7 @@ def test_a_filter_on_a_meter_means_one_thing_on_every_output(month: Store, tmp_p
     query = Query.parse(where=where)
     entries = list(read_entries(month, query))
     assert 0 < report.totals.billed_cost < build(month).totals.billed_cost
-    assert sum((entry.billed_cost or ZERO for entry in entries), ZERO) == report.totals.billed_cost
+    assert total(entry.billed_cost or ZERO for entry in entries) == report.totals.billed_cost
     assert sum(entry.usage["output"] for entry in entries) == report.totals.usage["output"]
     assert len(entries) == report.totals.requests
     manifests = {
@@ -219,7 +219,7 @@ def test_several_meters_and_cost_that_none_explains_add_up_in_entries_too(
     month.settle(make_entry("2026-11-20T10:00", fields={"kind": "adjustment", "billed_cost": Decimal("1.5")}))
     report = build(month, where={"sku_meter": meters})
     entries = read_entries(month, Query.parse(where={"sku_meter": meters}))
-    assert sum((entry.billed_cost or ZERO for entry in entries), ZERO) == report.totals.billed_cost
+    assert total(entry.billed_cost or ZERO for entry in entries) == report.totals.billed_cost
 
 
 def test_nothing_shown_depends_on_the_callers_decimal_context(month: Store, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
+from tokenmeter.money import magnitude, multiply, subtract
 from tokenmeter.reports import Query, read_report
 from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Usage
@@ -40,7 +41,7 @@ def read(store, **asked):
 
 
 def near(found, exact):
-    return abs(found - exact) <= exact * Decimal("0.022")
+    return magnitude(subtract(found, exact)) <= multiply(exact, Decimal("0.022"))
 
 
 def test_rows_and_totals_have_percentiles_of_their_calls(store):

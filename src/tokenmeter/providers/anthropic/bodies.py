@@ -19,6 +19,7 @@ from tokenmeter.providers.context import Context, billed_tier, joined, observati
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.semconv import TOKEN_METERS
 from tokenmeter.usage import Consumption, Observation, Usage
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ _PLAIN_GEOGRAPHIES = frozenset({"global", "not_available"})
 #: Iterations that the top-level counts do not hold.
 _BESIDE = frozenset({"compaction", "advisor_message"})
 _SERVING = frozenset({"message", "fallback_message"})
+_TOKENS = frozenset(TOKEN_METERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def _group(entry: _Entry, base: Consumption, model: str | None = None) -> Consum
 def _shared(base: Consumption, groups: list[Consumption]) -> list[Consumption]:
     """What only the top level knows goes with the last group: searches, thinking, a supplied cost."""
     last = groups[-1]
-    tools = {meter: quantity for meter, quantity in base.usage.quantities.items() if meter == "web_searches"}
+    tools = {meter: quantity for meter, quantity in base.usage.quantities.items() if meter not in _TOKENS}
     usage = Usage({**last.usage.quantities, **tools}, base.usage.reasoning_output_tokens)
     return [*groups[:-1], replace(last, usage=usage, supplied_cost=base.supplied_cost)]
 
@@ -220,7 +222,7 @@ def _tokens(entries: Iterable[_Entry]) -> dict[str, int]:
 
 
 def _tokens_of(usage: Usage) -> dict[str, int]:
-    return {meter: int(quantity) for meter, quantity in usage.quantities.items() if meter != "web_searches"}
+    return {meter: int(quantity) for meter, quantity in usage.quantities.items() if meter in _TOKENS}
 
 
 def session(body: JSON, context: Context) -> Observation:

@@ -10,6 +10,13 @@ from tokenmeter.usage import Quantity, Usage
 __all__ = ["SHAPES", "exclusive"]
 
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
+#: Counts that are read, and those by which compatible hosts say the same again.
+_KNOWN_COUNTS = frozenset(
+    {
+        *("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
+        *("cached_tokens", "completion_tokens", "prompt_tokens", "thinking_tokens", "total_tokens"),
+    }
+)
 _KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
 
 
@@ -34,7 +41,7 @@ def exclusive(usage: JSON) -> Reading:
         if short + hour > written:
             flags.add("cache_write_mismatch")
         short += max(written - short - hour, 0)
-    if has_unknown(split, _KNOWN_TTLS):
+    if has_unknown(split, _KNOWN_TTLS) or has_unknown(usage, _KNOWN_COUNTS):
         flags.add("unknown_token_class")
     put(quantities, "cache_write_5m", short)
     put(quantities, "cache_write_1h", hour)
@@ -47,6 +54,9 @@ def exclusive(usage: JSON) -> Reading:
             prompt = None
         if has_unknown(tools, _KNOWN_SERVER_TOOLS, "_requests"):
             flags.add("unknown_server_tool")
+            others = [name for name in tools if name.endswith("_requests") and name not in _KNOWN_SERVER_TOOLS]
+            for name in others:
+                put(quantities, "server_tool_calls", count(tools, name, flags=flags) or 0)
     thinking = count(section(usage, "output_tokens_details"), "thinking_tokens", flags=flags) or 0
     return said_by(Usage(quantities, thinking), prompt, flags, {"input": fresh, "output": answer})
 

@@ -73,16 +73,25 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
 
 
 def fine_tuning(body: JSON, context: Context) -> Observation:
-    """A fine-tuning job: its trained tokens, at the base model's training price, once it has succeeded."""
+    """A fine-tuning job: its trained tokens, at the base model's training price, once it has ended.
+
+    Reinforcement fine-tuning is billed by the hours its core loop ran, which no body tells: it stays unpriced.
+    """
     status = text(body, "status")
     flags: set[str] = set()
     trained = count(body, "trained_tokens", flags=flags)
     if context.final_only and status in _UNDER_WAY:
         return pending(body)
-    if not trained:
-        if status in {"failed", "cancelled"}:
-            return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
-        return unknown(body, None, flags=frozenset(flags), deduplicate=True)
+    by_the_hour = section(body, "method").get("type") == "reinforcement"
+    if not trained and status == "failed":
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    if by_the_hour:
+        flags.add("training_time_unknown")
+    elif not trained and status == "cancelled":
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    if not trained or by_the_hour:
+        raw = None if trained is None else {"trained_tokens": trained}
+        return unknown(body, raw, flags=frozenset(flags), deduplicate=True)
     reading = Reading(Usage({"trained_tokens": trained}), flags=frozenset(flags))
     group = context.consumption(reading, model=text(body, "model"), role="training")
     return observation(reading, group, body, {"trained_tokens": trained}, deduplicate=True)

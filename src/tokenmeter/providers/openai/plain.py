@@ -38,7 +38,9 @@ def _inclusive(
         return None
     cached = _only(inputs, "cached_tokens", _NOTHING)
     reasoning = _only(outputs, "reasoning_tokens", _INSIDE)
-    if cached is None or reasoning is None or cached > prompt or usage.get("total_tokens") != prompt + answer:
+    if cached is None or reasoning is None or cached > prompt or reasoning > answer:
+        return None
+    if usage.get("total_tokens") != prompt + answer:
         return None
     if not cached:
         return {"input": prompt, "output": answer}, prompt, reasoning

@@ -8,7 +8,13 @@ from dataclasses import replace
 from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.media import svg
-from tokenmeter.providers.openai.usage import counts_tools_by_call, extra_meters, inclusive, write_meter
+from tokenmeter.providers.openai.usage import (
+    bills_tools_by_call,
+    extra_meters,
+    inclusive,
+    states_tools,
+    write_meter,
+)
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
@@ -52,9 +58,9 @@ def response(body: JSON, context: Context) -> Observation:
     if reading is None:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
-    by_call = counts_tools_by_call(wire)
-    meters = extra_meters(context.provider, wire, model, flags)
-    if not by_call:
+    stated, by_call = states_tools(wire), bills_tools_by_call(context.provider)
+    meters = extra_meters(context.provider, wire, model, flags, items)
+    if not (stated or by_call):
         meters |= tool_meters(body, items, flags)
     if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
@@ -62,7 +68,7 @@ def response(body: JSON, context: Context) -> Observation:
     pictures = _image_tool(body, items, context, flags)
     authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
     raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire or None
-    containers = () if by_call else _containers(body, items, context, model or context.request.model)
+    containers = () if stated or by_call else _containers(body, items, context, model or context.request.model)
     return Observation(
         consumptions=(main, *pictures, *authors),
         response_model=model,

@@ -6,14 +6,23 @@ And what single hosts of the format bill beside tokens, and where their usage sa
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-from tokenmeter.money import add
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, has_unknown, put, said_by, split_input, split_output
 from tokenmeter.providers.wire import JSON, amount, count, is_object, section, text
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["SHAPES", "bills_reasoning_apart", "counts_tools_by_call", "extra_meters", "inclusive", "write_meter"]
+__all__ = [
+    "SHAPES",
+    "bills_reasoning_apart",
+    "bills_tools_by_call",
+    "extra_meters",
+    "inclusive",
+    "states_tools",
+    "write_meter",
+]
 
 
 _MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
@@ -31,6 +40,14 @@ _KNOWN_DETAILS = frozenset(
         "text_tokens",
         "thinking_tokens",
         "video_tokens",
+    }
+)
+#: Counts of a usage object itself that are read, or known to be inside another.
+_KNOWN_COUNTS = frozenset(
+    {
+        *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens", "reasoning_tokens"),
+        *("prompt_cache_hit_tokens", "prompt_cache_miss_tokens", "cached_tokens", "num_cached_tokens"),
+        *("cache_read_input_tokens", "cache_creation_input_tokens", "citation_tokens"),
     }
 )
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details")
@@ -67,12 +84,15 @@ def inclusive(
     if reasoning_apart:
         reasoning = 0
     prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
+    if answer is not None and reasoning > answer:
+        flags.add("reasoning_exceeds_output")
     quantities = _cache_writes(usage, details, write_meter, flags)
     cached, hits = _cached(usage, details, flags)
     split_input(quantities, prompt or 0, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
     words = None if output_meter == "output" else count(output_details, "text_tokens", flags=flags)
     split_output(quantities, answer or 0, _modalities(output_details, flags), flags, meter=output_meter, words=words)
-    if has_unknown(details, _KNOWN_DETAILS) or has_unknown(output_details, _KNOWN_DETAILS):
+    parts = (details, _KNOWN_DETAILS), (output_details, _KNOWN_DETAILS), (usage, _KNOWN_COUNTS)
+    if any(has_unknown(part, known) for part, known in parts):
         flags.add("unknown_token_class")
     return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer})
 
@@ -167,21 +187,29 @@ _RESEARCH = "deep-research"
 _REQUEST_SIZES = frozenset({"low", "medium", "high"})
 #: Mistral's voice models count audio in seconds; x-ai's live search counted sources.
 _FIELDS = {"prompt_audio_seconds": "seconds_audio", "num_sources_used": "search_sources"}
-_TOOLS = "server_side_tool_usage_details"
-_KEYS = frozenset({*_FIELDS, _TOOLS, "citation_tokens", "num_search_queries", "search_context_size"})
-#: x-ai's server-side tools, by call (https://docs.x.ai/developers/pricing).
+#: x-ai's counts of its server-side tools, by name: in the Responses API, and as its own SDK writes them.
+_TOOLS = ("server_side_tool_usage_details", "server_side_tool_usage")
+_TOOLS_USED = "num_server_side_tools_used"
+_KEYS = frozenset({*_FIELDS, "citation_tokens", "num_search_queries", "search_context_size"})
+#: x-ai's server-side tools that are billed by the call (https://docs.x.ai/developers/pricing).
 _TOOL_CALLS = {
-    "web_search_calls": "web_searches",
-    "x_search_calls": "web_searches",
-    "code_execution_calls": "code_executions",
-    "code_interpreter_calls": "code_executions",
-    "file_search_calls": "file_searches",
-    "document_search_calls": "file_searches",
-    "collections_search_calls": "file_searches",
-    "attachment_search_calls": "attachment_searches",
+    "web_search": "web_searches",
+    "x_search": "web_searches",
+    "code_execution": "code_executions",
+    "code_interpreter": "code_executions",
+    "file_search": "file_searches",
+    "document_search": "file_searches",
+    "collections_search": "file_searches",
+    "attachment_search": "attachment_searches",
 }
 #: Tools that cost nothing but the tokens they bring.
-_FREE_TOOLS = frozenset({"mcp_calls", "image_understanding_calls", "video_understanding_calls", "view_image_calls"})
+_FREE_TOOLS = frozenset(
+    {"mcp", "image_understanding", "video_understanding", "x_video_understanding", "view_image", "view_x_video"}
+)
+_TOOL_NAME = re.compile(r"(?:server_side_tool_)?(\w+?)(?:_calls)?")
+_BILLS_TOOLS_BY_CALL = "x-ai"
+#: A tool that no rule knows was called: how often is known, and what it costs is not.
+_UNKNOWN_TOOL = "server_tool_calls"
 
 
 def write_meter(model: str | None) -> str:
@@ -194,34 +222,78 @@ def bills_reasoning_apart(provider: str, model: str | None) -> bool:
     return bool(model) and _RESEARCH in str(model) and canonical_provider(provider) == "perplexity"
 
 
-def counts_tools_by_call(usage: JSON) -> bool:
-    """Whether the host bills its tools by the call and states the calls, so that no other trace of them counts."""
-    return _TOOLS in usage
+def bills_tools_by_call(provider: str) -> bool:
+    """Whether the host bills each call of its tools, code too, and no container."""
+    return canonical_provider(provider) == _BILLS_TOOLS_BY_CALL
 
 
-def extra_meters(provider: str, usage: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
-    """What a host bills beside tokens; doubts are added to `flags`."""
+def states_tools(usage: JSON) -> bool:
+    """Whether the usage counts the host's tools, so that no other trace of them counts."""
+    return bool(section(usage, *_TOOLS))
+
+
+def _billed_tools(calls: Mapping[str, int], flags: set[str]) -> dict[str, Quantity]:
+    """Calls by meter; tools that no rule knows are counted under one that has no price."""
+    meters: dict[str, Quantity] = {}
+    for name, number in calls.items():
+        if not number or name in _FREE_TOOLS:
+            continue
+        if name not in _TOOL_CALLS:
+            flags.add("unknown_server_tool")
+        put(meters, _TOOL_CALLS.get(name, _UNKNOWN_TOOL), number)
+    return meters
+
+
+def extra_meters(
+    provider: str, usage: JSON, model: str | None, flags: set[str], items: Iterable[JSON] = ()
+) -> dict[str, Quantity]:
+    """What a host bills beside tokens; doubts are added to `flags`.
+
+    Args:
+        provider: Provider id.
+        usage: The usage object.
+        model: Model that answered.
+        flags: Doubts are added here.
+        items: Output of a response, where tools leave their trace.
+    """
     meters: dict[str, Quantity] = {}
     if model and "-search-" in model and provider in _SEARCHERS and (found := _SEARCHES_ALWAYS.search(model)):
         meters["web_searches_preview" if found[1] == "preview" else "web_searches"] = 1
+    if states_tools(usage):
+        meters |= _stated_tools(usage, flags)
+    elif bills_tools_by_call(provider):
+        meters |= _seen_tools(usage, items, flags)
     if _KEYS.isdisjoint(usage):
         return meters
     for name, meter in _FIELDS.items():
         if usage.get(name) and (quantity := amount(usage, name, flags=flags)):
             meters[meter] = int(quantity) if quantity == int(quantity) else quantity
-    tools = section(usage, _TOOLS)
-    for name in tools:
-        calls = count(tools, name, flags=flags)
-        if not calls or name in _FREE_TOOLS:
-            continue
-        if name not in _TOOL_CALLS:
-            flags.add("unknown_server_tool")
-            continue
-        meter = _TOOL_CALLS[name]
-        meters[meter] = add(meters.get(meter, 0), calls)
     if canonical_provider(provider) == "perplexity":
         meters |= _perplexity(usage, model, flags)
     return meters
+
+
+def _stated_tools(usage: JSON, flags: set[str]) -> dict[str, Quantity]:
+    tools = section(usage, *_TOOLS)
+    calls: Counter[str] = Counter()
+    for key in tools:
+        named = _TOOL_NAME.fullmatch(key.lower())
+        calls[named[1] if named else key] += count(tools, key, flags=flags) or 0
+    return _billed_tools(calls, flags)
+
+
+def _seen_tools(usage: JSON, items: Iterable[JSON], flags: set[str]) -> dict[str, Quantity]:
+    """Tools that the usage does not itemise: those whose calls stand in the output, and a rest that nobody names."""
+    calls: Counter[str] = Counter()
+    for item in items:
+        name = (text(item, "type") or "").removesuffix("_call")
+        if name == "custom_tool" and (text(item, "name") or "").startswith("x_"):  # how searches of X are shown
+            name = "x_search"
+        if name in _TOOL_CALLS and item.get("status") != "failed":
+            calls[name] += 1
+    used = count(usage, _TOOLS_USED, flags=flags) or 0
+    calls["?"] = max(used - calls.total(), 0)
+    return _billed_tools(calls, flags)
 
 
 def _perplexity(usage: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
