@@ -1,11 +1,16 @@
-"""Taking a person out of a ledger: the text goes, amounts, counts, chain and invoices stay.
+"""Taking a person out of a ledger: the text goes, amounts, counts and the chain stay.
 
-Records hold digests of names only, each with a random salt of its own. Without text and salt nobody can say whom a
-digest stands for, and nothing that the chain covers has changed. What is left of the person is a pseudonym.
+Records of calls hold digests of names only, each with a random salt of its own. Without text and salt nobody can say
+whom a digest stands for, and nothing that the chain covers has changed. What is left of the person is a pseudonym.
+
+Documents are written out, names and all. Those that the law wants kept stay as they are until then. In the others the
+pseudonym takes the name's place; the chain goes on from the SHA-256 of what was filed, which is kept, and the record of
+the erasure has the SHA-256 of what stands there now, so that neither can be changed unseen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,24 +18,33 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.ledger import new_id, utcnow
+from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.copying import End
-from tokenmeter.stores.documents import ERASURE, Filing, NewDocument
-from tokenmeter.stores.record import plain
+from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
+from tokenmeter.stores.record import PERSONAL, plain
+from tokenmeter.stores.values import compact_json, from_microseconds
 
 __all__ = ["KEEP_YEARS", "Erasable", "Erasure", "KeptDocument", "erase"]
 
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
 #: Europe for invoices.
 KEEP_YEARS = 10
-_KINDS = ("member", "end_user", "api_key")
-_PLAIN = ("team", "organization", "project", "route")
+_KINDS = (*PERSONAL[:-1], "end_user", "api_key")
 #: Documents that accounts and tax law want to be kept; all others only name somebody.
-_BOOKS = ("period", "invoice", "credit_note", "invoice_event")
+_BOOKS = ("period", "invoice", "credit_note", "invoice_event", "reconciliation", "handover")
+#: Documents that are about the ledger itself.
+_OF_LEDGER = (ERASURE, ARCHIVE, MOVED, MERGED)
+#: Names in documents under which no person is named.
+_FIXED = frozenset({
+    *("provider", "model", "endpoint", "operation", "sku_meter", "unit", "kind", "status", "currency", "rows", "label"),
+    *("id", "source", "series", "manifest", "head", "what", "format"),
+})  # fmt: skip
 _ELSEWHERE = (
     "backups and replicas of the ledger, and the server's own log archive",
     "exported files (CSV, JSON Lines, Parquet, FOCUS) and what was loaded from them",
@@ -61,13 +75,14 @@ class Erasable(Store, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeptDocument:
-    """A document that names the person. It is under the chain, and as a rule has to be kept.
+    """A document that names the person still.
 
     Attributes:
         kind: ``invoice``, ``period``, ``budget``, ...
         key: Its identity within its kind.
         number: Series and number, such as ``INV-00007``; None without a series.
-        keep_until: The last day on which it has to be kept by law; None where no law asks for it.
+        keep_until: The last day on which it has to be kept by law: erase again after it. None where no law asks for it
+            and the name is that of a budget, which figures go by.
     """
 
     kind: str
@@ -86,6 +101,7 @@ class Erasure:
         names: How many digests stood for the text.
         entries: How many entries were the person's.
         record: Hash of the record of the erasure in the chain (hex).
+        changed: How many documents have the pseudonym in place of the name now.
         documents: Those that name the person still.
         left: What this host cannot remove now, and why, in words; empty when nothing of the text is left here.
         elsewhere: Copies that the ledger does not hold, to be handled by you.
@@ -96,6 +112,7 @@ class Erasure:
     names: int
     entries: int
     record: str
+    changed: int
     documents: tuple[KeptDocument, ...]
     left: tuple[str, ...]
     elsewhere: tuple[str, ...] = _ELSEWHERE
@@ -104,12 +121,15 @@ class Erasure:
 def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pseudonym: str | None = None) -> Erasure:
     """Replace a text that says who somebody is by a pseudonym, for good, with a record of who did it and why.
 
-    Amounts, counts, sums, the chain and issued invoices stay as they are; entries of the person show the pseudonym, and
-    the same person's later calls are somebody new. Neither the pseudonym nor the record can be traced back.
+    Amounts, counts, sums and the chain stay as they are; entries of the person show the pseudonym, and the same
+    person's later calls are somebody new. Neither the pseudonym nor the record can be traced back. Documents that the
+    law wants kept (closed periods, invoices) are listed with the day; called again after it, this takes the name out of
+    them, too.
 
     Args:
         store: The ledger.
-        dimension: ``member``, ``end_user``, ``api_key`` (its alias) or ``tag:NAME``.
+        dimension: ``member``, ``end_user``, ``team``, ``organization``, ``project``, ``route``, ``api_key`` (its alias)
+            or ``tag:NAME``.
         value: The text, exactly.
         reason: Why, for the record; it stays in the chain, so it must not name the person.
         by: Who decided it, likewise.
@@ -118,7 +138,7 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     Raises:
         ConfigurationError: the dimension cannot be erased, the pseudonym stands for somebody else, or `reason` names
             the person.
-        LedgerError: nobody of that name is in the ledger, or calls of theirs are under way.
+        LedgerError: nothing that may be erased has that name, or calls of theirs are under way.
         StoreUnavailableError: the ledger cannot be written.
     """
     kind = _kind_of(dimension)
@@ -138,16 +158,19 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     work = _Erasing(kind, value, pseudonym, reason=reason, by=by, tables=tables)
     filing = store.file_with(work.run)
     left = store.shred()
-    documents = tuple(one for one in _documents(store, value, filing.document.position))
-    return Erasure(dimension, work.pseudonym, len(work.digests), work.entries, filing.document.hash, documents, left)
+    return Erasure(
+        dimension,
+        work.pseudonym,
+        len(work.digests),
+        work.entries,
+        filing.document.hash,
+        len(work.changed),
+        tuple(work.kept),
+        left,
+    )
 
 
 def _kind_of(dimension: str) -> str:
-    if dimension in _PLAIN:
-        raise ConfigurationError(
-            f"A {dimension} is no person's name, and stands in records under the chain: it cannot be erased. What can "
-            "is a member, an end_user, an api_key's alias and the value of a tag."
-        )
     if dimension not in _KINDS and not (dimension.startswith("tag:") and dimension != "tag:"):
         raise ConfigurationError(f"{dimension!r} cannot be erased; use {', '.join(_KINDS)} or tag:NAME.")
     return "api_key_alias" if dimension == "api_key" else dimension
@@ -165,6 +188,8 @@ class _Erasing:
         self.pseudonym = ""
         self.digests: list[str] = []
         self.entries = 0
+        self.changed: list[tuple[int, str, str]] = []
+        self.kept: list[KeptDocument] = []
 
     def run(self, rows: Any) -> NewDocument:
         """Take the text out; the document that says so."""
@@ -172,29 +197,37 @@ class _Erasing:
             "SELECT id, digest FROM names WHERE kind = ? AND value = ? AND salt IS NOT NULL ORDER BY id",
             (self._kind, self._value),
         ).fetchall()
-        if not found:
-            raise LedgerError(f"No {self._kind.replace('_', ' ')} of this name is in the ledger: nothing was erased.")
         self._refuse_holds(rows)
         self.digests = [bytes(digest).hex() for _, digest in found]
-        self.pseudonym = plain(self._wanted or f"erased-{self.digests[0][:8]}")
-        taken = rows.execute(
-            "SELECT 1 FROM names WHERE kind = ? AND value = ?", (self._kind, self.pseudonym)
-        ).fetchone()
-        if taken:
+        self.pseudonym = plain(self._wanted or f"erased-{(self.digests or [new_id()[-12:]])[0][:8]}")
+        known = rows.execute("SELECT salt FROM names WHERE kind = ? AND value = ?", (self._kind, self.pseudonym))
+        if any(found or salt for (salt,) in known.fetchall()):
             raise ConfigurationError(f"{self.pseudonym!r} stands for somebody in the ledger; take another pseudonym.")
         self.entries = sum(self._count(rows, number) for number, _ in found)
         for number, _ in found:
             rows.execute("UPDATE names SET salt = NULL, value = ? WHERE id = ?", (self.pseudonym, number))
         for table in self._tables:
             self._rename_scopes(rows, table)
+        self._change_documents(rows)
+        if not found and not self.changed:
+            kept = "".join(
+                f" {one.kind} {one.number or one.key} names it until {one.keep_until}, when the law lets it go."
+                for one in self.kept
+                if one.keep_until
+            )
+            raise LedgerError(
+                f"No {self._kind.replace('_', ' ')} of this name is in the ledger: nothing was erased.{kept}"
+            )
         body = {
             "kind": self._kind,
             "names": self.digests,
             "pseudonym": self.pseudonym,
+            "documents": self.changed,
             "reason": self._reason,
             "by": self._by,
         }
-        return NewDocument(kind=ERASURE, key=self.digests[0], body=json.dumps(body, ensure_ascii=False))
+        key = self.digests[0] if self.digests else f"document {self.changed[0][2]}"
+        return NewDocument(kind=ERASURE, key=key, body=json.dumps(body, ensure_ascii=False))
 
     def _refuse_holds(self, rows: Any) -> None:
         for (claims,) in rows.execute("SELECT claims FROM holds").fetchall():
@@ -230,24 +263,84 @@ class _Erasing:
             if changed != values:
                 rows.execute(f"UPDATE {table} SET scope = ? WHERE scope = ?", (scope_text(changed), scope))  # noqa: S608 - as above
 
+    def _change_documents(self, rows: Any) -> None:
+        """Put the pseudonym in the name's place in documents that need not be kept."""
+        self.changed, self.kept = [], []
+        today = utcnow().date()
+        writing = _Writing(self._kind, self._value, self.pseudonym)
+        places = ", ".join("?" * len(_OF_LEDGER))
+        found = rows.execute(
+            f"SELECT seq, kind, body, leaf FROM documents WHERE kind NOT IN ({places}) ORDER BY seq",  # noqa: S608 - question marks
+            _OF_LEDGER,
+        ).fetchall()
+        for seq, kind, body, leaf in found:
+            record = from_json(body)
+            said = [record["key"], from_json(record["body"])]
+            keep_until = date(from_microseconds(record["recorded_at"]).year + KEEP_YEARS, 12, 31)
+            due = writing.without(said, of_budget=kind == "budget")
+            if kind in _BOOKS and today <= keep_until:
+                if due != said:
+                    self.kept.append(_kept(record, keep_until))
+                continue
+            if due != said:
+                record["key"], record["body"] = due[0], compact_json(due[1])
+                made = to_json(record)
+                filed = bytes(leaf or hashlib.sha256(body.encode()).digest())
+                rows.execute(
+                    "UPDATE documents SET key = ?, body = ?, leaf = ? WHERE seq = ?",
+                    (record["key"], made.decode(), filed, seq),
+                )
+                self.changed.append((seq, filed.hex(), hashlib.sha256(made).hexdigest()))
+            if writing.without(due) != due:
+                self.kept.append(_kept(record, None))
 
-def _documents(store: Store, value: str, before: int) -> list[KeptDocument]:
-    """Documents that have the text somewhere in them."""
-    found: list[KeptDocument] = []
-    pattern = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
-    for one in store.documents():
-        if one.position >= before or one.kind == ERASURE:
-            continue
-        if _says([one.key, from_json(one.body)], pattern):
-            until = date(one.recorded_at.year + KEEP_YEARS, 12, 31) if one.kind in _BOOKS else None
-            number = None if one.series is None else f"{one.series}{one.number:05d}"
-            found.append(KeptDocument(one.kind, one.key, number, until))
-    return found
+
+def _kept(record: Mapping[str, Any], keep_until: date | None) -> KeptDocument:
+    series = record.get("series")
+    number = None if series is None else f"{series}{record['number']:05d}"
+    return KeptDocument(record["kind"], record["key"], number, keep_until)
 
 
-def _says(body: Any, value: re.Pattern[str]) -> bool:
-    if isinstance(body, str):
-        return value.search(body) is not None
-    if isinstance(body, Mapping):
-        return any(_says(part, value) for pair in body.items() for part in pair)  # pyright: ignore[reportUnknownVariableType]
-    return isinstance(body, list) and any(_says(part, value) for part in body)  # pyright: ignore[reportUnknownVariableType]
+class _Writing:
+    """Writes a pseudonym where a document has a name: as what its dimension is, in scopes, and in prose."""
+
+    def __init__(self, kind: str, value: str, pseudonym: str) -> None:
+        self._name = "api_key" if kind == "api_key_alias" else kind
+        self._value, self._pseudonym = value, pseudonym
+        scoped = rf"(?<![\w]){re.escape(scope_text({self._name: value}))}(?![\w@+-])"
+        # A number, or one plain word for a thing that is no person, may stand in prose for something else.
+        person = kind in {"member", "end_user", "api_key_alias"} or kind.startswith("tag:")
+        worded = any(map(str.isalpha, value)) and (person or not value.isalpha())
+        text = rf"|(?<![\w@+-])(?<!\w\.){re.escape(value)}(?!\w|[.@+-]\w)" if worded else ""
+        self._pattern = re.compile(f"({scoped}){text}")
+        self._scoped = scope_text({self._name: pseudonym})
+
+    def without(self, part: Any, name: str = "", *, of_budget: bool = False) -> Any:
+        """A part of a document with the pseudonym in place of the name.
+
+        Args:
+            part: JSON.
+            name: What it stands under.
+            of_budget: Leave names of budgets alone.
+        """
+        if isinstance(part, str):
+            if name == self._name:
+                return self._pseudonym if part == self._value else part
+            if name in _FIXED or (of_budget and name in {"", "name", "budget", "grant_id"}):
+                return part
+            return self._pattern.sub(lambda found: self._scoped if found[1] else self._pseudonym, part)
+        if isinstance(part, Mapping):
+            prefix = "tag:" if name == "tags" else ""
+            made = {
+                self._keyed(key): self.without(value, f"{prefix}{key}", of_budget=of_budget)
+                for key, value in part.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            }
+            if "buyer" in made and part.get("scope") == {self._name: self._value}:  # pyright: ignore[reportUnknownMemberType]
+                made["buyer"] = {"name": self._pseudonym}
+            return made
+        if isinstance(part, list):
+            return [self.without(one, name, of_budget=of_budget) for one in part]  # pyright: ignore[reportUnknownVariableType]
+        return part
+
+    def _keyed(self, key: str) -> str:
+        return self._pseudonym if key == self._value and self._pattern.fullmatch(key) else key

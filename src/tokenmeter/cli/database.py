@@ -282,7 +282,11 @@ def merge(
 def erase(
     frame: Frame,
     dimension: Annotated[
-        str, typer.Argument(help="member, end_user, api_key (its alias) or tag:NAME.", show_default=False)
+        str,
+        typer.Argument(
+            help="member, end_user, team, organization, project, route, api_key or tag:NAME.",
+            show_default=False,
+        ),
     ],
     value: Annotated[str, typer.Argument(help="The text, exactly.", show_default=False)],
     *,
@@ -293,10 +297,10 @@ def erase(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Replace what says who somebody is by a pseudonym, for good. Amounts, sums, chain and invoices stay.
+    """Replace what says who somebody is by a pseudonym, for good. Amounts, sums and the chain stay.
 
-    Prints which documents name the person still, until when the law wants them kept, and which copies the ledger does
-    not hold. Exit code 1 when something of the text is left beside a ledger file.
+    Prints which documents name the person still, until when the law wants them kept (run it again after that day), and
+    which copies the ledger does not hold. Exit code 1 when something of the text is left beside a ledger file.
     """
     if not yes and not typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True):
         raise typer.Abort
@@ -309,9 +313,11 @@ def erase(
         )
     else:
         out.print(f"Erased. {done.entries:,} entries now show {done.pseudonym}.", markup=False)
+        if done.changed:
+            out.print(f"{done.changed:,} documents have it in place of the name.")
         out.print(f"Record of it in the chain: {done.record}")
         for one in done.documents:
-            until = f"to be kept until {one.keep_until}" if one.keep_until else "not changed, since it is in the chain"
+            until = f"to be kept until {one.keep_until}" if one.keep_until else "it is a budget's own name"
             out.print(f"[yellow]names the person[/]  {one.kind} {escape(one.number or one.key)}: {until}.")
         for text in done.left:
             out.print(f"[yellow]still here[/]  {text}")

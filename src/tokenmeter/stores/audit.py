@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.engine import Engine, Readable, Rows
-from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, advance, entry_row, measured, month_of
+from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, entry_row, link, measured, month_of
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
 from tokenmeter.stores.sketch import unpacked
@@ -30,7 +31,7 @@ __all__ = ["audit"]
 _PAGE = 2000
 _NAMES = ", ".join(ENTRY_COLUMNS)
 _FIELDS = Account._fields
-_DOCUMENT = "seq, position, kind, key, series, number, body, hash"
+_DOCUMENT = "seq, position, kind, key, series, number, body, hash, leaf"
 _TRIGGERS = {
     f"{table}_{what}" for table in ("entries", "documents", "accounts", "rates") for what in ("stay", "stay_unchanged")
 }
@@ -98,8 +99,7 @@ def _names(connection: Rows) -> list[Fault]:
     """Names that are not what their digest says, and were not erased; erasures that have no effect."""
     found: list[Fault] = []
     erased: dict[str, str] = {}
-    for (record,) in connection.execute("SELECT body FROM documents WHERE kind = ?", (ERASURE,)):
-        body = from_json(from_json(record)["body"])
+    for body in _erasures(connection):
         erased |= dict.fromkeys(body["names"], body["pseudonym"])
     for number, digest, salt, kind, value in connection.execute(
         "SELECT id, digest, salt, kind, value FROM names WHERE kind <> ''"
@@ -115,6 +115,12 @@ def _names(connection: Rows) -> list[Fault]:
     return found + [
         Fault("edited", f"name {digest}", "It was erased by the record, and its row is gone.") for digest in erased
     ]
+
+
+def _erasures(connection: Rows) -> list[dict[str, Any]]:
+    """What records of erasures say, in their order."""
+    records = connection.execute("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (ERASURE,)).fetchall()
+    return [from_json(from_json(record)["body"]) for (record,) in records]
 
 
 def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str, Any]) -> bool:
@@ -148,6 +154,7 @@ class _Walk:
         self.first_day: int | None = -1_000_000
         self._wanted = head
         self._begun = False
+        self._taken_out: dict[int, tuple[str, str]] = {}
         self._before: bytes | None = FIRST
         self._positions = 0
         self._numbers: dict[str, int] = {}
@@ -167,6 +174,8 @@ class _Walk:
         """Go to where the live chain begins; of what lies before it, documents are here."""
         run = connection.execute
         self.after, before = run("SELECT archived_to, archived_hash FROM ledger").fetchone()
+        for erasure in _erasures(connection):
+            self._taken_out |= {seq: (was, now) for seq, was, now in erasure.get("documents", ())}
         if not self.after:
             return
         self.entries = self.entries_archived = self._archived.entries
@@ -175,7 +184,7 @@ class _Walk:
         statement = f"SELECT {_DOCUMENT} FROM documents WHERE seq <= ? ORDER BY seq"  # noqa: S608 - names of our own
         for seq, *columns in run(statement, (self.after,)).fetchall():
             with contextlib.suppress(*UNREADABLE):
-                self._before = bytes.fromhex(from_json(columns[-2])["anchor"])
+                self._before = bytes.fromhex(from_json(columns[5])["anchor"])
             self._document(connection, seq, columns)
         self._before = bytes(before)
 
@@ -238,16 +247,16 @@ class _Walk:
         kind = "cut" if last == self.to else "missing"
         self.faults.append(Fault(kind, what, f"{count} {'record is' if count == 1 else 'records are'} gone."))
 
-    def _link(self, seq: int, body: str, stored: bytes) -> bool:
+    def _link(self, seq: int, leaf: bytes, stored: bytes) -> bool:
         before, self._before = self._before, stored
         if self._wanted == stored.hex():
             self._found_at = seq
-        return before is None or advance(before, body.encode()) == stored
+        return before is None or link(before, leaf) == stored
 
     def _entry(self, connection: Rows, seq: int, columns: list[Any]) -> None:
         self.entries += 1
         *row, body, stored = columns
-        sound = self._link(seq, body, stored)
+        sound = self._link(seq, hashlib.sha256(body.encode()).digest(), stored)
         try:
             record = from_json(body)
             account = self._shared.account(connection, record["account"])
@@ -283,10 +292,12 @@ class _Walk:
             self.faults.append(Fault("edited", f"entry {seq}", "The entry does not match its hash or its columns."))
 
     def _document(self, _: Rows, seq: int, columns: list[Any]) -> None:
-        position, kind, key, series, number, body, stored = columns
+        position, kind, key, series, number, body, stored, kept = columns
         before = self._before
         where = f"{kind} {key}"
-        sound = self._link(seq, body, stored)
+        leaf = hashlib.sha256(body.encode()).digest()
+        was, now = self._taken_out.get(seq, (leaf.hex(), leaf.hex()))
+        sound = self._link(seq, kept or leaf, stored) and ((kept or leaf).hex(), leaf.hex()) == (was, now)
         try:
             record = from_json(body)
             sound = sound and [record["kind"], record["key"], record.get("series"), record.get("number")] == [

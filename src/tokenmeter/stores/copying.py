@@ -270,6 +270,7 @@ class _Transfer:
         while (reached := _reached(self._written)).seq < until.seq:
             last = max(_archived_to(self._rows), min(until.seq, reached.seq + _PAGE))
             self.page(after=reached.seq, last=last)
+        self._take_out()
         for table in self._ours.keys() - {*_SHARED, *_RECORDS, *_LEFT, *(() if with_holds else ("holds",))}:
             if table in self._theirs:
                 self._written.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
@@ -285,6 +286,15 @@ class _Transfer:
         self._written.execute("DELETE FROM entries WHERE seq <= (SELECT archived_to FROM ledger)")
         self._target.finish(self._written)
         return _reached(self._written)
+
+    def _take_out(self) -> None:
+        """Documents that were carried before an erasure took a name out of them."""
+        statement = "SELECT seq, key, body, leaf FROM documents WHERE leaf IS NOT NULL"
+        for seq, key, body, leaf in self._source.stream(self._rows, statement):
+            self._written.execute(
+                "UPDATE documents SET key = ?, body = ?, leaf = ? WHERE seq = ? AND body <> ?",
+                (key, body, bytes(leaf), seq, body),
+            )
 
     def _put(self, table: str, which: str = "", values: Sequence[Any] = ()) -> None:
         shape = _Shape(self._ours, self._theirs, table)

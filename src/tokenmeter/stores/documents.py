@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-__all__ = ["ERASURE", "MOVED", "Document", "Filing", "NewDocument", "Request", "told_of_move"]
+__all__ = ["ERASURE", "MERGED", "MOVED", "Document", "Filing", "NewDocument", "Request", "told_of_move"]
 
-#: Kind of the document that says that a name was erased; its body names digests, pseudonym, reason and by whom.
+#: Kind of the document that says that a name was erased. Its body names digests, pseudonym, reason, by whom, and for
+#: each document that was changed its record's number, SHA-256 as it was filed and SHA-256 as it is now.
 ERASURE = "erasure"
+#: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts.
+MERGED = "merged"
 #: Kind of the document that is the last record of a ledger which went elsewhere; its body is ``{"to": URL}``.
 MOVED = "moved"
 

@@ -34,6 +34,7 @@ __all__ = [
     "advance",
     "entry_row",
     "identity_column",
+    "link",
     "measured",
     "month_of",
     "split",
@@ -53,7 +54,12 @@ _WHOLE = 1 << 62
 
 def advance(before: bytes, record: bytes) -> bytes:
     """The chain's hash after `record`: SHA-256 over the hash before it and the record's own SHA-256."""
-    return hashlib.sha256(before + hashlib.sha256(record).digest()).digest()
+    return link(before, hashlib.sha256(record).digest())
+
+
+def link(before: bytes, leaf: bytes) -> bytes:
+    """As `advance`, from the record's SHA-256."""
+    return hashlib.sha256(before + leaf).digest()
 
 
 @lru_cache(maxsize=4096)

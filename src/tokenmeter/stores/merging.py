@@ -12,14 +12,12 @@ from pydantic_core import to_json
 
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.copying import Progress, refuse_holds
-from tokenmeter.stores.documents import ERASURE, MOVED, NewDocument
+from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
 from tokenmeter.stores.record import FORMAT
 
-__all__ = ["MERGED", "Merge", "merge_ledger"]
+__all__ = ["Merge", "merge_ledger"]
 
-#: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts.
-MERGED = "merged"
 _PAGE = 500
 #: Documents that stay where they are: they are about that ledger itself.
 _STAY = {"budget", "notice", MERGED, MOVED, ERASURE}

@@ -5,7 +5,7 @@ written. The chain covers exactly these bytes, so a later release may add a name
 
 What many entries have in common is defined once, in records of its own: the `Account` (who, what, under which terms)
 and the `Rate` of a charge (everything of it but its amounts). Entries name both by a digest of their definition. What
-could tell who somebody is (members, end users, tags' values, aliases of keys) is in no record that the chain covers:
+could tell who somebody is (what the caller says of whose it is, aliases of keys) is in no record that the chain covers:
 those hold the digest of a *name*, salted, and the name itself can be erased.
 """
 
@@ -134,7 +134,7 @@ class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
 
 
 #: Fields of an account whose text is kept apart, as a name.
-PERSONAL = ("member", "api_key_alias")
+PERSONAL = ("member", "team", "organization", "project", "route", "api_key_alias")
 
 
 class Rate(NamedTuple):
@@ -192,7 +192,7 @@ class Name(NamedTuple):
     Attributes:
         digest: First 16 bytes of SHA-256 over kind, salt and value, 32 hex digits.
         salt: 16 random bytes, hex.
-        kind: ``member``, ``api_key_alias``, ``end_user`` or ``tag:NAME``.
+        kind: One of `PERSONAL`, ``end_user`` or ``tag:NAME``.
         value: The text.
     """
 

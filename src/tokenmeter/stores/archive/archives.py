@@ -27,7 +27,7 @@ from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import AMOUNTS
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
-from tokenmeter.stores.fold import FIRST, HOUR
+from tokenmeter.stores.fold import FIRST, HOUR, link
 from tokenmeter.stores.selection import account_conditions, admits, asked, conditions
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
@@ -227,13 +227,14 @@ class Archives:
         )
         return identity.hex()
 
-    def _documents(self, first: int, last: int) -> dict[int, str]:
+    def _documents(self, first: int, last: int) -> dict[int, bytes]:
+        """SHA-256 of each document of a run, as it was filed."""
         rows = self._book.read(
             lambda connection: connection.execute(
-                "SELECT seq, body FROM documents WHERE seq BETWEEN ? AND ?", (first, last)
+                "SELECT seq, body, leaf FROM documents WHERE seq BETWEEN ? AND ?", (first, last)
             ).fetchall()
         )
-        return dict(rows)
+        return {seq: bytes(leaf or hashlib.sha256(body.encode()).digest()) for seq, body, leaf in rows}
 
     # -- for other tools
 
@@ -512,7 +513,7 @@ class _Counting(NamedTuple):
 class _Chain:
     """Along the chain through a run: entries come, documents are known."""
 
-    def __init__(self, first: int, head: bytes, documents: Mapping[int, str]) -> None:
+    def __init__(self, first: int, head: bytes, documents: Mapping[int, bytes]) -> None:
         self.next, self.head, self.entries = first, head, 0
         self.merkle = Merkle()
         self._documents = documents
@@ -529,12 +530,11 @@ class _Chain:
     def entry(self, seq: int, body: str) -> None:
         """The next entry."""
         self.before(seq)
-        self._link(body)
+        self._link(hashlib.sha256(body.encode()).digest())
         self.entries += 1
 
-    def _link(self, body: str) -> None:
-        leaf = hashlib.sha256(body.encode()).digest()
-        self.head = hashlib.sha256(self.head + leaf).digest()
+    def _link(self, leaf: bytes) -> None:
+        self.head = link(self.head, leaf)
         self.merkle.add(leaf)
         self.next += 1
 

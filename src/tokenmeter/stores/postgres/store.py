@@ -474,7 +474,8 @@ class PostgresStore:
         """Remove what may still lie beside the rows: old rows, segments of this host's tail. What is left, in words."""
         self.journal.turn_over()
         self._send()
-        self._book.run(lambda rows: rows.execute(f"VACUUM {self.address.schema}.names"))
+        for table in ("names", "documents"):
+            self._book.run(lambda rows, table=table: rows.execute(f"VACUUM {self.address.schema}.{table}"))  # type: ignore[misc]
         left = ["The server's own log archive and replicas, and the spools of other hosts until they turn over."]
         if len(segments(self._spool.path)) > 1:
             left.append("Old segments of this host's spool: programs keep them until they record again or end.")

@@ -596,6 +596,6 @@ def _file(connection: Connection, *, draft: NewDocument) -> Filing:
     record = document_record(draft, number, before.hex())
     digest = advance(before, record)
     row = (seq + 1, position + 1, draft.kind, draft.key, draft.series, number, record.decode(), digest)
-    run("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    run("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
     run("UPDATE ledger SET seq = ?, hash = ?, documents = ?", (seq + 1, digest, position + 1))
     return Filing(document_of(position + 1, record.decode(), digest), recorded=True)

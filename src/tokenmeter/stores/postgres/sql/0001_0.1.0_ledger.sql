@@ -25,7 +25,7 @@ CREATE TABLE names (
 CREATE INDEX names_by_value ON names (kind, value);
 
 -- Who, what and under which terms: shared by many entries. `body` is the definition, `digest` the first 16 bytes of its
--- SHA-256; the columns repeat it for SQL, with members and aliases as rows of `names`. Without a body: not defined yet.
+-- SHA-256; the columns repeat it for SQL, with texts of the caller's as rows of `names`. Without a body: not defined yet.
 CREATE TABLE accounts (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     digest bytea NOT NULL UNIQUE,
@@ -40,10 +40,10 @@ CREATE TABLE accounts (
     service_tier text,
     cost_source text NOT NULL DEFAULT 'none',
     member bigint,
-    team text,
-    organization text,
-    project text,
-    route text,
+    team bigint,
+    organization bigint,
+    project bigint,
+    route bigint,
     api_key_fingerprint text,
     api_key_last4 text,
     api_key_alias bigint,
@@ -53,15 +53,19 @@ CREATE TABLE accounts (
 CREATE VIEW contexts AS
 SELECT a.id, a.kind, a.provider, a.endpoint, a.operation, a.request_model, a.response_model, a.status, a.service_tier,
     a.cost_source,
-    CASE WHEN a.member IS NOT NULL THEN coalesce(m.value, 'erased-' || encode(substr(m.digest, 1, 4), 'hex')) END
-        AS member,
-    a.team, a.organization, a.project, a.route, a.api_key_fingerprint, a.api_key_last4,
-    CASE WHEN a.api_key_alias IS NOT NULL THEN coalesce(k.value, 'erased-' || encode(substr(k.digest, 1, 4), 'hex')) END
-        AS api_key_alias,
+    coalesce(m.value, 'erased-' || encode(substr(m.digest, 1, 4), 'hex')) AS member,
+    coalesce(t.value, 'erased-' || encode(substr(t.digest, 1, 4), 'hex')) AS team,
+    coalesce(o.value, 'erased-' || encode(substr(o.digest, 1, 4), 'hex')) AS organization,
+    coalesce(p.value, 'erased-' || encode(substr(p.digest, 1, 4), 'hex')) AS project,
+    coalesce(r.value, 'erased-' || encode(substr(r.digest, 1, 4), 'hex')) AS route,
+    a.api_key_fingerprint, a.api_key_last4,
+    coalesce(k.value, 'erased-' || encode(substr(k.digest, 1, 4), 'hex')) AS api_key_alias,
     a.price_list_hash,
     coalesce(a.response_model, a.request_model) AS model,
     CASE WHEN a.api_key_fingerprint IS NOT NULL THEN coalesce(k.value, '...' || a.api_key_last4) END AS api_key
-FROM accounts AS a LEFT JOIN names AS m ON m.id = a.member LEFT JOIN names AS k ON k.id = a.api_key_alias;
+FROM accounts AS a LEFT JOIN names AS m ON m.id = a.member LEFT JOIN names AS t ON t.id = a.team
+    LEFT JOIN names AS o ON o.id = a.organization LEFT JOIN names AS p ON p.id = a.project
+    LEFT JOIN names AS r ON r.id = a.route LEFT JOIN names AS k ON k.id = a.api_key_alias;
 
 -- Everything of a charge but its amounts: shared by many charges.
 CREATE TABLE rates (
@@ -126,7 +130,8 @@ CREATE TABLE dedup (
     seq bigint NOT NULL
 );
 
--- Closed periods, invoices, credit notes, definitions of budgets: filed once, numbered without gaps per series.
+-- Closed periods, invoices, credit notes, definitions of budgets: filed once, numbered without gaps per series. Where an
+-- erasure took a name out of `body`, `leaf` is SHA-256 of the record as it was filed, which the chain goes on from.
 CREATE TABLE documents (
     seq bigint PRIMARY KEY,
     position bigint NOT NULL UNIQUE,
@@ -136,6 +141,7 @@ CREATE TABLE documents (
     number bigint,
     body text NOT NULL,
     hash bytea NOT NULL,
+    leaf bytea,
     UNIQUE (kind, key),
     UNIQUE (series, number)
 );
@@ -148,7 +154,11 @@ END $$;
 CREATE TRIGGER entries_stay BEFORE DELETE OR TRUNCATE ON entries EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER entries_stay_unchanged BEFORE UPDATE ON entries EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER documents_stay BEFORE DELETE OR TRUNCATE ON documents EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER documents_stay_unchanged BEFORE UPDATE ON documents EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER documents_stay_unchanged BEFORE UPDATE ON documents FOR EACH ROW
+    WHEN (new.leaf IS NULL OR new.leaf IS DISTINCT FROM coalesce(old.leaf, sha256(convert_to(old.body, 'UTF8')))
+        OR (new.seq, new.position, new.kind, new.series, new.number, new.hash)
+            IS DISTINCT FROM (old.seq, old.position, old.kind, old.series, old.number, old.hash))
+    EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER accounts_stay BEFORE DELETE OR TRUNCATE ON accounts EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER accounts_stay_unchanged BEFORE UPDATE ON accounts
     FOR EACH ROW WHEN (old.body IS NOT NULL) EXECUTE FUNCTION refuse_change();

@@ -53,6 +53,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
     SELECT digest FROM names WHERE kind = of_kind AND value = of_value ORDER BY id LIMIT 1
 $$;
 
+-- Row of a name that a definition holds the digest of.
+CREATE FUNCTION named(said json, field text) RETURNS bigint LANGUAGE sql AS $$
+    SELECT CASE WHEN said->>field IS NOT NULL THEN name_row(decode(said->>field, 'hex')) END
+$$;
+
 -- Keep a definition. What is not what its digest says is refused; one that is there stays as it is.
 CREATE FUNCTION define(definition text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -82,11 +87,9 @@ BEGIN
             api_key_last4, api_key_alias, price_list_hash)
         VALUES (of_digest, definition, said->>'kind', said->>'provider', said->>'endpoint', said->>'operation',
             said->>'request_model', said->>'response_model', said->>'status', said->>'service_tier',
-            said->>'cost_source', CASE WHEN said->>'member' IS NOT NULL THEN name_row(decode(said->>'member', 'hex')) END,
-            said->>'team', said->>'organization', said->>'project', said->>'route', said->>'api_key_fingerprint',
-            said->>'api_key_last4',
-            CASE WHEN said->>'api_key_alias' IS NOT NULL THEN name_row(decode(said->>'api_key_alias', 'hex')) END,
-            said->>'price_list_hash')
+            said->>'cost_source', named(said, 'member'), named(said, 'team'), named(said, 'organization'),
+            named(said, 'project'), named(said, 'route'), said->>'api_key_fingerprint', said->>'api_key_last4',
+            named(said, 'api_key_alias'), said->>'price_list_hash')
         ON CONFLICT (digest) DO UPDATE SET body = excluded.body, kind = excluded.kind, provider = excluded.provider,
             endpoint = excluded.endpoint, operation = excluded.operation, request_model = excluded.request_model,
             response_model = excluded.response_model, status = excluded.status, service_tier = excluded.service_tier,

@@ -24,7 +24,7 @@ CREATE TABLE names (
 CREATE INDEX names_by_value ON names (kind, value);
 
 -- Who, what and under which terms: shared by many entries. `body` is the definition, `digest` the first 16 bytes of its
--- SHA-256; the columns repeat it for SQL, with members and aliases as rows of `names`. Without a body: not defined yet.
+-- SHA-256; the columns repeat it for SQL, with texts of the caller's as rows of `names`. Without a body: not defined yet.
 CREATE TABLE accounts (
     id INTEGER PRIMARY KEY,
     digest BLOB NOT NULL UNIQUE,
@@ -39,10 +39,10 @@ CREATE TABLE accounts (
     service_tier TEXT,
     cost_source TEXT NOT NULL DEFAULT 'none',
     member INTEGER REFERENCES names (id),
-    team TEXT,
-    organization TEXT,
-    project TEXT,
-    route TEXT,
+    team INTEGER REFERENCES names (id),
+    organization INTEGER REFERENCES names (id),
+    project INTEGER REFERENCES names (id),
+    route INTEGER REFERENCES names (id),
     api_key_fingerprint TEXT,
     api_key_last4 TEXT,
     api_key_alias INTEGER REFERENCES names (id),
@@ -52,15 +52,19 @@ CREATE TABLE accounts (
 CREATE VIEW contexts AS
 SELECT a.id, a.kind, a.provider, a.endpoint, a.operation, a.request_model, a.response_model, a.status, a.service_tier,
     a.cost_source,
-    CASE WHEN a.member IS NOT NULL THEN coalesce(m.value, 'erased-' || lower(hex(substr(m.digest, 1, 4)))) END
-        AS member,
-    a.team, a.organization, a.project, a.route, a.api_key_fingerprint, a.api_key_last4,
-    CASE WHEN a.api_key_alias IS NOT NULL THEN coalesce(k.value, 'erased-' || lower(hex(substr(k.digest, 1, 4)))) END
-        AS api_key_alias,
+    coalesce(m.value, 'erased-' || nullif(lower(hex(substr(m.digest, 1, 4))), '')) AS member,
+    coalesce(t.value, 'erased-' || nullif(lower(hex(substr(t.digest, 1, 4))), '')) AS team,
+    coalesce(o.value, 'erased-' || nullif(lower(hex(substr(o.digest, 1, 4))), '')) AS organization,
+    coalesce(p.value, 'erased-' || nullif(lower(hex(substr(p.digest, 1, 4))), '')) AS project,
+    coalesce(r.value, 'erased-' || nullif(lower(hex(substr(r.digest, 1, 4))), '')) AS route,
+    a.api_key_fingerprint, a.api_key_last4,
+    coalesce(k.value, 'erased-' || nullif(lower(hex(substr(k.digest, 1, 4))), '')) AS api_key_alias,
     a.price_list_hash,
     coalesce(a.response_model, a.request_model) AS model,
     CASE WHEN a.api_key_fingerprint IS NOT NULL THEN coalesce(k.value, '...' || a.api_key_last4) END AS api_key
-FROM accounts AS a LEFT JOIN names AS m ON m.id = a.member LEFT JOIN names AS k ON k.id = a.api_key_alias;
+FROM accounts AS a LEFT JOIN names AS m ON m.id = a.member LEFT JOIN names AS t ON t.id = a.team
+    LEFT JOIN names AS o ON o.id = a.organization LEFT JOIN names AS p ON p.id = a.project
+    LEFT JOIN names AS r ON r.id = a.route LEFT JOIN names AS k ON k.id = a.api_key_alias;
 
 -- Everything of a charge but its amounts: shared by many charges.
 CREATE TABLE rates (
@@ -114,7 +118,8 @@ CREATE TABLE dedup (
     seq INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Closed periods, invoices, credit notes, definitions of budgets: filed once, numbered without gaps per series.
+-- Closed periods, invoices, credit notes, definitions of budgets: filed once, numbered without gaps per series. Where an
+-- erasure took a name out of `body`, `leaf` is SHA-256 of the record as it was filed, which the chain goes on from.
 CREATE TABLE documents (
     seq INTEGER PRIMARY KEY,
     position INTEGER NOT NULL UNIQUE,
@@ -124,6 +129,7 @@ CREATE TABLE documents (
     number INTEGER,
     body TEXT NOT NULL,
     hash BLOB NOT NULL,
+    leaf BLOB,
     UNIQUE (kind, key),
     UNIQUE (series, number)
 );
@@ -133,6 +139,9 @@ BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: put an entry right with a 
 CREATE TRIGGER entries_stay BEFORE DELETE ON entries
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: entries are never removed'); END;
 CREATE TRIGGER documents_stay_unchanged BEFORE UPDATE ON documents
+WHEN new.leaf IS NULL OR new.leaf IS NOT coalesce(old.leaf, new.leaf)
+    OR (new.seq, new.position, new.kind, new.series, new.number, new.hash)
+        IS NOT (old.seq, old.position, old.kind, old.series, old.number, old.hash)
 BEGIN SELECT RAISE(ABORT, 'documents are never changed: put an invoice right with a credit note'); END;
 CREATE TRIGGER documents_stay BEFORE DELETE ON documents
 BEGIN SELECT RAISE(ABORT, 'documents are never removed'); END;
