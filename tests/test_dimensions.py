@@ -26,9 +26,10 @@ EDIT = (
 )
 #: ... and the migration that CONTRIBUTING asks for.
 MIGRATION = """
-ALTER TABLE accounts ADD COLUMN department TEXT;
+ALTER TABLE accounts ADD COLUMN department INTEGER REFERENCES names (id);
 DROP VIEW contexts;
 """
+JOIN = "LEFT JOIN names AS d ON d.id = a.department;"
 
 OLD = """
 import sys, tokenmeter
@@ -93,9 +94,9 @@ def test_a_dimension_is_one_edit_in_one_file_and_a_migration(tmp_path):
     (first,) = (folder / "sql").glob("0001_*.sql")
     script = first.read_text(encoding="utf-8")
     view = script[script.index("CREATE VIEW contexts") :]
-    view = view[: view.index(";") + 1].replace("a.project,", "a.project, a.department,")
+    view = view[: view.index(";")].replace("AS project,", "AS project, d.value AS department,")
     number = len(list((folder / "sql").glob("*.sql"))) + 1
-    (folder / "sql" / f"{number:04d}_department.sql").write_text(MIGRATION + view + "\n", encoding="utf-8")
+    (folder / "sql" / f"{number:04d}_department.sql").write_text(f"{MIGRATION}{view} {JOIN}", encoding="utf-8")
     _edit(folder / "schema.py", (f"SCHEMA_VERSION = {number - 1}\n", f"SCHEMA_VERSION = {number}\n"))
 
     said = json.loads(_run(NEW, ledger, copy.parent))

@@ -40,6 +40,7 @@ from tokenmeter.reports import (
 from tokenmeter.reports.database import open_database
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.sink import Target
+from tokenmeter.stores.archive import clickhouse
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.backup import back_up
 from tokenmeter.stores.base import Fault, Store, Verification
@@ -497,6 +498,8 @@ class Meter(CallMeter):
             StoreUnavailableError: an archived month's file cannot be read.
         """
         return self.store.archives.connect(path)
+
+    load_clickhouse = _of_ledger(clickhouse.load_clickhouse)
 
     # -- month end
 

@@ -16,18 +16,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic_core import from_json, to_json
 
 from tokenmeter.budgets.matching import parse_scope, scope_text
+from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import new_id, utcnow
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
-from tokenmeter.stores.record import PERSONAL, plain
+from tokenmeter.stores.record import plain
 from tokenmeter.stores.values import compact_json, from_microseconds
 
 __all__ = ["KEEP_YEARS", "Erasable", "Erasure", "KeptDocument", "erase"]
@@ -35,7 +36,7 @@ __all__ = ["KEEP_YEARS", "Erasable", "Erasure", "KeptDocument", "erase"]
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
 #: Europe for invoices.
 KEEP_YEARS = 10
-_KINDS = (*PERSONAL[:-1], "end_user", "api_key")
+_KINDS = (*WHO, "api_key")
 #: Documents that accounts and tax law want to be kept; all others only name somebody.
 _BOOKS = ("period", "invoice", "credit_note", "invoice_event", "reconciliation", "handover")
 #: Documents that are about the ledger itself.
@@ -330,12 +331,13 @@ class _Writing:
                 return part
             return self._pattern.sub(lambda found: self._scoped if found[1] else self._pseudonym, part)
         if isinstance(part, Mapping):
+            values = cast("Mapping[str, Any]", part)
             prefix = "tag:" if name == "tags" else ""
             made = {
                 self._keyed(key): self.without(value, f"{prefix}{key}", of_budget=of_budget)
-                for key, value in part.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+                for key, value in values.items()
             }
-            if "buyer" in made and part.get("scope") == {self._name: self._value}:  # pyright: ignore[reportUnknownMemberType]
+            if "buyer" in made and values.get("scope") == {self._name: self._value}:
                 made["buyer"] = {"name": self._pseudonym}
             return made
         if isinstance(part, list):

@@ -272,6 +272,30 @@ def merge(
 
 
 @command(
+    app,
+    "clickhouse",
+    options=("as_json", "store"),
+    examples=["tokenmeter db clickhouse https://loader@clickhouse.example:8443 --database usage"],
+)
+def clickhouse(
+    frame: Frame,
+    to: Annotated[str, typer.Argument(help="ClickHouse's HTTP interface: https://user@host:8443.", show_default=False)],
+    *,
+    database: Annotated[str, typer.Option("--database", help="Where the tables are, or are made.")] = "tokenmeter",
+) -> None:
+    """Hand the ledger, archived months included, over to ClickHouse: every entry once, however often it is run.
+
+    The password may be in the URL, or in the environment variable CLICKHOUSE_PASSWORD.
+    """
+    with frame.meter() as meter, _progress("sending") as progress:
+        loaded = meter.load_clickhouse(to, database=database, progress=lambda sent: progress(sent, sent))
+    if frame.as_json:
+        emit({name: getattr(loaded, name) for name in loaded.__slots__})
+    else:
+        out.print(f"{loaded.entries:,} entries are in {loaded.database}; {loaded.sent:,} of them were sent now.")
+
+
+@command(
     main,
     "erase",
     examples=[

@@ -134,7 +134,7 @@ class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
 
 
 #: Fields of an account whose text is kept apart, as a name.
-PERSONAL = ("member", "team", "organization", "project", "route", "api_key_alias")
+PERSONAL = (*KEPT_WHO, "api_key_alias")
 
 
 class Rate(NamedTuple):

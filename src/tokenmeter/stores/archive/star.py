@@ -117,6 +117,7 @@ def _dimensions(connection: Any, rows: Rows) -> None:
         for tag, digest in json.loads(body).items()
     ]
     _table(connection, "tags", ("tags", "tag", "value"), tags)
+    _table(connection, "ledger", ("ledger",), rows.execute("SELECT lower(hex(identity)) FROM ledger").fetchall())
 
 
 def _table(connection: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
