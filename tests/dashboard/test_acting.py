@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+import re
+from urllib.parse import urlencode
 
 import pytest
+
+from tokenmeter.billing import credit_notes
 
 ACTS, READS = "tokenmeter_" + "b" * 43, "tokenmeter_" + "r" * 43
 
@@ -43,7 +48,7 @@ def test_nothing_is_done_before_it_is_confirmed(served, filed):
     for path, body in (
         ("/budgets/ada-monthly", {"fields": {"limit_usd": "9"}, "reason": "more"}),
         ("/budgets/ada-monthly/grants", {"amount": "5", "scope": {"member": "ada"}, "reason": "more"}),
-        ("/invoices", {"account": {"team": "search"}, "period": "last-month"}),
+        ("/invoices", {"account": {"team": "new"}, "period": "last-month", "force": True}),
         ("/invoices/INV-00001/credit-notes", {"amount": "0.01", "reason": "goodwill"}),
         ("/corrections", {"changed": True}),
     ):
@@ -75,6 +80,33 @@ def test_an_invoice_is_credited_under_the_tokens_name(served, filed):
     status, answer = post(served, "/invoices/INV-00001/credit-notes", amount="9999", reason="too much", dry_run=False)
     assert status == 409
     assert post(served, "/invoices/INV-77777/credit-notes", reason="none", dry_run=False)[0] == 404
+
+
+def test_a_credit_that_is_sent_twice_is_given_once(served, filed):
+    before = len(credit_notes(filed.store))
+    deed = {"amount": "0.02", "reason": "goodwill", "key": "ticket-7", "dry_run": False}
+    found = [post(served, "/invoices/INV-00001/credit-notes", **deed) for _ in range(3)]
+    assert [status for status, _ in found] == [201] * 3
+    assert len({answer["result"]["number"] for _, answer in found}) == 1
+    assert len(credit_notes(filed.store)) == before + 1
+    for other in ({"amount": "0.03"}, {"amount": None}, {"reason": "outage"}):
+        status, answer = post(served, "/invoices/INV-00001/credit-notes", **{**deed, **other})
+        assert (status, "ticket-7" in answer["detail"]) == (409, True)
+    same = post(served, "/invoices/INV-00001/credit-notes", **{**deed, "amount": "0.020"})
+    assert same == found[0]
+
+
+def test_what_cannot_be_done_is_said_before_it_is_confirmed(served, filed):
+    documents = list(filed.store.documents())
+    for path, body, status in (
+        ("/invoices", {"account": {"team": "search"}, "period": "last-month"}, 409),  # another one says otherwise
+        ("/invoices", {"account": {"team": "ads"}, "period": "this-month"}, 409),
+        ("/invoices/INV-00001/credit-notes", {"amount": "9999", "reason": "too much"}, 409),
+        ("/budgets/none/grants", {"amount": "1", "reason": "x"}, 400),
+        ("/budgets/everything/grants", {"amount": "1", "reason": "x", "scope": {"member": "ada"}}, 400),
+    ):
+        assert post(served, path, **body)[0] == status, path
+    assert list(filed.store.documents()) == documents
 
 
 def test_an_invoice_is_issued_once(served, filed):
@@ -117,3 +149,140 @@ def test_a_mistaken_deed_is_a_problem(served, filed, path, body, status):
     documents = list(filed.store.documents())
     assert post(served, path, **body)[0] == status
     assert list(filed.store.documents()) == documents
+
+
+# -- from the pages
+
+
+PROOF = re.compile(r'name="proof" value="([0-9a-f]+)"')
+FORM = {"content_type": "application/x-www-form-urlencoded"}
+
+
+def logged_in(served, token=ACTS):
+    cookie = served.get("/login", method="POST", body=f"token={token}", **FORM)[1]["set-cookie"].partition(";")[0]
+    page = served.get("/budgets", cookie=cookie)[2]
+    return cookie, PROOF.search(page)[1]
+
+
+def hidden(page):
+    """The fields that the page's last form would send."""
+    form = page[page.rindex("<form") :]
+    found = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', form)
+    return {name: html.unescape(value) for name, value in found}
+
+
+def submit(served, what, cookie, headers=None, **fields):
+    return served.get(f"/acts/{what}", method="POST", body=urlencode(fields), cookie=cookie, **FORM, **(headers or {}))
+
+
+DEEDS = (
+    ("budget", {"name": "ada-monthly", "set:limit_usd": "9", "reason": "more"}, "limit usd"),
+    ("grant", {"name": "ada-monthly", "amount": "5", "reason": "more"}, "limit, member ada"),
+    ("invoice", {"account": "team", "of": "new", "period": "last-month", "force": "1"}, "Issue an invoice"),
+    ("credit", {"number": "INV-00001", "amount": "0.01", "reason": "goodwill"}, "left to pay"),
+    ("reprice", {"changed": "1"}, "corrections"),
+)
+
+
+@pytest.mark.parametrize(("what", "fields", "words"), DEEDS)
+def test_a_form_shows_what_it_would_do_and_only_then_does_it(served, filed, what, fields, words):
+    cookie, proof = logged_in(served)
+    before = filed.store.verify()
+    status, _, shown = submit(served, what, cookie, proof=proof, **fields)
+    assert (status, words in shown, "By <bdi>lead</bdi>" in shown) == (200, True, True), shown
+    assert filed.store.verify() == before
+    status, headers, _ = submit(served, what, cookie, **hidden(shown))
+    assert status == 303
+    if what != "reprice":  # there is nothing to correct
+        assert filed.store.verify() != before
+        assert served.get(headers["location"], cookie=cookie)[0] == 200
+
+
+def test_a_button_that_is_pressed_twice_does_it_once(served, filed):
+    cookie, proof = logged_in(served)
+    for what, fields, _ in DEEDS[1::2]:
+        shown = submit(served, what, cookie, proof=proof, **fields)[2]
+        assert submit(served, what, cookie, **hidden(shown))[0] == 303
+        done = filed.store.verify()
+        status, _, again = submit(served, what, cookie, **hidden(shown))
+        assert (status, "has changed since you looked" in again) == (200, True)
+        assert submit(served, what, cookie, **hidden(again))[0] == 303  # it was done: that one is shown
+        assert filed.store.verify() == done, what
+
+
+def test_what_was_changed_in_between_is_shown_again(served, filed):
+    cookie, proof = logged_in(served)
+    what, fields, _ = DEEDS[0]
+    shown = submit(served, what, cookie, proof=proof, **fields)[2]
+    post(served, "/budgets/ada-monthly", fields={"limit_usd": "7"}, reason="somebody else", dry_run=False)
+    status, _, again = submit(served, what, cookie, **hidden(shown))
+    assert (status, "has changed since you looked" in again) == (200, True)
+    assert str(filed.budgets.history("ada-monthly")[-1].budget.limit_usd) == "7"
+
+
+def test_only_a_page_of_ones_own_acts_and_only_with_the_right(served, filed):
+    before = filed.store.verify()
+    cookie, proof = logged_in(served)
+    theirs, their_proof = logged_in(served, READS)
+    for what, fields, _ in DEEDS:
+        for sent in (
+            {"cookie": cookie},
+            {"cookie": cookie, "proof": "0" * 64},
+            {"cookie": cookie, "proof": their_proof},
+            {"cookie": theirs, "proof": their_proof},
+            {"cookie": cookie, "proof": proof, "headers": {"sec_fetch_site": "cross-site"}},
+        ):
+            assert submit(served, what, **sent, **fields)[0] == 403, (what, sent)
+        body = urlencode(fields)
+        assert served.get(f"/acts/{what}", method="POST", body=body, **FORM, authorization=f"Bearer {ACTS}")[0] == 403
+        assert served.get(f"/acts/{what}", method="POST", body=body, **FORM)[0] == 401
+    assert submit(served, "nothing", cookie, proof=proof)[0] == 404
+    assert filed.store.verify() == before
+
+
+@pytest.mark.parametrize(
+    ("what", "fields", "status", "words"),
+    [
+        ("budget", {"name": "b", "limit": "-1", "reason": "x"}, 400, "limit_usd"),
+        ("budget", {"name": "", "limit": "1", "reason": "x"}, 400, "name"),
+        ("budget", {"name": "b", "limit": "1"}, 400, "reason"),
+        ("budget", {"name": "b", "dimension": "colour", "limit": "1", "reason": "x"}, 400, "colour"),
+        ("grant", {"name": "ada-monthly", "amount": "lots", "reason": "x"}, 400, "amount"),
+        ("grant", {"name": "none", "amount": "1", "reason": "x"}, 400, "none"),
+        ("invoice", {"account": "team", "of": "", "period": "last-month"}, 400, "account"),
+        ("invoice", {"account": "team", "of": "search", "period": "last-month", "on": "soon"}, 400, "date"),
+        ("invoice", {"account": "team", "of": "ads", "period": "this-month"}, 409, "still open"),
+        ("credit", {"number": "INV-00001", "amount": "999", "reason": "x"}, 409, "more than"),
+        ("credit", {"number": "INV-77777", "reason": "x"}, 409, "no such invoice"),
+        ("credit", {"number": "INV-00001", "amount": "1"}, 400, "reason"),
+        ("reprice", {"period": "soonish"}, 400, "period"),
+    ],
+)
+def test_a_mistaken_form_says_what_is_wrong(served, filed, what, fields, status, words):
+    cookie, proof = logged_in(served)
+    before = filed.store.verify()
+    found, _, page = submit(served, what, cookie, proof=proof, **fields)
+    assert (found, words in page) == (status, True), page
+    assert filed.store.verify() == before
+
+
+def test_forms_are_shown_to_those_who_may(served):
+    for token, shown in ((ACTS, True), (READS, False)):
+        cookie, _ = logged_in(served, token)
+        for path in (
+            "/budgets",
+            "/budgets/ada-monthly",
+            "/account?member=bob",
+            "/periods/1",
+            "/invoices/INV-00001",
+            "/doubts",
+        ):
+            assert ('action="/acts/' in served.get(path, cookie=cookie)[2]) is shown, path
+
+
+def test_logging_out_ends_it_for_this_browser(served):
+    cookie, proof = logged_in(served)
+    assert served.get("/logout", method="POST", body="proof=0", cookie=cookie, **FORM)[0] == 403
+    status, headers, _ = served.get("/logout", method="POST", body=f"proof={proof}", cookie=cookie, **FORM)
+    assert (status, headers["location"]) == (303, "/login")
+    assert "Max-Age=0" in headers["set-cookie"]

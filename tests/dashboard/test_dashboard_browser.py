@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import shlex
@@ -286,6 +287,37 @@ def test_who_spent_most_yesterday_why_and_a_cap_on_them(make_meter, record_in, s
                 wrapped.chat.completions.create(**ask)
             with tokenmeter.attribute(member="bob"):
                 wrapped.chat.completions.create(**ask)
+
+
+def test_who_may_caps_a_member_from_their_page_after_seeing_what_it_does(busy, serve, browse):
+    token = "tokenmeter_" + "b" * 43
+    row = {"hash": f"sha256:{hashlib.sha256(token.encode()).hexdigest()}", "can": ["read", "budgets"]}
+    busy.settings = busy.settings.model_validate({**busy.settings.model_dump(), "dashboard": {"tokens": {"lead": row}}})
+    page = browse(f"{serve(busy).url}/login")
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    drawn(page)
+    page.goto(page.url + "account?member=bob")
+    form = page.get_by_role("form", name="Cap it")
+    form.locator("[name=limit]").fill("0.01")
+    form.get_by_label("Why").fill("spends too much")
+    form.get_by_role("button", name="Show what will happen").click()
+    page.get_by_role("heading", level=1, name="Set budget member-bob").wait_for()
+    told = page.get_by_role("region", name="What will happen, as a table").inner_text()
+    assert "limit usd" in told
+    assert all(one.name != "member-bob" for one in busy.budgets.in_force)
+    page.get_by_role("button", name="Set it").click()
+    page.get_by_role("heading", level=1, name="Budget member-bob").wait_for()
+    (set_now,) = [one for one in busy.budgets.in_force if one.name == "member-bob"]
+    assert (set_now.member, str(set_now.limit_usd)) == ("bob", "0.01")
+    raised = page.get_by_role("form", name="Raise it for this window")
+    raised.get_by_label("By").fill("1.5")
+    raised.get_by_label("Why").fill("release week")
+    raised.get_by_role("button", name="Show what will happen").click()
+    expect(page.get_by_role("region", name="What will happen, as a table")).to_contain_text("$1.51")
+    page.get_by_role("button", name="Grant it").click()
+    expect(page.get_by_role("region", name="Grants as a table")).to_contain_text("release week")
+    assert wide(page) <= 0
 
 
 def test_what_is_shown_can_be_exported(served, busy, browse):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import tomllib
 
@@ -37,6 +38,62 @@ def test_a_token_is_made_once_and_kept_as_its_hash(run, tmp_path):
     again = run("create", "Ada L.")
     assert isinstance(again.exception, ConfigurationError)
     assert "already" in str(again.exception)
+
+
+def test_a_token_that_is_revoked_is_gone_with_the_next_request_and_a_new_one_is_known(run, tmp_path, serve):
+    made = {name: json.loads(run("create", name, "--json").stdout)["token"] for name in ("ada", "Ops, all")}
+    before = (tmp_path / "tokenmeter.toml").read_text()
+    meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")
+    try:
+        served = serve(meter)
+        form = {"content_type": "application/x-www-form-urlencoded"}
+        login = served.get("/login", method="POST", body=f"token={made['Ops, all']}", **form)
+        cookie = login[1]["set-cookie"].partition(";")[0]
+        assert served.get("/api/v1/me", cookie=cookie)[0] == 200
+        assert run("revoke", "Ops, all").exit_code == 0
+        assert served.get("/api/v1/me", cookie=cookie)[0] == 401
+        assert served.get("/api/v1/me", authorization=f"Bearer {made['Ops, all']}")[0] == 401
+        assert served.get("/api/v1/me", authorization=f"Bearer {made['ada']}")[0] == 200
+        new = json.loads(run("create", "bob", "--can", "read", "--can", "budgets", "--json").stdout)["token"]
+        assert json.loads(served.get("/api/v1/me", authorization=f"Bearer {new}")[2])["can"] == ["budgets", "read"]
+        assert "set_budget" in served.get("/api/v1/openapi.json", authorization=f"Bearer {new}")[2]
+        for name in ("ada", "bob"):
+            assert run("revoke", name).exit_code == 0
+        assert served.get("/api/v1/me")[0] == 401  # there was a token: nobody comes in without one
+        assert (tmp_path / "tokenmeter.toml").read_text().strip() == before.partition("[dashboard")[0].strip()
+        (tmp_path / "tokenmeter.toml").write_text("multiplier = ")
+        assert served.get("/api/v1/me")[0] == 401
+    finally:
+        meter.close()
+
+
+def test_a_live_page_ends_with_its_token(run, tmp_path, serve):
+    token = json.loads(run("create", "ada", "--json").stdout)["token"]
+    meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")
+    try:
+        served = serve(meter)
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        connection.request("GET", "/events", headers={"authorization": f"Bearer {token}"})
+        events = connection.getresponse()
+        while not events.readline().startswith(b"data:"):
+            pass
+        assert run("revoke", "ada").exit_code == 0
+        meter.record({"input_tokens": 1, "output_tokens": 1}, provider="openai", endpoint="responses", model="gpt-5")
+        assert b"data:" not in events.read()
+        connection.close()
+    finally:
+        meter.close()
+
+
+def test_who_is_not_known_cannot_be_revoked(run, tmp_path):
+    run("create", "ada")
+    before = (tmp_path / "tokenmeter.toml").read_text()
+    refused = run("revoke", "bob").exception
+    assert isinstance(refused, ConfigurationError)
+    assert "'ada'" in str(refused)
+    (tmp_path / "tokenmeter.toml").write_text(f'dashboard.tokens.eve.hash = "sha256:{"0" * 64}"\n')
+    assert "by hand" in str(run("revoke", "eve").exception)
+    assert before.count("[dashboard.tokens") == 1
 
 
 @pytest.mark.parametrize(

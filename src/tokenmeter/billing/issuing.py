@@ -29,8 +29,10 @@ from tokenmeter.stores.documents import Document, NewDocument, Request
 
 __all__ = [
     "CreditRequest",
+    "check_invoice",
     "credit_invoice",
     "credit_notes",
+    "draft_credit_note",
     "find_invoice",
     "invoice_coverage",
     "invoices",
@@ -196,6 +198,19 @@ def issue_invoices(
     for draft in waiting:
         issuing.check(draft, force=force, allow_unpriced=allow_unpriced)
     return [issuing.file(draft) for draft in waiting]
+
+
+def check_invoice(
+    store: Store, draft: Invoice, *, on: date | None = None, force: bool = False, allow_unpriced: bool = False
+) -> None:
+    """Refuse a draft that `issue_invoice` would refuse; nothing is written.
+
+    Raises:
+        LedgerError: as for `issue_invoice`.
+        ConfigurationError: as for `issue_invoice`.
+    """
+    checking = _Issuing(store, draft.period, on=on, by="", allow_overlap=None)
+    checking.check(draft, force=force, allow_unpriced=allow_unpriced)
 
 
 class _Standing:
@@ -469,7 +484,13 @@ def _close(store: Store, invoice: Invoice | str, status: Any, reason: str, by: s
 
 
 def credit_invoice(
-    store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str, *, by: str | None = None
+    store: Store,
+    invoice: Invoice | str,
+    lines: CreditRequest,
+    reason: str,
+    *,
+    by: str | None = None,
+    key: str | None = None,
 ) -> CreditNote:
     """Issue a credit note on an invoice, with a number of its own.
 
@@ -481,26 +502,61 @@ def credit_invoice(
             A line gives back at most itself, over all notes.
         reason: Why; printed on the note.
         by: Who issues it; default: the user of the system.
+        key: Identity of what is asked for: of one invoice the same key is credited once, however often it is sent.
+
+    Returns:
+        The note; where the key is known, the one that was issued with it.
 
     Raises:
-        LedgerError: a draft or void, or more than the invoice or its line.
+        LedgerError: a draft or void, more than the invoice or its line, or a key that another credit was asked with.
         ConfigurationError: not an amount, no such line, no reason.
     """
     _say_why(reason)
     who = acting(by)
     document = _filed(store, invoice)
+    asked = None if key is None else {"key": key, "asked": _asked(lines)}
     while True:
         current = _load(store, document)
-        if current.status in _TAKEN_OFF:
-            raise LedgerError(f"Invoice {current.number} is {current.status}; there is nothing to credit.")
-        filed = store.documents(Request(EVENT, f"{current.number} #"))
-        earlier = [json.loads(one.body) for one in filed if one.series is not None]
-        body = _credit_body(current, earlier, lines, reason, who)
-        key = f"{current.number} #{len(current.events) + 1}"
+        filed = _notes_on(store, current)
+        known = next((one for one, body in filed if key is not None and body.get("key") == key), None)
+        if known is not None:
+            return _same_credit(CreditNote.of(known, current), asked, reason)
+        body = {**_credit_body(current, [body for _, body in filed], lines, reason, who), **(asked or {})}
+        place = f"{current.number} #{len(current.events) + 1}"
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        filing = store.file(NewDocument(kind=EVENT, key=key, series=current.credit_series, body=text))
+        filing = store.file(NewDocument(kind=EVENT, key=place, series=current.credit_series, body=text))
         if filing.recorded:
             return CreditNote.of(filing.document, _load(store, document))
+
+
+def draft_credit_note(store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str) -> dict[str, Any]:
+    """What a credit note would say; nothing is written. As `credit_invoice`, without a number."""
+    _say_why(reason)
+    current = _load(store, _filed(store, invoice))
+    return _credit_body(current, [body for _, body in _notes_on(store, current)], lines, reason, "")
+
+
+def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, Any]]]:
+    filed = store.documents(Request(EVENT, f"{invoice.number} #"))
+    return [(one, json.loads(one.body)) for one in filed if one.series is not None]
+
+
+def _asked(lines: CreditRequest) -> Any:
+    if lines is None:
+        return None
+    if isinstance(lines, (Decimal, int, str)):
+        return f"{parse_decimal(lines, name='amount').normalize(EXACT):f}"
+    return [[line, _asked(amount)] for line, amount in lines]
+
+
+def _same_credit(note: CreditNote, asked: Mapping[str, Any] | None, reason: str) -> CreditNote:
+    body = json.loads(note.document.body)
+    if asked is None or (body["asked"], note.reason) != (asked["asked"], reason):
+        raise LedgerError(
+            f"The key {body['key']!r} was used for credit note {note.number} over {note.net} "
+            f"({note.reason}); give what is something else a key of its own."
+        )
+    return note
 
 
 def _follow(store: Store, invoice: Invoice | str, make: Callable[[Invoice], Event | None]) -> Invoice:
@@ -550,6 +606,8 @@ def _whole(amount: Decimal, currency: str) -> Decimal:
 def _credit_body(
     invoice: Invoice, earlier: Sequence[Mapping[str, Any]], lines: CreditRequest, reason: str, by: str
 ) -> dict[str, Any]:
+    if invoice.status in _TAKEN_OFF:
+        raise LedgerError(f"Invoice {invoice.number} is {invoice.status}; there is nothing to credit.")
     given = total(Decimal(note["net"]) for note in earlier)
     left = EXACT.subtract(invoice.totals.net, given)
     asked = _credit_lines(invoice, lines, left)

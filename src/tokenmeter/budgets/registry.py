@@ -366,6 +366,7 @@ class Registry:
         at: datetime | None = None,
         expires: datetime | date | str | None = None,
         key: str | None = None,
+        dry_run: bool = False,
     ) -> Grant:
         """Give one counter of a budget more room: a raise for one window, or prepaid credit on one that never resets.
 
@@ -381,9 +382,10 @@ class Registry:
             at: An instant in the window that is meant, from which on it counts; default: now.
             expires: First instant at which what is left of it is gone; default: with the window.
             key: Identity of the grant, such as a payment's: the same key is granted once, however often it is sent.
+            dry_run: Check it and say what it would be, and grant nothing.
 
         Returns:
-            The grant as it stands in the ledger.
+            The grant as it stands in the ledger, or would.
 
         Raises:
             ConfigurationError: no such budget or counter, or a wrong amount or expiry.
@@ -416,6 +418,8 @@ class Registry:
             by=by,
             reason=reason,
         )
+        if dry_run:
+            return grant
         file_grant(self._store, grant)
         policy = self._read().policy
         own = (one for one in reversed(policy.grants.get((name, cap.unit, scope_text(full)), ())))

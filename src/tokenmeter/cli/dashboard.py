@@ -121,7 +121,7 @@ def create(
         raise ConfigurationError("There is no tokenmeter.toml to keep it in; make one with `tokenmeter init`.")
     if name in frame.settings.dashboard.tokens:
         raise ConfigurationError(
-            f"There is a token {name!r} already; take [dashboard.tokens.{name}] out of {path} first."
+            f"There is a token {name!r} already; `tokenmeter dashboard token revoke {_key(name)}` ends it."
         )
     token, digest = make_token()
     row: dict[str, Any] = {"hash": digest}
@@ -142,7 +142,7 @@ def create(
     if frame.as_json:
         emit({"name": name, "token": token, "file": path})
         return
-    out.print(f"{path} has it as [dashboard.tokens.{name}]; a server that runs already does not.", markup=False)
+    out.print(f"{path} has it as [dashboard.tokens.{name}]; a server that reads this file knows it now.", markup=False)
     out.print("The token, which is shown this once:", markup=False)
     out.print(token, markup=False, soft_wrap=True)
 
@@ -160,7 +160,7 @@ def _toml(value: Any) -> str:
 
 @command(token_app, "list", examples=["tokenmeter dashboard token list"], options=("config", "as_json"))
 def list_tokens(frame: Frame) -> None:
-    """The tokens of the settings: what each shows, may do, and until when. Taking its table out ends one."""
+    """The tokens of the settings: what each shows, may do, and until when."""
     found = Token.of(frame.settings)
     if frame.as_json:
         emit(
@@ -191,6 +191,65 @@ def list_tokens(frame: Frame) -> None:
         for one in found
     ]
     show_table(["name", "shows", "can", "expires"], cells, figures=(), whole=("name",))
+
+
+@command(token_app, "revoke", examples=["tokenmeter dashboard token revoke ada"], options=("config", "as_json"))
+def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it is.")]) -> None:
+    """End a token: take it out of the settings file. Servers that read this file let nobody in with it any more."""
+    path = frame.settings.source
+    known = frame.settings.dashboard.tokens
+    if path is None or name not in known:
+        raise ConfigurationError(f"There is no token {name!r}; known are {', '.join(map(repr, known)) or 'none'}.")
+    file = Path(path)
+    before = file.read_text(encoding="utf-8-sig")
+    after = _without_table(before, ["dashboard", "tokens", name])
+    wanted = tomllib.loads(before)
+    del wanted["dashboard"]["tokens"][name]
+    found = tomllib.loads(after)
+    found.setdefault("dashboard", {}).setdefault("tokens", {})
+    if found != wanted:
+        raise ConfigurationError(
+            f"Take dashboard.tokens.{_key(name)} out of {path} by hand: it is no table of its own."
+        )
+    replacement = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        replacement.write_text(after, encoding="utf-8")
+        replacement.chmod(file.stat().st_mode & 0o777)
+        replacement.replace(file)
+    except OSError as error:
+        replacement.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+    if frame.as_json:
+        emit({"name": name, "revoked": True, "file": path})
+        return
+    out.print(
+        f"{path} has no token {name!r} any more; servers that read this file let nobody in with it.", markup=False
+    )
+
+
+def _without_table(text: str, keys: list[str]) -> str:
+    """TOML text without the table of this name: its heading and what stands below, up to the next one."""
+    kept: list[str] = []
+    inside = False
+    for line in text.splitlines(keepends=True):
+        if line.lstrip().startswith("["):
+            inside = _heading(line) == keys
+        if not inside:
+            kept.append(line)
+    return "".join(kept)
+
+
+def _heading(line: str) -> list[str]:
+    """The keys of a table's heading; none where the line is no such thing."""
+    try:
+        table: Any = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return []
+    keys: list[str] = []
+    while isinstance(table, dict) and len(cast("dict[str, Any]", table)) == 1:
+        ((key, table),) = cast("dict[str, Any]", table).items()
+        keys.append(key)
+    return keys
 
 
 # -- assistants

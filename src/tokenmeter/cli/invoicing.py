@@ -271,12 +271,13 @@ def credit(
     *,
     reason: Reason,
     line: Annotated[int | None, typer.Option("--line", help="Of which line.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Identity of this credit: one key credits once.")] = None,
     actor: Actor = None,
 ) -> None:
     """Issue a credit note on an invoice."""
     with frame.ledger() as opened:
         lines = None if amount == "rest" else amount if line is None else [(line, amount)]
-        note = credit_invoice(opened, number, lines, reason, by=actor)
+        note = credit_invoice(opened, number, lines, reason, by=actor, key=key)
         if frame.as_json:
             emit(note.to_dict())
         else:

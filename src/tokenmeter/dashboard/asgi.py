@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs
 
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -20,16 +22,26 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from tokenmeter.api import Meter
+from tokenmeter.dashboard.acts import Acts
 from tokenmeter.dashboard.books import Books
 from tokenmeter.dashboard.budgets import BudgetPages
 from tokenmeter.dashboard.live import Pulse, entries_of
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.rendering import base_of, page, prepare
-from tokenmeter.dashboard.security import Bounded, Door, HostCheck, Paced, SafeHeaders, Whom, Whose
+from tokenmeter.dashboard.security import (
+    Bounded,
+    Door,
+    HostCheck,
+    Paced,
+    SafeHeaders,
+    Whom,
+    Whose,
+    check_own_page,
+)
 from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.periods import zone
-from tokenmeter.serving.access import ACCESS, Access, Only, Token
+from tokenmeter.serving.access import ACCESS, STILL, Access, Only, Token, Tokens
 from tokenmeter.serving.access import Scope as LedgerScope
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import Sight, look_through, pulse_of, veil
@@ -80,26 +92,24 @@ def app(
         raise ConfigurationError(f"requests_per_minute= is at least 1, not {requests_per_minute!r}.")
     chosen = meter or default_meter()
     sites, probes = _Sites(chosen, tz), Probes(chosen)
-    tokens = [] if token is None else [Token(Door.check(token), Access())]
-    if only is None and chosen.settings is not None:
-        tokens += Token.of(chosen.settings)
+    tokens = Tokens(
+        chosen.settings if only is None else None, None if token is None else Token(Door.check(token), Access())
+    )
+    door = Door(tokens)
     prepare()
-    api = make_api(lambda access: sites.of(access).sight)
-    if any(one.access.can - {"read"} for one in tokens):
-        add_verbs(api, chosen)
     routes = [
         Route("/healthz", probes.health),
         Route("/readyz", probes.ready),
-        Mount("/api", api),
+        Mount("/api", _Api(chosen, sites, tokens)),
         Mount("/static", StaticFiles(directory=_STATIC)),
+        Route("/login", _login(door), methods=["GET", "POST"]),
+        Route("/logout", _logout(door), methods=["POST"]),
+        *Acts(chosen).routes(),
     ]
     middleware = [Middleware(SafeHeaders)]
     if hosts is not None:
         middleware.append(Middleware(HostCheck, hosts=tuple(hosts)))
-    if tokens:
-        door = Door(tokens)
-        routes.append(Route("/login", _login(door), methods=["GET", "POST"]))
-        middleware.append(Middleware(door.guard))
+    middleware.append(Middleware(door.guard))
     if only is not None:
         middleware.append(Middleware(Whose, only=only))
     middleware += [Middleware(Paced, per_minute=requests_per_minute), Middleware(Bounded)]
@@ -108,6 +118,34 @@ def app(
         middleware=middleware,
         exception_handlers={TokenmeterError: _failed, HTTPException: _refused, OverflowError: _out_of_time},
     )
+
+
+class _Api:
+    """The usage API; with what acts as soon as there is a token that may.
+
+    Args:
+        meter: The whole.
+        sites: What each may see of it.
+        tokens: Who there is.
+    """
+
+    def __init__(self, meter: Meter, sites: _Sites, tokens: Tokens) -> None:
+        self._meter, self._sites, self._tokens = meter, sites, tokens
+        self._reading = make_api(self._look)
+
+    def _look(self, access: Access) -> Sight:
+        return self._sites.of(access).sight
+
+    @cached_property
+    def _acting(self) -> FastAPI:
+        made = make_api(self._look)
+        add_verbs(made, self._meter)
+        return made
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        acts = any(one.access.can - {"read"} for one in self._tokens.now)
+        await (self._acting if acts else self._reading)(scope, receive, send)
 
 
 class _Site:
@@ -172,9 +210,8 @@ class _Sites:
         part: Callable[[str], str] = (
             veiled if "holds" in request.query_params else lambda pulse: entries_of(veiled(pulse))
         )
-        return StreamingResponse(
-            self._pulse.events(part), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
-        )
+        events = self._pulse.events(part, still=request.scope.get(STILL) or (lambda: True))
+        return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
 def _login(door: Door) -> Callable[[Request], Awaitable[Response]]:
@@ -194,6 +231,15 @@ def _login(door: Door) -> Callable[[Request], Awaitable[Response]]:
         return answer
 
     return login
+
+
+def _logout(door: Door) -> Callable[[Request], Awaitable[Response]]:
+    async def logout(request: Request) -> Response:
+        form = parse_qs((await request.body())[:_LONGEST_FORM].decode(errors="replace"))
+        check_own_page(request, form.get("proof", [""])[0])
+        return door.leave(base_of(request))
+
+    return logout
 
 
 def _failed(request: Request, error: Exception) -> Response:

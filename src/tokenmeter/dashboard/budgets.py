@@ -15,7 +15,7 @@ from starlette.routing import Route
 from tokenmeter.budgets import Balance, Budget
 from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import Cap, parse_scope
-from tokenmeter.budgets.policy import Unit, amount_of, limit_table, threshold_amounts
+from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dashboard.figures import unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
@@ -25,7 +25,18 @@ from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
 from tokenmeter.serving.lens import Sight, pulse_of
 from tokenmeter.stores.base import Crossing
 
-__all__ = ["BudgetPages", "Fired", "PastWindow", "Standing", "changes_of", "definition", "fired", "past", "standings"]
+__all__ = [
+    "BudgetPages",
+    "Fired",
+    "PastWindow",
+    "Standing",
+    "changes_of",
+    "definition",
+    "fired",
+    "past",
+    "plain",
+    "standings",
+]
 
 _MOST_BUDGETS = 200
 _MOST_ALERTS = 50
@@ -185,7 +196,7 @@ def definition(budget: Budget) -> list[tuple[str, str]]:
         said.append(("in force", f"{_day(starts) or 'always'} to {_day(ends) or 'further notice'}"))
     told = {"name", "period", "tz", "hard", "thresholds", "starts", "ends", "tags", "limit", *DIMENSIONS}
     said += [
-        (name.replace("_", " "), _plain(value))
+        (name.replace("_", " "), plain(value))
         for name, value in budget.to_dict().items()
         if name not in told and not name.startswith("limit_")
     ]
@@ -213,13 +224,14 @@ def changes_of(history: Sequence[Change]) -> list[tuple[Change, list[tuple[str, 
     for change in history:
         after = {} if change.budget is None else change.budget.to_dict()
         names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name != "name"]
-        told = [(name.replace("_", " "), _plain(before.get(name)), _plain(after.get(name))) for name in names]
+        told = [(name.replace("_", " "), plain(before.get(name)), plain(after.get(name))) for name in names]
         found.append((change, told))
         before = after
     return found[::-1]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a budget's field, in words."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {one}" for key, one in cast("dict[str, object]", value).items())
     if isinstance(value, list):
@@ -319,7 +331,23 @@ class BudgetPages:
             grants=meter.budgets.grants(name)[::-1],
             alerts=[one for one in fired(meter, limit=1000) if one.budget == name][:_MOST_ALERTS],
             examples=_examples(name, budget, found),
+            limits=_limits(budget),
+            stars=[] if budget is None else [field for field, value in budget.scope.items() if value == "*"],
+            units=_raisable(budget),
         )
+
+
+def _limits(budget: Budget | None) -> dict[str, str]:
+    """The limits that it has, by their fields."""
+    said = {} if budget is None else budget.to_dict()
+    return {field: str(value) for field, value in said.items() if field.startswith("limit_")}
+
+
+def _raisable(budget: Budget | None) -> list[Unit]:
+    """The units of its limits that can be raised for one window."""
+    if budget is None or budget.period.startswith("rolling"):
+        return []
+    return [unit for unit in budget.limits if unit != IN_FLIGHT]
 
 
 def _examples(name: str, budget: Budget | None, found: Sequence[Standing]) -> Iterator[str]:

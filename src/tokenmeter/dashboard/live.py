@@ -43,11 +43,14 @@ class Pulse:
         """How many watch."""
         return len(self._watchers)
 
-    async def events(self, part: Callable[[str], str] = str) -> AsyncGenerator[str]:
+    async def events(
+        self, part: Callable[[str], str] = str, *, still: Callable[[], bool] = lambda: True
+    ) -> AsyncGenerator[str]:
         """Server-sent events: ``change`` with the state now, then one for every other state.
 
         Args:
             part: What of the pulse the viewer watches.
+            still: Whether he may watch any longer; it is asked before anything is told.
         """
         news: asyncio.Queue[str] = asyncio.Queue()
         self._watchers.add(news)
@@ -56,13 +59,13 @@ class Pulse:
             yield "retry: 2000\n\n"
             told = part(await self.look())
             yield f"event: change\ndata: {told}\n\n"
-            while True:
+            while still():
                 try:
                     state = part(await asyncio.wait_for(news.get(), _SILENCE))
                 except TimeoutError:
                     yield ": still here\n\n"
                     continue
-                if state != told:
+                if state != told and still():
                     told = state
                     yield f"event: change\ndata: {told}\n\n"
         finally:

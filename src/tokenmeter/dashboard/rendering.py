@@ -17,6 +17,7 @@ from tokenmeter.dashboard.view import PERIODS, label_of
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, zone
+from tokenmeter.serving.access import ACCESS, PAGE_PROOF, Access, Right
 
 __all__ = ["ZONE", "base_of", "missing", "page", "prepare", "zone_of"]
 
@@ -106,12 +107,16 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         **context: Names the template uses; ``state`` makes it a live page, with ``holds`` also for calls on their way.
     """
     base = base_of(request)
+    access: Access = request.scope.get(ACCESS) or Access()
     known = {
         "state": None,
         "holds": False,
         "view": None,
         "door": False,
         "browser_zone": request.scope.get(ZONE),
+        "proof": request.scope.get(PAGE_PROOF, ""),
+        "viewer": access.name,
+        "can": access.can if PAGE_PROOF in request.scope else frozenset[Right](),
         **context,
     }
     path = request.scope["path"].removeprefix(base)

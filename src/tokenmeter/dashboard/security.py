@@ -8,8 +8,9 @@ import hmac
 import inspect
 import ipaddress
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Literal
 
@@ -20,7 +21,18 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.serving.access import ACCESS, BEARER, Access, Limiter, Only, Token, address_of
+from tokenmeter.serving.access import (
+    ACCESS,
+    BEARER,
+    PAGE_PROOF,
+    STILL,
+    Access,
+    Limiter,
+    Only,
+    Token,
+    Tokens,
+    address_of,
+)
 from tokenmeter.serving.access import Scope as LedgerScope
 from tokenmeter.serving.rest import problem
 
@@ -34,6 +46,7 @@ __all__ = [
     "Whom",
     "Whose",
     "base_of",
+    "check_own_page",
     "is_loopback",
     "path_of",
 ]
@@ -56,7 +69,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 #: What needs no token.
-_OPEN = ("/login", "/healthz", "/readyz", "/static/dashboard.css")
+_OPEN = ("/login", "/healthz", "/readyz", "/static/dashboard.css", "/static/icon.svg")
 _LONGEST_NUMBER = 10
 _COOKIE = "tokenmeter_dashboard"
 _LEAST_LENGTH = 16
@@ -171,19 +184,17 @@ class Bounded:
 class Door:
     """Lets in who has a token: by a cookie of the login page, or by ``Authorization: Bearer``.
 
-    The cookie holds a proof made from the token's hash and a secret of this process; it ends with the process. An
-    address that sent wrong tokens has to wait: its next ones are then not even looked at.
+    The cookie holds a proof made from the token's hash and a secret of this process; it ends with the process, and as
+    soon as the token is no longer good. An address that sent wrong tokens has to wait: its next ones are then not even
+    looked at.
 
     Args:
         tokens: What each gives access to.
     """
 
-    def __init__(self, tokens: Iterable[Token]) -> None:
-        secret = secrets.token_bytes(32)
-        self._tokens = tuple(tokens)
-        self._proofs = {
-            token: hmac.new(secret, token.digest.encode(), hashlib.sha256).hexdigest() for token in self._tokens
-        }
+    def __init__(self, tokens: Tokens) -> None:
+        self._secret = secrets.token_bytes(32)
+        self._tokens = tokens
         self._wrong = Limiter(burst=10, every=6)
 
     @staticmethod
@@ -207,7 +218,7 @@ class Door:
     def open(self, connection: HTTPConnection, token: str) -> Token | None:
         """The known token that this is; a wrong one is held against the address it came from."""
         digest = hashlib.sha256(token.encode(errors="replace")).hexdigest()
-        found = [one for one in self._tokens if hmac.compare_digest(one.digest, digest) and one.good]
+        found = [one for one in self._tokens.now if hmac.compare_digest(one.digest, digest) and one.good]
         if not found:
             self._wrong.count(_address(connection))
         return found[0] if found else None
@@ -215,15 +226,22 @@ class Door:
     def remembered(self, connection: HTTPConnection) -> Token | None:
         """The token that the connection's cookie proves."""
         cookie = connection.cookies.get(_COOKIE, "").encode(errors="replace")
-        found = [one for one, proof in self._proofs.items() if hmac.compare_digest(cookie, proof.encode()) and one.good]
-        return found[0] if found else None
+        known = [one for one in self._tokens.now if hmac.compare_digest(cookie, self._proof(one).encode()) and one.good]
+        return known[0] if known else None
+
+    def still_good(self, token: Token) -> bool:
+        """Whether a token that came in would come in now."""
+        return token in self._tokens.now and token.good
+
+    def _proof(self, token: Token, of: str = "login") -> str:
+        return hmac.new(self._secret, f"{of} {token.digest}".encode(), hashlib.sha256).hexdigest()
 
     def welcome(self, connection: HTTPConnection, base: str, token: Token) -> RedirectResponse:
         """To the first page, with the cookie."""
         response = RedirectResponse(f"{base}/", status_code=303)
         response.set_cookie(
             _COOKIE,
-            self._proofs[token],
+            self._proof(token),
             path=f"{base}/",
             httponly=True,
             samesite="strict",
@@ -238,10 +256,10 @@ class Door:
         return response
 
     def guard(self, app: ASGIApp) -> ASGIApp:
-        """`app` behind this door. Its login page, its style and its probes stand open."""
+        """`app` behind this door, from the first token on. Its login page, its style and its probes stand open."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or path_of(scope) in _OPEN:
+            if scope["type"] != "http" or path_of(scope) in _OPEN or not self._tokens.asked_for:
                 await app(scope, receive, send)
                 return
             connection = HTTPConnection(scope)
@@ -252,7 +270,9 @@ class Door:
                 return
             token = self.open(connection, credentials.strip()) if bearer else self.remembered(connection)
             if token is not None:
-                scope[ACCESS], scope[BEARER] = token.access, bearer
+                scope[ACCESS], scope[BEARER], scope[STILL] = token.access, bearer, partial(self.still_good, token)
+                if not bearer:
+                    scope[PAGE_PROOF] = self._proof(token, "page")
                 await app(scope, receive, send)
             elif "text/html" in connection.headers.get("accept", "") and not path_of(scope).startswith("/api/"):
                 await RedirectResponse(f"{base_of(scope)}/login", status_code=303)(scope, receive, send)
@@ -323,6 +343,22 @@ class Paced:
                 return
             self._limiter.count(who)
         await self._app(scope, receive, send)
+
+
+def check_own_page(request: Request, proof: str) -> None:
+    """Refuse what a page of somebody else may have sent.
+
+    Args:
+        request: With the cookie of whoever is logged in.
+        proof: What the form says; only a page of his own has it.
+
+    Raises:
+        HTTPException: it may not be his.
+    """
+    known: str = request.scope.get(PAGE_PROOF, "")
+    same = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    if not known or not same or not hmac.compare_digest(known.encode(), proof.encode(errors="replace")):
+        raise HTTPException(403, "This did not come from a page that you were shown; open the page again.")
 
 
 def base_of(scope: Scope) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import logging
 import secrets
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from tokenmeter.config import Settings
+from tokenmeter.config import Settings, load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
@@ -22,13 +25,16 @@ __all__ = [
     "ACCESS",
     "BEARER",
     "EVERYTHING",
+    "PAGE_PROOF",
     "RIGHTS",
+    "STILL",
     "Access",
     "Limiter",
     "Only",
     "Right",
     "Scope",
     "Token",
+    "Tokens",
     "address_of",
     "make_token",
 ]
@@ -42,6 +48,9 @@ Only = Mapping[str, "str | Iterable[str]"]
 #: Where an ASGI scope says what a request may see and do, and whether it said so by a header, which no page of others
 #: can send.
 ACCESS, BEARER = "tokenmeter.access", "tokenmeter.bearer"
+#: Where it holds what only a page of its viewer can know, and what tells whether its token is still good.
+PAGE_PROOF, STILL = "tokenmeter.page_proof", "tokenmeter.still"
+log = logging.getLogger("tokenmeter")
 
 _PREFIX = "tokenmeter_"
 _TAG = "tag:"
@@ -163,6 +172,65 @@ class Token:
                 )
             found.append(Token(row.hash.removeprefix("sha256:"), Access(name, scope, can), row.expires))
         return found
+
+
+class Tokens:
+    """The tokens that are good: a fixed one, and those that a settings file has by now.
+
+    The file is looked at with every question and read again when it is another one, so that a token that was taken
+    out, or put in, is known with the next request. Without the file there are none; one that cannot be read leaves
+    what it said before, and the log says so.
+
+    Args:
+        settings: Whose file to follow; without a file its tokens stay as they are.
+        fixed: A token beside these.
+    """
+
+    def __init__(self, settings: Settings | None, fixed: Token | None = None) -> None:
+        self._fixed = () if fixed is None else (fixed,)
+        self._file = None if settings is None or settings.source is None else Path(settings.source)
+        self._seen = self._look()
+        self._read = () if settings is None else tuple(Token.of(settings))
+        if self._file is not None and settings is not None and not _says(self._file, settings):
+            self._file = None  # the program says otherwise than its file, and that counts
+        self._lock = threading.Lock()
+        self._door = bool(self._fixed or self._read)
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether somebody who asks needs one: there is one, or there was."""
+        self._door = self._door or bool(self.now)
+        return self._door
+
+    @property
+    def now(self) -> tuple[Token, ...]:
+        """All of them, expired ones too."""
+        if self._file is not None and (seen := self._look()) != self._seen:
+            with self._lock:
+                if seen != self._seen:
+                    self._follow(self._file)
+                    self._seen = seen
+        return (*self._fixed, *self._read)
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            found = None if self._file is None else self._file.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+    def _follow(self, file: Path) -> None:
+        try:
+            self._read = tuple(Token.of(load_settings(config=file))) if file.exists() else ()
+        except ConfigurationError as error:
+            log.error("Tokens stay as they were, since the settings cannot be read: %s", error)  # noqa: TRY400 - it says all
+
+
+def _says(file: Path, settings: Settings) -> bool:
+    try:
+        return load_settings(config=file).dashboard == settings.dashboard
+    except ConfigurationError:
+        return False
 
 
 def make_token() -> tuple[str, str]:

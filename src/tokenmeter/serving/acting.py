@@ -1,8 +1,10 @@
-"""What the usage API can do besides reading, for a token that was given the right to: it is off without one.
+"""What a token can do besides reading, where it was given the right to: it is off without one.
 
 The verbs are those of Python and of the command line; whoever acts is recorded under the token's name. Nothing is done
-until a request says ``"dry_run": false``: before that it is answered with what would be done. Only a token sent in a
-header acts, never a cookie, so that no page of others can make a browser act.
+until a deed says ``"dry_run": false``: before that it is answered with what would be done, or why it cannot be.
+
+Over the API only a token sent in a header acts, never a cookie, so that no page of others can make a browser act. The
+dashboard's own forms (`tokenmeter.dashboard.acts`) do the same deeds behind a proof that they came from its pages.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from tokenmeter.api import Meter
+from tokenmeter.billing.issuing import check_invoice, draft_credit_note
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.money import ZERO, total
@@ -24,12 +27,26 @@ from tokenmeter.serving import answers
 from tokenmeter.serving.access import BEARER, Access, Right
 from tokenmeter.serving.rest import Shape, Word, access_of, problems
 
-__all__ = ["add_verbs"]
+__all__ = [
+    "CreditInvoice",
+    "Deed",
+    "GrantMore",
+    "IssueInvoice",
+    "Reprice",
+    "SetBudget",
+    "add_verbs",
+    "credit_invoice",
+    "grant",
+    "issue_invoice",
+    "reprice",
+    "set_budget",
+]
 
-_SOURCE = "usage API"
 _MOST_SHOWN = 100
+_API = "usage API"
 Reason = Annotated[str, Field(min_length=1, max_length=1000, description="Why; it is recorded")]
 Decimals = Annotated[str, Field(pattern=r"^-?\d{1,30}(\.\d{1,12})?$", description="Exact decimal text")]
+Key = Annotated[Word | None, Field(description="Identity of the deed: one key acts once, however often it is sent")]
 
 
 class Deed(BaseModel):
@@ -58,7 +75,7 @@ class GrantMore(Deed):
     scope: dict[Word, Word] = Field(default={}, description="Which counter, where the budget has a `*`")
     unit: Literal["usd", "tokens", "requests"] | None = Field(None, description="Where the budget has several limits")
     expires: Word | None = Field(None, description="First instant at which what is left of it is gone")
-    key: Word | None = Field(None, description="Identity, such as a payment's: granted once, however often it is sent")
+    key: Key = None
     reason: Reason
 
 
@@ -67,6 +84,7 @@ class IssueInvoice(Deed):
 
     account: dict[Word, Word] = Field(description='Whose: `{"team": "search"}`', min_length=1, max_length=8)
     period: Word = Field(description="`2026-11`, ...")
+    tz: Word | None = Field(None, description="Zone that cut the period; default: the `[billing]` settings'")
     lines_by: Word = Field("", description="Break lines down by these, separated by commas")
     on: date | None = Field(None, description="Day of issue; default: today")
     force: bool = Field(default=False, description="Also over nothing")
@@ -77,6 +95,7 @@ class CreditInvoice(Deed):
     """A credit note on an invoice."""
 
     amount: Decimals | None = Field(None, description="Net amount to give back; null = all that is left")
+    key: Key = None
     reason: Reason
 
 
@@ -87,6 +106,72 @@ class Reprice(Deed):
     where: list[Word] = Field(default=[], max_length=64, description="`DIMENSION=VALUE`")
     tz: Word = "UTC"
     changed: bool = Field(default=False, description="Also what has a price, where it would differ today")
+
+
+# -- the deeds
+
+
+def set_budget(meter: Meter, name: str, deed: SetBudget, *, by: str, source: str = _API) -> dict[str, Any]:
+    """Define a budget, or change the fields named. The same definition again changes nothing."""
+    known = next((one for one in meter.budgets.in_force if one.name == name), None)
+    row = ({} if known is None else known.to_dict()) | deed.fields | {"name": name}
+    budget = Budget.parse({key: value for key, value in row.items() if value is not None}, file=source)
+    if deed.dry_run:
+        return {"before": None if known is None else known.to_dict(), "after": budget.to_dict()}
+    return meter.budgets.set(budget, by=by, reason=deed.reason, source=source).to_dict()
+
+
+def grant(meter: Meter, name: str, deed: GrantMore, *, by: str) -> dict[str, Any]:
+    """Give one counter of a budget more room."""
+    made = meter.budgets.grant(
+        name,
+        deed.amount,
+        by=by,
+        reason=deed.reason,
+        scope=deed.scope,
+        unit=cast("Unit | None", deed.unit),
+        expires=deed.expires,
+        key=deed.key,
+        dry_run=deed.dry_run,
+    )
+    if not deed.dry_run:
+        return made.to_dict()
+    found = [one for one in answers.balances(meter, made.scope, budget=name) if one["unit"] == made.unit]
+    return {"amount": deed.amount, "grant": made.to_dict(), "balances": found[:_MOST_SHOWN]}
+
+
+def issue_invoice(meter: Meter, deed: IssueInvoice, *, by: str) -> dict[str, Any]:
+    """Issue an invoice over a closed period. The same one twice is the same invoice."""
+    account = cast("Any", answers.pairs([f"{name}={value}" for name, value in deed.account.items()], "account"))
+    draft = meter.invoice(period=deed.period, lines_by=deed.lines_by or (), tz=deed.tz, **account)
+    if deed.dry_run:
+        check_invoice(meter.store, draft, on=deed.on, force=deed.force, allow_unpriced=deed.allow_unpriced)
+        return draft.to_dict()
+    made = meter.issue_invoice(draft, on=deed.on, by=by, force=deed.force, allow_unpriced=deed.allow_unpriced)
+    return made.to_dict()
+
+
+def credit_invoice(meter: Meter, number: str, deed: CreditInvoice, *, by: str) -> dict[str, Any] | None:
+    """Give back an amount of an invoice, or all that is left of it; None where there is no such invoice."""
+    known = answers.invoice(meter, number)
+    if known is None:
+        return None
+    if deed.dry_run:
+        note = draft_credit_note(meter.store, number, deed.amount, deed.reason)
+        return {"amount": deed.amount, "credit_note": note, "invoice": known}
+    return meter.credit_invoice(number, deed.amount, deed.reason, by=by, key=deed.key).to_dict()
+
+
+def reprice(meter: Meter, deed: Reprice) -> dict[str, Any]:
+    """Rate calls again whose price was unknown, or has changed, and append the differences. Twice corrects once."""
+    where = parse_conditions(deed.where, "where")
+    found = meter.reprice(period=deed.period, where=where, tz=deed.tz, changed=deed.changed, post=not deed.dry_run)
+    shown = [answers.entry_of(one) for one in found[:_MOST_SHOWN]]
+    cost = total(one.billed_cost or ZERO for one in found)
+    return {"corrections": len(found), "billed_cost": f"{cost:f}", "first": shown}
+
+
+# -- over the API
 
 
 class DoneShape(Shape):
@@ -108,8 +193,8 @@ def _may(right: Right) -> Any:
     return Depends(check)
 
 
-def _answer(result: Any, *, done: bool) -> Response:
-    return JSONResponse({"done": done, "result": result}, status_code=201 if done else 200)
+def _answer(deed: Deed, result: dict[str, Any]) -> Response:
+    return JSONResponse({"done": not deed.dry_run, "result": result}, status_code=200 if deed.dry_run else 201)
 
 
 _TOLD: dict[str, Any] = {
@@ -121,74 +206,31 @@ _TOLD: dict[str, Any] = {
 
 def add_verbs(api: FastAPI, meter: Meter) -> None:
     """Add to `api` what acts on the ledger of `meter`."""
-    _act_on_budgets(api, meter)
-    _act_on_books(api, meter)
 
-
-def _act_on_budgets(api: FastAPI, meter: Meter) -> None:
-    @api.post("/v1/budgets/{name}", **_TOLD)
-    def set_budget(name: Word, deed: SetBudget, who: Annotated[Access, _may("budgets")]) -> Response:
+    @api.post("/v1/budgets/{name}", name="set_budget", **_TOLD)
+    def over_budget(name: Word, deed: SetBudget, who: Annotated[Access, _may("budgets")]) -> Response:
         """Define a budget, or change the fields named; every process obeys it with its next call."""
-        known = next((one for one in meter.budgets.in_force if one.name == name), None)
-        row = ({} if known is None else known.to_dict()) | deed.fields | {"name": name}
-        budget = Budget.parse({key: value for key, value in row.items() if value is not None}, file=_SOURCE)
-        if deed.dry_run:
-            before = None if known is None else known.to_dict()
-            return _answer({"before": before, "after": budget.to_dict()}, done=False)
-        change = meter.budgets.set(budget, by=who.name, reason=deed.reason, source=_SOURCE)
-        return _answer(change.to_dict(), done=True)
+        return _answer(deed, set_budget(meter, name, deed, by=who.name))
 
-    @api.post("/v1/budgets/{name}/grants", **_TOLD)
-    def grant(name: Word, deed: GrantMore, who: Annotated[Access, _may("budgets")]) -> Response:
+    @api.post("/v1/budgets/{name}/grants", name="grant", **_TOLD)
+    def over_grant(name: Word, deed: GrantMore, who: Annotated[Access, _may("budgets")]) -> Response:
         """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
-        if deed.dry_run:
-            found = answers.balances(meter, deed.scope, budget=name)
-            return _answer({"amount": deed.amount, "balances": found[:_MOST_SHOWN]}, done=False)
-        made = meter.budgets.grant(
-            name,
-            deed.amount,
-            by=who.name,
-            reason=deed.reason,
-            scope=deed.scope,
-            unit=cast("Unit | None", deed.unit),
-            expires=deed.expires,
-            key=deed.key,
-        )
-        return _answer(made.to_dict(), done=True)
+        return _answer(deed, grant(meter, name, deed, by=who.name))
 
-
-def _act_on_books(api: FastAPI, meter: Meter) -> None:
-    @api.post("/v1/invoices", **_TOLD)
-    def issue_invoice(deed: IssueInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
+    @api.post("/v1/invoices", name="issue_invoice", **_TOLD)
+    def over_invoice(deed: IssueInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
         """Issue an invoice over a closed period. The same one twice is the same invoice."""
-        account = cast("Any", answers.pairs([f"{name}={value}" for name, value in deed.account.items()], "account"))
-        draft = meter.invoice(period=deed.period, lines_by=deed.lines_by or (), **account)
-        if deed.dry_run:
-            return _answer(draft.to_dict(), done=False)
-        made = meter.issue_invoice(draft, on=deed.on, by=who.name, force=deed.force, allow_unpriced=deed.allow_unpriced)
-        return _answer(made.to_dict(), done=True)
+        return _answer(deed, issue_invoice(meter, deed, by=who.name))
 
-    @api.post("/v1/invoices/{number:path}/credit-notes", **_TOLD)
-    def credit_invoice(number: Word, deed: CreditInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
+    @api.post("/v1/invoices/{number:path}/credit-notes", name="credit_invoice", **_TOLD)
+    def over_credit(number: Word, deed: CreditInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
         """Give back an amount of an invoice, or all of it."""
-        known = answers.invoice(meter, number)
-        if known is None:
+        result = credit_invoice(meter, number, deed, by=who.name)
+        if result is None:
             raise HTTPException(404, "There is no such invoice in this ledger.")
-        if deed.dry_run:
-            return _answer({"amount": deed.amount, "invoice": known}, done=False)
-        note = meter.credit_invoice(number, deed.amount, deed.reason, by=who.name)
-        return _answer(note.to_dict(), done=True)
+        return _answer(deed, result)
 
-    @api.post("/v1/corrections", **_TOLD)
-    def reprice(deed: Reprice, _: Annotated[Access, _may("prices")]) -> Response:
+    @api.post("/v1/corrections", name="reprice", **_TOLD)
+    def over_reprice(deed: Reprice, _: Annotated[Access, _may("prices")]) -> Response:
         """Rate calls again whose price was unknown, or has changed, and append the differences as corrections."""
-        found = meter.reprice(
-            period=deed.period,
-            where=parse_conditions(deed.where, "where"),
-            tz=deed.tz,
-            changed=deed.changed,
-            post=not deed.dry_run,
-        )
-        shown = [answers.entry_of(one) for one in found[:_MOST_SHOWN]]
-        cost = total(one.billed_cost or ZERO for one in found)
-        return _answer({"corrections": len(found), "billed_cost": f"{cost:f}", "first": shown}, done=not deed.dry_run)
+        return _answer(deed, reprice(meter, deed))

@@ -1,0 +1,366 @@
+"""Acting from the pages: every form leads to a page that says what will happen, and only that page's button does it.
+
+The deeds are those of the API (`tokenmeter.serving.acting`), for a token with the right to. A form is taken only from a
+page that its sender was shown (`check_own_page`), and what is done is what was shown: where the ledger has changed in
+between, it is shown again. A button that is pressed twice does it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import parse_qsl, quote
+
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from tokenmeter.api import Meter
+from tokenmeter.budgets.policy import Unit
+from tokenmeter.dashboard.budgets import plain
+from tokenmeter.dashboard.figures import count, exact, money, money_text, name, scope_name, unit_amount
+from tokenmeter.dashboard.rendering import base_of, missing, page
+from tokenmeter.dashboard.security import check_own_page
+from tokenmeter.dashboard.view import label_of
+from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.money import add, subtract
+from tokenmeter.serving import acting
+from tokenmeter.serving.access import ACCESS, Access, Right
+
+__all__ = ["Acts"]
+
+_LONGEST_FORM = 20_000
+_SOURCE = "dashboard"
+_MOST_ROWS = 20
+_FIELD = "set:"
+Form = Mapping[str, str]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What will happen.
+
+    Attributes:
+        title: In a few words.
+        words: In a sentence.
+        rows: What, how it is, how it will be.
+        button: What is done.
+    """
+
+    title: str
+    words: str
+    rows: Sequence[tuple[str, str, str]]
+    button: str
+
+    @property
+    def seal(self) -> str:
+        """Differs when something else would happen."""
+        return hashlib.sha256(repr((self.title, self.words, self.rows)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """One thing to do.
+
+    Attributes:
+        right: What a token needs to do it.
+        run: Does it, or with ``dry_run`` says what it would do: the meter, the form, who, the identity, ``dry_run``.
+        tell: The latter in words: the form, the answer.
+        then: Path of the page that shows what was done.
+    """
+
+    right: Right
+    run: Callable[[Meter, Form, str, str, bool], Json]
+    tell: Callable[[Form, Json], Told]
+    then: Callable[[Form, Json], str]
+
+
+class Acts:
+    """The forms' other ends.
+
+    Args:
+        meter: The whole: who acts sees everything.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def routes(self) -> list[Route]:
+        """Where the forms go."""
+        return [Route("/acts/{what}", self.act, methods=["POST"])]
+
+    async def act(self, request: Request) -> Response:
+        """Show what a form would do; do it once that was confirmed."""
+        body = (await request.body())[:_LONGEST_FORM]
+        form = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+        check_own_page(request, form.pop("proof", ""))
+        return await run_in_threadpool(self._act, request, form)
+
+    def _act(self, request: Request, form: dict[str, str]) -> Response:
+        act = _ACTS.get(request.path_params["what"])
+        if act is None:
+            return missing(request, "No such deed", f"What can be done is {', '.join(_ACTS)}.")
+        access: Access = request.scope[ACCESS]
+        if act.right not in access.can or access.scope.conditions:
+            raise HTTPException(403, f"Your token has no right to act on {act.right}.")
+        confirmed = form.pop("confirmed", "")
+        key = form.setdefault("key", secrets.token_hex(16))
+        try:
+            told = act.tell(form, act.run(self._meter, form, access.name, key, True))  # noqa: FBT003 - as _Act says
+            if confirmed == told.seal:
+                done = act.run(self._meter, form, access.name, key, False)  # noqa: FBT003 - as above
+                return RedirectResponse(f"{base_of(request)}{act.then(form, done)}", status_code=303)
+        except LedgerError as error:
+            return _cannot(request, HTTPStatus.CONFLICT, str(error))
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            return _cannot(request, HTTPStatus.BAD_REQUEST, said)
+        except ConfigurationError as error:
+            return _cannot(request, HTTPStatus.BAD_REQUEST, str(error))
+        return page(
+            request,
+            "confirm.html",
+            title=told.title,
+            told=told,
+            changed=bool(confirmed),
+            fields=form,
+            who=access.name,
+            back=form["back"] if re.match(r"/(?![/\\])", form.get("back", "")) else "/",
+        )
+
+
+def _cannot(request: Request, status: HTTPStatus, words: str) -> Response:
+    return page(request, "error.html", status=status, title="That cannot be done", message=words)
+
+
+# -- budgets
+
+
+def _set_budget(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
+    fields: dict[str, Any] = {
+        key.removeprefix(_FIELD): _typed(key, value.strip())
+        for key, value in form.items()
+        if key.startswith(_FIELD) and value.strip()
+    }
+    if form.get("dimension"):
+        fields[form["dimension"]] = form.get("value", "").strip() or "*"
+    if form.get("limit", "").strip():
+        field = f"limit_{form.get('unit', 'usd')}"
+        fields[field] = _typed(_FIELD + field, form["limit"].strip())
+    called = form.get("name", "").strip()
+    if not called:
+        raise ConfigurationError("name: a budget needs a name that others will know it by.")
+    deed = acting.SetBudget(fields=fields, reason=form.get("reason", "").strip(), dry_run=dry_run)
+    return acting.set_budget(meter, called, deed, by=by, source=_SOURCE)
+
+
+def _typed(key: str, value: str) -> Any:
+    if key == f"{_FIELD}hard":
+        return value == "true"
+    whole = key in {f"{_FIELD}limit_{unit}" for unit in ("tokens", "requests", "in_flight")}
+    return int(value.replace(",", "")) if whole and value.replace(",", "").isdecimal() else value
+
+
+def _tell_budget(form: Form, answer: Json) -> Told:
+    before: Json = answer["before"] or {}
+    after: Json = answer["after"]
+    names = [one for one in {**before, **after} if before.get(one) != after.get(one) and one != "name"]
+    called = form["name"].strip()
+    words = "Every process obeys it with its next call. What was spent stays counted."
+    if not names:
+        words = "Nothing changes: it says so already."
+    return Told(
+        title=f"{'Change' if before else 'Set'} budget {name(called)}",
+        words=words,
+        rows=[
+            (one.replace("_", " "), plain(before.get(one)) if before else "", plain(after.get(one))) for one in names
+        ],
+        button="Set it",
+    )
+
+
+def _to_budget(form: Form, _: Json) -> str:
+    return f"/budgets/{quote(form['name'].strip(), safe='')}"
+
+
+def _grant(meter: Meter, form: Form, by: str, key: str, dry_run: bool) -> Json:
+    deed = acting.GrantMore.model_validate(
+        {
+            "amount": form.get("amount", "").strip(),
+            "scope": {
+                field.removeprefix(_FIELD): value.strip()
+                for field, value in form.items()
+                if field.startswith(_FIELD) and value.strip()
+            },
+            "unit": form.get("unit") or None,
+            "expires": form.get("expires") or None,
+            "key": key,
+            "reason": form.get("reason", "").strip(),
+            "dry_run": dry_run,
+        }
+    )
+    return acting.grant(meter, form.get("name", ""), deed, by=by)
+
+
+def _tell_grant(form: Form, answer: Json) -> Told:
+    made, unit = answer["grant"], cast("Unit", answer["grant"]["unit"])
+    amount = Decimal(answer["amount"])
+    rows = [
+        (
+            f"limit, {_whose(one['scope'])}",
+            unit_amount(Decimal(one["limit"]), unit),
+            unit_amount(add(Decimal(one["limit"]), amount), unit),
+        )
+        for one in answer["balances"]
+        if one["limit"] is not None
+    ]
+    rows = rows or [(f"granted, {_whose(made['scope'])}", "", unit_amount(amount, unit))]
+    until = f"until {made['expires']}" if made["expires"] else "until the window ends"
+    return Told(
+        title=f"{'Raise' if amount > 0 else 'Take back from'} budget {name(form['name'])}",
+        words=f"It counts from the next call on, {until}.",
+        rows=rows,
+        button="Grant it" if amount > 0 else "Take it back",
+    )
+
+
+def _whose(scope: Mapping[str, str]) -> str:
+    told = [f"{label_of(field)} {scope_name(field, value)}" for field, value in scope.items()]
+    return ", ".join(told) or "all calls"
+
+
+# -- invoices
+
+
+def _issue(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
+    deed = acting.IssueInvoice.model_validate(
+        {
+            "account": {form.get("account", ""): form.get("of", "").strip()},
+            "period": form.get("period", ""),
+            "tz": form.get("tz") or None,
+            "lines_by": form.get("lines_by", ""),
+            "on": form.get("on", "").strip() or None,
+            "force": form.get("force") == "1",
+            "allow_unpriced": form.get("allow_unpriced") == "1",
+            "dry_run": dry_run,
+        }
+    )
+    return acting.issue_invoice(meter, deed, by=by)
+
+
+def _tell_invoice(_: Form, answer: Json) -> Told:
+    currency, sums = answer["currency"], answer["totals"]
+    rows = [
+        ("to", "", name(answer["buyer"]["name"])),
+        ("period", "", answer["period"]["label"]),
+        ("lines", "", count(len(answer["lines"]))),
+        ("net", "", money_text(Decimal(sums["net"]), currency)),
+        *((name(tax["label"]), "", money_text(Decimal(tax["amount"]), currency)) for tax in sums["taxes"]),
+        ("total", "", money_text(Decimal(sums["total"]), currency)),
+    ]
+    unpriced = sum(line["unpriced"] for line in answer["lines"])
+    if unpriced:
+        rows.append(("charges without a known price, not billed", "", count(unpriced)))
+    return Told(
+        title=f"Issue an invoice to {name(answer['buyer']['name'])}",
+        words="It gets the next number of its series and is never changed; a credit note puts right what is wrong.",
+        rows=rows,
+        button="Issue it",
+    )
+
+
+def _to_invoice(_: Form, done: Json) -> str:
+    return f"/invoices/{quote(str(done['number']))}"
+
+
+def _credit(meter: Meter, form: Form, by: str, key: str, dry_run: bool) -> Json:
+    amount, reason = form.get("amount", "").strip(), form.get("reason", "").strip()
+    deed = acting.CreditInvoice(amount=amount or None, key=key, reason=reason, dry_run=dry_run)
+    done = acting.credit_invoice(meter, form.get("number", ""), deed, by=by)
+    if done is None:
+        raise LedgerError("There is no such invoice in this ledger.")
+    return done
+
+
+def _tell_credit(form: Form, answer: Json) -> Told:
+    note, currency, balance = (
+        answer["credit_note"],
+        answer["invoice"]["currency"],
+        Decimal(answer["invoice"]["balance"]),
+    )
+    whole = Decimal(note["total"])
+    return Told(
+        title=f"Credit invoice {name(form['number'])}",
+        words="It gets a number of its own and is never changed.",
+        rows=[
+            *((name(line["description"]), "", money_text(Decimal(line["amount"]), currency)) for line in note["lines"]),
+            ("net", "", money_text(Decimal(note["net"]), currency)),
+            *((name(tax["label"]), "", money_text(Decimal(tax["amount"]), currency)) for tax in note["taxes"]),
+            ("given back", "", money_text(whole, currency)),
+            ("left to pay", money_text(balance, currency), money_text(subtract(balance, whole), currency)),
+        ],
+        button="Credit it",
+    )
+
+
+def _to_note(_: Form, done: Json) -> str:
+    return f"/credit-notes/{quote(str(done['number']))}"
+
+
+# -- prices
+
+
+def _reprice(meter: Meter, form: Form, _by: str, _key: str, dry_run: bool) -> Json:
+    deed = acting.Reprice(
+        period=form.get("period") or None,
+        where=[f"model={form['model']}"] if form.get("model", "").strip() else [],
+        tz=form.get("tz") or "UTC",
+        changed=form.get("changed") == "1",
+        dry_run=dry_run,
+    )
+    return acting.reprice(meter, deed)
+
+
+def _tell_reprice(_: Form, answer: Json) -> Told:
+    rows = [
+        ("corrections", "", count(answer["corrections"])),
+        ("billed cost", "", money(Decimal(answer["billed_cost"]))),
+    ]
+    rows += list(_first_corrections(answer["first"]))
+    words = "Each is an entry of its own that carries the difference; what was recorded stays, and closed periods too."
+    if not answer["corrections"]:
+        words = "Nothing would change: no call has a price now that it had not when it was recorded."
+    return Told(title="Price calls anew", words=words, rows=rows, button="Append the corrections")
+
+
+def _first_corrections(entries: Sequence[Json]) -> Iterator[tuple[str, str, str]]:
+    for one in entries[:_MOST_ROWS]:
+        cost = one["billed_cost"]
+        yield (
+            f"{one['occurred_at'][:16]} {one['model'] or one['endpoint']}",
+            "",
+            f"${exact(Decimal(cost))}" if cost else "",
+        )
+
+
+def _to_corrections(_: Form, __: Json) -> str:
+    return "/entries?period=all&kind=correction"
+
+
+_ACTS = {
+    "budget": _Act("budgets", _set_budget, _tell_budget, _to_budget),
+    "grant": _Act("budgets", _grant, _tell_grant, _to_budget),
+    "invoice": _Act("invoices", _issue, _tell_invoice, _to_invoice),
+    "credit": _Act("invoices", _credit, _tell_credit, _to_note),
+    "reprice": _Act("prices", _reprice, _tell_reprice, _to_corrections),
+}
