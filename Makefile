@@ -113,6 +113,17 @@ suite-%: FORCE
 		-r tests/sdk_suites/requirements.txt -e .
 	tests/sdk_suites/run.sh $* $(SUITES)/$* $(PLUGINS) $(SUITE_OPTIONS)
 
+FOCUS := .venv-focus
+
+.PHONY: focus
+## The FOCUS 1.2 export by the rules of its publisher, whose validator needs a Python 3.12 of its own (FOCUS_PYTHON).
+focus:
+	$(UV) venv --quiet --allow-existing --python $(FOCUS_PYTHON) $(FOCUS)
+	$(UV) pip install --quiet --python $(FOCUS)/bin/python focus-validator==2.2.1 'pyarrow<21'
+	$(BIN)/pytest -q tests/unit/reports/test_export_focus.py -k publisher
+
+FOCUS_PYTHON ?= python3.12
+
 .PHONY: release
 ## Build and prove a release in empty environments; on a commit without a tag, a dry run.
 release:

@@ -209,8 +209,8 @@ def _costs() -> list[Field[CostRow]]:
 
 def _prices() -> list[Field[CostRow]]:
     return [
-        Field("ConsumedQuantity", "quantity", _when_priced(lambda row: row.quantity)),
-        Field("ConsumedUnit", "text", _when_priced(lambda row: row.key.sku.unit)),
+        Field("ConsumedQuantity", "quantity", lambda row: row.consumed[0]),
+        Field("ConsumedUnit", "text", lambda row: row.consumed[1]),
         Field("ContractedUnitPrice", "price", _when_priced(lambda row: row.key.sku.contracted_unit_price)),
         Field("ListUnitPrice", "price", _when_priced(lambda row: row.key.sku.list_unit_price)),
         Field("PricingCategory", "text", _when_priced(lambda _: "Standard")),

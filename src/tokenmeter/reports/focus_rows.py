@@ -122,6 +122,13 @@ class CostRow:
         return self.key.kind == "usage" and self.key.sku.list_unit_price is not None
 
     @property
+    def consumed(self) -> tuple[Quantity | None, str | None]:
+        """What was used, priced or not, and its unit; of calls that used nothing (a failed one) their number."""
+        if self.key.kind != "usage":
+            return None, None
+        return (self.quantity, self.key.sku.unit) if self.key.sku.meter else (self.requests, "Requests")
+
+    @property
     def category(self) -> str:
         """FOCUS ``ChargeCategory``."""
         return "Adjustment" if self.key.kind == "adjustment" else "Usage"
