@@ -231,6 +231,7 @@ class Settings(BaseModel):
             installed one. ``prices = "auto"`` or ``prices = "PATH"`` says the same where there are no rows.
         discounts: ``[[discounts]]`` rows: negotiated factors on upstream cost.
         multipliers: ``[[multipliers]]`` rows: platform multipliers per key, member or model.
+        free_quotas: ``[[free_quotas]]`` rows: what providers give free of charge each day or month; see `FreeQuota`.
         models: provider -> {deployment or alias: model id}, for Azure deployments and names of your own.
         providers: base URL prefix -> provider id, for hosts of your own; or a table of `HostSettings`, also under a
             provider id.
@@ -262,6 +263,7 @@ class Settings(BaseModel):
     price_list: Text | None = Field(default=None, min_length=1)
     discounts: list[Row] = Field(default_factory=list[Row])
     multipliers: list[Row] = Field(default_factory=list[Row])
+    free_quotas: list[Row] = Field(default_factory=list[Row])
     models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
     providers: dict[Text, Annotated[HostSettings, BeforeValidator(_host)]] = Field(
         default_factory=dict[str, HostSettings]
@@ -319,6 +321,7 @@ class SettingsArguments(TypedDict, total=False):
         price_list: As `Settings.price_list`.
         discounts: As `Settings.discounts`, and so the others.
         multipliers: As there.
+        free_quotas: As there.
         models: As there.
         providers: As there.
         alerts: As there.
@@ -344,6 +347,7 @@ class SettingsArguments(TypedDict, total=False):
     price_list: str | None
     discounts: Sequence[Mapping[str, Any]] | None
     multipliers: Sequence[Mapping[str, Any]] | None
+    free_quotas: Sequence[Mapping[str, Any]] | None
     models: Mapping[str, Mapping[str, str]] | None
     providers: Mapping[str, str | Mapping[str, Any]] | None
     alerts: Sequence[Mapping[str, Any]] | None
@@ -360,7 +364,7 @@ class SettingsArguments(TypedDict, total=False):
     hold_seconds: int | None
 
 
-_ROWS = ("budgets", "prices", "discounts", "multipliers", "alerts")
+_ROWS = ("budgets", "prices", "discounts", "multipliers", "free_quotas", "alerts")
 _TABLES = ("api_keys", "models", "providers", "billing", "dashboard")
 
 

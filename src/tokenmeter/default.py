@@ -30,6 +30,7 @@ from tokenmeter.pricing import (
     Pricer,
     Terms,
     parse_discounts,
+    parse_free_quotas,
     parse_multipliers,
     parse_prices,
     updating,
@@ -178,6 +179,7 @@ def make_pricer(settings: Settings) -> Pricer:
             ),
             discounts=parse_discounts(settings.discounts, file=file, lines=settings.lines("discounts")),
             model_maps=settings.models,
+            free_quotas=parse_free_quotas(settings.free_quotas, file=file, lines=settings.lines("free_quotas")),
             cost_units={name: host.cost for name, host in settings.providers.items() if host.cost},
         ),
     )

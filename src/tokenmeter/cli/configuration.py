@@ -100,6 +100,15 @@ TEMPLATE = """\
 #member = "ada"
 #multiplier = "1.10"
 
+# What a provider gives free of charge each day or month, to a project: tokenmeter quotas counts and credits it.
+#[[free_quotas]]
+#provider = "google"
+#sku_meter = "web_searches"
+#models = ["gemini-3*"]
+#quantity = 5000
+#per = "month"
+#tz = "America/Los_Angeles"
+
 # Who bills whom.
 #[billing]
 #seller = "Example Platform Ltd"
@@ -151,6 +160,7 @@ def check(frame: Frame) -> None:
         "prices": len(settings.prices),
         "discounts": len(settings.discounts),
         "multipliers": len(settings.multipliers),
+        "free_quotas": len(settings.free_quotas),
     }
     if frame.as_json:
         emit({"ok": True, **found, "warnings": unset_keys(settings)})

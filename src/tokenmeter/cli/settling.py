@@ -1,4 +1,4 @@
-"""``period`` and ``reconcile``: closing a month, and comparing it with the provider's books."""
+"""``period``, ``reconcile`` and ``quotas``: closing a month, the provider's books, and what it gave for nothing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tokenmeter.cli.options import (
     pairs_of,
 )
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.reconciliation import file_reconciliation, post_proposals
+from tokenmeter.reconciliation import count_free_quotas, file_reconciliation, post_free_quotas, post_proposals
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
 
-__all__ = ["period_app", "reconcile"]
+__all__ = ["period_app", "quotas", "reconcile"]
 
 period_app = typer.Typer(help="Close months, and see which are closed.", no_args_is_help=True)
 
@@ -135,6 +135,37 @@ def reconcile(
             file_reconciliation(meter.store, outcome)
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
+
+
+@command(app, "quotas", examples=["tokenmeter quotas --period 2026-11", "tokenmeter quotas --post"])
+def quotas(
+    frame: Frame,
+    *,
+    period: BillPeriod = "last-month",
+    post: Annotated[bool, typer.Option("--post", help="Append the credits of windows that are over.")] = False,
+) -> None:
+    """What providers gave free of charge: count each free quota of the settings, and credit it."""
+    with frame.meter() as meter:
+        uses = count_free_quotas(meter, period)
+        posted = post_free_quotas(meter, uses) if post else []
+        declared = bool(meter.pricer.terms.free_quotas)
+    if frame.as_json:
+        emit({"quotas": [use.to_dict() for use in uses], "posted": [entry.entry_id for entry in posted]})
+        return
+    for use in uses:
+        notes = [f"{use.unpriced:,} of unknown price"] if use.unpriced else []
+        notes += ["not over yet"] if use.open else []
+        more = f" ({', '.join(notes)})" if notes else ""
+        out.print(
+            f"{use.window.label}  {use.quota.name}: {use.used:,} used, {use.free:,} of {use.quota.quantity:,} free, "
+            f"${use.credit:f}{more}",
+            markup=False,
+        )
+    if not uses:
+        none = "Nothing of a free quota was used" if declared else "The settings name no [[free_quotas]]"
+        out.print(f"{none}.", markup=False)
+    if post:
+        out.print(f"{len(posted)} credits were appended.")
 
 
 def _client(provider: str) -> Any:

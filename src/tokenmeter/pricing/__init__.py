@@ -13,12 +13,13 @@ from tokenmeter.pricing.terms import Discount, Multiplier, Terms
 
 if TYPE_CHECKING:
     from tokenmeter.pricing.ceiling import Ceiling
-    from tokenmeter.pricing.parse import parse_discounts, parse_multipliers, parse_prices
+    from tokenmeter.pricing.parse import parse_discounts, parse_free_quotas, parse_multipliers, parse_prices
 
 #: Loaded when first asked for: a call with neither caps nor prices of the user's own does without.
 _LATER = {
     "Ceiling": "ceiling",
     "parse_discounts": "parse",
+    "parse_free_quotas": "parse",
     "parse_multipliers": "parse",
     "parse_prices": "parse",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "Rating",
     "Terms",
     "parse_discounts",
+    "parse_free_quotas",
     "parse_multipliers",
     "parse_prices",
 ]

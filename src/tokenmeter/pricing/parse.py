@@ -1,4 +1,4 @@
-"""Prices, discounts and multipliers as users write them (decoded TOML tables), checked row by row."""
+"""Prices, discounts, multipliers and free quotas as users write them (decoded TOML tables), checked row by row."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tokenmeter.dimensions import MULTIPLIER_SCOPES
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
-from tokenmeter.periods import parse_instant
+from tokenmeter.periods import parse_instant, zone
 from tokenmeter.pricing.price import TOKEN_CLASSES, WEEKDAYS, Conditions, Origin, Price, plain
-from tokenmeter.pricing.terms import Discount, Multiplier
+from tokenmeter.pricing.terms import Discount, FreeQuota, Multiplier
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.semconv import unit_of
 
-__all__ = ["parse_discounts", "parse_multipliers", "parse_prices", "table_lines"]
+__all__ = ["parse_discounts", "parse_free_quotas", "parse_multipliers", "parse_prices", "table_lines"]
 
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {
@@ -65,6 +65,21 @@ def parse_multipliers(
         ConfigurationError: names file, row, field and reason.
     """
     return tuple(row.multiplier() for row in _rows("multipliers", rows, file, lines))
+
+
+def parse_free_quotas(
+    rows: Iterable[Mapping[str, Any]], *, file: str, lines: Sequence[int] = ()
+) -> tuple[FreeQuota, ...]:
+    """``[[free_quotas]]`` tables: ``provider``, ``sku_meter``, ``quantity`` and ``per``; see `FreeQuota`.
+
+    Raises:
+        ConfigurationError: names file, row, field and reason; or two quotas have one name.
+    """
+    quotas = tuple(row.free_quota() for row in _rows("free_quotas", rows, file, lines))
+    names = [quota.name for quota in quotas]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigurationError(f"{file}: two [[free_quotas]] are called {twice!r}; give each its own name.")
+    return quotas
 
 
 def table_lines(text: str, table: str) -> list[int]:
@@ -138,6 +153,35 @@ class _Row:
         field = "factor" if "factor" in self.raw and "multiplier" not in self.raw else "multiplier"
         return Multiplier(factor=self._number(field), scope=named, effective_from=since, effective_to=until)
 
+    def free_quota(self) -> FreeQuota:
+        fields = {"name", "provider", "sku_meter", "quantity", "per", "models", "api_keys", "tz"}
+        self._known_only({*fields, "effective_from", "effective_to"})
+        since, until = self._dates()
+        per, tz = self._text("per", required=True), self._text("tz") or "UTC"
+        if per not in {"day", "month"}:
+            raise self._wrong("per", f"must be day or month, not {per!r}")
+        try:
+            zone(tz)
+        except ConfigurationError as error:
+            raise self._wrong("tz", str(error).rstrip(".")) from None
+        meter = self._meter(required=True) or ""
+        models = tuple(model.lower() for model in self._texts("models"))
+        quantity = self._whole("quantity", 0)
+        if not quantity:
+            raise self._wrong("quantity", "must say how many are free, at least 1")
+        return FreeQuota(
+            name=self._text("name") or " ".join((meter, *models)),
+            provider=canonical_provider(self._text("provider", required=True) or ""),
+            sku_meter=meter,
+            quantity=quantity,
+            per=cast("Literal['day', 'month']", per),
+            models=models,
+            api_keys=self._texts("api_keys"),
+            tz=tz,
+            effective_from=since,
+            effective_to=until,
+        )
+
     # -- fields
 
     def _wrong(self, name: str, reason: str) -> ConfigurationError:
@@ -157,6 +201,12 @@ class _Row:
         if not isinstance(value, str) or not value.strip():
             raise self._wrong(name, f"must be a non-empty text, not {value!r}")
         return value.strip()
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        value: Any = self.raw.get(name, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one for one in cast("Any", value)):
+            raise self._wrong(name, f"must be a list of names, not {value!r}")
+        return tuple(cast("list[str]", value))
 
     def _meter(self, *, required: bool) -> str | None:
         meter = self._text("sku_meter", required=required)

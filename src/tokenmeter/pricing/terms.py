@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
+from typing import Literal
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import MULTIPLIER_SCOPES
 from tokenmeter.money import ONE
 
-__all__ = ["Discount", "Multiplier", "Terms"]
+__all__ = ["Discount", "FreeQuota", "Multiplier", "Terms"]
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 _NO_MAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
@@ -69,6 +70,39 @@ class Discount:
         return self.model is not None, self.sku_meter is not None, self.provider is not None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeQuota:
+    """What a provider gives free of charge in each day or month, to a project and not to a call.
+
+    Attributes:
+        name: How it is called on what it credits.
+        provider: Provider id.
+        sku_meter: Meter of which it is.
+        quantity: How much of it is free in each window.
+        per: ``day`` or ``month``.
+        models: Patterns (``gemini-3*``) of models that share it; empty = all.
+        api_keys: Aliases or labels of the keys of the project that it is given to; empty = all.
+        tz: Time zone in which its windows begin.
+        effective_from: First instant (aware UTC) it holds.
+        effective_to: First instant it no longer holds.
+    """
+
+    name: str
+    provider: str
+    sku_meter: str
+    quantity: int
+    per: Literal["day", "month"]
+    models: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    tz: str = "UTC"
+    effective_from: datetime | None = None
+    effective_to: datetime | None = None
+
+    def holds(self, at: datetime) -> bool:
+        """Whether it was given at that instant."""
+        return _holds(self, at)
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the user agreed with providers and asks of the platform's own users.
@@ -82,12 +116,14 @@ class Terms:
         model_maps: provider (or ``*``) -> {name: model}. Azure deployments and private aliases.
         cost_units: Provider id or prefix of a base URL -> what the ``cost`` in its usage is, where the user says so;
             see `tokenmeter.call.RequestFacts.cost_unit`.
+        free_quotas: What providers give free of charge; calls are priced at the list, and it is credited afterwards.
     """
 
     multipliers: tuple[Multiplier, ...] = ()
     discounts: tuple[Discount, ...] = ()
     model_maps: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MAPS)
     cost_units: Mapping[str, str] = field(default_factory=lambda: _NO_UNITS)
+    free_quotas: tuple[FreeQuota, ...] = ()
 
     def cost_unit(self, provider: str, url: str = "") -> str | None:
         """What the user says of costs that `provider`, at a base `url`, puts into its usage; the URL goes first."""
@@ -157,7 +193,7 @@ class Terms:
         return max(fitting)[-1] if fitting else ONE
 
 
-def _holds(rule: Multiplier | Discount, at: datetime) -> bool:
+def _holds(rule: Multiplier | Discount | FreeQuota, at: datetime) -> bool:
     return (rule.effective_from is None or rule.effective_from <= at) and (
         rule.effective_to is None or at < rule.effective_to
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenmeter.reconciliation.quotas import Credit, QuotaUse, count_free_quotas, post_free_quotas
 from tokenmeter.reconciliation.result import CAUSES, Cause, Discrepancy, Proposal, Reconciliation
 from tokenmeter.reconciliation.run import (
     file_reconciliation,
@@ -17,12 +18,16 @@ __all__ = [
     "Bucket",
     "Cause",
     "CostLine",
+    "Credit",
     "Discrepancy",
     "Proposal",
     "ProviderStatement",
+    "QuotaUse",
     "Reconciliation",
     "UsageLine",
+    "count_free_quotas",
     "file_reconciliation",
+    "post_free_quotas",
     "post_proposals",
     "reconcile",
     "reconcile_statement",

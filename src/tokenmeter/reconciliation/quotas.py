@@ -1,0 +1,264 @@
+"""Free quotas: what a provider gives free of charge each day or month, counted over the ledger and credited.
+
+A quota belongs to a project, and processes on several machines use it up together, so that no call can know whether it
+is free: every call is priced at the list, and what was free is credited afterwards. In each window the first units, by
+the time of their calls, are the free ones; each is credited with what it cost on the account of its call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from itertools import compress
+from typing import Any, NamedTuple
+
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.ledger import Charge, Entry, utcnow
+from tokenmeter.meter import Meter
+from tokenmeter.money import EXACT, ONE, ZERO, quantize
+from tokenmeter.periods import Period, buckets, floor, parse_period
+from tokenmeter.pricing.terms import FreeQuota
+from tokenmeter.stores.base import EntryFilter, Store
+
+__all__ = ["Credit", "QuotaUse", "count_free_quotas", "post_free_quotas"]
+
+ENDPOINT = "free_quota"
+
+
+class _Account(NamedTuple):
+    """Whose credit it is."""
+
+    attribution: Attribution
+    api_key: ApiKey | None
+    model: str | None
+
+
+@dataclass(slots=True)
+class Credit:
+    """What one account gets back of one window.
+
+    Attributes:
+        attribution: On whose account the calls were.
+        api_key: Their key.
+        model: Their model.
+        quantity: Units that were free.
+        contracted_cost: What they cost upstream, US dollars.
+        billed_cost: The same with the platform multiplier.
+    """
+
+    attribution: Attribution
+    api_key: ApiKey | None
+    model: str | None
+    quantity: int = 0
+    contracted_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUse:
+    """One quota in one of its windows.
+
+    Attributes:
+        quota: The quota.
+        window: The day or month, in the quota's time zone.
+        used: Units that the ledger has.
+        free: Of these, how many were free.
+        unpriced: Free units whose price is not known: there is nothing to be credited for them.
+        credits: By account, for the free ones.
+        open: Whether the window goes on: more may come.
+    """
+
+    quota: FreeQuota
+    window: Period
+    used: int
+    free: int
+    unpriced: int
+    credits: tuple[Credit, ...] = field(repr=False)
+    open: bool = False
+
+    @property
+    def credit(self) -> Decimal:
+        """US dollars to be credited, upstream."""
+        total = ZERO
+        for one in self.credits:
+            total = EXACT.add(total, one.contracted_cost)
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "quota": self.quota.name,
+            "window": self.window.label,
+            "used": self.used,
+            "free": self.free,
+            "limit": self.quota.quantity,
+            "unpriced": self.unpriced,
+            "credit": f"{self.credit:f}",
+            "open": self.open,
+        }
+
+
+def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | None = None) -> list[QuotaUse]:
+    """How much of each free quota (setting ``free_quotas``) was used in the windows that `period` touches.
+
+    Reads the entries of the quota's provider once, one at a time.
+
+    Args:
+        meter: Whose ledger and terms.
+        period: ``2026-11``, ``last-month``, ... in each quota's own time zone.
+        now: Instant for relative periods and for which windows are over; default: now.
+
+    Returns:
+        Per quota and window in which something was used, oldest first.
+    """
+    moment = now or utcnow()
+    found: list[QuotaUse] = []
+    for quota in meter.pricer.terms.free_quotas:
+        whole = parse_period(period, quota.tz, now=moment) if isinstance(period, str) else period
+        for part in buckets(whole, quota.per):
+            used = _use(meter.store, quota, floor(part.start, quota.per, quota.tz), moment)
+            if used is not None:
+                found.append(used)
+    return found
+
+
+def post_free_quotas(meter: Meter, uses: Iterable[QuotaUse]) -> list[Entry]:
+    """Append what is to be credited as adjustments, on the last instant of each window; each is posted once.
+
+    Where calls of a window came late, and more turned out to be free, a further run posts the difference. Windows that
+    go on are left for later.
+
+    Args:
+        meter: Whose ledger and budgets.
+        uses: From `count_free_quotas`.
+
+    Returns:
+        The entries that were appended.
+    """
+    entries = [entry for use in uses if not use.open for entry in _entries(meter.store, use)]
+    return list(compress(entries, meter.post_all(entries)))
+
+
+class _Line(NamedTuple):
+    at: datetime
+    entry_id: str
+    account: _Account
+    quantity: int
+    contracted: Decimal | None
+    billed: Decimal | None
+
+
+def _use(store: Store, quota: FreeQuota, window: Period, now: datetime) -> QuotaUse | None:
+    lines = sorted(_lines(store, quota, window), key=lambda line: line[:2])
+    if not lines:
+        return None
+    left, unpriced = quota.quantity, 0
+    credits_: dict[_Account, Credit] = {}
+    for line in lines:
+        free = min(line.quantity, left)
+        left -= free
+        if not free:
+            break
+        if line.contracted is None or line.billed is None:
+            unpriced += free
+            continue
+        credit = credits_.setdefault(line.account, Credit(*line.account))
+        credit.quantity += free
+        credit.contracted_cost = EXACT.add(credit.contracted_cost, _share(line.contracted, free, line.quantity))
+        credit.billed_cost = EXACT.add(credit.billed_cost, _share(line.billed, free, line.quantity))
+    used = sum(line.quantity for line in lines)
+    return QuotaUse(quota, window, used, quota.quantity - left, unpriced, tuple(credits_.values()), window.end > now)
+
+
+def _share(cost: Decimal, part: int, whole: int) -> Decimal:
+    return cost if part == whole else quantize(EXACT.divide(EXACT.multiply(cost, part), whole))
+
+
+def _lines(store: Store, quota: FreeQuota, window: Period) -> Iterator[_Line]:
+    which = EntryFilter(since=window.start, until=window.end, where={"provider": frozenset([quota.provider])})
+    for entry in store.entries(which):
+        key = entry.api_key
+        named = {key.alias, key.label} if key is not None else set[str | None]()
+        if entry.kind != "usage" or not quota.holds(entry.occurred_at):
+            continue
+        if quota.api_keys and named.isdisjoint(quota.api_keys):
+            continue
+        for charge in entry.charges:
+            model = charge.model or entry.model
+            if charge.sku_meter == quota.sku_meter and _fits(model, quota.models):
+                account = _Account(entry.attribution, key, model)
+                costs = charge.contracted_cost, charge.billed_cost
+                yield _Line(entry.occurred_at, entry.entry_id, account, int(charge.quantity), *costs)
+
+
+def _fits(model: str | None, patterns: tuple[str, ...]) -> bool:
+    return not patterns or (model is not None and any(fnmatchcase(model.lower(), pattern) for pattern in patterns))
+
+
+def _entries(store: Store, use: QuotaUse) -> Iterator[Entry]:
+    posted = _posted(store, use)
+    for credit in use.credits:
+        account = _Account(credit.attribution, credit.api_key, credit.model)
+        contracted, billed = posted.get(account, (ZERO, ZERO))
+        upstream = EXACT.subtract(EXACT.minus(credit.contracted_cost), contracted)
+        ours = EXACT.subtract(EXACT.minus(credit.billed_cost), billed)
+        if upstream or ours:
+            yield _entry(use, account, upstream, ours, contracted)
+
+
+def _posted(store: Store, use: QuotaUse) -> dict[_Account, tuple[Decimal, Decimal]]:
+    """What was credited of this window before, by account."""
+    which = EntryFilter(since=use.window.start, until=use.window.end, where={"endpoint": frozenset([ENDPOINT])})
+    sums: dict[_Account, tuple[Decimal, Decimal]] = {}
+    for entry in store.entries(which):
+        if entry.kind == "adjustment" and entry.dedup_key and entry.dedup_key.startswith(_name(use)):
+            account = _Account(entry.attribution, entry.api_key, entry.request_model)
+            contracted, billed = sums.get(account, (ZERO, ZERO))
+            sums[account] = (
+                EXACT.add(contracted, entry.contracted_cost or ZERO),
+                EXACT.add(billed, entry.billed_cost or ZERO),
+            )
+    return sums
+
+
+def _name(use: QuotaUse) -> str:
+    return f"{ENDPOINT}:{use.quota.provider}:{use.quota.name}:{use.window.label}:"
+
+
+def _entry(use: QuotaUse, account: _Account, upstream: Decimal, ours: Decimal, before: Decimal) -> Entry:
+    factor = quantize(EXACT.divide(ours, upstream)) if upstream else ONE
+    charge = Charge(
+        model=account.model,
+        sku_meter="adjustment",
+        quantity=upstream,
+        unit="USD",
+        list_unit_price=ONE,
+        multipliers={} if factor == ONE else {"platform": factor},
+        list_cost=upstream,
+        contracted_cost=upstream,
+        billed_cost=ours,
+        source=f"free quota: {use.quota.name}",
+    )
+    named = repr((account.attribution, account.api_key and account.api_key.label, account.model))
+    who = hashlib.sha256(named.encode()).hexdigest()[:16]  # no name in a key, which an erasure could not reach
+    return Entry(
+        kind="adjustment",
+        occurred_at=use.window.end - timedelta(microseconds=1),
+        provider=use.quota.provider,
+        endpoint=ENDPOINT,
+        operation=ENDPOINT,
+        request_model=account.model,
+        api_key=account.api_key,
+        attribution=account.attribution,
+        charges=(charge,),
+        list_cost=upstream,
+        contracted_cost=upstream,
+        billed_cost=ours,
+        cost_source="billed",
+        flags=("free_quota",),
+        dedup_key=f"{_name(use)}{who}:{before}:{upstream}",
+    )
