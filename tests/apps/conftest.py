@@ -41,7 +41,7 @@ def load(configured, monkeypatch, request):
     """`load("with_flask")` imports an example anew; `load("with_flask", budgets=[...])` sets it up first."""
 
     def load(name, **settings):
-        pytest.importorskip(name.removeprefix("with_"))
+        pytest.importorskip(name.removeprefix("with_").partition("_")[0])
         configured(**settings)
         monkeypatch.syspath_prepend(str(EXAMPLES))
         request.addfinalizer(lambda: sys.modules.pop(name, None))

@@ -1,5 +1,6 @@
 """Budgets are data in the ledger: every meter on it obeys them and learns of a change with its next call."""
 
+import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -350,6 +351,22 @@ class TestLimits:
         assert not is_stopped(meter, a_call())
         assert asked == ["ada", "ada"]
         assert not is_stopped(meter, a_call("bob"))  # unknown to the function: the fixed limit
+
+    def test_an_async_function_is_asked_without_a_loop_and_beside_one_that_waits_for_nobody(self, metered):
+        async def limit(member):
+            await asyncio.sleep(0)
+            return {"ada": 15}.get(member)
+
+        async def asked_on_the_loop():
+            return is_stopped(meter, a_call())
+
+        meter = metered(Budget(member="*", limit=limit, limit_usd=5, name="plans"))
+        assert not is_stopped(meter, a_call())
+        assert is_stopped(meter, a_call("bob"))
+        spend(meter, a_call(), 10)
+        meter.budgets.forget_limits("plans")
+        assert asyncio.run(asked_on_the_loop())  # another 10 do not fit into 15
+        assert meter.remaining(member="ada")[0].limit == 15
 
     def test_what_holds_while_it_cannot_be_asked(self, metered, caplog):
         down = []

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from tokenmeter.budgets.definitions import Grant
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import LimitFunction, Unit, limit_in, limit_table, parse_limit
+from tokenmeter.budgets.policy import LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.money import magnitude
@@ -24,6 +29,7 @@ NO_CAP = 9 * 10**18
 _NEVER = 1 << 62
 _MOST_VALUES = 65_536
 _TELL_EVERY = 60
+_LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
 
 
 def room(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
@@ -82,11 +88,13 @@ class _Answer:
 class AskedLimits:
     """Answers of one budget's `Budget.limit`, remembered for `Budget.refresh` seconds.
 
-    An answer that is too old is asked for again in the call's own thread; while the function fails the last answer
-    holds, then the fixed limit, then the budget's `store_failure`.
+    An answer that is too old is asked for again in the call's own thread, for calls on an event loop beside it; while
+    the function fails the last answer holds, then the fixed limit, then the budget's `store_failure`. What an async
+    function awaits (a pool of connections) belongs to the application's loop, and runs there.
     """
 
     def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _Answer] = {}
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
 
@@ -134,6 +142,8 @@ class AskedLimits:
             return known.limits.get(cap.unit)
         try:
             said = function(value)
+            if inspect.isawaitable(said):
+                said = self._awaited(said)
             limits: dict[Unit, int | None] = {
                 unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units
             }
@@ -144,6 +154,23 @@ class AskedLimits:
             self._answers.clear()
         self._answers[key] = _Answer(limits, now)
         return limits.get(cap.unit)
+
+    def _awaited(self, said: Awaitable[LimitValue | None]) -> LimitValue | None:
+        """What an async function says: on the application's loop, where one can be waited for, else on a new one."""
+
+        async def answer() -> LimitValue | None:
+            self._loop = _running_loop()
+            return await said
+
+        async def anew() -> LimitValue | None:
+            return await said
+
+        if "anyio" in sys.modules and (told := _from_anyio(answer)) is not None:
+            return told[0]
+        here = _running_loop()
+        if self._loop is not None and self._loop.is_running() and here is None:
+            return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(_LONGEST_WAIT)
+        return asyncio.run(anew()) if here is None else _in_thread(lambda: asyncio.run(anew()))
 
     def _tell(self, name: str, error: Exception, *, has_last: bool) -> None:
         """Log a limit function's failure, at most once a minute per budget."""
@@ -165,3 +192,39 @@ class AskedLimits:
             "none, and the budget has no fixed limit beside it. The call was not sent. Give the budget a fixed limit "
             "that holds meanwhile, or set store_failure='open' to let such calls pass."
         )
+
+
+def _from_anyio(answer: Callable[[], Coroutine[Any, Any, LimitValue | None]]) -> tuple[LimitValue | None] | None:
+    """The answer from the loop that waits for this thread; None where no loop does."""
+    from anyio import from_thread  # noqa: PLC0415 - only where the application has it
+
+    try:
+        from_thread.run_sync(_nothing)
+    except RuntimeError:  # no thread of anyio's
+        return None
+    return (from_thread.run(answer),)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _in_thread(work: Callable[[], Any]) -> Any:
+    """The result of `work` in a thread that has no loop as yet."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="tokenmeter-limit", daemon=True).start()
+    return done.result()

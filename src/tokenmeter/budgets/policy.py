@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
@@ -23,6 +22,7 @@ __all__ = [
     "Budget",
     "FunctionElsewhere",
     "LimitFunction",
+    "LimitValue",
     "Unit",
     "amount_of",
     "check_consistent",
@@ -59,7 +59,7 @@ UNLIMITED = "unlimited"
 #: What a limit may be: a number of US dollars, `UNLIMITED`, or a number per unit (``{"usd": "5", "requests": 100}``).
 LimitValue = Decimal | int | str | Mapping[str, Any]
 #: Says the limit of one member (or of whatever the budget's ``"*"`` stands for); None = the fixed limit holds.
-LimitFunction = Callable[[str], LimitValue | None]
+LimitFunction = Callable[[str], LimitValue | Awaitable[LimitValue | None] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ class Budget(Who):
         limit_requests: Calls.
         limit_in_flight: Calls that may be under way at the same time.
         limit: Limits that differ by member (or whatever the budget's one ``"*"`` stands for): a table
-            ``{"ada": "50", "bob": 0}``, or a function ``ada -> limit`` that asks your own database. A value is a number
-            of US dollars, ``"unlimited"``, or a number per unit: ``{"usd": "5", "requests": 100}``. Whom the table or
-            the function does not know (None) gets the fixed limits beside it, and these hold while the function fails
-            and no earlier answer of it is known.
+            ``{"ada": "50", "bob": 0}``, or a function ``ada -> limit``, async or not, that asks your own database. A
+            value is a number of US dollars, ``"unlimited"``, or a number per unit: ``{"usd": "5", "requests": 100}``.
+            Whom the table or the function does not know (None) gets the fixed limits beside it, and these hold while
+            the function fails and no earlier answer of it is known.
         refresh: Seconds for which an answer of the function is used before it is asked again.
         period: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``total`` or ``rolling-<n>s|m|h|d``
             (a rate limit: never more than the limit in any stretch of that length).
@@ -322,9 +322,9 @@ class Budget(Who):
                 for unit in self.units:
                     limit_in(value, unit, name=f"limit.{key}")
             return MappingProxyType(dict(table))
-        if callable(limit) and not inspect.iscoroutinefunction(limit):
+        if callable(limit):
             return cast("LimitFunction", limit)
-        raise ConfigurationError(f"limit must be a table or a plain (not async) function, not {limit!r}.")
+        raise ConfigurationError(f"limit must be a table or a function, not {limit!r}.")
 
     def _derived_name(self) -> str:
         scope = ",".join(f"{key}={value}" for key, value in self.scope.items()) or "all"
