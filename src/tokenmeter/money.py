@@ -13,6 +13,7 @@ from decimal import (
     Context,
     Decimal,
     DivisionByZero,
+    Inexact,
     InvalidOperation,
     Overflow,
 )
@@ -59,6 +60,9 @@ EXACT = Context(
     flags=[],
     traps=[DivisionByZero, InvalidOperation, Overflow],
 )
+#: The same, but whatever would have to be rounded is an error.
+_UNROUNDED = EXACT.copy()
+_UNROUNDED.traps[Inexact] = True
 _RATIO = EXACT.copy()
 _RATIO.prec = 28
 
@@ -200,11 +204,10 @@ def to_picodollars(amount: Decimal) -> int:
     Raises:
         ValueError: `amount` is finer than a picodollar; `quantize` it first.
     """
-    scaled = EXACT.scaleb(amount, 12)
-    whole = int(scaled)
-    if whole != scaled:
-        raise ValueError(f"{amount} USD is finer than one picodollar; quantize it first.")
-    return whole
+    try:
+        return int(_UNROUNDED.to_integral_exact(EXACT.scaleb(amount, 12)))
+    except Inexact:
+        raise ValueError(f"{amount} USD is finer than one picodollar; quantize it first.") from None
 
 
 def to_dollars(picodollars: int) -> Decimal:

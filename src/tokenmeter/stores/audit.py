@@ -16,15 +16,15 @@ from pydantic_core import from_json
 from tokenmeter.stores.archive.archives import Archived, Archives
 from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Fault, Verification
-from tokenmeter.stores.book import AMOUNTS, ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.engine import Engine, Readable, Rows
-from tokenmeter.stores.fold import FIRST, NANO, AccountFacts, Batch, entry_row, link, measured, month_of
+from tokenmeter.stores.fold import AMOUNTS, FIRST, NANO, AccountFacts, Batch, link, measured, month_of
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
 from tokenmeter.stores.sketch import unpacked
 from tokenmeter.stores.slots import DAY, Level
-from tokenmeter.stores.values import MICRO, from_microseconds
+from tokenmeter.stores.values import MICRO, compact_json, from_microseconds
 
 __all__ = ["audit"]
 
@@ -261,17 +261,16 @@ class _Walk:
             record = from_json(body)
             account = self._shared.account(connection, record["account"])
             found = measured(record, account, partial(self._shared.meter, connection))
-            derived = entry_row(record, account, found)
             end_user, tags = row[3], row[4]
             said = (
                 self._identity(record["id"]),
-                derived.occurred_at,
-                derived.account,
-                derived.end_user,
-                derived.tags,
-                *derived.amounts,
-                derived.more,
-                derived.trace_id,
+                record["occurred_at"],
+                account.number,
+                record.get("end_user"),
+                compact_json(record["tags"]) if record.get("tags") else None,
+                *found.amounts,
+                compact_json(found.more) if found.more else None,
+                record.get("trace_id"),
             )
             kept = (
                 *row[:3],
@@ -418,7 +417,7 @@ def _day(connection: Rows, *, since: int, shared: _Shared, archives: Archives) -
             record = from_json(body)
             account = shared.account(connection, record["account"])
             found = measured(record, account, partial(shared.meter, connection))
-            batch.count(entry_row(record, account, found), found)
+            batch.count(record["occurred_at"], account.number, found)
         except UNREADABLE:
             continue  # the walk has told of it
     wrong = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import add
 from pathlib import Path
@@ -16,27 +16,26 @@ from pydantic_core import from_json
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import (
+    AMOUNTS,
     FIRST,
+    METER_AMOUNTS,
     NANO,
-    TYPED,
     AccountFacts,
     Batch,
-    EntryRow,
+    Measured,
+    add_lines,
     advance,
-    entry_row,
     measured,
     month_of,
-    split,
 )
 from tokenmeter.stores.sketch import Latencies, packed
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
+from tokenmeter.stores.values import MICRO, compact_json
 
 __all__ = [
-    "AMOUNTS",
     "ENTRY_COLUMNS",
     "LATENCIES",
-    "METER_AMOUNTS",
     "SUM_COLUMNS",
     "SUM_TABLES",
     "Folding",
@@ -50,16 +49,6 @@ __all__ = [
 #: Records to a transaction of the fold.
 _MOST = 16_384
 _MOST_KNOWN = 50_000
-
-AMOUNTS = (
-    *("unpriced", "estimated", "reasoning"),
-    *TYPED,
-    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
-)
-METER_AMOUNTS = (
-    *("n", "unpriced", "estimated", "reasoning", "quantity", "nano"),
-    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
-)
 
 #: Sums of microseconds and sketches; see `tokenmeter.stores.sketch`.
 LATENCIES = ("duration_us", "duration", "first_token_us", "first_token", "generation_us", "generated")
@@ -83,6 +72,10 @@ SUM_COLUMNS = {
 
 class Archived(Protocol):
     """Entries that a ledger has in files only."""
+
+    def has_any(self, connection: Any) -> bool:
+        """Whether there are any."""
+        ...
 
     def has(self, connection: Any, entry_id: str, strangers: set[bytes] | None = None) -> bool:
         """Whether an entry is among them.
@@ -286,7 +279,12 @@ class FoldingBook(ABC):
         return known
 
     def columns(
-        self, connection: Any, place: tuple[int, bytes, bytes], values: Mapping[str, Any], row: EntryRow
+        self,
+        connection: Any,
+        place: tuple[int, bytes, bytes],
+        values: Mapping[str, Any],
+        account: AccountFacts,
+        found: Measured,
     ) -> tuple[Any, ...]:
         """A row of ``entries``, by `ENTRY_COLUMNS`.
 
@@ -294,18 +292,26 @@ class FoldingBook(ABC):
             connection: In a write transaction.
             place: Number, record and hash.
             values: The record, parsed.
-            row: What it says.
+            account: Whose it is.
+            found: What it adds to sums.
         """
         seq, record, digest = place
-        end_user = None if row.end_user is None else self.name(connection, row.end_user)
-        tags = None if row.tags is None else self.tagset(connection, row.tags)
-        named: Mapping[str, str] = values.get("tags") or {}
-        for name in named.values():
+        end_user: str | None = values.get("end_user")
+        tags: Mapping[str, str] | None = values.get("tags")
+        for name in tags.values() if tags else ():
             self.name(connection, name)
-        identity = self.engine.identity(values["id"])
         return (
-            *(seq, identity, row.occurred_at, row.account, end_user, tags, *row.amounts),
-            *(row.more, row.trace_id, record.decode(), digest),
+            seq,
+            self.engine.identity(values["id"]),
+            values["occurred_at"],
+            account.number,
+            None if end_user is None else self.name(connection, end_user),
+            self.tagset(connection, compact_json(tags)) if tags else None,
+            *found.amounts,
+            compact_json(found.more) if found.more else None,
+            values.get("trace_id"),
+            record.decode(),
+            digest,
         )
 
     def returned(self, connection: Any, rows: Sequence[tuple[int, bytes, bytes]]) -> list[tuple[Any, ...]]:
@@ -314,8 +320,8 @@ class FoldingBook(ABC):
         for place in rows:
             values: dict[str, Any] = from_json(place[1])
             account = self.account(connection, values["account"])
-            row = entry_row(values, account, measured(values, account, partial(self.meter, connection)))
-            found.append(self.columns(connection, place, values, row))
+            adds = measured(values, account, partial(self.meter, connection))
+            found.append(self.columns(connection, place, values, account, adds))
         return found
 
     def define(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
@@ -353,6 +359,7 @@ class Folding(ABC):
         self._ids: set[str] = set()
         self._dedup: dict[str, int] = {}
         self._seq, self._hash = 0, FIRST
+        self._archived: bool | None = None
         self._strangers: set[bytes] = set()
 
     # -- what an engine does
@@ -400,7 +407,7 @@ class Folding(ABC):
         """See where the chain stands."""
         self.left_out = False
         self._batch, self._rows, self._ids, self._dedup = Batch(), [], set(), {}
-        self._strangers = set()
+        self._archived, self._strangers = None, set()
         self._seq, self._hash, self.places = self.begin(connection)
 
     def _frames(self) -> Iterator[tuple[int, int, bytes, bytes]]:
@@ -441,19 +448,21 @@ class Folding(ABC):
 
     def _add(self, connection: Any, record: bytes, values: Mapping[str, Any]) -> bool:
         book = self._book
-        account = book.account(connection, values["account"])
-        found = measured(values, account, lambda digest: book.meter(connection, digest))
-        row = entry_row(values, account, found)
+        entry_id: str = values["id"]
         key: str | None = values.get("dedup_key")
-        if self._is_there(connection, values["id"], key):
+        account = book.account(connection, values["account"])
+        found = measured(values, account, partial(book.meter, connection))
+        if self._is_there(connection, entry_id, key):
             return False
-        self._batch.count(row, found)
-        self._seq += 1
-        self._hash = advance(self._hash, record)
-        self._ids.add(values["id"])
+        seq, digest = self._seq + 1, advance(self._hash, record)
+        row = book.columns(connection, (seq, record, digest), values, account, found)
+        # From here on nothing fails: a record is taken as a whole or put aside as a whole.
+        self._batch.count(values["occurred_at"], account.number, found)
+        self._seq, self._hash = seq, digest
+        self._ids.add(entry_id)
         if key is not None:
-            self._dedup[key] = self._seq
-        self._rows.append(book.columns(connection, (self._seq, record, self._hash), values, row))
+            self._dedup[key] = seq
+        self._rows.append(row)
         return True
 
     def _is_there(self, connection: Any, entry_id: str, key: str | None) -> bool:
@@ -462,40 +471,61 @@ class Folding(ABC):
         if self._careful:
             return self.has_entry(connection, entry_id)
         archives = self._book.archives
-        return archives is not None and archives.has(connection, entry_id, self._strangers)
+        if self._archived is None:
+            self._archived = archives is not None and archives.has_any(connection)
+        return self._archived and archives is not None and archives.has(connection, entry_id, self._strangers)
 
 
-def sum_rows(batch: Batch) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """What a batch gathered as rows of the tables of sums: of hours, days and months."""
-    sums: dict[tuple[int, int, int], list[int]] = {}
-    for (hour, account), amounts in batch.sums.items():
-        for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
-            _add(sums, (level, slot, account), amounts)
+def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
+    """What a batch gathered as rows of the tables of sums: of hours, days and months; made as they are taken."""
+    levels: list[Mapping[tuple[int, int], Sequence[int]]] = [batch.sums]
+    for coarser in (_day_of, month_of):
+        sums: dict[tuple[int, int], Sequence[int]] = {}
+        for (slot, account), amounts in levels[-1].items():
+            place = (coarser(slot), account)
+            known = sums.get(place)
+            sums[place] = amounts if known is None else list(map(add, known, amounts))
+        levels.append(sums)
     yield (
         "sums",
-        [(*key, *amounts[:-3], *itertools.chain(*map(split, amounts[-3:]))) for key, amounts in sums.items()],
+        ((level, *place, *amounts) for level, sums in enumerate(levels) for place, amounts in sums.items()),
     )
-    rare: dict[tuple[int, int, int, str], list[int]] = {}
+    rare: dict[tuple[int, int, int, str], int] = {}
     for (hour, account, meter), nano in batch.rare.items():
         for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
-            _add(rare, (level, slot, account, meter), [nano])
-    yield "rare_sums", [(*key, *divmod(nano[0], NANO)) for key, nano in rare.items()]
-    meters: dict[tuple[int, int, int, str], list[int]] = {}
-    for (day, account, meter), amounts in batch.meters.items():
-        for level, slot in ((1, day), (2, month_of(day))):
-            _add(meters, (level, slot, account, meter), amounts)
+            key = (level, slot, account, meter)
+            rare[key] = rare.get(key, 0) + nano
+    yield "rare_sums", ((*key, *divmod(nano, NANO)) for key, nano in rare.items())
+    months: dict[tuple[int, int], dict[str, list[int]]] = {}
+    taken: dict[tuple[int, int], Latencies] = {}
+    for (day, account), lines in batch.meters.items():
+        add_lines(months.setdefault((month_of(day), account), {}), lines)
+    for (day, account), some in batch.latencies.items():
+        taken.setdefault((month_of(day), account), Latencies()).take(some)
     yield (
         "meter_sums",
-        [
-            (*key, *amounts[:4], *divmod(amounts[4], NANO), *itertools.chain(*map(split, amounts[5:])))
-            for key, amounts in meters.items()
-        ],
+        (
+            (
+                *(level, *place, meter, count, unpriced, estimated, reasoning),
+                *(*divmod(nano, NANO), *divmod(first, MICRO), *divmod(second, MICRO), *divmod(third, MICRO)),
+            )
+            for level, groups in ((1, batch.meters), (2, months))
+            for place, lines in groups.items()
+            for meter, (count, unpriced, estimated, reasoning, nano, first, second, third) in lines.items()
+        ),
     )
-    taken: dict[tuple[int, int, int], Latencies] = {}
-    for (day, account), some in batch.latencies.items():
-        for key in ((1, day, account), (2, month_of(day), account)):
-            taken[key] = taken[key] + some if key in taken else some
-    yield "latency_sums", [(*key, *latency_row(some)) for key, some in taken.items()]
+    yield (
+        "latency_sums",
+        (
+            (level, *place, *latency_row(some))
+            for level, groups in ((1, batch.latencies), (2, taken))
+            for place, some in groups.items()
+        ),
+    )
+
+
+def _day_of(hour: int) -> int:
+    return hour // 24
 
 
 def latency_row(some: Latencies) -> tuple[Any, ...]:
@@ -508,8 +538,3 @@ def latency_row(some: Latencies) -> tuple[Any, ...]:
         some.generation_us,
         some.generated,
     )
-
-
-def _add(totals: dict[Any, list[int]], key: object, amounts: Sequence[int]) -> None:
-    total = totals.get(key)
-    totals[key] = list(amounts) if total is None else list(map(add, total, amounts))

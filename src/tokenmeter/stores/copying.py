@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tokenmeter.errors import LedgerError
-from tokenmeter.stores.book import AMOUNTS, SUM_COLUMNS, SUM_TABLES
+from tokenmeter.stores.book import SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.documents import MOVED
-from tokenmeter.stores.fold import FIRST, identity_column
+from tokenmeter.stores.fold import AMOUNTS, FIRST, identity_column
 
 __all__ = ["Copied", "End", "Progress", "Source", "carry", "compare_sums", "refuse_holds"]
 

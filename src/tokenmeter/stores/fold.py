@@ -1,13 +1,13 @@
 """From records to rows: what every engine does with a record when it takes it into the book.
 
-The rows repeat what records say, in columns that SQL can add up. `Line` and `measured` are the one place that says
-what an entry adds to which sum.
+The rows repeat what records say, in columns that SQL can add up. `measured` is the one place that says what an entry
+adds to which sum.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
@@ -20,24 +20,24 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
 from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sketch import Latencies
-from tokenmeter.stores.values import MICRO, compact_json, from_microseconds
+from tokenmeter.stores.values import MICRO, from_microseconds
 
 __all__ = [
+    "AMOUNTS",
     "FIRST",
     "HOUR",
+    "METER_AMOUNTS",
     "NANO",
     "TYPED",
     "AccountFacts",
     "Batch",
-    "EntryRow",
     "Measured",
+    "add_lines",
     "advance",
-    "entry_row",
     "identity_column",
     "link",
     "measured",
     "month_of",
-    "split",
 ]
 
 #: What the first record is linked to.
@@ -47,9 +47,19 @@ HOUR = 3_600_000_000
 NANO = 1_000_000_000
 #: Meters with a column of their own.
 TYPED = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output")
-_TYPED = frozenset(TYPED)
+_PLACE = {meter: place for place, meter in enumerate(TYPED)}
+#: Columns of an entry, and of a sum, that add up: marks, quantities, costs in two parts each.
+AMOUNTS = (
+    *("unpriced", "estimated", "reasoning"),
+    *TYPED,
+    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
+)
+#: The same of a sum meter by meter.
+METER_AMOUNTS = (
+    *("n", "unpriced", "estimated", "reasoning", "quantity", "nano"),
+    *("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico"),
+)
 _NANOUNIT = Decimal("1E-9")
-_WHOLE = 1 << 62
 
 
 def advance(before: bytes, record: bytes) -> bytes:
@@ -67,11 +77,6 @@ def month_of(day: int) -> int:
     """Number of the month (year x 12 + month - 1) that a day since 1970 is in."""
     date = from_microseconds(day * 24 * HOUR)
     return date.year * 12 + date.month - 1
-
-
-def split(amount: int) -> tuple[int, int]:
-    """Picodollars as whole microdollars and the picodollars over, so that no sum of 64-bit integers overflows."""
-    return divmod(amount, MICRO)
 
 
 class AccountFacts(NamedTuple):
@@ -101,21 +106,27 @@ class Measured(NamedTuple):
     """What an entry adds to sums.
 
     Attributes:
-        lines: Meter -> quantity in billionths, list, contracted and billed picodollars, and whether it is unpriced.
-            The meter ``""`` stands for cost that no meter explains.
-        costs: The entry's own list, contracted and billed picodollars.
-        unpriced: +1 for a call with a meter of unknown price, -1 for a correction that takes one back.
-        estimated: 1 for a call whose usage or cost is estimated.
-        reasoning: Reasoning tokens of a call.
+        lines: Meter -> `METER_AMOUNTS` of the entry, but quantities in billionths and costs in picodollars, each one
+            number. The meter ``""`` stands for cost that no meter explains.
+        amounts: `AMOUNTS` of the entry.
+        more: Meter -> billionths, of quantities without a column among `amounts`.
         times: Microseconds of a call until its end, and until its first token; None where it is not known.
     """
 
     lines: dict[str, list[int]]
-    costs: tuple[int, int, int]
-    unpriced: int
-    estimated: int
-    reasoning: int
+    amounts: tuple[int, ...]
+    more: dict[str, int]
     times: tuple[int | None, int | None]
+
+    @property
+    def unpriced(self) -> int:
+        """+1 for a call with a meter of unknown price, -1 for a correction that takes one back."""
+        return self.amounts[0]
+
+    @property
+    def estimated(self) -> int:
+        """1 for a call whose usage or cost is estimated."""
+        return self.amounts[1]
 
 
 def _nano(quantity: Any) -> int:
@@ -125,65 +136,103 @@ def _nano(quantity: Any) -> int:
     return int(number.quantize(_NANOUNIT, rounding=ROUND_HALF_EVEN, context=EXACT).scaleb(9, context=EXACT))
 
 
-def measured(  # noqa: C901 - one pass; every branch is a rule of what reports count
+def measured(  # noqa: C901, PLR0912, PLR0915 - one pass over every entry; each branch is a rule of what reports count
     record: Mapping[str, Any], account: AccountFacts, meter_of: Callable[[str], str]
 ) -> Measured:
     """What the entry of `record` adds to sums; `meter_of` says which meter a rate is for."""
     get = record.get
-    quantities: Mapping[str, Any] = get("quantities", _NOTHING)
     counted = account.counted
-    lines = {meter: [_nano(quantity) if counted else 0, 0, 0, 0, 0] for meter, quantity in quantities.items()}
-    first, second, third = (cost or 0 for cost in costs_of(record))
-    left, centre, right = first, second, third
+    estimated = 1 if counted and (account.estimated or "estimated" in get("flags", ())) else 0
+    lines: dict[str, list[int]] = {}
+    typed = [0, 0, 0, 0, 0]
+    more: dict[str, int] = {}
+    quantities: Mapping[str, Any] = get("quantities", _NOTHING)
+    for meter, quantity in quantities.items():
+        if not counted or not quantity:
+            nano = 0
+        elif type(quantity) is int:
+            nano = quantity * NANO
+            place = _PLACE.get(meter)
+            if place is None:
+                more[meter] = nano
+            else:
+                typed[place] = quantity
+        else:
+            nano = _nano(quantity)
+            _keep(meter, nano, typed, more)
+        lines[meter] = [1, 0, estimated, 0, nano, 0, 0, 0]
+    left, centre, right = first, second, third = [cost or 0 for cost in costs_of(record)]
     charged: set[str] = set()
-    unpriced = False
+    priceless: set[str] = set()
+    beyond: set[str] | None = None
     for charge in get("charges", ()):
         meter = meter_of(charge["rate"])
         line = lines.get(meter)
         if line is None:
-            line = lines[meter] = [0, 0, 0, 0, 0]
-        if meter not in quantities and counted:
-            line[0] += _nano(charge["quantity"])
+            line = lines[meter] = [1, 0, estimated, 0, 0, 0, 0, 0]
+        if counted and meter not in quantities:
+            line[4] += _nano(charge["quantity"])
+            beyond = {meter} if beyond is None else beyond | {meter}
         charged.add(meter)
-        listed, contracted, billed = costs_of(charge)
-        if billed is None:
-            line[4] = unpriced = True
+        # As `costs_of` says, without the call: three in four of all steps are made here.
+        listed = charge.get("list")
+        contracted = charge.get("contracted", listed)
+        billed = charge.get("billed", contracted)
         if listed:
-            line[1] += listed
+            line[5] += listed
             left -= listed
         if contracted:
-            line[2] += contracted
+            line[6] += contracted
             centre -= contracted
         if billed:
-            line[3] += billed
+            line[7] += billed
             right -= billed
+        elif billed is None:
+            priceless.add(meter)
+    if beyond:
+        for meter in lines:
+            if meter in beyond:
+                _keep(meter, lines[meter][4], typed, more)
     if account.priceless and lines:
-        for meter in lines.keys() - charged or (() if unpriced else lines.keys()):
-            lines[meter][4] = unpriced = True
+        priceless.update(lines.keys() - charged or (() if priceless else lines.keys()))
     if not lines or left or centre or right:
-        lines[""] = [0, left, centre, right, account.priceless and not unpriced]
-        unpriced = unpriced or account.priceless
-    estimated = counted and (account.estimated or "estimated" in get("flags", ()))
-    mark = 0 if not unpriced else 1 if counted else -1 if account.correcting else 0
-    times = (get("latency_us"), get("first_token_us")) if counted else _UNTIMED
-    return Measured(lines, (first, second, third), mark, int(estimated), get("reasoning", 0) if counted else 0, times)
+        lines[""] = [1, 0, estimated, 0, 0, left, centre, right]
+        if account.priceless and not priceless:
+            priceless.add("")
+    mark = 0 if not priceless else 1 if counted else -1 if account.correcting else 0
+    if mark:
+        for meter in priceless:
+            lines[meter][1] = mark
+    reasoning = get("reasoning", 0) if counted else 0
+    if reasoning:
+        lines["output" if "output" in lines else next(iter(lines))][3] = reasoning
+    costs = divmod(first, MICRO)
+    contracted_costs = costs if second == first else divmod(second, MICRO)
+    billed_costs = contracted_costs if third == second else divmod(third, MICRO)
+    amounts = (mark, estimated, reasoning, *typed, *costs, *contracted_costs, *billed_costs)
+    return Measured(lines, amounts, more, (get("latency_us"), get("first_token_us")) if counted else _UNTIMED)
+
+
+def _keep(meter: str, nano: int, typed: list[int], more: dict[str, int]) -> None:
+    """Put a quantity where it is kept: whole ones of some meters have a column."""
+    whole, rest = divmod(nano, NANO)
+    place = _PLACE.get(meter)
+    if place is not None and not rest:
+        typed[place] = whole
+    elif nano:
+        more[meter] = nano
 
 
 _NOTHING: Mapping[str, Any] = {}
 _UNTIMED = (None, None)
-_OUTPUT = TYPED.index("output")
+_OUTPUT = AMOUNTS.index("output")
 
 
-class EntryRow(NamedTuple):
-    """An entry's columns after its number and before its record; end user and tags still by digest and text."""
-
-    occurred_at: int
-    account: int
-    end_user: str | None
-    tags: str | None
-    amounts: tuple[int, ...]
-    more: str | None
-    trace_id: str | None
+def add_lines(lines: dict[str, list[int]], more: Mapping[str, list[int]]) -> None:
+    """Add up amounts meter by meter."""
+    for meter, line in more.items():
+        known = lines.get(meter)
+        lines[meter] = line if known is None else list(map(add, known, line))
 
 
 def identity_column(text: str) -> bytes | str:
@@ -198,48 +247,14 @@ def identity_column(text: str) -> bytes | str:
     return text
 
 
-def entry_row(record: Mapping[str, Any], account: AccountFacts, found: Measured) -> EntryRow:
-    """The columns of an entry; `amounts` are marks, reasoning, `TYPED` quantities and costs, in the table's order."""
-    lines = found.lines
-    typed = [0] * len(TYPED)
-    more: dict[str, str | int] = {}
-    for meter, (nano, *_) in lines.items():
-        if not nano:
-            continue
-        whole, rest = divmod(nano, NANO)
-        if meter in _TYPED and not rest:
-            typed[TYPED.index(meter)] = whole
-        else:
-            more[meter] = nano
-    first, second, third = found.costs
-    tags = record.get("tags")
-    return EntryRow(
-        record["occurred_at"],
-        account.number,
-        record.get("end_user"),
-        compact_json(tags) if tags else None,
-        (
-            found.unpriced,
-            found.estimated,
-            found.reasoning,
-            *typed,
-            *divmod(first, MICRO),
-            *divmod(second, MICRO),
-            *divmod(third, MICRO),
-        ),
-        compact_json(more) if more else None,
-        record.get("trace_id"),
-    )
-
-
 @dataclass(slots=True)
 class Batch:
     """What one transaction adds to the book, gathered record by record.
 
     Attributes:
-        sums: (hour, account) -> count of entries and the `EntryRow.amounts`, costs as whole picodollars.
+        sums: (hour, account) -> count of entries and their `AMOUNTS`.
         rare: (hour, account, meter) -> billionths, of meters without a column.
-        meters: (day, account, meter) -> count, unpriced, estimated, reasoning, billionths, three costs.
+        meters: (day, account) -> meter -> `Measured.lines`, added up.
         latencies: (day, account) -> how long its calls took.
         posts: Counter -> what is added to its settled amount, and the end of its window.
         holds: Identity -> expiry, claims and record, of holds that are open at the end.
@@ -247,47 +262,38 @@ class Batch:
         extended: Identity -> new expiry.
     """
 
-    sums: dict[tuple[int, int], list[int]] = field(default_factory=dict[tuple[int, int], list[int]])
+    sums: dict[tuple[int, int], Sequence[int]] = field(default_factory=dict[tuple[int, int], Sequence[int]])
     rare: dict[tuple[int, int, str], int] = field(default_factory=dict[tuple[int, int, str], int])
-    meters: dict[tuple[int, int, str], list[int]] = field(default_factory=dict[tuple[int, int, str], list[int]])
+    meters: dict[tuple[int, int], dict[str, list[int]]] = field(
+        default_factory=dict[tuple[int, int], dict[str, list[int]]]
+    )
     latencies: dict[tuple[int, int], Latencies] = field(default_factory=dict[tuple[int, int], Latencies])
     posts: dict[CounterKey, tuple[int, int | None]] = field(default_factory=dict[CounterKey, tuple[int, int | None]])
     holds: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     freed: list[str] = field(default_factory=list[str])
     extended: dict[str, int] = field(default_factory=dict[str, int])
 
-    def count(self, row: EntryRow, found: Measured) -> None:
-        """Add an entry to the sums."""
-        hour, number = row.occurred_at // HOUR, row.account
-        unpriced, estimated, reasoning, *rest = row.amounts
-        added = [1, unpriced, estimated, reasoning, *rest[: len(TYPED)], *found.costs]
-        total = self.sums.get((hour, number))
-        self.sums[hour, number] = added if total is None else list(map(add, total, added))
-        day = hour // 24
+    def count(self, occurred_at: int, number: int, found: Measured) -> None:
+        """Add an entry to the sums, by its time and its account's row. What was found is the batch's from now on."""
+        hour = occurred_at // HOUR
+        place = (hour, number)
+        total = self.sums.get(place)
+        added = (1, *found.amounts)
+        self.sums[place] = added if total is None else list(map(add, total, added))
+        place = (hour // 24, number)
         if found.times != _UNTIMED:
-            taken = self.latencies.get((day, number))
+            taken = self.latencies.get(place)
             if taken is None:
-                taken = self.latencies[day, number] = Latencies()
-            taken.add(*found.times, rest[_OUTPUT])
-        reasoning_at = "output" if "output" in found.lines else next(iter(found.lines))
-        mark = found.unpriced
-        for meter, (nano, listed, contracted, billed, priceless) in found.lines.items():
-            line = self.meters.get((day, number, meter))
-            if line is None:
-                line = self.meters[day, number, meter] = [0] * 8
-            line[0] += 1
-            if priceless:
-                line[1] += mark
-            line[2] += estimated
-            if meter == reasoning_at:
-                line[3] += reasoning
-            line[4] += nano
-            line[5] += listed
-            line[6] += contracted
-            line[7] += billed
-            if nano and (meter not in _TYPED or nano % NANO):
-                key = (hour, number, meter)
-                self.rare[key] = self.rare.get(key, 0) + nano
+                taken = self.latencies[place] = Latencies()
+            taken.add(*found.times, found.amounts[_OUTPUT])
+        lines = self.meters.get(place)
+        if lines is None:
+            self.meters[place] = found.lines
+        else:
+            add_lines(lines, found.lines)
+        for meter, nano in found.more.items():
+            key = (hour, number, meter)
+            self.rare[key] = self.rare.get(key, 0) + nano
 
     def affect(self, effects: Mapping[str, Any], record: bytes, *, counted: bool) -> None:
         """What a frame does to counters and holds; `counted` is False for an entry that was there already."""

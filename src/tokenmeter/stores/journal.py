@@ -42,6 +42,8 @@ T = TypeVar("T")
 #: Records of this process between two folds, and seconds until one that failed is tried again.
 FOLD_EVERY, FOLD_AGAIN = 2048, 5.0
 _MOST_IDS = 20_000
+#: What becomes of an entry that no budget is about.
+_RECORDED, _REPEATED = Posted(recorded=True), Posted(recorded=False)
 
 #: Claims of a hold of this process, and its expiry.
 _Held = tuple[Sequence[SlotClaim], int]
@@ -235,11 +237,15 @@ class Journal(Writer):
             done: list[Posted] = []
             for record, entry_id, dedup_key, posts in items:
                 if entry_id in known or (dedup_key is not None and dedup_key in known):
-                    done.append(Posted(recorded=False))
+                    done.append(_REPEATED)
                     continue
                 known.add(entry_id)
                 if dedup_key is not None:
                     known.add(dedup_key)
+                if not posts:
+                    framed.append(frame(record))
+                    done.append(_RECORDED)
+                    continue
                 framed.append(frame(record, settle_effects(None, posts)))
                 reached: list[Post] = []
                 for slot, amount in posts:

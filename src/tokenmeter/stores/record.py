@@ -66,6 +66,11 @@ _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
 
 
 _kept_who: Callable[[Any], tuple[str | None, ...]] = attrgetter(*KEPT_WHO)
+_of_entry: Callable[[Entry], tuple[str | None, ...]] = attrgetter(*_CALL, "cost_source", "price_list_hash")
+_of_key: Callable[[ApiKey], tuple[str | None, ...]] = attrgetter("fingerprint", "last4", "alias")
+_of_charge: Callable[[Charge], tuple[str | None, ...]] = attrgetter(
+    "model", "sku_meter", "unit", "price_id", "source", "role"
+)
 
 
 def _tuple_of(names: Sequence[str]) -> Any:  # its fields follow the table of dimensions, which no type checker can
@@ -269,8 +274,10 @@ class Definitions:
         self.made = 0
         self._names: dict[tuple[str, str], str] = {}
         self._accounts: dict[Account, str] = {}
-        self._shortened: set[Account] = set()
+        self._shortened: set[str] = set()
         self._rates: dict[Rate, str] = {}
+        self._of_entries: dict[Any, str] = {}
+        self._of_charges: dict[Any, str] = {}
 
     def _define(self, records: Sequence[bytes]) -> None:
         self._keep(records)
@@ -279,6 +286,7 @@ class Definitions:
     def forget(self) -> None:
         """What was defined may be gone: define it again."""
         self._names, self._accounts, self._rates = {}, {}, {}
+        self._of_entries, self._of_charges = {}, {}
         self._shortened = set()
 
     def name(self, kind: str, value: str) -> str:
@@ -306,12 +314,32 @@ class Definitions:
             self._define([body])
             _remember(self._accounts, account, known, self.MOST)
             if any(len(text) > _LONGEST for text in account.texts()):
-                self._shortened.add(account)
+                self._shortened.add(known)
         return known
 
-    def shortens(self, account: Account) -> bool:
-        """Whether a text of `account`, which is defined, is kept shortened."""
+    def shortens(self, account: str) -> bool:
+        """Whether a text of an account, which is defined and has this digest, is kept shortened."""
         return account in self._shortened
+
+    def account_of(self, entry: Entry) -> str:
+        """The digest of an entry's account. Quick for one that was asked for before."""
+        key = entry.api_key
+        seen = (_of_entry(entry), _kept_who(entry.attribution), None if key is None else _of_key(key))
+        known = self._of_entries.get(seen)
+        if known is None:
+            known = self.account(Account.of(entry))
+            _remember(self._of_entries, seen, known, self.MOST)
+        return known
+
+    def rate_of(self, charge: Charge) -> str:
+        """The digest of a charge's rate. Quick for one that was asked for before."""
+        price, factors = charge.list_unit_price, charge.multipliers
+        seen = (_of_charge(charge), None if price is None else str(price), tuple(factors.items()) if factors else None)
+        known = self._of_charges.get(seen)
+        if known is None:
+            known = self.rate(Rate.of(charge))
+            _remember(self._of_charges, seen, known, self.MOST)
+        return known
 
     def rate(self, rate: Rate) -> str:
         """The digest of `rate`."""
@@ -398,18 +426,20 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
     used, latency_us, first_token_us = entry.usage, entry.latency_us, entry.first_token_us
     charges: list[dict[str, Any]] = []
     for charge in entry.charges:
+        line: dict[str, Any] = {"rate": "", "quantity": charge.quantity}
+        _put_costs(line, charge)
+        charges.append(line)
         _check(charge.quantity)
-        costs = _costs(charge.list_cost, charge.contracted_cost, charge.billed_cost)
-        charges.append({"rate": "", "quantity": charge.quantity} | costs)
-    costs = _costs(entry.list_cost, entry.contracted_cost, entry.billed_cost)
+    costs: dict[str, Any] = {}
+    _put_costs(costs, entry)
     _check(
         *used.quantities.values(), used.reasoning_output_tokens, entry.attempts, latency_us or 0, first_token_us or 0
     )
     # Only now, since definitions are written: a refused entry leaves nothing behind.
     for line, charge in zip(charges, entry.charges, strict=True):
-        line["rate"] = shared.rate(Rate.of(charge))
-    account = Account.of(entry)
-    template = Template(shared.account(account))
+        line["rate"] = shared.rate_of(charge)
+    account = shared.account_of(entry)
+    template = Template(account)
     who, flags = entry.attribution, entry.flags
     if shared.shortens(account):
         flags = tuple(sorted({*flags, SHORTENED}))
@@ -487,18 +517,17 @@ def _parsed(text: str) -> Any:
     return value if is_object and _encoded(value).decode() == text else text
 
 
-def _costs(first: Decimal | None, second: Decimal | None, third: Decimal | None) -> dict[str, int | None]:
-    named: dict[str, int | None] = {}
+def _put_costs(named: dict[str, Any], line: Entry | Charge) -> None:
+    """Note the costs of an entry or a charge, each where it is not as the one before."""
     same: Decimal | None = None
     before: int | None = None
-    for name, amount in (("list", first), ("contracted", second), ("billed", third)):
+    for name, amount in (("list", line.list_cost), ("contracted", line.contracted_cost), ("billed", line.billed_cost)):
         if amount is same:
             continue
         same = amount
         picodollars = None if amount is None else to_picodollars(amount)
         if picodollars != before:
             named[name] = before = picodollars
-    return named
 
 
 def costs_of(named: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:

@@ -144,11 +144,12 @@ class Sketch:
             counts[bucket - 1] = counts.get(bucket - 1, 0) + sign * count
         self.total_us += sign * total_us
 
-    def __add__(self, other: Sketch) -> Sketch:
-        counts = dict(self.counts)
+    def take(self, other: Sketch) -> None:
+        """Add the counts of another one."""
+        counts = self.counts
         for bucket, count in other.counts.items():
             counts[bucket] = counts.get(bucket, 0) + count
-        return Sketch(counts, self.total_us + other.total_us)
+        self.total_us += other.total_us
 
 
 @dataclass(slots=True)
@@ -194,13 +195,10 @@ class Latencies:
         thousandths = (self.generated * 2_000_000_000 + self.generation_us) // (2 * self.generation_us)
         return Decimal((0, tuple(map(int, str(thousandths))), -3))
 
-    def __add__(self, other: Latencies) -> Latencies:
-        """Both together, under the group of the first."""
-        return Latencies(
-            self.bucket,
-            self.group,
-            self.duration + other.duration,
-            self.first_token + other.first_token,
-            self.generation_us + other.generation_us,
-            self.generated + other.generated,
-        )
+    def take(self, other: Latencies) -> None:
+        """Add another group's calls to this one's."""
+        self.duration.take(other.duration)
+        if other.first_token.counts:
+            self.first_token.take(other.first_token)
+        self.generation_us += other.generation_us
+        self.generated += other.generated

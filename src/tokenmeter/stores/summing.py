@@ -6,7 +6,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -373,24 +373,15 @@ class _Summing(_Grouping):
             record = from_json(body)
             found = measured(record, self._facts(account), self._meter)
             group = self._group(spot, end_user, tags)
-            reasoning_at = "output" if "output" in found.lines else next(iter(found.lines))
             first = True
-            for meter, (nano, listed, contracted, billed, priceless) in found.lines.items():
+            for meter, (count, unpriced, estimated, reasoning, nano, *costs) in found.lines.items():
                 if self._meters is not None and (meter or None) not in self._meters:
                     continue
-                alone = not self._mixed
-                marks = (
-                    found.unpriced * (bool(priceless) if alone else first),
-                    found.estimated * (alone or first),
-                    found.reasoning * (meter == reasoning_at),
-                )
-                amounts = (
-                    *divmod(nano, NANO),
-                    *divmod(listed, MICRO),
-                    *divmod(contracted, MICRO),
-                    *divmod(billed, MICRO),
-                )
-                sums = (int(alone or first), *marks, *amounts)
+                marks = (count, unpriced, estimated)
+                if self._mixed:
+                    marks = (1, found.unpriced, found.estimated) if first else (0, 0, 0)
+                parts = (divmod(cost, MICRO) for cost in costs)
+                sums = (*marks, reasoning, *divmod(nano, NANO), *chain.from_iterable(parts))
                 self._add(bucket, self._cells[int(spot)], meter, [sign * value for value in sums], group)
                 first = False
 

@@ -24,10 +24,9 @@ from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.archive.shelf import Shelf, Wanted, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
-from tokenmeter.stores.book import AMOUNTS
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
-from tokenmeter.stores.fold import FIRST, HOUR, link
+from tokenmeter.stores.fold import AMOUNTS, FIRST, HOUR, link
 from tokenmeter.stores.selection import account_conditions, admits, asked, conditions
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
@@ -468,6 +467,10 @@ class Archives:
         if not files or connection.execute(ranges, (writer, number, number)).fetchone() is None:
             return None
         return self._shelf.entry(files, archived_to, entry_id)
+
+    def has_any(self, connection: Rows) -> bool:
+        """Whether any entry is in files only."""
+        return connection.execute("SELECT 1 FROM archived_ids LIMIT 1").fetchone() is not None
 
     def has(self, connection: Rows, entry_id: str, strangers: set[bytes] | None = None) -> bool:
         """Whether an entry is archived; see `tokenmeter.stores.book.Archived`."""

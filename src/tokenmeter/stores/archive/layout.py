@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.shape import Shaper, render, values_of
-from tokenmeter.stores.book import AMOUNTS
 from tokenmeter.stores.engine import Rows
-from tokenmeter.stores.fold import TYPED, identity_column
+from tokenmeter.stores.fold import AMOUNTS, TYPED, identity_column
 from tokenmeter.stores.values import MICRO
 
 __all__ = [

@@ -448,7 +448,7 @@ class _Folding(Folding):
             "closed": self._closed,
             "refused": self._refused,
         }
-        rows = {"entries": [row[:-1] for row in self._rows], **dict(sum_rows(batch))}
+        rows = {"entries": [row[:-1] for row in self._rows], **{table: list(some) for table, some in sum_rows(batch)}}
         told["staged"] = self._stage(connection, rows)
         if not told["staged"]:
             told |= {

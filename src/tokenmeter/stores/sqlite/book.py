@@ -14,10 +14,8 @@ from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.book import (
-    AMOUNTS,
     ENTRY_COLUMNS,
     LATENCIES,
-    METER_AMOUNTS,
     Folding,
     FoldingBook,
     RepeatedError,
@@ -27,7 +25,7 @@ from tokenmeter.stores.direct import Transaction
 from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.engine import Engine
-from tokenmeter.stores.fold import identity_column
+from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column
 from tokenmeter.stores.record import PERSONAL, Account, digest_of
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3

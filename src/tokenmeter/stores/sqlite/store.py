@@ -59,6 +59,8 @@ __all__ = ["MemoryStore", "SQLiteStore"]
 #: A record and its effects.
 Record = tuple[bytes, bytes]
 
+#: What becomes of an entry that no budget is about.
+_RECORDED, _REPEATED = Settlement(recorded=True), Settlement(recorded=False)
 _PAGE = 500
 _MOST_TOLD = 50_000
 
@@ -130,13 +132,19 @@ class SQLiteStore:
                 encode_entry(entry, self.journal.definitions),
                 entry.entry_id,
                 kept_key(entry.dedup_key),
-                [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
+                [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings]
+                if postings
+                else (),
             )
             for entry, postings in batch
         ]
         done = self.journal.post_all(items)
         return [
             Settlement(posted.recorded, self._crossed(entry, postings, posted))
+            if postings
+            else _RECORDED
+            if posted.recorded
+            else _REPEATED
             for (entry, postings), posted in zip(batch, done, strict=True)
         ]
 
