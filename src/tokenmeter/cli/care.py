@@ -15,7 +15,7 @@ from rich.markup import escape
 
 import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
-from tokenmeter.cli.console import Exit, emit, out, show_table
+from tokenmeter.cli.console import Exit, emit, out, progress_out, show_table
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.cli.options import (
     PeriodOption,
@@ -86,8 +86,15 @@ def verify(
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
     signed = None if kept is None else _read(kept).decode(errors="replace")
     secret = None if key is None else _read(key)
-    with frame.meter() as meter:
-        outcome = meter.verify(head=head, since=since, deep=deep, checkpoint=signed, key=secret)
+    with frame.meter() as meter, progress_out.status("verifying") as shown:
+        outcome = meter.verify(
+            head=head,
+            since=since,
+            deep=deep,
+            checkpoint=signed,
+            key=secret,
+            progress=lambda done, of: shown.update(f"verifying: {done:,} of {of:,} records"),
+        )
     if frame.as_json:
         emit(
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -17,7 +18,9 @@ from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
+from tokenmeter.display import plain
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
 from tokenmeter.reports.layout import visible
 from tokenmeter.stores import backup as backups
@@ -105,14 +108,69 @@ def grant(
     out.print(f"{to} is now a {role} of this ledger." if role != "owner" else f"{to} now owns this ledger.")
 
 
+#: So many differences are shown; ``--json`` has all of them.
+_SHOWN = 20
+
+
+@command(app, "rebuild", examples=["tokenmeter db rebuild --dry-run", "tokenmeter db rebuild"])
+def rebuild(
+    frame: Frame,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is wrong and change nothing.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Look at days of archived months, too; their files are read.")
+    ] = False,
+) -> None:
+    """Make kept sums anew from the entries where they differ. With --dry-run exit code 1 when some do.
+
+    Reports read sums. What is in the chain is never changed: an entry that was edited stays a fault of `verify`.
+    """
+    with frame.ledger() as store, _progress("comparing sums with entries", of="days") as progress:
+        found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
+    if frame.as_json:
+        emit({"differences": [asdict(one) for one in found], "rebuilt": bool(found) and not dry_run})
+    elif not found:
+        out.print("[green]Nothing to do:[/] every kept sum is what its entries come to.")
+    else:
+        rows = [
+            (
+                one.table,
+                visible(one.of),
+                str(one.account or ""),
+                visible(one.sku_meter or ""),
+                name,
+                *(_figure(name, value) for value in change),
+            )
+            for one in found
+            for name, change in one.changes.items()
+        ]
+        show_table(
+            ("table", "of", "account", "meter", "figure", "kept", "should be"),
+            rows[:_SHOWN],
+            figures={"account", "kept", "should be"},
+            whole={"of"},
+        )
+        if len(rows) > _SHOWN:
+            out.print(f"... and {len(rows) - _SHOWN:,} more figures: --json has all of them.")
+        count = f"{len(found):,} {'sum' if len(found) == 1 else 'sums'}"
+        out.print(f"{count} differ: `tokenmeter db rebuild` makes them anew." if dry_run else f"{count} made anew.")
+    if dry_run and found:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _figure(name: str, value: int) -> str:
+    """A kept figure as a person reads it: costs in dollars, everything else as it is."""
+    return f"${plain(to_dollars(value))}" if name in {"list", "contracted", "billed"} else f"{value:,}"
+
+
 QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]
 
 
 @contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], object]]:
+def _progress(what: str, of: str = "records") -> Generator[Callable[[int, int], object]]:
     """Shows on a terminal how far something is."""
     with progress_out.status(what) as shown:
-        yield lambda done, of: shown.update(f"{what}: {done:,} of {of:,} records")
+        yield lambda done, total: shown.update(f"{what}: {done:,} of {total:,} {of}")
 
 
 @command(

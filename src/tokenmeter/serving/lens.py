@@ -322,7 +322,7 @@ class Lens:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
     settle = append = reserve = release = extend = file = set_counters = open_counters = _refuse
-    expired = counters = verify = secret = _refuse
+    expired = counters = verify = rebuild = secret = _refuse
 
 
 def _scope_of(document: Document) -> Mapping[str, str]:

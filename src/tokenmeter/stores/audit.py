@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import add
 from typing import Any
 
 from pydantic_core import from_json
 
 from tokenmeter.stores.archive.archives import Archived, Archives
-from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Fault, Verification
-from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.engine import Engine, Readable, Rows
-from tokenmeter.stores.fold import AMOUNTS, FIRST, NANO, AccountFacts, Batch, link, measured, month_of
+from tokenmeter.stores.fold import AMOUNTS, FIRST, link, measured
 from tokenmeter.stores.reading import UNREADABLE
+from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, months
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
-from tokenmeter.stores.sketch import unpacked
-from tokenmeter.stores.slots import DAY, Level
-from tokenmeter.stores.values import MICRO, compact_json, from_microseconds
+from tokenmeter.stores.slots import DAY, Level, label
+from tokenmeter.stores.values import compact_json
 
 __all__ = ["audit"]
 
@@ -67,11 +64,11 @@ def audit(
     if not deep:
         faults += read(partial(_archived_sums, archives=archives))
     day = walk.first_day
-    shared = _Shared()
+    shared = SharedRows()
     while day is not None:
-        day, wrong = read(partial(_day, since=day, shared=shared, archives=archives))
-        faults += wrong
-    faults += read(_months)
+        day, wrong = read(partial(days, since=day, shared=shared, archives=archives))
+        faults += _told(wrong, Level.DAY)
+    faults += _told(read(months), Level.MONTH)
     return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
 
 
@@ -131,7 +128,9 @@ def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str
         said = values.get(name)
         if name in PERSONAL and column is not None:
             row = connection.execute("SELECT digest FROM names WHERE id = ?", (column,)).fetchone()
-            column = row and row[0].hex()  # noqa: PLW2901 - as the definition says it
+            if row is None:
+                return False
+            column = row[0].hex()  # noqa: PLW2901 - as the definition says it
         if said != column:
             return False
     return True
@@ -158,7 +157,7 @@ class _Walk:
         self._before: bytes | None = FIRST
         self._positions = 0
         self._numbers: dict[str, int] = {}
-        self._shared = _Shared()
+        self._shared = SharedRows()
 
     @property
     def after_head(self) -> int | None:
@@ -349,30 +348,6 @@ class _Walk:
         return str(body)
 
 
-class _Shared:
-    """What a walk has to know of accounts and rates, looked up once."""
-
-    def __init__(self) -> None:
-        self._accounts: dict[str, AccountFacts] = {}
-        self._rates: dict[str, str] = {}
-
-    def account(self, connection: Rows, digest: str) -> AccountFacts:
-        known = self._accounts.get(digest)
-        if known is None:
-            statement = "SELECT id, kind, cost_source FROM accounts WHERE digest = ?"
-            row = connection.execute(statement, (bytes.fromhex(digest),)).fetchone()
-            known = self._accounts[digest] = AccountFacts.of(*row)
-        return known
-
-    def meter(self, connection: Rows, digest: str) -> str:
-        known = self._rates.get(digest)
-        if known is None:
-            statement = "SELECT sku_meter FROM rates WHERE digest = ?"
-            row = connection.execute(statement, (bytes.fromhex(digest),)).fetchone()
-            known = self._rates[digest] = row[0] or "unknown"
-        return known
-
-
 def _archived_sums(connection: Rows, *, archives: Archives) -> list[Fault]:
     """Compare the sums of all days up to the last that has archived entries with what the archives' manifests say."""
     months, _ = archives.within(connection)
@@ -393,75 +368,17 @@ def _archived_sums(connection: Rows, *, archives: Archives) -> list[Fault]:
         amount + sum(month.entries if name == "n" else month.sums.get(name, 0) for month in months)
         for name, amount in zip(names, live, strict=True)
     ]
-    if _joined("sums", kept) == _joined("sums", due):
+    if joined_amounts("sums", kept) == joined_amounts("sums", due):
         return []
     return [Fault("rollup", "archived months", "The sums of their time do not come to what was sealed.")]
 
 
-def _day(connection: Rows, *, since: int, shared: _Shared, archives: Archives) -> tuple[int | None, list[Fault]]:
-    """Compare the sums of the first UTC day from `since` on that has any; then where to go on, None at the end."""
-    (moment,) = connection.execute(
-        "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)
-    ).fetchone()
-    (slot,) = connection.execute("SELECT min(slot) FROM sums WHERE level = 1 AND slot >= ?", (since,)).fetchone()
-    first = min((day for day in (moment and moment // DAY, slot) if day is not None), default=None)
-    if first is None:
-        return None, []
-    batch = Batch()
-    span = (first * DAY, (first + 1) * DAY)
-    rows = connection.execute("SELECT body FROM entries WHERE occurred_at >= ? AND occurred_at < ?", span)
-    files, archived_to = archives.within(connection, *span)
-    archived = archives.shelf.records(files, span, archived_to, Wanted()) if files else ()
-    for *_, body in itertools.chain(rows, archived):
-        try:
-            record = from_json(body)
-            account = shared.account(connection, record["account"])
-            found = measured(record, account, partial(shared.meter, connection))
-            batch.count(record["occurred_at"], account.number, found)
-        except UNREADABLE:
-            continue  # the walk has told of it
-    wrong = 0
-    for table, due in sum_rows(batch):
-        width = SUM_TABLES[table]
-        left = {row[:width]: _joined(table, row[width:]) for row in due if row[0] != Level.MONTH}
-        kept = connection.execute(
-            f"SELECT {SUM_COLUMNS[table]} FROM {table} "  # noqa: S608 - names of our own
-            "WHERE level = 0 AND slot BETWEEN ? AND ? OR level = 1 AND slot = ?",
-            (first * 24, first * 24 + 23, first),
-        )
-        wrong += sum(left.pop(row[:width], None) != _joined(table, row[width:]) for row in kept) + len(left)
-    name = f"{from_microseconds(first * DAY):%Y-%m-%d}"
-    return first + 1, [Fault("rollup", name, f"{wrong} sums of {name} are wrong.")] if wrong else []
-
-
-def _months(connection: Rows) -> list[Fault]:
-    """Compare the sums of UTC months with those of their days."""
-    wrong: dict[int, int] = defaultdict(int)
-    for table, width in SUM_TABLES.items():
-        due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        for row in connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1"):  # noqa: S608 - names of our own
-            key = (2, month_of(row[1]), *row[2:width])
-            amounts = _joined(table, row[width:])
-            due[key] = tuple(map(add, due[key], amounts)) if key in due else amounts
-        for row in connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 2"):  # noqa: S608 - as above
-            wrong[row[1]] += due.pop(row[:width], None) != _joined(table, row[width:])
-        for key in due:
-            wrong[key[1]] += 1
+def _told(wrong: Sequence[Wrong], level: Level) -> list[Fault]:
+    """How many sums of a day, its hours among them, or of each month are wrong."""
+    count = Counter(slot // 24 if of == Level.HOUR else slot for _, (of, slot, *_), *_ in wrong)
     found: list[Fault] = []
-    for month, count in sorted(wrong.items()):
-        name = f"{month // 12:04}-{month % 12 + 1:02}"
-        found += [Fault("rollup", name, f"{count} sums of {name} are wrong.")] if count else []
+    for slot, number in sorted(count.items()):
+        name = label(level, slot)
+        said = f"A sum of {name} is wrong" if number == 1 else f"{number} sums of {name} are wrong"
+        found.append(Fault("rollup", name, f"{said}; `tokenmeter db rebuild` makes sums anew."))
     return found
-
-
-def _joined(table: str, amounts: Sequence[Any]) -> tuple[Any, ...]:
-    """Amounts with their two parts put together: the lower part of a sum may be larger than that of an entry."""
-    if table == "latency_sums":
-        first, second = (Counter(dict(unpacked(sketch))) for sketch in (amounts[1], amounts[3]))
-        return (amounts[0], first, amounts[2], second, *amounts[4:])
-    if table == "rare_sums":
-        return (amounts[0] * NANO + amounts[1],)
-    head, costs = amounts[:-6], amounts[-6:]
-    if table == "meter_sums":
-        head = (*head[:4], head[4] * NANO + head[5])
-    return (*head, *(costs[index] * MICRO + costs[index + 1] for index in (0, 2, 4)))

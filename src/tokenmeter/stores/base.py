@@ -30,6 +30,7 @@ __all__ = [
     "CapReachedError",
     "Counter",
     "Crossing",
+    "Difference",
     "EntryFilter",
     "Fault",
     "Health",
@@ -160,6 +161,26 @@ class Fault:
     kind: str
     where: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A kept figure that is not what it comes from.
+
+    Attributes:
+        table: ``sums``, ``rare_sums``, ``meter_sums``, ``latency_sums``, or ``counters``.
+        of: Which hour, day or month (UTC); the budget and scope of a counter.
+        account: Number of the account; None for a counter.
+        sku_meter: The meter; None for sums of all.
+        changes: Column -> what is kept, and what it should be: costs in picodollars, ``nano`` in billionths of a unit,
+            times in microseconds.
+    """
+
+    table: str
+    of: str
+    account: int | None
+    sku_meter: str | None
+    changes: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -402,6 +423,24 @@ class Store(Protocol):
             deep: Whether archived months are looked into, record by record; else their files are compared with the
                 digests that the chain has.
             progress: Told now and then how many records are done, and of how many.
+        """
+        ...
+
+    def rebuild(
+        self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> Sequence[Difference]:
+        """Make every kept sum anew that is not what its entries come to; no record of the chain is touched.
+
+        Args:
+            dry_run: Only say what is wrong.
+            deep: Look at days, too, whose entries are in archived files, and read the files.
+            progress: Told now and then how many days are done, and of how many.
+
+        Returns:
+            What was wrong; empty when all sums were right.
+
+        Raises:
+            ConfigurationError: only the owner of a shared ledger may do this.
         """
         ...
 

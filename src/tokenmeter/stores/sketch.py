@@ -202,3 +202,10 @@ class Latencies:
             self.first_token.take(other.first_token)
         self.generation_us += other.generation_us
         self.generated += other.generated
+
+    def __add__(self, other: Latencies) -> Latencies:
+        """Both together, under the group of the first."""
+        total = Latencies(self.bucket, self.group)
+        total.take(self)
+        total.take(other)
+        return total

@@ -8,9 +8,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tokenmeter.stores.fold import HOUR, month_of
-from tokenmeter.stores.values import to_microseconds
+from tokenmeter.stores.values import from_microseconds, to_microseconds
 
-__all__ = ["DAY", "Level", "Term", "slots", "terms"]
+__all__ = ["DAY", "Level", "Term", "label", "slots", "terms"]
 
 DAY = 24 * HOUR
 
@@ -45,6 +45,12 @@ def _start(level: Level, slot: int) -> int:
     if level is Level.MONTH:
         return to_microseconds(datetime(slot // 12, slot % 12 + 1, 1, tzinfo=UTC))
     return slot * (DAY if level is Level.DAY else HOUR)
+
+
+def label(level: Level, slot: int) -> str:
+    """A slot as a person reads it: ``2026-11-03 14:00``, ``2026-11-03`` or ``2026-11``."""
+    moment = from_microseconds(_start(level, slot))
+    return f"{moment:{('%Y-%m-%d %H:%M', '%Y-%m-%d', '%Y-%m')[level]}}"
 
 
 def slots(term: Term) -> range:

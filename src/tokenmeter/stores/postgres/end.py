@@ -72,7 +72,7 @@ class PostgresEnd:
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
                 raise ConfigurationError(
-                    "Only the ledger's owner may copy into it: name the role that owns the schema in the URL."
+                    "Only the ledger's owner may copy into it or rebuild it: name the schema's owner in the URL."
                 ) from error
             raise
 

@@ -27,6 +27,7 @@ from tokenmeter.stores.base import (
     Aggregate,
     Counter,
     Crossing,
+    Difference,
     EntryFilter,
     Fault,
     Health,
@@ -47,6 +48,7 @@ from tokenmeter.stores.postgres.rows import ServerRows
 from tokenmeter.stores.postgres.schema import apply, check, state
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import Reader, document_of, document_record
+from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.summing import summed, timed
@@ -436,12 +438,26 @@ class PostgresStore:
         self._fold()
         self._ready()
         outcome = audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
-        wrong = self._book.read(lambda rows: rows.execute(_UNEVEN).fetchall())
+        wrong = self._book.read(_uneven)
         faults = [
             Fault("counter", f"{budget} {scope} {start}", f"{reserved} is reserved, and {held} is held.")
             for budget, scope, start, reserved, held in wrong
         ]
         return replace(outcome, faults=(*outcome.faults, *faults))
+
+    def rebuild(
+        self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> Sequence[Difference]:
+        """Make every kept sum anew that is not what its entries come to, and what counters reserve from the holds."""
+        self._fold()
+        self._ready()
+        write = None if dry_run else self.end().write
+        found = rebuild(self._book.read, write, self.archives, deep=deep, progress=progress)
+        uneven = self._book.read(_uneven)
+        if write is not None and uneven:
+            uneven = write(_even_out)
+        changes = ((row, {"reserved": (int(row[3]), int(row[4]))}) for row in uneven)
+        return [*found, *(Difference("counters", f"{row[0]} {row[1]}", None, None, change) for row, change in changes)]
 
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""
@@ -547,6 +563,23 @@ _UNEVEN = """
     ) AS both_sides
     GROUP BY 1, 2, 3 HAVING sum(reserved) <> sum(claimed)
 """
+
+
+def _uneven(rows: ServerRows) -> list[Any]:
+    return rows.execute(_UNEVEN).fetchall()
+
+
+def _even_out(rows: ServerRows) -> list[Any]:
+    """Make what counters reserve anew from holds and leases, which nobody changes meanwhile."""
+    rows.execute("LOCK TABLE holds, counters, leases IN SHARE ROW EXCLUSIVE MODE")
+    wrong = _uneven(rows)
+    for budget, scope, start, reserved, held in wrong:
+        rows.execute(
+            "INSERT INTO counters AS c (budget, scope, window_start, reserved) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (budget, scope, window_start) DO UPDATE SET reserved = c.reserved + excluded.reserved",
+            (budget, scope, start, held - reserved),
+        )
+    return wrong
 
 
 def _file_after(rows: ServerRows, *, draft: NewDocument, head: str) -> Filing | None:

@@ -28,6 +28,7 @@ from tokenmeter.stores.base import (
     Aggregate,
     Counter,
     Crossing,
+    Difference,
     EntryFilter,
     Health,
     Latencies,
@@ -41,6 +42,7 @@ from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import Reader, document_of, document_record
+from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold, encode_entry, kept_key
 from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.sqlite.book import SQLiteBook, refuse_moved
@@ -409,6 +411,14 @@ class SQLiteStore:
         """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
         self._fold()
         return audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
+
+    def rebuild(
+        self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> Sequence[Difference]:
+        """Make every kept sum anew that is not what its entries come to."""
+        self._fold()
+        write = None if dry_run else self._book.database.write
+        return rebuild(self._book.read, write, self.archives, deep=deep, progress=progress)
 
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""

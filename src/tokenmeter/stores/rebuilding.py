@@ -1,0 +1,266 @@
+"""The kept sums held against the entries that they come from, and made anew where they differ.
+
+Sums are derived: nothing that is rebuilt here is a record of the chain. `tokenmeter.stores.audit` counts differences,
+`rebuild` puts them right.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import add
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pydantic_core import from_json
+
+from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.shelf import Wanted
+from tokenmeter.stores.base import Difference
+from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.engine import Rows
+from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, NANO, AccountFacts, Batch, measured, month_of
+from tokenmeter.stores.reading import UNREADABLE
+from tokenmeter.stores.sketch import joined, unpacked
+from tokenmeter.stores.slots import DAY, Level, label
+from tokenmeter.stores.values import MICRO
+
+__all__ = ["SharedRows", "Wrong", "days", "joined_amounts", "months", "rebuild"]
+
+T = TypeVar("T")
+
+_COSTS = ("list", "contracted", "billed")
+#: Table of sums -> what `joined_amounts` gives, in words.
+_NAMES = {
+    "sums": ("n", *AMOUNTS[:-6], *_COSTS),
+    "rare_sums": ("nano",),
+    "meter_sums": (*METER_AMOUNTS[:4], "nano", *_COSTS),
+    "latency_sums": LATENCIES,
+}
+
+
+class Wrong(NamedTuple):
+    """A row of a table of sums that is kept otherwise than it should be; None where there is, or should be, none."""
+
+    table: str
+    key: tuple[Any, ...]
+    kept: tuple[Any, ...] | None
+    due: tuple[Any, ...] | None
+
+    def told(self) -> Difference:
+        """The same in words."""
+        names, (level, slot, account, *meter) = _NAMES[self.table], self.key
+        nothing = (0,) * len(names)
+        kept, due = (
+            nothing if amounts is None else tuple(map(_as_number, joined_amounts(self.table, amounts)))
+            for amounts in (self.kept, self.due)
+        )
+        changes = {name: (was, is_due) for name, was, is_due in zip(names, kept, due, strict=True) if was != is_due}
+        return Difference(self.table, label(Level(level), slot), account, meter[0] if meter else None, changes)
+
+
+def _as_number(value: int | Counter[int]) -> int:
+    return value if isinstance(value, int) else value.total()
+
+
+class SharedRows:
+    """What one has to know of accounts and rates along a ledger, looked up once."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, AccountFacts] = {}
+        self._rates: dict[str, str] = {}
+
+    def account(self, connection: Rows, digest: str) -> AccountFacts:
+        """The account with this digest."""
+        known = self._accounts.get(digest)
+        if known is None:
+            statement = "SELECT id, kind, cost_source FROM accounts WHERE digest = ?"
+            row = connection.execute(statement, (bytes.fromhex(digest),)).fetchone()
+            known = self._accounts[digest] = AccountFacts.of(*row)
+        return known
+
+    def meter(self, connection: Rows, digest: str) -> str:
+        """The meter of the rate with this digest."""
+        known = self._rates.get(digest)
+        if known is None:
+            statement = "SELECT sku_meter FROM rates WHERE digest = ?"
+            row = connection.execute(statement, (bytes.fromhex(digest),)).fetchone()
+            known = self._rates[digest] = row[0] or "unknown"
+        return known
+
+
+def days(connection: Rows, *, since: int, shared: SharedRows, archives: Archives) -> tuple[int | None, list[Wrong]]:
+    """Sums of the first UTC day from `since` on that has any, and that are wrong: of its hours and its own.
+
+    Returns:
+        The day after it, None at the end; and the rows.
+    """
+    (moment,) = connection.execute(
+        "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)
+    ).fetchone()
+    (slot,) = connection.execute("SELECT min(slot) FROM sums WHERE level = 1 AND slot >= ?", (since,)).fetchone()
+    day = min((one for one in (moment and moment // DAY, slot) if one is not None), default=None)
+    if day is None:
+        return None, []
+    batch = _counted(connection, day, shared, archives)
+    found: list[Wrong] = []
+    for table, rows in sum_rows(batch):
+        kept = connection.execute(
+            f"SELECT {SUM_COLUMNS[table]} FROM {table} "  # noqa: S608 - names of our own
+            "WHERE level = 0 AND slot BETWEEN ? AND ? OR level = 1 AND slot = ?",
+            (day * 24, day * 24 + 23, day),
+        )
+        found += _compared(table, kept, (row for row in rows if row[0] != Level.MONTH))
+    return day + 1, found
+
+
+def _counted(connection: Rows, day: int, shared: SharedRows, archives: Archives) -> Batch:
+    batch = Batch()
+    span = (day * DAY, (day + 1) * DAY)
+    rows = connection.execute("SELECT body FROM entries WHERE occurred_at >= ? AND occurred_at < ?", span)
+    files, archived_to = archives.within(connection, *span)
+    archived = archives.shelf.records(files, span, archived_to, Wanted()) if files else ()
+    for *_, body in itertools.chain(rows, archived):
+        try:
+            record = from_json(body)
+            account = shared.account(connection, record["account"])
+            found = measured(record, account, partial(shared.meter, connection))
+            batch.count(record["occurred_at"], account.number, found)
+        except UNREADABLE:
+            continue  # `verify` tells of it
+    return batch
+
+
+def months(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
+    """Sums of UTC months that are not those of their days, or of what is due `instead` of some of these."""
+    found: list[Wrong] = []
+    known = {(one.table, one.key): one.due for one in instead if one.key[0] == Level.DAY}
+    for table, width in SUM_TABLES.items():
+        due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        rows = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1")  # noqa: S608 - names of our own
+        put = ((*key, *row) for (of, key), row in known.items() if of == table and row is not None)
+        for row in itertools.chain((row for row in rows if (table, tuple(row[:width])) not in known), put):
+            key = (2, month_of(row[1]), *row[2:width])
+            amounts = tuple(row[width:])
+            due[key] = tuple(map(_added, due[key], amounts)) if key in due else amounts
+        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 2")  # noqa: S608 - as above
+        found += _compared(table, kept, ((*key, *amounts) for key, amounts in due.items()))
+    return found
+
+
+def _added(first: Any, second: Any) -> Any:
+    return joined(first, second) if isinstance(first, bytes) else add(first, second)
+
+
+def _compared(table: str, kept: Iterable[Sequence[Any]], due: Iterable[Sequence[Any]]) -> Iterator[Wrong]:
+    width = SUM_TABLES[table]
+    left = {tuple(row[:width]): tuple(row[width:]) for row in due}
+    for row in kept:
+        key, amounts = tuple(row[:width]), tuple(row[width:])
+        should = left.pop(key, None)
+        if should is None or joined_amounts(table, should) != joined_amounts(table, amounts):
+            yield Wrong(table, key, amounts, should)
+    for key, amounts in left.items():
+        yield Wrong(table, key, None, amounts)
+
+
+def joined_amounts(table: str, amounts: Sequence[Any]) -> tuple[Any, ...]:
+    """Amounts with their two parts put together: the lower part of a sum may be larger than that of an entry."""
+    if table == "latency_sums":
+        first, second = (Counter(dict(unpacked(sketch))) for sketch in (amounts[1], amounts[3]))
+        return (amounts[0], first, amounts[2], second, *amounts[4:])
+    if table == "rare_sums":
+        return (amounts[0] * NANO + amounts[1],)
+    head, costs = amounts[:-6], amounts[-6:]
+    if table == "meter_sums":
+        head = (*head[:4], head[4] * NANO + head[5])
+    return (*head, *(costs[index] * MICRO + costs[index + 1] for index in (0, 2, 4)))
+
+
+class Transaction(Protocol):
+    """Runs what it is given in one transaction."""
+
+    def __call__(self, work: Callable[[Any], T], /) -> T:
+        """Run `work`."""
+        ...
+
+
+def rebuild(
+    read: Transaction,
+    write: Transaction | None,
+    archives: Archives,
+    *,
+    deep: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Difference]:
+    """Make every kept sum anew that is not what its entries come to. Others go on recording meanwhile.
+
+    A day is looked at in a read transaction first, and once more in a write transaction only if something is wrong.
+
+    Args:
+        read: For looking.
+        write: For writing, with no fold beside it; None only to look.
+        archives: Where entries are that are in files only.
+        deep: Whether days are looked at, too, whose entries are in archived files; the files are read.
+        progress: Told how many days are done, and of how many.
+
+    Returns:
+        What was wrong.
+    """
+    shared, found = SharedRows(), list[Wrong]()
+    first, last = read(partial(_span, archives=archives, deep=deep))
+    day: int | None = first
+    while day is not None:
+        look = partial(days, since=day, shared=shared, archives=archives)
+        day, wrong = read(look)
+        if wrong and write is not None:
+            day, wrong = write(partial(_mend, look))
+        found += wrong
+        if progress is not None:
+            progress((last if day is None else min(day, last)) - first, last - first)
+    sum_up = partial(_months, instead=found if write is None else ())
+    _, wrong = read(sum_up)
+    if wrong and write is not None:
+        _, wrong = write(partial(_mend, sum_up))
+    return [one.told() for one in (*found, *wrong)]
+
+
+def _months(connection: Rows, *, instead: Sequence[Wrong]) -> tuple[None, list[Wrong]]:
+    return None, months(connection, instead)
+
+
+def _mend(look: Callable[[Rows], tuple[int | None, list[Wrong]]], connection: Rows) -> tuple[int | None, list[Wrong]]:
+    """Look again, now that nobody writes, and put right what is wrong."""
+    day, wrong = look(connection)
+    _put(connection, wrong)
+    return day, wrong
+
+
+def _span(connection: Rows, *, archives: Archives, deep: bool) -> tuple[int, int]:
+    """The first day to look at, and the day after the last."""
+    found: list[int] = []
+    for query, unit in (
+        ("SELECT min(slot), max(slot) FROM sums WHERE level = 1", 1),
+        ("SELECT min(occurred_at), max(occurred_at) FROM entries", DAY),
+    ):
+        ends: Sequence[int | None] = connection.execute(query).fetchone()
+        found += [end // unit for end in ends if end is not None]
+    first, last = min(found, default=0), max(found, default=-1) + 1
+    files, _ = archives.within(connection)
+    if files and not deep:
+        first = max(first, max(month.last_at for month in files) // DAY + 1)
+    return first, max(first, last)
+
+
+def _put(connection: Rows, wrong: Iterable[Wrong]) -> None:
+    """Put rows right."""
+    for table, key, kept, due in wrong:
+        columns = SUM_COLUMNS[table]
+        if kept is not None:
+            where = " AND ".join(f"{name} = ?" for name in columns.split(", ")[: len(key)])
+            connection.execute(f"DELETE FROM {table} WHERE {where}", key)  # noqa: S608 - names of our own
+        if due is not None:
+            row = (*key, *due)
+            places = ", ".join("?" * len(row))
+            connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", row)  # noqa: S608 - as above
