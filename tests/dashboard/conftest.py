@@ -158,7 +158,7 @@ class Served:
         while not server.started:
             assert self._thread.is_alive(), "the dashboard did not start"
 
-    def get(self, path, *, method="GET", body=None, **headers):
+    def get(self, path, *, method="GET", body=None, binary=False, **headers):
         """One request: status, headers (lower case), body as text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
@@ -168,7 +168,7 @@ class Served:
             found = {name.lower(): value for name, value in answer.getheaders()}
         finally:
             connection.close()
-        text = content.decode() if not found.get("content-type", "").endswith("zip") else content
+        text = content if binary or found.get("content-type", "").endswith("zip") else content.decode()
         return answer.status, found, text
 
     def stop(self):

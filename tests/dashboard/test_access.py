@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import socket
+import zipfile
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
 
 from tokenmeter import dashboard
 from tokenmeter.billing import find_invoice, invoices
 from tokenmeter.config import load_settings
 from tokenmeter.dashboard import server as serving
+from tokenmeter.dashboard.asgi import _Site
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.reports import Query, read_report
-from tokenmeter.serving.access import Scope, Token
+from tokenmeter.serving.access import EVERYTHING, Scope, Token
+from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import look_through
+from tokenmeter.serving.rest import make_api
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Request
 
@@ -130,6 +137,126 @@ def test_every_page_of_a_scoped_token_keeps_to_its_scope(shared, filed):
         rows = shared.get(f"/export/{what}", **bearer(ADA))[2]
         assert "ada" in rows
         assert "bob" not in rows
+
+
+def routes_of(routes, base=""):
+    """Every path of an application and of what is mounted in it, but files that everybody has."""
+    for one in routes:
+        path = f"{base}{getattr(one, 'path', '')}"
+        inner = getattr(one, "routes", None)
+        if path.startswith("/static"):
+            continue
+        if inner:
+            yield from routes_of(inner, path)
+        elif isinstance(one, Route):
+            yield path, one.methods or {"GET"}
+
+
+def every_route(meter):
+    """All that is served: the application's own, those of its pages, and the API's, with what acts."""
+    made = dashboard.app(meter)
+    site = _Site(look_through(meter, EVERYTHING), None, lambda _: None)
+    api = make_api(lambda _: meter)
+    add_verbs(api, meter)
+    return {*((path, "GET") for path, _ in routes_of([*made.routes, *site.router.routes]))} | {
+        (f"/api{one.path}", method)
+        for one in api.routes
+        if isinstance(one, Route)
+        for method in getattr(one, "methods", None) or ()
+    }
+
+
+def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile):
+    """Walks all routes there are, filled with what is of others: a route that is added is walked, too."""
+    bobs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
+    closing = next(iter(filed.store.documents(Request("period"))))
+    outcome = next(iter(filed.store.documents(Request("reconciliation"))))
+    filled = {
+        "entry_id": [bobs.entry_id],
+        "number:path": ["INV-00001", "INV-00002", "CN-00001"],
+        "number": ["INV-00001"],
+        "name:path": ["everything", "ada-monthly"],
+        "name": ["everything"],
+        "key": [closing.key, outcome.document_id, "1"],
+        "form": ["csv", "html", "json"],
+        "what": ["report.csv", "entries.csv", "charges.csv", "focus.zip", "budget", "credit"],
+    }
+    asked = {
+        "/account": "?member=bob",
+        "/statements": "?account=member&of=bob&period=all",
+        "/statements/{form}": "?account=member&of=bob&period=last-month",
+        "/api/v1/statement": "?account=member=bob&period=last-month",
+        "/api/v1/prices": "?model=gpt-5-mini",
+        "/values": "?of=member",
+        "/explore": "?by=member",
+    }
+    walked = 0
+    for path, method in sorted(every_route(filed)):
+        if path in {"/events", "/login", "/logout", "/healthz", "/readyz"} or method == "HEAD":
+            continue
+        places = [path]
+        for name, values in filled.items():
+            places = [
+                place.replace(f"{{{name}}}", value)
+                for place in places
+                for value in (values if f"{{{name}}}" in place else [""])
+            ]
+        assert all("{" not in place for place in places), f"{path}: say what others have there"
+        for place in [place + asked.get(path, "") for place in places]:
+            status, _, body = shared.get(place, method=method, body="{}" if method == "POST" else None, **bearer(ADA))
+            assert status < 500, (place, status)
+            text = body if isinstance(body, str) else unzipped(body)
+            theirs = ["summarise", "staging", "Platform GmbH", hostile, *([] if "bob" in place else ["bob"])]
+            assert [one for one in theirs if one in text] == [], place
+            walked += 1
+    assert walked > 60
+
+
+def unzipped(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return "".join(archive.read(name).decode() for name in archive.namelist())
+
+
+def test_the_statement_of_another_account_is_refused_on_the_page_too(shared):
+    for path in ("/statements", "/statements/csv"):
+        assert shared.get(f"{path}?account=member&of=bob&period=last-month", **bearer(ADA))[0] == 403
+        assert shared.get(f"{path}?account=team&of=search&period=last-month", **bearer(ADA))[0] == 403
+        assert shared.get(f"{path}?account=member&of=ada&period=last-month", **bearer(ADA))[0] == 200
+
+
+def test_oauth2_proxy_in_front_says_who_it_is_and_nobody_else_can(busy, hosted):
+    """A reverse proxy that sets the header of whoever signed in, and drops what the client claims itself."""
+
+    def whose(request):
+        user = request.headers.get("x-forwarded-email")
+        return {"member": user} if user else None
+
+    behind = hosted(Starlette(routes=[Mount("/usage", dashboard.app(busy, only=whose))]))
+
+    async def proxy(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        signed_in = {"session-of-ada": "ada", "session-of-bob": "bob"}.get(headers.pop("cookie", ""))
+        headers = {name: value for name, value in headers.items() if not name.startswith("x-forwarded-")}
+        if signed_in is None:
+            await PlainTextResponse("Sign in.", status_code=403)(scope, receive, send)
+            return
+        query = scope["query_string"].decode()
+        status, found, body = await run_in_threadpool(
+            behind.get, scope["path"] + (f"?{query}" if query else ""), **{**headers, "x-forwarded-email": signed_in}
+        )
+        kept = {name: value for name, value in found.items() if name not in {"content-length", "transfer-encoding"}}
+        await Response(body, status, kept)(scope, receive, send)
+
+    front = hosted(proxy)
+    assert front.get("/usage/")[0] == 403
+    for user, other in (("ada", "bob"), ("bob", "ada")):
+        status, _, page = front.get("/usage/explore?by=member", cookie=f"session-of-{user}", x_forwarded_email=other)
+        assert (status, f">{user}<" in page, f">{other}<" in page) == (200, True, False)
+        report = json.loads(front.get("/usage/api/v1/report?by=member", cookie=f"session-of-{user}")[2])
+        assert [row["group"]["member"] for row in report["rows"]] == [user]
+    assert behind.get("/usage/")[0] == 403  # without the proxy nobody is anybody
 
 
 def test_the_usage_api_keeps_to_the_scope(shared, filed):

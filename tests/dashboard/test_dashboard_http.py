@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import http.client
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -20,6 +23,7 @@ from starlette.routing import Mount
 
 from tokenmeter import dashboard
 from tokenmeter.attribution import ApiKey
+from tokenmeter.dashboard import exports
 from tokenmeter.dashboard.live import Pulse, entries_of
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, Reservation
@@ -228,6 +232,34 @@ def test_it_works_under_a_path_of_another_application(filed, run_server):
 
 def _chart(body):
     return re.search(r'<script type="application/json">(.*?)</script>', body, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("what", ["report", "entries", "charges"])
+def test_every_form_of_a_download_says_the_same(served, busy, what):
+    rows = list(csv.DictReader(io.StringIO(served.get(f"/export/{what}.csv?by=model")[2])))
+    lines = [json.loads(line) for line in served.get(f"/export/{what}.jsonl?by=model")[2].splitlines()]
+    assert len(rows) == len(lines) > 0
+    for row, line in zip(rows, lines, strict=True):
+        assert (row["model"], Decimal(row["billed_cost"] or 0)) == (line["model"], Decimal(line["billed_cost"] or 0))
+    for form, begins in (("xlsx", b"PK"), ("parquet", b"PAR1")):
+        assert served.get(f"/export/{what}.{form}?by=model", binary=True)[2].startswith(begins), form
+
+
+def test_a_download_that_is_too_large_is_refused_with_what_to_do(served, busy, monkeypatch):
+    monkeypatch.setattr(exports, "_MOST_CALLS", 13)
+    for what in ("entries.csv", "charges.xlsx", "focus.zip"):
+        status, _, page = served.get(f"/export/{what}")
+        assert (status, "14 calls" in page, "shorter period" in page) == (400, True, True), what
+        assert served.get(f"/export/{what}?member=bob", binary=True)[0] == 200, what
+    assert served.get("/export/report.csv")[0] == 200
+
+
+def test_only_some_downloads_are_made_at_once(served, monkeypatch):
+    monkeypatch.setattr(exports, "_slots", threading.BoundedSemaphore(1))
+    with exports._slots:
+        status, headers, _ = served.get("/export/entries.csv")
+        assert (status, headers["retry-after"]) == (503, "10")
+    assert served.get("/export/entries.csv")[0] == 200
 
 
 def test_an_empty_ledger_tells_how_to_make_the_first_call(meter, serve):

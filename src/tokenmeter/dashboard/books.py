@@ -10,6 +10,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,6 +35,7 @@ from tokenmeter.money import ZERO, add, magnitude, negate, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
 from tokenmeter.reports.report import read_report
+from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.lens import Sight
 
 __all__ = ["Books"]
@@ -164,6 +166,7 @@ class Books:
         """The running balance of an account."""
         asked = request.query_params
         account, of = asked.get("account", "team"), asked.get("of", "").strip()
+        _check_scope(request, account, of)
         statement = self._statement(request) if of else None
         view = View.parse([("period", "last-12m")], tz=zone_of(request, self._tz))
         known = read_report(self._store, replace(view.query, by=(_account(account),))).rows[:_MOST_ROWS]
@@ -191,8 +194,9 @@ class Books:
 
     def _statement(self, request: Request) -> Statement:
         asked = request.query_params
-        account = _account(asked.get("account", "team"))
-        scope = cast("AccountArguments", {account: asked.get("of", "").strip()})
+        account, of = _account(asked.get("account", "team")), asked.get("of", "").strip()
+        _check_scope(request, account, of)
+        scope = cast("AccountArguments", {account: of})
         return draw_statement(
             self._store,
             period=asked.get("period") or "this-month",
@@ -298,6 +302,13 @@ class Books:
         split = {name: getattr(one.bucket, name) or "" for name in outcome.grain}
         given = {"since": f"{day}", "until": f"{day + timedelta(days=1)}", "tz": "UTC", "provider": outcome.provider}
         return View.parse([*given.items(), *split.items()], tz=zone_of(request, self._tz)).url()
+
+
+def _check_scope(request: Request, account: str, of: str) -> None:
+    """Refuse an account that lies outside of what is seen: a part of what it used is not its statement."""
+    access: Access = request.scope.get(ACCESS) or Access()
+    if of and not access.scope.admits({account: of}):
+        raise HTTPException(403, "This account is not among what you may see.")
 
 
 def _in_full(amount: Decimal) -> str:
