@@ -205,3 +205,30 @@ def test_odd_chunks_do_not_lose_a_stream():
     usage = {"promptTokenCount": 9, "candidatesTokenCount": 4}
     stream.feed(None, [], {"candidates": 3}, {"candidates": [{"finishReason": "STOP"}], "usageMetadata": usage})
     assert dict(stream.observation().usage.quantities) == {"input": 9, "output": 4}
+
+
+def test_a_streamed_song_is_one_song_however_many_pieces_it_comes_in():
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts(model="lyria-3.5"))
+    sound = {"inlineData": {"mimeType": "audio/mpeg", "data": "aGk="}}
+    stream.feed({"candidates": [{"content": {"parts": [{"text": "la"}, sound]}}], "modelVersion": "lyria-3.5"})
+    last = {"candidates": [{"content": {"parts": [sound]}, "finishReason": "STOP"}]}
+    stream.feed(
+        {**last, "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 500, "totalTokenCount": 510}}
+    )
+    (group,) = stream.observation().consumptions
+    assert dict(group.usage.quantities) == {"songs": 1}
+
+
+def test_a_streamed_interaction_with_a_song_is_one_song():
+    stream = ROOM.stream(provider="google", endpoint="interactions.create", request=RequestFacts(model="lyria-3.5"))
+    stream.feed({"event_type": "step.delta", "delta": {"type": "audio", "data": "aGk="}})
+    usage = {"total_input_tokens": 10, "total_output_tokens": 500, "total_tokens": 510}
+    whole = {"id": "i", "model": "lyria-3.5", "status": "completed", "usage": usage}
+    stream.feed({"event_type": "interaction.completed", "interaction": whole})
+    (group,) = stream.observation().consumptions
+    assert dict(group.usage.quantities) == {"songs": 1}
+
+
+def test_a_song_that_was_not_made_is_never_free_in_silence():
+    body = {"modelVersion": "lyria-3.5", "usageMetadata": {"promptTokenCount": 10, "totalTokenCount": 10}}
+    assert dict(read(body, "models.generate_content").consumptions[0].usage.quantities) == {"input": 10}

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenmeter.money import EXACT, quantize
 from tokenmeter.providers.context import Context, joined, pending, unknown
-from tokenmeter.providers.google.requests import model_name, tier_name
+from tokenmeter.providers.google.requests import is_song_model, model_name, tier_name
 from tokenmeter.providers.google.routes import OPERATION
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
 from tokenmeter.providers.registry import is_usage, read_usage, usage_of
@@ -65,6 +65,8 @@ def answer(body: JSON, context: Context) -> Observation:
         return replace(lost, response_model=model, response_id=text(body, "responseId"), service_tier=tier)
     flags = set(reading.flags)
     found = _grounding(body, model or context.request.model, context, flags)
+    if songs := _songs(body, model or context.request.model):
+        reading = replace(reading, usage=Usage({"songs": songs}))
     group = context.consumption(_with(reading, found), model=model, tier=tier)
     return Observation(
         consumptions=(group,),
@@ -121,6 +123,19 @@ def _content_bytes(body: JSON) -> int:
 
 def _without_data(part: JSON) -> JSON:
     return {key: value for key, value in part.items() if key not in {"inlineData", "thoughtSignature"}}
+
+
+def _songs(body: JSON, model: str | None) -> int:
+    """Songs, which are sold by the piece whatever their tokens: one a candidate that has sound."""
+    if not is_song_model(model):
+        return 0
+    sung = {
+        count(candidate, "index", flags=set()) or 0
+        for candidate in members(body, "candidates")
+        for part in members(section(candidate, "content"), "parts")
+        if (text(section(part, "inlineData"), "mimeType") or "").startswith("audio/")
+    }
+    return len(sung)
 
 
 # -- grounding: searches, which are billed beside the tokens
@@ -193,6 +208,8 @@ def interaction(body: JSON, context: Context) -> Observation:
     by_prompt = bool(_BY_PROMPT.match(model or context.request.model or ""))
     if by_prompt:
         found = {meter.replace("web_searches", "grounded_prompts"): 1 for meter in found}
+    if is_song_model(model or context.request.model) and _has_sound(inner):
+        reading = replace(reading, usage=Usage({"songs": 1}))
     tier = _tier(inner, wire)
     return Observation(
         consumptions=(context.consumption(_with(reading, found), model=model, tier=tier),),
@@ -206,6 +223,12 @@ def interaction(body: JSON, context: Context) -> Observation:
 
 
 _TOOLS = {"google_search": "web_searches", "google_maps": "web_searches_maps"}
+
+
+def _has_sound(body: JSON) -> bool:
+    """Whether an interaction's answer has a sound in it, in either spelling."""
+    parts = [part for step in members(body, "steps") for part in members(step, "content")]
+    return any(part.get("type") == "audio" for part in (*parts, *members(body, "outputs")))
 
 
 def _steps_bytes(body: JSON) -> int:

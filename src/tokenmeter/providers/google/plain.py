@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmeter.providers.base import Plain, PlainReader
+from tokenmeter.providers.google.requests import is_song_model
 from tokenmeter.providers.wire import JSON, MOST, is_array, is_object
 
 __all__ = ["PLAIN"]
@@ -40,7 +41,7 @@ def read_answer(body: JSON) -> Plain | None:
     model = body.get("modelVersion")
     odd = (traffic is not None and tier is not None) or traffic not in _TRAFFIC or tier not in _TIERS
     odd = odd or _is_grounded(body.get("candidates")) or any(_has_media(usage.get(name)) for name in _DETAILS)
-    if odd or type(model) is not str or "/" in model:
+    if odd or type(model) is not str or "/" in model or is_song_model(model):
         return None
     quantities: dict[str, int] = {}
     if prompt > cached:

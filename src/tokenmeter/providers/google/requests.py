@@ -10,7 +10,7 @@ from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, measure, named
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text
 
-__all__ = ["PROMPT_RULES", "model_name", "output_cap", "request_facts", "tier_name"]
+__all__ = ["PROMPT_RULES", "is_song_model", "model_name", "output_cap", "request_facts", "tier_name"]
 
 #: Everything that is rendered into the prompt, of every kind of request.
 _PROMPT_KEYS = (
@@ -70,6 +70,11 @@ def model_name(value: Any) -> str | None:
     if name is None or "tunedModels/" in name or "/endpoints/" in name:
         return name
     return name.rpartition("/")[2] or None
+
+
+def is_song_model(model: str | None) -> bool:
+    """Whether a model is sold by the song."""
+    return model is not None and model.startswith("lyria")
 
 
 def tier_name(value: str | None) -> str | None:

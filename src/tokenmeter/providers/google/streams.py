@@ -26,7 +26,7 @@ class AnswerStream:
     """
 
     batch = 16
-    __slots__ = ("_body", "_bytes", "_context", "_finished", "_grounding", "_read", "_usage")
+    __slots__ = ("_body", "_bytes", "_candidates", "_context", "_finished", "_read", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -34,7 +34,7 @@ class AnswerStream:
         self._bytes = 0
         self._body: dict[str, Any] = {}
         self._finished = False
-        self._grounding: list[JSON] = []
+        self._candidates: list[JSON] = []
         self._usage: dict[str, Any] = {}
 
     @property
@@ -59,8 +59,14 @@ class AnswerStream:
     def _take(self, candidate: JSON) -> None:
         self._finished = self._finished or bool(candidate.get("finishReason"))
         if candidate.get("groundingMetadata"):
-            self._grounding.append({"groundingMetadata": candidate["groundingMetadata"]})
+            self._candidates.append({"groundingMetadata": candidate["groundingMetadata"]})
         for part in members(section(candidate, "content"), "parts"):
+            sound = section(part, "inlineData")
+            if (kind := text(sound, "mimeType")) is not None:
+                whose = candidate.get("index") or 0
+                kept = {"index": whose, "content": {"parts": [{"inlineData": {"mimeType": kind}}]}}
+                if kept not in self._candidates:
+                    self._candidates.append(kept)
             words = part.get("text")
             if isinstance(words, str):
                 self._bytes += utf8_length(words)
@@ -71,7 +77,7 @@ class AnswerStream:
         """The answer, as far as its bill goes."""
         if not self.terminal:
             return None
-        return {**self._body, "usageMetadata": self._usage, "candidates": self._grounding}
+        return {**self._body, "usageMetadata": self._usage, "candidates": self._candidates}
 
     def observation(self) -> Observation:
         """The last totals; of a stream cut short no less than was received."""
@@ -79,7 +85,7 @@ class AnswerStream:
         if not self.terminal and usage:
             stated = count(usage, "candidatesTokenCount", flags=set()) or 0
             usage["candidatesTokenCount"] = max(stated, tokens_of(self._bytes))
-        body = {**self._body, "usageMetadata": usage, "candidates": self._grounding}
+        body = {**self._body, "usageMetadata": usage, "candidates": self._candidates}
         seen = self._read(body, replace(self._context, received=self._bytes))
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
 
@@ -112,7 +118,10 @@ class InteractionStream:
             kind = text(event, "event_type") or text(event, "type") or ""
             if kind in {"interaction.completed", "interaction.complete"}:
                 self._ended = True
-            words = cast("Any", section(event, "delta").get("text"))
+            delta = section(event, "delta")
+            if delta.get("type") == "audio":
+                self._begun["outputs"] = [{"type": "audio"}]
+            words = cast("Any", delta.get("text"))
             if isinstance(words, str):
                 self._bytes += utf8_length(words)
 
