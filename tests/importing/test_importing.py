@@ -568,3 +568,24 @@ def test_a_row_without_metadata_is_read_by_its_columns(meter, write, metadata):
     row = {**LITELLM, "metadata": metadata, "user": None, "spend": None}
     assert import_usage(meter, write("a.jsonl", [row])).ok
     assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 4072, "output": 500}}
+
+
+@pytest.mark.parametrize(
+    ("said", "cost", "source"),
+    [
+        ("usd", Decimal("0.325"), "billed"),
+        ("cents", Decimal("0.00325"), "billed"),
+        ("0.001", Decimal("0.000325"), "billed"),
+        ("ignore", Decimal("0.00325"), "computed"),  # 1,000 x $1.25 and 200 x $10 per million
+    ],
+)
+def test_the_settings_say_what_a_hosts_own_cost_is(write, said, cost, source):
+    """Whatever name of the provider the settings use."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200, "cost": 0.325}
+    body = {"object": "chat.completion", "id": "c1", "created": 1772452800, "usage": usage}
+    for provider, name, model in (("azure", "foundry", "gpt-5"), ("openrouter", "openrouter", "openai/gpt-5")):
+        made = tokenmeter.make_meter(store="memory:", config={"providers": {name: {"cost": said}}})
+        import_usage(made, write("a.jsonl", [{**body, "model": model}]), provider=provider)
+        (entry,) = made.store.entries()
+        assert (entry.list_cost, entry.cost_source) == (cost, source)
+        made.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,6 +47,10 @@ _LATEST = 253_402_300_800  # the year 10000
 _MILLISECONDS = 100_000_000_000
 
 
+def _not_said(_provider: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
     """What is said of all lines, where they do not say it themselves.
@@ -61,6 +65,7 @@ class Given:
         decimal: Decimal mark of tables; None = as their numbers tell.
         attribution: On whose account.
         fields: What is where in lines of a shape of their own: name -> path (``req.id``).
+        cost_unit: Provider id -> what the settings say of the cost in its usage; see `RequestFacts.cost_unit`.
     """
 
     provider: str | None = None
@@ -72,6 +77,7 @@ class Given:
     decimal: DecimalMark | None = None
     attribution: Attribution = NOBODY
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
+    cost_unit: Callable[[str], str | None] = _not_said
 
 
 @dataclass(slots=True, kw_only=True)

@@ -173,7 +173,9 @@ def helicone(row: Row, where: str, given: Given) -> Call | None:
         who=who,
     )
     if mapping_of(body.get("usage")):
-        call.observation = observe(body, provider=call.provider, endpoint=_method(body, call))
+        call.observation = observe(
+            body, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
+        )
         return call
     prompt, total = count_of(row, "prompt_tokens"), count_of(row, "total_tokens")
     output = count_of(row, "completion_tokens")
@@ -240,7 +242,9 @@ def portkey(row: Row, where: str, given: Given) -> Call | None:
         who=who,
     )
     if mapping_of(body.get("usage")):
-        call.observation = observe(body, provider=call.provider, endpoint=_method(body, call))
+        call.observation = observe(
+            body, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
+        )
         return call
     call.quantities = without_zero({"input": count_of(row, "req_units"), "output": count_of(row, "res_units")})
     call.flags = frozenset({"cache_uncertain"})

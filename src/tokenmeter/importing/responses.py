@@ -56,7 +56,13 @@ def response(row: Row, where: str, given: Given) -> Call | None:
         return None
     provider, endpoint = _where(body, given)
     processing = given.processing or ("batch" if batch else None)
-    seen = observe(body, provider=provider, endpoint=endpoint, processing=processing)
+    seen = observe(
+        body,
+        provider=provider,
+        endpoint=endpoint,
+        processing=processing,
+        cost_unit=given.cost_unit(provider),
+    )
     if not seen.consumptions:
         if _says_usage(body):
             raise ConfigurationError("its usage cannot be read, so that it would be missing")

@@ -207,6 +207,7 @@ def import_usage(
         decimal=decimal,
         attribution=attribution,
         fields=fields or {},
+        cost_unit=meter.pricer.terms.cost_unit,
     )
     if decimal not in {None, ".", ","}:
         raise ConfigurationError(f'decimal is "." or ",", not {decimal!r}.')

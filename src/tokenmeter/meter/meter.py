@@ -28,6 +28,7 @@ from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Spooling, Store
 from tokenmeter.stores.values import from_microseconds
 from tokenmeter.usage import Observation
@@ -101,7 +102,7 @@ class Meter:
         self._request_fields = request_fields
         self._observers = tuple(observers)
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
-        self._unasked = tuple(unasked)
+        self._unasked = frozenset(name if "://" in name else canonical_provider(name) for name in unasked)
         self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
@@ -150,8 +151,8 @@ class Meter:
         """Whether streams of `provider` at `base_url` may be asked to state their usage."""
         if not self._unasked:
             return True
-        url = str(base_url)
-        return not any(url.startswith(name) if "://" in name else provider == name for name in self._unasked)
+        url, host = str(base_url), canonical_provider(provider)
+        return not any(url.startswith(name) if "://" in name else host == name for name in self._unasked)
 
     # -- before the call
 

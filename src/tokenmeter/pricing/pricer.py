@@ -54,7 +54,8 @@ class Pricer:
         self._book = _Book(price_list, {}, {}, {})
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
-        self.terms = replace(given, model_maps=maps)
+        units = {name if "://" in name else canonical_provider(name): unit for name, unit in given.cost_units.items()}
+        self.terms = replace(given, model_maps=maps, cost_units=units)
         dated: tuple[Multiplier | Discount, ...] = (*given.multipliers, *given.discounts)
         changes = {moment for each in dated for moment in (each.effective_from, each.effective_to)}
         self._changes = tuple(sorted(moment for moment in changes if moment is not None))

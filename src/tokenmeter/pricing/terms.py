@@ -12,6 +12,7 @@ from typing import Literal
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import MULTIPLIER_SCOPES
 from tokenmeter.money import ONE
+from tokenmeter.providers.hosts import canonical_provider
 
 __all__ = ["Discount", "FreeQuota", "Multiplier", "Terms"]
 
@@ -130,7 +131,7 @@ class Terms:
         if not self.cost_units:
             return None
         matches = [prefix for prefix in self.cost_units if "://" in prefix and url.startswith(prefix)]
-        return self.cost_units.get(max(matches, key=len) if matches else provider)
+        return self.cost_units.get(max(matches, key=len) if matches else canonical_provider(provider))
 
     def model(self, provider: str, name: str) -> str:
         """The model that `name` stands for at `provider`."""
