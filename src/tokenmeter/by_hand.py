@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.disabled import is_disabled
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, StoreError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.periods import parse_instant
 from tokenmeter.providers import dialect_for, observe
 from tokenmeter.semconv import Status
+from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation
 
 __all__ = ["Hold", "hold", "record"]
 
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
+#: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
+_NEAR = timedelta(hours=1)
+#: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
+_FIRST, _LAST = 1_577_836_800, 4_102_444_800
 
 
 def record(
@@ -45,8 +50,9 @@ def record(
 ) -> Entry | None:
     """Write down a call that no metered client made: priced, attributed and counted by budgets like any other.
 
-    A response is recorded once: its id is remembered, whoever records or imports it again. A bare usage object has no
-    id, so give `response_id` where it may be recorded twice. To stop a call before it passes a cap, `hold` first.
+    A response is recorded once: its id is remembered, whoever records or imports it again, and the ledger is asked
+    whether a metered client has recorded it. A bare usage object has no id, so give `response_id` where it may be
+    recorded twice. To stop a call before it passes a cap, `hold` first.
 
     Args:
         meter: Where to record.
@@ -83,6 +89,8 @@ def record(
     call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
     seen = _observe(response_or_usage, call)
     started_at = meter.store.now() if at is None else parse_instant(at)
+    if _is_recorded(meter, call, seen.response_id or response_id, _made_at(response_or_usage) or started_at):
+        return None
     return _settle(
         meter, Authorization(call, started_at, 0), Outcome(status=status, observation=seen, response_id=response_id)
     )
@@ -217,6 +225,10 @@ class Hold:
         if self._authorization is None or self._authorization.settled:
             raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
         seen = _observe(response_or_usage, self._call, service_tier=service_tier)
+        made_at = _made_at(response_or_usage) or self._authorization.started_at
+        if _is_recorded(self._meter, self._call, seen.response_id or response_id, made_at):
+            self._meter.release(self._authorization)
+            return None
         outcome = Outcome(status=status, observation=seen, response_id=response_id)
         self.entry = _settle(self._meter, self._authorization, outcome)
         return self.entry
@@ -270,6 +282,32 @@ def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Obser
         request=call.facts,
     )
     return replace(seen, deduplicate=True)
+
+
+def _made_at(body: Any) -> datetime | None:
+    """When the answer says that it was made; None where it does not."""
+    values: Mapping[str, Any] | None = body if isinstance(body, Mapping) else None  # pyright: ignore[reportUnknownVariableType]
+    for name in ("created", "created_at"):
+        said: Any = getattr(cast("Any", body), name, None) if values is None else values.get(name)
+        if isinstance(said, int | float) and _FIRST <= said < _LAST:  # not money
+            return datetime.fromtimestamp(int(said), UTC)
+    return None
+
+
+def _is_recorded(meter: Meter, call: Call, response_id: str | None, made_at: datetime) -> bool:
+    """Whether a metered client has recorded this answer. The entries of an hour before and after it are looked at."""
+    if response_id is None:
+        return False
+    near = EntryFilter(
+        since=made_at - _NEAR,
+        until=made_at + _NEAR,
+        where={"response_id": frozenset({response_id}), "provider": frozenset({call.provider})},
+    )
+    try:
+        return any(True for _ in meter.store.entries(near))
+    except StoreError as error:  # it is recorded all the same
+        meter.fault("look for an answer", error)
+        return False
 
 
 def _settle(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:

@@ -95,6 +95,8 @@ def answers(store):
         {"trace_id": frozenset({f"{number:032x}" for number in (3, 30, 60)})},
         {"trace_id": frozenset({f"{3:032x}", None}), "member": frozenset({"ada"})},
         {"trace_id!": frozenset({f"{3:032x}", None})},
+        {"response_id": frozenset({"chatcmpl-33", "chatcmpl-3_", "chatcmpl-5%"})},
+        {"response_id!": frozenset({"chatcmpl-33", None})},
     )
     found = {}
     for by in (("model", "member"), ("end_user",), ("tag:env", "status"), ("sku_meter", "end_user")):

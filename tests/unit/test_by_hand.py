@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
@@ -285,3 +287,50 @@ def test_a_response_with_an_endless_id_is_recorded_and_counted_once(meter):
     recorded = [meter.record({**CHAT, "id": None}, response_id="x" * 2000, **HERE) for _ in range(2)]
     assert [one is not None for one in recorded] == [True, False]
     assert (meter.report().totals.requests, meter.remaining()[0].spent) == (1, 1)
+
+
+class TestAnswersOfMeteredClients:
+    ASK = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}  # noqa: RUF012
+
+    @pytest.fixture
+    def client(self, fake_provider, meter):
+        with tokenmeter.OpenAI(base_url=fake_provider.openai_url, api_key="sk-by-hand-0001") as client:
+            yield tokenmeter.wrap(client, meter)
+
+    def test_are_not_recorded_a_second_time(self, client, meter):
+        answers = [client.chat.completions.create(**self.ASK) for _ in range(2)]  # the general way, and by a plan
+        *_, last = client.chat.completions.create(**self.ASK, stream=True)
+        kept = list(meter.entries())
+        assert len(kept) == 3
+        for answer in (*answers, answers[0].model_dump(), answers[1].model_dump_json()):
+            assert meter.record(answer, **HERE) is None
+        assert meter.record(answers[0].usage, **HERE, response_id=last.id) is None
+        with meter.hold(**HERE, request=self.ASK) as held:
+            assert held.record(answers[0]) is None
+        assert list(meter.entries()) == kept
+        other = answers[0].model_copy(update={"id": "chatcmpl-elsewhere"})
+        assert meter.record(other, **HERE) is not None
+
+    def test_of_another_process_on_the_ledger_neither(self, client, meter, tmp_path, fresh_url):
+        answer = client.chat.completions.create(**self.ASK)
+        if not meter.store.url.startswith("sqlite"):
+            pytest.skip("one process has it")
+        script = (
+            "import json, sys, tokenmeter\n"
+            "meter = tokenmeter.make_meter(store=sys.argv[1], config={})\n"
+            "print(meter.record(json.loads(sys.argv[2]), provider='openai', endpoint='chat.completions'))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, meter.store.url, answer.model_dump_json()],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "None"
+        assert len(list(meter.entries())) == 1
+
+    def test_are_looked_for_around_the_moment_that_the_answer_names(self, client, meter):
+        answer = client.chat.completions.create(**self.ASK)
+        assert meter.record(answer, **HERE, at="2026-01-02") is None
+        long_ago = {**answer.model_dump(), "created": 1_700_000_000}
+        assert meter.record(long_ago, **HERE) is not None  # an id that came back years later is another answer

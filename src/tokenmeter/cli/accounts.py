@@ -271,7 +271,7 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
     lines: list[list[str | ProgressBar]] = []
     for balance in found:
         scope = ", ".join(f"{name}={value}" for name, value in balance.scope.items()) or "all calls"
-        kind = "" if balance.hard else " (soft)"
+        kind = "" if balance.hard or balance.budget.endswith(" soft") else " (soft)"
         resets = (
             "never" if balance.resets_at is None else balance.resets_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M")
         )

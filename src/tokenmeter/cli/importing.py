@@ -1,8 +1,10 @@
-"""``import``: usage that other programs wrote down, priced like live calls and recorded once."""
+"""``import`` and ``record``: usage that others wrote down, priced like live calls and recorded once."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Unpack
 
@@ -12,12 +14,29 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.cli.console import Exit, emit, out, progress_out
 from tokenmeter.cli.frame import Frame, app, command
 from tokenmeter.dimensions import WhoArguments
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.display import dollars
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
 from tokenmeter.ledger import utcnow
+from tokenmeter.periods import parse_instant
+from tokenmeter.reports.export import Origin, write
+from tokenmeter.reports.fields import entry_fields
+from tokenmeter.reports.layout import count, visible
 from tokenmeter.tables import DecimalMark
 
-__all__ = ["import_"]
+__all__ = ["import_", "record"]
+
+_STDIN = Path("-")
+
+
+class Ending(StrEnum):
+    """`tokenmeter.semconv.Status` as an option has it."""
+
+    ok = "ok"
+    error = "error"
+    aborted = "aborted"
+    timeout = "timeout"
+
 
 _EXAMPLES = [
     "tokenmeter import claude-code",
@@ -83,6 +102,72 @@ def import_(
     _tell(frame, outcome)
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
+
+
+@command(
+    app,
+    "record",
+    examples=[
+        "tokenmeter record answer.json --provider openai --endpoint chat.completions --member ada",
+        "curl -s $URL -d @request.json | tokenmeter record --provider openrouter --endpoint chat.completions",
+    ],
+)
+def record(
+    frame: Frame,
+    file: Annotated[Path, typer.Argument(help="The answer, or its usage, as JSON; - reads standard input.")] = _STDIN,
+    *,
+    provider: Annotated[str, typer.Option(help="Who bills it: openai, anthropic, openrouter, ...")],
+    endpoint: Annotated[str, typer.Option(help="SDK method path whose format it has, such as chat.completions.")],
+    model: Annotated[str | None, typer.Option(help="Model asked for, where the answer names none.")] = None,
+    response_id: Annotated[str | None, typer.Option(help="The answer's id, where it has none.")] = None,
+    at: Annotated[str | None, typer.Option(help="When the call was made.", show_default="now")] = None,
+    zone: Annotated[str, typer.Option("--zone", "--tz", help="Time zone of an instant that has none.")] = "UTC",
+    status: Annotated[Ending, typer.Option(help="How it ended.")] = Ending.ok,
+    processing: Annotated[str | None, typer.Option(help="'batch' where only you know it.")] = None,
+    service_tier: Annotated[str | None, typer.Option(help="Tier that served, where the answer does not say.")] = None,
+    region: Annotated[str | None, typer.Option(help="Cloud region, where it decides the price.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")] = None,
+    **who: Unpack[WhoArguments],
+) -> None:
+    """Record one call that no metered client made: priced, attributed and counted by budgets.
+
+    An answer that is in the ledger already is left as it is, and that is no error.
+    """
+    if (text := _text_of(file)) is None:
+        raise ConfigurationError(f"{file} is empty: give an answer, or its usage object, as JSON.")
+    with frame.meter(make=True) as meter:
+        entry = meter.record(
+            text,
+            provider=provider,
+            endpoint=endpoint,
+            model=model,
+            response_id=response_id,
+            at=None if at is None else parse_instant(at, zone),
+            status=status.value,
+            processing=processing,
+            service_tier=service_tier,
+            region=region,
+            attribution=Attribution(**who, tags=dict(_pair(one, "--tag") for one in tag or ())),
+        )
+        if entry is None and meter.faults:
+            raise StoreUnavailableError("The call could not be recorded; the log above says why.")
+    if frame.as_json:
+        write([entry] if entry else [], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
+    elif entry is None:
+        out.print("It is in the ledger already, or tokenmeter is switched off; nothing was recorded.")
+    else:
+        used = f"{count(entry.usage.input_tokens)} in, {count(entry.usage.output_tokens)} out"
+        cost = "unpriced" if entry.billed_cost is None else f"{dollars(entry.billed_cost)} billed"
+        named = visible(entry.model or entry.endpoint)
+        out.print(f"Recorded: {named}, {used}, {cost}, entry {entry.entry_id}", markup=False)
+
+
+def _text_of(file: Path) -> str | None:
+    try:
+        text = sys.stdin.read() if file == _STDIN else file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    return text.strip() or None
 
 
 def _split(what: list[str]) -> tuple[str | None, list[Path]]:

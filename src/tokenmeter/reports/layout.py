@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import zip_longest
 
 from tokenmeter.money import EXACT, round_to
 from tokenmeter.usage import Quantity
@@ -17,6 +18,8 @@ _ELLIPSIS = "…"
 #: Invisible, but part of how Persian, Indic scripts and emoji are spelled.
 _JOINERS = "\u200c\u200d"
 _MIN_PLACES, _MAX_PLACES = 2, 6
+#: Lines that one text is folded into at most.
+_MOST_LINES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,12 @@ class Column:
         head: Heading.
         cells: One per line.
         right: Whether it is aligned to the right.
-        shrinks: Whether long cells may be cut with an ellipsis.
+        shrinks: Whether long cells may be folded into several lines.
         narrow: The same cells in fewer characters, where there are such.
         narrow_head: A shorter heading to go with them.
         drop: Left out, lowest first, when there is no room; None = never.
         glued: Whether it follows the column before it without a gap.
+        most: Terminal cells it may take; longer texts are folded. None = as many as they need.
     """
 
     head: str
@@ -42,26 +46,31 @@ class Column:
     narrow_head: str = ""
     drop: int | None = None
     glued: bool = False
+    most: int | None = None
 
     @property
     def width(self) -> int:
         """Terminal cells of its widest line."""
-        return max(_width(cell) for cell in (self.head, *self.cells))
+        widest = max(_width(cell) for cell in (self.head, *self.cells))
+        return widest if self.most is None else min(widest, self.most)
 
 
 # -- fitting
 
 
 def fit(columns: Sequence[Column], width: int) -> list[Column]:
-    """`columns` made to fit `width`, giving up the least important things first; too narrow a width overflows."""
+    """`columns` made to fit `width`, giving up the least important things first; too narrow a width overflows.
+
+    What identifies a row is folded, never left out; figures are left out before it is folded much.
+    """
     result = _shrink(columns, width, floor=24)
     if _total(result) > width:
         result = _drop([_narrow(column) for column in columns], width)
-    return _shrink(result, width, floor=4)
+    return _shrink(result, width, floor=8)
 
 
 def _shrink(columns: Sequence[Column], width: int, *, floor: int) -> list[Column]:
-    """Cut the widest text columns, evenly, down to `floor` cells at least."""
+    """Fold the widest text columns, evenly, down to `floor` cells at least."""
     sizes = {index: column.width for index, column in enumerate(columns) if column.shrinks}
     excess = _total(columns) - width
     while excess > 0 and sizes:
@@ -70,28 +79,25 @@ def _shrink(columns: Sequence[Column], width: int, *, floor: int) -> list[Column
             break
         sizes[widest] -= 1
         excess -= 1
-    return [_cut(column, sizes[index]) if index in sizes else column for index, column in enumerate(columns)]
+    return [
+        replace(column, most=sizes[index]) if sizes.get(index, column.width) < column.width else column
+        for index, column in enumerate(columns)
+    ]
 
 
 def _narrow(column: Column) -> Column:
     return replace(column, head=column.narrow_head or column.head, cells=column.narrow or column.cells)
 
 
-def _cut(column: Column, size: int) -> Column:
-    return replace(
-        column, head=_ellipsis(column.head, size), cells=tuple(_ellipsis(cell, size) for cell in column.cells)
-    )
-
-
 def _drop(columns: Sequence[Column], width: int) -> list[Column]:
-    """Leave out what matters least, until texts of ten cells have room beside the rest."""
+    """Leave out what matters least, until texts of twelve cells have room beside the rest."""
     result = list(columns)
-    while _total(_shrink(result, width, floor=10)) > width:
+    while _total(_shrink(result, width, floor=12)) > width:
         droppable = [column for column in result if column.drop is not None]
         if not droppable:
             break
         result.remove(min(droppable, key=lambda column: column.drop or 0))
-    return _shrink(result, width, floor=10)
+    return _shrink(result, width, floor=12)
 
 
 def _total(columns: Sequence[Column]) -> int:
@@ -101,12 +107,21 @@ def _total(columns: Sequence[Column]) -> int:
 
 def render(columns: Sequence[Column], *, totals: bool = True) -> list[str]:
     """Heading, rule and lines; with `totals` the last line stands under a rule of its own."""
-    heads = _line([column.head for column in columns], columns)
-    lines = [_line(cells, columns) for cells in zip(*(column.cells for column in columns), strict=True)]
+    heads = _lines([column.head for column in columns], columns)
+    rows = [_lines(cells, columns) for cells in zip(*(column.cells for column in columns), strict=True)]
     rule = "-" * _total(columns)
-    if totals and len(lines) > 1:
-        lines.insert(-1, rule)
-    return [heads, rule, *lines]
+    if totals and len(rows) > 1:
+        rows.insert(-1, [rule])
+    return [*heads, rule, *(line for row in rows for line in row)]
+
+
+def _lines(cells: Sequence[str], columns: Sequence[Column]) -> list[str]:
+    """A row: one line, or as many as its longest text takes."""
+    folded = [
+        [cell] if column.most is None else _folded(cell, column.most)
+        for cell, column in zip(cells, columns, strict=True)
+    ]
+    return [_line(parts, columns) for parts in zip_longest(*folded, fillvalue="")]
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column]) -> str:
@@ -131,12 +146,17 @@ def _cells(letter: str) -> int:
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
-def _ellipsis(text: str, size: int) -> str:
-    if _width(text) <= size:
-        return text
-    while text and _width(text) >= size:
-        text = text[:-1]
-    return text + _ELLIPSIS
+def _folded(text: str, size: int) -> list[str]:
+    """`text` in lines of at most `size` cells; of a very long one the beginning."""
+    lines = [""]
+    for letter in text:
+        if _width(lines[-1] + letter) > size and lines[-1]:
+            if len(lines) == _MOST_LINES:
+                lines[-1] = lines[-1][:-1] + _ELLIPSIS
+                break
+            lines.append("")
+        lines[-1] += letter
+    return lines
 
 
 def visible(text: str) -> str:

@@ -121,7 +121,7 @@ def _names(view: _View) -> list[Column]:
 
 
 def _counts(view: _View) -> list[Column]:
-    requests = _numbers("requests", view, lambda row: row.requests)
+    requests = replace(_numbers("requests", view, lambda row: row.requests), drop=8)
     if not view.totals.errors:
         return [requests]
     return [requests, replace(_numbers("errors", view, lambda row: row.errors), drop=3)]
@@ -131,9 +131,9 @@ def _quantities(view: _View) -> list[Column]:
     if "sku_meter" in view.report.by:
         return _single_quantity(view)
     columns = [
-        _numbers("input", view, lambda row: row.input_tokens),
+        replace(_numbers("input", view, lambda row: row.input_tokens), drop=6),
         Column("cached", tuple(share(row.cached_share) for row in view.shown), right=True, drop=4),
-        _numbers("output", view, lambda row: row.output_tokens),
+        replace(_numbers("output", view, lambda row: row.output_tokens), drop=7),
     ]
     for meter in view.totals.usage.quantities:
         if meter not in TOKEN_METERS and meter not in _MONEY_METERS:

@@ -11,7 +11,7 @@ from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.record import Account
-from tokenmeter.stores.values import to_microseconds
+from tokenmeter.stores.values import compact_json, to_microseconds
 
 __all__ = [
     "FILTERS",
@@ -29,7 +29,7 @@ __all__ = [
 SHARED = (*Account._fields, "model", "api_key")
 _SHARED = frozenset(SHARED)
 #: What entries are filtered by and never grouped: each takes nearly as many values as there are entries.
-FILTERS = ("trace_id",)
+FILTERS = ("trace_id", "response_id")
 
 Where = Mapping[str, frozenset[str | None]]
 
@@ -114,7 +114,7 @@ def conditions(where: Where, since: int | None, until: int | None) -> tuple[list
             wanted.append(condition if kept else _none_of(condition))
             values += given
         elif name in FILTERS:
-            condition, given = _among(name, accepted)
+            condition, given = (_response if name == "response_id" else _among)(name, accepted)
             wanted.append(condition if kept else _none_of(condition))
             values += given
     inner, inner_values = account_conditions(where)
@@ -146,6 +146,17 @@ def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]
     values = sorted(value for value in accepted if value is not None)
     condition = f"{column} IN ({', '.join('?' * len(values))})" if values else "1 = 0"
     return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
+
+
+def _response(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    """Records that name one of these answers: a look at each, so that it wants a short period beside it."""
+    patterns = [f'%"{name}":{_escaped(compact_json(value))}%' for value in sorted(accepted - {None}, key=str)]
+    condition = " OR ".join(["body LIKE ? ESCAPE '!'"] * len(patterns)) or "1 = 0"
+    return (f"({condition} OR body NOT LIKE '%\"{name}\":%')" if None in accepted else f"({condition})"), patterns
+
+
+def _escaped(text: str) -> str:
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 
 def _end_user(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:

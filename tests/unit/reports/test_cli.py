@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sqlite3
@@ -521,3 +522,34 @@ def test_a_file_that_may_not_be_read_is_said(
     outcome = run("import", "secret.jsonl")
     assert outcome.code == 2
     assert "secret.jsonl: Permission denied" in outcome.err
+
+
+def test_record_writes_one_answer_down_once(
+    run: Callable[..., Outcome], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "answer.json").write_text("\ufeff" + json.dumps(LINES[0]))
+    here = ("--provider", "openai", "--endpoint", "chat.completions")
+    first = run("record", "answer.json", *here, "--member", "ada", "--tag", "job=night", "--at", "2026-11-20")
+    assert (first.code, first.out.split(", entry")[0]) == (
+        0,
+        "Recorded: gpt-5-mini, 100 in, 20 out, $0.000065 billed",
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(LINES[0])))
+    again = run("record", *here)
+    assert (again.code, "in the ledger already" in again.out) == (0, True)
+    (line,) = run("entries", "--json").out.splitlines()
+    entry = json.loads(line)
+    assert (entry["member"], entry["tags"], entry["occurred_at"][:10]) == ("ada", {"job": "night"}, "2026-11-20")
+    assert (
+        run("record", "answer.json", *here, "--response-id", "other", "--json").out == ""
+    )  # the answer's own id counts
+
+
+@pytest.mark.parametrize("text", ["", " \n", "no json", "[]", "7"])
+def test_record_says_what_is_no_answer(run: Callable[..., Outcome], place: Path, text: str) -> None:
+    (place / "answer.json").write_text(text)
+    ended = run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")
+    assert ended.code in {2, 4}
+    assert "JSON" in ended.err
+    missing = run("record", "nowhere.json", "--provider", "openai", "--endpoint", "chat.completions")
+    assert (missing.code, "nowhere.json" in missing.err) == (2, True)

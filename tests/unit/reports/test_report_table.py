@@ -72,13 +72,26 @@ def test_an_unknown_cost_reads_unpriced_and_not_zero(month: Store) -> None:
     assert "$0" not in row
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
-def test_the_table_fits_its_width(month: Store, make_entry: Callable[..., Entry], width: int) -> None:
-    long = "a-service-account-with-a-long-name@a-department.example.com"
-    month.settle(make_entry(who={"member": long, "route": "/v1/" + "x" * 60}, input=123_456_789, output=98_765_432))
-    text = build(month, by=["provider", "model", "member", "route"]).to_text(width=width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" in text
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_table_fits_its_width_and_folds_what_identifies_a_row(
+    store: Store, make_entry: Callable[..., Entry], width: int
+) -> None:
+    member, route = "a.rather.long.name@department.example.com", "/summarise/things/of/some/length"
+    store.settle(make_entry(who={"member": member, "route": route}))
+    lines = build(store, by=["member", "route"]).to_text(width=width).splitlines()[2:]
+    assert max(map(len, lines)) <= width
+    start = lines[0].index("route")
+    rows = lines[2 : lines.index(lines[1], 2)] if lines[1] in lines[2:] else lines[2:]
+    assert "".join(line[:start].strip() for line in rows) == member
+    assert "".join(line[start:].split("  ")[0].strip() for line in rows) == route
+    assert "billed" in lines[0]
+
+
+def test_a_name_without_end_is_shortened(store: Store, make_entry: Callable[..., Entry]) -> None:
+    store.settle(make_entry(who={"member": "m" * 500}))
+    lines = build(store, by="member").to_text(width=60).splitlines()
+    assert len(lines) < 15
+    assert any(line.startswith("m") and "…" in line for line in lines)
 
 
 def test_wide_characters_keep_the_columns_aligned(store: Store, make_entry: Callable[..., Entry]) -> None:

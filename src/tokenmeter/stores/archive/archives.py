@@ -27,7 +27,7 @@ from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
 from tokenmeter.stores.fold import AMOUNTS, FIRST, HOUR, link
-from tokenmeter.stores.selection import account_conditions, admits, asked, conditions
+from tokenmeter.stores.selection import FILTERS, account_conditions, admits, asked, conditions
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -455,8 +455,8 @@ class Archives:
                 values,
             )
             tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
-        traces = {key: accepted for key, accepted in where.items() if asked(key)[0] == "trace_id"}
-        return Wanted(accounts, end_users, tags, traces)
+        ids = {key: accepted for key, accepted in where.items() if asked(key)[0] in FILTERS}
+        return Wanted(accounts, end_users, tags, ids)
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
         """Account (digest) and record of an archived entry, by its id."""

@@ -34,8 +34,18 @@ _COST_COLUMNS = (
 )
 _RECORD = ", ".join("epoch_us(occurred_at)" if name == "occurred_at" else name for name in RECORD_COLUMNS)
 
-#: The trace of a record that is kept whole; others have it among their texts.
-_TRACE = """coalesce(regexp_extract(e.body, '"trace_id":"([^"]*)"', 1), '')"""
+#: Ids that entries are found by -> whether an entry has one of a list, and whether it has none. A record that is kept
+#: whole names its trace in the body; others have it among their texts.
+_NAMED = {
+    "trace_id": (
+        (
+            "coalesce(list_has_any(e.texts, ?::VARCHAR[]) OR list_contains(?::VARCHAR[], "
+            """coalesce(regexp_extract(e.body, '"trace_id":"([^"]*)"', 1), '')), false)"""
+        ),
+        """NOT contains(coalesce(e.shape, e.body), '"trace_id":')""",
+    ),
+    "response_id": ("coalesce(list_contains(?::VARCHAR[], e.response_id), false)", "e.response_id IS NULL"),
+}
 
 
 class Wanted(NamedTuple):
@@ -45,13 +55,13 @@ class Wanted(NamedTuple):
         accounts: Digest -> a number of the asker's, which groups come with.
         end_users: Digests, None among them for entries without.
         tags: Sets of tags as JSON text, None among them for entries without.
-        traces: Conditions on ``trace_id``, as in `EntryFilter.where`.
+        ids: Conditions on what is filtered by only (`FILTERS`), as in `EntryFilter.where`.
     """
 
     accounts: Mapping[bytes, int] | None = None
     end_users: frozenset[bytes | None] | None = None
     tags: frozenset[str | None] | None = None
-    traces: Mapping[str, frozenset[str | None]] = MappingProxyType({})
+    ids: Mapping[str, frozenset[str | None]] = MappingProxyType({})
 
 
 def open_duckdb(database: str = ":memory:") -> Any:
@@ -234,13 +244,12 @@ class Shelf:
                 _register(cursor, f"wanted_{name}", {name: [one for one in accepted if one is not None]}, {name: kind})
                 condition = f"e.{name} IN (SELECT {name} FROM wanted_{name})"  # noqa: S608 - names of our own
                 conditions.append(f"({condition} OR e.{name} IS NULL)" if None in accepted else condition)
-        for condition, accepted in wanted.traces.items():
-            some = [one for one in accepted if one is not None]
-            found = f"coalesce(list_has_any(e.texts, ?::VARCHAR[]) OR list_contains(?::VARCHAR[], {_TRACE}), false)"
-            if None in accepted:
-                found = f"({found} OR NOT contains(coalesce(e.shape, e.body), '\"trace_id\":'))"
-            conditions.append(found if asked(condition)[1] else f"NOT {found}")
-            values += [some, some]
+        for condition, accepted in wanted.ids.items():
+            name, kept = asked(condition)
+            found, absent = _NAMED[name]
+            found = f"({found} OR {absent})" if None in accepted else found
+            conditions.append(found if kept else f"NOT {found}")
+            values += [[one for one in accepted if one is not None]] * found.count("?")
         source = (
             f"SELECT {spot} AS spot, epoch_us(e.occurred_at) AS at_us, e.* REPLACE ({_COST_COLUMNS}) "  # noqa: S608 - as above
             f"FROM read_parquet(?) AS e {join} WHERE {' AND '.join(conditions)}"
