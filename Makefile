@@ -60,6 +60,11 @@ docs:
 bench:
 	$(BIN)/python benchmarks/overhead.py
 
+.PHONY: compare
+## Other tools on the same calls, each in an environment of its own; rewrites docs/explanation/compare.md.
+compare:
+	$(BIN)/python benchmarks/compare.py --uv $(UV)
+
 # -- what is too slow, or needs too much, for the core test run
 
 MATRIX := .venv-sdk
