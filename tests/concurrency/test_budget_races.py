@@ -143,8 +143,9 @@ def stream_and_die(url):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_stream_whose_process_died_is_found_by_the_next(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
+@SHARED
+def test_a_stream_whose_process_died_is_found_by_the_next(store_url):
+    url = store_url
     meter = Meter(store=open_store(url), pricer=Pricer(PriceList()))
     mine = meter.authorize(replace(CALL, facts=replace(CALL.facts, streamed=True)))
     died = subprocess.run([sys.executable, __file__, "dies", url], check=False)

@@ -124,7 +124,7 @@ class Budgets(Registry):
         self._ceilings = Ceilings()
         self._asked = AskedLimits()
         self._opened: set[CounterKey] = set()
-        #: Whether streams have holds without claims; a server would have to be asked for each.
+        #: Whether streams have holds without claims.
         self.keeps_open_calls: bool = getattr(getattr(store, "journal", None), "keeps_open_calls", False)
 
     # -- before the call
@@ -145,14 +145,14 @@ class Budgets(Registry):
         """
         state, runs = self._current(wait=wait), runs_of(call.scopes)
         if not (state.hard or runs):
-            return self._open_call(Plan(call, at), hold_id)
+            return self._open_call(Plan(call, at), hold_id, wait=wait)
         self._tell_who_passes(state, call)
         self._holds.sweep_sometimes()
         swept, attempt = False, 1
         while True:
             plan = self._plan(state, call, at, runs, inject=attempt > 1, wait=wait)
             if not plan.claims:
-                return self._open_call(plan, hold_id)
+                return self._open_call(plan, hold_id, wait=wait)
             try:
                 return self._reserve(plan, wait=wait, hold_id=hold_id)
             except CapReachedError as stop:
@@ -164,14 +164,16 @@ class Budgets(Registry):
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
 
-    def _open_call(self, plan: Plan, hold_id: str | None) -> Held | None:
+    def _open_call(self, plan: Plan, hold_id: str | None, *, wait: bool) -> Held | None:
         """Note down that a stream is under way which no cap is about: should this process die, it is found."""
         if not (plan.call.facts.streamed and self.keeps_open_calls):
             return None
         self._holds.sweep_sometimes()
         reservation = self._reservation(plan, (), hold_id or new_id())
         try:
-            self._store.reserve(reservation, wait=False)
+            self._store.reserve(reservation, wait=wait)
+        except StoreBusyError:  # an event loop does not wait for it
+            return None
         except Exception as error:  # noqa: BLE001 - nothing depends on it
             self._fault("note down a stream", error)
             return None

@@ -66,7 +66,12 @@ class ServerJournal(Writer):
         book: The server's.
         send: Makes sure that the server can be used, and folds.
         most_bytes: How large the tail may grow while the server is away.
+
+    Attributes:
+        keeps_open_calls: See `tokenmeter.stores.journal.Journal`.
     """
+
+    keeps_open_calls = True
 
     def __init__(self, book: PostgresBook, send: Callable[[], object], *, most_bytes: int) -> None:
         self._server, self._fold, self._most = book, send, most_bytes
@@ -355,7 +360,7 @@ class ServerJournal(Writer):
         Args:
             hold_id: Its identity.
             expires_at: Microseconds since the epoch.
-            claims: In key order.
+            claims: In key order; none for a call that is only to be known of, should its process die: one append.
             call: Record of the entry that the hold becomes when it expires.
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
@@ -370,6 +375,10 @@ class ServerJournal(Writer):
             return
         now = self._now() if created_at is None else created_at
         body = hold_record(hold_id, now, expires_at, owner or self._owner, call)
+        if not claims:
+            self.append(body, claim_effects(hold_id, claims))
+            self._holds[hold_id] = expires_at
+            return
         if is_own(hold_id) and self._spend(hold_id, expires_at, claims, body):
             return
         if not self._may_wait(wait):

@@ -212,8 +212,9 @@ $$;
 --   "gone": [segment], "staged": whether the rows are in the session's tables, else "entries": [{column: value}],
 --   "sums": [{}], "rare_sums": [{}], "meter_sums": [{}] and "latency_sums": [{}]; "dedup": [[key, seq]],
 --   "posts": [[budget, scope, start, end, amount]], "freed": [hold], "needed": [hold], "extended": [[hold, until]],
---   "holds": [[hold, expires_at, claims, body]] made from leases and still open, "leased": [[budget, scope, start, end, epoch,
---   amount]] of all such holds, "closed": [[budget, scope, start, end, amount]] of those that were open within the batch only,
+--   "holds": [[hold, expires_at, claims, body]] made from leases, or without claims, and still open,
+--   "leased": [[budget, scope, start, end, epoch, amount]] of all made from leases,
+--   "closed": [[budget, scope, start, end, amount]] of those that were open within the batch only,
 --   "refused": [[segment, place, reason, record hex, effects hex]]}
 -- Result: [[budget, scope, start, settled]] of the counters that were posted to.
 CREATE FUNCTION fold(batch json) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -270,9 +271,9 @@ BEGIN
     SELECT coalesce(jsonb_agg(c), '[]') INTO freed FROM gone;
     UPDATE holds SET expires_at = (e->>1)::bigint FROM json_array_elements(batch->'extended') AS e
     WHERE hold_id = e->>0;
+    INSERT INTO holds SELECT h->>0, (h->>1)::bigint, h->>2, h->>3 FROM json_array_elements(batch->'holds') AS h
+    ON CONFLICT DO NOTHING;
     IF json_array_length(batch->'leased') > 0 THEN
-        INSERT INTO holds SELECT h->>0, (h->>1)::bigint, h->>2, h->>3 FROM json_array_elements(batch->'holds') AS h
-        ON CONFLICT DO NOTHING;
         PERFORM 1 FROM counters JOIN json_array_elements(batch->'leased') AS l
             ON budget = l->>0 AND scope = l->>1 AND window_start = (l->>2)::bigint
         ORDER BY budget, scope, window_start FOR UPDATE OF counters;
