@@ -48,7 +48,7 @@ class TestVerify:
         )
 
     def test_finds_an_edited_shared_row(self, tampered):
-        assert "edited" in tampered("UPDATE accounts SET team = 'bob'")
+        assert "edited" in tampered("UPDATE accounts SET team = 99")
 
     def test_finds_an_edited_name(self, tampered):
         assert "edited" in tampered("UPDATE names SET value = 'bob'")
