@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import io
 import json
 import threading
 import weakref
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 from google import genai as plain_genai
+from google.auth.credentials import Credentials
 from google.genai import errors, types
 from google.genai import live as live_module
 
@@ -30,6 +32,7 @@ VERSION = tuple(int(part) for part in plain_genai.__version__.split(".")[:2])
 #: The SDK warns of its own types and methods.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
+    "ignore:.*(experimental|will be removed)",
     *(f"ignore:{words}" for words in ("The generate_images method", "Interactions usage", "Granular retry")),
 )
 
@@ -62,6 +65,26 @@ def vertex(provider, meter, monkeypatch):
         vertexai=True, api_key=KEY, http_options={"base_url": provider.google_url, "api_version": "v1"}
     )
     return wrap(client, meter=meter)
+
+
+class Token(Credentials):
+    """What application default credentials come to: a token that is refreshed."""
+
+    def refresh(self, request):
+        self.token = "ya29.test"
+
+
+def in_a_region(provider, meter, location):
+    """A client with credentials, as in a Google Cloud project."""
+    options = {"base_url": provider.google_url, "api_version": "v1"}
+    where = {"project": "shop", "location": location}
+    return wrap(plain_genai.Client(vertexai=True, credentials=Token(), http_options=options, **where), meter=meter)
+
+
+@pytest.fixture
+def cloud(provider, meter, monkeypatch):
+    monkeypatch.setenv("GOOGLE_API_KEY", "")
+    return in_a_region(provider, meter, "us-central1")
 
 
 def recorded(books):
@@ -123,6 +146,44 @@ async def batched(client, do):
         await do(client.batches.get(name=job.name))
 
 
+async def batched_embeddings(client, do):
+    asked = types.EmbedContentBatchDict(contents=["one", "two words"])
+    job = await do(client.batches.create_embeddings(model="gemini-embedding-001", src={"inlined_requests": asked}))
+    for _ in range(3):
+        await do(client.batches.get(name=job.name))
+
+
+def a_picture():
+    return types.Image(image_bytes=b"hi", mime_type="image/png")
+
+
+async def edited(client, do):
+    reference = types.RawReferenceImage(reference_id=1, reference_image=a_picture())
+    work = client.models.edit_image(model="imagen-3.0-capability-001", prompt="a hat", reference_images=[reference])
+    await do(work)
+
+
+async def upscaled(client, do):
+    work = client.models.upscale_image(model="imagen-4.0-upscale-preview", image=a_picture(), upscale_factor="x2")
+    await do(work)
+
+
+async def tuned(client, do):
+    data = types.TuningDataset(gcs_uri="gs://bucket/train.jsonl")
+    job = await do(client.tunings.tune(base_model="gemini-2.5-flash", training_dataset=data))
+    for _ in range(3):
+        await do(client.tunings.get(name=job.name))
+
+
+async def filed(client, do):
+    file = await do(client.files.upload(file=io.BytesIO(b"some text"), config={"mime_type": "text/plain"}))
+    await do(client.files.get(name=file.name))
+
+
+async def computed(client, do):
+    await do(client.models.compute_tokens(model=MODEL, contents="Hello"))
+
+
 async def interacted(client, do):
     await do(client.interactions.create(model="gemini-3.5-flash", input="Hello"))
 
@@ -151,6 +212,13 @@ SHAPES = [
     ("models.generate_images, Vertex AI", drawn, "vertex", (1, 32), "right"),
     ("models.generate_videos, Vertex AI", filmed, "vertex", (1, 32), "right"),
     ("batches, inline, read three times", batched, "client", (1, 32), "right"),
+    ("batches.create_embeddings, inline, read three times", batched_embeddings, "client", (1, 60), "right"),
+    ("models.edit_image, Vertex AI", edited, "vertex", (1, 32), "right"),
+    ("models.upscale_image, Vertex AI", upscaled, "vertex", (1, 32), "right"),
+    ("tunings, read three times, Vertex AI", tuned, "cloud", (1, 32), "right"),
+    ("files upload, get", filed, "client", (1, 32), "free"),
+    ("models.compute_tokens, Vertex AI", computed, "vertex", (1, 0), "free"),
+    ("models.generate_content, Vertex AI, credentials", generated, "cloud", (1, 32), "right"),
     ("interactions.create", interacted, "client", (1, 55), "right"),
     ("interactions.create, stream", interacted_in_a_stream, "client", (1, 55), "right"),
     ("interactions.create, background, read twice", interacted_in_the_background, "client", (1, 55), "right"),
@@ -296,6 +364,42 @@ def test_each_request_of_automatic_function_calling_is_recorded_once(client, pro
     assert [entry.usage["input"] for entry in books.all()] == [20, 40]
 
 
+@since(1, 32)
+def test_each_request_of_automatic_function_calling_in_a_stream_is_recorded_once(client, provider, books):
+    def weather(city: str) -> str:
+        """Weather of a city."""
+        return f"sunny in {city}"
+
+    provider.answer(tool_calls=[("weather", {"city": "Rome"})], meters={"input": 20, "output": 5})
+    provider.answer("It is sunny.", meters={"input": 40, "output": 6})
+    config = types.GenerateContentConfig(tools=[weather])
+    assert list(client.models.generate_content_stream(model=MODEL, contents="Rome?", config=config))
+    assert recorded(books) == billed(provider)
+    assert [entry.usage["input"] for entry in books.all()] == [20, 40]
+
+
+@pytest.mark.skipif("automatic_continuation" not in types.GenerateContentConfig.model_fields, reason="2.34 or later")
+def test_each_hop_of_a_continuation_is_recorded_as_it_was_billed(client, provider, books):
+    part = {"index": 0, "content": {"role": "model", "parts": [{"text": "one "}]}}
+    more = {**part, "finishReason": "CONTINUATION", "continuationToken": "bW9yZQ=="}
+    provider.answer("one ", meters={"input": 20, "output": 5}, fields={"candidates": [more]})
+    provider.answer("two", meters={"input": 25, "output": 6})
+    client.models.generate_content(model=MODEL, contents="Count")
+    assert len(provider.requests) == 2
+    assert recorded(books) == billed(provider)
+
+
+@pytest.mark.skipif(
+    "should_return_http_response" not in types.GenerateContentConfig.model_fields, reason="this version has no raw way"
+)
+def test_a_raw_answer_is_recorded(client, provider, books):
+    provider.answer("Hi", meters={"input": 7, "output": 2})
+    config = types.GenerateContentConfig(should_return_http_response=True)
+    answer = client.models.generate_content(model=MODEL, contents="Hi", config=config)
+    assert json.loads(answer.sdk_http_response.body)["usageMetadata"]["totalTokenCount"] == 9
+    assert dict(books.one().usage.quantities) == {"input": 7, "output": 2}
+
+
 def test_a_blocked_prompt_is_billed_its_prompt(client, provider, books):
     provider.answer(
         body={
@@ -335,6 +439,21 @@ def test_the_tier_that_served_decides_the_price(client, provider, books, tier, l
     provider.answer("Hi", meters={"input": 100, "output": 100}, service_tier=tier)
     client.models.generate_content(model=MODEL, contents="Hi", config={"service_tier": "priority"})
     assert str(books.one().list_cost.normalize()) == list_cost
+
+
+@since(1, 32)
+@pytest.mark.parametrize(("location", "list_cost"), [("global", "0.01275"), ("europe-west4", "0.014025")])
+def test_a_regional_endpoint_of_a_newer_model_is_dearer(location, list_cost, provider, meter, books, monkeypatch):
+    # 1,000 x $1.50 + 1,250 x $9.00 a million tokens; a tenth more in a region
+    monkeypatch.setenv("GOOGLE_API_KEY", "")
+    provider.answer("Hi", meters={"input": 1_000, "output": 1_250})
+    client = in_a_region(provider, meter, location)  # the SDK's temporary clients close themselves
+    client.models.generate_content(model="gemini-3.5-flash", contents="Hi")
+    entry = books.one()
+    assert str(entry.list_cost.normalize()) == list_cost
+    assert entry.api_key is None
+    (request,) = provider.requests
+    assert f"/projects/shop/locations/{location}/publishers/google/models/" in request.path
 
 
 @since(1, 32)

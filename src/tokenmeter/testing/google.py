@@ -52,7 +52,9 @@ def google_endpoint(request: Request) -> _Found | None:
         if verb.startswith("stream"):
             implied["stream"] = True
         return _Found(known[0], known[1], implied)
-    if request.header("x-goog-api-key") is None and "googleapis" not in path and "upload_id" not in request.query:
+    in_a_project = "/projects/" in path and "/locations/" in path
+    keyed = request.header("x-goog-api-key") is not None or "upload_id" in request.query
+    if not (keyed or in_a_project or "googleapis" in path):
         return None
     for method, pattern, name, serve in _PATHS:
         if method == request.method and (found := re.search(pattern, path)):
@@ -283,7 +285,7 @@ def _chunks(body: JSON, composition: Composition) -> Iterator[Event]:
         if usage:
             chunk["usageMetadata"] = {**begun, "candidatesTokenCount": generated} if generated else begun
         yield sse(chunk, generated=generated)
-    rest = [one for one in candidate["content"]["parts"] if one.get("text") != composition.text]
+    rest = [one for one in candidate["content"]["parts"] if "text" not in one or one["text"] != composition.text]
     last = [{"text": words[-1]}] if words else []
     candidate = {**candidate, "content": {"role": "model", "parts": [*rest, *last]}}
     yield sse({**body, "candidates": [candidate]}, generated=composition.generated(1))
@@ -401,6 +403,25 @@ def _batch(context: Context) -> Served:
     return Served(reply=json_reply({"name": name, "metadata": metadata}), lines=tuple(bills))
 
 
+def _embed_batch(context: Context) -> Served:
+    """``:asyncBatchEmbedContent``: embeddings, told at the second look."""
+    model = str(context.body["model"])
+    given = part(part(context.body, "batch"), "inputConfig")
+    wanted = cast("list[JSON]", part(given, "requests").get("requests") or [])
+    name = f"batches/{context.state.new_id('b')}"
+    results: list[JSON] = []
+    bills: list[tuple[str, Bill]] = []
+    for number, one in enumerate(wanted):
+        size = _prompt(part(one, "request"))
+        results.append({"response": {"embedding": {"values": [0.1, 0.2]}, "tokenCount": str(size)}})
+        bill = _bill(context, Usage({"input": size}), processing="batch")
+        bills.append(("models.embed_content", bill.for_line(str(number))))
+    output: JSON = {"inlinedEmbedContentResponses": {"inlinedResponses": results}}
+    metadata = {"model": f"models/{model}", "state": "BATCH_STATE_PENDING", "name": name}
+    context.state.put("google batches", name, {"metadata": metadata, "output": output, "looks": 0})
+    return Served(reply=json_reply({"name": name, "metadata": metadata}), lines=tuple(bills))
+
+
 def _lines_of(context: Context, file: str) -> list[JSON]:
     content = cast("bytes", context.state.get("google files", file))
     return [json.loads(line) for line in content.splitlines() if line.strip()]
@@ -444,6 +465,30 @@ def _file(context: Context) -> Served:
 def _download(context: Context) -> Served:
     content = cast("bytes", context.state.get("google files", f"files/{context.params[0]}"))
     return Served(reply=Reply(headers={"content-type": "application/octet-stream"}, body=content))
+
+
+# -- tuning jobs
+
+
+def _tune(context: Context) -> Served:
+    """A job that has ended at the second look, with the tokens that it was trained on."""
+    name = f"projects/1/locations/us-central1/tuningJobs/{context.state.new_id('t')}"
+    model = str(context.body.get("baseModel"))
+    trained = int((context.answer.meters or {}).get("trained_tokens", 1_000))
+    job = {"name": name, "baseModel": model, "state": "JOB_STATE_PENDING", "createTime": context.now.isoformat()}
+    context.state.put("google tuning", name.rpartition("/")[2], {"job": job, "trained": trained, "looks": 0})
+    group = Consumption(model=model, usage=Usage({"trained_tokens": trained}), role="training")
+    bill = Bill(model=model, response_id=name, consumptions=(group,), wire_usage=None)
+    return Served(reply=json_reply(job), bill=bill)
+
+
+def _read_tuning(context: Context) -> Served:
+    kept = context.state.get("google tuning", context.params[0])
+    kept["looks"] += 1
+    if kept["looks"] == 1:
+        return Served(reply=json_reply({**kept["job"], "state": "JOB_STATE_RUNNING"}))
+    told = {"supervisedTuningDataStats": {"totalBillableTokenCount": str(kept["trained"])}}
+    return Served(reply=json_reply({**kept["job"], "state": "JOB_STATE_SUCCEEDED", "tuningDataStats": told}))
 
 
 # -- caches
@@ -571,6 +616,7 @@ _VERBS: dict[str, tuple[str, Callable[[Context], Served]]] = {
     "predictLongRunning": ("models.generate_videos", _video),
     "fetchPredictOperation": ("operations.get", _operation),
     "batchGenerateContent": ("batches.create", _batch),
+    "asyncBatchEmbedContent": ("batches.create_embeddings", _embed_batch),
 }
 _PATHS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("GET", r"/operations/([^/]+)$", "operations.get", _operation),
@@ -581,6 +627,8 @@ _PATHS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("POST", r"/cachedContents$", "caches.create", _cache),
     ("PATCH", r"/cachedContents/([^/:]+)$", "caches.update", _update_cache),
     ("DELETE", r"/cachedContents/([^/:]+)$", "caches.delete", _nothing),
+    ("POST", r"/tuningJobs$", "tunings.tune", _tune),
+    ("GET", r"/tuningJobs/([^/:]+)$", "tunings.get", _read_tuning),
     ("POST", r"/interactions$", "interactions.create", _interact),
     ("GET", r"/interactions/([^/:]+)$", "interactions.get", _read_interaction),
 )

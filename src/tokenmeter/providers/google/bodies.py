@@ -338,7 +338,8 @@ def items(body: Any) -> list[JSON]:
     found: list[JSON] = []
     for name in ("inlinedResponses", "inlinedEmbedContentResponses"):
         inner = output.get(name)
-        found += members(inner, name) if is_object(inner) else members(output, name)
+        nested = (members(inner, "inlinedResponses") or members(inner, name)) if is_object(inner) else None
+        found += members(output, name) if nested is None else nested
     return [{**one, "key": str(place), "model": model} for place, one in enumerate(found)]
 
 
@@ -354,7 +355,7 @@ def batch_line(body: JSON, context: Context) -> Observation:
     if "embedding" in response or "values" in response or "tokenCount" in response:
         tokens = count(response, "tokenCount", flags=set())
         wire = section(response, "usageMetadata") or ({} if tokens is None else {"promptTokenCount": tokens})
-        seen = answer_of_input(wire, context)
+        seen = replace(answer_of_input(wire, context), response_model=text(body, "model"))
     else:
         seen = answer(response, context)
     # "default" is what such a line may say; that it was a batch is known from where it stands.
@@ -413,7 +414,13 @@ def tuning(body: JSON, context: Context) -> Observation:
         return Observation(response_id=name, billable=False, flags=frozenset({"not_final"}))
     model = model_name(body.get("baseModel"))
     group = context.consumption(Reading(Usage({"trained_tokens": trained})), model=model, role="training")
-    return Observation(consumptions=(group,), response_id=name, raw_usage={"trained_tokens": trained}, deduplicate=True)
+    return Observation(
+        consumptions=(group,),
+        response_model=model,
+        response_id=name,
+        raw_usage={"trained_tokens": trained},
+        deduplicate=True,
+    )
 
 
 def _sections(body: JSON) -> Iterator[JSON]:
