@@ -98,3 +98,51 @@ def test_the_command_prints_a_table_or_json_and_says_what_is_wrong(meter, tmp_pa
     assert run("SELECT * FROM nothing")[0] == 2
     assert run("DELETE FROM main.names")[0] == 2
     assert run("SELECT * FROM entries WHERE 0")[1] == "No rows.\n"
+
+
+def test_a_copy_has_the_same_as_tables_and_needs_no_tokenmeter(meter, database, tmp_path):
+    path = tmp_path / "readable.db"
+    copy = meter.database(copy_to=path)
+    assert {table.name for table in copy.tables} == {"entries", "charges", "accounts", "sums"}
+    copy.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    with sqlite3.connect(path) as plain:
+        for table in ("entries", "charges", "accounts", "sums"):
+            select = f"SELECT * FROM {table}"  # noqa: S608 - names of our own
+            assert set(plain.execute(select)) == set(database.conn.execute(select))
+        (names,) = plain.execute("SELECT group_concat(name) FROM sqlite_master").fetchone()
+    plain.close()
+    assert "secret" not in names
+    done = subprocess.run(
+        [sys.executable, "-m", "sqlite_utils", "query", str(path), "SELECT count(*) AS n FROM entries"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [{"n": len(list(meter.entries()))}]
+    with pytest.raises(ConfigurationError, match="exists"):
+        meter.database(copy_to=path)
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        meter.database(copy_to=tmp_path / "no" / "folder.db")
+
+
+def test_the_command_writes_the_copy(meter, tmp_path, capsys):
+    for arguments, code in ((["--copy", str(tmp_path / "readable.db")], 0), ([], 2), (["SELECT 1", "--copy", "x"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main(["sql", *arguments, "--store", meter.store.url])
+        assert (end.value.code or 0) == code
+    assert "entries" in capsys.readouterr().out
+
+
+def test_a_price_that_nobody_knows_is_null_and_never_zero(meter, tmp_path):
+    entry = meter.record(
+        {"usage": {"prompt_tokens": 5, "completion_tokens": 1}},
+        provider="openai",
+        endpoint="chat.completions",
+        model="unheard-of",
+    )
+    assert entry.billed_cost is None
+    for database in (meter.database(), meter.database(copy_to=tmp_path / "copy.db")):
+        (row,) = database.query("SELECT * FROM entries WHERE entry_id = ?", [entry.entry_id])
+        assert (row["list_cost"], row["billed_cost"], row["unpriced"]) == (None, None, 1)
+        database.close()

@@ -416,15 +416,36 @@ def erase(
     examples=[
         'tokenmeter sql "SELECT member, count(*) AS calls FROM entries GROUP BY member"',
         "tokenmeter sql \"SELECT * FROM charges WHERE meter = 'web_searches'\" --json",
+        "tokenmeter sql --copy usage-readable.db",
     ],
 )
-def sql(frame: Frame, query: Annotated[str, typer.Argument(help="One SELECT statement.", show_default=False)]) -> None:
+def sql(
+    frame: Frame,
+    query: Annotated[str | None, typer.Argument(help="One SELECT statement.", show_default=False)] = None,
+    *,
+    copy_to: Annotated[
+        Path | None, typer.Option("--copy", help="Write the views as tables into a new file, for other tools.")
+    ] = None,
+) -> None:
     """Ask a ledger file in SQL, read only. Views: entries, charges, accounts, sums (per UTC day).
 
     Costs are exact text; dollars(sum(billed_micro), sum(billed_pico)) adds them up.
     """
+    if (query is None) is (copy_to is None):
+        raise ConfigurationError("Give one SELECT statement, or --copy FILE.")
     with frame.ledger() as store:
-        database = open_database(store)
+        database = open_database(store, copy_to)
+        if query is None:
+            counts = {table.name: table.count for table in database.tables}
+            database.close()
+            if frame.as_json:
+                emit({"file": str(copy_to), "rows": counts})
+            else:
+                told = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+                out.print(
+                    f"{copy_to}: {told} rows. It has names in it; guard it as you guard the ledger.", markup=False
+                )
+            return
         try:
             cursor = database.conn.execute(query)
             heads = [str(column[0]) for column in cursor.description or ()]

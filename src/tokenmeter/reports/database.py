@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -36,20 +38,27 @@ _COSTS = ", ".join(
     f"dollars(x.{name}_micro, x.{name}_pico) AS {name}_cost, x.{name}_micro, x.{name}_pico"
     for name in ("list", "contracted", "billed")
 )
+#: Of entries: NULL where nothing of one has a known price.
+_ENTRY_COSTS = ", ".join(
+    f"CASE WHEN x.unpriced = 0 OR json_extract(x.body, '$.list') IS NOT NULL THEN "
+    f"dollars(x.{name}_micro, x.{name}_pico) END AS {name}_cost, x.{name}_micro, x.{name}_pico"
+    for name in ("list", "contracted", "billed")
+)
 _NAMED = "coalesce(n.value, 'erased-' || lower(hex(substr(n.digest, 1, 4))))"
-#: Views, by name. In the connection they stand before the tables of the same name, which are `main.entries` and so on.
+#: Views, by name, over a ledger that is open as LEDGER. In a connection that reads one they stand before the tables of
+#: the same name, which are `main.entries` and so on.
 _VIEWS = {
     "entries": f"""
         SELECT x.seq, json_extract(x.body, '$.id') AS entry_id,
             strftime('%Y-%m-%dT%H:%M:%S', x.occurred_at / 1000000, 'unixepoch')
                 || printf('.%06dZ', x.occurred_at % 1000000) AS occurred_at,
             {_ACCOUNT}, CASE WHEN x.end_user IS NOT NULL THEN {_NAMED} END AS end_user, tag_values(t.body) AS tags,
-            {_TOKENS}, x.more AS other_quantities, {_COSTS}, x.unpriced, x.estimated,
+            {_TOKENS}, x.more AS other_quantities, {_ENTRY_COSTS}, x.unpriced, x.estimated,
             json_extract(x.body, '$.latency_us') AS latency_us,
             json_extract(x.body, '$.response_id') AS response_id, json_extract(x.body, '$.request_id') AS request_id,
             x.trace_id, json_extract(x.body, '$.span_id') AS span_id
-        FROM main.entries AS x JOIN main.contexts AS c ON c.id = x.account
-            LEFT JOIN main.names AS n ON n.id = x.end_user LEFT JOIN main.tagsets AS t ON t.id = x.tags
+        FROM LEDGER.entries AS x JOIN LEDGER.contexts AS c ON c.id = x.account
+            LEFT JOIN LEDGER.names AS n ON n.id = x.end_user LEFT JOIN LEDGER.tagsets AS t ON t.id = x.tags
     """,  # noqa: S608 - names of our own
     "charges": """
         SELECT x.seq, json_extract(x.body, '$.id') AS entry_id, json_extract(r.body, '$.model') AS model,
@@ -57,20 +66,20 @@ _VIEWS = {
             json_extract(r.body, '$.unit') AS unit, json_extract(r.body, '$.list_unit_price') AS list_unit_price,
             cost_of(l.value, 0) AS list_cost, cost_of(l.value, 1) AS contracted_cost,
             cost_of(l.value, 2) AS billed_cost, json_extract(r.body, '$.price_id') AS price_id
-        FROM main.entries AS x JOIN json_each(x.body, '$.charges') AS l
-            LEFT JOIN (SELECT lower(hex(digest)) AS name, body, sku_meter FROM main.rates) AS r
+        FROM LEDGER.entries AS x JOIN json_each(x.body, '$.charges') AS l
+            LEFT JOIN (SELECT lower(hex(digest)) AS name, body, sku_meter FROM LEDGER.rates) AS r
                 ON r.name = json_extract(l.value, '$.rate')
     """,
-    "accounts": "SELECT * FROM main.contexts",
+    "accounts": "SELECT * FROM LEDGER.contexts",
     "sums": f"""
         SELECT date(x.slot * 86400, 'unixepoch') AS day, {_ACCOUNT}, x.n AS entries, {_TOKENS}, {_COSTS}, x.unpriced,
             x.estimated
-        FROM main.sums AS x JOIN main.contexts AS c ON c.id = x.account WHERE x.level = 1
+        FROM LEDGER.sums AS x JOIN LEDGER.contexts AS c ON c.id = x.account WHERE x.level = 1
     """,  # noqa: S608 - as above
 }
 
 
-def open_database(store: Store) -> Database:
+def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -> Database:
     """The ledger file as a `sqlite_utils.Database` that can only be read. Close it when you are done.
 
     Views in plain names: ``entries`` (one row per call, correction or adjustment), ``charges`` (its lines),
@@ -81,9 +90,12 @@ def open_database(store: Store) -> Database:
 
     Args:
         store: The ledger.
+        copy_to: A file to write the same into, as tables, for tools that open files themselves (Datasette, the
+            ``sqlite-utils`` command, a BI tool). It stands for itself: it has every name in place, not the ledger's
+            secret, and no part of it changes when the ledger does. The database is then this file, open to write.
 
     Raises:
-        ConfigurationError: it is not in a file.
+        ConfigurationError: the ledger is not in a file, or there is such a file as `copy_to`.
         StoreUnavailableError: it cannot be read.
 
     Example:
@@ -98,17 +110,48 @@ def open_database(store: Store) -> Database:
             "reader), or use tokenmeter.duckdb()."
         )
     store.pulse()  # what waits in the tail is in the file then
-    connection = sqlite3.connect(
-        f"file:{quote(str(store.path))}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
-    )
-    connection.create_function("dollars", 2, _dollars, deterministic=True)
-    connection.create_function("cost_of", 2, _cost_of, deterministic=True)
-    names = _Names(connection)
-    connection.create_function("tag_values", 1, names.tags)
-    for name, select in _VIEWS.items():
+    ledger = f"file:{quote(str(store.path))}?mode=ro"
+    if copy_to is not None:
+        return Database(_copied(ledger, Path(copy_to)))
+    connection = sqlite3.connect(ledger, uri=True, check_same_thread=False, isolation_level=None)
+    for name, select in _views(connection, "main").items():
         connection.execute(f"CREATE TEMP VIEW {name} AS {select}")
     connection.execute("PRAGMA query_only = ON")
     return Database(connection)
+
+
+def _views(connection: Connection, ledger: str) -> dict[str, str]:
+    """The views over a ledger that is open under this name, and the functions that they use."""
+    connection.create_function("dollars", 2, _dollars, deterministic=True)
+    connection.create_function("cost_of", 2, _cost_of, deterministic=True)
+    connection.create_function("tag_values", 1, _Names(connection, ledger).tags)
+    return {name: select.replace("LEDGER.", f"{ledger}.") for name, select in _VIEWS.items()}
+
+
+def _copied(ledger: str, target: Path) -> Connection:
+    """A file with what the views show as tables; nothing of it stays where it cannot be made whole."""
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # it has names in it
+    except FileExistsError:
+        raise ConfigurationError(f"{target} exists; name a new file, or remove it.") from None
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written: {error}") from error
+    connection = sqlite3.connect(f"file:{quote(str(target))}", uri=True, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute("ATTACH ? AS ledger", (ledger,))
+        connection.execute("BEGIN")
+        for name, select in _views(connection, "ledger").items():
+            connection.execute(f"CREATE TABLE {name} AS {select}")
+        for column in ("occurred_at", "member", "entry_id"):
+            connection.execute(f"CREATE INDEX entries_by_{column} ON entries ({column})")
+        connection.execute("CREATE INDEX charges_by_entry_id ON charges (entry_id)")
+        connection.execute("COMMIT")
+        connection.execute("DETACH ledger")
+    except BaseException:
+        connection.close()
+        target.unlink()
+        raise
+    return connection
 
 
 def _dollars(micro: int | None, pico: int | None) -> str | None:
@@ -124,8 +167,8 @@ def _cost_of(charge: str, place: int) -> str | None:
 class _Names:
     """Texts of names, as they are asked for."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, ledger: str) -> None:
+        self._connection, self._ledger = connection, ledger
 
     def tags(self, body: str | None) -> str | None:
         """A set of tags as JSON: name -> value."""
@@ -134,7 +177,8 @@ class _Names:
         values: dict[str, Any] = {}
         for name, digest in from_json(body).items():
             row = self._connection.execute(
-                "SELECT value FROM main.names WHERE digest = ?", (bytes.fromhex(digest),)
+                f"SELECT value FROM {self._ledger}.names WHERE digest = ?",  # noqa: S608 - names of our own
+                (bytes.fromhex(digest),),
             ).fetchone()
             values[name] = (row and row[0]) or f"erased-{digest[:8]}"
         return to_json(values).decode()
