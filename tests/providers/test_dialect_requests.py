@@ -204,7 +204,7 @@ def test_models_of_hosted_tools_are_noted():
 
 def test_speech_counts_characters():
     facts = openai({"model": "tts-1", "input": "Grüße", "voice": "alloy"}, "/audio/speech")
-    assert facts.characters == 5
+    assert facts.pieces["characters"] == 5
 
 
 def test_background_that_may_wait_is_priced_by_its_window():

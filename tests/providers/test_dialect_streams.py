@@ -42,6 +42,23 @@ def counted(prompt, answer, **details):
 
 
 class TestChat:
+    def test_usage_beside_the_reason_to_stop_is_read(self):
+        last = chunk(finish="stop")
+        last["choices"][0]["usage"] = counted(100, 9)
+        reader = played([chunk("Hello"), last], provider="moonshotai")
+        assert quantities(reader) == {"input": 100, "output": 9}
+        assert reader.observation().flags == frozenset()
+
+    def test_a_usage_chunk_after_the_answer_ends_it_where_no_reason_is_given(self):
+        reader = played([chunk("Hello"), chunk(choices=False, usage=counted(100, 9))])
+        assert reader.terminal
+        assert reader.observation().flags == frozenset()
+
+    def test_a_usage_before_the_answer_ends_nothing(self):
+        reader = played([chunk(choices=False, usage=counted(100, 0)), chunk("Hello")])
+        assert not reader.terminal
+        assert "estimated" in reader.observation().flags
+
     def test_final_usage_chunk_is_read_as_a_body_is(self):
         details = {"prompt_tokens_details": {"cached_tokens": 64}}
         reader = played(
@@ -190,6 +207,13 @@ class TestResponses:
     def test_failed_without_usage_is_no_bill(self):
         reader = played([CREATED, completed("response.failed", usage=None, status="failed")], endpoint="responses")
         assert (reader.observation().billable, reader.observation().consumptions) == (False, ())
+
+    def test_failed_after_it_has_written_is_estimated(self):
+        failed = completed("response.failed", usage=None, status="failed")
+        written = {"type": "response.output_text.delta", "delta": "t" * 40}
+        seen = played([CREATED, written, failed], endpoint="responses").observation()
+        assert dict(seen.usage.quantities) == {"input": 1000, "output": 10}
+        assert (seen.billable, seen.flags) == (True, {"estimated"})
 
     def test_beta_responses_stream_alike(self):
         assert quantities(played([completed()], endpoint="beta.responses"))["output"] == 20

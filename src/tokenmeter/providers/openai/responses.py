@@ -52,9 +52,10 @@ def response(body: JSON, context: Context) -> Observation:
     items = members(body, "output")
     flags: set[str] = set()
     said = inclusive(wire, write_meter=write_meter(model), hidden_output=host_of(context.provider).hidden_output)
-    if (said.unsaid or not said.usage) and (early := _unbilled(body)):
+    received = max(context.received, sum(map(_item_bytes, items)))
+    if (said.unsaid or not said.usage) and (early := _unbilled(body, received)):
         return early
-    reading = context.complete(said, received=lambda: sum(map(_item_bytes, items)))
+    reading = context.complete(said, received=lambda: received)
     if reading is None:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
@@ -81,12 +82,12 @@ def response(body: JSON, context: Context) -> Observation:
     )
 
 
-def _unbilled(body: JSON) -> Observation | None:
+def _unbilled(body: JSON, received: int) -> Observation | None:
     """What a response without usage is, when its status says that it has none to state (yet)."""
     status = text(body, "status")
     if status in _UNDER_WAY:
         return pending(body)
-    if status in {"failed", "cancelled"}:
+    if status in {"failed", "cancelled"} and not received:  # else a model has written, which is billed
         return replace(pending(body), flags=frozenset({"no_usage"}))
     return None
 

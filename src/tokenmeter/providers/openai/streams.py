@@ -54,8 +54,7 @@ class ChatStream:
                 self._name(event)
             usage = event.get("usage")
             if usage and is_object(usage):
-                self._usage = latest(self._usage, usage) if self._usage else usage
-                self._name(event)
+                self._state(event, usage, answered=bool(size or self._bytes))
             try:
                 for choice in event.get("choices") or ():
                     delta = choice.get("delta")
@@ -65,13 +64,26 @@ class ChatStream:
                     if delta and (len(delta) > 1 or content is None):
                         size += _other_text(delta)
                     if choice.get("finish_reason"):
-                        self._finished += 1
-                        self._name(event)
+                        self._end(event, choice)
             except (AttributeError, TypeError):
                 pass  # a chunk in no known shape says nothing
             if "x_groq" in event and not usage:
                 self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
         self._bytes += size
+
+    def _state(self, event: Mapping[str, Any], usage: JSON, *, answered: bool) -> None:
+        """Take a usage. In a chunk without choices, after an answer, it is the last word."""
+        self._usage = latest(self._usage, usage) if self._usage else usage
+        self._name(event)
+        if answered and event.get("choices") == []:
+            self._finished = max(self._finished, self._context.request.choices)
+
+    def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
+        """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
+        self._finished += 1
+        self._name(event)
+        if not event.get("usage"):
+            self._usage = latest(self._usage, section(choice, "usage"))
 
     def _name(self, event: Mapping[str, Any]) -> None:
         """The last chunks may correct the model and name the tier that served the call."""
@@ -155,7 +167,7 @@ class ResponseStream:
         elif kind == "response.output_item.done":
             item = section(event, "item")
             if str(item.get("type")).endswith("_call"):
-                kept = ("type", "status", "container_id", "environment", "action", "svg_usage")
+                kept = ("type", "status", "container_id", "environment", "action", "name", "svg_usage")
                 self._items.append({key: item[key] for key in kept if key in item})
 
     def body(self) -> Any:
