@@ -34,7 +34,7 @@ def view(query="", **options):
 def test_every_way_of_cutting_adds_up_to_the_total(meter, record, query, tz):
     for hours in (0, 1, 30, 200, 5000):
         record(at=NOW - timedelta(hours=hours, minutes=7), who={"member": f"m{hours % 7}"})
-    seen = overview(meter.store, view(f"{query}&tz={tz}").bounded(meter.store))
+    seen = overview(Reader(meter.store), view(f"{query}&tz={tz}").bounded(meter.store))
     totals = seen.answer.totals
     for part in (seen.answer.by_bucket, seen.answer.rows, *(ranking.rows for ranking in seen.rankings)):
         assert sum((row.billed_cost for row in part), ZERO) == totals.billed_cost

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Literal, cast
+from functools import partial
+from heapq import nlargest, nsmallest
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from tokenmeter.budgets import Balance
 from tokenmeter.dashboard.forecast import Forecast, forecast
@@ -32,11 +34,11 @@ __all__ = [
     "Question",
     "Reader",
     "Series",
-    "Timed",
     "explore",
     "per_value",
 ]
 
+K = TypeVar("K")
 Unit = Literal["usd", "count", "share", "ms", "rate"]
 Form = Literal["bars", "lines", "share", "running"]
 
@@ -44,8 +46,12 @@ Form = Literal["bars", "lines", "share", "running"]
 FORMS: Mapping[Form, str] = {"bars": "Bars", "lines": "Lines", "share": "Share", "running": "Running total"}
 #: Values that a chart tells apart; the others are one series.
 _SHOWN = 7
-#: Values times buckets that are read at once rather than those shown only.
-_MOST_CELLS = 6000
+#: Rows that are summed up here rather than read again.
+_MOST_SUMMED = 3_000
+#: Values that are ranked by every measure.
+_MOST_RANKED = 2_000
+#: Values times buckets whose times are read at once rather than those shown only.
+_MOST_CELLS = 10_000
 #: Rows of the table; a search looks through all of them.
 _MOST_ROWS = 500
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
@@ -63,7 +69,7 @@ class Measure:
         unit: What a figure of it is.
         of: A row's figure; None where it has none.
         adds: Whether figures of several rows may be added up, and so be stacked.
-        timed: Whether it is about how long calls took: only a `Timed` row has it.
+        timed: Whether it is about how long calls took.
         budgeted: The unit of budgets that limit it.
     """
 
@@ -74,13 +80,6 @@ class Measure:
     adds: bool = True
     timed: bool = False
     budgeted: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Timed(Row):
-    """A row that also tells how long its calls took."""
-
-    times: Latencies = field(default_factory=Latencies)
 
 
 def _priced(row: Row) -> Decimal | None:
@@ -97,7 +96,7 @@ def _per(part: Decimal | int, whole: int) -> Decimal | None:
 
 def _took(name: str, label: str, figure: Callable[[Latencies], Decimal | int | None], unit: Unit = "ms") -> Measure:
     def of(row: Row) -> Decimal | int | None:
-        return figure(row.times) if isinstance(row, Timed) else None
+        return None if row.latency is None else figure(row.latency)
 
     return Measure(name, label, unit, of, adds=False, timed=True)
 
@@ -360,48 +359,66 @@ class Reader:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._known: dict[object, Report] = {}
+        self.store = store
+        self._lock = threading.RLock()
+        self._known: dict[_Key, Report] = {}
+        self._times: dict[_Key, Mapping[_Place, Latencies]] = {}
 
-    def __call__(self, query: Query, *, timed: bool = False) -> Report:
-        """The answer to a query, with how long calls took if it is `timed`."""
-        where = frozenset(query.where.items())
-        key = (query.by, query.granularity, query.period.start, query.period.end, query.period.tz, where, timed)
+    def __call__(self, query: Query) -> Report:
+        """The answer to a query; summed up from another one where that was split further."""
+        key = _Key.of(query)
         with self._lock:  # who asks the same at the same time waits for it
             if key not in self._known:
-                self._known[key] = self._timed(query) if timed else read_report(self._store, query)
+                self._known[key] = self._summed_up(key) or read_report(self.store, query)
             return self._known[key]
 
     def cut(self, query: Query) -> list[Period]:
         """The query's buckets."""
-        return cut(self._store, query)
+        return cut(self.store, query)
 
-    def _timed(self, query: Query) -> Report:
-        report, parts = read_report(self._store, query), self.cut(query)
-        if not parts or "sku_meter" in (*query.by, *query.where):
-            return report
-        boundaries = [part.start for part in parts] + [parts[-1].end]
-        found = {(one.bucket, one.group): one for one in self._store.latencies(boundaries, query.by, query.filter)}
-        place = {part.start: at for at, part in enumerate(parts)} if query.granularity else {}
-        rows = [
-            _timed(row, found.get((place.get(row.bucket.start, 0), tuple(row.group.values())))) for row in report.rows
-        ]
-        return replace(report, rows=tuple(rows), totals=_timed(report.totals, sum(found.values(), Latencies())))
+    def times(self, query: Query) -> Mapping[_Place, Latencies]:
+        """How long calls took: bucket and value -> what is known, which of meters is nothing."""
+        key = _Key.of(query)
+        with self._lock:
+            if key not in self._times:
+                parts = [] if "sku_meter" in (*query.by, *query.where) else self.cut(query)
+                edges = [part.start for part in parts] + [part.end for part in parts[-1:]]
+                found = self.store.latencies(edges, query.by, query.filter) if parts else ()
+                self._times[key] = {(one.bucket, one.group[0] if one.group else None): one for one in found}
+            return self._times[key]
+
+    def _summed_up(self, key: _Key) -> Report | None:
+        """The answer by one dimension or by none, where one that is split further is known of the same calls."""
+        if len(key.by) > 1 or "sku_meter" in key.by:
+            return None
+        for known, report in self._known.items():
+            inside = known.by and {*key.by} <= {*known.by} and "sku_meter" not in known.by
+            if inside and known._replace(by=key.by) == key and len(report.rows) <= _MOST_SUMMED:
+                return replace(report, by=key.by, rows=tuple(_summed(report.rows, key.by)))
+        return None
 
 
-def _timed(row: Row, times: Latencies | None) -> Timed:
-    return Timed(**{one.name: getattr(row, one.name) for one in fields(row)}, times=times or Latencies())
+#: Bucket and value.
+_Place = tuple[int, str | None]
 
 
-def explore(
-    read: Reader,
-    view: View,
-    question: Question,
-    *,
-    balances: Iterable[Balance] = (),
-    known: Report | None = None,
-) -> Answer:
+class _Key(NamedTuple):
+    """What a report is known by."""
+
+    by: tuple[str, ...]
+    granularity: CalendarUnit | None
+    start: datetime
+    end: datetime
+    tz: str
+    where: frozenset[tuple[str, frozenset[str | None]]]
+
+    @classmethod
+    def of(cls, query: Query) -> _Key:
+        period = query.period
+        return cls(query.by, query.granularity, period.start, period.end, period.tz, frozenset(query.where.items()))
+
+
+def explore(read: Reader, view: View, question: Question, *, balances: Iterable[Balance] = ()) -> Answer:
     """Ask the ledger: totals per value, the greatest values over time, all of it over time, and the time before.
 
     Args:
@@ -409,7 +426,6 @@ def explore(
         view: Period and filters; bounded.
         question: What to ask.
         balances: Where budgets stand, for their lines.
-        known: The totals, where they were read already, split by the dimension and possibly further.
 
     Raises:
         ConfigurationError: an unknown dimension.
@@ -418,18 +434,32 @@ def explore(
     query, coarser = view.over_time()
     unit = query.granularity or "day"
     parts = read.cut(query)
-    whole = read(replace(view.query, by=(by,)), timed=question.timed) if known is None else known
-    ranked = sorted(per_value(whole.rows, by), key=lambda row: _greatest_first(measure, row, by))
+    split = replace(query, by=(by,))
+    if by == "sku_meter":  # there are few: one reading tells all
+        whole = read(split)
+        whole = replace(whole, rows=tuple(per_value(whole.rows, by)))
+    else:
+        whole = read(replace(view.query, by=(by,)))
+        if len(whole.rows) * len(parts) <= _MOST_SUMMED:
+            read(split)  # of which the next is summed up
+    by_bucket = _placed(read(replace(query, by=())).rows, parts)
+    times = _Times.read(read, view, question, len(whole.rows)) if question.timed else _Times()
+    rows = [times.on(row, row.group[by]) for row in whole.rows] if question.timed else list(whole.rows)
+    totals = replace(whole.totals, latency=times.whole)
+    ranked = sorted(rows, key=lambda row: _greatest_first(measure, row, by))
     shown = [row.group[by] for row in ranked[: _SHOWN if len(ranked) <= _SHOWN else _SHOWN - 1]]
-    few = len(ranked) * len(parts) <= _MOST_CELLS
-    by_bucket, cells = _over_time(read, replace(query, by=(by,)), shown, timed=measure.timed, few=few)
+    if measure.timed:
+        by_bucket = [replace(row, latency=times.by_bucket.get(at)) for at, row in enumerate(by_bucket)]
+        cells = {value: times.over_time(value, parts) for value in shown}
+    else:
+        cells = _over_time(read, split, shown, rows, parts)
     series = [_series(row.group[by], cells[row.group[by]], row, question) for row in ranked[: len(shown)]]
     if len(ranked) > len(shown) and measure.adds:
         whole_rest = Row.total(ranked[len(shown) :], view.query.period)
         others = [_less(row, [cells[value][at] for value in shown]) for at, row in enumerate(by_bucket)]
         series.append(replace(_series(None, others, whole_rest, question), key=REST, hidden=REST in question.hidden))
     before_period = view.previous()
-    before = None if before_period is None else read(replace(query, period=before_period), timed=measure.timed)
+    before, before_totals = _before(read, query, before_period, timed=measure.timed)
     listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
     return Answer(
         question=question,
@@ -441,44 +471,131 @@ def explore(
         by_bucket=by_bucket,
         rows=_sorted(listed, question)[:_MOST_ROWS],
         found=len(listed),
-        totals=whole.totals,
-        before=() if before is None else _placed(before.rows, read.cut(replace(query, period=before.period))),
-        before_totals=None if before is None else before.totals,
+        totals=totals,
+        before=before,
+        before_totals=before_totals,
         before_period=before_period,
         limits=_limits(view, measure, unit, question.drawn, balances),
-        forecast=forecast(read, view, measure.of, whole.totals) if measure.adds else None,
+        forecast=forecast(read, view, measure.of, totals) if measure.adds else None,
     )
 
 
+def _before(read: Reader, query: Query, period: Period | None, *, timed: bool) -> tuple[Sequence[Row], Row | None]:
+    """The time before, per bucket and together."""
+    if period is None:
+        return (), None
+    asked = replace(query, by=(), period=period)
+    report = read(asked)
+    rows = _placed(report.rows, read.cut(asked))
+    if not timed:
+        return rows, report.totals
+    found = {bucket: one for (bucket, _), one in read.times(asked).items()}
+    timed_rows = [replace(row, latency=found.get(at)) for at, row in enumerate(rows)]
+    return timed_rows, replace(report.totals, latency=_together(found.values()))
+
+
 def _over_time(
-    read: Reader, query: Query, shown: Sequence[str | None], *, timed: bool, few: bool
-) -> tuple[list[Row], dict[str | None, list[Row]]]:
-    """All values together per bucket, and each of those shown; in one reading where there are `few`."""
-    (by,) = query.by
-    parts = read.cut(query)
-    if few and not timed and by != "sku_meter":
-        rows = read(query).rows
-        inside: dict[datetime, list[Row]] = {}
-        for row in rows:
-            inside.setdefault(row.bucket.start, []).append(row)
-        by_bucket = [Row.total(inside.get(part.start, ()), part) for part in parts]
-    else:
-        by_bucket = _placed(read(replace(query, by=()), timed=timed).rows, parts)
-        where = {**query.where, by: frozenset(shown)}
-        rows = read(query if few else replace(query, where=where), timed=timed).rows if shown else ()
-    cells = {value: _placed([row for row in rows if row.group[by] == value], parts) for value in shown}
-    return by_bucket, cells
+    read: Reader, split: Query, shown: Sequence[str | None], rows: Sequence[Row], parts: Sequence[Period]
+) -> dict[str | None, list[Row]]:
+    """The values that are shown, per bucket.
+
+    Those are read that lead by any measure that adds up: another one of them then asks nothing.
+    """
+    (by,) = split.by
+    leading = set(shown)
+    for measure in MEASURES.values() if len(rows) <= _MOST_RANKED else ():
+        if measure.adds:
+            first = nsmallest(_SHOWN, rows, key=partial(_greatest_first, measure, by=by))
+            leading |= {row.group[by] for row in first}
+    where = {**split.where, by: frozenset(leading)}
+    known = by == "sku_meter" or len(rows) * len(parts) <= _MOST_SUMMED
+    found = read(split if known else replace(split, where=where)).rows if leading else ()
+    return {value: _placed([row for row in found if row.group[by] == value], parts) for value in shown}
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """How long calls took, as far as a question is about it.
+
+    Attributes:
+        of_value: Value -> over the whole period.
+        by_bucket: Bucket -> of all values.
+        cells: Bucket and value.
+        whole: Of all.
+    """
+
+    of_value: Mapping[str | None, Latencies] = field(default_factory=dict[str | None, Latencies])
+    by_bucket: Mapping[int, Latencies] = field(default_factory=dict[int, Latencies])
+    cells: Mapping[_Place, Latencies] = field(default_factory=dict[_Place, Latencies])
+    whole: Latencies | None = None
+
+    @classmethod
+    def read(cls, read: Reader, view: View, question: Question, values: int) -> _Times:
+        """What is known; in one reading where it is not too much, since times of buckets and values add up."""
+        query = view.over_time()[0]
+        whole, split = replace(view.query, by=(question.by,)), replace(query, by=(question.by,))
+        if not question.measure.timed:
+            of_value = {value: one for (_, value), one in read.times(whole).items()}
+            return cls(of_value, whole=_together(of_value.values()))
+        if values * len(read.cut(query)) <= _MOST_CELLS:
+            cells = read.times(split)
+            of_value = _gathered((value, one) for (_, value), one in cells.items())
+            by_bucket = _gathered((bucket, one) for (bucket, _), one in cells.items())
+        else:
+            of_value = {value: one for (_, value), one in read.times(whole).items()}
+            by_bucket = {bucket: one for (bucket, _), one in read.times(replace(query, by=())).items()}
+            of = question.measure.of
+            rows = {value: Row(bucket=whole.period, group={}, latency=one) for value, one in of_value.items()}
+            slowest = nlargest(_SHOWN, of_value, key=lambda value: Decimal(of(rows[value]) or 0))
+            cells = read.times(replace(split, where={**split.where, question.by: frozenset(slowest)}))
+        return cls(of_value, by_bucket, cells, _together(by_bucket.values()))
+
+    def on(self, row: Row, value: str | None) -> Row:
+        """A row of a value, with how long its calls took."""
+        return replace(row, latency=self.of_value.get(value))
+
+    def over_time(self, value: str | None, parts: Sequence[Period]) -> list[Row]:
+        """How long the calls of a value took, per bucket."""
+        return [Row(bucket=part, group={}, latency=self.cells.get((at, value))) for at, part in enumerate(parts)]
+
+
+def _gathered(found: Iterable[tuple[K, Latencies]]) -> dict[K, Latencies]:
+    """Those of each key added up."""
+    sums: dict[K, Latencies] = {}
+    for key, one in found:
+        if key not in sums:
+            sums[key] = Latencies()
+        sums[key].take(one)
+    return sums
+
+
+def _together(found: Iterable[Latencies]) -> Latencies:
+    return _gathered((None, one) for one in found).get(None) or Latencies()
 
 
 def per_value(rows: Iterable[Row], dimension: str) -> list[Row]:
-    """`rows`, which may be split further, summed per value of `dimension`."""
-    values: dict[str | None, list[Row]] = {}
+    """`rows`, which may be split further, summed per value of `dimension` over all time."""
+    return list(_sums(rows, lambda row: row.group[dimension], lambda row: {dimension: row.group[dimension]}))
+
+
+def _summed(rows: Iterable[Row], by: Sequence[str]) -> Iterator[Row]:
+    """`rows` per bucket and value of these dimensions alone."""
+
+    def group(row: Row) -> dict[str, str | None]:
+        return {name: row.group[name] for name in by}
+
+    return _sums(rows, lambda row: (row.bucket.start, *group(row).values()), group)
+
+
+def _sums(
+    rows: Iterable[Row], key: Callable[[Row], object], group: Callable[[Row], dict[str, str | None]]
+) -> Iterator[Row]:
+    found: dict[object, list[Row]] = {}
     for row in rows:
-        values.setdefault(row.group[dimension], []).append(row)
-    return [
-        replace(found[0] if len(found) == 1 else Row.total(found, found[0].bucket), group={dimension: value})
-        for value, found in values.items()
-    ]
+        found.setdefault(key(row), []).append(row)
+    for alike in found.values():
+        whole = alike[0] if len(alike) == 1 else Row.total(alike, alike[0].bucket)
+        yield replace(whole, group=group(alike[0]))
 
 
 def _greatest_first(measure: Measure, row: Row, by: str) -> tuple[bool, Decimal, Decimal, str]:

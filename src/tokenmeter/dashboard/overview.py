@@ -11,7 +11,6 @@ from tokenmeter.dashboard.explore import Answer, Question, Reader, explore, per_
 from tokenmeter.dashboard.view import View
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports import Row
-from tokenmeter.reports.report import read_report
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.stores.base import Aggregate, Store
 
@@ -69,21 +68,21 @@ class Overview:
     savings: Savings
 
 
-def overview(store: Store, view: View, *, balances: Iterable[Balance] = ()) -> Overview:
+def overview(read: Reader, view: View, *, balances: Iterable[Balance] = ()) -> Overview:
     """Read the overview. `view` must be bounded.
 
     Args:
-        store: The ledger.
+        read: Reads the ledger.
         view: Period and filters.
         balances: Where budgets stand, for their lines.
     """
     split = next(iter(view.free_dimensions(RANKED)), "service_tier")
-    groups = read_report(store, replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
+    groups = read(replace(view.query, by=(*dict.fromkeys((*RANKED, split)),)))
     ranked = [rank(groups.rows, dimension) for dimension in RANKED]
     return Overview(
-        answer=explore(Reader(store), view, Question(by=split), balances=balances, known=groups),
+        answer=explore(read, view, Question(by=split), balances=balances),
         rankings=[one for position, one in enumerate(ranked) if position < _ALWAYS or one.others or _named(one)],
-        savings=savings(store, view),
+        savings=savings(read.store, view),
     )
 
 

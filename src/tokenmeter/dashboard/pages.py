@@ -74,11 +74,7 @@ class Pages:
             return canonical
         state, asked = self._head(), self._view(request)
 
-        def read() -> tuple[View, Overview]:
-            view = asked.bounded(self._store)
-            return view, overview(self._store, view, balances=self._balances(view, MEASURES["spend"]))
-
-        view, seen = self._overviews.get(asked.identity, state, read)
+        view, seen = self._overview(asked, state)
         base = base_of(request)
         return page(
             request,
@@ -99,7 +95,7 @@ class Pages:
         question = Question.parse(request.query_params.multi_items())
         state, asked = self._head(), self._view(request, but=Question.NAMES)
 
-        view, read = self._readers.get(asked.identity, state, lambda: (asked.bounded(self._store), Reader(self._store)))
+        view, read = self._reader(asked, state)
         answer = explore(read, view, question, balances=self._balances(view, question.measure))
         base = base_of(request)
 
@@ -119,6 +115,17 @@ class Pages:
             texts=over_time(answer),
             deeper=next(iter(view.free_dimensions([one for one in RANKED if one != question.by])), question.by),
         )
+
+    def _reader(self, asked: View, state: str) -> tuple[View, Reader]:
+        """What reads for a view: whatever one page asked, none of the others asks again."""
+        return self._readers.get(asked.identity, state, lambda: (asked.bounded(self._store), Reader(self._store)))
+
+    def _overview(self, asked: View, state: str) -> tuple[View, Overview]:
+        def make() -> tuple[View, Overview]:
+            view, read = self._reader(asked, state)
+            return view, overview(read, view, balances=self._balances(view, MEASURES["spend"]))
+
+        return self._overviews.get(asked.identity, state, make)
 
     def values(self, request: Request) -> Response:
         """Known values of a dimension in a period, the dearest first: what a filter field suggests."""
@@ -187,11 +194,7 @@ class Pages:
         dimension, value = whose
         store, scope = self._store, {dimension: value}
 
-        def read() -> tuple[View, Overview]:
-            view = asked.bounded(store)
-            return view, overview(store, view, balances=self._balances(view, MEASURES["spend"]))
-
-        view, seen = self._overviews.get(asked.identity, state, read)
+        view, seen = self._overview(asked, state)
         base, now = base_of(request), store.now()
         bills = invoices(store, lines=False) if dimension in ACCOUNTS else []
         return page(

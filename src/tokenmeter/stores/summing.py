@@ -404,6 +404,14 @@ class _Summing(_Grouping):
         return self._rates[digest]
 
 
+class _Kept(NamedTuple):
+    """Rows of one cell and stretch, put together: counts in buckets as they are kept, and sums."""
+
+    duration: list[bytes]
+    first_token: list[bytes]
+    sums: list[int]
+
+
 class _Timing(_Grouping):
     """How long calls took: from the sketches of days and months, and from entries where there are none."""
 
@@ -445,16 +453,28 @@ class _Timing(_Grouping):
             f"generation_us, generated FROM slot {self._engine.join} latency_sums USING (level, slot)",
             (listed, count),
         )
+        found: dict[int, _Kept] = {}
         for spot, duration_us, duration, first_token_us, first_token, generation_us, generated in rows:
             if spot is None:
                 continue
+            kept = found.get(spot)
+            if kept is None:
+                kept = found[spot] = _Kept([], [], [0, 0, 0, 0])
+            kept.duration.append(duration)
+            kept.first_token.append(first_token)
+            sums = kept.sums
+            sums[0] += duration_us
+            sums[1] += first_token_us
+            sums[2] += generation_us
+            sums[3] += generated
+        for spot, kept in found.items():
             place, number = divmod(int(spot), count)
             sign = 1 if place > 0 else -1
-            found = self._at(abs(place) - 1, self._cells[number].values)
-            found.duration.merge(duration, duration_us, sign)
-            found.first_token.merge(first_token, first_token_us, sign)
-            found.generation_us += sign * generation_us
-            found.generated += sign * generated
+            one = self._at(abs(place) - 1, self._cells[number].values)
+            one.duration.merge(b"".join(kept.duration), kept.sums[0], sign)
+            one.first_token.merge(b"".join(kept.first_token), kept.sums[1], sign)
+            one.generation_us += sign * kept.sums[2]
+            one.generated += sign * kept.sums[3]
 
     def _add_entries(self, bucket: int, term: Term) -> None:
         wanted, values = conditions(self._where, term.start, term.end)
