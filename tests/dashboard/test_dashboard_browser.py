@@ -21,6 +21,16 @@ from tokenmeter.reconciliation import reconciliations
 from tokenmeter.testing import FakeProvider
 
 TOKEN = "a-long-enough-token-for-a-test"
+ACTS = "tokenmeter_" + "b" * 43
+
+
+def letting_act(meter, *can):
+    """`meter` with a token that may do this."""
+    row = {"hash": f"sha256:{hashlib.sha256(ACTS.encode()).hexdigest()}", "can": list(can)}
+    meter.settings = meter.settings.model_validate(
+        {**meter.settings.model_dump(), "dashboard": {"tokens": {"lead": row}}}
+    )
+    return meter
 
 
 def expect(locator):
@@ -290,11 +300,8 @@ def test_who_spent_most_yesterday_why_and_a_cap_on_them(make_meter, record_in, s
 
 
 def test_who_may_caps_a_member_from_their_page_after_seeing_what_it_does(busy, serve, browse):
-    token = "tokenmeter_" + "b" * 43
-    row = {"hash": f"sha256:{hashlib.sha256(token.encode()).hexdigest()}", "can": ["read", "budgets"]}
-    busy.settings = busy.settings.model_validate({**busy.settings.model_dump(), "dashboard": {"tokens": {"lead": row}}})
-    page = browse(f"{serve(busy).url}/login")
-    page.get_by_label("Token").fill(token)
+    page = browse(f"{serve(letting_act(busy, 'read', 'budgets')).url}/login")
+    page.get_by_label("Token").fill(ACTS)
     page.get_by_role("button", name="Log in").click()
     drawn(page)
     page.goto(page.url + "account?member=bob")
@@ -372,6 +379,29 @@ def test_pages_fit_and_have_no_barriers(filed, serve, browse, width, scheme):
         *("/reconciliations", f"/reconciliations/{first.document.document_id}"),
     ):
         page.goto(served.url + path)
+        assert wide(page) <= 0, f"{path} is wider than {width} px"
+        found = Axe().run(page).response["violations"]
+        assert [(one["id"], [node["html"][:90] for node in one["nodes"]]) for one in found] == [], path
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark"), (390, "light"), (1440, "dark")])
+def test_what_acts_fits_and_has_no_barriers(filed, serve, browse, width, scheme):
+    """The forms of who may, and the page that shows what they do; as above."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    served = serve(letting_act(filed, "read", "budgets", "invoices", "prices"))
+    page = browse(f"{served.url}/login", width=width, scheme=scheme, bypass_csp=True)
+    page.get_by_label("Token").fill(ACTS)
+    page.get_by_role("button", name="Log in").click()
+    drawn(page)
+    places = ("/budgets", "/budgets/ada-monthly", "/account?member=ada", "/periods/1", "/invoices/INV-00001", "/doubts")
+    for path in (*places, "!"):
+        if path == "!":
+            form = page.get_by_role("form", name="Price calls anew")
+            form.get_by_role("button").click()
+            page.get_by_role("heading", name="What will happen").wait_for()
+        else:
+            page.goto(served.url + path)
         assert wide(page) <= 0, f"{path} is wider than {width} px"
         found = Axe().run(page).response["violations"]
         assert [(one["id"], [node["html"][:90] for node in one["nodes"]]) for one in found] == [], path
