@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -15,6 +16,12 @@ _SECTIONS = ("Tutorial", "How to", "Reference", "Explanation", "Examples")
 #: A link from a page to a file of the repository that is no page: an example, or a document at the root.
 _OUTSIDE = re.compile(r"\]\((?:\.\./)+(examples/[\w/.-]+|[A-Z]+\.md)(#[\w-]+)?\)")
 _ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Say at the foot of every page which version it is about."""
+    config.copyright = f"tokenmeter {version('tokenmeter-sdk')}"
+    return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
