@@ -1,4 +1,4 @@
-"""Draws an invoice, its credit note and a statement ``python docs/images/invoices.py`` (pdftoppm)."""
+"""Draws invoices, a credit note and a statement: ``python docs/images/invoices.py`` (pdftoppm, extra ``pdf-cjk``)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ PROFILE = {
     },
     "taxes": [{"name": "VAT", "rate": "0.19"}],
     "buyers": {"team": {"search": {"name": "Search department", "address": ["Nebenstr. 2"], "cost_centre": "4711"}}},
+}
+#: Buyers whose names are not in Latin letters: the end of a picture's name -> the buyer.
+BUYERS = {
+    "zh": {
+        "name": "北京智能搜索科技有限公司",
+        "address": ["海淀区中关村大街 27 号", "北京市 100080"],
+        "cost_centre": "研发-4711",
+    },
+    "ar": {
+        "name": "شركة البحث الذكي المحدودة",
+        "address": ["شارع الملك فهد ٢٧", "الرياض ١٢٢١١"],
+        "cost_centre": "٤٧١١",
+    },
 }
 #: Member, model, meter, tokens, price of one, what the price was chosen by.
 CALLS = (
@@ -83,17 +96,31 @@ def record(store: Store) -> None:
         )
 
 
-def draw(content: bytes, name: str) -> None:
-    """The first page as a picture beside this file."""
+def draw(content: bytes, name: str, *, upper: int = 0) -> None:
+    """The first page, or so many pixels of it, as a picture beside this file."""
     with tempfile.NamedTemporaryFile(suffix=".pdf") as file:
         file.write(content)
         file.flush()
-        command = ["pdftoppm", "-r", "90", "-png", "-singlefile", file.name, str(HERE / name)]
+        part = ["-H", str(upper)] if upper else []
+        command = ["pdftoppm", "-r", "90", "-png", "-singlefile", *part, file.name, str(HERE / name)]
         subprocess.run(command, check=True)  # noqa: S603 - our own file
 
 
+def draw_buyer(name: str) -> None:
+    """The upper half of an invoice to one of `BUYERS`."""
+    store = open_store("memory:")
+    record(store)
+    close_period(store, "last-month", by="kim")
+    profile = {**PROFILE, "buyers": {"team": {"search": BUYERS[name]}}}
+    bill = draft_invoice(store, team="search", period="last-month", profile=profile, lines_by="member")
+    draw(issue_invoice(store, bill, by="kim").to_pdf(), f"invoice-pdf-{name}", upper=520)
+    store.close()
+
+
 def main() -> None:
-    """Write ``invoice-pdf.png``, ``credit-note-pdf.png`` and ``statement-pdf.png``."""
+    """Write ``invoice-pdf.png``, those to `BUYERS`, ``credit-note-pdf.png`` and ``statement-pdf.png``."""
+    for name in BUYERS:
+        draw_buyer(name)
     store = open_store("memory:")
     record(store)
     close_period(store, "last-month", by="kim")

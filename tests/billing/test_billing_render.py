@@ -83,6 +83,33 @@ def test_a_pdf_embeds_every_font_and_says_that_it_is_pdf_a_3(store, book, decemb
     assert "Łódź & Söhne <b>GmbH</b> Ελλάς Київ" in reader.pages[0].extract_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "font"),
+    [
+        ("北京智能搜索科技有限公司", "NotoSansCJK"),
+        ("検索株式会社ひらがなカタカナ", "NotoSansCJK"),
+        ("검색 주식회사", "NotoSansCJK"),
+        ("شركة البحث الذكي المحدودة", "NotoSansArabic"),
+        ("Поиск Київ Ελλάς Łódź İstanbul Việt Nam", "NotoSans"),
+    ],
+)
+def test_a_buyer_of_any_script_is_drawn_in_embedded_letters(store, book, december, name, font):
+    pypdf = pytest.importorskip("pypdf")
+    if font == "NotoSansCJK":
+        pytest.importorskip("manimgx_fonts_cjk")
+    book("10", member="ada")
+    close_period(store, "2026-11", now=december)
+    profile = {"buyers": {"member": {"ada": {"name": name, "address": [name], "cost_centre": name}}}}
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11", profile=profile))
+    page = pypdf.PdfReader(io.BytesIO(bill.to_pdf())).pages[0]
+    drawn = [found.get_object() for found in page["/Resources"]["/Font"].values()]
+    assert any(font in one["/BaseFont"] for one in drawn)
+    for one in drawn:
+        assert {"/FontFile2", "/FontFile3"} & set(one["/DescendantFonts"][0].get_object()["/FontDescriptor"])
+    if font != "NotoSansArabic":  # a reader gives Arabic back in the order in which it is drawn
+        assert page.extract_text().replace("\n", "").count(name) == 3
+
+
 def test_a_letter_that_no_font_has_is_named(store, book, december):
     book("10", member="ada")
     close_period(store, "2026-11", now=december)
