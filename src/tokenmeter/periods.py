@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
@@ -10,7 +11,17 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["CALENDAR_UNITS", "CalendarUnit", "Period", "buckets", "floor", "parse_instant", "parse_period", "zone"]
+__all__ = [
+    "CALENDAR_UNITS",
+    "CalendarUnit",
+    "Period",
+    "buckets",
+    "floor",
+    "parse_day",
+    "parse_instant",
+    "parse_period",
+    "zone",
+]
 
 CalendarUnit = Literal["hour", "day", "week", "month", "quarter", "year"]
 CALENDAR_UNITS: tuple[CalendarUnit, ...] = ("hour", "day", "week", "month", "quarter", "year")
@@ -145,6 +156,22 @@ def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
     if not isinstance(value, date):  # pyright: ignore[reportUnnecessaryIsInstance] - values of a settings file come here
         raise ConfigurationError(f"{value!r} is not an instant; use a datetime, a date or a text such as '2026-11-23'.")
     return _midnight(value, zone(tz))
+
+
+def parse_day(value: datetime | date | str | None) -> date | None:
+    """A calendar day from a date, a datetime (the day it says in its own zone) or ISO 8601 text; None stays.
+
+    Raises:
+        ConfigurationError: not a day.
+    """
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return datetime.fromisoformat(value.strip()).date()
+    elif isinstance(value, datetime):
+        return value.date()
+    elif value is None or isinstance(value, date):  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not checked
+        return value
+    raise ConfigurationError(f"{value!r} is not a day; use a date or a text such as '2026-11-23'.")
 
 
 _LAST = re.compile(r"last-(\d{1,4})(h|d|w|m)$")

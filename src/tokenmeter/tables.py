@@ -1,4 +1,4 @@
-"""Tables that other programs and other countries wrote: their encodings, delimiters, decimal marks and numbers.
+"""Tables that other programs and other countries wrote: encodings, delimiters, decimal marks, numbers and moments.
 
 A number that can be read in two ways is never guessed: ``1.325`` is one and a bit or more than a thousand, and the file
 it stands in, or the reader, has to say which.
@@ -12,11 +12,12 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from decimal import Decimal
 from itertools import chain, islice
 from typing import IO, Literal, cast
 
-__all__ = ["DecimalMark", "decimal_mark", "is_ambiguous", "open_text", "parse_number", "read_table"]
+__all__ = ["DecimalMark", "decimal_mark", "is_ambiguous", "open_text", "parse_moment", "parse_number", "read_table"]
 
 DecimalMark = Literal[".", ","]
 
@@ -26,6 +27,8 @@ _SAYS_DELIMITER = re.compile(r'\s*"?sep=(.)"?\s*')
 _AROUND = re.compile(r"[\s\u00a0\u202f'\u2019_]+|^(?:US)?[$\u20ac\u00a3\u00a5]|[$\u20ac\u00a3\u00a5]$")
 _NUMBER = re.compile(r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d{1,3})?")
 _GROUPED = re.compile(r"[1-9]\d{0,2}([.,])\d{3}(?:\1\d{3})*")
+#: An instant whose zone stands apart, as an offset, as ``UTC``, or as both.
+_ZONED = re.compile(r"(?P<moment>\d{4}-\d\d-\d\d[ T][\d:.]+) (?P<offset>[-+]\d\d:?\d\d)?(?: ?(?:UTC|GMT|Z))?(?<! )")
 #: How many rows of a table tell which decimal mark it has.
 _SAMPLE = 500
 
@@ -145,6 +148,21 @@ def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
     if (group in whole and not _GROUPED.fullmatch(whole)) or group in fraction:
         raise ValueError(f"{text.strip()!r} is not a number")
     return Decimal(sign + whole.replace(group, "") + ("." + fraction if fraction else ""))
+
+
+def parse_moment(text: str) -> datetime:
+    """A day or an instant by ISO 8601, also as databases and Go print it: ``2026-10-13 10:00:02.1 +0000 UTC``.
+
+    Returns:
+        Naive where the text names no zone.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = _ZONED.fullmatch(text.strip())
+    if found is None:
+        return datetime.fromisoformat(text.strip())
+    return datetime.fromisoformat(found["moment"] + (found["offset"] or "+00:00"))
 
 
 def _bare(text: str) -> tuple[str, str]:

@@ -533,3 +533,32 @@ def test_what_is_batch_priority_or_cached_is_said_in_words(store, make_call, dec
         "gpt-5 input tokens, batch",
         "gpt-5 output tokens, priority",
     }
+
+
+@pytest.mark.parametrize("amount", ["0", 0, "0.00"])
+def test_a_payment_of_nothing_is_none(ready, amount):
+    bill = issue_invoice(ready, draft(ready))
+    with pytest.raises(ConfigurationError, match="payment of 0 is none"):
+        record_payment(ready, bill, amount)
+
+
+def test_a_credit_note_has_no_invoice_of_its_own(ready):
+    bill = issue_invoice(ready, draft(ready))
+    note = credit_invoice(ready, bill, [(1, "0.50")], "outage")
+    told = f"{note.number} is a credit note; what it gives back is of invoice {bill.number}"
+    with pytest.raises(LedgerError, match=told):
+        credit_invoice(ready, note.number, [(1, "0.10")], "again")
+    with pytest.raises(LedgerError, match=told):
+        record_payment(ready, note.number)
+
+
+def test_a_day_is_a_date_a_moment_or_a_text(ready, monkeypatch):
+    at(monkeypatch, "2026-12-05")
+    bill = issue_invoice(ready, draft(ready), on="2026-12-01")
+    assert bill.issued_on == date(2026, 12, 1)
+    for on in (date(2026, 12, 1), datetime(2026, 12, 1, 23, 59, tzinfo=UTC), "2026-12-01", "2026-12-01T10:00+01:00"):
+        paid = record_payment(ready, bill, "0.01", on=on)
+        assert paid.events[-1].on == date(2026, 12, 1)
+    for wrong in ("1.12.2026", "soon", 20261201):
+        with pytest.raises(ConfigurationError, match="is not a day"):
+            record_payment(ready, bill, "0.01", on=wrong)

@@ -204,6 +204,24 @@ def test_what_is_no_traffic_is_a_cause_of_its_own_and_never_proposed(record, com
     assert outcome.ok
 
 
+@pytest.mark.parametrize(
+    ("name", "amount", "cause"),
+    [
+        ("Refund", "-0.90", "refund"),
+        ("VAT 19 %", "0.24", "tax"),
+        ("Credit grant", "-5", "credit"),
+        ("Support", "9", "fee"),
+    ],
+)
+def test_what_is_no_traffic_is_told_where_a_map_has_it_among_the_models(record, compare, name, amount, cause):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    rows = f"Day,Model,Input,Cost\n2026-10-01,gpt-5,1000000,1.25\n2026-10-01,{name},0,{amount}\n"
+    columns = {"day": "Day", "model": "Model", "input": "Input", "cost": "Cost"}
+    outcome = compare({"cost.csv": rows}, provider="openai", columns=columns)
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [(cause, Decimal(amount))]
+    assert (outcome.proposals, outcome.ok) == ((), True)
+
+
 def test_another_currency_needs_a_rate(record, compare):
     record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
     row = '1790812800,1790899200,,,1.00,eur,1000000,tokens,"gpt-5, input_tokens",,,,,,,,\n'

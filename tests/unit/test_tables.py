@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
-from tokenmeter.tables import decimal_mark, open_text, parse_number, read_table
+from tokenmeter.tables import decimal_mark, open_text, parse_moment, parse_number, read_table
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,25 @@ def test_a_line_may_say_the_delimiter_and_cells_may_have_lines():
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"a,b\n"])
 def test_nothing_has_no_rows(content):
     assert table(content)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-10-13", datetime(2026, 10, 13)),  # noqa: DTZ001 - without a zone
+        ("2026-10-13T10:00:02Z", datetime(2026, 10, 13, 10, 0, 2, tzinfo=UTC)),
+        ("2026-10-13 10:00:02 UTC", datetime(2026, 10, 13, 10, 0, 2, tzinfo=UTC)),
+        ("2026-10-13 10:00:02.123456+00", datetime(2026, 10, 13, 10, 0, 2, 123456, tzinfo=UTC)),
+        ("2026-10-13 12:00:02.5 +0200", datetime(2026, 10, 13, 10, 0, 2, 500000, tzinfo=UTC)),
+        ("2026-10-13 10:00:02.123456 +0000 UTC", datetime(2026, 10, 13, 10, 0, 2, 123456, tzinfo=UTC)),
+        (" 2026-10-13 10:00:02 ", datetime(2026, 10, 13, 10, 0, 2)),  # noqa: DTZ001 - without a zone
+    ],
+)
+def test_moments_are_read_as_programs_print_them(text, moment):
+    assert parse_moment(text) == moment
+
+
+@pytest.mark.parametrize("text", ["", "soon", "13.10.2026", "10/13/2026", "2026-10-13 10:00:02 CET", "2026-10-13 UTC"])
+def test_a_moment_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        parse_moment(text)

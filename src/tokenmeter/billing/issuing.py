@@ -23,7 +23,7 @@ from tokenmeter.billing.period import acting
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, total
-from tokenmeter.periods import Period, parse_period, zone
+from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, NewDocument, Request
 
@@ -93,6 +93,10 @@ def _document(store: Store, number: str) -> Document:
         for document in store.documents(Request(INVOICE, None, series, place)):
             if number_text(document) == name:
                 return document
+    for document in store.documents(Request(EVENT)):
+        if document.series is not None and number_text(document) == name:
+            invoice = json.loads(document.body)["invoice"]
+            raise LedgerError(f"{name} is a credit note; what it gives back is of invoice {invoice}.")
     raise LedgerError(f"There is no invoice {number!r} in this ledger; `tokenmeter invoice list` names them.")
 
 
@@ -149,7 +153,7 @@ def issue_invoice(
     store: Store,
     draft: Invoice,
     *,
-    on: date | None = None,
+    on: date | str | None = None,
     by: str | None = None,
     force: bool = False,
     allow_unpriced: bool = False,
@@ -179,7 +183,7 @@ def issue_invoices(
     store: Store,
     drafts: Iterable[Invoice],
     *,
-    on: date | None = None,
+    on: date | str | None = None,
     by: str | None = None,
     force: bool = False,
     allow_unpriced: bool = False,
@@ -201,7 +205,7 @@ def issue_invoices(
 
 
 def check_invoice(
-    store: Store, draft: Invoice, *, on: date | None = None, force: bool = False, allow_unpriced: bool = False
+    store: Store, draft: Invoice, *, on: date | str | None = None, force: bool = False, allow_unpriced: bool = False
 ) -> None:
     """Refuse a draft that `issue_invoice` would refuse; nothing is written.
 
@@ -241,8 +245,10 @@ class _Standing:
 class _Issuing:
     """Issuing drafts of one period."""
 
-    def __init__(self, store: Store, period: Period, *, on: date | None, by: str, allow_overlap: str | None) -> None:
-        self._store, self._on, self._by, self._allow_overlap = store, on, by, allow_overlap
+    def __init__(
+        self, store: Store, period: Period, *, on: date | str | None, by: str, allow_overlap: str | None
+    ) -> None:
+        self._store, self._on, self._by, self._allow_overlap = store, parse_day(on), by, allow_overlap
         self._billable = Billable(store, period)
         self._standing = _Standing(store, self._billable.period)
         self._index()
@@ -388,7 +394,7 @@ def record_payment(
     invoice: Invoice | str,
     amount: Decimal | int | str | None = None,
     *,
-    on: date | None = None,
+    on: date | str | None = None,
     reference: str | None = None,
     by: str | None = None,
 ) -> Invoice:
@@ -409,7 +415,7 @@ def record_payment(
         LedgerError: a draft, void, nothing left to pay, or more given back than was paid.
         ConfigurationError: not an amount in whole minor units, or a day to come.
     """
-    who = acting(by)
+    who, day = acting(by), parse_day(on)
 
     def pay(current: Invoice) -> Event | None:
         if current.status == "void":
@@ -420,6 +426,8 @@ def record_payment(
             paid = EXACT.subtract(EXACT.subtract(current.total, current.credited), current.paid)
         else:
             paid = _whole(parse_decimal(amount, name="the payment"), current.currency)
+        if not paid and amount is not None:
+            raise ConfigurationError("A payment of 0 is none; give the amount that came, or none for all that is left.")
         if not paid:
             raise LedgerError(f"Nothing is left to pay of invoice {current.number}; give the amount that came.")
         sign = 1 if current.total >= 0 else -1
@@ -428,7 +436,7 @@ def record_payment(
                 f"Invoice {current.number}: {current.paid} {current.currency} was paid; {magnitude(paid)} cannot be "
                 "given back of it."
             )
-        return Event(kind="payment", at=utcnow(), by=who, on=_day(current, on), amount=paid, note=reference)
+        return Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference)
 
     return _follow(store, invoice, pay)
 

@@ -23,7 +23,7 @@ from tokenmeter.dimensions import AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, total
-from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_period, zone
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 
 __all__ = ["AgedBalance", "Statement", "StatementLine", "age_balances", "draw_statement"]
@@ -355,14 +355,14 @@ class AgedBalance:
 _AGES = ("not_due", "days_30", "days_60", "days_90", "older", "overpaid")
 
 
-def age_balances(store: Store, *, as_of: date | None = None) -> list[AgedBalance]:
+def age_balances(store: Store, *, as_of: date | str | None = None) -> list[AgedBalance]:
     """Open balances of all buyers by age, in order of buyer.
 
     Args:
         store: The ledger.
         as_of: On which day; default: today. Payments written down since then count all the same.
     """
-    day = as_of or utcnow().date()
+    day = parse_day(as_of) or utcnow().date()
     found: dict[tuple[str, str, str], AgedBalance] = {}
     for invoice in invoices(store, lines=False):
         if not invoice.balance:

@@ -20,9 +20,10 @@ from tokenmeter.billing import (
 )
 from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, app, command
-from tokenmeter.cli.invoicing import Actor, Day, day_of, invoice_app, write_document
+from tokenmeter.cli.invoicing import Actor, Day, invoice_app, write_document
 from tokenmeter.cli.options import BillPeriod, TzOption, account_of, pairs_of
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.periods import parse_day
 
 __all__: list[str] = []
 
@@ -31,7 +32,7 @@ __all__: list[str] = []
 def aging(frame: Frame, *, on: Day = None) -> None:
     """What buyers owe, by how long it is overdue."""
     with frame.ledger() as opened:
-        found = age_balances(opened, as_of=day_of(on))
+        found = age_balances(opened, as_of=parse_day(on))
     if frame.as_json:
         emit([one.to_dict() for one in found])
     elif not found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +32,9 @@ from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.periods import parse_instant
 from tokenmeter.stores.base import Store
 
-__all__ = ["Actor", "Day", "day_of", "invoice_app", "write_document"]
+__all__ = ["Actor", "Day", "invoice_app", "write_document"]
 
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 
@@ -177,7 +175,7 @@ def issue(
         issued = issue_invoices(
             opened,
             drafts,
-            on=day_of(on),
+            on=on,
             by=actor,
             force=force,
             allow_unpriced=allow_unpriced,
@@ -298,7 +296,7 @@ def paid(
 ) -> None:
     """Note that an invoice has been paid, in part or in full."""
     with frame.ledger() as opened:
-        _show(frame, record_payment(opened, number, amount, on=day_of(on), reference=note, by=actor))
+        _show(frame, record_payment(opened, number, amount, on=on, reference=note, by=actor))
 
 
 @command(invoice_app, "void")
@@ -326,11 +324,6 @@ def write_document(document: Invoice | CreditNote | Statement, path: Path) -> No
         document.to_xlsx(path)
     else:
         raise ConfigurationError(f"{path.name}: a document is written as .pdf, .html, .csv, .xlsx or .json.")
-
-
-def day_of(text: str | None) -> date | None:
-    """A day as it is written on the command line."""
-    return None if text is None else parse_instant(text).date()
 
 
 def _list(frame: Frame, found: list[Invoice]) -> None:

@@ -14,7 +14,7 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
 from tokenmeter.periods import zone
-from tokenmeter.tables import DecimalMark, parse_number
+from tokenmeter.tables import DecimalMark, parse_moment, parse_number
 from tokenmeter.usage import Observation
 
 __all__ = [
@@ -168,7 +168,7 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
     """
     if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
         try:
-            moment = datetime.fromisoformat(value.strip())
+            moment = parse_moment(value)
         except ValueError:
             raise ConfigurationError(f"{value!r} is no instant") from None
         if moment.tzinfo is None:

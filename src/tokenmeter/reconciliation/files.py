@@ -30,7 +30,7 @@ from tokenmeter.reconciliation.statement import (
     kind_of_cost,
     tier_name,
 )
-from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_number, read_table
+from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_moment, parse_number, read_table
 
 __all__ = ["COLUMNS", "Columns", "model_id", "read_files"]
 
@@ -241,12 +241,15 @@ def _read(
     for line in lines:
         if not period.start.date() <= line.day < period.end.date():
             continue
-        if how.counts and found.usage is not None:
-            found.usage.append(UsageLine(line.bucket, line.counts, line.requests))
+        bucket, item = line.bucket, line.item
+        by_name = kind_of_cost(bucket.model, ZERO, model=None)
+        if by_name != "usage":  # "Refund" or "VAT 19 %" where models stand
+            bucket, item = bucket._replace(model=None), f"{bucket.model} {item}".strip()
+        if how.counts and found.usage is not None and (by_name == "usage" or line.counts):
+            found.usage.append(UsageLine(bucket, line.counts, line.requests))
         if "cost" in how.names and found.costs is not None and not line.is_empty_bucket:
             amount = line.dollars(rates)
-            kind = kind_of_cost(line.item, amount, model=line.bucket.model)
-            found.costs.append(CostLine(line.bucket, line.item, amount, kind))
+            found.costs.append(CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model)))
 
 
 def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, period: Period) -> ProviderStatement:
@@ -369,7 +372,7 @@ class _Row:
         try:
             if cell.isdigit() and len(cell) > len("20261123"):
                 return datetime.fromtimestamp(int(cell), UTC).date()
-            moment = datetime.fromisoformat(cell)
+            moment = parse_moment(cell)
         except (ValueError, OverflowError, OSError):
             raise self._bad(cell, "a date or time (2026-11-23, ISO 8601 or seconds)") from None
         return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date()
