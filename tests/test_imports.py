@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "src"
 LATE = {
     "tokenmeter.__main__": "the command line's packages are an extra",
     "tokenmeter.anthropic": "only where the SDK has cloud clients",
+    "tokenmeter.attribution": "a client may be made and never used",
     "tokenmeter.capture.genai": "a client may be made and never used",
     "tokenmeter.capture.sdk": "a client may be made and never used",
     "tokenmeter.capture.stainless": "as above",

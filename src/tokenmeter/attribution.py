@@ -17,12 +17,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
-from typing import Any, ClassVar, ParamSpec, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack, cast
 
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
-from tokenmeter.usage import Quantity, Usage
+
+if TYPE_CHECKING:
+    from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
     "MAX_TEXT",
@@ -196,6 +198,8 @@ class Scope:
     @property
     def usage(self) -> Usage:
         """What all calls in this block used together."""
+        from tokenmeter.usage import Usage  # noqa: PLC0415 - a client may be made and never used
+
         with self._lock:
             return Usage(dict(self._quantities), self._reasoning)
 
@@ -268,7 +272,7 @@ def scopes_of_call() -> tuple[Scope, ...]:
         for scope in scopes:
             scope.begun = True
     elif not _this_thread.opens_blocks:
-        _stray = (next(_numbers), threading.current_thread().name)
+        _stray = (next(_numbers), _this_thread.name or _this_thread.find_name())
     return scopes
 
 
@@ -293,6 +297,12 @@ class scopes_set_to:  # noqa: N801 - used as a verb, like contextlib.suppress
 
 class _ThisThread(threading.local):
     opens_blocks = False
+    name = ""
+
+    def find_name(self) -> str:
+        """The thread's name, looked up once."""
+        self.name = threading.current_thread().name
+        return self.name
 
 
 _this_thread = _ThisThread()

@@ -11,7 +11,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
-__all__ = ["NO_PIECES", "ActiveSpan", "Call", "Outcome", "RequestFacts"]
+__all__ = ["NO_PIECES", "ActiveSpan", "Call", "Outcome", "PlainRequest", "RequestFacts"]
 
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 #: A request for nothing that is sold by the piece.
@@ -76,6 +76,30 @@ class RequestFacts:
     background: bool = False
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
+
+
+class PlainRequest(NamedTuple):
+    """What accounting asks of a request of plain texts before it leaves: `RequestFacts`, as far as it has any.
+
+    Attributes:
+        model: See `RequestFacts`, as for the others.
+        input_bytes: See there.
+        long_texts: See there.
+        max_output_tokens: See there.
+        choices: See there.
+        streamed: See there.
+        image_count: See there: none.
+        unbounded: See there: its output has an upper bound.
+    """
+
+    model: str
+    input_bytes: int
+    long_texts: Sequence[str]
+    max_output_tokens: int | None
+    choices: int
+    streamed: bool
+    image_count: int = 0
+    unbounded: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

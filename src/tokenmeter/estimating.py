@@ -191,7 +191,7 @@ def estimate(
     call = replace(call, facts=facts)
     moment = utcnow() if at is None else parse_instant(at)
     tokenizer, prompt = _count(call) if input_tokens is None else ("given", input_tokens)
-    ceiling = Ceilings().of(call, moment, priced.pricer, prompt_tokens=longest_prompt(call))
+    ceiling = Ceilings().of(call, moment, priced.pricer, prompt_tokens=longest_prompt(call.provider, call.facts))
     most = bound(call, ceiling, _counter)
     usage, assumed = _likely(call, ceiling, prompt, expected_output_tokens)
     rating = priced.pricer.rate(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.call import RequestFacts
+from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.context import billed_tier
 from tokenmeter.providers.registry import dialect
 
@@ -133,6 +134,55 @@ PLAIN = {
 @pytest.mark.parametrize(("room", "endpoint"), READERS)
 def test_the_answers_that_everybody_gets_are_plain(room, endpoint):
     assert check(room, endpoint, room, PLAIN[endpoint])
+
+
+REQUESTS = [(room, endpoint) for room in ("openai", "anthropic", "google") for endpoint in dialect(room).plain_requests]
+ASKED = st.one_of(
+    st.none(),
+    st.text(max_size=300),
+    st.integers(-1, 5000),
+    st.booleans(),
+    st.sampled_from(["\udc80", "x" * 600, {}, [], 1.5, [1, 2], {"type": "x"}]),
+)
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(lambda role, content: {"role": role, "content": content}, st.sampled_from(["user", "system"]), ASKED),
+        st.dictionaries(st.sampled_from(["role", "content", "name", "type", "file_id"]), ASKED, max_size=3),
+        ASKED,
+    ),
+    max_size=3,
+)
+FIELDS = ("n", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream", "metadata", "tools", "reasoning")
+
+
+@pytest.mark.parametrize(("room", "endpoint"), REQUESTS)
+@given(
+    body=st.fixed_dictionaries(
+        {"model": st.one_of(st.just("gpt-5-mini"), ASKED)},
+        optional={"messages": MESSAGES, "input": st.one_of(MESSAGES, ASKED), "instructions": ASKED, "system": ASKED}
+        | dict.fromkeys(FIELDS, ASKED),
+    )
+)
+def test_the_quick_reader_of_requests_says_what_the_general_one_does_or_leaves_them(room, endpoint, body):
+    asked = dialect(room)
+    seen = asked.plain_requests[endpoint](body)
+    if seen is None:
+        return
+    whole = asked.request_facts(Endpoint(endpoint, "chat"), body)
+    names = ("model", "input_bytes", "max_output_tokens", "choices", "streamed", "image_count", "unbounded")
+    assert [getattr(seen, name) for name in names] == [getattr(whole, name) for name in names]
+    assert sorted(seen.long_texts) == sorted(whole.long_texts)
+    assert (whole.processing, dict(whole.tool_models), dict(whole.pieces)) == (None, {}, {})
+
+
+def test_requests_as_people_write_them_are_plain():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    given = {"openai": [("chat.completions", {"messages": chat, "max_completion_tokens": 9, "n": 2})]}
+    given["openai"].append(("responses", {"input": "Hello", "instructions": "Be brief."}))
+    given["anthropic"] = [("messages", {"messages": chat[1:], "system": "Be brief.", "max_tokens": 9})]
+    for room, cases in given.items():
+        for endpoint, body in cases:
+            assert dialect(room).plain_requests[endpoint]({"model": "m", **body}) is not None
 
 
 ODD = st.one_of(

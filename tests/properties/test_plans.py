@@ -36,7 +36,7 @@ class Side:
         self.by_plan = 0
         if planned:
             write = self.meter.plans.write
-            self.meter.plans.write = lambda *given: self._counted(write(*given))
+            self.meter.plans.write = lambda *given, **how: self._counted(write(*given, **how))
         else:
             self.meter.plans.find = lambda _key: None
         httpx = __import__(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])

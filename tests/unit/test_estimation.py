@@ -133,7 +133,7 @@ def test_no_class_tier_or_prompt_length_costs_more_than_the_bound(model, size, a
     call = a_call(provider=provider, model=model, input_bytes=size, max_output_tokens=answer)
     ceilings = Ceilings()
     ceilings.learn(an_entry(provider=provider, request_model=model, service_tier=tier))
-    ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call))
+    ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call.provider, call.facts))
     usage = Usage({meter: size, "output": answer})
     seen = Consumption(model=model, usage=usage, service_tier=tier, prompt_tokens=size)
     rating = pricer.rate(Observation(consumptions=(seen,)), provider=provider, endpoint=call.endpoint, at=NOW)

@@ -82,7 +82,7 @@ class TestIdentity:
         meter = make_meter()
         for number in range(2500):
             meter.identify(f"token-{number}")
-        assert len(meter._keys) <= 1000
+        assert len(meter.keys) <= 1000
 
 
 class TestEntries:

@@ -18,7 +18,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
-from tokenmeter.call import Call, RequestFacts
+from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
@@ -198,20 +198,21 @@ def _prompt_bound(call: Call, context: int | None, counter: TokenCounter | None)
     return tokens
 
 
-def longest_prompt(call: Call) -> int | None:
+def longest_prompt(provider: str, facts: RequestFacts | PlainRequest) -> int | None:
     """The prompt's bound by its bytes alone; None where part of it lies elsewhere."""
-    facts = call.facts
     if facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return None
-    rule = prompt_rule(call.provider, facts.model)
+    rule = prompt_rule(provider, facts.model)
     return facts.input_bytes + rule.overhead + facts.image_count * rule.image
 
 
-def _text_bound(provider: str, facts: RequestFacts, counter: TokenCounter | None) -> int:
+def _text_bound(provider: str, facts: RequestFacts | PlainRequest, counter: TokenCounter | None) -> int:
     """The prompt's bytes; of its longer texts the tokens, where they can be counted."""
     encoding = encoding_of(provider, facts.model) if facts.long_texts and counter is not None else None
-    if encoding is None or counter is None:
-        return facts.input_bytes
+    return facts.input_bytes if encoding is None or counter is None else _counted(facts, encoding, counter)
+
+
+def _counted(facts: RequestFacts | PlainRequest, encoding: str, counter: TokenCounter) -> int:
     counted = counter.count(encoding, facts.long_texts)
     if counted is None:
         return facts.input_bytes
@@ -247,12 +248,12 @@ class Sizes:
         until_us: First instant at which other rates may apply.
     """
 
-    __slots__ = ("_fixed", "_input", "_maximum", "_output", "_provider", "_scale", "_silent", "tiers", "until_us")
+    __slots__ = ("_encoding", "_fixed", "_input", "_maximum", "_output", "_scale", "_silent", "tiers", "until_us")
 
     def __init__(self, call: Call, ceiling: Ceiling, at_us: int, tiers: int) -> None:
         self.tiers = tiers
         self.until_us = (at_us // _MINUTE + 1) * _MINUTE
-        self._provider = call.provider
+        self._encoding = encoding_of(call.provider, call.facts.model)
         self._silent = call.operation in PROMPT_OPERATIONS
         self._maximum = ceiling.max_output_tokens or ceiling.context_window
         output = ZERO if self._silent else ceiling.output
@@ -271,7 +272,9 @@ class Sizes:
             return None
         return None if _pieces(call, ceiling) is not None else cls(call, ceiling, at_us, tiers)
 
-    def amounts(self, facts: RequestFacts, longest: int, tokens: TokenCounter | None) -> tuple[int, int] | None:
+    def amounts(
+        self, facts: RequestFacts | PlainRequest, longest: int, tokens: TokenCounter | None
+    ) -> tuple[int, int] | None:
         """What a call may use: picodollars, rounded up, and tokens; None where the answer may be of any length.
 
         Args:
@@ -280,8 +283,8 @@ class Sizes:
             tokens: Counts the prompt's longer texts where a tokenizer is at hand.
         """
         prompt = longest
-        if facts.long_texts:
-            prompt += _text_bound(self._provider, facts, tokens) - facts.input_bytes
+        if facts.long_texts and self._encoding is not None and tokens is not None and tokens.may_have(self._encoding):
+            prompt += _counted(facts, self._encoding, tokens) - facts.input_bytes
         answer = 0
         if not self._silent:
             each = facts.max_output_tokens

@@ -16,7 +16,7 @@ from operator import attrgetter
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt, picodollars
 from tokenmeter.budgets.counting import count, spent_by, tally, with_held
-from tokenmeter.budgets.demands import Amounts
+from tokenmeter.budgets.demands import Amounts, Sent
 from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
@@ -240,25 +240,25 @@ class Budgets(Registry):
         """Microseconds that a call may be in flight before its hold expires."""
         return self._holds.hold_us
 
-    def amounts(self, call: Call, at_us: int, known: dict[int, Sizes]) -> Amounts | None:
+    def amounts(self, sent: Sent, at_us: int, known: dict[int, Sizes]) -> Amounts | None:
         """What a call may use at most; None where that is for the general way to say.
 
         Args:
-            call: The call.
+            sent: The call.
             at_us: When it leaves, in microseconds since the epoch.
             known: What was worked out for calls like it; sizes of one length of prompt hold for a minute.
         """
-        facts = call.facts
+        facts = sent.facts
         if facts.unbounded is not None:
             return None
-        longest = longest_prompt(call)
+        longest = longest_prompt(sent.provider, facts)
         if longest is None:
             return None
         length = longest.bit_length()
         sizes = known.get(length)
         ceilings = self._ceilings
         if sizes is None or at_us >= sizes.until_us or sizes.tiers != ceilings.tiers:
-            tiers = ceilings.tiers
+            tiers, call = ceilings.tiers, sent.call
             ceiling = ceilings.of(call, from_microseconds(at_us), self._pricer, prompt_tokens=longest)
             sizes = Sizes.of(call, ceiling, at_us=at_us, tiers=tiers)
             if sizes is None:
@@ -280,7 +280,7 @@ class Budgets(Registry):
             cost: Picodollars.
             latency_us: Microseconds that it took.
         """
-        if self._state.hard:
+        if self._state.any_hard:
             route, model = call.attribution.route, call.request_model
             self._learned.learn_amounts(route, model, output=output, cost=cost, latency_us=latency_us)
 
@@ -310,12 +310,13 @@ class Budgets(Registry):
         holds += (Hold(one.cap, one.scope, one.keys, one.limit or 0) for one in matched)
         if not holds:
             return Plan(call, at)
+        longest = longest_prompt(call.provider, call.facts)
         try:
             return make_plan(
                 call,
                 at,
                 holds,
-                ceiling=self._ceilings.of(call, at, self._pricer, prompt_tokens=longest_prompt(call)),
+                ceiling=self._ceilings.of(call, at, self._pricer, prompt_tokens=longest),
                 learned=self._learned,
                 store=self._store,
                 tokens=self._tokens,

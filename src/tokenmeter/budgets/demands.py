@@ -7,22 +7,52 @@ No rule of budgets stands here. Which caps apply, and until when, `Budgets.find`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from tokenmeter.attribution import Attribution
 from tokenmeter.budgets.holds import unanswered
 from tokenmeter.budgets.matching import Matched
 from tokenmeter.budgets.windows import from_microseconds
-from tokenmeter.call import Call
+from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.forks import process_name
 from tokenmeter.ledger import Claim, CounterKey, Reservation
 from tokenmeter.stores.live import NEVER, Slot
 
-__all__ = ["Amounts", "Demands", "PlannedHold"]
+__all__ = ["Amounts", "Demands", "PlannedHold", "Sent"]
 
 #: Picodollars, tokens, and one for what counts calls.
 Amounts = tuple[int, int, int]
 _PLACE = {"usd": 0, "tokens": 1}
 _BY_CALL = 2
+
+
+class Sent(Protocol):
+    """A call that is about to leave, as far as its plan asks before it does."""
+
+    @property
+    def provider(self) -> str:
+        """Who serves it."""
+        ...
+
+    @property
+    def attribution(self) -> Attribution:
+        """On whose account."""
+        ...
+
+    @property
+    def span(self) -> ActiveSpan | None:
+        """The span it is made in, where traces are on."""
+        ...
+
+    @property
+    def facts(self) -> RequestFacts | PlainRequest:
+        """What accounting needs of its request."""
+        ...
+
+    @property
+    def call(self) -> Call:
+        """All that accounting needs to know of it, which takes longer."""
+        ...
 
 
 class PlannedHold(NamedTuple):

@@ -54,6 +54,7 @@ class InForce:
     dates: tuple[int, ...]
     applied: bool
     singled_out: tuple[str, ...] = ()
+    any_hard: bool = False
 
     def next_date(self, now_us: int) -> int:
         """First instant after now at which a budget begins or ends."""
@@ -86,6 +87,7 @@ class InForce:
             tuple(sorted({microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
             applied,
             tuple(sorted({name for cap in caps for name in cap.budget.scope if name == "end_user" or ":" in name})),
+            any(cap.budget.hard for cap in caps),
         )
 
 

@@ -73,6 +73,10 @@ class TokenCounter:
         self._load = load or _load
         self._encodings: dict[str, Encoding | None] = {}
 
+    def may_have(self, encoding: str) -> bool:
+        """Whether an encoding is at hand, or nobody has looked yet."""
+        return self._encodings.get(encoding, self) is not None
+
     def count(self, encoding: str, texts: Sequence[str]) -> int | None:
         """The tokens of `texts`; None when the encoding is not at hand (yet). Never waits."""
         if encoding not in self._encodings:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
 
-from tokenmeter.attribution import ApiKey, Attribution, Scope, current_attribution, scopes_of_call
-from tokenmeter.call import ActiveSpan, Call, Outcome
+from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope, scopes_of_call
+from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
 from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, complain
@@ -31,7 +32,6 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import new_id
 from tokenmeter.meter import Authorization, Meter
-from tokenmeter.meter.plans import Answered
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -44,24 +44,35 @@ __all__ = ["REFUSALS", "Identity", "InFlight", "describe", "identify", "leave", 
 REFUSALS = (AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError)
 
 
+#: What an answer that came whole says of how it ended, and a stream that came to its end.
+_WENT_WELL = (None, "ok")
+
+
 class InFlight:
     """A call that was made, with leave or waiting for it.
 
     Args:
         binding: What the client is metered with.
         meter: Where it is settled, even if the default meter changes meanwhile.
-        endpoint: What is called.
-        identity: Who makes it, and who serves it.
+        kind: What is called, who serves it, and with which key.
+        who: Who makes it.
         body: The JSON object that is about to be sent; None for none.
         streamed: Whether an event stream is asked for.
-        key_on_demand: Whether the SDK asks a function of its user's for the key of each request.
+        plan_key: What tells it from calls that are not like it; None for one that no plan is made for.
 
     Attributes:
         answering: The response whose body the SDK is decoding right now, while the call is on its way.
         attempts: HTTP requests sent so far.
         awaits_key: Whether leave cannot be asked for yet, since the key is not known.
         usage_asked: Whether the request asks for a usage chunk that the caller did not ask for.
-        started_ns: When it was made, on the performance counter.
+        attribution: On whose account it goes.
+        scopes: Open `attribute` blocks to count into.
+        span: The span it is made in, where spans are told.
+        started_us: When it was made, in microseconds since the epoch.
+        started_ns: The same, on the performance counter.
+        streamed: As given.
+        plan: The plan of calls like it, while it goes by one.
+        hold: What that holds for it.
     """
 
     __slots__ = (
@@ -69,23 +80,30 @@ class InFlight:
         "_authorization",
         "_body",
         "_call",
-        "_hold",
         "_hold_id",
-        "_identity",
         "_key",
-        "_plan",
         "_readings",
+        "_request",
         "_returned",
-        "_started_us",
-        "_streamed",
         "answering",
+        "api_key",
         "attempts",
+        "attribution",
         "awaits_key",
         "binding",
+        "cost_unit",
         "endpoint",
+        "hold",
         "key_on_demand",
         "meter",
+        "plan",
+        "provider",
+        "region",
+        "scopes",
+        "span",
         "started_ns",
+        "started_us",
+        "streamed",
         "usage_asked",
     )
 
@@ -93,43 +111,46 @@ class InFlight:
         self,
         binding: Binding,
         meter: Meter,
-        endpoint: Endpoint,
-        identity: Identity,
+        kind: Kind,
+        who: tuple[Attribution, tuple[Scope, ...], ActiveSpan | None],
         body: Mapping[str, Any] | None,
         *,
         streamed: bool,
-        key_on_demand: bool,
+        plan_key: tuple[Any, ...] | None,
     ) -> None:
         self.binding = binding
         self.meter = meter
-        self.endpoint = endpoint
+        _, _, self.endpoint, self.key_on_demand, self.provider, self.region, self.cost_unit, self.api_key, _ = kind
+        self.attribution, self.scopes, self.span = who
+        self.awaits_key = self.key_on_demand
         self.answering: Exchange | None = None
         self.attempts = 0
         self.usage_asked = False
-        self.key_on_demand = self.awaits_key = key_on_demand
-        self._identity = identity
         self._body = body
-        self._streamed = streamed
+        self.streamed = streamed
         self._answers: list[Exchange] = []
         self._hold_id: str | None = None
-        self._hold: PlannedHold | None = None
+        self.hold: PlannedHold | None = None
         self._readings: Readings | None = None
         self._returned = False
         self._authorization: Authorization | None = None
         self._call: Call | None = None
-        self._key = None if key_on_demand else _plan_key(binding, meter, endpoint, identity, body, streamed=streamed)
-        self._plan = None if self._key is None else meter.plans.find(self._key)
-        self._started_us = meter.plans.now_us()
+        self._key = plan_key
+        plans = meter.plans
+        plan = self.plan = None if plan_key is None else plans.find(plan_key)
+        self.started_us = plans.now_us()
         self.started_ns = time.perf_counter_ns()
-        if self._plan is None or streamed or self._plan.demands.any:
-            self._call = self._described()  # right here: a body may change while its answer is awaited
-        if self._plan is None:
-            self._authorization = leave(meter, self._call or self._described())
-
-    @property
-    def provider(self) -> str:
-        """Who serves the call."""
-        return self._identity.provider
+        self._request: PlainRequest | None = None
+        if plan is None:  # right here: a body may change while its answer is awaited
+            self._call = self._described()
+            self._authorization = leave(meter, self._call)
+        elif streamed:
+            self._call = self._described()
+        elif plan.demands.any and body is not None:
+            read = binding.sdk.dialect().plain_requests.get(self.endpoint.path)
+            self._request = None if read is None else read(body)
+            if self._request is None:
+                self._call = self._described()
 
     @property
     def call(self) -> Call:
@@ -138,19 +159,24 @@ class InFlight:
             self._call = self._described()
         return self._call
 
+    @property
+    def facts(self) -> RequestFacts | PlainRequest:
+        """What accounting needs of its request."""
+        return self._request or self.call.facts
+
     def _described(self) -> Call:
-        call = describe(self.binding, self.endpoint, self._identity, self._body, streamed=self._streamed)
+        call = describe(self.binding, self.endpoint, self, self._body, streamed=self.streamed)
         starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
         if starter is None:
             return call
         # What a host leaves unsaid is known from the request that started it.
-        return replace(call, facts=replace(starter.facts, streamed=self._streamed, background=True))
+        return replace(call, facts=replace(starter.facts, streamed=self.streamed, background=True))
 
     @property
     def authorization(self) -> Authorization:
         """Leave for it."""
         if self._authorization is None:
-            self._authorization = self.meter.resume(self.call, self._started_us, self.started_ns, self._hold)
+            self._authorization = self.meter.resume(self.call, self.started_us, self.started_ns, self.hold)
         return self._authorization
 
     # -- leave
@@ -161,7 +187,7 @@ class InFlight:
         Raises:
             BudgetExceededError: nothing must be sent.
         """
-        hold_id = self._ask_plan()
+        hold_id = self._ask_plan(wait=True)
         if hold_id is None:
             return
         try:
@@ -173,7 +199,7 @@ class InFlight:
 
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
-        hold_id = self._ask_plan()
+        hold_id = self._ask_plan(wait=False)
         if hold_id is None:
             return
         try:
@@ -183,21 +209,21 @@ class InFlight:
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self.meter.fault("authorize", error)
 
-    def _ask_plan(self) -> str | None:
+    def _ask_plan(self, *, wait: bool) -> str | None:
         """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""
         self.awaits_key = False
-        plan = self._plan
+        plan = self.plan
         if plan is not None:
-            if not (plan.demands.any or self._streamed):
+            if not (plan.demands.any or self.streamed):
                 return None
             self._hold_id = new_id()
             try:
-                self._hold = self.meter.plans.hold(plan, self.call, self._started_us, self._hold_id)
+                self.hold = self.meter.plans.hold(plan, self, self.started_us, self._hold_id, wait=wait)
             except Exception as error:  # noqa: BLE001 - the general way says what comes of it
                 self.meter.fault("hold a call's budget by its plan", error)
-            if self._hold is not None:
+            if self.hold is not None:
                 return None
-            self._plan = None
+            self.plan = None
         if not self.endpoint.billed:
             return None
         self._hold_id = new_id()
@@ -218,6 +244,11 @@ class InFlight:
     def output_cap(self) -> int | None:
         """The output cap that a budget wants set on the request."""
         return None if self._authorization is None else self._authorization.inject_max_output_tokens
+
+    @property
+    def sent_as_written(self) -> bool:
+        """Whether nothing is to be changed about the request, as far as that is known without looking at it."""
+        return self._authorization is None and not self.streamed
 
     def keep_hold(self) -> None:
         """A stream goes on: what is held for it stays held."""
@@ -256,8 +287,8 @@ class InFlight:
     @property
     def _holds(self) -> bool:
         """Whether anything is held for it in the ledger."""
-        if self._hold is not None:
-            return self._hold.hold_id is not None
+        if self.hold is not None:
+            return self.hold.hold_id is not None
         return self._authorization is not None and self._authorization.reservation is not None
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
@@ -275,53 +306,19 @@ class InFlight:
         if not self._returned:
             return None
         alone = len(self._answers) == 1
+        plain: Plain | None = None
+        if alone and self._key is not None and exchange.body is not None and exchange.status in _WENT_WELL:
+            reader = self.binding.sdk.dialect().plain.get(self.endpoint.path)
+            plain = None if reader is None else reader(exchange.body)
+            if plain is not None and self.plan is not None:
+                return [Planned(self, exchange, plain)]
         last = alone or all(other.closed for other in self._answers)
-        plain = self._plain(exchange) if alone else None
-        if plain is not None and self._plan is not None:
-            return [Planned(self, exchange, plain)]
         return list(self.general(exchange, plain, last=last))
 
     def _read_elsewhere(self) -> Readings:
         if self._readings is None:
             self._readings = Readings(self.meter, self.endpoint)
         return self._readings
-
-    def _plain(self, exchange: Exchange) -> Plain | None:
-        """What a plain answer says; None for any other."""
-        if self._key is None or exchange.body is None or exchange.status not in {None, "ok"}:
-            return None
-        reader = self.binding.sdk.dialect().plain.get(self.endpoint.path)
-        return None if reader is None else reader(exchange.body)
-
-    def write_planned(self, exchange: Exchange, plain: Plain, entry_id: str) -> bool:
-        """Write down a plain answer by the plan of calls like this one; whether that was possible."""
-        if self._plan is None:
-            return False
-        meter, who = self.meter, self._identity
-        answered = Answered(
-            entry_id,
-            self._hold,
-            plain,
-            who.attribution,
-            who.scopes,
-            who.span,
-            self._started_us,
-            self.started_ns,
-            exchange.request_id,
-            exchange.attempts,
-            self._streamed,
-            exchange.first_token_us,
-        )
-        try:
-            written = meter.plans.write(self._plan, answered)
-        except (StoreUnavailableError, StoreBusyError):
-            return False  # the general way tries once more, from a thread if need be
-        except Exception as error:  # noqa: BLE001 - as above
-            meter.fault("record a call by its plan", error)
-            return False
-        if written and meter.budgets.rules:
-            meter.budgets.check_rules_sometimes(faults=meter.faults)
-        return written
 
     def general(self, exchange: Exchange, plain: Plain | None, *, last: bool) -> Iterator[Settling]:
         """What is to be written down of an answer, the general way."""
@@ -357,7 +354,8 @@ class InFlight:
         """The call returned a value: write down what it cost, before the caller gets it."""
         for settling in self._due():
             settle(settling)
-        catch_up()
+        if has_waiting():
+            catch_up()
 
     async def returned_async(self) -> None:
         """As `returned`, without making the event loop wait."""
@@ -381,6 +379,9 @@ class InFlight:
         if not self._answers:  # middleware answered by itself: nothing was billed
             self._release()
             return []
+        if len(self._answers) == 1:
+            (exchange,) = self._answers
+            return exchange.unwritten() if exchange.closed else []
         return [settling for exchange in self._answers if exchange.closed for settling in exchange.unwritten()]
 
     def _due_after(self, error: BaseException) -> list[Settling]:
@@ -430,10 +431,22 @@ class Planned(Settling):
 
     def record(self, *, wait: bool) -> None:
         """Write it down by the plan; the general way, where that is not possible."""
+        call, meter = self._call, self.meter
         if self._rest is None:
-            if self._call.write_planned(self._exchange, self._plain, self._entry_id):
-                return
-            self._rest = list(self._call.general(self._exchange, self._plain, last=True))
+            if call.plan is not None:
+                try:
+                    if meter.plans.write(call.plan, call, self._exchange, self._plain, self._entry_id, wait=wait):
+                        if meter.budgets.rules:
+                            meter.budgets.check_rules_sometimes(faults=meter.faults)
+                        return
+                except StoreBusyError:
+                    if not wait:
+                        raise
+                except StoreUnavailableError:
+                    pass  # the general way tries once more
+                except Exception as error:  # noqa: BLE001 - as above
+                    meter.fault("record a call by its plan", error)
+            self._rest = list(call.general(self._exchange, self._plain, last=True))
         for settling in self._rest:
             settling.write(wait=wait)
 
@@ -508,34 +521,95 @@ def open_call(
     Raises:
         ConfigurationError: the user's settings are wrong.
     """
-    endpoint = _endpoint(binding, method, url)
-    meter = None if endpoint is None else binding.meter()
-    if endpoint is None or meter is None:
+    place = (method, url)
+    endpoint = binding.endpoints[place] if place in binding.endpoints else _endpoint(binding, method, url)
+    if endpoint is None:
+        return None
+    meter = binding.own_meter
+    if meter is None and (meter := binding.meter()) is None:
         return None
     try:
-        return InFlight(
-            binding,
-            meter,
-            endpoint,
-            identify(client, binding, meter, body, key=key),
-            body,
-            streamed=streamed,
-            key_on_demand=key is None and binding.sdk.asks_for_key(client),
-        )
+        text = key or binding.sdk.api_key(client)
+        kind: Kind | None = binding.kinds.get((*place, text, key is None))
+        if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
+            kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
+        who = _whose(binding, meter, body)
+        plan_key = _plan_key(binding, meter, kind, who, body, streamed=streamed)
+        return InFlight(binding, meter, kind, who, body, streamed=streamed, plan_key=plan_key)
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         meter.fault("see a call", error)
         return None
 
 
+class Kind(NamedTuple):
+    """What calls of one client to one URL with one key have in common, while its base URL and its meter are the same.
+
+    Attributes:
+        meter: Where they are settled; not kept alive.
+        base_url: The client's, as the SDK's own object.
+        endpoint: What is called.
+        key_on_demand: Whether the SDK asks a function of its user's for the key of each request.
+        provider: Provider id.
+        region: Cloud region or data zone, where it decides the price.
+        cost_unit: What the host means by a cost it states; None = as its provider does.
+        api_key: Which key is used.
+        alike: The part of a plan's key that they share; None where no plan is made for them.
+    """
+
+    meter: ref[Meter]
+    base_url: Any
+    endpoint: Endpoint
+    key_on_demand: bool
+    provider: str
+    region: str | None
+    cost_unit: str | None
+    api_key: ApiKey | None
+    alike: tuple[str | None, ...] | None
+
+
+def _kind(
+    client: Any, binding: Binding, meter: Meter, endpoint: Endpoint, place: tuple[str, str, str | None, bool]
+) -> Kind:
+    _, _, text, its_own = place
+    host, api_key = binding.host(client, meter), meter.identify(text)
+    on_demand = its_own and binding.sdk.asks_for_key(client)
+    alike: tuple[str | None, ...] | None = None
+    if endpoint.kind == "billed" and not on_demand:
+        alike = (host.provider, endpoint.path, host.region, None if api_key is None else api_key.fingerprint)
+    kind = Kind(
+        ref(meter),
+        client.base_url,
+        endpoint,
+        on_demand,
+        host.provider,
+        host.region,
+        host.cost_unit,
+        api_key,
+        alike,
+    )
+    if alike is not None and text in meter.keys.known:  # else the ledger's secret could not be read
+        if len(binding.kinds) >= _MOST_KINDS:
+            binding.kinds.clear()
+        binding.kinds[place] = kind
+    return kind
+
+
+#: What a client called that is remembered at most: ids may be part of a URL, and keys may be short-lived.
+_MOST_KINDS = 256
+
+
 def _endpoint(binding: Binding, method: str, url: str) -> Endpoint | None:
     """What is called; None for what makes no bill."""
     try:
-        method = method.upper()
-        endpoint = binding.sdk.dialect().endpoint(method, url)
+        endpoint = binding.sdk.dialect().endpoint(method.upper(), url)
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         complain("see what is called", error)
         return None
-    return endpoint if endpoint.kind in {"polled", "starts"} or (method == "POST" and endpoint.billed) else None
+    made = endpoint.kind in {"polled", "starts"} or (method.upper() == "POST" and endpoint.billed)
+    if len(binding.endpoints) >= _MOST_KINDS:
+        binding.endpoints.clear()
+    binding.endpoints[method, url] = endpoint if made else None
+    return endpoint if made else None
 
 
 class Identity(NamedTuple):
@@ -560,33 +634,36 @@ class Identity(NamedTuple):
     span: ActiveSpan | None
 
 
-def identify(
-    client: Any, binding: Binding, meter: Meter, body: Mapping[str, Any] | None, *, key: str | None = None
-) -> Identity:
-    """Who is about to make a call with `client`, and who serves it; `key` is what the request itself names."""
-    host = binding.host(client, meter)
-    return Identity(
-        host.provider,
-        host.region,
-        host.cost_unit,
-        meter.identify(key or binding.sdk.api_key(client)),
-        meter.attribution_of(body, current_attribution()).over(binding.attribution),
-        scopes_of_call(),
-        None if meter.spans is None else meter.spans.current(),
-    )
+def identify(client: Any, binding: Binding, meter: Meter, body: Mapping[str, Any] | None) -> Identity:
+    """Who is about to make a call with `client`, and who serves it."""
+    host, key = binding.host(client, meter), meter.identify(binding.sdk.api_key(client))
+    return Identity(host.provider, host.region, host.cost_unit, key, *_whose(binding, meter, body))
+
+
+def _whose(
+    binding: Binding, meter: Meter, body: Mapping[str, Any] | None
+) -> tuple[Attribution, tuple[Scope, ...], ActiveSpan | None]:
+    """On whose account a call is that is made right here; the blocks to count into, and the span, where it is told."""
+    scopes = scopes_of_call()
+    who = scopes[-1].attribution if scopes else NOBODY
+    if meter.request_fields is not None:
+        who = meter.attribution_of(body, who)
+    if binding.attribution is not NOBODY:
+        who = who.over(binding.attribution)
+    return who, scopes, None if meter.spans is None else meter.spans.current()
 
 
 def _plan_key(
     binding: Binding,
     meter: Meter,
-    endpoint: Endpoint,
-    identity: Identity,
+    kind: Kind,
+    who: tuple[Attribution, tuple[Scope, ...], ActiveSpan | None],
     body: Mapping[str, Any] | None,
     *,
     streamed: bool,
 ) -> tuple[Any, ...] | None:
     """What tells calls apart; None for one that no plan is made for."""
-    if body is None or endpoint.kind != "billed":
+    if body is None or kind.alike is None:
         return None
     singular = binding.sdk.dialect().singular_fields
     if not singular.isdisjoint(body) and any(_is_given(body.get(name)) for name in singular):
@@ -594,24 +671,14 @@ def _plan_key(
     model, tier = body.get("model"), body.get("service_tier")
     if type(model) is not str:
         return None
-    for scope in identity.scopes:
+    for scope in who[1]:
         if type(scope) is not Scope:
             return None  # a block with a budget of its own
-    if type(tier) is not str:
+    if tier is not None and type(tier) is not str:
         if _is_given(tier):
             return None
         tier = None
-    key = identity.api_key
-    return meter.plans.key(
-        identity.attribution,
-        identity.provider,
-        endpoint.path,
-        identity.region,
-        None if key is None else key.fingerprint,
-        model,
-        tier,
-        streamed,
-    )
+    return meter.plans.key(who[0], (kind.alike, model, tier, streamed))
 
 
 def _is_given(value: Any) -> bool:
@@ -620,7 +687,12 @@ def _is_given(value: Any) -> bool:
 
 
 def describe(
-    binding: Binding, endpoint: Endpoint, identity: Identity, body: Mapping[str, Any] | None, *, streamed: bool
+    binding: Binding,
+    endpoint: Endpoint,
+    identity: Identity | InFlight,
+    body: Mapping[str, Any] | None,
+    *,
+    streamed: bool,
 ) -> Call:
     """What accounting needs to know of a call with this body, made right here."""
     facts = binding.sdk.dialect().request_facts(endpoint, body)

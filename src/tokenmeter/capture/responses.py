@@ -193,6 +193,13 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self._meter.fault("read a response", error)
 
+    def took_whole(self) -> bool:
+        """Whether the SDK has shown the whole body decoded, so that nothing more will be learnt."""
+        if self.body is None or self._many or self._raw is not None or self._stream is not None:
+            return False
+        self.ended = self.closed = self._deaf = True
+        return True
+
     def saw_body(self, body: Any) -> None:
         """The whole decoded body: JSON, text, or None for one that carries no text."""
         if not self._many:
@@ -310,9 +317,12 @@ class Exchange:
 
     def unwritten(self) -> list[Settling]:
         """What is to be written down now. An interrupted writing is taken up again by asking anew."""
-        if self._pending is None:
-            self._pending = self._asked.answered(self)
-        return [one for one in (*self._lines, *(self._pending or ())) if not one.done]
+        pending = self._pending
+        if pending is None:
+            pending = self._pending = self._asked.answered(self)
+        if self._lines:
+            return [one for one in (*self._lines, *(pending or ())) if not one.done]
+        return [one for one in pending if not one.done] if pending else []
 
     def is_disturbed(self) -> bool:
         """Whether something is being raised right now, other than what the caller was handling already."""

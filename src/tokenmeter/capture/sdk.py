@@ -16,7 +16,7 @@ from tokenmeter.semconv import Status
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter
-    from tokenmeter.providers.base import Dialect
+    from tokenmeter.providers.base import Dialect, Endpoint
 
 __all__ = [
     "BINDING",
@@ -112,6 +112,8 @@ class Binding:
         own_meter: The meter given to `tokenmeter.wrap`; None = the default meter, looked up at each call.
         attribution: Client-level attribution; `attribute` blocks win over it.
         met: Whether `meet` was called.
+        endpoints: What was called by method and URL, None for what makes no bill.
+        kinds: What calls have in common, by method, URL, key, and whether that is the client's own.
     """
 
     sdk: Sdk
@@ -119,6 +121,8 @@ class Binding:
     attribution: Attribution = NOBODY
     _host: Host | None = field(default=None, repr=False)
     met: bool = field(default=False, repr=False)
+    endpoints: dict[tuple[str, str], Endpoint | None] = field(default_factory=dict, repr=False)  # pyright: ignore[reportUnknownVariableType]
+    kinds: dict[tuple[str, str, str | None, bool], Any] = field(default_factory=dict, repr=False)  # pyright: ignore[reportUnknownVariableType]
 
     async def meet(self) -> None:
         """Have the default meter made in a thread: its settings and its store are read from disk.

@@ -133,11 +133,14 @@ _exit_hook_set = False
 
 def settle(settling: Settling) -> None:
     """Write one outcome, waiting for the store's lock if need be. Never raises."""
-    if _is_inside():  # called by a signal handler or an observer amid another one: it would wait for itself
+    if (
+        _this_thread.inside and _is_inside()
+    ):  # a signal handler or an observer amid another one: it would wait for itself
         _put_by_for_later(settling)
         return
     _write(settling, wait=True)
-    _catch_up(wait=True)
+    if _put_by:
+        _catch_up(wait=True)
 
 
 async def settle_async(settling: Settling) -> None:
@@ -148,9 +151,10 @@ async def settle_async(settling: Settling) -> None:
     if settling.looks_up or not _write(settling, wait=False):
         await in_thread(settle, settling)
         return
-    _catch_up(wait=False)
-    if any(waiting.looks_up for waiting in tuple(_put_by)):
-        await catch_up_async()
+    if _put_by:
+        _catch_up(wait=False)
+        if any(waiting.looks_up for waiting in tuple(_put_by)):
+            await catch_up_async()
 
 
 def has_waiting() -> bool:

@@ -169,7 +169,8 @@ def _request(kind: type[Any]) -> Callable[..., Any]:
             try:
                 if not call.awaits_key:
                     call.authorize()
-                value = send(self, cast_to, _prepared(self, call, options, kwargs), *args, **kwargs)
+                sent = options if call.sent_as_written else _prepared(self, call, options, kwargs)
+                value = send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not _refuses_usage(self, call, error):
                     raise
@@ -202,7 +203,8 @@ def _request_async(kind: type[Any]) -> Callable[..., Any]:
             try:
                 if not call.awaits_key:
                     await call.authorize_async()
-                value = await send(self, cast_to, _prepared(self, call, options, kwargs), *args, **kwargs)
+                sent = options if call.sent_as_written else _prepared(self, call, options, kwargs)
+                value = await send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not _refuses_usage(self, call, error):
                     raise
@@ -291,7 +293,7 @@ def _process_response(kind: type[Any]) -> Callable[..., Any]:
         call = CURRENT.get()
         if call is None or self._tokenmeter_hooked is not kind:
             return plain(self, **kwargs)
-        exchange = _responded(call, **kwargs)
+        exchange = _responded(call, kwargs["response"], streamed=kwargs["stream"])
         try:
             value = plain(self, **kwargs)
         except BaseException as error:
@@ -312,7 +314,7 @@ def _process_response_async(kind: type[Any]) -> Callable[..., Any]:
         call = CURRENT.get()
         if call is None or self._tokenmeter_hooked is not kind:
             return await plain(self, **kwargs)
-        exchange = _responded(call, **kwargs)
+        exchange = _responded(call, kwargs["response"], streamed=kwargs["stream"])
         try:
             value = await plain(self, **kwargs)
         except BaseException as error:
@@ -358,17 +360,24 @@ def _open(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | No
     binding = binding_of(client)
     if binding is None:
         return None
-    from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
+    body, streamed = options.json_data, bool(kwargs.get("stream"))
+    if type(body) is not dict or options.extra_json:
+        body = effective_body(options)
+    key = _key_given(client, options)
+    return _capture.open_call(client, binding, options.method, str(options.url), body, streamed=streamed, key=key)
 
-    return open_call(
-        client,
-        binding,
-        options.method,
-        str(options.url),
-        effective_body(options),
-        streamed=bool(kwargs.get("stream")),
-        key=_key_given(client, options),
-    )
+
+class _Capture:
+    """What is behind the seam, loaded with the first call: a client may be made and never used."""
+
+    @functools.cached_property
+    def open_call(self) -> Callable[..., InFlight | None]:
+        from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - see above
+
+        return open_call
+
+
+_capture = _Capture()
 
 
 async def _open_async(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
@@ -412,7 +421,7 @@ def key_in(headers: Any) -> str | None:
 def _key_given(client: Any, options: Any) -> str | None:
     """The key that the caller put into a header himself, of this request or of every one: it is what is sent."""
     given = options.headers
-    if isinstance(given, Mapping) and given and (key := key_in(given)) is not None:
+    if given and (key := key_in(given)) is not None:
         return key
     always = getattr(client, "_custom_headers", None)
     return key_in(always) if always else None
@@ -515,15 +524,15 @@ def _with_field(options: Any, name: str, value: Any) -> Any:
 # -- the response
 
 
-def _responded(call: InFlight, *, response: Any, stream: bool, **_: Any) -> Exchange | None:
+def _responded(call: InFlight, response: Any, *, streamed: bool) -> Exchange | None:
     """The exchange of a response with a success status; None when nothing is billed."""
     call.answering = None
     try:
-        if not response.is_success:
+        if not 200 <= response.status_code <= 299:  # noqa: PLR2004 - HTTP's
             return None
         form = call.endpoint.form
-        exchange = call.respond(response.headers, streamed=stream and form != "lines")
-        if is_read(response) and not (stream and _is_binary_stream(response)):
+        exchange = call.respond(response.headers, streamed=streamed and form != "lines")
+        if is_read(response) and not (streamed and _is_binary_stream(response)):
             call.answering = exchange
         else:
             # An SDK may leave out lines and events that it does not know.
@@ -540,8 +549,11 @@ def _answered(client: Any, call: InFlight, exchange: Exchange | None, response: 
     """After the SDK made its value: a body in memory is all there is, a stream is listened to."""
     whole, call.answering = call.answering, None
     if whole is not None:
-        whole.read_content(response.content, response.headers)
-        whole.finish()
+        if not whole.took_whole():
+            whole.read_content(response.content, response.headers)
+            whole.finish()
+        if whole is exchange and not call.usage_asked:
+            return
     hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
     heard = exchange if exchange is not whole else None
     if hide is None and heard is None:

@@ -36,12 +36,13 @@ class KeyRing:
         self._aliases = dict(aliases)
         self._read_secret = secret
         self._fault = fault
-        self._keys: dict[str, ApiKey] = {}
+        #: By their text.
+        self.known: dict[str | None, ApiKey] = {}
         self._secret: bytes | None = None
 
     def __len__(self) -> int:
         """How many keys are remembered."""
-        return len(self._keys)
+        return len(self.known)
 
     def identify(self, key: str | None) -> ApiKey | None:
         """`key` as the ledger knows it; None for no key.
@@ -50,7 +51,7 @@ class KeyRing:
         """
         if not key:
             return None
-        known = self._keys.get(key)
+        known = self.known.get(key)
         if known is not None:
             return known
         alias = self._aliases.get(hashlib.sha256(key.encode()).hexdigest())
@@ -60,7 +61,7 @@ class KeyRing:
         except StoreError as error:
             self._fault("read the ledger's secret", error)
             return replace(ApiKey.identify(key, secret=b"", alias=alias), fingerprint=UNKNOWN)
-        if len(self._keys) >= _MOST_KEYS:
-            self._keys.clear()
-        known = self._keys[key] = ApiKey.identify(key, secret=self._secret, alias=alias)
+        if len(self.known) >= _MOST_KEYS:
+            self.known.clear()
+        known = self.known[key] = ApiKey.identify(key, secret=self._secret, alias=alias)
         return known

@@ -70,6 +70,8 @@ class Meter:
 
     Attributes:
         plans: What is known of calls that are alike.
+        keys: The keys that clients have used.
+        request_fields: As given.
         faults: How often something inside tokenmeter failed while the call itself went on.
         closed: Whether `close` was called.
     """
@@ -99,11 +101,11 @@ class Meter:
         self.faults = 0
         self.closed = False
         self.spans = spans
-        self._request_fields = request_fields
+        self.request_fields = request_fields
         self._observers = tuple(observers)
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
         self._unasked = frozenset(name if "://" in name else canonical_provider(name) for name in unasked)
-        self._keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
+        self.keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
         self._waiting: deque[tuple[Authorization, Outcome]] = deque()
@@ -134,7 +136,7 @@ class Meter:
 
     def identify(self, key: str | None) -> ApiKey | None:
         """`key` as the ledger knows it; None for no key. See `tokenmeter.meter.keys`."""
-        return self._keys.identify(key)
+        return self.keys.identify(key)
 
     def provider_at(self, base_url: object) -> str | None:
         """The provider that the user named for a host of their own; None for every other host."""
@@ -145,7 +147,7 @@ class Meter:
 
     def attribution_of(self, body: Mapping[str, Any] | None, around: Attribution) -> Attribution:
         """On whose account a request with `body` goes: what it says itself, where that is asked for, then `around`."""
-        return around if self._request_fields is None else self._request_fields.read(body).over(around)
+        return around if self.request_fields is None else self.request_fields.read(body).over(around)
 
     def asks_for_usage(self, provider: str, base_url: object) -> bool:
         """Whether streams of `provider` at `base_url` may be asked to state their usage."""

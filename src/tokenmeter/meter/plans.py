@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.budgets.bounds import Sizes
 from tokenmeter.budgets.demands import Demands, PlannedHold
+from tokenmeter.budgets.demands import Sent as Leaving
 from tokenmeter.budgets.holds import unanswered
 from tokenmeter.call import ActiveSpan, Call
 from tokenmeter.errors import StoreError
@@ -31,7 +32,7 @@ from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.effects import HoldGoneError
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import Account, Rate, Template
+from tokenmeter.stores.record import Account, Rate, Template, json_text, quoted
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 from tokenmeter.usage import Consumption, Usage
 
@@ -42,31 +43,42 @@ if TYPE_CHECKING:
     from tokenmeter.providers.base import Plain
     from tokenmeter.stores.journal import Journal
 
-__all__ = ["Answered", "Plan", "Plans"]
+__all__ = ["Heard", "Plan", "Plans", "Sent"]
 
 #: Plans that are kept at most; they start over rather than grow for ever, where names come from strangers.
-_MOST_PLANS, _MOST_ANSWERS = 10_000, 256
+_MOST_PLANS, _MOST_ANSWERS, _MOST_SHAPES = 10_000, 256, 64
 _NEVER = 1 << 62
 _LONGEST = 512
 _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
 
-#: Reference of a rate in records; list, contracted and billed picodollars per unit; whether units are tokens, and of
-#: the answer.
-_Bound = tuple[str, int, int, int, bool, bool]
 #: See `tokenmeter.stores.sqlite.store.SQLiteStore.cross`.
 Crosses = Callable[[str, datetime, Sequence[tuple[Slot, Sequence[int], int]]], tuple[ThresholdCrossing, ...]]
+
+
+class _Bound(NamedTuple):
+    """A rate: its meter, reference in records, picodollars per unit, whether units are tokens, and of the answer."""
+
+    meter: str
+    digest: str
+    listed: int
+    contracted: int
+    billed: int
+    is_token: bool
+    is_output: bool
 
 
 class _Answer:
     """What answers of one model and tier, to calls of one plan, have in common."""
 
-    __slots__ = ("over", "rates", "sample", "sheet", "template", "until_us", "upto")
+    __slots__ = ("lines", "over", "rates", "sample", "sheet", "template", "until_us", "upto")
 
     def __init__(self, sample: Entry, sheet: RateSheet, template: Template, rates: Mapping[str, _Bound]) -> None:
         self.sample = sample
         self.sheet = sheet
         self.template = template
         self.rates = rates
+        #: Meters of an answer -> how each of its lines begins, and the rate.
+        self.lines: dict[tuple[str, ...], Sequence[tuple[str, str, _Bound]]] = {}
         self.over, upto = sheet.prompt_band
         self.upto = _NEVER if upto is None else upto
         self.until_us = _NEVER if sheet.until is None else to_microseconds(sheet.until)
@@ -75,48 +87,101 @@ class _Answer:
         """Whether its rates are those of a call at this moment with a prompt of this size."""
         return at_us < self.until_us and self.over < prompt_tokens <= self.upto
 
+    def cost(self, quantities: Mapping[str, int]) -> _Cost | None:
+        """What quantities cost, and what a record says of it; None where a rate is not known."""
+        meters = tuple(quantities)
+        lines = self.lines.get(meters) or self._lines_of(meters)
+        listed = contracted = billed = tokens = output = 0
+        used = charges = ""
+        for name, begin, rate in lines:
+            quantity = quantities[rate.meter]
+            first, second, third = quantity * rate.listed, quantity * rate.contracted, quantity * rate.billed
+            used = f"{used},{name}{quantity}"
+            charges = f'{charges},{begin}{quantity},"list":{first}'
+            if second != first:
+                charges = f'{charges},"contracted":{second}'
+            if third != second:
+                charges = f'{charges},"billed":{third}'
+            charges += "}"
+            listed += first
+            contracted += second
+            billed += third
+            tokens += quantity * rate.is_token
+            output += quantity * rate.is_output
+        return (used[1:], charges[1:], listed, contracted, billed, tokens, output) if lines else None
 
-class Answered(NamedTuple):
-    """A call with a plain answer.
-
-    Attributes:
-        entry_id: Identity of its entry.
-        hold: What is held for it; None where no budget is about it.
-        seen: The answer.
-        who: On whose account.
-        scopes: Open `attribute` blocks to count into.
-        span: The span it was made in, where spans are told.
-        started_us: When it left, in microseconds since the epoch.
-        started_ns: The same on the performance counter.
-        request_id: Provider's id of the request.
-        attempts: HTTP requests it took.
-        streamed: Whether the answer came as a stream.
-        first_token_us: Microseconds until the first event of a stream.
-    """
-
-    entry_id: str
-    hold: PlannedHold | None
-    seen: Plain
-    who: Attribution
-    scopes: Sequence[Scope]
-    span: ActiveSpan | None
-    started_us: int
-    started_ns: int
-    request_id: str | None
-    attempts: int
-    streamed: bool
-    first_token_us: int | None
+    def _lines_of(self, meters: tuple[str, ...]) -> Sequence[tuple[str, str, _Bound]]:
+        rates = [self.rates.get(meter) for meter in meters]
+        lines = [(f'"{rate.meter}":', f'{{"rate":"{rate.digest}","quantity":', rate) for rate in rates if rate]
+        if len(lines) != len(meters):
+            return ()
+        if len(self.lines) >= _MOST_SHAPES:
+            self.lines.clear()
+        self.lines[meters] = lines
+        return lines
 
 
-class _Cost(NamedTuple):
-    """The lines of a record, their sums in picodollars, all tokens, and those of the answer."""
+#: What a record says of quantities, and of charges; list, contracted and billed picodollars; all tokens, and those of
+#: the answer.
+_Cost = tuple[str, str, int, int, int, int, int]
 
-    charges: list[dict[str, Any]]
-    listed: int
-    contracted: int
-    billed: int
-    tokens: int
-    output: int
+
+class Sent(Protocol):
+    """A call that left."""
+
+    @property
+    def hold(self) -> PlannedHold | None:
+        """What is held for it; None where no budget is about it."""
+        ...
+
+    @property
+    def attribution(self) -> Attribution:
+        """On whose account."""
+        ...
+
+    @property
+    def scopes(self) -> Sequence[Scope]:
+        """Open `attribute` blocks to count into."""
+        ...
+
+    @property
+    def span(self) -> ActiveSpan | None:
+        """The span it was made in, where spans are told."""
+        ...
+
+    @property
+    def started_us(self) -> int:
+        """When it left, in microseconds since the epoch."""
+        ...
+
+    @property
+    def started_ns(self) -> int:
+        """The same on the performance counter."""
+        ...
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its answer comes as a stream."""
+        ...
+
+
+class Heard(Protocol):
+    """An answer."""
+
+    @property
+    def request_id(self) -> str | None:
+        """Provider's id of the request."""
+        ...
+
+    @property
+    def attempts(self) -> int:
+        """HTTP requests it took."""
+        ...
+
+    @property
+    def first_token_us(self) -> int | None:
+        """Microseconds until the first event of a stream."""
+        ...
 
 
 class Plan:
@@ -178,10 +243,12 @@ class Plans:
         self._told_apart: tuple[Sequence[str], tuple[str, ...]] = ((), self._also(()))
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
-    def key(self, who: Attribution, *parts: object) -> tuple[Any, ...]:
+    def key(self, who: Attribution, parts: tuple[object, ...]) -> tuple[Any, ...]:
         """What tells calls apart, by value: a block that is opened anew for each call makes a new object."""
-        also, tags = self._names(), who.tags
-        more = (also, *(who.end_user if name == "end_user" else tags.get(name[4:]) for name in also)) if also else None
+        also = self._told_apart[1] if self._told_apart[0] is self._budgets.singled_out else self._names()
+        more: tuple[Any, ...] | None = None
+        if also:
+            more = (also, *[who.end_user if name == "end_user" else who.tags.get(name[4:]) for name in also])
         if self._by_whom:
             return (*parts, who, more)
         return (*parts, who.member, who.team, who.organization, who.project, who.route, more)
@@ -208,12 +275,12 @@ class Plans:
         plan = self._plans.get(key)
         if plan is None:
             return None
-        journal = self._journal
+        journal, until_us = self._journal, plan.demands.until_us
         if (
             journal is None
             or plan.generation != journal.generation
             or plan.prices is not self._pricer.price_list
-            or not (plan.demands.any or self.now_us() < plan.demands.until_us)
+            or not (plan.demands.any or until_us == _NEVER or self.now_us() < until_us)
         ):
             self._plans.pop(key, None)
             return None
@@ -221,55 +288,58 @@ class Plans:
 
     # -- before the call
 
-    def hold(self, plan: Plan, call: Call, at_us: int, hold_id: str) -> PlannedHold | None:
+    def hold(self, plan: Plan, sent: Leaving, at_us: int, hold_id: str, *, wait: bool = True) -> PlannedHold | None:
         """Hold what a call may use in every cap that it is about; None when that is for the general way to do, or say.
 
         Args:
             plan: Of calls like it.
-            call: The call.
+            sent: The call.
             at_us: When it leaves, in microseconds since the epoch.
             hold_id: Identity of the hold, for who may have to free it after an interrupt.
+            wait: Whether others who hold something may be waited for.
         """
         try:
-            return self._hold(plan, call, at_us, hold_id)
+            return self._hold(plan, sent, at_us, hold_id, wait=wait)
         except (CapReachedError, StoreError):
             return None
 
-    def _hold(self, plan: Plan, call: Call, at_us: int, hold_id: str) -> PlannedHold | None:
+    def _hold(self, plan: Plan, sent: Leaving, at_us: int, hold_id: str, *, wait: bool) -> PlannedHold | None:
         journal, demands, budgets = self._journal, plan.demands, self._budgets
         if journal is None:
             return None
         if at_us >= demands.until_us:
-            asked = budgets.find(call, from_microseconds(at_us), wait=False)
+            asked = budgets.find(sent.call, from_microseconds(at_us), wait=False)
             if not asked.plain or asked.generation != plan.generation:
                 return None
             demands = plan.demands = Demands(asked, journal.slot)
-        amounts = budgets.amounts(call, at_us, plan.sizes) if demands.sized else (0, 0, 1)
+        amounts = budgets.amounts(sent, at_us, plan.sizes) if demands.sized else (0, 0, 1)
         if amounts is None:
             return None
-        held = demands.claims or (call.facts.streamed and budgets.keeps_open_calls)
+        held = demands.claims or (sent.facts.streamed and budgets.keeps_open_calls)
         hold = PlannedHold(hold_id if held else None, demands, amounts, at_us, at_us + budgets.hold_us)
         if held:
             budgets.sweep_sometimes()
-            begun = plan.begun.body(self._unanswered(call, at_us))
-            journal.reserve(hold_id, hold.expires_us, demands.claimed(amounts), begun, created_at=at_us)
+            begun = plan.begun.record(self._unanswered(sent, at_us))
+            if begun is None:
+                return None
+            journal.reserve(hold_id, hold.expires_us, demands.claimed(amounts), begun, created_at=at_us, wait=wait)
         return hold
 
-    def _unanswered(self, call: Call, at_us: int) -> dict[str, Any]:
+    def _unanswered(self, sent: Leaving, at_us: int) -> str:
         """What the record of a hold says of its call, should it never be heard of again: its estimated prompt."""
-        who, facts = call.attribution, call.facts
-        values: dict[str, Any] = {"id": new_id(), "occurred_at": at_us, "recorded_at": self.now_us()}
+        who, facts = sent.attribution, sent.facts
+        text = f'"id":"{new_id()}","occurred_at":{at_us},"recorded_at":{self.now_us()}'
         if facts.streamed:
-            values["streamed"] = True
+            text += ',"streamed":true'
         if who.end_user is not None or who.tags:
-            values.update(self._names_of(who))
+            text = f"{text},{json_text(self._names_of(who))[1:-1]}"
         size = input_tokens(facts)
         if size:
-            values["quantities"] = {"input": size}
-        values["flags"] = ["estimated"]
-        if call.span is not None:
-            _, values["trace_id"], values["span_id"] = call.span
-        return values
+            text = f'{text},"quantities":{{"input":{size}}}'
+        text += ',"flags":["estimated"]'
+        if sent.span is not None:
+            text = f'{text},"trace_id":"{sent.span.trace_id}","span_id":"{sent.span.span_id}"'
+        return text
 
     def _names_of(self, who: Attribution) -> dict[str, Any]:
         """End user and tags as records have them."""
@@ -284,61 +354,61 @@ class Plans:
 
     # -- after the call
 
-    def write(self, plan: Plan, call: Answered) -> bool:
+    def write(self, plan: Plan, sent: Sent, heard: Heard, seen: Plain, entry_id: str, *, wait: bool = True) -> bool:
         """Write down a call with a plain answer; False when that is for the general way to do: nothing was written.
 
         Raises:
             StoreUnavailableError: it cannot be written.
-            StoreBusyError: a server has to be asked for a name first, and this thread runs an event loop.
+            StoreBusyError: others would have to be waited for, or a server be asked for a name first.
         """
-        journal, seen, hold = self._journal, call.seen, call.hold
+        journal, hold = self._journal, sent.hold
         answer = plan.answers.get((seen.model, seen.service_tier))
-        if answer is None or journal is None or not answer.fits(call.started_us, seen.prompt_tokens):
+        if (
+            answer is None
+            or journal is None
+            or not answer.fits(sent.started_us, seen.prompt_tokens)
+            # A budget was defined while the call was under way: it counts, too.
+            or plan.generation != journal.generation
+        ):
             return False
-        if plan.generation != journal.generation:  # a budget was defined while the call was under way: it counts, too
+        cost = answer.cost(seen.quantities)
+        if cost is None or (hold is not None and not hold.covers(cost[4], cost[5])):
             return False
-        cost = _price(answer.rates, seen.quantities)
-        if cost is None or (hold is not None and not hold.covers(cost.billed, cost.tokens)):
-            return False
-        who = call.who
+        recorded_us, latency_us = self.now_us(), (time.perf_counter_ns() - sent.started_ns) // 1000
+        who = sent.attribution
         names = self._names_of(who) if who.end_user is not None or who.tags else None
-        values = _values(call, cost, names, self.now_us())
-        if call.span is not None:
-            _, values["trace_id"], values["span_id"] = call.span
+        begin = f'"id":"{entry_id}","occurred_at":{sent.started_us},"recorded_at":{recorded_us}'
+        record = answer.template.record(_text(begin, sent, heard, seen, cost, latency_us=latency_us, names=names))
+        if record is None:
+            return False
         reached: Sequence[tuple[Slot, int]] = ()
         if hold is None:
-            journal.append(answer.template.body(values))
+            journal.append(record)
         else:
-            if hold.hold_id is not None:
-                values["reservation"] = hold.hold_id
             try:
-                posts = hold.demands.posted((cost.billed, cost.tokens, 1))
-                reached = journal.settle(answer.template.body(values), posts, hold.hold_id)
+                posts = hold.demands.posted((cost[4], cost[5], 1))
+                reached = journal.settle(record, posts, hold.hold_id, wait=wait)
             except HoldGoneError:
                 return False
         try:
-            self._tell_all(answer, call, cost, values, reached)
+            for scope in sent.scopes:
+                scope.count(seen.quantities, seen.reasoning_tokens, cost[2], cost[4], unpriced=False)
+            self._budgets.settled(answer.sample, cost[6], cost[4], latency_us)
+            if self._tells_all or sent.span is not None:
+                times = {"recorded_us": recorded_us, "latency_us": latency_us}
+                self._tell(_entry(answer, sent, heard, seen, cost, entry_id=entry_id, **times), sent.span)
+            if reached:
+                self._announce(entry_id, recorded_us, hold, reached)
         except Exception as error:  # noqa: BLE001 - it is recorded
             self._fault("tell of a call", error)
         return True
 
-    def _tell_all(
-        self,
-        answer: _Answer,
-        call: Answered,
-        cost: _Cost,
-        values: Mapping[str, Any],
-        reached: Sequence[tuple[Slot, int]],
+    def _announce(
+        self, entry_id: str, at_us: int, hold: PlannedHold | None, reached: Sequence[tuple[Slot, int]]
     ) -> None:
-        seen = call.seen
-        for scope in call.scopes:
-            scope.count(seen.quantities, seen.reasoning_tokens, cost.listed, cost.billed, unpriced=False)
-        if self._tells_all or call.span is not None:
-            self._tell(_entry(answer, call, cost, values), call.span)
-        self._budgets.settled(answer.sample, cost.output, cost.billed, values["latency_us"])
-        if reached and call.hold is not None and self._cross is not None:
-            at = from_microseconds(values["recorded_at"])
-            self._budgets.announce(self._cross(call.entry_id, at, call.hold.demands.reached(reached)))
+        if hold is not None and self._cross is not None:
+            at = from_microseconds(at_us)
+            self._budgets.announce(self._cross(entry_id, at, hold.demands.reached(reached)))
 
     def learn(self, key: tuple[Any, ...], call: Call, seen: Plain, entry: Entry, group: Consumption) -> None:
         """Learn from an entry that the general way made of a plain answer.
@@ -397,63 +467,6 @@ class Plans:
         plan.answers[seen.model, seen.service_tier] = answer
 
 
-def _price(rates: Mapping[str, _Bound], quantities: Mapping[str, int]) -> _Cost | None:
-    """What quantities cost; None where a rate is not known."""
-    listed = contracted = billed = tokens = output = 0
-    charges: list[dict[str, Any]] = []
-    for meter, quantity in quantities.items():
-        rate = rates.get(meter)
-        if rate is None:
-            return None
-        first, second, third = quantity * rate[1], quantity * rate[2], quantity * rate[3]
-        charge: dict[str, Any] = {"rate": rate[0], "quantity": quantity, "list": first}
-        if second != first:
-            charge["contracted"] = second
-        if third != second:
-            charge["billed"] = third
-        charges.append(charge)
-        listed += first
-        contracted += second
-        billed += third
-        tokens += quantity * rate[4]
-        output += quantity * rate[5]
-    return _Cost(charges, listed, contracted, billed, tokens, output)
-
-
-def _values(call: Answered, cost: _Cost, names: Mapping[str, Any] | None, recorded_us: int) -> dict[str, Any]:
-    """What the record of a call says, as `Template.body` takes it."""
-    seen = call.seen
-    values: dict[str, Any] = {
-        "id": call.entry_id,
-        "occurred_at": call.started_us,
-        "recorded_at": recorded_us,
-    }
-    if seen.response_id is not None:
-        values["response_id"] = seen.response_id
-    if call.request_id is not None:
-        values["request_id"] = call.request_id
-    if call.streamed:
-        values["streamed"] = True
-    if call.attempts != 1:
-        values["attempts"] = call.attempts
-    values["latency_us"] = (time.perf_counter_ns() - call.started_ns) // 1000
-    if call.first_token_us is not None:
-        values["first_token_us"] = call.first_token_us
-    if names is not None:
-        values |= names
-    values["quantities"] = seen.quantities
-    if seen.reasoning_tokens:
-        values["reasoning"] = seen.reasoning_tokens
-    values["charges"] = cost.charges
-    values["list"] = cost.listed
-    if cost.contracted != cost.listed:
-        values["contracted"] = cost.contracted
-    if cost.billed != cost.contracted:
-        values["billed"] = cost.billed
-    values["raw_usage"] = seen.usage
-    return values
-
-
 def _is_ordinary(entry: Entry) -> bool:
     return entry.status == "ok" and entry.cost_source == "computed" and not entry.flags and entry.dedup_key is None
 
@@ -472,36 +485,87 @@ def _bound(charge: Charge, sheet: RateSheet, seen: Plain, journal: Journal) -> _
     ):
         return None
     meter = charge.sku_meter
-    return (journal.rate(Rate.of(charge)), *rate.whole, meter in _TOKENS, meter in OUTPUT_METERS)
+    return _Bound(meter, journal.rate(Rate.of(charge)), *rate.whole, meter in _TOKENS, meter in OUTPUT_METERS)
 
 
-def _entry(answer: _Answer, call: Answered, cost: _Cost, values: Mapping[str, Any]) -> Entry:
+def _text(  # noqa: C901 - one branch for each value that may be absent
+    text: str,
+    sent: Sent,
+    heard: Heard,
+    seen: Plain,
+    cost: _Cost,
+    *,
+    latency_us: int,
+    names: Mapping[str, Any] | None,
+) -> str:
+    """What the record of a call says behind `text`: the values of `Template.body`, in their order."""
+    used, charges, listed, contracted, billed, *_ = cost
+    if seen.response_id is not None:
+        text = f'{text},"response_id":{quoted(seen.response_id).decode()}'
+    if heard.request_id is not None:
+        text = f'{text},"request_id":{quoted(heard.request_id).decode()}'
+    if sent.streamed:
+        text += ',"streamed":true'
+    if heard.attempts != 1:
+        text = f'{text},"attempts":{heard.attempts}'
+    text = f'{text},"latency_us":{latency_us}'
+    if heard.first_token_us is not None:
+        text = f'{text},"first_token_us":{heard.first_token_us}'
+    if names is not None:
+        text = f"{text},{json_text(names)[1:-1]}"
+    text = f'{text},"quantities":{{{used}}}'
+    if seen.reasoning_tokens:
+        text = f'{text},"reasoning":{seen.reasoning_tokens}'
+    text = f'{text},"charges":[{charges}],"list":{listed}'
+    if contracted != listed:
+        text = f'{text},"contracted":{contracted}'
+    if billed != contracted:
+        text = f'{text},"billed":{billed}'
+    text = f'{text},"raw_usage":{json_text(seen.usage)}'
+    if sent.span is not None:
+        text = f'{text},"trace_id":"{sent.span.trace_id}","span_id":"{sent.span.span_id}"'
+    if sent.hold is not None and sent.hold.hold_id is not None:
+        text = f'{text},"reservation":"{sent.hold.hold_id}"'
+    return text
+
+
+def _entry(
+    answer: _Answer,
+    sent: Sent,
+    heard: Heard,
+    seen: Plain,
+    cost: _Cost,
+    *,
+    entry_id: str,
+    recorded_us: int,
+    latency_us: int,
+) -> Entry:
     """The entry of a record that was just written, for who wants to be told of it."""
-    seen = call.seen
     charges: list[Charge] = []
     for meter, quantity in seen.quantities.items():
         rate = answer.sheet.rate(meter)
         if not isinstance(rate, str):
             charges.append(rate.line(seen.model, meter, quantity, answer.sample.charges[0].role))
+    _, _, listed, contracted, billed, *_ = cost
     return replace(
         answer.sample,
-        entry_id=call.entry_id,
-        occurred_at=from_microseconds(call.started_us),
-        recorded_at=from_microseconds(values["recorded_at"]),
+        entry_id=entry_id,
+        occurred_at=from_microseconds(sent.started_us),
+        recorded_at=from_microseconds(recorded_us),
         response_id=seen.response_id,
-        request_id=call.request_id,
-        streamed=call.streamed,
-        attempts=call.attempts,
-        latency_us=values["latency_us"],
-        first_token_us=call.first_token_us,
-        attribution=call.who,
+        request_id=heard.request_id,
+        streamed=sent.streamed,
+        attempts=heard.attempts,
+        latency_us=latency_us,
+        first_token_us=heard.first_token_us,
+        attribution=sent.attribution,
         usage=Usage(seen.quantities, seen.reasoning_tokens),
         charges=tuple(charges),
-        list_cost=to_dollars(cost.listed),
-        contracted_cost=to_dollars(cost.contracted),
-        billed_cost=to_dollars(cost.billed),
+        list_cost=to_dollars(listed),
+        contracted_cost=to_dollars(contracted),
+        billed_cost=to_dollars(billed),
         raw_usage=usage_text(seen.usage),
-        reservation_id=values.get("reservation"),
-        trace_id=values.get("trace_id"),
-        span_id=values.get("span_id"),
+        reservation_id=None if sent.hold is None else sent.hold.hold_id,
+        trace_id=None if sent.span is None else sent.span.trace_id,
+        span_id=None if sent.span is None else sent.span.span_id,
     )

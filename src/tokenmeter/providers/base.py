@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from tokenmeter.call import RequestFacts
+from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.providers.context import Context, bounded
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object
 from tokenmeter.usage import Observation
@@ -109,14 +109,13 @@ class PlainReader(NamedTuple):
         if seen is None:
             return None
         model, response_id, tier = seen.model, seen.response_id, seen.service_tier
-        if type(model) is not str or not model:
+        if type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
             return None
-        if (response_id is not None and type(response_id) is not str) or (tier is not None and type(tier) is not str):
+        if response_id is not None and (type(response_id) is not str or not 0 < len(response_id) <= LONGEST_NAME):
             return None
-        if response_id == "" or tier == "":
+        if tier is not None and (type(tier) is not str or not 0 < len(tier) <= LONGEST_NAME):
             return None
-        lengths = len(model), len(response_id or ""), len(tier or "")
-        return seen if max(lengths) <= LONGEST_NAME else None
+        return seen
 
 
 class StreamReader(Protocol):
@@ -184,6 +183,8 @@ class Dialect(ABC):
         singular_fields: Fields of a request that change what its answer costs, or when: with one of them it is like no
             other call.
         plain: Endpoint -> quick reader of its plain answers, which says the same as `read`.
+        plain_requests: Endpoint -> quick reader of requests of plain texts, which says the same as `request_facts`;
+            None of any other request.
         socket_events: What is said on its WebSocket connections; None when it has none.
     """
 
@@ -192,6 +193,7 @@ class Dialect(ABC):
     models: tuple[str, ...] = ()
     singular_fields: frozenset[str] = frozenset()
     plain: Mapping[str, PlainReader] = MappingProxyType({})
+    plain_requests: Mapping[str, Callable[[JSON], PlainRequest | None]] = MappingProxyType({})
     socket_events: SocketEvents | None = None
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmeter.call import RequestFacts
+from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.usage import Consumption, Usage
 
 __all__ = ["estimate", "input_tokens", "speech_tokens", "tokens_of"]
@@ -20,7 +20,7 @@ def tokens_of(size: int) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-def input_tokens(request: RequestFacts) -> int:
+def input_tokens(request: RequestFacts | PlainRequest) -> int:
     """About how many tokens the prompt of `request` is."""
     return tokens_of(request.input_bytes) + TOKENS_PER_IMAGE * request.image_count
 

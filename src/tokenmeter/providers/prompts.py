@@ -7,9 +7,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object, shortened, to_wire, utf8_length
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_array, is_object, shortened, to_wire, utf8_length
 
-__all__ = ["NO_TOOLS", "PromptRule", "PromptSize", "first_limit", "measure", "measure_prompt", "named"]
+__all__ = [
+    "NO_TOOLS",
+    "PromptRule",
+    "PromptSize",
+    "first_limit",
+    "measure",
+    "measure_plain",
+    "measure_prompt",
+    "named",
+]
 
 #: A request that configures no model for a hosted tool.
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})
@@ -133,6 +142,38 @@ def _open_other(value: Any, stack: list[Any]) -> int:
 def measure_prompt(body: JSON) -> PromptSize:
     """Measure what is rendered into the prompt of a request with `body`."""
     return measure([body[key] for key in _PROMPT_KEYS if key in body])
+
+
+#: Keys of a message that is text alone.
+_MESSAGE = frozenset({"role", "content", "name"})
+
+
+def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | None:
+    """Size and longer texts of a prompt, as `measure` has them, where it is text alone; None for any other.
+
+    Args:
+        body: Of a request whose prompt is under `keys`.
+        keys: Each a text, or a list of messages.
+    """
+    size, texts, long = 0, list[Any](), list[str]()
+    for key in keys:
+        value = body.get(key)
+        if is_array(value):
+            size += _PUNCTUATION
+            for message in value:
+                if type(message) is not dict or not _MESSAGE.issuperset(cast("JSON", message)):
+                    return None
+                size += len("".join(cast("JSON", message))) + _PUNCTUATION * (1 + len(cast("JSON", message)))
+                texts.extend(cast("JSON", message).values())
+        elif key in body:
+            texts.append(value)
+    for text in texts:
+        if type(text) is not str:
+            return None
+        size += (len(text) if text.isascii() else utf8_length(text)) + _PUNCTUATION
+        if len(text) > _LONG:
+            long.append(text)
+    return size, long
 
 
 def named(value: Any) -> str | None:

@@ -117,6 +117,7 @@ class DirectJournal(Shared):
         *,
         created_at: int | None = None,
         owner: str | None = None,
+        wait: bool = True,  # noqa: ARG002 - a transaction on a file is short
     ) -> None:
         """Hold every claim or none."""
         now = time.time_ns() // 1000 if created_at is None else created_at
@@ -128,7 +129,14 @@ class DirectJournal(Shared):
 
         self._book.transact(work)
 
-    def settle(self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None) -> tuple[Post, ...]:
+    def settle(
+        self,
+        record: bytes,
+        posts: Sequence[Post] = (),
+        hold_id: str | None = None,
+        *,
+        wait: bool = True,  # noqa: ARG002 - as above
+    ) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters."""
 
         def work(transaction: Transaction) -> tuple[Post, ...]:
@@ -144,7 +152,7 @@ class DirectJournal(Shared):
         """Free a hold without an entry; False when there is none."""
         return self._on_hold(hold_id, settle_effects(hold_id, ()))
 
-    def extend(self, hold_id: str, expires_at: int) -> bool:
+    def extend(self, hold_id: str, expires_at: int, *, wait: bool = True) -> bool:  # noqa: ARG002 - as above
         """Move a hold's expiry; False when there is none."""
         return self._on_hold(hold_id, extend_effects(hold_id, expires_at))
 
@@ -166,6 +174,7 @@ class DirectJournal(Shared):
         dedup_key: str | None = None,
         hold_id: str | None = None,
         only_if_held: bool = False,
+        wait: bool = True,  # noqa: ARG002 - as above
     ) -> Posted:
         """`settle` for any entry: one that may be there already, or whose hold may be gone."""
 

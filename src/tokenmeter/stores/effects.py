@@ -6,12 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pydantic_core import to_json
-
 from tokenmeter.ledger import Claim, CounterKey, new_id
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import Account, Definitions, Rate
+from tokenmeter.stores.record import Account, Definitions, Rate, quoted
 from tokenmeter.stores.trouble import Trouble
 
 __all__ = [
@@ -202,24 +200,24 @@ def move(
 
 def claim_effects(hold_id: str, claims: Sequence[SlotClaim]) -> bytes:
     """What making a hold does."""
-    rows = b",".join(
+    rows = b",".join([
         b"%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
         for slot, limit, amount in claims
-    )
-    return b'{"hold":%b,"claims":[%b]}' % (to_json(hold_id), rows)
+    ])  # fmt: skip
+    return b'{"hold":%b,"claims":[%b]}' % (quoted(hold_id), rows)
 
 
 def extend_effects(hold_id: str, expires_at: int) -> bytes:
     """What moving a hold's expiry does."""
-    return b'{"extend":%b,"until":%d}' % (to_json(hold_id), expires_at)
+    return b'{"extend":%b,"until":%d}' % (quoted(hold_id), expires_at)
 
 
 def settle_effects(hold_id: str | None, posts: Sequence[Post]) -> bytes:
     """What settling does: frees the hold, if there is one, and adds to counters."""
-    rows = b",".join(b"%b%d]" % (slot.begin, amount) for slot, amount in posts)
+    rows = b",".join([b"%b%d]" % (slot.begin, amount) for slot, amount in posts])
     if hold_id is None:
         return b'{"post":[%b]}' % rows if rows else b""
-    return b'{"free":%b,"post":[%b]}' % (to_json(hold_id), rows)
+    return b'{"free":%b,"post":[%b]}' % (quoted(hold_id), rows)
 
 
 def apply_effects(effects: Mapping[str, Any], holds: dict[str, list[Any]], added: dict[CounterKey, int]) -> None:

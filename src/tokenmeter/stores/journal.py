@@ -30,7 +30,7 @@ from tokenmeter.stores.effects import (
     move,
     settle_effects,
 )
-from tokenmeter.stores.live import Live, digest_of, pack
+from tokenmeter.stores.live import DIRTY, Live, digest_of
 from tokenmeter.stores.record import hold_record
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
@@ -102,6 +102,7 @@ class Journal(Writer):
         *,
         created_at: int | None = None,
         owner: str | None = None,
+        wait: bool = True,
     ) -> None:
         """Hold every claim or none. The hold is in the tail when this returns.
 
@@ -113,6 +114,7 @@ class Journal(Writer):
             call: Record of the entry that the hold becomes when it expires.
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
+            wait: Whether others who hold something may be waited for.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
@@ -126,9 +128,11 @@ class Journal(Writer):
             self._write(framed)
             self._holds[hold_id] = (claims, expires_at)
             return
-        self._locked(partial(self._reserve, framed=framed, hold_id=hold_id, expires_at=expires_at, claims=claims))
+        self._locked(self._reserve, framed, hold_id, expires_at, claims, wait=wait)
 
-    def settle(self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None) -> tuple[Post, ...]:
+    def settle(
+        self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None, *, wait: bool = True
+    ) -> Sequence[Post]:
         """Write an entry's record, free its hold and move the counters.
 
         Returns:
@@ -137,14 +141,14 @@ class Journal(Writer):
         Raises:
             HoldGoneError: the hold may be gone.
             StoreUnavailableError: nothing was written.
-            StoreBusyError: nothing was written, since a finaliser or signal handler calls this in the middle of it.
+            StoreBusyError: nothing was written: see `_locked`.
         """
         if hold_id is None and not posts:
             self.append(record)
             return ()
-        reached = self._settle(record, posts, hold_id, None if hold_id is None else self._take(hold_id))
+        reached = self._settle(record, posts, hold_id, None if hold_id is None else self._take(hold_id), wait=wait)
         self._count()
-        return tuple(one for one in reached if one[1] >= one[0].alert_at)
+        return [one for one in reached if one[1] >= one[0].alert_at]
 
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
@@ -155,8 +159,12 @@ class Journal(Writer):
         self._settle(b"", (), hold_id, held)
         return True
 
-    def extend(self, hold_id: str, expires_at: int) -> bool:
-        """Move a hold's expiry (microseconds since the epoch); False when there is none."""
+    def extend(self, hold_id: str, expires_at: int, *, wait: bool = True) -> bool:
+        """Move a hold's expiry (microseconds since the epoch); False when there is none.
+
+        Raises:
+            StoreBusyError: ``wait=False``, and others would have to be waited for.
+        """
         framed = frame(b"", extend_effects(hold_id, expires_at))
         known = self._holds.get(hold_id)
         if known is None or known[1] <= time.time_ns() // 1000:
@@ -167,14 +175,14 @@ class Journal(Writer):
                 self._write(framed)
                 return True
 
-            return self._exclusively(work)
+            return self._exclusively(work, wait=wait)
 
         def quick(_: Live) -> bool:
             self._write(framed)
             self._holds[hold_id] = (known[0], expires_at)
             return True
 
-        return self._locked(quick)
+        return self._locked(quick, wait=wait)
 
     def post(
         self,
@@ -185,11 +193,13 @@ class Journal(Writer):
         dedup_key: str | None = None,
         hold_id: str | None = None,
         only_if_held: bool = False,
+        wait: bool = True,
     ) -> Posted:
         """`settle` for any entry: one that may be there already, or whose hold may be gone.
 
         Raises:
             StoreUnavailableError: nothing was written.
+            StoreBusyError: ``wait=False``, and others or the book would have to be waited for; nothing was written.
         """
         if dedup_key is None and not only_if_held and self._is_new(entry_id):
             try:
@@ -198,9 +208,13 @@ class Journal(Writer):
                 pass
             else:
                 self._written.add(entry_id)  # first: after an interrupt nobody can tell whether it was written
-                reached = self._settle(record, posts, hold_id, held)
+                try:
+                    reached = self._settle(record, posts, hold_id, held, wait=wait)
+                except StoreBusyError:
+                    self._written.discard(entry_id)
+                    raise
                 self._count()
-                return Posted(recorded=True, hold_found=hold_id is not None, reached=reached)
+                return Posted(recorded=True, hold_found=hold_id is not None, reached=tuple(reached))
         try:
             return self._exclusively(
                 partial(
@@ -211,7 +225,8 @@ class Journal(Writer):
                     dedup_key=dedup_key,
                     hold_id=hold_id,
                     only_if_held=only_if_held,
-                )
+                ),
+                wait=wait,
             )
         except StoreUnavailableError:
             if only_if_held:
@@ -219,7 +234,7 @@ class Journal(Writer):
             # The book cannot be asked. The record is kept; the fold leaves out what is there already.
             reached = self._settle(record, posts, None, None)
             self._count()
-            return Posted(recorded=True, reached=reached)
+            return Posted(recorded=True, reached=tuple(reached))
 
     def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]]) -> list[Posted]:
         """Write many entries at once, each of them once.
@@ -307,38 +322,34 @@ class Journal(Writer):
 
     # -- inside the lock
 
-    def _reserve(
-        self, live: Live, *, framed: bytes, hold_id: str, expires_at: int, claims: Sequence[SlotClaim]
-    ) -> None:
+    def _reserve(self, live: Live, framed: bytes, hold_id: str, expires_at: int, claims: Sequence[SlotClaim]) -> None:
         live = self._place(claims, self._check_files(live))
         moved = hold(claims, live.read)
         self._change(live, framed, moved)
         self._holds[hold_id] = (claims, expires_at)
 
     def _settle(
-        self, record: bytes, posts: Sequence[Post], hold_id: str | None, held: _Held | None
-    ) -> tuple[Post, ...]:
+        self, record: bytes, posts: Sequence[Post], hold_id: str | None, held: _Held | None, *, wait: bool = True
+    ) -> Sequence[Post]:
         framed = frame(record, settle_effects(hold_id, posts))
         claims = () if held is None else held[0]
         if not claims and not posts:
             self._write(framed)
             return ()
         try:
-            return self._locked(partial(self._settle_locked, framed=framed, posts=posts, claims=claims))
+            return self._locked(self._settle_locked, framed, posts, claims, wait=wait)
         except (StoreUnavailableError, StoreBusyError):
             if hold_id is not None and held is not None:
                 self._holds[hold_id] = held
             raise
 
     def _settle_locked(
-        self, live: Live, *, framed: bytes, posts: Sequence[Post], claims: Sequence[SlotClaim]
-    ) -> tuple[Post, ...]:
-        live = self._place(posts, self._place(claims, live))
-        if claims and live.serial != claims[0][0].home:  # the counters were made anew between the two
-            live = self._place(claims, live)
+        self, live: Live, framed: bytes, posts: Sequence[Post], claims: Sequence[SlotClaim]
+    ) -> Sequence[Post]:
+        live = self._place((*claims, *posts), live)
         moved = move(claims, posts, live.read)
         self._change(live, framed, moved)
-        return tuple([(slot, moved[slot.place][0]) for slot, _ in posts])
+        return [(slot, moved[slot.place][0]) for slot, _ in posts]
 
     def _post(
         self,
@@ -357,46 +368,50 @@ class Journal(Writer):
         repeated = self._book.has_entry(entry_id, dedup_key)
         if repeated or (only_if_held and not found):
             if found and hold_id is not None:
-                self._settle_locked(live, framed=frame(b"", settle_effects(hold_id, ())), posts=(), claims=claims)
+                self._settle_locked(live, frame(b"", settle_effects(hold_id, ())), (), claims)
                 self._holds.pop(hold_id, None)
             return Posted(recorded=False, hold_found=found)
         framed = frame(record, settle_effects(hold_id if found else None, posts))
         if claims or posts:
-            reached = self._settle_locked(live, framed=framed, posts=posts, claims=claims)
+            reached = self._settle_locked(live, framed, posts, claims)
         else:
             self._write(framed)
             reached = ()
         if hold_id is not None:
             self._holds.pop(hold_id, None)
-        return Posted(recorded=True, hold_found=found, reached=reached)
+        return Posted(recorded=True, hold_found=found, reached=tuple(reached))
 
     def _release_any(self, hold_id: str, live: Live) -> bool:
         rows = self._book.hold(hold_id)
         if rows is None:
             return False
         framed = frame(b"", settle_effects(hold_id, ()))
-        self._settle_locked(live, framed=framed, posts=(), claims=self.claims(rows))
+        self._settle_locked(live, framed, (), self.claims(rows))
         return True
 
     def _change(self, live: Live, framed: bytes, moved: Mapping[int, tuple[int, int]]) -> None:
         """Write a frame and move counters as one: whoever finds this half done makes the counters anew."""
-        packed = [(place, pack(settled, reserved)) for place, (settled, reserved) in moved.items()]
-        live.dirty = True
+        memory = live.map
+        packed = [
+            (place + 16, settled.to_bytes(16, "little", signed=True) + reserved.to_bytes(16, "little", signed=True))
+            for place, (settled, reserved) in moved.items()
+        ]
+        memory[DIRTY] = True
         try:
             self._append(framed)
         except StoreUnavailableError:
-            live.dirty = False
+            memory[DIRTY] = False
             raise
-        memory = live.map
         for place, pair in packed:
-            memory[place + 16 : place + 48] = pair
-        live.dirty = False
+            memory[place : place + 32] = pair
+        memory[DIRTY] = False
 
     # -- folding in the background
 
     def _count(self) -> None:
         self._unfolded += 1
-        if self._unfolded >= FOLD_EVERY or (self._book.trouble and time.monotonic() > self._fold_at):
+        trouble = self._book.trouble.reason is not None
+        if self._unfolded >= FOLD_EVERY or (trouble and time.monotonic() > self._fold_at):
             self._unfolded = 0
             self._fold_at = time.monotonic() + FOLD_AGAIN
             if self._folder is None or not self._folder.is_alive():

@@ -24,19 +24,20 @@ from tokenmeter.file_locks import lock_file
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.values import compact_json
 
-__all__ = ["NEVER", "Live", "LiveHeader", "Slot", "digest_of", "pack"]
+__all__ = ["DIRTY", "NEVER", "SITUATION", "STATE", "Live", "LiveHeader", "Slot", "digest_of", "pack"]
 
 #: Not for programs that are started; Windows has no such flag.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
+#: Where in the mapping `Live.state` is, that with the generation, and `Live.dirty`, for who looks before every record.
+STATE, SITUATION, DIRTY = slice(8, 16), slice(8, 24), 24
 #: Above anything a counter can hold.
 NEVER = 1 << 126
 _MAGIC = b"tmlive1\n"
 #: magic, retired, segment, generation, dirty, ledger, capacity, used, floor, boot, device, inode
 _HEAD = struct.Struct("<8sIIQ8x16sQQq16sQQ")
-_STATE = slice(8, 16)  # retired and segment
 _GENERATION = struct.Struct("<Q")
-_SEGMENT_AT, _GENERATION_AT, _DIRTY_AT, _USED_AT = 12, 16, 24, 56
+_SEGMENT_AT, _GENERATION_AT, _USED_AT = 12, 16, 56
 #: epoch, when leases lapse, and the latest expiry of a hold made from them
 _LEASE_AT, _LEASE = 104, struct.Struct("<8sQQ")
 _BASE, _WIDTH = 256, 48
@@ -202,7 +203,7 @@ class Live:
         """Whether its counters can be used: not half changed, of this start of the machine, still at its path."""
         status = os.fstat(self.descriptor)
         return (
-            not self.map[_DIRTY_AT]
+            not self.map[DIRTY]
             and bool(status.st_nlink)
             and status.st_size == self.size
             and _HEAD.unpack_from(self.map)[8] == _boot()
@@ -217,16 +218,16 @@ class Live:
     @property
     def dirty(self) -> bool:
         """Whether somebody left it half changed."""
-        return bool(self.map[_DIRTY_AT])
+        return bool(self.map[DIRTY])
 
     @dirty.setter
     def dirty(self, value: bool) -> None:
-        self.map[_DIRTY_AT] = value
+        self.map[DIRTY] = value
 
     @property
     def state(self) -> bytes:
         """What a writer compares before each record: it changes with the segment, and when the file was replaced."""
-        return self.map[_STATE]
+        return self.map[STATE]
 
     def retire(self) -> None:
         """Tell everyone who has it mapped to look for the new one."""

@@ -45,10 +45,12 @@ __all__ = [
     "digest_of",
     "encode_entry",
     "hold_record",
+    "json_text",
     "kept_key",
     "make_name",
     "name_digest",
     "plain",
+    "quoted",
 ]
 
 #: The rules by which records are written. A record without a name that a later format adds reads as if it were None.
@@ -230,6 +232,17 @@ def _encoded(value: object) -> bytes:
         return to_json(_plain_all(value), inf_nan_mode="strings", fallback=str)
 
 
+def quoted(text: str) -> bytes:
+    """A text in a record, as JSON: most need no escaping."""
+    plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+    return b'"%b"' % text.encode() if plain else _encoded(text)
+
+
+def json_text(value: object) -> str:
+    """A value in a record, as JSON."""
+    return _encoded(value).decode()
+
+
 def _plain_all(value: Any) -> Any:
     if isinstance(value, str):
         return plain(value)
@@ -388,6 +401,10 @@ class Template:
         if len(rest) > _LARGEST:
             rest = _encoded(_within_bounds(values))
         return self._begin + rest[1:]
+
+    def record(self, values: str) -> bytes | None:
+        """As `body`, of values that are written already, without the braces; None for what may have to be cut."""
+        return None if len(values) > _LARGEST // 4 else self._begin + values.encode() + b"}"
 
 
 def _within_bounds(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -632,10 +649,10 @@ def hold_record(hold_id: str, created_at: int, expires_at: int, owner: str, call
     """The record of a hold; `call` is the record of the entry that it becomes when it expires."""
     return b'{"format":%d,"record":"hold","id":%s,"created_at":%d,"expires_at":%d,"owner":%s,"call":%s}' % (
         FORMAT,
-        _encoded(hold_id),
+        quoted(hold_id),
         created_at,
         expires_at,
-        _encoded(owner),
+        quoted(owner),
         call,
     )
 

@@ -54,7 +54,8 @@ class TailGoneError(OSError):
 
 def frame(record: bytes, effects: bytes = b"") -> bytes:
     """One frame, ready to be written."""
-    return _HEAD.pack(_MAGIC, len(record), len(effects), zlib.crc32(effects, zlib.crc32(record))) + record + effects
+    body = record + effects if effects else record
+    return _HEAD.pack(_MAGIC, len(record), len(effects), zlib.crc32(body)) + body
 
 
 def segment_path(ledger: Path, number: int) -> Path:

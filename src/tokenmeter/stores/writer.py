@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from pydantic_core import from_json, to_json
 
@@ -22,7 +22,7 @@ from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.file_locks import lock_file, unlock_file
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
-from tokenmeter.stores.live import Live, LiveHeader, Slot, digest_of
+from tokenmeter.stores.live import DIRTY, SITUATION, STATE, Live, LiveHeader, Slot, digest_of
 from tokenmeter.stores.record import FORMAT
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 
@@ -30,11 +30,13 @@ __all__ = ["Writer"]
 
 log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 #: Size at which a segment of the tail is followed by a new one.
 SEGMENT_BYTES = 8 << 20
 _DAY = 86_400_000_000
 _GONE = (0, 0)
+_TAKEN = "The ledger's counters are being changed by others; call again from a thread."
 
 
 class Writer(Shared):
@@ -48,6 +50,7 @@ class Writer(Shared):
     def __init__(self, ledger: Path, book: Book) -> None:
         super().__init__(self._find_name, self._define)
         self._ledger, self._book = ledger, book
+        self._ledger_name = str(ledger)
         self._live_path = Path(f"{ledger}-live")
         self._start()
 
@@ -55,7 +58,7 @@ class Writer(Shared):
         self._mutex = threading.RLock()
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
         self._live: Live | None = None
-        self._state = b""
+        self._state = self._situation = b""
         self._moved: str | None = None
         self._file = (0, 0)
         self._segment: Segment | None = None
@@ -67,12 +70,19 @@ class Writer(Shared):
     def generation(self) -> int:
         """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
         live = self._live
+        if live is not None and live.map[SITUATION] == self._situation:
+            return self._generation
         if live is None or live.state != self._state:
             self._renew_if_possible()
             live = self._live
-        if live is not None and live.generation != self._generation:
-            self._generation = live.generation
-            self.definitions.forget()  # a name may have been erased
+        if live is not None:
+            situation = live.map[SITUATION]
+            if situation[:8] == self._state:
+                self._situation = situation
+            generation = int.from_bytes(situation[8:], "little")
+            if generation != self._generation:
+                self._generation = generation
+                self.definitions.forget()  # a name may have been erased
         return self._generation
 
     def turn_over(self) -> None:
@@ -95,27 +105,33 @@ class Writer(Shared):
 
     # -- the lock
 
-    def _locked(self, work: Callable[[Live], T]) -> T:
+    def _locked(self, work: Callable[[Live, Unpack[Ts]], T], *given: *Ts, wait: bool = True) -> T:
         """Run `work` with the counters to itself, among all threads and processes.
 
+        Args:
+            work: Given the `Live` counters, and `given`.
+            given: See `work`.
+            wait: Whether another thread or process may be waited for.
+
         Raises:
-            StoreBusyError: a finaliser or signal handler came in the middle of it, in this very thread.
+            StoreBusyError: somebody has them and is not to be waited for; or a finaliser or signal handler came in the
+                middle of it, in this very thread.
         """
         if self._owned():
             raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
         try:
             try:
-                return work(self._acquire())
+                return work(self._acquire(wait), *given)
             finally:
                 self._unlock()
         finally:  # an interrupt may come just as the lock is to be given back
             if self._owned():
                 self._unlock()
 
-    def _exclusively(self, work: Callable[[Live], T]) -> T:
+    def _exclusively(self, work: Callable[[Live], T], *, wait: bool = True) -> T:
         """`_locked`, with everything in the tail folded: the book then tells all there is."""
-        if self._owned():
-            raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
+        if not wait or self._owned():
+            raise StoreBusyError("The ledger's counters are being changed, or the ledger would have to be read first.")
         self._book.fold()  # most of it without the lock
 
         def folded(live: Live) -> T:
@@ -124,14 +140,19 @@ class Writer(Shared):
 
         return self._locked(folded)
 
-    def _acquire(self) -> Live:
-        self._mutex.acquire()
+    def _acquire(self, wait: bool) -> Live:
+        if not self._mutex.acquire(wait):
+            raise StoreBusyError(_TAKEN)
         live = self._live
         if live is not None:
-            lock_file(live.descriptor)
-            if live.state == self._state and not live.dirty:
+            if not lock_file(live.descriptor, wait=wait):
+                raise StoreBusyError(_TAKEN)
+            memory = live.map
+            if memory[STATE] == self._state and not memory[DIRTY]:
                 return live
             unlock_file(live.descriptor)
+        if not wait:
+            raise StoreBusyError("The ledger's counters have to be made anew.")
         return self._acquire_any()
 
     def _acquire_any(self) -> Live:
@@ -165,7 +186,7 @@ class Writer(Shared):
         except OSError as error:
             raise _unwritable(self._live_path, error) from error
         try:
-            self._file = _file_at(self._ledger)
+            self._file = _file_at(self._ledger_name)
             self._look_where()
             if live is not None:
                 header = live.header
@@ -257,13 +278,14 @@ class Writer(Shared):
 
     def _check_files(self, live: Live) -> Live:
         """Refuse to hold anything for a ledger that is gone: its caps would start anew."""
-        if not live.there:
+        status = os.fstat(live.descriptor)
+        if not status.st_nlink or status.st_size != live.size:
             unlock_file(live.descriptor)
             self._live = None
             live = self._acquire_any()
         if self._moved is not None:
             raise StoreUnavailableError(self._moved)
-        there = _file_at(self._ledger)
+        there = _file_at(self._ledger_name)
         if there == self._file and there != _GONE:
             return live
         file = self._book.file()
@@ -316,7 +338,7 @@ class Writer(Shared):
 
     def _write(self, framed: bytes) -> None:
         live = self._live
-        if live is None or live.state != self._state:
+        if live is None or live.map[STATE] != self._state:
             self._renew_if_possible()
         self._append(framed)
 
@@ -383,7 +405,7 @@ class Writer(Shared):
         return None
 
 
-def _file_at(path: Path) -> tuple[int, int]:
+def _file_at(path: str) -> tuple[int, int]:
     """Device and inode."""
     try:
         status = os.stat(path)  # noqa: PTH116 - on the hot path

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.anthropic import bodies, requests, routes
-from tokenmeter.providers.anthropic.plain import PLAIN
+from tokenmeter.providers.anthropic.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.providers.anthropic.streams import MessageStream
 from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
@@ -22,6 +22,7 @@ class AnthropicDialect(Dialect):
     name = "anthropic"
     models = ("claude",)
     plain = PLAIN
+    plain_requests = PLAIN_REQUESTS
     singular_fields = frozenset({"speed", "fallbacks", "inference_geo"})
     endpoints = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
 

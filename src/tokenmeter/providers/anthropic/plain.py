@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.wire import JSON, MOST, is_object
+from tokenmeter.providers.prompts import measure_plain
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_object
 
-__all__ = ["PLAIN"]
+__all__ = ["PLAIN", "PLAIN_REQUESTS"]
 
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
 #: Keys that say nothing more when they hold nothing.
@@ -82,3 +84,28 @@ def read_message(body: JSON) -> Plain | None:
 
 #: Endpoint -> the ``type`` that a plain answer of it says it is, and its reader.
 PLAIN: dict[str, PlainReader] = {"messages": PlainReader("type", "message", read_message)}
+
+
+# -- requests
+
+#: Fields that say nothing of the prompt, or of how much may be answered, beyond what is read here.
+_REQUEST = frozenset({
+    *("model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
+    *("metadata", "service_tier"),
+})  # fmt: skip
+_PROMPT = ("messages", "system")
+
+
+def read_request(body: JSON) -> PlainRequest | None:
+    """A request of plain texts."""
+    get = body.get
+    model, most = get("model"), get("max_tokens")
+    if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
+        return None
+    measured = measure_plain(body, _PROMPT)
+    if measured is None:
+        return None
+    return PlainRequest(model, measured[0], (), most if type(most) is int else None, 1, bool(get("stream")))
+
+
+PLAIN_REQUESTS = {"messages": read_request}

@@ -9,7 +9,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai import bodies, requests, routes, streams
-from tokenmeter.providers.openai.plain import PLAIN
+from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.usage import Observation
 
 __all__ = ["DIALECT", "OpenAIDialect"]
@@ -20,6 +20,7 @@ class OpenAIDialect(Dialect):
 
     name = "openai"
     plain = PLAIN
+    plain_requests = PLAIN_REQUESTS
     #: ``api.anthropic.com`` serves some of them too.
     endpoints = (
         "audio",

@@ -1,4 +1,4 @@
-"""The plain shapes of OpenAI's answers, read in one go: one model, one prompt, every count said and none in doubt.
+"""The plain shapes of OpenAI's answers and requests, read in one go: every count said and none in doubt.
 
 What is not plain is left to the general reader (`tokenmeter.providers.openai.bodies`), which says the same of what is:
 tests/properties hold the two equal.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.wire import JSON, MOST, is_array, is_object
+from tokenmeter.providers.prompts import first_limit, measure_plain
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object
 
-__all__ = ["PLAIN"]
+__all__ = ["PLAIN", "PLAIN_REQUESTS"]
 
 #: Keys of a usage object that say nothing more, where they are at all.
 _CHAT_USAGE = frozenset(
@@ -36,8 +38,8 @@ def _inclusive(
     """Quantities, prompt and reasoning where totals include their breakdowns; None where there is any doubt."""
     if type(prompt) is not int or type(answer) is not int or not (0 < prompt <= MOST and 0 < answer <= MOST):
         return None
-    cached = _only(inputs, "cached_tokens", _NOTHING)
-    reasoning = _only(outputs, "reasoning_tokens", _INSIDE)
+    cached = 0 if inputs is None else _only(inputs, "cached_tokens", _NOTHING)
+    reasoning = 0 if outputs is None else _only(outputs, "reasoning_tokens", _INSIDE)
     if cached is None or reasoning is None or cached > prompt or reasoning > answer:
         return None
     if usage.get("total_tokens") != prompt + answer:
@@ -51,8 +53,6 @@ def _inclusive(
 
 def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
     """The one part of a sum that counts; None where another one does, or it is no count."""
-    if not details:
-        return 0 if details is None or is_object(details) else None
     if not is_object(details):
         return None
     found = 0
@@ -115,3 +115,32 @@ PLAIN: dict[str, PlainReader] = {
     "responses": PlainReader("object", "response", read_response),
     "embeddings": PlainReader("object", "list", read_embeddings),
 }
+
+
+# -- requests
+
+#: Fields that say nothing of the prompt, or of how much may be answered, beyond what is read here.
+_REQUEST = frozenset({
+    *("model", "messages", "input", "instructions", "max_tokens", "max_completion_tokens", "max_output_tokens", "n"),
+    *("temperature", "top_p", "stream", "stream_options", "stop", "seed", "user", "service_tier", "metadata", "store"),
+    *("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "parallel_tool_calls"),
+    *("reasoning", "reasoning_effort", "verbosity", "prompt_cache_key", "safety_identifier", "truncation"),
+})  # fmt: skip
+_PROMPT = ("messages", "input", "instructions")
+
+
+def read_request(body: JSON) -> PlainRequest | None:
+    """A request of plain texts."""
+    get = body.get
+    model, many = get("model"), get("n")
+    if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
+        return None
+    measured = measure_plain(body, _PROMPT)
+    if measured is None:
+        return None
+    limit = first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens"))
+    choices = max(many, 1) if type(many) is int else 1
+    return PlainRequest(model, *measured, limit, choices, bool(get("stream")))
+
+
+PLAIN_REQUESTS = {"chat.completions": read_request, "responses": read_request}

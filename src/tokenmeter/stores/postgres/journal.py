@@ -207,7 +207,14 @@ class ServerJournal(Writer):
 
     # -- after a call
 
-    def settle(self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None) -> tuple[Post, ...]:
+    def settle(
+        self,
+        record: bytes,
+        posts: Sequence[Post] = (),
+        hold_id: str | None = None,
+        *,
+        wait: bool = True,  # noqa: ARG002 - nobody is waited for
+    ) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters.
 
         Returns:

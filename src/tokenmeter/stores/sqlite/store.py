@@ -112,7 +112,7 @@ class SQLiteStore:
         *,
         reservation_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,  # noqa: ARG002 - the protocol's
+        wait: bool = True,
     ) -> Settlement:
         """Write `entry`, move the counters and free the hold; the sums follow with the next fold."""
         posted = self.journal.post(
@@ -122,6 +122,7 @@ class SQLiteStore:
             dedup_key=kept_key(entry.dedup_key),
             hold_id=reservation_id,
             only_if_held=only_if_held,
+            wait=wait,
         )
         return Settlement(posted.recorded, self._crossed(entry, postings, posted), posted.hold_found)
 
@@ -187,7 +188,7 @@ class SQLiteStore:
             slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
         return tuple(crossed)
 
-    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:  # noqa: ARG002 - the protocol's
+    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
         hold_id = reservation.reservation_id
         if self.journal.knows_hold(hold_id):
@@ -207,6 +208,7 @@ class SQLiteStore:
             encode_entry(reservation.call, self.journal.definitions),
             created_at=to_microseconds(reservation.created_at),
             owner=reservation.owner,
+            wait=wait,
         )
 
     def release(self, reservation_id: str, *, wait: bool = True) -> bool:  # noqa: ARG002 - the protocol's
@@ -218,10 +220,10 @@ class SQLiteStore:
         reservation_id: str,
         expires_at: datetime,
         *,
-        wait: bool = True,  # noqa: ARG002 - the protocol's
+        wait: bool = True,
     ) -> bool:
         """Move a hold's expiry."""
-        return self.journal.extend(reservation_id, to_microseconds(expires_at))
+        return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
 
     def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
         """SET the settled amounts."""
