@@ -25,18 +25,35 @@ CHAT = {
 }
 
 
-def work(url, base_url, threads, patience):
-    """What runs in each process: every thread makes the same call, so that it is planned, until it is stopped."""
+def through_openai(base_url):
     from tokenmeter.openai import OpenAI
 
+    client = OpenAI(base_url=f"{base_url}/v1", api_key="sk-test", max_retries=0)
+    return lambda streamed: client.chat.completions.create(**CHAT, stream=streamed)
+
+
+def through_google(base_url):
+    from tokenmeter.google import Client
+
+    client = Client(api_key="AIza-test-0123456789", http_options={"base_url": base_url})
+    asked = {"model": "gemini-2.5-flash", "contents": "How many are we?", "config": {"max_output_tokens": 50}}
+
+    def ask(streamed):
+        return client.models.generate_content_stream(**asked) if streamed else client.models.generate_content(**asked)
+
+    return ask
+
+
+def work(sdk, url, base_url, threads, patience):
+    """What runs in each process: every thread makes the same call, so that it is planned, until it is stopped."""
     tokenmeter.configure(store=url, budgets=BUDGETS)
-    client = OpenAI(base_url=base_url, api_key="sk-test", max_retries=0)
+    ask = {"openai": through_openai, "google": through_google}[sdk](base_url)
 
     def call():
         with tokenmeter.attribute(member="ada"):
             for turn in range(10**6):
                 try:
-                    answer = client.chat.completions.create(**CHAT, stream=turn % 3 == 2)
+                    answer = ask(turn % 3 == 2)
                     if turn % 3 == 2:
                         assert list(answer)
                 except BudgetExceededError as stop:
@@ -64,8 +81,8 @@ def spawn(store_url, provider):
     """Starts workers; kills what is left of them."""
     running = []
 
-    def start(threads, patience):
-        arguments = [store_url, provider.openai_url, str(threads), patience]
+    def start(threads, patience, sdk="openai"):
+        arguments = [sdk, store_url, provider.url, str(threads), patience]
         process = subprocess.Popen([sys.executable, __file__, *arguments])
         running.append(process)
         return process
@@ -77,9 +94,10 @@ def spawn(store_url, provider):
 
 
 @SHARED
-def test_exactly_as_many_requests_as_the_cap_allows_reach_the_provider(store_url, provider, spawn):
-    workers = [spawn(threads=4, patience="until holds are settled") for _ in range(6)]
-    assert [process.wait(timeout=180) for process in workers] == [0] * 6
+@pytest.mark.parametrize(("sdk", "processes"), [("openai", 6), ("google", 3)])
+def test_exactly_as_many_requests_as_the_cap_allows_reach_the_provider(sdk, processes, store_url, provider, spawn):
+    workers = [spawn(threads=4, patience="until holds are settled", sdk=sdk) for _ in range(processes)]
+    assert [process.wait(timeout=180) for process in workers] == [0] * processes
     meter = tokenmeter.make_meter(store=store_url, budgets=BUDGETS)
     assert len(provider.requests) == LIMIT
     assert sum(entry.kind == "usage" for entry in meter.store.entries()) == LIMIT
