@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import inspect
 import io
 import json
+import pickle
 import threading
 import weakref
 from datetime import UTC, datetime
@@ -217,7 +219,7 @@ SHAPES = [
     ("models.upscale_image, Vertex AI", upscaled, "vertex", (1, 32), "right"),
     ("tunings, read three times, Vertex AI", tuned, "cloud", (1, 32), "right"),
     ("files upload, get", filed, "client", (1, 32), "free"),
-    ("models.compute_tokens, Vertex AI", computed, "vertex", (1, 0), "free"),
+    ("models.compute_tokens, Vertex AI", computed, "vertex", (1, 32), "free"),
     ("models.generate_content, Vertex AI, credentials", generated, "cloud", (1, 32), "right"),
     ("interactions.create", interacted, "client", (1, 55), "right"),
     ("interactions.create, stream", interacted_in_a_stream, "client", (1, 55), "right"),
@@ -668,6 +670,18 @@ def test_the_drop_in_is_metered_by_the_default_meter(provider, meter, books, mon
     assert recorded(books) == billed(provider)
 
 
+def test_copies_are_what_the_sdks_own_are(client, provider, books):
+    twin = copy.copy(client)
+    twin.models.generate_content(model=MODEL, contents="Hi")
+    assert recorded(books) == billed(provider)
+    assert copy.copy(client._api_client)._tokenmeter is client._api_client._tokenmeter
+    for work in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            work(made(provider))
+        with pytest.raises(TypeError):
+            work(client)
+
+
 def test_wrapping_twice_meters_once(client, provider, meter, books):
     wrap(client, meter=meter)
     client.models.generate_content(model=MODEL, contents="Hi")
@@ -731,6 +745,26 @@ def test_a_streamed_interaction_is_recorded(client, provider, books):
         pass
     entry = books.one()
     assert (dict(entry.usage.quantities), entry.streamed, entry.flags) == ({"input": 7, "output": 2}, True, ())
+
+
+@since(1, 32)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_stop_amid_function_calling_comes_out_as_it_is(streamed, provider):
+    def weather(city: str) -> str:
+        """Weather of a city."""
+        return f"sunny in {city}"
+
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_requests=1)], config={})
+    again = types.HttpRetryOptions(attempts=3, initial_delay=0.001, max_delay=0.001)
+    client = wrap(made(provider, retry_options=again), meter=meter)
+    provider.answer(tool_calls=[("weather", {"city": "Rome"})], meters={"input": 20, "output": 5})
+    asked = {"model": MODEL, "contents": "Rome?", "config": types.GenerateContentConfig(tools=[weather])}
+    models = client.models
+    with pytest.raises(BudgetExceededError):
+        list(models.generate_content_stream(**asked)) if streamed else models.generate_content(**asked)
+    assert len(provider.requests) == 1
+    assert [entry.status for entry in meter.store.entries()] == ["ok"]
+    meter.close()
 
 
 @since(1, 55)

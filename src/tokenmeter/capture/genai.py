@@ -50,9 +50,26 @@ def _mix(thing: Any, hooks: type[Any]) -> None:
         return
     made = _mixed.get((kind, hooks))
     if made is None:
-        body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        body: dict[str, Any] = {
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+            "__reduce_ex__": functools.partialmethod(_reduced, kind, hooks),
+        }
         made = _mixed[kind, hooks] = type(kind.__name__, (hooks, kind), body)
     thing.__class__ = made
+
+
+def _reduced(thing: Any, kind: Any, hooks: type[Any], protocol: int) -> tuple[Any, ...]:
+    """For copies, which are metered as well, and for pickles, which know the class by the SDK's name alone."""
+    reduced: tuple[Any, ...] = kind.__reduce_ex__(thing, max(protocol, 2))
+    return _mixed_again, (kind, hooks), *reduced[2:]
+
+
+def _mixed_again(kind: Any, hooks: type[Any]) -> Any:
+    made = kind.__new__(kind)
+    _mix(made, hooks)
+    return made
 
 
 _mixed: dict[tuple[type[Any], type[Any]], type[Any]] = {}
