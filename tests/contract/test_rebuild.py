@@ -19,6 +19,8 @@ DAMAGE = {
         "billed_micro, billed_pico FROM sums WHERE level = 0 AND slot = 493030"
     ),
     "a month": "UPDATE sums SET n = n + 1 WHERE level = 2 AND slot = 24314",
+    "a week": "DELETE FROM sums WHERE level = 3",
+    "a rare meter's week": "UPDATE rare_sums SET nano = nano + 1 WHERE level = 3",
     "a meter": "UPDATE meter_sums SET nano = nano + 5, quantity = quantity - 1 WHERE level = 1 AND slot = 20542",
     "a meter of every month": "DELETE FROM meter_sums WHERE level = 2",
     "times": "DELETE FROM latency_sums WHERE level = 1",

@@ -300,7 +300,7 @@ def test_terms_are_whole_slots_that_make_up_a_stretch(start, end, hours):
     for term in terms(start, end, hours=hours):
         assert term.start < term.end
         if term.level is not None:
-            width = {Level.HOUR: HOUR, Level.DAY: DAY}.get(term.level)
+            width = {Level.HOUR: HOUR, Level.DAY: DAY, Level.WEEK: 7 * DAY}.get(term.level)
             assert len(slots(term)) <= (term.end - term.start) // (width or 28 * DAY)
             assert len(slots(term)) <= 31
         counted[term.start] += term.sign
@@ -308,6 +308,15 @@ def test_terms_are_whole_slots_that_make_up_a_stretch(start, end, hours):
     assert {moment: change for moment, change in counted.items() if change} == (
         {start: 1, end: -1} if start < end else {}
     )
+
+
+@given(day=st.integers(0, 40_000), hours=st.booleans())
+def test_a_day_a_week_and_a_month_are_read_as_such(day, hours):
+    assert [len(slots(term)) for term in terms(day * DAY, (day + 1) * DAY, hours=hours)] == [1]
+    monday = (day * 7 + 4) * DAY
+    assert [len(slots(term)) for term in terms(monday, monday + 7 * DAY, hours=True)] == [1]
+    in_new_york = monday + 5 * HOUR, monday + 7 * DAY + 5 * HOUR
+    assert sum(len(slots(term)) for term in terms(*in_new_york, hours=True)) == 11
 
 
 @EVERYWHERE

@@ -18,7 +18,7 @@ from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link, measured
 from tokenmeter.stores.reading import UNREADABLE
-from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, months
+from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
 from tokenmeter.stores.slots import DAY, Level, label
 from tokenmeter.stores.values import compact_json
@@ -68,7 +68,9 @@ def audit(
     while day is not None:
         day, wrong = read(partial(days, since=day, shared=shared, archives=archives))
         faults += _told(wrong, Level.DAY)
-    faults += _told(read(months), Level.MONTH)
+    wrong = read(longer)
+    for level in (Level.MONTH, Level.WEEK):
+        faults += _told([one for one in wrong if one.key[0] == level], level)
     return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
 
 
@@ -374,7 +376,7 @@ def _archived_sums(connection: Rows, *, archives: Archives) -> list[Fault]:
 
 
 def _told(wrong: Sequence[Wrong], level: Level) -> list[Fault]:
-    """How many sums of a day, its hours among them, or of each month are wrong."""
+    """How many sums of each day, its hours among them, month or week are wrong."""
     count = Counter(slot // 24 if of == Level.HOUR else slot for _, (of, slot, *_), *_ in wrong)
     found: list[Fault] = []
     for slot, number in sorted(count.items()):

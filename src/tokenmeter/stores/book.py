@@ -27,6 +27,7 @@ from tokenmeter.stores.fold import (
     advance,
     measured,
     month_of,
+    week_of,
 )
 from tokenmeter.stores.sketch import Latencies, packed
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
@@ -477,22 +478,17 @@ class Folding(ABC):
 
 
 def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
-    """What a batch gathered as rows of the tables of sums: of hours, days and months; made as they are taken."""
-    levels: list[Mapping[tuple[int, int], Sequence[int]]] = [batch.sums]
-    for coarser in (_day_of, month_of):
-        sums: dict[tuple[int, int], Sequence[int]] = {}
-        for (slot, account), amounts in levels[-1].items():
-            place = (coarser(slot), account)
-            known = sums.get(place)
-            sums[place] = amounts if known is None else list(map(add, known, amounts))
-        levels.append(sums)
+    """What a batch gathered as rows of the tables of sums: of hours, days, weeks and months; made as they are taken."""
+    days = _coarser(batch.sums, _day_of)
+    levels = ((0, batch.sums), (1, days), (2, _coarser(days, month_of)), (3, _coarser(days, week_of)))
     yield (
         "sums",
-        ((level, *place, *amounts) for level, sums in enumerate(levels) for place, amounts in sums.items()),
+        ((level, *place, *amounts) for level, sums in levels for place, amounts in sums.items()),
     )
     rare: dict[tuple[int, int, int, str], int] = {}
     for (hour, account, meter), nano in batch.rare.items():
-        for level, slot in ((0, hour), (1, hour // 24), (2, month_of(hour // 24))):
+        day = hour // 24
+        for level, slot in ((0, hour), (1, day), (2, month_of(day)), (3, week_of(day))):
             key = (level, slot, account, meter)
             rare[key] = rare.get(key, 0) + nano
     yield "rare_sums", ((*key, *divmod(nano, NANO)) for key, nano in rare.items())
@@ -522,6 +518,18 @@ def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
             for place, some in groups.items()
         ),
     )
+
+
+def _coarser(
+    sums: Mapping[tuple[int, int], Sequence[int]], slot_of: Callable[[int], int]
+) -> dict[tuple[int, int], Sequence[int]]:
+    """Sums by slot and account, added up to longer slots."""
+    found: dict[tuple[int, int], Sequence[int]] = {}
+    for (slot, account), amounts in sums.items():
+        place = (slot_of(slot), account)
+        known = found.get(place)
+        found[place] = amounts if known is None else list(map(add, known, amounts))
+    return found
 
 
 def _day_of(hour: int) -> int:

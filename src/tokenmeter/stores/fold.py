@@ -38,6 +38,7 @@ __all__ = [
     "link",
     "measured",
     "month_of",
+    "week_of",
 ]
 
 #: What the first record is linked to.
@@ -77,6 +78,11 @@ def month_of(day: int) -> int:
     """Number of the month (year x 12 + month - 1) that a day since 1970 is in."""
     date = from_microseconds(day * 24 * HOUR)
     return date.year * 12 + date.month - 1
+
+
+def week_of(day: int) -> int:
+    """Number of the week, from Monday on, that a day since 1970 is in."""
+    return (day + 3) // 7
 
 
 class AccountFacts(NamedTuple):

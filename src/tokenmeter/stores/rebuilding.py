@@ -20,17 +20,19 @@ from tokenmeter.stores.archive.shelf import Wanted
 from tokenmeter.stores.base import Difference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Rows
-from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, NANO, AccountFacts, Batch, measured, month_of
+from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, NANO, AccountFacts, Batch, measured, month_of, week_of
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import joined, unpacked
 from tokenmeter.stores.slots import DAY, Level, label
 from tokenmeter.stores.values import MICRO
 
-__all__ = ["SharedRows", "Wrong", "days", "joined_amounts", "months", "rebuild"]
+__all__ = ["SharedRows", "Wrong", "days", "joined_amounts", "longer", "rebuild"]
 
 T = TypeVar("T")
 
 _COSTS = ("list", "contracted", "billed")
+#: What is kept by week, too.
+_BY_WEEK = {"sums", "rare_sums"}
 #: Table of sums -> what `joined_amounts` gives, in words.
 _NAMES = {
     "sums": ("n", *AMOUNTS[:-6], *_COSTS),
@@ -111,7 +113,7 @@ def days(connection: Rows, *, since: int, shared: SharedRows, archives: Archives
             "WHERE level = 0 AND slot BETWEEN ? AND ? OR level = 1 AND slot = ?",
             (day * 24, day * 24 + 23, day),
         )
-        found += _compared(table, kept, (row for row in rows if row[0] != Level.MONTH))
+        found += _compared(table, kept, (row for row in rows if row[0] < Level.MONTH))
     return day + 1, found
 
 
@@ -132,19 +134,21 @@ def _counted(connection: Rows, day: int, shared: SharedRows, archives: Archives)
     return batch
 
 
-def months(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
-    """Sums of UTC months that are not those of their days, or of what is due `instead` of some of these."""
+def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
+    """Sums of UTC months and weeks that are not those of their days, or of what is due `instead` of some of these."""
     found: list[Wrong] = []
     known = {(one.table, one.key): one.due for one in instead if one.key[0] == Level.DAY}
     for table, width in SUM_TABLES.items():
+        slots = ((Level.MONTH, month_of), (Level.WEEK, week_of)) if table in _BY_WEEK else ((Level.MONTH, month_of),)
         due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         rows = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1")  # noqa: S608 - names of our own
         put = ((*key, *row) for (of, key), row in known.items() if of == table and row is not None)
         for row in itertools.chain((row for row in rows if (table, tuple(row[:width])) not in known), put):
-            key = (2, month_of(row[1]), *row[2:width])
             amounts = tuple(row[width:])
-            due[key] = tuple(map(_added, due[key], amounts)) if key in due else amounts
-        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 2")  # noqa: S608 - as above
+            for level, slot_of in slots:
+                key = (int(level), slot_of(row[1]), *row[2:width])
+                due[key] = tuple(map(_added, due[key], amounts)) if key in due else amounts
+        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level > 1")  # noqa: S608 - as above
         found += _compared(table, kept, ((*key, *amounts) for key, amounts in due.items()))
     return found
 
@@ -219,15 +223,15 @@ def rebuild(
         found += wrong
         if progress is not None:
             progress((last if day is None else min(day, last)) - first, last - first)
-    sum_up = partial(_months, instead=found if write is None else ())
+    sum_up = partial(_longer, instead=found if write is None else ())
     _, wrong = read(sum_up)
     if wrong and write is not None:
         _, wrong = write(partial(_mend, sum_up))
     return [one.told() for one in (*found, *wrong)]
 
 
-def _months(connection: Rows, *, instead: Sequence[Wrong]) -> tuple[None, list[Wrong]]:
-    return None, months(connection, instead)
+def _longer(connection: Rows, *, instead: Sequence[Wrong]) -> tuple[None, list[Wrong]]:
+    return None, longer(connection, instead)
 
 
 def _mend(look: Callable[[Rows], tuple[int | None, list[Wrong]]], connection: Rows) -> tuple[int | None, list[Wrong]]:

@@ -1,13 +1,14 @@
-"""The stretches of UTC over which sums are kept: hours, days and months; and how few of them make up any stretch."""
+"""Stretches of UTC over which sums are kept: hours, days, weeks and months; and how few make up any stretch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
-from tokenmeter.stores.fold import HOUR, month_of
+from tokenmeter.stores.fold import HOUR, month_of, week_of
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 __all__ = ["DAY", "Level", "Term", "label", "slots", "terms"]
@@ -16,11 +17,15 @@ DAY = 24 * HOUR
 
 
 class Level(IntEnum):
-    """How long a slot is. A slot's number is how many such stretches lie before it: since 1970, months since year 0."""
+    """How long a slot is. A slot's number is how many such stretches lie before it: since 1970, months since year 0.
+
+    Weeks begin on Mondays; the first is that of 1970-01-01. Only sums of all meters together are kept by hour and week.
+    """
 
     HOUR = 0
     DAY = 1
     MONTH = 2
+    WEEK = 3
 
 
 class Term(NamedTuple):
@@ -38,19 +43,23 @@ class Term(NamedTuple):
 def _slot(level: Level, moment: int) -> int:
     if level is Level.MONTH:
         return month_of(moment // DAY)
+    if level is Level.WEEK:
+        return week_of(moment // DAY)
     return moment // (DAY if level is Level.DAY else HOUR)
 
 
 def _start(level: Level, slot: int) -> int:
     if level is Level.MONTH:
         return to_microseconds(datetime(slot // 12, slot % 12 + 1, 1, tzinfo=UTC))
+    if level is Level.WEEK:
+        return (slot * 7 - 3) * DAY
     return slot * (DAY if level is Level.DAY else HOUR)
 
 
 def label(level: Level, slot: int) -> str:
-    """A slot as a person reads it: ``2026-11-03 14:00``, ``2026-11-03`` or ``2026-11``."""
+    """A slot as a person reads it: ``2026-11-03 14:00``, ``2026-11-03``, ``2026-11``, ``week of 2026-11-02``."""
     moment = from_microseconds(_start(level, slot))
-    return f"{moment:{('%Y-%m-%d %H:%M', '%Y-%m-%d', '%Y-%m')[level]}}"
+    return f"{moment:{('%Y-%m-%d %H:%M', '%Y-%m-%d', '%Y-%m', 'week of %Y-%m-%d')[level]}}"
 
 
 def slots(term: Term) -> range:
@@ -69,7 +78,7 @@ def terms(start: int, end: int, *, hours: bool) -> Iterator[Term]:
     Args:
         start: Microseconds since the epoch.
         end: First microsecond after.
-        hours: Whether there are sums of hours; else entries stand in for them as well.
+        hours: Whether there are sums of hours and weeks; else days and entries stand in for them.
     """
     if not hours:
         yield from _terms(1, start, end, (Level.MONTH, Level.DAY), None)
@@ -79,27 +88,37 @@ def terms(start: int, end: int, *, hours: bool) -> Iterator[Term]:
         first = last = end
     if start < first:
         yield Term(1, None, start, first)
-    yield from _terms(1, first, last, (Level.MONTH, Level.DAY), Level.HOUR)
+    yield from _terms(1, first, last, (Level.MONTH, Level.WEEK, Level.DAY), Level.HOUR)
     if last < end:
         yield Term(1, None, last, end)
 
 
-def _terms(sign: int, start: int, end: int, levels: Sequence[Level], rest: Level | None) -> Iterator[Term]:
+def _terms(sign: int, start: int, end: int, levels: Sequence[Level], rest: Level | None) -> list[Term]:
     if start >= end:
-        return
+        return []
     if not levels:
-        yield Term(sign, rest, start, end)
-        return
+        return [Term(sign, rest, start, end)]
     level, finer = levels[0], levels[1:]
     first, last = _nearest(level, start), _nearest(level, end)
     if first >= last:
-        yield from _terms(sign, start, end, finer, rest)
-        return
-    yield Term(sign, level, first, last)
-    yield from _terms(sign, start, first, finer, rest)
-    yield from _terms(-sign, first, start, finer, rest)
-    yield from _terms(sign, last, end, finer, rest)
-    yield from _terms(-sign, end, last, finer, rest)
+        return _terms(sign, start, end, finer, rest)
+    edges = partial(_terms, levels=finer, rest=rest)
+    found = [
+        Term(sign, level, first, last),
+        *edges(sign, start, first),
+        *edges(-sign, first, start),
+        *edges(sign, last, end),
+        *edges(-sign, end, last),
+    ]
+    # The middle of a week is nearest to both its ends: one day of it is not the week less six.
+    if finer and len(found) > 1:
+        return min(found, _terms(sign, start, end, finer, rest), key=_count)
+    return found
+
+
+def _count(found: Sequence[Term]) -> int:
+    """How much is to be read: slots, and hours of entries."""
+    return sum(len(slots(term)) if term.level is not None else -(-(term.end - term.start) // HOUR) for term in found)
 
 
 def _nearest(level: Level, moment: int) -> int:

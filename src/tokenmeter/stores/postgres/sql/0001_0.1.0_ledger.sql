@@ -239,7 +239,8 @@ CREATE TABLE crossings (
     PRIMARY KEY (budget, scope, window_start, threshold)
 );
 
--- Sums of entries per account and stretch of UTC: level 0 is an hour, 1 a day, 2 a month; `slot` counts them.
+-- Sums of entries per account and stretch of UTC: level 0 is an hour, 1 a day, 2 a month,
+-- 3 a week from Monday on; `slot` counts them.
 CREATE TABLE sums (
     level integer,
     slot bigint,
