@@ -1,5 +1,7 @@
 """Draws the dashboard's pictures from a ledger of invented calls: ``python docs/images/dashboard.py``.
 
+With a folder it draws every page instead, at both widths, in light and dark, as who may act sees them: to be looked at.
+
 Needs the extra ``dashboard``, playwright and a Chromium; ``TOKENMETER_TEST_CHROMIUM`` names one that is elsewhere.
 """
 
@@ -8,10 +10,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -23,6 +27,7 @@ from tokenmeter.dashboard.server import make_server
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.periods import parse_period
+from tokenmeter.serving.access import RIGHTS, make_token
 from tokenmeter.usage import Consumption, Observation, Usage
 
 HERE = Path(__file__).parent
@@ -59,12 +64,34 @@ PICTURES = {
 }
 
 
+#: What is drawn into a folder.
+PAGES = {
+    "overview": "/",
+    "explore": "/explore?by=member&period=this-month",
+    "explore-lines": "/explore?show=latency-p95&form=lines",
+    "entries": "/entries",
+    "budgets": "/budgets",
+    "budget": "/budgets/everything",
+    "account": "/account?member=ada",
+    "prices": "/prices?model=gpt-5-mini",
+    "doubts": "/doubts",
+    "health": "/health",
+    "invoices": "/invoices",
+    "invoice": "/invoices/INV-00001",
+    "period": "/periods/1",
+    "statement": "/statements?account=team&of=search&period=last-month",
+}
+TOKEN, DIGEST = make_token()
+
+
 def main() -> None:
-    """Write the pictures beside this file."""
+    """Write the pictures beside this file, or those of all pages into the folder that is named."""
+    asked = [Path(name) for name in sys.argv[1:]]
+    acting = {"dashboard": {"tokens": {"lead": {"hash": DIGEST, "can": list(RIGHTS)}}}}
     with tempfile.TemporaryDirectory() as folder:
         budgets = [{"name": "everything", "limit_usd": 80, "tz": "Europe/Berlin"}]
         meter = tokenmeter.make_meter(
-            store=f"sqlite:///{folder}/usage.db", multiplier="1.05", budgets=budgets, config={}
+            store=f"sqlite:///{folder}/usage.db", multiplier="1.05", budgets=budgets, config=acting if asked else {}
         )
         fill(meter)
         server = make_server(meter, port=0)
@@ -74,7 +101,11 @@ def main() -> None:
             while not server.started:
                 time.sleep(0.05)
             try:
-                draw(f"http://127.0.0.1:{socket.getsockname()[1]}/")
+                address = f"http://127.0.0.1:{socket.getsockname()[1]}"
+                if asked:
+                    draw_all(address, asked[0])
+                else:
+                    draw(f"{address}/")
             finally:
                 server.should_exit = True
                 thread.join()
@@ -122,6 +153,9 @@ def record(meter: Meter, chance: random.Random, number: int) -> None:
         contracted_cost=rating.contracted_cost,
         billed_cost=rating.billed_cost,
         cost_source=rating.cost_source,
+        latency_us=usage["output"] * chance.randrange(700, 1_400) + 400_000,
+        first_token_us=chance.randrange(200_000, 900_000),
+        streamed=True,
         status="error" if failed else "ok",
         error_type="APIError" if failed else None,
     )
@@ -147,6 +181,29 @@ def draw(address: str) -> None:
                     page.locator(link).first.click()
             page.wait_for_load_state()
             page.screenshot(path=HERE / name, full_page=True)
+        browser.close()
+
+
+def draw_all(address: str, folder: Path) -> None:
+    """Take a picture of every page."""
+    folder.mkdir(exist_ok=True)
+    chromium = os.environ.get("TOKENMETER_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for width, scheme in product((1440, 390), ("light", "dark")):
+            page = browser.new_page(
+                viewport={"width": width, "height": 900},
+                color_scheme="dark" if scheme == "dark" else "light",
+                timezone_id="Europe/Berlin",
+            )
+            page.goto(f"{address}/login")
+            page.get_by_label("Token").fill(TOKEN)
+            page.get_by_role("button", name="Log in").click()
+            page.wait_for_selector(".plane", state="attached")
+            for name, path in PAGES.items():
+                page.goto(address + path)
+                page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
+            page.close()
         browser.close()
 
 
