@@ -18,7 +18,8 @@ from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.usage import Consumption, Observation
 
 import tokenmeter.budgets.bounds
-tokenmeter.budgets.bounds.REQUEST_OVERHEAD = 0
+from tokenmeter.providers.prompts import PromptRule
+tokenmeter.budgets.bounds.prompt_rule = lambda *_: PromptRule("", overhead=0)
 
 rows = [{"provider": "openai", "model": "m", "sku_meter": m, "unit_price": "1", "per": 1} for m in ("input", "output")]
 number, budgets = int(sys.argv[2]), eval(sys.argv[3])
