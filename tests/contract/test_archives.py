@@ -43,7 +43,7 @@ def make_months(make_entry, make_charge):
                     charges=tuple(make_charge(meter, amount, price) for meter, amount in used.items()),
                     occurred_at=moment,
                     recorded_at=moment + timedelta(seconds=3),
-                    response_id=f"chatcmpl-{number}" if number % 2 else None,
+                    response_id=(f"chatcmpl-{number}" if number != 33 else 'chatcmpl-"33" ü') if number % 2 else None,
                     request_id=f"req_{number} ü %s" if number % 5 else None,
                     request_model=dice.choice(["gpt-5", "gpt-5-mini"]),
                     cost_source="unpriced" if price is None else "computed",
@@ -97,6 +97,8 @@ def answers(store):
         {"trace_id!": frozenset({f"{3:032x}", None})},
         {"response_id": frozenset({"chatcmpl-33", "chatcmpl-3_", "chatcmpl-5%"})},
         {"response_id!": frozenset({"chatcmpl-33", None})},
+        {"response_id": frozenset({"chatcmpl-7", 'chatcmpl-"33" ü', "CHATCMPL-9"})},
+        {"response_id": frozenset({"chatcmpl-7", None}), "member": frozenset({"ada"})},
     )
     found = {}
     for by in (("model", "member"), ("end_user",), ("tag:env", "status"), ("sku_meter", "end_user")):
@@ -147,6 +149,13 @@ def archived(store, months, tmp_path):
     store.archives.seal("2026-03", tmp_path / "archive")
     store.archives.drop()
     return store
+
+
+def test_one_answer_is_found_by_the_providers_id_wherever_it_is(archived, months):
+    for number in (33, 7, len(months) - 1):
+        which = EntryFilter(where={"response_id": frozenset({months[number].response_id})})
+        assert list(archived.entries(which)) == [months[number]]
+    assert not list(archived.entries(EntryFilter(where={"response_id": frozenset({"chatcmpl"})})))
 
 
 def files(tmp_path):

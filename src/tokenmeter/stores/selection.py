@@ -7,11 +7,13 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from pydantic_core import to_json
+
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.record import Account
-from tokenmeter.stores.values import compact_json, to_microseconds
+from tokenmeter.stores.values import to_microseconds
 
 __all__ = [
     "FILTERS",
@@ -114,8 +116,8 @@ def conditions(where: Where, since: int | None, until: int | None) -> tuple[list
             wanted.append(condition if kept else _none_of(condition))
             values += given
         elif name in FILTERS:
-            condition, given = (_response if name == "response_id" else _among)(name, accepted)
-            wanted.append(condition if kept else _none_of(condition))
+            condition, given = (_response_id if name == "response_id" else _among)(name, accepted)
+            wanted.append(f"({condition})" if kept else _none_of(condition))
             values += given
     inner, inner_values = account_conditions(where)
     if inner:
@@ -148,15 +150,12 @@ def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]
     return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
 
 
-def _response(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
-    """Records that name one of these answers: a look at each, so that it wants a short period beside it."""
-    patterns = [f'%"{name}":{_escaped(compact_json(value))}%' for value in sorted(accepted - {None}, key=str)]
-    condition = " OR ".join(["body LIKE ? ESCAPE '!'"] * len(patterns)) or "1 = 0"
-    return (f"({condition} OR body NOT LIKE '%\"{name}\":%')" if None in accepted else f"({condition})"), patterns
-
-
-def _escaped(text: str) -> str:
-    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+def _response_id(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    """The provider's id has no column of its own in the live ledger, so records are looked through."""
+    key = f'"{name}":'
+    said = [f"{key}{to_json(value).decode()}" for value in sorted(value for value in accepted if value is not None)]
+    found = ["replace(body, ?, '') <> body"] * len(said) + ["replace(body, ?, '') = body"] * (None in accepted)
+    return " OR ".join(found) or "1 = 0", [*said, *([key] if None in accepted else [])]
 
 
 def _end_user(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:

@@ -177,7 +177,7 @@ class Archives:
         times: list[int] = []
         with tempfile.TemporaryDirectory(prefix="tokenmeter-sealing-") as folder:
             path = Path(folder) / "month.parquet"
-            with contextlib.closing(FileWriter(str(path), shaper)) as writer:
+            with contextlib.closing(FileWriter(str(path), shaper, last - first + 1)) as writer:
                 after = first - 1
                 while rows := self._book.read(partial(rows_after, after=after, last=last)):
                     for row, stored in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 from tokenmeter.stores.archive.places import import_extra
@@ -146,8 +147,13 @@ def rows_after(connection: Rows, after: int, last: int) -> list[tuple[Row, bytes
     return found
 
 
-def open_writer(target: str) -> Any:
-    """A Parquet writer of this layout."""
+def open_writer(target: str, rows: int = _ROW_GROUP) -> Any:
+    """A Parquet writer of this layout.
+
+    Args:
+        target: Where to.
+        rows: How many are to come at most: a filter by which one response id is found has room for as many.
+    """
     encoded = dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED") | dict.fromkeys(_PLAIN, "PLAIN")
     return import_extra("pyarrow.parquet").ParquetWriter(
         target,
@@ -159,7 +165,16 @@ def open_writer(target: str) -> Any:
         write_page_index=True,
         dictionary_pagesize_limit=_LARGEST_DICTIONARY,
         store_schema=False,
+        **(
+            {"bloom_filter_options": {"response_id": {"ndv": min(rows, _ROW_GROUP), "fpp": 0.05}}} if _filters() else {}
+        ),
     )
+
+
+@cache
+def _filters() -> bool:
+    """Whether the installed pyarrow writes Bloom filters; without them a response id is looked for in every row."""
+    return "bloom_filter_options" in signature(import_extra("pyarrow.parquet").ParquetWriter.__init__).parameters
 
 
 class FileWriter:
@@ -168,15 +183,16 @@ class FileWriter:
     Args:
         target: Where to.
         shaper: Finds shapes; one for many files, as they are much alike.
+        rows: See `open_writer`.
     """
 
-    def __init__(self, target: str, shaper: Shaper) -> None:
+    def __init__(self, target: str, shaper: Shaper, rows: int = _ROW_GROUP) -> None:
         self._shaper = shaper
         self._arrow = import_extra("pyarrow")
         self._schema = _schema()
         self._batches: list[Any] = []
         self._rows = 0
-        self._writer = open_writer(target)
+        self._writer = open_writer(target, rows)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add entries, in the order of the chain."""

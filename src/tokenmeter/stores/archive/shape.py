@@ -31,6 +31,8 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json
+
 __all__ = ["VALUES", "Shaped", "Shaper", "render", "values_of"]
 
 #: What a place may name, in the order of `values_of`.
@@ -65,6 +67,16 @@ _GROUPS = 7
 _MOST_KNOWN, _MOST_TRIED, _MOST_LIKELY = 20_000, 32, 5
 
 
+#: What only a record says, and a column of the archive repeats.
+_OWN = ("response_id", "request_id", "latency_us", "first_token_us", "recorded_at")
+_UNREAD = tuple(f',"{name}":' for name in _OWN)
+
+
+def _own(body: str) -> tuple[Any, ...]:
+    said = from_json(body)
+    return tuple(said.get(name) for name in _OWN)
+
+
 class Shaped(NamedTuple):
     """A record in parts.
 
@@ -75,7 +87,7 @@ class Shaped(NamedTuple):
         texts: Texts that no column has.
     """
 
-    head: tuple[str | None, str | None, int | None, int | None, int | None]
+    head: tuple[Any, ...]
     shape: str | None
     numbers: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
@@ -182,7 +194,7 @@ class Shaper:
         """
         head = _HEAD.match(body)
         if head is None:
-            return Shaped((None, None, None, None, None), None)
+            return Shaped(_own(body), None)
         _, _, _, recorded, response, request, latency, first_token, _, _ = head.groups()
         own = (
             response,
@@ -191,6 +203,8 @@ class Shaper:
             None if first_token is None else int(first_token),
             int(recorded),
         )
+        if body.startswith(_UNREAD, head.end()):  # an id with quotation marks, say, at which the pattern ended
+            own = _own(body)
         if self.heads_only:
             return Shaped(own, None)
         known = values(own)

@@ -25,7 +25,7 @@ __all__ = ["Shelf", "Wanted", "ids_in", "open_duckdb"]
 #: Bytes that a query may take before it goes to the disk, and threads.
 _MEMORY, _THREADS = "2GB", 4
 #: Entries that are put in order at once.
-_AT_ONCE, _PAGE = 40_000, 2_000
+_AT_ONCE, _PAGE, _MOST = 40_000, 2_000, 1 << 62
 _COST_COLUMNS = (
     "coalesce(contracted_micro, list_micro) AS contracted_micro, "
     "coalesce(contracted_pico, list_pico) AS contracted_pico, "
@@ -62,6 +62,11 @@ class Wanted(NamedTuple):
     end_users: frozenset[bytes | None] | None = None
     tags: frozenset[str | None] | None = None
     ids: Mapping[str, frozenset[str | None]] = MappingProxyType({})
+
+    @property
+    def few(self) -> bool:
+        """Whether what is wanted is next to nothing, however much is looked through."""
+        return any(asked(key)[1] and None not in accepted for key, accepted in self.ids.items())
 
 
 def open_duckdb(database: str = ":memory:") -> Any:
@@ -187,7 +192,8 @@ class Shelf:
         """
         order = "DESC" if newest_first else "ASC"
         beyond = "<" if newest_first else ">"
-        for start, end in _stretches(files, span, newest_first=newest_first, after=after):
+        at_once = _MOST if wanted.few else _AT_ONCE
+        for start, end in _stretches(files, span, newest_first=newest_first, after=after, at_once=at_once):
             near = [one for one in files if one.first_at < end and one.last_at >= start]
             if not near:
                 continue
@@ -246,6 +252,10 @@ class Shelf:
                 conditions.append(f"({condition} OR e.{name} IS NULL)" if None in accepted else condition)
         for condition, accepted in wanted.ids.items():
             name, kept = asked(condition)
+            if name == "response_id" and kept and accepted and None not in accepted:  # so that Bloom filters are asked
+                conditions.append(f"e.response_id IN ({', '.join('?' * len(accepted))})")
+                values += accepted
+                continue
             found, absent = _NAMED[name]
             found = f"({found} OR {absent})" if None in accepted else found
             conditions.append(found if kept else f"NOT {found}")
@@ -290,11 +300,12 @@ def _stretches(
     *,
     newest_first: bool,
     after: tuple[int, int] | None,
+    at_once: int,
 ) -> Iterator[tuple[int, int]]:
-    """Stretches of time that hold about `_AT_ONCE` entries each, if entries come evenly within a file."""
+    """Stretches of time that hold about `at_once` entries each, if entries come evenly within a file."""
     edges: set[int] = set()
     for one in files:
-        pieces = -(-one.entries // _AT_ONCE)
+        pieces = -(-one.entries // at_once)
         width = one.last_at + 1 - one.first_at
         edges |= {one.first_at + width * piece // pieces for piece in range(pieces + 1)}
     since, until = span
