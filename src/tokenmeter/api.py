@@ -41,7 +41,7 @@ from tokenmeter.reports.database import open_database
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.sink import Target
 from tokenmeter.stores.archive import clickhouse
-from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 from tokenmeter.stores.backup import back_up
 from tokenmeter.stores.base import Fault, Store, Verification
 
@@ -498,6 +498,23 @@ class Meter(CallMeter):
             StoreUnavailableError: an archived month's file cannot be read.
         """
         return self.store.archives.connect(path)
+
+    def prove(self, entry_id: str) -> Proof:
+        """That a sealed month has an entry, for somebody who knows the month's Merkle root and sees nothing else.
+
+        `archives` names the roots; give them to the other side when a month is sealed. A proof is checked by
+        `Proof.holds`, or by ``tokenmeter archive check``, without the ledger. The month's file is read once.
+
+        Args:
+            entry_id: The entry's identity.
+
+        Raises:
+            LedgerError: no sealed month has it.
+            ConfigurationError: a missing extra (``archive``).
+            StoreUnavailableError: the file cannot be read.
+            TamperedLedgerError: the file is not what was sealed.
+        """
+        return self.store.archives.prove(entry_id)
 
     load_clickhouse = _of_ledger(clickhouse.load_clickhouse)
 

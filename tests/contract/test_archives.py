@@ -1,7 +1,9 @@
 """Archived months: whatever was asked of the ledger before is answered the same when they are in files."""
 
+import hashlib
 import os
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tokenmeter.erasing import erase
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.ledger import new_id
 from tokenmeter.stores.archive import places
+from tokenmeter.stores.archive.manifest import Merkle, Proof
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import NewDocument
 
@@ -156,6 +159,44 @@ def test_one_answer_is_found_by_the_providers_id_wherever_it_is(archived, months
         which = EntryFilter(where={"response_id": frozenset({months[number].response_id})})
         assert list(archived.entries(which)) == [months[number]]
     assert not list(archived.entries(EntryFilter(where={"response_id": frozenset({"chatcmpl"})})))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33])
+def test_every_record_of_a_run_can_be_proved_and_no_other(size):
+    bodies = [f"record {number}" for number in range(size)]
+    for index in range(size):
+        tree = Merkle(index)
+        for body in bodies:
+            tree.add(hashlib.sha256(body.encode()).digest())
+        root = tree.root().hex()
+        path = tuple(one.hex() for one in tree.path)
+        proof = Proof(record=bodies[index], index=index, size=size, path=path, root=root, month="2026-01")
+        assert proof.holds()
+        assert proof.holds(root)
+        assert Proof.from_json(proof.to_json()) == proof
+        assert not proof.holds("0" * 64)
+        assert not replace(proof, record="another").holds()
+        assert not replace(proof, index=(index + 1) % (size + 1)).holds()
+        assert not replace(proof, path=(*path, root)).holds()
+        assert not replace(proof, path=path[:-1], root=root).holds() or not path
+
+
+def test_an_entry_of_a_sealed_month_is_proved_without_the_ledger(store, months, tmp_path):
+    with pytest.raises(LedgerError, match="archive seal"):
+        store.archives.prove(months[0].entry_id)
+    sealed = store.archives.seal("2026-03", tmp_path / "archive")
+    for dropped in (False, True):
+        for number in (0, 150, 299):
+            proof = Proof.from_json(store.archives.prove(months[number].entry_id).to_json())
+            assert proof.holds(next(one.root for one in sealed if one.month == proof.month))
+            assert months[number].entry_id in proof.record
+            assert "ada" not in proof.record
+        if not dropped:
+            store.archives.drop()
+    with pytest.raises(LedgerError, match="No sealed month has an entry"):
+        store.archives.prove(months[-1].entry_id)
+    with pytest.raises(ConfigurationError, match="not a proof"):
+        Proof.from_json("{}")
 
 
 def files(tmp_path):

@@ -1,16 +1,18 @@
-"""``archive seal``, ``drop``, ``restore`` and ``list``: closed months in files."""
+"""``archive seal``, ``drop``, ``restore``, ``list``, ``prove`` and ``check``: closed months in files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tokenmeter.cli.console import emit, out, show_table
+from tokenmeter.cli.console import Exit, emit, out, show_table
 from tokenmeter.cli.frame import Frame, command
-from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 
 __all__ = ["app"]
 
@@ -72,6 +74,40 @@ def list_months(frame: Frame) -> None:
     with frame.meter() as meter:
         found = meter.archives()
     _show(frame, found, "No month is sealed yet; seal one with: tokenmeter archive seal --through MONTH --to PLACE")
+
+
+@command(app, "prove", examples=["tokenmeter archive prove 0a1b2c3d4e5f60718293a4b5c6d7e8f9 > proof.json"])
+def prove(
+    frame: Frame,
+    entry_id: Annotated[str, typer.Argument(help="The entry's identity.", show_default=False)],
+) -> None:
+    """Print a proof that a sealed month has an entry, for somebody who knows the month's root and sees nothing else."""
+    with frame.meter() as meter:
+        typer.echo(meter.prove(entry_id).to_json())
+
+
+@command(app, "check", options=("as_json",), examples=["tokenmeter archive check proof.json --root 4f2c..."])
+def check(
+    frame: Frame,
+    file: Annotated[Path, typer.Argument(help="The file with the proof.", show_default=False)],
+    *,
+    root: Annotated[str, typer.Option("--root", help="The month's root, as you were given it.", show_default=False)],
+) -> None:
+    """Check a proof. No ledger is needed. Exit code 1 when the entry is not under the root."""
+    try:
+        proof = Proof.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}.") from error
+    holds = proof.holds(root.strip().lower())
+    if frame.as_json:
+        emit({"holds": holds, "month": proof.month, "record": proof.record})
+    elif holds:
+        out.print(f"The month {proof.month} has this entry, record {proof.index + 1} of {proof.size}:", markup=False)
+        typer.echo(proof.record)
+    else:
+        out.print("[red]The month with this root does not have this entry.[/]")
+    if not holds:
+        raise typer.Exit(Exit.FOUND)
 
 
 def _show(frame: Frame, months: Sequence[ArchivedMonth], nothing: str) -> None:

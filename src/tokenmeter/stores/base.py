@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
-from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity
@@ -256,6 +256,10 @@ class Archives(Protocol):
 
     def restore(self, since: str | None = None) -> Sequence[ArchivedMonth]:
         """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
+        ...
+
+    def prove(self, entry_id: str) -> Proof:
+        """That a sealed month has an entry."""
         ...
 
     def connect(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.layout import FileWriter, groups_in, identity_parts, records, rows_after
-from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle
+from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle, Proof
 from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.archive.shelf import Shelf, Wanted, ids_in
@@ -243,6 +243,31 @@ class Archives:
         files = {one.url: str(local_copy(one.url, one.sha256)) for one in self._book.read(self.within)[0]}
         return open_star(self._book, self.within, files, path)
 
+    def prove(self, entry_id: str) -> Proof:
+        """See `tokenmeter.Meter.prove`."""
+        self._fold()
+        months = self._book.read(self.months)
+        found = self._shelf.place(months, entry_id) if months else None
+        if found is None:
+            raise LedgerError(
+                f"No sealed month has an entry {entry_id}: one can be proved once its month is in a file "
+                "(`tokenmeter archive seal`)."
+            )
+        seq, record = found
+        month = next(one for one in months if one.first_seq <= seq <= one.last_seq)
+        chain = self._walked(month, local_copy(month.url, month.sha256, check=True), of=seq - month.first_seq)
+        root = chain.merkle.root().hex()
+        if root != month.root:
+            raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
+        return Proof(
+            record=record,
+            index=seq - month.first_seq,
+            size=chain.merkle.count,
+            path=tuple(one.hex() for one in chain.merkle.path),
+            root=root,
+            month=month.month,
+        )
+
     # -- dropping and bringing back
 
     def drop(
@@ -351,6 +376,16 @@ class Archives:
         if outcome != (month.entries, month.last_seq, month.head_after, month.root):
             raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
         return groups
+
+    def _walked(self, month: ArchivedMonth, path: Path, *, of: int) -> _Chain:
+        """The chain after a file's records, with the way from one of them to the root."""
+        chain = _Chain(
+            month.first_seq, bytes.fromhex(month.head_before), self._documents(month.first_seq, month.last_seq), of=of
+        )
+        for page in records(str(path)):
+            for seq, body in page:
+                chain.entry(seq, body)
+        return chain
 
     # -- checking
 
@@ -516,9 +551,9 @@ class _Counting(NamedTuple):
 class _Chain:
     """Along the chain through a run: entries come, documents are known."""
 
-    def __init__(self, first: int, head: bytes, documents: Mapping[int, bytes]) -> None:
+    def __init__(self, first: int, head: bytes, documents: Mapping[int, bytes], *, of: int | None = None) -> None:
         self.next, self.head, self.entries = first, head, 0
-        self.merkle = Merkle()
+        self.merkle = Merkle(of)
         self._documents = documents
 
     def before(self, seq: int) -> tuple[int, bytes]:

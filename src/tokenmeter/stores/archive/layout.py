@@ -165,16 +165,19 @@ def open_writer(target: str, rows: int = _ROW_GROUP) -> Any:
         write_page_index=True,
         dictionary_pagesize_limit=_LARGEST_DICTIONARY,
         store_schema=False,
-        **(
-            {"bloom_filter_options": {"response_id": {"ndv": min(rows, _ROW_GROUP), "fpp": 0.05}}} if _filters() else {}
-        ),
+        **_filters(min(rows, _ROW_GROUP)),
     )
 
 
-@cache
-def _filters() -> bool:
-    """Whether the installed pyarrow writes Bloom filters; without them a response id is looked for in every row."""
-    return "bloom_filter_options" in signature(import_extra("pyarrow.parquet").ParquetWriter.__init__).parameters
+def _filters(rows: int) -> dict[str, Any]:
+    """A Bloom filter over response ids, if the installed pyarrow writes any; else each is looked for in every row."""
+    known = signature(import_extra("pyarrow.parquet").ParquetWriter.__init__).parameters
+    chance = 0.05  # of a row group read in vain: not money
+    return (
+        {"bloom_filter_options": {"response_id": {"ndv": rows, "fpp": chance}}}
+        if "bloom_filter_options" in known
+        else {}
+    )
 
 
 class FileWriter:

@@ -12,7 +12,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.documents import Document, NewDocument
 from tokenmeter.stores.values import compact_json, from_microseconds
 
-__all__ = ["KIND", "ArchivedMonth", "Merkle"]
+__all__ = ["KIND", "ArchivedMonth", "Merkle", "Proof"]
 
 #: Kind of document that manifests are.
 KIND = "archive"
@@ -103,25 +103,115 @@ class ArchivedMonth:
 
 
 class Merkle:
-    """A Merkle tree's root over leaves that come one at a time (RFC 6962: two kinds of node, no leaf counted twice)."""
+    """A Merkle tree's root over leaves that come one at a time (RFC 6962: two kinds of node, no leaf counted twice).
 
-    def __init__(self) -> None:
-        self._roots: list[tuple[int, bytes]] = []
+    Args:
+        of: Number of the leaf, from 0, whose `path` is wanted; None = none.
+
+    Attributes:
+        count: How many leaves came.
+        path: What leads from that leaf to the root, once `root` was asked for.
+    """
+
+    def __init__(self, of: int | None = None) -> None:
+        self.count = 0
+        self.path: list[bytes] = []
+        self._of = of
+        self._roots: list[tuple[int, bytes, bool]] = []
 
     def add(self, leaf: bytes) -> None:
         """Add a leaf's SHA-256."""
-        height, node = 0, hashlib.sha256(b"\0" + leaf).digest()
+        height, node, wanted = 0, _leaf_node(leaf), self.count == self._of
+        self.count += 1
         roots = self._roots
         while roots and roots[-1][0] == height:
-            node = hashlib.sha256(b"\1" + roots.pop()[1] + node).digest()
+            node, wanted = self._joined(roots.pop(), node, wanted)
             height += 1
-        roots.append((height, node))
+        roots.append((height, node, wanted))
+
+    def _joined(self, left: tuple[int, bytes, bool], right: bytes, wanted: bool) -> tuple[bytes, bool]:
+        if wanted or left[2]:
+            self.path.append(left[1] if wanted else right)
+        return _inner_node(left[1], right), wanted or left[2]
 
     def root(self) -> bytes:
-        """The root over what was added; SHA-256 of nothing for nothing."""
+        """The root over what was added; SHA-256 of nothing for nothing. To be asked for once."""
         if not self._roots:
             return hashlib.sha256().digest()
-        *rest, (_, node) = self._roots
-        for _, left in reversed(rest):
-            node = hashlib.sha256(b"\1" + left + node).digest()
+        *rest, (_, node, wanted) = self._roots
+        for left in reversed(rest):
+            node, wanted = self._joined(left, node, wanted)
         return node
+
+
+def _leaf_node(leaf: bytes) -> bytes:
+    return hashlib.sha256(b"\0" + leaf).digest()
+
+
+def _inner_node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """That an archived month has an entry, for somebody who knows the month's Merkle root and sees nothing else of it.
+
+    Attributes:
+        record: The entry as it was recorded; names are digests.
+        index: Its place among the records of the run, from 0.
+        size: How many records the run has.
+        path: SHA-256 (hex) of the subtrees beside the way from the record to the root (RFC 6962).
+        root: The root (hex), as the month's manifest has it.
+        month: ``2026-09``.
+    """
+
+    record: str
+    index: int
+    size: int
+    path: tuple[str, ...]
+    root: str
+    month: str
+
+    def holds(self, root: str | None = None) -> bool:
+        """Whether the record is one of those under the root. No ledger is needed.
+
+        Args:
+            root: The root that the reader of the proof had before (hex); None = the one in the proof, which then says
+                only that the proof is whole.
+        """
+        node, place, last = _leaf_node(hashlib.sha256(self.record.encode()).digest()), self.index, self.size - 1
+        if not 0 <= place <= last:
+            return False
+        for one in self.path:
+            if not last:
+                return False
+            beside = bytes.fromhex(one)
+            if place & 1 or place == last:
+                node = _inner_node(beside, node)
+                while not place & 1 and place:
+                    place, last = place >> 1, last >> 1
+            else:
+                node = _inner_node(node, beside)
+            place, last = place >> 1, last >> 1
+        return not last and node.hex() == self.root and root in {None, self.root}
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return compact_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Proof:
+        """What `to_json` wrote.
+
+        Raises:
+            ConfigurationError: it is not a proof.
+        """
+        try:
+            said = json.loads(text)
+            path = tuple(bytes.fromhex(one).hex() for one in said["path"])
+            texts = {name: str(said[name]) for name in ("record", "root", "month")}
+            return cls(index=int(said["index"]), size=int(said["size"]), path=path, **texts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                "That is not a proof: give the line of JSON that `tokenmeter archive prove` printed."
+            ) from error

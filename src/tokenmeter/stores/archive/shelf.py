@@ -224,6 +224,18 @@ class Shelf:
             ).fetchone()
         return None if row is None else (row[0], record_of(row[1:]))
 
+    def place(self, files: Sequence[ArchivedMonth], entry_id: str) -> tuple[int, str] | None:
+        """Record number and record of an entry, by its id, whether it is live as well or not."""
+        writer, counter = identity_parts(entry_id)
+        with self._cursor() as cursor:
+            source, values = self._source(cursor, files, (None, None), _MOST, Wanted())
+            same = "counter IS NULL" if counter is None else "counter = ?"
+            row = cursor.execute(
+                f"SELECT seq, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
+                [*values, writer, *(() if counter is None else (counter,))],
+            ).fetchone()
+        return None if row is None else (row[0], record_of(row[1:]))
+
     @staticmethod
     def _source(
         cursor: Any,
