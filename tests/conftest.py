@@ -184,3 +184,36 @@ def every_store(store_url):
     opened = open_store(store_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An object store on this machine, and an empty cache."""
+    import socket
+    from urllib.request import Request, urlopen
+
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import fsspec
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    running.start()
+    urlopen(Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+        ("XDG_CACHE_HOME", str(tmp_path / "cache")),
+    ):
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="books", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield client
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    running.stop()

@@ -408,37 +408,6 @@ def test_the_star_of_tables_says_what_the_reports_say(archived, months, tmp_path
         archived.archives.connect(tmp_path / "usage.duckdb")
 
 
-@pytest.fixture
-def bucket(monkeypatch, tmp_path):
-    """An object store on this machine, and an empty cache."""
-    import socket
-
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    import fsspec
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    running.start()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "eu-central-1"),
-        ("XDG_CACHE_HOME", str(tmp_path / "cache")),
-    ):
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="books", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield client
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    running.stop()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_an_object_store_keeps_months_and_is_asked_once(store, months, bucket, tmp_path):

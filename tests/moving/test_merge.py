@@ -135,3 +135,20 @@ def test_the_command_takes_several_and_counts_budgets_again(host, tmp_path, open
     assert not meter.audit_budgets()
     settled = [one.settled for key, one in meter.store.all_counters() if "ada@example.com" in key.scope]
     assert max(settled) == 2_700_000_000_000 + 2 * 450_000_000
+
+
+def test_months_of_the_source_that_are_in_files_come_along(host, target, open_meter, record, tmp_path):
+    pytest.importorskip("pyarrow")
+    theirs = open_meter(host)
+    record(theirs, "november", member="ada@example.com")
+    theirs.store.archives.seal("2026-10", str(tmp_path / "archive"))
+    theirs.store.archives.drop()
+    open_meter(target)
+    done = merge_ledger(host, target)
+    assert (done.entries, done.repeated) == (13, 0)
+    meter = open_meter(target)
+    assert list(meter.entries()) == list(theirs.entries())
+    assert meter.report("end_user").to_csv() == theirs.report("end_user").to_csv()
+    assert meter.archives() == []
+    assert meter.verify(deep=True).ok
+    assert merge_ledger(host, target).repeated == 13

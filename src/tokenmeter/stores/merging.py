@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import LedgerError
+from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.copying import Progress, refuse_holds
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
@@ -20,7 +21,7 @@ __all__ = ["Merge", "merge_ledger"]
 
 _PAGE = 500
 #: Documents that stay where they are: they are about that ledger itself.
-_STAY = {"budget", "notice", MERGED, MOVED, ERASURE}
+_STAY = {"budget", "notice", ARCHIVE, MERGED, MOVED, ERASURE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,10 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
 
     Raises:
         ConfigurationError: one of the ledgers is not there, or both are the same.
-        LedgerError: both have documents of one series or key, or an entry of one identity and different content; calls
-            are under way; or months of the source are archived. Nothing was taken.
-        StoreUnavailableError: one of them cannot be used.
+        LedgerError: both have documents of one series or key, or an entry of one identity and different content; or
+            calls are under way. Nothing was taken.
+        StoreUnavailableError: one of them cannot be used, or a file of a closed month cannot be read.
+        TamperedLedgerError: a file of a closed month is not what was sealed.
     """
     with opened(source) as origin, opened(target) as store:
         refuse_itself(origin, target)
@@ -67,10 +69,6 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
             origin.end().fold()
         store.end().fold()
         origin.end().read(refuse_holds)
-        if origin.archives.listed():
-            raise LedgerError(
-                "Months of the source are archived: bring them back first (`tokenmeter archive restore`)."
-            )
         documents = _new_documents(origin, store)
         _refuse_others(origin, store)
         before = _entries(store)
@@ -118,8 +116,12 @@ def _new_documents(origin: Movable, store: Movable) -> list[NewDocument]:
 
 
 def _pages(store: Movable) -> Iterator[list[tuple[Any, bytes]]]:
-    """Identity and record of every entry, in the order of the chain."""
+    """Identity and record of every entry, those of closed months in files first, in the order of the chain."""
     last = 0
+    for page in store.archives.dropped():
+        last = page[-1][0]
+        for at in range(0, len(page), _PAGE):
+            yield [(from_json(body)["id"], body.encode()) for _, body in page[at : at + _PAGE]]
     while True:
         rows = store.end().read(
             lambda rows, last=last: rows.execute(  # type: ignore[misc]

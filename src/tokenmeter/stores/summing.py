@@ -125,6 +125,9 @@ class _Grouping:
         self._by, self._where = tuple(by), where
         named = (*by, *(asked(key)[0] for key in where))
         self._fine = any(name == "end_user" or name.startswith("tag:") or name in FILTERS for name in named)
+        #: What entries have to be told apart by, of what each keeps itself; filters are met before.
+        tagged = any(name.startswith("tag:") for name in by)
+        self._own = f"{'end_user' if 'end_user' in by else 'NULL'}, {'tags' if tagged else 'NULL'}"
         self._cell = ""
         self._cells: list[_Cell] = []
         self._cell_of: dict[int, int] = {}
@@ -317,23 +320,22 @@ class _Summing(_Grouping):
     def _add_entries(self, bucket: int, term: Term) -> None:
         wanted, values = conditions(self._where, term.start, term.end)
         clause = " AND ".join(wanted)
-        fine = "end_user, tags" if self._fine else "NULL, NULL"
         if self._by_meter:
             rows = self._connection.execute(
-                f"SELECT {self._cell} AS spot, account, {fine}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
+                f"SELECT {self._cell} AS spot, account, {self._own}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
                 tuple(values),
             )
             self._add_measured(bucket, term.sign, rows.fetchall())
             return
         rows = self._connection.execute(
-            f"SELECT {self._cell} AS spot, {fine}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
+            f"SELECT {self._cell} AS spot, {self._own}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
             values,
         ).fetchall()
         for spot, end_user, tags, *sums in rows:
             if spot is not None and sums[0]:
                 self._add(bucket, self._cells[int(spot)], None, sums, self._group(spot, end_user, tags))
         rows = self._connection.execute(
-            f"SELECT {self._cell}, {fine}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
+            f"SELECT {self._cell}, {self._own}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
             values,
         ).fetchall()
         for spot, end_user, tags, more in rows:
@@ -351,7 +353,7 @@ class _Summing(_Grouping):
                 for bucket, sign in archived.buckets.get(piece, ()):
                     self._add_measured(bucket, sign, [row])
             return
-        sums, rare = shelf.sums(*asked, (*_MARKS, *TYPED, *_COSTS), fine=self._fine)
+        sums, rare = shelf.sums(*asked, (*_MARKS, *TYPED, *_COSTS), own=self._own)
         for piece, spot, end_user, tags, *amounts in sums:
             for bucket, _ in archived.buckets.get(piece, ()):
                 self._add(bucket, self._cells[int(spot)], None, amounts, self._group(int(spot), end_user, tags))
@@ -478,10 +480,9 @@ class _Timing(_Grouping):
 
     def _add_entries(self, bucket: int, term: Term) -> None:
         wanted, values = conditions(self._where, term.start, term.end)
-        fine = "end_user, tags" if self._fine else "NULL, NULL"
         duration, first_token = map(self._engine.member.format, ("latency_us", "first_token_us"))
         rows = self._connection.execute(
-            f"SELECT {self._cell}, {fine}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own
+            f"SELECT {self._cell}, {self._own}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own
             f"WHERE {' AND '.join(wanted)}",
             values,
         ).fetchall()

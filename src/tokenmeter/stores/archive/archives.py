@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -302,6 +302,19 @@ class Archives:
                     progress(month.last_seq)
             dropped.append(replace(month, dropped=True))
         return dropped
+
+    def dropped(self) -> Iterator[list[tuple[int, str]]]:
+        """Number and record of every entry that is in files only, in the order of the chain, by pages.
+
+        Raises:
+            StoreUnavailableError: a file cannot be read.
+            TamperedLedgerError: a file is not what was sealed.
+        """
+        months, archived_to = self._book.read(self.within)
+        for month in months:
+            for page in records(str(local_copy(month.url, month.sha256, check=True))):
+                if kept := [(seq, body) for seq, body in page if seq <= archived_to]:
+                    yield kept
 
     def restore(self, since: str | None = None) -> list[ArchivedMonth]:
         """Bring the entries of dropped months back into the live ledger, the latest first. Their files stay.

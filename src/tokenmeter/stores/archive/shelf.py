@@ -117,9 +117,9 @@ class Shelf:
         wanted: Wanted,
         columns: Sequence[str],
         *,
-        fine: bool,
+        own: str,
     ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        """Groups by piece of time, by the asker's number of the account and, if `fine`, by end user and tags.
+        """Groups by piece of time, by the asker's number of the account and by what else `own` names.
 
         Args:
             files: The files to read.
@@ -127,7 +127,7 @@ class Shelf:
             archived_to: Records after this one are in the live ledger.
             wanted: Which; its `accounts` have the numbers.
             columns: What is summed.
-            fine: See above.
+            own: Two columns, or NULL in place of one: ``end_user, tags``.
 
         Returns:
             Rows of piece, number, end user (digest), tags (JSON text), count and sums; and rows of the same four, the
@@ -135,7 +135,7 @@ class Shelf:
         """
         with self._cursor() as cursor:
             source, values = self._source(cursor, files, (edges[0], edges[-1]), archived_to, wanted)
-            groups = f"{_piece(edges)}, spot, {'end_user, tags' if fine else 'NULL, NULL'}"
+            groups = f"{_piece(edges)}, spot, {own}"
             added = ", ".join(f"sum({name})" for name in columns)
             rows = cursor.execute(f"SELECT {groups}, count(*), {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
             found = rows.fetchall()
