@@ -169,6 +169,8 @@ def write_month(sample: pa.Table, target: Path, number: int, copies: int, before
             ("occurred_at", pc.cast(pc.add(squeezed, first + copy * width), pa.timestamp("us", tz="UTC"))),
         ):
             made = made.set_column(made.schema.get_field_index(name), made.schema.field(name), values)
+        own = pc.binary_replace_slice(sample["response_id"], 9, 14, f"{number * copies + copy:05}")
+        made = made.set_column(made.schema.get_field_index("response_id"), made.schema.field("response_id"), own)
         waiting.append(made)
         if sum(map(len, waiting)) >= GROUP or copy == copies - 1:
             writer.write_table(pa.concat_tables(waiting).combine_chunks(), row_group_size=2 * GROUP)
@@ -242,6 +244,11 @@ def fill(ledger: Path, months: list[ArchivedMonth]) -> None:
             while rows := duckdb.fetchmany(20_000):
                 connection.executemany(f"INSERT INTO sums (level, slot, account, n, {columns}) VALUES ({places})", rows)  # noqa: S608 - as above
         connection.commit()
+    weekly = ", ".join(f"sum({name})" for name in ("n", *AMOUNTS))
+    connection.execute(
+        f"INSERT INTO sums (level, slot, account, n, {columns}) SELECT 3, (slot + 3) / 7, account, {weekly} "  # noqa: S608 - as above
+        "FROM sums WHERE level = 1 GROUP BY 2, 3"
+    )
     last = months[-1].last_seq
     connection.execute(
         "UPDATE ledger SET seq = ?, entries = ?, archived_to = ?, hash = ?, archived_hash = ?",
