@@ -80,7 +80,16 @@ def test_a_budget_that_is_defined_meanwhile_is_asked_from_the_next_call_on(call,
     assert len(general) == 1
 
 
-def test_an_end_user_nobody_has_met_is_looked_up_off_the_event_loop(provider, meter, general):
+def test_an_end_user_nobody_has_met_is_looked_up_off_the_event_loop(provider, meter, general, monkeypatch):
+    book = meter.store.journal._book
+    find, on_the_loop = book.find_name, []
+
+    def found(kind, value):
+        on_the_loop.append(asyncio._get_running_loop() is not None)
+        return find(kind, value)
+
+    monkeypatch.setattr(book, "find_name", found)
+
     async def work():
         client = tokenmeter.wrap(openai.AsyncOpenAI(api_key="sk-test", base_url=provider.openai_url), meter=meter)
         for number in range(4):
@@ -89,6 +98,8 @@ def test_an_end_user_nobody_has_met_is_looked_up_off_the_event_loop(provider, me
         await client.close()
 
     asyncio.run(work())
-    assert [entry.attribution.end_user for entry in general] == ["user-0", "user-1"]
+    assert on_the_loop
+    assert not any(on_the_loop)
+    assert [entry.attribution.end_user for entry in general] == ["user-0"]  # the others go by its plan
     assert [entry.attribution.end_user for entry in meter.store.entries()] == ["user-0", "user-1"] * 2
     assert meter.faults == 0
