@@ -68,7 +68,7 @@ compare:
 # -- what is too slow, or needs too much, for the core test run
 
 MATRIX := .venv-sdk
-WITH := pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis 'websockets<16'
+WITH := pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis respx 'websockets<16'
 
 .PHONY: sdk-matrix
 ## The capture tests on three pairs of SDK versions, each in an environment of its own; rewrites the coverage page.
@@ -99,6 +99,15 @@ $(FRAMEWORKS:%=framework-%): framework-%:
 	$(FRAMEWORK_ENVS)/$*/bin/python examples/frameworks/with_$*.py
 	TOKENMETER_FRAMEWORK=$* $(FRAMEWORK_ENVS)/$*/bin/python -m pytest -q -W ignore \
 		tests/frameworks/test_$*.py tests/frameworks/test_how_to.py
+
+TRACING := logfire openinference-instrumentation-openai langfuse sentry-sdk ddtrace opentelemetry-sdk
+
+.PHONY: tracing
+## Other instrumentation beside ours on one client, in an environment of its own.
+tracing:
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-tracing
+	$(UV) pip install --quiet --python .venv-tracing/bin/python -e '.[openai]' $(TRACING) $(WITH)
+	.venv-tracing/bin/python -m pytest -q -W ignore tests/frameworks/test_beside_tracing.py
 
 SUITES := .venv-suites
 SUITE_OPTIONS ?= -n 2

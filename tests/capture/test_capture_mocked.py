@@ -1,0 +1,146 @@
+"""Clients whose transport is mocked, as programs do in their tests: respx with SDKs on httpx, MockTransport on httpx2.
+
+What goes over the wire is what the plain SDK sends, and what comes back is metered as if it came from a server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import tokenmeter
+
+openai = pytest.importorskip("openai")
+
+URL = "https://api.example/v1"
+ASK = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}
+USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+ANSWER = {
+    "id": "chatcmpl-mocked",
+    "object": "chat.completion",
+    "created": 1_795_000_000,
+    "model": "gpt-5-mini",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello."}}],
+    "usage": USAGE,
+}
+Handler = Callable[[Any], Any]
+
+
+def flavour() -> Any:
+    """The HTTP library that this SDK's clients are made of."""
+    return importlib.import_module(next(one.__module__ for one in openai.DefaultHttpxClient.__mro__[1:]).split(".")[0])
+
+
+@pytest.fixture
+def mocked(request: pytest.FixtureRequest) -> Iterator[Callable[[Handler], dict[str, Any]]]:
+    """What a client has to be made with, so that `handler` answers its requests."""
+    http = flavour()
+    if http.__name__ != "httpx":
+        yield lambda handler: {"http_client": http.Client(transport=http.MockTransport(handler))}
+        return
+    respx = pytest.importorskip("respx")
+    with respx.mock(assert_all_called=False) as router:
+
+        def use(handler: Handler) -> dict[str, Any]:
+            router.route().mock(side_effect=handler)
+            return {}
+
+        yield use
+
+
+@pytest.fixture
+def meter() -> Iterator[tokenmeter.Meter]:
+    made = tokenmeter.make_meter(store="memory:", config={})
+    yield made
+    made.close()
+
+
+def make(options: dict[str, Any], meter: tokenmeter.Meter | None = None) -> Any:
+    client = openai.OpenAI(base_url=URL, api_key="sk-mocked-0001", max_retries=2, **options)
+    return client if meter is None else tokenmeter.wrap(client, meter)
+
+
+def events(*chunks: dict[str, Any]) -> bytes:
+    return b"".join(b"data: %s\n\n" % json.dumps(one).encode() for one in chunks) + b"data: [DONE]\n\n"
+
+
+def chunk(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+    choices = [{"index": 0, "delta": delta, "finish_reason": None}]
+    return {**ANSWER, "object": "chat.completion.chunk", "choices": choices, "usage": None, **more}
+
+
+def test_the_request_is_the_plain_sdks_byte_for_byte(mocked, meter):
+    seen = []
+
+    def handler(request):
+        request.read()
+        headers = {name: value for name, value in request.headers.items() if name != "x-stainless-read-timeout"}
+        seen.append((request.method, str(request.url), headers, request.content))
+        return flavour().Response(200, json=ANSWER)
+
+    options = mocked(handler)
+    for client in (make(options), make(options, meter)):
+        client.chat.completions.create(**ASK, extra_headers={"x-own": "1"}, extra_query={"q": "a b"})
+    plain, metered = seen
+    assert metered == plain
+    (entry,) = meter.entries()
+    assert (entry.response_id, entry.usage.input_tokens, entry.usage.output_tokens) == ("chatcmpl-mocked", 12, 3)
+
+
+def test_retries_are_one_call_with_its_attempts(mocked, meter):
+    answers = [(429, {"retry-after": "0"}), (500, {"retry-after": "0"}), (200, {})]
+
+    def handler(_):
+        status, headers = answers.pop(0)
+        return flavour().Response(status, headers=headers, json=ANSWER if status == 200 else {"error": {}})
+
+    make(mocked(handler), meter).chat.completions.create(**ASK)
+    (entry,) = meter.entries()
+    assert (entry.attempts, entry.status, entry.billed_cost is not None) == (3, "ok", True)
+
+
+def test_a_connection_that_fails_is_the_sdks_error_and_no_bill(mocked, meter):
+    def handler(_):
+        raise flavour().ConnectError("refused")
+
+    with pytest.raises(openai.APIConnectionError):
+        make(mocked(handler), meter).with_options(max_retries=0).chat.completions.create(**ASK)
+    assert [(entry.status, entry.usage.quantities) for entry in meter.entries()] in ([], [("error", {})])
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["not asked", "asked"])
+def test_a_stream_shows_what_it_showed_and_is_counted(mocked, meter, asked):
+    sent = []
+
+    def handler(request):
+        request.read()
+        sent.append(json.loads(request.content))
+        parts = [chunk({"content": "Hello"}), chunk({"content": "."})]
+        if sent[-1].get("stream_options"):
+            parts.append({**chunk({}), "choices": [], "usage": USAGE})
+        return flavour().Response(200, headers={"content-type": "text/event-stream"}, content=events(*parts))
+
+    options = mocked(handler)
+    more = {"stream_options": {"include_usage": True}} if asked else {}
+    plain, metered = (
+        [part.model_dump() for part in client.chat.completions.create(**ASK, stream=True, **more)]
+        for client in (make(options), make(options, meter))
+    )
+    assert metered == plain
+    (entry,) = meter.entries()
+    assert (entry.streamed, entry.usage.input_tokens, entry.usage.output_tokens) == (True, 12, 3)
+    assert not entry.flags
+
+
+def test_a_refused_call_never_reaches_the_transport(mocked):
+    calls = []
+    budget = tokenmeter.Budget(limit_requests=0)
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        make(mocked(calls.append), meter).chat.completions.create(**ASK)
+    assert calls == []
+    meter.close()
