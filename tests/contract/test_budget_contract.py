@@ -453,7 +453,7 @@ class TestOpening:
             ("team=x usd/month", "x"): 0,
         }
         assert again.audit_budgets() == ()
-        assert sum(entry.billed_cost for entry in store.entries()) == 121
+        assert total(entry.billed_cost for entry in store.entries()) == 121
 
     def test_many_that_start_at_once_open_it_once(self, metered):
         for _ in range(20):
