@@ -100,6 +100,8 @@ def run(url: str, wanted: int, seed: int, writers: int) -> bool:
     store.close()
     print(f"\nseed {seed}: {len(acknowledged):,} acknowledged over {kills} SIGKILLs, {time.monotonic() - began:,.0f} s")
     print(f"lost {lost}, twice {twice}, recorded and never told of {untold}; faults {len(faults)}")
+    for fault in faults:
+        print(f"  {fault.kind} {fault.where}: {fault.detail}")
     print(f"counter {settled:,}, acknowledged under it {len(budgeted):,}")
     return not lost and not twice and not faults and len(budgeted) <= settled <= len(budgeted) + untold
 
