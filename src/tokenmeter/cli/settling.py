@@ -22,6 +22,7 @@ from tokenmeter.cli.options import (
     pairs_of,
 )
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT
 from tokenmeter.reconciliation import count_free_quotas, file_reconciliation, post_free_quotas, post_proposals
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
@@ -158,14 +159,14 @@ def quotas(
         more = f" ({', '.join(notes)})" if notes else ""
         out.print(
             f"{use.window.label}  {use.quota.name}: {use.used:,} used, {use.free:,} of {use.quota.quantity:,} free, "
-            f"${use.credit:f}{more}",
+            f"${use.credit.normalize(EXACT):f}{more}",
             markup=False,
         )
     if not uses:
         none = "Nothing of a free quota was used" if declared else "The settings name no [[free_quotas]]"
         out.print(f"{none}.", markup=False)
     if post:
-        out.print(f"{len(posted)} credits were appended.")
+        out.print(f"{len(posted)} {'credit was' if len(posted) == 1 else 'credits were'} appended.")
 
 
 def _client(provider: str) -> Any:
