@@ -37,7 +37,7 @@ from pydantic_core import to_json
 import tokenmeter
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.stores import open_store
-from tokenmeter.stores.archive.layout import FileWriter, Row, open_writer, records
+from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, open_writer, records
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Merkle
 from tokenmeter.stores.archive.places import digest_of_file
 from tokenmeter.stores.archive.shape import Shaper
@@ -85,7 +85,7 @@ class Calls:
         ranks = self.by_rank[len(values)]
         return values[bisect(ranks, self.dice.random() * ranks[-1])]
 
-    def row(self, seq: int, moment: int) -> Row:
+    def row(self, seq: int, moment: int) -> ArchiveRow:
         """A call."""
         dice = self.dice
         account, model = self.pick(self.accounts)
@@ -125,7 +125,7 @@ class Calls:
         begin = f'{{"format":1,"record":"entry","account":"{account.hex()}",'
         body = f'{begin}{to_json(named).decode()[1:-1]},"tags":{tags},{to_json(rest).decode()[1:]}'
         amounts = (0, 0, reasoning, plain, cached, 0, 0, output, *(part for one in sums for part in divmod(one, 10**6)))
-        return Row(seq, named["id"], moment, account, user, tags, amounts, None, body)
+        return ArchiveRow(seq, named["id"], moment, account, user, tags, amounts, None, body)
 
 
 def changed(costs: list[int]) -> dict[str, int]:

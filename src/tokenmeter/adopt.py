@@ -13,10 +13,8 @@ from tokenmeter.errors import ConfigurationError
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter
 
-__all__ = ["Client", "GoogleClient", "wrap"]
 
-
-class Client(Protocol):
+class AnyClient(Protocol):
     """What every client of OpenAI's and Anthropic's SDKs has."""
 
     @property
@@ -44,7 +42,7 @@ class GoogleClient(Protocol):
         ...
 
 
-ClientT = TypeVar("ClientT", bound=Client | GoogleClient | ModuleType)
+ClientT = TypeVar("ClientT", bound=AnyClient | GoogleClient | ModuleType)
 
 #: The SDKs' packages -> our module that knows each.
 _SDKS = {"openai": "openai", "anthropic": "anthropic", "google.genai": "google"}

@@ -12,8 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 from tokenmeter import default
 from tokenmeter.ledger import Entry
 
-__all__ = ["aentries", "aflush", "arecord", "aremaining", "areport", "averify"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -26,20 +26,6 @@ from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 if TYPE_CHECKING:
     from tokenmeter.usage import Quantity, Usage
 
-__all__ = [
-    "MAX_TEXT",
-    "NOBODY",
-    "ApiKey",
-    "Attribution",
-    "Scope",
-    "attribute",
-    "current_attribution",
-    "current_scopes",
-    "runner_of",
-    "scopes_of_call",
-    "scopes_set_to",
-]
-
 log = logging.getLogger("tokenmeter")
 
 P = ParamSpec("P")

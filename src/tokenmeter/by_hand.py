@@ -21,8 +21,6 @@ from tokenmeter.semconv import Status
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation
 
-__all__ = ["Hold", "hold", "record"]
-
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
 #: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.

@@ -11,8 +11,6 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
-__all__ = ["NO_PIECES", "ActiveSpan", "Call", "Outcome", "PlainRequest", "RequestFacts"]
-
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 #: A request for nothing that is sold by the piece.
 NO_PIECES: Mapping[str, int] = MappingProxyType({})

@@ -19,8 +19,6 @@ from tokenmeter.attribution import (
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["BAGGAGE", "CarryingExecutor", "RequestFields", "carry", "from_headers", "to_headers"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -22,8 +22,6 @@ from tokenmeter.money import ONE, ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
 
-__all__ = ["FILE_NAME", "HostSettings", "Settings", "SettingsArguments", "find_file", "hash_key", "load_settings"]
-
 FILE_NAME = "tokenmeter.toml"
 
 _ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")

@@ -10,20 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
-__all__ = [
-    "ACCOUNTS",
-    "DIMENSIONS",
-    "KEPT_WHO",
-    "MULTIPLIER_SCOPES",
-    "SCOPE_FIELDS",
-    "TABLE",
-    "WHO",
-    "AccountArguments",
-    "Dimension",
-    "Who",
-    "WhoArguments",
-]
-
 
 class Dimension(NamedTuple):
     """Something that entries are grouped and filtered by.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-__all__ = ["VARIABLE", "is_disabled"]
-
 VARIABLE = "TOKENMETER_DISABLED"
 _OFF = frozenset({"", "0", "false", "no", "off"})
 

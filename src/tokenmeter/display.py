@@ -8,8 +8,6 @@ from html import escape
 
 from tokenmeter.money import EXACT, quantize
 
-__all__ = ["dollars", "facts_html", "plain"]
-
 _CELL = "padding: .15em .8em; vertical-align: top"
 
 

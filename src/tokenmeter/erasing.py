@@ -31,8 +31,6 @@ from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocum
 from tokenmeter.stores.record import plain
 from tokenmeter.stores.values import compact_json, from_microseconds
 
-__all__ = ["KEEP_YEARS", "Erasable", "Erasure", "KeptDocument", "erase"]
-
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
 #: Europe for invoices.
 KEEP_YEARS = 10

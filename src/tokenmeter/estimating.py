@@ -27,8 +27,6 @@ from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.semconv import TEXT_OPERATIONS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
-__all__ = ["Estimate", "UpperLine", "estimate", "provider_of"]
-
 #: Tokens of an answer of which nothing is known. It is a convention, so whatever rests on it is flagged.
 ASSUMED_ANSWER = 500
 

@@ -14,8 +14,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CAN_SHARE", "lock_file", "unlock_file"]
-
 #: Whether there are shared locks, and open files can be renamed and removed: not on Windows.
 CAN_SHARE = fcntl is not None
 #: Windows keeps others from reading what is locked, so it is a byte that no file has.

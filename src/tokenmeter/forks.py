@@ -12,8 +12,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["after_fork_in_child", "around_fork", "has_ended", "process_name"]
-
 #: None on Windows.
 _register = getattr(os, "register_at_fork", None)
 

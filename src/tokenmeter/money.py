@@ -21,29 +21,6 @@ from typing import NamedTuple, Protocol, Self, overload
 
 from tokenmeter.errors import ConfigurationError
 
-__all__ = [
-    "COSTS",
-    "EXACT",
-    "ONE",
-    "PICODOLLAR",
-    "ZERO",
-    "Costed",
-    "Costs",
-    "add",
-    "divide",
-    "magnitude",
-    "multiply",
-    "negate",
-    "parse_decimal",
-    "quantize",
-    "ratio",
-    "round_to",
-    "subtract",
-    "to_dollars",
-    "to_picodollars",
-    "total",
-]
-
 PICODOLLAR = Decimal("1E-12")
 ZERO = Decimal(0)
 ONE = Decimal(1)

@@ -17,8 +17,6 @@ from tokenmeter.money import multiply
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, updating
 
-__all__ = ["Difference", "diff", "show", "update"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:

@@ -8,22 +8,6 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-__all__ = [
-    "ALL_METERS",
-    "CACHE_READ_METERS",
-    "CACHE_WRITE_METERS",
-    "INPUT_METERS",
-    "OUTPUT_METERS",
-    "PROMPT_OPERATIONS",
-    "TEXT_OPERATIONS",
-    "TOKEN_METERS",
-    "UNITS",
-    "CostSource",
-    "EntryKind",
-    "Status",
-    "unit_of",
-]
-
 #: Disjoint token classes that a prompt is made of. Their sum is OpenTelemetry's ``gen_ai.usage.input_tokens``.
 FRESH_INPUT_METERS: Final = ("input", "input_audio", "input_image", "input_video")
 CACHE_READ_METERS: Final = ("cache_read", "cache_read_audio", "cache_read_image", "cache_read_video")

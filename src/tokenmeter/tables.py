@@ -17,8 +17,6 @@ from decimal import Decimal
 from itertools import chain, islice
 from typing import IO, Literal, cast
 
-__all__ = ["DecimalMark", "decimal_mark", "is_ambiguous", "open_text", "parse_moment", "parse_number", "read_table"]
-
 DecimalMark = Literal[".", ","]
 
 _DELIMITERS = ",;\t|"

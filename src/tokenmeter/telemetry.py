@@ -22,8 +22,6 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.usage import Usage
 
-__all__ = ["Metrics", "OpenTelemetryMetrics", "PrometheusMetrics", "Spans", "Watched", "make_metrics", "parse_labels"]
-
 #: What an entry can be labelled with besides the tags: those of its account, and some of its own.
 _LABELS = (*WHO, "api_key", "endpoint", "service_tier", "status")
 _TAG = "tag:"
@@ -32,7 +30,7 @@ _TOKENS = [4**power for power in range(14)]
 _SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
 
 
-class Watched(Protocol):
+class MeteredState(Protocol):
     """What gauges are read from: a meter."""
 
     faults: int
@@ -58,7 +56,7 @@ class Metrics(Protocol):
         """Count one entry."""
         ...
 
-    def watch(self, meter: Watched) -> None:
+    def watch(self, meter: MeteredState) -> None:
         """Read the gauges from `meter` from now on, whenever they are asked for."""
         ...
 
@@ -102,13 +100,13 @@ class _Watching:
     """The meter that the gauges of one destination are read from: the last one, which is not kept alive."""
 
     def __init__(self) -> None:
-        self._meter: Callable[[], Watched | None] = lambda: None
+        self._meter: Callable[[], MeteredState | None] = lambda: None
 
-    def watch(self, meter: Watched) -> None:
+    def watch(self, meter: MeteredState) -> None:
         """Read from `meter` from now on."""
         self._meter = ref(meter)
 
-    def read(self, what: str, gauge: Callable[[Watched], Iterable[tuple[float, Any]]]) -> list[tuple[float, Any]]:
+    def read(self, what: str, gauge: Callable[[MeteredState], Iterable[tuple[float, Any]]]) -> list[tuple[float, Any]]:
         """The values of a gauge; none while they cannot be read."""
         meter = self._meter()
         if meter is None or meter.closed:
@@ -128,15 +126,15 @@ def _state_of(destination: Any, make: Callable[[], Any]) -> Any:
     return found
 
 
-def _faults(meter: Watched) -> Iterable[tuple[float, tuple[()]]]:
+def _faults(meter: MeteredState) -> Iterable[tuple[float, tuple[()]]]:
     return [(meter.faults, ())]
 
 
-def _waiting(meter: Watched) -> Iterable[tuple[float, tuple[()]]]:
+def _waiting(meter: MeteredState) -> Iterable[tuple[float, tuple[()]]]:
     return [(meter.flush(0), ())]
 
 
-def _fullest(meter: Watched, labels: Sequence[str]) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
+def _fullest(meter: MeteredState, labels: Sequence[str]) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
     """How full each budget is, 1 = full: by budget and the labels that are allowed; the fullest of those beneath."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for balance in meter.remaining():
@@ -209,7 +207,7 @@ class OpenTelemetryMetrics:
         if entry.cost_source == "unpriced":
             self._unpriced.add(1, labels)
 
-    def watch(self, meter: Watched) -> None:
+    def watch(self, meter: MeteredState) -> None:
         """Read the gauges from `meter` whenever they are collected."""
         _state_of(self._provider, self._make_gauges).watch(meter)
 
@@ -219,14 +217,14 @@ class OpenTelemetryMetrics:
         watching = _Watching()
 
         def make(
-            name: str, unit: str, description: str, gauge: Callable[[Watched], Iterable[tuple[float, Any]]]
+            name: str, unit: str, description: str, gauge: Callable[[MeteredState], Iterable[tuple[float, Any]]]
         ) -> None:
             def observe(_: object) -> list[Any]:
                 return [Observation(value, dict(attributes)) for value, attributes in watching.read(name, gauge)]
 
             self._meter.create_observable_gauge(name, [observe], unit=unit, description=description)
 
-        def budgets(meter: Watched) -> Iterator[tuple[float, Iterable[tuple[str, str]]]]:
+        def budgets(meter: MeteredState) -> Iterator[tuple[float, Iterable[tuple[str, str]]]]:
             for (budget, scope), used in _fullest(meter, self._labels).items():
                 yield used, [("tokenmeter.budget", budget), *((_attribute(name), value) for name, value in scope)]
 
@@ -298,7 +296,7 @@ class PrometheusMetrics:
         if entry.latency_us is not None:
             seconds.labels(*labels).observe(entry.latency_us / 1_000_000)
 
-    def watch(self, meter: Watched) -> None:
+    def watch(self, meter: MeteredState) -> None:
         """Read the gauges from `meter` whenever they are scraped."""
         self._made.gauges.watching.watch(meter)
 
@@ -352,7 +350,7 @@ class _Gauges:
                 family.add_metric(key, value)
             yield family
 
-    def _budgets(self, meter: Watched) -> Iterator[tuple[float, tuple[str, ...]]]:
+    def _budgets(self, meter: MeteredState) -> Iterator[tuple[float, tuple[str, ...]]]:
         for (budget, scope), used in _fullest(meter, self._labels).items():
             values = dict(scope)
             yield used, (budget, *(values.get(name, "") for name in self._labels))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tokenmeter.stores import open_store
-from tokenmeter.stores.documents import NewDocument, Request
+from tokenmeter.stores.documents import DocumentQuery, NewDocument
 
 
 def draft(key, *, kind="invoice", series="INV-", body="{}"):
@@ -43,9 +43,12 @@ def test_documents_are_found_by_kind_key_and_number(store):
     for key in ("INV-1#1", "INV-1#2", "INV-11#1", "I_V-1#3"):
         store.file(draft(key, kind="invoice_event", series=None))
     numbered = store.file(draft("x")).document
-    assert [document.key for document in store.documents(Request("invoice_event", "INV-1#"))] == ["INV-1#1", "INV-1#2"]
-    assert list(store.documents(Request(series="INV-", number=1))) == [numbered]
-    assert list(store.documents(Request("nothing"))) == []
+    assert [document.key for document in store.documents(DocumentQuery("invoice_event", "INV-1#"))] == [
+        "INV-1#1",
+        "INV-1#2",
+    ]
+    assert list(store.documents(DocumentQuery(series="INV-", number=1))) == [numbered]
+    assert list(store.documents(DocumentQuery("nothing"))) == []
 
 
 def test_more_documents_than_a_page_come_in_order(store):

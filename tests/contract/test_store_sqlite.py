@@ -13,10 +13,10 @@ from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnava
 from tokenmeter.stores import default_path, open_store, writer
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.documents import NewDocument
-from tokenmeter.stores.filesystem import is_network
 from tokenmeter.stores.sqlite import SQLiteStore, database
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.tail import segment_path, segments
+from tokenmeter.stores.urls import is_network
 
 
 @pytest.fixture

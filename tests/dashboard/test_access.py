@@ -23,12 +23,12 @@ from tokenmeter.dashboard import server as serving
 from tokenmeter.dashboard.asgi import _Site
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.reports import Query, read_report
-from tokenmeter.serving.access import EVERYTHING, Scope, Token
+from tokenmeter.serving.access import EVERYTHING, AccessScope, Token
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import look_through
 from tokenmeter.serving.rest import make_api
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.documents import Request
+from tokenmeter.stores.documents import DocumentQuery
 
 ADA, OPS = "tokenmeter_" + "a" * 43, "tokenmeter_" + "o" * 43
 PAGES = ("/", "/explore?by=member", "/entries", "/budgets", "/invoices", "/credit-notes", "/periods", "/health")
@@ -76,18 +76,18 @@ def api(served, path, token=OPS):
 
 
 def test_a_scoped_ledger_shows_its_part_and_no_more(filed, hostile):
-    seen = look_through(filed, Scope.of({"member": "ada"}))
+    seen = look_through(filed, AccessScope.of({"member": "ada"}))
     assert {one.attribution.member for one in seen.store.entries()} == {"ada"}
     assert {one.attribution.member for one in filed.store.entries()} > {"ada", "bob"}
     theirs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
     assert seen.store.entry(theirs.entry_id) is None
     assert {one.scope.get("member") for one in seen.budgets.remaining({}, filed.store.now())} == {"ada"}
-    assert not list(seen.store.documents(Request("invoice")))  # they are made out to teams
-    assert not list(seen.store.documents(Request("period")))
+    assert not list(seen.store.documents(DocumentQuery("invoice")))  # they are made out to teams
+    assert not list(seen.store.documents(DocumentQuery("period")))
 
 
 def test_a_scoped_ledger_shows_its_own_invoices_and_what_happened_to_them(filed):
-    seen = look_through(filed, Scope.of({"team": "search"}))
+    seen = look_through(filed, AccessScope.of({"team": "search"}))
     found = invoices(seen.store)
     assert [one.scope for one in found] == [{"team": "search"}]
     whole = {one.number: one for one in invoices(filed.store)}
@@ -98,14 +98,14 @@ def test_a_scoped_ledger_shows_its_own_invoices_and_what_happened_to_them(filed)
 
 
 def test_a_filter_cannot_widen_a_scope(filed):
-    seen = look_through(filed, Scope.of({"member": ["ada", "eve"]}))
+    seen = look_through(filed, AccessScope.of({"member": ["ada", "eve"]}))
     for asked, shown in (("bob", []), (["bob", "eve"], ["eve"])):
         query = Query.parse(by="member", where={"member": asked})
         assert [row["member"] for row in read_report(seen.store, query).rows] == shown
 
 
 def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed):
-    seen = look_through(filed, Scope.of({"member": "ada"})).store
+    seen = look_through(filed, AccessScope.of({"member": "ada"})).store
     missing = [name for name in dir(Store) if not name.startswith("_") and name not in dir(seen)]
     assert missing == []
     before = filed.store.verify()
@@ -120,7 +120,7 @@ def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed)
 )
 def test_a_scope_that_would_show_all_or_nothing_is_refused(only):
     with pytest.raises(ConfigurationError, match="only"):
-        Scope.of(only)
+        AccessScope.of(only)
 
 
 def test_every_page_of_a_scoped_token_keeps_to_its_scope(shared, filed):
@@ -169,8 +169,8 @@ def every_route(meter):
 def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile):
     """Walks all routes there are, filled with what is of others: a route that is added is walked, too."""
     bobs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
-    closing = next(iter(filed.store.documents(Request("period"))))
-    outcome = next(iter(filed.store.documents(Request("reconciliation"))))
+    closing = next(iter(filed.store.documents(DocumentQuery("period"))))
+    outcome = next(iter(filed.store.documents(DocumentQuery("reconciliation"))))
     filled = {
         "entry_id": [bobs.entry_id],
         "number:path": ["INV-00001", "INV-00002", "CN-00001"],

@@ -12,10 +12,10 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from tokenmeter.dashboard.chart import draw, figure_in
-from tokenmeter.dashboard.explore import MEASURES, REST, Question, Reader, explore
+from tokenmeter.dashboard.explore import MEASURES, REST, Question, ReportReader, explore
 from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
-from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import overview, savings
+from tokenmeter.dashboard.pages import Memory
 from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO
@@ -34,7 +34,7 @@ def view(query="", **options):
 def test_every_way_of_cutting_adds_up_to_the_total(meter, record, query, tz):
     for hours in (0, 1, 30, 200, 5000):
         record(at=NOW - timedelta(hours=hours, minutes=7), who={"member": f"m{hours % 7}"})
-    seen = overview(Reader(meter.store), view(f"{query}&tz={tz}").bounded(meter.store))
+    seen = overview(ReportReader(meter.store), view(f"{query}&tz={tz}").bounded(meter.store))
     totals = seen.answer.totals
     for part in (seen.answer.by_bucket, seen.answer.rows, *(ranking.rows for ranking in seen.rankings)):
         assert sum((row.billed_cost for row in part), ZERO) == totals.billed_cost
@@ -60,7 +60,7 @@ def test_the_chart_shows_the_dearest_values_and_all_others_as_one(meter, record)
 def asked(meter, query, **options):
     items = parse_qsl(query, keep_blank_values=True)
     chosen = View.parse([pair for pair in items if pair[0] not in Question.NAMES], now=NOW)
-    return explore(Reader(meter.store), chosen.bounded(meter.store), Question.parse(items), **options)
+    return explore(ReportReader(meter.store), chosen.bounded(meter.store), Question.parse(items), **options)
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)

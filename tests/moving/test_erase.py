@@ -12,7 +12,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.backup import restore
-from tokenmeter.stores.documents import NewDocument, Request
+from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.stores.moving import copy_ledger
 
 WHY = {"reason": "request 4711", "by": "kim"}
@@ -138,7 +138,7 @@ def test_what_the_law_wanted_kept_goes_after_its_day(filled, url):
     ]
     with time_machine.travel("2036-12-31", tick=True), pytest.raises(LedgerError, match="P-00001 names it until 2036"):
         meter.erase("member", "ada@example.com", **WHY)
-    before = meter.store.documents(Request(kind="invoice", series="P-"))
+    before = meter.store.documents(DocumentQuery(kind="invoice", series="P-"))
     amounts = json.loads(next(iter(before)).body)["totals"]
     with time_machine.travel("2037-01-01", tick=True):
         done = meter.erase("member", "ada@example.com", pseudonym="person 17", **WHY)
@@ -147,7 +147,7 @@ def test_what_the_law_wanted_kept_goes_after_its_day(filled, url):
         assert "Ada L." not in bodies(meter)
         found = meter.verify()
         assert found.ok, found.faults
-        (invoice,) = meter.store.documents(Request(kind="invoice", series="P-"))
+        (invoice,) = meter.store.documents(DocumentQuery(kind="invoice", series="P-"))
         said = json.loads(invoice.body)
         assert (said["totals"], said["scope"], said["buyer"]) == (
             amounts,

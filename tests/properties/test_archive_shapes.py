@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from tokenmeter.stores.archive.layout import FileWriter, Row, records
+from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, records
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.values import to_microseconds
 
@@ -71,7 +71,7 @@ def rows(draw, seq):
     for cost in (listed, contracted, billed):
         amounts += divmod(draw(st.just(cost) | small), 10**6)
     user = values.get("end_user")
-    return Row(
+    return ArchiveRow(
         seq,
         identity,
         NOON + seq,
@@ -107,7 +107,7 @@ def test_calls_of_one_kind_have_one_shape(tmp_path):
         values |= {"list": tokens * 250_000, "raw_usage": {"total_tokens": tokens + answer}}
         values |= {"reservation": f"{'ab' * 10}{seq - 1:012x}"}
         amounts = (0, 0, 0, tokens, 0, 0, 0, answer, *divmod(tokens * 250_000, 10**6) * 3)
-        return Row(
+        return ArchiveRow(
             seq, values["id"], NOON + seq, bytes.fromhex("cd" * 16), None, None, amounts, None, to_json(values).decode()
         )
 

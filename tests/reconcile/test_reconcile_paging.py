@@ -10,7 +10,7 @@ from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import openai as openai_books
 from tokenmeter.reconciliation import reconcile
-from tokenmeter.reconciliation.paging import Pages
+from tokenmeter.reconciliation.paging import ReportPages
 
 
 class HTTPError(Exception):
@@ -33,7 +33,7 @@ def failing(*errors, result=None):
 
 def test_rate_limits_are_waited_out_as_long_as_they_say():
     waits = []
-    pages = Pages(sleep=waits.append)
+    pages = ReportPages(sleep=waits.append)
     page = pages.get("x", {}, failing(HTTPError(429, retry_after="7"), HTTPError(503), result={"data": [1.5]}))
     assert waits == [7.0, 2.0]
     assert page == {"data": [Decimal("1.5")]}
@@ -41,24 +41,24 @@ def test_rate_limits_are_waited_out_as_long_as_they_say():
 
 def test_a_wait_is_never_endless():
     waits = []
-    Pages(sleep=waits.append).get("x", {}, failing(HTTPError(429, retry_after="86400")))
+    ReportPages(sleep=waits.append).get("x", {}, failing(HTTPError(429, retry_after="86400")))
     assert waits == [120.0]
 
 
 def test_a_date_to_retry_at_is_understood():
     waits = []
-    Pages(sleep=waits.append).get("x", {}, failing(HTTPError(429, retry_after="Wed, 21 Oct 2015 07:28:00 GMT")))
+    ReportPages(sleep=waits.append).get("x", {}, failing(HTTPError(429, retry_after="Wed, 21 Oct 2015 07:28:00 GMT")))
     assert waits == [0.0]
 
 
 def test_a_refused_key_says_that_reports_need_an_admin_key():
     with pytest.raises(ReconciliationError, match="admin key"):
-        Pages().get("x", {}, failing(HTTPError(403)))
+        ReportPages().get("x", {}, failing(HTTPError(403)))
 
 
 def test_an_error_that_will_not_pass_is_raised_at_once():
     with pytest.raises(HTTPError):
-        Pages(sleep=pytest.fail).get("x", {}, failing(HTTPError(400)))
+        ReportPages(sleep=pytest.fail).get("x", {}, failing(HTTPError(400)))
 
 
 def test_an_async_client_is_refused_in_words():
@@ -66,16 +66,16 @@ def test_an_async_client_is_refused_in_words():
         await asyncio.sleep(0)
 
     with pytest.raises(ConfigurationError, match="sync client"):
-        Pages().get("x", {}, fetch)
+        ReportPages().get("x", {}, fetch)
 
 
 def test_an_interrupted_run_does_not_fetch_again(tmp_path):
     """Pages are remembered as they come, even when the last line was cut."""
     path, told = tmp_path / "pages.jsonl", []
-    Pages(resume=path).get("x", {"page": 1}, lambda: {"data": [1]})
+    ReportPages(resume=path).get("x", {"page": 1}, lambda: {"data": [1]})
     with path.open("a") as file:
         file.write('{"key": "x')
-    again = Pages(resume=path, progress=lambda *news: told.append(news))
+    again = ReportPages(resume=path, progress=lambda *news: told.append(news))
     assert again.get("x", {"page": 1}, lambda: pytest.fail("fetched again")) == {"data": [1]}
     assert again.get("x", {"page": 2}, lambda: {"data": [2]}) == {"data": [2]}
     assert [news[:2] for news in told] == [("x", 1), ("x", 2)]
@@ -94,7 +94,7 @@ def test_every_page_is_read():
             data = [{"start_time": start, "results": results}]
             return {"data": data, "has_more": first, "next_page": "next" if first else None}
 
-    statement = openai_books.fetch(Client(), parse_period("2026-11"), by=("model",), pages=Pages(), rates={})
+    statement = openai_books.fetch(Client(), parse_period("2026-11"), by=("model",), pages=ReportPages(), rates={})
     assert [line.bucket.day.day for line in statement.usage] == [10, 11] * 3
     assert [line.amount for line in statement.costs] == [Decimal("0.5")] * 2
     assert asked[0].startswith("/organization/usage/completions?start_time=")
@@ -140,9 +140,9 @@ def test_reports_that_misbehave_end_with_words_and_are_never_half_compared(meter
 
 def test_remembered_pages_belong_to_one_organization_and_key(tmp_path):
     path = tmp_path / "pages.jsonl"
-    Pages(resume=path, whose="a").get("x", {}, lambda: {"data": ["of a"]})
-    assert Pages(resume=path, whose="b").get("x", {}, lambda: {"data": ["of b"]}) == {"data": ["of b"]}
-    assert Pages(resume=path, whose="a").get("x", {}, lambda: pytest.fail("fetched")) == {"data": ["of a"]}
+    ReportPages(resume=path, whose="a").get("x", {}, lambda: {"data": ["of a"]})
+    assert ReportPages(resume=path, whose="b").get("x", {}, lambda: {"data": ["of b"]}) == {"data": ["of b"]}
+    assert ReportPages(resume=path, whose="a").get("x", {}, lambda: pytest.fail("fetched")) == {"data": ["of a"]}
     assert "sk-admin" not in path.read_text()
 
 

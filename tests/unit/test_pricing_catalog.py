@@ -15,8 +15,8 @@ from openai.types.shared.all_models import AllModels
 from tokenmeter import prices
 from tokenmeter.errors import UnknownModelError
 from tokenmeter.pricing import Price, PriceList, parse_prices
-from tokenmeter.pricing.card import Context
-from tokenmeter.pricing.rules import Rule, load_overrides
+from tokenmeter.pricing.card import Conditions
+from tokenmeter.pricing.rules import RateRule, load_overrides
 
 #: Models the SDKs name and nobody has published a token price for (see docs/reference/pricing.md).
 UNPRICED = {
@@ -76,8 +76,8 @@ def test_no_batch_or_flex_rate_exceeds_the_standard_one(listed):
     for provider, model in {(row.provider, row.model) for row in listed.rows if row.model != "*"}:
         card = listed.find(provider, model).card
         for meter in card.meters:
-            standard = card.quote(meter, Context(), at, 0)
-            for context in (Context(processing="batch"), Context(service_tier="flex")):
+            standard = card.quote(meter, Conditions(), at, 0)
+            for context in (Conditions(processing="batch"), Conditions(service_tier="flex")):
                 quote = card.quote(meter, context, at, 0)
                 if quote is not None and standard is not None:
                     assert quote.per_unit <= standard.per_unit, (provider, model, meter, context)
@@ -107,7 +107,7 @@ def test_a_longer_prompt_is_never_cheaper_and_a_longer_cache_neither(listed):
 
 def test_every_shipped_fact_names_its_source_and_the_day_it_was_read():
     overrides = load_overrides()
-    facts: list[Price | Rule] = [*overrides.prices, *overrides.rules]
+    facts: list[Price | RateRule] = [*overrides.prices, *overrides.rules]
     for fact in facts:
         assert fact.source.startswith("https://"), fact
         assert fact.verified_on is not None, fact

@@ -10,8 +10,6 @@ from typing import Any
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ONE, parse_decimal
 
-__all__ = ["USD", "ExchangeRate", "check_currency", "convert", "minor_unit", "money_text", "round_money"]
-
 USD = "USD"
 _CODE = re.compile(r"[A-Z]{3}$")
 #: Decimals of the currencies that do not have two (ISO 4217, table A.1).

@@ -19,8 +19,6 @@ from tokenmeter.money import EXACT, ZERO, magnitude, negate
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 
-__all__ = ["Billable", "Coverage", "draft_invoice", "draft_invoices"]
-
 
 class Billable:
     """What a period has to bill: its own rows, and the corrections of earlier ones that belong to it.

@@ -20,8 +20,6 @@ from tokenmeter.billing.profile import EINVOICE_FORMS, Party
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ONE, magnitude, total
 
-__all__ = ["EInvoiceForm", "make_einvoice", "missing_for_einvoice"]
-
 EInvoiceForm = Literal["factur-x", "cii", "ubl", "xrechnung"]
 _EN16931 = "urn:cen.eu:en16931:2017"
 _XRECHNUNG = f"{_EN16931}#compliant#urn:xeinkauf.de:kosit:xrechnung_3.0"

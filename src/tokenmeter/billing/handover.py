@@ -25,9 +25,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.documents import NewDocument, Request
-
-__all__ = ["HandOver", "HandOverError", "Lago", "OpenMeter", "Reading", "StripeMeters", "Target", "hand_over"]
+from tokenmeter.stores.documents import DocumentQuery, NewDocument
 
 KIND = "handover"
 _LONGEST_IDENTIFIER = 100
@@ -156,7 +154,7 @@ def hand_over(
     asked = period if isinstance(period, Period) else parse_period(period, tz)
     at = min(asked.end - timedelta(seconds=1), utcnow())
     target.check(at)
-    run = _Run(store, target, asked, at=at, by=acting(by))
+    run = _Handover(store, target, asked, at=at, by=acting(by))
     run.send_again()
     for account, quantities in _usage(store, asked, dimension):
         customer = account if customers is None else customers.get(account)
@@ -176,7 +174,7 @@ def _usage(store: Store, period: Period, dimension: str) -> Iterator[tuple[str, 
         yield account, sums
 
 
-class _Run:
+class _Handover:
     def __init__(self, store: Store, target: Target, period: Period, *, at: datetime, by: str) -> None:
         self.outcome = HandOver()
         self._store, self._target, self._at, self._by = store, target, at, by
@@ -184,7 +182,7 @@ class _Run:
         self._prefix = f"{target.name} {period.start.isoformat()}/{period.end.isoformat()} "
         self._prepared: dict[tuple[str, str], list[Reading]] = {}
         self._unsent: dict[str, Reading] = {}
-        for document in store.documents(Request(KIND, self._prefix)):
+        for document in store.documents(DocumentQuery(KIND, self._prefix)):
             body: dict[str, Any] = json.loads(document.body)
             if document.key.endswith(" sent"):
                 self._unsent.pop(document.key.removesuffix(" sent"), None)

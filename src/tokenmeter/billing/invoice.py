@@ -17,13 +17,11 @@ from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name
 from tokenmeter.billing.render.html import render_html
 from tokenmeter.billing.render.pdf import write_pdf
-from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
+from tokenmeter.billing.render.sheet import PrintedRow, PrintedSheet, csv_text, write_table
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.money import EXACT, ZERO, multiply, total
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
-
-__all__ = ["CreditLine", "CreditNote", "Event", "EventKind", "Invoice", "InvoiceStatus", "number_text"]
 
 InvoiceStatus = Literal["draft", "issued", "paid", "credited", "void", "uncollectible"]
 EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
@@ -334,11 +332,11 @@ class Invoice:
         """
         return write_pdf(self.to_sheet(), target)
 
-    def to_sheet(self) -> Sheet:
+    def to_sheet(self) -> PrintedSheet:
         """What its page shows. What happened after its issue is not on it, but for its voiding."""
         groups = next((tuple(line.group) for line in self.lines), ())
         names = tuple(name.replace("_", " ").capitalize() for name in groups)
-        return Sheet(
+        return PrintedSheet(
             title=f"{self.title} {self.number}" if self.number else f"Draft {self.title.lower()}",
             author=self.seller.name,
             date=None if self.issued_on is None else self.issued_on.isoformat(),
@@ -510,11 +508,11 @@ class CreditNote:
         """A PDF; see `Invoice.to_pdf`."""
         return write_pdf(self.to_sheet(), target)
 
-    def to_sheet(self) -> Sheet:
+    def to_sheet(self) -> PrintedSheet:
         """What its page shows."""
         invoice, currency = self.invoice, self.invoice.currency
         rows = (("" if one.line is None else str(one.line), one.description, f"{one.amount:,f}") for one in self.lines)
-        return Sheet(
+        return PrintedSheet(
             title=f"Credit note {self.number}",
             author=invoice.seller.name,
             date=self.issued_on.isoformat(),
@@ -533,7 +531,7 @@ class CreditNote:
             ),
             columns=("Line", "Description", currency),
             numeric=(True, False, True),
-            rows=tuple(Row(row) for row in rows),
+            rows=tuple(PrintedRow(row) for row in rows),
             remarks=(f"Reason: {self.reason}",),
             small=(f"Issued by {self.issued_by}.", f"Seal {self.document.hash}."),
         )
@@ -566,7 +564,7 @@ def _party_lines(party: Party) -> tuple[str, ...]:
     return tuple(line for line in (party.name, *party.address, party.email, tax) if line)
 
 
-def _printed_line(line: LineItem) -> Row:
+def _printed_line(line: LineItem) -> PrintedRow:
     cells = (
         str(line.position),
         line.description,
@@ -575,7 +573,7 @@ def _printed_line(line: LineItem) -> Row:
         line.price_text if line.kind != "adjustment" else "",
         f"{line.amount:,f}" if not line.unpriced or line.amount else "unpriced",
     )
-    return Row(cells, line.arithmetic if line.multipliers or line.rounding_residue else "")
+    return PrintedRow(cells, line.arithmetic if line.multipliers or line.rounding_residue else "")
 
 
 def _tax_sums(taxes: tuple[TaxLine, ...]) -> Iterator[tuple[str, str]]:

@@ -25,23 +25,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, total
 from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.documents import Document, NewDocument, Request
-
-__all__ = [
-    "CreditRequest",
-    "check_invoice",
-    "credit_invoice",
-    "credit_notes",
-    "draft_credit_note",
-    "find_invoice",
-    "invoice_coverage",
-    "invoices",
-    "issue_invoice",
-    "issue_invoices",
-    "record_payment",
-    "void_invoice",
-    "write_off_invoice",
-]
+from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 
 INVOICE, EVENT = "invoice", "invoice_event"
 _LEAST_DIGITS = 5
@@ -64,13 +48,13 @@ def invoices(
         status: Only those that stand so.
         lines: Whether to read their lines; a list of thousands is quicker without.
     """
-    found = _read(store, store.documents(Request(INVOICE)), lines=lines)
+    found = _read(store, store.documents(DocumentQuery(INVOICE)), lines=lines)
     return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
 
 
 def _read(store: Store, filed: Iterable[Document], *, lines: bool) -> list[Invoice]:
     happened: dict[str, list[Document]] = defaultdict(list)
-    for document in store.documents(Request(EVENT)):
+    for document in store.documents(DocumentQuery(EVENT)):
         happened[document.key.rpartition(" #")[0]].append(document)
     read = (Invoice.of(document, lines=lines) for document in filed)
     return [replace(one, events=tuple(_event(each) for each in happened[str(one.number)])) for one in read]
@@ -90,10 +74,10 @@ def _document(store: Store, number: str) -> Document:
     digits = len(name) - len(name.rstrip("0123456789"))
     for count in range(digits, _LEAST_DIGITS - 1, -1):  # a series may end with digits, too
         series, place = name[:-count], int(name[-count:])
-        for document in store.documents(Request(INVOICE, None, series, place)):
+        for document in store.documents(DocumentQuery(INVOICE, None, series, place)):
             if number_text(document) == name:
                 return document
-    for document in store.documents(Request(EVENT)):
+    for document in store.documents(DocumentQuery(EVENT)):
         if document.series is not None and number_text(document) == name:
             invoice = json.loads(document.body)["invoice"]
             raise LedgerError(f"{name} is a credit note; what it gives back is of invoice {invoice}.")
@@ -102,7 +86,7 @@ def _document(store: Store, number: str) -> Document:
 
 def _load(store: Store, document: Document) -> Invoice:
     invoice = Invoice.of(document)
-    happened = store.documents(Request(EVENT, f"{invoice.number} #"))
+    happened = store.documents(DocumentQuery(EVENT, f"{invoice.number} #"))
     return replace(invoice, events=tuple(_event(one) for one in happened))
 
 
@@ -123,7 +107,7 @@ def _event(document: Document) -> Event:
 
 def credit_notes(store: Store, *, invoice: str | None = None) -> list[CreditNote]:
     """Issued credit notes, oldest first; of one invoice, or all."""
-    happened = store.documents(Request(EVENT, None if invoice is None else f"{invoice} #"))
+    happened = store.documents(DocumentQuery(EVENT, None if invoice is None else f"{invoice} #"))
     notes = [document for document in happened if document.series is not None]
     if not notes:
         return []
@@ -142,7 +126,7 @@ def invoice_coverage(store: Store, *, period: str | Period, tz: str = "UTC") -> 
     """
     asked = period if isinstance(period, Period) else parse_period(period, tz)
     billable = Billable(store, asked)
-    standing = _Standing(store, billable.period)
+    standing = _LiveInvoices(store, billable.period)
     return Coverage.of(billable, [one.scope for one in standing.invoices])
 
 
@@ -217,7 +201,7 @@ def check_invoice(
     checking.check(draft, force=force, allow_unpriced=allow_unpriced)
 
 
-class _Standing:
+class _LiveInvoices:
     """A period's invoices that are not void, kept up to date by whoever files more."""
 
     def __init__(self, store: Store, period: Period) -> None:
@@ -227,7 +211,7 @@ class _Standing:
 
     def read(self) -> None:
         """Look again."""
-        found = _read(self._store, self._store.documents(Request(INVOICE, self._prefix)), lines=True)
+        found = _read(self._store, self._store.documents(DocumentQuery(INVOICE, self._prefix)), lines=True)
         self.count = len(found)
         self.invoices = [one for one in found if one.status != "void"]
 
@@ -250,7 +234,7 @@ class _Issuing:
     ) -> None:
         self._store, self._on, self._by, self._allow_overlap = store, parse_day(on), by, allow_overlap
         self._billable = Billable(store, period)
-        self._standing = _Standing(store, self._billable.period)
+        self._standing = _LiveInvoices(store, self._billable.period)
         self._index()
 
     def _index(self) -> None:
@@ -341,7 +325,9 @@ class _Issuing:
             raise ConfigurationError(
                 f"An invoice for {draft.period.label} is issued from {first} to today ({today}), not on {day}."
             )
-        filed = (Invoice.of(one, lines=False) for one in self._store.documents(Request(INVOICE, None, profile.series)))
+        filed = (
+            Invoice.of(one, lines=False) for one in self._store.documents(DocumentQuery(INVOICE, None, profile.series))
+        )
         last = max(filed, key=lambda one: one.issued_on or day, default=None)
         if last is not None and last.issued_on is not None and last.issued_on > day:
             raise ConfigurationError(
@@ -545,7 +531,7 @@ def draft_credit_note(store: Store, invoice: Invoice | str, lines: CreditRequest
 
 
 def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, Any]]]:
-    filed = store.documents(Request(EVENT, f"{invoice.number} #"))
+    filed = store.documents(DocumentQuery(EVENT, f"{invoice.number} #"))
     return [(one, json.loads(one.body)) for one in filed if one.series is not None]
 
 

@@ -25,8 +25,6 @@ from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.periods import Period, parse_instant, parse_period, zone
 from tokenmeter.stores.base import Store
 
-__all__ = ["JournalEntry", "JournalForm", "Posting", "export_journal", "journal_entries"]
-
 JournalForm = Literal["beancount", "hledger", "xero", "quickbooks", "datev"]
 JOURNAL_FORMS: tuple[JournalForm, ...] = get_args(JournalForm)
 #: Role of a posting -> account, unless the settings name another.
@@ -96,7 +94,7 @@ def journal_entries(
         ConfigurationError: an unknown role, or a pattern that names something unknown.
     """
     asked = period if isinstance(period, Period) else parse_period(period, tz)
-    chart = _Chart(accounts or {})
+    chart = _AccountChart(accounts or {})
     first, last = _days(asked)
     found = [entry for entry in _all(store, chart) if first <= entry.on <= last]
     return [*sorted(found, key=lambda one: one.on), *_provider_costs(store, asked, chart)]
@@ -107,7 +105,7 @@ def _days(period: Period) -> tuple[date, date]:
     return period.start.astimezone(local).date(), (period.end - timedelta(microseconds=1)).astimezone(local).date()
 
 
-def _all(store: Store, chart: _Chart) -> Iterator[JournalEntry]:
+def _all(store: Store, chart: _AccountChart) -> Iterator[JournalEntry]:
     for invoice in invoices(store):
         booked = _of_invoice(invoice, chart)
         yield booked
@@ -125,7 +123,7 @@ def _all(store: Store, chart: _Chart) -> Iterator[JournalEntry]:
         yield _of_credit_note(note, chart)
 
 
-def _of_invoice(invoice: Invoice, chart: _Chart) -> JournalEntry:
+def _of_invoice(invoice: Invoice, chart: _AccountChart) -> JournalEntry:
     facts = _facts(invoice)
     money, totals = invoice.currency, invoice.totals
     income: dict[str, Decimal] = {}
@@ -154,7 +152,7 @@ def _of_invoice(invoice: Invoice, chart: _Chart) -> JournalEntry:
     )
 
 
-def _of_credit_note(note: CreditNote, chart: _Chart) -> JournalEntry:
+def _of_credit_note(note: CreditNote, chart: _AccountChart) -> JournalEntry:
     facts = _facts(note.invoice)
     money = note.invoice.currency
     by_position = {line.position: line for line in note.invoice.lines}
@@ -182,7 +180,7 @@ def _of_credit_note(note: CreditNote, chart: _Chart) -> JournalEntry:
 
 
 def _settled(
-    invoice: Invoice, chart: _Chart, *, on: date, amount: Decimal, kind: str, role: str, text: str
+    invoice: Invoice, chart: _AccountChart, *, on: date, amount: Decimal, kind: str, role: str, text: str
 ) -> JournalEntry:
     facts = _facts(invoice)
     return JournalEntry(
@@ -213,7 +211,7 @@ def _turned(entry: JournalEntry, on: date, kind: str, number: str, text: str) ->
     )
 
 
-def _provider_costs(store: Store, period: Period, chart: _Chart) -> Iterator[JournalEntry]:
+def _provider_costs(store: Store, period: Period, chart: _AccountChart) -> Iterator[JournalEntry]:
     closed = find_closed(store, period)
     if closed is None:
         return
@@ -247,7 +245,7 @@ def _facts(invoice: Invoice) -> dict[str, str]:
     return {"buyer": invoice.buyer.name, "account": invoice.account, "currency": invoice.currency, **invoice.scope}
 
 
-class _Chart:
+class _AccountChart:
     """Which account a role has for given facts."""
 
     def __init__(self, accounts: Accounts) -> None:
@@ -332,7 +330,7 @@ def export_journal(
         chosen = [one for one in documents if first <= (one.issued_on or date.min) <= last]
         chosen = [one for one in chosen if not isinstance(one, Invoice) or one.status != "void"]
         write = _xero if form == "xero" else _quickbooks
-        content = write(chosen, _Chart(accounts or {"income": "200"}), given).encode()
+        content = write(chosen, _AccountChart(accounts or {"income": "200"}), given).encode()
     if given:
         raise ConfigurationError(f"{form} has no option {', '.join(given)}.")
     return content
@@ -397,7 +395,7 @@ def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, Map
         yield "Rounding", document.totals.rounding, facts
 
 
-def _xero(documents: Sequence[Invoice | CreditNote], chart: _Chart, options: dict[str, Any]) -> str:
+def _xero(documents: Sequence[Invoice | CreditNote], chart: _AccountChart, options: dict[str, Any]) -> str:
     if len(documents) > _XERO_INVOICES:
         raise ConfigurationError(f"Xero takes {_XERO_INVOICES} invoices a file; this period has {len(documents)}.")
     tax_type = options.pop("tax_type", None)
@@ -433,7 +431,7 @@ def _xero(documents: Sequence[Invoice | CreditNote], chart: _Chart, options: dic
     return _table(_XERO, rows())
 
 
-def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: _Chart, options: dict[str, Any]) -> str:
+def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: _AccountChart, options: dict[str, Any]) -> str:
     del chart  # QuickBooks takes the account from the item
     item, tax_code = str(options.pop("item", "AI usage")), str(options.pop("tax_code", ""))
     rows: list[dict[str, str]] = []

@@ -9,11 +9,9 @@ from typing import Any
 
 from tokenmeter.billing.currency import ExchangeRate, convert, round_money
 from tokenmeter.billing.profile import Tax
-from tokenmeter.billing.rated import Rate, Rated, plus
+from tokenmeter.billing.rated import Rated, RateKey, plus
 from tokenmeter.money import EXACT, ONE, ZERO, total
 from tokenmeter.periods import Period
-
-__all__ = ["LineItem", "TaxLine", "Totals", "make_lines", "sum_up"]
 
 _MILLION = 1_000_000
 _SHOWN = Context(prec=10)
@@ -260,7 +258,7 @@ def make_lines(
     )
 
 
-def _key(rate: Rate, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
+def _key(rate: RateKey, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
     kind = "correction" if period != within and rate.kind == "usage" else rate.kind
     group = tuple(rate.about(name) for name in by)
     return (
@@ -316,7 +314,7 @@ def _line(
     )
 
 
-def _description(kind: str, period: str, rate: Rate) -> str:
+def _description(kind: str, period: str, rate: RateKey) -> str:
     words = [condition for part in rate.conditions.split(",") if (condition := _condition(part.strip()))]
     what = ", ".join([f"{rate.model or rate.provider} {_meter(rate.sku_meter)}", *words])
     return f"Correction of {period}: {what}" if kind == "correction" else what

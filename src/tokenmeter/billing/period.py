@@ -14,28 +14,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.billing.rated import Rate, Rated, Tally, add, decode, encode, minus
+from tokenmeter.billing.rated import Rated, RateKey, Tally, add, decode, encode, minus
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
-from tokenmeter.stores.documents import Document, NewDocument, Request
-
-__all__ = [
-    "ClosedPeriod",
-    "Late",
-    "acting",
-    "close_period",
-    "closed_periods",
-    "corrections",
-    "find_closed",
-    "late_costs",
-    "late_entries",
-    "period_dict",
-    "period_of",
-]
+from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 
 _KIND = "period"
 
@@ -209,7 +195,7 @@ def _manifest(store: Store, wanted: Period, closed: Sequence[ClosedPeriod], mome
 
 def closed_periods(store: Store) -> list[ClosedPeriod]:
     """All closed periods, in the order of their closing."""
-    return [ClosedPeriod.of(document) for document in store.documents(Request(_KIND))]
+    return [ClosedPeriod.of(document) for document in store.documents(DocumentQuery(_KIND))]
 
 
 def find_closed(store: Store, period: Period) -> ClosedPeriod | None:
@@ -245,7 +231,7 @@ def corrections(store: Store, closed: ClosedPeriod | None) -> list[Late]:
     return list(closed.late) if closed is not None else late_entries(store)
 
 
-def _told(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> dict[Rate, Rated]:
+def _told(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> dict[RateKey, Rated]:
     return add(_told_rows(one, closings))
 
 
@@ -257,7 +243,7 @@ def _told_rows(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> Iterator[
                 yield from late.rows
 
 
-def _untold(store: Store, period: Period, told: Mapping[Rate, Rated]) -> list[Rated]:
+def _untold(store: Store, period: Period, told: Mapping[RateKey, Rated]) -> list[Rated]:
     if _account_sums(told.values()) == _ledger_sums(store, period):
         return []
     now = Tally.of(store.entries(EntryFilter(since=period.start, until=period.end)))

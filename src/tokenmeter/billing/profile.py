@@ -14,8 +14,6 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, parse_decimal
 from tokenmeter.periods import zone
 
-__all__ = ["BillingProfile", "Party", "Tax"]
-
 T = TypeVar("T")
 _PERCENT = Decimal(100)
 #: Tax categories of EN 16931 that an invoice of services can have.

@@ -14,21 +14,6 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.semconv import EntryKind
 
-__all__ = [
-    "Rate",
-    "Rated",
-    "Tally",
-    "account_name",
-    "add",
-    "check_account",
-    "check_dimensions",
-    "decode",
-    "encode",
-    "minus",
-    "plus",
-    "within",
-]
-
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")
 
@@ -73,7 +58,7 @@ def account_name(scope: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in scope.items())
 
 
-class Rate(NamedTuple):
+class RateKey(NamedTuple):
     """What rows are told apart by.
 
     `account` has a value for each of `ACCOUNTS`, in their order. `conditions` is what the price was chosen by
@@ -107,7 +92,7 @@ class Rated(NamedTuple):
     `unpriced` counts charges without a known price: what they cost is missing.
     """
 
-    rate: Rate
+    rate: RateKey
     quantity: Decimal = ZERO
     list_cost: Decimal = ZERO
     contracted_cost: Decimal = ZERO
@@ -119,7 +104,7 @@ class Rated(NamedTuple):
 class Tally:
     """Rows by rate, with counts of the entries they come from."""
 
-    rows: dict[Rate, Rated]
+    rows: dict[RateKey, Rated]
     entries: int = 0
     requests: int = 0
     unpriced: int = 0
@@ -164,8 +149,8 @@ def _rows(entry: Entry) -> Iterator[Rated]:
         yield rest
 
 
-def _rate(entry: Entry, charge: Charge | None) -> Rate:
-    rate = Rate(
+def _rate(entry: Entry, charge: Charge | None) -> RateKey:
+    rate = RateKey(
         account=tuple(_account_value(entry, name) for name in ACCOUNTS),
         kind=entry.kind,
         provider=entry.provider,
@@ -213,15 +198,15 @@ def plus(one: Rated, other: Rated, sign: int = 1) -> Rated:
     )
 
 
-def add(*groups: Iterable[Rated]) -> dict[Rate, Rated]:
+def add(*groups: Iterable[Rated]) -> dict[RateKey, Rated]:
     """All rows together, summed by rate."""
-    total: dict[Rate, Rated] = {}
+    total: dict[RateKey, Rated] = {}
     for row in (row for group in groups for row in group):
         total[row.rate] = plus(total.get(row.rate, Rated(row.rate)), row)
     return total
 
 
-def minus(now: Mapping[Rate, Rated], before: Mapping[Rate, Rated]) -> list[Rated]:
+def minus(now: Mapping[RateKey, Rated], before: Mapping[RateKey, Rated]) -> list[Rated]:
     """What was added to `before` to make `now`; rows that did not change are left out."""
     found = (plus(now.get(rate, Rated(rate)), before.get(rate, Rated(rate)), -1) for rate in {**before, **now})
     return [row for row in found if any(row[1:])]
@@ -255,8 +240,8 @@ def decode(encoded: Iterable[Sequence[Any]]) -> list[Rated]:
 
 def _decoded(*values: Any) -> Rated:
     owner, *about, price, factors, quantity, list_cost, contracted_cost, billed_cost, unpriced = values
-    known: dict[str, Any] = dict(zip(Rate._fields[1:], about, strict=False))
-    rate = Rate(
+    known: dict[str, Any] = dict(zip(RateKey._fields[1:], about, strict=False))
+    rate = RateKey(
         account=tuple(owner.get(name) for name in ACCOUNTS),
         **known,
         list_unit_price=None if price is None else Decimal(price),

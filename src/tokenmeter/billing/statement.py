@@ -18,15 +18,13 @@ from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.billing.render.html import render_html
 from tokenmeter.billing.render.pdf import write_pdf
-from tokenmeter.billing.render.sheet import Row, Sheet, csv_text, write_table
+from tokenmeter.billing.render.sheet import PrintedRow, PrintedSheet, csv_text, write_table
 from tokenmeter.dimensions import AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
-
-__all__ = ["AgedBalance", "Statement", "StatementLine", "age_balances", "draw_statement"]
 
 Basis = Literal["usage", "invoices"]
 
@@ -152,7 +150,7 @@ class Statement:
         """A PDF (extra ``pdf``); see `tokenmeter.billing.Invoice.to_pdf`."""
         return write_pdf(self.to_sheet(), target)
 
-    def to_sheet(self) -> Sheet:
+    def to_sheet(self) -> PrintedSheet:
         """What its page shows."""
         money = self.currency
 
@@ -163,9 +161,9 @@ class Statement:
             (line.date, line.description, *(figure(one) if one else "" for one in (line.charges, line.credits)))
             for line in self.lines
         )
-        rows = (Row((*cells, figure(line.balance))) for cells, line in zip(lines, self.lines, strict=True))
+        rows = (PrintedRow((*cells, figure(line.balance))) for cells, line in zip(lines, self.lines, strict=True))
         doubt = [f"{self.unpriced} calls have no known price; their cost is missing."] if self.unpriced else []
-        return Sheet(
+        return PrintedSheet(
             title="Statement of account",
             author=self.seller,
             facts=(("Period", f"{self.period.label} ({self.period.tz})"), ("Basis", self.basis), ("Currency", money)),

@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 from tokenmeter.forks import after_fork_in_child
 
-__all__ = ["Alert", "AlertQueue", "AlertTarget", "Notice", "Severity"]
-
 Severity = Literal["critical", "warning"]
 
 log = logging.getLogger("tokenmeter")

@@ -28,8 +28,6 @@ from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.semconv import PROMPT_OPERATIONS, TEXT_OPERATIONS
 from tokenmeter.usage import Observation
 
-__all__ = ["Bound", "Ceilings", "Expectations", "Sizes", "bound", "input_estimate", "longest_prompt", "picodollars"]
-
 log = logging.getLogger("tokenmeter")
 
 #: Reasons (`RequestFacts.unbounded`) that the context window bounds after all: part of the prompt is not sent again.

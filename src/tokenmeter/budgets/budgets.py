@@ -20,7 +20,7 @@ from tokenmeter.budgets.demands import Amounts, Sent
 from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
-from tokenmeter.budgets.plan import Hold, Plan, UnboundedError, explain, make_plan, refuse
+from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
 from tokenmeter.budgets.policy import (
     IN_FLIGHT,
     Budget,
@@ -45,8 +45,6 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.usage import Usage
-
-__all__ = ["Budgets", "Held"]
 
 log = logging.getLogger("tokenmeter")
 
@@ -145,7 +143,7 @@ class Budgets(Registry):
         """
         state, runs = self._current(wait=wait), runs_of(call.scopes)
         if not (state.hard or runs):
-            return self._open_call(Plan(call, at), hold_id, wait=wait)
+            return self._open_call(Demand(call, at), hold_id, wait=wait)
         self._tell_who_passes(state, call)
         self._holds.sweep_sometimes()
         swept, attempt = False, 1
@@ -164,7 +162,7 @@ class Budgets(Registry):
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
 
-    def _open_call(self, plan: Plan, hold_id: str | None, *, wait: bool) -> Held | None:
+    def _open_call(self, plan: Demand, hold_id: str | None, *, wait: bool) -> Held | None:
         """Note down that a stream is under way which no cap is about: should this process die, it is found."""
         if not (plan.call.facts.streamed and self.keeps_open_calls):
             return None
@@ -191,7 +189,7 @@ class Budgets(Registry):
                     name, field, call.endpoint, place_in_code(), field, field,
                 )  # fmt: skip
 
-    def _reserve(self, plan: Plan, *, wait: bool, hold_id: str | None) -> Held:
+    def _reserve(self, plan: Demand, *, wait: bool, hold_id: str | None) -> Held:
         """Hold everything a plan asks for, or nothing.
 
         Raises:
@@ -304,12 +302,14 @@ class Budgets(Registry):
             matched.append(Matching(cap, scope, keys, limit if cap.budget.hard else None, thresholds))
         return matched
 
-    def _plan(self, state: InForce, call: Call, at: datetime, runs: Sequence[Run], *, inject: bool, wait: bool) -> Plan:
+    def _plan(
+        self, state: InForce, call: Call, at: datetime, runs: Sequence[Run], *, inject: bool, wait: bool
+    ) -> Demand:
         holds = [hold for run in runs for hold in run.holds()]
         matched = self._match(state, state.hard, Subject.of_call(call), at, wait=wait)
-        holds += (Hold(one.cap, one.scope, one.keys, one.limit or 0) for one in matched)
+        holds += (HeldBudget(one.cap, one.scope, one.keys, one.limit or 0) for one in matched)
         if not holds:
-            return Plan(call, at)
+            return Demand(call, at)
         longest = longest_prompt(call.provider, call.facts)
         try:
             return make_plan(
@@ -381,7 +381,7 @@ class Budgets(Registry):
                 {CounterKey(cap.counter_name, text, start): (amount, end) for text, amount in sums.items()}
             )
 
-    def _reservation(self, plan: Plan, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
+    def _reservation(self, plan: Demand, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
         return Reservation(
             reservation_id=hold_id,
             claims=claims,

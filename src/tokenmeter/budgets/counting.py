@@ -20,8 +20,6 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 
-__all__ = ["BEGINNING", "END", "count", "spent_by", "tally", "with_held"]
-
 #: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A
 #: key is its fingerprint; its names are matched, too. Every other field is a dimension of its own.
 _DIMENSIONS = {"model": ("request_model", "model"), "api_key": ("api_key_fingerprint", "api_key")}

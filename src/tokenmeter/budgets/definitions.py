@@ -18,20 +18,7 @@ from tokenmeter.budgets.matching import scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.documents import Document, NewDocument, Request
-
-__all__ = [
-    "KIND",
-    "Change",
-    "Grant",
-    "Policy",
-    "file_change",
-    "file_grant",
-    "grants_of",
-    "history",
-    "read_policy",
-    "whoami",
-]
+from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 
 #: The kind of document that a budget's history consists of. Stores count their changes: `Store.generation`.
 KIND = "budget"
@@ -170,7 +157,7 @@ def read_policy(store: Store, before: Policy | None = None) -> Policy:
     before = before or Policy()
     changes, grants = dict(before.changes), dict(before.grants)
     position, revision = before.position, before.revision
-    for document in store.documents(Request(kind=KIND, after=position)):
+    for document in store.documents(DocumentQuery(kind=KIND, after=position)):
         body, position = _body(document), document.position
         if body["what"] == "grant":
             grant = _grant_of(document, body)

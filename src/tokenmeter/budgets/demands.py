@@ -18,8 +18,6 @@ from tokenmeter.forks import process_name
 from tokenmeter.ledger import Claim, CounterKey, Reservation
 from tokenmeter.stores.live import NEVER, Slot
 
-__all__ = ["Amounts", "Demands", "PlannedHold", "Sent"]
-
 #: Picodollars, tokens, and one for what counts calls.
 Amounts = tuple[int, int, int]
 _PLACE = {"usd": 0, "tokens": 1}

@@ -23,18 +23,6 @@ from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.stores.base import Store
 from tokenmeter.usage import Consumption, Observation, Usage
 
-__all__ = [
-    "EXPIRED",
-    "TAKEN_BACK",
-    "Fault",
-    "Holds",
-    "Rate",
-    "estimated_entry",
-    "observation_of",
-    "taken_back",
-    "unanswered",
-]
-
 #: Flags of the two entries.
 EXPIRED = "expired_hold"
 TAKEN_BACK = "late_settlement"

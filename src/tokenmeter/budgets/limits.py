@@ -20,8 +20,6 @@ from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.money import magnitude
 
-__all__ = ["NO_CAP", "AskedLimits", "room"]
-
 log = logging.getLogger("tokenmeter")
 
 #: A limit that nothing reaches: for whom the table or the function says ``unlimited``.

@@ -15,20 +15,6 @@ from tokenmeter.budgets.windows import ROLLING_STEPS, Span, microseconds
 from tokenmeter.call import Call
 from tokenmeter.ledger import CounterKey, Entry
 
-__all__ = [
-    "NEVER",
-    "Cap",
-    "CapIndex",
-    "Keys",
-    "Matched",
-    "Matcher",
-    "Matching",
-    "Subject",
-    "parse_scope",
-    "scope_text",
-    "value_fits",
-]
-
 #: Counters, each with its window's end in microseconds since the epoch (None = never).
 Keys = tuple[tuple[CounterKey, int | None], ...]
 

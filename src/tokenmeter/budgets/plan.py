@@ -21,8 +21,6 @@ from tokenmeter.money import EXACT, add, multiply
 from tokenmeter.pricing import Ceiling
 from tokenmeter.stores.base import CapReachedError, Counter, Store
 
-__all__ = ["Hold", "Plan", "UnboundedError", "explain", "injected", "make_plan", "refuse"]
-
 #: Limits that every call takes one of, whatever it costs.
 _BY_CALL = frozenset({"requests", IN_FLIGHT})
 
@@ -39,7 +37,7 @@ class LocalCounters(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class HeldBudget:
     """One hard budget that applies to a call.
 
     Attributes:
@@ -58,7 +56,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Demand:
     """Everything that is to be held for a call.
 
     Attributes:
@@ -73,7 +71,7 @@ class Plan:
 
     call: Call
     at: datetime
-    holds: Sequence[Hold] = ()
+    holds: Sequence[HeldBudget] = ()
     claims: tuple[Claim, ...] = ()
     bound: Bound | None = None
     injectable: bool = False
@@ -88,7 +86,7 @@ class Plan:
                 found.setdefault(runs[claim.key], []).append(claim)
         return found
 
-    def hold_of(self, key: CounterKey) -> Hold:
+    def hold_of(self, key: CounterKey) -> HeldBudget:
         """The hold that a claim's counter belongs to."""
         return next(hold for hold in self.holds for own, _ in hold.keys if own == key)
 
@@ -96,7 +94,7 @@ class Plan:
 class UnboundedError(Exception):
     """A call has no upper bound and `hold` only admits calls that have one. Turned into an error for the caller."""
 
-    def __init__(self, hold: Hold, upper: Bound) -> None:
+    def __init__(self, hold: HeldBudget, upper: Bound) -> None:
         super().__init__(hold, upper)
         self.hold = hold
         self.upper = upper
@@ -105,14 +103,14 @@ class UnboundedError(Exception):
 def make_plan(
     call: Call,
     at: datetime,
-    holds: Sequence[Hold],
+    holds: Sequence[HeldBudget],
     *,
     ceiling: Ceiling | None,
     learned: Expectations,
     store: Store,
     tokens: TokenCounter | None = None,
     inject: bool = False,
-) -> Plan:
+) -> Demand:
     """Bound `call` and turn its holds into claims.
 
     Args:
@@ -130,7 +128,7 @@ def make_plan(
         UnboundedError: it has no upper bound, and a budget refuses such calls.
     """
     if all(hold.cap.unit in _BY_CALL for hold in holds):
-        return Plan(call, at, holds, _claims(holds, [1] * len(holds)))
+        return Demand(call, at, holds, _claims(holds, [1] * len(holds)))
     upper = bound(call, ceiling, tokens)
     injectable = _is_injectable(call, upper, holds)
     cap = injected(upper, holds, store) if injectable and (inject or upper.output_tokens is None) else None
@@ -139,13 +137,13 @@ def make_plan(
         upper = bound(call, ceiling, tokens)
     most = {unit: upper.amount(unit) for unit in {hold.cap.unit for hold in holds}}
     amounts = [_amount(hold, call, upper, most[hold.cap.unit], learned) for hold in holds]
-    return Plan(call, at, holds, _claims(holds, amounts), upper, injectable, cap)
+    return Demand(call, at, holds, _claims(holds, amounts), upper, injectable, cap)
 
 
 _claim_key = attrgetter("key")
 
 
-def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
+def _claims(holds: Sequence[HeldBudget], amounts: Sequence[int]) -> tuple[Claim, ...]:
     claims = [
         Claim(key, hold.limit, amount or int(not hold.limit), end)  # a limit of zero stops what costs nothing as well
         for hold, amount in zip(holds, amounts, strict=True)
@@ -156,7 +154,7 @@ def _claims(holds: Sequence[Hold], amounts: Sequence[int]) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def _amount(hold: Hold, call: Call, upper: Bound, most: int | None, learned: Expectations) -> int:
+def _amount(hold: HeldBudget, call: Call, upper: Bound, most: int | None, learned: Expectations) -> int:
     budget, unit = hold.cap.budget, hold.cap.unit
     if unit in _BY_CALL:
         return 1
@@ -183,7 +181,7 @@ def _at_least(call: Call, upper: Bound, unit: str) -> int:
     return max(picodollars(add(upper.input_cost, multiply(upper.output_rate, output))), 1)
 
 
-def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
+def _is_injectable(call: Call, upper: Bound, holds: Sequence[HeldBudget]) -> bool:
     """Whether the request may get an output cap: a budget wants it, the caller named none, nothing else is unknown."""
     return (
         call.facts.max_output_tokens is None
@@ -193,7 +191,7 @@ def _is_injectable(call: Call, upper: Bound, holds: Sequence[Hold]) -> bool:
     )
 
 
-def injected(upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
+def injected(upper: Bound, holds: Sequence[HeldBudget], store: Store) -> int | None:
     """The output cap that all budgets can still pay for; None when the model's own maximum fits after all."""
     paying = [hold for hold in holds if hold.cap.unit not in _BY_CALL]
     counters = _counters(paying, store)
@@ -210,7 +208,7 @@ def injected(upper: Bound, holds: Sequence[Hold], store: Store) -> int | None:
     return max(least, LEAST_INJECTED)
 
 
-def explain(stop: CapReachedError, plan: Plan, *, store: Store, wait: Decimal) -> BudgetExceededError:
+def explain(stop: CapReachedError, plan: Demand, *, store: Store, wait: Decimal) -> BudgetExceededError:
     """The error for a claim that did not fit.
 
     Settled spending that leaves no room is `BudgetExceededError`; room that only calls in flight take is
@@ -266,7 +264,7 @@ def _mend(error: UnboundedError) -> str:
     return "Change that, or set unbounded='expected' on the budget to hold what such calls usually use."
 
 
-def _fields(hold: Hold, counter: Counter) -> dict[str, Any]:
+def _fields(hold: HeldBudget, counter: Counter) -> dict[str, Any]:
     unit = hold.cap.unit
     return {
         "budget": hold.cap.budget.name,
@@ -278,14 +276,14 @@ def _fields(hold: Hold, counter: Counter) -> dict[str, Any]:
     }
 
 
-def _counters(holds: Sequence[Hold], store: Store) -> Mapping[CounterKey, Counter]:
+def _counters(holds: Sequence[HeldBudget], store: Store) -> Mapping[CounterKey, Counter]:
     """Where the counters of `holds` stand."""
     stored = [key for hold in holds if hold.run is None for key, _ in hold.keys]
     local = {key: hold.run.counter(key) for hold in holds if hold.run is not None for key, _ in hold.keys}
     return {**(store.counters(stored) if stored else {}), **local}
 
 
-def _read(holds: Sequence[Hold], store: Store) -> Mapping[CounterKey, Counter]:
+def _read(holds: Sequence[HeldBudget], store: Store) -> Mapping[CounterKey, Counter]:
     """Counters that complete an error's figures. A store that fails now has said no already: that stands."""
     try:
         return _counters(holds, store)
@@ -293,7 +291,7 @@ def _read(holds: Sequence[Hold], store: Store) -> Mapping[CounterKey, Counter]:
         return {key: Counter() for hold in holds for key, _ in hold.keys}
 
 
-def _free_at(hold: Hold, amount: int, store: Store) -> int | None:
+def _free_at(hold: HeldBudget, amount: int, store: Store) -> int | None:
     """When a rate limit has room again: the end of its last window that is too full now."""
     counters = _read([hold], store)
     full = [

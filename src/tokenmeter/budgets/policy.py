@@ -16,22 +16,6 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ONE, PICODOLLAR, multiply, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
 
-__all__ = [
-    "IN_FLIGHT",
-    "UNLIMITED",
-    "Budget",
-    "FunctionElsewhere",
-    "LimitFunction",
-    "LimitValue",
-    "Unit",
-    "amount_of",
-    "check_consistent",
-    "limit_in",
-    "limit_table",
-    "parse_limit",
-    "threshold_amounts",
-]
-
 Unit = Literal["usd", "tokens", "requests", "in_flight"]
 IN_FLIGHT: Unit = "in_flight"
 

@@ -34,8 +34,6 @@ from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.stores.base import Store
 
-__all__ = ["InForce", "Registry"]
-
 log = logging.getLogger("tokenmeter")
 
 

@@ -12,8 +12,6 @@ from tokenmeter.call import Call
 from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import AttributionRequiredError, ConfigurationError
 
-__all__ = ["Required", "place_in_code"]
-
 log = logging.getLogger("tokenmeter")
 
 _MOST_PLACES = 1_000

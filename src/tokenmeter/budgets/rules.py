@@ -20,8 +20,6 @@ from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import NewDocument
 
-__all__ = ["RULES", "BurnRate", "Faults", "Rule", "Sight", "Spike", "Unpriced", "check", "make_rules"]
-
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 

@@ -9,12 +9,10 @@ from typing import Any
 
 from tokenmeter.attribution import NOBODY, Scope, attribute
 from tokenmeter.budgets.matching import Cap
-from tokenmeter.budgets.plan import Hold
+from tokenmeter.budgets.plan import HeldBudget
 from tokenmeter.budgets.policy import Budget, Unit, amount_of
 from tokenmeter.ledger import Claim, CounterKey
 from tokenmeter.stores.base import CapReachedError, Counter
-
-__all__ = ["Run", "RunClaims", "budget", "runs_of"]
 
 
 class Run(Scope):
@@ -60,9 +58,9 @@ class Run(Scope):
         counters = self._counters
         return {cap.unit: amount_of(cap.unit, counters[cap.counter_name].settled) for cap in self.caps if cap.counts}
 
-    def holds(self) -> list[Hold]:
+    def holds(self) -> list[HeldBudget]:
         """Its limits as every other budget's."""
-        return [Hold(cap, {}, ((self.key_of(cap), None),), cap.limit or 0, run=self) for cap in self.caps]
+        return [HeldBudget(cap, {}, ((self.key_of(cap), None),), cap.limit or 0, run=self) for cap in self.caps]
 
     def key_of(self, cap: Cap) -> CounterKey:
         """The counter of one of its limits; it is in no store."""

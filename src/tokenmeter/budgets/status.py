@@ -20,8 +20,6 @@ from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, Fault, Store
 
-__all__ = ["Balance", "audit", "balances", "key_names"]
-
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
 _UNLIMITED = Decimal("Infinity")

@@ -25,8 +25,6 @@ from typing import Any
 from tokenmeter.budgets.alerts import Alert, Notice
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["Email", "PagerDuty", "Slack", "TargetError", "Teams", "Webhook", "sign", "verify_signature"]
-
 _RETRYABLE = frozenset({408, 425, 429})
 _SERVER_ERRORS = 500
 _HOW_TO_MAKE_ONE = "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""

@@ -19,8 +19,6 @@ from typing import Protocol
 
 from tokenmeter.forks import after_fork_in_child
 
-__all__ = ["Encoding", "TokenCounter", "encoding_of"]
-
 log = logging.getLogger("tokenmeter")
 
 #: Encoding -> SHA-256 of its file (tiktoken_ext/openai_public.py).

@@ -10,8 +10,6 @@ from typing import cast
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, floor, parse_instant, zone
 
-__all__ = ["ROLLING_STEPS", "Span", "Window", "from_microseconds", "microseconds"]
-
 #: A rolling window is cut into this many steps (see `Window.spans`): it never admits more than the limit in any
 #: stretch of its length, and at least 6/7 of it under steady load.
 ROLLING_STEPS = 6

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from tokenmeter.budgets.demands import PlannedHold
     from tokenmeter.providers.base import Endpoint, Plain, StreamReader
 
-__all__ = ["REFUSALS", "Identity", "InFlight", "describe", "identify", "leave", "open_call"]
-
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
 REFUSALS = (AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError)
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
     from tokenmeter.capture.responses import Exchange
 
-__all__ = ["bind", "watch_resources"]
-
 _KEY_HEADER = "x-goog-api-key"
 _TIER_HEADER = "x-gemini-service-tier"
 #: How a request to Vertex AI asks for a tier.
@@ -40,7 +38,7 @@ def bind(client: Any, binding: Binding) -> None:
     _mix(api, _Requests)
     live = getattr(client.aio, "_live", None)
     if live is not None:
-        _mix(live, _Live)
+        _mix(live, _MeteredLive)
 
 
 def _mix(thing: Any, hooks: type[Any]) -> None:
@@ -655,7 +653,7 @@ def _responded(call: InFlight, response: Any) -> Exchange | None:
 # -- Live sessions: each turn is a call
 
 
-class _Live(_LiveResource):
+class _MeteredLive(_LiveResource):
     """Before the class of the resource that opens them."""
 
     @contextlib.asynccontextmanager
@@ -665,13 +663,13 @@ class _Live(_LiveResource):
         try:
             async with super().connect(model=model, config=config, **rest) as session:
                 session.__dict__[BINDING] = turns
-                _mix(session, _Session)
+                _mix(session, _MeteredSession)
                 yield session
         finally:
             await turns.end()
 
 
-class _Session(_LiveSession):
+class _MeteredSession(_LiveSession):
     """Before the class of a session."""
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:

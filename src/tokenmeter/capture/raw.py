@@ -14,8 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
-__all__ = ["DOCUMENT_LIMIT", "FRAMES", "Listener", "RawReader", "read_whole"]
-
 #: A longer JSON document is not kept for reading; its usage is then unknown, and flagged so. Bytes.
 DOCUMENT_LIMIT = 32 * 1024 * 1024
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
     from tokenmeter.providers.base import Endpoint
 
-__all__ = ["LIMIT", "FileLine", "FirstLine", "GrowingBill", "Readings", "opened", "waiting"]
-
 #: What is remembered per meter at most; older work is recorded on the account of who reads it.
 LIMIT = 1_000
 _ZERO = Decimal(0)
@@ -110,7 +108,7 @@ def on_account_of_starter(meter: Meter, identity: str | None, call: Call) -> Cal
 
 
 @dataclass(slots=True)
-class _Account:
+class _Recorded:
     """What is recorded of one running total.
 
     Attributes:
@@ -172,13 +170,13 @@ def _grown(group: Consumption, usage: Usage, cost: SuppliedCost | None) -> Consu
     return replace(group, usage=usage, supplied_cost=cost)
 
 
-_accounts: Recent[_Account] = Recent()
+_accounts: Recent[_Recorded] = Recent()
 
 
 def opened(meter: Meter, identity: str | None, model: str | None) -> None:
     """This process began the session: nothing of it is recorded yet, and nobody need look."""
     if identity is not None:
-        _accounts.put(meter, identity, _Account(model=model))
+        _accounts.put(meter, identity, _Recorded(model=model))
 
 
 class GrowingBill(Settling):
@@ -225,10 +223,10 @@ class GrowingBill(Settling):
             if account.entries == known:  # it was not refused: it failed, and that is logged
                 return
 
-    def _looked_up(self) -> _Account:
+    def _looked_up(self) -> _Recorded:
         call = self.authorization.call
         kept = _accounts.get(self.meter, self._identity)
-        account = _Account(model=None if kept is None else kept.model)
+        account = _Recorded(model=None if kept is None else kept.model)
         prefix = f"{call.provider}:{self._identity}#"
         for entry in _entries_of(self.meter, call, operation=call.operation):
             if entry.dedup_key is not None and entry.dedup_key.startswith(prefix):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Meter
     from tokenmeter.providers.base import Endpoint, StreamReader
 
-__all__ = ["Asked", "Exchange"]
-
 _UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
 
 

@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Meter
     from tokenmeter.providers.base import Dialect, Endpoint
 
-__all__ = [
-    "BINDING",
-    "TEMPLATE",
-    "Binding",
-    "Host",
-    "Sdk",
-    "binding_of",
-    "bound_to",
-    "complain",
-    "load_dialect",
-]
-
 log = logging.getLogger("tokenmeter")
 
 #: Name of the client attribute that holds its `Binding`.

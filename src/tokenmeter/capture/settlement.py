@@ -26,20 +26,6 @@ from tokenmeter.forks import after_fork_in_child
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
 
-__all__ = [
-    "Open",
-    "Settling",
-    "authorize_async",
-    "catch_up",
-    "catch_up_async",
-    "has_waiting",
-    "in_thread",
-    "settle",
-    "settle_async",
-    "settle_from_anywhere",
-    "watch",
-]
-
 
 class Open(Protocol):
     """Something that still has to be written down before the process ends."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
     from tokenmeter.capture.responses import Exchange
 
-__all__ = ["RAW_RESPONSE_HEADER", "bind", "is_read", "metered_class", "metered_classes", "watch_body"]
-
 #: The call whose request is being sent in this context; None outside of a metered one.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 #: With this header an SDK hands out the response itself: ``stream`` for one whose body the caller reads.

@@ -23,8 +23,6 @@ from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
 from tokenmeter.reports.layout import visible
 
-__all__ = ["budgets_app", "remaining"]
-
 _NEARLY = Decimal("0.8")
 
 

@@ -14,8 +14,6 @@ from tokenmeter.cli.frame import Frame, command
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Put closed months into files, and read them as if they were still there.", no_args_is_help=True)
 
 

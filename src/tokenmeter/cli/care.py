@@ -38,8 +38,6 @@ from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["audit", "checkpoint", "doctor", "reprice", "verify"]
-
 #: A price list older than this may miss models and price changes.
 _STALE = timedelta(days=60)
 _RECENT = timedelta(days=30)

@@ -14,8 +14,6 @@ from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS
 
-__all__ = ["account", "condition", "dimensions", "granularity", "period"]
-
 _PERIODS = (
     "today",
     "yesterday",

@@ -16,8 +16,6 @@ from tokenmeter.default import make_meter
 from tokenmeter.reports.sink import write_whole
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["config_app", "init", "unset_keys"]
-
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
 
 #: What ``init`` writes. A line that begins with ``#`` and a letter or bracket is a setting that is switched off.

@@ -18,8 +18,6 @@ from rich.table import Table
 
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
 
-__all__ = ["Exit", "code_of", "emit", "fail", "out", "progress_out", "show_table", "table_width"]
-
 #: A rule under the headings, and nothing else.
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _GAP = 2

@@ -21,10 +21,8 @@ from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.layout import visible
 from tokenmeter.reports.query import parse_conditions
-from tokenmeter.serving.access import EVERYTHING, RIGHTS, Scope, Token, make_token
+from tokenmeter.serving.access import EVERYTHING, RIGHTS, AccessScope, Token, make_token
 from tokenmeter.serving.lens import look_through
-
-__all__ = ["dashboard", "mcp"]
 
 _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 
@@ -272,8 +270,8 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
         make_server(look_through(meter, scope), version=importlib.metadata.version("tokenmeter-sdk")).run("stdio")
 
 
-def _scope(only: Sequence[str]) -> Scope:
+def _scope(only: Sequence[str]) -> AccessScope:
     if not only:
         return EVERYTHING
     conditions = parse_conditions(only, "--only")
-    return Scope.of({name: [value or "" for value in values] for name, values in conditions.items()})
+    return AccessScope.of({name: [value or "" for value in values] for name, values in conditions.items()})

@@ -28,8 +28,6 @@ from tokenmeter.stores import merging, moving
 from tokenmeter.stores.sqlite.database import sqlite3
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["app", "erase", "sql"]
-
 app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
 
 UrlArgument = Annotated[

@@ -23,8 +23,6 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Pricer
 from tokenmeter.reports.layout import visible
 
-__all__ = ["estimate"]
-
 _PATHS = {
     "chat/completions": "chat.completions",
     "responses": "responses",
@@ -34,7 +32,7 @@ _PATHS = {
 }
 
 
-class _Asked(NamedTuple):
+class _Line(NamedTuple):
     """One request of the file."""
 
     body: Mapping[str, Any]
@@ -43,7 +41,7 @@ class _Asked(NamedTuple):
     processing: str | None = None
 
 
-class _Prices(NamedTuple):
+class _NewestPrices(NamedTuple):
     pricer: Pricer
 
 
@@ -73,7 +71,7 @@ def estimate(
     A line is a request's body, or a line of an OpenAI or Anthropic batch file (then at batch prices). Exit code 1 when
     some request has no price or no bound.
     """
-    priced = _Prices(make_pricer(frame.settings.model_copy(update={"price_list": _without_auto(frame)})))
+    priced = _NewestPrices(make_pricer(frame.settings.model_copy(update={"price_list": _without_auto(frame)})))
     moment = None if at is None else parse_instant(at, tz)
     found = [
         estimated(
@@ -105,7 +103,7 @@ def _without_auto(frame: Frame) -> str | None:
     return str(updating.kept_path()) if updating.newest() is not None else None
 
 
-def _requests(file: Path) -> Iterator[_Asked]:
+def _requests(file: Path) -> Iterator[_Line]:
     """The requests of a file.
 
     Raises:
@@ -132,15 +130,15 @@ def _requests(file: Path) -> Iterator[_Asked]:
         yield asked
 
 
-def _asked(line: Mapping[str, Any]) -> _Asked | None:
+def _asked(line: Mapping[str, Any]) -> _Line | None:
     """A body as it is, or out of a batch line."""
     body, params = line.get("body"), line.get("params")
     if isinstance(body, dict) and isinstance(line.get("url"), str):  # OpenAI
         path = line["url"].partition("?")[0].strip("/").removeprefix("v1/")
-        return _Asked(cast("Mapping[str, Any]", body), _PATHS.get(path), None, "batch")
+        return _Line(cast("Mapping[str, Any]", body), _PATHS.get(path), None, "batch")
     if isinstance(params, dict) and "custom_id" in line:  # Anthropic
-        return _Asked(cast("Mapping[str, Any]", params), "messages", "anthropic", "batch")
-    return _Asked(line)
+        return _Line(cast("Mapping[str, Any]", params), "messages", "anthropic", "batch")
+    return _Line(line)
 
 
 def _totals(found: list[Estimate]) -> dict[str, Any]:

@@ -31,8 +31,6 @@ from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.stores import default_path, open_store
 from tokenmeter.stores.base import Store
 
-__all__ = ["HEADINGS", "Frame", "app", "command", "run"]
-
 P = ParamSpec("P")
 
 app = typer.Typer(

@@ -24,8 +24,6 @@ from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.layout import count, visible
 from tokenmeter.tables import DecimalMark
 
-__all__ = ["import_", "record"]
-
 _STDIN = Path("-")
 
 

@@ -34,8 +34,6 @@ from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.base import Store
 
-__all__ = ["Actor", "Day", "invoice_app", "write_document"]
-
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 
 Number = Annotated[str, typer.Argument(help="Invoice number, such as INV-00001.")]
@@ -61,7 +59,7 @@ Day = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _DraftRequest:
     """What the arguments ask to be drafted."""
 
     account: list[str] | None
@@ -125,7 +123,7 @@ def draft(
     rate_source: RateSource = None,
 ) -> None:
     """Show what an account, or each of many, owes; nothing is written."""
-    wanted = _Wanted(account, by, period, lines_by, currency, rate, rate_source)
+    wanted = _DraftRequest(account, by, period, lines_by, currency, rate, rate_source)
     with frame.ledger() as opened:
         drafts = wanted.drafts(frame, opened)
         if by is None:
@@ -164,7 +162,7 @@ def issue(
     actor: Actor = None,
 ) -> None:
     """Number and file an account's invoice for a closed period; with --by one for each account, after a preview."""
-    wanted = _Wanted(account, by, period, lines_by, currency, rate, rate_source)
+    wanted = _DraftRequest(account, by, period, lines_by, currency, rate, rate_source)
     with frame.ledger() as opened:
         drafts = wanted.drafts(frame, opened)
         if by is not None and not yes:

@@ -13,23 +13,6 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
 
-__all__ = [
-    "BillPeriod",
-    "Break",
-    "By",
-    "GranularityOption",
-    "OverwriteOption",
-    "PeriodOption",
-    "SinceOption",
-    "TzOption",
-    "UntilOption",
-    "Where",
-    "account_of",
-    "pairs_of",
-    "parse_where",
-    "query_of",
-]
-
 BillPeriod = Annotated[
     str, typer.Option("--period", "-p", help="2026-11, last-month, ...", autocompletion=completing.period)
 ]

@@ -21,8 +21,6 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, updating
 from tokenmeter.reports.layout import visible
 
-__all__ = ["app"]
-
 app = typer.Typer(help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
 
 ProviderOption = Annotated[str | None, typer.Option("--provider", help="Only this provider.")]

@@ -38,8 +38,6 @@ from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.layout import amount, count, visible
 from tokenmeter.stores.base import Store
 
-__all__ = ["entries", "export", "report", "tail"]
-
 #: How long a call may have been on its way before it is recorded, and how far two looks overlap.
 _LATE, _OVERLAP = timedelta(hours=1), timedelta(seconds=5)
 #: Wider than any report.

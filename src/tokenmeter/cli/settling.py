@@ -27,8 +27,6 @@ from tokenmeter.reconciliation import count_free_quotas, file_reconciliation, po
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
 
-__all__ = ["period_app", "quotas", "reconcile"]
-
 period_app = typer.Typer(help="Close months, and see which are closed.", no_args_is_help=True)
 
 Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]

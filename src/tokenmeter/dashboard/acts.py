@@ -36,8 +36,6 @@ from tokenmeter.money import add, subtract
 from tokenmeter.serving import acting
 from tokenmeter.serving.access import ACCESS, Access, Right
 
-__all__ = ["Acts"]
-
 _LONGEST_FORM = 20_000
 _SOURCE = "dashboard"
 _MOST_ROWS = 20

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from tokenmeter.api import Meter
 from tokenmeter.dashboard.acts import Acts
-from tokenmeter.dashboard.books import Books
+from tokenmeter.dashboard.books import DocumentPages
 from tokenmeter.dashboard.budgets import BudgetPages
 from tokenmeter.dashboard.live import Pulse, entries_of
 from tokenmeter.dashboard.pages import Pages
@@ -42,13 +42,11 @@ from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.periods import zone
 from tokenmeter.serving.access import ACCESS, STILL, Access, Only, Token, Tokens
-from tokenmeter.serving.access import Scope as LedgerScope
+from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.acting import add_verbs
-from tokenmeter.serving.lens import Sight, look_through, pulse_of, veil
+from tokenmeter.serving.lens import ReadableMeter, look_through, pulse_of, veil
 from tokenmeter.serving.probes import Probes, metrics_of
 from tokenmeter.serving.rest import make_api
-
-__all__ = ["app"]
 
 _STATIC = Path(__file__).parent / "static"
 _LONGEST_FORM = 4096
@@ -133,7 +131,7 @@ class _Api:
         self._meter, self._sites, self._tokens = meter, sites, tokens
         self._reading = make_api(self._look)
 
-    def _look(self, access: Access) -> Sight:
+    def _look(self, access: Access) -> ReadableMeter:
         return self._sites.of(access).sight
 
     @cached_property
@@ -151,12 +149,12 @@ class _Api:
 class _Site:
     """The pages of one scope."""
 
-    def __init__(self, sight: Sight, tz: str | None, events: Callable[[Request], Awaitable[Response]]) -> None:
+    def __init__(self, sight: ReadableMeter, tz: str | None, events: Callable[[Request], Awaitable[Response]]) -> None:
         async def metrics(request: Request) -> Response:
             return await run_in_threadpool(metrics_of, sight, request)
 
         self.sight = sight
-        pages, books = Pages(sight, tz=tz), Books(sight, tz=tz)
+        pages, books = Pages(sight, tz=tz), DocumentPages(sight, tz=tz)
         self.router = Router(
             [
                 *pages.routes(),

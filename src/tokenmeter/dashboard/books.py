@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -16,29 +16,30 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tokenmeter.billing import (
+    ClosedPeriod,
     CreditNote,
     Invoice,
     Statement,
+    closed_periods,
     credit_notes,
     draw_statement,
     find_invoice,
     invoices,
+    late_costs,
 )
 from tokenmeter.dashboard import figures
-from tokenmeter.dashboard.closings import Closing, by_meter, closings
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import ZERO, add, magnitude, negate, round_to
+from tokenmeter.money import EXACT, ZERO, add, magnitude, negate, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.access import ACCESS, Access
-from tokenmeter.serving.lens import Sight
-
-__all__ = ["Books"]
+from tokenmeter.serving.lens import ReadableMeter
+from tokenmeter.stores.base import Store
 
 T = TypeVar("T")
 _PAGE = 50
@@ -60,7 +61,7 @@ class Part(NamedTuple, Generic[T]):
     more: bool
 
 
-class Books:
+class DocumentPages:
     """The pages of what one meter's ledger has on file.
 
     Args:
@@ -68,7 +69,7 @@ class Books:
         tz: Time zone of instants that belong to no period.
     """
 
-    def __init__(self, meter: Sight, *, tz: str | None) -> None:
+    def __init__(self, meter: ReadableMeter, *, tz: str | None) -> None:
         self._store, self._tz = meter.store, tz
         self._profile = meter.profile
 
@@ -342,4 +343,74 @@ def _download(content: str | bytes, name: str, form: str) -> Response:
     safe = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)
     return Response(
         content, media_type=_TYPES[form], headers={"content-disposition": f'attachment; filename="{safe}.{form}"'}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """One closed period.
+
+    Attributes:
+        closed: Its manifest.
+        key: What its page is called.
+        corrected: Later closings that took up what came late: their period's label and the billed cost, US dollars.
+        waiting: Billed cost of what no closing has taken up yet; None when there is nothing, which is not 0: what
+            came late may add up to 0 over several accounts.
+    """
+
+    closed: ClosedPeriod
+    key: str
+    corrected: Sequence[tuple[str, Decimal]]
+    waiting: Decimal | None
+
+
+class MeterSums(NamedTuple):
+    """What a period came to for one meter of one model; costs in US dollars."""
+
+    provider: str
+    model: str | None
+    sku_meter: str
+    unit: str
+    quantity: Decimal = ZERO
+    list_cost: Decimal = ZERO
+    billed_cost: Decimal = ZERO
+    unpriced: int = 0
+
+
+def closings(store: Store) -> list[Closing]:
+    """Every closed period, the last first. Reads kept sums, no entries."""
+    closed = closed_periods(store)
+    waiting = {id(one): cost for one, cost in late_costs(store, closed)}
+    found = [
+        Closing(
+            closed=one,
+            key=one.document.key if one.document else "",
+            corrected=[
+                (later.period.label, late.billed_cost)
+                for later in closed
+                for late in later.late
+                if late.period == one.period
+            ],
+            waiting=waiting.get(id(one)),
+        )
+        for one in closed
+    ]
+    return sorted(found, key=lambda one: one.closed.period.start, reverse=True)
+
+
+def by_meter(closed: ClosedPeriod) -> list[MeterSums]:
+    """The manifest's rows summed over accounts and prices, dearest first."""
+    sums: dict[tuple[str | None, ...], MeterSums] = {}
+    for row in closed.rows:
+        rate = row.rate
+        key = (rate.provider, rate.model, rate.sku_meter, rate.unit)
+        known = sums.get(key) or MeterSums(rate.provider, rate.model, rate.sku_meter, rate.unit)
+        sums[key] = known._replace(
+            quantity=EXACT.add(known.quantity, row.quantity),
+            list_cost=EXACT.add(known.list_cost, row.list_cost),
+            billed_cost=EXACT.add(known.billed_cost, row.billed_cost),
+            unpriced=known.unpriced + row.unpriced,
+        )
+    return sorted(
+        sums.values(), key=lambda one: (negate(one.billed_cost), one.provider, one.model or "", one.sku_meter)
     )

@@ -22,21 +22,8 @@ from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
-from tokenmeter.serving.lens import Sight, pulse_of
+from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.stores.base import Crossing
-
-__all__ = [
-    "BudgetPages",
-    "Fired",
-    "PastWindow",
-    "Standing",
-    "changes_of",
-    "definition",
-    "fired",
-    "past",
-    "plain",
-    "standings",
-]
 
 _MOST_BUDGETS = 200
 _MOST_ALERTS = 50
@@ -48,7 +35,7 @@ _NEARLY = Decimal(80)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CounterState:
     """One counter of a budget.
 
     Attributes:
@@ -117,19 +104,19 @@ class Fired:
     crossing: Crossing
 
 
-def standings(meter: Sight, at: datetime, scope: Mapping[str, str] | None = None) -> list[Standing]:
+def standings(meter: ReadableMeter, at: datetime, scope: Mapping[str, str] | None = None) -> list[CounterState]:
     """Every counter of every configured budget, or of those about `scope`, the fullest first. Nothing is written."""
     found = [_standing(balance, at) for balance in meter.budgets.remaining(scope or {}, at)]
     return sorted(found, key=lambda one: (negate(one.percent), one.balance.budget, sorted(one.balance.scope.items())))
 
 
-def _standing(balance: Balance, at: datetime) -> Standing:
+def _standing(balance: Balance, at: datetime) -> CounterState:
     settled, held = _percent(balance.spent, balance.limit), _percent(balance.reserved, balance.limit)
     percent = add(settled, held)
     filled = min(settled, _FULL)
     start, end = balance.window_start, balance.resets_at
     windowed = start is not None and end is not None and start < at
-    return Standing(
+    return CounterState(
         balance=balance,
         settled=filled,
         held=min(held, subtract(_FULL, filled)),
@@ -155,7 +142,7 @@ def _calls(scope: Mapping[str, str], start: datetime | None, end: datetime | Non
     return View.parse([*span.items(), *scope.items()]).url()
 
 
-def past(meter: Sight, name: str, now: datetime) -> list[PastWindow]:
+def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
     """The windows of a budget that are over, the last first. Those of a rate limit are not told apart: they overlap."""
     caps = {key: cap for key, cap in meter.budgets.caps.items() if cap.budget.name == name and not cap.rolling}
     found: list[PastWindow] = []
@@ -243,7 +230,7 @@ def _percent(part: Decimal, limit: Decimal) -> Decimal:
     return multiply(ratio(max(part, ZERO), limit), 100) if limit > 0 else _FULL
 
 
-def fired(meter: Sight, *, limit: int) -> list[Fired]:
+def fired(meter: ReadableMeter, *, limit: int) -> list[Fired]:
     """The last alerts of all budgets, the last first."""
     caps = meter.budgets.caps
     return [_fired(crossing, caps.get(crossing.key.budget)) for crossing in meter.store.crossings(limit=limit)]
@@ -275,7 +262,7 @@ class BudgetPages:
         tz: Time zone used until the URL names another; None = the browser's.
     """
 
-    def __init__(self, meter: Sight, *, tz: str | None) -> None:
+    def __init__(self, meter: ReadableMeter, *, tz: str | None) -> None:
         self._meter, self._tz = meter, tz
 
     def routes(self) -> list[Route]:
@@ -350,7 +337,7 @@ def _raisable(budget: Budget | None) -> list[Unit]:
     return [unit for unit in budget.limits if unit != IN_FLIGHT]
 
 
-def _examples(name: str, budget: Budget | None, found: Sequence[Standing]) -> Iterator[str]:
+def _examples(name: str, budget: Budget | None, found: Sequence[CounterState]) -> Iterator[str]:
     """The commands that change it."""
     if budget is None:
         return

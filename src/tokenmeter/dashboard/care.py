@@ -19,23 +19,8 @@ from tokenmeter.pricing.price import TOKEN_CLASSES
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import read_entries
 from tokenmeter.reports.report import read_report
-from tokenmeter.serving.lens import Sight
+from tokenmeter.serving.lens import ReadableMeter
 from tokenmeter.stores.base import Health, Store
-
-__all__ = [
-    "ORIGINS",
-    "Check",
-    "Estimated",
-    "PriceCard",
-    "Unpriced",
-    "UsedPrice",
-    "checks",
-    "estimated",
-    "price_card",
-    "price_rows",
-    "unpriced",
-    "used_prices",
-]
 
 #: Layer of the price list -> what it is.
 ORIGINS = {
@@ -158,7 +143,7 @@ def price_card(listed: PriceList, provider: str, model: str, now: datetime) -> P
 # -- what is not exact
 
 
-class Unpriced(NamedTuple):
+class UnpricedModel(NamedTuple):
     """A model with calls whose price is not known.
 
     Attributes:
@@ -192,11 +177,11 @@ class Estimated(NamedTuple):
     by_model: Sequence[tuple[str, int]]
 
 
-def unpriced(store: Store, listed: PriceList, view: View) -> list[Unpriced]:
+def unpriced(store: Store, listed: PriceList, view: View) -> list[UnpricedModel]:
     """The models without a price in a period, those with the most tokens first."""
     query = replace(view.query, by=("provider", "model"))
     found = [
-        Unpriced(
+        UnpricedModel(
             row,
             provider,
             model,
@@ -254,12 +239,12 @@ class Check:
     well: bool = True
 
 
-def checks(meter: Sight, health: Health) -> list[Check]:
+def checks(meter: ReadableMeter, health: Health) -> list[Check]:
     """The state of a ledger in words, what needs care first."""
     return sorted(_checks(meter, health.facts), key=lambda one: one.well)
 
 
-def _checks(meter: Sight, facts: Mapping[str, object]) -> Iterator[Check]:
+def _checks(meter: ReadableMeter, facts: Mapping[str, object]) -> Iterator[Check]:
     def number(name: str) -> int:
         value = facts.get(name)
         return value if isinstance(value, int) else 0

@@ -13,25 +13,11 @@ from decimal import Decimal
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from tokenmeter.dashboard.explore import REST, Answer, Form, Measure, Question, Series
+from tokenmeter.dashboard.explore import REST, Finding, Form, Measure, Question, Series
 from tokenmeter.dashboard.figures import compact, count, exact, money, name, places, share
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
 from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Row
-
-__all__ = [
-    "HIGH",
-    "WIDE",
-    "Chart",
-    "Key",
-    "Shape",
-    "Tick",
-    "column_places",
-    "draw",
-    "figure_in",
-    "over_time",
-    "shown_as",
-]
 
 WIDE, HIGH = 10, 1000
 #: Stands where there is none.
@@ -40,7 +26,7 @@ _MOST_TICKS = 8
 _EDGE = Decimal(4)  # percent of the width within which a label is set flush with the side
 
 
-class Shape(NamedTuple):
+class Mark(NamedTuple):
     """A rectangle or a path of the plane.
 
     Attributes:
@@ -102,7 +88,7 @@ class Chart:
     """
 
     width: int
-    shapes: Sequence[Shape]
+    shapes: Sequence[Mark]
     lines: Sequence[str]
     across: Sequence[Tick]
     up: Sequence[Tick]
@@ -148,7 +134,7 @@ def figure_in(row: Row, measure: Measure, decimals: int | None = None) -> str:
     return shown_as(measure.of(row), measure, decimals)
 
 
-def draw(answer: Answer, base: str, url: Callable[[Question], str]) -> Chart:
+def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     """An answer as a chart.
 
     Args:
@@ -169,12 +155,12 @@ def draw(answer: Answer, base: str, url: Callable[[Question], str]) -> Chart:
     shapes = [*_bars(stacks, shown, colours, plane)] if form in {"bars", "share"} else []
     if form in {"lines", "running"}:
         names = [colours[one.key] for one in shown] if form == "lines" else ["c1"]
-        shapes += [Shape(f"line {css}", _path(values, plane)) for css, values in zip(names, paths, strict=True)]
+        shapes += [Mark(f"line {css}", _path(values, plane)) for css, values in zip(names, paths, strict=True)]
     if any(value is not None for value in before):
-        shapes.append(Shape("line before", _path(before, plane)))
+        shapes.append(Mark("line before", _path(before, plane)))
     if ahead is not None:
         shapes += _cone(answer, plane)
-    shapes += [Shape("line limit", f"M0 {plane.y(one)}H{_width(answer)}") for one in limits]
+    shapes += [Mark("line limit", f"M0 {plane.y(one)}H{_width(answer)}") for one in limits]
     return Chart(
         width=_width(answer),
         shapes=shapes,
@@ -187,7 +173,7 @@ def draw(answer: Answer, base: str, url: Callable[[Question], str]) -> Chart:
     )
 
 
-def _width(answer: Answer) -> int:
+def _width(answer: Finding) -> int:
     return max(len(answer.buckets), 1) * WIDE
 
 
@@ -195,7 +181,7 @@ def _width(answer: Answer) -> int:
 
 
 def _figures(
-    answer: Answer, shown: Sequence[Series], form: Form
+    answer: Finding, shown: Sequence[Series], form: Form
 ) -> tuple[list[list[Decimal]], list[list[Decimal | int | None]]]:
     """What is stacked per bucket, and what is drawn as lines."""
     if form == "running":
@@ -211,14 +197,14 @@ def _parts(column: Sequence[Decimal]) -> list[Decimal]:
     return [ratio(value, whole) if value > 0 else ZERO for value in column]
 
 
-def _running(rows: Sequence[Row], answer: Answer) -> list[Decimal | int | None]:
+def _running(rows: Sequence[Row], answer: Finding) -> list[Decimal | int | None]:
     """The sum up to the end of each bucket; nothing where time has not come yet."""
     sums = accumulate((Decimal(answer.question.measure.of(row) or 0) for row in rows), EXACT.add)
     now = answer.view.now
     return [None if row.bucket.start > now else value for row, value in zip(rows, sums, strict=True)]
 
 
-def _before(answer: Answer, form: Form) -> list[Decimal | int | None]:
+def _before(answer: Finding, form: Form) -> list[Decimal | int | None]:
     """All of the time before, per bucket of now."""
     if not answer.question.compare or form == "share" or not answer.before:
         return []
@@ -239,7 +225,7 @@ def _below(column: Iterable[Decimal]) -> Decimal:
 
 def _bars(
     stacks: Sequence[Sequence[Decimal]], shown: Sequence[Series], colours: dict[str, str], plane: _Plane
-) -> Iterable[Shape]:
+) -> Iterable[Mark]:
     """All bars of a series as one path; credits hang below zero."""
     above, below = [ZERO] * len(stacks), [ZERO] * len(stacks)
     for position, one in enumerate(shown):
@@ -251,7 +237,7 @@ def _bars(
             if value:
                 path.append(f"M{at * WIDE + 1} {top}h{WIDE - 2}v{max(bottom - top, 1)}h{2 - WIDE}z")
         if path:
-            yield Shape(f"bar {colours[one.key]}", "".join(path))
+            yield Mark(f"bar {colours[one.key]}", "".join(path))
 
 
 def _path(values: Sequence[Decimal | int | None], plane: _Plane) -> str:
@@ -266,14 +252,14 @@ def _path(values: Sequence[Decimal | int | None], plane: _Plane) -> str:
     return "".join(path)
 
 
-def _cone(answer: Answer, plane: _Plane) -> Iterable[Shape]:
+def _cone(answer: Finding, plane: _Plane) -> Iterable[Mark]:
     ahead = answer.forecast
     if ahead is None:
         return
     passed = [at for at, one in enumerate(answer.buckets) if one.start <= answer.view.now]
     x, y, end = passed[-1] * WIDE + WIDE // 2, plane.y(ahead.so_far), _width(answer)
-    yield Shape("band", f"M{x} {y}L{end} {plane.y(ahead.high)}V{plane.y(ahead.low)}z")
-    yield Shape("line ahead", f"M{x} {y}L{end} {plane.y(ahead.expected)}")
+    yield Mark("band", f"M{x} {y}L{end} {plane.y(ahead.high)}V{plane.y(ahead.low)}z")
+    yield Mark("line ahead", f"M{x} {y}L{end} {plane.y(ahead.expected)}")
 
 
 # -- axes
@@ -354,7 +340,7 @@ _RULES["quarter"] = _RULES["month"]
 _RULES["year"] = _RULES["month"][4:]
 
 
-def _across(answer: Answer) -> list[Tick]:
+def _across(answer: Finding) -> list[Tick]:
     """Marks at round instants of the calendar, as few as can be read."""
     local = [answer.view.local(one.start) for one in answer.buckets]
     chosen: list[int] = []
@@ -379,7 +365,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{part * 10000 // whole / 100:g}%"
 
 
-def over_time(answer: Answer) -> dict[datetime, list[str]]:
+def over_time(answer: Finding) -> dict[datetime, list[str]]:
     """The chart's figures as the table writes them: start of a bucket -> each series, and all together."""
     measure = answer.question.measure
     figures = [[*(one.points[at] for one in answer.series), measure.of(row)] for at, row in enumerate(answer.by_bucket)]
@@ -390,7 +376,7 @@ def over_time(answer: Answer) -> dict[datetime, list[str]]:
     }
 
 
-def column_places(answer: Answer) -> dict[str, int | None]:
+def column_places(answer: Finding) -> dict[str, int | None]:
     """Decimals of each column of the table."""
     return {one.name: _decimals(one, [one.of(row) for row in answer.rows]) for one in answer.columns}
 
@@ -406,14 +392,14 @@ def _label(one: Series) -> str:
     return "all others" if one.key == REST else name(one.value)
 
 
-def _key(one: Series, css: str, answer: Answer, url: Callable[[Question], str]) -> Key:
+def _key(one: Series, css: str, answer: Finding, url: Callable[[Question], str]) -> Key:
     measure = answer.question.measure
     whole = shown_as(one.whole, measure) if measure.adds else ""
     return Key(css, _label(one), whole, url(answer.question.toggled(one.key)), one.hidden)
 
 
 def _data(
-    answer: Answer,
+    answer: Finding,
     base: str,
     shown: Sequence[Series],
     colours: dict[str, str],

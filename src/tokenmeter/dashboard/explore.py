@@ -24,20 +24,6 @@ from tokenmeter.stores.base import Store
 from tokenmeter.stores.sketch import Latencies, Sketch
 from tokenmeter.usage import Usage
 
-__all__ = [
-    "FORMS",
-    "MEASURES",
-    "REST",
-    "Answer",
-    "Limit",
-    "Measure",
-    "Question",
-    "Reader",
-    "Series",
-    "explore",
-    "per_value",
-]
-
 K = TypeVar("K")
 Unit = Literal["usd", "count", "share", "ms", "rate"]
 Form = Literal["bars", "lines", "share", "running"]
@@ -296,7 +282,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Finding:
     """What was found.
 
     Attributes:
@@ -351,7 +337,7 @@ class Answer:
         return ratio(part, whole) if measure.adds and whole and whole > 0 and part is not None else None
 
 
-class Reader:
+class ReportReader:
     """Reports of one unchanged ledger, each read once, whatever is asked of it: another measure or form reads nothing.
 
     Args:
@@ -418,7 +404,7 @@ class _Key(NamedTuple):
         return cls(query.by, query.granularity, period.start, period.end, period.tz, frozenset(query.where.items()))
 
 
-def explore(read: Reader, view: View, question: Question, *, balances: Iterable[Balance] = ()) -> Answer:
+def explore(read: ReportReader, view: View, question: Question, *, balances: Iterable[Balance] = ()) -> Finding:
     """Ask the ledger: totals per value, the greatest values over time, all of it over time, and the time before.
 
     Args:
@@ -461,7 +447,7 @@ def explore(read: Reader, view: View, question: Question, *, balances: Iterable[
     before_period = view.previous()
     before, before_totals = _before(read, query, before_period, timed=measure.timed)
     listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
-    return Answer(
+    return Finding(
         question=question,
         view=view,
         unit=unit,
@@ -480,7 +466,9 @@ def explore(read: Reader, view: View, question: Question, *, balances: Iterable[
     )
 
 
-def _before(read: Reader, query: Query, period: Period | None, *, timed: bool) -> tuple[Sequence[Row], Row | None]:
+def _before(
+    read: ReportReader, query: Query, period: Period | None, *, timed: bool
+) -> tuple[Sequence[Row], Row | None]:
     """The time before, per bucket and together."""
     if period is None:
         return (), None
@@ -495,7 +483,7 @@ def _before(read: Reader, query: Query, period: Period | None, *, timed: bool) -
 
 
 def _over_time(
-    read: Reader, split: Query, shown: Sequence[str | None], rows: Sequence[Row], parts: Sequence[Period]
+    read: ReportReader, split: Query, shown: Sequence[str | None], rows: Sequence[Row], parts: Sequence[Period]
 ) -> dict[str | None, list[Row]]:
     """The values that are shown, per bucket.
 
@@ -530,7 +518,7 @@ class _Times:
     whole: Latencies | None = None
 
     @classmethod
-    def read(cls, read: Reader, view: View, question: Question, values: int) -> _Times:
+    def read(cls, read: ReportReader, view: View, question: Question, values: int) -> _Times:
         """What is known; in one reading where it is not too much, since times of buckets and values add up."""
         query = view.over_time()[0]
         whole, split = replace(view.query, by=(question.by,)), replace(query, by=(question.by,))

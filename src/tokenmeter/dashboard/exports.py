@@ -21,8 +21,6 @@ from tokenmeter.reports.query import parse_by
 from tokenmeter.reports.report import read_report
 from tokenmeter.stores.base import Store
 
-__all__ = ["EXPORTS", "export"]
-
 #: Calls that one download may hold; a sheet has room for little more. The command line has no such bound.
 _MOST_CALLS = 1_000_000
 #: Downloads that are made at the same time.

@@ -13,8 +13,6 @@ from tokenmeter.periods import Period, buckets, floor
 from tokenmeter.reports import Report, Row
 from tokenmeter.reports.query import Query
 
-__all__ = ["Forecast", "forecast"]
-
 #: Days that are looked back on, and how many with calls it takes to say anything.
 _BACK = timedelta(days=28)
 _LEAST_DAYS = 7

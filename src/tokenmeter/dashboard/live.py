@@ -10,8 +10,6 @@ from starlette.concurrency import run_in_threadpool
 
 from tokenmeter.errors import StoreError
 
-__all__ = ["Pulse", "entries_of"]
-
 log = logging.getLogger("tokenmeter")
 
 #: Seconds between two looks while somebody watches.

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
-from tokenmeter.dashboard.explore import Answer, Question, Reader, explore, per_value
+from tokenmeter.dashboard.explore import Finding, Question, ReportReader, explore, per_value
 from tokenmeter.dashboard.view import View
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports import Row
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.stores.base import Aggregate, Store
-
-__all__ = ["RANKED", "Overview", "Ranking", "Savings", "overview", "rank", "savings"]
 
 #: Dimensions ranked on the overview, in its order.
 RANKED = ("model", "member", "api_key", "route", "team", "project", "organization")
@@ -63,12 +61,12 @@ class Overview:
         savings: Of caching.
     """
 
-    answer: Answer
+    answer: Finding
     rankings: Sequence[Ranking]
     savings: Savings
 
 
-def overview(read: Reader, view: View, *, balances: Iterable[Balance] = ()) -> Overview:
+def overview(read: ReportReader, view: View, *, balances: Iterable[Balance] = ()) -> Overview:
     """Read the overview. `view` must be bounded.
 
     Args:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from itertools import dropwhile, islice
+from typing import Generic, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -17,9 +21,8 @@ from tokenmeter.dashboard import exports
 from tokenmeter.dashboard.budgets import standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, price_rows, unpriced, used_prices
 from tokenmeter.dashboard.chart import column_places, draw, over_time
-from tokenmeter.dashboard.explore import MEASURES, Measure, Question, Reader, explore
+from tokenmeter.dashboard.explore import MEASURES, Measure, Question, ReportReader, explore
 from tokenmeter.dashboard.live import entries_of
-from tokenmeter.dashboard.memory import Memory
 from tokenmeter.dashboard.overview import RANKED, Overview, overview
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
 from tokenmeter.dashboard.view import View, canonical, label_of
@@ -29,9 +32,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
 from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
-from tokenmeter.serving.lens import Sight, pulse_of
-
-__all__ = ["Pages"]
+from tokenmeter.serving.lens import ReadableMeter, pulse_of
 
 _PAGE = 50
 _LAST = 10
@@ -48,10 +49,10 @@ class Pages:
         tz: Time zone used until the URL names another; None = the browser's.
     """
 
-    def __init__(self, meter: Sight, *, tz: str | None) -> None:
+    def __init__(self, meter: ReadableMeter, *, tz: str | None) -> None:
         self._meter, self._store, self._tz = meter, meter.store, tz
         self._overviews = Memory[tuple[View, Overview]]()
-        self._readers = Memory[tuple[View, Reader]]()
+        self._readers = Memory[tuple[View, ReportReader]]()
 
     def routes(self) -> list[Route]:
         """Where each page is."""
@@ -116,9 +117,9 @@ class Pages:
             deeper=next(iter(view.free_dimensions([one for one in RANKED if one != question.by])), question.by),
         )
 
-    def _reader(self, asked: View, state: str) -> tuple[View, Reader]:
+    def _reader(self, asked: View, state: str) -> tuple[View, ReportReader]:
         """What reads for a view: whatever one page asked, none of the others asks again."""
-        return self._readers.get(asked.identity, state, lambda: (asked.bounded(self._store), Reader(self._store)))
+        return self._readers.get(asked.identity, state, lambda: (asked.bounded(self._store), ReportReader(self._store)))
 
     def _overview(self, asked: View, state: str) -> tuple[View, Overview]:
         def make() -> tuple[View, Overview]:
@@ -288,3 +289,45 @@ class Pages:
     def _unused(self) -> bool:
         """Whether nothing was ever recorded."""
         return next(iter(self._store.entries(newest_first=True)), None) is None
+
+
+T = TypeVar("T")
+
+
+class Memory(Generic[T]):
+    """The last reading of each of a few keys.
+
+    Who asks for one that is being made waits for it; a failed one is forgotten.
+
+    Args:
+        most: How many keys are kept.
+    """
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[str, Future[T]]] = OrderedDict()
+
+    def get(self, key: Hashable, state: str, make: Callable[[], T]) -> T:
+        """The reading called `key` of a ledger in that `state`, made by `make` unless it is the one that is kept."""
+        mine = Future[T]()
+        with self._lock:
+            known, found = self._kept.get(key, ("", mine))
+            if known != state:
+                found = mine
+            self._kept[key] = (state, found)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        if found is mine:
+            self._fulfil(key, mine, make)
+        return found.result()
+
+    def _fulfil(self, key: Hashable, mine: Future[T], make: Callable[[], T]) -> None:
+        try:
+            mine.set_result(make())
+        except BaseException as error:  # noqa: BLE001 - whoever asked raises it
+            with self._lock:
+                if self._kept.get(key, ("", None))[1] is mine:
+                    del self._kept[key]
+            mine.set_exception(error)

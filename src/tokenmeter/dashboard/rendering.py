@@ -19,8 +19,6 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.serving.access import ACCESS, PAGE_PROOF, Access, Right
 
-__all__ = ["ZONE", "base_of", "missing", "page", "prepare", "zone_of"]
-
 #: Cookie in which the browser tells its time zone.
 ZONE = "tokenmeter_zone"
 

@@ -33,23 +33,8 @@ from tokenmeter.serving.access import (
     Tokens,
     address_of,
 )
-from tokenmeter.serving.access import Scope as LedgerScope
+from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.rest import problem
-
-__all__ = [
-    "HEADERS",
-    "Bounded",
-    "Door",
-    "HostCheck",
-    "Paced",
-    "SafeHeaders",
-    "Whom",
-    "Whose",
-    "base_of",
-    "check_own_page",
-    "is_loopback",
-    "path_of",
-]
 
 #: A function of the request that says which part of the ledger it sees.
 Said = Only | Literal["everything"] | None

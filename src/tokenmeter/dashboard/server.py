@@ -15,8 +15,6 @@ from tokenmeter.dashboard.security import is_loopback
 from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["PORT", "make_server", "serve"]
-
 PORT = 8484
 #: Connections at once; a live page holds one. Who comes then is hung up on.
 _MOST_CONNECTIONS = 256

@@ -14,8 +14,6 @@ from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, fl
 from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by, parse_where
 from tokenmeter.stores.base import Store
 
-__all__ = ["MAX_BUCKETS", "PERIODS", "View", "canonical", "label_of"]
-
 #: Bars a chart shows at most; a finer granularity than fits is made coarser, and the page says so.
 MAX_BUCKETS = 750
 #: Periods offered by name.

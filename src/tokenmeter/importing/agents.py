@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
-    Call,
     Given,
+    ImportedCall,
     count_of,
     decimal_of,
     instant_of,
@@ -28,8 +28,6 @@ from tokenmeter.importing.call import (
     without_zero,
 )
 from tokenmeter.importing.gateways import endpoint_of
-
-__all__ = ["Aider", "ClaudeCode", "Codex", "Gemini", "opencode", "opencode_rows"]
 
 Row = Mapping[str, Any]
 _SECOND = timedelta(seconds=1)
@@ -41,10 +39,10 @@ _TOTALS = (
 )
 
 
-class _Seen(NamedTuple):
+class _SeenMessage(NamedTuple):
     sidechain: bool
     output: int
-    call: Call
+    call: ImportedCall
 
 
 class ClaudeCode:
@@ -56,7 +54,7 @@ class ClaudeCode:
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._best: dict[str, _Seen] = {}
+        self._best: dict[str, _SeenMessage] = {}
         self._told: dict[tuple[str, str | None], str] = {}
 
     def read(self, row: Row, where: str) -> bool:
@@ -70,7 +68,7 @@ class ClaudeCode:
         name = message.get("id")
         if not name:
             raise ConfigurationError("the message has no id, so that it could be counted twice")
-        seen = _Seen(
+        seen = _SeenMessage(
             bool(row.get("isSidechain")), count_of(usage, "output_tokens"), self._call(row, message, usage, where)
         )
         before = self._best.get(str(name))
@@ -78,12 +76,12 @@ class ClaudeCode:
             self._best[str(name)] = seen
         return True
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[ImportedCall]:
         """Each message once."""
         for seen in self._best.values():
             yield seen.call
 
-    def _call(self, row: Row, message: Row, usage: Row, where: str) -> Call:
+    def _call(self, row: Row, message: Row, usage: Row, where: str) -> ImportedCall:
         created = mapping_of(usage.get("cache_creation"))
         short, hour = (count_of(created, f"ephemeral_{name}_input_tokens") for name in ("5m", "1h"))
         rest = max(count_of(usage, "cache_creation_input_tokens") - short - hour, 0)
@@ -92,7 +90,7 @@ class ClaudeCode:
         tier = usage.get("service_tier")
         folder = str(row.get("cwd") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
         geo = usage.get("inference_geo")
-        return Call(
+        return ImportedCall(
             where=where,
             id=str(message["id"]),
             provider=self._given.provider or provider_of(model) or "anthropic",
@@ -120,7 +118,7 @@ class ClaudeCode:
 
 
 @dataclass(slots=True)
-class _Session:
+class _CodexSession:
     """A session of Codex as its file tells it."""
 
     name: str | None = None
@@ -139,11 +137,11 @@ class Codex:
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._files: dict[str, _Session] = {}
+        self._files: dict[str, _CodexSession] = {}
 
     def read(self, row: Row, where: str) -> bool:
         """Take a line; False when it is no call."""
-        session = self._files.setdefault(where.rpartition(":")[0], _Session())
+        session = self._files.setdefault(where.rpartition(":")[0], _CodexSession())
         payload = mapping_of(row.get("payload"))
         kind = row.get("type")
         if kind == "session_meta" and session.name is None:
@@ -161,13 +159,13 @@ class Codex:
             return True
         return False
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[ImportedCall]:
         """Each call once, over sessions, their forks, and archived copies."""
         totals = {one.name: {_total(count[2]) for count in one.counts} for one in self._files.values()}
         for session in self._files.values():
             yield from self._of_session(session, totals.get(session.parent) if session.parent else None)
 
-    def _of_session(self, session: _Session, inherited: set[tuple[int, ...]] | None) -> Iterator[Call]:
+    def _of_session(self, session: _CodexSession, inherited: set[tuple[int, ...]] | None) -> Iterator[ImportedCall]:
         before: tuple[int, ...] = (0,) * len(_TOTALS)
         run, own = 0, session.parent is None
         for at, model, total, last, where in session.counts:
@@ -190,13 +188,13 @@ class Codex:
             yield self._call(session, at, model, used, where, identity=f"{session.name}:{run}:{now[0]}+{now[3]}")
 
     def _call(
-        self, session: _Session, at: datetime, model: str | None, used: Sequence[int], where: str, *, identity: str
-    ) -> Call:
+        self, session: _CodexSession, at: datetime, model: str | None, used: Sequence[int], where: str, *, identity: str
+    ) -> ImportedCall:
         whole, cached, written, output, reasoning = used
         if not session.name:
             raise ConfigurationError("the session has no id, so that it could be counted twice")
         name = model or self._given.model or _CODEX_MODEL
-        return Call(
+        return ImportedCall(
             where=where,
             id=f"codex:{identity}",
             provider=self._given.provider or "openai",
@@ -233,7 +231,7 @@ class Gemini:
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._last: dict[str, Call] = {}
+        self._last: dict[str, ImportedCall] = {}
         self._session: dict[str, str] = {}
 
     def read(self, row: Row, where: str) -> bool:
@@ -254,18 +252,18 @@ class Gemini:
         self._last[key] = self._call(row, tokens, key, where)
         return True
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[ImportedCall]:
         """Each message once."""
         yield from self._last.values()
 
-    def _call(self, row: Row, tokens: Row, key: str, where: str) -> Call:
+    def _call(self, row: Row, tokens: Row, key: str, where: str) -> ImportedCall:
         before, answer, cached, thoughts, tool = (
             count_of(tokens, name) for name in ("input", "output", "cached", "thoughts", "tool")
         )
         beside = cached > before or (
             cached > 0 and count_of(tokens, "total") == before + answer + thoughts + tool + cached
         )
-        return Call(
+        return ImportedCall(
             where=where,
             id=f"gemini:{key}",
             provider=self._given.provider or "google",
@@ -288,7 +286,7 @@ class Aider:
     def __init__(self, given: Given) -> None:
         self._given = given
         self._equal: Counter[tuple[str, str]] = Counter()
-        self._found: list[Call] = []
+        self._found: list[ImportedCall] = []
 
     def read(self, row: Row, where: str) -> bool:
         """Take a line; False when it is no call."""
@@ -304,7 +302,7 @@ class Aider:
         if not provider:
             raise ConfigurationError("whose model it is cannot be told: give --provider")
         self._found.append(
-            Call(
+            ImportedCall(
                 where=where,
                 id=f"aider:{name}",
                 provider=provider,
@@ -320,7 +318,7 @@ class Aider:
         )
         return True
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[ImportedCall]:
         """Each line."""
         yield from self._found
 
@@ -342,7 +340,7 @@ def opencode_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise ConfigurationError(f"{path.name} is no database of opencode: {error}") from error
 
 
-def opencode(row: Row, where: str, given: Given) -> Call | None:
+def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A message of opencode: its input is without the cache, its output without reasoning."""
     tokens = mapping_of(row.get("tokens"))
     cache = mapping_of(tokens.get("cache"))
@@ -360,7 +358,7 @@ def opencode(row: Row, where: str, given: Given) -> Call | None:
         return None
     model = str(row.get("modelID") or given.model or "")
     provider = given.provider or str(row.get("providerID") or provider_of(model) or "")
-    return Call(
+    return ImportedCall(
         where=where,
         id=f"opencode:{row.get('id')}",
         provider=provider,

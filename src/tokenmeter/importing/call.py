@@ -17,18 +17,6 @@ from tokenmeter.periods import zone
 from tokenmeter.tables import DecimalMark, parse_moment, parse_number
 from tokenmeter.usage import Observation
 
-__all__ = [
-    "Call",
-    "Given",
-    "at_path",
-    "count_of",
-    "decimal_of",
-    "instant_of",
-    "mapping_of",
-    "provider_of",
-    "without_zero",
-]
-
 #: Beginning of a model's name -> provider as the price list names it.
 _MAKERS = (
     ("claude", "anthropic"),
@@ -81,7 +69,7 @@ class Given:
 
 
 @dataclass(slots=True, kw_only=True)
-class Call:
+class ImportedCall:
     """One call.
 
     Attributes:

@@ -12,8 +12,8 @@ from typing import Any
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
-    Call,
     Given,
+    ImportedCall,
     count_of,
     decimal_of,
     instant_of,
@@ -23,8 +23,6 @@ from tokenmeter.importing.call import (
 )
 from tokenmeter.money import EXACT
 from tokenmeter.providers import observe
-
-__all__ = ["helicone", "langfuse", "litellm", "openrouter", "portkey"]
 
 Row = Mapping[str, Any]
 _ENDPOINTS = {"anthropic": "messages", "google": "models.generate_content"}
@@ -54,7 +52,7 @@ def nested(row: Row, name: str) -> Row:
     return mapping_of(value)
 
 
-def litellm(row: Row, where: str, given: Given) -> Call | None:
+def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A row of LiteLLM's spend logs. Its own response cache, and failures, are no calls of a provider."""
     if str(row.get("cache_hit")).lower() == "true" or row.get("status") == "failure":
         return None
@@ -78,7 +76,7 @@ def litellm(row: Row, where: str, given: Given) -> Call | None:
     hour = min(count_of(creation, "ephemeral_1h_input_tokens"), written)
     provider = str(row.get("custom_llm_provider") or provider_of(str(row.get("model"))) or given.provider or "")
     who = {name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))}
-    return Call(
+    return ImportedCall(
         where=where,
         id=_id(row, "request_id"),
         provider=_provider(provider),
@@ -100,7 +98,7 @@ def litellm(row: Row, where: str, given: Given) -> Call | None:
     )  # fmt: skip
 
 
-def langfuse(row: Row, where: str, given: Given) -> Call | None:
+def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     """An observation of Langfuse: generations and embeddings are calls, spans are not."""
     if str(row.get("type")).upper() not in {"GENERATION", "EMBEDDING"}:
         return None
@@ -133,7 +131,7 @@ def langfuse(row: Row, where: str, given: Given) -> Call | None:
     flags = {"cache_lifetime_assumed"} if unsaid and not (hour or short) else set[str]()
     if rest or (not any(listed) and set(usage) - known):
         flags.add("usage_partly_read")
-    return Call(
+    return ImportedCall(
         where=where,
         id=_id(row, "id"),
         provider=_provider(provider),
@@ -149,7 +147,7 @@ def langfuse(row: Row, where: str, given: Given) -> Call | None:
     )
 
 
-def helicone(row: Row, where: str, given: Given) -> Call | None:
+def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A request of Helicone: the provider's own usage in the body goes before the flat columns."""
     status = row.get("response_status")
     if status not in {None, ""} and int(decimal_of(status, "response_status")) != _OK:
@@ -162,7 +160,7 @@ def helicone(row: Row, where: str, given: Given) -> Call | None:
     who = {"member": str(row["request_user_id"])} if row.get("request_user_id") else {}
     properties = nested(row, "request_properties")
     who |= {name: str(properties[name]) for name in ("team", "project", "organization") if properties.get(name)}
-    call = Call(
+    call = ImportedCall(
         where=where,
         id=str(body.get("id") or row.get("response_id") or _id(row, "request_id")),
         provider=_provider(provider),
@@ -196,7 +194,7 @@ def helicone(row: Row, where: str, given: Given) -> Call | None:
     return call
 
 
-def openrouter(row: Row, where: str, given: Given) -> Call | None:
+def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A generation of OpenRouter's activity log; with an own key the provider's price is another cost."""
     read = count_of(row, "tokens_cached")
     prompt, output = count_of(row, "tokens_prompt"), count_of(row, "tokens_completion")
@@ -205,7 +203,7 @@ def openrouter(row: Row, where: str, given: Given) -> Call | None:
     cost = _cost(row, "cost_total")
     own = _cost(row, "byok_usage_inference")
     who = {"end_user": str(row["user"])} if row.get("user") else {}
-    return Call(
+    return ImportedCall(
         where=where,
         id=_id(row, "generation_id"),
         provider=given.provider or "openrouter",
@@ -221,7 +219,7 @@ def openrouter(row: Row, where: str, given: Given) -> Call | None:
     )
 
 
-def portkey(row: Row, where: str, given: Given) -> Call | None:
+def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A log of Portkey: its costs are cents; a hit of its cache is no call of a provider."""
     if str(row.get("cache_status")).upper() == "HIT" or str(row.get("is_success")).lower() in {"0", "false"}:
         return None
@@ -231,7 +229,7 @@ def portkey(row: Row, where: str, given: Given) -> Call | None:
     who = {"member": str(metadata["_user"])} if metadata.get("_user") else {}
     who |= {name: str(metadata[name]) for name in ("team", "project", "organization") if metadata.get(name)}
     cents = _cost(row, "cost")
-    call = Call(
+    call = ImportedCall(
         where=where,
         id=str(body.get("id") or _id(row, "id")),
         provider=_provider(provider),
@@ -251,7 +249,7 @@ def portkey(row: Row, where: str, given: Given) -> Call | None:
     return call if call.quantities else None
 
 
-def _method(body: Row, call: Call) -> str:
+def _method(body: Row, call: ImportedCall) -> str:
     kind = body.get("object") or body.get("type")
     return {"response": "responses", "message": "messages", "list": "embeddings"}.get(str(kind), call.endpoint)
 

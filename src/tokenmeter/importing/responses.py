@@ -10,8 +10,8 @@ from typing import Any
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
-    Call,
     Given,
+    ImportedCall,
     at_path,
     count_of,
     decimal_of,
@@ -23,8 +23,6 @@ from tokenmeter.importing.call import (
 from tokenmeter.importing.gateways import endpoint_of
 from tokenmeter.providers import observe
 from tokenmeter.semconv import ALL_METERS
-
-__all__ = ["FIELDS", "check_fields", "mapped", "response"]
 
 Row = Mapping[str, Any]
 #: ``object`` (OpenAI) or ``type`` (Anthropic) of a response body -> provider and SDK method path.
@@ -45,7 +43,7 @@ FIELDS = (
 )
 
 
-def response(row: Row, where: str, given: Given) -> Call | None:
+def response(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A provider's response, or a line of a batch's output file; None when it failed.
 
     Raises:
@@ -73,7 +71,7 @@ def response(row: Row, where: str, given: Given) -> Call | None:
     response_id = seen.response_id or line_id
     if response_id is None:
         raise ConfigurationError("the response has no id, so that it could be counted twice")
-    return Call(
+    return ImportedCall(
         where=where,
         id=response_id,
         provider=provider,
@@ -158,7 +156,7 @@ def check_fields(fields: Mapping[str, str]) -> None:
         raise ConfigurationError("--map: name at least one count, such as input=... or output=....")
 
 
-def mapped(row: Row, where: str, given: Given) -> Call | None:
+def mapped(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A row of a shape of one's own, by a map of fields.
 
     ``input`` is as most logs count it, with what was read from and written to a cache; where the cached tokens are more
@@ -190,7 +188,7 @@ def mapped(row: Row, where: str, given: Given) -> Call | None:
     if not quantities:
         return None
     cost = found.get("cost")
-    return Call(
+    return ImportedCall(
         where=where,
         id=str(found["id"]),
         provider=provider,

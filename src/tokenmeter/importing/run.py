@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from tokenmeter.attribution import MAX_TEXT, NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.importing import agents, gateways
-from tokenmeter.importing.call import Call, Given
+from tokenmeter.importing.call import Given, ImportedCall
 from tokenmeter.importing.responses import check_fields, mapped, response
 from tokenmeter.importing.sources import (
     AGENTS,
@@ -38,11 +38,9 @@ from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.tables import DecimalMark
 from tokenmeter.usage import Consumption, Observation, Usage
 
-__all__ = ["ImportOutcome", "import_usage"]
-
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
 _DAY = timedelta(days=1)
-_ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], Call | None]] = {
+_ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], ImportedCall | None]] = {
     "litellm": gateways.litellm,
     "langfuse": gateways.langfuse,
     "helicone": gateways.helicone,
@@ -53,15 +51,15 @@ _ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], Call | None]] =
 }
 
 
-class _Reader(Protocol):
+class _WholeReader(Protocol):
     """A reader that takes all files of its kind before it gives a call."""
 
     def read(self, row: Mapping[str, Any], where: str) -> bool: ...
 
-    def calls(self) -> Iterator[Call]: ...
+    def calls(self) -> Iterator[ImportedCall]: ...
 
 
-_WHOLE: Mapping[str, Callable[[Given], _Reader]] = {
+_WHOLE: Mapping[str, Callable[[Given], _WholeReader]] = {
     "claude-code": agents.ClaudeCode,
     "codex": agents.Codex,
     "gemini": agents.Gemini,
@@ -72,7 +70,7 @@ _SUMS = "sums over many calls, without ids: compare them with `tokenmeter reconc
 _AN_ESTIMATE = "Transcripts are the agent's own account; what is billed is in the provider's console."
 
 
-class Problem(NamedTuple):
+class RowProblem(NamedTuple):
     """A row that was left out or disagrees: its file and line, and why."""
 
     where: str
@@ -103,8 +101,8 @@ class ImportOutcome:
     recorded: int = 0
     repeated: int = 0
     not_calls: int = 0
-    conflicts: list[Problem] = field(default_factory=list[Problem])
-    left_out: list[Problem] = field(default_factory=list[Problem])
+    conflicts: list[RowProblem] = field(default_factory=list[RowProblem])
+    left_out: list[RowProblem] = field(default_factory=list[RowProblem])
     sources: Counter[str] = field(default_factory=Counter[str])
     first_at: datetime | None = None
     last_at: datetime | None = None
@@ -216,7 +214,7 @@ def import_usage(
     named: Source | None = next((known for known in SOURCES if known == source), None)
     if source is not None and named is None:
         raise ConfigurationError(f"Unknown source {source!r}; use one of {', '.join(SOURCES)}.")
-    run = _Run(meter, given, named, progress)
+    run = _Import(meter, given, named, progress)
     for path in _files(paths, named):
         run.read(path)
     return run.finish()
@@ -234,7 +232,7 @@ def _files(paths: str | Path | Sequence[str | Path], source: Source | None) -> I
         yield from files_of(path)
 
 
-class _Run:
+class _Import:
     """One import."""
 
     def __init__(
@@ -262,17 +260,17 @@ class _Run:
             self.outcome.notes.append(_AN_ESTIMATE)
         return self.outcome
 
-    def _counted(self, calls: Iterator[Call], name: str) -> Iterator[Call]:
+    def _counted(self, calls: Iterator[ImportedCall], name: str) -> Iterator[ImportedCall]:
         for call in calls:
             self.outcome.sources[name] += 1
             yield call
 
-    def _calls(self, path: Path) -> Iterator[Call]:
+    def _calls(self, path: Path) -> Iterator[ImportedCall]:
         source: Source | None = self._source
         for number, line in enumerate(lines_of(path, self._given.decimal), 1):
             self.outcome.lines += 1
             if number == 1 and not self._given.fields and line.row is not None and holds_sums(line.row):
-                self.outcome.left_out.append(Problem(str(path), _SUMS))
+                self.outcome.left_out.append(RowProblem(str(path), _SUMS))
                 return
             if self._progress is not None:
                 self._progress(str(path), line.size)
@@ -283,13 +281,13 @@ class _Run:
                     source = self._source or source_of(line.row) or source
                 call = self._call(line, source)
             except (TokenmeterError, ArithmeticError, ValueError, TypeError, KeyError) as error:
-                self.outcome.left_out.append(Problem(line.where, str(error)))
+                self.outcome.left_out.append(RowProblem(line.where, str(error)))
                 continue
             if call is not None:
                 self.outcome.sources["mapped" if self._given.fields else source or "responses"] += 1
                 yield call
 
-    def _call(self, line: Line, source: Source | None) -> Call | None:
+    def _call(self, line: Line, source: Source | None) -> ImportedCall | None:
         row = line.row or {}
         if self._given.fields:
             call = mapped(row, line.where, self._given)
@@ -303,13 +301,13 @@ class _Run:
             self.outcome.not_calls += 1
         return call
 
-    def _record(self, calls: Iterable[Call]) -> None:
-        waiting: list[tuple[Call, Entry]] = []
+    def _record(self, calls: Iterable[ImportedCall]) -> None:
+        waiting: list[tuple[ImportedCall, Entry]] = []
         for call in chain.from_iterable(map(_bills, calls)):
             try:
                 entry = self._entries.entry(call)
             except TokenmeterError as error:
-                self.outcome.left_out.append(Problem(call.where, str(error)))
+                self.outcome.left_out.append(RowProblem(call.where, str(error)))
                 continue
             conflicts = len(self.outcome.conflicts)
             is_new = self._known.is_new(call, entry, self.outcome)
@@ -323,13 +321,13 @@ class _Run:
                 waiting = []
         self._post(waiting)
 
-    def _add_cost(self, call: Call) -> None:
+    def _add_cost(self, call: ImportedCall) -> None:
         """What sources say a call cost, each call once."""
         if call.cost_in_source is not None and call.id not in self._costed:
             self._costed.add(call.id)
             self.outcome.cost_in_source = EXACT.add(self.outcome.cost_in_source or ZERO, call.cost_in_source)
 
-    def _post(self, waiting: Sequence[tuple[Call, Entry]]) -> None:
+    def _post(self, waiting: Sequence[tuple[ImportedCall, Entry]]) -> None:
         outcome = self.outcome
         recordings = self._meter.post_all(entry for _, entry in waiting)
         for (call, _), recorded in zip(waiting, recordings, strict=True):
@@ -355,7 +353,7 @@ class _Known:
         self._days: set[date] = set()
         self._figures: dict[str, Figures] = {}
 
-    def is_new(self, call: Call, entry: Entry, outcome: ImportOutcome) -> bool:
+    def is_new(self, call: ImportedCall, entry: Entry, outcome: ImportOutcome) -> bool:
         """Whether a call is not there yet; a repeat or a conflict is counted."""
         self._look_at(call.at.date())
         figures = _figures(entry)
@@ -368,7 +366,9 @@ class _Known:
             outcome.repeated += 1
         else:
             outcome.conflicts.append(
-                Problem(call.where, f"{call.id} is in the ledger with {_words(known)}, here it has {_words(figures)}")
+                RowProblem(
+                    call.where, f"{call.id} is in the ledger with {_words(known)}, here it has {_words(figures)}"
+                )
             )
         return False
 
@@ -386,7 +386,7 @@ class _Known:
                             self._figures[key] = figures
 
 
-def _bills(call: Call) -> Iterator[Call]:
+def _bills(call: ImportedCall) -> Iterator[ImportedCall]:
     """A call, and before it what outlives its answer and other answers may name as well (a container)."""
     seen = call.observation
     for bill in () if seen is None else seen.shared:
@@ -410,7 +410,7 @@ class _Entries:
         self._given, self._meter = given, meter
         self._accounts: dict[tuple[object, ...], Attribution] = {}
 
-    def entry(self, call: Call) -> Entry:
+    def entry(self, call: ImportedCall) -> Entry:
         """The entry of a call."""
         seen = call.observation or _observation(call)
         who = self._attribution(call)
@@ -443,7 +443,7 @@ class _Entries:
             dedup_key=f"{call.provider}:{call.id}",
         )
 
-    def _attribution(self, call: Call) -> Attribution:
+    def _attribution(self, call: ImportedCall) -> Attribution:
         key = (*call.who.items(), None, *call.tags.items())
         found = self._accounts.get(key)
         if found is None:
@@ -465,7 +465,7 @@ def _clean(text: str) -> str:
     return shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _observation(call: Call) -> Observation:
+def _observation(call: ImportedCall) -> Observation:
     prompt = sum(count for name, count in call.quantities.items() if name.startswith(("input", "cache_")))
     consumption = Consumption(
         model=call.model,

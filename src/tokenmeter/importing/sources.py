@@ -22,8 +22,6 @@ from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
 from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_number, read_table
 
-__all__ = ["AGENTS", "SOURCES", "Line", "Source", "files_of", "holds_sums", "lines_of", "source_of", "usual_folders"]
-
 Source = Literal[
     "claude-code",
     "codex",

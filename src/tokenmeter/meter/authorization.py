@@ -9,8 +9,6 @@ from tokenmeter.budgets.runs import RunClaims
 from tokenmeter.call import Call
 from tokenmeter.ledger import Reservation
 
-__all__ = ["Authorization"]
-
 
 @dataclass(slots=True)
 class Authorization:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from tokenmeter.attribution import ApiKey
 from tokenmeter.errors import StoreError
 
-__all__ = ["UNKNOWN", "KeyRing"]
-
 #: Fingerprint of every key while the ledger's secret cannot be read.
 UNKNOWN = "unknown"
 #: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tokenmeter.carrying import RequestFields
     from tokenmeter.telemetry import Spans
 
-__all__ = ["Meter"]
-
 log = logging.getLogger("tokenmeter")
 
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))

@@ -26,7 +26,7 @@ from tokenmeter.meter.keys import UNKNOWN
 from tokenmeter.meter.recording import usage_text
 from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
-from tokenmeter.pricing.card import Context
+from tokenmeter.pricing.card import Conditions
 from tokenmeter.providers.estimates import input_tokens
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import CapReachedError, Store
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from tokenmeter.pricing.sheet import RateSheet
     from tokenmeter.providers.base import Plain
     from tokenmeter.stores.journal import Journal
-
-__all__ = ["Heard", "Plan", "Plans", "Sent"]
 
 #: Plans that are kept at most; they start over rather than grow for ever, where names come from strangers.
 _MOST_PLANS, _MOST_ANSWERS, _MOST_SHAPES = 10_000, 256, 64
@@ -434,7 +432,7 @@ class Plans:
         sheet = self._pricer.sheet(
             entry.provider,
             group.model,
-            mode=Context(
+            mode=Conditions(
                 service_tier=group.service_tier,
                 processing=group.processing,
                 speed=group.speed,

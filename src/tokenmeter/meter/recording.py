@@ -12,8 +12,6 @@ from tokenmeter.meter.authorization import Authorization
 from tokenmeter.pricing import Rating
 from tokenmeter.usage import Observation
 
-__all__ = ["NOTHING_SEEN", "record_of", "usage_text"]
-
 #: Stands in for an answer that nobody saw.
 NOTHING_SEEN = Observation()
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tokenmeter.pricing.edition import Edition, Record
     from tokenmeter.pricing.price import Price
 
-__all__ = ["Catalog", "CatalogModel", "forms", "listed_names", "undated"]
-
 
 class CatalogModel(NamedTuple):
     """A model that the catalog lists.

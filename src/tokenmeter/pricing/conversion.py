@@ -15,8 +15,6 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.pricing.edition import Record
 from tokenmeter.pricing.price import Conditions, Price, midnight
 
-__all__ = ["Launch", "price_rows", "unknown_terms"]
-
 #: genai-prices' price keys as our meters and the units one price pays for. `cache_write` is the class without a
 #: stated lifetime, from which the TTL classes inherit (see `tokenmeter.pricing.card`).
 _METERS: dict[str, tuple[str, int]] = {
@@ -87,7 +85,7 @@ def price_rows(provider: str, record: Record, launches: Sequence[Launch], *, sou
     model = record["id"]
     chain = _chain(record["prices"])
     for rank, (since, until, hours, prices) in enumerate(chain):
-        window = _Window(provider, model, since, until, Conditions(hours=hours), rank, source)
+        window = _PriceStretch(provider, model, since, until, Conditions(hours=hours), rank, source)
         yield from window.rows(prices)
     for position, variant in enumerate(cast("Sequence[Record]", record.get("price_variants") or ())):
         when = cast("Mapping[str, str]", variant["when"])
@@ -99,7 +97,7 @@ def price_rows(provider: str, record: Record, launches: Sequence[Launch], *, sou
         conditions = Conditions(
             service_tier=mode.get("service_tier"), processing=mode.get("processing"), speed=mode.get("speed")
         )
-        window = _Window(provider, model, since, None, conditions, -position, source)
+        window = _PriceStretch(provider, model, since, None, conditions, -position, source)
         yield from window.rows(prices)
         launch = _launch(launches, provider, model, mode, since)
         if launch and since:
@@ -181,7 +179,9 @@ def _launch(
     return None
 
 
-def _carried_back(window: _Window, prices: Mapping[str, _Steps], chain: _Chain, launch: Launch) -> Iterator[Price]:
+def _carried_back(
+    window: _PriceStretch, prices: Mapping[str, _Steps], chain: _Chain, launch: Launch
+) -> Iterator[Price]:
     """The variant's rates from its launch until its record begins, in the same proportion to the standard rates."""
     recorded: date = window.since or launch.since
     reference = _standard_at(chain, recorded)
@@ -213,7 +213,7 @@ def _steps(value: Any) -> _Steps:
     return ((0, Decimal(value)),)
 
 
-class _Window(NamedTuple):
+class _PriceStretch(NamedTuple):
     """A stretch of time in which one price set of one model holds."""
 
     provider: str

@@ -23,18 +23,6 @@ from typing import Any, cast
 
 from tokenmeter.errors import PricingError
 
-__all__ = [
-    "Edition",
-    "Record",
-    "installed",
-    "installed_digest",
-    "installed_file",
-    "is_read",
-    "keep",
-    "plain",
-    "read_kept",
-]
-
 #: A provider, model or price set as published: decoded JSON, numbers as text or Decimal.
 Record = Mapping[str, Any]
 

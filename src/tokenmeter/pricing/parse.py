@@ -17,8 +17,6 @@ from tokenmeter.pricing.terms import Discount, FreeQuota, Multiplier
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.semconv import unit_of
 
-__all__ = ["parse_discounts", "parse_free_quotas", "parse_multipliers", "parse_prices", "table_lines"]
-
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {
     *("provider", "model", "sku_meter", "unit_price", "per", "effective_from", "effective_to", "conditions"),
@@ -88,7 +86,7 @@ def table_lines(text: str, table: str) -> list[int]:
     return [number for number, line in enumerate(text.splitlines(), start=1) if header.match(line)]
 
 
-def _rows(table: str, rows: Any, file: str, lines: Sequence[int]) -> Iterator[_Row]:
+def _rows(table: str, rows: Any, file: str, lines: Sequence[int]) -> Iterator[_PriceTable]:
     if not hasattr(rows, "__iter__") or isinstance(rows, (str, Mapping)):
         raise ConfigurationError(f"{file}: {table} must be an array of tables; write [[{table}]] above each row.")
     for number, raw in enumerate(rows, start=1):
@@ -96,10 +94,10 @@ def _rows(table: str, rows: Any, file: str, lines: Sequence[int]) -> Iterator[_R
         place = f"{file}: [[{table}]] row {number}" + (f" (line {line})" if line else "")
         if not isinstance(raw, Mapping):
             raise ConfigurationError(f"{place} must be a table, not {raw!r}.")
-        yield _Row(cast("Mapping[str, Any]", raw), place, file)
+        yield _PriceTable(cast("Mapping[str, Any]", raw), place, file)
 
 
-class _Row:
+class _PriceTable:
     """One table, its place in its file, and readers that say what is wrong with it."""
 
     def __init__(self, raw: Mapping[str, Any], place: str, file: str) -> None:
@@ -260,7 +258,7 @@ class _Row:
         for name in stated:
             if name not in {*_CONDITIONS, "min_input_tokens", "hours", "weekdays"}:
                 raise self._wrong(f"conditions.{name}", "is no condition")
-        merged = _Row({**stated, **self.raw}, self._place, self._file)
+        merged = _PriceTable({**stated, **self.raw}, self._place, self._file)
         values = {name: merged._text(name) for name in _CONDITIONS}
         return Conditions(
             service_tier=plain("service_tier", values["service_tier"]),

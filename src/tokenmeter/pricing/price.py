@@ -11,8 +11,6 @@ from typing import Any, Literal
 from tokenmeter.money import EXACT
 from tokenmeter.semconv import TOKEN_METERS
 
-__all__ = ["ANY_TIME", "EVERY_MODEL", "TOKEN_CLASSES", "WEEKDAYS", "Conditions", "Origin", "Price", "midnight", "plain"]
-
 #: As a row's model: every model of the provider (hosted tools cost the same whichever model called them).
 EVERY_MODEL = "*"
 #: Meters that have prices per mode and place; hosted tools and other meters cost the same in each, unless a row says

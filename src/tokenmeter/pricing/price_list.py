@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.pricing.edition import Edition
 
-__all__ = ["ListedModel", "PriceList"]
-
 _MOST_KEPT = 10_000
 
 

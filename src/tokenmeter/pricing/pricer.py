@@ -13,7 +13,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE
-from tokenmeter.pricing.card import Context
+from tokenmeter.pricing.card import Conditions
 from tokenmeter.pricing.price import Price
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
@@ -25,15 +25,13 @@ from tokenmeter.usage import Consumption, Observation
 if TYPE_CHECKING:
     from tokenmeter.pricing.ceiling import Ceiling
 
-__all__ = ["Pricer"]
-
 _MOST_KEPT = 10_000
 _NOTHING = Rating()
 #: Something was used, and nobody can say how much: never the same as nothing.
 _UNKNOWN = Rating(cost_source="unpriced")
 
 
-class _Book(NamedTuple):
+class _WorkedPrices(NamedTuple):
     """A price list, and what was worked out from it: they change together."""
 
     price_list: PriceList
@@ -51,7 +49,7 @@ class Pricer:
     """
 
     def __init__(self, price_list: PriceList, terms: Terms | None = None) -> None:
-        self._book = _Book(price_list, {}, {}, {})
+        self._book = _WorkedPrices(price_list, {}, {}, {})
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         units = {name if "://" in name else canonical_provider(name): unit for name, unit in given.cost_units.items()}
@@ -67,7 +65,7 @@ class Pricer:
 
     def adopt(self, price_list: PriceList) -> None:
         """Rate by another list from now on. What is being rated now is rated by one of the two, as a whole."""
-        self._book = _Book(price_list, {}, {}, {})
+        self._book = _WorkedPrices(price_list, {}, {}, {})
 
     @property
     def price_list_hash(self) -> str:
@@ -78,7 +76,7 @@ class Pricer:
         """The listed model that `model` means at `provider`; the user's own names for models are resolved first."""
         return self._find(self._book, provider, model, region)
 
-    def _find(self, book: _Book, provider: str, model: str | None, region: str | None) -> ListedModel | None:
+    def _find(self, book: _WorkedPrices, provider: str, model: str | None, region: str | None) -> ListedModel | None:
         key = (provider, model, region)
         try:
             return book.models[key]
@@ -161,7 +159,7 @@ class Pricer:
         provider: str,
         model: str | None,
         *,
-        mode: Context,
+        mode: Conditions,
         at: datetime,
         prompt_tokens: int = 0,
         api_key: ApiKey | None = None,
@@ -245,7 +243,7 @@ class Pricer:
         ]
         return dearest[0], dearest[1]
 
-    def _standard(self, book: _Book, provider: str) -> tuple[Price, ...]:
+    def _standard(self, book: _WorkedPrices, provider: str) -> tuple[Price, ...]:
         """The standard token rates of a provider's models, of all providers for ``""``. Reads the whole list, once."""
         found = book.standard.get(provider)
         if found is None:
@@ -276,7 +274,7 @@ class Pricer:
 
     def _sheet(
         self,
-        book: _Book,
+        book: _WorkedPrices,
         listed: ListedModel,
         mode: tuple[str | None, ...],
         *,
@@ -286,7 +284,7 @@ class Pricer:
     ) -> RateSheet:
         """The sheet of a model; one is kept per mode, window of time, prompt band and multiplier.
 
-        `mode` has the fields of `Context` in their order, as they came off the wire.
+        `mode` has the fields of `Conditions` in their order, as they came off the wire.
         """
         card = listed.card
         key = (
@@ -305,7 +303,7 @@ class Pricer:
             ends = (card.changes_after(at), _next(self._changes, at))
             sheet = book.sheets[key] = RateSheet(
                 listed,
-                context=Context(*mode).plain(),
+                context=Conditions(*mode).plain(),
                 at=at,
                 prompt_tokens=prompt_tokens,
                 terms=self.terms,

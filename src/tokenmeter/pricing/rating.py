@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from tokenmeter.display import dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, ONE, ZERO, quantize
-from tokenmeter.pricing.sheet import RateSheet, Wanted
+from tokenmeter.pricing.sheet import LineConditions, RateSheet
 from tokenmeter.semconv import CostSource, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tokenmeter.usage import Consumption, Quantity, SuppliedCost
-
-__all__ = ["Rating", "priced_lines", "supplied_line", "total", "unpriced_lines"]
 
 #: A supplied cost this near to the price of the same usage confirms it; providers round.
 _TOLERANCE = Decimal("0.02")
@@ -102,7 +100,7 @@ def _unpriced(consumption: Consumption, sku_meter: str, quantity: Quantity) -> C
         list_cost=None,
         contracted_cost=None,
         billed_cost=None,
-        price_id=Wanted.of(consumption).price_id(),
+        price_id=LineConditions.of(consumption).price_id(),
         role=consumption.role,
     )
 

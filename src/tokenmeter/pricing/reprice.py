@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
 from tokenmeter.money import Costs, add
 from tokenmeter.pricing.rating import Rating
-from tokenmeter.pricing.sheet import Wanted
+from tokenmeter.pricing.sheet import LineConditions
 from tokenmeter.semconv import INPUT_METERS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tokenmeter.pricing.pricer import Pricer
-
-__all__ = ["changed", "correction"]
 
 _ESTIMATED = "estimated"
 
@@ -64,7 +62,9 @@ def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry
     """
     if entry.kind != "usage":
         return None
-    standing = [charge for charge in _standing((entry, *corrections)) if Wanted.parse(charge.price_id) is not None]
+    standing = [
+        charge for charge in _standing((entry, *corrections)) if LineConditions.parse(charge.price_id) is not None
+    ]
     rating = _rated(entry, standing, pricer) if standing else Rating()
     if rating.cost_source in {"none", "unpriced"}:
         return None
@@ -113,9 +113,9 @@ def _rated(entry: Entry, charges: Iterable[Charge], pricer: Pricer) -> Rating:
 
 def _groups(entry: Entry, charges: Iterable[Charge]) -> Iterator[Consumption]:
     """Lines as the charge groups they were, each in its own context."""
-    groups: dict[tuple[str | None, str, Wanted], dict[str, Quantity]] = {}
+    groups: dict[tuple[str | None, str, LineConditions], dict[str, Quantity]] = {}
     for charge in charges:
-        wanted = Wanted.parse(charge.price_id) or Wanted(service_tier=entry.service_tier)
+        wanted = LineConditions.parse(charge.price_id) or LineConditions(service_tier=entry.service_tier)
         quantities = groups.setdefault((charge.model, charge.role, wanted), {})
         if charge.sku_meter != "requests":  # the list says itself whether requests have a price
             quantities[charge.sku_meter] = add(quantities.get(charge.sku_meter, 0), charge.quantity)

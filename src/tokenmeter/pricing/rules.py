@@ -20,12 +20,10 @@ from tokenmeter.pricing import edition
 from tokenmeter.pricing.conversion import Launch
 from tokenmeter.pricing.price import TOKEN_CLASSES, Price, midnight
 
-__all__ = ["Overrides", "Rule", "load_overrides"]
-
 RuleKind = Literal["mode", "multiplier", "derived"]
 
 
-class Rule(NamedTuple):
+class RateRule(NamedTuple):
     """One way in which a rate follows from another.
 
     Attributes:
@@ -77,7 +75,7 @@ class Overrides(NamedTuple):
 
     Attributes:
         groups: Tables of rows of models or meters that the catalog lacks or has wrong; see `prices` and `rows_of`.
-        rules: See `Rule`.
+        rules: See `RateRule`.
         launches: See `tokenmeter.pricing.conversion.Launch`.
         limits: Model id pattern -> largest answer in tokens.
         aliases: provider -> {name: listed id}.
@@ -86,7 +84,7 @@ class Overrides(NamedTuple):
     """
 
     groups: tuple[Mapping[str, Any], ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[RateRule, ...]
     launches: tuple[Launch, ...]
     limits: tuple[tuple[str, int], ...]
     aliases: dict[str, dict[str, str]]
@@ -170,10 +168,10 @@ def _spread(group: Mapping[str, Any], models: Iterable[str]) -> list[dict[str, A
     ]
 
 
-def _rule(raw: dict[str, Any]) -> Rule:
+def _rule(raw: dict[str, Any]) -> RateRule:
     when = next(iter(raw["when"].items())) if "when" in raw else None
     meters = raw.get("sku_meters", "tokens")
-    return Rule(
+    return RateRule(
         kind=raw["kind"],
         providers=frozenset(raw["providers"]),
         models=tuple(raw.get("models", ("*",))),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, quantize, to_dollars
-from tokenmeter.pricing.card import Context, Quote
+from tokenmeter.pricing.card import Conditions, Quote
 from tokenmeter.semconv import unit_of
 from tokenmeter.usage import Consumption, Quantity, Usage
 
@@ -23,13 +23,10 @@ if TYPE_CHECKING:
     from tokenmeter.pricing.price_list import ListedModel
     from tokenmeter.pricing.terms import Terms
 
-__all__ = ["Rate", "RateSheet", "Wanted", "with_context"]
-
-
 _NO_FLAGS: frozenset[str] = frozenset()
 
 
-class Rate(NamedTuple):
+class UnitRate(NamedTuple):
     """The price of one unit of one meter, with every multiplier.
 
     Attributes:
@@ -102,7 +99,7 @@ class RateSheet:
         self,
         listed: ListedModel,
         *,
-        context: Context,
+        context: Conditions,
         at: datetime,
         prompt_tokens: int,
         terms: Terms,
@@ -119,9 +116,9 @@ class RateSheet:
         self._prompt_tokens = prompt_tokens
         self._terms = terms
         self._platform = platform
-        self._rates: dict[str, Rate | str] = {}
+        self._rates: dict[str, UnitRate | str] = {}
 
-    def rate(self, sku_meter: str) -> Rate | str:
+    def rate(self, sku_meter: str) -> UnitRate | str:
         """The rate of a meter; or, when there is none, the flag that says why."""
         try:
             return self._rates[sku_meter]
@@ -130,7 +127,7 @@ class RateSheet:
             return rate
 
     @property
-    def per_request(self) -> Rate | None:
+    def per_request(self) -> UnitRate | None:
         """The price of the request itself, for models that have one."""
         if "requests" not in self._listed.card:
             return None
@@ -164,7 +161,7 @@ class RateSheet:
             billed += request.whole[2]
         return listed, contracted, billed
 
-    def _work_out(self, sku_meter: str) -> Rate | str:
+    def _work_out(self, sku_meter: str) -> UnitRate | str:
         card, context, at = self._listed.card, self._context, self._at
         quote = card.quote(sku_meter, context, at, self._prompt_tokens)
         if quote is None:
@@ -190,7 +187,7 @@ class RateSheet:
         flags = {"cache_rate_assumed"} if quote.assumes_for(sku_meter) else set[str]()
         if card.assumed_before is not None and at < card.assumed_before:
             flags.add("price_date_assumed")
-        return Rate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates), frozenset(flags))
+        return UnitRate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates), frozenset(flags))
 
     def _why_not(self, sku_meter: str) -> str:
         """Which part of the context has no price: the mode that would have to go for there to be one."""
@@ -199,7 +196,7 @@ class RateSheet:
             if self._listed.card.quote(sku_meter, context.without(dimension), self._at, self._prompt_tokens):
                 return f"unknown_{dimension}"
         if context.modes:
-            plain = Context(endpoint=context.endpoint, geo=context.geo, region=context.region)
+            plain = Conditions(endpoint=context.endpoint, geo=context.geo, region=context.region)
             if self._listed.card.quote(sku_meter, plain, self._at, self._prompt_tokens):
                 return f"unknown_{context.modes[0]}"
         return "unpriced_meter"
@@ -228,7 +225,7 @@ _PREFIX = "unpriced "
 _MARK = "|"
 
 
-class Wanted(NamedTuple):
+class LineConditions(NamedTuple):
     """The context of a line. The fields mean what they mean in `tokenmeter.usage.Consumption`."""
 
     service_tier: str | None = None
@@ -239,7 +236,7 @@ class Wanted(NamedTuple):
     prompt_tokens: int | None = None
 
     @classmethod
-    def of(cls, consumption: Consumption) -> Wanted:
+    def of(cls, consumption: Consumption) -> LineConditions:
         """The context of a charge group."""
         return cls(
             service_tier=consumption.service_tier,
@@ -251,7 +248,7 @@ class Wanted(NamedTuple):
         )
 
     @classmethod
-    def parse(cls, price_id: str | None) -> Wanted | None:
+    def parse(cls, price_id: str | None) -> LineConditions | None:
         """The context that `price_id` carries; None for a line that no list has priced (a cost the biller stated)."""
         if price_id is None:
             return None
@@ -281,7 +278,7 @@ class Wanted(NamedTuple):
         )
 
 
-def with_context(price_id: str, context: Context) -> str:
+def with_context(price_id: str, context: Conditions) -> str:
     """A price's identity with the context it was found in, as far as that is not the standard one."""
     told = [
         f"{name}={value}"

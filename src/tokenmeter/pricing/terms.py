@@ -14,8 +14,6 @@ from tokenmeter.dimensions import MULTIPLIER_SCOPES
 from tokenmeter.money import ONE
 from tokenmeter.providers.hosts import canonical_provider
 
-__all__ = ["Discount", "FreeQuota", "Multiplier", "Terms"]
-
 _EVER = datetime.min.replace(tzinfo=UTC)
 _NO_MAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 _NO_UNITS: Mapping[str, str] = MappingProxyType({})

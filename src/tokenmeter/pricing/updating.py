@@ -27,8 +27,6 @@ from tokenmeter.pricing.edition import Edition, installed, installed_file
 from tokenmeter.pricing.price_list import PriceList
 from tokenmeter.pricing.pricer import Pricer
 
-__all__ = ["PUBLISHED", "Looked", "Refresher", "check", "fetch", "keep", "kept_path", "newest", "read_list"]
-
 log = logging.getLogger("tokenmeter")
 
 #: Where genai-prices publishes its data as it grows.

@@ -16,18 +16,6 @@ from tokenmeter.providers.context import Context, bounded
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object
 from tokenmeter.usage import Observation
 
-__all__ = [
-    "Dialect",
-    "Endpoint",
-    "Form",
-    "Kind",
-    "Plain",
-    "PlainReader",
-    "Read",
-    "SocketEvents",
-    "StreamReader",
-]
-
 #: How a call to an endpoint is billed: by its own answer (``billed``; ``unknown`` where no reader is known for it), by
 #: what it started and is read later (``starts``), in a body that repeats that bill until it is final (``polled``), not
 #: at all (``free``).

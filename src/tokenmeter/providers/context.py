@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.call import RequestFacts
 
-__all__ = ["Context", "billed_tier", "bounded", "joined", "observation", "pending", "supplied_cost", "unknown"]
-
-
 _INPUTS = frozenset(INPUT_METERS)
 _OUTPUTS = frozenset(OUTPUT_METERS)
 _ESTIMATED = frozenset({"estimated"})

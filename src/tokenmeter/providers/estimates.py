@@ -5,8 +5,6 @@ from __future__ import annotations
 from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["estimate", "input_tokens", "speech_tokens", "tokens_of"]
-
 #: UTF-8 bytes per token: near for English prose and JSON with o200k_base and Claude's tokenizer (3.5 to 4.5).
 BYTES_PER_TOKEN = 4
 #: An image at usual size and detail costs some 750 to 1,600 tokens.

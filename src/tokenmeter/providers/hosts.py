@@ -9,8 +9,6 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-__all__ = ["Host", "canonical_provider", "host_of", "provider_of_url", "region_of_url"]
-
 
 @dataclass(frozen=True, slots=True)
 class Host:

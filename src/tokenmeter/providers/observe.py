@@ -13,8 +13,6 @@ from tokenmeter.providers.registry import dialect_for
 from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 from tokenmeter.usage import Observation
 
-__all__ = ["observe"]
-
 #: HTTP verbs' method names: what is priced is the resource, whichever way its body was come by.
 _METHODS = (".create", ".retrieve", ".parse", ".stream", ".poll")
 

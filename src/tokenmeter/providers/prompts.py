@@ -9,17 +9,6 @@ from typing import Any, NamedTuple, cast
 
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_array, is_object, shortened, to_wire, utf8_length
 
-__all__ = [
-    "NO_TOOLS",
-    "PromptRule",
-    "PromptSize",
-    "first_limit",
-    "measure",
-    "measure_plain",
-    "measure_prompt",
-    "named",
-]
-
 #: A request that configures no model for a hosted tool.
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 #: Everything any provider renders into the prompt.

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from tokenmeter.providers.base import Dialect
     from tokenmeter.providers.shapes import Reading, Shape
 
-__all__ = ["FORMATS", "ROOMS", "dialect", "dialect_for", "is_usage", "prompt_rule", "read_usage", "shapes", "usage_of"]
-
 #: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also
 #: what hosts speak that have no room of their own.
 FORMATS = ("openai", "anthropic", "google")

@@ -8,8 +8,6 @@ from urllib.parse import unquote
 
 from tokenmeter.providers.base import Endpoint, Form, Kind
 
-__all__ = ["Routes", "bare_path"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Route:

@@ -9,21 +9,6 @@ from tokenmeter.money import add
 from tokenmeter.providers.wire import JSON
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = [
-    "BOTH_SIDES",
-    "INPUT_SIDE",
-    "MODALITIES",
-    "NOTHING_SAID",
-    "NO_FLAGS",
-    "Reading",
-    "Shape",
-    "has_unknown",
-    "put",
-    "said_by",
-    "split_input",
-    "split_output",
-]
-
 NO_FLAGS: frozenset[str] = frozenset()
 #: The sides of an exchange that a usage object should state: what went in, and what came out.
 BOTH_SIDES = frozenset({"input", "output"})

@@ -10,23 +10,6 @@ from decimal import Decimal, InvalidOperation
 from enum import Enum
 from typing import Any, TypeGuard, cast
 
-__all__ = [
-    "JSON",
-    "LONGEST_NAME",
-    "MOST",
-    "amount",
-    "count",
-    "is_array",
-    "is_object",
-    "latest",
-    "members",
-    "section",
-    "shortened",
-    "text",
-    "to_wire",
-    "utf8_length",
-]
-
 #: A decoded JSON object.
 JSON = Mapping[str, Any]
 

@@ -9,8 +9,6 @@ from celery import signals  # type: ignore[import-untyped]  # pyright: ignore[re
 from tokenmeter.attribution import attribute
 from tokenmeter.carrying import BAGGAGE, from_headers, to_headers
 
-__all__ = ["carry_attribution"]
-
 
 class _TaskBlock(attribute):
     """The block around one run of a task."""

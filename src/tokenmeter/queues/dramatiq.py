@@ -10,8 +10,6 @@ from dramatiq.broker import MessageProxy
 from tokenmeter.attribution import attribute
 from tokenmeter.carrying import BAGGAGE, from_headers, to_headers
 
-__all__ = ["AttributionMiddleware"]
-
 
 class _MessageBlock(attribute):
     """The block around the processing of one message."""

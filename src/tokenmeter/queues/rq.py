@@ -9,8 +9,6 @@ from rq.job import Job
 from tokenmeter.attribution import attribute
 from tokenmeter.carrying import from_headers, to_headers
 
-__all__ = ["AttributedJob"]
-
 
 class AttributedJob(Job):
     """A job that takes the attribution along from where it is enqueued, in its ``meta``.

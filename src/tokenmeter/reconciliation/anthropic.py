@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period, floor
-from tokenmeter.reconciliation.paging import Pages, next_token
+from tokenmeter.reconciliation.paging import ReportPages, next_token
 from tokenmeter.reconciliation.statement import (
     TOKEN_CLASSES,
     Bucket,
@@ -26,8 +26,6 @@ from tokenmeter.reconciliation.statement import (
     kind_of_cost,
     tier_name,
 )
-
-__all__ = ["ANALYTICS_GRAIN", "CLASSIC_GRAIN", "Generation", "dollars", "fetch", "token_counts"]
 
 Generation = Literal["analytics", "classic"]
 ANALYTICS_GRAIN = ("model", "api_key", "project", "service_tier")
@@ -47,7 +45,7 @@ def fetch(
     period: Period,
     *,
     by: Sequence[str],
-    pages: Pages,
+    pages: ReportPages,
     generation: Generation,
     rates: Mapping[str, Decimal],
 ) -> ProviderStatement:
@@ -135,7 +133,7 @@ def _parts(period: Period) -> Iterator[tuple[datetime, datetime]]:
         start = stop
 
 
-class _Page(NamedTuple):
+class _ReportPage(NamedTuple):
     """A page's rows with their day, and until when the report is complete."""
 
     rows: list[tuple[datetime, dict[str, Any]]]
@@ -143,8 +141,8 @@ class _Page(NamedTuple):
 
 
 def _analytics(
-    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], pages: Pages
-) -> Iterator[_Page]:
+    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], pages: ReportPages
+) -> Iterator[_ReportPage]:
     start, end = part
     group_by = [*fields, *(["cost_type", "token_type"] if report == "cost" else [])]
     given: dict[str, Any] = {
@@ -162,15 +160,15 @@ def _analytics(
         page = pages.get(f"anthropic analytics {report}", asked, lambda asked=asked: method(**asked))  # type: ignore[misc]
         refreshed = page.get("data_refreshed_at")
         rows = [(_instant(item["starting_at"]), {**item["group"], **item[report]}) for item in page["data"]]
-        yield _Page(rows, None if refreshed is None else _instant(refreshed))
+        yield _ReportPage(rows, None if refreshed is None else _instant(refreshed))
         token = next_token(page, seen, f"anthropic analytics {report}")
         if token is None:
             return
 
 
 def _classic(
-    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], pages: Pages
-) -> Iterator[_Page]:
+    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], pages: ReportPages
+) -> Iterator[_ReportPage]:
     start, end = part
     path = "usage_report/messages" if report == "usage" else "cost_report"
     given: dict[str, Any] = {
@@ -188,7 +186,7 @@ def _classic(
         asked = {**given, **({"page": token} if token else {})}
         url = f"{_PATH}/{path}?{urlencode(asked, doseq=True)}"
         page = pages.get(f"anthropic {path}", asked, lambda url=url: client.get(url, cast_to=object))  # type: ignore[misc]
-        yield _Page([(_instant(day["starting_at"]), row) for day in page["data"] for row in day["results"]])
+        yield _ReportPage([(_instant(day["starting_at"]), row) for day in page["data"] for row in day["results"]])
         token = next_token(page, seen, f"anthropic {path}")
         if token is None:
             return

@@ -14,8 +14,6 @@ from tokenmeter.reconciliation.statement import Bucket, ProviderStatement, class
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
 
-__all__ = ["QUARTER", "LedgerSide", "Side", "align_models", "family_of", "read_ledger"]
-
 _TOOL_UNITS = frozenset({"Searches", "Sessions"})
 #: Seconds.
 QUARTER = 900
@@ -87,13 +85,13 @@ def read_ledger(store: Store, statement: ProviderStatement) -> LedgerSide:
         until=statement.period.end,
         where={"provider": frozenset([statement.provider])},
     )
-    reader = _Reader(statement)
+    reader = _BookReader(statement)
     for entry in store.entries(which):
         reader.read(entry)
     return LedgerSide(reader.sides, reader.quarters)
 
 
-class _Reader:
+class _BookReader:
     def __init__(self, statement: ProviderStatement) -> None:
         self.sides: dict[Bucket, Side] = {}
         self.quarters: dict[tuple[int, Bucket], tuple[int, Decimal]] = {}

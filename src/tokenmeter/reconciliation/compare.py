@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.periods import Period
 
-__all__ = ["Comparison", "compare"]
-
 _UNIT_RATIOS = (Decimal(98), Decimal(102))
 #: Below this share of the amount a small difference is rounding, not another price.
 _SHARE = Decimal("0.005")

@@ -32,8 +32,6 @@ from tokenmeter.reconciliation.statement import (
 )
 from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_moment, parse_number, read_table
 
-__all__ = ["COLUMNS", "Columns", "model_id", "read_files"]
-
 CostUnit = Literal["usd", "cents"]
 _COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")
 #: What a column map can name. A list of columns is summed.
@@ -207,7 +205,7 @@ def read_files(
             continue
         how = _fitting(given, headings, path) if given else _recognised(headings, path, provider)
         mark = decimal or mark
-        lines = (_Row(row, how, path, number, mark) for number, row in _once(path, rows, seen, found.notes))
+        lines = (_FileRow(row, how, path, number, mark) for number, row in _once(path, rows, seen, found.notes))
         _read(found, how, lines, period=period, rates=exchange_rates or {})
     return _statement(found, paths, provider, period)
 
@@ -224,7 +222,7 @@ def _note_empty(path: Path, found: _Gathered) -> None:
 def _read(
     found: _Gathered,
     how: Columns,
-    lines: Iterator[_Row],
+    lines: Iterator[_FileRow],
     *,
     period: Period,
     rates: Mapping[str, Decimal],
@@ -355,7 +353,7 @@ def model_id(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _FileRow:
     row: Mapping[str, str]
     how: Columns
     path: Path

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
-from tokenmeter.reconciliation.paging import Pages, next_token
+from tokenmeter.reconciliation.paging import ReportPages, next_token
 from tokenmeter.reconciliation.statement import (
     Bucket,
     CostLine,
@@ -19,8 +19,6 @@ from tokenmeter.reconciliation.statement import (
     in_dollars,
     kind_of_cost,
 )
-
-__all__ = ["GRAIN", "fetch", "item_model", "token_counts"]
 
 #: What costs and usage can both be split by. Costs know no service tier.
 GRAIN = ("model", "api_key", "project")
@@ -32,7 +30,7 @@ _GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "project_id"}
 
 
 def fetch(
-    client: Any, period: Period, *, by: Sequence[str], pages: Pages, rates: Mapping[str, Decimal]
+    client: Any, period: Period, *, by: Sequence[str], pages: ReportPages, rates: Mapping[str, Decimal]
 ) -> ProviderStatement:
     """Read the organization's usage and costs.
 
@@ -100,7 +98,7 @@ def item_model(line_item: str | None) -> str | None:
 
 
 def _results(
-    client: Any, report: str, parameters: Mapping[str, Any], pages: Pages
+    client: Any, report: str, parameters: Mapping[str, Any], pages: ReportPages
 ) -> Iterator[tuple[date, dict[str, Any]]]:
     token: str | None = None
     seen: set[str] = set()

@@ -14,8 +14,6 @@ from typing import Any, cast
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 
-__all__ = ["Pages", "Progress", "next_token"]
-
 #: Called after each page with what is being read, pages read so far, and how many there will be (None = unknown).
 Progress = Callable[[str, int, int | None], None]
 
@@ -24,7 +22,7 @@ _LONGEST_WAIT = 120.0
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 
 
-class Pages:
+class ReportPages:
     """Pages of reports, each asked for once.
 
     Args:

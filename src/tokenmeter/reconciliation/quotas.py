@@ -24,8 +24,6 @@ from tokenmeter.periods import Period, buckets, floor, parse_period
 from tokenmeter.pricing.terms import FreeQuota
 from tokenmeter.stores.base import EntryFilter, Store
 
-__all__ = ["Credit", "QuotaUse", "count_free_quotas", "post_free_quotas"]
-
 ENDPOINT = "free_quota"
 
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.stores.documents import Document
 
-__all__ = ["CAUSES", "HARMLESS", "KIND", "POSTABLE", "Cause", "Discrepancy", "Proposal", "Reconciliation", "Totals"]
-
-
 #: Kind of the document that keeps an outcome.
 KIND = "reconciliation"
 
@@ -35,7 +32,7 @@ ENDPOINT = "reconcile"
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class SideTotals:
     """One side, over everything that was compared; None = not told."""
 
     tokens: int | None
@@ -122,8 +119,8 @@ class Reconciliation:
     source: str
     grain: tuple[str, ...]
     compared: int
-    ours: Totals
-    theirs: Totals
+    ours: SideTotals
+    theirs: SideTotals
     complete_until: datetime
     discrepancies: tuple[Discrepancy, ...] = ()
     reconciled_at: datetime
@@ -260,15 +257,15 @@ def _discrepancy_of(values: Mapping[str, Any]) -> Discrepancy:
     )
 
 
-def _totals_of(values: Mapping[str, Any]) -> Totals:
-    return Totals(values["tokens"], _amount_of(values["cost"]))
+def _totals_of(values: Mapping[str, Any]) -> SideTotals:
+    return SideTotals(values["tokens"], _amount_of(values["cost"]))
 
 
 def _amount_of(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 
 
-def _totals_dict(totals: Totals) -> dict[str, Any]:
+def _totals_dict(totals: SideTotals) -> dict[str, Any]:
     return {"tokens": totals.tokens, "cost": None if totals.cost is None else f"{quantize(totals.cost):f}"}
 
 

@@ -22,10 +22,10 @@ from tokenmeter.reconciliation import anthropic, openai
 from tokenmeter.reconciliation.books import Side, read_ledger
 from tokenmeter.reconciliation.compare import compare
 from tokenmeter.reconciliation.files import read_files
-from tokenmeter.reconciliation.paging import Pages, Progress
-from tokenmeter.reconciliation.result import KIND, POSTABLE, Cause, Reconciliation, Totals
+from tokenmeter.reconciliation.paging import Progress, ReportPages
+from tokenmeter.reconciliation.result import KIND, POSTABLE, Cause, Reconciliation, SideTotals
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement
-from tokenmeter.stores.documents import NewDocument, Request
+from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.meter import Meter
     from tokenmeter.stores.base import Store
-
-__all__ = ["file_reconciliation", "post_proposals", "reconcile", "reconcile_statement", "reconciliations"]
 
 #: What a provider that names no watermark may still add to.
 _SETTLING = timedelta(days=2)
@@ -105,7 +103,7 @@ def reconcile(
         cost_unit=cost_unit,
         decimal=decimal,
         rates=_rates(exchange_rates or {}),
-        pages=Pages(resume=resume, progress=progress, whose=_whose(source)),
+        pages=ReportPages(resume=resume, progress=progress, whose=_whose(source)),
     )
     return reconcile_statement(
         store,
@@ -160,7 +158,7 @@ def file_reconciliation(store: Store, outcome: Reconciliation) -> Reconciliation
 
 def reconciliations(store: Store) -> list[Reconciliation]:
     """Filed reconciliations, oldest first; each names its `document`."""
-    return [Reconciliation.of(document) for document in store.documents(Request(KIND))]
+    return [Reconciliation.of(document) for document in store.documents(DocumentQuery(KIND))]
 
 
 def post_proposals(
@@ -227,7 +225,7 @@ def _statement(
     cost_unit: str,
     decimal: DecimalMark | None,
     rates: Mapping[str, Decimal],
-    pages: Pages,
+    pages: ReportPages,
 ) -> ProviderStatement:
     paths = _paths(source)
     if paths:
@@ -258,7 +256,7 @@ def _fetched(
     *,
     reports: str | None,
     rates: Mapping[str, Decimal],
-    pages: Pages,
+    pages: ReportPages,
 ) -> ProviderStatement:
     if provider == "openai":
         return openai.fetch(source, period, by=_known(by, openai.GRAIN), pages=pages, rates=rates)
@@ -309,17 +307,19 @@ def _translated(
     )
 
 
-def _totals(sides: Iterable[Side], statement: ProviderStatement) -> Totals:
+def _totals(sides: Iterable[Side], statement: ProviderStatement) -> SideTotals:
     tokens, cost = 0, ZERO
     for side in sides:
         tokens += side.total_tokens
         cost = EXACT.add(cost, side.cost or ZERO)
-    return Totals(tokens=None if statement.usage is None else tokens, cost=None if statement.costs is None else cost)
+    return SideTotals(
+        tokens=None if statement.usage is None else tokens, cost=None if statement.costs is None else cost
+    )
 
 
-def _with_extras(totals: Totals, statement: ProviderStatement) -> Totals:
+def _with_extras(totals: SideTotals, statement: ProviderStatement) -> SideTotals:
     """With credits, taxes and fees: what the provider's bill comes to."""
     if totals.cost is None:
         return totals
     extras = (line.amount for line in statement.costs or () if line.kind != "usage")
-    return Totals(totals.tokens, reduce(EXACT.add, extras, totals.cost))
+    return SideTotals(totals.tokens, reduce(EXACT.add, extras, totals.cost))

@@ -14,20 +14,6 @@ from tokenmeter.money import EXACT
 from tokenmeter.periods import Period
 from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 
-__all__ = [
-    "GRAIN",
-    "TOKEN_CLASSES",
-    "Bucket",
-    "CostKind",
-    "CostLine",
-    "ProviderStatement",
-    "UsageLine",
-    "class_of",
-    "in_dollars",
-    "kind_of_cost",
-    "tier_name",
-]
-
 #: Classes of tokens that both sides can tell apart; disjoint.
 TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")
 #: What a statement can be split by, besides the UTC day. A project is OpenAI's project or Anthropic's workspace.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from sqlite_utils import Database
 
-__all__ = ["open_database"]
-
 _WHO = ", ".join(f"c.{name}" for name in KEPT_WHO)
 _ACCOUNT = (
     "c.kind, c.provider, c.endpoint, c.operation, c.model, c.request_model, c.status, c.service_tier, "
@@ -124,7 +122,7 @@ def _views(connection: Connection, ledger: str) -> dict[str, str]:
     """The views over a ledger that is open under this name, and the functions that they use."""
     connection.create_function("dollars", 2, _dollars, deterministic=True)
     connection.create_function("cost_of", 2, _cost_of, deterministic=True)
-    connection.create_function("tag_values", 1, _Names(connection, ledger).tags)
+    connection.create_function("tag_values", 1, _NameTexts(connection, ledger).tags)
     return {name: select.replace("LEDGER.", f"{ledger}.") for name, select in _VIEWS.items()}
 
 
@@ -164,7 +162,7 @@ def _cost_of(charge: str, place: int) -> str | None:
     return None if amount is None else f"{to_dollars(amount):f}"
 
 
-class _Names:
+class _NameTexts:
     """Texts of names, as they are asked for."""
 
     def __init__(self, connection: Connection, ledger: str) -> None:

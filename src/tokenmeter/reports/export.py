@@ -20,15 +20,6 @@ from tokenmeter.reports.writers import WRITERS, format_of
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 
-__all__ = [
-    "Manifest",
-    "Origin",
-    "export_charges",
-    "export_entries",
-    "ledger_facts",
-    "write",
-]
-
 R = TypeVar("R")
 _REPORT_EVERY = 1_000
 

@@ -17,8 +17,6 @@ from tokenmeter.reports.sheet import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row,
 from tokenmeter.semconv import ALL_METERS, unit_of
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["ChargeLine", "Field", "Kind", "charge_fields", "entry_fields", "plain", "report_fields"]
-
 R = TypeVar("R")
 #: text; whole numbers; US dollars to 12 decimals; unit prices and factors; quantities; instants, and those on whole
 #: seconds; yes/no; JSON text.

@@ -17,8 +17,8 @@ from tokenmeter.reports.export import Manifest, Origin, write
 from tokenmeter.reports.fields import Field
 from tokenmeter.reports.focus_rows import (
     BillingMonth,
-    Books,
     CostRow,
+    FocusSums,
     FocusTerms,
     InvoiceLine,
     cost_rows,
@@ -82,7 +82,7 @@ def export_focus(
         raise ConfigurationError(f"Unknown FOCUS version {version!r}; use {' or '.join(FOCUS_VERSIONS)}.")
     query = query or Query()
     place = _folder(folder, version, format, overwrite=overwrite)
-    books = Books(terms or FocusTerms(), read_issued(store))
+    books = FocusSums(terms or FocusTerms(), read_issued(store))
     origin = Origin.of(store, f"FOCUS {version} Cost and Usage", query)
     entries = origin.watch(read_entries(store, query))
     columns = cost_and_usage_fields(books, version=version, head=origin.ledger["head"])
@@ -114,12 +114,12 @@ def _folder(folder: str | Path, version: str, format: str, *, overwrite: bool) -
     return place
 
 
-def _other_datasets(books: Books) -> Iterator[tuple[str, Iterable[Any], Sequence[Field[Any]]]]:
+def _other_datasets(books: FocusSums) -> Iterator[tuple[str, Iterable[Any], Sequence[Field[Any]]]]:
     yield "Invoice Detail", books.lines.values(), invoice_detail_fields(books)
     yield "Billing Period", books.periods, billing_period_fields()
 
 
-def _noting(rows: Iterator[CostRow], books: Books, origin: Origin) -> Iterator[CostRow]:
+def _noting(rows: Iterator[CostRow], books: FocusSums, origin: Origin) -> Iterator[CostRow]:
     yield from rows
     if books.unpriced:
         origin.notes.append(
@@ -158,7 +158,7 @@ def _sub_account_type(row: CostRow) -> str | None:
     return "Member" if owner.member else "Team" if owner.team else None
 
 
-def cost_and_usage_fields(books: Books, *, version: str, head: str | None) -> list[Field[CostRow]]:
+def cost_and_usage_fields(books: FocusSums, *, version: str, head: str | None) -> list[Field[CostRow]]:
     """Columns of Cost and Usage, alphabetical, custom ones last."""
     columns = [
         *_account(books),
@@ -171,7 +171,7 @@ def cost_and_usage_fields(books: Books, *, version: str, head: str | None) -> li
     return [*sorted(columns, key=lambda one: one.name), *_custom(head)]
 
 
-def _account(books: Books) -> list[Field[CostRow]]:
+def _account(books: FocusSums) -> list[Field[CostRow]]:
     return [
         Field("BillingAccountId", "text", books.account),
         Field("BillingAccountName", "text", books.account),
@@ -223,7 +223,7 @@ def _prices() -> list[Field[CostRow]]:
     ]
 
 
-def _services(books: Books, version: str) -> list[Field[CostRow]]:
+def _services(books: FocusSums, version: str) -> list[Field[CostRow]]:
     provider, host = (
         ("ProviderName", "PublisherName") if version == "1.2" else ("ServiceProviderName", "HostProviderName")
     )
@@ -236,7 +236,7 @@ def _services(books: Books, version: str) -> list[Field[CostRow]]:
     ]
 
 
-def _invoice(books: Books, version: str) -> list[Field[CostRow]]:
+def _invoice(books: FocusSums, version: str) -> list[Field[CostRow]]:
     invoice: Field[CostRow] = Field("InvoiceId", "text", books.invoice_id)
     return [invoice] if version == "1.2" else [invoice, Field("InvoiceDetailId", "text", books.detail_id)]
 
@@ -260,7 +260,7 @@ def _custom(head: str | None) -> list[Field[CostRow]]:
     ]
 
 
-def invoice_detail_fields(books: Books) -> list[Field[InvoiceLine]]:
+def invoice_detail_fields(books: FocusSums) -> list[Field[InvoiceLine]]:
     """Columns of Invoice Detail: what an invoice over these entries would say. Nothing is issued: status ``Open``."""
     now = utcnow()
 

@@ -16,7 +16,7 @@ from tokenmeter.money import EXACT, ONE, ZERO, Costs, add, quantize
 from tokenmeter.periods import Period, floor
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.query import BEGINNING
-from tokenmeter.stores.documents import Request
+from tokenmeter.stores.documents import DocumentQuery
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     from tokenmeter.semconv import EntryKind
     from tokenmeter.stores.base import Store
     from tokenmeter.usage import Quantity
-
-__all__ = [
-    "BillingMonth",
-    "Books",
-    "CostKey",
-    "CostRow",
-    "FocusTerms",
-    "InvoiceLine",
-    "Issued",
-    "Owner",
-    "Sku",
-    "cost_rows",
-    "read_issued",
-    "service_of",
-]
-
 
 #: What rows are told apart by, beside key and tags: a row for every route and customer's customer would be too many.
 _OF_FOCUS = tuple(name for name in ACCOUNTS if name in WHO)
@@ -253,11 +237,11 @@ class Issued:
 def read_issued(store: Store) -> list[Issued]:
     """The invoices that are not void, in the order of their filing."""
     void: set[str] = set()
-    for document in store.documents(Request("invoice_event")):
+    for document in store.documents(DocumentQuery("invoice_event")):
         if document.series is None and json.loads(document.body)["kind"] == "void":
             void.add(document.key.rpartition(" #")[0])
     found: list[Issued] = []
-    for document in store.documents(Request("invoice")):
+    for document in store.documents(DocumentQuery("invoice")):
         number = f"{document.series}{document.number:05d}"
         if number not in void:
             body: dict[str, Any] = json.loads(document.body)
@@ -310,7 +294,7 @@ class BillingMonth(NamedTuple):
 
 
 @dataclass(slots=True)
-class Books:
+class FocusSums:
     """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
 
     terms: FocusTerms

@@ -14,8 +14,6 @@ from tokenmeter.reports.query import END
 from tokenmeter.reports.sheet import COUNTS, Row, Sheet
 from tokenmeter.reports.writers import import_extra
 
-__all__ = ["chart", "pandas_frame", "polars_frame"]
-
 _MAX_SERIES = 12
 #: What adds up, so that bars may be stacked and the rest summed.
 _VALUES = (*reversed(COSTS), *COUNTS, "input_tokens", "output_tokens")

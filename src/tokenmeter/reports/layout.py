@@ -11,8 +11,6 @@ from itertools import zip_longest
 from tokenmeter.money import EXACT, round_to
 from tokenmeter.usage import Quantity
 
-__all__ = ["Column", "amount", "compact", "count", "fit", "money_places", "render", "share", "visible"]
-
 _GAP = "  "
 _ELLIPSIS = "…"
 #: Invisible, but part of how Persian, Indic scripts and emoji are spelled.

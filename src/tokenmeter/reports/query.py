@@ -19,21 +19,6 @@ from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.selection import FILTERS
 from tokenmeter.usage import Usage
 
-__all__ = [
-    "BEGINNING",
-    "END",
-    "EVER",
-    "Accepted",
-    "Instant",
-    "Query",
-    "closed",
-    "cut",
-    "parse_by",
-    "parse_conditions",
-    "parse_where",
-    "read_entries",
-]
-
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(9999, 12, 31, tzinfo=UTC)

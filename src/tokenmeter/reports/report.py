@@ -26,8 +26,6 @@ from tokenmeter.reports.writers import ExportFormat, format_of
 from tokenmeter.stores.base import Aggregate, Store
 from tokenmeter.usage import Usage
 
-__all__ = ["Report", "read_report"]
-
 
 class Source(Protocol):
     """The ledger that a report was read from, as far as its exports need it."""

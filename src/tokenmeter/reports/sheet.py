@@ -16,8 +16,6 @@ from tokenmeter.reports.query import BEGINNING, EVER, closed
 from tokenmeter.stores.base import Latencies
 from tokenmeter.usage import Usage
 
-__all__ = ["COUNTS", "LATENCY_MEASURES", "TOKEN_VIEWS", "Row", "Sheet"]
-
 #: The inclusive token counts of `Usage`, as OpenTelemetry names them.
 TOKEN_VIEWS = (
     "input_tokens",

@@ -13,8 +13,6 @@ from typing import IO, Any
 
 from tokenmeter.errors import ConfigurationError
 
-__all__ = ["Sink", "Target", "opened", "refuse_existing", "write_whole"]
-
 #: A path, or something that is open for writing.
 Target = str | os.PathLike[str] | IO[Any]
 

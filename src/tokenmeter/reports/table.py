@@ -17,15 +17,13 @@ from tokenmeter.reports.sheet import Row, Sheet
 from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.usage import Quantity
 
-__all__ = ["MAX_ROWS", "html", "summary", "text"]
-
 MAX_ROWS = 100
 _NOT_SET = "(none)"
 _MONEY_METERS = frozenset({"provider_cost", "adjustment"})
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class _ShownRows:
     """What is shown of a report: its first rows, the sum of the others, and the totals."""
 
     report: Sheet
@@ -81,22 +79,22 @@ def _cell(kind: str, content: str, column: Column) -> str:
     return f'<{kind} style="text-align:{"right" if column.right else "left"}">{escape(content)}</{kind}>'
 
 
-def _view(report: Sheet, max_rows: int | None) -> _View:
+def _view(report: Sheet, max_rows: int | None) -> _ShownRows:
     rows = list(report.rows) if report.by or report.granularity else []  # else they are the totals
     if max_rows is None or len(rows) <= max_rows:
-        return _View(report, rows, 0, report.totals)
+        return _ShownRows(report, rows, 0, report.totals)
     hidden = rows[max(1, max_rows) - 1 :]
-    return _View(report, [*rows[: -len(hidden)], Row.total(hidden, report.period)], len(hidden), report.totals)
+    return _ShownRows(report, [*rows[: -len(hidden)], Row.total(hidden, report.period)], len(hidden), report.totals)
 
 
 # -- columns
 
 
-def _columns(view: _View) -> list[Column]:
+def _columns(view: _ShownRows) -> list[Column]:
     return [*_names(view), *_counts(view), *_quantities(view), *_times(view), *_costs(view)]
 
 
-def _names(view: _View) -> list[Column]:
+def _names(view: _ShownRows) -> list[Column]:
     report = view.report
     columns: list[list[str]] = []
     heads: list[str] = []
@@ -120,14 +118,14 @@ def _names(view: _View) -> list[Column]:
     ]
 
 
-def _counts(view: _View) -> list[Column]:
+def _counts(view: _ShownRows) -> list[Column]:
     requests = replace(_numbers("requests", view, lambda row: row.requests), drop=8)
     if not view.totals.errors:
         return [requests]
     return [requests, replace(_numbers("errors", view, lambda row: row.errors), drop=3)]
 
 
-def _quantities(view: _View) -> list[Column]:
+def _quantities(view: _ShownRows) -> list[Column]:
     if "sku_meter" in view.report.by:
         return _single_quantity(view)
     columns = [
@@ -142,7 +140,7 @@ def _quantities(view: _View) -> list[Column]:
     return columns
 
 
-def _single_quantity(view: _View) -> list[Column]:
+def _single_quantity(view: _ShownRows) -> list[Column]:
     """One meter per row: its quantity and unit instead of token columns."""
     meters = [row.group["sku_meter"] if row.group else None for row in view.rows]
     cells = ["" if meter is None else count(row.usage[meter]) for meter, row in zip(meters, view.rows, strict=True)]
@@ -150,12 +148,12 @@ def _single_quantity(view: _View) -> list[Column]:
     return [Column("quantity", (*cells, ""), right=True), Column("unit", (*units, ""), drop=2)]
 
 
-def _numbers(head: str, view: _View, pick: Callable[[Row], Quantity]) -> Column:
+def _numbers(head: str, view: _ShownRows, pick: Callable[[Row], Quantity]) -> Column:
     values = [pick(row) for row in view.shown]
     return Column(head, tuple(map(count, values)), right=True, narrow=tuple(map(compact, values)))
 
 
-def _times(view: _View) -> list[Column]:
+def _times(view: _ShownRows) -> list[Column]:
     if not view.report.latency:
         return []
     shown = (("p50", "latency_p50_us"), ("p95", "latency_p95_us"), ("p99", "latency_p99_us"))
@@ -166,7 +164,7 @@ def _times(view: _View) -> list[Column]:
     return [*columns, Column("tokens/s", rates, right=True, drop=3)] if any(rates) else columns
 
 
-def _seconds(head: str, view: _View, name: str) -> Column:
+def _seconds(head: str, view: _ShownRows, name: str) -> Column:
     times: list[int | None] = [getattr(row, name) for row in view.shown]
     return Column(head, tuple("" if time is None else _rounded(time) for time in times), right=True, drop=3)
 
@@ -176,7 +174,7 @@ def _rounded(microseconds: int) -> str:
     return f"{hundredths // 100:,}.{hundredths % 100:02d} s"
 
 
-def _costs(view: _View) -> list[Column]:
+def _costs(view: _ShownRows) -> list[Column]:
     columns = [replace(_money("list cost", view, lambda row: row.list_cost), drop=5)]
     if any(row.contracted_cost != row.list_cost for row in view.shown):
         columns.append(replace(_money("contracted", view, lambda row: row.contracted_cost), drop=1))
@@ -185,7 +183,7 @@ def _costs(view: _View) -> list[Column]:
     return [*columns, Column("", marks, glued=True)] if any(marks) else columns
 
 
-def _money(head: str, view: _View, pick: Callable[[Row], Decimal]) -> Column:
+def _money(head: str, view: _ShownRows, pick: Callable[[Row], Decimal]) -> Column:
     places = money_places(pick(row) for row in view.shown)
     cells = tuple(amount(pick(row), places) if row.cost_known else "unpriced" for row in view.shown)
     return Column(head, cells, right=True, narrow_head=head.removesuffix(" cost"))
@@ -223,7 +221,7 @@ def _nothing(report: Sheet) -> str:
     return "No entries in this period. A report without a period covers all time; check the time zone, too."
 
 
-def _notes(view: _View) -> list[str]:
+def _notes(view: _ShownRows) -> list[str]:
     totals = view.totals
     notes = [note] if (note := _multiplier(view.report)) else []
     if totals.unpriced:

@@ -19,8 +19,6 @@ from tokenmeter.reports.fields import Field, Kind, plain
 from tokenmeter.reports.sink import Sink, Target
 from tokenmeter.reports.xlsx import write_xlsx
 
-__all__ = ["EXPORT_FORMATS", "WRITERS", "ExportFormat", "format_of", "import_extra"]
-
 ExportFormat = Literal["csv", "jsonl", "parquet", "xlsx"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = ("csv", "jsonl", "parquet", "xlsx")
 

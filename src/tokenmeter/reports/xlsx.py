@@ -18,8 +18,6 @@ from tokenmeter.money import ZERO, add
 from tokenmeter.reports.fields import Field, Kind, plain
 from tokenmeter.reports.sink import Sink
 
-__all__ = ["write_xlsx"]
-
 _MOST_ROWS = 1_048_576 - 2
 #: Excel's SUM that leaves out what a filter hides.
 _SUM_SHOWN = 109
@@ -56,12 +54,12 @@ def write_xlsx(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink:
     content = io.BytesIO()
     book = xlsxwriter.Workbook(content, {"constant_memory": True, "default_date_format": _FORMATS["second"]})
     book.set_properties({"created": datetime(2000, 1, 1)})  # noqa: DTZ001 - the same bytes for the same rows
-    _Sheet(book, fields).write(records)
+    _Worksheet(book, fields).write(records)
     book.close()
     sink.write(content.getvalue())
 
 
-class _Sheet:
+class _Worksheet:
     def __init__(self, book: Any, fields: Sequence[Field[Any]]) -> None:
         self._fields = fields
         self._money = [at for at, one in enumerate(fields) if one.kind == "money"]

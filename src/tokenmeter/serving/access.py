@@ -21,24 +21,6 @@ from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 
-__all__ = [
-    "ACCESS",
-    "BEARER",
-    "EVERYTHING",
-    "PAGE_PROOF",
-    "RIGHTS",
-    "STILL",
-    "Access",
-    "Limiter",
-    "Only",
-    "Right",
-    "Scope",
-    "Token",
-    "Tokens",
-    "address_of",
-    "make_token",
-]
-
 Right = Literal["read", "budgets", "invoices", "prices"]
 #: What a token can be given: to read; to set and raise budgets; to issue and credit invoices; to price calls anew.
 RIGHTS: tuple[Right, ...] = get_args(Right)
@@ -57,7 +39,7 @@ _TAG = "tag:"
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class AccessScope:
     """The part of a ledger that may be seen. Hashable, so that what is made for one scope can be kept under it.
 
     Attributes:
@@ -67,7 +49,7 @@ class Scope:
     conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @classmethod
-    def of(cls, only: Only) -> Scope:
+    def of(cls, only: Only) -> AccessScope:
         """A scope out of what a person writes.
 
         Raises:
@@ -96,7 +78,7 @@ class Scope:
         return {name: list(values) for name, values in self.conditions}
 
 
-EVERYTHING = Scope()
+EVERYTHING = AccessScope()
 
 
 def _dimension(name: object) -> str:
@@ -128,7 +110,7 @@ class Access:
     """
 
     name: str = ""
-    scope: Scope = EVERYTHING
+    scope: AccessScope = EVERYTHING
     can: frozenset[Right] = frozenset({"read"})
 
 
@@ -161,7 +143,7 @@ class Token:
         found: list[Token] = []
         for name, row in settings.dashboard.tokens.items():
             try:
-                scope = Scope.of(row.only) if row.only else EVERYTHING
+                scope = AccessScope.of(row.only) if row.only else EVERYTHING
             except ConfigurationError as error:
                 raise ConfigurationError(f"dashboard.tokens.{name}: {error}") from None
             can = frozenset[Right](row.can)

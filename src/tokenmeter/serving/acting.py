@@ -25,22 +25,7 @@ from tokenmeter.money import ZERO, total
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import BEARER, Access, Right
-from tokenmeter.serving.rest import Shape, Word, access_of, problems
-
-__all__ = [
-    "CreditInvoice",
-    "Deed",
-    "GrantMore",
-    "IssueInvoice",
-    "Reprice",
-    "SetBudget",
-    "add_verbs",
-    "credit_invoice",
-    "grant",
-    "issue_invoice",
-    "reprice",
-    "set_budget",
-]
+from tokenmeter.serving.rest import ResponsePart, Word, access_of, problems
 
 _MOST_SHOWN = 100
 _API = "usage API"
@@ -174,7 +159,7 @@ def reprice(meter: Meter, deed: Reprice) -> dict[str, Any]:
 # -- over the API
 
 
-class DoneShape(Shape):
+class DoneShape(ResponsePart):
     """What was done, or would be."""
 
     done: bool

@@ -23,25 +23,7 @@ from tokenmeter.reports import Query, read_entries
 from tokenmeter.reports.fields import entry_fields, plain
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.reports.report import read_report
-from tokenmeter.serving.lens import Sight, pulse_of
-
-__all__ = [
-    "Page",
-    "balances",
-    "budget_history",
-    "budgets_in_force",
-    "credit_note_list",
-    "entry",
-    "entry_of",
-    "entry_page",
-    "head_of",
-    "invoice",
-    "invoice_list",
-    "pairs",
-    "price_rows",
-    "report",
-    "statement",
-]
+from tokenmeter.serving.lens import ReadableMeter, pulse_of
 
 Json = dict[str, Any]
 _TAG = "tag:"
@@ -84,7 +66,7 @@ def pairs(texts: Iterable[str], name: str, known: Sequence[str] = SCOPE_FIELDS) 
     return found
 
 
-def head_of(sight: Sight) -> str:
+def head_of(sight: ReadableMeter) -> str:
     """Differs after every entry and every filed document."""
     return pulse_of(sight.store).rpartition(".")[0]
 
@@ -92,14 +74,16 @@ def head_of(sight: Sight) -> str:
 # -- usage
 
 
-def report(sight: Sight, query: Query, *, most: int) -> Json:
+def report(sight: ReadableMeter, query: Query, *, most: int) -> Json:
     """A report; of more than `most` rows the rest is left off, and how many is said. Totals are of all."""
     found = read_report(sight.store, query)
     shown = found if len(found.rows) <= most else replace(found, rows=found.rows[:most])
     return {**shown.to_dict(), "rows_omitted": len(found.rows) - len(shown.rows)}
 
 
-def entry_page(sight: Sight, query: Query, *, limit: int, cursor: str | None = None, newest_first: bool = True) -> Page:
+def entry_page(
+    sight: ReadableMeter, query: Query, *, limit: int, cursor: str | None = None, newest_first: bool = True
+) -> Page:
     """Entries, page by page. The same query has to be given with every cursor.
 
     Raises:
@@ -140,7 +124,7 @@ def _parse_cursor(text: str) -> tuple[datetime, str]:
     return moment, entry_id
 
 
-def entry(sight: Sight, entry_id: str) -> Json | None:
+def entry(sight: ReadableMeter, entry_id: str) -> Json | None:
     """One entry with its charges and the provider's usage object; None where there is none to see."""
     found = sight.store.entry(entry_id) if entry_id.isprintable() else None
     if found is None:
@@ -178,7 +162,7 @@ def _charge(one: Charge) -> Json:
 # -- budgets
 
 
-def balances(sight: Sight, account: Mapping[str, str], *, budget: str | None = None) -> list[Json]:
+def balances(sight: ReadableMeter, account: Mapping[str, str], *, budget: str | None = None) -> list[Json]:
     """Where the budgets stand that concern `account`; limit and remaining are None for who has no cap."""
     found = sight.budgets.remaining(account, sight.store.now())
     return [
@@ -191,12 +175,12 @@ def balances(sight: Sight, account: Mapping[str, str], *, budget: str | None = N
     ]
 
 
-def budgets_in_force(sight: Sight) -> list[Json]:
+def budgets_in_force(sight: ReadableMeter) -> list[Json]:
     """The definitions that count now, each with who said it, when and where."""
     return [_change(one) for one in sight.budgets.changes() if one.budget is not None]
 
 
-def budget_history(sight: Sight, name: str) -> Json | None:
+def budget_history(sight: ReadableMeter, name: str) -> Json | None:
     """Every version of one budget and what was granted; None where there is none."""
     changes = sight.budgets.history(name)
     if not changes:
@@ -215,7 +199,7 @@ def _change(one: Change) -> Json:
 
 
 def invoice_list(
-    sight: Sight, *, period: str | None = None, status: str | None = None, limit: int, cursor: str | None = None
+    sight: ReadableMeter, *, period: str | None = None, status: str | None = None, limit: int, cursor: str | None = None
 ) -> Page:
     """Issued invoices without their lines, the last first.
 
@@ -237,7 +221,7 @@ def _short_invoice(one: Invoice) -> Json:
     return {name: whole[name] for name in whole if name not in {"lines", "ledger", "events", "notes", "seller"}}
 
 
-def invoice(sight: Sight, number: str) -> Json | None:
+def invoice(sight: ReadableMeter, number: str) -> Json | None:
     """One invoice with its lines and what happened to it; None where there is none to see."""
     try:
         found = find_invoice(sight.store, number)
@@ -247,13 +231,13 @@ def invoice(sight: Sight, number: str) -> Json | None:
     return {**found.to_dict(), "credit_notes": notes}
 
 
-def credit_note_list(sight: Sight) -> list[Json]:
+def credit_note_list(sight: ReadableMeter) -> list[Json]:
     """Issued credit notes, the last first."""
     return [one.to_dict() for one in credit_notes(sight.store)[::-1]]
 
 
 def statement(
-    sight: Sight,
+    sight: ReadableMeter,
     account: Iterable[str],
     *,
     period: str,
@@ -282,7 +266,7 @@ def statement(
 # -- prices
 
 
-def price_rows(sight: Sight, model: str, *, provider: str = "openai", at: str | None = None) -> list[Json]:
+def price_rows(sight: ReadableMeter, model: str, *, provider: str = "openai", at: str | None = None) -> list[Json]:
     """The rows in force for a model, the standard ones first.
 
     Raises:

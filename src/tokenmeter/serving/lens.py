@@ -26,13 +26,11 @@ from tokenmeter.config import Settings
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.pricing import Pricer
-from tokenmeter.serving.access import Scope
+from tokenmeter.serving.access import AccessScope
 from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, Store
-from tokenmeter.stores.documents import Document, Request
+from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.selection import matches
 from tokenmeter.stores.sketch import Latencies
-
-__all__ = ["BudgetView", "Lens", "Sight", "look_through", "pulse_of", "veil"]
 
 _MANY = 10_000
 _secret = secrets.token_bytes(32)
@@ -68,7 +66,7 @@ class BudgetView(Protocol):
         ...
 
 
-class Sight(Protocol):
+class ReadableMeter(Protocol):
     """A meter, as far as it is read: the meter itself, or what a scope leaves of it."""
 
     @property
@@ -119,20 +117,20 @@ def pulse_of(store: Store) -> str:
     return f"{facts.get('entries')}.{facts.get('pending_holds')}"
 
 
-def look_through(meter: Sight, scope: Scope) -> Sight:
+def look_through(meter: ReadableMeter, scope: AccessScope) -> ReadableMeter:
     """`meter` as `scope` shows it; the meter itself where everything may be seen."""
-    return Seen(meter, scope) if scope.conditions else meter
+    return ScopedMeter(meter, scope) if scope.conditions else meter
 
 
-class Seen:
-    """What a scope leaves of a meter; see `Sight`. What concerns the ledger as a whole is not told.
+class ScopedMeter:
+    """What a scope leaves of a meter; see `ReadableMeter`. What concerns the ledger as a whole is not told.
 
     Args:
         meter: The whole.
         scope: What may be seen of it.
     """
 
-    def __init__(self, meter: Sight, scope: Scope) -> None:
+    def __init__(self, meter: ReadableMeter, scope: AccessScope) -> None:
         self._meter = meter
         self.store: Store = Lens(meter.store, scope)
         self.budgets: BudgetView = SeenBudgets(meter.budgets, scope)
@@ -162,7 +160,7 @@ class SeenBudgets:
         scope: What may be seen of them.
     """
 
-    def __init__(self, budgets: BudgetView, scope: Scope) -> None:
+    def __init__(self, budgets: BudgetView, scope: AccessScope) -> None:
         self._budgets, self._scope = budgets, scope
 
     @property
@@ -222,7 +220,7 @@ class Lens:
 
     url = ""
 
-    def __init__(self, store: Store, scope: Scope) -> None:
+    def __init__(self, store: Store, scope: AccessScope) -> None:
         self._store, self._scope, self._where = store, scope, scope.where
         self._numbers: set[str] = set()
         self._looked = 0
@@ -264,7 +262,7 @@ class Lens:
 
     # -- documents and budgets
 
-    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+    def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Invoices made out to an account of the scope, and what happened to them; nothing else that is filed."""
         for document in self._store.documents(which):
             if document.kind == "invoice":
@@ -276,7 +274,7 @@ class Lens:
     def _invoices(self) -> set[str]:
         """The numbers of the scope's invoices; what was looked at before is not looked at again."""
         with self._lock:
-            for document in self._store.documents(Request("invoice", after=self._looked)):
+            for document in self._store.documents(DocumentQuery("invoice", after=self._looked)):
                 self._looked = document.position
                 if self._scope.admits(_scope_of(document)):
                     self._numbers.add(number_text(document))

@@ -19,9 +19,7 @@ from tokenmeter.errors import TokenmeterError
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
-from tokenmeter.serving.lens import Sight
-
-__all__ = ["make_server"]
+from tokenmeter.serving.lens import ReadableMeter
 
 _INSTRUCTIONS = (
     "What an organisation's calls to language models used and cost, from its own ledger. Amounts are exact decimals in "
@@ -79,7 +77,7 @@ def _query(
     )
 
 
-def make_server(sight: Sight, *, version: str = "") -> MCPServer[Any]:
+def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
     """The server, ready to run over standard input and output or HTTP.
 
     Args:

@@ -17,9 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from tokenmeter.errors import TokenmeterError
 from tokenmeter.reports import Query, read_report
-from tokenmeter.serving.lens import Sight, pulse_of
-
-__all__ = ["Probes", "metrics_of"]
+from tokenmeter.serving.lens import ReadableMeter, pulse_of
 
 #: Seconds that a ledger has for its answer.
 _PATIENCE = 5
@@ -34,7 +32,7 @@ class Probes:
         sight: The meter.
     """
 
-    def __init__(self, sight: Sight) -> None:
+    def __init__(self, sight: ReadableMeter) -> None:
         self._sight = sight
         self._asking: dict[Callable[[], object], asyncio.Task[bool]] = {}
 
@@ -80,7 +78,7 @@ def _said(well: bool) -> Response:
 # -- Prometheus
 
 
-def metrics_of(sight: Sight, request: Request) -> Response:
+def metrics_of(sight: ReadableMeter, request: Request) -> Response:
     """The ledger's sums and the budgets' counters, in the format that a scrape asks for."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(sight))
@@ -91,7 +89,7 @@ def metrics_of(sight: Sight, request: Request) -> Response:
 class _Figures(Collector):
     """Figures of a ledger. Binary fractions, as Prometheus has it: for graphs and alerts, not for bills."""
 
-    def __init__(self, sight: Sight) -> None:
+    def __init__(self, sight: ReadableMeter) -> None:
         self._sight = sight
 
     def collect(self) -> Iterator[Metric]:

@@ -25,9 +25,7 @@ from tokenmeter.errors import ConfigurationError, LedgerError, StoreError, Token
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import ACCESS, Access
-from tokenmeter.serving.lens import Sight
-
-__all__ = ["PROBLEMS", "Asked", "Problem", "Shape", "Word", "access_of", "make_api", "problem", "problems", "sight_of"]
+from tokenmeter.serving.lens import ReadableMeter
 
 _MOST_ROWS = 10_000
 _MOST_ENTRIES = 1_000
@@ -46,13 +44,13 @@ Account = Annotated[
 # -- what answers look like
 
 
-class Shape(BaseModel):
+class ResponsePart(BaseModel):
     """Part of an answer. New fields may join it within a version; none goes or changes its meaning."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Problem(Shape):
+class Problem(ResponsePart):
     """What went wrong, as RFC 9457 has it."""
 
     type: str = "about:blank"
@@ -61,7 +59,7 @@ class Problem(Shape):
     detail: str
 
 
-class Stretch(Shape):
+class Stretch(ResponsePart):
     """A stretch of time: ISO 8601 instants in UTC; None = open."""
 
     label: str
@@ -75,7 +73,7 @@ class Zoned(Stretch):
     tz: str
 
 
-class RowShape(Shape):
+class RowShape(ResponsePart):
     """Sums over the entries of one group in one bucket of time."""
 
     bucket: Stretch
@@ -96,7 +94,7 @@ class RowShape(Shape):
     billed_cost: Money | None
 
 
-class ReportShape(Shape):
+class ReportShape(ResponsePart):
     """Usage and cost per group and time."""
 
     period: Zoned
@@ -110,7 +108,7 @@ class ReportShape(Shape):
     totals: RowShape
 
 
-class EntryShape(Shape):
+class EntryShape(ResponsePart):
     """One call, correction or adjustment, with its attribution and a field per meter."""
 
     entry_id: str
@@ -131,7 +129,7 @@ class EntryShape(Shape):
     flags: list[str] | None
 
 
-class ChargeShape(Shape):
+class ChargeShape(ResponsePart):
     """One line of an entry."""
 
     model: str | None
@@ -154,14 +152,14 @@ class WholeEntryShape(EntryShape):
     charges: list[ChargeShape]
 
 
-class EntriesShape(Shape):
+class EntriesShape(ResponsePart):
     """A page of entries."""
 
     entries: list[EntryShape]
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null = this is the last")
 
 
-class BalanceShape(Shape):
+class BalanceShape(ResponsePart):
     """Where one counter of a budget stands."""
 
     budget: str
@@ -176,13 +174,13 @@ class BalanceShape(Shape):
     hard: bool = Field(description="Whether it stops calls")
 
 
-class BalancesShape(Shape):
+class BalancesShape(ResponsePart):
     """What remains of budgets."""
 
     balances: list[BalanceShape]
 
 
-class ChangeShape(Shape):
+class ChangeShape(ResponsePart):
     """One version of a budget's definition."""
 
     name: str
@@ -195,13 +193,13 @@ class ChangeShape(Shape):
     source: str
 
 
-class BudgetsShape(Shape):
+class BudgetsShape(ResponsePart):
     """The budgets in force."""
 
     budgets: list[ChangeShape]
 
 
-class GrantShape(Shape):
+class GrantShape(ResponsePart):
     """More room for one counter."""
 
     grant_id: str
@@ -216,14 +214,14 @@ class GrantShape(Shape):
     reason: str
 
 
-class HistoryShape(Shape):
+class HistoryShape(ResponsePart):
     """What became of one budget."""
 
     changes: list[ChangeShape]
     grants: list[GrantShape]
 
 
-class InvoiceShape(Shape):
+class InvoiceShape(ResponsePart):
     """An invoice without its lines."""
 
     number: str | None
@@ -247,20 +245,20 @@ class WholeInvoiceShape(InvoiceShape):
     credit_notes: list[dict[str, Any]]
 
 
-class InvoicesShape(Shape):
+class InvoicesShape(ResponsePart):
     """A page of invoices, the last issued first."""
 
     invoices: list[InvoiceShape]
     next_cursor: str | None
 
 
-class CreditNotesShape(Shape):
+class CreditNotesShape(ResponsePart):
     """Credit notes, the last issued first."""
 
     credit_notes: list[dict[str, Any]]
 
 
-class StatementShape(Shape):
+class StatementShape(ResponsePart):
     """An account over a period: opening + charges + credits = closing."""
 
     scope: dict[str, str]
@@ -275,13 +273,13 @@ class StatementShape(Shape):
     lines: list[dict[str, str]]
 
 
-class PricesShape(Shape):
+class PricesShape(ResponsePart):
     """The price rows in force for a model; amounts are US dollars per `per` units."""
 
     prices: list[dict[str, str]]
 
 
-class WhoShape(Shape):
+class WhoShape(ResponsePart):
     """Who asks."""
 
     name: str
@@ -356,19 +354,19 @@ def access_of(request: Request) -> Access:
     return access
 
 
-def sight_of(request: Request) -> Sight:
+def sight_of(request: Request) -> ReadableMeter:
     """The ledger as he sees it."""
-    look: Callable[[Access], Sight] = request.app.state.look
+    look: Callable[[Access], ReadableMeter] = request.app.state.look
     access = access_of(request)
     if "read" not in access.can:
         raise HTTPException(403, "This token may not read.")
     return look(access)
 
 
-Seen = Annotated[Sight, Depends(sight_of)]
+Seen = Annotated[ReadableMeter, Depends(sight_of)]
 
 
-class Asked(BaseModel):
+class Question(BaseModel):
     """What reports and entries are asked of; as the arguments of `tokenmeter.report` and the command line."""
 
     model_config = ConfigDict(extra="forbid")
@@ -397,7 +395,7 @@ class Asked(BaseModel):
         )
 
 
-class AskedReport(Asked):
+class AskedReport(Question):
     """What a report is asked."""
 
     by: Word = Field("", description="Dimensions to group by, separated by commas")
@@ -405,7 +403,7 @@ class AskedReport(Asked):
     limit: int = Field(1_000, ge=1, le=_MOST_ROWS, description="Rows at most; totals are of all")
 
 
-class AskedEntries(Asked):
+class AskedEntries(Question):
     """Which entries are asked for."""
 
     limit: int = Field(100, ge=1, le=_MOST_ENTRIES)
@@ -413,7 +411,7 @@ class AskedEntries(Asked):
     order: Literal["newest", "oldest"] = "newest"
 
 
-def _tag(sight: Sight, access: Access, query: reports.Query, *more: object) -> str:
+def _tag(sight: ReadableMeter, access: Access, query: reports.Query, *more: object) -> str:
     """The ETag of what a query answers while nothing is written."""
     where = sorted((name, sorted(values, key=str)) for name, values in query.where.items())
     known = (access.scope, query.by, query.period, query.granularity, where, more, answers.head_of(sight))
@@ -432,7 +430,7 @@ def _known(request: Request, tag: str) -> Response | None:
 # -- the paths
 
 
-def make_api(look: Callable[[Access], Sight]) -> FastAPI:
+def make_api(look: Callable[[Access], ReadableMeter]) -> FastAPI:
     """The API as an application to be mounted.
 
     Args:

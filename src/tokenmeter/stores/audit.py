@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from tokenmeter.stores.archive.archives import Archived, Archives
+from tokenmeter.stores.archive.archives import ArchiveCheck, ParquetArchives
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import ERASURE
@@ -22,8 +22,6 @@ from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts
 from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
 from tokenmeter.stores.slots import DAY, Level, label
 from tokenmeter.stores.values import compact_json
-
-__all__ = ["audit"]
 
 _PAGE = 2000
 _NAMES = ", ".join(ENTRY_COLUMNS)
@@ -36,7 +34,7 @@ _TRIGGERS = {
 
 def audit(
     ledger: Readable,
-    archives: Archives,
+    archives: ParquetArchives,
     *,
     head: str | None = None,
     since: str | None = None,
@@ -142,7 +140,7 @@ class _Walk:
     """Along the chain, page by page. A link is checked against the hash stored before it: one edit, one fault."""
 
     def __init__(
-        self, identity: Callable[[str], bytes | str], head: str | None, archived: Archived, *, deep: bool
+        self, identity: Callable[[str], bytes | str], head: str | None, archived: ArchiveCheck, *, deep: bool
     ) -> None:
         self._identity = identity
         self._archived, self._deep = archived, deep
@@ -350,7 +348,7 @@ class _Walk:
         return str(body)
 
 
-def _archived_sums(connection: Rows, *, archives: Archives) -> list[Fault]:
+def _archived_sums(connection: Rows, *, archives: ParquetArchives) -> list[Fault]:
     """Compare the sums of all days up to the last that has archived entries with what the archives' manifests say."""
     months, _ = archives.within(connection)
     if not months:

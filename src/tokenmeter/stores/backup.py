@@ -22,8 +22,6 @@ from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
 from tokenmeter.stores.sqlite.sidelock import SideLock
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 
-__all__ = ["Backup", "Portable", "Restored", "back_up", "restore"]
-
 #: Seconds to wait for a program that has the ledger locked.
 _PATIENCE = 10
 

@@ -16,7 +16,7 @@ from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
-from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity
 
@@ -407,7 +407,7 @@ class Store(Protocol):
         """A number that changes whenever anybody files a document of kind ``budget``: cheap enough for every call."""
         ...
 
-    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+    def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, lazily."""
         ...
 

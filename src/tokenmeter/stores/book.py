@@ -34,19 +34,6 @@ from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_pat
 from tokenmeter.stores.trouble import Trouble
 from tokenmeter.stores.values import MICRO, compact_json
 
-__all__ = [
-    "ENTRY_COLUMNS",
-    "LATENCIES",
-    "SUM_COLUMNS",
-    "SUM_TABLES",
-    "Folding",
-    "FoldingBook",
-    "RepeatedError",
-    "latency_row",
-    "make_room",
-    "sum_rows",
-]
-
 #: Records to a transaction of the fold.
 _MOST = 16_384
 _MOST_KNOWN = 50_000
@@ -71,7 +58,7 @@ SUM_COLUMNS = {
 }
 
 
-class Archived(Protocol):
+class ArchivedEntries(Protocol):
     """Entries that a ledger has in files only."""
 
     def has_any(self, connection: Any) -> bool:
@@ -112,7 +99,7 @@ class FoldingBook(ABC):
         self.path, self.trouble = path, trouble
         self.identity = b""
         self.recount: Callable[[], object] = lambda: None
-        self.archives: Archived | None = None
+        self.archives: ArchivedEntries | None = None
         self.forget()
 
     def forget(self) -> None:

@@ -18,8 +18,6 @@ from tokenmeter.stores.book import SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.documents import MOVED
 from tokenmeter.stores.fold import AMOUNTS, FIRST, identity_column
 
-__all__ = ["Copied", "End", "Progress", "Source", "carry", "compare_sums", "refuse_holds"]
-
 T = TypeVar("T")
 Columns = Mapping[str, str]
 Progress = Callable[[int, int], object]
@@ -48,7 +46,7 @@ class Copied(NamedTuple):
     head: bytes
 
 
-class Source(Protocol):
+class CopySource(Protocol):
     """A ledger that can be copied. Statements are shared by the engines, with ``?`` for values."""
 
     @property
@@ -69,7 +67,7 @@ class Source(Protocol):
         ...
 
 
-class End(Source, Protocol):
+class End(CopySource, Protocol):
     """A ledger that can be copied to."""
 
     def write(self, work: Callable[[Any], T]) -> T:
@@ -90,7 +88,7 @@ class End(Source, Protocol):
         ...
 
 
-def carry(source: Source, target: End, *, with_holds: bool = False, progress: Progress | None = None) -> Copied:
+def carry(source: CopySource, target: End, *, with_holds: bool = False, progress: Progress | None = None) -> Copied:
     """Carry everything that the target does not have.
 
     Args:
@@ -193,7 +191,7 @@ def _check_beginning(rows: Any, *, reached: Copied) -> None:
 class _Transfer:
     """One transaction at the target, which sees one state of the source."""
 
-    def __init__(self, source: Source, rows: Any, target: End, written: Any) -> None:
+    def __init__(self, source: CopySource, rows: Any, target: End, written: Any) -> None:
         self._source, self._rows = source, rows
         self._target, self._written = target, written
         self._ours, self._theirs = source.tables(rows), target.tables(written)
@@ -226,7 +224,7 @@ class _Transfer:
 
     def _define(self, table: str) -> None:
         """Fill rows in that nobody had defined when they were carried."""
-        shape = _Shape(self._ours, self._theirs, table)
+        shape = _RowMapping(self._ours, self._theirs, table)
         pending = self._written.execute(f"SELECT id FROM {table} WHERE body IS NULL").fetchall()  # noqa: S608 - names of our own
         for (number,) in pending:
             found = self._rows.execute(
@@ -297,13 +295,13 @@ class _Transfer:
             )
 
     def _put(self, table: str, which: str = "", values: Sequence[Any] = ()) -> None:
-        shape = _Shape(self._ours, self._theirs, table)
+        shape = _RowMapping(self._ours, self._theirs, table)
         statement = f"SELECT {', '.join(shape.read)} FROM {table} {which}"  # noqa: S608 - names of our own
         found = self._source.stream(self._rows, statement, values)
         self._target.put(self._written, table, shape.written, map(shape.make, found))
 
 
-class _Shape:
+class _RowMapping:
     """What makes a row of a table at one end into a row of it at the other.
 
     Attributes:
@@ -359,13 +357,13 @@ def _derived(table: str, read: Sequence[str], theirs: Columns) -> dict[str, Call
     return {}
 
 
-def compare_sums(source: Source, target: Source) -> list[str]:
+def compare_sums(source: CopySource, target: CopySource) -> list[str]:
     """Tables that do not hold as many rows, or not the same sums, at both ends; none when all agree."""
     amounts = {"entries": AMOUNTS} | {
         table: [name for name in SUM_COLUMNS[table].split(", ") if name not in _KEYS] for table in SUM_TABLES
     }
 
-    def totals(end: Source, rows: Any) -> dict[str, tuple[int, ...]]:
+    def totals(end: CopySource, rows: Any) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
         for table, columns in end.tables(rows).items():
             if table in {*_LEFT, "documents", "holds"}:

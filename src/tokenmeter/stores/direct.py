@@ -29,8 +29,6 @@ from tokenmeter.stores.effects import (
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.record import hold_record
 
-__all__ = ["DirectBook", "DirectJournal", "Transaction"]
-
 T = TypeVar("T")
 
 #: Seconds for which a generation is taken to be the same.

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-__all__ = ["ERASURE", "MERGED", "MOVED", "Document", "Filing", "NewDocument", "Request", "told_of_move"]
-
 #: Kind of the document that says that a name was erased. Its body names digests, pseudonym, reason, by whom, and for
 #: each document that was changed its record's number, SHA-256 as it was filed and SHA-256 as it is now.
 ERASURE = "erasure"
@@ -78,7 +76,7 @@ class Filing:
     recorded: bool
 
 
-class Request(NamedTuple):
+class DocumentQuery(NamedTuple):
     """Which documents; None accepts all.
 
     Attributes:

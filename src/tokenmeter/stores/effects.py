@@ -12,22 +12,6 @@ from tokenmeter.stores.live import Slot
 from tokenmeter.stores.record import Account, Definitions, Rate, quoted
 from tokenmeter.stores.trouble import Trouble
 
-__all__ = [
-    "Book",
-    "HoldGoneError",
-    "Post",
-    "Posted",
-    "Shared",
-    "SlotClaim",
-    "Standing",
-    "apply_effects",
-    "claim_effects",
-    "extend_effects",
-    "hold",
-    "move",
-    "settle_effects",
-]
-
 T = TypeVar("T")
 
 #: A counter that a call claims, its limit (None: it only counts), and the amount to hold.

@@ -22,25 +22,6 @@ from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.values import MICRO, from_microseconds
 
-__all__ = [
-    "AMOUNTS",
-    "FIRST",
-    "HOUR",
-    "METER_AMOUNTS",
-    "NANO",
-    "TYPED",
-    "AccountFacts",
-    "Batch",
-    "Measured",
-    "add_lines",
-    "advance",
-    "identity_column",
-    "link",
-    "measured",
-    "month_of",
-    "week_of",
-]
-
 #: What the first record is linked to.
 FIRST = bytes(32)
 HOUR = 3_600_000_000

@@ -35,8 +35,6 @@ from tokenmeter.stores.record import hold_record
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 
-__all__ = ["Journal"]
-
 T = TypeVar("T")
 
 #: Records of this process between two folds, and seconds until one that failed is tried again.

@@ -17,8 +17,6 @@ from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
 from tokenmeter.stores.record import FORMAT
 
-__all__ = ["Merge", "merge_ledger"]
-
 _PAGE = 500
 #: Documents that stay where they are: they are about that ledger itself.
 _STAY = {"budget", "notice", ARCHIVE, MERGED, MOVED, ERASURE}

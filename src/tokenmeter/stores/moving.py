@@ -13,15 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores import open_store, store_path
-from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import DIMENSIONS, Store, Verification
 from tokenmeter.stores.copying import Copied, End, Progress, carry, compare_sums
 from tokenmeter.stores.documents import MOVED, Filing, NewDocument
 from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.urls import redacted
 from tokenmeter.stores.values import from_microseconds
-
-__all__ = ["Copy", "Movable", "copy_ledger", "moved_to", "opened", "refuse_itself"]
 
 #: Times that a ledger is copied again before it is retired, because somebody still writes to it.
 _ATTEMPTS = 5
@@ -37,7 +35,7 @@ class Movable(Store, Protocol):
         ...
 
     @property
-    def archives(self) -> Archives:
+    def archives(self) -> ParquetArchives:
         """Its closed months in files."""
         ...
 

@@ -13,17 +13,15 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry, new_id, utcnow
-from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.shelf import Wanted
+from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import EntryFilter
-from tokenmeter.stores.documents import Document, NewDocument, Request
+from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
 from tokenmeter.stores.record import FORMAT, Account, Rate, decode_entry
 from tokenmeter.stores.selection import check_dimensions, conditions, matches
 from tokenmeter.stores.values import from_microseconds, to_microseconds
-
-__all__ = ["UNREADABLE", "Reader", "document_of", "document_record"]
 
 _PAGE = 500
 _FIELDS = ", ".join(Account._fields)
@@ -45,7 +43,7 @@ def _archived_to(connection: Rows) -> int:
     return int(number)
 
 
-class Reader:
+class EntryReader:
     """Reads entries; what they share is looked up once.
 
     Args:
@@ -53,7 +51,7 @@ class Reader:
         archives: Months of it that are in files.
     """
 
-    def __init__(self, database: Readable, archives: Archives) -> None:
+    def __init__(self, database: Readable, archives: ParquetArchives) -> None:
         self._database, self._archives = database, archives
         self.forget()
 
@@ -133,11 +131,11 @@ class Reader:
     ) -> Iterator[tuple[Place, Entry]]:
         span = (_instant(which.since), _instant(which.until))
 
-        def begin(connection: Rows) -> tuple[list[ArchivedMonth], Wanted]:
+        def begin(connection: Rows) -> tuple[list[ArchivedMonth], ArchiveFilter]:
             files, _ = self._archives.within(connection, *span)
-            return files, self._archives.wanted(connection, which.where) if files else Wanted()
+            return files, self._archives.wanted(connection, which.where) if files else ArchiveFilter()
 
-        files, wanted = self._database.read(begin) if archived_to else ([], Wanted())
+        files, wanted = self._database.read(begin) if archived_to else ([], ArchiveFilter())
         if not files:
             return
         found = self._archives.shelf.entries(files, span, archived_to, wanted, newest_first=newest_first, after=after)
@@ -221,7 +219,7 @@ class Reader:
 
     # -- documents
 
-    def documents(self, which: Request) -> Iterator[Document]:
+    def documents(self, which: DocumentQuery) -> Iterator[Document]:
         """Documents in the order of their filing, page by page."""
         wanted = {"kind": which.kind, "series": which.series, "number": which.number}
         clauses = [f"{name} = ?" for name, value in wanted.items() if value is not None]

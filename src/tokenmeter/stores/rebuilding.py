@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic_core import from_json
 
-from tokenmeter.stores.archive.archives import Archives
-from tokenmeter.stores.archive.shelf import Wanted
+from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import Difference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Rows
@@ -25,8 +25,6 @@ from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import joined, unpacked
 from tokenmeter.stores.slots import DAY, Level, label
 from tokenmeter.stores.values import MICRO
-
-__all__ = ["SharedRows", "Wrong", "days", "joined_amounts", "longer", "rebuild"]
 
 T = TypeVar("T")
 
@@ -92,7 +90,9 @@ class SharedRows:
         return known
 
 
-def days(connection: Rows, *, since: int, shared: SharedRows, archives: Archives) -> tuple[int | None, list[Wrong]]:
+def days(
+    connection: Rows, *, since: int, shared: SharedRows, archives: ParquetArchives
+) -> tuple[int | None, list[Wrong]]:
     """Sums of the first UTC day from `since` on that has any, and that are wrong: of its hours and its own.
 
     Returns:
@@ -117,12 +117,12 @@ def days(connection: Rows, *, since: int, shared: SharedRows, archives: Archives
     return day + 1, found
 
 
-def _counted(connection: Rows, day: int, shared: SharedRows, archives: Archives) -> Batch:
+def _counted(connection: Rows, day: int, shared: SharedRows, archives: ParquetArchives) -> Batch:
     batch = Batch()
     span = (day * DAY, (day + 1) * DAY)
     rows = connection.execute("SELECT body FROM entries WHERE occurred_at >= ? AND occurred_at < ?", span)
     files, archived_to = archives.within(connection, *span)
-    archived = archives.shelf.records(files, span, archived_to, Wanted()) if files else ()
+    archived = archives.shelf.records(files, span, archived_to, ArchiveFilter()) if files else ()
     for *_, body in itertools.chain(rows, archived):
         try:
             record = from_json(body)
@@ -193,7 +193,7 @@ class Transaction(Protocol):
 def rebuild(
     read: Transaction,
     write: Transaction | None,
-    archives: Archives,
+    archives: ParquetArchives,
     *,
     deep: bool = False,
     progress: Callable[[int, int], object] | None = None,
@@ -241,7 +241,7 @@ def _mend(look: Callable[[Rows], tuple[int | None, list[Wrong]]], connection: Ro
     return day, wrong
 
 
-def _span(connection: Rows, *, archives: Archives, deep: bool) -> tuple[int, int]:
+def _span(connection: Rows, *, archives: ParquetArchives, deep: bool) -> tuple[int, int]:
     """The first day to look at, and the day after the last."""
     found: list[int] = []
     for query, unit in (

@@ -30,29 +30,6 @@ from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.stores.values import compact_json, from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = [
-    "FORMAT",
-    "PERSONAL",
-    "Account",
-    "Definitions",
-    "Name",
-    "Rate",
-    "Template",
-    "claims_of",
-    "decode_entry",
-    "decode_hold",
-    "definition",
-    "digest_of",
-    "encode_entry",
-    "hold_record",
-    "json_text",
-    "kept_key",
-    "make_name",
-    "name_digest",
-    "plain",
-    "quoted",
-]
-
 #: The rules by which records are written. A record without a name that a later format adds reads as if it were None.
 FORMAT = 1
 #: The longest text a record holds (characters), and the most that a provider's usage may take (bytes). What is longer

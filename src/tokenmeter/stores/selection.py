@@ -15,18 +15,6 @@ from tokenmeter.ledger import Entry
 from tokenmeter.stores.record import Account
 from tokenmeter.stores.values import to_microseconds
 
-__all__ = [
-    "FILTERS",
-    "SHARED",
-    "account_conditions",
-    "admits",
-    "asked",
-    "check_boundaries",
-    "check_dimensions",
-    "conditions",
-    "matches",
-]
-
 #: Dimensions that an account says. ``model`` and ``api_key`` are what reports group by; they follow from the others.
 SHARED = (*Account._fields, "model", "api_key")
 _SHARED = frozenset(SHARED)

@@ -17,8 +17,6 @@ from decimal import Decimal
 from functools import cache
 from math import isqrt
 
-__all__ = ["Latencies", "Sketch", "bucket_of", "joined", "packed", "unpacked"]
-
 #: Buckets to a doubling, a power of two; `_ROOTS` square roots take the root of that order.
 _PER_DOUBLING, _ROOTS = 16, 4
 _SHIFT = 62

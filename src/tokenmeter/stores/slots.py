@@ -11,8 +11,6 @@ from typing import NamedTuple
 from tokenmeter.stores.fold import HOUR, month_of, week_of
 from tokenmeter.stores.values import from_microseconds, to_microseconds
 
-__all__ = ["DAY", "Level", "Term", "label", "slots", "terms"]
-
 DAY = 24 * HOUR
 
 

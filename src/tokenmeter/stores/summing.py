@@ -13,9 +13,9 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, to_dollars
-from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.shelf import Wanted
+from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.engine import Engine, Rows
 from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
@@ -24,8 +24,6 @@ from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Term, slots, terms
 from tokenmeter.stores.values import MICRO, compact_json
 from tokenmeter.usage import Quantity
-
-__all__ = ["summed", "timed"]
 
 _COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")
 _MARKS = ("unpriced", "estimated", "reasoning")
@@ -86,7 +84,7 @@ def summed(
     by: Sequence[str],
     which: EntryFilter,
     *,
-    archives: Archives,
+    archives: ParquetArchives,
 ) -> list[Aggregate]:
     """The groups of each bucket between `instants`; from `archives` where entries are asked for that are there.
 
@@ -105,7 +103,7 @@ class _Pieces(NamedTuple):
         buckets: Piece of time between two edges -> buckets that it is part of, each with a sign.
     """
 
-    asked: tuple[Sequence[ArchivedMonth], Sequence[int], int, Wanted]
+    asked: tuple[Sequence[ArchivedMonth], Sequence[int], int, ArchiveFilter]
     buckets: Mapping[int, Sequence[tuple[int, int]]]
 
 
@@ -119,7 +117,7 @@ class _Grouping:
         by: Sequence[str],
         where: Mapping[str, frozenset[str | None]],
         *,
-        archives: Archives,
+        archives: ParquetArchives,
     ) -> None:
         self._connection, self._engine, self._archives = connection, engine, archives
         self._by, self._where = tuple(by), where
@@ -133,7 +131,7 @@ class _Grouping:
         self._cell_of: dict[int, int] = {}
         self._names: dict[Any, str | None] = {}
         self._tags: dict[int | str, dict[str, str]] = {}
-        self._wanted: Wanted | None = None
+        self._wanted: ArchiveFilter | None = None
         self._find_cells()
 
     def _find_cells(self) -> None:
@@ -217,7 +215,7 @@ class _Summing(_Grouping):
         by: Sequence[str],
         where: Mapping[str, frozenset[str | None]],
         *,
-        archives: Archives,
+        archives: ParquetArchives,
     ) -> None:
         super().__init__(connection, engine, by, where, archives=archives)
         self._meters = where.get("sku_meter")
@@ -507,7 +505,7 @@ def timed(
     by: Sequence[str],
     which: EntryFilter,
     *,
-    archives: Archives,
+    archives: ParquetArchives,
 ) -> list[Latencies]:
     """How long the calls of each group took, in each bucket between `instants`.
 

@@ -22,20 +22,7 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from tokenmeter.file_locks import lock_file
-from tokenmeter.stores.filesystem import make_private_file
-
-__all__ = [
-    "Frame",
-    "Segment",
-    "TailGoneError",
-    "frame",
-    "frames",
-    "owner_of",
-    "remove_segment",
-    "segment_path",
-    "segments",
-    "unfolded",
-]
+from tokenmeter.stores.urls import make_private_file
 
 #: Not for programs that are started; Windows has no such flag.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)

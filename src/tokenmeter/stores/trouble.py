@@ -6,8 +6,6 @@ import logging
 import threading
 import time
 
-__all__ = ["Trouble"]
-
 log = logging.getLogger("tokenmeter")
 
 #: Seconds between two tellings of a trouble that goes on.

@@ -1,10 +1,11 @@
-"""Store URLs as they may be shown: without passwords."""
+"""Where a ledger lies: its URL as it may be shown, its file made private, and whether it is on a network."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-
-__all__ = ["redacted"]
+from pathlib import Path
 
 _SECRET = re.compile(r"(?i)([a-z_]*(?:password|secret)\s*=\s*)[^&\s]*")
 _END_OF_HOST = re.compile(r"[/?#]")
@@ -25,3 +26,45 @@ def _without_password(rest: str) -> str:
     tail = "" if split_password else rest[len(host) :]
     name, colon, _ = user.partition(":")
     return f"{name}:***{at}{place}{tail}" if colon else rest
+
+
+#: Types in /proc/self/mountinfo on which shared memory between machines, and so WAL, does not work.
+_NETWORK_TYPES = {
+    *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
+    *("ocfs2", "orangefs", "smb2", "smb3", "smbfs", "virtiofs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs"),
+    *("fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs", "fuse.davfs2"),
+}
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def make_private_file(path: Path) -> None:
+    """Make `path` (mode 0600) and its missing directories (0700). An existing file is never opened here.
+
+    Raises:
+        OSError: it cannot be made, or it is a directory.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a directory; name a file", str(path))
+    if path.exists():
+        return
+    missing = [folder for folder in path.parents if not folder.exists()]
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600))
+
+
+def is_network(path: Path, mounts: Path = _MOUNTS) -> bool:
+    """Whether `path` lies on a file system that several machines may share. False where the system does not tell."""
+    try:
+        rows = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    best, kind = "", ""
+    for row in rows:
+        before, _, after = row.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        if len(point) >= len(best) and (path.is_relative_to(point)):
+            best, kind = point, after.split()[0]
+    return kind in _NETWORK_TYPES

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-__all__ = ["MICRO", "compact_json", "from_microseconds", "to_microseconds"]
-
 #: Picodollars in a microdollar: where summed money columns are split.
 MICRO = 1_000_000
 _SECOND = 1_000_000

@@ -26,8 +26,6 @@ from tokenmeter.stores.live import DIRTY, SITUATION, STATE, Live, LiveHeader, Sl
 from tokenmeter.stores.record import FORMAT
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 
-__all__ = ["Writer"]
-
 log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

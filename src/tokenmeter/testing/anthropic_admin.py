@@ -19,8 +19,6 @@ from tokenmeter.testing.reporting import Cost, Row, Span
 from tokenmeter.testing.wire import JSON, json_reply
 from tokenmeter.usage import Usage
 
-__all__ = ["analytics_cost", "analytics_usage", "cost_report", "usage_report"]
-
 _WIDTHS = {"1m": timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
 _USUAL_ITEMS = 100
 _USUAL_BUCKETS = 7

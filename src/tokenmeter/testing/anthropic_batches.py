@@ -11,8 +11,6 @@ from tokenmeter.testing.context import Context, RefusalError, Served, error_body
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Reply, dump, json_reply
 
-__all__ = ["cancel", "create", "delete", "list_batches", "results", "retrieve"]
-
 _KINDS = ("succeeded", "errored", "expired", "canceled", "processing")
 
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.testing.truth import Bill
 
-__all__ = ["cloud_endpoint", "count_tokens", "create"]
-
-
 _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 #: Usage of a message_delta: cumulative, without the context (tier, geography, speed) that message_start gave.
 _DELTA = (

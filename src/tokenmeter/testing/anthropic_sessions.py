@@ -14,19 +14,6 @@ from tokenmeter.testing.wire import JSON, Reply, json_reply, part, sse
 from tokenmeter.testing.wire_usage import read_messages
 from tokenmeter.usage import Usage
 
-__all__ = [
-    "archive",
-    "create",
-    "list_events",
-    "list_models",
-    "list_sessions",
-    "model",
-    "retrieve",
-    "send_events",
-    "stream_events",
-    "update",
-]
-
 _AGENT_MODEL = "claude-sonnet-5"
 _MODELS = ("claude-opus-5", "claude-sonnet-5", "claude-haiku-4-5")
 _MODELS_MADE = datetime(2026, 1, 1, tzinfo=UTC).isoformat()

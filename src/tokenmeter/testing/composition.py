@@ -14,8 +14,6 @@ from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON
 from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["Composition", "compose"]
-
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 #: The tier that serves a request for another: ``fast`` is OpenAI's newer word for ``priority``.
 _SERVED_TIER = {"auto": "default", None: "default", "fast": "priority"}

@@ -18,21 +18,6 @@ if TYPE_CHECKING:
     from tokenmeter.testing.truth import Bill, Truth
     from tokenmeter.testing.wire import JSON, Reply, Request
 
-__all__ = [
-    "Context",
-    "Endpoint",
-    "Provider",
-    "RefusalError",
-    "Route",
-    "Served",
-    "State",
-    "Upload",
-    "decode",
-    "error_body",
-    "merged",
-]
-
-
 Provider = Literal["openai", "anthropic", "google"]
 
 

@@ -20,8 +20,6 @@ from tokenmeter.testing.context import Route
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ANTHROPIC", "OPENAI"]
-
 OPENAI: Sequence[Route] = (
     Route("POST", "/chat/completions", "chat.completions", openai_chat.chat_completions),
     Route("POST", "/completions", "completions", openai_chat.completions),

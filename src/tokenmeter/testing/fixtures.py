@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Meter
     from tokenmeter.testing.provider import FakeProvider
 
-__all__ = ["fake_provider", "tokenmeter_meter"]
-
 # pytest loads this module in every run of whoever installed tokenmeter, hence the late imports.
 
 

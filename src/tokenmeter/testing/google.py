@@ -21,8 +21,6 @@ from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, Request, dump, json_reply, part, sse
 from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["generate", "google_endpoint", "google_usage", "read_google", "turn_of"]
-
 _VERB = re.compile(r"/(?:models|endpoints)/([^/:]+):(\w+)$")
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
 _MODALITIES = {"input_audio": "AUDIO", "input_image": "IMAGE", "input_video": "VIDEO"}

@@ -14,8 +14,6 @@ from tokenmeter.testing.reporting import Row, Span
 from tokenmeter.testing.wire import JSON, json_reply
 from tokenmeter.usage import Usage
 
-__all__ = ["costs", "usage"]
-
 _WIDTHS = {"1m": timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
 _USUAL_BUCKETS = 7
 _INSTANT = timedelta(microseconds=1)  # what happens now is still reported

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from tokenmeter.testing.script import StreamUsage
 
-__all__ = ["SSE", "chat_completions", "completions", "embeddings", "moderations"]
-
-
 SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 DONE = b"[DONE]"
 

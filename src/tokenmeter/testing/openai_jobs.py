@@ -12,27 +12,6 @@ from tokenmeter.testing.wire import JSON, Reply, dump, json_reply, part
 from tokenmeter.testing.wire_usage import responses_usage
 from tokenmeter.usage import Consumption, Usage
 
-__all__ = [
-    "cancel_batch",
-    "content",
-    "create_batch",
-    "create_tuning",
-    "create_video",
-    "delete_file",
-    "list_batches",
-    "list_files",
-    "list_models",
-    "model",
-    "retrieve_batch",
-    "retrieve_file",
-    "retrieve_tuning",
-    "retrieve_video",
-    "store_file",
-    "upload",
-    "video_content",
-]
-
-
 _DAY = 86_400
 _EPOCHS = 3
 _VIDEO_SECONDS = "4"

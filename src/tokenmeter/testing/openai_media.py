@@ -13,8 +13,6 @@ from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, part, sse
 from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["edit_images", "generate_images", "speak", "transcribe", "translate"]
-
 #: The smallest PNG: one transparent pixel.
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 #: Output tokens of a square gpt-image-1 picture by quality; source: OpenAI's image generation guide.

@@ -16,21 +16,6 @@ from tokenmeter.usage import Consumption, Usage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = [
-    "cancel",
-    "compact",
-    "create",
-    "decide",
-    "delete",
-    "input_items",
-    "input_tokens",
-    "retrieve",
-    "tool_items",
-    "tool_usage",
-    "write_events",
-]
-
-
 #: Parameters of the request that the answer repeats, with what it says when they were not given.
 _REPEATED: JSON = {
     "instructions": None,

@@ -18,8 +18,6 @@ from tokenmeter.testing.truth import Books, GroupBy, Truth
 from tokenmeter.testing.wire import Delivery, Event, Reply, Request
 from tokenmeter.usage import Consumption, Quantity, Usage
 
-__all__ = ["FakeProvider"]
-
 
 class FakeProvider:
     """Serves the providers' APIs from this process, without a network, and remembers what each request cost.

@@ -34,9 +34,6 @@ from tokenmeter.usage import Consumption, Usage
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["Connections", "Session", "session_kind"]
-
-
 _SWITCHING = 101
 _AUDIO_BYTES_PER_SECOND = 48_000  # 24 kHz, 16 bit
 _AUDIO_BYTES_PER_TOKEN = 4_800  # ten tokens a second

@@ -13,8 +13,6 @@ from tokenmeter.testing.truth import Truth
 from tokenmeter.testing.wire import Request
 from tokenmeter.usage import Consumption, Quantity, Usage
 
-__all__ = ["Cost", "Reports", "Row", "Span", "costs", "grouped", "list_param", "page", "rows", "spans"]
-
 _ONE = Decimal(1)
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from tokenmeter.testing.context import Endpoint, Provider, Route
     from tokenmeter.testing.wire import JSON, Request
 
-__all__ = ["Match", "find"]
-
 _AZURE = re.compile(r"^.*?/openai/deployments/([^/]+)(/.+)$")
 #: Whatever stands before an endpoint's path: a host's base path, the version, Azure's ``/openai``.
 _BASE = re.compile(r"^(?:/.*?)?/v1(?=/)|^.*?/openai(?=/)")

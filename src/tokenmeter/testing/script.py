@@ -11,8 +11,6 @@ from typing import Any, Literal
 from tokenmeter.testing.wire import STRAIGHT, Delivery, Event
 from tokenmeter.usage import Consumption, Quantity
 
-__all__ = ["DEFAULT", "Answer", "Billing", "Script", "StreamUsage", "ToolCall"]
-
 #: A tool's name and its arguments, or the arguments as the JSON text to send.
 ToolCall = tuple[str, Mapping[str, Any] | str]
 

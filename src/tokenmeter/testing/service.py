@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from tokenmeter.testing.reporting import Reports
     from tokenmeter.testing.truth import Books, Truth
 
-__all__ = ["Exchange", "Service", "serve", "serve_verbatim"]
-
-
 _FIRST_ERROR = 400
 
 

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-__all__ = ["as_json", "count", "cut", "echo", "prompt_tokens", "sample", "words"]
-
 _BYTES_PER_TOKEN = 4
 _MEDIA_TOKENS = 85
 _MEDIA = frozenset({"image", "image_url", "input_image", "input_audio", "input_file", "file", "document", "audio"})

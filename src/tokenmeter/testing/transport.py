@@ -16,8 +16,6 @@ from io import BufferedReader
 
 from tokenmeter.testing.wire import Delivery, Event, Reply
 
-__all__ = ["Application", "Server", "Upgrade"]
-
 #: (method, target, headers, body) -> reply
 Application = Callable[[str, str, tuple[tuple[str, str], ...], bytes], Reply]
 #: Takes over a connection that asks for a WebSocket: (socket, target, headers).

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from tokenmeter.usage import Consumption, Usage
 
-__all__ = ["Bill", "Books", "GroupBy", "Truth"]
-
 GroupBy = Literal["model", "request_model", "api_key", "endpoint", "provider", "service_tier"]
 
 

@@ -10,8 +10,6 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-__all__ = ["JSON", "STRAIGHT", "Delivery", "Event", "Reply", "Request", "dump", "json_reply", "part", "sse"]
-
 JSON = dict[str, Any]
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

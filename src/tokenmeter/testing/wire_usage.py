@@ -14,18 +14,6 @@ from tokenmeter.semconv import CACHE_READ_METERS
 from tokenmeter.testing.wire import JSON, part
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = [
-    "chat_usage",
-    "iteration_usage",
-    "messages_usage",
-    "read_chat",
-    "read_messages",
-    "read_realtime",
-    "read_responses",
-    "realtime_usage",
-    "responses_usage",
-]
-
 _REALTIME_FRESH = {"text_tokens": "input", "audio_tokens": "input_audio", "image_tokens": "input_image"}
 _REALTIME_CACHED = {"text_tokens": "cache_read", "audio_tokens": "cache_read_audio", "image_tokens": "cache_read_image"}
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from tokenmeter.billing.render.sheet import Row, Sheet
-
-__all__ = ["render_html"]
+from tokenmeter.billing.render.sheet import PrintedRow, PrintedSheet
 
 _STYLE = """
 @page { size: A4; margin: 18mm 16mm; }
@@ -42,7 +40,7 @@ footer { font-size: 7.5pt; color: #57606a; border-top: 1px solid #d0d7de; margin
 """
 
 
-def render_html(sheet: Sheet) -> str:
+def render_html(sheet: PrintedSheet) -> str:
     """The page."""
     stamp = f' <span class="stamp">{escape(sheet.stamp)}</span>' if sheet.stamp else ""
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in sheet.facts)
@@ -68,7 +66,7 @@ def _paragraphs(lines: Iterable[str]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-def _table(sheet: Sheet) -> str:
+def _table(sheet: PrintedSheet) -> str:
     if not sheet.rows:
         return f'<p class="empty">{escape(sheet.empty)}</p>'
     classes = [' class="n"' if numeric else "" for numeric in sheet.numeric]
@@ -77,7 +75,7 @@ def _table(sheet: Sheet) -> str:
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
 
 
-def _row(row: Row, columns: Iterable[str], classes: Iterable[str]) -> str:
+def _row(row: PrintedRow, columns: Iterable[str], classes: Iterable[str]) -> str:
     note = f'<br><span class="note">{escape(row.note)}</span>' if row.note else ""
     cells = (
         f"<td{kind}>{escape(cell)}{note if name == 'Description' else ''}</td>"

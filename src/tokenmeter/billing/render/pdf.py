@@ -13,10 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
 
-from tokenmeter.billing.render.sheet import Row, Sheet
+from tokenmeter.billing.render.sheet import PrintedRow, PrintedSheet
 from tokenmeter.errors import ConfigurationError
-
-__all__ = ["write_pdf"]
 
 _TEMPLATE = Path(__file__).with_name("sheet.typ")
 #: Packages of fonts, in the order their letters are looked for; the last is an extra of its own, for its size.
@@ -31,12 +29,12 @@ _MOST_ROWS = 3000
 
 
 @overload
-def write_pdf(sheet: Sheet, target: None) -> bytes: ...
+def write_pdf(sheet: PrintedSheet, target: None) -> bytes: ...
 @overload
-def write_pdf(sheet: Sheet, target: str | Path) -> Path: ...
+def write_pdf(sheet: PrintedSheet, target: str | Path) -> Path: ...
 @overload
-def write_pdf(sheet: Sheet, target: str | Path | None) -> bytes | Path: ...
-def write_pdf(sheet: Sheet, target: str | Path | None) -> bytes | Path:
+def write_pdf(sheet: PrintedSheet, target: str | Path | None) -> bytes | Path: ...
+def write_pdf(sheet: PrintedSheet, target: str | Path | None) -> bytes | Path:
     """Draw `sheet`. Of more than 3,000 rows the first are drawn, and a last one says how many are in the CSV.
 
     Args:
@@ -76,7 +74,7 @@ def _typst() -> Any:
         ) from error
 
 
-def _data(sheet: Sheet) -> dict[str, Any]:
+def _data(sheet: PrintedSheet) -> dict[str, Any]:
     data = asdict(sheet)
     if len(sheet.rows) > _MOST_ROWS:
         more = len(sheet.rows) - _MOST_ROWS
@@ -84,7 +82,7 @@ def _data(sheet: Sheet) -> dict[str, Any]:
             f"... and {more:,} more lines; all are in the CSV" if name == "Description" else ""
             for name in sheet.columns
         )
-        data["rows"] = [asdict(row) for row in (*sheet.rows[:_MOST_ROWS], Row(cells))]
+        data["rows"] = [asdict(row) for row in (*sheet.rows[:_MOST_ROWS], PrintedRow(cells))]
     return {**_printable(data), "fonts": list(_FAMILIES)}
 
 
@@ -97,7 +95,7 @@ def _printable(value: Any) -> Any:
     return [_printable(one) for one in value] if isinstance(value, (list, tuple)) else value  # pyright: ignore[reportUnknownVariableType]
 
 
-def _day(sheet: Sheet) -> int:
+def _day(sheet: PrintedSheet) -> int:
     """The document's date in its properties: not the clock's, so that the bytes are the same again."""
     day = datetime.fromisoformat(sheet.date) if sheet.date else datetime(2000, 1, 1)  # noqa: DTZ001 - made aware below
     return int(day.replace(tzinfo=UTC).timestamp())

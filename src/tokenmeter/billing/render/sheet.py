@@ -14,14 +14,12 @@ from tokenmeter.reports.fields import Field, Kind
 from tokenmeter.reports.sink import Sink
 from tokenmeter.reports.xlsx import write_xlsx
 
-__all__ = ["Row", "Sheet", "csv_text", "plain_text", "write_table"]
-
 #: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PrintedRow:
     """A row of the table: its cells, and a line in small print below them."""
 
     cells: tuple[str, ...]
@@ -29,7 +27,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
+class PrintedSheet:
     """A printed document.
 
     Attributes:
@@ -61,7 +59,7 @@ class Sheet:
     sums: tuple[tuple[str, str], ...]
     columns: tuple[str, ...]
     numeric: tuple[bool, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PrintedRow, ...]
     empty: str = "No usage in this period."
     remarks: tuple[str, ...] = ()
     small: tuple[str, ...] = ()

@@ -7,8 +7,6 @@ from tokenmeter.providers.shapes import Reading, Shape, put, said_by
 from tokenmeter.providers.wire import JSON, count, members
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["SHAPES", "converse"]
-
 
 def converse(usage: JSON) -> Reading:
     """Converse's usage. Source: Amazon Bedrock API reference, TokenUsage."""

@@ -25,9 +25,6 @@ from tokenmeter.usage import Consumption, Observation, Usage
 if TYPE_CHECKING:
     from tokenmeter.providers.shapes import Reading
 
-__all__ = ["BY_TYPE", "dream", "other_event", "read_body", "session"]
-
-
 _Reader = Callable[[JSON, Context], Observation]
 
 
@@ -119,7 +116,7 @@ _TOKENS = frozenset(TOKEN_METERS)
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Item:
     role: str
     model: str | None
     reading: Reading
@@ -133,7 +130,7 @@ def groups_of(
     if "fallback_credit" in wire and _redeemed(wire):
         flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
     entries = [
-        _Entry(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
+        _Item(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
         for entry in members(wire, "iterations")
     ]
     base = _base(wire, top, model, context, flags)
@@ -170,7 +167,7 @@ def _base(wire: JSON, top: Reading, model: str | None, context: Context, flags: 
     )
 
 
-def _serving_groups(entries: list[_Entry], served: str | None, base: Consumption, flags: set[str]) -> list[Consumption]:
+def _serving_groups(entries: list[_Item], served: str | None, base: Consumption, flags: set[str]) -> list[Consumption]:
     mine = [entry for entry in entries if entry.role in _SERVING and entry.model in {None, served}]
     declined = [entry for entry in entries if entry.role in _SERVING and entry.model not in {None, served}]
     if declined:
@@ -185,7 +182,7 @@ def _serving_groups(entries: list[_Entry], served: str | None, base: Consumption
     return [*attempts, replace(base, prompt_tokens=None)]
 
 
-def _helper_groups(entries: list[_Entry], base: Consumption, flags: set[str]) -> list[Consumption]:
+def _helper_groups(entries: list[_Item], base: Consumption, flags: set[str]) -> list[Consumption]:
     groups: list[Consumption] = []
     for entry in entries:
         if entry.role in _SERVING:
@@ -198,7 +195,7 @@ def _helper_groups(entries: list[_Entry], base: Consumption, flags: set[str]) ->
     return groups
 
 
-def _group(entry: _Entry, base: Consumption, model: str | None = None) -> Consumption:
+def _group(entry: _Item, base: Consumption, model: str | None = None) -> Consumption:
     return replace(
         base,
         model=entry.model or model or base.model,
@@ -217,7 +214,7 @@ def _shared(base: Consumption, groups: list[Consumption]) -> list[Consumption]:
     return [*groups[:-1], replace(last, usage=usage, supplied_cost=base.supplied_cost)]
 
 
-def _tokens(entries: Iterable[_Entry]) -> dict[str, int]:
+def _tokens(entries: Iterable[_Item]) -> dict[str, int]:
     return _tokens_of(Usage.total(entry.reading.usage for entry in entries))
 
 

@@ -13,8 +13,6 @@ from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.usage import Observation
 
-__all__ = ["DIALECT", "AnthropicDialect"]
-
 
 class AnthropicDialect(Dialect):
     """Anthropic's wire format."""

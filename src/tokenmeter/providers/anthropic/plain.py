@@ -14,8 +14,6 @@ from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.prompts import measure_plain
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_object
 
-__all__ = ["PLAIN", "PLAIN_REQUESTS"]
-
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
 #: Keys that say nothing more when they hold nothing.
 _USAGE = _COUNTS | {

@@ -10,8 +10,6 @@ from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, measure_prompt, named
 from tokenmeter.providers.wire import JSON, is_object, members, section, text
 
-__all__ = ["PROMPT_RULES", "request_facts"]
-
 _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "tool_search_tool_")
 _COMPACTION = "compact"
 #: The system prompt for the use of tools is up to 804 tokens, with the computer tool, and a picture in high resolution

@@ -9,8 +9,6 @@ from functools import lru_cache
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.routes import Routes, bare_path
 
-__all__ = ["endpoint", "named"]
-
 _BILLED = """
 POST /messages                                           messages                      chat
 POST /complete                                           completions                   text_completion

@@ -12,8 +12,6 @@ from tokenmeter.providers.estimates import tokens_of
 from tokenmeter.providers.wire import count, is_object, latest, section, text, utf8_length
 from tokenmeter.usage import Observation
 
-__all__ = ["MessageStream"]
-
 _ESTIMATED = frozenset({"estimated"})
 
 

@@ -7,8 +7,6 @@ from tokenmeter.providers.shapes import Reading, Shape, has_unknown, put, said_b
 from tokenmeter.providers.wire import JSON, count, section
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["SHAPES", "exclusive"]
-
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 #: Counts that are read, and those by which compatible hosts say the same again.
 _KNOWN_COUNTS = frozenset(

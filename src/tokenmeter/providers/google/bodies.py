@@ -24,8 +24,6 @@ from tokenmeter.providers.shapes import INPUT_SIDE, NOTHING_SAID, Reading
 from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Quantity, Usage
 
-__all__ = ["items", "merged", "read_body", "results_file"]
-
 _Reader = Callable[[JSON, Context], Observation]
 
 

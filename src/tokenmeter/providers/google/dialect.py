@@ -13,8 +13,6 @@ from tokenmeter.providers.google.plain import PLAIN
 from tokenmeter.providers.google.streams import AnswerStream, InteractionStream
 from tokenmeter.usage import Observation
 
-__all__ = ["DIALECT", "GoogleDialect"]
-
 
 class GoogleDialect(Dialect):
     """Google's wire format."""

@@ -11,8 +11,6 @@ from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.google.requests import is_song_model
 from tokenmeter.providers.wire import JSON, MOST, is_array, is_object
 
-__all__ = ["PLAIN"]
-
 _COUNTS = (
     "promptTokenCount",
     "candidatesTokenCount",

@@ -10,8 +10,6 @@ from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, measure, named
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text
 
-__all__ = ["PROMPT_RULES", "is_song_model", "model_name", "output_cap", "request_facts", "tier_name"]
-
 #: Everything that is rendered into the prompt, of every kind of request.
 _PROMPT_KEYS = (
     "contents",

@@ -10,8 +10,6 @@ from urllib.parse import unquote
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.routes import bare_path
 
-__all__ = ["OPERATION", "endpoint", "model_in", "named"]
-
 #: What a call of the SDK is called -> the endpoint. Operations are OpenTelemetry's, where it has a word.
 _ENDPOINTS = {
     known.path: known

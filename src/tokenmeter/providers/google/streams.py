@@ -12,8 +12,6 @@ from tokenmeter.providers.estimates import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
-__all__ = ["AnswerStream", "InteractionStream"]
-
 _ESTIMATED = frozenset({"estimated"})
 _NAMES = ("modelVersion", "responseId", "serviceTier")
 

@@ -12,8 +12,6 @@ from tokenmeter.providers.shapes import Reading, Shape, put, said_by, split_inpu
 from tokenmeter.providers.wire import JSON, count, members
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = ["SHAPES", "interaction_usage", "usage_metadata"]
-
 #: A page of a PDF is billed as a picture of it (https://ai.google.dev/gemini-api/docs/document-processing).
 _MODALITIES = {"audio": "audio", "document": "image", "image": "image", "video": "video"}
 

@@ -19,8 +19,6 @@ from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Re
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
-__all__ = ["read_body"]
-
 _Reader = Callable[[JSON, Context], Observation]
 
 

@@ -12,8 +12,6 @@ from tokenmeter.providers.openai import bodies, requests, routes, streams
 from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.usage import Observation
 
-__all__ = ["DIALECT", "OpenAIDialect"]
-
 
 class OpenAIDialect(Dialect):
     """OpenAI's wire format, as OpenAI, Azure and every compatible host speak it."""

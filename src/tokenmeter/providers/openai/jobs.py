@@ -13,8 +13,6 @@ from tokenmeter.providers.shapes import Reading
 from tokenmeter.providers.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
 
-__all__ = ["agent", "batch", "batch_line", "eval_run", "fine_tuning", "grader", "run"]
-
 _UNDER_WAY = frozenset(
     {
         "cancelling",

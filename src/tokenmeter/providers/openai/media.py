@@ -13,19 +13,6 @@ from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
-__all__ = [
-    "heard",
-    "images",
-    "live_session",
-    "realtime",
-    "speech",
-    "speech_event",
-    "spoken",
-    "svg",
-    "transcription",
-    "video",
-]
-
 _ESTIMATED = frozenset({"estimated"})
 _SMALLEST_VIDEO = 720
 _LONGEST_SIDE = 6  # digits

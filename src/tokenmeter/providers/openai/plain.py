@@ -13,8 +13,6 @@ from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.prompts import first_limit, measure_plain
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object
 
-__all__ = ["PLAIN", "PLAIN_REQUESTS"]
-
 #: Keys of a usage object that say nothing more, where they are at all.
 _CHAT_USAGE = frozenset(
     {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}

@@ -10,8 +10,6 @@ from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, measure_prompt, named
 from tokenmeter.providers.wire import JSON, is_array, members, section, text
 
-__all__ = ["PROMPT_RULES", "UsageHider", "output_cap_field", "refuses_usage_request", "request_facts", "usage_request"]
-
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
 #: Tools that OpenAI runs itself: each may start another turn of the model, all under one output sum.

@@ -20,8 +20,6 @@ from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
-__all__ = ["response", "tool_meters"]
-
 #: Items that send the model round once more inside one response: its input is then a sum over several prompts.
 _LOOPING_ITEMS = frozenset(
     {

@@ -9,8 +9,6 @@ from functools import lru_cache
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.routes import Routes, bare_path
 
-__all__ = ["endpoint", "named"]
-
 # Calls that make a bill of their own. WebSocket connections are GETs.
 _BILLED = """
 POST /chat/completions                                   chat.completions              chat

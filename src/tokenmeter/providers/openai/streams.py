@@ -12,8 +12,6 @@ from tokenmeter.providers.estimates import estimate
 from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
-__all__ = ["SOCKET_EVENTS", "ChatStream", "EventStream", "ResponseStream", "open_stream"]
-
 _ESTIMATED = frozenset({"estimated"})
 
 

@@ -14,17 +14,6 @@ from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, has_unknown,
 from tokenmeter.providers.wire import JSON, amount, count, is_object, section, text
 from tokenmeter.usage import Quantity, Usage
 
-__all__ = [
-    "SHAPES",
-    "bills_reasoning_apart",
-    "bills_tools_by_call",
-    "extra_meters",
-    "inclusive",
-    "states_tools",
-    "write_meter",
-]
-
-
 _MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
 _WRITE_KEYS = frozenset({"cache_write_tokens", "cache_creation_tokens", "cache_write_tokens_details"})
 #: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.

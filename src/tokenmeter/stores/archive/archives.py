@@ -21,7 +21,7 @@ from tokenmeter.stores.archive.layout import FileWriter, groups_in, identity_par
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle, Proof
 from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file
 from tokenmeter.stores.archive.shape import Shaper
-from tokenmeter.stores.archive.shelf import Shelf, Wanted, ids_in
+from tokenmeter.stores.archive.shelf import ArchiveFilter, Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
@@ -32,8 +32,6 @@ from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-__all__ = ["ArchiveBook", "Archived", "Archives"]
 
 _PAGE = 2_000
 #: The record at which most entries of a month are before it and fewest of later ones.
@@ -69,7 +67,7 @@ class ArchiveBook(Readable, Protocol):
         ...
 
 
-class Archived(NamedTuple):
+class ArchiveCheck(NamedTuple):
     """Outcome of `Archives.verify`.
 
     Attributes:
@@ -85,7 +83,7 @@ class Archived(NamedTuple):
     last_day: int
 
 
-class Archives:
+class ParquetArchives:
     """The archived months of one ledger.
 
     Args:
@@ -402,7 +400,7 @@ class Archives:
 
     # -- checking
 
-    def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> Archived:
+    def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> ArchiveCheck:
         """How many entries are in files, and what is wrong with these.
 
         Args:
@@ -445,7 +443,7 @@ class Archives:
             faults.append(
                 Fault("missing", f"records {last + 1} to {archived_to}", "They were dropped without being sealed.")
             )
-        return Archived(count, tuple(faults), found, max(days))
+        return ArchiveCheck(count, tuple(faults), found, max(days))
 
     # -- reading; inside a read transaction of the ledger
 
@@ -465,7 +463,7 @@ class Archives:
 
     def wanted(
         self, connection: Rows, where: Mapping[str, frozenset[str | None]], numbers: Mapping[int, int] | None = None
-    ) -> Wanted:
+    ) -> ArchiveFilter:
         """Conditions as the archive knows them: by digests and texts that the ledger still has.
 
         Args:
@@ -504,7 +502,7 @@ class Archives:
             )
             tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
         ids = {key: accepted for key, accepted in where.items() if asked(key)[0] in FILTERS}
-        return Wanted(accounts, end_users, tags, ids)
+        return ArchiveFilter(accounts, end_users, tags, ids)
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
         """Account (digest) and record of an archived entry, by its id."""

@@ -27,8 +27,6 @@ from tokenmeter.stores.base import Store
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["ClickHouse", "Loaded", "load_clickhouse"]
-
 #: Record numbers to a stretch, which is one insert and one block there.
 _STRETCH = 250_000
 _SECONDS = 600

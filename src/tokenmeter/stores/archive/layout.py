@@ -17,19 +17,6 @@ from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import AMOUNTS, TYPED, identity_column
 from tokenmeter.stores.values import MICRO
 
-__all__ = [
-    "COLUMNS",
-    "LAYOUT",
-    "RECORD_COLUMNS",
-    "FileWriter",
-    "Row",
-    "groups_in",
-    "identity_parts",
-    "open_writer",
-    "record_of",
-    "records",
-]
-
 #: Number of this layout, in every manifest.
 LAYOUT = 1
 #: Column -> what it holds: ``int``, ``digest`` (16 bytes), ``bytes``, ``text``, ``time`` (UTC, microseconds), ``ints``,
@@ -99,7 +86,7 @@ _ENTRIES = (
 )
 
 
-class Row(NamedTuple):
+class ArchiveRow(NamedTuple):
     """A row of the ledger's table ``entries`` as an archive takes it: digests and texts in place of rows of the book.
 
     Attributes:
@@ -133,9 +120,9 @@ def identity_parts(entry_id: str) -> tuple[bytes, int | None]:
     return found[:10], int.from_bytes(found[10:])
 
 
-def rows_after(connection: Rows, after: int, last: int) -> list[tuple[Row, bytes]]:
+def rows_after(connection: Rows, after: int, last: int) -> list[tuple[ArchiveRow, bytes]]:
     """Some entries of the live ledger as an archive takes them, with their hashes; in the order of the chain."""
-    found: list[tuple[Row, bytes]] = []
+    found: list[tuple[ArchiveRow, bytes]] = []
     width = len(AMOUNTS)
     for seq, identity, occurred_at, account, end_user, tags, *rest in connection.execute(
         _ENTRIES, (after, last, _PAGE)
@@ -143,7 +130,9 @@ def rows_after(connection: Rows, after: int, last: int) -> list[tuple[Row, bytes
         entry_id = identity if isinstance(identity, str) else bytes(identity).hex()
         amounts, (more, body, digest) = rest[:width], rest[width:]
         user = None if end_user is None else bytes(end_user)
-        found.append((Row(seq, entry_id, occurred_at, bytes(account), user, tags, amounts, more, body), bytes(digest)))
+        found.append(
+            (ArchiveRow(seq, entry_id, occurred_at, bytes(account), user, tags, amounts, more, body), bytes(digest))
+        )
     return found
 
 
@@ -197,7 +186,7 @@ class FileWriter:
         self._rows = 0
         self._writer = open_writer(target, rows)
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[ArchiveRow]) -> None:
         """Add entries, in the order of the chain."""
         columns = list(zip(*map(self._cells, rows), strict=True))
         arrays = [self._arrow.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
@@ -206,7 +195,7 @@ class FileWriter:
         if self._rows >= _ROW_GROUP:
             self._flush()
 
-    def _cells(self, row: Row) -> tuple[Any, ...]:
+    def _cells(self, row: ArchiveRow) -> tuple[Any, ...]:
         unpriced, estimated, reasoning, *rest = row.amounts
         tokens, costs = rest[: len(TYPED)], rest[len(TYPED) :]
         listed, contracted, billed = costs[:2], costs[2:4], costs[4:]

@@ -12,8 +12,6 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.documents import Document, NewDocument
 from tokenmeter.stores.values import compact_json, from_microseconds
 
-__all__ = ["KIND", "ArchivedMonth", "Merkle", "Proof"]
-
 #: Kind of document that manifests are.
 KIND = "archive"
 _NEWEST_LAYOUT = 1

@@ -19,8 +19,6 @@ import platformdirs
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
 
-__all__ = ["digest_of_file", "import_extra", "joined", "local_copy", "place_of", "put_file"]
-
 _CHUNK = 1 << 20
 
 

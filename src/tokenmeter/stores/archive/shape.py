@@ -33,8 +33,6 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-__all__ = ["VALUES", "Shaped", "Shaper", "render", "values_of"]
-
 #: What a place may name, in the order of `values_of`.
 VALUES = (
     *("account", "id", "occurred_at", "recorded_at", "response_id", "request_id", "latency_us", "first_token_us"),

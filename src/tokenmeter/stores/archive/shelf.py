@@ -20,8 +20,6 @@ from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra, local_copy
 from tokenmeter.stores.selection import asked
 
-__all__ = ["Shelf", "Wanted", "ids_in", "open_duckdb"]
-
 #: Bytes that a query may take before it goes to the disk, and threads.
 _MEMORY, _THREADS = "2GB", 4
 #: Entries that are put in order at once.
@@ -48,7 +46,7 @@ _NAMED = {
 }
 
 
-class Wanted(NamedTuple):
+class ArchiveFilter(NamedTuple):
     """Which entries of the archive; None accepts all.
 
     Attributes:
@@ -114,7 +112,7 @@ class Shelf:
         files: Sequence[ArchivedMonth],
         edges: Sequence[int],
         archived_to: int,
-        wanted: Wanted,
+        wanted: ArchiveFilter,
         columns: Sequence[str],
         *,
         own: str,
@@ -150,7 +148,7 @@ class Shelf:
         files: Sequence[ArchivedMonth],
         edges: Sequence[int],
         archived_to: int,
-        wanted: Wanted,
+        wanted: ArchiveFilter,
         columns: Sequence[str],
     ) -> Iterator[tuple[Any, ...]]:
         """Piece, asker's number, account, end user, tags and `columns` of each entry, in no order; see `sums`."""
@@ -162,7 +160,7 @@ class Shelf:
                 yield from rows
 
     def records(
-        self, files: Sequence[ArchivedMonth], edges: Sequence[int], archived_to: int, wanted: Wanted
+        self, files: Sequence[ArchivedMonth], edges: Sequence[int], archived_to: int, wanted: ArchiveFilter
     ) -> Iterator[tuple[int, int | None, bytes, bytes | None, str | None, str]]:
         """Piece, asker's number, account, end user, tags and record of each entry, in no order; see `sums`."""
         for piece, spot, account, end_user, tags, *columns in self.rows(files, edges, archived_to, wanted, (_RECORD,)):
@@ -173,7 +171,7 @@ class Shelf:
         files: Sequence[ArchivedMonth],
         span: tuple[int | None, int | None],
         archived_to: int,
-        wanted: Wanted,
+        wanted: ArchiveFilter,
         *,
         newest_first: bool,
         after: tuple[int, int] | None = None,
@@ -216,7 +214,7 @@ class Shelf:
         """Account and record of an entry, by its id."""
         writer, counter = identity_parts(entry_id)
         with self._cursor() as cursor:
-            source, values = self._source(cursor, files, (None, None), archived_to, Wanted())
+            source, values = self._source(cursor, files, (None, None), archived_to, ArchiveFilter())
             same = "counter IS NULL" if counter is None else "counter = ?"
             row = cursor.execute(
                 f"SELECT account, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
@@ -228,7 +226,7 @@ class Shelf:
         """Record number and record of an entry, by its id, whether it is live as well or not."""
         writer, counter = identity_parts(entry_id)
         with self._cursor() as cursor:
-            source, values = self._source(cursor, files, (None, None), _MOST, Wanted())
+            source, values = self._source(cursor, files, (None, None), _MOST, ArchiveFilter())
             same = "counter IS NULL" if counter is None else "counter = ?"
             row = cursor.execute(
                 f"SELECT seq, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
@@ -242,7 +240,7 @@ class Shelf:
         files: Sequence[ArchivedMonth],
         span: tuple[int | None, int | None],
         archived_to: int,
-        wanted: Wanted,
+        wanted: ArchiveFilter,
     ) -> tuple[str, list[Any]]:
         """A query for the wanted rows with every column, and its values."""
         paths = [str(local_copy(one.url, one.sha256)) for one in files]

@@ -27,8 +27,6 @@ from tokenmeter.stores.selection import SHARED
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["open_star"]
-
 _END = (1 << 63) - 1
 _COST = (
     "CAST(CAST(coalesce({0}) AS DECIMAL(20, 0)) * CAST(0.000001 AS DECIMAL(7, 6)) "

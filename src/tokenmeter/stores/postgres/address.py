@@ -18,8 +18,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conni
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.urls import redacted
 
-__all__ = ["Address"]
-
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _HOST = r"(?:\[[^\]]*\]|[^:,\[]*)(?::\d*)?"
 _HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*")

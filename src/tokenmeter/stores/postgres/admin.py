@@ -15,8 +15,6 @@ from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import NEWEST, apply, migrations, state
 
-__all__ = ["Role", "Status", "grant", "init", "migrate", "status"]
-
 Role = Literal["writer", "reader", "owner"]
 
 #: What a writer calls. They run with the owner's rights, so a writer needs none on the tables.

@@ -13,8 +13,6 @@ from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.tail import segment_path, segments
 
-__all__ = ["describe"]
-
 _WORST_SKEW_SECONDS = 5
 _FACTS = """
     SELECT current_setting('server_version'), current_user::text, (SELECT max(number) FROM schema_versions),

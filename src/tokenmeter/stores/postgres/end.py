@@ -12,8 +12,6 @@ from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores.postgres.book import PostgresBook
 from tokenmeter.stores.postgres.rows import ServerRows
 
-__all__ = ["PostgresEnd"]
-
 T = TypeVar("T")
 
 _KINDS = {"bytea": "bytes", "text": "text", "numeric": "numeric"}

@@ -34,8 +34,6 @@ from tokenmeter.stores.record import encode_entry, hold_record
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 
-__all__ = ["ServerJournal"]
-
 #: SQLSTATE of our own: a claim does not fit.
 _CAP_REACHED = "TMCAP"
 _NETWORK = "The PostgreSQL server has to be asked; call again from a thread."

@@ -16,10 +16,16 @@ import psycopg
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.stores.postgres.address import Address
-from tokenmeter.stores.postgres.failures import explain, is_conflict, is_outage, reason_of
-from tokenmeter.stores.postgres.sessions import STATEMENT_SECONDS, Connection, open_session, transaction
-
-__all__ = ["Pool"]
+from tokenmeter.stores.postgres.sessions import (
+    STATEMENT_SECONDS,
+    Connection,
+    explain,
+    is_conflict,
+    is_outage,
+    open_session,
+    reason_of,
+    transaction,
+)
 
 T = TypeVar("T")
 

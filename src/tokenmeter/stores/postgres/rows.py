@@ -12,8 +12,6 @@ from psycopg.adapt import Buffer, Loader
 
 from tokenmeter.stores.engine import Engine
 
-__all__ = ["ENGINE", "ServerRows", "read_whole_numbers"]
-
 
 class ServerRows:
     """`tokenmeter.stores.engine.Rows` of a connection to the server."""

@@ -18,8 +18,6 @@ from psycopg import Connection, sql
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError
 
-__all__ = ["NEWEST", "Migration", "State", "apply", "check", "migrations", "state"]
-
 _FOLDER = resources.files("tokenmeter.stores.postgres") / "sql"
 _NUMBERED = re.compile(r"(\d{4})_(\S+)\.sql")
 _READABLE = re.compile(r"-- readable from: (\d+)")
@@ -54,7 +52,7 @@ class Migration:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ServerState:
     """What the server has.
 
     Attributes:
@@ -82,17 +80,17 @@ def migrations() -> tuple[Migration, ...]:
 NEWEST = max(migration.number for migration in migrations())
 
 
-def state(connection: Connection[Any]) -> State:
+def state(connection: Connection[Any]) -> ServerState:
     """Which migrations the schema on the search path has."""
     try:
         with connection.transaction():  # a failure must not end a transaction around it
             rows = connection.execute("SELECT number, readable_from FROM schema_versions ORDER BY number").fetchall()
     except psycopg.errors.UndefinedTable:
-        return State((), 0)
-    return State(tuple(row[0] for row in rows), max((row[1] for row in rows), default=0))
+        return ServerState((), 0)
+    return ServerState(tuple(row[0] for row in rows), max((row[1] for row in rows), default=0))
 
 
-def check(found: State) -> None:
+def check(found: ServerState) -> None:
     """Whether this release can work with what the server has.
 
     Raises:

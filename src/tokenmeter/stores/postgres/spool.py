@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tokenmeter.errors import StoreError, StoreUnavailableError
-from tokenmeter.stores.filesystem import make_private_file
-
-__all__ = ["Sender", "Spool"]
+from tokenmeter.stores.urls import make_private_file
 
 #: How long the sender waits for more of the same, and after a failure. Seconds.
 _GATHER, _AGAIN = 0.005, 0.5

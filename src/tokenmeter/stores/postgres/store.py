@@ -21,7 +21,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
-from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
     Aggregate,
@@ -35,27 +35,25 @@ from tokenmeter.stores.base import (
     Settlement,
     Verification,
 )
-from tokenmeter.stores.documents import Document, Filing, NewDocument, Request, told_of_move
+from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.book import PostgresBook, json_text
 from tokenmeter.stores.postgres.condition import describe
 from tokenmeter.stores.postgres.end import PostgresEnd
-from tokenmeter.stores.postgres.failures import explain
 from tokenmeter.stores.postgres.journal import ServerJournal
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.rows import ServerRows
 from tokenmeter.stores.postgres.schema import apply, check, state
+from tokenmeter.stores.postgres.sessions import explain
 from tokenmeter.stores.postgres.spool import Spool
-from tokenmeter.stores.reading import Reader, document_of, document_record
+from tokenmeter.stores.reading import EntryReader, document_of, document_record
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.selection import check_boundaries
 from tokenmeter.stores.summing import summed, timed
 from tokenmeter.stores.tail import frames, segment_path, segments, unfolded
 from tokenmeter.stores.values import from_microseconds, to_microseconds
-
-__all__ = ["PostgresStore"]
 
 log = logging.getLogger("tokenmeter")
 _PAGE = 500
@@ -89,8 +87,8 @@ class PostgresStore:
         self._spool = Spool(self.address.spool)
         self._book = PostgresBook(self._pool, self._spool.path, self._spool.host)
         self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
-        self.archives = self._book.archives = Archives(self._book, self.file, self._fold)
-        self._reader = Reader(self._book, self.archives)
+        self.archives = self._book.archives = ParquetArchives(self._book, self.file, self._fold)
+        self._reader = EntryReader(self._book, self.archives)
         self._budgets: int | None = None
         _STORES.add(self)
         if self._may_write and self._book.waiting() and segments(self._spool.path):
@@ -419,7 +417,7 @@ class PostgresStore:
         self._budgets = budgets
         return self.journal.generation
 
-    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+    def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""
         self._ready()
         return self._reader.documents(which)

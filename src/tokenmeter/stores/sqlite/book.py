@@ -37,8 +37,6 @@ from tokenmeter.stores.values import compact_json
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-__all__ = ["ENGINE", "SQLiteBook", "refuse_moved"]
-
 T = TypeVar("T")
 
 #: Entries that are dropped in one transaction: few enough that nobody waits long for it.

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.forks import around_fork
-from tokenmeter.stores.filesystem import is_network, make_private_file
 from tokenmeter.stores.sqlite.failures import explained, is_busy, unusable
 from tokenmeter.stores.sqlite.sidelock import SideLock
+from tokenmeter.stores.urls import is_network, make_private_file
 
 if TYPE_CHECKING:
     import sqlite3
@@ -59,7 +59,7 @@ def _keep_for_ever(value: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
-class _Session:
+class _OpenFile:
     """One open connection, and whether the file under its path is still the one it has open."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, wal: bool) -> None:
@@ -130,8 +130,8 @@ class Database:
     def _start(self) -> None:
         self._mutex = threading.RLock()
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
-        self._writer: _Session | None = None
-        self._readers: list[_Session] = []
+        self._writer: _OpenFile | None = None
+        self._readers: list[_OpenFile] = []
         self._pid = os.getpid()
         self._forking = False
 
@@ -266,7 +266,7 @@ class Database:
         if self._owned():
             self._mutex.release()
 
-    def _transact(self, session: _Session, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+    def _transact(self, session: _OpenFile, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         connection = session.connection
         try:
             try:
@@ -342,13 +342,13 @@ class Database:
 
     # -- connections
 
-    def _session(self, deadline: float) -> _Session:
+    def _session(self, deadline: float) -> _OpenFile:
         """The writing session, opened if need be. Needs the turn."""
         if self._writer is None:
             self._writer = self._open(deadline)
         return self._writer
 
-    def _open(self, deadline: float) -> _Session:
+    def _open(self, deadline: float) -> _OpenFile:
         if self._made and not self.path.exists():
             raise StoreUnavailableError(
                 f"{self.path} was removed while it was in use. Put it back, or start the program anew to begin another "
@@ -364,7 +364,7 @@ class Database:
                 try:
                     self._set_up(connection)
                     self._prepare_tables(connection, self.path)
-                    return _Session(self.path, connection, wal=self.wal)
+                    return _OpenFile(self.path, connection, wal=self.wal)
                 except sqlite3.Error as error:
                     connection.close()
                     if not is_busy(error):
@@ -389,7 +389,7 @@ class Database:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the WAL
 
-    def _lend(self) -> _Session:
+    def _lend(self) -> _OpenFile:
         """A session for reading. Nobody waits for a write that is under way."""
         writer = self._writer
         if writer is None or writer.moved():
@@ -404,7 +404,7 @@ class Database:
             connection.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             raise explained(self.path, error) from error
-        return _Session(self.path, connection, wal=self.wal)
+        return _OpenFile(self.path, connection, wal=self.wal)
 
     def _close_idle(self, deadline: float) -> None:
         """Close connections under the side lock: the last one to close checkpoints. Needs the turn."""

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 from tokenmeter.errors import LedgerError, StoreUnavailableError
-from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.engine import Engine
-from tokenmeter.stores.filesystem import make_private_file
 from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.sqlite.book import ENGINE
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.failures import explained
 from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate
+from tokenmeter.stores.urls import make_private_file
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
-
-__all__ = ["LedgerFile", "SQLiteEnd", "copy_file", "tables_of"]
 
 T = TypeVar("T")
 
@@ -160,9 +158,9 @@ class LedgerFile:
         yield from connection.execute(statement, values)
 
     @property
-    def archives(self) -> Archives:
+    def archives(self) -> ParquetArchives:
         """Its closed months in files."""
-        return Archives(self, self._refuse, int)
+        return ParquetArchives(self, self._refuse, int)
 
     def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:  # noqa: ARG002 - the protocol's
         """Refused: the file is never changed."""

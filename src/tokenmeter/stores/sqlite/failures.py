@@ -11,8 +11,6 @@ from tokenmeter.errors import StoreUnavailableError
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["explained", "is_busy", "unusable"]
-
 _BUSY_CODES = {5, 6, 15}  # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PROTOCOL
 _DAMAGED = (
     "the file is damaged or not an SQLite database. Nothing was written. "

@@ -15,8 +15,6 @@ from tokenmeter.errors import SchemaVersionError, StoreUnavailableError
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["SCHEMA_VERSION", "check_file", "check_version", "migrate"]
-
 #: SQLite's ``application_id`` of a ledger: "tmtr".
 _APPLICATION_ID = int.from_bytes(b"tmtr")
 #: Version that this release reads and writes: the number of the last file.

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from tokenmeter.file_locks import lock_file, unlock_file
 
-__all__ = ["SideLock"]
-
 
 class SideLock:
     """An advisory `flock`. It belongs to the open file, so a crash of its holder frees it at once."""

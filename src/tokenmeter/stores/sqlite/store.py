@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.file_locks import CAN_SHARE
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
-from tokenmeter.stores.archive.archives import Archives
+from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
     Aggregate,
@@ -36,12 +36,12 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.direct import DirectJournal, Transaction
-from tokenmeter.stores.documents import Document, Filing, NewDocument, Request
+from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.effects import Posted
 from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
-from tokenmeter.stores.reading import Reader, document_of, document_record
+from tokenmeter.stores.reading import EntryReader, document_of, document_record
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold, encode_entry, kept_key
 from tokenmeter.stores.selection import check_boundaries
@@ -55,8 +55,6 @@ from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
-
-__all__ = ["MemoryStore", "SQLiteStore"]
 
 #: A record and its effects.
 Record = tuple[bytes, bytes]
@@ -93,8 +91,8 @@ class SQLiteStore:
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
-        self.archives = self._book.archives = Archives(self._book, self.file, self._fold)
-        self._reader = Reader(self._book, self.archives)
+        self.archives = self._book.archives = ParquetArchives(self._book, self.file, self._fold)
+        self._reader = EntryReader(self._book, self.archives)
         weakref.finalize(self, self._book.database.close)
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
@@ -396,7 +394,7 @@ class SQLiteStore:
         self.journal.disturb()
         return filing
 
-    def documents(self, which: Request = Request()) -> Iterator[Document]:  # noqa: B008 - immutable
+    def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing."""
         return self._reader.documents(which)
 
