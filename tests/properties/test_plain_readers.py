@@ -136,6 +136,13 @@ def test_the_answers_that_everybody_gets_are_plain(room, endpoint):
     assert check(room, endpoint, room, PLAIN[endpoint])
 
 
+@pytest.mark.parametrize("endpoint", ["chat.completions", "responses", "embeddings"])
+def test_an_answer_whose_total_is_no_count_is_not_plain(endpoint):
+    body = PLAIN[endpoint]
+    usage = body["usage"] | {"total_tokens": float(body["usage"]["total_tokens"])}
+    assert dialect("openai").plain[endpoint](body | {"usage": usage}) is None
+
+
 REQUESTS = [(room, endpoint) for room in ("openai", "anthropic", "google") for endpoint in dialect(room).plain_requests]
 ASKED = st.one_of(
     st.none(),

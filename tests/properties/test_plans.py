@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import openai
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from tokenmeter import Budget
 from tokenmeter.errors import BudgetExceededError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.pricing.terms import Discount, Terms
 from tokenmeter.stores import open_store
 
 PRICER = Pricer(PriceList.load())
@@ -25,11 +27,11 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA
 class Side:
     """A meter on a ledger of its own, with a client whose provider answers from memory what it is told to."""
 
-    def __init__(self, url, budgets, *, planned):
+    def __init__(self, url, budgets, *, planned, pricer=PRICER):
         self.told = []
         self.meter = Meter(
             store=open_store(url),
-            pricer=PRICER,
+            pricer=pricer,
             budgets=budgets,
             alerts=[lambda alert: self.told.append((alert.budget, alert.scope, alert.threshold, alert.spent))],
         )
@@ -40,7 +42,7 @@ class Side:
         else:
             self.meter.plans.find = lambda _key: None
         httpx = __import__(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
-        transport = httpx.MockTransport(self._answer)
+        transport = self.transport = httpx.MockTransport(self._answer)
         client = openai.OpenAI(api_key="sk-test-012345", http_client=httpx.Client(transport=transport), max_retries=0)
         self.httpx, self.client = httpx, tokenmeter.wrap(client, self.meter)
         self.held = self.usage = None
@@ -173,4 +175,47 @@ def test_a_capped_call_goes_by_its_plan(tmp_path):
     for turn in range(4):
         side.call({"model": "gpt-4o", "messages": [{"role": "user", "content": "x" * turn}]}, usage, {"member": "ada"})
     assert side.by_plan == 3
+    side.meter.close()
+
+
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}
+ASKED = {"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}
+BEFORE, AFTER = datetime(2026, 11, 26, 23, 59, tzinfo=UTC), datetime(2026, 11, 27, 0, 1, tzinfo=UTC)
+
+
+def set_clock(side, at):
+    side.meter.store.now = lambda: at
+    side.meter.plans.now_us = lambda: int(at.timestamp()) * 1_000_000
+
+
+def test_a_slow_call_costs_what_it_cost_when_it_left(tmp_path):
+    """Others, which left after the prices had changed, were answered before it, and learnt from."""
+    half = Discount(factor=Decimal("0.5"), effective_from=datetime(2026, 11, 27, tzinfo=UTC))
+    pricer = Pricer(PRICER.price_list, Terms(discounts=(half,)))
+    side = Side(f"sqlite:///{tmp_path}/ledger.db", [], planned=True, pricer=pricer)
+    set_clock(side, BEFORE)
+    side.call(ASKED, USAGE, {})
+    quick = side._answer
+
+    def slow(request):
+        set_clock(side, AFTER)
+        side.transport.handler = quick
+        for _ in range(2):
+            side.call(ASKED, USAGE, {})
+        return quick(request)
+
+    side.transport.handler = slow
+    side.call(ASKED, USAGE, {})
+    costs = {(entry.occurred_at, entry.contracted_cost) for entry in side.meter.store.entries()}
+    assert costs == {(BEFORE, Decimal("0.0125")), (AFTER, Decimal("0.00625"))}
+    side.meter.close()
+
+
+def test_a_call_counts_into_the_window_that_it_left_in(tmp_path):
+    """Another thread's call came into the next window first, or the clock was set back."""
+    side = Side(f"sqlite:///{tmp_path}/ledger.db", [Budget(limit_usd=100, period="day")], planned=True)
+    for at in (BEFORE, AFTER, BEFORE, AFTER):
+        set_clock(side, at)
+        side.call(ASKED, USAGE, {})
+    assert not side.meter.audit_budgets()
     side.meter.close()

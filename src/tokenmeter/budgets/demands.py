@@ -81,19 +81,22 @@ class Demands:
     Args:
         matched: The limits that apply.
         slot: Gives the live counter of a key, which comes with its window's end.
+        since_us: The moment that `matched` is of, in microseconds since the epoch.
 
     Attributes:
         claims: Of hard limits: counter, limit, and the place of what it limits in `Amounts`; in the order in which
             a refusal is looked for.
         posts: Of every limit that settled calls add to: counter, the place of what it counts, and thresholds.
+        since_us: As given: before it, another window may have been open.
         until_us: First instant at which any of it may differ, in microseconds since the epoch.
         any: Whether there is any.
         sized: Whether it matters how much a call may use, and not only that it is one.
     """
 
-    __slots__ = ("any", "claims", "posts", "sized", "until_us")
+    __slots__ = ("any", "claims", "posts", "since_us", "sized", "until_us")
 
-    def __init__(self, matched: Matched, slot: Callable[[CounterKey, int | None], Slot]) -> None:
+    def __init__(self, matched: Matched, slot: Callable[[CounterKey, int | None], Slot], since_us: int) -> None:
+        self.since_us = since_us
         self.until_us = matched.until_us
         claims: list[tuple[Slot, int, int]] = []
         posts: list[tuple[Slot, int, tuple[int, ...]]] = []

@@ -68,9 +68,11 @@ class _Bound(NamedTuple):
 class _Answer:
     """What answers of one model and tier, to calls of one plan, have in common."""
 
-    __slots__ = ("lines", "over", "rates", "sample", "sheet", "template", "until_us", "upto")
+    __slots__ = ("lines", "over", "rates", "sample", "sheet", "since_us", "template", "until_us", "upto")
 
-    def __init__(self, sample: Entry, sheet: RateSheet, template: Template, rates: Mapping[str, _Bound]) -> None:
+    def __init__(
+        self, sample: Entry, sheet: RateSheet, template: Template, rates: Mapping[str, _Bound], since_us: int
+    ) -> None:
         self.sample = sample
         self.sheet = sheet
         self.template = template
@@ -79,11 +81,13 @@ class _Answer:
         self.lines: dict[tuple[str, ...], Sequence[tuple[str, str, _Bound]]] = {}
         self.over, upto = sheet.prompt_band
         self.upto = _NEVER if upto is None else upto
+        #: The earliest moment that the rates are known to be those of: a slow call may have left before they changed.
+        self.since_us = since_us
         self.until_us = _NEVER if sheet.until is None else to_microseconds(sheet.until)
 
     def fits(self, at_us: int, prompt_tokens: int) -> bool:
         """Whether its rates are those of a call at this moment with a prompt of this size."""
-        return at_us < self.until_us and self.over < prompt_tokens <= self.upto
+        return self.since_us <= at_us < self.until_us and self.over < prompt_tokens <= self.upto
 
     def cost(self, quantities: Mapping[str, int]) -> _Cost | None:
         """What quantities cost, and what a record says of it; None where a rate is not known."""
@@ -305,11 +309,11 @@ class Plans:
         journal, demands, budgets = self._journal, plan.demands, self._budgets
         if journal is None:
             return None
-        if at_us >= demands.until_us:
+        if not demands.since_us <= at_us < demands.until_us:
             asked = budgets.find(sent.call, from_microseconds(at_us), wait=False)
             if not asked.plain or asked.generation != plan.generation:
                 return None
-            demands = plan.demands = Demands(asked, journal.slot)
+            demands = plan.demands = Demands(asked, journal.slot, at_us)
         amounts = budgets.amounts(sent, at_us, plan.sizes) if demands.sized else (0, 0, 1)
         if amounts is None:
             return None
@@ -451,17 +455,18 @@ class Plans:
         rates = {charge.sku_meter: bound for charge in entry.charges if (bound := _bound(charge, sheet, seen, journal))}
         if len(rates) != len(entry.charges) or rates.keys() != seen.quantities.keys():
             return
-        plan = self.find(key)
+        at_us, plan = to_microseconds(entry.occurred_at), self.find(key)
         if plan is None or len(plan.answers) >= _MOST_ANSWERS:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             plan = self._plans[key] = Plan(
-                asked.generation, prices, Demands(asked, journal.slot), Template(journal.account(begun))
+                asked.generation, prices, Demands(asked, journal.slot, at_us), Template(journal.account(begun))
             )
         known = plan.answers.get((seen.model, seen.service_tier))
+        since_us = at_us
         if known is not None and known.sheet is sheet:
-            rates = {**known.rates, **rates}
-        answer = _Answer(entry, sheet, Template(journal.account(account)), rates)
+            rates, since_us = {**known.rates, **rates}, min(known.since_us, at_us)
+        answer = _Answer(entry, sheet, Template(journal.account(account)), rates, since_us)
         plan.answers[seen.model, seen.service_tier] = answer
 
 

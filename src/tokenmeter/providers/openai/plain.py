@@ -40,7 +40,8 @@ def _inclusive(
     reasoning = 0 if outputs is None else _only(outputs, "reasoning_tokens", _INSIDE)
     if cached is None or reasoning is None or cached > prompt or reasoning > answer:
         return None
-    if usage.get("total_tokens") != prompt + answer:
+    total = usage.get("total_tokens")
+    if type(total) is not int or total != prompt + answer:
         return None
     if not cached:
         return {"input": prompt, "output": answer}, prompt, reasoning
@@ -102,7 +103,8 @@ def read_embeddings(body: JSON) -> Plain | None:
     if not is_object(usage) or not _EMBEDDING_USAGE.issuperset(usage):
         return None
     prompt = usage.get("prompt_tokens")
-    if type(prompt) is not int or not 0 < prompt <= MOST or usage.get("total_tokens", prompt) != prompt:
+    total = usage.get("total_tokens", prompt)
+    if type(prompt) is not int or not 0 < prompt <= MOST or type(total) is not int or total != prompt:
         return None
     return Plain(body.get("model"), body.get("id"), body.get("service_tier"), {"input": prompt}, prompt, 0, usage)
 
