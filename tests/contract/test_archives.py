@@ -161,6 +161,43 @@ def test_one_answer_is_found_by_the_providers_id_wherever_it_is(archived, months
     assert not list(archived.entries(EntryFilter(where={"response_id": frozenset({"chatcmpl"})})))
 
 
+def test_an_id_in_a_tag_or_in_a_providers_usage_is_not_that_of_the_call(store, make_entry, tmp_path):
+    """Records that are kept whole in files (fractions of a meter) among them."""
+    usages = (None, '{"response_id":"r1","x":1}', '{"a":1,"trace_id":"t1"}', '{"x":{"trace_id":"t1","span_id":"s"}}')
+    shapes = [
+        {"response_id": response, "trace_id": trace, "raw_usage": usage, "tags": tags, "dedup_key": key}
+        for response in (None, "r1", 'r"2')
+        for trace in (None, "t1")
+        for usage in usages
+        for tags in ({}, {"response_id": "r1", "trace_id": "t1"})
+        for key in (None, ',"trace_id":"t1"')
+        if key is None or usage is not None
+    ]
+    entries = [
+        make_entry(
+            **shape | {"dedup_key": shape["dedup_key"] and f"{number}{shape['dedup_key']}"},
+            occurred_at=START + timedelta(minutes=number),
+            request_model="gpt-5" if number % 3 else 'm"1',
+        )
+        for number, shape in enumerate(shapes)
+    ]
+    store.append([(entry, ()) for entry in entries])
+    for _ in range(2):
+        for name, values in (
+            ("response_id", (None, "r1", 'r"2', "t1")),
+            ("trace_id", (None, "t1", "s", "r1")),
+        ):
+            for accepted in [*({one} for one in values), {None, values[1]}, set()]:
+                for wanted in (True, False):
+                    due = [entry for entry in entries if (getattr(entry, name) in accepted) is wanted]
+                    which = EntryFilter(where={name if wanted else f"{name}!": frozenset(accepted)})
+                    found = store.aggregate([START, START + timedelta(days=1)], (), which)
+                    assert sum(one.requests for one in found) == len(due), (which, found)
+                    assert list(store.entries(which)) == due
+        store.archives.seal("2026-01", tmp_path / "archive")
+        store.archives.drop()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33])
 def test_every_record_of_a_run_can_be_proved_and_no_other(size):
     bodies = [f"record {number}" for number in range(size)]
@@ -197,6 +234,20 @@ def test_an_entry_of_a_sealed_month_is_proved_without_the_ledger(store, months, 
         store.archives.prove(months[-1].entry_id)
     with pytest.raises(ConfigurationError, match="not a proof"):
         Proof.from_json("{}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"record":"\\ud800","index":0,"size":1,"path":[],"root":"","month":""}',
+        '{"record":"a","index":Infinity,"size":1,"path":[],"root":"","month":""}',
+    ],
+    ids=["deep", "half a character", "no number"],
+)
+def test_what_is_no_proof_is_refused_in_words(text):
+    with pytest.raises(ConfigurationError, match="not a proof"):
+        Proof.from_json(text)
 
 
 def files(tmp_path):

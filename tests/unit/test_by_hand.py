@@ -68,6 +68,13 @@ class TestRecord:
         assert meter.record({**CHAT, "id": "chatcmpl-1"}, **{**HERE, "provider": "azure"}) is not None
         assert len(list(meter.entries())) == 3
 
+    def test_an_id_with_half_a_character_is_recorded_once_and_found(self, meter):
+        body = {**CHAT, "id": "chatcmpl-\ud83d"}
+        assert meter.record(body, **HERE) is not None
+        assert meter.record(body, **HERE) is None
+        assert meter.report(where={"response_id": body["id"]}).totals.requests == 1
+        assert len(list(meter.entries(where={"response_id": body["id"]}))) == 1
+
     def test_a_container_is_billed_once_over_all_responses_that_name_it(self, meter):
         call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}
         usage = {"input_tokens": 10, "output_tokens": 1, "total_tokens": 11}

@@ -16,6 +16,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import COSTS, EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.record import plain
 from tokenmeter.stores.selection import FILTERS
 from tokenmeter.usage import Usage
 
@@ -218,7 +219,7 @@ def _accepted(name: str, accepted: object) -> frozenset[str | None]:
             )
     if not values:
         raise ConfigurationError(f"where={{{name!r}: ...}} accepts no value at all; leave the filter out.")
-    return frozenset(values)
+    return frozenset(None if value is None else plain(value) for value in values)  # as a ledger has them
 
 
 def _dimension(name: object) -> str:

@@ -27,6 +27,7 @@ class Engine:
         identity: The column of an entry's identity.
         cells: Makes a mapping of accounts to numbers known to SQL; the expression that gives the number of a row's
             ``account``, NULL where there is none.
+        position: The function that says where in a text another one begins, from 1; 0 = nowhere.
         member: The whole number that an entry's record says under a name, which is to be put in.
         triggers: Names of the triggers that are in force.
         guards: Names of triggers that only this engine needs.
@@ -37,6 +38,7 @@ class Engine:
     join: str
     identity: Callable[[str], bytes | str]
     cells: Callable[[Any, Mapping[int, int]], str]
+    position: str
     member: str
     triggers: str
     keeps_secret: Callable[[Any], bool]

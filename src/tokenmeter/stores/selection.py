@@ -7,12 +7,11 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from pydantic_core import to_json
-
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.stores.record import Account
+from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.record import Account, json_text
 from tokenmeter.stores.values import to_microseconds
 
 #: Dimensions that an account says. ``model`` and ``api_key`` are what reports group by; they follow from the others.
@@ -89,7 +88,7 @@ def matches(entry: Entry, where: Where) -> bool:
     return True
 
 
-def conditions(where: Where, since: int | None, until: int | None) -> tuple[list[str], list[Any]]:
+def conditions(where: Where, since: int | None, until: int | None, engine: Engine) -> tuple[list[str], list[Any]]:
     """SQL conditions over ``entries``, and their values. Those on meters are not among them."""
     wanted: list[str] = []
     values: list[Any] = []
@@ -104,7 +103,7 @@ def conditions(where: Where, since: int | None, until: int | None) -> tuple[list
             wanted.append(condition if kept else _none_of(condition))
             values += given
         elif name in FILTERS:
-            condition, given = (_response_id if name == "response_id" else _among)(name, accepted)
+            condition, given = _response_id(accepted, engine) if name == "response_id" else _among(name, accepted)
             wanted.append(f"({condition})" if kept else _none_of(condition))
             values += given
     inner, inner_values = account_conditions(where)
@@ -138,12 +137,21 @@ def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]
     return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
 
 
-def _response_id(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
-    """The provider's id has no column of its own in the live ledger, so records are looked through."""
-    key = f'"{name}":'
-    said = [f"{key}{to_json(value).decode()}" for value in sorted(value for value in accepted if value is not None)]
-    found = ["replace(body, ?, '') <> body"] * len(said) + ["replace(body, ?, '') = body"] * (None in accepted)
-    return " OR ".join(found) or "1 = 0", [*said, *([key] if None in accepted else [])]
+def _response_id(accepted: frozenset[str | None], engine: Engine) -> tuple[str, list[Any]]:
+    """The provider's id has no column of its own in the live ledger, so records are looked through.
+
+    A tag or a provider's usage may have something of that name, too. The answer's own id stands behind ``recorded_at``.
+    """
+    key, before = ',"response_id":', '"recorded_at":'
+    place = f"{engine.position}(body, '{before}') + {len(before)}"
+    begins = f"substr(ltrim(substr(body, {place}), '-0123456789'), 1, ?) = ?"
+    said = [f"{key}{json_text(value)}" for value in sorted(value for value in accepted if value is not None)]
+    found = [f"(replace(body, ?, '') <> body AND {begins})"] * len(said)
+    values: list[Any] = [value for text in said for value in (text, len(text), text)]
+    if None in accepted:
+        found.append(f"(replace(body, ?, '') = body OR NOT {begins})")
+        values += [key, len(key), key]
+    return " OR ".join(found) or "1 = 0", values
 
 
 def _end_user(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:

@@ -316,7 +316,7 @@ class _Summing(_Grouping):
     # -- entries
 
     def _add_entries(self, bucket: int, term: Term) -> None:
-        wanted, values = conditions(self._where, term.start, term.end)
+        wanted, values = conditions(self._where, term.start, term.end, self._engine)
         clause = " AND ".join(wanted)
         if self._by_meter:
             rows = self._connection.execute(
@@ -477,7 +477,7 @@ class _Timing(_Grouping):
             one.generated += sign * kept.sums[3]
 
     def _add_entries(self, bucket: int, term: Term) -> None:
-        wanted, values = conditions(self._where, term.start, term.end)
+        wanted, values = conditions(self._where, term.start, term.end, self._engine)
         duration, first_token = map(self._engine.member.format, ("latency_us", "first_token_us"))
         rows = self._connection.execute(
             f"SELECT {self._cell}, {self._own}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own

@@ -208,8 +208,9 @@ class Proof:
             said = json.loads(text)
             path = tuple(bytes.fromhex(one).hex() for one in said["path"])
             texts = {name: str(said[name]) for name in ("record", "root", "month")}
+            texts["record"].encode()  # half a character has no bytes
             return cls(index=int(said["index"]), size=int(said["size"]), path=path, **texts)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ConfigurationError(
                 "That is not a proof: give the line of JSON that `tokenmeter archive prove` printed."
             ) from error

@@ -32,15 +32,21 @@ _COST_COLUMNS = (
 )
 _RECORD = ", ".join("epoch_us(occurred_at)" if name == "occurred_at" else name for name in RECORD_COLUMNS)
 
+#: A call's own trace in a record or its shape. Behind it there are texts only: a tag or a provider's usage may have
+#: something of that name, too. (Without a question mark, which would be a value's place.)
+_TEXT = r'"(([^"\\]|\\.)*)"'
+_TRACE = "'" + rf',"trace_id":{_TEXT}(,"(span_id|reservation|dedup_key)":{_TEXT})*\}}$' + "'"
+_SAID = f"regexp_extract(coalesce(e.shape, e.body), {_TRACE}, 1)"
+_AMONG_TEXTS = rf"e.texts[1 + TRY_CAST(regexp_extract({_SAID}, '^%\(t([0-9]+)\)s$', 1) AS INTEGER)]"
 #: Ids that entries are found by -> whether an entry has one of a list, and whether it has none. A record that is kept
-#: whole names its trace in the body; others have it among their texts.
+#: whole names its trace in the body; others have it among their texts, at the place that the shape says.
 _NAMED = {
     "trace_id": (
         (
-            "coalesce(list_has_any(e.texts, ?::VARCHAR[]) OR list_contains(?::VARCHAR[], "
-            """coalesce(regexp_extract(e.body, '"trace_id":"([^"]*)"', 1), '')), false)"""
+            f"coalesce(CASE WHEN e.shape IS NULL THEN list_contains(?::VARCHAR[], nullif({_SAID}, '')) "
+            f"WHEN list_has_any(e.texts, ?::VARCHAR[]) THEN list_contains(?::VARCHAR[], {_AMONG_TEXTS}) END, false)"
         ),
-        """NOT contains(coalesce(e.shape, e.body), '"trace_id":')""",
+        f"NOT regexp_matches(coalesce(e.shape, e.body), {_TRACE})",
     ),
     "response_id": ("coalesce(list_contains(?::VARCHAR[], e.response_id), false)", "e.response_id IS NULL"),
 }

@@ -71,6 +71,7 @@ ENGINE = Engine(
     join="JOIN",
     identity=str,
     cells=_cells,
+    position="strpos",
     member="(body::json->>'{}')::bigint",
     triggers=(
         "SELECT tgname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid "

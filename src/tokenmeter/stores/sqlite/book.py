@@ -120,6 +120,7 @@ ENGINE = Engine(
     join="CROSS JOIN",
     identity=identity_column,
     cells=_cells,
+    position="instr",
     member="json_extract(body, '$.{}')",
     triggers="SELECT name FROM sqlite_master WHERE type = 'trigger'",
     keeps_secret=_keeps_secret,
