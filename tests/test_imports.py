@@ -93,6 +93,28 @@ def test_no_module_reaches_itself():
     assert circles() == []
 
 
+#: Names of several classes -> why each is right.
+SHARED_NAMES = {
+    "AttributionMiddleware": "what Dramatiq calls its middleware, and what web frameworks call theirs",
+    "Folding": "the engines' kinds of one interface",
+    "Meter": "the one with the verbs extends the one that a call needs",
+    "Posting": "the accountant's word, in the ledger and in an export's journal; both are public",
+    "Reading": "of a usage object; and of a customer's meter, which is public",
+    "Standing": "an interface, and SQLite's",
+}
+
+
+def test_a_class_has_a_name_of_its_own():
+    """A word means one thing in the whole package; the fake provider is a product of its own."""
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        if not name.startswith("tokenmeter.testing"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name.lstrip("_"), []).append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1}.keys() == SHARED_NAMES.keys()
+
+
 def test_imports_inside_functions_are_where_a_reason_is_named():
     late = {name for name in MODULES if any(inside for _, inside in imports(name))}
     assert late == LATE.keys() & late, "import at the top, or name the reason in LATE"

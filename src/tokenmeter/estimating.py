@@ -113,13 +113,13 @@ class Estimate:
         return f"{self.model}: likely {likely}, {most}"
 
 
-class _Priced(Protocol):
+class _Quoting(Protocol):
     @property
     def pricer(self) -> Pricer: ...
 
 
 def estimate(
-    priced: _Priced,
+    priced: _Quoting,
     /,
     model: str | None = None,
     *,

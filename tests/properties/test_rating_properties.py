@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenmeter.money import EXACT, quantize, to_dollars, to_picodollars
 from tokenmeter.pricing import Discount, Multiplier, PriceList, Pricer, Terms
-from tokenmeter.pricing.card import Conditions
+from tokenmeter.pricing.card import Circumstances
 from tokenmeter.usage import Consumption, Observation, Usage
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -110,7 +110,11 @@ def test_two_groups_cost_what_they_cost_apart(which, first, second):
 def test_nothing_is_ever_priced_at_another_modes_rate_by_accident(which):
     """A tier or mode nobody sells is never given the standard price."""
     card = LIST.find(*which).card
-    for context in (Conditions(service_tier="warp"), Conditions(processing="overnight"), Conditions(speed="warp")):
+    for context in (
+        Circumstances(service_tier="warp"),
+        Circumstances(processing="overnight"),
+        Circumstances(speed="warp"),
+    ):
         assert card.quote("input", context, AT, 1) is None
         assert card.quote("output", context, AT, 1) is None
 
@@ -123,7 +127,7 @@ moments = st.datetimes(datetime(2024, 1, 1), datetime(2027, 6, 1)).map(lambda mo
 def test_whole_rates_come_to_the_cost_of_the_general_way(which, usage, context, at, platform):
     pricer = Pricer(LIST, Terms(multipliers=(Multiplier(factor=platform, effective_from=AT),)))
     size = context.pop("prompt_tokens") or 0
-    mode = Conditions(endpoint="responses", **context)
+    mode = Circumstances(endpoint="responses", **context)
     sheet = pricer.sheet(*which, mode=mode, at=at, prompt_tokens=size)
     costs = sheet.costs(usage)
     rating = rate(pricer, which, usage, at, **context, prompt_tokens=size)
@@ -139,7 +143,7 @@ def test_whole_rates_come_to_the_cost_of_the_general_way(which, usage, context, 
 def test_a_sheet_holds_until_it_says_and_for_the_prompts_it_says(which, context, at, part):
     pricer = Pricer(LIST, Terms(multipliers=(Multiplier(factor=Decimal(2), effective_from=AT),)))
     size = context.pop("prompt_tokens") or 0
-    mode = Conditions(endpoint="responses", **context)
+    mode = Circumstances(endpoint="responses", **context)
     sheet = pricer.sheet(*which, mode=mode, at=at, prompt_tokens=size)
     over, upto = sheet.prompt_band
     assert over < size

@@ -15,7 +15,7 @@ from openai.types.shared.all_models import AllModels
 from tokenmeter import prices
 from tokenmeter.errors import UnknownModelError
 from tokenmeter.pricing import Price, PriceList, parse_prices
-from tokenmeter.pricing.card import Conditions
+from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.rules import RateRule, load_overrides
 
 #: Models the SDKs name and nobody has published a token price for (see docs/reference/pricing.md).
@@ -76,8 +76,8 @@ def test_no_batch_or_flex_rate_exceeds_the_standard_one(listed):
     for provider, model in {(row.provider, row.model) for row in listed.rows if row.model != "*"}:
         card = listed.find(provider, model).card
         for meter in card.meters:
-            standard = card.quote(meter, Conditions(), at, 0)
-            for context in (Conditions(processing="batch"), Conditions(service_tier="flex")):
+            standard = card.quote(meter, Circumstances(), at, 0)
+            for context in (Circumstances(processing="batch"), Circumstances(service_tier="flex")):
                 quote = card.quote(meter, context, at, 0)
                 if quote is not None and standard is not None:
                     assert quote.per_unit <= standard.per_unit, (provider, model, meter, context)

@@ -78,7 +78,7 @@ def _amount(grant: Grant) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _LimitAnswer:
     limits: Mapping[Unit, int | None]
     asked_at: float
 
@@ -93,7 +93,7 @@ class AskedLimits:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
-        self._answers: dict[tuple[str, str], _Answer] = {}
+        self._answers: dict[tuple[str, str], _LimitAnswer] = {}
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
 
     def is_known(self, cap: Cap, scope: Mapping[str, str]) -> bool:
@@ -150,7 +150,7 @@ class AskedLimits:
             limits = dict(known.limits) if known is not None else {}
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
-        self._answers[key] = _Answer(limits, now)
+        self._answers[key] = _LimitAnswer(limits, now)
         return limits.get(cap.unit)
 
     def _awaited(self, said: Awaitable[LimitValue | None]) -> LimitValue | None:

@@ -73,7 +73,7 @@ class Sdk:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class ClientHost:
     """Who serves a client.
 
     Attributes:
@@ -107,7 +107,7 @@ class Binding:
     sdk: Sdk
     own_meter: Meter | None = None
     attribution: Attribution = NOBODY
-    _host: Host | None = field(default=None, repr=False)
+    _host: ClientHost | None = field(default=None, repr=False)
     met: bool = field(default=False, repr=False)
     endpoints: dict[tuple[str, str], Endpoint | None] = field(default_factory=dict, repr=False)  # pyright: ignore[reportUnknownVariableType]
     kinds: dict[tuple[str, str, str | None, bool], Any] = field(default_factory=dict, repr=False)  # pyright: ignore[reportUnknownVariableType]
@@ -140,13 +140,13 @@ class Binding:
             complain("find its meter, and records nothing", error)
             return None
 
-    def host(self, client: Any, meter: Meter) -> Host:
+    def host(self, client: Any, meter: Meter) -> ClientHost:
         """Who serves `client`, worked out once per base URL; the user's own hosts come first."""
         url, known = client.base_url, self._host
         if known is None or known.meter() is not meter or (url is not known.url and str(url) != str(known.url)):
             provider = meter.provider_at(url) or self.sdk.provider(client)
             unit = meter.pricer.terms.cost_unit(provider, str(url))
-            known = Host(url, provider, self.sdk.region(client), unit, ref(meter))
+            known = ClientHost(url, provider, self.sdk.region(client), unit, ref(meter))
             self._host = known
         return known
 

@@ -89,11 +89,11 @@ class Settling:
         return entry_id is not None and self.meter.store.entry(entry_id) is not None
 
 
-class _ThisThread(threading.local):
+class _SettlingThread(threading.local):
     inside = False
 
 
-_this_thread = _ThisThread()
+_this_thread = _SettlingThread()
 
 
 def _is_inside() -> bool:

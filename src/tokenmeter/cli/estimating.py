@@ -32,7 +32,7 @@ _PATHS = {
 }
 
 
-class _Line(NamedTuple):
+class _EstimateLine(NamedTuple):
     """One request of the file."""
 
     body: Mapping[str, Any]
@@ -103,7 +103,7 @@ def _without_auto(frame: Frame) -> str | None:
     return str(updating.kept_path()) if updating.newest() is not None else None
 
 
-def _requests(file: Path) -> Iterator[_Line]:
+def _requests(file: Path) -> Iterator[_EstimateLine]:
     """The requests of a file.
 
     Raises:
@@ -130,15 +130,15 @@ def _requests(file: Path) -> Iterator[_Line]:
         yield asked
 
 
-def _asked(line: Mapping[str, Any]) -> _Line | None:
+def _asked(line: Mapping[str, Any]) -> _EstimateLine | None:
     """A body as it is, or out of a batch line."""
     body, params = line.get("body"), line.get("params")
     if isinstance(body, dict) and isinstance(line.get("url"), str):  # OpenAI
         path = line["url"].partition("?")[0].strip("/").removeprefix("v1/")
-        return _Line(cast("Mapping[str, Any]", body), _PATHS.get(path), None, "batch")
+        return _EstimateLine(cast("Mapping[str, Any]", body), _PATHS.get(path), None, "batch")
     if isinstance(params, dict) and "custom_id" in line:  # Anthropic
-        return _Line(cast("Mapping[str, Any]", params), "messages", "anthropic", "batch")
-    return _Line(line)
+        return _EstimateLine(cast("Mapping[str, Any]", params), "messages", "anthropic", "batch")
+    return _EstimateLine(line)
 
 
 def _totals(found: list[Estimate]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Tick(NamedTuple):
     fine: bool = False
 
 
-class Key(NamedTuple):
+class LegendKey(NamedTuple):
     """An entry of the legend.
 
     Attributes:
@@ -92,7 +92,7 @@ class Chart:
     lines: Sequence[str]
     across: Sequence[Tick]
     up: Sequence[Tick]
-    legend: Sequence[Key]
+    legend: Sequence[LegendKey]
     data: dict[str, Any]
     empty: bool
 
@@ -392,10 +392,10 @@ def _label(one: Series) -> str:
     return "all others" if one.key == REST else name(one.value)
 
 
-def _key(one: Series, css: str, answer: Finding, url: Callable[[Question], str]) -> Key:
+def _key(one: Series, css: str, answer: Finding, url: Callable[[Question], str]) -> LegendKey:
     measure = answer.question.measure
     whole = shown_as(one.whole, measure) if measure.adds else ""
-    return Key(css, _label(one), whole, url(answer.question.toggled(one.key)), one.hidden)
+    return LegendKey(css, _label(one), whole, url(answer.question.toggled(one.key)), one.hidden)
 
 
 def _data(

@@ -347,12 +347,12 @@ class ReportReader:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._lock = threading.RLock()
-        self._known: dict[_Key, Report] = {}
-        self._times: dict[_Key, Mapping[_Place, Latencies]] = {}
+        self._known: dict[_SeriesKey, Report] = {}
+        self._times: dict[_SeriesKey, Mapping[_Place, Latencies]] = {}
 
     def __call__(self, query: Query) -> Report:
         """The answer to a query; summed up from another one where that was split further."""
-        key = _Key.of(query)
+        key = _SeriesKey.of(query)
         with self._lock:  # who asks the same at the same time waits for it
             if key not in self._known:
                 self._known[key] = self._summed_up(key) or read_report(self.store, query)
@@ -364,7 +364,7 @@ class ReportReader:
 
     def times(self, query: Query) -> Mapping[_Place, Latencies]:
         """How long calls took: bucket and value -> what is known, which of meters is nothing."""
-        key = _Key.of(query)
+        key = _SeriesKey.of(query)
         with self._lock:
             if key not in self._times:
                 parts = [] if "sku_meter" in (*query.by, *query.where) else self.cut(query)
@@ -373,7 +373,7 @@ class ReportReader:
                 self._times[key] = {(one.bucket, one.group[0] if one.group else None): one for one in found}
             return self._times[key]
 
-    def _summed_up(self, key: _Key) -> Report | None:
+    def _summed_up(self, key: _SeriesKey) -> Report | None:
         """The answer by one dimension or by none, where one that is split further is known of the same calls."""
         if len(key.by) > 1 or "sku_meter" in key.by:
             return None
@@ -388,7 +388,7 @@ class ReportReader:
 _Place = tuple[int, str | None]
 
 
-class _Key(NamedTuple):
+class _SeriesKey(NamedTuple):
     """What a report is known by."""
 
     by: tuple[str, ...]
@@ -399,7 +399,7 @@ class _Key(NamedTuple):
     where: frozenset[tuple[str, frozenset[str | None]]]
 
     @classmethod
-    def of(cls, query: Query) -> _Key:
+    def of(cls, query: Query) -> _SeriesKey:
         period = query.period
         return cls(query.by, query.granularity, period.start, period.end, period.tz, frozenset(query.where.items()))
 

@@ -26,7 +26,7 @@ from tokenmeter.meter.keys import UNKNOWN
 from tokenmeter.meter.recording import usage_text
 from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
-from tokenmeter.pricing.card import Conditions
+from tokenmeter.pricing.card import Circumstances
 from tokenmeter.providers.estimates import input_tokens
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import CapReachedError, Store
@@ -53,7 +53,7 @@ _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
 Crosses = Callable[[str, datetime, Sequence[tuple[Slot, Sequence[int], int]]], tuple[ThresholdCrossing, ...]]
 
 
-class _Bound(NamedTuple):
+class _PlanBound(NamedTuple):
     """A rate: its meter, reference in records, picodollars per unit, whether units are tokens, and of the answer."""
 
     meter: str
@@ -65,20 +65,20 @@ class _Bound(NamedTuple):
     is_output: bool
 
 
-class _Answer:
+class _AnswerKind:
     """What answers of one model and tier, to calls of one plan, have in common."""
 
     __slots__ = ("lines", "over", "rates", "sample", "sheet", "since_us", "template", "until_us", "upto")
 
     def __init__(
-        self, sample: Entry, sheet: RateSheet, template: Template, rates: Mapping[str, _Bound], since_us: int
+        self, sample: Entry, sheet: RateSheet, template: Template, rates: Mapping[str, _PlanBound], since_us: int
     ) -> None:
         self.sample = sample
         self.sheet = sheet
         self.template = template
         self.rates = rates
         #: Meters of an answer -> how each of its lines begins, and the rate.
-        self.lines: dict[tuple[str, ...], Sequence[tuple[str, str, _Bound]]] = {}
+        self.lines: dict[tuple[str, ...], Sequence[tuple[str, str, _PlanBound]]] = {}
         self.over, upto = sheet.prompt_band
         self.upto = _NEVER if upto is None else upto
         #: The earliest moment that the rates are known to be those of: a slow call may have left before they changed.
@@ -112,7 +112,7 @@ class _Answer:
             output += quantity * rate.is_output
         return (used[1:], charges[1:], listed, contracted, billed, tokens, output) if lines else None
 
-    def _lines_of(self, meters: tuple[str, ...]) -> Sequence[tuple[str, str, _Bound]]:
+    def _lines_of(self, meters: tuple[str, ...]) -> Sequence[tuple[str, str, _PlanBound]]:
         rates = [self.rates.get(meter) for meter in meters]
         lines = [(f'"{rate.meter}":', f'{{"rate":"{rate.digest}","quantity":', rate) for rate in rates if rate]
         if len(lines) != len(meters):
@@ -128,7 +128,7 @@ class _Answer:
 _Cost = tuple[str, str, int, int, int, int, int]
 
 
-class Sent(Protocol):
+class SentRequest(Protocol):
     """A call that left."""
 
     @property
@@ -206,7 +206,7 @@ class Plan:
         self.demands = demands
         self.begun = begun
         self.sizes: dict[int, Sizes] = {}
-        self.answers: dict[tuple[str | None, str | None], _Answer] = {}
+        self.answers: dict[tuple[str | None, str | None], _AnswerKind] = {}
 
 
 class Plans:
@@ -356,7 +356,9 @@ class Plans:
 
     # -- after the call
 
-    def write(self, plan: Plan, sent: Sent, heard: Heard, seen: Plain, entry_id: str, *, wait: bool = True) -> bool:
+    def write(
+        self, plan: Plan, sent: SentRequest, heard: Heard, seen: Plain, entry_id: str, *, wait: bool = True
+    ) -> bool:
         """Write down a call with a plain answer; False when that is for the general way to do: nothing was written.
 
         Raises:
@@ -436,7 +438,7 @@ class Plans:
         sheet = self._pricer.sheet(
             entry.provider,
             group.model,
-            mode=Conditions(
+            mode=Circumstances(
                 service_tier=group.service_tier,
                 processing=group.processing,
                 speed=group.speed,
@@ -466,7 +468,7 @@ class Plans:
         since_us = at_us
         if known is not None and known.sheet is sheet:
             rates, since_us = {**known.rates, **rates}, min(known.since_us, at_us)
-        answer = _Answer(entry, sheet, Template(journal.account(account)), rates, since_us)
+        answer = _AnswerKind(entry, sheet, Template(journal.account(account)), rates, since_us)
         plan.answers[seen.model, seen.service_tier] = answer
 
 
@@ -474,7 +476,7 @@ def _is_ordinary(entry: Entry) -> bool:
     return entry.status == "ok" and entry.cost_source == "computed" and not entry.flags and entry.dedup_key is None
 
 
-def _bound(charge: Charge, sheet: RateSheet, seen: Plain, journal: Journal) -> _Bound | None:
+def _bound(charge: Charge, sheet: RateSheet, seen: Plain, journal: Journal) -> _PlanBound | None:
     """The rate of a line as integers; None when they do not say exactly what the line says."""
     rate = sheet.rate(charge.sku_meter)
     quantity = seen.quantities.get(charge.sku_meter)
@@ -488,12 +490,12 @@ def _bound(charge: Charge, sheet: RateSheet, seen: Plain, journal: Journal) -> _
     ):
         return None
     meter = charge.sku_meter
-    return _Bound(meter, journal.rate(Rate.of(charge)), *rate.whole, meter in _TOKENS, meter in OUTPUT_METERS)
+    return _PlanBound(meter, journal.rate(Rate.of(charge)), *rate.whole, meter in _TOKENS, meter in OUTPUT_METERS)
 
 
 def _text(  # noqa: C901 - one branch for each value that may be absent
     text: str,
-    sent: Sent,
+    sent: SentRequest,
     heard: Heard,
     seen: Plain,
     cost: _Cost,
@@ -533,8 +535,8 @@ def _text(  # noqa: C901 - one branch for each value that may be absent
 
 
 def _entry(
-    answer: _Answer,
-    sent: Sent,
+    answer: _AnswerKind,
+    sent: SentRequest,
     heard: Heard,
     seen: Plain,
     cost: _Cost,

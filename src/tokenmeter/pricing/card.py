@@ -32,7 +32,7 @@ _MODES = ("speed", "service_tier", "processing")
 _PLACES = ("geo", "region")
 
 
-class Conditions(NamedTuple):
+class Circumstances(NamedTuple):
     """What, besides the model and the moment, decides a price. None = the standard case."""
 
     service_tier: str | None = None
@@ -42,20 +42,20 @@ class Conditions(NamedTuple):
     region: str | None = None
     endpoint: str | None = None
 
-    def plain(self) -> Conditions:
+    def plain(self) -> Circumstances:
         """The same context, its values as they came off the wire put into their one spelling."""
         tier = plain("service_tier", self.service_tier)
         mode = plain("processing", self.processing)
         if tier == "batch":  # Anthropic says so in the tier
             tier, mode = None, "batch"
         places = plain("geo", self.geo), plain("region", self.region)
-        return Conditions(tier, mode, plain("speed", self.speed), *places, self.endpoint)
+        return Circumstances(tier, mode, plain("speed", self.speed), *places, self.endpoint)
 
-    def standard(self) -> Conditions:
+    def standard(self) -> Circumstances:
         """The same context in no mode at all."""
-        return Conditions(endpoint=self.endpoint, geo=self.geo, region=self.region)
+        return Circumstances(endpoint=self.endpoint, geo=self.geo, region=self.region)
 
-    def without(self, dimension: str) -> Conditions:
+    def without(self, dimension: str) -> Circumstances:
         """The same context in the standard case of one dimension."""
         return self._replace(**{dimension: None})
 
@@ -152,7 +152,7 @@ class RateCard:
     def __contains__(self, sku_meter: str) -> bool:
         return sku_meter in self._by_meter
 
-    def quote(self, sku_meter: str, context: Conditions, at: datetime, prompt_tokens: int) -> Quote | None:
+    def quote(self, sku_meter: str, context: Circumstances, at: datetime, prompt_tokens: int) -> Quote | None:
         """The public price of a meter, or None when none is known. It is never another mode's price by accident.
 
         Args:
@@ -173,7 +173,7 @@ class RateCard:
         nearest = (self._own(each, context, at, prompt_tokens) for each in _NEAREST.get(sku_meter, ()))
         return next((quote for quote in nearest if quote is not None), None)
 
-    def _own(self, sku_meter: str, context: Conditions, at: datetime, prompt_tokens: int) -> Quote | None:
+    def _own(self, sku_meter: str, context: Circumstances, at: datetime, prompt_tokens: int) -> Quote | None:
         """The price of exactly this meter: its row, or what the mode makes of the row it has in the standard case."""
         row = self._row(sku_meter, context, at, prompt_tokens)
         if row is not None:
@@ -184,7 +184,7 @@ class RateCard:
             return self._own(sku_meter, context.standard(), at, prompt_tokens)
         return self._by_rule(sku_meter, context, at, prompt_tokens)
 
-    def _by_rule(self, sku_meter: str, context: Conditions, at: datetime, prompt_tokens: int) -> Quote | None:
+    def _by_rule(self, sku_meter: str, context: Circumstances, at: datetime, prompt_tokens: int) -> Quote | None:
         """The price that a mode's rule makes of the price without that mode; rules of several modes compose."""
         for dimension in context.modes:
             value = getattr(context, dimension)
@@ -195,11 +195,11 @@ class RateCard:
                         return base.times(rule)
         return None
 
-    def _leaves_out(self, context: Conditions, at: datetime, prompt_tokens: int) -> bool:
+    def _leaves_out(self, context: Circumstances, at: datetime, prompt_tokens: int) -> bool:
         """Whether the one mode is listed for this model: a class its list leaves out keeps its standard price."""
         return len(context.modes) == 1 and self._row("input", context, at, prompt_tokens) is not None
 
-    def _row(self, sku_meter: str, context: Conditions, at: datetime, prompt_tokens: int) -> Price | None:
+    def _row(self, sku_meter: str, context: Circumstances, at: datetime, prompt_tokens: int) -> Price | None:
         best: Price | None = None
         best_key: tuple[int, ...] = ()
         for position, row in enumerate(self._by_meter.get(sku_meter, ())):
@@ -209,7 +209,7 @@ class RateCard:
                     best, best_key = row, key
         return best
 
-    def places(self, quote: Quote, sku_meter: str, context: Conditions, at: datetime) -> tuple[Factor, ...] | str:
+    def places(self, quote: Quote, sku_meter: str, context: Circumstances, at: datetime) -> tuple[Factor, ...] | str:
         """Multipliers for where the call was served, or the name of the place that is unknown."""
         factors: list[Factor] = []
         if sku_meter not in TOKEN_CLASSES:
@@ -247,7 +247,7 @@ def _strength(row: Price, position: int) -> tuple[int, ...]:
     return layer, narrow, row.rank, conditions.min_input_tokens, since, position
 
 
-def _met(row: Price, context: Conditions, at: datetime, prompt_tokens: int) -> bool:
+def _met(row: Price, context: Circumstances, at: datetime, prompt_tokens: int) -> bool:
     conditions = row.conditions
     return (
         conditions.service_tier == context.service_tier

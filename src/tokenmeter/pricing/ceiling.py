@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.money import EXACT
-from tokenmeter.pricing.card import Conditions, RateCard
+from tokenmeter.pricing.card import Circumstances, RateCard
 from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.pricing.terms import Terms
 from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
@@ -113,8 +113,8 @@ def ceiling_of(
     )
 
 
-def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Conditions]:
-    named = Conditions(
+def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Circumstances]:
+    named = Circumstances(
         service_tier=facts.service_tier,
         processing=facts.processing,
         speed=facts.speed,
@@ -140,7 +140,7 @@ def _ruled(card: RateCard, dimension: str) -> Iterator[str]:
 @dataclass(frozen=True, slots=True)
 class _Dearest:
     listed: ListedModel
-    contexts: tuple[Conditions, ...]
+    contexts: tuple[Circumstances, ...]
     sizes: tuple[int, ...]
     at: datetime
     terms: Terms

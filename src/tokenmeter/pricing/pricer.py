@@ -13,7 +13,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE
-from tokenmeter.pricing.card import Conditions
+from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.price import Price
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
@@ -159,7 +159,7 @@ class Pricer:
         provider: str,
         model: str | None,
         *,
-        mode: Conditions,
+        mode: Circumstances,
         at: datetime,
         prompt_tokens: int = 0,
         api_key: ApiKey | None = None,
@@ -284,7 +284,7 @@ class Pricer:
     ) -> RateSheet:
         """The sheet of a model; one is kept per mode, window of time, prompt band and multiplier.
 
-        `mode` has the fields of `Conditions` in their order, as they came off the wire.
+        `mode` has the fields of `Circumstances` in their order, as they came off the wire.
         """
         card = listed.card
         key = (
@@ -303,7 +303,7 @@ class Pricer:
             ends = (card.changes_after(at), _next(self._changes, at))
             sheet = book.sheets[key] = RateSheet(
                 listed,
-                context=Conditions(*mode).plain(),
+                context=Circumstances(*mode).plain(),
                 at=at,
                 prompt_tokens=prompt_tokens,
                 terms=self.terms,

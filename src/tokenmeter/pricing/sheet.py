@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, quantize, to_dollars
-from tokenmeter.pricing.card import Conditions, Quote
+from tokenmeter.pricing.card import Circumstances, Quote
 from tokenmeter.semconv import unit_of
 from tokenmeter.usage import Consumption, Quantity, Usage
 
@@ -99,7 +99,7 @@ class RateSheet:
         self,
         listed: ListedModel,
         *,
-        context: Conditions,
+        context: Circumstances,
         at: datetime,
         prompt_tokens: int,
         terms: Terms,
@@ -196,7 +196,7 @@ class RateSheet:
             if self._listed.card.quote(sku_meter, context.without(dimension), self._at, self._prompt_tokens):
                 return f"unknown_{dimension}"
         if context.modes:
-            plain = Conditions(endpoint=context.endpoint, geo=context.geo, region=context.region)
+            plain = Circumstances(endpoint=context.endpoint, geo=context.geo, region=context.region)
             if self._listed.card.quote(sku_meter, plain, self._at, self._prompt_tokens):
                 return f"unknown_{context.modes[0]}"
         return "unpriced_meter"
@@ -278,7 +278,7 @@ class LineConditions(NamedTuple):
         )
 
 
-def with_context(price_id: str, context: Conditions) -> str:
+def with_context(price_id: str, context: Circumstances) -> str:
     """A price's identity with the context it was found in, as far as that is not the standard one."""
     told = [
         f"{name}={value}"

@@ -27,7 +27,7 @@ from tokenmeter.stores.base import EntryFilter, Store
 ENDPOINT = "free_quota"
 
 
-class _Account(NamedTuple):
+class _QuotaAccount(NamedTuple):
     """Whose credit it is."""
 
     attribution: Attribution
@@ -141,10 +141,10 @@ def post_free_quotas(meter: Meter, uses: Iterable[QuotaUse]) -> list[Entry]:
     return list(compress(entries, meter.post_all(entries)))
 
 
-class _Line(NamedTuple):
+class _QuotaLine(NamedTuple):
     at: datetime
     entry_id: str
-    account: _Account
+    account: _QuotaAccount
     quantity: int
     contracted: Decimal | None
     billed: Decimal | None
@@ -155,7 +155,7 @@ def _use(store: Store, quota: FreeQuota, window: Period, now: datetime) -> Quota
     if not lines:
         return None
     left, unpriced = quota.quantity, 0
-    credits_: dict[_Account, Credit] = {}
+    credits_: dict[_QuotaAccount, Credit] = {}
     for line in lines:
         free = min(line.quantity, left)
         left -= free
@@ -176,7 +176,7 @@ def _share(cost: Decimal, part: int, whole: int) -> Decimal:
     return cost if part == whole else quantize(EXACT.divide(EXACT.multiply(cost, part), whole))
 
 
-def _lines(store: Store, quota: FreeQuota, window: Period) -> Iterator[_Line]:
+def _lines(store: Store, quota: FreeQuota, window: Period) -> Iterator[_QuotaLine]:
     which = EntryFilter(since=window.start, until=window.end, where={"provider": frozenset([quota.provider])})
     for entry in store.entries(which):
         key = entry.api_key
@@ -188,9 +188,9 @@ def _lines(store: Store, quota: FreeQuota, window: Period) -> Iterator[_Line]:
         for charge in entry.charges:
             model = charge.model or entry.model
             if charge.sku_meter == quota.sku_meter and _fits(model, quota.models):
-                account = _Account(entry.attribution, key, model)
+                account = _QuotaAccount(entry.attribution, key, model)
                 costs = charge.contracted_cost, charge.billed_cost
-                yield _Line(entry.occurred_at, entry.entry_id, account, int(charge.quantity), *costs)
+                yield _QuotaLine(entry.occurred_at, entry.entry_id, account, int(charge.quantity), *costs)
 
 
 def _fits(model: str | None, patterns: tuple[str, ...]) -> bool:
@@ -200,7 +200,7 @@ def _fits(model: str | None, patterns: tuple[str, ...]) -> bool:
 def _entries(store: Store, use: QuotaUse) -> Iterator[Entry]:
     posted = _posted(store, use)
     for credit in use.credits:
-        account = _Account(credit.attribution, credit.api_key, credit.model)
+        account = _QuotaAccount(credit.attribution, credit.api_key, credit.model)
         contracted, billed = posted.get(account, (ZERO, ZERO))
         upstream = EXACT.subtract(EXACT.minus(credit.contracted_cost), contracted)
         ours = EXACT.subtract(EXACT.minus(credit.billed_cost), billed)
@@ -208,13 +208,13 @@ def _entries(store: Store, use: QuotaUse) -> Iterator[Entry]:
             yield _entry(use, account, upstream, ours, contracted)
 
 
-def _posted(store: Store, use: QuotaUse) -> dict[_Account, tuple[Decimal, Decimal]]:
+def _posted(store: Store, use: QuotaUse) -> dict[_QuotaAccount, tuple[Decimal, Decimal]]:
     """What was credited of this window before, by account."""
     which = EntryFilter(since=use.window.start, until=use.window.end, where={"endpoint": frozenset([ENDPOINT])})
-    sums: dict[_Account, tuple[Decimal, Decimal]] = {}
+    sums: dict[_QuotaAccount, tuple[Decimal, Decimal]] = {}
     for entry in store.entries(which):
         if entry.kind == "adjustment" and entry.dedup_key and entry.dedup_key.startswith(_name(use)):
-            account = _Account(entry.attribution, entry.api_key, entry.request_model)
+            account = _QuotaAccount(entry.attribution, entry.api_key, entry.request_model)
             contracted, billed = sums.get(account, (ZERO, ZERO))
             sums[account] = (
                 EXACT.add(contracted, entry.contracted_cost or ZERO),
@@ -227,7 +227,7 @@ def _name(use: QuotaUse) -> str:
     return f"{ENDPOINT}:{use.quota.provider}:{use.quota.name}:{use.window.label}:"
 
 
-def _entry(use: QuotaUse, account: _Account, upstream: Decimal, ours: Decimal, before: Decimal) -> Entry:
+def _entry(use: QuotaUse, account: _QuotaAccount, upstream: Decimal, ours: Decimal, before: Decimal) -> Entry:
     factor = quantize(EXACT.divide(ours, upstream)) if upstream else ONE
     charge = Charge(
         model=account.model,

@@ -366,7 +366,7 @@ def sight_of(request: Request) -> ReadableMeter:
 Seen = Annotated[ReadableMeter, Depends(sight_of)]
 
 
-class Question(BaseModel):
+class ReportQuestion(BaseModel):
     """What reports and entries are asked of; as the arguments of `tokenmeter.report` and the command line."""
 
     model_config = ConfigDict(extra="forbid")
@@ -395,7 +395,7 @@ class Question(BaseModel):
         )
 
 
-class AskedReport(Question):
+class AskedReport(ReportQuestion):
     """What a report is asked."""
 
     by: Word = Field("", description="Dimensions to group by, separated by commas")
@@ -403,7 +403,7 @@ class AskedReport(Question):
     limit: int = Field(1_000, ge=1, le=_MOST_ROWS, description="Rows at most; totals are of all")
 
 
-class AskedEntries(Question):
+class AskedEntries(ReportQuestion):
     """Which entries are asked for."""
 
     limit: int = Field(100, ge=1, le=_MOST_ENTRIES)

@@ -30,7 +30,6 @@ __all__ = [
     "CapReachedError",
     "Counter",
     "Crossing",
-    "Difference",
     "EntryFilter",
     "Fault",
     "Health",
@@ -38,6 +37,7 @@ __all__ = [
     "Settlement",
     "Spooling",
     "Store",
+    "SumsDifference",
     "Verification",
 ]
 
@@ -164,7 +164,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SumsDifference:
     """A kept figure that is not what it comes from.
 
     Attributes:
@@ -432,7 +432,7 @@ class Store(Protocol):
 
     def rebuild(
         self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
-    ) -> Sequence[Difference]:
+    ) -> Sequence[SumsDifference]:
         """Make every kept sum anew that is not what its entries come to; no record of the chain is touched.
 
         Args:

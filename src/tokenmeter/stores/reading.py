@@ -34,7 +34,7 @@ UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticErro
 Place = tuple[int, int]
 
 
-class _MovedError(Exception):
+class _ArchiveMovedError(Exception):
     """Entries went over to the archive, or came back, since the question was begun."""
 
 
@@ -90,7 +90,7 @@ class EntryReader:
                     last = place
                     if not which.where or matches(entry, which.where):
                         yield entry
-            except _MovedError:
+            except _ArchiveMovedError:
                 continue
             return
 
@@ -119,7 +119,7 @@ class EntryReader:
         self, connection: Rows, *, statement: str, values: Sequence[Any], archived_to: int
     ) -> list[tuple[Place, Entry]]:
         if _archived_to(connection) != archived_to:
-            raise _MovedError
+            raise _ArchiveMovedError
         found: list[tuple[Place, Entry]] = []
         for seq, account, body in connection.execute(statement, values).fetchall():
             entry = self.decode(connection, account, body)

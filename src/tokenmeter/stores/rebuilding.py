@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.shelf import ArchiveFilter
-from tokenmeter.stores.base import Difference
+from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, NANO, AccountFacts, Batch, measured, month_of, week_of
@@ -48,7 +48,7 @@ class Wrong(NamedTuple):
     kept: tuple[Any, ...] | None
     due: tuple[Any, ...] | None
 
-    def told(self) -> Difference:
+    def told(self) -> SumsDifference:
         """The same in words."""
         names, (level, slot, account, *meter) = _NAMES[self.table], self.key
         nothing = (0,) * len(names)
@@ -57,7 +57,7 @@ class Wrong(NamedTuple):
             for amounts in (self.kept, self.due)
         )
         changes = {name: (was, is_due) for name, was, is_due in zip(names, kept, due, strict=True) if was != is_due}
-        return Difference(self.table, label(Level(level), slot), account, meter[0] if meter else None, changes)
+        return SumsDifference(self.table, label(Level(level), slot), account, meter[0] if meter else None, changes)
 
 
 def _as_number(value: int | Counter[int]) -> int:
@@ -182,7 +182,7 @@ def joined_amounts(table: str, amounts: Sequence[Any]) -> tuple[Any, ...]:
     return (*head, *(costs[index] * MICRO + costs[index + 1] for index in (0, 2, 4)))
 
 
-class Transaction(Protocol):
+class RebuildTransaction(Protocol):
     """Runs what it is given in one transaction."""
 
     def __call__(self, work: Callable[[Any], T], /) -> T:
@@ -191,13 +191,13 @@ class Transaction(Protocol):
 
 
 def rebuild(
-    read: Transaction,
-    write: Transaction | None,
+    read: RebuildTransaction,
+    write: RebuildTransaction | None,
     archives: ParquetArchives,
     *,
     deep: bool = False,
     progress: Callable[[int, int], object] | None = None,
-) -> list[Difference]:
+) -> list[SumsDifference]:
     """Make every kept sum anew that is not what its entries come to. Others go on recording meanwhile.
 
     A day is looked at in a read transaction first, and once more in a write transaction only if something is wrong.

@@ -27,12 +27,12 @@ from tokenmeter.stores.base import (
     Aggregate,
     Counter,
     Crossing,
-    Difference,
     EntryFilter,
     Fault,
     Health,
     Latencies,
     Settlement,
+    SumsDifference,
     Verification,
 )
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
@@ -445,7 +445,7 @@ class PostgresStore:
 
     def rebuild(
         self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
-    ) -> Sequence[Difference]:
+    ) -> Sequence[SumsDifference]:
         """Make every kept sum anew that is not what its entries come to, and what counters reserve from the holds."""
         self._fold()
         self._ready()
@@ -455,7 +455,10 @@ class PostgresStore:
         if write is not None and uneven:
             uneven = write(_even_out)
         changes = ((row, {"reserved": (int(row[3]), int(row[4]))}) for row in uneven)
-        return [*found, *(Difference("counters", f"{row[0]} {row[1]}", None, None, change) for row, change in changes)]
+        return [
+            *found,
+            *(SumsDifference("counters", f"{row[0]} {row[1]}", None, None, change) for row, change in changes),
+        ]
 
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""

@@ -84,7 +84,7 @@ class _OpenFile:
             _keep_for_ever(self.connection)
 
 
-class _MovedError(Exception):
+class _FileMovedError(Exception):
     """The file under the path is no longer the one that is open."""
 
 
@@ -151,7 +151,7 @@ class Database:
                 session = self._session(deadline)
                 try:
                     return self._transact(session, work, deadline)
-                except _MovedError:
+                except _FileMovedError:
                     self._close_idle(deadline)
 
         return self._in_turn(transact, patience)
@@ -275,7 +275,7 @@ class Database:
                     self._check(connection, self.path)
                 result = work(connection)
                 if session.moved():
-                    raise _MovedError
+                    raise _FileMovedError
                 self._commit(connection, deadline)
                 return result
             finally:

@@ -28,11 +28,11 @@ from tokenmeter.stores.base import (
     Aggregate,
     Counter,
     Crossing,
-    Difference,
     EntryFilter,
     Health,
     Latencies,
     Settlement,
+    SumsDifference,
     Verification,
 )
 from tokenmeter.stores.direct import DirectJournal, Transaction
@@ -414,7 +414,7 @@ class SQLiteStore:
 
     def rebuild(
         self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
-    ) -> Sequence[Difference]:
+    ) -> Sequence[SumsDifference]:
         """Make every kept sum anew that is not what its entries come to."""
         self._fold()
         write = None if dry_run else self._book.database.write
