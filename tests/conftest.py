@@ -31,7 +31,7 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def _hostile_decimals(request):
     """With ``--hostile-decimals``: the context of a program that uses Decimals its own way, in every thread."""
-    if not request.config.getoption("--hostile-decimals"):
+    if not request.config.getoption("--hostile-decimals") or request.node.get_closest_marker("ordinary_decimals"):
         yield
         return
     before, everywhere = decimal.getcontext(), decimal.DefaultContext.copy()

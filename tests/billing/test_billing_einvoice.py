@@ -18,6 +18,7 @@ from tokenmeter.billing import (
     make_einvoice,
 )
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import add, divide, magnitude, multiply, subtract
 
 facturx = pytest.importorskip("facturx")
 saxonche = pytest.importorskip("saxonche")
@@ -124,9 +125,10 @@ def test_each_line_is_quantity_times_price_with_its_factors_within_two_cents(rea
         changes = Decimal(0)
         for change in line.iterfind(".//r:SpecifiedTradeAllowanceCharge", namespace):
             sign = 1 if "true" in "".join(change[0].itertext()) else -1
-            changes += sign * Decimal(change.findtext("r:ActualAmount", "0", namespace))
-        assert abs(quantity * price / base + changes - net) <= Decimal("0.02")
-        total += net
+            changes = add(changes, multiply(sign, Decimal(change.findtext("r:ActualAmount", "0", namespace))))
+        computed = add(divide(multiply(quantity, price), base), changes)
+        assert magnitude(subtract(computed, net)) <= Decimal("0.02")
+        total = add(total, net)
     assert total == bill.totals.net
 
 

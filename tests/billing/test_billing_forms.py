@@ -19,6 +19,7 @@ from tokenmeter.billing import (
     issue_invoice,
     record_payment,
 )
+from tokenmeter.money import total
 
 openpyxl = pytest.importorskip("openpyxl")
 pytest.importorskip("xlsxwriter")
@@ -50,7 +51,7 @@ def test_an_invoice_as_a_workbook_adds_up_and_keeps_ids_and_names_as_text(issued
     assert (sums["amount exact"], sums["tax_amount exact"]) == ("12.620000000000", "2.400000000000")
     assert round(sums["amount"], 2) == float(issued.totals.net)
     assert formulas["amount"].startswith("=SUBTOTAL(109,")
-    assert sum(Decimal(row["billed_cost_usd exact"] or 0) for row in rows) == issued.totals.ledger_cost
+    assert total(Decimal(row["billed_cost_usd exact"] or 0) for row in rows) == issued.totals.ledger_cost
     assert issued.to_xlsx() == issued.to_xlsx(tmp_path / "a.xlsx").read_bytes()
 
 

@@ -27,6 +27,7 @@ from tokenmeter.billing import (
     write_off_invoice,
 )
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.money import add, subtract
 from tokenmeter.stores import open_store
 
 PROFILE = {
@@ -61,7 +62,7 @@ def test_a_draft_shows_what_an_account_owes_and_writes_nothing(ready):
     totals = bill.totals
     assert (totals.subtotal, totals.rounding, totals.net) == (Decimal("12.35"), Decimal("0.00"), Decimal("12.35"))
     assert (totals.taxes[0].amount, bill.total) == (Decimal("2.35"), Decimal("14.70"))
-    assert totals.net + totals.remainder == totals.ledger_cost == Decimal("12.345")
+    assert add(totals.net, totals.remainder) == totals.ledger_cost == Decimal("12.345")
     assert invoices(ready) == []
 
 
@@ -443,7 +444,7 @@ def test_coverage_says_what_is_billed_where_and_adds_up(store, book, december):
     assert found.nowhere == {"team=t": Decimal("1.5"), "(nobody)": Decimal("0.25")}
     issue_invoice(store, draft_invoice(store, team="t", period="2026-11"), allow_overlap="a test")
     found = invoice_coverage(store, period="2026-11")
-    assert found.invoiced - found.billed_twice + found.billed_nowhere == found.ledger
+    assert add(subtract(found.invoiced, found.billed_twice), found.billed_nowhere) == found.ledger
     assert (found.invoiced, found.billed_twice) == (Decimal("6.00"), Decimal("2.25"))
 
 
@@ -516,7 +517,7 @@ def test_each_factor_has_its_name_and_a_line_can_be_redone(store, book, december
     bill = draft_invoice(store, member="ada", period="2026-11")
     (line,) = bill.lines
     assert line.factors_text == "discount 0.8 x platform 1.25"
-    assert line.computed_cost + line.rounding_residue == line.billed_cost
+    assert add(line.computed_cost, line.rounding_residue) == line.billed_cost
     assert "1,000,000 x 16 / 1M x discount 0.8 x platform 1.25 = 16 USD" in bill.to_html()
     assert "discount=0.8;platform=1.25" in bill.to_csv()
     assert bill.to_dict()["lines"][0]["multipliers"] == {"discount": "0.8", "platform": "1.25"}

@@ -21,6 +21,7 @@ from tokenmeter.billing import (
     write_off_invoice,
 )
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import add, negate, subtract, total
 
 BUYER = 'Müller & Söhne "quoted" GmbH'
 NUMBERS = {"receivable": "10000", "income": "8400", "rounding": "8401", "bank": "1200", "bad_debts": "2400"}
@@ -49,17 +50,18 @@ def test_every_entry_adds_up_to_nothing_and_the_receivable_ends_even(booked):
     kinds = {entry.kind for entry in entries}
     assert kinds == {"invoice", "credit_note", "payment", "write_off", "void", "provider_cost"}
     for entry in entries:
-        assert sum(posting.amount for posting in entry.postings) == 0
+        assert total(posting.amount for posting in entry.postings) == 0
     sums = {}
     for entry in entries:
         for posting in entry.postings:
-            sums[posting.role] = sums.get(posting.role, 0) + posting.amount
+            sums[posting.role] = add(sums.get(posting.role, Decimal(0)), posting.amount)
     assert sums["receivable"] == 0
     (bill,) = [one for one in invoices(booked) if one.number == "INV-00001"]
     assert sums["bank"] == 50
-    assert -(sums["income"] + sums["rounding"]) == bill.totals.net - 10
+    assert negate(add(sums["income"], sums["rounding"])) == subtract(bill.totals.net, 10)
 
 
+@pytest.mark.ordinary_decimals("beancount's own")
 def test_beancount_accepts_the_file_to_the_cent(booked, tmp_path):
     pytest.importorskip("beancount")
     from beancount.loader import load_string
@@ -81,14 +83,14 @@ def test_hledgers_journal_has_two_blanks_before_each_amount(booked):
 
 def test_xero_and_quickbooks_lines_add_up_to_the_net(booked):
     rows = list(csv.DictReader(io.StringIO(export_journal(booked, period="2026-11", form="xero").decode())))
-    total = sum(Decimal(row["*UnitAmount"]) for row in rows if row["*InvoiceNumber"] == "INV-00001")
+    net = total(Decimal(row["*UnitAmount"]) for row in rows if row["*InvoiceNumber"] == "INV-00001")
     (bill,) = [one for one in invoices(booked) if one.number == "INV-00001"]
-    assert total == bill.totals.net
+    assert net == bill.totals.net
     assert {row["*InvoiceNumber"] for row in rows} == {"INV-00001", "CN-00001"}  # the void one is not sent
     assert rows[0]["*InvoiceDate"] == f"{bill.issued_on:%d/%m/%Y}"
     assert "discount 0.8" in rows[0]["*Description"]
     rows = list(csv.DictReader(io.StringIO(export_journal(booked, period="2026-11", form="quickbooks").decode())))
-    assert sum(Decimal(row["*Item Amount"]) for row in rows) == bill.totals.net - 10
+    assert total(Decimal(row["*Item Amount"]) for row in rows) == subtract(bill.totals.net, 10)
 
 
 def test_datev_has_its_header_125_columns_and_gross_amounts(booked):
@@ -104,7 +106,7 @@ def test_datev_has_its_header_125_columns_and_gross_amounts(booked):
     assert {len(row) for row in cells} == {125}
     first = [row for row in cells if row[10] == '"INV-00001"' and row[1] == '"S"' and row[6] == "10000"]
     (bill,) = [one for one in invoices(booked) if one.number == "INV-00001"]
-    assert sum(Decimal(row[0].replace(",", ".")) for row in first) == bill.total
+    assert total(Decimal(row[0].replace(",", ".")) for row in first) == bill.total
     assert first[0][9] == f"{bill.issued_on:%d%m}"
     assert first[0][36] == '"4711"'
 

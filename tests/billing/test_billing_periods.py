@@ -8,6 +8,7 @@ import pytest
 
 from tokenmeter.billing import close_period, closed_periods, draft_invoice, late_costs, late_entries
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.money import total
 
 JANUARY = datetime(2027, 1, 2, tzinfo=UTC)
 
@@ -26,7 +27,7 @@ def test_the_manifest_counts_and_sums_the_period(every_store, make_call, decembe
     assert (closed.entries, closed.requests, closed.unpriced) == (3, 3, 1)
     assert closed.billed_cost == Decimal("1.250000000001")
     assert closed.closed_by == "kim"
-    assert sum(row.billed_cost for row in closed.rows) == closed.billed_cost
+    assert total(row.billed_cost for row in closed.rows) == closed.billed_cost
     assert closed_periods(every_store) == [closed]
     assert closed.document.hash in {document.hash for document in every_store.documents()}
     assert "billed $1.250000000001" in str(closed)
@@ -127,8 +128,8 @@ def test_each_late_entry_is_told_once_over_many_closings(store, book):
         for earlier in range(1, month + 1):
             book(f"0.{month}{earlier}", at=f"2026-{earlier:02}-10T00:00", member="ada")
         closed = close_period(store, f"2026-{month:02}", now=datetime(2026, 6, 1, tzinfo=UTC))
-        told += closed.billed_cost + sum(late.billed_cost for late in closed.late)
-    assert told == sum(entry.billed_cost for entry in store.entries())
+        told = total([told, closed.billed_cost, *(late.billed_cost for late in closed.late)])
+    assert told == total(entry.billed_cost for entry in store.entries())
     assert late_entries(store) == []
 
 

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenmeter.billing import close_period, draft_invoice, issue_invoice
+from tokenmeter.money import add, magnitude, multiply, total
 from tokenmeter.stores import open_store
 
 ACCOUNTS = ("ada", "bob", "Zoë")
@@ -34,7 +35,7 @@ def record(store, make_call, calls):
 
 def ledger_total(store, member=None):
     entries = [entry for entry in store.entries() if member in {None, entry.attribution.member}]
-    return sum((entry.billed_cost for entry in entries), Decimal(0))
+    return total(entry.billed_cost for entry in entries)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,12 +50,13 @@ def test_total_and_rounding_are_the_ledgers_total(make_call, december, calls, ra
     for member in ACCOUNTS:
         bill = issue_invoice(store, draft_invoice(store, member=member, period="2026-11", **money), force=True)
         totals = bill.totals
-        exact = ledger_total(store, member) * factor
-        assert totals.net + totals.remainder == exact
-        assert sum(line.amount for line in bill.lines) + totals.rounding == bill.total
-        assert sum(line.exact_amount for line in bill.lines) == exact
-        assert abs(totals.remainder) * 2 <= Decimal(1).scaleb(totals.net.as_tuple().exponent)
-        billed += totals.ledger_cost
+        exact = multiply(ledger_total(store, member), factor)
+        assert add(totals.net, totals.remainder) == exact
+        assert add(total(line.amount for line in bill.lines), totals.rounding) == bill.total
+        assert total(line.exact_amount for line in bill.lines) == exact
+        unit = Decimal((0, (1,), totals.net.as_tuple().exponent))
+        assert multiply(magnitude(totals.remainder), 2) <= unit
+        billed = add(billed, totals.ledger_cost)
     assert billed == ledger_total(store)
 
 
@@ -67,7 +69,7 @@ def test_late_entries_move_between_invoices_but_are_never_lost_or_billed_twice(m
     close_period(store, "2026-11", now=december)
     record(store, make_call, [call for call in calls if call[-1]])
     close_period(store, "2026-12", now=datetime(2027, 1, 1, tzinfo=UTC))
-    billed = sum(
+    billed = total(
         issue_invoice(store, draft_invoice(store, member=member, period=period), force=True).totals.ledger_cost
         for member in ACCOUNTS
         for period in ("2026-11", "2026-12")

@@ -16,6 +16,7 @@ from tokenmeter.billing import (
     void_invoice,
 )
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import total
 
 NAME = "Łódź & Söhne <b>GmbH</b> Ελλάς Київ"
 
@@ -49,7 +50,9 @@ def test_csv_columns_add_up_to_net_taxes_and_the_ledger(issued):
     rows = list(csv.DictReader(io.StringIO(issued.to_csv())))
     assert [row["kind"] for row in rows] == ["usage", "usage", "rounding", "tax"]
     assert rows[0]["model"] == "'=cmd()"
-    sums = {name: sum(Decimal(row[name] or 0) for row in rows) for name in ("amount", "tax_amount", "billed_cost_usd")}
+    sums = {
+        name: total(Decimal(row[name] or 0) for row in rows) for name in ("amount", "tax_amount", "billed_cost_usd")
+    }
     totals = issued.totals
     assert sums == {"amount": totals.net, "tax_amount": totals.taxes[0].amount, "billed_cost_usd": totals.ledger_cost}
     assert {row["invoice"] for row in rows} == {"INV-00001"}

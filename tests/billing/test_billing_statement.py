@@ -14,15 +14,16 @@ from tokenmeter.billing import (
     record_payment,
 )
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import total
 
 
 def foots(statement):
     lines = statement.lines
     balance = statement.opening
     for line in lines:
-        balance += line.charges + line.credits
+        balance = total([balance, line.charges, line.credits])
         assert line.balance == balance
-    assert statement.opening + statement.charges + statement.credits == statement.closing == balance
+    assert total([statement.opening, statement.charges, statement.credits]) == statement.closing == balance
     return True
 
 
