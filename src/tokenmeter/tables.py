@@ -20,6 +20,8 @@ from typing import IO, Literal, cast
 DecimalMark = Literal[".", ","]
 
 _DELIMITERS = ",;\t|"
+#: A quoted heading, whose commas are none of the table's; also one that goes on in the next line.
+_QUOTED = re.compile(r'"(?:[^"]|"")*(?:"|$)')
 _SAYS_DELIMITER = re.compile(r'\s*"?sep=(.)"?\s*')
 #: What stands around a number: currencies, and blanks that group (also the narrow and the unbreakable one).
 _AROUND = re.compile(r"[\s\u00a0\u202f'\u2019_]+|^(?:US)?[$\u20ac\u00a3\u00a5]|[$\u20ac\u00a3\u00a5]$")
@@ -66,7 +68,7 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
     said = _SAYS_DELIMITER.fullmatch(first)
     if said:
         first = next(filled, "")
-    delimiter = said[1] if said else max(_DELIMITERS, key=first.count)
+    delimiter = said[1] if said else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
     skipped = 1 if said else 0
     reader = csv.reader(chain([first], text), delimiter=delimiter)
     headings = [name.strip() for names in islice(reader, 1) for name in names]
@@ -143,7 +145,7 @@ def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
         raise ValueError(f"{text.strip()!r} can be read in two ways: say which decimal mark the file has")
     group = "," if mark == "." else "."
     whole, _, fraction = number.partition(mark)
-    if (group in whole and not _GROUPED.fullmatch(whole)) or group in fraction:
+    if (group in whole and not _GROUPED.fullmatch(whole)) or group in fraction or mark in fraction:
         raise ValueError(f"{text.strip()!r} is not a number")
     return Decimal(sign + whole.replace(group, "") + ("." + fraction if fraction else ""))
 

@@ -368,6 +368,14 @@ class TestLimits:
         assert asyncio.run(asked_on_the_loop())  # another 10 do not fit into 15
         assert meter.remaining(member="ada")[0].limit == 15
 
+    def test_an_async_function_that_is_cancelled_leaves_what_is_known(self, metered, caplog):
+        async def limit(_member):
+            raise asyncio.CancelledError
+
+        meter = metered(Budget(member="*", limit=limit, limit_usd=5, name="plans"))
+        assert is_stopped(meter, a_call())  # the fixed limit: 10 tokens do not fit into 5
+        assert "its limit function failed" in caplog.text
+
     def test_what_holds_while_it_cannot_be_asked(self, metered, caplog):
         down = []
 

@@ -143,8 +143,13 @@ def test_sdk_objects_in_the_input_are_measured():
 def test_iterators_are_left_alone():
     """Whatever can be read only once belongs to the SDK."""
     once = iter([{"role": "user", "content": "hi"}])
-    openai({"model": "m", "messages": once})
+    assert openai({"model": "m", "messages": once}).unbounded == "files"  # its size is not known before it is sent
     assert next(once)["content"] == "hi"
+    assert anthropic({"model": "m", "messages": (each for each in [])}).unbounded == "files"
+
+
+INLINE = {"type": "input_file", "file_data": "data:application/pdf;base64,JV"}
+LINKED = {"type": "document_url", "document_url": "https://example.com"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +162,15 @@ def test_iterators_are_left_alone():
         ({"prompt": {"id": "pmpt_1"}}, "stored_prompt"),
         ({"background": True}, "background"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}]}, "files"),
+        (
+            {"input": [{"role": "user", "content": [INLINE]}]},
+            "files",
+        ),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "files"),
+        (
+            {"input": [{"role": "user", "content": [LINKED]}]},
+            "files",
+        ),
         ({"context_management": [{"type": "compaction"}]}, "compaction"),
         ({"tools": [{"type": "function", "name": "f"}]}, None),
         ({"tools": [{"type": "custom", "name": "f"}]}, None),
@@ -167,6 +181,8 @@ def test_openai_says_why_there_is_no_bound(body, reason):
 
 
 DOCUMENT = {"type": "document", "source": {"type": "url", "url": "https://example.com"}}
+#: No length of a file bounds its pages, each of which is a picture, too.
+SCANNED = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +195,7 @@ DOCUMENT = {"type": "document", "source": {"type": "url", "url": "https://exampl
         ({"fallbacks": "default"}, "fallbacks"),
         ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "compaction"),
         ({"messages": [{"role": "user", "content": [DOCUMENT]}]}, "files"),
+        ({"messages": [{"role": "user", "content": [SCANNED]}]}, "files"),
         ({"tools": [{"type": "custom", "name": "f", "input_schema": {"type": "object"}}]}, None),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, None),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, None),

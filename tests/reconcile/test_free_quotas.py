@@ -9,6 +9,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import count_free_quotas, post_free_quotas
 
 #: 1,500 grounded prompts a day are free in truth; three make the arithmetic plain.
@@ -130,3 +131,49 @@ def test_a_wrong_row_says_what_is_wrong(changed, field, made):
 def test_two_quotas_of_one_name_are_refused(made):
     with pytest.raises(ConfigurationError, match="its own name"):
         made(DAILY, DAILY)
+
+
+def test_who_loses_free_units_to_earlier_calls_gives_the_credit_back(made):
+    """What was credited for calls whose free units late ones take is taken back, however often that turns."""
+    meter = made({**DAILY, "quantity": 1})
+    for hour, member in (("12", "ada"), ("09", "bob"), ("08", "ada")):
+        grounded(meter, f"2026-11-10T{hour}:00:00Z", member=member)
+        post_free_quotas(meter, count_free_quotas(meter, "2026-11", now=NOW))
+        credits_ = [entry for entry in meter.store.entries() if entry.kind == "adjustment"]
+        owed = {one: sum(e.billed_cost for e in credits_ if e.attribution.member == one) for one in ("ada", "bob")}
+        assert owed == {"ada": 0, "bob": 0, member: Decimal("-0.035")}
+    assert post_free_quotas(meter, count_free_quotas(meter, "2026-11", now=NOW)) == []
+
+
+def test_a_corrected_call_is_credited_at_what_it_costs_now(made):
+    prices = [
+        *(
+            {"provider": "google", "model": "gemini-2.5-flash", "sku_meter": each, "unit_price": 1}
+            for each in ("input", "output")
+        ),
+        {
+            "provider": "google",
+            "model": "gemini-2.5-flash",
+            "sku_meter": "grounded_prompts",
+            "unit_price": "0.05",
+            "per": 1,
+        },
+    ]
+    meter = made(DAILY, prices=prices)
+    grounded(meter, "2026-11-10T01:00:00Z")
+    before = meter.report(period="2026-11").totals.billed_cost
+    prices[-1] = {**prices[-1], "unit_price": "0.035"}
+    later = made(DAILY, prices=prices)
+    assert later.reprice(period="2026-11", changed=True, post=True)
+    (use,) = count_free_quotas(later, "2026-11", now=NOW)
+    assert (use.used, use.free, use.credit) == (1, 1, Decimal("0.035"))
+    post_free_quotas(later, [use])
+    assert later.report(period="2026-11").totals.billed_cost == before - Decimal("0.05")
+
+
+def test_days_of_a_period_in_another_zone_are_the_quotas_own(made):
+    meter = made({**DAILY, "tz": "America/Los_Angeles"})
+    grounded(meter, "2026-11-10T01:00:00Z")  # the 9th there
+    grounded(meter, "2026-11-10T20:00:00Z")
+    uses = count_free_quotas(meter, parse_period("2026-11-10"), now=NOW)
+    assert "2026-11-10" in {use.window.label for use in uses}

@@ -111,3 +111,17 @@ def test_moments_are_read_as_programs_print_them(text, moment):
 def test_a_moment_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match=r"."):
         parse_moment(text)
+
+
+@pytest.mark.parametrize("text", ["1.234,5,6", "1,234.5.6", "1,2,3.4,5"])
+def test_a_second_decimal_mark_is_no_number(text):
+    for mark in (".", ",", None):
+        with pytest.raises(ValueError, match=r"not a number|two ways"):
+            parse_number(text, mark)
+
+
+def test_commas_inside_quoted_headings_are_none_of_the_tables():
+    data = b'"Cost (USD, net, all)";"Tokens"\n"1,5";"3"\n'
+    headings, rows, mark = read_table(open_text(io.BytesIO(data), data[:4]))
+    assert (headings, mark) == (["Cost (USD, net, all)", "Tokens"], ",")
+    assert list(rows) == [(2, {"Cost (USD, net, all)": "1,5", "Tokens": "3"})]

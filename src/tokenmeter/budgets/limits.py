@@ -145,7 +145,7 @@ class AskedLimits:
             limits: dict[Unit, int | None] = {
                 unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units
             }
-        except Exception as error:  # noqa: BLE001 - it is the application's own; what is known holds
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
             self._tell(budget.name, error, has_last=known is not None)
             limits = dict(known.limits) if known is not None else {}
         if len(self._answers) >= _MOST_VALUES:
@@ -170,7 +170,7 @@ class AskedLimits:
             return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(_LONGEST_WAIT)
         return asyncio.run(anew()) if here is None else _in_thread(lambda: asyncio.run(anew()))
 
-    def _tell(self, name: str, error: Exception, *, has_last: bool) -> None:
+    def _tell(self, name: str, error: BaseException, *, has_last: bool) -> None:
         """Log a limit function's failure, at most once a minute per budget."""
         now = time.monotonic()
         if now - self._told.get(name, -_TELL_EVERY) < _TELL_EVERY:
@@ -225,4 +225,4 @@ def _in_thread(work: Callable[[], Any]) -> Any:
             done.set_exception(error)
 
     threading.Thread(target=run, name="tokenmeter-limit", daemon=True).start()
-    return done.result()
+    return done.result(_LONGEST_WAIT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -32,7 +33,7 @@ _PROMPT_KEYS = (
 #: Parts whose payload is a picture: counted in images, never as text.
 _IMAGE_TYPES = frozenset({"image", "image_url", "input_image", "computer_screenshot", "image_generation_call"})
 #: Keys that name content which lies elsewhere, so that its size is not known here.
-_REMOTE_KEYS = frozenset({"file_id", "file_url", "file_ids"})
+_REMOTE_KEYS = frozenset({"file_id", "file_url", "file_ids", "file_data", "document_url", "video_url", "audio_url"})
 #: Sources of documents that lie elsewhere.
 _REMOTE_TYPES = frozenset({"url", "file"})
 #: Shorter texts are bounded well enough by their bytes.
@@ -87,7 +88,7 @@ def measure(parts: Iterable[Any]) -> PromptSize:
         elif isinstance(value, list | tuple):
             size += _open_list(cast("Sequence[Any]", value), stack)
         else:
-            size += _open_other(value, stack)
+            size += _open_other(value, stack, result)
     result.size = size
     return result
 
@@ -99,6 +100,8 @@ def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
         if kind in _IMAGE_TYPES:
             result.images += 1
             return _PUNCTUATION
+        if kind == "item_reference" or (kind == "base64" and value.get("media_type") == "application/pdf"):
+            result.remote = True  # an earlier item; pages, which no length of their file bounds
         if kind in _REMOTE_TYPES and ("url" in value or "file_id" in value):
             result.remote = True
     size = _PUNCTUATION
@@ -117,14 +120,16 @@ def _open_list(value: Sequence[Any], stack: list[Any]) -> int:
     return _PUNCTUATION
 
 
-def _open_other(value: Any, stack: list[Any]) -> int:
-    """Numbers, mappings and SDK objects; what cannot be looked into counts nothing."""
+def _open_other(value: Any, stack: list[Any], result: PromptSize) -> int:
+    """Numbers, mappings and SDK objects; what can be read only once, or lies in a file, is of unknown size."""
     if value is None or isinstance(value, int | float):
         return len(repr(value)) + _PUNCTUATION
     if isinstance(value, Mapping) or hasattr(value, "model_dump") or hasattr(value, "dict"):
         plain = to_wire(value)
         if isinstance(plain, dict | list):
             stack.append(plain)
+    elif isinstance(value, Iterable | PathLike) or hasattr(value, "read"):
+        result.remote = True
     return 0
 
 

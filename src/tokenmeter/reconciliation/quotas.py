@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry, utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import EXACT, ONE, ZERO, quantize
+from tokenmeter.money import EXACT, ONE, ZERO, add, quantize, subtract, total
 from tokenmeter.periods import Period, buckets, floor, parse_period
 from tokenmeter.pricing.terms import FreeQuota
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.usage import Quantity
 
 ENDPOINT = "free_quota"
 
@@ -51,7 +52,7 @@ class Credit:
     attribution: Attribution
     api_key: ApiKey | None
     model: str | None
-    quantity: int = 0
+    quantity: Quantity = 0
     contracted_cost: Decimal = ZERO
     billed_cost: Decimal = ZERO
 
@@ -72,9 +73,9 @@ class QuotaUse:
 
     quota: FreeQuota
     window: Period
-    used: int
-    free: int
-    unpriced: int
+    used: Quantity
+    free: Quantity
+    unpriced: Quantity
     credits: tuple[Credit, ...] = field(repr=False)
     open: bool = False
 
@@ -91,10 +92,10 @@ class QuotaUse:
         return {
             "quota": self.quota.name,
             "window": self.window.label,
-            "used": self.used,
-            "free": self.free,
+            "used": _number(self.used),
+            "free": _number(self.free),
             "limit": self.quota.quantity,
-            "unpriced": self.unpriced,
+            "unpriced": _number(self.unpriced),
             "credit": f"{self.credit:f}",
             "open": self.open,
         }
@@ -116,7 +117,7 @@ def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | Non
     moment = now or utcnow()
     found: list[QuotaUse] = []
     for quota in meter.pricer.terms.free_quotas:
-        whole = parse_period(period, quota.tz, now=moment) if isinstance(period, str) else period
+        whole = parse_period(period, quota.tz, now=moment) if isinstance(period, str) else replace(period, tz=quota.tz)
         for part in buckets(whole, quota.per):
             used = _use(meter.store, quota, floor(part.start, quota.per, quota.tz), moment)
             if used is not None:
@@ -145,7 +146,7 @@ class _QuotaLine(NamedTuple):
     at: datetime
     entry_id: str
     account: _QuotaAccount
-    quantity: int
+    quantity: Quantity
     contracted: Decimal | None
     billed: Decimal | None
 
@@ -154,43 +155,65 @@ def _use(store: Store, quota: FreeQuota, window: Period, now: datetime) -> Quota
     lines = sorted(_lines(store, quota, window), key=lambda line: line[:2])
     if not lines:
         return None
-    left, unpriced = quota.quantity, 0
+    left: Quantity = quota.quantity
+    unpriced: Quantity = 0
     credits_: dict[_QuotaAccount, Credit] = {}
     for line in lines:
         free = min(line.quantity, left)
-        left -= free
+        left = subtract(left, free)
         if not free:
             break
         if line.contracted is None or line.billed is None:
-            unpriced += free
+            unpriced = add(unpriced, free)
             continue
         credit = credits_.setdefault(line.account, Credit(*line.account))
-        credit.quantity += free
+        credit.quantity = add(credit.quantity, free)
         credit.contracted_cost = EXACT.add(credit.contracted_cost, _share(line.contracted, free, line.quantity))
         credit.billed_cost = EXACT.add(credit.billed_cost, _share(line.billed, free, line.quantity))
-    used = sum(line.quantity for line in lines)
-    return QuotaUse(quota, window, used, quota.quantity - left, unpriced, tuple(credits_.values()), window.end > now)
+    used = _whole(total(line.quantity for line in lines))
+    free = _whole(subtract(quota.quantity, left))
+    return QuotaUse(quota, window, used, free, unpriced, tuple(credits_.values()), window.end > now)
 
 
-def _share(cost: Decimal, part: int, whole: int) -> Decimal:
+def _whole(number: Quantity) -> Quantity:
+    return int(number) if number == int(number) else number
+
+
+def _number(number: Quantity) -> int | str:
+    return number if isinstance(number, int) else f"{number:f}"
+
+
+def _share(cost: Decimal, part: Quantity, whole: Quantity) -> Decimal:
     return cost if part == whole else quantize(EXACT.divide(EXACT.multiply(cost, part), whole))
 
 
 def _lines(store: Store, quota: FreeQuota, window: Period) -> Iterator[_QuotaLine]:
     which = EntryFilter(since=window.start, until=window.end, where={"provider": frozenset([quota.provider])})
+    calls: dict[tuple[str, str | None], _QuotaLine] = {}
+    unknown: dict[tuple[str, str | None], Quantity] = {}
     for entry in store.entries(which):
         key = entry.api_key
         named = {key.alias, key.label} if key is not None else set[str | None]()
-        if entry.kind != "usage" or not quota.holds(entry.occurred_at):
+        if entry.kind == "adjustment" or not quota.holds(entry.occurred_at):
             continue
         if quota.api_keys and named.isdisjoint(quota.api_keys):
             continue
         for charge in entry.charges:
             model = charge.model or entry.model
             if charge.sku_meter == quota.sku_meter and _fits(model, quota.models):
+                call = entry.corrects or entry.entry_id, model  # a correction takes lines of its call back
                 account = _QuotaAccount(entry.attribution, key, model)
-                costs = charge.contracted_cost, charge.billed_cost
-                yield _QuotaLine(entry.occurred_at, entry.entry_id, account, int(charge.quantity), *costs)
+                before = calls.get(call) or _QuotaLine(entry.occurred_at, call[0], account, 0, ZERO, ZERO)
+                if charge.contracted_cost is None or charge.billed_cost is None:
+                    unknown[call] = add(unknown.get(call, 0), charge.quantity)
+                calls[call] = before._replace(
+                    quantity=add(before.quantity, charge.quantity),
+                    contracted=add(before.contracted or ZERO, charge.contracted_cost or ZERO),
+                    billed=add(before.billed or ZERO, charge.billed_cost or ZERO),
+                )
+    for call, line in calls.items():
+        if line.quantity > 0:
+            yield line._replace(contracted=None, billed=None) if unknown.get(call) else line
 
 
 def _fits(model: str | None, patterns: tuple[str, ...]) -> bool:
@@ -199,26 +222,28 @@ def _fits(model: str | None, patterns: tuple[str, ...]) -> bool:
 
 def _entries(store: Store, use: QuotaUse) -> Iterator[Entry]:
     posted = _posted(store, use)
-    for credit in use.credits:
-        account = _QuotaAccount(credit.attribution, credit.api_key, credit.model)
-        contracted, billed = posted.get(account, (ZERO, ZERO))
+    due = {_QuotaAccount(one.attribution, one.api_key, one.model): one for one in use.credits}
+    for account in dict.fromkeys((*due, *posted)):  # also whose free units earlier calls turned out to have taken
+        contracted, billed, times = posted.get(account, (ZERO, ZERO, 0))
+        credit = due.get(account) or Credit(*account)
         upstream = EXACT.subtract(EXACT.minus(credit.contracted_cost), contracted)
         ours = EXACT.subtract(EXACT.minus(credit.billed_cost), billed)
         if upstream or ours:
-            yield _entry(use, account, upstream, ours, contracted)
+            yield _entry(use, account, upstream, ours, times)
 
 
-def _posted(store: Store, use: QuotaUse) -> dict[_QuotaAccount, tuple[Decimal, Decimal]]:
-    """What was credited of this window before, by account."""
+def _posted(store: Store, use: QuotaUse) -> dict[_QuotaAccount, tuple[Decimal, Decimal, int]]:
+    """What was credited of this window before, by account, and in how many entries."""
     which = EntryFilter(since=use.window.start, until=use.window.end, where={"endpoint": frozenset([ENDPOINT])})
-    sums: dict[_QuotaAccount, tuple[Decimal, Decimal]] = {}
+    sums: dict[_QuotaAccount, tuple[Decimal, Decimal, int]] = {}
     for entry in store.entries(which):
         if entry.kind == "adjustment" and entry.dedup_key and entry.dedup_key.startswith(_name(use)):
             account = _QuotaAccount(entry.attribution, entry.api_key, entry.request_model)
-            contracted, billed = sums.get(account, (ZERO, ZERO))
+            contracted, billed, times = sums.get(account, (ZERO, ZERO, 0))
             sums[account] = (
                 EXACT.add(contracted, entry.contracted_cost or ZERO),
                 EXACT.add(billed, entry.billed_cost or ZERO),
+                times + 1,
             )
     return sums
 
@@ -227,7 +252,7 @@ def _name(use: QuotaUse) -> str:
     return f"{ENDPOINT}:{use.quota.provider}:{use.quota.name}:{use.window.label}:"
 
 
-def _entry(use: QuotaUse, account: _QuotaAccount, upstream: Decimal, ours: Decimal, before: Decimal) -> Entry:
+def _entry(use: QuotaUse, account: _QuotaAccount, upstream: Decimal, ours: Decimal, times: int) -> Entry:
     factor = quantize(EXACT.divide(ours, upstream)) if upstream else ONE
     charge = Charge(
         model=account.model,
@@ -258,5 +283,5 @@ def _entry(use: QuotaUse, account: _QuotaAccount, upstream: Decimal, ours: Decim
         billed_cost=ours,
         cost_source="billed",
         flags=("free_quota",),
-        dedup_key=f"{_name(use)}{who}:{before}:{upstream}",
+        dedup_key=f"{_name(use)}{who}:{times}:{upstream}",
     )

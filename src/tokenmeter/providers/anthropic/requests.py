@@ -12,6 +12,9 @@ from tokenmeter.providers.wire import JSON, is_object, members, section, text
 
 _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "tool_search_tool_")
 _COMPACTION = "compact"
+#: Definitions that stand for longer ones: computer 735 and 499 of its system prompt, text editor 700, bash 245.
+#: Source: https://docs.claude.com/en/docs/about-claude/pricing
+_CLIENT_TOOLS = {"computer_": 1_234, "text_editor_": 700, "bash_": 245}
 #: The system prompt for the use of tools is up to 804 tokens, with the computer tool, and a picture in high resolution
 #: 4,784. Sources: https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing,
 #: https://docs.claude.com/en/docs/build-with-claude/vision
@@ -42,7 +45,7 @@ def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         model=_model(get("model")),
         service_tier=named(get("service_tier")),
         speed=_fast(get("speed")),
-        input_bytes=prompt.size,
+        input_bytes=prompt.size + _client_tools(body),
         image_count=prompt.images,
         max_output_tokens=first_limit(get("max_tokens"), get("max_tokens_to_sample")),
         streamed=bool(get("stream")),
@@ -72,6 +75,11 @@ def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
             if model := text(tool, "model"):
                 models["advisor"] = model
     return models or NO_TOOLS
+
+
+def _client_tools(body: JSON) -> int:
+    kinds = [str(tool.get("type")) for tool in members(body, "tools")]
+    return sum(size for start, size in _CLIENT_TOOLS.items() for kind in kinds if kind.startswith(start))
 
 
 def _compacts(body: JSON) -> bool:

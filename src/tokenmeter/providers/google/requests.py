@@ -33,6 +33,8 @@ _SERVER_TOOLS = frozenset(
 #: Media whose tokens their bytes bound: audio is 32 a second, video 263 at the most.
 _BOUNDED_MEDIA = ("audio/", "video/", "text/")
 _VIDEO_SECONDS = 8
+#: Pictures of a request that does not say how many. Source: https://ai.google.dev/gemini-api/docs/imagen
+_PICTURES = 4
 #: Most tokens of a picture: 2.5 with pan and scan, 3 in the highest resolution; 2.0 cuts one of any size into tiles. Of
 #: later ones it is not known. Source: https://ai.google.dev/gemini-api/docs/media-resolution
 PROMPT_RULES = (PromptRule("gemini-2.5", image=2_304), PromptRule("gemini-3", image=2_240))
@@ -106,12 +108,12 @@ def _unbounded(body: JSON) -> list[str]:
 def _pieces(endpoint: Endpoint, body: JSON) -> Mapping[str, int]:
     """What is sold by the piece, and counted in the request."""
     parameters = section(body, "parameters")
-    many = first_limit(parameters.get("sampleCount")) or 1
+    many = first_limit(parameters.get("sampleCount"))
     if endpoint.operation == "video_generation":
         seconds = first_limit(parameters.get("durationSeconds")) or _VIDEO_SECONDS
         size = (text(parameters, "resolution") or "").lower()
-        return {f"seconds_video_{size}" if size not in {"", "720p"} else "seconds_video": seconds * many}
-    return {"images": many} if endpoint.operation == "image_generation" else {}
+        return {f"seconds_video_{size}" if size not in {"", "720p"} else "seconds_video": seconds * (many or 1)}
+    return {"images": many or _PICTURES} if endpoint.operation == "image_generation" else {}
 
 
 def _prompt(body: JSON, settings: JSON) -> PromptSize:
@@ -148,4 +150,6 @@ def _without_media(value: Any, media: list[JSON]) -> Any:
 def _is_media(value: JSON) -> bool:
     if "mimeType" in value or "mime_type" in value:
         return "data" in value or "fileUri" in value or "uri" in value
+    if text(value, "type") in {"audio", "document", "video"}:  # interactions, where the MIME type may be left out
+        return "data" in value or "uri" in value
     return "fileUri" in value or "bytesBase64Encoded" in value or ("data" in value and "type" in value)

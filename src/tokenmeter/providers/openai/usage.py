@@ -278,7 +278,7 @@ def _seen_tools(usage: JSON, items: Iterable[JSON], flags: set[str]) -> dict[str
         name = (text(item, "type") or "").removesuffix("_call")
         if name == "custom_tool" and (text(item, "name") or "").startswith("x_"):  # how searches of X are shown
             name = "x_search"
-        if name in _TOOL_CALLS and item.get("status") != "failed":
+        if name in _FREE_TOOLS or (name in _TOOL_CALLS and item.get("status") != "failed"):
             calls[name] += 1
     used = count(usage, _TOOLS_USED, flags=flags) or 0
     calls["?"] = max(used - calls.total(), 0)
