@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr, ValidationError
 
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.errors import ConfigurationError
@@ -279,6 +279,12 @@ class Settings(BaseModel):
     dashboard: DashboardSettings = DashboardSettings()
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
+    _tokens_of_file: bool = PrivateAttr(default=False)
+
+    @property
+    def tokens_of_file(self) -> bool:
+        """Whether `dashboard` is what the file says, and code says nothing of it."""
+        return self._tokens_of_file
 
     def lines(self, table: str) -> list[int]:
         """Line in the file of each row of `table`, for messages; 0 for rows given in code, which come first."""
@@ -429,11 +435,13 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
         else:
             values[name] = value
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, source)) from None
     except RecursionError:
         raise ConfigurationError(f"{source or 'configuration'}: it is nested too deeply; flatten it.") from None
+    settings._tokens_of_file = source is not None and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return settings
 
 
 def _tell_apart(*given: dict[str, Any]) -> None:

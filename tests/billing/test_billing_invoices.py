@@ -563,3 +563,11 @@ def test_a_day_is_a_date_a_moment_or_a_text(ready, monkeypatch):
     for wrong in ("1.12.2026", "soon", 20261201):
         with pytest.raises(ConfigurationError, match="is not a day"):
             record_payment(ready, bill, "0.01", on=wrong)
+
+
+def test_a_float_is_credited_as_it_is_written_with_a_key_as_without(ready):
+    bill = issue_invoice(ready, draft(ready))
+    for asked in (0.5, [(1, 0.25)]):
+        notes = {credit_invoice(ready, bill, asked, "outage", key=f"{asked}").number for _ in range(2)}
+        assert len(notes) == 1
+    assert credit_invoice(ready, bill, [(1, 0.25)], "outage").net == Decimal("0.25")

@@ -431,6 +431,28 @@ class TestCredit:
         assert given[0] == given[1]
         assert len(meter.budgets.grants("credit")) == 1
 
+    @pytest.mark.parametrize("dry_run", [True, False])
+    @pytest.mark.parametrize(
+        "other",
+        [{"amount": 50}, {"amount": -25}, {"scope": {"organization": "globex"}}, {"reason": "another"}],
+        ids=["amount", "taken back", "counter", "reason"],
+    )
+    def test_a_key_is_not_taken_for_something_else(self, metered, other, dry_run):
+        meter = metered(self.CREDIT)
+        asked = {"amount": 25, "by": "pay", "reason": "r", "scope": {"organization": "acme"}, "key": "evt_1"}
+        meter.budgets.grant("credit", **asked)
+        with pytest.raises(ConfigurationError, match="'evt_1' was used for a grant of 25"):
+            meter.budgets.grant("credit", **{**asked, **other}, dry_run=dry_run)
+        assert len(meter.budgets.grants("credit")) == 1
+
+    def test_a_key_that_reads_as_another_budgets_is_refused(self, metered):
+        """A grant is filed under its budget's name and its key."""
+        meter = metered(self.CREDIT, Budget(organization="*", limit_usd=0, period="year", name="credit+a"))
+        asked = {"by": "pay", "reason": "r", "scope": {"organization": "acme"}}
+        meter.budgets.grant("credit+a", 25, key="b", **asked)
+        with pytest.raises(ConfigurationError, match="'a\\+b' names another document"):
+            meter.budgets.grant("credit", 25, key="a+b", **asked)
+
     def test_what_is_left_of_a_pack_at_its_expiry_is_gone_and_what_was_used_is_not_asked_back(
         self, metered, store, monkeypatch
     ):

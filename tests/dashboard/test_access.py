@@ -413,3 +413,9 @@ def test_prometheus_reads_the_ledgers_sums(shared):
     assert found["tokenmeter_ledger_billed_cost_usd", *label] == pytest.approx(float(rows[0]["billed_cost"]))
     assert found["tokenmeter_budget_limit", ("budget", "ada-monthly"), ("scope", "member=ada"), ("unit", "usd")] == 0.05
     assert "bob" not in shared.get("/metrics", **bearer(ADA))[2]
+
+
+def test_who_granted_and_why_is_not_told_to_a_part(shared, filed):
+    filed.budgets.grant("ada-monthly", 1, by="boss", reason="bob left")
+    (grant,) = api(shared, "/budgets/ada-monthly/history", ADA)[1]["grants"]
+    assert (grant["amount"], grant["by"], grant["reason"]) == ("1", "", "")

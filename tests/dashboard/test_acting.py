@@ -82,6 +82,11 @@ def test_an_invoice_is_credited_under_the_tokens_name(served, filed):
     assert post(served, "/invoices/INV-77777/credit-notes", reason="none", dry_run=False)[0] == 404
 
 
+def test_a_key_without_a_letter_is_none(served):
+    for path in ("/budgets/ada-monthly/grants", "/invoices/INV-00001/credit-notes"):
+        assert post(served, path, amount="0.01", reason="r", key="")[0] == 422
+
+
 def test_a_credit_that_is_sent_twice_is_given_once(served, filed):
     before = len(credit_notes(filed.store))
     deed = {"amount": "0.02", "reason": "goodwill", "key": "ticket-7", "dry_run": False}
@@ -278,6 +283,12 @@ def test_forms_are_shown_to_those_who_may(served):
             "/doubts",
         ):
             assert ('action="/acts/' in served.get(path, cookie=cookie)[2]) is shown, path
+
+
+def test_a_page_of_others_cannot_log_a_browser_in(served):
+    form = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "cross-site"}
+    status, headers, _ = served.get("/login", method="POST", body=f"token={ACTS}", **form)
+    assert (status, "set-cookie" in headers) == (403, False)
 
 
 def test_logging_out_ends_it_for_this_browser(served):

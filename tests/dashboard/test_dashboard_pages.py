@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
+import shlex
 import tomllib
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
@@ -251,3 +254,15 @@ def test_health_is_told_in_words_what_needs_care_first(meter):
     ill = checks(meter, Health({"write_failures": 1234, "tail_bytes": 5_000_000, "refused_records": 2, "entries": 7}))
     assert [one.what for one in ill if not one.well] == ["Writing", "Records"]
     assert "1,234 attempts to write to the database failed; 5.0 MB wait" in ill[0].words
+
+
+def test_a_command_to_copy_takes_names_as_text(make_meter, serve, record_in):
+    """Whoever is counted may be called anything, also by an address that somebody sent."""
+    name = "x'; touch pwned; $(id) '"
+    meter = make_meter([{"end_user": "*", "limit_usd": 5, "name": "users"}])
+    record_in(meter, who={"end_user": name})
+    served = serve(meter)
+    for path in ("/budgets/users", f"/account?{urlencode({'route': name})}"):
+        blocks = re.findall(r"<pre[^>]*><code>(.*?)</code>", served.get(path)[2], re.DOTALL)
+        words = [shlex.split(line) for block in blocks for line in html.unescape(block).splitlines()]
+        assert any(one.partition("=")[2] == name for line in words for one in line), path

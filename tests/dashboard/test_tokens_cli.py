@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -117,3 +118,28 @@ def test_the_token_opens_its_part(run, tmp_path, serve):
         assert served.get("/", authorization=f"Bearer {made['token']}")[0] == 200
     finally:
         meter.close()
+
+
+def test_a_token_that_was_revoked_before_the_application_was_made_opens_nothing(run, tmp_path, serve):
+    token = json.loads(run("create", "ada", "--json").stdout)["token"]
+    meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")
+    try:
+        run("revoke", "ada")
+        assert serve(meter).get("/api/v1/me", authorization=f"Bearer {token}")[0] == 401
+    finally:
+        meter.close()
+
+
+def test_a_token_is_revoked_where_a_link_leads_and_nobody_reads_along(run, tmp_path, monkeypatch):
+    run("create", "ada")
+    real, link = tmp_path / "real.toml", tmp_path / "tokenmeter.toml"
+    link.rename(real)
+    real.chmod(0o600)
+    link.symlink_to(real)
+    seen = []
+    chmod = Path.chmod
+    monkeypatch.setattr(Path, "chmod", lambda self, mode: (seen.append(self.stat().st_mode), chmod(self, mode)))
+    assert run("revoke", "ada").exit_code == 0
+    assert link.is_symlink()
+    assert "ada" not in real.read_text()
+    assert not any(mode & 0o077 for mode in [*seen, real.stat().st_mode])

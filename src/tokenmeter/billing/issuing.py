@@ -538,7 +538,7 @@ def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, 
 def _asked(lines: CreditRequest) -> Any:
     if lines is None:
         return None
-    if isinstance(lines, (Decimal, int, str)):
+    if isinstance(lines, str) or not isinstance(lines, Iterable):
         return f"{parse_decimal(lines, name='amount').normalize(EXACT):f}"
     return [[line, _asked(amount)] for line, amount in lines]
 
@@ -662,7 +662,7 @@ def _check_lines(invoice: Invoice, asked: Sequence[CreditLine], earlier: Sequenc
 def _credit_lines(invoice: Invoice, lines: CreditRequest, left: Decimal) -> list[CreditLine]:
     if lines is None:
         asked = [CreditLine(None, f"Credit of invoice {invoice.number}", left)]
-    elif isinstance(lines, (Decimal, int, str)):
+    elif isinstance(lines, str) or not isinstance(lines, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers' code
         asked = [_credit_line(invoice, f"Credit on invoice {invoice.number}", lines)]
     else:
         asked = [_credit_line(invoice, which, amount) for which, amount in lines]

@@ -419,13 +419,30 @@ class Registry:
             reason=reason,
         )
         if dry_run:
-            return grant
+            return grant if key is None else self._once(grant) or grant
         file_grant(self._store, grant)
+        found = self._once(grant)
+        if found is None:
+            raise ConfigurationError(f"key {key!r} names another document of this ledger; give the grant another key.")
+        return found
+
+    def _once(self, grant: Grant) -> Grant | None:
+        """The grant that was filed under the identity of `grant`.
+
+        Raises:
+            ConfigurationError: something else was granted under it.
+        """
         policy = self._read().policy
-        own = (one for one in reversed(policy.grants.get((name, cap.unit, scope_text(full)), ())))
-        found = next((one for one in own if one.grant_id == grant.grant_id), None)
-        if found is None:  # one of this key was given to another counter: that one stands
-            found = next(one for one in grants_of(policy, name) if one.grant_id == grant.grant_id)
+        own = reversed(policy.grants.get((grant.budget, grant.unit, scope_text(grant.scope)), ()))
+        found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
+            (one for one in grants_of(policy, grant.budget) if one.grant_id == grant.grant_id), None
+        )
+        if found is not None and _asked(found) != _asked(grant):
+            raise ConfigurationError(
+                f"The key {grant.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
+                f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of "
+                "its own."
+            )
         return found
 
     def _by_fingerprint(self, scope: Mapping[str, str]) -> Mapping[str, str]:
@@ -451,6 +468,11 @@ class Registry:
             names = ", ".join(map(repr, state.changes)) or "none"
             raise ConfigurationError(f"No budget is called {name!r}; in force: {names}.")
         return change.budget
+
+
+def _asked(grant: Grant) -> tuple[object, ...]:
+    """What was asked for, whenever it was."""
+    return scope_text(grant.scope), grant.unit, grant.amount, grant.expires, grant.reason
 
 
 def _joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str, Change]:

@@ -198,7 +198,7 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
     known = frame.settings.dashboard.tokens
     if path is None or name not in known:
         raise ConfigurationError(f"There is no token {name!r}; known are {', '.join(map(repr, known)) or 'none'}.")
-    file = Path(path)
+    file = Path(path).resolve()  # a link stays one, and what it leads to is what servers read
     before = file.read_text(encoding="utf-8-sig")
     after = _without_table(before, ["dashboard", "tokens", name])
     wanted = tomllib.loads(before)
@@ -211,6 +211,7 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
         )
     replacement = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
+        replacement.touch(0o600)
         replacement.write_text(after, encoding="utf-8")
         replacement.chmod(file.stat().st_mode & 0o777)
         replacement.replace(file)

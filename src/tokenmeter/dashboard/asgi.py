@@ -216,6 +216,8 @@ def _login(door: Door) -> Callable[[Request], Awaitable[Response]]:
     async def login(request: Request) -> Response:
         wrong, seconds = False, 0
         if request.method == "POST":
+            if request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
+                raise HTTPException(403, "Log in on this page; a page of others cannot do it for you.")
             form = parse_qs((await request.body())[:_LONGEST_FORM].decode(errors="replace"))
             seconds = door.wait(request)
             token = None if seconds else door.open(request, form.get("token", [""])[0].strip())

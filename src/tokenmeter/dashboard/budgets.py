@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -341,13 +342,13 @@ def _examples(name: str, budget: Budget | None, found: Sequence[CounterState]) -
     """The commands that change it."""
     if budget is None:
         return
-    quoted = f"'{name}'" if " " in name else name
+    quoted = shlex.quote(name)
     limit = next(
         (key for key in ("limit_usd", "limit_tokens", "limit_requests") if getattr(budget, key) is not None), ""
     )
     if limit:
         yield f"tokenmeter budgets set {quoted} {limit}={getattr(budget, limit)} --reason '...'"
     scopes = [one.balance.scope for one in found if one.balance.scope]
-    whose = "".join(f" {key}={each}" for scope in scopes[:1] for key, each in scope.items())
+    whose = "".join(f" {shlex.quote(f'{key}={each}')}" for scope in scopes[:1] for key, each in scope.items())
     yield f"tokenmeter raise {quoted} 20{whose} --reason '...'"
     yield f"tokenmeter budgets retire {quoted} --reason '...'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import cache
 from typing import Any
 
@@ -54,7 +55,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update({one: getattr(figures, one) for one in figures.__all__})
-    own: dict[str, Any] = {"label": label_of, "shown_as": shown_as, "figure_in": figure_in}
+    own: dict[str, Any] = {"shell": shlex.quote, "label": label_of, "shown_as": shown_as, "figure_in": figure_in}
     made.filters.update(own)
     known: dict[str, Any] = {
         "periods": PERIODS,

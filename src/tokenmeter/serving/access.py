@@ -170,11 +170,11 @@ class Tokens:
 
     def __init__(self, settings: Settings | None, fixed: Token | None = None) -> None:
         self._fixed = () if fixed is None else (fixed,)
-        self._file = None if settings is None or settings.source is None else Path(settings.source)
-        self._seen = self._look()
+        # What a program says otherwise than its file counts. The file may be another one since it was read.
+        follows = settings is not None and settings.source is not None and settings.tokens_of_file
+        self._file = Path(str(settings.source)) if settings is not None and follows else None
+        self._seen: tuple[int, ...] | None = ()
         self._read = () if settings is None else tuple(Token.of(settings))
-        if self._file is not None and settings is not None and not _says(self._file, settings):
-            self._file = None  # the program says otherwise than its file, and that counts
         self._lock = threading.Lock()
         self._door = bool(self._fixed or self._read)
 
@@ -206,13 +206,6 @@ class Tokens:
             self._read = tuple(Token.of(load_settings(config=file))) if file.exists() else ()
         except ConfigurationError as error:
             log.error("Tokens stay as they were, since the settings cannot be read: %s", error)  # noqa: TRY400 - it says all
-
-
-def _says(file: Path, settings: Settings) -> bool:
-    try:
-        return load_settings(config=file).dashboard == settings.dashboard
-    except ConfigurationError:
-        return False
 
 
 def make_token() -> tuple[str, str]:

@@ -31,7 +31,10 @@ _MOST_SHOWN = 100
 _API = "usage API"
 Reason = Annotated[str, Field(min_length=1, max_length=1000, description="Why; it is recorded")]
 Decimals = Annotated[str, Field(pattern=r"^-?\d{1,30}(\.\d{1,12})?$", description="Exact decimal text")]
-Key = Annotated[Word | None, Field(description="Identity of the deed: one key acts once, however often it is sent")]
+Key = Annotated[
+    Annotated[Word, Field(min_length=1)] | None,
+    Field(description="Identity of the deed: one key acts once, however often it is sent"),
+]
 
 
 class Deed(BaseModel):

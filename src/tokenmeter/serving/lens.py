@@ -182,8 +182,12 @@ class SeenBudgets:
         return [_bare(change) for change in self._budgets.history(name) if self._tells_of_these(change)]
 
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
-        """What was granted to counters in the scope."""
-        return [grant for grant in self._budgets.grants(name, scope) if self._scope.admits(grant.scope)]
+        """What was granted to counters in the scope; not who granted it and why."""
+        return [
+            replace(grant, by="", reason="")
+            for grant in self._budgets.grants(name, scope)
+            if self._scope.admits(grant.scope)
+        ]
 
     def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
         """Where the counters in the scope stand."""
