@@ -467,8 +467,8 @@ LINES = "".join(json.dumps(row) + "\n" for row in TWO)
         ("bom.jsonl", "\ufeff" + LINES),
         ("utf16.jsonl", LINES.encode("utf-16")),
         ("blank-lines.jsonl", f"\n \n{LINES}\n\n"),
-        ("packed.jsonl.gz", gzip.compress(LINES.encode())),
-        ("misnamed.jsonl", gzip.compress(LINES.encode())),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("misnamed.jsonl", gzip.compress(LINES.encode(), mtime=0)),
         ("array.json", json.dumps(TWO)),
         ("pretty.json", json.dumps(TWO, indent=2)),
         ("wrapped.json", json.dumps({"data": TWO, "meta": {"page": 1}})),
@@ -482,7 +482,7 @@ def test_a_log_is_the_same_calls_however_it_was_kept(meter, write, name, content
     assert (outcome.first_at, outcome.last_at) == (datetime(2026, 10, 13, 10, 0, 2, tzinfo=UTC),) * 2
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "[]", "\ufeff", gzip.compress(b"")])
+@pytest.mark.parametrize("content", ["", "\n\n", "[]", "\ufeff", gzip.compress(b"", mtime=0)])
 @pytest.mark.parametrize("name", ["nothing.jsonl", "nothing.csv", "nothing.json"])
 def test_nothing_is_no_calls_and_no_fault(meter, write, name, content):
     if name.endswith(".csv") and content == "[]":
