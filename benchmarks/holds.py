@@ -54,7 +54,7 @@ def main() -> None:
         call = Call(
             provider="openai", endpoint="chat.completions", operation="chat", facts=request_facts(endpoint, body)
         )
-        ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call.provider, call.facts))
+        ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call.provider, call.facts, pricer.terms))
         count = tokens.count("o200k_base", [text]) or 0
         answer = int(body["max_completion_tokens"] * dice.uniform(0.2, 0.9))
         seen = Consumption(model=body["model"], usage=Usage({"input": count + 15, "output": answer}))

@@ -157,7 +157,7 @@ def estimate(
         The estimate.
 
     Raises:
-        ConfigurationError: no model is named, or a number of tokens is none.
+        ConfigurationError: no model is named, a number of tokens is none, or more is expected than is allowed.
 
     Example:
         >>> told = tokenmeter.estimate("gpt-5", messages=[{"role": "user", "content": "Hi"}], max_output_tokens=100)
@@ -186,10 +186,17 @@ def estimate(
         processing=processing or facts.processing,
         region=region,
     )
+    if facts.max_output_tokens is not None and (expected_output_tokens or 0) > facts.max_output_tokens:
+        raise ConfigurationError(
+            f"expected_output_tokens is {expected_output_tokens}, and the request allows {facts.max_output_tokens} at "
+            "most: expect less, or allow more."
+        )
     call = replace(call, facts=facts)
     moment = utcnow() if at is None else parse_instant(at)
-    tokenizer, prompt = _count(call) if input_tokens is None else ("given", input_tokens)
-    ceiling = Ceilings().of(call, moment, priced.pricer, prompt_tokens=longest_prompt(call.provider, call.facts))
+    terms = priced.pricer.terms
+    tokenizer, prompt = _count(call, terms.model(who, named)) if input_tokens is None else ("given", input_tokens)
+    longest = longest_prompt(call.provider, call.facts, terms)
+    ceiling = Ceilings().of(call, moment, priced.pricer, prompt_tokens=longest)
     most = bound(call, ceiling, _counter)
     usage, assumed = _likely(call, ceiling, prompt, expected_output_tokens)
     rating = priced.pricer.rate(
@@ -232,11 +239,11 @@ def _call(
     return facts, call
 
 
-def _count(call: Call) -> tuple[str, int]:
+def _count(call: Call, model: str) -> tuple[str, int]:
     """What counts the prompt, and its tokens: exact for texts where a tokenizer is at hand, else by their bytes."""
     facts = call.facts
     pictures = facts.image_count * TOKENS_PER_IMAGE
-    encoding = encoding_of(call.provider, facts.model)
+    encoding = encoding_of(call.provider, model)
     if encoding is not None and facts.long_texts and _counter.load(encoding):
         counted = _counter.count(encoding, facts.long_texts)
         if counted is not None:

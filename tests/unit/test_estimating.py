@@ -110,7 +110,10 @@ def test_what_is_sold_by_the_piece_is_estimated_by_the_piece():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"model": ""}, {"model": "gpt-5", "max_output_tokens": -1}, {"model": "gpt-5", "input_tokens": "9"}],
+    [
+        *({}, {"model": ""}, {"model": "gpt-5", "max_output_tokens": -1}, {"model": "gpt-5", "input_tokens": "9"}),
+        {"model": "gpt-5", "input_tokens": 9, "expected_output_tokens": 5_000, "max_output_tokens": 5},
+    ],
 )
 def test_what_is_no_request_is_refused(arguments):
     with pytest.raises(ConfigurationError):

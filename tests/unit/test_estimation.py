@@ -23,7 +23,7 @@ from tokenmeter.budgets.bounds import (
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, RequestFacts
 from tokenmeter.ledger import Entry
-from tokenmeter.pricing import Ceiling, PriceList, Pricer
+from tokenmeter.pricing import Ceiling, PriceList, Pricer, Terms
 from tokenmeter.usage import Consumption, Observation, Usage
 
 CEILING = Ceiling(
@@ -133,11 +133,23 @@ def test_no_class_tier_or_prompt_length_costs_more_than_the_bound(model, size, a
     call = a_call(provider=provider, model=model, input_bytes=size, max_output_tokens=answer)
     ceilings = Ceilings()
     ceilings.learn(an_entry(provider=provider, request_model=model, service_tier=tier))
-    ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call.provider, call.facts))
+    ceiling = ceilings.of(call, NOW, pricer, prompt_tokens=longest_prompt(call.provider, call.facts, pricer.terms))
     usage = Usage({meter: size, "output": answer})
     seen = Consumption(model=model, usage=usage, service_tier=tier, prompt_tokens=size)
     rating = pricer.rate(Observation(consumptions=(seen,)), provider=provider, endpoint=call.endpoint, at=NOW)
     assert (rating.billed_cost or 0) <= bound(call, ceiling).cost
+
+
+def test_a_name_that_stands_for_a_model_is_bounded_as_that_model():
+    """A deployment's name says nothing of what a picture is; the settings say which model it is."""
+    terms = Terms(model_maps={"azure": {"mini": "gpt-4o-mini"}, "*": {"house": "claude-sonnet-4-5"}})
+    pricer = Pricer(PriceList.load(), terms)
+    picture = {"max_output_tokens": 10, "input_bytes": 0, "image_count": 1}
+    for provider, name, most in (("azure", "mini", 48_169), ("openai", "house", 850 + 4_784)):
+        call = a_call(provider=provider, model=name, **picture)
+        longest = longest_prompt(provider, call.facts, terms)
+        upper = bound(call, Ceilings().of(call, NOW, pricer, prompt_tokens=longest))
+        assert longest == upper.input_tokens >= most
 
 
 class TestTiers:

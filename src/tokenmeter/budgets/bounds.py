@@ -23,6 +23,7 @@ from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
+from tokenmeter.pricing.terms import Terms
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.semconv import PROMPT_OPERATIONS, TEXT_OPERATIONS
@@ -126,10 +127,10 @@ def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = Non
         ceiling: The dearest rates that can apply to it and the model's limits; None for an unknown model.
         tokens: Counts the prompt's longer texts where a tokenizer is at hand; else their bytes bound them.
     """
-    context = ceiling.context_window if ceiling else None
+    context, model = (ceiling.context_window, ceiling.model) if ceiling else (None, None)
     maximum = (ceiling.max_output_tokens or context) if ceiling else None
     pieces = _pieces(call, ceiling)
-    prompt = _prompt_bound(call, context, tokens)
+    prompt = _prompt_bound(call, model or call.facts.model, context, tokens)
     answer = 0 if pieces is not None else _answer_bound(call, maximum)
     reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None)
     input_cost, output_rate = _rates(call, ceiling, prompt) if pieces is None else (pieces, ZERO)
@@ -187,30 +188,33 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
     return reasons
 
 
-def _prompt_bound(call: Call, context: int | None, counter: TokenCounter | None) -> int:
+def _prompt_bound(call: Call, model: str | None, context: int | None, counter: TokenCounter | None) -> int:
     facts = call.facts
-    rule = prompt_rule(call.provider, facts.model)
-    tokens = _text_bound(call.provider, facts, counter) + rule.overhead + facts.image_count * rule.image
+    rule = prompt_rule(call.provider, model)
+    encoding = encoding_of(call.provider, model) if facts.long_texts and counter is not None else None
+    text = facts.input_bytes if encoding is None or counter is None else _counted(facts, encoding, counter)
+    tokens = text + rule.overhead + facts.image_count * rule.image
     if context is not None and facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return max(tokens, context)
     return tokens
 
 
-def longest_prompt(provider: str, facts: RequestFacts | PlainRequest) -> int | None:
-    """The prompt's bound by its bytes alone; None where part of it lies elsewhere."""
+def longest_prompt(provider: str, facts: RequestFacts | PlainRequest, terms: Terms) -> int | None:
+    """The prompt's bound by its bytes alone; None where part of it lies elsewhere.
+
+    Args:
+        provider: Who is asked.
+        facts: Of the request.
+        terms: Say which model its name stands for.
+    """
     if facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return None
-    rule = prompt_rule(provider, facts.model)
+    rule = prompt_rule(provider, terms.model(provider, facts.model) if facts.model else None)
     return facts.input_bytes + rule.overhead + facts.image_count * rule.image
 
 
-def _text_bound(provider: str, facts: RequestFacts | PlainRequest, counter: TokenCounter | None) -> int:
-    """The prompt's bytes; of its longer texts the tokens, where they can be counted."""
-    encoding = encoding_of(provider, facts.model) if facts.long_texts and counter is not None else None
-    return facts.input_bytes if encoding is None or counter is None else _counted(facts, encoding, counter)
-
-
 def _counted(facts: RequestFacts | PlainRequest, encoding: str, counter: TokenCounter) -> int:
+    """The prompt's bytes; of its longer texts the tokens, where they can be counted."""
     counted = counter.count(encoding, facts.long_texts)
     if counted is None:
         return facts.input_bytes
@@ -251,7 +255,7 @@ class Sizes:
     def __init__(self, call: Call, ceiling: Ceiling, at_us: int, tiers: int) -> None:
         self.tiers = tiers
         self.until_us = (at_us // _MINUTE + 1) * _MINUTE
-        self._encoding = encoding_of(call.provider, call.facts.model)
+        self._encoding = encoding_of(call.provider, ceiling.model or call.facts.model)
         self._silent = call.operation in PROMPT_OPERATIONS
         self._maximum = ceiling.max_output_tokens or ceiling.context_window
         output = ZERO if self._silent else ceiling.output
@@ -384,9 +388,13 @@ def _look_up(call: Call, at: datetime, pricer: Pricer, served: frozenset[str], p
         )
         is not None
     ]
-    if found:
-        return _dearest(found)
-    return pricer.dearest_known(provider=call.provider, at=at, api_key=call.api_key, attribution=call.attribution)
+    ceiling = (
+        _dearest(found)
+        if found
+        else pricer.dearest_known(provider=call.provider, at=at, api_key=call.api_key, attribution=call.attribution)
+    )
+    name = call.facts.model
+    return replace(ceiling, model=pricer.terms.model(call.provider, name)) if name else ceiling
 
 
 def _dearest(ceilings: Sequence[Ceiling]) -> Ceiling:

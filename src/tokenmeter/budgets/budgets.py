@@ -249,7 +249,7 @@ class Budgets(Registry):
         facts = sent.facts
         if facts.unbounded is not None:
             return None
-        longest = longest_prompt(sent.provider, facts)
+        longest = longest_prompt(sent.provider, facts, self._pricer.terms)
         if longest is None:
             return None
         length = longest.bit_length()
@@ -310,7 +310,7 @@ class Budgets(Registry):
         holds += (HeldBudget(one.cap, one.scope, one.keys, one.limit or 0) for one in matched)
         if not holds:
             return Demand(call, at)
-        longest = longest_prompt(call.provider, call.facts)
+        longest = longest_prompt(call.provider, call.facts, self._pricer.terms)
         try:
             return make_plan(
                 call,

@@ -32,6 +32,7 @@ class Ceiling:
         request: Per request, where requests have a price.
         context_window: Largest prompt in tokens; None when unknown.
         max_output_tokens: Largest answer in tokens; None when unknown.
+        model: What the name that was asked for stands for, whose own rules of prompts hold; None = that name.
         known: False when these are other models' rates, because this model is unknown.
     """
 
@@ -47,6 +48,7 @@ class Ceiling:
     request: Decimal | None = None
     context_window: int | None = None
     max_output_tokens: int | None = None
+    model: str | None = None
     known: bool = True
 
     def of_pieces(self, pieces: Mapping[str, int]) -> tuple[tuple[str, int, Decimal], ...] | None:
