@@ -276,7 +276,8 @@ class _Erasing:
             record = from_json(body)
             said = [record["key"], from_json(record["body"])]
             keep_until = date(from_microseconds(record["recorded_at"]).year + KEEP_YEARS, 12, 31)
-            due = writing.without(said, of_budget=kind == "budget")
+            everyone = kind == "budget" and self._value == "*"  # in a budget it is each of them, and nobody's name
+            due = said if everyone else writing.without(said, of_budget=kind == "budget")
             if kind in _BOOKS and today <= keep_until:
                 if due != said:
                     self.kept.append(_kept(record, keep_until))
@@ -290,7 +291,7 @@ class _Erasing:
                     (record["key"], made.decode(), filed, seq),
                 )
                 self.changed.append((seq, filed.hex(), hashlib.sha256(made).hexdigest()))
-            if writing.without(due) != due:
+            if not everyone and writing.without(due) != due:
                 self.kept.append(_kept(record, None))
 
 

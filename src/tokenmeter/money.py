@@ -24,6 +24,9 @@ from tokenmeter.errors import ConfigurationError
 PICODOLLAR = Decimal("1E-12")
 ZERO = Decimal(0)
 ONE = Decimal(1)
+#: No line of one answer comes to so many US dollars: a cost beyond is a fault of whoever stated it or its quantity, and
+#: some dozens of such would be more than the sums of a ledger can hold.
+MOST_DOLLARS = 10**8
 
 #: Wide enough that a product of a quantity, a unit price and a few multipliers is never rounded before `quantize`.
 #: Every setting is stated, since what is left out would be taken from the program's default context.

@@ -195,10 +195,18 @@ def test_what_somebody_else_wrote_there_is_told(store, months, engine, url):
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("price", ["0.0000002", "0.000000000001", "12345678.9"])
+def test_a_ledger_of_any_sum_is_the_same_there(store, engine, url, make_entry, make_charge, price):
+    store.settle(make_entry(charges=(make_charge("input", 1, price),)))
+    assert load(store, url) == clickhouse.Loaded("usage", 1, 1)
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_an_empty_ledger_and_a_wrong_address(store, engine, url):
     assert load(store, url).entries == 0
-    with pytest.raises(ConfigurationError, match="https://user@host:8443"):
-        load(store, "clickhouse://host")
+    with pytest.raises(ConfigurationError, match="https://user@host:8443") as refused:
+        load(store, "clickhouse://loader:secret@host")
+    assert "secret" not in str(refused.value)
     with pytest.raises(ConfigurationError, match="name of a database"):
         clickhouse.load_clickhouse(store, url, database="a b")
     with pytest.raises(StoreUnavailableError, match="cannot be reached"):

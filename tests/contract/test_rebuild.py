@@ -18,6 +18,15 @@ DAMAGE = {
         "cache_write_5m, cache_write_1h, output, list_micro, list_pico, contracted_micro, contracted_pico, "
         "billed_micro, billed_pico FROM sums WHERE level = 0 AND slot = 493030"
     ),
+    "an hour of a day without calls": (
+        "INSERT INTO sums SELECT level, slot - 240, account, n, unpriced, estimated, reasoning, input, cache_read, "
+        "cache_write_5m, cache_write_1h, output, list_micro, list_pico, contracted_micro, contracted_pico, "
+        "billed_micro, billed_pico FROM sums WHERE level = 0 AND slot = 493030"
+    ),
+    "a rare meter's hour of a day without calls": (
+        "INSERT INTO rare_sums SELECT level, slot + 240, account, sku_meter, quantity, nano FROM rare_sums "
+        "WHERE level = 0"
+    ),
     "a month": "UPDATE sums SET n = n + 1 WHERE level = 2 AND slot = 24314",
     "a week": "DELETE FROM sums WHERE level = 3",
     "a rare meter's week": "UPDATE rare_sums SET nano = nano + 1 WHERE level = 3",

@@ -140,6 +140,21 @@ class TestEntries:
             store.append([(make_entry(), ()), (make_entry(billed_cost=Decimal("1E-13")), ())])
         assert list(store.entries()) == []
 
+    @pytest.mark.parametrize(
+        ("quantity", "price"), [(2**62, None), (-(2**62), None), (Decimal(10) ** 16, None), (1, "1E12"), (1, "-1E12")]
+    )
+    def test_what_no_sum_can_take_is_refused(self, store, make_entry, make_charge, noon, quantity, price):
+        absurd = make_entry(charges=(make_charge("web_searches", quantity, price),))
+        for write in (store.settle, lambda entry: store.append([(make_entry(), ()), (entry, ())])):
+            with pytest.raises(OverflowError):
+                write(absurd)
+        for model in range(20):
+            most = make_charge("web_searches", 10**15, None)
+            store.settle(make_entry(charges=(most,), response_model=f"m{model}", end_user=f"u{model}"))
+        for by in ((), ("sku_meter",), ("end_user",)):
+            assert sum(group.quantities["web_searches"] for group in one(store, noon, by)) == 20 * 10**15
+        assert store.verify().ok
+
     def test_a_cost_finer_than_a_picodollar_is_refused_and_nothing_is_written(self, store, make_entry, noon):
         with pytest.raises(ValueError, match="quantize"):
             store.settle(make_entry(billed_cost=Decimal("1E-13")))

@@ -171,6 +171,19 @@ def test_a_name_that_is_a_number_or_a_word_is_taken_out_where_it_is_a_name(fille
     assert meter.verify().ok
 
 
+def test_a_person_called_star_takes_no_cap_along(meter, record):
+    def budgets():
+        return [one.body for one in meter.store.documents(DocumentQuery(kind="budget"))]
+
+    record(meter, "star", member="*")
+    before = budgets()
+    done = meter.erase("member", "*", pseudonym="person 17", **WHY)
+    assert "budget" not in {one.kind for one in done.documents}
+    assert budgets() == before
+    assert '"member":"*"' in before[0]
+    assert meter.verify().ok
+
+
 def test_who_changes_a_document_as_an_erasure_does_is_found(filled, tmp_path):
     import hashlib
     import sqlite3

@@ -40,7 +40,7 @@ instants = st.datetimes(START.replace(tzinfo=None), END.replace(tzinfo=None)).ma
 names = st.sampled_from(["ada", "bob", None])
 text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
 maybe = st.none() | text
-costs = st.none() | st.integers(-(10**24), 10**24).map(lambda n: Decimal(n).scaleb(-12)) | st.just(PICODOLLAR)
+costs = st.none() | st.integers(-(10**23), 10**23).map(lambda n: Decimal(n).scaleb(-12)) | st.just(PICODOLLAR)
 quantities = st.integers(0, 10**12) | st.decimals(0, 10**6, places=9)
 meters = st.sampled_from(["input", "cache_read", "output", "seconds_audio", "provider_cost"])
 

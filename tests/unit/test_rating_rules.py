@@ -325,3 +325,19 @@ def test_a_correction_prices_what_was_unpriced_in_its_own_context_and_counts_no_
 
 def test_an_entry_that_is_priced_needs_no_correction(pricer):
     assert correction(entry(pricer, seen({"input": 10})), pricer) is None
+
+
+def test_a_line_that_no_answer_costs_is_unpriced_and_the_others_are_not():
+    """A host that counts a million millions of searches must not spoil the sums of its ledger for good."""
+    prices = [
+        {"provider": "openai", "model": "m", "sku_meter": "input", "unit_price": 1},
+        {"provider": "openai", "model": "m", "sku_meter": "web_searches", "unit_price": "0.01", "per": 1},
+    ]
+    pricer = Pricer(PriceList.load(prices))
+    most = rate(pricer, seen({"input": 10, "web_searches": 10**10}, "m"))
+    assert (most.list_cost, most.cost_source, most.flags) == (Decimal("100000000.00001"), "computed", frozenset())
+    beyond = rate(pricer, seen({"input": 10, "web_searches": 10**10 + 1}, "m"))
+    assert (beyond.list_cost, beyond.cost_source) == (Decimal("0.00001"), "unpriced")
+    assert beyond.flags == {"implausible_cost"}
+    dear = Pricer(PriceList.load(prices), Terms(multipliers=(Multiplier(factor=Decimal(2)),)))
+    assert rate(dear, seen({"web_searches": 10**10}, "m")).flags == {"implausible_cost"}

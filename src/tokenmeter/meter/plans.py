@@ -24,7 +24,7 @@ from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing, new_id
 from tokenmeter.meter.keys import UNKNOWN
 from tokenmeter.meter.recording import usage_text
-from tokenmeter.money import to_dollars, to_picodollars
+from tokenmeter.money import MOST_DOLLARS, to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.providers.estimates import input_tokens
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 #: Plans that are kept at most; they start over rather than grow for ever, where names come from strangers.
 _MOST_PLANS, _MOST_ANSWERS, _MOST_SHAPES = 10_000, 256, 64
 _NEVER = 1 << 62
+#: In picodollars.
+_MOST = MOST_DOLLARS * 10**12
 _LONGEST = 512
 _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
 
@@ -90,7 +92,7 @@ class _AnswerKind:
         return self.since_us <= at_us < self.until_us and self.over < prompt_tokens <= self.upto
 
     def cost(self, quantities: Mapping[str, int]) -> _Cost | None:
-        """What quantities cost, and what a record says of it; None where a rate is not known."""
+        """What quantities cost, and what a record says of it; None where a rate is unknown or the cost implausible."""
         meters = tuple(quantities)
         lines = self.lines.get(meters) or self._lines_of(meters)
         listed = contracted = billed = tokens = output = 0
@@ -110,7 +112,9 @@ class _AnswerKind:
             billed += third
             tokens += quantity * rate.is_token
             output += quantity * rate.is_output
-        return (used[1:], charges[1:], listed, contracted, billed, tokens, output) if lines else None
+        if not lines or max(listed, contracted, billed) > _MOST:
+            return None
+        return used[1:], charges[1:], listed, contracted, billed, tokens, output
 
     def _lines_of(self, meters: tuple[str, ...]) -> Sequence[tuple[str, str, _PlanBound]]:
         rates = [self.rates.get(meter) for meter in meters]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenmeter.display import dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
-from tokenmeter.money import EXACT, ONE, ZERO, quantize
+from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO, quantize
 from tokenmeter.pricing.sheet import LineConditions, RateSheet
 from tokenmeter.semconv import CostSource, unit_of
 
@@ -34,7 +34,7 @@ class Rating:
         cost_source: How the cost is known.
         flags: Remarks: ``unknown_model``, ``unknown_service_tier``, ``unknown_processing``, ``unknown_speed``,
             ``unknown_geo``, ``unknown_region``, ``unpriced_meter``, ``tier_ambiguous``, ``cache_rate_assumed``,
-            ``price_date_assumed``.
+            ``price_date_assumed``, ``implausible_cost``.
         price_list_hash: Hash of the price list that rated it; None when nothing was rated.
     """
 
@@ -75,8 +75,12 @@ def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) ->
             flags.add(rate)
             lines.append(_unpriced(consumption, meter, quantity))
         else:
+            line = rate.line(model, meter, quantity, role)
+            if max(line.list_cost or ZERO, line.contracted_cost or ZERO, line.billed_cost or ZERO) > MOST_DOLLARS:
+                flags.add("implausible_cost")
+                line = _unpriced(consumption, meter, quantity)
             flags |= rate.flags
-            lines.append(rate.line(model, meter, quantity, role))
+            lines.append(line)
     if lines and not any(meter.startswith("requests") for meter in quantities) and sheet.per_request is not None:
         lines.append(sheet.per_request.line(model, "requests", 1, role))
     return lines

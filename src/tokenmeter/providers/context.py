@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.money import EXACT, ONE, ZERO
+from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO
 from tokenmeter.providers.estimates import input_tokens, tokens_of
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.shapes import BOTH_SIDES, NO_FLAGS, Reading, put
@@ -281,8 +281,14 @@ def supplied_cost(provider: str, usage: JSON, unit: str | None, flags: set[str])
         unit: What the user's settings say of the host's ``cost``; see `RequestFacts.cost_unit`.
         flags: Doubts are added here.
     """
-    if _FIELDS.isdisjoint(usage):
+    cost = None if _FIELDS.isdisjoint(usage) else _stated(provider, usage, unit, flags)
+    if cost is not None and cost.amount > MOST_DOLLARS:
+        flags.add("malformed_amount")
         return None
+    return cost
+
+
+def _stated(provider: str, usage: JSON, unit: str | None, flags: set[str]) -> SuppliedCost | None:
     # Managed agents state minor units as text: "2500" is $25.00. Both of these fields name their own unit.
     listed = section(usage, "list_cost")
     if listed.get("currency") == "USD" and (minor := amount(listed, "amount", flags=flags)) is not None:

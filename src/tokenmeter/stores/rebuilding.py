@@ -29,6 +29,8 @@ from tokenmeter.stores.values import MICRO
 T = TypeVar("T")
 
 _COSTS = ("list", "contracted", "billed")
+#: A day before all others.
+_BEFORE_ALL = -1_000_000
 #: What is kept by week, too.
 _BY_WEEK = {"sums", "rare_sums"}
 #: Table of sums -> what `joined_amounts` gives, in words.
@@ -98,11 +100,12 @@ def days(
     Returns:
         The day after it, None at the end; and the rows.
     """
-    (moment,) = connection.execute(
-        "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ?", (since * DAY,)
-    ).fetchone()
-    (slot,) = connection.execute("SELECT min(slot) FROM sums WHERE level = 1 AND slot >= ?", (since,)).fetchone()
-    day = min((one for one in (moment and moment // DAY, slot) if one is not None), default=None)
+    statement, units = _ends_of_sums("min")
+    ends = connection.execute(
+        f"SELECT {DAY}, min(occurred_at) FROM entries WHERE occurred_at >= ? UNION ALL {statement}",  # noqa: S608 - names of our own
+        (since * DAY, *(since * unit for unit in units)),
+    )
+    day = min((int(end) // unit for unit, end in ends.fetchall() if end is not None), default=None)
     if day is None:
         return None, []
     batch = _counted(connection, day, shared, archives)
@@ -115,6 +118,16 @@ def days(
         )
         found += _compared(table, kept, (row for row in rows if row[0] < Level.MONTH))
     return day + 1, found
+
+
+def _ends_of_sums(end: str) -> tuple[str, list[int]]:
+    """A query for the first or last (``min``, ``max``) hour and day of each table of sums; how many slots a day has."""
+    found = [(table, level, unit) for table in SUM_TABLES for level, unit in ((Level.HOUR, 24), (Level.DAY, 1))]
+    parts = (
+        f"SELECT {unit}, {end}(slot) FROM {table} WHERE level = {int(level)} AND slot >= ?"  # noqa: S608 - names of our own
+        for table, level, unit in found
+    )
+    return " UNION ALL ".join(parts), [unit for *_, unit in found]
 
 
 def _counted(connection: Rows, day: int, shared: SharedRows, archives: ParquetArchives) -> Batch:
@@ -244,12 +257,13 @@ def _mend(look: Callable[[Rows], tuple[int | None, list[Wrong]]], connection: Ro
 def _span(connection: Rows, *, archives: ParquetArchives, deep: bool) -> tuple[int, int]:
     """The first day to look at, and the day after the last."""
     found: list[int] = []
-    for query, unit in (
-        ("SELECT min(slot), max(slot) FROM sums WHERE level = 1", 1),
-        ("SELECT min(occurred_at), max(occurred_at) FROM entries", DAY),
-    ):
-        ends: Sequence[int | None] = connection.execute(query).fetchone()
-        found += [end // unit for end in ends if end is not None]
+    for end in ("min", "max"):
+        statement, units = _ends_of_sums(end)
+        rows = connection.execute(
+            f"SELECT {DAY}, {end}(occurred_at) FROM entries UNION ALL {statement}",  # noqa: S608 - names of our own
+            [_BEFORE_ALL * unit for unit in units],
+        )
+        found += [int(slot) // unit for unit, slot in rows.fetchall() if slot is not None]
     first, last = min(found, default=0), max(found, default=-1) + 1
     files, _ = archives.within(connection)
     if files and not deep:

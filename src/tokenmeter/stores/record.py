@@ -36,7 +36,9 @@ FORMAT = 1
 #: is cut or left out, and the entry is flagged.
 _LONGEST, _LARGEST_USAGE, _LARGEST = 512, 16_384, 24_576
 SHORTENED, USAGE_DROPPED = "shortened", "raw_usage_dropped"
-_BEYOND = 1 << 63
+#: Most of anything in an entry, and most picodollars (100 billion dollars): sums of thousands, or dozens, of such stay
+#: within 64 bits.
+_MOST, _MOST_COST = 10**15, 10**23
 
 
 _CALL = ("kind", "provider", "endpoint", "operation", "request_model", "response_model", "status", "service_tier")
@@ -415,7 +417,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
 
     Raises:
         ValueError: a cost is finer than one picodollar.
-        OverflowError: a quantity or a count has more than 63 bits.
+        OverflowError: a quantity, a count or a cost is more than a ledger can add up.
     """
     used, latency_us, first_token_us = entry.usage, entry.latency_us, entry.first_token_us
     charges: list[dict[str, Any]] = []
@@ -487,7 +489,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
 
 def _check(*quantities: Quantity) -> None:
     for quantity in quantities:
-        if not -_BEYOND < quantity < _BEYOND:
+        if not -_MOST <= quantity <= _MOST:
             raise OverflowError(f"{quantity} is more than a ledger can count.")
 
 
@@ -520,6 +522,8 @@ def _put_costs(named: dict[str, Any], line: Entry | Charge) -> None:
             continue
         same = amount
         picodollars = None if amount is None else to_picodollars(amount)
+        if picodollars is not None and not -_MOST_COST <= picodollars <= _MOST_COST:
+            raise OverflowError(f"{amount} USD is more than a ledger can count.")
         if picodollars != before:
             named[name] = before = picodollars
 

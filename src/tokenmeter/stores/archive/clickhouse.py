@@ -17,12 +17,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.urls import redacted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -95,12 +97,14 @@ class ClickHouse:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigurationError(
-                f"{url!r} is not the URL of ClickHouse's HTTP interface; write https://user@host:8443."
+                f"{redacted(url)!r} is not the URL of ClickHouse's HTTP interface; write https://user@host:8443."
             )
         self._url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path or "/", "", ""))
         password = unquote(parts.password or os.environ.get("CLICKHOUSE_PASSWORD", ""))
         who = f"{unquote(parts.username or 'default')}:{password}"
-        self._headers = {"Authorization": f"Basic {base64.b64encode(who.encode()).decode()}"} if parts.username else {}
+        self._headers = (
+            {"Authorization": f"Basic {base64.b64encode(who.encode()).decode()}"} if parts.username or password else {}
+        )
 
     def __call__(self, statement: str, rows: bytes = b"") -> str:
         """Run a statement, with `rows` behind it where it inserts; what it answers.
@@ -178,20 +182,14 @@ def load_clickhouse(
         asked = f"SELECT count(), {total} FROM {database}.entries FINAL WHERE ledger = '{ledger}' FORMAT TSV"  # noqa: S608 - as above
         found = run(asked).split()
         count, *sums = star.execute(
-            "SELECT count(*), coalesce(sum(billed_cost), 0), sum(output_tokens) FROM entries"
+            "SELECT count(*), coalesce(sum(billed_cost), 0), coalesce(sum(output_tokens), 0) FROM entries"
         ).fetchall()[0]
-    if int(found[0]) != count or [_whole(one) for one in found[1:]] != [_whole(one) for one in sums]:
+    if int(found[0]) != count or list(map(Decimal, found[1:])) != sums:
         raise LedgerError(
             f"ClickHouse has {found[0]} entries of this ledger that cost {found[1]}, the ledger has {count} that cost "
             f"{sums[0]}: somebody else wrote to {database}.entries. Drop the table and run this again."
         )
     return Loaded(database, count, sent)
-
-
-def _whole(value: object) -> str:
-    """A sum as plain text, whichever zeros it came with."""
-    text = str(value or 0)
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _there(run: Callable[..., str], database: str, ledger: str) -> dict[int, int]:
