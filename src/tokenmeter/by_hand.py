@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -16,7 +17,7 @@ from tokenmeter.errors import ConfigurationError, StoreError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.periods import parse_instant
-from tokenmeter.providers import dialect_for, observe
+from tokenmeter.providers import dialect_for, observe, to_wire
 from tokenmeter.semconv import Status
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation
@@ -69,7 +70,8 @@ def record(
         attribution: On whose account, before the `attribute` blocks around.
 
     Returns:
-        The entry; None when it was recorded already, could not be written (logged), or tokenmeter is switched off.
+        The entry; None when it was recorded already, has not ended (a batch under way: record it when it has), could
+        not be written (logged), or tokenmeter is switched off.
 
     Raises:
         PricingError: neither a response nor a usage object.
@@ -85,9 +87,12 @@ def record(
         model=model, streamed=streamed, processing=processing, region=region, service_tier=service_tier
     )
     call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
-    seen = _observe(response_or_usage, call)
+    body = to_wire(response_or_usage)
+    seen = _observe(body, call, status)
     started_at = meter.store.now() if at is None else parse_instant(at)
-    if _is_recorded(meter, call, seen.response_id or response_id, _made_at(response_or_usage) or started_at):
+    if _is_under_way(seen, status):
+        return None
+    if _is_recorded(meter, call, seen.response_id or response_id, _made_at(body) or started_at):
         return None
     return _settle(
         meter, Authorization(call, started_at, 0), Outcome(status=status, observation=seen, response_id=response_id)
@@ -222,8 +227,11 @@ class Hold:
             return None
         if self._authorization is None or self._authorization.settled:
             raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
-        seen = _observe(response_or_usage, self._call, service_tier=service_tier)
-        made_at = _made_at(response_or_usage) or self._authorization.started_at
+        body = to_wire(response_or_usage)
+        seen = _observe(body, self._call, status, service_tier=service_tier)
+        if _is_under_way(seen, status):  # it stays held
+            return None
+        made_at = _made_at(body) or self._authorization.started_at
         if _is_recorded(self._meter, self._call, seen.response_id or response_id, made_at):
             self._meter.release(self._authorization)
             return None
@@ -269,7 +277,7 @@ def _call(
     )
 
 
-def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Observation:
+def _observe(body: Any, call: Call, status: Status, *, service_tier: str | None = None) -> Observation:
     """What the body says; it is billed once, whoever sees it again."""
     seen = observe(
         body,
@@ -278,18 +286,29 @@ def _observe(body: Any, call: Call, *, service_tier: str | None = None) -> Obser
         model=call.facts.model,
         service_tier=service_tier,
         request=call.facts,
+        final_only=status == "ok",
     )
+    # A line of a batch is named within its file only, and nobody said which file that is: it goes by its answer's id.
+    if isinstance(body, Mapping) and seen.bill_id in {body.get("custom_id"), body.get("key")}:  # pyright: ignore[reportUnknownMemberType]
+        seen = replace(seen, bill_id=None)
     return replace(seen, deduplicate=True)
+
+
+def _is_under_way(seen: Observation, status: Status) -> bool:
+    """Whether the bill comes with a later body of the same id, which this one must not shut out."""
+    return status == "ok" and "not_final" in seen.flags
 
 
 def _made_at(body: Any) -> datetime | None:
     """When the answer says that it was made; None where it does not."""
-    values: Mapping[str, Any] | None = body if isinstance(body, Mapping) else None  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(body, Mapping):
+        return None
+    values = cast("Mapping[str, Any]", body)
     for name in ("created", "created_at"):
-        said: Any = getattr(cast("Any", body), name, None) if values is None else values.get(name)
-        if isinstance(said, int | float) and _FIRST <= said < _LAST:  # not money
+        said = values.get(name)
+        if isinstance(said, int | float | Decimal) and _FIRST <= said < _LAST:  # not money
             return datetime.fromtimestamp(int(said), UTC)
-    return None
+    return _made_at(values.get("response")) or _made_at(values.get("body"))  # within a line of a batch, an event
 
 
 def _is_recorded(meter: Meter, call: Call, response_id: str | None, made_at: datetime) -> bool:

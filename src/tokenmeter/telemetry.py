@@ -6,6 +6,7 @@ end user or tag unless those are allowed by name (``metrics_labels``), since eve
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.usage import Usage
+
+log = logging.getLogger("tokenmeter")
 
 #: What an entry can be labelled with besides the tags: those of its account, and some of its own.
 _LABELS = (*WHO, "api_key", "endpoint", "service_tier", "status")
@@ -376,12 +379,19 @@ class Spans:
         self._current_span: Callable[[], Any] = get_current_span
         self._lock = threading.Lock()
         self._sums: WeakKeyDictionary[Any, _Sum] = WeakKeyDictionary()
+        self._told = False
 
     def current(self) -> ActiveSpan | None:
         """The span that is active here; None when there is none."""
-        span = self._current_span()
-        here = span.get_span_context()
-        return ActiveSpan(span, f"{here.trace_id:032x}", f"{here.span_id:016x}") if here.is_valid else None
+        try:
+            span = self._current_span()
+            here = span.get_span_context()
+            return ActiveSpan(span, f"{here.trace_id:032x}", f"{here.span_id:016x}") if here.is_valid else None
+        except Exception as error:  # a tracer of somebody's; the call is recorded all the same
+            if not self._told:
+                self._told = True
+                log.warning("The active span cannot be read; calls are recorded without their trace.", exc_info=error)
+            return None
 
     def tell(self, active: ActiveSpan, entry: Entry) -> None:
         """Add an entry to what the span says; one that has ended, or is not sampled, takes nothing."""

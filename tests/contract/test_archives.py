@@ -453,6 +453,8 @@ def test_the_star_of_tables_says_what_the_reports_say(archived, months, tmp_path
     assert users == {user: sum(one.attribution.end_user == user for one in months) for user in ("u1", "u2", None)}
     same = connection.execute("SELECT response_id FROM calls WHERE entry_id = ?", [months[1].entry_id]).fetchone()
     assert same == (months[1].response_id,)
+    unknown = connection.execute("SELECT count(*), count(billed_cost) FROM entries WHERE unpriced = 1").fetchone()
+    assert unknown == (sum(one.billed_cost is None for one in months), 0)  # null, never zero
     connection.close()
     archived.archives.connect(tmp_path / "usage.duckdb").close()
     with pytest.raises(ConfigurationError, match="exists"):

@@ -68,6 +68,14 @@ def test_a_token_that_is_revoked_is_gone_with_the_next_request_and_a_new_one_is_
         meter.close()
 
 
+def test_what_stands_about_a_revoked_token_stays_as_it_was(run, tmp_path):
+    file = tmp_path / "tokenmeter.toml"
+    rest = b'# Agreed in March.\r\n\r\n[[budgets]]\r\nmember = "*"\r\nlimit_usd = "5"\r\n'
+    file.write_bytes(b'[dashboard.tokens.ada]\r\n# hers\r\nhash = "sha256:' + b"0" * 64 + b'"\r\n\r\n' + rest)
+    assert run("revoke", "ada").exit_code == 0
+    assert file.read_bytes() == rest
+
+
 def test_a_live_page_ends_with_its_token(run, tmp_path, serve):
     token = json.loads(run("create", "ada", "--json").stdout)["token"]
     meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")

@@ -145,4 +145,7 @@ def test_a_price_that_nobody_knows_is_null_and_never_zero(meter, tmp_path):
     for database in (meter.database(), meter.database(copy_to=tmp_path / "copy.db")):
         (row,) = database.query("SELECT * FROM entries WHERE entry_id = ?", [entry.entry_id])
         assert (row["list_cost"], row["billed_cost"], row["unpriced"]) == (None, None, 1)
+        assert (row["billed_micro"], row["billed_pico"]) == (None, None)  # nor does a sum over it become zero
+        (row,) = database.query("SELECT * FROM sums WHERE model = 'unheard-of'")
+        assert (row["list_cost"], row["billed_cost"], row["billed_micro"], row["unpriced"]) == (None, None, None, 1)
         database.close()

@@ -75,6 +75,59 @@ class TestRecord:
         assert meter.report(where={"response_id": body["id"]}).totals.requests == 1
         assert len(list(meter.entries(where={"response_id": body["id"]}))) == 1
 
+    @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+    def test_lines_of_several_batches_have_the_same_name_and_each_its_bill(self, meter, provider):
+        def line(number):
+            if provider == "openai":
+                body = {**CHAT, "id": f"chatcmpl-{number}"}
+                return {"custom_id": "request-1", "response": {"status_code": 200, "body": body}}
+            if provider == "anthropic":
+                usage = {"input_tokens": 10, "output_tokens": 3}
+                message = {"id": f"msg_{number}", "type": "message", "model": "claude-haiku-4-5", "usage": usage}
+                return {"custom_id": "request-1", "result": {"type": "succeeded", "message": message}}
+            usage = {"promptTokenCount": 10, "candidatesTokenCount": 3, "totalTokenCount": 13}
+            answer = {"responseId": f"r-{number}", "modelVersion": "gemini-2.5-flash", "usageMetadata": usage}
+            return {"key": "request-1", "response": answer}
+
+        endpoint = {"openai": "batches", "anthropic": "messages.batches.results", "google": "batches"}[provider]
+        here = {"provider": provider, "endpoint": endpoint}
+        assert [meter.record(line(number), **here) is not None for number in (1, 2, 1)] == [True, True, False]
+
+    @pytest.mark.parametrize(
+        ("here", "early", "late"),
+        [
+            (
+                {"provider": "openai", "endpoint": "responses"},
+                {"id": "resp_1", "object": "response", "status": "queued", "model": "gpt-5-mini"},
+                {"status": "completed", "usage": {"input_tokens": 100, "output_tokens": 9, "total_tokens": 109}},
+            ),
+            (
+                {"provider": "openai", "endpoint": "batches"},
+                {"id": "batch_1", "object": "batch", "status": "in_progress", "request_counts": {"completed": 1}},
+                {"status": "completed", "usage": {"input_tokens": 100, "output_tokens": 9, "total_tokens": 109}},
+            ),
+            (
+                {"provider": "google", "endpoint": "models.generate_videos", "model": "veo-3.0-generate-001"},
+                {"name": "models/veo-3.0-generate-001/operations/1", "done": False},
+                {"done": True, "response": {"generateVideoResponse": {"generatedSamples": [{"video": {}}]}}},
+            ),
+        ],
+    )
+    def test_what_is_under_way_shuts_no_bill_out(self, meter, here, early, late):
+        assert meter.record(early, **here) is None
+        assert meter.record({**early, **late}, **here) is not None
+        assert len(list(meter.entries())) == 1
+
+    @with_budget(limit_requests=1)
+    def test_what_is_under_way_stays_held(self, meter):
+        queued = {"id": "resp_1", "object": "response", "status": "queued", "model": "gpt-5-mini"}
+        usage = {"input_tokens": 100, "output_tokens": 9, "total_tokens": 109}
+        with meter.hold(provider="openai", endpoint="responses", request=BODY) as held:
+            assert held.record(queued) is None
+            with pytest.raises(BudgetExceededError), meter.hold(provider="openai", endpoint="responses", request=BODY):
+                pass
+            assert held.record({**queued, "status": "completed", "usage": usage}) is not None
+
     def test_a_container_is_billed_once_over_all_responses_that_name_it(self, meter):
         call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}
         usage = {"input_tokens": 10, "output_tokens": 1, "total_tokens": 11}
@@ -338,6 +391,9 @@ class TestAnswersOfMeteredClients:
 
     def test_are_looked_for_around_the_moment_that_the_answer_names(self, client, meter):
         answer = client.chat.completions.create(**self.ASK)
-        assert meter.record(answer, **HERE, at="2026-01-02") is None
+        text = answer.model_dump_json()
+        line = {"custom_id": "request-1", "response": {"status_code": 200, "body": answer.model_dump()}}
+        for form in (answer, text, text.encode(), line):
+            assert meter.record(form, **HERE, at="2026-01-02") is None
         long_ago = {**answer.model_dump(), "created": 1_700_000_000}
         assert meter.record(long_ago, **HERE) is not None  # an id that came back years later is another answer

@@ -300,6 +300,21 @@ class TestSpans:
         assert (entry.trace_id, entry.span_id) == (f"{0xABC:032x}", f"{0xDEF:016x}")
         assert client.meter.faults == 0
 
+    def test_a_span_that_cannot_be_read_costs_no_entry(self, client, caplog):
+        from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, use_span
+
+        class Foreign(NonRecordingSpan):
+            def get_span_context(self):
+                raise RuntimeError("of another tracer")
+
+        with use_span(Foreign(INVALID_SPAN_CONTEXT)):
+            for _ in range(2):  # the first call goes the general way, the second by a plan
+                client.chat.completions.create(**self.ASK)
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            client.meter.record(usage, provider="openai", endpoint="chat.completions", model="gpt-5-mini")
+        assert [entry.trace_id for entry in client.meter.entries()] == [None] * 3
+        assert caplog.text.count("The active span cannot be read") == 1
+
     def test_a_hold_that_expires_keeps_its_trace(self, exporter, fake_provider):
         budgets = [tokenmeter.Budget(limit_usd=5)]
         with closing(tokenmeter.make_meter(store="memory:", config={}, traces=True, budgets=budgets)) as meter:

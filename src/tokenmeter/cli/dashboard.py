@@ -199,7 +199,7 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
     if path is None or name not in known:
         raise ConfigurationError(f"There is no token {name!r}; known are {', '.join(map(repr, known)) or 'none'}.")
     file = Path(path).resolve()  # a link stays one, and what it leads to is what servers read
-    before = file.read_text(encoding="utf-8-sig")
+    before = file.read_bytes().decode("utf-8-sig")  # its line ends stay
     after = _without_table(before, ["dashboard", "tokens", name])
     wanted = tomllib.loads(before)
     del wanted["dashboard"]["tokens"][name]
@@ -212,7 +212,7 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
     replacement = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         replacement.touch(0o600)
-        replacement.write_text(after, encoding="utf-8")
+        replacement.write_text(after, encoding="utf-8", newline="")
         replacement.chmod(file.stat().st_mode & 0o777)
         replacement.replace(file)
     except OSError as error:
@@ -227,14 +227,22 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
 
 
 def _without_table(text: str, keys: list[str]) -> str:
-    """TOML text without the table of this name: its heading and what stands below, up to the next one."""
+    """TOML text without the table of this name: its heading and what stands below, up to the next one's comments."""
     kept: list[str] = []
     inside = False
+    comments: list[str] = []  # below the table, and the next one's where one follows
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith("["):
             inside = _heading(line) == keys
+            if not inside:
+                kept += comments
+            comments = []
         if not inside:
             kept.append(line)
+        elif line.lstrip().startswith("#") or (comments and not line.strip()):
+            comments.append(line)
+        else:
+            comments = []
     return "".join(kept)
 
 

@@ -25,8 +25,6 @@ from tokenmeter.cli.options import BillPeriod, TzOption, account_of, pairs_of
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_day
 
-__all__: list[str] = []
-
 
 @command(invoice_app, "aging")
 def aging(frame: Frame, *, on: Day = None) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated, Any, Unpack
 
 import typer
 
@@ -19,6 +19,7 @@ from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import parse_instant
+from tokenmeter.providers import to_wire
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.layout import count, visible
@@ -131,11 +132,10 @@ def record(
 
     An answer that is in the ledger already is left as it is, and that is no error.
     """
-    if (text := _text_of(file)) is None:
-        raise ConfigurationError(f"{file} is empty: give an answer, or its usage object, as JSON.")
+    answer = _answer_of(file)
     with frame.meter(make=True) as meter:
         entry = meter.record(
-            text,
+            answer,
             provider=provider,
             endpoint=endpoint,
             model=model,
@@ -152,20 +152,27 @@ def record(
     if frame.as_json:
         write([entry] if entry else [], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
     elif entry is None:
-        out.print("It is in the ledger already, or tokenmeter is switched off; nothing was recorded.")
+        out.print("Nothing was recorded: it is in the ledger already, has not ended, or tokenmeter is switched off.")
     else:
         used = f"{count(entry.usage.input_tokens)} in, {count(entry.usage.output_tokens)} out"
+        if "usage_unknown" in entry.flags:
+            used = "usage unknown"
         cost = "unpriced" if entry.billed_cost is None else f"{dollars(entry.billed_cost)} billed"
         named = visible(entry.model or entry.endpoint)
         out.print(f"Recorded: {named}, {used}, {cost}, entry {entry.entry_id}", markup=False)
 
 
-def _text_of(file: Path) -> str | None:
+def _answer_of(file: Path) -> Any:
+    name = "Standard input" if file == _STDIN else str(file)
     try:
-        text = sys.stdin.read() if file == _STDIN else file.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if file == _STDIN else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from error
-    return text.strip() or None
+        raise ConfigurationError(f"{name} cannot be read: {error}") from error
+    if not (text := text.removeprefix("\ufeff").strip()):
+        raise ConfigurationError(f"{name} is empty: give an answer, or its usage object, as JSON.")
+    if isinstance(answer := to_wire(text), str):
+        raise ConfigurationError(f"{name} is not one JSON value: give one answer; for a log take `tokenmeter import`.")
+    return answer
 
 
 def _split(what: list[str]) -> tuple[str | None, list[Path]]:

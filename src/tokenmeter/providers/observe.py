@@ -28,6 +28,7 @@ def observe(
     service_tier: str | None = None,
     cost_unit: str | None = None,
     request: RequestFacts | None = None,
+    final_only: bool = False,
 ) -> Observation:
     """Read a body that is not on its way any more.
 
@@ -43,6 +44,7 @@ def observe(
         service_tier: Tier asked for, where the body does not say which one served.
         cost_unit: What a ``cost`` in its usage is, where the settings say so; see `RequestFacts.cost_unit`.
         request: What is known of the request besides; what the body leaves unsaid is then estimated from it.
+        final_only: Whether what has not ended is no bill yet (``not_final``), or is taken as it stands.
 
     Returns:
         What the body says. Bills of what outlives it (`Observation.shared`) stand apart: record each once, or take
@@ -69,7 +71,7 @@ def observe(
         cost_unit=cost_unit or known.cost_unit,
         tool_models=known.tool_models or _tool_models(model, wire),
     )
-    return dialect_for(provider, name).read_body(wire, Context(provider, name, facts, final_only=False))
+    return dialect_for(provider, name).read_body(wire, Context(provider, name, facts, final_only=final_only))
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

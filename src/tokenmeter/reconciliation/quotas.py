@@ -115,6 +115,8 @@ def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | Non
         Per quota and window in which something was used, oldest first.
     """
     moment = now or utcnow()
+    if isinstance(period, str):
+        parse_period(period, "UTC", now=moment)  # a wrong one is refused without a quota, too
     found: list[QuotaUse] = []
     for quota in meter.pricer.terms.free_quotas:
         whole = parse_period(period, quota.tz, now=moment) if isinstance(period, str) else replace(period, tz=quota.tz)

@@ -32,16 +32,21 @@ _TOKENS = (
     "x.input AS input_tokens, x.cache_read AS cache_read_tokens, x.cache_write_5m AS cache_write_5m_tokens, "
     "x.cache_write_1h AS cache_write_1h_tokens, x.output AS output_tokens, x.reasoning AS reasoning_tokens"
 )
-_COSTS = ", ".join(
-    f"dollars(x.{name}_micro, x.{name}_pico) AS {name}_cost, x.{name}_micro, x.{name}_pico"
-    for name in ("list", "contracted", "billed")
-)
-#: Of entries: NULL where nothing of one has a known price.
-_ENTRY_COSTS = ", ".join(
-    f"CASE WHEN x.unpriced = 0 OR json_extract(x.body, '$.list') IS NOT NULL THEN "
-    f"dollars(x.{name}_micro, x.{name}_pico) END AS {name}_cost, x.{name}_micro, x.{name}_pico"
-    for name in ("list", "contracted", "billed")
-)
+
+
+def _costs(known: str) -> str:
+    """The columns of three costs, as text and as integers: NULL unless `known`, so that sums of them are, too."""
+    return ", ".join(
+        f"CASE WHEN {known} THEN dollars(x.{name}_micro, x.{name}_pico) END AS {name}_cost, "
+        f"CASE WHEN {known} THEN x.{name}_micro END AS {name}_micro, "
+        f"CASE WHEN {known} THEN x.{name}_pico END AS {name}_pico"
+        for name in ("list", "contracted", "billed")
+    )
+
+
+_ENTRY_COSTS = _costs("x.unpriced = 0 OR json_extract(x.body, '$.list') IS NOT NULL")
+#: As `Row.cost_known` has it.
+_SUM_COSTS = _costs("x.unpriced = 0 OR (x.list_micro, x.list_pico, x.billed_micro, x.billed_pico) <> (0, 0, 0, 0)")
 _NAMED = "coalesce(n.value, 'erased-' || lower(hex(substr(n.digest, 1, 4))))"
 #: Views, by name, over a ledger that is open as LEDGER. In a connection that reads one they stand before the tables of
 #: the same name, which are `main.entries` and so on.
@@ -70,8 +75,8 @@ _VIEWS = {
     """,
     "accounts": "SELECT * FROM LEDGER.contexts",
     "sums": f"""
-        SELECT date(x.slot * 86400, 'unixepoch') AS day, {_ACCOUNT}, x.n AS entries, {_TOKENS}, {_COSTS}, x.unpriced,
-            x.estimated
+        SELECT date(x.slot * 86400, 'unixepoch') AS day, {_ACCOUNT}, x.n AS entries, {_TOKENS}, {_SUM_COSTS},
+            x.unpriced, x.estimated
         FROM LEDGER.sums AS x JOIN LEDGER.contexts AS c ON c.id = x.account WHERE x.level = 1
     """,  # noqa: S608 - as above
 }

@@ -15,6 +15,7 @@ from tokenmeter.reports.layout import Column, amount, compact, count, fit, money
 from tokenmeter.reports.query import BEGINNING, END
 from tokenmeter.reports.sheet import Row, Sheet
 from tokenmeter.semconv import TOKEN_METERS, unit_of
+from tokenmeter.stores.selection import asked
 from tokenmeter.usage import Quantity
 
 MAX_ROWS = 100
@@ -192,10 +193,15 @@ def _money(head: str, view: _ShownRows, pick: Callable[[Row], Decimal]) -> Colum
 # -- words
 
 
+def _condition(key: str) -> str:
+    name, wanted = asked(key)
+    return f"{name} =" if wanted else f"{name} !="
+
+
 def _title(report: Sheet) -> str:
     by = f" by {', '.join(report.by)}" if report.by else ""
     per = f" per {report.granularity}" if report.granularity else ""
-    where = "".join(f", {name} = {_values(accepted)}" for name, accepted in report.where.items())
+    where = "".join(f", {_condition(name)} {_values(accepted)}" for name, accepted in report.where.items())
     return visible(f"Usage and cost{by}{per}: {_stretch(report.period)} ({report.tz}){where}")
 
 

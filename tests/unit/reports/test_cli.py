@@ -534,9 +534,10 @@ def test_record_writes_one_answer_down_once(
         0,
         "Recorded: gpt-5-mini, 100 in, 20 out, $0.000065 billed",
     )
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(LINES[0])))
-    again = run("record", *here)
-    assert (again.code, "in the ledger already" in again.out) == (0, True)
+    for mark in ("", "\ufeff"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(mark + json.dumps(LINES[0])))
+        again = run("record", *here)
+        assert (again.code, "in the ledger already" in again.out) == (0, True)
     (line,) = run("entries", "--json").out.splitlines()
     entry = json.loads(line)
     assert (entry["member"], entry["tags"], entry["occurred_at"][:10]) == ("ada", {"job": "night"}, "2026-11-20")
@@ -545,7 +546,21 @@ def test_record_writes_one_answer_down_once(
     )  # the answer's own id counts
 
 
-@pytest.mark.parametrize("text", ["", " \n", "no json", "[]", "7"])
+def test_record_says_that_the_usage_is_unknown(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "answer.json").write_text(
+        json.dumps({"id": "chatcmpl-9", "model": "gpt-5-mini", "usage": {"tokens": 1000}})
+    )
+    ended = run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")
+    assert (ended.code, ended.out.split(", entry")[0]) == (0, "Recorded: gpt-5-mini, usage unknown, unpriced")
+
+
+def test_a_wrong_period_of_quotas_is_refused_without_a_quota(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "answer.json").write_text(json.dumps(LINES[0]))
+    run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")
+    assert run("quotas", "--period", "nonsense").code == 2
+
+
+@pytest.mark.parametrize("text", ["", " \n", "no json", "[]", "7", "{} {}"])
 def test_record_says_what_is_no_answer(run: Callable[..., Outcome], place: Path, text: str) -> None:
     (place / "answer.json").write_text(text)
     ended = run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")

@@ -138,6 +138,7 @@ def test_an_empty_ledger_and_an_empty_period_say_what_to_do(store: Store, make_e
     store.settle(make_entry(input=1))
     assert "No entries in this period." in str(build(store, period="2020"))
     assert "No entries match." in str(build(store, where={"member": "nobody"}))
+    assert "(UTC), member != nobody\n" in str(build(store, where={"member!": "nobody"}))
     assert "No entries match." in build(store, where={"member": "nobody"})._repr_html_()
 
 

@@ -54,7 +54,7 @@ _ENTRIES: Mapping[str, str] = {
         _COUNT,
     ),
     "other_quantities": _MAYBE,
-    **dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), "Decimal(38, 12)"),
+    **dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), "Nullable(Decimal(38, 12))"),
     "latency_us": "Nullable(Int64)",
     "first_token_us": "Nullable(Int64)",
     "response_id": _MAYBE,
@@ -178,7 +178,7 @@ def load_clickhouse(
             sent += rows.num_rows
             if progress is not None:
                 progress(sent)
-        total = ", ".join(f"toString(sum({name}))" for name in ("billed_cost", "output_tokens"))
+        total = ", ".join(f"toString(ifNull(sum({name}), 0))" for name in ("billed_cost", "output_tokens"))
         asked = f"SELECT count(), {total} FROM {database}.entries FINAL WHERE ledger = '{ledger}' FORMAT TSV"  # noqa: S608 - as above
         found = run(asked).split()
         count, *sums = star.execute(

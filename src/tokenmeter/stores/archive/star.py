@@ -33,10 +33,14 @@ _COST = (
     "+ CAST(coalesce({1}) AS DECIMAL(20, 0)) * CAST(0.000000000001 AS DECIMAL(13, 12)) AS DECIMAL(38, 12))"
 )
 _ORDER = ("billed", "contracted", "list")
-_COSTS = ", ".join(
-    _COST.format(*(", ".join(f"{name}_{part}" for name in _ORDER[at:]) for part in ("micro", "pico")))
-    + f" AS {name}_cost"
+_AMOUNTS = {
+    name: _COST.format(*(", ".join(f"{one}_{part}" for one in _ORDER[at:]) for part in ("micro", "pico")))
     for at, name in reversed(list(enumerate(_ORDER)))
+}
+#: NULL where nothing of an entry has a known price, as `Row.cost_known` has it.
+_COSTS = ", ".join(
+    f"CASE WHEN unpriced <= 0 OR {_AMOUNTS['list']} <> 0 OR {_AMOUNTS['billed']} <> 0 THEN {amount} END AS {name}_cost"
+    for name, amount in _AMOUNTS.items()
 )
 _ENTRIES = f"""
     SELECT seq,
