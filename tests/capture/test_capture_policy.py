@@ -1,4 +1,4 @@
-"""A budget defined while calls are under way counts them, too, and a run is asked whatever was planned before."""
+"""Caps count calls that were under way when they were defined, runs are asked, and nothing unread passes."""
 
 import pytest
 
@@ -50,3 +50,22 @@ def test_a_run_stops_calls_that_were_planned_outside_of_it(metered, warm):
             ask(client)
     assert run.spent == {"requests": 2}
     ask(client)
+
+
+def test_a_request_that_cannot_be_read_is_recorded_and_stopped_by_a_cap(metered, monkeypatch):
+    client, meter = metered
+    monkeypatch.setattr("tokenmeter.providers.openai.requests.measure_prompt", lambda _body: {}["nothing"])
+    ask(client)
+    assert len(list(meter.store.entries())) == 1
+    meter.budgets.set(Budget(limit_usd=100, name="all"))
+    with pytest.raises(tokenmeter.BudgetExceededError, match="cannot be looked into"):
+        ask(client)
+
+
+def test_a_schema_with_numbers_for_keys_does_not_pass_a_cap(metered):
+    client, meter = metered
+    meter.budgets.set(Budget(limit_requests=1, name="all"))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x-levels": {1: "low"}}}}]
+    ask(client, tools=tools)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        ask(client, tools=tools)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -149,5 +150,5 @@ def test_a_token_is_revoked_where_a_link_leads_and_nobody_reads_along(run, tmp_p
     monkeypatch.setattr(Path, "chmod", lambda self, mode: (seen.append(self.stat().st_mode), chmod(self, mode)))
     assert run("revoke", "ada").exit_code == 0
     assert link.is_symlink()
-    assert "ada" not in real.read_text()
+    assert "ada" not in re.findall(r"[\w-]+", real.read_text())
     assert not any(mode & 0o077 for mode in [*seen, real.stat().st_mode])

@@ -563,6 +563,17 @@ def test_a_name_that_a_ledger_does_not_take_is_mended_not_dropped(meter, write, 
     assert entry.attribution.project[-1] in "\ufffdb\u2026"
 
 
+def test_a_row_that_cost_something_and_states_no_tokens_is_left_out_aloud(meter, write):
+    """A picture, which the source sells by the piece."""
+    row = {**LITELLM, "call_type": "aimage_generation", "prompt_tokens": 0, "completion_tokens": 0}
+    outcome = import_usage(meter, write("a.jsonl", [{**row, "spend": 0.04}, {**row, "request_id": "free", "spend": 0}]))
+    assert not outcome.ok
+    assert (outcome.not_calls, [problem.reason for problem in outcome.left_out]) == (
+        1,
+        ["it cost $0.04 and states no tokens: record it by hand"],
+    )
+
+
 @pytest.mark.parametrize("metadata", [None, "None", "", "{}", {}, {"usage_object": None}, [], "{broken"])
 def test_a_row_without_metadata_is_read_by_its_columns(meter, write, metadata):
     row = {**LITELLM, "metadata": metadata, "user": None, "spend": None}

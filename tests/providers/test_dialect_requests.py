@@ -1,10 +1,14 @@
 """What is known of a request before it leaves: bounds that hold, and reasons where there are none."""
 
+import enum
 import json
+from collections import deque
+from types import MappingProxyType
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, create_model
 
 from tokenmeter.providers.anthropic.dialect import AnthropicDialect
 from tokenmeter.providers.openai.dialect import OpenAIDialect
@@ -45,6 +49,19 @@ def test_a_limit_that_is_no_number_is_none():
     assert openai({"model": "m", "max_output_tokens": "inf"}).max_output_tokens is None
 
 
+def test_a_negative_limit_is_none():
+    """LM Studio and llama.cpp take -1 as "without an end"."""
+    assert openai({"model": "m", "messages": [], "max_tokens": -1}).max_output_tokens is None
+    assert anthropic({"model": "m", "messages": [], "max_tokens": -1}).max_output_tokens is None
+    for room, endpoint in ((OPENAI, "chat.completions"), (ANTHROPIC, "messages")):
+        plain = room.plain_requests[endpoint]({"model": "m", "messages": [], "max_tokens": -1})
+        assert plain.max_output_tokens is None
+
+
+class Many(enum.IntEnum):
+    FIVE = 5
+
+
 @pytest.mark.parametrize(
     ("body", "choices"),
     [
@@ -52,6 +69,10 @@ def test_a_limit_that_is_no_number_is_none():
         ({"prompt": ["a", "b", "c"], "n": 2}, 6),
         ({"prompt": [1, 2, 3]}, 1),
         ({"n": None}, 1),
+        ({"n": 5.0}, 5),
+        ({"n": "5"}, 5),
+        ({"n": Many.FIVE}, 5),
+        ({"prompt": ("a", "b")}, 2),
     ],
 )
 def test_every_answer_that_is_generated_counts(body, choices):
@@ -76,17 +97,14 @@ def test_input_bytes_bound_the_prompt_whatever_is_in_it(contents, schema):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": schema}}}]
     facts = openai({"model": "m", "messages": messages, "tools": tools})
     sent = [json.dumps(part, ensure_ascii=False, separators=(",", ":")) for part in (messages, tools)]
-    assume(not _has_integer_lists(schema))
     assert facts.input_bytes >= sum(len(part.encode()) for part in sent)
 
 
-def _has_integer_lists(value):
-    """Lists of integers are taken as token ids, one token each."""
-    if isinstance(value, dict):
-        return any(map(_has_integer_lists, value.values()))
-    if isinstance(value, list):
-        return (bool(value) and all(type(item) is int for item in value)) or any(map(_has_integer_lists, value))
-    return False
+def test_keys_that_are_no_texts_become_texts():
+    """As in JSON. A tool's result often has numbers for keys."""
+    schema = {"type": "object", 1: "x" * 100, None: {2.5: True}}
+    assert anthropic({"model": "m", "tools": [{"name": "f", "input_schema": schema}]}).input_bytes > 100
+    assert openai({"model": "m", "tools": [{"type": "function", "function": schema}]}).input_bytes > 100
 
 
 def test_a_prompt_of_token_ids_is_bounded_by_their_number():
@@ -108,6 +126,11 @@ def test_pictures_are_counted_not_read(part, images):
     assert facts.input_bytes < 200
 
 
+def test_what_only_looks_like_a_picture_is_read():
+    call = {"type": "tool_use", "id": "t", "name": "draw", "input": {"type": "image", "description": "x" * 1000}}
+    assert anthropic({"model": "m", "messages": [{"role": "assistant", "content": [call]}]}).input_bytes > 1000
+
+
 def test_pictures_inside_tool_results_are_counted():
     source = {"type": "base64", "media_type": "image/png", "data": "A" * 50_000}
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": source}]}
@@ -120,6 +143,7 @@ def test_everything_that_is_rendered_into_the_prompt_is_measured():
     base = anthropic({"model": "m", "max_tokens": 1, "messages": []}).input_bytes
     for extra in ({"system": "x" * 100}, {"tools": [{"name": "x" * 100}]}, {"output_config": {"format": "x" * 100}}):
         assert anthropic({"model": "m", "max_tokens": 1, "messages": [], **extra}).input_bytes >= base + 100
+    assert openai({"model": "m", "messages": [], "documents": ["x" * 100]}).input_bytes >= 100
     for extra in ({"instructions": "x" * 100}, {"text": {"format": {"name": "x" * 100}}}, {"input": "x" * 100}):
         assert openai({"model": "m", **extra}, "/responses").input_bytes >= 100
 
@@ -203,6 +227,33 @@ SCANNED = {"type": "document", "source": {"type": "base64", "media_type": "appli
 )
 def test_anthropic_says_why_there_is_no_bound(body, reason):
     assert anthropic({"model": "m", "max_tokens": 1, "messages": [], **body}).unbounded == reason
+
+
+def _object(values):
+    """A pydantic model with these values."""
+    made: type[BaseModel] = create_model("Made", **{name: (type(value), ...) for name, value in values.items()})
+    return made(**values)
+
+
+IN_WHATEVER = [tuple, deque, lambda one: dict(enumerate(one)).values()]
+IN_WHATEVER += [lambda one: list(map(MappingProxyType, one)), lambda one: list(map(_object, one))]
+
+
+@pytest.mark.parametrize("put", IN_WHATEVER)
+def test_what_has_no_bound_has_none_in_whatever_it_is_listed(put):
+    search = {"type": "web_search_20260318", "name": "web_search"}
+    assert "server_tools" in anthropic({"model": "m", "tools": put([search])}).unbounded
+    edits = {"edits": put([{"type": "compact_20260112"}])}
+    assert anthropic({"model": "m", "context_management": edits}).unbounded == "compaction"
+    assert "server_tools" in openai({"model": "m", "tools": put([search])}, "/responses").unbounded
+    compaction = put([{"type": "compaction"}])
+    assert openai({"model": "m", "context_management": compaction}, "/responses").unbounded == "compaction"
+
+
+def test_tools_that_can_be_read_only_once_have_no_bound():
+    once = iter([{"type": "web_search_20260318", "name": "web_search"}])
+    assert "unreadable" in anthropic({"model": "m", "tools": once}).unbounded
+    assert next(once)["name"] == "web_search"
 
 
 def test_models_of_hosted_tools_are_noted():

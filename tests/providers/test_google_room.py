@@ -96,6 +96,8 @@ def test_the_prompt_is_bounded_by_its_bytes_and_media_by_their_kind():
     "body",
     [
         {"contents": [{"parts": [{"fileData": {"fileUri": "files/x", "mimeType": "video/mp4"}}]}]},
+        {"contents": [{"parts": [{"fileData": {"file_uri": "files/x", "mime_type": "application/pdf"}}]}]},
+        {"contents": [{"parts": [{"fileData": {"file_uri": "https://youtube.com/x"}}]}]},
         {"contents": [{"parts": [{"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}]}]},
         {"contents": [{"parts": [{"text": "x"}]}], "cachedContent": "cachedContents/c1"},
         {"input": "x", "previous_interaction_id": "int-1"},
@@ -105,11 +107,25 @@ def test_content_that_lies_elsewhere_is_bounded_by_the_context_window(body):
     assert facts(body).unbounded in {"files", "conversation"}
 
 
+def test_the_schema_of_an_interactions_answer_is_part_of_its_prompt():
+    assert facts({"input": "x", "response_format": {"description": "x" * 1000}}).input_bytes > 1000
+
+
 @pytest.mark.parametrize(
-    "tool", [{"googleSearch": {}}, {"urlContext": {}}, {"codeExecution": {}}, {"type": "google_search"}]
+    "tool",
+    [
+        {"googleSearch": {}},
+        {"urlContext": {}},
+        {"codeExecution": {}},
+        {"type": "google_search"},
+        {"retrieval": {}},
+        {"exaAiSearch": {}},
+        {"parallelAiSearch": {}},
+    ],
 )
 def test_tools_that_the_provider_runs_have_no_bound(tool):
     assert facts({"contents": [], "tools": [tool]}).unbounded == "server_tools"
+    assert facts({"contents": [], "tools": (tool,)}).unbounded == "server_tools"
 
 
 def test_limits_are_per_candidate():

@@ -50,6 +50,7 @@ _WORDS = {
     "no_output_cap": "it names no output cap and the model's maximum is not known",
     "no_context_window": "part of its prompt lies elsewhere and the model's context window is not known",
     "unknown_price": "the model's price is not known",
+    "unreadable": "its request cannot be looked into before it leaves",
     "operation": "what this endpoint bills is not known before the answer",
 }
 

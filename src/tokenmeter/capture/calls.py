@@ -32,6 +32,7 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import new_id
 from tokenmeter.meter import Authorization, Meter
+from tokenmeter.providers.prompts import UNREADABLE, named
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -693,7 +694,11 @@ def describe(
     streamed: bool,
 ) -> Call:
     """What accounting needs to know of a call with this body, made right here."""
-    facts = binding.sdk.dialect().request_facts(endpoint, body)
+    try:
+        facts = binding.sdk.dialect().request_facts(endpoint, body)
+    except Exception as error:  # noqa: BLE001 - the call itself goes on, recorded, where no cap is about it
+        complain("read a request", error)
+        facts = RequestFacts(model=None if body is None else named(body.get("model")), unbounded=UNREADABLE)
     if facts.streamed != streamed or identity.region is not None or identity.cost_unit is not None:
         facts = replace(facts, streamed=streamed, region=identity.region, cost_unit=identity.cost_unit)
     return Call(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 from tokenmeter.errors import ConfigurationError
@@ -62,7 +63,7 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
     details = nested(usage, "prompt_tokens_details")
     prompt, output = count_of(row, "prompt_tokens"), count_of(row, "completion_tokens")
     if not prompt and not output:
-        return None
+        return _without_usage(_cost(row, "spend"))
     read = (
         count_of(usage, "cache_read_input_tokens")
         or count_of(details, "cached_tokens")
@@ -106,8 +107,9 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     plain = nested(row, "usage")
     if not usage and plain:
         usage = plain
+    cost = _cost(row, "total_cost", "calculatedTotalCost", "totalCost")
     if not any(isinstance(value, int | float) and value for value in usage.values()):
-        return None
+        return _without_usage(cost)
     read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
     hour = _first(usage, "input_cache_creation_1h")
     short = _first(usage, "input_cache_creation_5m")
@@ -141,7 +143,7 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
         quantities=without_zero(quantities),
         reasoning=reasoning,
         flags=frozenset(flags),
-        cost_in_source=_cost(row, "total_cost", "calculatedTotalCost", "totalCost"),
+        cost_in_source=cost,
         usage=dict(usage),
         who={"member": str(user)} if (user := row.get("user_id") or row.get("userId")) else {},
     )
@@ -179,7 +181,7 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
     output = count_of(row, "completion_tokens")
     read, written = count_of(row, "prompt_cache_read_tokens"), count_of(row, "prompt_cache_write_tokens")
     if not prompt and not output:
-        return None
+        return _without_usage(call.cost_in_source)
     beside = read + written > prompt or total == prompt + output + read + written
     call.quantities = without_zero(
         {
@@ -199,7 +201,7 @@ def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
     read = count_of(row, "tokens_cached")
     prompt, output = count_of(row, "tokens_prompt"), count_of(row, "tokens_completion")
     if not prompt and not output:
-        return None
+        return _without_usage(_cost(row, "cost_total"))
     cost = _cost(row, "cost_total")
     own = _cost(row, "byok_usage_inference")
     who = {"end_user": str(row["user"])} if row.get("user") else {}
@@ -246,7 +248,18 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
         return call
     call.quantities = without_zero({"input": count_of(row, "req_units"), "output": count_of(row, "res_units")})
     call.flags = frozenset({"cache_uncertain"})
-    return call if call.quantities else None
+    return call if call.quantities else _without_usage(call.cost_in_source)
+
+
+def _without_usage(cost: Decimal | None) -> ImportedCall | None:
+    """A row without tokens is no call, unless it says that it cost something.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if cost:
+        raise ConfigurationError(f"it cost ${cost:f} and states no tokens: record it by hand")
+    return None
 
 
 def _method(body: Row, call: ImportedCall) -> str:
@@ -281,6 +294,6 @@ def _provider(name: str | None) -> str:
     return name
 
 
-def _cost(row: Row, *names: str) -> Any:
+def _cost(row: Row, *names: str) -> Decimal | None:
     value = next((row[name] for name in names if row.get(name) not in {None, ""}), None)
     return None if value is None else decimal_of(value, names[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
@@ -26,10 +26,13 @@ _PROMPT_KEYS = (
     "text",
     "questions",
     "prediction",
+    "documents",  # of hosts that answer from them
     "output_config",
     "output_format",
 )
 
+#: Where parts have a picture; what else is in them is text, as in a tool's arguments that only look like such a part.
+_PAYLOADS = frozenset({"data", "file_id", "image_url", "result", "source", "uri"})
 #: Parts whose payload is a picture: counted in images, never as text.
 _IMAGE_TYPES = frozenset({"image", "image_url", "input_image", "computer_screenshot", "image_generation_call"})
 #: Keys that name content which lies elsewhere, so that its size is not known here.
@@ -86,7 +89,8 @@ def measure(parts: Iterable[Any]) -> PromptSize:
         elif is_object(value):
             size += _open_object(value, stack, result)
         elif isinstance(value, list | tuple):
-            size += _open_list(cast("Sequence[Any]", value), stack)
+            stack.extend(cast("Sequence[Any]", value))
+            size += _PUNCTUATION
         else:
             size += _open_other(value, stack, result)
     result.size = size
@@ -94,30 +98,24 @@ def measure(parts: Iterable[Any]) -> PromptSize:
 
 
 def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
-    """Bytes of its keys; its values are stacked, unless it is a picture."""
+    """Bytes of its keys; its values are stacked, but for a picture."""
     kind = value.get("type")
     if kind is not None and isinstance(kind, str):
         if kind in _IMAGE_TYPES:
             result.images += 1
-            return _PUNCTUATION
+            value = {key: item for key, item in value.items() if key not in _PAYLOADS}
         if kind == "item_reference" or (kind == "base64" and value.get("media_type") == "application/pdf"):
             result.remote = True  # an earlier item; pages, which no length of their file bounds
         if kind in _REMOTE_TYPES and ("url" in value or "file_id" in value):
             result.remote = True
     size = _PUNCTUATION
-    for key, item in value.items():
+    for name, item in cast("Mapping[Any, Any]", value).items():
+        key = name if isinstance(name, str) else str(name)  # JSON makes texts of numbers
         size += (len(key) if key.isascii() else utf8_length(key)) + _PUNCTUATION
         if key in _REMOTE_KEYS and item:
             result.remote = True
         stack.append(item)
     return size
-
-
-def _open_list(value: Sequence[Any], stack: list[Any]) -> int:
-    if value and type(value[0]) is int and all(type(item) is int for item in value):  # a prompt of token ids
-        return _PUNCTUATION * (len(value) + 1)
-    stack.extend(value)
-    return _PUNCTUATION
 
 
 def _open_other(value: Any, stack: list[Any], result: PromptSize) -> int:
@@ -135,7 +133,50 @@ def _open_other(value: Any, stack: list[Any], result: PromptSize) -> int:
 
 def measure_prompt(body: JSON) -> PromptSize:
     """Measure what is rendered into the prompt of a request with `body`."""
-    return measure([body[key] for key in _PROMPT_KEYS if key in body])
+    parts: list[Any] = []
+    ids = 0
+    for key in _PROMPT_KEYS:
+        if key in body:
+            size = _token_ids(body[key]) if key in _TOKENIZED else 0
+            ids += size
+            if not size:
+                parts.append(body[key])
+    found = measure(parts)
+    found.size += ids
+    return found
+
+
+#: Where a list of numbers is a prompt of token ids; anywhere else it is their text.
+_TOKENIZED = frozenset({"prompt", "input"})
+
+
+def _token_ids(value: Any) -> int:
+    """Size of a prompt of token ids, or of a list of such prompts; 0 for any other."""
+    if not is_array(value) or not value:
+        return 0
+    prompts = value if is_array(value[0]) else [value]
+    if not all(is_array(prompt) and all(type(item) is int for item in prompt) for prompt in prompts):
+        return 0
+    return _PUNCTUATION * (len(prompts) + sum(map(len, prompts)))
+
+
+#: Why no bound is known: part of a request cannot be looked into before it leaves.
+UNREADABLE = "unreadable"
+
+
+def listed(body: JSON, name: str, reasons: list[str]) -> list[JSON]:
+    """The objects that a request lists under `name`, in whatever it lists them and whatever they are made of.
+
+    What can be read only once is left alone, and `UNREADABLE` joins `reasons`.
+    """
+    value = body.get(name)
+    if is_array(value) and all(type(item) is dict for item in value):
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, Collection):
+        reasons.append(UNREADABLE)
+    if isinstance(value, str | bytes) or not isinstance(value, Collection):
+        return []
+    return [item for item in to_wire(list(cast("Iterable[Any]", value))) if is_object(item)]
 
 
 #: Keys of a message that is text alone.
@@ -178,5 +219,5 @@ def named(value: Any) -> str | None:
 
 
 def first_limit(*values: Any) -> int | None:
-    """The first limit that is named; what is not a whole number (``"inf"`` of realtime) is none."""
-    return next((value for value in values if type(value) is int), None)
+    """The first limit that is named; what is no count (``"inf"`` of realtime, -1 of local servers) is none."""
+    return next((value for value in values if type(value) is int and value >= 0), None)

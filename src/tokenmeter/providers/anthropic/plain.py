@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.prompts import measure_plain
+from tokenmeter.providers.prompts import first_limit, measure_plain
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_object
 
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
@@ -97,13 +97,13 @@ _PROMPT = ("messages", "system")
 def read_request(body: JSON) -> PlainRequest | None:
     """A request of plain texts."""
     get = body.get
-    model, most = get("model"), get("max_tokens")
+    model = get("model")
     if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
         return None
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
-    return PlainRequest(model, measured[0], (), most if type(most) is int else None, 1, bool(get("stream")))
+    return PlainRequest(model, measured[0], (), first_limit(get("max_tokens")), 1, bool(get("stream")))
 
 
 PLAIN_REQUESTS = {"messages": read_request}

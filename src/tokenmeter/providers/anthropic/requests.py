@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, measure_prompt, named
-from tokenmeter.providers.wire import JSON, is_object, members, section, text
+from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named
+from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 
 _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "tool_search_tool_")
 _COMPACTION = "compact"
@@ -28,14 +28,13 @@ def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     get = body.get
     prompt = measure_prompt(body)
     reasons: list[str] = []
-    tool_models = NO_TOOLS
-    if "tools" in body:
-        tool_models = _tools(body, reasons)
+    tools = listed(body, "tools", reasons) if "tools" in body else []
+    tool_models = _tools(tools, reasons)
     if get("mcp_servers") and "server_tools" not in reasons:
         reasons.append("server_tools")
     if get("fallbacks"):
         reasons.append("fallbacks")
-    if get("compaction") or _compacts(body):
+    if get("compaction") or ("context_management" in body and _compacts(body, reasons)):
         reasons.append("compaction")
     if get("thread"):
         reasons.append("conversation")
@@ -45,7 +44,7 @@ def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         model=_model(get("model")),
         service_tier=named(get("service_tier")),
         speed=_fast(get("speed")),
-        input_bytes=prompt.size + _client_tools(body),
+        input_bytes=prompt.size + _client_tools(tools),
         image_count=prompt.images,
         max_output_tokens=first_limit(get("max_tokens"), get("max_tokens_to_sample")),
         streamed=bool(get("stream")),
@@ -62,9 +61,9 @@ def _fast(value: Any) -> str | None:
     return None if value == "standard" else named(value)
 
 
-def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
+def _tools(tools: list[JSON], reasons: list[str]) -> Mapping[str, str]:
     models: dict[str, str] = {}
-    for tool in members(body, "tools"):
+    for tool in tools:
         kind = tool.get("type")
         if not isinstance(kind, str):
             continue
@@ -77,11 +76,12 @@ def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
     return models or NO_TOOLS
 
 
-def _client_tools(body: JSON) -> int:
-    kinds = [str(tool.get("type")) for tool in members(body, "tools")]
+def _client_tools(tools: list[JSON]) -> int:
+    kinds = [str(tool.get("type")) for tool in tools]
     return sum(size for start, size in _CLIENT_TOOLS.items() for kind in kinds if kind.startswith(start))
 
 
-def _compacts(body: JSON) -> bool:
-    edits = members(section(body, "context_management"), "edits")
+def _compacts(body: JSON, reasons: list[str]) -> bool:
+    settings = to_wire(body["context_management"])
+    edits = listed(settings, "edits", reasons) if is_object(settings) else []
     return any(str(edit.get("type")).startswith(_COMPACTION) for edit in edits)

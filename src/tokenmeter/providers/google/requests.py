@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, measure, named
-from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text
+from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, listed, measure, named
+from tokenmeter.providers.wire import JSON, is_array, is_object, section, text
 
 #: Everything that is rendered into the prompt, of every kind of request.
 _PROMPT_KEYS = (
@@ -21,6 +21,7 @@ _PROMPT_KEYS = (
     "requests",
     "instances",
     "input",
+    "response_format",
 )
 _SCHEMAS = ("responseSchema", "responseJsonSchema", "response_format")
 #: Tools that the provider runs in a loop of its own: what they find, and what searching costs, is not bounded.
@@ -28,6 +29,7 @@ _SERVER_TOOLS = frozenset(
     {
         *("googleSearch", "googleSearchRetrieval", "googleMaps", "enterpriseWebSearch", "google_search", "google_maps"),
         *("urlContext", "codeExecution", "fileSearch", "url_context", "code_execution", "file_search", "mcp_server"),
+        *("retrieval", "exaAiSearch", "parallelAiSearch", "mcpServers"),
     }
 )
 #: Media whose tokens their bytes bound: audio is 32 a second, video 263 at the most.
@@ -93,10 +95,10 @@ def output_cap(endpoint: Endpoint, body: JSON, tokens: int) -> tuple[str, Any]:
 
 
 def _unbounded(body: JSON) -> list[str]:
-    reasons = [
-        "server_tools"
-        for tool in members(body, "tools")
-        if not _SERVER_TOOLS.isdisjoint(tool) or text(tool, "type") in _SERVER_TOOLS
+    reasons: list[str] = []
+    tools = listed(body, "tools", reasons)
+    reasons += [
+        "server_tools" for tool in tools if not _SERVER_TOOLS.isdisjoint(tool) or text(tool, "type") in _SERVER_TOOLS
     ]
     if body.get("cachedContent") or body.get("previous_interaction_id"):
         reasons.append("conversation")
@@ -147,9 +149,15 @@ def _without_media(value: Any, media: list[JSON]) -> Any:
     return value
 
 
+#: Under which a medium is, or where it lies; the SDK writes some of them in its own spelling.
+_PLACES = frozenset({"data", "fileUri", "file_uri", "uri"})
+
+
 def _is_media(value: JSON) -> bool:
     if "mimeType" in value or "mime_type" in value:
-        return "data" in value or "fileUri" in value or "uri" in value
+        return not _PLACES.isdisjoint(value)
     if text(value, "type") in {"audio", "document", "video"}:  # interactions, where the MIME type may be left out
         return "data" in value or "uri" in value
-    return "fileUri" in value or "bytesBase64Encoded" in value or ("data" in value and "type" in value)
+    if "data" in value:
+        return "type" in value
+    return not {"fileUri", "file_uri", "bytesBase64Encoded"}.isdisjoint(value)

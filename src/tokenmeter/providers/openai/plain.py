@@ -135,11 +135,13 @@ def read_request(body: JSON) -> PlainRequest | None:
     model, many = get("model"), get("n")
     if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
         return None
+    if many is not None and type(many) is not int:
+        return None
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
     limit = first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens"))
-    choices = max(many, 1) if type(many) is int else 1
+    choices = 1 if many is None else max(many, 1)
     return PlainRequest(model, *measured, limit, choices, bool(get("stream")))
 
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from tokenmeter.call import NO_PIECES, RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, measure_prompt, named
-from tokenmeter.providers.wire import JSON, is_array, members, section, text
+from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named
+from tokenmeter.providers.wire import JSON, count, is_array, section, text
 
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
@@ -65,11 +65,10 @@ def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
 
 def _choices(body: JSON) -> int:
     """Answers that are generated, each up to the output limit: ``best_of`` counts, and every prompt of a list."""
-    many, best = body.get("n"), body.get("best_of")
-    answers = max(many if type(many) is int else 1, best if type(best) is int else 1, 1)
-    prompts = body.get("prompt")
-    if is_array(prompts) and prompts and not isinstance(prompts[0], int):
-        answers *= len(prompts)
+    answers = max(count(body, "n", flags=set()) or 1, count(body, "best_of", flags=set()) or 1)
+    prompts: Any = body.get("prompt")
+    if isinstance(prompts, list | tuple) and prompts and not isinstance(prompts[0], int):
+        answers *= len(cast("list[Any]", prompts))
     return answers
 
 
@@ -81,7 +80,7 @@ def _processing(body: JSON) -> str | None:
 
 def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
     models: dict[str, str] = {}
-    for tool in members(body, "tools"):
+    for tool in listed(body, "tools", reasons):
         kind = tool.get("type")
         if not isinstance(kind, str) or kind in {"function", "custom"}:
             continue
@@ -95,11 +94,11 @@ def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
 def _history(body: JSON, reasons: list[str]) -> None:
     if body.get("previous_response_id") or body.get("conversation"):
         reasons.append("conversation")
-    if isinstance(body.get("prompt"), dict):
+    if body.get("prompt") and not isinstance(body["prompt"], str | list | tuple):
         reasons.append("stored_prompt")
     if body.get("background"):
         reasons.append("background")
-    if any(_COMPACTION in str(entry.get("type")) for entry in members(body, "context_management")):
+    if any(_COMPACTION in str(entry.get("type")) for entry in listed(body, "context_management", reasons)):
         reasons.append("compaction")
 
 
