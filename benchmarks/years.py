@@ -44,7 +44,7 @@ from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.archive.shelf import open_duckdb
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.book import AMOUNTS
-from tokenmeter.stores.values import to_microseconds
+from tokenmeter.stores.slots import to_microseconds
 
 YEAR = 2025
 MONTHS = [datetime(YEAR + number // 12, number % 12 + 1, 1, tzinfo=UTC) for number in range(13)]

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, records
 from tokenmeter.stores.archive.shape import Shaper
-from tokenmeter.stores.values import to_microseconds
+from tokenmeter.stores.slots import to_microseconds
 
 pytest.importorskip("pyarrow")
 

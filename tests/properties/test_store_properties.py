@@ -16,11 +16,9 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, PICODOLLAR, to_picodollars
 from tokenmeter.periods import Period, buckets
 from tokenmeter.stores.base import Aggregate, EntryFilter
-from tokenmeter.stores.fold import HOUR
 from tokenmeter.stores.record import PERSONAL, Account, Definitions, Rate, decode_entry, digest_of, encode_entry
-from tokenmeter.stores.slots import DAY, Level, slots, terms
+from tokenmeter.stores.slots import DAY, HOUR, Level, slots, terms, to_microseconds
 from tokenmeter.stores.sqlite import SQLiteStore
-from tokenmeter.stores.values import to_microseconds
 from tokenmeter.usage import Usage
 
 START = datetime(2026, 2, 24, tzinfo=UTC)

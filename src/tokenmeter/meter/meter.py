@@ -30,7 +30,7 @@ from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Spooling, Store
-from tokenmeter.stores.values import from_microseconds
+from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.effects import HoldGoneError
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.record import Account, Rate, Template, json_text, quoted
-from tokenmeter.stores.values import from_microseconds, to_microseconds
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from tokenmeter.dimensions import KEPT_WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.fold import MICRO
 from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.database import sqlite3
-from tokenmeter.stores.values import MICRO
 
 if TYPE_CHECKING:
     from sqlite3 import Connection

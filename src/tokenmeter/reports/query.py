@@ -16,8 +16,8 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import COSTS, EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.engine import FILTERS
 from tokenmeter.stores.record import plain
-from tokenmeter.stores.selection import FILTERS
 from tokenmeter.usage import Usage
 
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.

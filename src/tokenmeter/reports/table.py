@@ -15,7 +15,7 @@ from tokenmeter.reports.layout import Column, amount, compact, count, fit, money
 from tokenmeter.reports.query import BEGINNING, END
 from tokenmeter.reports.sheet import Row, Sheet
 from tokenmeter.semconv import TOKEN_METERS, unit_of
-from tokenmeter.stores.selection import asked
+from tokenmeter.stores.engine import asked
 from tokenmeter.usage import Quantity
 
 MAX_ROWS = 100

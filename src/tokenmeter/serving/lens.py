@@ -29,7 +29,7 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.serving.access import AccessScope
 from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, Store
 from tokenmeter.stores.documents import Document, DocumentQuery
-from tokenmeter.stores.selection import matches
+from tokenmeter.stores.engine import matches
 from tokenmeter.stores.sketch import Latencies
 
 _MANY = 10_000

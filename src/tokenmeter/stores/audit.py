@@ -19,9 +19,8 @@ from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link, measured
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
-from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
+from tokenmeter.stores.record import PERSONAL, Account, compact_json, digest_of, name_digest
 from tokenmeter.stores.slots import DAY, Level, label
-from tokenmeter.stores.values import compact_json
 
 _PAGE = 2000
 _NAMES = ", ".join(ENTRY_COLUMNS)

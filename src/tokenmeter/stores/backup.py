@@ -19,8 +19,8 @@ from tokenmeter.stores.base import Store, Verification
 from tokenmeter.stores.copying import End, Progress, carry
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
-from tokenmeter.stores.sqlite.sidelock import SideLock
 from tokenmeter.stores.tail import owner_of, segment_path, segments
+from tokenmeter.stores.urls import SideLock
 
 #: Seconds to wait for a program that has the ledger locked.
 _PATIENCE = 10

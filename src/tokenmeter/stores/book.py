@@ -19,6 +19,7 @@ from tokenmeter.stores.fold import (
     AMOUNTS,
     FIRST,
     METER_AMOUNTS,
+    MICRO,
     NANO,
     AccountFacts,
     Batch,
@@ -26,13 +27,12 @@ from tokenmeter.stores.fold import (
     add_lines,
     advance,
     measured,
-    month_of,
-    week_of,
 )
+from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies, packed
+from tokenmeter.stores.slots import month_of, week_of
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
-from tokenmeter.stores.values import MICRO, compact_json
 
 #: Records to a transaction of the fold.
 _MOST = 16_384

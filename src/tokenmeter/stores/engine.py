@@ -1,10 +1,21 @@
-"""What the engines' SQL has in common, and where it differs."""
+"""What the engines' SQL has in common and where it differs, and what a reader may ask for.
+
+Dimensions, boundaries, and `EntryFilter` as SQL and as a test of one entry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
+
+from tokenmeter.dimensions import DIMENSIONS
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Entry
+from tokenmeter.stores.record import Account, json_text
+from tokenmeter.stores.slots import to_microseconds
 
 T = TypeVar("T")
 
@@ -60,3 +71,166 @@ class Readable(Protocol):
             StoreUnavailableError: it cannot be read.
         """
         ...
+
+
+#: Dimensions that an account says. ``model`` and ``api_key`` are what reports group by; they follow from the others.
+SHARED = (*Account._fields, "model", "api_key")
+_SHARED = frozenset(SHARED)
+#: What entries are filtered by and never grouped: each takes nearly as many values as there are entries.
+FILTERS = ("trace_id", "response_id")
+
+Where = Mapping[str, frozenset[str | None]]
+
+
+def asked(condition: str) -> tuple[str, bool]:
+    """The dimension that a key of `EntryFilter.where` is about, and whether its values are wanted or, ``!``, not."""
+    return (condition[:-1], False) if condition.endswith("!") else (condition, True)
+
+
+def admits(where: Where, value: str | None) -> bool:
+    """Whether `value` meets every one of these conditions, which are all about one dimension."""
+    return all((value in values) is asked(key)[1] for key, values in where.items())
+
+
+def check_boundaries(boundaries: Sequence[datetime]) -> list[int]:
+    """`boundaries` in microseconds.
+
+    Raises:
+        ConfigurationError: fewer than two, not ascending, or without a time zone.
+    """
+    if len(boundaries) < 2:  # noqa: PLR2004 - a bucket has two ends
+        raise ConfigurationError("A report needs at least two boundaries: its start and its end.")
+    if any(boundary.tzinfo is None for boundary in boundaries):
+        raise ConfigurationError("Boundaries must be aware instants; give each a time zone.")
+    instants = [to_microseconds(boundary) for boundary in boundaries]
+    if any(later < earlier for earlier, later in pairwise(instants)):
+        raise ConfigurationError("Boundaries must ascend: the start of a period comes before its end.")
+    return instants
+
+
+def check_dimensions(by: Sequence[str], where: Iterable[str] = ()) -> None:
+    """Refuse what entries cannot be grouped or filtered by.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
+    """
+    for name, wanted in (*((name, True) for name in by), *map(asked, where)):
+        if name == "sku_meter" and not wanted:
+            raise ConfigurationError("A filter on sku_meter says which meters are counted; name these instead.")
+        if name in FILTERS and name not in by:
+            continue
+        if name not in _SHARED and name not in DIMENSIONS and not name.startswith("tag:"):
+            raise ConfigurationError(f"Unknown dimension {name!r}; use one of {', '.join(DIMENSIONS)} or 'tag:NAME'.")
+
+
+def matches(entry: Entry, where: Where) -> bool:
+    """Whether `entry` meets every condition; one on ``sku_meter`` is met by anything it used or was charged for."""
+    account = Account.of(entry)
+    who = entry.attribution
+    for condition, accepted in where.items():
+        name, wanted = asked(condition)
+        if name == "sku_meter":
+            meters: set[str | None] = {*entry.usage.quantities, *(charge.sku_meter for charge in entry.charges)}
+            if accepted.isdisjoint(meters or {None}):
+                return False
+            continue
+        if name == "end_user":
+            value = who.end_user
+        elif name.startswith("tag:"):
+            value = who.tags.get(name.removeprefix("tag:"))
+        elif name in FILTERS:
+            value = getattr(entry, name)
+        else:
+            value = getattr(account, name)
+        if (value in accepted) is not wanted:
+            return False
+    return True
+
+
+def conditions(where: Where, since: int | None, until: int | None, engine: Engine) -> tuple[list[str], list[Any]]:
+    """SQL conditions over ``entries``, and their values. Those on meters are not among them."""
+    wanted: list[str] = []
+    values: list[Any] = []
+    for instant, condition in ((since, "occurred_at >= ?"), (until, "occurred_at < ?")):
+        if instant is not None:
+            wanted.append(condition)
+            values.append(instant)
+    for key, accepted in where.items():
+        name, kept = asked(key)
+        if name == "end_user" or name.startswith("tag:"):
+            condition, given = (_end_user if name == "end_user" else _tag)(name, accepted)
+            wanted.append(condition if kept else _none_of(condition))
+            values += given
+        elif name in FILTERS:
+            condition, given = _response_id(accepted, engine) if name == "response_id" else _among(name, accepted)
+            wanted.append(f"({condition})" if kept else _none_of(condition))
+            values += given
+    inner, inner_values = account_conditions(where)
+    if inner:
+        wanted.append(f"account IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
+        values += inner_values
+    return wanted, values
+
+
+def account_conditions(where: Where) -> tuple[list[str], list[Any]]:
+    """The conditions among them that concern accounts, over a row of the view ``contexts``."""
+    wanted: list[str] = []
+    values: list[Any] = []
+    for key, accepted in where.items():
+        name, kept = asked(key)
+        if name in _SHARED:
+            condition, given = _among(name, accepted)
+            wanted.append(condition if kept else _none_of(condition))
+            values += given
+    return wanted, values
+
+
+def _none_of(condition: str) -> str:
+    """Everything else, and what is not set: of that SQL knows no answer."""
+    return f"({condition}) IS NOT TRUE"
+
+
+def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    values = sorted(value for value in accepted if value is not None)
+    condition = f"{column} IN ({', '.join('?' * len(values))})" if values else "1 = 0"
+    return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
+
+
+def _response_id(accepted: frozenset[str | None], engine: Engine) -> tuple[str, list[Any]]:
+    """The provider's id has no column of its own in the live ledger, so records are looked through.
+
+    A tag or a provider's usage may have something of that name, too. The answer's own id stands behind ``recorded_at``.
+    """
+    key, before = ',"response_id":', '"recorded_at":'
+    place = f"{engine.position}(body, '{before}') + {len(before)}"
+    begins = f"substr(ltrim(substr(body, {place}), '-0123456789'), 1, ?) = ?"
+    said = [f"{key}{json_text(value)}" for value in sorted(value for value in accepted if value is not None)]
+    found = [f"(replace(body, ?, '') <> body AND {begins})"] * len(said)
+    values: list[Any] = [value for text in said for value in (text, len(text), text)]
+    if None in accepted:
+        found.append(f"(replace(body, ?, '') = body OR NOT {begins})")
+        values += [key, len(key), key]
+    return " OR ".join(found) or "1 = 0", values
+
+
+def _end_user(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    value_condition, values = _among("value", accepted - {None})
+    condition = f"end_user IN (SELECT id FROM names WHERE kind = ? AND {value_condition})"  # noqa: S608 - names of our own
+    return (f"({condition} OR end_user IS NULL)" if None in accepted else condition), [name, *values]
+
+
+def _tag(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
+    tag = name.removeprefix("tag:")
+    value_condition, values = _among("value", accepted - {None})
+    condition = (
+        "tags IN (SELECT t.id FROM tagsets AS t, json_each(t.body) AS j WHERE j.key = ? AND j.value IN "  # noqa: S608 - names of our own
+        f"(SELECT lower(hex(digest)) FROM names WHERE kind = ? AND {value_condition}))"
+    )
+    given: list[Any] = [tag, name, *values]
+    if None not in accepted:
+        return condition, given
+    absent = (
+        "tags IS NULL OR NOT EXISTS (SELECT 1 FROM tagsets AS t, json_each(t.body) AS j "
+        "WHERE t.id = tags AND j.key = ?)"
+    )
+    return f"({condition} OR {absent})", [*given, tag]

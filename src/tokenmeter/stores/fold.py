@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
-from functools import lru_cache
 from operator import add
 from typing import Any, NamedTuple
 
@@ -20,11 +19,12 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
 from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sketch import Latencies
-from tokenmeter.stores.values import MICRO, from_microseconds
+from tokenmeter.stores.slots import HOUR
 
 #: What the first record is linked to.
 FIRST = bytes(32)
-HOUR = 3_600_000_000
+#: Picodollars in a microdollar: where summed money columns are split.
+MICRO = 1_000_000
 #: Billionths: in these quantities are summed.
 NANO = 1_000_000_000
 #: Meters with a column of their own.
@@ -52,18 +52,6 @@ def advance(before: bytes, record: bytes) -> bytes:
 def link(before: bytes, leaf: bytes) -> bytes:
     """As `advance`, from the record's SHA-256."""
     return hashlib.sha256(before + leaf).digest()
-
-
-@lru_cache(maxsize=4096)
-def month_of(day: int) -> int:
-    """Number of the month (year x 12 + month - 1) that a day since 1970 is in."""
-    date = from_microseconds(day * 24 * HOUR)
-    return date.year * 12 + date.month - 1
-
-
-def week_of(day: int) -> int:
-    """Number of the week, from Monday on, that a day since 1970 is in."""
-    return (day + 3) // 7
 
 
 class AccountFacts(NamedTuple):

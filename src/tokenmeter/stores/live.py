@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tokenmeter.file_locks import lock_file
 from tokenmeter.ledger import CounterKey
-from tokenmeter.stores.values import compact_json
+from tokenmeter.stores.record import compact_json
 
 __all__ = ["DIRTY", "NEVER", "SITUATION", "STATE", "Live", "LiveHeader", "Slot", "digest_of", "pack"]
 

@@ -17,9 +17,9 @@ from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import DIMENSIONS, Store, Verification
 from tokenmeter.stores.copying import Copied, End, Progress, carry, compare_sums
 from tokenmeter.stores.documents import MOVED, Filing, NewDocument
+from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.urls import redacted
-from tokenmeter.stores.values import from_microseconds
 
 #: Times that a ledger is copied again before it is retired, because somebody still writes to it.
 _ATTEMPTS = 5

@@ -18,10 +18,9 @@ from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
-from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.engine import Readable, Rows, check_dimensions, conditions, matches
 from tokenmeter.stores.record import FORMAT, Account, Rate, decode_entry
-from tokenmeter.stores.selection import check_dimensions, conditions, matches
-from tokenmeter.stores.values import from_microseconds, to_microseconds
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 _PAGE = 500
 _FIELDS = ", ".join(Account._fields)

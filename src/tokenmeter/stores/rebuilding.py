@@ -20,11 +20,10 @@ from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Rows
-from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, NANO, AccountFacts, Batch, measured, month_of, week_of
+from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import joined, unpacked
-from tokenmeter.stores.slots import DAY, Level, label
-from tokenmeter.stores.values import MICRO
+from tokenmeter.stores.slots import DAY, Level, label, month_of, week_of
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import KEPT_WHO
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Reservation
 from tokenmeter.money import to_dollars, to_picodollars
-from tokenmeter.stores.values import compact_json, from_microseconds, to_microseconds
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
 
 #: The rules by which records are written. A record without a name that a later format adds reads as if it were None.
@@ -246,6 +246,16 @@ def digest_of(body: bytes) -> str:
 
 def _bounded(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _exact(value: object) -> str:
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{value!r} cannot be stored.")
+
+
+#: Compact JSON; a Decimal becomes text, so that a quantity comes back as exactly what it was.
+compact_json: Callable[[object], str] = json.JSONEncoder(separators=(",", ":"), default=_exact).encode
 
 
 class Definitions:

@@ -1,17 +1,40 @@
-"""Stretches of UTC over which sums are kept: hours, days, weeks and months; and how few make up any stretch."""
+"""Instants as stores keep them, and the stretches of UTC over which sums are kept: hours, days, weeks and months."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
-from tokenmeter.stores.fold import HOUR, month_of, week_of
-from tokenmeter.stores.values import from_microseconds, to_microseconds
-
+_SECOND = 1_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HOUR = 3_600_000_000
 DAY = 24 * HOUR
+
+
+def to_microseconds(moment: datetime) -> int:
+    """An aware instant as microseconds since the epoch."""
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * _SECOND + since.microseconds
+
+
+def from_microseconds(microseconds: int) -> datetime:
+    """Microseconds since the epoch as an aware UTC instant."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+@lru_cache(maxsize=4096)
+def month_of(day: int) -> int:
+    """Number of the month (year x 12 + month - 1) that a day since 1970 is in."""
+    date = from_microseconds(day * 24 * HOUR)
+    return date.year * 12 + date.month - 1
+
+
+def week_of(day: int) -> int:
+    """Number of the week, from Monday on, that a day since 1970 is in."""
+    return (day + 3) // 7
 
 
 class Level(IntEnum):

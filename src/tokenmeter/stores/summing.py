@@ -17,12 +17,20 @@ from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import Aggregate, EntryFilter
-from tokenmeter.stores.engine import Engine, Rows
-from tokenmeter.stores.fold import NANO, TYPED, AccountFacts, measured
-from tokenmeter.stores.selection import FILTERS, SHARED, account_conditions, asked, check_dimensions, conditions
+from tokenmeter.stores.engine import (
+    FILTERS,
+    SHARED,
+    Engine,
+    Rows,
+    account_conditions,
+    asked,
+    check_dimensions,
+    conditions,
+)
+from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured
+from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Term, slots, terms
-from tokenmeter.stores.values import MICRO, compact_json
 from tokenmeter.usage import Quantity
 
 _COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")

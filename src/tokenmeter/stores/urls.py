@@ -1,4 +1,4 @@
-"""Where a ledger lies: its URL as it may be shown, its file made private, and whether it is on a network."""
+"""Where a ledger lies: its URL as it may be shown, its file made private and locked, and whether it is on a network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 from pathlib import Path
+
+from tokenmeter.file_locks import lock_file, unlock_file
 
 _SECRET = re.compile(r"(?i)([a-z_]*(?:password|secret)\s*=\s*)[^&\s]*")
 _END_OF_HOST = re.compile(r"[/?#]")
@@ -68,3 +70,28 @@ def is_network(path: Path, mounts: Path = _MOUNTS) -> bool:
         if len(point) >= len(best) and (path.is_relative_to(point)):
             best, kind = point, after.split()[0]
     return kind in _NETWORK_TYPES
+
+
+class SideLock:
+    """An advisory `flock`. It belongs to the open file, so a crash of its holder frees it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free; never waits."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        return lock_file(self._descriptor, wait=False)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._descriptor is not None:
+            unlock_file(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file. In a forked child this leaves the parent's lock alone."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -25,10 +25,9 @@ from tokenmeter.stores.archive.shelf import ArchiveFilter, Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
-from tokenmeter.stores.engine import Readable, Rows
-from tokenmeter.stores.fold import AMOUNTS, FIRST, HOUR, link
-from tokenmeter.stores.selection import FILTERS, account_conditions, admits, asked, conditions
-from tokenmeter.stores.values import from_microseconds, to_microseconds
+from tokenmeter.stores.engine import FILTERS, Readable, Rows, account_conditions, admits, asked, conditions
+from tokenmeter.stores.fold import AMOUNTS, FIRST, link
+from tokenmeter.stores.slots import HOUR, from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.shape import Shaper, render, values_of
 from tokenmeter.stores.engine import Rows
-from tokenmeter.stores.fold import AMOUNTS, TYPED, identity_column
-from tokenmeter.stores.values import MICRO
+from tokenmeter.stores.fold import AMOUNTS, MICRO, TYPED, identity_column
 
 #: Number of this layout, in every manifest.
 LAYOUT = 1

@@ -18,7 +18,7 @@ from tokenmeter.forks import after_fork_in_child
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra, local_copy
-from tokenmeter.stores.selection import asked
+from tokenmeter.stores.engine import asked
 
 #: Bytes that a query may take before it goes to the disk, and threads.
 _MEMORY, _THREADS = "2GB", 4

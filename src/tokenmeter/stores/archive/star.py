@@ -20,9 +20,8 @@ from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.archive.shelf import open_duckdb
-from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.engine import SHARED, Readable, Rows
 from tokenmeter.stores.fold import TYPED
-from tokenmeter.stores.selection import SHARED
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

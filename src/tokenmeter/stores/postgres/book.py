@@ -19,8 +19,7 @@ from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.fold import Batch
 from tokenmeter.stores.postgres.pool import Pool
-from tokenmeter.stores.postgres.rows import ENGINE, ServerRows
-from tokenmeter.stores.postgres.sessions import explain, is_refusal, reason_of
+from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
 from tokenmeter.stores.record import digest_of
 from tokenmeter.stores.tail import segment_path, segments
 from tokenmeter.stores.trouble import Trouble

@@ -36,24 +36,22 @@ from tokenmeter.stores.base import (
     Verification,
 )
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
+from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.admin import describe
 from tokenmeter.stores.postgres.book import PostgresBook, json_text
-from tokenmeter.stores.postgres.condition import describe
-from tokenmeter.stores.postgres.end import PostgresEnd
 from tokenmeter.stores.postgres.journal import ServerJournal
 from tokenmeter.stores.postgres.pool import Pool
-from tokenmeter.stores.postgres.rows import ServerRows
-from tokenmeter.stores.postgres.schema import apply, check, state
-from tokenmeter.stores.postgres.sessions import explain
+from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
+from tokenmeter.stores.postgres.sessions import ServerRows, explain
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import EntryReader, document_of, document_record
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
-from tokenmeter.stores.selection import check_boundaries
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.stores.summing import summed, timed
 from tokenmeter.stores.tail import frames, segment_path, segments, unfolded
-from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 log = logging.getLogger("tokenmeter")
 _PAGE = 500

@@ -26,13 +26,12 @@ from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column
-from tokenmeter.stores.record import PERSONAL, Account, digest_of
+from tokenmeter.stores.record import PERSONAL, Account, compact_json, digest_of
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.schema import check_version, migrate
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
-from tokenmeter.stores.values import compact_json
 
 if TYPE_CHECKING:
     from sqlite3 import Connection

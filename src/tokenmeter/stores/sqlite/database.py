@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import errno
 import os
 import threading
 import time
@@ -19,9 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.forks import around_fork
-from tokenmeter.stores.sqlite.failures import explained, is_busy, unusable
-from tokenmeter.stores.sqlite.sidelock import SideLock
-from tokenmeter.stores.urls import is_network, make_private_file
+from tokenmeter.stores.urls import SideLock, is_network, make_private_file
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,6 +31,7 @@ else:  # one SQLite library per process: two would drop each other's locks
         import sqlite3
 
 __all__ = ["PATIENCE", "Database", "sqlite3"]
+
 
 T = TypeVar("T")
 
@@ -463,3 +463,42 @@ around_fork(
     parent=_each(Database.after_fork_in_parent),
     child=_each(Database.after_fork_in_child),
 )
+
+
+_BUSY_CODES = {5, 6, 15}  # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PROTOCOL
+_DAMAGED = (
+    "the file is damaged or not an SQLite database. Nothing was written. "
+    "Put it aside and restore a backup, or name another file."
+)
+_UNWRITABLE = "it cannot be written. Check the permissions of the file and its directory, or name another file."
+_ADVICE = {
+    "disk is full": "the disk is full. Nothing was written; free some space.",
+    "not a database": _DAMAGED,
+    "malformed": _DAMAGED,
+    "readonly": _UNWRITABLE,
+    "unable to open": _UNWRITABLE,
+}
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether trying again helps: somebody else has the lock."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return "locked" in str(error) or "busy" in str(error)
+    return code & 0xFF in _BUSY_CODES
+
+
+def explained(path: Path, error: sqlite3.Error) -> StoreUnavailableError:
+    """What SQLite's `error` means for the ledger at `path`."""
+    text = str(error)
+    advice = next((advice for sign, advice in _ADVICE.items() if sign in text), f"SQLite failed: {text}.")
+    return StoreUnavailableError(f"{path}: {advice}")
+
+
+def unusable(path: Path, error: OSError) -> StoreUnavailableError:
+    """Why no ledger can be made at `path`."""
+    reason = f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror})"
+    return StoreUnavailableError(
+        f"{path} cannot be used: {reason}. Check the permissions of its directory, or name another file in "
+        "configure(store=...) or TOKENMETER_STORE."
+    )

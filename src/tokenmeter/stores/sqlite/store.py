@@ -38,20 +38,20 @@ from tokenmeter.stores.base import (
 from tokenmeter.stores.direct import DirectJournal, Transaction
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.effects import Posted
+from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import EntryReader, document_of, document_record
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold, encode_entry, kept_key
-from tokenmeter.stores.selection import check_boundaries
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.stores.sqlite.book import SQLiteBook, refuse_moved
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
 from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.summing import summed, timed
 from tokenmeter.stores.tail import owner_of, segment_path, segments, unfolded
-from tokenmeter.stores.values import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
