@@ -16,7 +16,7 @@ LATE = {
     "tokenmeter.capture.sdk": "a client may be made and never used",
     "tokenmeter.capture.stainless": "as above",
     "tokenmeter.config": "HTTP and mail are loaded only by who has alerts",
-    "tokenmeter.cli.estimating": "newer prices are looked for only where they are asked for",
+    "tokenmeter.cli.prices": "newer prices are looked for only where they are asked for",
     "tokenmeter.cli.dashboard": "the dashboard's packages are an extra",
     "tokenmeter.cli.database": "PostgreSQL's packages are an extra",
     "tokenmeter.google": "settings and prices, which a client may not need",

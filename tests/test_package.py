@@ -26,7 +26,7 @@ FLOATS = {
     "config": "refused where it is given as a price",
     "dashboard/live": "seconds",
     "dashboard/view": "lengths of time, compared",
-    "file_locks": "seconds",
+    "processes": "seconds",
     "importing/gateways": "numbers of others, asked whether they are there",
     "providers/prompts": "numbers in a prompt",
     "providers/wire": "JSON of others, read into exact numbers",

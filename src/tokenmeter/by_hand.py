@@ -12,13 +12,13 @@ from typing import Any, Self, cast
 
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.disabled import is_disabled
+from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, StoreError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.periods import parse_instant
+from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, observe, to_wire
-from tokenmeter.semconv import Status
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
-from tokenmeter.semconv import Status
+from tokenmeter.dimensions import Status
 from tokenmeter.usage import Observation
 
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})

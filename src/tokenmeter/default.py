@@ -19,9 +19,7 @@ from tokenmeter.budgets.required import Required
 from tokenmeter.budgets.rules import make_rules
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import Settings, SettingsArguments, load_settings
-from tokenmeter.disabled import is_disabled
 from tokenmeter.errors import ConfigurationError, PricingError
-from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
 from tokenmeter.pricing import (
@@ -35,6 +33,7 @@ from tokenmeter.pricing import (
     parse_prices,
     updating,
 )
+from tokenmeter.processes import after_fork_in_child, is_disabled
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted

@@ -16,6 +16,7 @@ from tokenmeter.attribution import Attribution, current_attribution
 from tokenmeter.budgets.bounds import Bound, Ceilings, bound, longest_prompt
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, RequestFacts
+from tokenmeter.dimensions import TEXT_OPERATIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, utcnow
 from tokenmeter.money import ZERO, multiply
@@ -24,7 +25,6 @@ from tokenmeter.pricing import Ceiling, Pricer, Rating
 from tokenmeter.providers import dialect_for
 from tokenmeter.providers.estimates import TOKENS_PER_IMAGE, tokens_of
 from tokenmeter.providers.registry import FORMATS, dialect
-from tokenmeter.semconv import TEXT_OPERATIONS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 #: Tokens of an answer of which nothing is known. It is a convention, so whatever rests on it is flagged.

@@ -11,11 +11,10 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
-from tokenmeter.dimensions import WHO
+from tokenmeter.dimensions import WHO, CostSource, EntryKind, Status
 from tokenmeter.display import dollars, facts_html, plain
-from tokenmeter.forks import after_fork_in_child
 from tokenmeter.money import negate
-from tokenmeter.semconv import CostSource, EntryKind, Status
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.usage import Quantity, Usage
 
 __all__ = [
@@ -70,7 +69,7 @@ class Charge:
 
     Attributes:
         model: The model that did the work.
-        sku_meter: What was used (`tokenmeter.semconv`).
+        sku_meter: What was used (`tokenmeter.dimensions`).
         quantity: How much, in `unit`.
         unit: FOCUS PricingUnit: ``Tokens``, ``Seconds``, ``Searches``, ...
         list_unit_price: US dollars per single unit at the public price; None when no price is known.

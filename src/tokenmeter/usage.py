@@ -13,8 +13,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal
 
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 from tokenmeter.money import add
-from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 
 __all__ = ["Consumption", "Observation", "Quantity", "SuppliedCost", "Usage"]
 
@@ -26,7 +26,7 @@ _NOTHING: Mapping[str, Quantity] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Disjoint quantities per meter (see `tokenmeter.semconv`), with OpenTelemetry's inclusive views beside them.
+    """Disjoint quantities per meter (see `tokenmeter.dimensions`), with OpenTelemetry's inclusive views beside them.
 
     Attributes:
         quantities: sku_meter -> quantity in the meter's unit; meters with nothing used are absent.

@@ -9,7 +9,7 @@ import openai
 
 import tokenmeter
 from tokenmeter import Budget
-from tokenmeter.file_locks import lock_file, unlock_file
+from tokenmeter.processes import lock_file, unlock_file
 from tokenmeter.testing import FakeProvider
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}

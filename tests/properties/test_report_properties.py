@@ -16,12 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenmeter.attribution import ApiKey, Attribution
-from tokenmeter.dimensions import DIMENSIONS
+from tokenmeter.dimensions import DIMENSIONS, TOKEN_METERS, unit_of
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import to_dollars
 from tokenmeter.periods import Period, buckets
 from tokenmeter.reports import Query, export_entries, read_report
-from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Usage
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.call import RequestFacts
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.providers import dialect_for, observe
-from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 
 size = st.integers(0, 2_000_000)
 

@@ -80,7 +80,7 @@ meter.close()
 
 
 LOCKED_BYTES = """
-from tokenmeter.file_locks import lock_file, unlock_file
+from tokenmeter.processes import lock_file, unlock_file
 first, second = (os.open("file", os.O_RDWR | os.O_CREAT) for _ in range(2))
 os.write(first, b"text")
 assert lock_file(first, wait=False)
@@ -99,7 +99,7 @@ def test_a_lock_between_processes_is_a_byte_on_windows(tmp_path):
 
 
 def test_a_lock_between_processes(tmp_path):
-    from tokenmeter.file_locks import lock_file, unlock_file
+    from tokenmeter.processes import lock_file, unlock_file
 
     with (tmp_path / "file").open("w+") as first, (tmp_path / "file").open("r+") as second:
         assert lock_file(first.fileno(), shared=True)

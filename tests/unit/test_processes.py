@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from tokenmeter.forks import has_ended, process_name
+from tokenmeter.processes import has_ended, process_name
 
-NAMED = "from tokenmeter.forks import process_name; print(process_name(), flush=True); input()"
+NAMED = "from tokenmeter.processes import process_name; print(process_name(), flush=True); input()"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a process began")

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from tokenmeter.dimensions import ACCOUNTS
+from tokenmeter.dimensions import ACCOUNTS, EntryKind
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.semconv import EntryKind
 
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")

@@ -14,7 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child
 
 Severity = Literal["critical", "warning"]
 

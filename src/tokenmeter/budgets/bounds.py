@@ -19,14 +19,14 @@ from typing import Any
 
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, PlainRequest, RequestFacts
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.pricing.terms import Terms
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.providers.estimates import estimate
 from tokenmeter.providers.registry import prompt_rule
-from tokenmeter.semconv import PROMPT_OPERATIONS, TEXT_OPERATIONS
 from tokenmeter.usage import Observation
 
 log = logging.getLogger("tokenmeter")

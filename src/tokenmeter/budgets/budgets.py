@@ -38,10 +38,10 @@ from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.forks import process_name
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id
 from tokenmeter.money import ZERO
 from tokenmeter.pricing import Pricer
+from tokenmeter.processes import process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.usage import Usage

@@ -14,10 +14,10 @@ from tokenmeter.budgets.holds import TAKEN_BACK
 from tokenmeter.budgets.matching import Cap, Matcher, Subject, scope_text, value_fits
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.windows import from_microseconds
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
 from tokenmeter.pricing import Pricer
-from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 
 #: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A

@@ -14,8 +14,8 @@ from tokenmeter.budgets.holds import unanswered
 from tokenmeter.budgets.matching import Matched
 from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
-from tokenmeter.forks import process_name
 from tokenmeter.ledger import Claim, CounterKey, Reservation
+from tokenmeter.processes import process_name
 from tokenmeter.stores.live import NEVER, Slot
 
 #: Picodollars, tokens, and one for what counts calls.

@@ -16,10 +16,10 @@ from datetime import datetime, timedelta
 from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.forks import has_ended
 from tokenmeter.ledger import Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
 from tokenmeter.money import negate
 from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.processes import has_ended
 from tokenmeter.stores.base import Store
 from tokenmeter.usage import Consumption, Observation, Usage
 

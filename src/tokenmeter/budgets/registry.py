@@ -28,10 +28,10 @@ from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limi
 from tokenmeter.budgets.status import key_names
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreBusyError
-from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.base import Store
 
 log = logging.getLogger("tokenmeter")

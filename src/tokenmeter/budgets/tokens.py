@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child
 
 log = logging.getLogger("tokenmeter")
 

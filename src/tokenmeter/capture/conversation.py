@@ -18,8 +18,8 @@ from tokenmeter.capture.calls import REFUSALS, describe, identify, leave
 from tokenmeter.capture.readings import GrowingBill, opened
 from tokenmeter.capture.sdk import Binding, binding_of, bound_to
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
+from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
-from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
 from tokenmeter.capture.sdk import Sdk
 from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
+from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
-from tokenmeter.semconv import Status
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:

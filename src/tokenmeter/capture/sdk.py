@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.disabled import is_disabled
+from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.semconv import Status
+from tokenmeter.processes import is_disabled
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter

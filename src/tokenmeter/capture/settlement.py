@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter

@@ -13,8 +13,7 @@ from rich.progress_bar import ProgressBar
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.definitions import whoami
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import HEADINGS, Frame, app, command
+from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS

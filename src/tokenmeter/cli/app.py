@@ -14,13 +14,11 @@ from tokenmeter.cli import (
     configuration,
     dashboard,
     database,
-    estimating,
     finance,
     importing,
     invoicing,
     prices,
     reading,
-    settling,
 )
 from tokenmeter.cli.frame import HEADINGS, app, run
 
@@ -31,14 +29,12 @@ COMMANDS = (
     reading,
     accounts,
     prices,
-    estimating,
     care,
     configuration,
     importing,
     database,
     archiving,
     dashboard,
-    settling,
     invoicing,
     finance,
 )
@@ -63,6 +59,6 @@ app.add_typer(prices.app, name="prices", rich_help_panel=HEADINGS["prices"])
 app.add_typer(configuration.config_app, name="config", rich_help_panel=HEADINGS["configuration"])
 app.add_typer(archiving.app, name="archive", rich_help_panel=HEADINGS["archiving"])
 app.add_typer(database.app, name="db", rich_help_panel=HEADINGS["database"])
-app.add_typer(settling.period_app, name="period", rich_help_panel=HEADINGS["settling"])
+app.add_typer(finance.period_app, name="period", rich_help_panel=HEADINGS["finance"])
 app.add_typer(invoicing.invoice_app, name="invoice", rich_help_panel=HEADINGS["invoicing"])
 app.registered_commands.sort(key=lambda one: list(dict.fromkeys(HEADINGS.values())).index(str(one.rich_help_panel)))

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 

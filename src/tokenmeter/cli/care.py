@@ -15,8 +15,7 @@ from rich.markup import escape
 
 import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
-from tokenmeter.cli.console import Exit, emit, out, progress_out, show_table
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.options import (
     PeriodOption,
     SinceOption,

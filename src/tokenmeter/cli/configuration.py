@@ -9,8 +9,7 @@ import platformdirs
 import typer
 from rich.markup import escape
 
-from tokenmeter.cli.console import emit, out
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import Frame, app, command, emit, out
 from tokenmeter.config import FILE_NAME, Settings, find_file
 from tokenmeter.default import make_meter
 from tokenmeter.reports.sink import write_whole

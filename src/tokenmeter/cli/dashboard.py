@@ -15,8 +15,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tokenmeter.cli.console import emit, out, show_table
-from tokenmeter.cli.frame import HEADINGS, Frame, app, command
+from tokenmeter.cli.frame import HEADINGS, Frame, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.layout import visible

@@ -13,8 +13,7 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.console import Exit, emit, out, progress_out, show_table
-from tokenmeter.cli.frame import Frame, command
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_table
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter

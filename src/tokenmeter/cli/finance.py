@@ -1,10 +1,11 @@
-"""For finance: statements, balances by age, journals, and usage handed over to where customers are billed."""
+"""For finance: months closed and reconciled, free quotas, statements, balances by age, journals, usage handed over."""
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,16 +15,27 @@ from tokenmeter.billing import (
     OpenMeter,
     StripeMeters,
     age_balances,
+    close_period,
+    closed_periods,
     draw_statement,
     export_journal,
     hand_over,
+    late_entries,
 )
-from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.invoicing import Actor, Day, invoice_app, write_document
-from tokenmeter.cli.options import BillPeriod, TzOption, account_of, pairs_of
+from tokenmeter.cli.options import (
+    BillPeriod,
+    TzOption,
+    account_of,
+    pairs_of,
+)
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT
 from tokenmeter.periods import parse_day
+from tokenmeter.reconciliation import count_free_quotas, file_reconciliation, post_free_quotas, post_proposals
+from tokenmeter.reconciliation import reconcile as run_reconciliation
+from tokenmeter.tables import DecimalMark
 
 
 @command(invoice_app, "aging")
@@ -166,3 +178,161 @@ def _target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
     if name == "stripe":
         return StripeMeters(key, event_name=event)
     return Lago(str(url), key) if name == "lago" else OpenMeter(str(url), key)
+
+
+period_app = typer.Typer(help="Close months, and see which are closed.", no_args_is_help=True)
+
+Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]
+
+
+@command(period_app, "close")
+def close(
+    frame: Frame,
+    period: Period,
+    *,
+    by: Annotated[
+        str | None, typer.Option("--by", "--actor", help="Who closes it.", show_default="the user of the system")
+    ] = None,
+    tz: TzOption = "UTC",
+) -> None:
+    """Close a period for good; what comes later is a correction in the next."""
+    with frame.ledger() as opened:
+        closed = close_period(opened, period, tz=tz, by=by)
+        if frame.as_json:
+            emit(closed.to_dict())
+        else:
+            out.print(str(closed), markup=False)
+
+
+@command(period_app, "status")
+def status(frame: Frame) -> None:
+    """Closed periods, and what came late."""
+    with frame.ledger() as opened:
+        closed, late = closed_periods(opened), late_entries(opened)
+    if frame.as_json:
+        told = [{**one.to_dict(), "rows": len(one.rows)} for one in closed]
+        emit({"closed": told, "late": [{**one.to_dict(), "rows": len(one.rows)} for one in late]})
+        return
+    for one in closed:
+        out.print(str(one), markup=False)
+    for added in late:
+        out.print(f"Late in {added.period.label}: ${added.billed_cost:f}, billed with the next closing.", markup=False)
+    if not closed:
+        out.print("No period is closed yet; close one with: tokenmeter period close last-month")
+
+
+@command(app, "reconcile")
+def reconcile(
+    frame: Frame,
+    provider: Annotated[str, typer.Argument(help="openai, anthropic, or with --file any provider.")],
+    *,
+    period: BillPeriod = "last-month",
+    file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="CSV statement; repeat for more.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", help="NAME=HEADING, such as day=Date or cost=Amount.")
+    ] = None,
+    cost_unit: Annotated[str, typer.Option("--cost-unit", help="usd or cents, with --column.")] = "usd",
+    decimal: Annotated[
+        DecimalMark | None, typer.Option(help="Decimal mark of the files, where their numbers do not tell.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option("--by", "-b", help="What to split by: model, api_key, project or workspace, service_tier.")
+    ] = "model",
+    rate: Annotated[
+        list[str] | None, typer.Option("--rate", help="EUR=1.08: US dollars per unit, where the bill is in euros.")
+    ] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="KEY_ID=ALIAS: the provider's id of a key.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="THEIRS=OURS: another name of a model.")] = None,
+    project: Annotated[
+        list[str] | None, typer.Option("--project", help="THEIRS=OURS: a project's or workspace's name.")
+    ] = None,
+    reports: Annotated[str | None, typer.Option("--reports", help="Anthropic: analytics or classic.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="File that remembers fetched pages.")] = None,
+    post: Annotated[bool, typer.Option("--post", help="Append the proposed adjustments.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep/--no-keep", help="File the outcome in the ledger, for auditors and the dashboard.")
+    ] = True,
+) -> None:
+    """Compare the ledger with the provider's own books; exit code 1 when something needs attention.
+
+    The admin key is read from OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
+    """
+    with frame.meter(make=True) as meter:
+        with progress_out.status("reading the provider's books") as shown:
+            outcome = run_reconciliation(
+                meter.store,
+                provider=provider,
+                period=period,
+                source=list(file) if file else _client(provider),
+                by=by,
+                reports=reports,
+                columns=pairs_of(column) if column else None,
+                cost_unit=cost_unit,
+                decimal=decimal,
+                exchange_rates=pairs_of(rate or []),
+                keys=pairs_of(key or []),
+                models=pairs_of(model or []),
+                projects=pairs_of(project or []),
+                resume=resume,
+                progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
+            )
+        posted = post_proposals(meter, outcome) if post else []
+        if frame.as_json:
+            emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
+        else:
+            out.print(str(outcome), markup=False)
+            if post:
+                out.print(f"{len(posted)} adjustments were appended.")
+        if keep:  # told first: an outcome that cannot be filed is not lost
+            file_reconciliation(meter.store, outcome)
+    if not outcome.ok:
+        raise typer.Exit(Exit.FOUND)
+
+
+@command(app, "quotas", examples=["tokenmeter quotas --period 2026-11", "tokenmeter quotas --post"])
+def quotas(
+    frame: Frame,
+    *,
+    period: BillPeriod = "last-month",
+    post: Annotated[bool, typer.Option("--post", help="Append the credits of windows that are over.")] = False,
+) -> None:
+    """What providers gave free of charge: count each free quota of the settings, and credit it."""
+    with frame.meter() as meter:
+        uses = count_free_quotas(meter, period)
+        posted = post_free_quotas(meter, uses) if post else []
+        declared = bool(meter.pricer.terms.free_quotas)
+    if frame.as_json:
+        emit({"quotas": [use.to_dict() for use in uses], "posted": [entry.entry_id for entry in posted]})
+        return
+    for use in uses:
+        notes = [f"{use.unpriced:,} of unknown price"] if use.unpriced else []
+        notes += ["not over yet"] if use.open else []
+        more = f" ({', '.join(notes)})" if notes else ""
+        out.print(
+            f"{use.window.label}  {use.quota.name}: {use.used:,} used, {use.free:,} of {use.quota.quantity:,} free, "
+            f"${use.credit.normalize(EXACT):f}{more}",
+            markup=False,
+        )
+    if not uses:
+        none = "Nothing of a free quota was used" if declared else "The settings name no [[free_quotas]]"
+        out.print(f"{none}.", markup=False)
+    if post:
+        out.print(f"{len(posted)} {'credit was' if len(posted) == 1 else 'credits were'} appended.")
+
+
+def _client(provider: str) -> Any:
+    """A client of the provider's SDK with the admin key of the environment."""
+    if provider not in ("openai", "anthropic"):
+        raise ConfigurationError(
+            f"Only openai and anthropic can be asked; for {provider!r} give its statement: --file."
+        )
+    admin = os.environ.get(f"{provider.upper()}_ADMIN_KEY")
+    if not admin:
+        raise ConfigurationError(f"Set {provider.upper()}_ADMIN_KEY to an admin key: ordinary keys see no reports.")
+    module = import_module(f"tokenmeter.{provider}")
+    if provider == "anthropic":
+        return module.Anthropic(api_key=admin)
+    try:
+        return module.OpenAI(admin_api_key=admin)
+    except TypeError:  # an SDK from before admin keys
+        return module.OpenAI(api_key=admin)

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.console import Exit, emit, out, progress_out
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out
 from tokenmeter.dimensions import WhoArguments
 from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
@@ -29,7 +28,7 @@ _STDIN = Path("-")
 
 
 class Ending(StrEnum):
-    """`tokenmeter.semconv.Status` as an option has it."""
+    """`tokenmeter.dimensions.Status` as an option has it."""
 
     ok = "ok"
     error = "error"

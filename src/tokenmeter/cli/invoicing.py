@@ -26,10 +26,8 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
-from tokenmeter.cli import completing
-from tokenmeter.cli.console import Exit, emit, out, show_table
-from tokenmeter.cli.frame import Frame, command
-from tokenmeter.cli.options import BillPeriod, TzOption, pairs_of
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
+from tokenmeter.cli.options import BillPeriod, TzOption, complete_account, pairs_of
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.base import Store
@@ -41,7 +39,7 @@ Account = Annotated[
     list[str] | None,
     typer.Argument(
         help="Whose: FIELD=VALUE with member, team, organization, project or api_key.",
-        autocompletion=completing.account,
+        autocompletion=complete_account,
     ),
 ]
 Each = Annotated[

@@ -1,20 +1,91 @@
-"""Options that several commands share, and what they are turned into."""
+"""Options that several commands share: what the shell offers for them at the tab key, and what they are turned into."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tokenmeter.cli import completing
-from tokenmeter.dimensions import ACCOUNTS
+from tokenmeter.cli.frame import Frame
+from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import utcnow
+from tokenmeter.periods import CALENDAR_UNITS
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
 
+_PERIODS = (
+    "today",
+    "yesterday",
+    "this-week",
+    "last-week",
+    "this-month",
+    "last-month",
+    "last-7d",
+    "last-30d",
+    "last-24h",
+)
+#: How far back values are looked for: who uses the ledger now is meant, and the answer must come at once.
+_RECENT = timedelta(days=90)
+_MOST = 200
+
+
+def complete_dimensions(incomplete: str) -> list[str]:
+    """``member,mo`` -> ``member,model``."""
+    before, comma, begun = incomplete.rpartition(",")
+    named = set(before.split(","))
+    return [f"{before}{comma}{name}" for name in DIMENSIONS if name.startswith(begun) and name not in named]
+
+
+def complete_granularity(incomplete: str) -> list[str]:
+    """Calendar units."""
+    return [unit for unit in CALENDAR_UNITS if unit.startswith(incomplete)]
+
+
+def complete_period(incomplete: str) -> list[str]:
+    """Periods by name, and the last twelve months."""
+    now = utcnow()
+    months = [divmod(now.year * 12 + now.month - 1 - back, 12) for back in range(12)]
+    known = [*_PERIODS, *(f"{year}-{month + 1:02d}" for year, month in months)]
+    return [one for one in known if one.startswith(incomplete)]
+
+
+def complete_condition(ctx: typer.Context, incomplete: str) -> list[str]:
+    """``member=a`` -> ``member=ada``: a dimension, then a value of it."""
+    return _named(ctx, incomplete, DIMENSIONS)
+
+
+def complete_account(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The same for what an invoice is made out to."""
+    return _named(ctx, incomplete, ACCOUNTS)
+
+
+def _named(ctx: typer.Context, incomplete: str, names: tuple[str, ...]) -> list[str]:
+    name, equals, begun = incomplete.partition("=")
+    if not equals:
+        return [f"{one}=" for one in names if one.startswith(name)]
+    if name not in names:
+        return []
+    try:
+        return [f"{name}={value}" for value in _values(ctx.params, name) if value.startswith(begun)][:_MOST]
+    except Exception:  # noqa: BLE001 - a tab key must never print an error
+        return []
+
+
+def _values(given: dict[str, Any], name: str) -> Iterator[str]:
+    config = given.get("config")
+    frame = Frame(store=given.get("store"), config=None if config is None else Path(config))
+    now = utcnow()
+    with frame.ledger() as store:
+        groups = store.aggregate([now - _RECENT, now + timedelta(days=1)], [name])
+    yield from sorted({str(group.group[0]) for group in groups if group.group[0] is not None})
+
+
 BillPeriod = Annotated[
-    str, typer.Option("--period", "-p", help="2026-11, last-month, ...", autocompletion=completing.period)
+    str, typer.Option("--period", "-p", help="2026-11, last-month, ...", autocompletion=complete_period)
 ]
 Break = Annotated[str, typer.Option("--by", "-b", help="Break lines down by these, such as member.")]
 PeriodOption = Annotated[
@@ -23,7 +94,7 @@ PeriodOption = Annotated[
         "--period",
         "-p",
         help="2026-11, 2026-Q4, today, last-month, last-7d, last-24h, ...",
-        autocompletion=completing.period,
+        autocompletion=complete_period,
     ),
 ]
 SinceOption = Annotated[
@@ -37,7 +108,7 @@ GranularityOption = Annotated[
         "--granularity",
         "-g",
         help="Also cut by hour, day, week, month, quarter or year.",
-        autocompletion=completing.granularity,
+        autocompletion=complete_granularity,
     ),
 ]
 By = Annotated[
@@ -46,7 +117,7 @@ By = Annotated[
         "--by",
         "-b",
         help="Dimension to group by; repeat it, or separate by commas.",
-        autocompletion=completing.dimensions,
+        autocompletion=complete_dimensions,
     ),
 ]
 Where = Annotated[
@@ -55,7 +126,7 @@ Where = Annotated[
         "--where",
         "-w",
         help="DIMENSION=VALUE, or != for all others; repeat for more values; nothing after = means not set.",
-        autocompletion=completing.condition,
+        autocompletion=complete_condition,
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]

@@ -17,8 +17,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tokenmeter.cli.console import emit, out, progress_out, show_table, table_width
-from tokenmeter.cli.frame import Frame, app, command
+from tokenmeter.cli.frame import Frame, app, command, emit, out, progress_out, show_table, table_width
 from tokenmeter.cli.options import (
     By,
     GranularityOption,

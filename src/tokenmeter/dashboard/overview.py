@@ -9,9 +9,9 @@ from decimal import Decimal
 from tokenmeter.budgets import Balance
 from tokenmeter.dashboard.explore import Finding, Question, ReportReader, explore, per_value
 from tokenmeter.dashboard.view import View
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports import Row
-from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.stores.base import Aggregate, Store
 
 #: Dimensions ranked on the overview, in its order.

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from tokenmeter.dimensions import WHO
+from tokenmeter.dimensions import ALL_METERS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
@@ -22,7 +22,6 @@ from tokenmeter.importing.call import (
 )
 from tokenmeter.importing.gateways import endpoint_of
 from tokenmeter.providers import observe
-from tokenmeter.semconv import ALL_METERS
 
 Row = Mapping[str, Any]
 #: ``object`` (OpenAI) or ``type`` (Anthropic) of a response body -> provider and SDK method path.

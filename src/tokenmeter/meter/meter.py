@@ -20,7 +20,6 @@ from tokenmeter.budgets.required import Required
 from tokenmeter.budgets.rules import Rule
 from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.authorization import Authorization
 from tokenmeter.meter.keys import KeyRing
@@ -28,6 +27,7 @@ from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Spooling, Store
 from tokenmeter.stores.slots import from_microseconds

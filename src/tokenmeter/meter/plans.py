@@ -20,6 +20,7 @@ from tokenmeter.budgets.demands import Demands, PlannedHold
 from tokenmeter.budgets.demands import Sent as Leaving
 from tokenmeter.budgets.holds import unanswered
 from tokenmeter.call import ActiveSpan, Call
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing, new_id
 from tokenmeter.meter.keys import UNKNOWN
@@ -28,7 +29,6 @@ from tokenmeter.money import MOST_DOLLARS, to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.providers.estimates import input_tokens
-from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.effects import HoldGoneError
 from tokenmeter.stores.live import Slot

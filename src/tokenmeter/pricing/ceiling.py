@@ -8,11 +8,11 @@ from datetime import datetime
 from decimal import Decimal
 
 from tokenmeter.call import RequestFacts
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.money import EXACT
 from tokenmeter.pricing.card import Circumstances, RateCard
 from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.pricing.terms import Terms
-from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,14 +8,13 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Literal, cast
 
-from tokenmeter.dimensions import MULTIPLIER_SCOPES
+from tokenmeter.dimensions import MULTIPLIER_SCOPES, unit_of
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant, zone
 from tokenmeter.pricing.price import TOKEN_CLASSES, WEEKDAYS, Conditions, Origin, Price, plain
 from tokenmeter.pricing.terms import Discount, FreeQuota, Multiplier
 from tokenmeter.providers.hosts import canonical_provider
-from tokenmeter.semconv import unit_of
 
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {

@@ -8,8 +8,8 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Literal
 
+from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.money import EXACT
-from tokenmeter.semconv import TOKEN_METERS
 
 #: As a row's model: every model of the provider (hosted tools cost the same whichever model called them).
 EVERY_MODEL = "*"
@@ -84,7 +84,7 @@ class Price:
     Attributes:
         provider: Provider id (genai-prices' spelling).
         model: Model id of the price list.
-        sku_meter: `tokenmeter.semconv` meter.
+        sku_meter: `tokenmeter.dimensions` meter.
         unit_price: US dollars per `per` units.
         per: Units that `unit_price` pays for, for example 1,000,000 tokens.
         effective_from: First instant (aware UTC) at which it holds; None = since ever.

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from tokenmeter.dimensions import CostSource, unit_of
 from tokenmeter.display import dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO, quantize
 from tokenmeter.pricing.sheet import LineConditions, RateSheet
-from tokenmeter.semconv import CostSource, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

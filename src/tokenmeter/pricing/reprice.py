@@ -9,11 +9,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from tokenmeter.dimensions import INPUT_METERS
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
 from tokenmeter.money import Costs, add
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.pricing.sheet import LineConditions
-from tokenmeter.semconv import INPUT_METERS
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 if TYPE_CHECKING:

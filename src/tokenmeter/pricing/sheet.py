@@ -10,10 +10,10 @@ from bisect import bisect_left
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from tokenmeter.dimensions import unit_of
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, quantize, to_dollars
 from tokenmeter.pricing.card import Circumstances, Quote
-from tokenmeter.semconv import unit_of
 from tokenmeter.usage import Consumption, Quantity, Usage
 
 if TYPE_CHECKING:

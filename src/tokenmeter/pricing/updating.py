@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from tokenmeter.errors import PricingError
-from tokenmeter.forks import after_fork_in_child
 from tokenmeter.pricing.catalog import Catalog
 from tokenmeter.pricing.edition import Edition, installed, installed_file
 from tokenmeter.pricing.price_list import PriceList
 from tokenmeter.pricing.pricer import Pricer
+from tokenmeter.processes import after_fork_in_child
 
 log = logging.getLogger("tokenmeter")
 

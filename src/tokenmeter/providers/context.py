@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO
 from tokenmeter.providers.estimates import input_tokens, tokens_of
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.shapes import BOTH_SIDES, NO_FLAGS, Reading, put
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, amount, is_object, section, text
-from tokenmeter.semconv import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period
-from tokenmeter.semconv import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 
 #: Classes of tokens that both sides can tell apart; disjoint.
 TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")

@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic, Literal, TypeVar
 
-from tokenmeter.dimensions import WHO
+from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
 from tokenmeter.reports.query import closed
 from tokenmeter.reports.sheet import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet
-from tokenmeter.semconv import ALL_METERS, unit_of
 from tokenmeter.usage import Quantity, Usage
 
 R = TypeVar("R")

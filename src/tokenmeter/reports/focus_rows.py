@@ -21,7 +21,7 @@ from tokenmeter.stores.documents import DocumentQuery
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from tokenmeter.semconv import EntryKind
+    from tokenmeter.dimensions import EntryKind
     from tokenmeter.stores.base import Store
     from tokenmeter.usage import Quantity
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from html import escape
 
+from tokenmeter.dimensions import TOKEN_METERS, unit_of
 from tokenmeter.money import EXACT, PICODOLLAR
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.layout import Column, amount, compact, count, fit, money_places, render, share, visible
 from tokenmeter.reports.query import BEGINNING, END
 from tokenmeter.reports.sheet import Row, Sheet
-from tokenmeter.semconv import TOKEN_METERS, unit_of
 from tokenmeter.stores.engine import asked
 from tokenmeter.usage import Quantity
 

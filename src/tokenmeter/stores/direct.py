@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from tokenmeter.forks import process_name
 from tokenmeter.ledger import CounterKey
+from tokenmeter.processes import process_name
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,

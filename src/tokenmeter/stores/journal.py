@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child, process_name
 from tokenmeter.ledger import CounterKey, is_own, new_id
+from tokenmeter.processes import after_fork_in_child, process_name
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,

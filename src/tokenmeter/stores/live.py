@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tokenmeter.file_locks import lock_file
 from tokenmeter.ledger import CounterKey
+from tokenmeter.processes import lock_file
 from tokenmeter.stores.record import compact_json
 
 __all__ = ["DIRTY", "NEVER", "SITUATION", "STATE", "Live", "LiveHeader", "Slot", "digest_of", "pack"]

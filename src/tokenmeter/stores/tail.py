@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
-from tokenmeter.file_locks import lock_file
+from tokenmeter.processes import lock_file
 from tokenmeter.stores.urls import make_private_file
 
 #: Not for programs that are started; Windows has no such flag.

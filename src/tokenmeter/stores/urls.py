@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from tokenmeter.file_locks import lock_file, unlock_file
+from tokenmeter.processes import lock_file, unlock_file
 
 _SECRET = re.compile(r"(?i)([a-z_]*(?:password|secret)\s*=\s*)[^&\s]*")
 _END_OF_HOST = re.compile(r"[/?#]")

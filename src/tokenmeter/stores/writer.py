@@ -19,8 +19,8 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.file_locks import lock_file, unlock_file
 from tokenmeter.ledger import CounterKey
+from tokenmeter.processes import lock_file, unlock_file
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
 from tokenmeter.stores.live import DIRTY, SITUATION, STATE, Live, LiveHeader, Slot, digest_of
 from tokenmeter.stores.record import FORMAT

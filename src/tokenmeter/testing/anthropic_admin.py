@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.dimensions import CACHE_READ_METERS
 from tokenmeter.money import add, multiply
-from tokenmeter.semconv import CACHE_READ_METERS
 from tokenmeter.testing import reporting
 from tokenmeter.testing.context import Context, RefusalError, Served
 from tokenmeter.testing.reporting import Cost, Row, Span

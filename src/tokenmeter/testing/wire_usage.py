@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenmeter.dimensions import CACHE_READ_METERS
 from tokenmeter.money import add, total
-from tokenmeter.semconv import CACHE_READ_METERS
 from tokenmeter.testing.wire import JSON, part
 from tokenmeter.usage import Quantity, Usage
 

@@ -11,9 +11,9 @@ import pytest
 
 from tokenmeter import money
 from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.dimensions import unit_of
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import multiply, quantize
-from tokenmeter.semconv import unit_of
 from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import archives
 from tokenmeter.stores.base import Store

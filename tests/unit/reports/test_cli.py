@@ -16,7 +16,7 @@ import pytest
 
 from tokenmeter.__main__ import main
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli import console
+from tokenmeter.cli import frame
 from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.providers import observe
@@ -76,7 +76,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("TOKENMETER_STORE", "TOKENMETER_CONFIG", "TOKENMETER_TZ"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(console.out, "_width", 120)  # a console reads COLUMNS once, when it is made
+    monkeypatch.setattr(frame.out, "_width", 120)  # a console reads COLUMNS once, when it is made
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "tokenmeter.toml").write_text(
@@ -237,7 +237,7 @@ def test_a_narrow_terminal_folds_and_never_cuts(
     monkeypatch.delenv("COLUMNS", raising=False)
     assert name in run("entries").out  # into a pipe
     monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(console.out, "width", int(columns))
+    monkeypatch.setattr(frame.out, "width", int(columns))
     lines = run("entries").out.splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert "…" not in "".join(lines)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.shapes import NO_FLAGS, Reading
 from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text, utf8_length
-from tokenmeter.semconv import TOKEN_METERS
 from tokenmeter.usage import Consumption, Observation, Usage
 
 if TYPE_CHECKING:

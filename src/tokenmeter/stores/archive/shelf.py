@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tokenmeter.errors import StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra, local_copy

@@ -14,7 +14,7 @@ from typing import TypeVar
 import psycopg
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.sessions import (
     STATEMENT_SECONDS,

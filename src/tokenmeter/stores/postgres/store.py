@@ -19,8 +19,8 @@ from psycopg import Connection
 from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.forks import after_fork_in_child
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (

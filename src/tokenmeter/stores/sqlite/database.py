@@ -19,7 +19,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.forks import around_fork
+from tokenmeter.processes import around_fork
 from tokenmeter.stores.urls import SideLock, is_network, make_private_file
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.file_locks import CAN_SHARE
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
+from tokenmeter.processes import CAN_SHARE
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (

@@ -1,0 +1,175 @@
+"""Processes: the switch that turns tokenmeter off in one, what tells one from another, locks between them, forks.
+
+``TOKENMETER_DISABLED=1`` is the switch. Locks are on open files: `flock`, and on Windows a locked byte far behind the
+end of the file. They are ours, since a lock here belongs to a descriptor that the store holds anyway; `filelock` opens
+files of its own. Where there is no fork (Windows), a forked child has nothing to put right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: None on Windows.
+_register = getattr(os, "register_at_fork", None)
+
+
+def after_fork_in_child(mend: Callable[[], object]) -> Callable[[], object]:
+    """Have `mend` called in every forked child, first thing. Usable as a decorator of a module's function.
+
+    A lock that another thread held at the fork is never freed in the child: renew it. What only the parent may write
+    down or close is forgotten.
+    """
+    return around_fork(child=mend)
+
+
+def around_fork(
+    *,
+    child: Callable[[], object],
+    before: Callable[[], object] | None = None,
+    parent: Callable[[], object] | None = None,
+) -> Callable[[], object]:
+    """Have `before` called before every fork, then `parent` in the parent and `child` in the child."""
+    if _register is not None:
+        hooks = {"before": before, "after_in_parent": parent, "after_in_child": child}
+        _register(**{name: hook for name, hook in hooks.items() if hook is not None})
+    return child
+
+
+_name: tuple[int, str] = (0, "")
+
+
+def process_name() -> str:
+    """``host:pid`` of this process; on Linux with two marks behind, of where the pid counts and of when it began."""
+    global _name  # noqa: PLW0603 - asked for with every hold
+    pid = os.getpid()
+    if _name[0] != pid:
+        name, began = f"{socket.gethostname()}:{pid}", _beginning(pid)
+        _name = pid, f"{name}:{where}:{began}" if (where := _namespace()) and began else name
+    return _name[1]
+
+
+def has_ended(name: str) -> bool:
+    """Whether the process of that `process_name` has ended; False where that cannot be told from here."""
+    host, _, marks = name.partition(":")
+    pid, *rest = marks.split(":")
+    if len(rest) != 2 or host != socket.gethostname() or rest[0] != _namespace() or not pid.isdecimal():  # noqa: PLR2004
+        return False
+    return _beginning(int(pid)) != rest[1]
+
+
+def _namespace() -> str | None:
+    """A mark of this start of the machine and of the set of processes that can be seen here."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return hashlib.sha256(f"{boot}{Path('/proc/self/ns/pid').readlink()}".encode()).hexdigest()[:12]
+    return None
+
+
+def _beginning(pid: int) -> str | None:
+    """When a process began, in the system's ticks; None for one that is not there, or only waits to be forgotten."""
+    with contextlib.suppress(OSError):
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+        return None if state in {"Z", "X"} else rest[18]
+    return None
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: Whether there are shared locks, and open files can be renamed and removed: not on Windows.
+CAN_SHARE = fcntl is not None
+#: Windows keeps others from reading what is locked, so it is a byte that no file has.
+_FAR = 1 << 40
+_PAUSE_SECONDS = 0.005
+
+
+def lock_file(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock the open file; the lock is freed by `unlock_file`, when its last descriptor is closed, and by a crash.
+
+    Args:
+        descriptor: The file, open for reading and writing.
+        shared: Whether others may hold it shared at the same time. Windows has no such lock here: it is exclusive.
+        wait: Whether to wait until it is free.
+
+    Returns:
+        False when it is not free and `wait` is False.
+    """
+    if fcntl is None:
+        return _lock_byte(descriptor, wait=wait)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock_file(descriptor: int) -> None:
+    """Free the lock; does nothing when there is none."""
+    if fcntl is None:
+        _unlock_byte(descriptor)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _lock_byte(descriptor: int, *, wait: bool) -> bool:
+    msvcrt = _msvcrt()
+    while True:
+        try:
+            _at_far(descriptor, lambda: msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1))
+        except OSError:
+            if not wait:
+                return False
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return True
+
+
+def _unlock_byte(descriptor: int) -> None:
+    msvcrt = _msvcrt()
+    try:
+        _at_far(descriptor, lambda: msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1))
+    except OSError:  # it was not locked
+        return
+
+
+def _at_far(descriptor: int, act: Any) -> None:
+    """Run `act` with the file's position at the byte that stands for the lock."""
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, _FAR, os.SEEK_SET)
+    try:
+        act()
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
+
+
+def _msvcrt() -> Any:
+    import msvcrt  # noqa: PLC0415 - Windows only
+
+    return msvcrt
+
+
+VARIABLE = "TOKENMETER_DISABLED"
+_OFF = frozenset({"", "0", "false", "no", "off"})
+
+
+#: The variables as they lie in `os.environ`, where that can be seen: asked before every call.
+_variables: Any = getattr(os.environ, "_data", os.environ)
+_encoded = os.environ.encodekey(VARIABLE) if _variables is not os.environ else VARIABLE
+
+
+def is_disabled() -> bool:
+    """Whether clients are the SDK's own for now: nothing is recorded, held or opened, and no budget stops a call."""
+    if _encoded not in _variables:
+        return False
+    return os.environ.get(VARIABLE, "").strip().lower() not in _OFF
