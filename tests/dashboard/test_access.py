@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from tokenmeter import dashboard
 from tokenmeter.billing import find_invoice, invoices
 from tokenmeter.config import load_settings
-from tokenmeter.dashboard import server as serving
+from tokenmeter.dashboard import asgi as serving
 from tokenmeter.dashboard.asgi import _Site
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.reports import Query, read_report

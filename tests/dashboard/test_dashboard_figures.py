@@ -12,10 +12,11 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from tokenmeter.dashboard.chart import draw, figure_in
-from tokenmeter.dashboard.explore import MEASURES, REST, Question, ReportReader, explore
+from tokenmeter.dashboard.explore import REST, ReportReader, explore
 from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
 from tokenmeter.dashboard.overview import overview, savings
 from tokenmeter.dashboard.pages import Memory
+from tokenmeter.dashboard.questions import MEASURES, Question
 from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO

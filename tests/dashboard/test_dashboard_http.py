@@ -23,10 +23,10 @@ from starlette.routing import Mount
 
 from tokenmeter import dashboard
 from tokenmeter.attribution import ApiKey
-from tokenmeter.dashboard import exports
-from tokenmeter.dashboard.live import Pulse, entries_of
+from tokenmeter.dashboard import pages
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, Reservation
+from tokenmeter.serving.probes import Pulse, entries_of
 
 TOKEN = "a-long-enough-token-for-a-test"
 BOOKS = ("/invoices", "/credit-notes", "/periods", "/reconciliations")
@@ -246,7 +246,7 @@ def test_every_form_of_a_download_says_the_same(served, busy, what):
 
 
 def test_a_download_that_is_too_large_is_refused_with_what_to_do(served, busy, monkeypatch):
-    monkeypatch.setattr(exports, "_MOST_CALLS", 13)
+    monkeypatch.setattr(pages, "_MOST_CALLS", 13)
     for what in ("entries.csv", "charges.xlsx", "focus.zip"):
         status, _, page = served.get(f"/export/{what}")
         assert (status, "14 calls" in page, "shorter period" in page) == (400, True, True), what
@@ -255,8 +255,8 @@ def test_a_download_that_is_too_large_is_refused_with_what_to_do(served, busy, m
 
 
 def test_only_some_downloads_are_made_at_once(served, monkeypatch):
-    monkeypatch.setattr(exports, "_slots", threading.BoundedSemaphore(1))
-    with exports._slots:
+    monkeypatch.setattr(pages, "_slots", threading.BoundedSemaphore(1))
+    with pages._slots:
         status, headers, _ = served.get("/export/entries.csv")
         assert (status, headers["retry-after"]) == (503, "10")
     assert served.get("/export/entries.csv")[0] == 200

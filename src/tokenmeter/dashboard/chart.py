@@ -13,8 +13,9 @@ from decimal import Decimal
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from tokenmeter.dashboard.explore import REST, Finding, Form, Measure, Question, Series
+from tokenmeter.dashboard.explore import REST, Finding, Series
 from tokenmeter.dashboard.figures import compact, count, exact, money, name, places, share
+from tokenmeter.dashboard.questions import Form, Measure, Question
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
 from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Row

@@ -1,4 +1,4 @@
-"""Explore: what was used, by what, over which time: one question and its answer, for the chart and the table."""
+"""Explore: what was used, by what, over which time: the answer to one question, for the chart and the table."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from heapq import nlargest, nsmallest
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 from tokenmeter.budgets import Balance
-from tokenmeter.dashboard.forecast import Forecast, forecast
+from tokenmeter.dashboard.questions import MEASURES, Form, Measure, Question
 from tokenmeter.dashboard.view import View
-from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import ZERO, multiply, ratio, subtract
-from tokenmeter.periods import CalendarUnit, Period, floor
+from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, subtract, total
+from tokenmeter.periods import CalendarUnit, Period, buckets, floor
 from tokenmeter.reports import Report, Row
-from tokenmeter.reports.query import Query, cut, parse_by
+from tokenmeter.reports.query import Query, cut
 from tokenmeter.reports.report import read_report
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.sketch import Latencies, Sketch
+from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Usage
 
 K = TypeVar("K")
-Unit = Literal["usd", "count", "share", "ms", "rate"]
-Form = Literal["bars", "lines", "share", "running"]
-
-#: How a chart may be drawn, and what that is called.
-FORMS: Mapping[Form, str] = {"bars": "Bars", "lines": "Lines", "share": "Share", "running": "Running total"}
 #: Values that a chart tells apart; the others are one series.
 _SHOWN = 7
 #: Rows that are summed up here rather than read again.
@@ -43,210 +37,6 @@ _MOST_ROWS = 500
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 #: Key of the series that sums up the values a chart does not tell apart.
 REST = "rest"
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What is counted.
-
-    Attributes:
-        name: In the address.
-        label: In words.
-        unit: What a figure of it is.
-        of: A row's figure; None where it has none.
-        adds: Whether figures of several rows may be added up, and so be stacked.
-        timed: Whether it is about how long calls took.
-        budgeted: The unit of budgets that limit it.
-    """
-
-    name: str
-    label: str
-    unit: Unit
-    of: Callable[[Row], Decimal | int | None]
-    adds: bool = True
-    timed: bool = False
-    budgeted: str | None = None
-
-
-def _priced(row: Row) -> Decimal | None:
-    return row.billed_cost if row.cost_known else None
-
-
-def _fresh(row: Row) -> int:
-    return row.input_tokens - row.usage.cache_read_input_tokens - row.usage.cache_write_input_tokens
-
-
-def _per(part: Decimal | int, whole: int) -> Decimal | None:
-    return ratio(part, whole) if whole else None
-
-
-def _took(name: str, label: str, figure: Callable[[Latencies], Decimal | int | None], unit: Unit = "ms") -> Measure:
-    def of(row: Row) -> Decimal | int | None:
-        return None if row.latency is None else figure(row.latency)
-
-    return Measure(name, label, unit, of, adds=False, timed=True)
-
-
-def _percentile(of: str, percent: int) -> Callable[[Latencies], Decimal | None]:
-    def figure(times: Latencies) -> Decimal | None:
-        sketch: Sketch = getattr(times, of)
-        found = sketch.percentile(percent)
-        return None if found is None else ratio(found, 1000)
-
-    return figure
-
-
-MEASURES: Mapping[str, Measure] = {
-    one.name: one
-    for one in (
-        Measure("spend", "Spend", "usd", _priced, budgeted="usd"),
-        Measure("list", "List cost", "usd", lambda row: row.list_cost if row.cost_known else None),
-        Measure("requests", "Requests", "count", lambda row: row.requests, budgeted="requests"),
-        Measure("errors", "Failed requests", "count", lambda row: row.errors),
-        Measure("error-share", "Share that failed", "share", lambda row: _per(row.errors, row.requests), adds=False),
-        Measure("tokens", "Tokens", "count", lambda row: row.usage.total_tokens, budgeted="tokens"),
-        Measure("fresh-input", "Fresh input tokens", "count", _fresh),
-        Measure("cache-read", "Tokens read from caches", "count", lambda row: row.usage.cache_read_input_tokens),
-        Measure("cache-write", "Tokens written to caches", "count", lambda row: row.usage.cache_write_input_tokens),
-        Measure("output", "Output tokens", "count", lambda row: row.output_tokens),
-        Measure("reasoning", "Reasoning tokens", "count", lambda row: row.usage.reasoning_output_tokens),
-        Measure("cached-share", "Cached share of input", "share", lambda row: row.cached_share, adds=False),
-        Measure(
-            "cost-per-request",
-            "Cost per request",
-            "usd",
-            lambda row: _per(row.billed_cost, row.requests) if row.cost_known else None,
-            adds=False,
-        ),
-        Measure(
-            "cost-per-million",
-            "Cost per million tokens",
-            "usd",
-            lambda row: _per(multiply(row.billed_cost, 1_000_000), row.usage.total_tokens) if row.cost_known else None,
-            adds=False,
-        ),
-        *(
-            _took(f"{name}-p{percent}", f"{label}, {percent}th percentile", _percentile(of, percent))
-            for name, label, of in (("latency", "Latency", "duration"), ("first-token", "First token", "first_token"))
-            for percent in (50, 95, 99)
-        ),
-        _took("tokens-per-second", "Output tokens per second", lambda times: times.tokens_per_second, "rate"),
-    )
-}
-
-#: Columns of the table, unless others are asked for.
-_COLUMNS = ("requests", "tokens", "cached-share", "cost-per-request", "spend")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked, beside the period and the filters: its part of an address.
-
-    Attributes:
-        by: Dimension that tells the series apart.
-        measure: What is counted.
-        form: How it is drawn.
-        compare: Whether the time before is drawn, too.
-        hidden: Keys of series that are left out of the chart.
-        sort: Column the table is sorted by; ``value`` = by name. A ``-`` in front turns the order round.
-        find: Part of the names the table shows.
-        columns: Of the table.
-    """
-
-    by: str = "model"
-    measure: Measure = MEASURES["spend"]
-    form: Form = "bars"
-    compare: bool = True
-    hidden: tuple[str, ...] = ()
-    sort: str = ""
-    find: str = ""
-    columns: tuple[str, ...] = _COLUMNS
-
-    @property
-    def timed(self) -> bool:
-        """Whether the table tells how long calls took."""
-        return self.measure.timed or any(MEASURES[name].timed for name in self.columns)
-
-    #: Names of its parameters.
-    NAMES = ("by", "show", "form", "compare", "hide", "sort", "find", "columns")
-
-    @classmethod
-    def parse(cls, items: Iterable[tuple[str, str]]) -> Question:
-        """The question of an address; parameters of others are passed over.
-
-        Raises:
-            ConfigurationError: a dimension, measure, form or column that is not known.
-        """
-        several: dict[str, list[str]] = {}
-        for name, value in items:
-            several.setdefault(name, []).append(value.strip())
-        given = {name: values[-1] for name, values in several.items() if values[-1]}
-        (by,) = parse_by([given.get("by", "model")])
-        measure = MEASURES[_known("show", given.get("show", "spend"), MEASURES)]
-        form = cast("Form", _known("form", given.get("form", "bars"), FORMS))
-        columns = tuple(dict.fromkeys(one for text in several.get("columns", ()) for one in text.split(",") if one))
-        for name in columns:
-            _known("columns", name, MEASURES)
-        sort = given.get("sort", "")
-        if sort:
-            _known("sort", sort.removeprefix("-"), ("value", *MEASURES))
-        return cls(
-            by=by,
-            measure=measure,
-            form=form,
-            compare=given.get("compare") != "none",
-            hidden=tuple(dict.fromkeys(several.get("hide", ()))),
-            sort=sort,
-            find=given.get("find", ""),
-            columns=columns or _COLUMNS,
-        )
-
-    @property
-    def drawn(self) -> Form:
-        """How it is drawn: what cannot be added up is drawn as lines."""
-        return self.form if self.measure.adds else "lines"
-
-    def items(self) -> Iterator[tuple[str, str]]:
-        """The parameters that make this question again."""
-        plain = Question()
-        if self.by != plain.by:
-            yield "by", self.by
-        if self.measure != plain.measure:
-            yield "show", self.measure.name
-        if self.form != plain.form:
-            yield "form", self.form
-        if not self.compare:
-            yield "compare", "none"
-        for key in self.hidden:
-            yield "hide", key
-        for name in ("sort", "find"):
-            if getattr(self, name):
-                yield name, getattr(self, name)
-        if self.columns != plain.columns:
-            yield "columns", ",".join(self.columns)
-
-    def but(self, **changes: object) -> Question:
-        """The same with something else in it; another dimension or measure begins with everything in sight."""
-        if "measure" in changes:
-            changes["measure"] = MEASURES[str(changes["measure"])]
-        if "by" in changes and changes["by"] != self.by:
-            changes = {"hidden": (), "find": "", **changes}
-        return replace(self, **changes)  # type: ignore[arg-type]
-
-    def toggled(self, key: str) -> Question:
-        """The same with one series hidden, or shown again."""
-        hidden = self.hidden
-        return replace(self, hidden=tuple(one for one in hidden if one != key) if key in hidden else (*hidden, key))
-
-    def turned(self, column: str) -> Question:
-        """The same sorted by a column; a second time the other way round."""
-        return replace(self, sort=f"-{column}" if self.sort == column else column)
-
-
-def _known(name: str, value: str, known: Iterable[str]) -> str:
-    if value not in known:
-        raise ConfigurationError(f"{name}= is one of {', '.join(known)}, not {value[:64]!r}.")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -670,3 +460,91 @@ def _line(view: View, one: Balance, unit: CalendarUnit, form: Form) -> Limit | N
         return None
     pace = ratio(multiply(one.limit, part // _SECOND), window // _SECOND)
     return Limit(pace, f"even pace of {one.budget}, by {unit}")
+
+
+#: Days that are looked back on, and how many with calls it takes to say anything.
+_BACK = timedelta(days=28)
+_LEAST_DAYS = 7
+_WEEK = 7
+#: How many standard deviations hold four of five outcomes, if days are independent.
+_BAND = Decimal("1.28")
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a period may come to at its end.
+
+    Attributes:
+        so_far: What it came to by now.
+        expected: What it may come to.
+        low: Four of five times it is at least this much,
+        high: and at most this much.
+        words: How it was made.
+    """
+
+    so_far: Decimal
+    expected: Decimal
+    low: Decimal
+    high: Decimal
+    words: str
+
+
+def forecast(
+    read: Callable[[Query], Report], view: View, measure: Callable[[Row], Decimal | int | None], totals: Row
+) -> Forecast | None:
+    """What the view's period may come to; None when it is over, nearly over, or too little is known.
+
+    Each day that is left is taken to come to the mean of the same weekdays of the last four weeks (of all days where
+    there are less than two weeks of calls); the band is made of how far those days lay from their mean.
+
+    Args:
+        read: Reads the days that are looked back on.
+        view: Period and filters; bounded.
+        measure: A row's figure.
+        totals: The period's sums by now.
+    """
+    period, now = view.query.period, view.now
+    today = floor(now, "day", view.tz)
+    if not period.start <= now < period.end or period.end <= today.end:
+        return None
+    since = floor(today.start - _BACK, "day", view.tz).start
+    past = Period(since, today.end, view.tz)
+    query = replace(view.query, period=past, granularity="day")
+    found = {row.bucket.start: Decimal(measure(row) or 0) for row in read(query).rows}
+    days = [(day, found.get(day.start, ZERO)) for day in buckets(past, "day")]
+    so_far = Decimal(measure(totals) or 0)
+    known = _since_first([one for one in days if one[0].start < today.start])
+    if len(known) < _LEAST_DAYS:
+        return None
+    by_weekday = len(known) >= 2 * _WEEK
+
+    def mean(day: Period) -> Decimal:
+        weekday = _weekday(day, view)
+        like = [amount for one, amount in known if not by_weekday or _weekday(one, view) == weekday]
+        return ratio(total(like), len(like))
+
+    spread = EXACT.sqrt(ratio(total(_square(subtract(amount, mean(day))) for day, amount in known), len(known)))
+    left = buckets(Period(today.end, period.end, view.tz), "day")
+    rest_of_today = max(subtract(mean(today), found.get(today.start, ZERO)), ZERO)
+    expected = add(so_far, add(rest_of_today, total(mean(day) for day in left)))
+    margin = multiply(_BAND, spread, EXACT.sqrt(Decimal(len(left) + 1)))
+    like = "the same weekdays of" if by_weekday else "the days of"
+    words = (
+        f"Each day that is left is taken to be like the mean of {like} the last {len(known)} days; four of five times "
+        "it ends within the band, if those days tell how days differ."
+    )
+    return Forecast(so_far, expected, max(subtract(expected, margin), so_far), add(expected, margin), words)
+
+
+def _since_first(days: Sequence[tuple[Period, Decimal]]) -> list[tuple[Period, Decimal]]:
+    """Without the days before the first that had any."""
+    first = next((at for at, (_, amount) in enumerate(days) if amount), len(days))
+    return list(days[first:])
+
+
+def _square(value: Decimal) -> Decimal:
+    return multiply(value, value)
+
+
+def _weekday(day: Period, view: View) -> int:
+    return view.local(day.start).weekday()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
-from tokenmeter.dashboard.explore import Finding, Question, ReportReader, explore, per_value
+from tokenmeter.dashboard.explore import Finding, ReportReader, explore, per_value
+from tokenmeter.dashboard.questions import Question
 from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.money import EXACT, ZERO

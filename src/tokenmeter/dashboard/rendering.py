@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.care import ORIGINS
 from tokenmeter.dashboard.chart import figure_in, shown_as
-from tokenmeter.dashboard.explore import FORMS, MEASURES
+from tokenmeter.dashboard.questions import FORMS, MEASURES
 from tokenmeter.dashboard.view import PERIODS, label_of
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.errors import ConfigurationError
