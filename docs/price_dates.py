@@ -6,7 +6,7 @@ Run it with ``python docs/price_dates.py`` after a new genai-prices, and copy th
 from collections import Counter
 
 from tokenmeter.pricing import PriceList
-from tokenmeter.pricing.catalog import Catalog, CatalogModel
+from tokenmeter.pricing.price_list import Catalog, CatalogModel
 from tokenmeter.pricing.rules import load_overrides
 
 KINDS = {

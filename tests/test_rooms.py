@@ -33,7 +33,7 @@ EXCEPTIONS = {
     "capture/conversation.py": "errors name no event on one kind of connection",
     "capture/genai.py": "attributes of the SDK's own messages",
     "capture/stainless.py": "the header of the SDK family",
-    "cli/estimating.py": "the endpoint of requests that say none",
+    "cli/prices.py": "the endpoint of requests that say none",
     "cli/importing.py": "an example in a help text",
     "importing/agents.py": "what coding agents write down",
     "importing/gateways.py": "what gateways write down",

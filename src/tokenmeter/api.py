@@ -23,8 +23,8 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
 from tokenmeter.periods import CalendarUnit, Period, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
-from tokenmeter.pricing.reprice import changed as difference
-from tokenmeter.pricing.reprice import correction
+from tokenmeter.pricing.pricer import changed as difference
+from tokenmeter.pricing.pricer import correction
 from tokenmeter.providers import observe
 from tokenmeter.reports import (
     FocusTerms,

@@ -23,7 +23,7 @@ from tokenmeter.money import ZERO, multiply
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Ceiling, Pricer, Rating
 from tokenmeter.providers import dialect_for
-from tokenmeter.providers.estimates import TOKENS_PER_IMAGE, tokens_of
+from tokenmeter.providers.prompts import TOKENS_PER_IMAGE, tokens_of
 from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 

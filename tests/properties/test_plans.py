@@ -16,7 +16,7 @@ from tokenmeter import Budget
 from tokenmeter.errors import BudgetExceededError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
-from tokenmeter.pricing.terms import Discount, Terms
+from tokenmeter.pricing.price import Discount, Terms
 from tokenmeter.stores import open_store
 
 PRICER = Pricer(PriceList.load())

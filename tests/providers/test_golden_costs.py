@@ -13,7 +13,7 @@ import pytest
 from tokenmeter.money import divide, multiply
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import PriceList, Pricer
-from tokenmeter.providers.observe import observe
+from tokenmeter.providers.registry import observe
 
 GOLDEN = sorted(Path(__file__).with_name("golden").glob("*.toml"))
 CASES = [case for path in GOLDEN for case in tomllib.loads(path.read_text(encoding="utf-8"))["case"]]

@@ -8,8 +8,8 @@ import pytest
 
 from tokenmeter.errors import PricingError
 from tokenmeter.pricing import edition
-from tokenmeter.pricing.catalog import Catalog
 from tokenmeter.pricing.edition import Edition
+from tokenmeter.pricing.price_list import Catalog
 
 LOOK_UP = """
 import sys

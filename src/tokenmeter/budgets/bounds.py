@@ -23,9 +23,9 @@ from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
-from tokenmeter.pricing.terms import Terms
+from tokenmeter.pricing.price import Terms
 from tokenmeter.processes import after_fork_in_child
-from tokenmeter.providers.estimates import estimate
+from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.usage import Observation
 

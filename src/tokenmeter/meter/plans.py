@@ -28,7 +28,7 @@ from tokenmeter.meter.recording import usage_text
 from tokenmeter.money import MOST_DOLLARS, to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
-from tokenmeter.providers.estimates import input_tokens
+from tokenmeter.providers.prompts import input_tokens
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.effects import HoldGoneError
 from tokenmeter.stores.live import Slot

@@ -5,19 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.pricing.price import Conditions, Price
+from tokenmeter.pricing.price import Conditions, Discount, Multiplier, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
-from tokenmeter.pricing.terms import Discount, Multiplier, Terms
 
 if TYPE_CHECKING:
-    from tokenmeter.pricing.ceiling import Ceiling
     from tokenmeter.pricing.parse import parse_discounts, parse_free_quotas, parse_multipliers, parse_prices
+    from tokenmeter.pricing.sheet import Ceiling
 
 #: Loaded when first asked for: a call with neither caps nor prices of the user's own does without.
 _LATER = {
-    "Ceiling": "ceiling",
+    "Ceiling": "sheet",
     "parse_discounts": "parse",
     "parse_free_quotas": "parse",
     "parse_multipliers": "parse",

@@ -12,8 +12,17 @@ from tokenmeter.dimensions import MULTIPLIER_SCOPES, unit_of
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant, zone
-from tokenmeter.pricing.price import TOKEN_CLASSES, WEEKDAYS, Conditions, Origin, Price, plain
-from tokenmeter.pricing.terms import Discount, FreeQuota, Multiplier
+from tokenmeter.pricing.price import (
+    TOKEN_CLASSES,
+    WEEKDAYS,
+    Conditions,
+    Discount,
+    FreeQuota,
+    Multiplier,
+    Origin,
+    Price,
+    plain,
+)
 from tokenmeter.providers.hosts import canonical_provider
 
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from tokenmeter.errors import PricingError
-from tokenmeter.pricing.catalog import Catalog
 from tokenmeter.pricing.edition import Edition, installed, installed_file
-from tokenmeter.pricing.price_list import PriceList
+from tokenmeter.pricing.price_list import Catalog, PriceList
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.processes import after_fork_in_child
 

@@ -21,7 +21,7 @@ from tokenmeter.ledger import Charge, Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ONE, ZERO, add, quantize, subtract, total
 from tokenmeter.periods import Period, buckets, floor, parse_period
-from tokenmeter.pricing.terms import FreeQuota
+from tokenmeter.pricing.price import FreeQuota
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.shapes import Reading, Shape, put, said_by
-from tokenmeter.providers.wire import JSON, count, members
+from tokenmeter.providers.wire import JSON, Reading, Shape, count, members, put, said_by
 from tokenmeter.usage import Quantity, Usage
 
 

@@ -18,12 +18,22 @@ from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.shapes import NO_FLAGS, Reading
-from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import (
+    JSON,
+    NO_FLAGS,
+    Reading,
+    amount,
+    is_array,
+    is_object,
+    members,
+    section,
+    text,
+    utf8_length,
+)
 from tokenmeter.usage import Consumption, Observation, Usage
 
 if TYPE_CHECKING:
-    from tokenmeter.providers.shapes import Reading
+    from tokenmeter.providers.wire import Reading
 
 _Reader = Callable[[JSON, Context], Observation]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.anthropic import bodies, requests, routes
+from tokenmeter.providers.anthropic import bodies, requests
 from tokenmeter.providers.anthropic.plain import PLAIN, PLAIN_REQUESTS
-from tokenmeter.providers.anthropic.streams import MessageStream
-from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
+from tokenmeter.providers.base import Dialect, Endpoint, Read, StreamReader
 from tokenmeter.providers.context import Context
+from tokenmeter.providers.prompts import tokens_of
+from tokenmeter.providers.wire import count, is_object, latest, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 
@@ -26,11 +28,11 @@ class AnthropicDialect(Dialect):
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
-        return routes.endpoint(method, path)
+        return requests.endpoint(method, path)
 
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
-        return routes.named(path) or super().named(path)
+        return requests.ROUTES.named(path) or super().named(path)
 
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request body is most likely for."""
@@ -56,3 +58,81 @@ class AnthropicDialect(Dialect):
 
 
 DIALECT = AnthropicDialect()
+
+
+_ESTIMATED = frozenset({"estimated"})
+
+
+class MessageStream:
+    """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
+
+    batch = 32
+    __slots__ = ("_bytes", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage")
+
+    def __init__(self, context: Context, read: Read) -> None:
+        self._context = context
+        self._read = read
+        self._bytes = 0
+        self._content = False
+        self._counted = False  # the output, that is: the start only holds its place
+        self._message: dict[str, Any] = {}
+        self._stop: str | None = None
+        self._terminal = False
+        self._usage: dict[str, Any] = {}
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the message has ended: its usage is final."""
+        return self._terminal
+
+    def feed(self, *events: Mapping[str, Any]) -> None:
+        """Take some events."""
+        size = 0
+        for event in events:
+            delta = event.get("delta")
+            if delta is None or "usage" in event or not is_object(delta):
+                self._take(event)
+                continue
+            words = delta.get("text")
+            if words is None:
+                words = delta.get("partial_json") or delta.get("thinking")
+            if type(words) is str:
+                size += len(words) if words.isascii() else utf8_length(words)
+        self._bytes += size
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "message_delta":
+            usage = section(event, "usage")
+            self._counted = self._counted or usage.get("output_tokens") is not None
+            self._usage = latest(self._usage, usage)
+            self._stop = text(section(event, "delta"), "stop_reason") or self._stop
+            self._terminal = self._terminal or self._stop is not None
+        elif kind == "message_start":
+            message = section(event, "message")
+            self._message = {key: message[key] for key in ("id", "model", "type") if message.get(key)}
+            self._usage = latest(self._usage, section(message, "usage"))
+        elif kind == "message_stop":
+            self._terminal = True
+        elif kind == "content_block_start":
+            self._content = True
+            self._bytes += utf8_length(text(section(event, "content_block"), "name") or "")
+
+    def body(self) -> Any:
+        """The message."""
+        if not (self._terminal and self._counted and self._content):
+            return None
+        return {**self._message, "stop_reason": self._stop, "usage": self._usage}
+
+    def observation(self) -> Observation:
+        """The final usage; of a stream cut short the input it began with, and an estimate of what was received."""
+        usage = dict(self._usage)
+        final = self._terminal and self._counted
+        if not final:
+            stated = count(usage, "output_tokens", flags=set())
+            usage["output_tokens"] = max(stated or 0, tokens_of(self._bytes)) if self._usage else None
+        body = {**self._message, "stop_reason": self._stop, "usage": usage}
+        if not self._content:
+            body["content"] = []
+        seen = self._read(body, replace(self._context, received=self._bytes))
+        return seen if final else replace(seen, flags=seen.flags | _ESTIMATED)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.providers.base import Endpoint
+from tokenmeter.providers.base import Endpoint, Routes, bare_path
 from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named
 from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 
@@ -85,3 +88,70 @@ def _compacts(body: JSON, reasons: list[str]) -> bool:
     settings = to_wire(body["context_management"])
     edits = listed(settings, "edits", reasons) if is_object(settings) else []
     return any(str(edit.get("type")).startswith(_COMPACTION) for edit in edits)
+
+
+_BILLED = """
+POST /messages                                           messages                      chat
+POST /complete                                           completions                   text_completion
+"""
+_POLLED = """
+GET  /messages/batches/*/results                         messages.batches.results      chat lines
+GET  /sessions                                           beta.sessions.list            invoke_agent items
+GET  /sessions/*                                         beta.sessions.retrieve        invoke_agent
+POST /sessions/*                                         beta.sessions.update          invoke_agent
+POST /sessions/*/archive                                 beta.sessions.archive         invoke_agent
+GET  /sessions/*/events                                  beta.sessions.events.list     invoke_agent items
+GET  /sessions/*/events/stream                           beta.sessions.events.stream   invoke_agent items
+GET  /dreams                                             beta.dreams.list              invoke_agent items
+GET  /dreams/*                                           beta.dreams.retrieve          invoke_agent
+POST /dreams/*/archive                                   beta.dreams.archive           invoke_agent
+POST /dreams/*/cancel                                    beta.dreams.cancel            invoke_agent
+"""
+_STARTS = """
+POST /messages/batches                                   messages.batches              batch
+POST /sessions                                           beta.sessions                 invoke_agent
+POST /dreams                                             beta.dreams                   invoke_agent
+"""
+_FREE = """
+POST /messages/count_tokens                              messages.count_tokens         count_tokens
+GET  /messages/batches/*                                 messages.batches.retrieve     batch
+POST /messages/batches/*/cancel                          messages.batches.cancel       batch
+POST /sessions/*/events                                  beta.sessions.events          invoke_agent
+"""
+_ROOTS = frozenset(
+    {
+        "agents",
+        "complete",
+        "deployment_runs",
+        "deployments",
+        "dreams",
+        "environments",
+        "files",
+        "memory_stores",
+        "messages",
+        "models",
+        "organization",
+        "sessions",
+        "skills",
+        "tunnels",
+        "user_profiles",
+        "vaults",
+    }
+)
+_PAID_ROOTS = frozenset({"messages", "complete"})
+
+ROUTES = Routes(_ROOTS, _PAID_ROOTS, {"billed": _BILLED, "polled": _POLLED, "starts": _STARTS, "free": _FREE})
+#: Amazon Bedrock and Google Vertex AI name the model in the path and the operation behind it.
+_CLOUD_MESSAGES = re.compile(r"(/model/[^/]+/invoke(-with-response-stream)?|:(streamRawPredict|rawPredict))$")
+
+
+@lru_cache(maxsize=1024)
+def endpoint(method: str, path: str) -> Endpoint:
+    """The endpoint of an HTTP method and URL path."""
+    bare, query = bare_path(path)
+    if _CLOUD_MESSAGES.search(bare):
+        counting = "count-tokens:" in bare or "count_tokens:" in bare
+        bare = "messages/count_tokens" if counting else "messages"
+    found = ROUTES.find(method, bare)
+    beta = "beta=true" in query and found.path.startswith("messages")
+    return replace(found, path=f"beta.{found.path}") if beta else found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.shapes import Reading, Shape, has_unknown, put, said_by
-from tokenmeter.providers.wire import JSON, count, section
+from tokenmeter.providers.wire import JSON, Reading, Shape, count, has_unknown, put, said_by, section
 from tokenmeter.usage import Quantity, Usage
 
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})

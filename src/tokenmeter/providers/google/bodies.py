@@ -20,8 +20,19 @@ from tokenmeter.providers.google.requests import is_song_model, model_name, tier
 from tokenmeter.providers.google.routes import OPERATION
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
 from tokenmeter.providers.registry import is_usage, read_usage, usage_of
-from tokenmeter.providers.shapes import INPUT_SIDE, NOTHING_SAID, Reading
-from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import (
+    INPUT_SIDE,
+    JSON,
+    NOTHING_SAID,
+    Reading,
+    count,
+    is_array,
+    is_object,
+    members,
+    section,
+    text,
+    utf8_length,
+)
 from tokenmeter.usage import Observation, Quantity, Usage
 
 _Reader = Callable[[JSON, Context], Observation]

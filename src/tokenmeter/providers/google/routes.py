@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from urllib.parse import unquote
 
-from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.routes import bare_path
+from tokenmeter.providers.base import Endpoint, bare_path
 
 #: What a call of the SDK is called -> the endpoint. Operations are OpenTelemetry's, where it has a word.
 _ENDPOINTS = {

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context
-from tokenmeter.providers.estimates import tokens_of
+from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
-from tokenmeter.providers.shapes import Reading, Shape, put, said_by, split_input, split_output
-from tokenmeter.providers.wire import JSON, count, members
+from tokenmeter.providers.wire import JSON, Reading, Shape, count, members, put, said_by, split_input, split_output
 from tokenmeter.usage import Quantity, Usage
 
 #: A page of a PDF is billed as a picture of it (https://ai.google.dev/gemini-api/docs/document-processing).

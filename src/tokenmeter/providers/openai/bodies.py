@@ -15,8 +15,19 @@ from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai import jobs, media, responses
 from tokenmeter.providers.openai.usage import bills_reasoning_apart, extra_meters, inclusive, write_meter
 from tokenmeter.providers.registry import read_usage, usage_of
-from tokenmeter.providers.shapes import BOTH_SIDES, INPUT_SIDE, NOTHING_SAID, Reading
-from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import (
+    BOTH_SIDES,
+    INPUT_SIDE,
+    JSON,
+    NOTHING_SAID,
+    Reading,
+    is_array,
+    is_object,
+    members,
+    section,
+    text,
+    utf8_length,
+)
 from tokenmeter.usage import Observation, Usage
 
 _Reader = Callable[[JSON, Context], Observation]

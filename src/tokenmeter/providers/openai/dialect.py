@@ -8,7 +8,7 @@ from typing import Any
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
-from tokenmeter.providers.openai import bodies, requests, routes, streams
+from tokenmeter.providers.openai import bodies, requests, streams
 from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.usage import Observation
 
@@ -44,11 +44,11 @@ class OpenAIDialect(Dialect):
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
-        return routes.endpoint(method, path)
+        return requests.endpoint(method, path)
 
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
-        return routes.named(path) or super().named(path)
+        return requests.ROUTES.named(path) or super().named(path)
 
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request body is most likely for."""

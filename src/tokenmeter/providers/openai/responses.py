@@ -16,8 +16,7 @@ from tokenmeter.providers.openai.usage import (
     write_meter,
 )
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.shapes import NO_FLAGS, Reading
-from tokenmeter.providers.wire import JSON, count, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, NO_FLAGS, Reading, count, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 #: Items that send the model round once more inside one response: its input is then a sum over several prompts.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
-from tokenmeter.providers.estimates import estimate
+from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 

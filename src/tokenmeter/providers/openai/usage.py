@@ -10,8 +10,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tokenmeter.providers.hosts import canonical_provider
-from tokenmeter.providers.shapes import MODALITIES, Reading, Shape, has_unknown, put, said_by, split_input, split_output
-from tokenmeter.providers.wire import JSON, amount, count, is_object, section, text
+from tokenmeter.providers.wire import (
+    JSON,
+    MODALITIES,
+    Reading,
+    Shape,
+    amount,
+    count,
+    has_unknown,
+    is_object,
+    put,
+    said_by,
+    section,
+    split_input,
+    split_output,
+    text,
+)
 from tokenmeter.usage import Quantity, Usage
 
 _MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
