@@ -39,7 +39,7 @@ from tokenmeter.reports import (
 )
 from tokenmeter.reports.database import open_database
 from tokenmeter.reports.query import Accepted, Instant
-from tokenmeter.reports.sink import Target
+from tokenmeter.reports.writers import Target
 from tokenmeter.stores.archive import clickhouse
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 from tokenmeter.stores.backup import back_up

@@ -11,8 +11,8 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.reconciliation import reconcile
-from tokenmeter.reconciliation.books import family_of
 from tokenmeter.reconciliation.files import model_id
+from tokenmeter.reconciliation.statement import family_of
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage
 

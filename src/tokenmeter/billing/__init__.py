@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tokenmeter.billing.currency import ExchangeRate
 from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
 from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
 from tokenmeter.billing.handover import HandOver, HandOverError, Lago, OpenMeter, Reading, StripeMeters, hand_over
@@ -24,6 +23,7 @@ from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
 from tokenmeter.billing.statement import AgedBalance, Statement, StatementLine, age_balances, draw_statement
+from tokenmeter.money import ExchangeRate
 
 __all__ = [
     "AgedBalance",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Unpack
 
-from tokenmeter.billing.currency import ExchangeRate, check_currency
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
 from tokenmeter.billing.period import ClosedPeriod, corrections, find_closed
@@ -15,7 +14,7 @@ from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ZERO, magnitude, negate
+from tokenmeter.money import EXACT, ZERO, ExchangeRate, check_currency, magnitude, negate
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 

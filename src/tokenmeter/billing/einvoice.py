@@ -13,12 +13,11 @@ from decimal import Decimal
 from importlib import import_module
 from typing import Any, Literal, get_args
 
-from tokenmeter.billing.currency import round_money
 from tokenmeter.billing.invoice import CreditNote, Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
 from tokenmeter.billing.profile import EINVOICE_FORMS, Party
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ONE, magnitude, total
+from tokenmeter.money import EXACT, ONE, magnitude, round_money, total
 
 EInvoiceForm = Literal["factur-x", "cii", "ubl", "xrechnung"]
 _EN16931 = "urn:cen.eu:en16931:2017"

@@ -10,16 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from tokenmeter.billing.currency import USD, ExchangeRate, money_text, round_money
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
+from tokenmeter.billing.paper import PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
 from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name
-from tokenmeter.billing.render.html import render_html
-from tokenmeter.billing.render.pdf import write_pdf
-from tokenmeter.billing.render.sheet import PrintedRow, PrintedSheet, csv_text, write_table
 from tokenmeter.dimensions import ACCOUNTS
-from tokenmeter.money import EXACT, ZERO, multiply, total
+from tokenmeter.money import EXACT, USD, ZERO, ExchangeRate, money_text, multiply, round_money, total
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
 

@@ -14,7 +14,6 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.billing.currency import money_text, round_money
 from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus, number_text
@@ -22,7 +21,7 @@ from tokenmeter.billing.lines import TaxLine
 from tokenmeter.billing.period import acting
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, total
+from tokenmeter.money import EXACT, ZERO, magnitude, money_text, multiply, parse_decimal, round_money, total
 from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument

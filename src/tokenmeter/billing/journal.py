@@ -15,13 +15,12 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from tokenmeter.billing.currency import USD, round_money
 from tokenmeter.billing.invoice import CreditNote, Invoice
 from tokenmeter.billing.issuing import credit_notes, invoices
 from tokenmeter.billing.period import find_closed
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, total
+from tokenmeter.money import EXACT, USD, ZERO, round_money, total
 from tokenmeter.periods import Period, parse_instant, parse_period, zone
 from tokenmeter.stores.base import Store
 

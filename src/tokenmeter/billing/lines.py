@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from typing import Any
 
-from tokenmeter.billing.currency import ExchangeRate, convert, round_money
 from tokenmeter.billing.profile import Tax
 from tokenmeter.billing.rated import Rated, RateKey, plus
-from tokenmeter.money import EXACT, ONE, ZERO, total
+from tokenmeter.money import EXACT, ONE, ZERO, ExchangeRate, convert, round_money, total
 from tokenmeter.periods import Period
 
 _MILLION = 1_000_000

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, TypeVar, cast
 
-from tokenmeter.billing.currency import USD, check_currency
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, parse_decimal
+from tokenmeter.money import EXACT, USD, check_currency, parse_decimal
 from tokenmeter.periods import zone
 
 T = TypeVar("T")

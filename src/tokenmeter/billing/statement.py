@@ -10,19 +10,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from tokenmeter.billing.currency import USD, round_money
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
+from tokenmeter.billing.paper import PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
 from tokenmeter.billing.period import period_dict
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
-from tokenmeter.billing.render.html import render_html
-from tokenmeter.billing.render.pdf import write_pdf
-from tokenmeter.billing.render.sheet import PrintedRow, PrintedSheet, csv_text, write_table
 from tokenmeter.dimensions import AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, total
+from tokenmeter.money import EXACT, USD, ZERO, round_money, total
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 

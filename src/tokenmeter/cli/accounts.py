@@ -20,7 +20,7 @@ from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
-from tokenmeter.reports.layout import visible
+from tokenmeter.reports.table import visible
 
 _NEARLY = Decimal("0.8")
 

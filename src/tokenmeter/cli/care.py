@@ -31,8 +31,8 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, magnitude, round_to, total
 from tokenmeter.pricing import updating
 from tokenmeter.pricing.edition import installed_digest
-from tokenmeter.reports.layout import visible
 from tokenmeter.reports.query import BEGINNING, closed
+from tokenmeter.reports.table import visible
 from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.urls import redacted

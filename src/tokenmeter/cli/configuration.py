@@ -12,7 +12,7 @@ from rich.markup import escape
 from tokenmeter.cli.frame import Frame, app, command, emit, out
 from tokenmeter.config import FILE_NAME, Settings, find_file
 from tokenmeter.default import make_meter
-from tokenmeter.reports.sink import write_whole
+from tokenmeter.reports.writers import write_whole
 from tokenmeter.stores.urls import redacted
 
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)

@@ -18,8 +18,8 @@ import typer
 from tokenmeter.cli.frame import HEADINGS, Frame, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.reports.layout import visible
 from tokenmeter.reports.query import parse_conditions
+from tokenmeter.reports.table import visible
 from tokenmeter.serving.access import EVERYTHING, RIGHTS, AccessScope, Token, make_token
 from tokenmeter.serving.lens import look_through
 

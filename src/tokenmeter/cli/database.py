@@ -21,7 +21,7 @@ from tokenmeter.display import plain
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
-from tokenmeter.reports.layout import visible
+from tokenmeter.reports.table import visible
 from tokenmeter.stores import backup as backups
 from tokenmeter.stores import merging, moving
 from tokenmeter.stores.sqlite.database import sqlite3

@@ -21,7 +21,7 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.providers import to_wire
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
-from tokenmeter.reports.layout import count, visible
+from tokenmeter.reports.table import count, visible
 from tokenmeter.tables import DecimalMark
 
 _STDIN = Path("-")

@@ -25,7 +25,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
-from tokenmeter.reports.layout import visible
+from tokenmeter.reports.table import visible
 
 app = typer.Typer(help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
 

@@ -34,7 +34,7 @@ from tokenmeter.periods import zone
 from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_entries, read_report
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
-from tokenmeter.reports.layout import amount, count, visible
+from tokenmeter.reports.table import amount, count, visible
 from tokenmeter.stores.base import Store
 
 #: How long a call may have been on its way before it is recorded, and how far two looks overlap.

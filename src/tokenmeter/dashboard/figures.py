@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 
-from tokenmeter.billing.currency import money_text
-from tokenmeter.money import ONE, add, magnitude, ratio, round_to, subtract
+from tokenmeter.money import ONE, add, magnitude, money_text, ratio, round_to, subtract
 from tokenmeter.periods import zone
-from tokenmeter.reports.layout import amount, compact, count, money_places, share, visible
+from tokenmeter.reports.table import amount, compact, count, money_places, share, visible
 from tokenmeter.usage import Quantity
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmeter.importing.responses import FIELDS
+from tokenmeter.importing.rows import FIELDS
 from tokenmeter.importing.run import ImportOutcome, import_usage
 from tokenmeter.importing.sources import SOURCES
 

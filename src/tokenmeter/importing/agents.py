@@ -27,7 +27,7 @@ from tokenmeter.importing.call import (
     provider_of,
     without_zero,
 )
-from tokenmeter.importing.gateways import endpoint_of
+from tokenmeter.importing.rows import endpoint_of
 
 Row = Mapping[str, Any]
 _SECOND = timedelta(seconds=1)

@@ -16,9 +16,9 @@ from pydantic_core import to_json
 
 from tokenmeter.attribution import MAX_TEXT, NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, TokenmeterError
-from tokenmeter.importing import agents, gateways
+from tokenmeter.importing import agents, rows
 from tokenmeter.importing.call import Given, ImportedCall
-from tokenmeter.importing.responses import check_fields, mapped, response
+from tokenmeter.importing.rows import check_fields, mapped, response
 from tokenmeter.importing.sources import (
     AGENTS,
     SOURCES,
@@ -41,11 +41,11 @@ from tokenmeter.usage import Consumption, Observation, Usage
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
 _DAY = timedelta(days=1)
 _ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], ImportedCall | None]] = {
-    "litellm": gateways.litellm,
-    "langfuse": gateways.langfuse,
-    "helicone": gateways.helicone,
-    "openrouter": gateways.openrouter,
-    "portkey": gateways.portkey,
+    "litellm": rows.litellm,
+    "langfuse": rows.langfuse,
+    "helicone": rows.helicone,
+    "openrouter": rows.openrouter,
+    "portkey": rows.portkey,
     "opencode": agents.opencode,
     "responses": response,
 }

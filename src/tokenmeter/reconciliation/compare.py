@@ -8,9 +8,16 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, round_to
-from tokenmeter.reconciliation.books import QUARTER, LedgerSide, Side, align_models
 from tokenmeter.reconciliation.result import CAUSES, POSTABLE, Cause, Discrepancy
-from tokenmeter.reconciliation.statement import Bucket, CostKind, ProviderStatement
+from tokenmeter.reconciliation.statement import (
+    QUARTER,
+    Bucket,
+    CostKind,
+    LedgerSide,
+    ProviderStatement,
+    Side,
+    align_models,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

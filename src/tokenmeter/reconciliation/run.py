@@ -19,12 +19,11 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.periods import Period, floor, parse_period
 from tokenmeter.reconciliation import anthropic, openai
-from tokenmeter.reconciliation.books import Side, read_ledger
 from tokenmeter.reconciliation.compare import compare
 from tokenmeter.reconciliation.files import read_files
 from tokenmeter.reconciliation.paging import Progress, ReportPages
 from tokenmeter.reconciliation.result import KIND, POSTABLE, Cause, Reconciliation, SideTotals
-from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement
+from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement, Side, read_ledger
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
 

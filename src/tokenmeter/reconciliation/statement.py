@@ -1,18 +1,21 @@
-"""What a provider says it served and billed, in neutral terms: disjoint tokens per class, and US dollars."""
+"""The two books in neutral terms: what a provider says, what the ledger has. Disjoint tokens per class, US dollars."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import ReconciliationError
-from tokenmeter.money import EXACT
+from tokenmeter.ledger import Entry
+from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
+from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.usage import Quantity
 
 #: Classes of tokens that both sides can tell apart; disjoint.
 TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")
@@ -154,3 +157,186 @@ def tier_name(tier: str | None, *, batch: bool = False) -> str:
         return "batch"
     name = (tier or "").strip().lower()
     return "standard" if name in {"", "default", "auto", "standard", "none", "sync"} else name
+
+
+_TOOL_UNITS = frozenset({"Searches", "Sessions"})
+#: Seconds.
+QUARTER = 900
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+_TURNED = re.compile(r"claude-([4-9](?:-\d)?)-([a-z]+)")
+#: A snapshot that costs something else than its family.
+_PRICED_APART = frozenset({"gpt-4o-2024-05-13"})
+
+
+@dataclass(slots=True)
+class Side:
+    """One side of a bucket.
+
+    Attributes:
+        tokens: Class -> count of what is billed.
+        waived: Class -> count of answers that the provider does not bill (refusals); ours only.
+        requests: Calls; None when the statement does not say.
+        cost: US dollars, exact; None when there is none to compare.
+        lines: How many amounts `cost` is the sum of.
+        unpriced: Calls of ours whose price is unknown.
+        estimated: Calls of ours whose usage is estimated.
+        adjusted: The part of `cost` that adjustments have posted.
+    """
+
+    tokens: dict[str, int] = field(default_factory=dict[str, int])
+    waived: dict[str, int] = field(default_factory=dict[str, int])
+    requests: int | None = None
+    cost: Decimal | None = None
+    lines: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+    adjusted: Decimal = ZERO
+
+    def count(self, tokens: Mapping[str, int]) -> None:
+        """Add billed tokens."""
+        for name, count in tokens.items():
+            self.tokens[name] = self.tokens.get(name, 0) + count
+
+    def bill(self, amount: Decimal) -> None:
+        """Add a cost."""
+        self.cost = EXACT.add(self.cost or ZERO, amount)
+        self.lines += 1
+
+    @property
+    def total_tokens(self) -> int:
+        """All token classes together."""
+        return sum(count for name, count in self.tokens.items() if name != "web_searches")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSide:
+    """The ledger's side of a comparison.
+
+    Attributes:
+        sides: Bucket -> what the ledger has in it, in UTC days.
+        quarters: (quarter of an hour since the epoch, bucket without its day) -> tokens and cost: what days cut in
+            another zone would come to.
+    """
+
+    sides: Mapping[Bucket, Side]
+    quarters: Mapping[tuple[int, Bucket], tuple[int, Decimal]]
+
+
+def read_ledger(store: Store, statement: ProviderStatement) -> LedgerSide:
+    """The ledger in the statement's buckets. Reads the period's entries once, one at a time."""
+    which = EntryFilter(
+        since=statement.period.start,
+        until=statement.period.end,
+        where={"provider": frozenset([statement.provider])},
+    )
+    reader = _BookReader(statement)
+    for entry in store.entries(which):
+        reader.read(entry)
+    return LedgerSide(reader.sides, reader.quarters)
+
+
+class _BookReader:
+    def __init__(self, statement: ProviderStatement) -> None:
+        self.sides: dict[Bucket, Side] = {}
+        self.quarters: dict[tuple[int, Bucket], tuple[int, Decimal]] = {}
+        self._statement = statement
+        # A provider that bills tools without naming a model is compared with all of them together.
+        self._tools_apart = any(cost.amount and cost.bucket.model is None for cost in statement.costs or ())
+
+    def read(self, entry: Entry) -> None:
+        counted = self._statement.usage is not None and not entry.endpoint.startswith(self._statement.tokenless or "\0")
+        sign = 1 if entry.kind == "usage" else -1
+        if counted and (entry.kind == "usage" or entry.usage):
+            self._count(entry, sign)
+        if self._statement.costs is not None:
+            self._bill(entry)
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        main = self._side(entry, entry.model)
+        if not entry.charges:
+            counts = _classes(entry.usage.quantities.items(), self._statement.classes)
+            if entry.cost_source == "none":
+                for name, count in counts.items():
+                    main.waived[name] = main.waived.get(name, 0) + count
+                return
+            main.count(counts)
+            self._note(entry, entry.model, counts, ZERO)
+        for charge in entry.charges:
+            counts = _classes([(charge.sku_meter, charge.quantity)], self._statement.classes)
+            self._side(entry, charge.model or entry.model).count(counts)
+            self._note(entry, charge.model or entry.model, counts, ZERO)
+        if entry.usage:
+            main.requests = (main.requests or 0) + sign
+            main.estimated += sign * (entry.cost_source == "estimated" or "estimated" in entry.flags)
+
+    def _bill(self, entry: Entry) -> None:
+        rest = entry.contracted_cost or ZERO
+        for charge in entry.charges:
+            apart = self._tools_apart and charge.unit in _TOOL_UNITS
+            side = self._side(entry, None if apart else charge.model or entry.model)
+            if charge.contracted_cost is None:
+                side.unpriced += 1
+                continue
+            side.bill(charge.contracted_cost)
+            self._note(entry, None if apart else charge.model or entry.model, {}, charge.contracted_cost)
+            rest = EXACT.subtract(rest, charge.contracted_cost)
+            if entry.kind == "adjustment":
+                side.adjusted = EXACT.add(side.adjusted, charge.contracted_cost)
+        if rest:
+            self._side(entry, entry.model).bill(rest)
+            self._note(entry, entry.model, {}, rest)
+
+    def _side(self, entry: Entry, model: str | None) -> Side:
+        return self.sides.setdefault(self._bucket(entry, model), Side())
+
+    def _bucket(self, entry: Entry, model: str | None) -> Bucket:
+        key = entry.api_key
+        batch = entry.service_tier == "batch" or any(
+            "processing=batch" in (one.price_id or "") for one in entry.charges
+        )
+        told = {
+            "model": model,
+            "api_key": None if key is None else key.label,
+            "project": entry.attribution.project,
+            "service_tier": tier_name(entry.service_tier, batch=batch),
+        }
+        day = entry.occurred_at.astimezone(UTC).date()
+        return Bucket(day, **{name: told[name] for name in self._statement.grain})
+
+    def _note(self, entry: Entry, model: str | None, tokens: Mapping[str, int], cost: Decimal) -> None:
+        quarter = int((entry.occurred_at - _EPOCH).total_seconds()) // QUARTER
+        key = quarter, self._bucket(entry, model)._replace(day=date.min)
+        count, sum_ = self.quarters.get(key, (0, ZERO))
+        self.quarters[key] = count + sum(tokens.values()), EXACT.add(sum_, cost)
+
+
+def _classes(quantities: Iterable[tuple[str, Quantity]], classes: Collection[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for sku_meter, quantity in quantities:
+        name = class_of(sku_meter)
+        if name is not None and name in classes:
+            counts[name] = counts.get(name, 0) + int(quantity)
+    return counts
+
+
+def align_models(ours: Collection[str | None], theirs: Collection[str | None]) -> Callable[[str | None], str | None]:
+    """How to name models so that both sides name them alike.
+
+    A name that both know stays. Where one says ``gpt-5-2025-08-07`` or ``Claude Haiku 4.5`` and the other ``gpt-5`` or
+    ``claude-haiku-4-5-20251001``, both become the name of the family, ``gpt-5`` or ``claude-haiku-4-5``.
+    """
+    families = [{family_of(name) for name in names if name} for names in (ours, theirs)]
+    alone = {family_of(name) for name in set(ours) ^ set(theirs) if name}
+    merged = alone & families[0] & families[1]
+    return lambda name: family_of(name) if name and family_of(name) in merged else name
+
+
+def family_of(model: str) -> str:
+    """A model's name without its maker, its date and the ways people spell it."""
+    name = re.sub(r"[\s_.]+", "-", model.strip().lower()).rpartition("/")[2]
+    if name in _PRICED_APART:
+        return name
+    name = _DATED.sub("", name)
+    turned = _TURNED.fullmatch(name)  # claude-4.5-sonnet, as some resellers spell claude-sonnet-4-5
+    return f"claude-{turned[2]}-{turned[1]}" if turned else name

@@ -15,8 +15,7 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports.fields import ChargeLine, Field, charge_fields, entry_fields, plain
 from tokenmeter.reports.query import Query, closed, read_entries
-from tokenmeter.reports.sink import Target, opened, refuse_existing, write_whole
-from tokenmeter.reports.writers import WRITERS, format_of
+from tokenmeter.reports.writers import WRITERS, Target, format_of, opened, refuse_existing, write_whole
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 

@@ -12,8 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
-from tokenmeter.reports.query import closed
-from tokenmeter.reports.sheet import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet
+from tokenmeter.reports.query import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet, closed
 from tokenmeter.usage import Quantity, Usage
 
 R = TypeVar("R")

@@ -26,7 +26,7 @@ from tokenmeter.reports.focus_rows import (
     service_of,
 )
 from tokenmeter.reports.query import Query, read_entries
-from tokenmeter.reports.sink import refuse_existing
+from tokenmeter.reports.writers import refuse_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

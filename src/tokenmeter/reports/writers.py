@@ -1,23 +1,272 @@
-"""The formats of exports: CSV, JSON Lines, Parquet and XLSX, each written record by record."""
+"""The files of exports: CSV, JSON Lines, Parquet and XLSX, written record by record.
+
+They appear whole or not at all, are never overwritten by accident, and know their own SHA-256. In a workbook dates are
+dates, ids text and money numbers; a cell's number has 15 digits or so, so the columns at the far right, named ``...
+exact``, have each amount in full, and the last row sums what is money by a formula that follows a filter.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT
+from tokenmeter.money import EXACT, ZERO, add
 from tokenmeter.reports.fields import Field, Kind, plain
-from tokenmeter.reports.sink import Sink, Target
-from tokenmeter.reports.xlsx import write_xlsx
+
+#: A path, or something that is open for writing.
+Target = str | os.PathLike[str] | IO[Any]
+
+
+class Sink:
+    """Bytes on their way into a file; hashes and counts what passes."""
+
+    def __init__(self, stream: IO[Any]) -> None:
+        self._stream = stream
+        self._text = isinstance(stream, io.TextIOBase)
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        """Pass `data` on; text streams get it decoded, so hand over whole lines."""
+        self._hash.update(data)
+        self.size += len(data)
+        self._stream.write(data.decode() if self._text else data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self._stream.flush()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything written, hex."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
+    """A sink into `target`. A file gets its name only when the block ends well.
+
+    Raises:
+        ConfigurationError: the file exists and `overwrite` is False, its folder does not exist, or the system does not
+            let it be written (permissions, a full disk, a folder of that name).
+    """
+    if not isinstance(target, (str, os.PathLike)):
+        yield Sink(target)
+        return
+    path = Path(target)
+    if not overwrite:
+        refuse_existing(path)
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"The folder {str(path.parent)!r} does not exist; make it first.")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with _told(path):
+            file = _File(temporary, "xb")
+        file.path = path
+        with io.BufferedWriter(file) as stream:
+            yield Sink(stream)
+            stream.flush()
+            with _told(path):
+                os.fsync(stream.fileno())
+        with _told(path):
+            _name(temporary, path, overwrite=overwrite)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+class _File(io.FileIO):
+    """A file on its way to `path`. Only its own failures are told as such, never those of who makes the records."""
+
+    path: Path
+
+    def write(self, data: Any, /) -> int:
+        """As `io.FileIO` does it."""
+        with _told(self.path):
+            return super().write(data)
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None]:
+    """What the system has against writing `path`, in words."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(f"{str(path)!r} cannot be written: {reason}. Name another place.") from error
+
+
+def _name(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename this fails when somebody else made the file meanwhile
+    except FileExistsError:
+        refuse_existing(path)
+    except OSError:  # a file system without hard links
+        refuse_existing(path)
+        temporary.replace(path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        ConfigurationError: `path` exists.
+    """
+    if path.exists():
+        raise ConfigurationError(
+            f"{str(path)!r} exists; choose another name, or replace it with overwrite=True (--overwrite)."
+        )
+
+
+def write_whole(path: Path, content: str, *, overwrite: bool) -> None:
+    """Write a small text file, whole or not at all."""
+    with opened(path, overwrite=overwrite) as sink:
+        sink.write(content.encode())
+
+
+_MOST_ROWS = 1_048_576 - 2
+#: Excel's SUM that leaves out what a filter hides.
+_SUM_SHOWN = 109
+_WIDTHS: Mapping[Kind, int] = {
+    **dict.fromkeys(("text", "json"), 24),
+    **dict.fromkeys(("instant", "second"), 22),
+    **dict.fromkeys(("money", "price", "quantity"), 18),
+}
+_FORMATS: Mapping[Kind, str] = {
+    "money": "#,##0.00##########",
+    "price": "0.0000000000####",
+    "quantity": "#,##0.#########",
+    "integer": "#,##0",
+    "instant": "yyyy-mm-dd hh:mm:ss.000",
+    "second": "yyyy-mm-dd hh:mm:ss",
+}
+
+
+def write_xlsx(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink: Sink) -> None:
+    """Write a workbook of one sheet: headings, records, and a row of sums.
+
+    Args:
+        records: Values in the order of `fields`.
+        fields: The columns.
+        sink: Where to.
+
+    Raises:
+        ConfigurationError: xlsxwriter is not installed, or there are more rows than a sheet can have.
+    """
+    try:
+        xlsxwriter: Any = import_module("xlsxwriter")
+    except ImportError as error:
+        raise ConfigurationError("XLSX needs the extra 'xlsx': pip install 'tokenmeter-sdk[xlsx]'.") from error
+    content = io.BytesIO()
+    book = xlsxwriter.Workbook(content, {"constant_memory": True, "default_date_format": _FORMATS["second"]})
+    book.set_properties({"created": datetime(2000, 1, 1)})  # noqa: DTZ001 - the same bytes for the same rows
+    _Worksheet(book, fields).write(records)
+    book.close()
+    sink.write(content.getvalue())
+
+
+class _Worksheet:
+    def __init__(self, book: Any, fields: Sequence[Field[Any]]) -> None:
+        self._fields = fields
+        self._money = [at for at, one in enumerate(fields) if one.kind == "money"]
+        self._sheet = book.add_worksheet()
+        self._bold = book.add_format({"bold": True, "top": 1})
+        self._heads = book.add_format({"bold": True, "bottom": 1})
+        self._formats = {kind: book.add_format({"num_format": form}) for kind, form in _FORMATS.items()}
+        self._sums = book.add_format({"bold": True, "top": 1, "num_format": _FORMATS["money"]})
+        self._totals = dict.fromkeys(self._money, ZERO)
+        self._put: Mapping[Kind, Callable[[int, int, Any], None]] = {
+            "text": self._text,
+            "json": lambda row, at, value: self._text(row, at, plain(value, "json")),
+            "flag": self._sheet.write_boolean,
+            "instant": self._moment,
+            "second": self._moment,
+            "integer": self._number,
+            "money": self._number,
+            "price": self._number,
+            "quantity": self._number,
+        }
+
+    def write(self, records: Iterable[list[Any]]) -> None:
+        """Headings, rows, sums."""
+        for at, one in enumerate(self._fields):
+            self._sheet.set_column(at, at, _WIDTHS.get(one.kind, 12))
+            self._sheet.write_string(0, at, one.name, self._heads)
+        exact = len(self._fields)
+        for place, at in enumerate(self._money):
+            self._sheet.write_string(0, exact + place, f"{self._fields[at].name} exact", self._heads)
+        self._sheet.freeze_panes(1, 0)
+        row = 0
+        for row, values in enumerate(records, 1):
+            if row > _MOST_ROWS:
+                raise ConfigurationError(f"A sheet has {_MOST_ROWS:,} rows at most; export as CSV or Parquet.")
+            for at, (one, value) in enumerate(zip(self._fields, values, strict=True)):
+                if value is not None and value != "":
+                    self._put[one.kind](row, at, value)
+            for place, at in enumerate(self._money):
+                if values[at] is not None:
+                    self._sheet.write_string(row, exact + place, plain(values[at], "money"))
+                    self._totals[at] = add(self._totals[at], Decimal(values[at]))
+        if row:
+            self._sheet.autofilter(0, 0, row, exact - 1)
+            self._write_sums(row, exact)
+
+    def _write_sums(self, last: int, exact: int) -> None:
+        for at in range(exact):
+            if at in self._totals:
+                letter = _letters(at)
+                formula = f"=SUBTOTAL({_SUM_SHOWN},{letter}2:{letter}{last + 1})"
+                self._sheet.write_formula(
+                    last + 1, at, formula, self._sums, float(self._totals[at])
+                )  # not money: a cell
+            else:
+                self._sheet.write_string(last + 1, at, "" if at else "Total", self._bold)
+        for place, at in enumerate(self._money):
+            self._sheet.write_string(last + 1, exact + place, plain(self._totals[at], "money"), self._bold)
+
+    def _text(self, row: int, at: int, value: Any) -> None:
+        self._sheet.write_string(row, at, str(value)[:_LONGEST_TEXT])
+
+    def _number(self, row: int, at: int, value: Decimal | int) -> None:
+        self._sheet.write_number(row, at, float(value), self._formats[self._fields[at].kind])  # not money: a cell
+
+    def _moment(self, row: int, at: int, value: datetime) -> None:
+        kind = self._fields[at].kind
+        naive = value.astimezone(UTC).replace(tzinfo=None)
+        self._sheet.write_datetime(row, at, naive, self._formats[kind])
+
+
+#: What a cell can hold.
+_LONGEST_TEXT = 32_767
+
+
+def _letters(column: int) -> str:
+    """``A``, ..., ``Z``, ``AA``, ..."""
+    name = ""
+    column += 1
+    while column:
+        column, rest = divmod(column - 1, 26)
+        name = chr(ord("A") + rest) + name
+    return name
+
 
 ExportFormat = Literal["csv", "jsonl", "parquet", "xlsx"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = ("csv", "jsonl", "parquet", "xlsx")

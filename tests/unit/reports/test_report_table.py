@@ -7,7 +7,7 @@ import pytest
 
 from tokenmeter.ledger import Entry
 from tokenmeter.reports import Query, read_report
-from tokenmeter.reports.layout import amount, compact, money_places, share
+from tokenmeter.reports.table import amount, compact, money_places, share
 from tokenmeter.stores.base import Store
 
 

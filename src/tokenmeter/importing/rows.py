@@ -1,4 +1,4 @@
-"""Logs of gateways and observability services, one call a row: LiteLLM, Langfuse, Helicone, OpenRouter, Portkey.
+"""One call a row: logs of gateways and observability services, responses as providers gave them, mapped rows.
 
 Each reader takes one row and gives its call, or None for a row that is no call of a provider.
 """
@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.dimensions import ALL_METERS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
     ImportedCall,
+    at_path,
     count_of,
     decimal_of,
     instant_of,
@@ -297,3 +300,185 @@ def _provider(name: str | None) -> str:
 def _cost(row: Row, *names: str) -> Decimal | None:
     value = next((row[name] for name in names if row.get(name) not in {None, ""}), None)
     return None if value is None else decimal_of(value, names[0])
+
+
+#: ``object`` (OpenAI) or ``type`` (Anthropic) of a response body -> provider and SDK method path.
+_KINDS = {
+    "chat.completion": ("openai", "chat.completions"),
+    "text_completion": ("openai", "completions"),
+    "response": ("openai", "responses"),
+    "list": ("openai", "embeddings"),
+    "message": ("anthropic", "messages"),
+}
+#: What a map of fields can name; ``tag:NAME`` adds any tag.
+FIELDS = (
+    *("id", "time", "model", "provider", "endpoint", "service_tier", "processing", "cost", "reasoning"),
+    *WHO,
+    *("input_uncached", "cache_write"),
+    *ALL_METERS,
+)
+
+
+def response(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """A provider's response, or a line of a batch's output file; None when it failed.
+
+    Raises:
+        ConfigurationError: what it is, when it was made, or its id cannot be told.
+    """
+    body, batch, line_id = _body(row)
+    if body is None:
+        return None
+    provider, endpoint = _where(body, given)
+    processing = given.processing or ("batch" if batch else None)
+    seen = observe(
+        body,
+        provider=provider,
+        endpoint=endpoint,
+        processing=processing,
+        cost_unit=given.cost_unit(provider),
+    )
+    if not seen.consumptions:
+        if _says_usage(body):
+            raise ConfigurationError("its usage cannot be read, so that it would be missing")
+        return None
+    moment = _moment(body) or _moment(row) or given.at
+    if moment is None:
+        raise ConfigurationError("the response does not say when it was made: give --at")
+    response_id = seen.response_id or line_id
+    if response_id is None:
+        raise ConfigurationError("the response has no id, so that it could be counted twice")
+    return ImportedCall(
+        where=where,
+        id=response_id,
+        provider=provider,
+        model=seen.response_model,
+        at=moment,
+        endpoint=endpoint,
+        observation=seen,
+    )
+
+
+def _body(row: Row) -> tuple[Row | None, bool, str | None]:
+    """The body, whether it ran in a batch, and the id of the batch's line; no body where the call failed."""
+    if "custom_id" in row:
+        answer: object = row.get("response") or row.get("result") or {}
+        held = mapping_of(answer)
+        if answer and not held:
+            raise ConfigurationError("a batch line whose result is no JSON object")
+        body = mapping_of(held.get("body") or held.get("message"))
+        if not body or held.get("status_code", _OK) != _OK:
+            return None, True, None
+        return body, True, row.get("id")
+    if _is_response(row):
+        return row, False, None
+    nested = [one for value in row.values() for one in (value, *mapping_of(value).values()) if _is_response(one)]
+    if len(nested) == 1:
+        return mapping_of(nested[0]), False, None
+    if nested:
+        raise ConfigurationError(f"{len(nested)} responses in one line: give each a line of its own")
+    return row, False, None
+
+
+def _is_response(value: object) -> bool:
+    body = mapping_of(value)
+    kind = body.get("object") or body.get("type")
+    return str(kind) in _KINDS and isinstance(body.get("usage"), dict)
+
+
+def _where(body: Row, given: Given) -> tuple[str, str]:
+    kind = body.get("object") or body.get("type")
+    provider, endpoint = _KINDS.get(str(kind), (None, None))
+    provider, endpoint = given.provider or provider, given.endpoint or endpoint
+    if provider is None or endpoint is None:
+        has = ", ".join(list(body)[:12]) or "nothing"
+        what = "it is no log that is known" if kind is None else f"what kind of response {kind!r} is cannot be told"
+        raise ConfigurationError(
+            f"{what}: give --provider and --endpoint of a response, or say what is where with "
+            f"--map id=...,time=...,model=...,input=...,output=...; it has {has}"
+        )
+    return provider, endpoint
+
+
+def _moment(content: Row) -> datetime | None:
+    for name in ("created", "created_at", "timestamp", "time"):
+        value = content.get(name)
+        if value is not None and not isinstance(value, bool):
+            with suppress(ConfigurationError):
+                return instant_of(value, tz="UTC").astimezone(UTC)
+    return None
+
+
+def _says_usage(content: Row) -> bool:
+    """Whether a response has a usage that is not simply nothing."""
+    usage: object = content.get("usage")
+    return any(told.values()) if (told := mapping_of(usage)) else bool(usage)
+
+
+def check_fields(fields: Mapping[str, str]) -> None:
+    """Refuse a map that cannot work.
+
+    Raises:
+        ConfigurationError: an unknown name, or an id, time or count missing.
+    """
+    for name in fields:
+        if name not in FIELDS and not name.startswith("tag:"):
+            raise ConfigurationError(f"--map: unknown name {name!r}; use {', '.join(FIELDS)} or tag:NAME.")
+    missing = [name for name in ("id", "time") if name not in fields]
+    if missing:
+        raise ConfigurationError(f"--map: say where the {' and the '.join(missing)} is: id=..., time=....")
+    if "input" in fields and "input_uncached" in fields:
+        raise ConfigurationError("--map: give 'input' (with what was cached) or 'input_uncached', not both.")
+    if not set(fields) & {*ALL_METERS, "input_uncached"}:
+        raise ConfigurationError("--map: name at least one count, such as input=... or output=....")
+
+
+def mapped(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """A row of a shape of one's own, by a map of fields.
+
+    ``input`` is as most logs count it, with what was read from and written to a cache; where the cached tokens are more
+    than it, it was without them. ``input_uncached`` is always without.
+
+    Raises:
+        ConfigurationError: a field that is needed is not there, or is not what it should be.
+    """
+    fields = given.fields
+    found = {name: at_path(row, path) for name, path in fields.items()}
+    if found.get("id") in {None, ""}:
+        raise ConfigurationError(f"there is no {fields['id']!r} (the id)")
+    if found.get("time") in {None, ""}:
+        raise ConfigurationError(f"there is no {fields['time']!r} (the time)")
+    model = str(found.get("model") or given.model or "") or None
+    provider = str(found.get("provider") or given.provider or provider_of(model) or "")
+    if not provider:
+        raise ConfigurationError("whose model it is cannot be told: give --provider")
+    quantities = {name: count_of(found, name) for name in ALL_METERS if name in found}
+    unsaid = count_of(found, "cache_write")
+    if unsaid:
+        quantities["cache_write_5m"] = quantities.get("cache_write_5m", 0) + unsaid
+    cached = sum(count for name, count in quantities.items() if name.startswith("cache_"))
+    if "input_uncached" in found:
+        quantities["input"] = count_of(found, "input_uncached")
+    elif quantities.get("input", 0) >= cached:
+        quantities["input"] = quantities.get("input", 0) - cached
+    quantities = without_zero(quantities)
+    if not quantities:
+        return None
+    cost = found.get("cost")
+    return ImportedCall(
+        where=where,
+        id=str(found["id"]),
+        provider=provider,
+        model=model,
+        at=instant_of(found["time"], tz=given.tz),
+        endpoint=str(found.get("endpoint") or given.endpoint or endpoint_of(provider)),
+        quantities=quantities,
+        reasoning=count_of(found, "reasoning"),
+        service_tier=str(found["service_tier"]) if found.get("service_tier") else None,
+        processing=str(found["processing"]) if found.get("processing") else given.processing,
+        flags=frozenset({"cache_lifetime_assumed"} if unsaid else ()),
+        cost_in_source=None if cost in {None, ""} else decimal_of(cost, "cost"),
+        who={name: str(found[name]) for name in WHO if found.get(name)},
+        tags={
+            name.removeprefix("tag:"): str(value) for name, value in found.items() if name.startswith("tag:") and value
+        },
+    )

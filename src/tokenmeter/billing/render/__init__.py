@@ -1,1 +1,0 @@
-"""The forms of invoices and credit notes: HTML, PDF and CSV."""
