@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmeter.testing import Answer, FakeProvider, tokens
+from tokenmeter.testing import Answer, FakeProvider
+from tokenmeter.testing.composition import count_tokens, cut_to_tokens, sample_arguments, split_words
 
 HELLO = {"model": "gpt-5", "messages": [{"role": "user", "content": "Hello there"}]}
 CHAT = "/v1/chat/completions"
@@ -434,19 +435,19 @@ def test_a_json_call_costs_the_server_well_under_a_millisecond(post, fake_provid
 
 @given(st.text())
 def test_tokens_are_a_quarter_of_the_bytes_rounded_up(text):
-    assert tokens.count(text) == -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+    assert count_tokens(text) == -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 @given(st.text(), st.integers(0, 20))
 def test_a_cut_text_is_within_its_tokens(text, limit):
-    short = tokens.cut(text, limit)
+    short = cut_to_tokens(text, limit)
     assert text.startswith(short)
-    assert tokens.count(short) <= limit
+    assert count_tokens(short) <= limit
 
 
 @given(st.text())
 def test_words_join_to_the_text(text):
-    assert "".join(tokens.words(text)) == text
+    assert "".join(split_words(text)) == text
 
 
 SCHEMA = {
@@ -466,7 +467,7 @@ SCHEMA = {
 
 
 def test_samples_fit_their_schema():
-    assert tokens.sample(SCHEMA) == {
+    assert sample_arguments(SCHEMA) == {
         "kind": "a",
         "names": ["xx", "xx"],
         "count": 7,

@@ -9,19 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenmeter.testing.context import Answer
     from tokenmeter.testing.provider import FakeProvider
-    from tokenmeter.testing.reporting import Reports
-    from tokenmeter.testing.script import Answer
-    from tokenmeter.testing.truth import Truth
+    from tokenmeter.testing.truth import Reports, Truth
     from tokenmeter.testing.wire import Event, Request
 
 __all__ = ["Answer", "Event", "FakeProvider", "Reports", "Request", "Truth"]
 
 _HOMES = {
-    "Answer": "script",
+    "Answer": "context",
     "Event": "wire",
     "FakeProvider": "provider",
-    "Reports": "reporting",
+    "Reports": "truth",
     "Request": "wire",
     "Truth": "truth",
 }

@@ -13,9 +13,9 @@ from typing import Any
 
 from tokenmeter.dimensions import CACHE_READ_METERS
 from tokenmeter.money import add, multiply
-from tokenmeter.testing import reporting
+from tokenmeter.testing import truth
 from tokenmeter.testing.context import Context, RefusalError, Served
-from tokenmeter.testing.reporting import Cost, Row, Span
+from tokenmeter.testing.truth import Cost, Row, Span
 from tokenmeter.testing.wire import JSON, json_reply
 from tokenmeter.usage import Usage
 
@@ -36,11 +36,11 @@ _TOKEN_TYPES = {
 
 def analytics_usage(context: Context) -> Served:
     """``GET /v1/organizations/analytics/usage``: an item for each bucket and group."""
-    fields, rows = reporting.list_param(context.request, "group_by"), _rows(context)
+    fields, rows = truth.list_param(context.request, "group_by"), _rows(context)
     items: list[JSON] = []
     for span in _spans(context, "time_bucket_width", None):
         inside = [row for row in rows if span.start <= row.truth.at < span.end]
-        for group, used, requests in reporting.grouped(inside, _key(fields)):
+        for group, used, requests in truth.grouped(inside, _key(fields)):
             metrics = {**_counts(used), "total_tokens": used.total_tokens, "requests": requests}
             items.append({**_stamped(span), "group": dict(zip(fields, group, strict=True)), "usage": metrics})
     return _analytics_page(context, items)
@@ -48,9 +48,9 @@ def analytics_usage(context: Context) -> Served:
 
 def analytics_cost(context: Context) -> Served:
     """``GET /v1/organizations/analytics/cost``."""
-    fields = reporting.list_param(context.request, "group_by")
+    fields = truth.list_param(context.request, "group_by")
     items: list[JSON] = []
-    found = list(reporting.costs(_rows(context), context.reports))
+    found = list(truth.costs(_rows(context), context.reports))
     for span in _spans(context, "time_bucket_width", None):
         inside = [cost for cost in found if span.start <= cost.row.truth.at < span.end]
         for group, dollars in _summed(inside, fields):
@@ -61,7 +61,7 @@ def analytics_cost(context: Context) -> Served:
 
 
 def _analytics_page(context: Context, items: list[JSON]) -> Served:
-    shown, next_page = reporting.page(items, context.request, usual=_USUAL_ITEMS)
+    shown, next_page = truth.page(items, context.request, usual=_USUAL_ITEMS)
     refreshed = (context.now - context.reports.delay).isoformat()
     body = {"data": shown, "has_more": next_page is not None, "next_page": next_page, "data_refreshed_at": refreshed}
     return Served(reply=json_reply(body))
@@ -69,14 +69,14 @@ def _analytics_page(context: Context, items: list[JSON]) -> Served:
 
 def usage_report(context: Context) -> Served:
     """``GET /v1/organizations/usage_report/messages``."""
-    fields, rows = reporting.list_param(context.request, "group_by"), _rows(context)
+    fields, rows = truth.list_param(context.request, "group_by"), _rows(context)
     unasked = dict.fromkeys(("api_key_id", "workspace_id", "model", "service_tier", "context_window", "inference_geo"))
 
     def results(span: Span) -> list[JSON]:
         inside = [row for row in rows if span.start <= row.truth.at < span.end]
         return [
             {**_counts(used), **unasked, **dict(zip(fields, group, strict=True))}
-            for group, used, _ in reporting.grouped(inside, _key(fields))
+            for group, used, _ in truth.grouped(inside, _key(fields))
         ]
 
     return _bucket_page(context, results)
@@ -84,10 +84,10 @@ def usage_report(context: Context) -> Served:
 
 def cost_report(context: Context) -> Served:
     """``GET /v1/organizations/cost_report``: daily; with ``description`` a line for each model and kind of token."""
-    asked = reporting.list_param(context.request, "group_by")
+    asked = truth.list_param(context.request, "group_by")
     told = ["model", "cost_type", "token_type", "service_tier", "context_window", "inference_geo"]
     fields = told if "description" in asked else []
-    found = list(reporting.costs(_rows(context), context.reports))
+    found = list(truth.costs(_rows(context), context.reports))
 
     def results(span: Span) -> list[JSON]:
         inside = [cost for cost in found if span.start <= cost.row.truth.at < span.end]
@@ -105,7 +105,7 @@ def _cost_line(amount: str, fields: list[str], group: tuple[Any, ...]) -> JSON:
 
 def _bucket_page(context: Context, results: Callable[[Span], list[JSON]]) -> Served:
     buckets = _spans(context, "bucket_width", "1d")
-    shown, next_page = reporting.page(buckets, context.request, usual=_USUAL_BUCKETS)
+    shown, next_page = truth.page(buckets, context.request, usual=_USUAL_BUCKETS)
     data = [{**_stamped(span), "results": results(span)} for span in shown]
     return Served(reply=json_reply({"data": data, "has_more": next_page is not None, "next_page": next_page}))
 
@@ -114,9 +114,9 @@ def _bucket_page(context: Context, results: Callable[[Span], list[JSON]]) -> Ser
 
 
 def _rows(context: Context) -> list[Row]:
-    rows = reporting.rows(context.books(), context.reports, provider="anthropic", now=context.now)
-    keys = set(reporting.list_param(context.request, "api_key_ids"))
-    models = set(reporting.list_param(context.request, "models"))
+    rows = truth.rows(context.books(), context.reports, provider="anthropic", now=context.now)
+    keys = set(truth.list_param(context.request, "api_key_ids"))
+    models = set(truth.list_param(context.request, "models"))
     return [
         row for row in rows if (not keys or row.truth.api_key_id in keys) and (not models or row.part.model in models)
     ]
@@ -130,7 +130,7 @@ def _spans(context: Context, width_name: str, usual: str | None) -> list[Span]:
     start = _instant(query["starting_at"][0])
     end = _instant(query["ending_at"][0]) if query.get("ending_at") else context.now + _INSTANT
     width = query[width_name][0] if query.get(width_name) else usual
-    return [Span(start, end)] if width is None else reporting.spans(start, end, _WIDTHS[width])
+    return [Span(start, end)] if width is None else truth.spans(start, end, _WIDTHS[width])
 
 
 def _instant(text: str) -> datetime:

@@ -13,12 +13,19 @@ import zlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from tokenmeter.testing import tokens
-from tokenmeter.testing.composition import Composition, compose
+from tokenmeter.testing.composition import (
+    Composition,
+    arguments_text,
+    compose,
+    iteration_usage,
+    messages_usage,
+    prompt_tokens,
+    read_messages,
+    split_words,
+)
 from tokenmeter.testing.context import Context, Endpoint, Served, merged
 from tokenmeter.testing.openai_chat import SSE
 from tokenmeter.testing.wire import JSON, Event, Reply, dump, json_reply, sse
-from tokenmeter.testing.wire_usage import iteration_usage, messages_usage, read_messages
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ def create(context: Context) -> Served:
 
 def count_tokens(context: Context) -> Served:
     """``POST /v1/messages/count_tokens``: free."""
-    return Served(reply=json_reply({"input_tokens": tokens.prompt_tokens(context.body)}))
+    return Served(reply=json_reply({"input_tokens": prompt_tokens(context.body)}))
 
 
 def _message(context: Context, composition: Composition) -> JSON:
@@ -214,14 +221,14 @@ def _opening(block: JSON) -> JSON:
 def _deltas(block: JSON) -> Iterator[JSON]:
     match block["type"]:
         case "text":
-            for word in tokens.words(block["text"]):
+            for word in split_words(block["text"]):
                 yield {"type": "text_delta", "text": word}
         case "thinking":
-            for word in tokens.words(block["thinking"]):
+            for word in split_words(block["thinking"]):
                 yield {"type": "thinking_delta", "thinking": word}
             yield {"type": "signature_delta", "signature": block["signature"]}
         case "tool_use" | "server_tool_use":
-            for piece in tokens.words(tokens.as_json(block["input"])):
+            for piece in split_words(arguments_text(block["input"])):
                 yield {"type": "input_json_delta", "partial_json": piece}
         case _:
             pass

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tokenmeter.testing import tokens
-from tokenmeter.testing.context import Context
-from tokenmeter.testing.script import ToolCall
+from tokenmeter.dimensions import CACHE_READ_METERS
+from tokenmeter.money import add, total
+from tokenmeter.testing.context import Context, ToolCall
 from tokenmeter.testing.truth import Bill
-from tokenmeter.testing.wire import JSON
-from tokenmeter.usage import Consumption, Usage
+from tokenmeter.testing.wire import JSON, part
+from tokenmeter.usage import Consumption, Quantity, Usage
 
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 #: The tier that serves a request for another: ``fast`` is OpenAI's newer word for ``priority``.
@@ -85,10 +85,10 @@ def compose(context: Context, read: Callable[[Mapping[str, Any]], Usage], *, cho
     calls = tuple(answer.tool_calls) or _forced_calls(context)
     text, finish = answer.text, "tool_calls" if calls else "stop"
     if text is None and not calls:
-        text = _structured(body) or tokens.echo(body)
+        text = _structured(body) or echo(body)
     limit = next((body[name] for name in _LIMITS if isinstance(body.get(name), int)), None)
-    if answer.text is None and text is not None and limit is not None and tokens.count(text) > limit:
-        text, finish = tokens.cut(text, limit), "length"
+    if answer.text is None and text is not None and limit is not None and count_tokens(text) > limit:
+        text, finish = cut_to_tokens(text, limit), "length"
     asked = body.get("service_tier")
     return Composition(
         model=answer.model or body.get("model") or "unknown",
@@ -96,13 +96,13 @@ def compose(context: Context, read: Callable[[Mapping[str, Any]], Usage], *, cho
         tool_calls=calls,
         reasoning=answer.reasoning,
         finish=finish,
-        usage=_usage(context, read, text or "", calls, choices),
+        usage=_usage_of(context, read, text or "", calls, choices),
         service_tier=answer.service_tier or _SERVED_TIER.get(asked, asked) or "default",
         wire_usage=answer.usage,
     )
 
 
-def _usage(
+def _usage_of(
     context: Context,
     read: Callable[[Mapping[str, Any]], Usage],
     text: str,
@@ -116,9 +116,9 @@ def _usage(
         return read(answer.usage)
     thought = answer.reasoning_tokens
     if thought is None:
-        thought = tokens.count(answer.reasoning or "")
-    said = tokens.count(text) + sum(tokens.count(name + tokens.as_json(arguments)) for name, arguments in calls)
-    return Usage({"input": tokens.prompt_tokens(context.body), "output": (said + thought) * choices}, thought * choices)
+        thought = count_tokens(answer.reasoning or "")
+    said = count_tokens(text) + sum(count_tokens(name + arguments_text(arguments)) for name, arguments in calls)
+    return Usage({"input": prompt_tokens(context.body), "output": (said + thought) * choices}, thought * choices)
 
 
 def _forced_calls(context: Context) -> tuple[ToolCall, ...]:
@@ -135,7 +135,7 @@ def _forced_calls(context: Context) -> tuple[ToolCall, ...]:
         wanted = [tool for tool in tools if tool[0] == name]
     else:
         wanted = []
-    return tuple((name, cast("dict[str, Any]", tokens.sample(schema))) for name, schema in wanted)
+    return tuple((name, cast("dict[str, Any]", sample_arguments(schema))) for name, schema in wanted)
 
 
 def _kind(choice: Any) -> Any:
@@ -164,7 +164,290 @@ def _structured(body: JSON) -> str | None:
         found = cast("JSON", form)
         schema = found.get("schema") or found.get("json_schema", {}).get("schema")
         if schema:
-            return json.dumps(tokens.sample(schema))
+            return json.dumps(sample_arguments(schema))
         if found.get("type") == "json_object":
             return "{}"
     return None
+
+
+_BYTES_PER_TOKEN = 4
+_MEDIA_TOKENS = 85
+_MEDIA = frozenset({"image", "image_url", "input_image", "input_audio", "input_file", "file", "document", "audio"})
+#: Parts of a request body that are prompt.
+_PROMPT = ("system", "instructions", "messages", "input", "prompt", "tools", "functions", "questions", "content")
+_EXCERPT = 60
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of `text`: a token for every four UTF-8 bytes begun."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
+
+
+def cut_to_tokens(text: str, tokens: int) -> str:
+    """The longest beginning of `text` within `tokens`."""
+    return text.encode("utf-8", "ignore")[: tokens * _BYTES_PER_TOKEN].decode("utf-8", "ignore")
+
+
+def split_words(text: str) -> list[str]:
+    """`text` in the pieces a stream sends: words with the space before them."""
+    pieces = text.split(" ")
+    return [piece if number == 0 else f" {piece}" for number, piece in enumerate(pieces)] if text else []
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Tokens of everything in a request body that is prompt; at least 1."""
+    return max(1, sum(_tokens(body[name]) for name in _PROMPT if name in body))
+
+
+def _tokens(value: Any) -> int:
+    if isinstance(value, str):
+        return count_tokens(value)
+    if isinstance(value, dict):
+        mapping = cast("dict[str, Any]", value)
+        if mapping.get("type") in _MEDIA:
+            return _MEDIA_TOKENS
+        return sum(_tokens(part) for part in mapping.values())
+    if isinstance(value, list):
+        parts = cast("list[object]", value)
+        if parts and all(isinstance(part, int) for part in parts):
+            return len(parts)  # token ids
+        return sum(map(_tokens, parts))
+    return 0
+
+
+def echo(body: Mapping[str, Any]) -> str:
+    """The default answer: it repeats the beginning of what was said last."""
+    said = _last_text([body[name] for name in ("prompt", "input", "messages") if name in body])
+    return f"You said: {said[:_EXCERPT]}" if said else "Hello."
+
+
+def _last_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        mapping = cast("dict[str, Any]", value)
+        return _last_text(mapping.get("content", mapping.get("text")))
+    if isinstance(value, list):
+        for part in reversed(cast("list[object]", value)):
+            if found := _last_text(part):
+                return found
+    return ""
+
+
+def sample_arguments(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
+    """The smallest value that fits a JSON schema, for tool arguments and structured answers."""
+    top = root or schema
+    if reference := schema.get("$ref"):
+        return sample_arguments(_resolve(cast("str", reference), top), top)
+    for name in ("const", "default"):
+        if name in schema:
+            return schema[name]
+    for name in ("enum", "examples"):
+        if schema.get(name):
+            return schema[name][0]
+    for name in ("anyOf", "oneOf", "allOf"):
+        if schema.get(name):
+            return sample_arguments(schema[name][0], top)
+    return _sample_type(schema, top)
+
+
+def _sample_type(schema: Mapping[str, Any], top: Mapping[str, Any]) -> Any:
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    match kind if isinstance(kind, str) else cast("list[str]", kind)[0]:
+        case "object":
+            properties = cast("Mapping[str, Mapping[str, Any]]", schema.get("properties", {}))
+            wanted = cast("Iterable[str]", schema.get("required", properties))
+            return {name: sample_arguments(properties[name], top) for name in wanted if name in properties}
+        case "array":
+            return [sample_arguments(schema.get("items", {}), top) for _ in range(schema.get("minItems", 1))]
+        case "integer" | "number":
+            return schema.get("minimum", 1)
+        case "boolean":
+            return True
+        case "null":
+            return None
+        case _:
+            return "x" * max(schema.get("minLength", 0), 1)
+
+
+def _resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    node: Any = root  # a pointer may pass through lists
+    for name in reference.removeprefix("#").strip("/").split("/"):
+        if name:
+            node = node[name.replace("~1", "/").replace("~0", "~")]
+    return cast("Mapping[str, Any]", node)
+
+
+def arguments_text(arguments: Mapping[str, Any] | str) -> str:
+    """Tool arguments as the JSON text providers send."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+
+_REALTIME_FRESH = {"text_tokens": "input", "audio_tokens": "input_audio", "image_tokens": "input_image"}
+_REALTIME_CACHED = {"text_tokens": "cache_read", "audio_tokens": "cache_read_audio", "image_tokens": "cache_read_image"}
+
+
+def _cached(usage: Usage) -> int:
+    return int(total(usage[meter] for meter in CACHE_READ_METERS))
+
+
+def chat_usage(usage: Usage) -> JSON:
+    """``CompletionUsage``: the prompt includes its cached, written, audio and image tokens."""
+    prompt_details: JSON = {"cached_tokens": _cached(usage), "audio_tokens": usage["input_audio"]}
+    if written := int(add(usage["cache_write_30m"], usage["cache_write_12h"])):
+        prompt_details["cache_write_tokens"] = written
+    if usage["input_image"]:
+        prompt_details["image_tokens"] = usage["input_image"]
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": prompt_details,
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_output_tokens,
+            "audio_tokens": usage["output_audio"],
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def responses_usage(usage: Usage) -> JSON:
+    """``ResponseUsage``: input includes cached and written tokens."""
+    half_hour, half_day = int(usage["cache_write_30m"]), int(usage["cache_write_12h"])
+    details: JSON = {"cached_tokens": _cached(usage), "cache_write_tokens": half_hour + half_day}
+    if half_day:
+        details["cache_write_tokens_details"] = {"ttl_30m_tokens": half_hour, "ttl_12h_tokens": half_day}
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": details,
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_output_tokens},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def messages_usage(usage: Usage, *, service_tier: str | None, geo: str | None, speed: str | None) -> JSON:
+    """Anthropic's ``Usage``: input excludes what was read from or written to the cache."""
+    searches = int(usage["web_searches"])
+    wire: JSON = {
+        "input_tokens": int(usage["input"]),
+        "cache_creation_input_tokens": usage.cache_write_input_tokens,
+        "cache_read_input_tokens": _cached(usage),
+        "cache_creation": _creation(usage),
+        "output_tokens": usage.output_tokens,
+        "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0} if searches else None,
+        "service_tier": service_tier,
+        "inference_geo": geo or "global",
+    }
+    if usage.reasoning_output_tokens:
+        wire["output_tokens_details"] = {"thinking_tokens": usage.reasoning_output_tokens}
+    if speed:
+        wire["speed"] = speed
+    return wire
+
+
+def realtime_usage(usage: Usage) -> JSON:
+    """Realtime's usage: what was cached is inside each modality."""
+    cached = {name: int(usage[meter]) for name, meter in _REALTIME_CACHED.items()}
+    inside = {name: int(usage[meter]) + cached[name] for name, meter in _REALTIME_FRESH.items()}
+    return {
+        "total_tokens": usage.total_tokens,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "input_token_details": {**inside, "cached_tokens": _cached(usage), "cached_tokens_details": cached},
+        "output_token_details": {"text_tokens": int(usage["output"]), "audio_tokens": int(usage["output_audio"])},
+    }
+
+
+def iteration_usage(usage: Usage, *, kind: str, model: str | None) -> JSON:
+    """One entry of the beta ``usage.iterations``."""
+    wire: JSON = {
+        "type": kind,
+        "input_tokens": int(usage["input"]),
+        "cache_creation_input_tokens": usage.cache_write_input_tokens,
+        "cache_read_input_tokens": _cached(usage),
+        "cache_creation": _creation(usage),
+        "output_tokens": usage.output_tokens,
+    }
+    if model is not None and kind != "compaction":
+        wire["model"] = model
+    return wire
+
+
+def _creation(usage: Usage) -> JSON:
+    return {
+        "ephemeral_5m_input_tokens": int(usage["cache_write_5m"]),
+        "ephemeral_1h_input_tokens": int(usage["cache_write_1h"]),
+    }
+
+
+def _usage(meters: Mapping[str, Quantity], reasoning: int) -> Usage:
+    return Usage({meter: quantity for meter, quantity in meters.items() if quantity}, reasoning)
+
+
+def read_chat(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted ``CompletionUsage``."""
+    prompt, completion = part(wire, "prompt_tokens_details"), part(wire, "completion_tokens_details")
+    inside = {
+        "cache_read": prompt.get("cached_tokens") or 0,
+        "cache_write_30m": prompt.get("cache_write_tokens") or 0,
+        "input_audio": prompt.get("audio_tokens") or 0,
+        "input_image": prompt.get("image_tokens") or 0,
+    }
+    spoken = completion.get("audio_tokens") or 0
+    return _usage(
+        {
+            **inside,
+            "input": (wire.get("prompt_tokens") or 0) - sum(inside.values()),
+            "output": (wire.get("completion_tokens") or 0) - spoken,
+            "output_audio": spoken,
+        },
+        completion.get("reasoning_tokens") or 0,
+    )
+
+
+def read_responses(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted ``ResponseUsage``."""
+    details = part(wire, "input_tokens_details")
+    cached, written = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
+    half_day = part(details, "cache_write_tokens_details").get("ttl_12h_tokens") or 0
+    return _usage(
+        {
+            "input": (wire.get("input_tokens") or 0) - cached - written,
+            "cache_read": cached,
+            "cache_write_30m": written - half_day,
+            "cache_write_12h": half_day,
+            "output": wire.get("output_tokens") or 0,
+        },
+        part(wire, "output_tokens_details").get("reasoning_tokens") or 0,
+    )
+
+
+def read_messages(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted Anthropic ``Usage``; cache writes without a TTL are the 5-minute ones."""
+    written = wire.get("cache_creation_input_tokens") or 0
+    creation = part(wire, "cache_creation")
+    hour = creation.get("ephemeral_1h_input_tokens") or 0
+    return _usage(
+        {
+            "input": wire.get("input_tokens") or 0,
+            "cache_read": wire.get("cache_read_input_tokens") or 0,
+            "cache_write_5m": max(written - hour, creation.get("ephemeral_5m_input_tokens") or 0),
+            "cache_write_1h": hour,
+            "output": wire.get("output_tokens") or 0,
+            "web_searches": part(wire, "server_tool_use").get("web_search_requests") or 0,
+        },
+        part(wire, "output_tokens_details").get("thinking_tokens") or 0,
+    )
+
+
+def read_realtime(wire: Mapping[str, Any]) -> Usage:
+    """Meters of a scripted usage of ``response.done``."""
+    inside, out = part(wire, "input_token_details"), part(wire, "output_token_details")
+    cached = part(inside, "cached_tokens_details")
+    meters = {meter: cached.get(name, 0) for name, meter in _REALTIME_CACHED.items()}
+    for name, meter in _REALTIME_FRESH.items():
+        meters[meter] = inside.get(name, 0) - cached.get(name, 0)
+    meters |= {"output": out.get("text_tokens", 0), "output_audio": out.get("audio_tokens", 0)}
+    return _usage(meters, 0)

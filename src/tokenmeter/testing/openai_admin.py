@@ -8,9 +8,9 @@ from typing import Any
 
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.money import add
-from tokenmeter.testing import reporting
+from tokenmeter.testing import truth
 from tokenmeter.testing.context import Context, RefusalError, Served
-from tokenmeter.testing.reporting import Row, Span
+from tokenmeter.testing.truth import Row, Span
 from tokenmeter.testing.wire import JSON, json_reply
 from tokenmeter.usage import Usage
 
@@ -48,11 +48,11 @@ def usage(context: Context) -> Served:
     rows = [row for row in _rows(context) if (row.truth.endpoint or "").startswith(_KINDS[kind])]
     if kind in _TOOL_METERS:
         rows = [row for row in rows if row.part.usage[_TOOL_METERS[kind]]]
-    fields = reporting.list_param(context.request, "group_by")
+    fields = truth.list_param(context.request, "group_by")
 
     def results(span: Span) -> list[JSON]:
         inside = [row for row in rows if span.start <= row.truth.at < span.end]
-        groups = reporting.grouped(inside, lambda row: tuple(_field(row, name) for name in fields))
+        groups = truth.grouped(inside, lambda row: tuple(_field(row, name) for name in fields))
         return [
             _result(kind, used, requests) | dict(zip(fields, group, strict=True)) for group, used, requests in groups
         ]
@@ -62,8 +62,8 @@ def usage(context: Context) -> Served:
 
 def costs(context: Context) -> Served:
     """``GET /organization/costs``."""
-    fields = reporting.list_param(context.request, "group_by")
-    found = list(reporting.costs(_rows(context), context.reports))
+    fields = truth.list_param(context.request, "group_by")
+    found = list(truth.costs(_rows(context), context.reports))
 
     def results(span: Span) -> list[JSON]:
         sums: dict[tuple[Any, ...], tuple[Decimal, Decimal]] = {}
@@ -93,9 +93,9 @@ def _cost_result(
 
 
 def _rows(context: Context) -> list[Row]:
-    rows = reporting.rows(context.books(), context.reports, provider="openai", now=context.now)
-    wanted = set(reporting.list_param(context.request, "api_key_ids"))
-    models = set(reporting.list_param(context.request, "models"))
+    rows = truth.rows(context.books(), context.reports, provider="openai", now=context.now)
+    wanted = set(truth.list_param(context.request, "api_key_ids"))
+    models = set(truth.list_param(context.request, "models"))
     return [
         row
         for row in rows
@@ -110,7 +110,7 @@ def _buckets(context: Context, results: Any) -> Served:
     width = _WIDTHS[(query.get("bucket_width") or ["1d"])[0]]
     start = datetime.fromtimestamp(int(query["start_time"][0]), UTC)
     end = datetime.fromtimestamp(int(query["end_time"][0]), UTC) if "end_time" in query else context.now + _INSTANT
-    shown, next_page = reporting.page(reporting.spans(start, end, width), context.request, usual=_USUAL_BUCKETS)
+    shown, next_page = truth.page(truth.spans(start, end, width), context.request, usual=_USUAL_BUCKETS)
     data = [
         {
             "object": "bucket",
@@ -138,7 +138,7 @@ def _field(row: Row, name: str) -> Any:
             return None  # projects and users are unknown to this provider
 
 
-def _cost_field(cost: reporting.Cost, name: str) -> Any:
+def _cost_field(cost: truth.Cost, name: str) -> Any:
     if name == "line_item":
         sku_meter = _LINE_ITEMS.get(cost.sku_meter, cost.sku_meter.replace("_", " "))
         return f"{cost.row.part.model}, {sku_meter}"

@@ -9,18 +9,24 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenmeter.testing import tokens
-from tokenmeter.testing.composition import Composition, compose
+from tokenmeter.testing.composition import (
+    Composition,
+    arguments_text,
+    chat_usage,
+    compose,
+    prompt_tokens,
+    read_chat,
+    split_words,
+)
 from tokenmeter.testing.context import Context, RefusalError, Served, merged
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, part, sse
-from tokenmeter.testing.wire_usage import chat_usage, read_chat
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tokenmeter.testing.script import StreamUsage
+    from tokenmeter.testing.context import StreamUsage
 
 SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 DONE = b"[DONE]"
@@ -153,7 +159,7 @@ class _ChatWriter(_Writer):
             {
                 "id": self.context.state.new_id("call_"),
                 "type": "function",
-                "function": {"name": name, "arguments": tokens.as_json(arguments)},
+                "function": {"name": name, "arguments": arguments_text(arguments)},
             }
             for name, arguments in composition.tool_calls
         ]
@@ -173,13 +179,13 @@ class _ChatWriter(_Writer):
 
         opening: JSON = {"role": "assistant", "content": None if composition.text is None else "", "refusal": None}
         yield chunk(opening), ""
-        for word in tokens.words(composition.text or ""):
+        for word in split_words(composition.text or ""):
             yield chunk({"content": word}), word
         for number, call in enumerate(self.calls(composition)):
             arguments = call["function"]["arguments"]
             named = {**call, "index": number, "function": {"name": call["function"]["name"], "arguments": ""}}
             yield chunk({"tool_calls": [named]}), call["function"]["name"]
-            for piece in tokens.words(arguments):
+            for piece in split_words(arguments):
                 yield chunk({"tool_calls": [{"index": number, "function": {"arguments": piece}}]}), piece
         yield chunk({}, self.finish(composition)), ""
 
@@ -205,7 +211,7 @@ class _TextWriter(_Writer):
         return {"index": index, "text": composition.text or "", "logprobs": None, "finish_reason": reason}
 
     def pieces(self, composition: Composition, index: int) -> Iterator[tuple[JSON, str]]:
-        for word in tokens.words(composition.text or ""):
+        for word in split_words(composition.text or ""):
             yield {"index": index, "text": word, "logprobs": None, "finish_reason": None}, word
         yield {**self.choice(composition, index), "text": ""}, ""
 
@@ -240,7 +246,7 @@ def embeddings(context: Context) -> Served:
         {"object": "embedding", "index": index, "embedding": _vector(item, size, packed=packed)}
         for index, item in enumerate(inputs)
     ]
-    used = (answer.usage or {}).get("prompt_tokens", tokens.prompt_tokens({"input": body["input"]}))
+    used = (answer.usage or {}).get("prompt_tokens", prompt_tokens({"input": body["input"]}))
     usage = Usage(dict(answer.meters) if answer.meters is not None else {"input": used})
     wire = answer.usage or {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
     whole: JSON = {"object": "list", "data": data, "model": model}

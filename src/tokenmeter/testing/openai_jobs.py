@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenmeter.testing import tokens
+from tokenmeter.testing.composition import count_tokens, responses_usage
 from tokenmeter.testing.context import Context, RefusalError, Served, State, Upload, error_body
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Reply, dump, json_reply, part
-from tokenmeter.testing.wire_usage import responses_usage
 from tokenmeter.usage import Consumption, Usage
 
 _DAY = 86_400
@@ -128,7 +127,7 @@ def create_tuning(context: Context) -> Served:
     asked: Any = part(context.body, "hyperparameters").get("n_epochs")
     epochs = asked if isinstance(asked, int) else _EPOCHS
     used = Usage(
-        dict(context.answer.meters or {"trained_tokens": tokens.count(data.decode("utf-8", "replace")) * epochs})
+        dict(context.answer.meters or {"trained_tokens": count_tokens(data.decode("utf-8", "replace")) * epochs})
     )
     job: JSON = {
         "id": context.new_id("ftjob-"),

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokenmeter.testing import tokens
+from tokenmeter.testing.composition import count_tokens, prompt_tokens, split_words
 from tokenmeter.testing.context import Context, RefusalError, Served, merged
 from tokenmeter.testing.openai_chat import SSE
 from tokenmeter.testing.truth import Bill
@@ -75,7 +75,7 @@ def _image_usage(context: Context, model: str, number: int, pictures: int) -> Us
     if _per_picture(model):
         return Usage({"images": number})
     quantities = {
-        "input": tokens.prompt_tokens(context.body),
+        "input": prompt_tokens(context.body),
         "output_image": _IMAGE_TOKENS[_quality(context.body)] * number,
     }
     if pictures:
@@ -129,7 +129,7 @@ def speak(context: Context) -> Served:
     usage = Usage({"characters": len(text)})
     if not model.startswith("tts-1"):
         spoken = max(1, len(text) * _AUDIO_TOKENS_PER_SECOND // 15)  # people speak some 15 letters a second
-        usage = Usage({"input": tokens.count(text), "output_audio": spoken})
+        usage = Usage({"input": count_tokens(text), "output_audio": spoken})
     if answer.meters is not None:
         usage = Usage(dict(answer.meters))
     charged = Consumption(model=model, usage=usage, role="speech")
@@ -186,8 +186,8 @@ def _heard(context: Context, seconds: int, text: str, *, by_duration: bool) -> U
         return Usage(dict(context.answer.meters))
     if by_duration:
         return Usage({"seconds_audio": seconds})
-    quantities = {"input_audio": seconds * _AUDIO_TOKENS_PER_SECOND, "output": tokens.count(text)}
-    if prompt := tokens.count(str(context.body.get("prompt") or "")):
+    quantities = {"input_audio": seconds * _AUDIO_TOKENS_PER_SECOND, "output": count_tokens(text)}
+    if prompt := count_tokens(str(context.body.get("prompt") or "")):
         quantities["input"] = prompt
     return Usage(quantities)
 
@@ -205,7 +205,7 @@ def _heard_wire(usage: Usage, *, by_duration: bool) -> JSON:
 
 
 def _heard_events(text: str, wire: Any) -> Iterator[Event]:
-    for word in tokens.words(text):
+    for word in split_words(text):
         yield sse({"type": "transcript.text.delta", "delta": word})
     yield sse({"type": "transcript.text.done", "text": text, "usage": wire})
 

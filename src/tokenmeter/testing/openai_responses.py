@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenmeter.testing import tokens
-from tokenmeter.testing.composition import Composition, compose
+from tokenmeter.testing.composition import (
+    Composition,
+    arguments_text,
+    compose,
+    prompt_tokens,
+    read_responses,
+    responses_usage,
+    split_words,
+)
 from tokenmeter.testing.context import Context, RefusalError, Served, merged
 from tokenmeter.testing.openai_chat import SSE
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, sse
-from tokenmeter.testing.wire_usage import read_responses, responses_usage
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
@@ -106,7 +112,7 @@ def _output(context: Context, composition: Composition) -> list[JSON]:
             "type": "function_call",
             "call_id": new_id("call_"),
             "name": name,
-            "arguments": tokens.as_json(arguments),
+            "arguments": arguments_text(arguments),
             "status": "completed",
         }
         for name, arguments in composition.tool_calls
@@ -180,14 +186,14 @@ def _text_events(item: JSON, inside: JSON) -> Iterator[tuple[str, JSON]]:
     for index, part in enumerate(item["content"]):
         at: JSON = {**inside, "content_index": index}
         yield "response.content_part.added", {**at, "part": {**part, "text": ""}}
-        for word in tokens.words(part["text"]):
+        for word in split_words(part["text"]):
             yield "response.output_text.delta", {**at, "delta": word, "logprobs": []}
         yield "response.output_text.done", {**at, "text": part["text"], "logprobs": []}
         yield "response.content_part.done", {**at, "part": part}
 
 
 def _call_events(item: JSON, inside: JSON) -> Iterator[tuple[str, JSON]]:
-    for piece in tokens.words(item["arguments"]):
+    for piece in split_words(item["arguments"]):
         yield "response.function_call_arguments.delta", {**inside, "delta": piece}
     yield "response.function_call_arguments.done", {**inside, "arguments": item["arguments"]}
 
@@ -196,7 +202,7 @@ def _reasoning_events(item: JSON, inside: JSON) -> Iterator[tuple[str, JSON]]:
     for index, part in enumerate(item["summary"]):
         at: JSON = {**inside, "summary_index": index}
         yield "response.reasoning_summary_part.added", {**at, "part": {**part, "text": ""}}
-        for word in tokens.words(part["text"]):
+        for word in split_words(part["text"]):
             yield "response.reasoning_summary_text.delta", {**at, "delta": word}
         yield "response.reasoning_summary_text.done", {**at, "text": part["text"]}
         yield "response.reasoning_summary_part.done", {**at, "part": part}
@@ -265,7 +271,7 @@ def compact(context: Context) -> Served:
 
 def input_tokens(context: Context) -> Served:
     """``POST /responses/input_tokens``: free."""
-    counted = tokens.prompt_tokens(context.body)
+    counted = prompt_tokens(context.body)
     return Served(reply=json_reply({"object": "response.input_tokens", "input_tokens": counted}))
 
 
@@ -318,7 +324,7 @@ def decide(context: Context) -> Served:
     elif answer.usage is not None:
         usage = read_responses(answer.usage)
     else:
-        usage = Usage({"input": tokens.prompt_tokens(context.body), "output": len(questions)})
+        usage = Usage({"input": prompt_tokens(context.body), "output": len(questions)})
     wire = answer.usage or responses_usage(usage)
     body = {"model": model, "answers": [_answer(question) for question in questions], "usage": wire}
     part = Consumption(model=model, usage=usage, prompt_tokens=usage.input_tokens)

@@ -10,12 +10,9 @@ from typing import Any, Literal, Self
 
 from tokenmeter.ledger import utcnow
 from tokenmeter.testing import service
-from tokenmeter.testing.context import RefusalError, State
-from tokenmeter.testing.reporting import Reports
-from tokenmeter.testing.script import Answer, Billing, Script, StreamUsage, ToolCall
-from tokenmeter.testing.transport import Server
-from tokenmeter.testing.truth import Books, GroupBy, Truth
-from tokenmeter.testing.wire import Delivery, Event, Reply, Request
+from tokenmeter.testing.context import Answer, Billing, RefusalError, Script, State, StreamUsage, ToolCall
+from tokenmeter.testing.truth import Books, GroupBy, Reports, Truth
+from tokenmeter.testing.wire import Delivery, Event, Reply, Request, Server
 from tokenmeter.usage import Consumption, Quantity, Usage
 
 

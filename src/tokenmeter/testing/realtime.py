@@ -20,15 +20,20 @@ from websockets.protocol import State as ConnectionState
 from websockets.server import ServerProtocol
 
 from tokenmeter.money import add, ratio
-from tokenmeter.testing import openai_responses, tokens
-from tokenmeter.testing.composition import Composition, compose
+from tokenmeter.testing import openai_responses
+from tokenmeter.testing.composition import (
+    Composition,
+    compose,
+    count_tokens,
+    read_realtime,
+    realtime_usage,
+    split_words,
+)
 from tokenmeter.testing.context import Provider, RefusalError, Served
-from tokenmeter.testing.google import turn_of
-from tokenmeter.testing.routes import Match
-from tokenmeter.testing.service import Exchange, Service, check_key, context_of
+from tokenmeter.testing.google_content import turn_of
+from tokenmeter.testing.service import Exchange, Match, Service, check_key, context_of
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Request, dump, part
-from tokenmeter.testing.wire_usage import read_realtime, realtime_usage
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
@@ -153,7 +158,7 @@ class _Realtime(Session):
         model = part(part(part(self._session, "audio"), "input"), "transcription").get("model")
         if model is None:
             return
-        usage = Usage({"input_audio": self._heard(), "output": tokens.count(_HEARD)})
+        usage = Usage({"input_audio": self._heard(), "output": count_tokens(_HEARD)})
         wire = {
             "type": "tokens",
             "input_tokens": usage.input_tokens,
@@ -197,7 +202,7 @@ class _Realtime(Session):
         at: JSON = {"response_id": identity, "output_index": 0}
         self._tell("response.output_item.added", item={**item, "status": "in_progress", "content": []}, **at)
         inside: JSON = {**at, "item_id": item["id"], "content_index": 0}
-        for word in tokens.words(text):
+        for word in split_words(text):
             self._tell("response.output_text.delta", delta=word, **inside)
         self._tell("response.output_text.done", text=text, **inside)
         self._tell("response.output_item.done", item=item, **at)
