@@ -14,9 +14,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast,
 from tokenmeter.api import Meter, Priced, without_first
 from tokenmeter.billing import BillingProfile
 from tokenmeter.budgets import AlertTarget, Budget
+from tokenmeter.budgets.alerts import make_rules
+from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.policy import check_consistent
-from tokenmeter.budgets.required import Required
-from tokenmeter.budgets.rules import make_rules
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import Settings, SettingsArguments, load_settings
 from tokenmeter.errors import ConfigurationError, PricingError

@@ -13,13 +13,11 @@ from decimal import Decimal
 from functools import partial
 from operator import attrgetter
 
-from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice
+from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice, Rule, Sight, check
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt, picodollars
-from tokenmeter.budgets.counting import count, spent_by, tally, with_held
-from tokenmeter.budgets.demands import Amounts, Sent
-from tokenmeter.budgets.holds import Fault, Holds, Rate, unanswered
-from tokenmeter.budgets.limits import AskedLimits, room
-from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
+from tokenmeter.budgets.definitions import AskedLimits, room
+from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
+from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope, place_in_code
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
 from tokenmeter.budgets.policy import (
     IN_FLIGHT,
@@ -30,10 +28,8 @@ from tokenmeter.budgets.policy import (
     threshold_amounts,
 )
 from tokenmeter.budgets.registry import InForce, Registry
-from tokenmeter.budgets.required import place_in_code
-from tokenmeter.budgets.rules import Rule, Sight, check
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
-from tokenmeter.budgets.status import Balance, audit, balances
+from tokenmeter.budgets.status import Balance, audit, balances, count, spent_by, tally, with_held
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call

@@ -36,7 +36,7 @@ from tokenmeter.providers.prompts import UNREADABLE, named
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
-    from tokenmeter.budgets.demands import PlannedHold
+    from tokenmeter.budgets.holds import PlannedHold
     from tokenmeter.providers.base import Endpoint, Plain, StreamReader
 
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
-from tokenmeter.budgets.alerts import EXIT_SECONDS
-from tokenmeter.budgets.demands import PlannedHold
-from tokenmeter.budgets.required import Required
-from tokenmeter.budgets.rules import Rule
+from tokenmeter.budgets.alerts import EXIT_SECONDS, Rule
+from tokenmeter.budgets.holds import PlannedHold
+from tokenmeter.budgets.matching import Required
 from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.ledger import Entry
@@ -55,7 +54,7 @@ class Meter:
         pricer: Price list and terms.
         budgets: Caps to declare; the ledger may know others.
         alerts: Whom to tell of crossed thresholds besides the log.
-        rules: What else is worth telling them (`tokenmeter.budgets.rules`).
+        rules: What else is worth telling them (`tokenmeter.budgets.alerts`).
         required: What every call has to be attributed to.
         source: Where `budgets` are said, for the ledger's history; default: the code of this program.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.

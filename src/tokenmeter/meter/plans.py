@@ -1,6 +1,6 @@
 """Plans: what calls that are alike share, worked out once.
 
-Before such a call leaves, its caps are asked by live counters and integers (`tokenmeter.budgets.demands`). When its
+Before such a call leaves, its caps are asked by live counters and integers (`tokenmeter.budgets.holds`). When its
 answer is plain, and like one that went the general way before, it is written down from what was learnt of that one:
 the account and the rates its record names, and the rates as integers. No rule of accounting stands here: an answer is
 only learnt from an entry that the general way made, and only if the integers come to the same cost.
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.budgets.bounds import Sizes
-from tokenmeter.budgets.demands import Demands, PlannedHold
-from tokenmeter.budgets.demands import Sent as Leaving
-from tokenmeter.budgets.holds import unanswered
+from tokenmeter.budgets.holds import Demands, PlannedHold, unanswered
+from tokenmeter.budgets.holds import Sent as Leaving
 from tokenmeter.call import ActiveSpan, Call
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreError
@@ -38,7 +37,7 @@ from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
     from tokenmeter.budgets import Budgets
-    from tokenmeter.budgets.required import Required
+    from tokenmeter.budgets.matching import Required
     from tokenmeter.pricing.sheet import RateSheet
     from tokenmeter.providers.base import Plain
     from tokenmeter.stores.journal import Journal
