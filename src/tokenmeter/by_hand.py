@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -11,19 +11,24 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
+from tokenmeter.budgets.holds import taken_back
 from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.capture.readings import GrowingBill, growth
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, StoreError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
+from tokenmeter.money import add
 from tokenmeter.periods import parse_instant
 from tokenmeter.processes import is_disabled
-from tokenmeter.providers import dialect_for, observe, to_wire
+from tokenmeter.providers import dialect_for, error_in, observe, to_wire
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation
 
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
+#: What an entry says of itself that a whole answer knows better.
+_DOUBTS = frozenset({"estimated", "billing_unknown", "usage_unknown"})
 #: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
 _NEAR = timedelta(hours=1)
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
@@ -50,8 +55,10 @@ def record(
     """Write down a call that no metered client made: priced, attributed and counted by budgets like any other.
 
     A response is recorded once: its id is remembered, whoever records or imports it again, and the ledger is asked
-    whether a metered client has recorded it. A bare usage object has no id, so give `response_id` where it may be
-    recorded twice. To stop a call before it passes a cap, `hold` first.
+    whether a metered client has recorded it. One that was broken off, so that its usage was estimated, is replaced by
+    what the whole answer says. A bare usage object has no id, so give `response_id` where it may be recorded twice.
+    Of a running total (a session's usage so far) what is new is recorded. An error body is recorded as a failed call
+    that costs nothing. To stop a call before it passes a cap, `hold` first.
 
     Args:
         meter: Where to record.
@@ -61,7 +68,7 @@ def record(
         model: Model asked for.
         response_id: The answer's id, where the body has none.
         at: When the call was made (an instant, a date or ISO text); default: now. Prices and budgets go by it.
-        status: How it ended: ``ok``, ``error``, ``aborted`` or ``timeout``.
+        status: How it ended: ``ok``, ``error``, ``aborted`` or ``timeout``. An error body says so itself.
         streamed: Whether it was streamed.
         processing: ``"batch"`` where the context decides it.
         region: Cloud region or data zone, where it decides the price.
@@ -70,8 +77,8 @@ def record(
         attribution: On whose account, before the `attribute` blocks around.
 
     Returns:
-        The entry; None when it was recorded already, has not ended (a batch under way: record it when it has), could
-        not be written (logged), or tokenmeter is switched off.
+        The entry; None when it was recorded already, has nothing new, has not ended (a batch under way: record it when
+        it has), could not be written (logged), or tokenmeter is switched off.
 
     Raises:
         PricingError: neither a response nor a usage object.
@@ -88,15 +95,9 @@ def record(
     )
     call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
     body = to_wire(response_or_usage)
-    seen = _observe(body, call, status)
+    outcome = _read(body, call, status, response_id)
     started_at = meter.store.now() if at is None else parse_instant(at)
-    if _is_under_way(seen, status):
-        return None
-    if _is_recorded(meter, call, seen.response_id or response_id, _made_at(body) or started_at):
-        return None
-    return _settle(
-        meter, Authorization(call, started_at, 0), Outcome(status=status, observation=seen, response_id=response_id)
-    )
+    return _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(body), dated=at is not None)
 
 
 def hold(
@@ -228,15 +229,10 @@ class Hold:
         if self._authorization is None or self._authorization.settled:
             raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
         body = to_wire(response_or_usage)
-        seen = _observe(body, self._call, status, service_tier=service_tier)
-        if _is_under_way(seen, status):  # it stays held
-            return None
-        made_at = _made_at(body) or self._authorization.started_at
-        if _is_recorded(self._meter, self._call, seen.response_id or response_id, made_at):
+        outcome = _read(body, self._call, status, response_id, service_tier=service_tier)
+        self.entry = _settle(self._meter, self._authorization, outcome, _made_at(body), dated=False)
+        if not (self._authorization.settled or _is_under_way(outcome)):
             self._meter.release(self._authorization)
-            return None
-        outcome = Outcome(status=status, observation=seen, response_id=response_id)
-        self.entry = _settle(self._meter, self._authorization, outcome)
         return self.entry
 
     async def arecord(self, response_or_usage: Any, **options: Any) -> Entry | None:
@@ -277,7 +273,9 @@ def _call(
     )
 
 
-def _observe(body: Any, call: Call, status: Status, *, service_tier: str | None = None) -> Observation:
+def _read(
+    body: Any, call: Call, status: Status, response_id: str | None, *, service_tier: str | None = None
+) -> Outcome:
     """What the body says; it is billed once, whoever sees it again."""
     seen = observe(
         body,
@@ -291,12 +289,25 @@ def _observe(body: Any, call: Call, status: Status, *, service_tier: str | None 
     # A line of a batch is named within its file only, and nobody said which file that is: it goes by its answer's id.
     if isinstance(body, Mapping) and seen.bill_id in {body.get("custom_id"), body.get("key")}:  # pyright: ignore[reportUnknownMemberType]
         seen = replace(seen, bill_id=None)
-    return replace(seen, deduplicate=True)
+    error = error_in(body) if status == "ok" else None
+    if error is not None:
+        status, error_type = "error", error.kind
+        if seen.raw_usage is None and not error.answered:  # a refusal costs nothing
+            seen = Observation(response_model=seen.response_model, response_id=seen.response_id)
+    else:
+        error_type = None
+    return Outcome(
+        status=status,
+        observation=replace(seen, deduplicate=True),
+        response_id=response_id,
+        error_type=error_type,
+    )
 
 
-def _is_under_way(seen: Observation, status: Status) -> bool:
+def _is_under_way(outcome: Outcome) -> bool:
     """Whether the bill comes with a later body of the same id, which this one must not shut out."""
-    return status == "ok" and "not_final" in seen.flags
+    seen = outcome.observation
+    return outcome.status == "ok" and seen is not None and "not_final" in seen.flags
 
 
 def _made_at(body: Any) -> datetime | None:
@@ -311,23 +322,114 @@ def _made_at(body: Any) -> datetime | None:
     return _made_at(values.get("response")) or _made_at(values.get("body"))  # within a line of a batch, an event
 
 
-def _is_recorded(meter: Meter, call: Call, response_id: str | None, made_at: datetime) -> bool:
-    """Whether a metered client has recorded this answer. The entries of an hour before and after it are looked at."""
-    if response_id is None:
-        return False
+def _recorded(meter: Meter, call: Call, response_id: str, made_at: datetime) -> list[Entry]:
+    """Calls that this answer was recorded for. The entries of an hour before and after it are looked at."""
     near = EntryFilter(
         since=made_at - _NEAR,
         until=made_at + _NEAR,
-        where={"response_id": frozenset({response_id}), "provider": frozenset({call.provider})},
+        where={
+            "response_id": frozenset({response_id}),
+            "provider": frozenset({call.provider}),
+            "kind": frozenset({"usage"}),
+        },
     )
     try:
-        return any(True for _ in meter.store.entries(near))
+        return list(meter.store.entries(near))
     except StoreError as error:  # it is recorded all the same
         meter.fault("look for an answer", error)
-        return False
+        return []
 
 
-def _settle(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+def _settle(
+    meter: Meter, authorization: Authorization, outcome: Outcome, made_at: datetime | None, *, dated: bool
+) -> Entry | None:
+    """Write down what is not written down yet.
+
+    Args:
+        meter: Where.
+        authorization: Leave for the call; its start is `dated` if the caller said it.
+        outcome: What the answer says.
+        made_at: When the answer was made, as far as it says so.
+        dated: See there.
+    """
+    seen = outcome.observation
+    if seen is None or _is_under_way(outcome):
+        return None
+    identity = seen.response_id or outcome.response_id
+    if identity is None:
+        return _write(meter, authorization, outcome)
+    if seen.reading in {"total", "step"}:
+        growing = GrowingBill(meter, authorization, outcome, identity)
+        growing.record(wait=True)
+        return growing.entry
+    call = authorization.call
+    recorded = _recorded(meter, call, identity, made_at or authorization.started_at)
+    if not recorded:
+        meter.recorded_by_hand(call.provider, identity)
+        return _write(meter, authorization, outcome)
+    estimate = recorded[0]
+    if len(recorded) > 1 or not _DOUBTS.intersection(estimate.flags) or _DOUBTS.intersection(seen.flags):
+        return None
+    return _replace(meter, authorization, outcome, estimate, dated=dated)
+
+
+def _replace(
+    meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry, *, dated: bool
+) -> Entry | None:
+    """Write down the whole answer of a call that was broken off, on its account, less what was estimated of it.
+
+    Where the two do not add up (other rates, a cost of the provider's own, an estimate that was too high), the whole is
+    written down and the estimate taken back: its cost, that is. Corrections have no tokens.
+    """
+    call, seen = authorization.call, outcome.observation
+    authorization.call = replace(
+        call,
+        attribution=call.attribution.over(estimate.attribution),
+        api_key=call.api_key or estimate.api_key,
+    )
+    if not dated:
+        authorization.started_at = estimate.occurred_at
+    if seen is not None and estimate.dedup_key is not None:  # the answer's own key is the estimate's
+        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}#whole"
+        outcome = replace(outcome, observation=replace(seen, bill_id=whole))
+    if (rest := _rest(meter, authorization, outcome, estimate)) is not None:
+        return _write(meter, authorization, replace(outcome, observation=rest))
+    entry = _write(meter, authorization, outcome)
+    if entry is not None:
+        try:
+            meter.post(taken_back(estimate))
+        except StoreError as error:  # the whole answer is recorded
+            meter.fault("take back an estimate", error)
+    return entry
+
+
+def _rest(meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry) -> Observation | None:
+    """What the whole answer says beyond the estimate; None where the two do not add up to it exactly."""
+    seen, call = outcome.observation, authorization.call
+    if seen is None or len(seen.consumptions) != 1 or seen.shared or not estimate.usage:
+        return None
+    usage, fell = growth(seen.usage, estimate.usage)
+    rest = replace(seen, consumptions=(replace(seen.consumptions[0], usage=usage),))
+    costs: list[Sequence[Decimal | None]] = []
+    for one in (seen, rest):
+        rated = meter.pricer.rate(
+            one,
+            provider=call.provider,
+            endpoint=call.endpoint,
+            at=authorization.started_at,
+            api_key=call.api_key,
+            attribution=call.attribution,
+        )
+        costs.append((rated.list_cost, rated.contracted_cost, rated.billed_cost))
+    known = (estimate.list_cost, estimate.contracted_cost, estimate.billed_cost)
+    return rest if not fell and all(map(_adds_up, *costs, known)) else None
+
+
+def _adds_up(whole: Decimal | None, rest: Decimal | None, known: Decimal | None) -> bool:
+    return whole is not None and rest is not None and known is not None and add(rest, known) == whole
+
+
+def _write(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
     """Write down the call, and before it what outlives its answer (a container): each once, whoever names it again."""
     seen = outcome.observation
     for bill in () if seen is None else seen.shared:

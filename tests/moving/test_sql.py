@@ -50,6 +50,16 @@ def test_charges_and_sums_add_up_to_the_report(meter, database):
     }
 
 
+def test_flags_stand_beside_an_entry_as_a_list(meter):
+    meter.record(
+        {"id": "a", "model": "gpt-5-mini", "usage": {"tokens": 7}}, provider="openai", endpoint="chat.completions"
+    )
+    database = meter.database()
+    asked = "SELECT e.response_id, f.value FROM entries e, json_each(e.flags) f WHERE f.value = 'usage_unknown'"
+    assert list(database.query(asked)) == [{"response_id": "a", "value": "usage_unknown"}]
+    database.close()
+
+
 def test_what_waits_in_the_tail_is_there(meter, record):
     entry = record(meter, "now", member="eve")
     database = meter.database()

@@ -397,3 +397,123 @@ class TestAnswersOfMeteredClients:
             assert meter.record(form, **HERE, at="2026-01-02") is None
         long_ago = {**answer.model_dump(), "created": 1_700_000_000}
         assert meter.record(long_ago, **HERE) is not None  # an id that came back years later is another answer
+
+    @pytest.mark.parametrize("planned", [False, True])
+    def test_recorded_by_hand_before_their_stream_has_ended_are_one_entry(self, client, meter, planned):
+        if planned:
+            for _ in range(2):
+                list(client.chat.completions.create(**self.ASK, stream=True))
+        before = len(list(meter.entries()))
+        stream = client.chat.completions.create(**self.ASK, stream=True)
+        first = next(stream)
+        whole = {**CHAT, "id": first.id, "created": first.created}
+        entry = meter.record(whole, **HERE)
+        assert entry is not None
+        list(stream)
+        added = list(meter.entries())[before:]
+        assert [one.entry_id for one in added] == [entry.entry_id]
+        assert meter.verify().ok
+
+    @pytest.mark.parametrize("endpoint", ["chat.completions", "responses"])
+    def test_broken_off_are_replaced_by_the_whole_answer_on_the_same_account(self, client, meter, endpoint):
+        with tokenmeter.attribute(member="ada"):
+            if endpoint == "responses":
+                stream = client.responses.create(model="gpt-5-mini", input="Hi", stream=True)
+                made = next(stream).response
+                whole = {
+                    "object": "response",
+                    "id": made.id,
+                    "created_at": made.created_at,
+                    "status": "completed",
+                    "model": "gpt-5-mini",
+                    "usage": {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100},
+                }
+            else:
+                stream = client.chat.completions.create(**self.ASK, stream=True)
+                first = next(stream)
+                whole = {**CHAT, "id": first.id, "created": first.created}
+            stream.close()
+        (estimate,) = meter.entries()
+        assert {"estimated", "usage_unknown", "billing_unknown"} & set(estimate.flags)
+        entry = meter.record(whole, provider="openai", endpoint=endpoint)
+        assert (entry.attribution.member, entry.occurred_at) == ("ada", estimate.occurred_at)
+        assert meter.record(whole, provider="openai", endpoint=endpoint) is None
+        totals = meter.report(where={"member": "ada"}).totals
+        right = meter.price(whole, provider="openai", endpoint=endpoint).billed_cost
+        assert (totals.usage.input_tokens, totals.usage.output_tokens, totals.billed_cost) == (1000, 100, right)
+        assert meter.verify().ok
+
+
+OPENAI_401 = {"error": {"message": "Incorrect API key", "type": "invalid_request_error", "code": "invalid_api_key"}}
+ANTHROPIC_401 = {"type": "error", "error": {"type": "authentication_error", "message": "invalid"}, "request_id": "r"}
+GOOGLE_429 = {"error": {"code": 429, "message": "Quota", "status": "RESOURCE_EXHAUSTED"}}
+
+
+class TestErrorBodies:
+    @pytest.mark.parametrize(
+        ("body", "kind", "here"),
+        [
+            (OPENAI_401, "invalid_api_key", HERE),
+            (ANTHROPIC_401, "authentication_error", {"provider": "anthropic", "endpoint": "messages"}),
+            (GOOGLE_429, "429", {"provider": "google", "endpoint": "models.generate_content"}),
+            ([GOOGLE_429], "429", {"provider": "google", "endpoint": "models.generate_content"}),
+            ({"error": "model not found"}, "error", {**HERE, "provider": "ollama"}),
+            ({"object": "error", "message": "No such model", "code": 404}, "404", {**HERE, "provider": "vllm"}),
+            ({"detail": "Not authenticated"}, "error", HERE),
+            ({"message": "Unauthorized"}, "error", {**HERE, "provider": "mistral"}),
+            ({"errors": [{"message": "bad", "code": "E7"}]}, "E7", HERE),
+            ({"status_code": 401, "body": OPENAI_401}, "invalid_api_key", HERE),
+            ({"status_code": 502, "body": {"html": "Bad Gateway"}}, "502", HERE),
+        ],
+        ids=str,
+    )
+    def test_are_failed_calls_that_cost_nothing(self, meter, body, kind, here):
+        entry = meter.record(body, **here)
+        assert (entry.status, entry.error_type, entry.cost_source) == ("error", kind, "none")
+        assert (entry.usage.total_tokens, entry.billed_cost) == (0, None)
+        assert "usage_unknown" not in entry.flags
+        assert meter.report().totals.unpriced == 0
+
+    def test_beside_usage_are_charged_all_the_same(self, meter):
+        broken = {**CHAT, "error": {"code": 502, "message": "upstream"}}
+        entry = meter.record(broken, **HERE)
+        assert (entry.status, entry.error_type) == ("error", "502")
+        assert entry.billed_cost == meter.price(CHAT, **HERE).billed_cost
+
+    def test_beside_an_answer_without_usage_leave_its_cost_unknown(self, meter):
+        broken = {**CHAT, "usage": None, "error": {"code": 502, "message": "upstream"}}
+        entry = meter.record(broken, **HERE)
+        assert (entry.status, entry.cost_source) == ("error", "unpriced")
+
+    @pytest.mark.parametrize("body", [{"text": "Hello", "usage": {"type": "duration", "seconds": 3}}, CHAT["usage"]])
+    def test_what_is_no_error_is_not_taken_for_one(self, meter, body):
+        assert meter.record(body, **HERE, model="gpt-5-mini").status == "ok"
+
+    @with_budget(limit_usd=1)
+    def test_free_what_was_held(self, meter):
+        with meter.hold(**HERE, request=BODY) as held:
+            assert held.record(OPENAI_401).status == "error"
+        assert (meter.remaining()[0].spent, meter.remaining()[0].reserved) == (0, 0)
+
+
+class TestRunningTotals:
+    HERE = {"provider": "anthropic", "endpoint": "beta.sessions"}  # noqa: RUF012
+
+    @staticmethod
+    def session(tokens):
+        usage = {"input_tokens": tokens, "output_tokens": tokens // 10}
+        return {"id": "sesn_1", "type": "session", "agent": {"model": {"id": "claude-sonnet-5"}}, "usage": usage}
+
+    def test_are_recorded_by_what_is_new(self, meter):
+        grown = [meter.record(self.session(tokens), **self.HERE) for tokens in (1000, 1000, 5000, 7000)]
+        assert [None if one is None else one.usage.input_tokens for one in grown] == [1000, None, 4000, 2000]
+        totals = meter.report().totals
+        assert (totals.usage.input_tokens, totals.usage.output_tokens) == (7000, 700)
+        assert meter.verify().ok
+
+    @with_budget(limit_usd=5, unbounded="expected")
+    def test_free_what_was_held_where_nothing_is_new(self, meter):
+        meter.record(self.session(1000), **self.HERE)
+        with meter.hold(**self.HERE, model="claude-sonnet-5", input_tokens=1000, max_output_tokens=10) as held:
+            assert held.record(self.session(1000)) is None
+            assert meter.remaining()[0].reserved == 0

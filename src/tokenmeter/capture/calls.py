@@ -432,7 +432,7 @@ class Planned(Settling):
         """Write it down by the plan; the general way, where that is not possible."""
         call, meter = self._call, self.meter
         if self._rest is None:
-            if call.plan is not None:
+            if call.plan is not None and self._plain.response_id not in meter.by_hand:
                 try:
                     if meter.plans.write(call.plan, call, self._exchange, self._plain, self._entry_id, wait=wait):
                         if meter.budgets.rules:

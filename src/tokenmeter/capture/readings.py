@@ -146,7 +146,7 @@ class _Recorded:
         if seen.reading == "step":
             within = self.until is not None and seen.at is not None and seen.at <= self.until
             return None if within or seen.response_id in self.steps else named
-        usage, fell = _growth(seen.usage, self.usage)
+        usage, fell = growth(seen.usage, self.usage)
         group = named.consumptions[0]
         cost = group.supplied_cost
         grown = None if cost is None else subtract(cost.amount, self.list_cost)
@@ -158,7 +158,7 @@ class _Recorded:
         return replace(named, consumptions=(_grown(group, usage, cost),), flags=flags)
 
 
-def _growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
+def growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
     """By how much `total` is above what is recorded, and whether it is below it anywhere."""
     rest = {meter: add(quantity, negate(recorded[meter])) for meter, quantity in total.quantities.items()}
     reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
@@ -187,13 +187,17 @@ class GrowingBill(Settling):
         authorization: Leave for the call that read it.
         outcome: What was read.
         identity: Provider's id of the session.
+
+    Attributes:
+        entry: What was recorded of it; None as long as nothing was, or where nothing was new.
     """
 
-    __slots__ = ("_identity",)
+    __slots__ = ("_identity", "entry")
 
     def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome, identity: str) -> None:
         super().__init__(meter, authorization, outcome)
         self._identity = identity
+        self.entry: Entry | None = None
 
     @property
     def looks_up(self) -> bool:
@@ -218,6 +222,7 @@ class GrowingBill(Settling):
             entry = self.meter.settle(self.authorization, replace(self.outcome, observation=rest), wait=wait)
             if entry is not None:
                 account.add(entry, step=rest.reading == "step", at=rest.at or entry.occurred_at)
+                self.entry = entry
                 return
             known, account = account.entries, self._looked_up()
             if account.entries == known:  # it was not refused: it failed, and that is logged

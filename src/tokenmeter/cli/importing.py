@@ -120,7 +120,7 @@ def record(
     response_id: Annotated[str | None, typer.Option(help="The answer's id, where it has none.")] = None,
     at: Annotated[str | None, typer.Option(help="When the call was made.", show_default="now")] = None,
     zone: Annotated[str, typer.Option("--zone", "--tz", help="Time zone of an instant that has none.")] = "UTC",
-    status: Annotated[Ending, typer.Option(help="How it ended.")] = Ending.ok,
+    status: Annotated[Ending, typer.Option(help="How it ended; an error says so itself.")] = Ending.ok,
     processing: Annotated[str | None, typer.Option(help="'batch' where only you know it.")] = None,
     service_tier: Annotated[str | None, typer.Option(help="Tier that served, where the answer does not say.")] = None,
     region: Annotated[str | None, typer.Option(help="Cloud region, where it decides the price.")] = None,
@@ -129,7 +129,8 @@ def record(
 ) -> None:
     """Record one call that no metered client made: priced, attributed and counted by budgets.
 
-    An answer that is in the ledger already is left as it is, and that is no error.
+    An answer that is in the ledger already is left as it is, and that is no error. An error that the provider sent
+    instead of an answer is recorded as a failed call, which costs nothing.
     """
     answer = _answer_of(file)
     with frame.meter(make=True) as meter:
@@ -151,8 +152,18 @@ def record(
     if frame.as_json:
         write([entry] if entry else [], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
     elif entry is None:
-        out.print("Nothing was recorded: it is in the ledger already, has not ended, or tokenmeter is switched off.")
+        out.print(
+            "Nothing was recorded: it is in the ledger already, has nothing new, has not ended, or tokenmeter is "
+            "switched off."
+        )
     else:
+        if entry.status == "error" and entry.cost_source == "none":
+            out.print(
+                f"Recorded: an error ({visible(entry.error_type or 'unknown')}), which costs nothing, entry "
+                f"{entry.entry_id}",
+                markup=False,
+            )
+            return
         used = f"{count(entry.usage.input_tokens)} in, {count(entry.usage.output_tokens)} out"
         if "usage_unknown" in entry.flags:
             used = "usage unknown"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
@@ -41,6 +42,8 @@ log = logging.getLogger("tokenmeter")
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
 #: Entries to a transaction: large enough to be quick, small enough to be held in memory.
 _BATCH = 8_192
+#: Answers recorded by hand that are remembered: more than can be on their way.
+_BY_HAND = 1_000
 
 
 class Meter:
@@ -71,6 +74,8 @@ class Meter:
         request_fields: As given.
         faults: How often something inside tokenmeter failed while the call itself went on.
         closed: Whether `close` was called.
+        by_hand: Ids of answers that were last recorded by hand -> their provider. A stream that a metered client still
+            reads may end after it.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Meter:
         self.keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
+        self.by_hand: dict[str | None, str] = {}
         self._waiting: deque[tuple[Authorization, Outcome]] = deque()
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self.budgets = Budgets(
@@ -236,7 +242,16 @@ class Meter:
             self._catch_up()
         return self._settle(authorization, outcome, wait=wait)
 
+    def recorded_by_hand(self, provider: str, response_id: str) -> None:
+        """The answer is being recorded by hand: whoever ends reading it later finds it recorded."""
+        self.by_hand[response_id] = provider
+        if len(self.by_hand) > _BY_HAND:
+            self.by_hand.pop(next(iter(self.by_hand)), None)
+
     def _settle(self, authorization: Authorization, outcome: Outcome, *, wait: bool) -> Entry | None:
+        seen = outcome.observation
+        if self.by_hand and seen is not None and self.by_hand.get(seen.response_id) == authorization.call.provider:
+            outcome = replace(outcome, observation=replace(seen, deduplicate=True))
         reservation = authorization.reservation if outcome.last else None
         self._read_prices(wait=wait)
         try:

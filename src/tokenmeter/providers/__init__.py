@@ -5,6 +5,6 @@ What is common stands here; what is one provider's stands in its room, which `to
 
 from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.registry import dialect, dialect_for, observe
-from tokenmeter.providers.wire import to_wire
+from tokenmeter.providers.wire import error_in, to_wire
 
-__all__ = ["Dialect", "Endpoint", "StreamReader", "dialect", "dialect_for", "observe", "to_wire"]
+__all__ = ["Dialect", "Endpoint", "StreamReader", "dialect", "dialect_for", "error_in", "observe", "to_wire"]

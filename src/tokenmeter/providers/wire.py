@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import Enum
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from tokenmeter.money import add
 from tokenmeter.usage import Quantity, Usage
@@ -341,3 +341,89 @@ def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -
     if known.issuperset(details):
         return False
     return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
+
+
+class BodyError(NamedTuple):
+    """What an error body says.
+
+    Attributes:
+        kind: Its type or code, as it calls it; ``"error"`` where it does not.
+        answered: Whether there is something of an answer beside it, which may be billed.
+    """
+
+    kind: str
+    answered: bool
+
+
+#: What error bodies are made of, over all hosts, proxies and frameworks in front of them.
+_OF_ERRORS = frozenset(
+    {
+        "code",
+        "detail",
+        "details",
+        "documentation_url",
+        "error",
+        "error_code",
+        "error_message",
+        "error_msg",
+        "error_type",
+        "errors",
+        "extensions",
+        "instance",
+        "loc",
+        "message",
+        "meta",
+        "msg",
+        "object",
+        "param",
+        "path",
+        "reason",
+        "requestId",
+        "request_id",
+        "service",
+        "status",
+        "statusCode",
+        "status_code",
+        "success",
+        "timestamp",
+        "title",
+        "trace_id",
+        "type",
+    }
+)
+_TELLING = ("detail", "message", "msg", "error_message", "error_msg", "title", "statusCode")
+_KINDS = ("code", "type", "status", "error_code", "error_type", "statusCode", "status_code")
+_ANSWERS = ("choices", "content", "output", "candidates", "data", "results", "embeddings", "text")
+_HTTP_ERROR = 400
+
+
+def error_in(body: Any) -> BodyError | None:
+    """What went wrong, as an error body says it; None for every other body.
+
+    Args:
+        body: Decoded JSON, whoever wrote it: a provider, a gateway, a proxy.
+    """
+    if is_array(body):
+        found = [error_in(one) for one in body]
+        return found[0] if found and all(found) else None
+    if not is_object(body):
+        return None
+    status, inner = body.get("status_code", body.get("status")), section(body, "body")
+    if inner and type(status) is int:  # an answer with its HTTP status
+        return (error_in(inner) or BodyError(str(status), answered=False)) if status >= _HTTP_ERROR else error_in(inner)
+    said = body.get("error") or body.get("errors")
+    marked = bool(said) or "error" in {body.get("type"), body.get("object")}
+    if not marked and not (body.keys() <= _OF_ERRORS and any(isinstance(body.get(name), str) for name in _TELLING)):
+        return None
+    told = said[0] if is_array(said) and said else said
+    answered = any(body.get(name) for name in _ANSWERS)
+    return BodyError(_kind(told if is_object(told) else {}, body), answered)
+
+
+def _kind(told: JSON, body: JSON) -> str:
+    for source in (told, body):
+        for name in _KINDS:
+            value = source.get(name)
+            if isinstance(value, str | int) and not isinstance(value, bool) and value not in {"", "error"}:
+                return str(value)
+    return "error"

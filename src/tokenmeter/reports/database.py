@@ -57,7 +57,7 @@ _VIEWS = {
                 || printf('.%06dZ', x.occurred_at % 1000000) AS occurred_at,
             {_ACCOUNT}, CASE WHEN x.end_user IS NOT NULL THEN {_NAMED} END AS end_user, tag_values(t.body) AS tags,
             {_TOKENS}, x.more AS other_quantities, {_ENTRY_COSTS}, x.unpriced, x.estimated,
-            json_extract(x.body, '$.latency_us') AS latency_us,
+            json_extract(x.body, '$.flags') AS flags, json_extract(x.body, '$.latency_us') AS latency_us,
             json_extract(x.body, '$.response_id') AS response_id, json_extract(x.body, '$.request_id') AS request_id,
             x.trace_id, json_extract(x.body, '$.span_id') AS span_id
         FROM LEDGER.entries AS x JOIN LEDGER.contexts AS c ON c.id = x.account

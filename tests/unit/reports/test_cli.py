@@ -554,6 +554,13 @@ def test_record_says_that_the_usage_is_unknown(run: Callable[..., Outcome], plac
     assert (ended.code, ended.out.split(", entry")[0]) == (0, "Recorded: gpt-5-mini, usage unknown, unpriced")
 
 
+def test_record_says_that_an_error_costs_nothing(run: Callable[..., Outcome], place: Path) -> None:
+    (place / "answer.json").write_text(json.dumps({"error": {"message": "no", "code": "invalid_api_key"}}))
+    ended = run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")
+    said = "Recorded: an error (invalid_api_key), which costs nothing"
+    assert (ended.code, ended.out.split(", entry")[0]) == (0, said)
+
+
 def test_a_wrong_period_of_quotas_is_refused_without_a_quota(run: Callable[..., Outcome], place: Path) -> None:
     (place / "answer.json").write_text(json.dumps(LINES[0]))
     run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")
