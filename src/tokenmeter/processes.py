@@ -42,6 +42,16 @@ def around_fork(
     return child
 
 
+#: Another object in every forked child: whose something is, is told by it without asking the system each time.
+this_process = object()
+
+
+@after_fork_in_child
+def _renew_process() -> None:
+    global this_process  # noqa: PLW0603 - the child is another process
+    this_process = object()
+
+
 _name: tuple[int, str] = (0, "")
 
 

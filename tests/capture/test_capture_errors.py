@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import threading
 import time
 
 import anthropic
 import openai
 import pytest
+from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
 
 import tokenmeter
 from tokenmeter.errors import BudgetExceededError
@@ -159,3 +163,23 @@ def test_times_are_measured(clients, books, provider):
     took = (time.perf_counter() - begun) * 1_000_000
     entry = books.one()
     assert 50_000 <= entry.first_token_us < entry.latency_us <= took
+
+
+class Prompt(BaseModel):
+    model: str
+    messages: list[dict[str, str]]
+
+
+@pytest.mark.parametrize("given", [{"content": json.dumps(CHAT).encode()}, {"body": Prompt(**CHAT)}], ids=list)
+def test_a_body_that_nobody_can_look_into_is_recorded_and_has_no_bound(given, clients, books):
+    """Bytes of the caller's own, or an object that the SDK writes as JSON."""
+    client = clients.openai()
+    if "content" in given and "content" not in inspect.signature(client.post).parameters:
+        pytest.skip("this SDK takes no bytes")
+    sent = {"cast_to": ChatCompletion, "options": {"headers": {"content-type": "application/json"}}, **given}
+    assert client.post("/chat/completions", **sent).choices
+    assert (books.one().status, books.one().request_model) == ("ok", None)
+    stopping = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_usd": 1000}])
+    with pytest.raises(BudgetExceededError):
+        tokenmeter.wrap(client, stopping).post("/chat/completions", **sent)
+    stopping.close()

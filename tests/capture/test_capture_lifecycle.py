@@ -64,6 +64,39 @@ list(stream)
     store.close()
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_call_that_forks_on_its_way_is_the_parents(streamed, capped, provider, tmp_path):
+    """A transport forks, and the child comes back through the SDK as the parent does."""
+    script = f"""
+import os, sys, openai, tokenmeter, tokenmeter.openai
+httpx = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]]
+tokenmeter.configure(store="sqlite:///{tmp_path}/fork.db", config={{}}, budgets=[{{"limit_usd": 1}}] * {capped:d})
+child = []
+class Forking(httpx.HTTPTransport):
+    def handle_request(self, request):
+        response = super().handle_request(request)
+        response.read()
+        child.append(os.fork())
+        return httpx.Response(response.status_code, headers=response.headers, content=response.content)
+http = httpx.Client(transport=Forking())
+client = tokenmeter.openai.OpenAI(base_url={provider.openai_url!r}, api_key="sk-test", http_client=http)
+answer = client.chat.completions.create(**{CHAT!r}, stream={streamed})
+if {streamed}:
+    list(answer)
+if not child[0]:
+    raise SystemExit
+os.waitpid(child[0], 0)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert done.stderr == ""
+    store = open_store(f"sqlite:///{tmp_path}/fork.db")
+    assert [(entry.streamed, entry.status) for entry in store.entries()] == [(streamed, "ok")]
+    assert store.verify().faults == ()
+    store.close()
+
+
 def test_one_client_serves_several_event_loops(clients, books):
     async def turn():
         client = clients.async_openai()

@@ -101,6 +101,42 @@ def test_a_budget_stops_the_next_answer(clients, provider):
     stopping.close()
 
 
+@pytest.mark.parametrize("way", ["send", "send_raw"])
+def test_an_answer_whose_request_cannot_be_read_does_not_pass_a_cap(way, clients, provider, monkeypatch):
+    client = clients.openai()
+    _needs(client, "responses.connect")
+    stopping = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_usd": 100}])
+    tokenmeter.wrap(client, stopping)
+    event = {"type": "response.create", "model": "gpt-5-mini", "input": "Say hello.", "max_output_tokens": 100}
+    with client.responses.connect() as connection:
+        if not hasattr(connection, way):
+            pytest.skip(f"this SDK's connections have no {way}")
+        monkeypatch.setattr("tokenmeter.providers.openai.requests.request_facts", _fails)
+        with pytest.raises(tokenmeter.BudgetExceededError):
+            getattr(connection, way)(event if way == "send" else json.dumps(event))
+    assert not provider.total
+    stopping.close()
+
+
+def _fails(*_, **__):
+    raise KeyError("a request in no known shape")
+
+
+def test_a_budget_stops_what_is_sent_as_text(clients, provider):
+    client = clients.openai()
+    _needs(client, "responses.connect")
+    stopping = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_usd": "0.000001"}])
+    tokenmeter.wrap(client, stopping)
+    event = {"type": "response.create", "model": "gpt-5-mini", "input": "Say hello.", "max_output_tokens": 100}
+    with client.responses.connect() as connection:
+        if not hasattr(connection, "send_raw"):
+            pytest.skip("this SDK's connections have no send_raw")
+        with pytest.raises(tokenmeter.BudgetExceededError):
+            connection.send_raw(json.dumps(event))
+    assert not provider.total
+    stopping.close()
+
+
 def test_connections_of_a_plain_client_are_left_alone(clients, books):
     client = clients.openai(metered=False)
     _needs(client, "realtime.connect")

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
+from tokenmeter import processes
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope, scopes_of_call
 from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
 from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange
-from tokenmeter.capture.sdk import Binding, complain
+from tokenmeter.capture.sdk import Binding, UnreadBody, complain
 from tokenmeter.capture.settlement import (
     Settling,
     authorize_async,
@@ -81,6 +82,7 @@ class InFlight:
         "_call",
         "_hold_id",
         "_key",
+        "_made_in",
         "_readings",
         "_request",
         "_returned",
@@ -126,6 +128,7 @@ class InFlight:
         self.attempts = 0
         self.usage_asked = False
         self._body = body
+        self._made_in = processes.this_process
         self.streamed = streamed
         self._answers: list[Exchange] = []
         self._hold_id: str | None = None
@@ -292,7 +295,7 @@ class InFlight:
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
         """One of many bills in an answer; None when it is not billed."""
-        if self._is_left_out(seen):
+        if self._is_left_out(seen) or self._made_in is not processes.this_process:
             return None
         outcome = Outcome(observation=seen, request_id=request_id, last=False)
         return self._read_elsewhere().line(self.authorization, outcome)
@@ -302,6 +305,8 @@ class InFlight:
 
         None until the call has returned: middleware may send again, and only then is it known which was the last.
         """
+        if self._made_in is not processes.this_process:  # forked on its way: it is the parent's to write down
+            return []
         if not self._returned:
             return None
         alone = len(self._answers) == 1
@@ -390,6 +395,8 @@ class InFlight:
                 exchange.stop(error)
             return self._due()
         self._returned = True
+        if self._made_in is not processes.this_process:
+            return []
         if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
             self._release(interrupted=not isinstance(error, Exception))
             return []
@@ -405,6 +412,8 @@ class InFlight:
         return [Settling(self.meter, self.authorization, outcome)]
 
     def _release(self, *, interrupted: bool = False) -> None:
+        if self._made_in is not processes.this_process:
+            return
         if self._holds:
             self.meter.release(self.authorization)
         elif interrupted and self._hold_id is not None:
@@ -699,6 +708,8 @@ def describe(
     except Exception as error:  # noqa: BLE001 - the call itself goes on, recorded, where no cap is about it
         complain("read a request", error)
         facts = RequestFacts(model=None if body is None else named(body.get("model")), unbounded=UNREADABLE)
+    if type(body) is UnreadBody:
+        facts = replace(facts, unbounded=UNREADABLE)
     if facts.streamed != streamed or identity.region is not None or identity.cost_unit is not None:
         facts = replace(facts, streamed=streamed, region=identity.region, cost_unit=identity.cost_unit)
     return Call(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
+from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS, describe, identify, leave
 from tokenmeter.capture.readings import GrowingBill, opened
@@ -20,6 +20,7 @@ from tokenmeter.capture.sdk import Binding, binding_of, bound_to
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
+from tokenmeter.providers.prompts import UNREADABLE
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Conversation:
         "_dialect",
         "_due",
         "_events",
+        "_made_in",
         "_meter",
-        "_pid",
         "_session",
         "_total",
         "_write",
@@ -68,7 +69,7 @@ class Conversation:
         waits: bool,
         attached_to: str | None = None,
     ) -> None:
-        self._pid = os.getpid()
+        self._made_in = processes.this_process
         self._meter = meter
         self._dialect = dialect
         self._events = events
@@ -81,19 +82,22 @@ class Conversation:
         self._write = settle if waits else settle_from_anywhere
         watch(self)
 
-    def asks(self, event: Mapping[str, Any]) -> None:
-        """An event is about to be sent.
+    def asks(self, event: Any) -> None:
+        """An event is about to be sent: a JSON object, or something else that asks for nothing.
 
         Raises:
             BudgetExceededError: it asks for an answer that a hard cap does not allow.
         """
-        if event.get("type") != self._events.request:
+        if not isinstance(event, Mapping):
             return
-        asked = event.get("response")
-        body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else event
+        given = cast("Mapping[str, Any]", event)
+        if given.get("type") != self._events.request:
+            return
+        asked = given.get("response")
+        body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else given
         try:
             authorization = self._meter.authorize(self._call_for({**self._session, **body}))
-            self._asked.append((event.get("event_id"), authorization))
+            self._asked.append((given.get("event_id"), authorization))
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -117,7 +121,7 @@ class Conversation:
 
     def abandon(self) -> None:
         """The connection is over: what was asked for and not answered may be billed all the same."""
-        if self._pid != os.getpid():
+        if self._made_in is not processes.this_process:
             return
         if self._total is not None:
             self._write_total("aborted")
@@ -129,8 +133,13 @@ class Conversation:
         self.abandon()
 
     def _call_for(self, body: Mapping[str, Any]) -> Call:
-        facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
-        return replace(self._call, facts=replace(facts, streamed=True, region=self._call.facts.region))
+        known = self._call.facts
+        try:
+            facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
+        except Exception as error:  # noqa: BLE001 - what cannot be read has no bound: a hard cap decides
+            self._meter.fault("read what a socket is asked", error)
+            facts = replace(known, unbounded=UNREADABLE)
+        return replace(self._call, facts=replace(facts, streamed=True, region=known.region))
 
     def _read(self, event: Mapping[str, Any]) -> Observation:
         call = self._call
@@ -254,6 +263,8 @@ def _observe(connection: Any, talk_over: Callable[..., Conversation]) -> None:
     waits = not inspect.iscoroutinefunction(kind.recv)
     talk = talk_over(waits=waits)
     hooks: dict[str, Send] = {"parse_event": _parse_event, "send": _send, "close": _close if waits else _close_async}
+    if hasattr(kind, "send_raw"):  # a newer SDK's
+        hooks["send_raw"] = _send_raw
     for name, hook in hooks.items():
         plain = getattr(connection, name)
         setattr(connection, name, functools.update_wrapper(functools.partial(hook, kind, connection, talk), plain))
@@ -267,6 +278,15 @@ def _parse_event(kind: Any, connection: Any, talk: Conversation, data: str | byt
 def _send(kind: Any, connection: Any, talk: Conversation, event: Any) -> Any:
     talk.asks(event.to_dict() if hasattr(event, "to_dict") else event)
     return kind.send(connection, event)
+
+
+def _send_raw(kind: Any, connection: Any, talk: Conversation, data: str | bytes) -> Any:
+    try:
+        event = json.loads(data)
+    except ValueError:  # no event
+        event = None
+    talk.asks(event)
+    return kind.send_raw(connection, data)
 
 
 def _close(kind: Any, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:

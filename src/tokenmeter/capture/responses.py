@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tokenmeter import processes
 from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
 from tokenmeter.capture.sdk import Sdk
@@ -91,11 +91,11 @@ class Exchange:
         "_error_type",
         "_holding",
         "_lines",
+        "_made_in",
         "_many",
         "_meter",
         "_observation",
         "_pending",
-        "_pid",
         "_raw",
         "_sdk",
         "_stream",
@@ -145,7 +145,7 @@ class Exchange:
         self._pending: list[Settling] | None = None
         self._error_type: str | None = None
         self._bystander = id(sys.exception())  # a caller may be handling an error of his own
-        self._pid = os.getpid()
+        self._made_in = processes.this_process
 
     # -- what the response says
 
@@ -328,7 +328,7 @@ class Exchange:
         return raised is not None and id(raised) != self._bystander
 
     def _close(self) -> list[Settling]:
-        if self._pid != os.getpid():
+        if self._made_in is not processes.this_process:
             return []
         if not self.closed:
             self._learn_end()

@@ -155,6 +155,12 @@ class Binding:
         return Binding(self.sdk, self.own_meter, self.attribution, met=self.met)
 
 
+class UnreadBody(dict[str, Any]):
+    """Stands for a body that is no JSON object, or is sent as it is: nothing is known of it, so it has no bound."""
+
+    __slots__ = ()
+
+
 def complain(what: str, error: Exception) -> None:
     """Log a fault that happened before there was a meter to count it; each kind once."""
     kind = f"{what}: {type(error).__name__}"

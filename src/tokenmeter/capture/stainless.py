@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast, get_origin
 
-from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to
+from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, UnreadBody, binding_of, bound_to
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -386,11 +386,17 @@ async def _open_async(client: Any, options: Any, kwargs: Mapping[str, Any]) -> I
 
 
 def effective_body(options: Any) -> Mapping[str, Any] | None:
-    """The JSON body that is about to be sent, ``extra_body`` merged in; None when it is not a JSON object."""
+    """The JSON body that is about to be sent, ``extra_body`` merged in; None for none.
+
+    An `UnreadBody` where the caller sends something else: bytes of his own, files alone, an object or a list.
+    """
     body, extra = options.json_data, options.extra_json
     if isinstance(extra, Mapping) and extra and (body is None or isinstance(body, Mapping)):
         return {**cast("Mapping[str, Any]", body or {}), **cast("Mapping[str, Any]", extra)}
-    return cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else None
+    if isinstance(body, Mapping):
+        return cast("Mapping[str, Any]", body)
+    nothing = body is None and getattr(options, "content", None) is None and not getattr(options, "files", None)
+    return None if nothing else UnreadBody()
 
 
 _BEARER = "bearer "
@@ -452,8 +458,10 @@ def _capped(call: InFlight, options: Any) -> Any:
     if cap is None:
         return options
     try:
-        dialect, body = call.binding.sdk.dialect(), effective_body(options) or {}
-        field = dialect.output_cap(call.endpoint, body, cap, provider=call.call.provider)
+        dialect, body = call.binding.sdk.dialect(), effective_body(options)
+        if type(body) is UnreadBody:
+            return options
+        field = dialect.output_cap(call.endpoint, body or {}, cap, provider=call.call.provider)
         return _with_field(options, *field)
     except Exception as error:  # noqa: BLE001 - sent as written, then
         call.meter.fault("prepare a request", error)
@@ -472,7 +480,10 @@ def _asking_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any
     """
     if stream_cls is None or _reads_raw_bytes(options) or not _is_stream_class(stream_cls):
         return options
-    asking = call.binding.sdk.dialect().usage_request(call.endpoint, effective_body(options) or {})
+    body = effective_body(options)
+    if type(body) is UnreadBody:
+        return options
+    asking = call.binding.sdk.dialect().usage_request(call.endpoint, body or {})
     if asking is None or str(client.base_url) in _refusing:
         return options
     if not call.meter.asks_for_usage(call.provider, client.base_url):
