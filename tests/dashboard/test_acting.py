@@ -6,11 +6,13 @@ import hashlib
 import html
 import json
 import re
+from datetime import UTC, datetime
+from decimal import Decimal
 from urllib.parse import urlencode
 
 import pytest
 
-from tokenmeter.billing import credit_notes
+from tokenmeter.billing import closed_periods, credit_notes
 
 ACTS, READS = "tokenmeter_" + "b" * 43, "tokenmeter_" + "r" * 43
 
@@ -50,6 +52,9 @@ def test_nothing_is_done_before_it_is_confirmed(served, filed):
         ("/budgets/ada-monthly/grants", {"amount": "5", "scope": {"member": "ada"}, "reason": "more"}),
         ("/invoices", {"account": {"team": "new"}, "period": "last-month", "force": True}),
         ("/invoices/INV-00001/credit-notes", {"amount": "0.01", "reason": "goodwill"}),
+        ("/budgets/ada-monthly/end", {"reason": "she left"}),
+        ("/periods", {"period": "2021-03"}),
+        ("/invoices/INV-00002/payments", {"amount": "0.01"}),
         ("/corrections", {"changed": True}),
     ):
         status, answer = post(served, path, **body)
@@ -80,6 +85,62 @@ def test_an_invoice_is_credited_under_the_tokens_name(served, filed):
     status, answer = post(served, "/invoices/INV-00001/credit-notes", amount="9999", reason="too much", dry_run=False)
     assert status == 409
     assert post(served, "/invoices/INV-77777/credit-notes", reason="none", dry_run=False)[0] == 404
+
+
+def test_a_budget_is_ended_once_under_the_tokens_name(served, filed):
+    for _ in range(2):
+        status, answer = post(served, "/budgets/ada-monthly/end", reason="she left", dry_run=False)
+        assert (status, answer["result"]["by"], answer["result"]["budget"]) == (201, "lead", None)
+    assert "ada-monthly" not in {one.name for one in filed.budgets.in_force}
+    ends = [one for one in filed.budgets.history("ada-monthly") if one.budget is None]
+    assert [(one.reason, one.source) for one in ends] == [("she left", "usage API")]
+    assert post(served, "/budgets/none/end", reason="x")[0] == 400
+
+
+def test_a_period_is_closed_once_under_the_tokens_name(served, filed):
+    before = len(closed_periods(filed.store))
+    told = post(served, "/periods", period="2021-03", tz="Asia/Tokyo")[1]["result"]
+    found = [post(served, "/periods", period="2021-03", tz="Asia/Tokyo", dry_run=False) for _ in range(2)]
+    assert [status for status, _ in found] == [201, 201]
+    assert found[0] == found[1]
+    assert found[0][1]["result"]["closed_by"] == "lead"
+    assert {name: found[0][1]["result"][name] for name in ("period", "requests", "billed_cost")} == {
+        name: told[name] for name in ("period", "requests", "billed_cost")
+    }
+    assert len(closed_periods(filed.store)) == before + 1
+    for period, status in (("2021-Q1", 409), ("this-month", 409), ("soonish", 400)):  # overlaps, goes on, is none
+        assert post(served, "/periods", period=period, tz="Asia/Tokyo", dry_run=False)[0] == status, period
+
+
+def test_what_a_closing_will_say_is_what_it_says(served, record):
+    at = datetime(2021, 3, 9, tzinfo=UTC)
+    record(at=at, input=1_000_000)
+    record(at=at, model="unheard-of-1", input=50)
+    told = post(served, "/periods", period="2021-03")[1]["result"]
+    done = post(served, "/periods", period="2021-03", dry_run=False)[1]["result"]
+    names = ("period", "requests", "unpriced", "estimated", "list_cost", "contracted_cost", "billed_cost")
+    assert {name: Decimal(done[name]) if "cost" in name else done[name] for name in names} == {
+        name: Decimal(told[name]) if "cost" in name else told[name] for name in names
+    }
+    assert (told["requests"], told["unpriced"], told["closed_at"]) == (2, 1, None)
+    assert [one["period"] for one in told["late"]] == [one["period"] for one in done["late"]] != []
+
+
+def test_a_payment_that_is_sent_twice_is_one(served, filed):
+    deed = {"amount": "0.02", "reference": "wire 9", "key": "bank-9", "dry_run": False}
+    found = [post(served, "/invoices/INV-00002/payments", **deed) for _ in range(3)]
+    assert [status for status, _ in found] == [201] * 3
+    (event,) = [one for one in filed.find_invoice("INV-00002").events if one.kind == "payment"]
+    assert (event.by, str(event.amount), event.note, event.key) == ("lead", "0.02", "wire 9", "bank-9")
+    for other in ({"amount": "0.03"}, {"reference": "wire 10"}, {"on": "2021-03-04"}):
+        status, answer = post(served, "/invoices/INV-00002/payments", **{**deed, **other})
+        assert (status, "bank-9" in answer["detail"]) == (409, True), other
+    assert (
+        post(served, "/invoices/INV-00002/payments", amount="0.02", dry_run=False)[0] == 201
+    )  # without a key: another
+    assert len([one for one in filed.find_invoice("INV-00002").events if one.kind == "payment"]) == 2
+    assert post(served, "/invoices/INV-77777/payments", dry_run=False)[0] == 404
+    assert post(served, "/invoices/INV-00002/payments", on="2999-01-01")[0] == 400
 
 
 def test_a_key_without_a_letter_is_none(served):
@@ -183,8 +244,11 @@ def submit(served, what, cookie, headers=None, **fields):
 DEEDS = (
     ("budget", {"name": "ada-monthly", "set:limit_usd": "9", "reason": "more"}, "limit usd"),
     ("grant", {"name": "ada-monthly", "amount": "5", "reason": "more"}, "limit, member ada"),
+    ("end", {"name": "ada-monthly", "reason": "she left"}, "End budget ada-monthly"),
+    ("close", {"period": "2021-03", "tz": "UTC"}, "Close 2021-03"),
     ("invoice", {"account": "team", "of": "new", "period": "last-month", "force": "1"}, "Issue an invoice"),
     ("credit", {"number": "INV-00001", "amount": "0.01", "reason": "goodwill"}, "left to pay"),
+    ("payment", {"number": "INV-00002", "amount": "0.01", "reference": "wire 8"}, "wire 8"),
     ("reprice", {"changed": "1"}, "corrections"),
 )
 
@@ -205,7 +269,13 @@ def test_a_form_shows_what_it_would_do_and_only_then_does_it(served, filed, what
 
 def test_a_button_that_is_pressed_twice_does_it_once(served, filed):
     cookie, proof = logged_in(served)
-    for what, fields, _ in DEEDS[1::2]:
+    for what, fields, _ in DEEDS:
+        if what in {
+            "budget",
+            "invoice",
+            "reprice",
+        }:  # the first is ended below, no team is new twice, nothing to correct
+            continue
         shown = submit(served, what, cookie, proof=proof, **fields)[2]
         assert submit(served, what, cookie, **hidden(shown))[0] == 303
         done = filed.store.verify()
@@ -261,6 +331,15 @@ def test_only_a_page_of_ones_own_acts_and_only_with_the_right(served, filed):
         ("credit", {"number": "INV-77777", "reason": "x"}, 409, "no such invoice"),
         ("credit", {"number": "INV-00001", "amount": "1"}, 400, "reason"),
         ("reprice", {"period": "soonish"}, 400, "period"),
+        ("end", {"name": "none", "reason": "x"}, 400, "none"),
+        ("end", {"name": "ada-monthly"}, 400, "reason"),
+        ("close", {"period": "soonish"}, 400, "soonish"),
+        ("close", {"period": "last-month", "tz": "Mars/Base"}, 400, "Mars"),
+        ("close", {"period": "this-month"}, 409, "can be closed from then on"),
+        ("payment", {"number": "INV-00001", "amount": "lots"}, 400, "amount"),
+        ("payment", {"number": "INV-00001", "amount": "0"}, 400, "none"),
+        ("payment", {"number": "INV-77777"}, 409, "no such invoice"),
+        ("payment", {"number": "INV-00002", "on": "2999-01-01"}, 400, "still to come"),
     ],
 )
 def test_a_mistaken_form_says_what_is_wrong(served, filed, what, fields, status, words):
@@ -278,6 +357,7 @@ def test_forms_are_shown_to_those_who_may(served):
             "/budgets",
             "/budgets/ada-monthly",
             "/account?member=bob",
+            "/periods",
             "/periods/1",
             "/invoices/INV-00001",
             "/doubts",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -93,6 +95,30 @@ def test_a_live_page_ends_with_its_token(run, tmp_path, serve):
         connection.close()
     finally:
         meter.close()
+
+
+def test_two_that_change_the_file_at_once_undo_nothing_of_each_other(tmp_path):
+    (tmp_path / "tokenmeter.toml").write_text("multiplier = '1.05'\n")
+    base = [sys.executable, "-m", "tokenmeter", "dashboard", "token"]
+
+    def at_once(*commands):
+        started = [subprocess.Popen([*base, *each], cwd=tmp_path, stdout=subprocess.DEVNULL) for each in commands]
+        return [one.wait(60) for one in started]
+
+    assert at_once(*(("create", name) for name in ("ada", "bob", "cy"))) == [0, 0, 0]
+    assert at_once(("revoke", "ada"), ("revoke", "bob"), ("create", "dan")) == [0, 0, 0]
+    text = (tmp_path / "tokenmeter.toml").read_text()
+    assert tomllib.loads(text)["dashboard"]["tokens"].keys() == {"cy", "dan"}
+
+
+def test_of_two_tokens_of_one_name_made_at_once_there_is_one(tmp_path):
+    (tmp_path / "tokenmeter.toml").write_text("")
+    command = [sys.executable, "-m", "tokenmeter", "dashboard", "token", "create", "ada"]
+    started = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)
+    ]
+    assert sorted(one.wait(60) == 0 for one in started) == [False, True]
+    assert tomllib.loads((tmp_path / "tokenmeter.toml").read_text())["dashboard"]["tokens"].keys() == {"ada"}
 
 
 def test_who_is_not_known_cannot_be_revoked(run, tmp_path):

@@ -42,6 +42,7 @@ class Event:
         amount: Paid or credited (tax included), in the invoice's currency; a payment given back is negative.
         number: The credit note's.
         note: The payment's reference, or the reason.
+        key: The payment's identity, where one was given: it is written down once.
     """
 
     kind: EventKind
@@ -51,6 +52,7 @@ class Event:
     amount: Decimal | None = None
     number: str | None = None
     note: str | None = None
+    key: str | None = None
 
     @property
     def text(self) -> str:
@@ -72,6 +74,7 @@ class Event:
             "on": self.on.isoformat(),
             "amount": None if self.amount is None else f"{self.amount:f}",
             "note": self.note,
+            **({} if self.key is None else {"key": self.key}),
         }
 
     @classmethod
@@ -85,6 +88,7 @@ class Event:
             on=date.fromisoformat(values["on"]),
             amount=None if amount is None else Decimal(amount),
             note=values["note"],
+            key=values.get("key"),
         )
 
 

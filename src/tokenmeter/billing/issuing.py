@@ -382,6 +382,7 @@ def record_payment(
     on: date | str | None = None,
     reference: str | None = None,
     by: str | None = None,
+    key: str | None = None,
 ) -> Invoice:
     """Money came in for an invoice, in part, in full or too much; `Invoice.balance` is what is left.
 
@@ -392,19 +393,32 @@ def record_payment(
         on: When; default: today.
         reference: The payment's reference.
         by: Who writes it down; default: the user of the system.
+        key: Identity of the payment: one key is written down once, however often it is sent.
 
     Returns:
         The invoice as it then is. Paying a paid invoice again without an amount changes nothing.
 
     Raises:
-        LedgerError: a draft, void, nothing left to pay, or more given back than was paid.
+        LedgerError: a draft, void, nothing left to pay, more given back than was paid, or a key that another payment
+            was written down with.
         ConfigurationError: not an amount in whole minor units, or a day to come.
     """
+    return _follow(store, invoice, payment_of(amount, on=on, reference=reference, by=by, key=key))
+
+
+def payment_of(
+    amount: Decimal | int | str | None, *, on: date | str | None, reference: str | None, by: str | None, key: str | None
+) -> Callable[[Invoice], Event | None]:
+    """What `record_payment` would write down of an invoice as it stands, from that; None = nothing."""
     who, day = acting(by), parse_day(on)
 
     def pay(current: Invoice) -> Event | None:
         if current.status == "void":
             raise LedgerError(f"Invoice {current.number} is void; nothing is due on it.")
+        known = next((one for one in current.events if key is not None and one.key == key), None)
+        if known is not None:
+            _check_same_payment(known, amount, day, reference)
+            return None
         if amount is None:
             if current.status == "paid":
                 return None
@@ -421,9 +435,20 @@ def record_payment(
                 f"Invoice {current.number}: {current.paid} {current.currency} was paid; {magnitude(paid)} cannot be "
                 "given back of it."
             )
-        return Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference)
+        return Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference, key=key)
 
-    return _follow(store, invoice, pay)
+    return pay
+
+
+def _check_same_payment(
+    known: Event, amount: Decimal | int | str | None, day: date | None, reference: str | None
+) -> None:
+    other = amount is not None and parse_decimal(amount, name="the payment") != known.amount
+    if other or day not in {None, known.on} or reference != known.note:
+        raise LedgerError(
+            f"The key {known.key!r} was used for a payment of {known.amount} on {known.on}; give another "
+            "payment a key of its own."
+        )
 
 
 def void_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: str | None = None) -> Invoice:

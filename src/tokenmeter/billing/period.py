@@ -142,18 +142,29 @@ def close_period(
         LedgerError: it has not ended, or is closed already, whole or in part.
     """
     moment = now or utcnow()
-    wanted = period if isinstance(period, Period) else parse_period(period, tz, now=moment)
-    if wanted.end > moment:
-        raise LedgerError(f"{wanted.label} ends at {wanted.end.isoformat()}; it can be closed from then on.")
+    wanted = closable(period, tz, moment)
     while True:
         closed = closed_periods(store)
-        _check_open(wanted, closed)
+        check_open(wanted, closed)
         manifest = _manifest(store, wanted, closed, moment, acting(by))
         body = json.dumps(manifest.to_dict(), ensure_ascii=False, separators=(",", ":"))
         # Numbered keys: of two closings at the same time one files its manifest, the other looks again.
         filing = store.file(NewDocument(kind=_KIND, key=f"{len(closed) + 1}", body=body))
         if filing.recorded:
             return ClosedPeriod.of(filing.document)
+
+
+def closable(period: str | Period, tz: str, now: datetime) -> Period:
+    """The period that is meant.
+
+    Raises:
+        ConfigurationError: not a period or a zone.
+        LedgerError: it has not ended.
+    """
+    wanted = period if isinstance(period, Period) else parse_period(period, tz, now=now)
+    if wanted.end > now:
+        raise LedgerError(f"{wanted.label} ends at {wanted.end.isoformat()}; it can be closed from then on.")
+    return wanted
 
 
 def acting(by: str | None) -> str:
@@ -166,7 +177,8 @@ def acting(by: str | None) -> str:
         return "unknown"
 
 
-def _check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
+def check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
+    """Refuse, as a LedgerError, what is closed already, whole or in part."""
     for one in closed:
         if one.period.start < wanted.end and wanted.start < one.period.end:
             raise LedgerError(

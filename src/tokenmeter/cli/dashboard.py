@@ -9,7 +9,7 @@ import re
 import secrets
 import tomllib
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,6 +18,7 @@ import typer
 from tokenmeter.cli.frame import HEADINGS, Frame, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.processes import lock_file
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.reports.table import visible
 from tokenmeter.serving.access import EVERYTHING, RIGHTS, AccessScope, Token, make_token
@@ -116,26 +117,30 @@ def create(
     path = frame.settings.source
     if path is None:
         raise ConfigurationError("There is no tokenmeter.toml to keep it in; make one with `tokenmeter init`.")
-    if name in frame.settings.dashboard.tokens:
-        raise ConfigurationError(
-            f"There is a token {name!r} already; `tokenmeter dashboard token revoke {_key(name)}` ends it."
-        )
     token, digest = make_token()
     row: dict[str, Any] = {"hash": digest}
     if only:
         row["only"] = parse_conditions(only, "--only")
     row |= {"can": can or ["read"]} | ({"expires": expires} if expires else {})
-    before = Path(path).read_text(encoding="utf-8-sig")
     table = f"\n[dashboard.tokens.{_key(name)}]\n" + "".join(f"{key} = {_toml(row[key])}\n" for key in row)
-    try:
-        after = tomllib.loads(f"{before.rstrip()}\n{table}")
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(
-            f"{path} has no room for [dashboard.tokens]: {error}. Add it by hand:{table}"
-        ) from None
-    Token.of(load_settings(config={"dashboard": after["dashboard"]}))
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(("" if before.endswith("\n") else "\n") + table)
+
+    def add(before: str) -> str:
+        if name in _tokens_of(before):
+            raise ConfigurationError(
+                f"There is a token {name!r} already; `tokenmeter dashboard token revoke {_key(name)}` ends it."
+            )
+        ends = "\r\n" if "\r\n" in before else "\n"
+        after = before + ("" if before.endswith("\n") else ends) + table.replace("\n", ends)
+        try:
+            wanted = tomllib.loads(after)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(
+                f"{path} has no room for [dashboard.tokens]: {error}. Add it by hand:{table}"
+            ) from None
+        Token.of(load_settings(config={"dashboard": wanted["dashboard"]}))
+        return after
+
+    _rewrite(path, add)
     if frame.as_json:
         emit({"name": name, "token": token, "file": path})
         return
@@ -194,35 +199,57 @@ def list_tokens(frame: Frame) -> None:
 def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it is.")]) -> None:
     """End a token: take it out of the settings file. Servers that read this file let nobody in with it any more."""
     path = frame.settings.source
-    known = frame.settings.dashboard.tokens
-    if path is None or name not in known:
-        raise ConfigurationError(f"There is no token {name!r}; known are {', '.join(map(repr, known)) or 'none'}.")
-    file = Path(path).resolve()  # a link stays one, and what it leads to is what servers read
-    before = file.read_bytes().decode("utf-8-sig")  # its line ends stay
-    after = _without_table(before, ["dashboard", "tokens", name])
-    wanted = tomllib.loads(before)
-    del wanted["dashboard"]["tokens"][name]
-    found = tomllib.loads(after)
-    found.setdefault("dashboard", {}).setdefault("tokens", {})
-    if found != wanted:
-        raise ConfigurationError(
-            f"Take dashboard.tokens.{_key(name)} out of {path} by hand: it is no table of its own."
-        )
-    replacement = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        replacement.touch(0o600)
-        replacement.write_text(after, encoding="utf-8", newline="")
-        replacement.chmod(file.stat().st_mode & 0o777)
-        replacement.replace(file)
-    except OSError as error:
-        replacement.unlink(missing_ok=True)
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def take_out(before: str) -> str:
+        known = _tokens_of(before)
+        if name not in known:
+            raise ConfigurationError(f"There is no token {name!r}; known are {', '.join(map(repr, known)) or 'none'}.")
+        after = _without_table(before, ["dashboard", "tokens", name])
+        wanted = tomllib.loads(before)
+        del wanted["dashboard"]["tokens"][name]
+        found = tomllib.loads(after)
+        found.setdefault("dashboard", {}).setdefault("tokens", {})
+        if found != wanted:
+            raise ConfigurationError(
+                f"Take dashboard.tokens.{_key(name)} out of {path} by hand: it is no table of its own."
+            )
+        return after
+
+    if path is None:
+        raise ConfigurationError(f"There is no token {name!r}; there is no settings file that could have it.")
+    _rewrite(path, take_out)
     if frame.as_json:
         emit({"name": name, "revoked": True, "file": path})
         return
     out.print(
         f"{path} has no token {name!r} any more; servers that read this file let nobody in with it.", markup=False
     )
+
+
+def _rewrite(path: str, change: Callable[[str], str]) -> None:
+    """Put what `change` makes of a settings file in its place, at once; who else changes it meanwhile waits.
+
+    Raises:
+        ConfigurationError: the file cannot be written, or `change` says so.
+    """
+    file = Path(path).resolve()  # a link stays one, and what it leads to is what servers read
+    replacement = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        with file.with_name(f".{file.name}-lock").open("a+b") as lock:  # the file itself is another one afterwards
+            lock_file(lock.fileno())
+            after = change(file.read_bytes().decode("utf-8-sig"))  # its line ends stay
+            replacement.touch(0o600)
+            replacement.write_text(after, encoding="utf-8", newline="")
+            replacement.chmod(file.stat().st_mode & 0o777)
+            replacement.replace(file)
+    except OSError as error:
+        replacement.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _tokens_of(settings: str) -> Mapping[str, Any]:
+    tokens: Mapping[str, Any] = tomllib.loads(settings).get("dashboard", {}).get("tokens", {})
+    return tokens
 
 
 def _without_table(text: str, keys: list[str]) -> str:

@@ -187,6 +187,23 @@ def _tell_budget(form: Form, answer: Json) -> Told:
     )
 
 
+def _end(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
+    deed = acting.EndBudget(reason=form.get("reason", "").strip(), dry_run=dry_run)
+    return acting.end_budget(meter, form.get("name", ""), deed, by=by, source=_SOURCE)
+
+
+def _tell_end(form: Form, answer: Json) -> Told:
+    before: Json | None = answer["before"]
+    words = "No call is stopped or counted by it any more. Its history stays; setting it again counts from the ledger."
+    rows: list[tuple[str, str, str]] = []
+    if before is None:
+        words = "Nothing changes: it has ended already."
+    else:
+        definition: Json = before["budget"] or {}
+        rows = [(one.replace("_", " "), plain(said), "") for one, said in definition.items() if one != "name"]
+    return Told(title=f"End budget {name(form['name'])}", words=words, rows=rows, button="End it")
+
+
 def _to_budget(form: Form, _: Json) -> str:
     return f"/budgets/{quote(form['name'].strip(), safe='')}"
 
@@ -237,7 +254,34 @@ def _whose(scope: Mapping[str, str]) -> str:
     return ", ".join(told) or "all calls"
 
 
-# -- invoices
+# -- periods and invoices
+
+
+def _close(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
+    deed = acting.ClosePeriod(period=form.get("period", "").strip(), tz=form.get("tz") or None, dry_run=dry_run)
+    return acting.close_period(meter, deed, by=by)
+
+
+def _tell_closing(_: Form, answer: Json) -> Told:
+    period = answer["period"]
+    rows = [
+        ("from", "", period["start"][:16]),
+        ("until, not included", "", period["end"][:16]),
+        ("time zone", "", period["tz"]),
+        ("calls", "", count(answer["requests"])),
+        ("billed cost", "", f"${exact(Decimal(answer['billed_cost']))}"),
+        ("of unknown price, not in it", "", count(answer["unpriced"])),
+        ("estimated", "", count(answer["estimated"])),
+        *((f"corrections of {one['period']}", "", f"${exact(Decimal(one['billed_cost']))}") for one in answer["late"]),
+    ]
+    words = "It is closed for good; what comes in later is a correction in the next one."
+    if answer["closed_at"]:
+        words = f"Nothing changes: {name(answer['closed_by'])} closed it at {answer['closed_at'][:16]} UTC."
+    return Told(title=f"Close {name(period['label'])}", words=words, rows=rows, button="Close it")
+
+
+def _to_closing(_: Form, done: Json) -> str:
+    return f"/periods/{quote(str(done['key']))}"
 
 
 def _issue(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
@@ -311,6 +355,45 @@ def _tell_credit(form: Form, answer: Json) -> Told:
     )
 
 
+def _pay(meter: Meter, form: Form, by: str, key: str, dry_run: bool) -> Json:
+    deed = acting.RecordPayment.model_validate(
+        {
+            "amount": form.get("amount", "").strip() or None,
+            "on": form.get("on", "").strip() or None,
+            "reference": form.get("reference", ""),
+            "key": key,
+            "dry_run": dry_run,
+        }
+    )
+    done = acting.record_payment(meter, form.get("number", ""), deed, by=by)
+    if done is None:
+        raise LedgerError("There is no such invoice in this ledger.")
+    return done
+
+
+def _tell_payment(form: Form, answer: Json) -> Told:
+    made, currency = answer["payment"], answer["invoice"]["currency"]
+    title = f"Record a payment of invoice {name(form['number'])}"
+    if made is None:
+        return Told(title=title, words="Nothing changes: it is recorded, or paid, already.", rows=[], button="Go on")
+    rows = [
+        ("came", "", money_text(Decimal(made["amount"]), currency)),
+        ("on", "", made["on"]),
+        ("reference", "", name(made["note"]) if made["note"] else "none"),
+        (
+            "left to pay",
+            money_text(Decimal(answer["invoice"]["balance"]), currency),
+            money_text(Decimal(answer["balance"]), currency),
+        ),
+    ]
+    words = "It stays on the invoice's trail; what was wrong is put right by a negative payment."
+    return Told(title=title, words=words, rows=rows, button="Record it")
+
+
+def _to_paid(form: Form, _: Json) -> str:
+    return f"/invoices/{quote(form['number'])}"
+
+
 def _to_note(_: Form, done: Json) -> str:
     return f"/credit-notes/{quote(str(done['number']))}"
 
@@ -357,8 +440,11 @@ def _to_corrections(_: Form, __: Json) -> str:
 
 _ACTS = {
     "budget": _Act("budgets", _set_budget, _tell_budget, _to_budget),
+    "end": _Act("budgets", _end, _tell_end, _to_budget),
     "grant": _Act("budgets", _grant, _tell_grant, _to_budget),
+    "close": _Act("invoices", _close, _tell_closing, _to_closing),
     "invoice": _Act("invoices", _issue, _tell_invoice, _to_invoice),
     "credit": _Act("invoices", _credit, _tell_credit, _to_note),
+    "payment": _Act("invoices", _pay, _tell_payment, _to_paid),
     "reprice": _Act("prices", _reprice, _tell_reprice, _to_corrections),
 }

@@ -215,6 +215,7 @@ class DocumentPages:
             request,
             "periods.html",
             title="Periods",
+            billing_zone="UTC" if self._profile is None else self._profile.tz,
             part=_part(request, closings(self._store)),
             tz=zone_of(request, self._tz),
         )

@@ -22,7 +22,8 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 
 Right = Literal["read", "budgets", "invoices", "prices"]
-#: What a token can be given: to read; to set and raise budgets; to issue and credit invoices; to price calls anew.
+#: What a token can be given: to read; to set, raise and end budgets; to close periods, issue and credit invoices and
+#: write down payments; to price calls anew.
 RIGHTS: tuple[Right, ...] = get_args(Right)
 #: What a caller writes to say what may be seen: ``{"member": "ada"}``, ``{"team": ["search", "ads"]}``.
 Only = Mapping[str, "str | Iterable[str]"]

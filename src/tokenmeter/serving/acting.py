@@ -18,10 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from tokenmeter.api import Meter
-from tokenmeter.billing.issuing import check_invoice, draft_credit_note
+from tokenmeter.billing import closed_periods, find_invoice, late_costs
+from tokenmeter.billing.issuing import check_invoice, draft_credit_note, payment_of
+from tokenmeter.billing.period import check_open, closable, find_closed, period_dict
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.money import ZERO, total
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import ZERO, subtract, total
+from tokenmeter.reports import Query, read_report
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import BEARER, Access, Right
@@ -56,6 +60,12 @@ class SetBudget(Deed):
     reason: Reason
 
 
+class EndBudget(Deed):
+    """The end of a budget."""
+
+    reason: Reason
+
+
 class GrantMore(Deed):
     """More room for one counter of a budget."""
 
@@ -65,6 +75,13 @@ class GrantMore(Deed):
     expires: Word | None = Field(None, description="First instant at which what is left of it is gone")
     key: Key = None
     reason: Reason
+
+
+class ClosePeriod(Deed):
+    """A period that is closed for good."""
+
+    period: Word = Field(description="`2026-11`, `2026-Q4`, `last-month`, ...")
+    tz: Word | None = Field(None, description="Zone that cuts it; default: the `[billing]` settings'")
 
 
 class IssueInvoice(Deed):
@@ -85,6 +102,15 @@ class CreditInvoice(Deed):
     amount: Decimals | None = Field(None, description="Net amount to give back; null = all that is left")
     key: Key = None
     reason: Reason
+
+
+class RecordPayment(Deed):
+    """Money that came in for an invoice."""
+
+    amount: Decimals | None = Field(None, description="How much; null = all that is left; negative = given back")
+    on: date | None = Field(None, description="Day on which it came; default: today")
+    reference: Word = Field("", description="The payment's reference")
+    key: Key = None
 
 
 class Reprice(Deed):
@@ -109,6 +135,19 @@ def set_budget(meter: Meter, name: str, deed: SetBudget, *, by: str, source: str
     return meter.budgets.set(budget, by=by, reason=deed.reason, source=source).to_dict()
 
 
+def end_budget(meter: Meter, name: str, deed: EndBudget, *, by: str, source: str = _API) -> dict[str, Any]:
+    """End a budget; its history stays. One that has ended already stays ended as it was."""
+    known = next((one for one in meter.budgets.changes() if one.name == name), None)
+    if known is None:
+        ended = meter.budgets.history(name)
+        if not ended:
+            raise ConfigurationError(f"There is no budget {name!r} in this ledger.")
+        return {"before": None, "after": None} if deed.dry_run else ended[-1].to_dict()
+    if deed.dry_run:
+        return {"before": known.to_dict(), "after": None}
+    return meter.budgets.retire(name, by=by, reason=deed.reason, source=source).to_dict()
+
+
 def grant(meter: Meter, name: str, deed: GrantMore, *, by: str) -> dict[str, Any]:
     """Give one counter of a budget more room."""
     made = meter.budgets.grant(
@@ -126,6 +165,27 @@ def grant(meter: Meter, name: str, deed: GrantMore, *, by: str) -> dict[str, Any
         return made.to_dict()
     found = [one for one in answers.balances(meter, made.scope, budget=name) if one["unit"] == made.unit]
     return {"amount": deed.amount, "grant": made.to_dict(), "balances": found[:_MOST_SHOWN]}
+
+
+def close_period(meter: Meter, deed: ClosePeriod, *, by: str) -> dict[str, Any]:
+    """Close a period for good. The same one twice is the same closing."""
+    tz = deed.tz or ("UTC" if meter.profile is None else meter.profile.tz)
+    wanted = closable(deed.period, tz, meter.store.now())
+    known = find_closed(meter.store, wanted)
+    if known is None and deed.dry_run:
+        closed = closed_periods(meter.store)
+        check_open(wanted, closed)
+        sums = read_report(meter.store, Query(period=wanted)).totals
+        figures = {name: getattr(sums, name) for name in ("requests", "unpriced", "estimated")}
+        costs = {name: f"{getattr(sums, name):f}" for name in ("list_cost", "contracted_cost", "billed_cost")}
+        late = [
+            {"period": one.period.label, "billed_cost": f"{cost:f}"} for one, cost in late_costs(meter.store, closed)
+        ]
+        return {"period": period_dict(wanted), "closed_at": None, "closed_by": None, **figures, **costs, "late": late}
+    made = known or meter.close_period(wanted, by=by)
+    told = {name: value for name, value in made.to_dict().items() if name not in {"rows", "late"}}
+    late = [{"period": one.period.label, "billed_cost": f"{one.billed_cost:f}"} for one in made.late]
+    return {**told, "late": late, "key": None if made.document is None else made.document.key}
 
 
 def issue_invoice(meter: Meter, deed: IssueInvoice, *, by: str) -> dict[str, Any]:
@@ -148,6 +208,23 @@ def credit_invoice(meter: Meter, number: str, deed: CreditInvoice, *, by: str) -
         note = draft_credit_note(meter.store, number, deed.amount, deed.reason)
         return {"amount": deed.amount, "credit_note": note, "invoice": known}
     return meter.credit_invoice(number, deed.amount, deed.reason, by=by, key=deed.key).to_dict()
+
+
+def record_payment(meter: Meter, number: str, deed: RecordPayment, *, by: str) -> dict[str, Any] | None:
+    """Write down that money came for an invoice; None where there is no such invoice."""
+    known = answers.invoice(meter, number)
+    if known is None:
+        return None
+    reference = deed.reference.strip() or None
+    if not deed.dry_run:
+        done = meter.record_payment(number, deed.amount, on=deed.on, reference=reference, by=by, key=deed.key)
+        return answers.invoice(meter, str(done.number)) or known
+    current = find_invoice(meter.store, number)
+    made = payment_of(deed.amount, on=deed.on, reference=reference, by=by, key=deed.key)(current)
+    if made is None:
+        return {"payment": None, "invoice": known, "balance": known["balance"]}
+    left = subtract(current.balance, made.amount or ZERO)
+    return {"payment": made.to_dict(), "invoice": known, "balance": f"{left:f}"}
 
 
 def reprice(meter: Meter, deed: Reprice) -> dict[str, Any]:
@@ -205,6 +282,25 @@ def add_verbs(api: FastAPI, meter: Meter) -> None:
         """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
         return _answer(deed, grant(meter, name, deed, by=who.name))
 
+    @api.post("/v1/budgets/{name}/end", name="end_budget", **_TOLD)
+    def over_end(name: Word, deed: EndBudget, who: Annotated[Access, _may("budgets")]) -> Response:
+        """End a budget: every process stops obeying it with its next call; its history stays."""
+        return _answer(deed, end_budget(meter, name, deed, by=who.name))
+
+    @api.post("/v1/corrections", name="reprice", **_TOLD)
+    def over_reprice(deed: Reprice, _: Annotated[Access, _may("prices")]) -> Response:
+        """Rate calls again whose price was unknown, or has changed, and append the differences as corrections."""
+        return _answer(deed, reprice(meter, deed))
+
+    _add_bookkeeping(api, meter)
+
+
+def _add_bookkeeping(api: FastAPI, meter: Meter) -> None:
+    @api.post("/v1/periods", name="close_period", **_TOLD)
+    def over_period(deed: ClosePeriod, who: Annotated[Access, _may("invoices")]) -> Response:
+        """Close a period for good; what comes in later is a correction in the next. The same one twice is the same."""
+        return _answer(deed, close_period(meter, deed, by=who.name))
+
     @api.post("/v1/invoices", name="issue_invoice", **_TOLD)
     def over_invoice(deed: IssueInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
         """Issue an invoice over a closed period. The same one twice is the same invoice."""
@@ -218,7 +314,10 @@ def add_verbs(api: FastAPI, meter: Meter) -> None:
             raise HTTPException(404, "There is no such invoice in this ledger.")
         return _answer(deed, result)
 
-    @api.post("/v1/corrections", name="reprice", **_TOLD)
-    def over_reprice(deed: Reprice, _: Annotated[Access, _may("prices")]) -> Response:
-        """Rate calls again whose price was unknown, or has changed, and append the differences as corrections."""
-        return _answer(deed, reprice(meter, deed))
+    @api.post("/v1/invoices/{number:path}/payments", name="record_payment", **_TOLD)
+    def over_payment(number: Word, deed: RecordPayment, who: Annotated[Access, _may("invoices")]) -> Response:
+        """Write down that money came for an invoice: in part, in full or too much; negative, that it was given back."""
+        result = record_payment(meter, number, deed, by=who.name)
+        if result is None:
+            raise HTTPException(404, "There is no such invoice in this ledger.")
+        return _answer(deed, result)
