@@ -8,6 +8,7 @@ import io
 import json
 import socket
 import zipfile
+from datetime import UTC, datetime
 
 import pytest
 import uvicorn
@@ -17,7 +18,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from tokenmeter import dashboard
-from tokenmeter.billing import find_invoice, invoices
+from tokenmeter.billing import find_invoice, invoices, record_payment
+from tokenmeter.budgets import Budget
 from tokenmeter.config import load_settings
 from tokenmeter.dashboard import asgi as serving
 from tokenmeter.dashboard.asgi import _Site
@@ -113,6 +115,30 @@ def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed)
         with pytest.raises(LedgerError, match="only a part"):
             getattr(seen, name)()
     assert filed.store.verify() == before
+
+
+def test_what_others_do_is_not_told_to_a_part_and_what_is_its_own_is(filed, record):
+    ada = look_through(filed, AccessScope.of({"member": "ada"})).store
+    search = look_through(filed, AccessScope.of({"team": "search"})).store
+
+    def changed(part, act):
+        before = part.pulse()
+        act()
+        assert part.pulse() == part.pulse()
+        return part.pulse() != before
+
+    def budget(member, limit):
+        filed.budgets.set(Budget(name=f"of-{member}", member=member, limit_usd=limit, period="month"))
+
+    at = datetime(2021, 3, 9, tzinfo=UTC)
+    assert not changed(ada, lambda: record(who={"member": "bob", "team": "search"}))
+    assert not changed(ada, lambda: budget("bob", 5))
+    assert not changed(ada, lambda: record_payment(filed.store, "INV-00002", "0.01"))
+    assert not changed(search, lambda: record_payment(filed.store, "INV-00002", "0.01"))
+    assert changed(ada, lambda: record(who={"member": "ada", "team": "search"}))
+    assert changed(ada, lambda: record(at=at, who={"member": "ada"}))
+    assert changed(ada, lambda: budget("ada", 5))
+    assert changed(search, lambda: record_payment(filed.store, "INV-00001", "0.01"))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ from tokenmeter.periods import zone
 from tokenmeter.serving.access import ACCESS, STILL, Access, Only, Token, Tokens
 from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.acting import add_verbs
-from tokenmeter.serving.lens import ReadableMeter, look_through, pulse_of, veil
+from tokenmeter.serving.lens import Lens, ReadableMeter, look_through, pulse_of
 from tokenmeter.serving.probes import Probes, Pulse, entries_of, metrics_of
 from tokenmeter.serving.rest import make_api
 
@@ -208,10 +208,12 @@ class _Sites:
         if self._pulse.watching >= _MOST_WATCHERS:
             raise HTTPException(503, headers={"retry-after": "30"})
         access: Access = request.scope.get(ACCESS) or Access()
-        veiled = veil if access.scope.conditions else str
-        part: Callable[[str], str] = (
-            veiled if "holds" in request.query_params else lambda pulse: entries_of(veiled(pulse))
-        )
+        store, holds = self.of(access).sight.store, "holds" in request.query_params
+
+        def part(pulse: str) -> str:
+            seen = store.pulse_at(pulse) if isinstance(store, Lens) else pulse
+            return seen if holds else entries_of(seen)
+
         events = self._pulse.events(part, still=request.scope.get(STILL) or (lambda: True))
         return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 

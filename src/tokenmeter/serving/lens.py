@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
@@ -26,13 +26,16 @@ from tokenmeter.config import Settings
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.pricing import Pricer
+from tokenmeter.reports import Query, Row, read_report
 from tokenmeter.serving.access import AccessScope
 from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, Store
-from tokenmeter.stores.documents import Document, DocumentQuery
+from tokenmeter.stores.documents import ERASURE, Document, DocumentQuery
 from tokenmeter.stores.engine import matches
 from tokenmeter.stores.sketch import Latencies
 
 _MANY = 10_000
+#: Documents that change what may be seen; of an erasure it is not known what it took out.
+_SEEN = ("invoice", "invoice_event", ERASURE)
 _secret = secrets.token_bytes(32)
 
 
@@ -132,8 +135,8 @@ class ScopedMeter:
 
     def __init__(self, meter: ReadableMeter, scope: AccessScope) -> None:
         self._meter = meter
-        self.store: Store = Lens(meter.store, scope)
         self.budgets: BudgetView = SeenBudgets(meter.budgets, scope)
+        self.store: Store = Lens(meter.store, scope, said=self.budgets.changes)
         self.settings: Settings | None = None
 
     @property
@@ -220,15 +223,18 @@ class Lens:
     Args:
         store: The whole ledger.
         scope: What may be seen of it.
+        said: The definitions of budgets that may be seen: what is told live of it, beside what the ledger has.
     """
 
     url = ""
 
-    def __init__(self, store: Store, scope: AccessScope) -> None:
-        self._store, self._scope, self._where = store, scope, scope.where
+    def __init__(self, store: Store, scope: AccessScope, said: Callable[[], Sequence[Change]] = list) -> None:
+        self._store, self._scope, self._where, self._said = store, scope, scope.where, said
         self._numbers: set[str] = set()
-        self._looked = 0
-        self._lock = threading.Lock()
+        self._noted = 0
+        self._looked = dict.fromkeys(_SEEN, 0)
+        self._known = ("", "")
+        self._lock, self._pulse_lock = threading.Lock(), threading.Lock()
 
     # -- entries
 
@@ -278,10 +284,14 @@ class Lens:
     def _invoices(self) -> set[str]:
         """The numbers of the scope's invoices; what was looked at before is not looked at again."""
         with self._lock:
-            for document in self._store.documents(DocumentQuery("invoice", after=self._looked)):
-                self._looked = document.position
-                if self._scope.admits(_scope_of(document)):
-                    self._numbers.add(number_text(document))
+            for kind in _SEEN:
+                for document in self._store.documents(DocumentQuery(kind, after=self._looked[kind])):
+                    self._looked[kind] = document.position
+                    if kind == "invoice" and self._scope.admits(_scope_of(document)):
+                        self._numbers.add(number_text(document))
+                        self._noted += 1
+                    elif kind == ERASURE or document.key.rpartition(" #")[0] in self._numbers:
+                        self._noted += 1
             return self._numbers
 
     def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
@@ -309,8 +319,34 @@ class Lens:
         return self._store.generation()
 
     def pulse(self) -> str:
-        """Changes with the ledger's, and tells no number of it."""
-        return veil(pulse_of(self._store))
+        """Changes with what can be seen of the ledger, and tells no number of it."""
+        return self.pulse_at(pulse_of(self._store))
+
+    def pulse_at(self, whole: str) -> str:
+        """The same, where the ledger's own pulse is `whole`: that others were busy is not told.
+
+        While the ledger stays as it was nothing is read, however many ask.
+        """
+        with self._pulse_lock:
+            if self._known[0] != whole:
+                self._known = (whole, ".".join(_hidden(repr(part)) for part in (self._recorded(), self._held())))
+            return self._known[1]
+
+    def _recorded(self) -> object:
+        """Differs when something was recorded that may be seen, was taken out, or is defined otherwise."""
+        sums = read_report(self, Query(by=("kind",))).rows
+        last = next(iter(self.entries(newest_first=True)), None)
+        self._invoices()
+        return (
+            [(row.group, row.requests, row.errors, row.unpriced, row.estimated, *_sums(row)) for row in sums],
+            last and last.entry_id,
+            self._noted,
+            [(one.name, one.version, one.at) for one in self._said()],
+        )
+
+    def _held(self) -> object:
+        """Differs when a call began or ended that holds a part of a budget that may be seen."""
+        return sorted((key.budget, key.scope, key.window_start, one.reserved) for key, one in self.all_counters())
 
     def health(self) -> Health:
         """Only that it answers."""
@@ -332,10 +368,8 @@ def _scope_of(document: Document) -> Mapping[str, str]:
     return scope
 
 
-def veil(pulse: str) -> str:
-    """A pulse that changes when `pulse` does, and from which no number can be read."""
-    head, _, holds = pulse.rpartition(".")
-    return f"{_hidden(head)}.{_hidden(holds)}"
+def _sums(row: Row) -> tuple[object, ...]:
+    return row.list_cost, row.contracted_cost, row.billed_cost, sorted(row.usage.quantities.items())
 
 
 def _hidden(text: str) -> str:

@@ -153,6 +153,7 @@ log = logging.getLogger("tokenmeter")
 _EVERY = 0.7
 #: Seconds of silence after which a line is sent, so that a viewer who left is noticed.
 _SILENCE = 15.0
+_UNKNOWN = "unknown"
 
 
 def entries_of(pulse: str) -> str:
@@ -184,7 +185,7 @@ class Pulse:
         """Server-sent events: ``change`` with the state now, then one for every other state.
 
         Args:
-            part: What of the pulse the viewer watches.
+            part: What of the pulse the viewer watches; called in a worker thread.
             still: Whether he may watch any longer; it is asked before anything is told.
         """
         news: asyncio.Queue[str] = asyncio.Queue()
@@ -192,20 +193,29 @@ class Pulse:
         self._begin()
         try:
             yield "retry: 2000\n\n"
-            told = part(await self.look())
+            told = await self._seen(part, await self.look())
             yield f"event: change\ndata: {told}\n\n"
             while still():
                 try:
-                    state = part(await asyncio.wait_for(news.get(), _SILENCE))
+                    whole = await asyncio.wait_for(news.get(), _SILENCE)
                 except TimeoutError:
                     yield ": still here\n\n"
                     continue
+                state = await self._seen(part, whole)
                 if state != told and still():
                     told = state
                     yield f"event: change\ndata: {told}\n\n"
         finally:
             self._watchers.discard(news)
             self._end()
+
+    async def _seen(self, part: Callable[[str], str], whole: str) -> str:
+        """What a viewer sees of a state; ``unknown`` while that cannot be read."""
+        try:
+            return whole if whole == _UNKNOWN else await run_in_threadpool(part, whole)
+        except StoreError as error:
+            log.debug("The dashboard could not look at a part of the ledger: %s", error)
+            return _UNKNOWN
 
     def _begin(self) -> None:
         if self._task is None or self._task.done():
@@ -223,7 +233,7 @@ class Pulse:
             return await run_in_threadpool(self._probe)
         except StoreError as error:
             log.debug("The dashboard could not look at the ledger: %s", error)
-            return "unknown"
+            return _UNKNOWN
 
     async def _watch(self) -> None:
         known: str | None = None
