@@ -40,13 +40,44 @@ def test_chat_facts_are_read():
     assert (facts.service_tier, facts.streamed, facts.unbounded, facts.image_count) == ("flex", True, None, 0)
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_each_name_of_the_output_limit_counts(name):
-    assert openai({"model": "m", name: 7}).max_output_tokens == 7
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/chat/completions", {"max_tokens", "max_completion_tokens"}),
+        ("/completions", {"max_tokens"}),
+        ("/responses", {"max_output_tokens"}),
+    ],
+)
+def test_an_output_limit_counts_where_it_is_obeyed(path, names):
+    """Hosts leave out what they do not know: another endpoint's name for it limits nothing."""
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        assert openai({"model": "m", name: 7}, path).max_output_tokens == (7 if name in names else None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"max_completion_tokens": 1, "max_tokens": 900}, 900),
+        ({"max_completion_tokens": 900, "max_tokens": 1}, 900),
+        ({"max_completion_tokens": 5, "max_tokens": None}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": "900"}, None),
+        ({"max_tokens": 0}, None),
+        ({"max_tokens": 7.0}, None),
+        ({"max_tokens": True}, None),
+    ],
+)
+def test_of_a_chats_two_limits_the_larger_counts(limits, most):
+    body = {"model": "m", "messages": [], **limits}
+    assert openai(body).max_output_tokens == most
+    assert OPENAI.plain_requests["chat.completions"](body).max_output_tokens == most
+
+
+def test_a_prompt_that_is_only_scored_has_no_answer():
+    assert openai({"model": "m", "prompt": "x", "max_tokens": 0, "echo": True}, "/completions").max_output_tokens == 0
 
 
 def test_a_limit_that_is_no_number_is_none():
-    assert openai({"model": "m", "max_output_tokens": "inf"}).max_output_tokens is None
+    assert openai({"model": "m", "max_output_tokens": "inf"}, "/responses").max_output_tokens is None
 
 
 def test_a_negative_limit_is_none():
@@ -73,6 +104,9 @@ class Many(enum.IntEnum):
         ({"n": "5"}, 5),
         ({"n": Many.FIVE}, 5),
         ({"prompt": ("a", "b")}, 2),
+        ({"prompt": {"a": 1, "b": 2}.keys()}, 2),
+        ({"prompt": [[1], [2]]}, 2),
+        ({"prompt": range(9)}, 1),
     ],
 )
 def test_every_answer_that_is_generated_counts(body, choices):
@@ -198,15 +232,126 @@ LINKED = {"type": "document_url", "document_url": "https://example.com"}
         ({"context_management": [{"type": "compaction"}]}, "compaction"),
         ({"tools": [{"type": "function", "name": "f"}]}, None),
         ({"tools": [{"type": "custom", "name": "f"}]}, None),
+        ({"tools": [{"type": "computer_use_preview"}]}, None),
+        ({"tools": [{"type": "local_shell"}]}, None),
+        ({"tools": [{"type": "apply_patch"}]}, None),
+        ({"tools": [{"type": "shell", "environment": {"type": "local"}}]}, None),
+        ({"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]}, "server_tools"),
+        ({"tools": [{"type": "tool_search", "execution": "client"}]}, None),
+        ({"tools": [{"type": "tool_search"}]}, "server_tools"),
+        ({"tools": [{"type": "programmatic_tool_calling"}]}, "server_tools"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f"}]}]}, None),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "web_search"}]}]}, "server_tools"),
+        ({"input": [{"type": "additional_tools", "role": "developer", "tools": [{"type": "mcp"}]}]}, "server_tools"),
+        ({"tools": [{"type": "x_search"}]}, "server_tools"),  # xAI
+        ({"tools": [{"type": "a_tool_of_tomorrow"}]}, "server_tools"),
+        ({"multi_agent": {"enabled": True}}, "server_tools"),
+        ({"input": [{"id": "msg_1"}]}, "conversation"),
+        ({"input": [{"id": "msg_1", "type": None}]}, "conversation"),
+        ({"input": [{"id": "msg_1", "role": "user", "content": "hi"}]}, None),
+        ({"metadata": {"image": "https://example.com/x.pdf"}}, None),
     ],
 )
 def test_openai_says_why_there_is_no_bound(body, reason):
     assert openai({"model": "m", **body}, "/responses").unbounded == reason
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"web_search_options": {}}, "server_tools"),
+        ({"search_parameters": {"mode": "on"}}, "server_tools"),  # xAI
+        ({"enable_search": True}, "server_tools"),  # DashScope
+        ({"enable_search": False}, None),
+        ({"plugins": [{"id": "web"}]}, "server_tools"),  # OpenRouter
+        ({"models": ["a", "b"]}, "fallbacks"),
+        ({"preset": "writer"}, "stored_prompt"),
+        ({"model": "openai/gpt-5:online"}, "server_tools"),
+        ({"model": "sonar-deep-research"}, "server_tools"),
+        ({"model": "gpt-4o-search-preview"}, "server_tools"),  # searches whether asked or not
+        ({"model": "groq/compound-mini"}, "server_tools"),
+        ({"tools": [{"type": "builtin_function", "function": {"name": "$web_search"}}]}, "server_tools"),  # Moonshot
+        ({"tools": [{"type": "browser_search"}]}, "server_tools"),  # Groq
+        ({"tools": [{"google_search": {}}]}, "server_tools"),  # Gemini
+        ({"tools": [{"function": {"name": "f"}}]}, None),
+        ({"extra": {"google": {"cached_content": "cachedContents/1"}}}, "files"),
+    ],
+)
+def test_a_chat_says_why_there_is_no_bound(body, reason):
+    """What hosts that speak the format do beside an answer of the model; the plain reader leaves it to the general."""
+    sent = {"model": "m", "messages": [], "max_tokens": 1, **body}
+    assert openai(sent).unbounded == reason
+    if reason:
+        assert OPENAI.plain_requests["chat.completions"](sent) is None
+
+
+LINK = "https://example.com/x"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video", "video": [LINK, LINK]},
+        {"type": "video", "video": LINK},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
+        {"type": "input_audio", "input_audio": LINK},
+        {"type": "input_audio", "input_audio": {"data": LINK, "format": "mp3"}},
+        {"type": "audio", "audio": LINK},
+        {"type": "audio_url", "audio_url": {"url": LINK}},
+        {"type": "file", "file": {"url": LINK}},
+        {"type": "file", "file": {"file_uri": "gs://bucket/x.pdf"}},
+        {"type": "media", "media": {"uri": "s3://bucket/x"}},
+        {"type": "document", "document": LINK},
+    ],
+)
+def test_content_that_lies_elsewhere_is_of_any_size(part):
+    facts = openai({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": [part]}]})
+    assert facts.unbounded == "files"
+
+
+def test_an_earlier_spoken_answer_is_of_any_size():
+    facts = openai({"model": "m", "max_tokens": 1, "messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]})
+    assert facts.unbounded == "files"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "see https://example.com/x.pdf"}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}]},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"arguments": LINK}}]},
+    ],
+)
+def test_a_text_that_names_an_address_is_a_text(message):
+    assert openai({"model": "m", "max_tokens": 1, "messages": [message]}).unbounded is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "what is this?", "images": ["AAAA", "BBBB"]},  # Ollama
+        {"role": "user", "content": [{"image_url": {"url": LINK}}, {"image_url": {"url": LINK}}]},
+    ],
+)
+def test_pictures_that_do_not_say_what_they_are_are_counted(message):
+    assert openai({"model": "m", "messages": [message]}).image_count == 2
+
+
+@pytest.mark.parametrize("name", ["guided_json", "chat_template", "query", "documents", "a_field_of_tomorrow"])
+def test_a_field_that_is_not_known_may_be_part_of_the_prompt(name):
+    assert openai({"model": "m", "messages": [], name: {"text": "x" * 1000}}).input_bytes > 1000
+    assert OPENAI.plain_requests["chat.completions"]({"model": "m", "messages": [], name: "x"}) is None
+
+
 DOCUMENT = {"type": "document", "source": {"type": "url", "url": "https://example.com"}}
 #: No length of a file bounds its pages, each of which is a picture, too.
 SCANNED = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}}
+
+
+SHOUTED = {"type": "base64", "media_type": "APPLICATION/PDF", "data": "JVBERi0="}
+#: A tool that the conversation itself adds.
+SEARCH = {"type": "web_search_20260318", "name": "web_search"}
+ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": SEARCH}}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +368,10 @@ SCANNED = {"type": "document", "source": {"type": "base64", "media_type": "appli
         ({"tools": [{"type": "custom", "name": "f", "input_schema": {"type": "object"}}]}, None),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, None),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, None),
+        ({"tools": [{"type": "memory_20250818", "name": "memory"}]}, None),
+        ({"tools": [{"type": "a_tool_of_tomorrow_20270101", "name": "t"}]}, "server_tools"),
+        ({"messages": [{"role": "user", "content": [ADDED]}]}, "server_tools"),
+        ({"messages": [{"role": "user", "content": [{**SCANNED, "source": SHOUTED}]}]}, "files"),
     ],
 )
 def test_anthropic_says_why_there_is_no_bound(body, reason):

@@ -171,6 +171,9 @@ def _rates(call: Call, ceiling: Ceiling | None, prompt: int) -> tuple[Decimal | 
     if ceiling is None or ceiling.input is None:
         return None, None
     fixed = EXACT.add(EXACT.multiply(ceiling.input, prompt), ceiling.request or ZERO)
+    if ceiling.audio_second is not None and "files" in (call.facts.unbounded or ""):
+        # What is heard has a price of its own, by the second, each of which is a token at the least.
+        fixed = EXACT.add(fixed, EXACT.multiply(ceiling.audio_second, prompt))
     return fixed, ZERO if call.operation in PROMPT_OPERATIONS else ceiling.output
 
 

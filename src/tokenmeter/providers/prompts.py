@@ -5,6 +5,7 @@ And the one place where tokens are guessed from what was sent or received: whate
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -12,36 +13,30 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from tokenmeter.call import PlainRequest, RequestFacts
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_array, is_object, shortened, to_wire, utf8_length
+from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_array, is_object, section, shortened, to_wire, utf8_length
 from tokenmeter.usage import Consumption, Usage
 
 #: A request that configures no model for a hosted tool.
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})
-#: Everything any provider renders into the prompt.
-_PROMPT_KEYS = (
-    "messages",
-    "input",
-    "system",
-    "instructions",
-    "tools",
-    "prompt",
-    "suffix",
-    "functions",
-    "response_format",
-    "text",
-    "questions",
-    "prediction",
-    "documents",  # of hosts that answer from them
-    "output_config",
-    "output_format",
-)
+#: Where a request is not for text: its other fields are files and settings of theirs.
+_PROMPT_KEYS = ("messages", "input", "instructions", "tools", "prompt")
 
 #: Where parts have a picture; what else is in them is text, as in a tool's arguments that only look like such a part.
 _PAYLOADS = frozenset({"data", "file_id", "image_url", "result", "source", "uri"})
 #: Parts whose payload is a picture: counted in images, never as text.
 _IMAGE_TYPES = frozenset({"image", "image_url", "input_image", "computer_screenshot", "image_generation_call"})
+#: In the names of parts whose content may lie elsewhere, under whatever key and of whatever host.
+_MEDIA = re.compile("audio|document|file|image|media|pdf|video")
+#: What is no text of its own but says where content lies.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+#: Parts that offer the model further tools.
+_TOOL_CARRIERS = frozenset({"additional_tools", "tool_addition", "tool_search_output"})
 #: Keys that name content which lies elsewhere, so that its size is not known here.
-_REMOTE_KEYS = frozenset({"file_id", "file_url", "file_ids", "file_data", "document_url", "video_url", "audio_url"})
+_REMOTE_KEYS = frozenset({
+    *("file_id", "file_url", "file_ids", "file_data", "file_uri", "document_url", "video_url", "audio_url"),
+    *("cached_content", "cachedContent"),
+})  # fmt: skip
 #: Sources of documents that lie elsewhere.
 _REMOTE_TYPES = frozenset({"url", "file"})
 #: Shorter texts are bounded well enough by their bytes.
@@ -72,12 +67,14 @@ class PromptSize:
         images: Pictures, whose tokens their bytes do not bound.
         remote: Whether files are named that lie elsewhere.
         texts: The longer texts among it, as they are: whoever wants tighter bounds may count their tokens.
+        carriers: Parts that offer further tools, see `offered`.
     """
 
     size: int = 0
     images: int = 0
     remote: bool = False
     texts: list[str] = field(default_factory=list[str], repr=False)
+    carriers: list[JSON] = field(default_factory=list[JSON], repr=False)
 
 
 def measure(parts: Iterable[Any]) -> PromptSize:
@@ -109,18 +106,45 @@ def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
         if kind in _IMAGE_TYPES:
             result.images += 1
             value = {key: item for key, item in value.items() if key not in _PAYLOADS}
-        if kind == "item_reference" or (kind == "base64" and value.get("media_type") == "application/pdf"):
-            result.remote = True  # an earlier item; pages, which no length of their file bounds
-        if kind in _REMOTE_TYPES and ("url" in value or "file_id" in value):
+        elif _lies_elsewhere(kind, value):
             result.remote = True
+        if kind in _TOOL_CARRIERS:
+            result.carriers.append(value)
+    elif "image_url" in value:
+        result.images += 1
     size = _PUNCTUATION
     for name, item in cast("Mapping[Any, Any]", value).items():
         key = name if isinstance(name, str) else str(name)  # JSON makes texts of numbers
         size += (len(key) if key.isascii() else utf8_length(key)) + _PUNCTUATION
         if key in _REMOTE_KEYS and item:
             result.remote = True
+        elif key == "images" and isinstance(item, list | tuple):
+            result.images += len(cast("Sequence[Any]", item))
+        elif key == "audio" and is_object(item) and "id" in item:
+            result.remote = True  # an earlier answer's
         stack.append(item)
     return size
+
+
+def _lies_elsewhere(kind: str, value: JSON) -> bool:
+    """Whether the content of a part, which is no picture, is not what its bytes say."""
+    if kind == "item_reference":
+        return True  # an earlier item
+    if kind == "base64":  # pages, which no length of their file bounds
+        return not str(value.get("media_type")).lower().startswith(("text/", "audio/"))
+    if kind in _REMOTE_TYPES and ("url" in value or "file_id" in value):
+        return True
+    return _MEDIA.search(kind) is not None and _has_address(list(value.values()))
+
+
+def _has_address(values: list[Any]) -> bool:
+    """Whether a text in `values`, or one level down, is the address of content."""
+    return any(
+        _ADDRESS.match(each) is not None
+        for value in values
+        for each in (value.values() if is_object(value) else value if is_array(value) else (value,))
+        if isinstance(each, str)
+    )
 
 
 def _open_other(value: Any, stack: list[Any], result: PromptSize) -> int:
@@ -136,17 +160,30 @@ def _open_other(value: Any, stack: list[Any], result: PromptSize) -> int:
     return 0
 
 
-def measure_prompt(body: JSON) -> PromptSize:
-    """Measure what is rendered into the prompt of a request with `body`."""
-    parts: list[Any] = []
+def measure_prompt(body: JSON, operation: str, knobs: Collection[str]) -> PromptSize:
+    """Measure what is rendered into the prompt of a request.
+
+    Args:
+        body: Of the request.
+        operation: What it is for.
+        knobs: Fields that are not rendered; any other may be, whoever serves it.
+    """
+    rest: dict[str, Any] = {}
     ids = 0
-    for key in _PROMPT_KEYS:
-        if key in body:
-            size = _token_ids(body[key]) if key in _TOKENIZED else 0
-            ids += size
-            if not size:
-                parts.append(body[key])
-    found = measure(parts)
+    textual = operation in TEXT_OPERATIONS or operation in PROMPT_OPERATIONS
+    for key, value in body.items():
+        if key in knobs if textual else key not in _PROMPT_KEYS:
+            continue
+        size = _token_ids(value) if key in _TOKENIZED else 0
+        ids += size
+        if not size:
+            rest[key] = value
+    found = measure(rest.values())
+    for key, value in rest.items():
+        if key in _REMOTE_KEYS and value:
+            found.remote = True
+        elif key == "images" and is_array(value):
+            found.images += len(value)
     found.size += ids
     return found
 
@@ -182,6 +219,19 @@ def listed(body: JSON, name: str, reasons: list[str]) -> list[JSON]:
     if isinstance(value, str | bytes) or not isinstance(value, Collection):
         return []
     return [item for item in to_wire(list(cast("Iterable[Any]", value))) if is_object(item)]
+
+
+def offered(body: JSON, prompt: PromptSize, reasons: list[str]) -> list[JSON]:
+    """The tools that a request offers the model: its own, those in a namespace, those that its prompt adds."""
+    found: list[JSON] = []
+    waiting = [body, *prompt.carriers]
+    while waiting:
+        carrier = waiting.pop()
+        tools = listed(carrier, "tools", reasons) if "tools" in carrier else []
+        definition = section(section(carrier, "tool"), "definition")
+        found += [*tools, definition] if definition else tools
+        waiting += [tool for tool in tools if "tools" in tool]
+    return found
 
 
 #: Keys of a message that is text alone.

@@ -10,10 +10,17 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
-from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named
+from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named, offered
 from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 
-_SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "tool_search_tool_")
+#: Fields that are not rendered into the prompt.
+_KNOBS = frozenset({
+    *("model", "max_tokens", "max_tokens_to_sample", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
+    *("metadata", "service_tier", "thinking", "tool_choice", "speed", "inference_geo", "cache_control", "container"),
+    *("context_management", "mcp_servers", "fallbacks"),
+})  # fmt: skip
+#: Tools that the caller runs; any other, but for those without a type, is the provider's own.
+_CALLERS_TOOLS = ("custom", "computer_", "text_editor_", "bash_", "memory_", "browser_", "advisor_")
 _COMPACTION = "compact"
 #: Definitions that stand for longer ones: computer 735 and 499 of its system prompt, text editor 700, bash 245.
 #: Source: https://docs.claude.com/en/docs/about-claude/pricing
@@ -24,14 +31,14 @@ _CLIENT_TOOLS = {"computer_": 1_234, "text_editor_": 700, "bash_": 245}
 PROMPT_RULES = (PromptRule("claude", overhead=850, image=4_784), PromptRule("", overhead=850))
 
 
-def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:
+def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     """Facts of a request in Anthropic's format."""
     if not body:
         return RequestFacts()
     get = body.get
-    prompt = measure_prompt(body)
+    prompt = measure_prompt(body, endpoint.operation, _KNOBS)
     reasons: list[str] = []
-    tools = listed(body, "tools", reasons) if "tools" in body else []
+    tools = offered(body, prompt, reasons)
     tool_models = _tools(tools, reasons)
     if get("mcp_servers") and "server_tools" not in reasons:
         reasons.append("server_tools")
@@ -49,7 +56,7 @@ def request_facts(_endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         speed=_fast(get("speed")),
         input_bytes=prompt.size + _client_tools(tools),
         image_count=prompt.images,
-        max_output_tokens=first_limit(get("max_tokens"), get("max_tokens_to_sample")),
+        max_output_tokens=first_limit(get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")),
         streamed=bool(get("stream")),
         tool_models=tool_models,
         unbounded=",".join(reasons) if reasons else None,
@@ -70,7 +77,7 @@ def _tools(tools: list[JSON], reasons: list[str]) -> Mapping[str, str]:
         kind = tool.get("type")
         if not isinstance(kind, str):
             continue
-        if kind.startswith(_SERVER_TOOLS) and "server_tools" not in reasons:
+        if not kind.startswith(_CALLERS_TOOLS) and "server_tools" not in reasons:
             reasons.append("server_tools")
         if kind.startswith("advisor_"):
             reasons.append("advisor")

@@ -8,7 +8,7 @@ from typing import Any
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, listed, measure, named
-from tokenmeter.providers.wire import JSON, is_array, is_object, section, text
+from tokenmeter.providers.wire import JSON, count, is_array, is_object, section, text
 
 #: Everything that is rendered into the prompt, of every kind of request.
 _PROMPT_KEYS = (
@@ -46,7 +46,8 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     """Facts of a request in Google's format."""
     if not body:
         return RequestFacts()
-    settings = section(body, "generationConfig", "generation_config")
+    spelled = [found for name in ("generationConfig", "generation_config") if (found := section(body, name))]
+    settings = {key: value for found in spelled for key, value in found.items()}
     prompt = _prompt(body, settings)
     reasons = _unbounded(body)
     if prompt.remote:
@@ -57,13 +58,20 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         processing="batch" if endpoint.operation == "batch" else None,
         input_bytes=prompt.size,
         image_count=prompt.images,
-        max_output_tokens=first_limit(settings.get("maxOutputTokens"), settings.get("max_output_tokens")),
-        choices=first_limit(settings.get("candidateCount"), section(body, "parameters").get("sampleCount")) or 1,
+        max_output_tokens=_most(spelled, "maxOutputTokens", "max_output_tokens"),
+        choices=_most([*spelled, section(body, "parameters")], "candidateCount", "candidate_count", "sampleCount") or 1,
         streamed=bool(body.get("stream")),
         unbounded=",".join(dict.fromkeys(reasons)) or None,
         pieces=_pieces(endpoint, body),
         background=body.get("background") is True,
     )
+
+
+def _most(settings: list[JSON], *names: str) -> int | None:
+    """The largest of what is named in several spellings, or places: which of them counts is the provider's choice."""
+    flags: set[str] = set()
+    found = [count(each, name, flags=flags) for each in settings for name in names if each.get(name) is not None]
+    return max((value for value in found if value), default=None)
 
 
 def model_name(value: Any) -> str | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.prompts import first_limit, measure_plain
+from tokenmeter.providers.openai.requests import is_agent, output_limit
+from tokenmeter.providers.prompts import measure_plain
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object
 
 #: Keys of a usage object that say nothing more, where they are at all.
@@ -129,20 +130,28 @@ _REQUEST = frozenset({
 _PROMPT = ("messages", "input", "instructions")
 
 
-def read_request(body: JSON) -> PlainRequest | None:
-    """A request of plain texts."""
+def read_chat_request(body: JSON) -> PlainRequest | None:
+    """A chat of plain texts."""
+    return _read_request("chat.completions", body)
+
+
+def read_response_request(body: JSON) -> PlainRequest | None:
+    """A request for a response to plain texts."""
+    return _read_request("responses", body)
+
+
+def _read_request(path: str, body: JSON) -> PlainRequest | None:
     get = body.get
     model, many = get("model"), get("n")
     if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
         return None
-    if many is not None and type(many) is not int:
+    if (many is not None and type(many) is not int) or is_agent(model):
         return None
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
-    limit = first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens"))
     choices = 1 if many is None else max(many, 1)
-    return PlainRequest(model, *measured, limit, choices, bool(get("stream")))
+    return PlainRequest(model, *measured, output_limit(path, body), choices, bool(get("stream")))
 
 
-PLAIN_REQUESTS = {"chat.completions": read_request, "responses": read_request}
+PLAIN_REQUESTS = {"chat.completions": read_chat_request, "responses": read_response_request}

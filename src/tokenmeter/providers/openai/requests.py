@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
 from tokenmeter.call import NO_PIECES, RequestFacts
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
-from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named
-from tokenmeter.providers.wire import JSON, count, is_array, section, text
+from tokenmeter.providers.prompts import (
+    NO_TOOLS,
+    UNREADABLE,
+    PromptRule,
+    first_limit,
+    listed,
+    measure_prompt,
+    named,
+    offered,
+)
+from tokenmeter.providers.wire import JSON, count, is_array, is_object, section, text
 
 #: The image tool's model when its configuration names none (``openai.types.responses`` ImageGeneration.model).
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
-#: Tools that OpenAI runs itself: each may start another turn of the model, all under one output sum.
-_SERVER_TOOLS = ("web_search", "file_search", "code_interpreter", "image_generation", "mcp", "shell")
+#: Fields that are not rendered into the prompt.
+_KNOBS = frozenset({
+    *("model", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "temperature", "top_p"),
+    *("stream", "stream_options", "stop", "seed", "user", "store", "presence_penalty", "frequency_penalty", "echo"),
+    *("logit_bias", "logprobs", "top_logprobs", "metadata", "service_tier", "reasoning", "reasoning_effort"),
+    *("verbosity", "tool_choice", "parallel_tool_calls", "truncation", "prompt_cache_key", "prompt_cache_retention"),
+    *("safety_identifier", "include", "background", "modalities", "encoding_format", "dimensions"),
+    *("context_management", "previous_response_id", "conversation", "fallbacks", "models", "plugins"),
+})  # fmt: skip
+#: Tools that the caller runs. Any other is the host's own: each may start another turn of the model.
+_CLIENT_TOOLS = ("function", "custom", "computer", "local_shell", "apply_patch", "namespace")
+#: Fields by which a host is asked for more than an answer of the model: OpenAI's, and those of hosts that speak its
+#: format (xAI, OpenRouter, DashScope, Perplexity).
+_MORE = {
+    "web_search_options": "server_tools",
+    "search_parameters": "server_tools",
+    "enable_search": "server_tools",
+    "plugins": "server_tools",
+    "multi_agent": "server_tools",
+    "models": "fallbacks",
+    "fallbacks": "fallbacks",
+    "preset": "stored_prompt",
+}
+#: In the names of models that search, or ask other models, in a loop of their own.
+_AGENTS = re.compile(r":online$|-search-(preview|api)\b|deep-research|(^|/)compound(-|$)")
 _COMPACTION = "compact"
 #: Source: platform.openai.com/docs/guides/images-vision (tiles: 2,833 + 8 x 5,667; patches: 10,000 in original detail).
 PROMPT_RULES = (PromptRule("gpt-4o-mini", image=48_169),)
@@ -27,34 +59,33 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     if not body:
         return RequestFacts()
     get = body.get
-    prompt = measure_prompt(body)
+    prompt = measure_prompt(body, endpoint.operation, _KNOBS)
     reasons: list[str] = []
-    tool_models = NO_TOOLS
-    if "tools" in body:
-        tool_models = _tools(body, reasons)
+    tool_models = _tools(offered(body, prompt, reasons), reasons)
     if endpoint.path.endswith("responses") or "previous_response_id" in body:
         _history(body, reasons)
     if prompt.remote:
         reasons.append("files")
-    if "web_search_options" in body:
+    reasons += [reason for name, reason in _MORE.items() if get(name)]
+    if get("web_search_options") is not None or is_agent(str(get("model"))):
         reasons.append("server_tools")
     if "session" in body or "audio" in body:
         tool_models = _session_models(body) or tool_models
-    choices = _choices(body)
+    choices = _choices(body, reasons)
     return RequestFacts(
         model=named(get("model")) or text(section(body, "session"), "model"),
         service_tier=named(get("service_tier")),
         processing=_processing(body),
         input_bytes=prompt.size,
         long_texts=prompt.texts,
-        image_count=prompt.images + _attached_images(endpoint, body),
-        max_output_tokens=first_limit(get("max_completion_tokens"), get("max_output_tokens"), get("max_tokens")),
+        image_count=prompt.images,
+        max_output_tokens=output_limit(endpoint.path, body),
         choices=choices,
         pieces=_pieces(endpoint, body, choices),
         background=get("background") is True,
         streamed=bool(get("stream")) or get("stream_format") == "sse",
         tool_models=tool_models,
-        unbounded=",".join(reasons) if reasons else None,
+        unbounded=",".join(dict.fromkeys(reasons)) or None,
     )
 
 
@@ -66,13 +97,34 @@ def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
     return {"characters": len(spoken)} if isinstance(spoken, str) else NO_PIECES
 
 
-def _choices(body: JSON) -> int:
+def is_agent(model: str) -> bool:
+    """Whether a model of this name asks other models, or searches, in a loop of its own."""
+    return _AGENTS.search(model) is not None
+
+
+def output_limit(path: str, body: JSON) -> int | None:
+    """The longest answer that a request allows; None where nothing that the endpoint obeys says so.
+
+    Hosts leave out what they do not know, so of a chat's two names the larger counts, and none that is another
+    endpoint's. Zero is no limit to many of them; only the older completions, which may just score a prompt, mean it.
+    """
+    if path == "completions":
+        return first_limit(body.get("max_tokens"))
+    names = ("max_completion_tokens", "max_tokens") if path.startswith("chat") else ("max_output_tokens",)
+    limits = [value for name in names if (value := body.get(name)) is not None]
+    return max(limits) if limits and all(type(value) is int and value > 0 for value in limits) else None
+
+
+def _choices(body: JSON, reasons: list[str]) -> int:
     """Answers that are generated, each up to the output limit: ``best_of`` counts, and every prompt of a list."""
     answers = max(count(body, "n", flags=set()) or 1, count(body, "best_of", flags=set()) or 1)
-    prompts: Any = body.get("prompt")
-    if isinstance(prompts, list | tuple) and prompts and not isinstance(prompts[0], int):
-        answers *= len(cast("list[Any]", prompts))
-    return answers
+    prompts = cast("Iterable[Any] | None", body.get("prompt"))
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        return answers
+    if not isinstance(prompts, Collection):
+        reasons.append(UNREADABLE)
+        return answers
+    return answers if isinstance(next(iter(prompts), 0), int) else answers * len(prompts)
 
 
 def _processing(body: JSON) -> str | None:
@@ -81,21 +133,26 @@ def _processing(body: JSON) -> str | None:
     return f"background_{window}" if window and window != "soonest" else None
 
 
-def _tools(body: JSON, reasons: list[str]) -> Mapping[str, str]:
+def _tools(tools: Iterable[JSON], reasons: list[str]) -> Mapping[str, str]:
     models: dict[str, str] = {}
-    for tool in listed(body, "tools", reasons):
+    for tool in tools:
         kind = tool.get("type")
-        if not isinstance(kind, str) or kind in {"function", "custom"}:
+        if kind is None and ("function" in tool or "name" in tool):
             continue
-        if kind.startswith(_SERVER_TOOLS) and "server_tools" not in reasons:
+        if not (isinstance(kind, str) and kind.startswith(_CLIENT_TOOLS)) and not _is_local(tool):
             reasons.append("server_tools")
         if kind == "image_generation":
             models[kind] = text(tool, "model") or DEFAULT_IMAGE_MODEL
     return models or NO_TOOLS
 
 
+def _is_local(tool: JSON) -> bool:
+    """Whether a tool that may also be hosted is left to the caller."""
+    return text(section(tool, "environment"), "type") == "local" or tool.get("execution") == "client"
+
+
 def _history(body: JSON, reasons: list[str]) -> None:
-    if body.get("previous_response_id") or body.get("conversation"):
+    if body.get("previous_response_id") or body.get("conversation") or _repeats(body.get("input")):
         reasons.append("conversation")
     if body.get("prompt") and not isinstance(body["prompt"], str | list | tuple):
         reasons.append("stored_prompt")
@@ -105,12 +162,12 @@ def _history(body: JSON, reasons: list[str]) -> None:
         reasons.append("compaction")
 
 
-def _attached_images(endpoint: Endpoint, body: JSON) -> int:
-    """Pictures sent as form fields to the image endpoints."""
-    if not endpoint.path.startswith("images.") or "image" not in body:
-        return 0
-    pictures = body["image"]
-    return len(pictures) if is_array(pictures) else 1
+def _repeats(items: Any) -> bool:
+    """Whether one of a response's input items only names an earlier one; such an item need not say its type."""
+    return is_array(items) and any(
+        is_object(item) and "id" in item and not item.keys() - {"id", "type"} and item.get("type") is None
+        for item in items
+    )
 
 
 def _session_models(body: JSON) -> Mapping[str, str] | None:
