@@ -9,6 +9,7 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
+from tokenmeter.stores.direct import DirectJournal
 from tokenmeter.usage import Usage
 
 DAY = timedelta(days=1)
@@ -153,6 +154,37 @@ class TestEntries:
             store.settle(make_entry(charges=(most,), response_model=f"m{model}", end_user=f"u{model}"))
         for by in ((), ("sku_meter",), ("end_user",)):
             assert sum(group.quantities["web_searches"] for group in one(store, noon, by)) == 20 * 10**15
+        assert store.verify().ok
+
+    def test_a_sum_that_would_overflow_stays_exact_and_what_is_too_much_is_kept_aside(
+        self, store, make_entry, make_charge, noon
+    ):
+        """A host that states 10^11 dollars a call: 92 of them are what 64 bits of microdollars hold."""
+        most = make_charge("web_searches", 1, "1E11")
+        many = [(make_entry(charges=(most,)), ()) for _ in range(100)]
+        if isinstance(store.journal, DirectJournal):  # nothing lies between it and its caller
+            with pytest.raises(OverflowError, match="more than a ledger can count"):
+                store.append(many)
+            assert list(store.entries()) == []
+            return
+        store.append(many)
+        store.append([(make_entry(member="bob", charges=(make_charge("web_searches", 2, "1"),)), ())])
+        counted = len(list(store.entries())) - 1
+        assert counted == 92
+        assert store.health().facts["refused_records"] == 8
+        assert any("refused" in warning for warning in store.health().warnings)
+        for by in ((), ("sku_meter",), ("end_user",)):
+            (total,) = one(store, noon, by)
+            assert total.billed_cost == Decimal(92 * 10**11 + 2), by
+        assert store.verify().ok
+
+    def test_totals_of_sums_that_are_near_the_most_are_exact(self, store, make_entry, make_charge, noon):
+        most = make_charge("web_searches", 1, "1E11")
+        for model in ("a", "b", "c"):
+            store.append([(make_entry(charges=(most,), response_model=model), ()) for _ in range(90)])
+        for by in ((), ("sku_meter",), ("end_user",)):
+            (total,) = one(store, noon, by)
+            assert (total.requests, total.billed_cost) == (270, Decimal(270 * 10**11)), by
         assert store.verify().ok
 
     def test_a_cost_finer_than_a_picodollar_is_refused_and_nothing_is_written(self, store, make_entry, noon):

@@ -13,6 +13,8 @@ from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnava
 from tokenmeter.stores import default_path, open_store, writer
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.documents import NewDocument
+from tokenmeter.stores.engine import conditions
+from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.sqlite import SQLiteStore, database
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.tail import segment_path, segments
@@ -361,6 +363,20 @@ class TestFaults:
         assert store.verify().ok
 
 
+class TestLooks:
+    def test_an_answer_is_found_by_its_id_without_looking_through_the_hours_around_it(
+        self, store, path, make_entry, noon
+    ):
+        store.append([(make_entry(response_id=f"r{number}"), ()) for number in range(50)])
+        wanted, values = conditions({"response_id": frozenset({"r7"})}, 0, to_microseconds(noon) * 2)
+        connection = sqlite3.connect(path)
+        statement = f"SELECT body FROM entries WHERE {' AND '.join(wanted)}"  # noqa: S608 - names of our own
+        assert len(connection.execute(statement, values).fetchall()) == 1
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+        connection.close()
+        assert ["entries_by_response" in row[-1] for row in plan] == [True]
+
+
 class TestForeignLock:
     @pytest.fixture
     def locked(self, path, store):
@@ -538,7 +554,7 @@ class TestVerify:
     def test_finds_an_edited_shared_row_whose_digest_was_edited_too(self, store, tamper):
         from tokenmeter.stores.record import digest_of
 
-        ((body,),) = store._fetch("SELECT body FROM accounts WHERE id = 4")
+        ((body,),) = store._ask("SELECT body FROM accounts WHERE id = 4")
         forged = body.replace("gpt-5", "gpt-6")
         tamper(
             f"UPDATE accounts SET request_model = 'gpt-6', body = '{forged}', "  # noqa: S608

@@ -268,6 +268,7 @@ class _Walk:
                 compact_json(record["tags"]) if record.get("tags") else None,
                 *found.amounts,
                 compact_json(found.more) if found.more else None,
+                record.get("response_id"),
                 record.get("trace_id"),
             )
             kept = (

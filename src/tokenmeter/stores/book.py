@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import add
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic_core import from_json
 
@@ -34,6 +34,8 @@ from tokenmeter.stores.slots import month_of, week_of
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
+T = TypeVar("T")
+
 #: Records to a transaction of the fold.
 _MOST = 16_384
 _MOST_KNOWN = 50_000
@@ -44,7 +46,7 @@ LATENCIES = ("duration_us", "duration", "first_token_us", "first_token", "genera
 
 ENTRY_COLUMNS = (
     *("seq", "entry_id", "occurred_at", "account", "end_user", "tags"),
-    *(*AMOUNTS, "more", "trace_id", "body", "hash"),
+    *(*AMOUNTS, "more", "response_id", "trace_id", "body", "hash"),
 )
 #: Table of sums -> how many of its columns are the key.
 SUM_TABLES = {"sums": 3, "rare_sums": 4, "meter_sums": 4, "latency_sums": 3}
@@ -100,6 +102,7 @@ class FoldingBook(ABC):
         self.identity = b""
         self.recount: Callable[[], object] = lambda: None
         self.archives: ArchivedEntries | None = None
+        self._most = _MOST
         self.forget()
 
     def forget(self) -> None:
@@ -118,6 +121,22 @@ class FoldingBook(ABC):
     # -- what an engine does
 
     engine: Engine
+
+    @abstractmethod
+    def read(self, work: Callable[[Any], T]) -> T:
+        """Run `work` in one read transaction, which may take its time."""
+
+    @abstractmethod
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Rows of one statement."""
+
+    @abstractmethod
+    def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:
+        """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
+
+    @abstractmethod
+    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+        """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
 
     @abstractmethod
     def folding(self, *, careful: bool, refuse: str | None = None) -> Folding:
@@ -195,13 +214,20 @@ class FoldingBook(ABC):
         self.trouble.failed(error)
 
     def _fold_some(self) -> int:
-        for most, careful in ((_MOST, False), (_MOST, True)):
-            with contextlib.suppress(RepeatedError, OverflowError):
-                return self._fold_with(self.folding(careful=careful), most)
-        try:
-            return self._fold_with(self.folding(careful=True), 1)
-        except OverflowError as error:  # one record that no sum can take
-            return self._fold_with(self.folding(careful=True, refuse=str(error)), 1)
+        """Fold what a transaction takes; ever less while a record is in it that no sum can take, until it is alone."""
+        most = self._most
+        with contextlib.suppress(RepeatedError, OverflowError):
+            return self._fold_with(self.folding(careful=False), most)
+        while True:
+            try:
+                done = self._fold_with(self.folding(careful=True), most)
+            except OverflowError as error:
+                if most == 1:
+                    return self._fold_with(self.folding(careful=True, refuse=str(error)), 1)
+                self._most = most = max(1, most // 8)
+            else:
+                self._most = min(_MOST, most * 8)
+                return done
 
     def _fold_with(self, folding: Folding, most: int) -> int:
         try:
@@ -297,6 +323,7 @@ class FoldingBook(ABC):
             self.tagset(connection, compact_json(tags)) if tags else None,
             *found.amounts,
             compact_json(found.more) if found.more else None,
+            values.get("response_id"),
             values.get("trace_id"),
             record.decode(),
             digest,

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.stores.record import Account, json_text
+from tokenmeter.stores.record import Account
 from tokenmeter.stores.slots import to_microseconds
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Engine:
         identity: The column of an entry's identity.
         cells: Makes a mapping of accounts to numbers known to SQL; the expression that gives the number of a row's
             ``account``, NULL where there is none.
-        position: The function that says where in a text another one begins, from 1; 0 = nowhere.
+        largest: Orders by a whole number of any size, which is to be put in, the largest first.
         member: The whole number that an entry's record says under a name, which is to be put in.
         triggers: Names of the triggers that are in force.
         guards: Names of triggers that only this engine needs.
@@ -49,7 +49,7 @@ class Engine:
     join: str
     identity: Callable[[str], bytes | str]
     cells: Callable[[Any, Mapping[int, int]], str]
-    position: str
+    largest: str
     member: str
     triggers: str
     keeps_secret: Callable[[Any], bool]
@@ -147,7 +147,7 @@ def matches(entry: Entry, where: Where) -> bool:
     return True
 
 
-def conditions(where: Where, since: int | None, until: int | None, engine: Engine) -> tuple[list[str], list[Any]]:
+def conditions(where: Where, since: int | None, until: int | None) -> tuple[list[str], list[Any]]:
     """SQL conditions over ``entries``, and their values. Those on meters are not among them."""
     wanted: list[str] = []
     values: list[Any] = []
@@ -162,7 +162,7 @@ def conditions(where: Where, since: int | None, until: int | None, engine: Engin
             wanted.append(condition if kept else _none_of(condition))
             values += given
         elif name in FILTERS:
-            condition, given = _response_id(accepted, engine) if name == "response_id" else _among(name, accepted)
+            condition, given = _among(name, accepted)
             wanted.append(f"({condition})" if kept else _none_of(condition))
             values += given
     inner, inner_values = account_conditions(where)
@@ -194,23 +194,6 @@ def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]
     values = sorted(value for value in accepted if value is not None)
     condition = f"{column} IN ({', '.join('?' * len(values))})" if values else "1 = 0"
     return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
-
-
-def _response_id(accepted: frozenset[str | None], engine: Engine) -> tuple[str, list[Any]]:
-    """The provider's id has no column of its own in the live ledger, so records are looked through.
-
-    A tag or a provider's usage may have something of that name, too. The answer's own id stands behind ``recorded_at``.
-    """
-    key, before = ',"response_id":', '"recorded_at":'
-    place = f"{engine.position}(body, '{before}') + {len(before)}"
-    begins = f"substr(ltrim(substr(body, {place}), '-0123456789'), 1, ?) = ?"
-    said = [f"{key}{json_text(value)}" for value in sorted(value for value in accepted if value is not None)]
-    found = [f"(replace(body, ?, '') <> body AND {begins})"] * len(said)
-    values: list[Any] = [value for text in said for value in (text, len(text), text)]
-    if None in accepted:
-        found.append(f"(replace(body, ?, '') = body OR NOT {begins})")
-        values += [key, len(key), key]
-    return " OR ".join(found) or "1 = 0", values
 
 
 def _end_user(name: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:

@@ -96,7 +96,7 @@ class EntryReader:
     def _live(
         self, which: EntryFilter, *, archived_to: int, after: Place | None, newest_first: bool
     ) -> Iterator[tuple[Place, Entry]]:
-        wanted, values = conditions(which.where, _instant(which.since), _instant(which.until), self._database.engine)
+        wanted, values = conditions(which.where, _instant(which.since), _instant(which.until))
         beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
         last = after
         while True:

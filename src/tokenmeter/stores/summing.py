@@ -324,7 +324,7 @@ class _Summing(_Grouping):
     # -- entries
 
     def _add_entries(self, bucket: int, term: Term) -> None:
-        wanted, values = conditions(self._where, term.start, term.end, self._engine)
+        wanted, values = conditions(self._where, term.start, term.end)
         clause = " AND ".join(wanted)
         if self._by_meter:
             rows = self._connection.execute(
@@ -485,7 +485,7 @@ class _Timing(_Grouping):
             one.generated += sign * kept.sums[3]
 
     def _add_entries(self, bucket: int, term: Term) -> None:
-        wanted, values = conditions(self._where, term.start, term.end, self._engine)
+        wanted, values = conditions(self._where, term.start, term.end)
         duration, first_token = map(self._engine.member.format, ("latency_us", "first_token_us"))
         rows = self._connection.execute(
             f"SELECT {self._cell}, {self._own}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own

@@ -487,14 +487,14 @@ class ParquetArchives:
         named = {key: accepted for key, accepted in where.items() if asked(key)[0] == "end_user"}
         tagged = {key: accepted for key, accepted in where.items() if key.startswith("tag:")}
         if named:
-            clauses, values = conditions(named, None, None, self._book.engine)
+            clauses, values = conditions(named, None, None)
             rows = run(
                 f"SELECT n.digest FROM (SELECT id AS end_user, digest, kind FROM names) AS n WHERE n.kind = ? AND {' AND '.join(clauses)}",  # noqa: S608, E501 - as above
                 ("end_user", *values),
             )
             end_users = frozenset({*(bytes(digest) for (digest,) in rows), *_unset(named)})
         if tagged:
-            clauses, values = conditions(tagged, None, None, self._book.engine)
+            clauses, values = conditions(tagged, None, None)
             rows = run(
                 f"SELECT s.body FROM (SELECT id AS tags, body FROM tagsets) AS s WHERE {' AND '.join(clauses)}",  # noqa: S608 - as above
                 values,

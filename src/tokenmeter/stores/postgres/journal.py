@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import psycopg
-from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossing, is_own, new_id
@@ -30,7 +29,7 @@ from tokenmeter.stores.effects import (
 from tokenmeter.stores.live import Live
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.postgres.spool import Sender
-from tokenmeter.stores.record import encode_entry, hold_record
+from tokenmeter.stores.record import encode_entry, hold_record, kept_key
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 
@@ -272,7 +271,7 @@ class ServerJournal(Writer):
     ) -> Settlement:
         """Settle an entry that may be in the ledger, or whose hold may be gone."""
         book = self._server
-        dedup_key: str | None = from_json(record).get("dedup_key")
+        dedup_key = kept_key(entry.dedup_key)
         try:
             self.send()
             held = hold_id is not None and book.hold(hold_id) is not None
@@ -300,7 +299,7 @@ class ServerJournal(Writer):
     def post_all(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Write many entries at once: all, or none when one cannot be written or the server is away."""
         encoded = [self.encode(entry) for entry, _ in batch]
-        keys: list[str | None] = [from_json(record).get("dedup_key") for record in encoded]
+        keys = [kept_key(entry.dedup_key) for entry, _ in batch]
         self.send()
         asked = {entry.entry_id for entry, _ in batch if not self._is_new(entry.entry_id)}
         known = self._server.known(list(asked), keys)

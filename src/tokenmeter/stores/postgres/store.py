@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import time
 import weakref
@@ -12,31 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection
-from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.processes import after_fork_in_child
-from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
-    Aggregate,
     Counter,
-    Crossing,
-    EntryFilter,
     Fault,
     Health,
-    Latencies,
     Settlement,
     SumsDifference,
     Verification,
 )
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
-from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.admin import describe
@@ -46,18 +37,17 @@ from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
 from tokenmeter.stores.postgres.sessions import ServerRows, explain
 from tokenmeter.stores.postgres.spool import Spool
-from tokenmeter.stores.reading import EntryReader, document_of, document_record
-from tokenmeter.stores.rebuilding import rebuild
-from tokenmeter.stores.record import decode_hold
-from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.stores.summing import summed, timed
-from tokenmeter.stores.tail import frames, segment_path, segments, unfolded
+from tokenmeter.stores.reading import document_of, document_record
+from tokenmeter.stores.slots import to_microseconds
+from tokenmeter.stores.store import BookStore, Record
+from tokenmeter.stores.tail import frames, segment_path, segments
 
 log = logging.getLogger("tokenmeter")
 _PAGE = 500
+T = TypeVar("T")
 
 
-class PostgresStore:
+class PostgresStore(BookStore[PostgresBook]):
     """See `tokenmeter.stores.base.Store`.
 
     An entry is acknowledged when it is in the tail of this host, from which a thread sends it within milliseconds, and
@@ -83,10 +73,8 @@ class PostgresStore:
         except StoreUnavailableError as error:
             log.warning("The PostgreSQL store is away; entries wait in the spool until it is back. %s", error)
         self._spool = Spool(self.address.spool)
-        self._book = PostgresBook(self._pool, self._spool.path, self._spool.host)
+        super().__init__(PostgresBook(self._pool, self._spool.path, self._spool.host))
         self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
-        self.archives = self._book.archives = ParquetArchives(self._book, self.file, self._fold)
-        self._reader = EntryReader(self._book, self.archives)
         self._budgets: int | None = None
         _STORES.add(self)
         if self._may_write and self._book.waiting() and segments(self._spool.path):
@@ -155,6 +143,10 @@ class PostgresStore:
         if self._may_write:
             with contextlib.suppress(StoreUnavailableError, StoreBusyError):
                 self.journal.send()
+
+    def _look(self) -> None:
+        self._fold()
+        self._ready()
 
     # -- writing
 
@@ -281,29 +273,11 @@ class PostgresStore:
 
     # -- reading
 
-    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
-        """Holds whose expiry has passed by the server's clock, oldest first."""
-        self._fold()
-        self._ready()
-
-        def work(rows: ServerRows) -> list[Reservation]:
-            found: list[Reservation] = []
-            statement = (
-                "SELECT expires_at, claims, body FROM holds WHERE expires_at <= ? ORDER BY expires_at, hold_id LIMIT ?"
-            )
-            for expires_at, claims, body in rows.execute(statement, (to_microseconds(now), limit)).fetchall():
-                record = from_json(body)
-                call = self._reader.call(rows, record["call"])
-                found.append(decode_hold(record, json.loads(claims), from_microseconds(expires_at), call))
-            return found
-
-        return self._book.run(work)
-
     def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
         """State of the named counters."""
         if not keys:
             return {}
-        self._fold()
+        self._look()
         wanted = json_text([[key.budget, key.scope, key.window_start] for key in keys])
         found = dict(
             map(
@@ -333,66 +307,6 @@ class PostgresStore:
                 return
             last = rows[-1][:3]
 
-    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
-        """The thresholds that were crossed last, the last first."""
-        self._fold()
-        return [
-            Crossing(CounterKey(budget, scope, start), threshold, from_microseconds(at), entry_id)
-            for budget, scope, start, threshold, at, entry_id in self._fetch(
-                "SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings "
-                "ORDER BY crossed_at DESC, threshold DESC, budget, scope LIMIT ?",
-                (limit,),
-            )
-        ]
-
-    def entry(self, entry_id: str) -> Entry | None:
-        """One entry, or None."""
-        self._fold()
-        self._ready()
-        return self._reader.entry(entry_id)
-
-    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
-        """Entries in order of their occurrence, those of one moment in the order of the chain; lazily, page by page."""
-        self._fold()
-        self._ready()
-        yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
-
-    def aggregate(
-        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
-    ) -> Sequence[Aggregate]:
-        """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
-        instants = check_boundaries(boundaries)
-        self._fold()
-        self._ready()
-        return self._book.read(
-            partial(
-                summed,
-                engine=self._book.engine,
-                instants=instants,
-                by=by,
-                which=which or EntryFilter(),
-                archives=self.archives,
-            )
-        )
-
-    def latencies(
-        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
-    ) -> Sequence[Latencies]:
-        """How long calls took: from the kept sketches where they can answer, else from entries."""
-        instants = check_boundaries(boundaries)
-        self._fold()
-        self._ready()
-        return self._book.read(
-            partial(
-                timed,
-                engine=self._book.engine,
-                instants=instants,
-                by=by,
-                which=which or EntryFilter(),
-                archives=self.archives,
-            )
-        )
-
     # -- documents
 
     def file(self, draft: NewDocument) -> Filing:
@@ -418,7 +332,7 @@ class PostgresStore:
     def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""
         self._ready()
-        return self._reader.documents(which)
+        return super().documents(which)
 
     # -- care
 
@@ -431,9 +345,7 @@ class PostgresStore:
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
         """Walk the chain, compare columns with their records, re-derive the sums, and compare holds with counters."""
-        self._fold()
-        self._ready()
-        outcome = audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
+        outcome = super().verify(head=head, since=since, deep=deep, progress=progress)
         wrong = self._book.read(_uneven)
         faults = [
             Fault("counter", f"{budget} {scope} {start}", f"{reserved} is reserved, and {held} is held.")
@@ -445,23 +357,15 @@ class PostgresStore:
         self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
     ) -> Sequence[SumsDifference]:
         """Make every kept sum anew that is not what its entries come to, and what counters reserve from the holds."""
-        self._fold()
-        self._ready()
-        write = None if dry_run else self.end().write
-        found = rebuild(self._book.read, write, self.archives, deep=deep, progress=progress)
+        found = super().rebuild(dry_run=dry_run, deep=deep, progress=progress)
         uneven = self._book.read(_uneven)
-        if write is not None and uneven:
-            uneven = write(_even_out)
+        if uneven and not dry_run:
+            uneven = self._change(_even_out)
         changes = ((row, {"reserved": (int(row[3]), int(row[4]))}) for row in uneven)
         return [
             *found,
             *(SumsDifference("counters", f"{row[0]} {row[1]}", None, None, change) for row, change in changes),
         ]
-
-    def pulse(self) -> str:
-        """A text that differs after every write; behind its last dot is the number of holds."""
-        self._fold()
-        return ".".join(map(str, self._fetch("SELECT entries, documents, (SELECT count(*) FROM holds) FROM ledger")[0]))
 
     def health(self) -> Health:
         """Facts of server and spool, and what to mind. Answers while the server is away, too."""
@@ -507,26 +411,24 @@ class PostgresStore:
         """File a document as the record after the one with this hash; None when another came first."""
         return self._book.run(partial(_file_after, draft=draft, head=head), scope="transaction")
 
-    def hand_on(self, take: Callable[[Sequence[tuple[bytes, bytes]]], object]) -> int:
-        """Give what waits in this host's tail to another ledger; how many records."""
-        host = self._spool.host
-        places = dict(self._fetch("SELECT segment, folded FROM places WHERE host = ?", (host,)))
-        waiting = list(unfolded(self._spool.path, host, places))
-        take([(record, effects) for _, (_, record, effects) in waiting])
-        reached = {segment: end for segment, (end, _, _) in waiting}
+    def _change(self, work: Callable[[ServerRows], T]) -> T:
+        return self.end().write(work)
 
+    def _places(self) -> Mapping[int, int]:
+        return dict(self._fetch("SELECT segment, folded FROM places WHERE host = ?", (self._spool.host,)))
+
+    def _note_places(self, reached: Mapping[int, int]) -> None:
         def note(rows: ServerRows) -> None:
             for segment, end in reached.items():
                 rows.execute(
                     "INSERT INTO places VALUES (?, ?, ?) "
                     "ON CONFLICT (host, segment) DO UPDATE SET folded = excluded.folded",
-                    (host, segment, end),
+                    (self._spool.host, segment, end),
                 )
 
         self._book.run(note, scope="transaction")
-        return len(waiting)
 
-    def take(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+    def take(self, records: Sequence[Record]) -> None:
         """Take in records of another ledger; those of entries that are there are left out."""
         for record, effects in records:
             self.journal.append(record, effects)

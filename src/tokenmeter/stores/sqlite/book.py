@@ -119,7 +119,7 @@ ENGINE = Engine(
     join="CROSS JOIN",
     identity=identity_column,
     cells=_cells,
-    position="instr",
+    largest="length({0}) DESC, {0} DESC",
     member="json_extract(body, '$.{}')",
     triggers="SELECT name FROM sqlite_master WHERE type = 'trigger'",
     keeps_secret=_keeps_secret,
@@ -462,8 +462,11 @@ class _Folding(Folding):
                 "UPDATE ledger SET seq = ?, hash = ?, entries = entries + ?", (self._seq, self._hash, len(self._rows))
             )
             connection.create_function("joined", 2, joined, deterministic=True)
-            for table, rows in sum_rows(self._batch):
-                many(_ADD[table], rows)
+            try:
+                for table, rows in sum_rows(self._batch):
+                    many(_ADD[table], rows)
+            except (sqlite3.IntegrityError, OverflowError) as error:
+                raise OverflowError("A sum would be more than a ledger can count.") from error
         self._write_counters(connection)
 
     def _write_counters(self, connection: Connection) -> None:

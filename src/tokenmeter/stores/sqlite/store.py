@@ -15,49 +15,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic_core import from_json
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
 from tokenmeter.processes import CAN_SHARE
-from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import (
-    Aggregate,
     Counter,
-    Crossing,
     EntryFilter,
     Health,
-    Latencies,
     Settlement,
-    SumsDifference,
-    Verification,
 )
 from tokenmeter.stores.direct import DirectJournal, Transaction
-from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
+from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.effects import Posted
-from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
-from tokenmeter.stores.reading import EntryReader, document_of, document_record
-from tokenmeter.stores.rebuilding import rebuild
-from tokenmeter.stores.record import decode_hold, encode_entry, kept_key
-from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.stores.reading import document_of, document_record
+from tokenmeter.stores.record import encode_entry, kept_key
+from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.sqlite.book import SQLiteBook, refuse_moved
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
 from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
-from tokenmeter.stores.summing import summed, timed
-from tokenmeter.stores.tail import owner_of, segment_path, segments, unfolded
+from tokenmeter.stores.store import BookStore, Record
+from tokenmeter.stores.tail import owner_of, segment_path, segments
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
-
-#: A record and its effects.
-Record = tuple[bytes, bytes]
 
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Settlement(recorded=True), Settlement(recorded=False)
@@ -65,7 +51,10 @@ _PAGE = 500
 _MOST_TOLD = 50_000
 
 
-class SQLiteStore:
+T = TypeVar("T")
+
+
+class SQLiteStore(BookStore[SQLiteBook]):
     """See `tokenmeter.stores.base.Store`. Nothing here waits longer than `patience`, so ``wait`` makes no difference.
 
     Args:
@@ -74,7 +63,6 @@ class SQLiteStore:
 
     Attributes:
         journal: What calls write to; see `tokenmeter.stores.journal.Journal`.
-        archives: Months that are in files.
 
     Raises:
         StoreUnavailableError: the file cannot be used.
@@ -82,7 +70,7 @@ class SQLiteStore:
     """
 
     def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
-        self._book = SQLiteBook(path, patience=patience)
+        super().__init__(SQLiteBook(path, patience=patience))
         self.path = self._book.path
         self.url = f"sqlite:///{self.path}"
         self.journal: Journal | DirectJournal
@@ -91,8 +79,6 @@ class SQLiteStore:
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
-        self.archives = self._book.archives = ParquetArchives(self._book, self.file, self._fold)
-        self._reader = EntryReader(self._book, self.archives)
         weakref.finalize(self, self._book.database.close)
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
@@ -128,18 +114,18 @@ class SQLiteStore:
         """Write many entries at once: all, or none when one cannot be written."""
         if not batch:
             return []
-        items = [
-            (
-                encode_entry(entry, self.journal.definitions),
-                entry.entry_id,
-                kept_key(entry.dedup_key),
-                [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings]
-                if postings
-                else (),
-            )
-            for entry, postings in batch
-        ]
-        done = self.journal.post_all(items)
+        slot, definitions = self.journal.slot, self.journal.definitions
+        done = self.journal.post_all(
+            [
+                (
+                    encode_entry(entry, definitions),
+                    entry.entry_id,
+                    kept_key(entry.dedup_key),
+                    [(slot(one.key, one.window_end), one.amount) for one in postings] if postings else (),
+                )
+                for entry, postings in batch
+            ]
+        )
         return [
             Settlement(posted.recorded, self._crossed(entry, postings, posted))
             if postings
@@ -263,28 +249,6 @@ class SQLiteStore:
             self._generation = now
             self._reader.forget()
 
-    def _fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        self._fold()
-        return self._book.fetch(statement, values)
-
-    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
-        """Holds whose expiry has passed, oldest first."""
-        self._fold()
-
-        def work(connection: Connection) -> list[Reservation]:
-            rows = connection.execute(
-                "SELECT expires_at, claims, body FROM holds WHERE expires_at <= ? ORDER BY expires_at, hold_id LIMIT ?",
-                (to_microseconds(now), limit),
-            ).fetchall()
-            found: list[Reservation] = []
-            for expires_at, claims, body in rows:
-                record = from_json(body)
-                call = self._reader.call(connection, record["call"])
-                found.append(decode_hold(record, json.loads(claims), from_microseconds(expires_at), call))
-            return found
-
-        return self._book.database.read(work)
-
     def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
         """State of the named counters."""
         live = self.journal.counters(keys)
@@ -300,7 +264,7 @@ class SQLiteStore:
     def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
         """Every counter, in key order, in short read transactions."""
         reserved: dict[CounterKey, int] = {}
-        for (claims,) in self._fetch("SELECT claims FROM holds"):
+        for (claims,) in self._ask("SELECT claims FROM holds"):
             for budget, scope, start, _, amount, _ in json.loads(claims):
                 key = CounterKey(budget, scope, start)
                 reserved[key] = reserved.get(key, 0) + amount
@@ -323,60 +287,15 @@ class SQLiteStore:
                 return
             last = rows[-1][:3]
 
-    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
-        """The thresholds that were crossed last, the last first."""
-        return [
-            Crossing(CounterKey(budget, scope, start), int(threshold), from_microseconds(at), entry_id)
-            for budget, scope, start, threshold, at, entry_id in self._fetch(
-                "SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings "
-                "ORDER BY crossed_at DESC, length(threshold) DESC, threshold DESC, budget, scope LIMIT ?",
-                (limit,),
-            )
-        ]
-
-    def entry(self, entry_id: str) -> Entry | None:
-        """One entry, or None."""
-        self._fold()
-        return self._reader.entry(entry_id)
-
-    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
-        """Entries in order of their occurrence, those of one moment in the order of the chain; lazily, page by page."""
-        self._fold()
-        yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
-
-    def aggregate(
-        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
-    ) -> Sequence[Aggregate]:
-        """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
-        instants = check_boundaries(boundaries)
-        self._fold()
-        return self._book.read(
-            partial(
-                summed,
-                engine=self._book.engine,
-                instants=instants,
-                by=by,
-                which=which or EntryFilter(),
-                archives=self.archives,
-            )
-        )
-
-    def latencies(
-        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
-    ) -> Sequence[Latencies]:
-        """How long calls took: from the kept sketches where they can answer, else from entries."""
-        instants = check_boundaries(boundaries)
-        self._fold()
-        return self._book.read(
-            partial(
-                timed,
-                engine=self._book.engine,
-                instants=instants,
-                by=by,
-                which=which or EntryFilter(),
-                archives=self.archives,
-            )
-        )
+    def _add_up(
+        self, how: Callable[..., T], boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None
+    ) -> T:
+        try:
+            return super()._add_up(how, boundaries, by, which)
+        except StoreUnavailableError as error:
+            if "integer overflow" not in str(error.__cause__):
+                raise
+        return super()._add_up(partial(_beyond_64_bits, how), boundaries, by, which)
 
     # -- documents
 
@@ -394,42 +313,11 @@ class SQLiteStore:
         self.journal.disturb()
         return filing
 
-    def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
-        """Filed documents, in the order of their filing."""
-        return self._reader.documents(which)
-
     # -- care
-
-    def verify(
-        self,
-        *,
-        head: str | None = None,
-        since: str | None = None,
-        deep: bool = False,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Verification:
-        """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
-        self._fold()
-        return audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
-
-    def rebuild(
-        self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
-    ) -> Sequence[SumsDifference]:
-        """Make every kept sum anew that is not what its entries come to."""
-        self._fold()
-        write = None if dry_run else self._book.database.write
-        return rebuild(self._book.read, write, self.archives, deep=deep, progress=progress)
-
-    def pulse(self) -> str:
-        """A text that differs after every write; behind its last dot is the number of holds."""
-        entries, documents, holds = self._fetch("SELECT entries, documents, (SELECT count(*) FROM holds) FROM ledger")[
-            0
-        ]
-        return f"{entries}.{documents}.{holds}"
 
     def health(self) -> Health:
         """Facts of the file and of SQLite, and what to mind."""
-        entries, head, holds, refused = self._fetch(
+        entries, head, holds, refused = self._ask(
             "SELECT entries, hash, (SELECT count(*) FROM holds), (SELECT count(*) FROM refused) FROM ledger"
         )[0]
         status = self.path.stat()
@@ -506,18 +394,15 @@ class SQLiteStore:
         """The file as one end of a copy."""
         return SQLiteEnd(self._book.database, self._book.fold)
 
-    def hand_on(self, take: Callable[[Sequence[Record]], object]) -> int:
-        """Give what waits in the tail to another ledger; how many records."""
-        places = dict(self._book.fetch("SELECT segment, folded FROM places"))
-        waiting = list(unfolded(self.path, self._book.identity, places))
-        take([(record, effects) for _, (_, record, effects) in waiting])
-        reached = {segment: end for segment, (end, _, _) in waiting}
+    def _change(self, work: Callable[[Connection], T]) -> T:
+        return self._book.database.write(work)
 
-        def note(connection: Connection) -> None:
-            connection.executemany("INSERT OR REPLACE INTO places VALUES (?, ?)", reached.items())
+    def _places(self) -> Mapping[int, int]:
+        return dict(self._book.fetch("SELECT segment, folded FROM places"))
 
-        self._book.database.write(note)
-        return len(waiting)
+    def _note_places(self, reached: Mapping[int, int]) -> None:
+        rows = list(reached.items())
+        self._change(lambda connection: connection.executemany("INSERT OR REPLACE INTO places VALUES (?, ?)", rows))
 
     def take(self, records: Sequence[Record]) -> None:
         """Take in records of another ledger; those of entries that are there are left out."""
@@ -561,6 +446,54 @@ class MemoryStore(SQLiteStore):
 def _remove(folder: str, owner: int) -> None:
     if os.getpid() == owner:  # a forked child leaves it to its parent
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beyond_64_bits(how: Callable[..., T], connection: Connection, **question: Any) -> T:
+    """`how`, over sums that are more than SQLite's own: of years of a ledger whose every month is near the most."""
+    return how(_WholeSums(connection), **question)
+
+
+class _WholeSums:
+    """A connection whose every ``sum`` is an integer of any size."""
+
+    def __init__(self, connection: Connection) -> None:
+        connection.create_aggregate("whole_sum", 1, _WholeSum)
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> _WholeRows:
+        return _WholeRows(self._connection.execute(statement.replace("sum(", "whole_sum("), values))
+
+
+class _WholeSum:
+    """SQLite takes no such integer: it goes as marked text."""
+
+    def __init__(self) -> None:
+        self._sum: int | None = None
+
+    def step(self, value: int | None, /) -> None:
+        if value is not None:
+            self._sum = value + (self._sum or 0)
+
+    def finalize(self) -> Any:
+        return None if self._sum is None else f"\0{self._sum}"
+
+
+class _WholeRows:
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self._rows:
+            yield tuple(int(one[1:]) if isinstance(one, str) and one.startswith("\0") else one for one in row)
+
+    def fetchall(self) -> list[Any]:
+        return list(self)
+
+    def fetchone(self) -> Any:
+        return next(iter(self), None)
 
 
 def _settled(connection: Connection, key: CounterKey) -> int:

@@ -113,6 +113,7 @@ CREATE TABLE entries (
     billed_micro bigint NOT NULL,
     billed_pico bigint NOT NULL,
     more text,
+    response_id text,
     trace_id text,
     body text NOT NULL,
     hash bytea NOT NULL,
@@ -122,6 +123,7 @@ CREATE TABLE entries (
 ) PARTITION BY LIST (folded_month);
 CREATE INDEX entries_by_time ON entries (occurred_at, seq);
 CREATE INDEX entries_by_end_user ON entries (end_user, occurred_at) WHERE end_user IS NOT NULL;
+CREATE INDEX entries_by_response ON entries (response_id) WHERE response_id IS NOT NULL;
 CREATE INDEX entries_by_trace ON entries (trace_id) WHERE trace_id IS NOT NULL;
 
 -- Bills that are recorded once only.

@@ -196,14 +196,16 @@ BEGIN
     END IF;
 END $$;
 
--- The counts of two sketches together.
+-- The counts of two sketches together. Most calls have no first token, so one of the two is often empty.
 CREATE FUNCTION joined(a bytea, b bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT coalesce(string_agg(substr(int4send(bucket), 3) || int4send(n::integer), ''::bytea ORDER BY bucket), '')
-    FROM (
-        SELECT get_byte(c, i) * 256 + get_byte(c, i + 1) AS bucket, sum(get_byte(c, i + 2)::bigint * 16777216
-            + get_byte(c, i + 3) * 65536 + get_byte(c, i + 4) * 256 + get_byte(c, i + 5)) AS n
-        FROM (VALUES (a), (b)) AS v (c), generate_series(0, length(c) - 6, 6) AS i GROUP BY 1
-    ) AS counts
+    SELECT CASE WHEN a = '' THEN b WHEN b = '' THEN a ELSE (
+        SELECT coalesce(string_agg(substr(int4send(bucket), 3) || int4send(n::integer), ''::bytea ORDER BY bucket), '')
+        FROM (
+            SELECT get_byte(c, i) * 256 + get_byte(c, i + 1) AS bucket, sum(get_byte(c, i + 2)::bigint * 16777216
+                + get_byte(c, i + 3) * 65536 + get_byte(c, i + 4) * 256 + get_byte(c, i + 5)) AS n
+            FROM (VALUES (a), (b)) AS v (c), generate_series(0, length(c) - 6, 6) AS i GROUP BY 1
+        ) AS counts
+    ) END
 $$;
 
 -- Take a batch of records of one host's tail into the ledger: entries behind the last record, sums, counters, holds, and
@@ -250,11 +252,11 @@ BEGIN
         INSERT INTO entries (
             seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated, reasoning, input, cache_read,
             cache_write_5m, cache_write_1h, output, list_micro, list_pico, contracted_micro, contracted_pico,
-            billed_micro, billed_pico, more, trace_id, body, hash
+            billed_micro, billed_pico, more, response_id, trace_id, body, hash
         )
         SELECT head.seq + row_number() OVER by_seq, entry_id, occurred_at, account, end_user, tags, unpriced, estimated,
             reasoning, input, cache_read, cache_write_5m, cache_write_1h, output, list_micro, list_pico,
-            contracted_micro, contracted_pico, billed_micro, billed_pico, more, trace_id, body,
+            contracted_micro, contracted_pico, billed_micro, billed_pico, more, response_id, trace_id, body,
             chained(head.hash, body) OVER by_seq
         FROM batch_entries(batch, staged) WINDOW by_seq AS (ORDER BY seq)
         RETURNING seq, hash

@@ -104,12 +104,14 @@ CREATE TABLE entries (
     billed_micro INTEGER NOT NULL,
     billed_pico INTEGER NOT NULL,
     more TEXT,
+    response_id TEXT,
     trace_id TEXT,
     body TEXT NOT NULL,
     hash BLOB NOT NULL
 );
 CREATE INDEX entries_by_time ON entries (occurred_at);
 CREATE INDEX entries_by_end_user ON entries (end_user, occurred_at) WHERE end_user IS NOT NULL;
+CREATE INDEX entries_by_response ON entries (response_id) WHERE response_id IS NOT NULL;
 CREATE INDEX entries_by_trace ON entries (trace_id) WHERE trace_id IS NOT NULL;
 
 -- Bills that are recorded once only.
@@ -200,7 +202,7 @@ CREATE TABLE crossings (
 ) WITHOUT ROWID;
 
 -- Sums of entries per account and stretch of UTC: level 0 is an hour, 1 a day, 2 a month,
--- 3 a week from Monday on; `slot` counts them.
+-- 3 a week from Monday on; `slot` counts them. A sum beyond 64 bits would become a float unasked: it is refused.
 CREATE TABLE sums (
     level INTEGER NOT NULL,
     slot INTEGER NOT NULL,
@@ -220,6 +222,11 @@ CREATE TABLE sums (
     contracted_pico INTEGER NOT NULL,
     billed_micro INTEGER NOT NULL,
     billed_pico INTEGER NOT NULL,
+    CHECK (typeof(n) = 'integer' AND typeof(unpriced) = 'integer' AND typeof(estimated) = 'integer' AND
+        typeof(reasoning) = 'integer' AND typeof(input) = 'integer' AND typeof(cache_read) = 'integer' AND
+        typeof(cache_write_5m) = 'integer' AND typeof(cache_write_1h) = 'integer' AND typeof(output) = 'integer' AND
+        typeof(list_micro) = 'integer' AND typeof(list_pico) = 'integer' AND typeof(contracted_micro) = 'integer' AND
+        typeof(contracted_pico) = 'integer' AND typeof(billed_micro) = 'integer' AND typeof(billed_pico) = 'integer'),
     PRIMARY KEY (level, slot, account)
 ) WITHOUT ROWID;
 -- Quantities of meters without a column above, in whole units and billionths.
@@ -230,6 +237,7 @@ CREATE TABLE rare_sums (
     sku_meter TEXT NOT NULL,
     quantity INTEGER NOT NULL,
     nano INTEGER NOT NULL,
+    CHECK (typeof(quantity) = 'integer' AND typeof(nano) = 'integer'),
     PRIMARY KEY (level, slot, account, sku_meter)
 ) WITHOUT ROWID;
 -- The same entries meter by meter, days and months only; '' for cost that no meter explains.
@@ -250,6 +258,10 @@ CREATE TABLE meter_sums (
     contracted_pico INTEGER NOT NULL,
     billed_micro INTEGER NOT NULL,
     billed_pico INTEGER NOT NULL,
+    CHECK (typeof(n) = 'integer' AND typeof(unpriced) = 'integer' AND typeof(estimated) = 'integer' AND
+        typeof(reasoning) = 'integer' AND typeof(quantity) = 'integer' AND typeof(nano) = 'integer' AND
+        typeof(list_micro) = 'integer' AND typeof(list_pico) = 'integer' AND typeof(contracted_micro) = 'integer' AND
+        typeof(contracted_pico) = 'integer' AND typeof(billed_micro) = 'integer' AND typeof(billed_pico) = 'integer'),
     PRIMARY KEY (level, slot, account, sku_meter)
 ) WITHOUT ROWID;
 -- How long calls took, days and months only: sums of microseconds, and sketches (see `tokenmeter.stores.sketch`):
@@ -264,5 +276,7 @@ CREATE TABLE latency_sums (
     first_token BLOB NOT NULL,
     generation_us INTEGER NOT NULL,
     generated INTEGER NOT NULL,
+    CHECK (typeof(duration_us) = 'integer' AND typeof(first_token_us) = 'integer' AND
+        typeof(generation_us) = 'integer' AND typeof(generated) = 'integer'),
     PRIMARY KEY (level, slot, account)
 ) WITHOUT ROWID;

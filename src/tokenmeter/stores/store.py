@@ -1,0 +1,189 @@
+"""What the stores of all engines do alike: how a ledger is read, verified, and handed on.
+
+An engine's store adds how an entry is written, where counters stand, and what is to be known of its health.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from pydantic_core import from_json
+
+from tokenmeter.ledger import CounterKey, Entry, Reservation
+from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.audit import audit
+from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, SumsDifference, Verification
+from tokenmeter.stores.book import FoldingBook
+from tokenmeter.stores.documents import Document, DocumentQuery
+from tokenmeter.stores.engine import check_boundaries
+from tokenmeter.stores.reading import EntryReader
+from tokenmeter.stores.rebuilding import rebuild
+from tokenmeter.stores.record import decode_hold
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.stores.summing import summed, timed
+from tokenmeter.stores.tail import unfolded
+
+B = TypeVar("B", bound=FoldingBook)
+T = TypeVar("T")
+
+#: A record and its effects.
+Record = tuple[bytes, bytes]
+
+
+class BookStore(ABC, Generic[B]):
+    """See `tokenmeter.stores.base.Store`.
+
+    Args:
+        book: Where everything is that is folded.
+
+    Attributes:
+        archives: Months that are in files.
+    """
+
+    def __init__(self, book: B) -> None:
+        self._book = book
+        self.archives = book.archives = ParquetArchives(book, self.file, self._fold)
+        self._reader = EntryReader(book, self.archives)
+
+    # -- what an engine does
+
+    @abstractmethod
+    def file(self, draft: Any) -> Any:
+        """See `tokenmeter.stores.base.Store`."""
+
+    @abstractmethod
+    def _fold(self) -> None:
+        """Before a reader looks: what just returned is then in the book. What cannot be folded now waits."""
+
+    def _look(self) -> None:
+        """`_fold`, and see to it that the book can be read."""
+        self._fold()
+
+    @abstractmethod
+    def _change(self, work: Callable[[Any], T]) -> T:
+        """Run `work` in a transaction that may change everything."""
+
+    @abstractmethod
+    def _places(self) -> Mapping[int, int]:
+        """Segment of this host's tail -> how far it is folded."""
+
+    @abstractmethod
+    def _note_places(self, reached: Mapping[int, int]) -> None:
+        """Say so."""
+
+    # -- reading
+
+    def _ask(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
+        """Rows of one statement, of all that has been written."""
+        self._look()
+        return self._book.fetch(statement, values)
+
+    def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
+        """Holds whose expiry has passed by the ledger's clock, oldest first."""
+        self._look()
+
+        def work(connection: Any) -> list[Reservation]:
+            rows = connection.execute(
+                "SELECT expires_at, claims, body FROM holds WHERE expires_at <= ? ORDER BY expires_at, hold_id LIMIT ?",
+                (to_microseconds(now), limit),
+            ).fetchall()
+            found: list[Reservation] = []
+            for expires_at, claims, body in rows:
+                record = from_json(body)
+                call = self._reader.call(connection, record["call"])
+                found.append(decode_hold(record, json.loads(claims), from_microseconds(expires_at), call))
+            return found
+
+        return self._book.read(work)
+
+    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first."""
+        return [
+            Crossing(CounterKey(budget, scope, start), int(threshold), from_microseconds(at), entry_id)
+            for budget, scope, start, threshold, at, entry_id in self._ask(
+                "SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings "  # noqa: S608 - words of our own
+                f"ORDER BY crossed_at DESC, {self._book.engine.largest.format('threshold')}, budget, scope LIMIT ?",
+                (limit,),
+            )
+        ]
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """One entry, or None."""
+        self._look()
+        return self._reader.entry(entry_id)
+
+    def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """Entries in order of their occurrence, those of one moment in the order of the chain; lazily, page by page."""
+        self._look()
+        yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
+
+    def aggregate(
+        self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
+    ) -> Sequence[Aggregate]:
+        """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
+        return self._add_up(summed, boundaries, by, which)
+
+    def latencies(
+        self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
+    ) -> Sequence[Latencies]:
+        """How long calls took: from the kept sketches where they can answer, else from entries."""
+        return self._add_up(timed, boundaries, by, which)
+
+    def _add_up(
+        self, how: Callable[..., T], boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None
+    ) -> T:
+        instants = check_boundaries(boundaries)
+        self._look()
+        return self._book.read(
+            partial(
+                how,
+                engine=self._book.engine,
+                instants=instants,
+                by=by,
+                which=which or EntryFilter(),
+                archives=self.archives,
+            )
+        )
+
+    def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
+        """Filed documents, in the order of their filing, page by page."""
+        return self._reader.documents(which)
+
+    def pulse(self) -> str:
+        """A text that differs after every write; behind its last dot is the number of holds."""
+        return ".".join(map(str, self._ask("SELECT entries, documents, (SELECT count(*) FROM holds) FROM ledger")[0]))
+
+    # -- care
+
+    def verify(
+        self,
+        *,
+        head: str | None = None,
+        since: str | None = None,
+        deep: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
+        """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
+        self._look()
+        return audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
+
+    def rebuild(
+        self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> Sequence[SumsDifference]:
+        """Make every kept sum anew that is not what its entries come to."""
+        self._look()
+        return rebuild(self._book.read, None if dry_run else self._change, self.archives, deep=deep, progress=progress)
+
+    # -- moving
+
+    def hand_on(self, take: Callable[[Sequence[Record]], object]) -> int:
+        """Give what waits in this host's tail to another ledger; how many records."""
+        waiting = list(unfolded(self._book.path, self._book.identity, self._places()))
+        take([(record, effects) for _, (_, record, effects) in waiting])
+        self._note_places({segment: end for segment, (end, _, _) in waiting})
+        return len(waiting)
