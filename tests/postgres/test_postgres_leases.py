@@ -7,11 +7,14 @@ import threading
 import time
 from typing import Any
 
+import psycopg
 import pytest
 
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError, Counter
+from tokenmeter.stores.postgres.sessions import ServerRows
+from tokenmeter.stores.postgres.store import _even_out
 
 FORK = multiprocessing.get_context("fork")
 CAP = CounterKey("cap", "", 0)
@@ -221,3 +224,60 @@ def test_a_cap_of_k_admits_k_over_processes_and_hosts(host, url_of, hold):
         process.join()
     assert store.counters([CAP]) == {CAP: Counter(0, limit)}
     assert store.verify().ok
+
+
+class TestOrderOfLocks:
+    """Whoever gives leases back locks tables and counters in the order that all others do: nobody waits in a circle."""
+
+    @pytest.fixture
+    def ledger(self, host, hold, query):
+        """A server on which a lease takes a while to go, with dead hosts that lease of one counter each."""
+        store = host("a")
+        hold_many(store, hold, 1)
+        query("INSERT INTO counters (budget, scope, window_start, reserved) VALUES ('b', '', 0, 5), ('a', '', 0, 5)")
+        query("INSERT INTO lessees (host, epoch, until, expires_at) VALUES ('h', 'e1', 0, 0), ('h', 'e2', 0, 0)")
+        query("INSERT INTO leases VALUES ('b', '', 0, 'h', 'e1', 5), ('a', '', 0, 'h', 'e2', 5)")
+        query(
+            "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'"
+        )
+        query("CREATE TRIGGER linger AFTER DELETE ON leases FOR EACH STATEMENT EXECUTE FUNCTION linger()")
+        return store
+
+    def run(self, store, first, second):
+        """Run both at once, the second while the first lingers; what each raised."""
+        failed = []
+
+        def session(work):
+            try:
+                with psycopg.connect(store.address.conninfo, autocommit=True) as connection:
+                    connection.execute(f"SET search_path = {store.address.schema}")
+                    with connection.transaction():
+                        work(connection)
+            except psycopg.Error as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=session, args=(work,)) for work in (first, second)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.3)
+        for thread in threads:
+            thread.join()
+        return failed
+
+    def test_a_rebuild_waits_for_leases_that_go_back(self, ledger):
+        def give_back(connection):
+            connection.execute("SELECT return_leases('h', ARRAY['e1'::bytea])")
+
+        assert self.run(ledger, give_back, lambda connection: _even_out(ServerRows(connection))) == []
+        assert ledger.verify().ok
+
+    def test_who_moves_counters_waits_for_all_that_the_dead_leased(self, ledger):
+        def recall(connection):
+            connection.execute("SELECT recall_leases('c', '', 0)")
+
+        def move(connection):
+            for counter in ("a", "b"):
+                connection.execute("UPDATE counters SET settled = settled + 1 WHERE budget = %s", (counter,))
+
+        assert self.run(ledger, recall, move) == []
+        assert ledger.verify().ok

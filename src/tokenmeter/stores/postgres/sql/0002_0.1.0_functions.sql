@@ -376,11 +376,13 @@ BEGIN
     SELECT one.place FROM one JOIN put ON (b, s, w, t) = (budget, scope, window_start, threshold) ORDER BY 1;
 END $$;
 
--- Give back what is left of leases.
+-- Give back what is left of leases. Tables are taken in the order in which everyone does (holds, counters, leases), and
+-- counters by key: `rebuild` locks all of a table, and would wait for this as this for it.
 CREATE FUNCTION return_leases(of_host bytea, epochs bytea[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 BEGIN
+    LOCK TABLE counters, leases IN ROW EXCLUSIVE MODE;
     PERFORM 1 FROM counters JOIN leases USING (budget, scope, window_start) WHERE host = of_host AND epoch = ANY (epochs)
     ORDER BY budget, scope, window_start FOR UPDATE OF counters;
     WITH gone AS (
@@ -484,6 +486,8 @@ DECLARE
     now_us bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
     dead record;
 BEGIN
+    PERFORM 1 FROM counters JOIN leases USING (budget, scope, window_start) JOIN lessees USING (host, epoch)
+    WHERE expires_at < now_us ORDER BY budget, scope, window_start FOR UPDATE OF counters;
     FOR dead IN SELECT host, epoch FROM lessees WHERE expires_at < now_us ORDER BY host, epoch LOOP
         PERFORM return_leases(dead.host, ARRAY[dead.epoch]);
     END LOOP;
