@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from urllib.parse import parse_qsl, urlencode
@@ -62,6 +63,21 @@ def asked(meter, query, **options):
     items = parse_qsl(query, keep_blank_values=True)
     chosen = View.parse([pair for pair in items if pair[0] not in Question.NAMES], now=NOW)
     return explore(ReportReader(meter.store), chosen.bounded(meter.store), Question.parse(items), **options)
+
+
+def test_the_bar_of_a_row_asks_for_no_other_rows_figure(meter, record):
+    """A percentile is no field but worked out: of hundreds of rows each bar must not ask for all of them."""
+    for place in range(9):
+        record(at=NOW, who={"member": f"m{place}"}, output=100 * (place + 1))
+    asked_of = []
+    spend = MEASURES["spend"]
+    counted = replace(spend, of=lambda row: (asked_of.append(row), spend.of(row))[1])
+    today = view("period=today").bounded(meter.store)
+    answer = explore(ReportReader(meter.store), today, Question(by="member", measure=counted))
+    asked_of.clear()
+    lengths = [answer.length(row) for row in answer.rows]
+    assert len(asked_of) == len(answer.rows) == 9
+    assert (lengths[0], min(lengths) > 0) == (100, True)
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)

@@ -84,6 +84,7 @@ class Finding:
         series: The greatest values and the rest.
         by_bucket: All values together, per bucket.
         rows: A row per value, in the table's order, as many as it shows.
+        most: The greatest figure among these rows, which their bars are measured by.
         found: How many values there are (that `Question.find` finds).
         totals: All together.
         before: Sums of the stretch before, per bucket; empty where there is none to compare with.
@@ -101,6 +102,7 @@ class Finding:
     series: Sequence[Series]
     by_bucket: Sequence[Row]
     rows: Sequence[Row]
+    most: Decimal
     found: int
     totals: Row
     before: Sequence[Row] = ()
@@ -116,9 +118,8 @@ class Finding:
 
     def length(self, row: Row) -> Decimal:
         """How long a row's bar is, in percent of the longest."""
-        of = self.question.measure.of
-        most = max((Decimal(of(one) or 0) for one in self.rows), default=ZERO)
-        return max(multiply(ratio(of(row) or 0, most), 100), ZERO) if most > 0 else ZERO
+        figure = self.question.measure.of(row) or 0
+        return max(multiply(ratio(figure, self.most), 100), ZERO) if self.most > 0 else ZERO
 
     def share(self, row: Row) -> Decimal | None:
         """A row's part of the whole; None of what cannot be added up."""
@@ -237,6 +238,7 @@ def explore(read: ReportReader, view: View, question: Question, *, balances: Ite
     before_period = view.previous()
     before, before_totals = _before(read, query, before_period, timed=measure.timed)
     listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
+    shown_rows = _sorted(listed, question)[:_MOST_ROWS]
     return Finding(
         question=question,
         view=view,
@@ -245,7 +247,8 @@ def explore(read: ReportReader, view: View, question: Question, *, balances: Ite
         buckets=parts,
         series=series,
         by_bucket=by_bucket,
-        rows=_sorted(listed, question)[:_MOST_ROWS],
+        rows=shown_rows,
+        most=max((Decimal(measure.of(row) or 0) for row in shown_rows), default=ZERO),
         found=len(listed),
         totals=totals,
         before=before,
