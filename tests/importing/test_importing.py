@@ -600,3 +600,115 @@ def test_the_settings_say_what_a_hosts_own_cost_is(write, said, cost, source):
         (entry,) = made.store.entries()
         assert (entry.list_cost, entry.cost_source) == (cost, source)
         made.close()
+
+
+def test_totals_of_parallel_writers_out_of_order_are_no_new_run(meter, write):
+    rows = [
+        meta("D"),
+        turn("gpt-5"),
+        codex((100, 0, 10, 0), (100, 0, 10, 0), at="2026-10-08T10:00:09Z"),
+        codex((300, 0, 30, 0), (100, 0, 10, 0), at="2026-10-08T10:00:12Z"),
+        codex((200, 0, 20, 0), (100, 0, 10, 0), at="2026-10-08T10:00:11Z"),
+    ]
+    import_usage(meter, write("rollout.jsonl", rows))
+    assert tokens(meter) == {"gpt-5": {"calls": 3, "input": 300, "output": 30}}
+
+
+def test_a_rollout_that_tells_only_its_last_call_is_counted(meter, write):
+    told = codex((0, 0, 0, 0), (100, 40, 10, 0), at="2026-10-08T10:00:09Z")
+    told["payload"]["info"]["total_token_usage"] = None
+    import_usage(meter, write("rollout.jsonl", [meta("E"), turn("gpt-5"), told]))
+    assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 60, "cache_read": 40, "output": 10}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([turn("gpt-5"), codex((100, 0, 10, 0), at="2026-10-08T10:00:09Z")], "has no id"),
+        ([meta("F"), codex((100, 120, 10, 0), at="2026-10-08T10:00:09Z")], "more than its whole"),
+    ],
+)
+def test_a_session_that_cannot_be_right_costs_nothing_but_itself(meter, write, tmp_path, wrong, reason):
+    write("logs/a.jsonl", wrong)
+    write("logs/b.jsonl", [meta("G"), turn("gpt-5"), codex((100, 0, 10, 0), at="2026-10-08T10:00:09Z")])
+    write("logs/c.jsonl", [claude("msg_1", 7)])
+    outcome = import_usage(meter, tmp_path / "logs")
+    assert outcome.recorded == 2
+    assert [reason in problem.reason for problem in outcome.left_out] == [True]
+
+
+def test_metadata_as_python_prints_it_tells_the_cache_and_metadata_cut_off_is_flagged(meter, write):
+    printed = {**LITELLM, "metadata": str(LITELLM["metadata"])}
+    cut = {**LITELLM, "request_id": "chatcmpl-2", "metadata": json.dumps(LITELLM["metadata"])[:-9]}
+    assert import_usage(meter, write("a.jsonl", [printed, cut])).ok
+    assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 1000 + 4072, "cache_read": 3072, "output": 1000}}
+    assert ["usage_partly_read" in entry.flags for entry in meter.store.entries()] == [False, True]
+
+
+OBSERVATION = {
+    "id": "o1",
+    "trace_id": "t",
+    "type": "GENERATION",
+    "start_time": "2026-10-13 10:00:02.123456",
+    "provided_model_name": "gpt-5",
+    "usage_details": {"input": 10, "output": 5},
+}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"input": "10", "output": "5"},
+        {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        {"promptTokens": 10, "completionTokens": 5, "totalTokens": 15},
+        {"input_tokens": 10.0, "output_tokens": 5},
+    ],
+)
+def test_langfuse_counts_are_read_under_each_of_their_names(meter, write, usage):
+    assert import_usage(meter, write("a.jsonl", [{**OBSERVATION, "usage_details": usage}])).ok
+    assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 10, "output": 5}}
+
+
+def test_usage_of_unknown_names_only_is_left_out_aloud_not_recorded_as_nothing(meter, write):
+    outcome = import_usage(meter, write("a.jsonl", [{**OBSERVATION, "usage_details": {"characters": 900}}]))
+    assert (outcome.recorded, [problem.reason for problem in outcome.left_out]) == (
+        0,
+        ["its usage has no count that is known, only characters: record it by hand"],
+    )
+
+
+def test_a_cost_in_another_currency_is_not_taken_for_dollars(meter, write):
+    row = {
+        "id": "p1",
+        "created_at": "2026-10-13T10:00:02Z",
+        "is_success": True,
+        "ai_org": "openai",
+        "ai_model": "gpt-5",
+        "req_units": 100,
+        "res_units": 50,
+        "cost": 0.5,
+        "cost_currency": "EUR",
+    }
+    outcome = import_usage(meter, write("a.jsonl", [row, {**row, "id": "p2", "cost_currency": "USD"}]))
+    assert (outcome.recorded, outcome.cost_in_source) == (2, Decimal("0.005"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"id": ["x"], "t": "2026-10-09T07:00:00Z", "i": 1}, "'id' is no single value"),
+        ({"id": "x", "t": ["2026-10-09T07:00:00Z"], "i": 1}, "'t' is no single value"),
+        ({"id": "x", "t": "2026-10-09T07:00:00Z", "i": {"n": 1}}, "'i' is no single value"),
+    ],
+)
+def test_a_map_that_names_what_holds_more_than_one_value_is_told_so(meter, write, row, reason):
+    fields = {"id": "id", "time": "t", "input": "i"}
+    outcome = import_usage(meter, write("a.jsonl", [row]), fields=fields, model="gpt-5")
+    assert [reason in problem.reason for problem in outcome.left_out] == [True]
+
+
+def test_a_line_without_its_time_says_so(meter, write):
+    row = claude("msg_1", 7)
+    del row["timestamp"]
+    outcome = import_usage(meter, write("a.jsonl", [row]))
+    assert [problem.reason for problem in outcome.left_out] == ["it does not say when it was"]

@@ -39,6 +39,10 @@ _TOTALS = (
 )
 
 
+#: A call, or where one stands that cannot be right, and why.
+Told = ImportedCall | tuple[str, str]
+
+
 class _SeenMessage(NamedTuple):
     sidechain: bool
     output: int
@@ -76,7 +80,7 @@ class ClaudeCode:
             self._best[str(name)] = seen
         return True
 
-    def calls(self) -> Iterator[ImportedCall]:
+    def calls(self) -> Iterator[Told]:
         """Each message once."""
         for seen in self._best.values():
             yield seen.call
@@ -117,6 +121,16 @@ class ClaudeCode:
         )  # fmt: skip
 
 
+class _CodexCount(NamedTuple):
+    """What one line says: the running total, and that of the last call."""
+
+    at: datetime
+    model: str | None
+    total: tuple[int, ...]
+    last: tuple[int, ...] | None
+    where: str
+
+
 @dataclass(slots=True)
 class _CodexSession:
     """A session of Codex as its file tells it."""
@@ -126,7 +140,7 @@ class _CodexSession:
     started: datetime | None = None
     folder: str = ""
     model: str | None = None
-    counts: list[tuple[datetime, str | None, Row, Row | None, str]] = field(default_factory=list[Any])
+    counts: list[_CodexCount] = field(default_factory=list["_CodexCount"])
 
 
 class Codex:
@@ -153,23 +167,33 @@ class Codex:
             session.model = str(payload["model"]) if payload.get("model") else session.model
         elif kind == "event_msg" and payload.get("type") == "token_count" and mapping_of(payload.get("info")):
             info = mapping_of(payload["info"])
-            total = mapping_of(info.get("total_token_usage"))
-            last = mapping_of(info.get("last_token_usage")) or None
-            session.counts.append((instant_of(row.get("timestamp"), tz="UTC"), session.model, total, last, where))
+            last = mapping_of(info.get("last_token_usage"))
+            session.counts.append(
+                _CodexCount(
+                    instant_of(row.get("timestamp"), tz="UTC"),
+                    session.model,
+                    _total(mapping_of(info.get("total_token_usage"))),
+                    _total(last) if last else None,
+                    where,
+                )
+            )
             return True
         return False
 
-    def calls(self) -> Iterator[ImportedCall]:
+    def calls(self) -> Iterator[Told]:
         """Each call once, over sessions, their forks, and archived copies."""
-        totals = {one.name: {_total(count[2]) for count in one.counts} for one in self._files.values()}
+        totals = {one.name: {count.total for count in one.counts} for one in self._files.values()}
         for session in self._files.values():
             yield from self._of_session(session, totals.get(session.parent) if session.parent else None)
 
-    def _of_session(self, session: _CodexSession, inherited: set[tuple[int, ...]] | None) -> Iterator[ImportedCall]:
+    def _of_session(self, session: _CodexSession, inherited: set[tuple[int, ...]] | None) -> Iterator[Told]:
         before: tuple[int, ...] = (0,) * len(_TOTALS)
         run, own = 0, session.parent is None
-        for at, model, total, last, where in session.counts:
-            now = _total(total)
+        # Lines of parallel writers may stand out of order: a total that falls is a new run only where time went on.
+        for at, model, total, last, where in sorted(session.counts, key=lambda one: one.at):
+            now = total
+            if last and not any(total):  # only the call itself is told
+                now = tuple(count + known for count, known in zip(last, before, strict=True))
             if not own:  # what a fork repeats of its parent
                 at_once = session.started is not None and at - session.started <= _SECOND
                 if now in inherited if inherited is not None else at_once:
@@ -178,14 +202,15 @@ class Codex:
                 own = True
             if now == before:
                 continue
-            fell = any(count < known for count, known in zip(now, before, strict=True))
+            moved = tuple(count - known for count, known in zip(now, before, strict=True))
+            fell = min(moved) < 0
             run += fell
-            if fell:
-                used = _total(last) if last else now
-            else:
-                used = tuple(count - known for count, known in zip(now, before, strict=True))
+            used = (last or now) if fell else moved
             before = now
-            yield self._call(session, at, model, used, where, identity=f"{session.name}:{run}:{now[0]}+{now[3]}")
+            try:
+                yield self._call(session, at, model, used, where, identity=f"{session.name}:{run}:{now[0]}+{now[3]}")
+            except ConfigurationError as error:
+                yield where, str(error)
 
     def _call(
         self, session: _CodexSession, at: datetime, model: str | None, used: Sequence[int], where: str, *, identity: str
@@ -252,7 +277,7 @@ class Gemini:
         self._last[key] = self._call(row, tokens, key, where)
         return True
 
-    def calls(self) -> Iterator[ImportedCall]:
+    def calls(self) -> Iterator[Told]:
         """Each message once."""
         yield from self._last.values()
 
@@ -318,7 +343,7 @@ class Aider:
         )
         return True
 
-    def calls(self) -> Iterator[ImportedCall]:
+    def calls(self) -> Iterator[Told]:
         """Each line."""
         yield from self._found
 

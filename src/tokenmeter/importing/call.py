@@ -154,6 +154,8 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
     Raises:
         ConfigurationError: no instant, or without a zone.
     """
+    if value is None or value == "":
+        raise ConfigurationError("it does not say when it was")
     if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
         try:
             moment = parse_moment(value)

@@ -5,11 +5,13 @@ Each reader takes one row and gives its call, or None for a row that is no call 
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 from tokenmeter.dimensions import ALL_METERS, WHO
@@ -40,6 +42,14 @@ _NONE: Row = {}
 _LITELLM_WHO = (("member", "user"), ("team", "team_id"), ("organization", "organization_id"), ("end_user", "end_user"))
 
 
+#: What Langfuse, over its versions, calls input, output and their sum.
+_LANGFUSE = (
+    ("input", "prompt_tokens", "promptTokens", "input_tokens", "inputUsage"),
+    ("output", "completion_tokens", "completionTokens", "output_tokens", "outputUsage"),
+    ("total", "total_tokens", "totalTokens", "totalUsage"),
+)
+
+
 def endpoint_of(provider: str) -> str:
     """The method a gateway's call is recorded under."""
     return _ENDPOINTS.get(provider, "chat.completions")
@@ -51,9 +61,17 @@ def nested(row: Row, name: str) -> Row:
     if value is None:
         return _NONE
     if isinstance(value, str) and value.strip().startswith("{"):
-        with suppress(ValueError):
-            value = json.loads(value)
+        value = _object_of(value.strip())
     return mapping_of(value)
+
+
+def _object_of(text: str) -> object:
+    """An object as JSON, or as Python prints it (data frames saved as CSV hold theirs so); None when it is neither."""
+    with suppress(ValueError):
+        return json.loads(text)
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return None
 
 
 def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
@@ -78,6 +96,9 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
     uncertain = not beside and bool(read + written) and not text and row.get("call_type") == "anthropic_messages"
     creation = nested(usage, "cache_creation")
     hour = min(count_of(creation, "ephemeral_1h_input_tokens"), written)
+    flags = {"cache_uncertain"} if uncertain else set[str]()
+    if not metadata and len(str(row.get("metadata") or "").strip("{} ")) and str(row["metadata"]).lstrip()[:1] == "{":
+        flags.add("usage_partly_read")  # cut off: what it would say of the cache is not known
     provider = str(row.get("custom_llm_provider") or provider_of(str(row.get("model"))) or given.provider or "")
     who = {name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))}
     return ImportedCall(
@@ -95,7 +116,7 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
             "output": output,
         }),
         reasoning=count_of(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
-        flags=frozenset({"cache_uncertain"} if uncertain else ()),
+        flags=frozenset(flags),
         cost_in_source=_cost(row, "spend"),
         usage=dict(usage) or None,
         who=who,
@@ -111,7 +132,7 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     if not usage and plain:
         usage = plain
     cost = _cost(row, "total_cost", "calculatedTotalCost", "totalCost")
-    if not any(isinstance(value, int | float) and value for value in usage.values()):
+    if not any(value and not isinstance(value, dict) and str(value) != "0" for value in usage.values()):
         return _without_usage(cost)
     read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
     hour = _first(usage, "input_cache_creation_1h")
@@ -119,7 +140,7 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     unsaid = _first(usage, "input_cache_creation", "cache_creation_input_tokens")
     written = hour + short if hour or short else unsaid
     reasoning = _first(usage, "output_reasoning_tokens", "output_reasoning")
-    before, answer, total = count_of(usage, "input"), count_of(usage, "output"), count_of(usage, "total")
+    before, answer, total = (_first(usage, *names) for names in _LANGFUSE)
     inside = bool(read + written + reasoning) and total == before + answer
     quantities = {
         "input": before - read - written if inside else before,
@@ -128,7 +149,9 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
         "cache_write_5m": written - hour,
         "output": answer if inside else answer + reasoning,
     }
-    known = {"input", "output", "total", "unit"}
+    if not any(quantities.values()):
+        raise ConfigurationError(f"its usage has no count that is known, only {', '.join(usage)}: record it by hand")
+    known = {"unit", *chain.from_iterable(_LANGFUSE)}
     listed = [read, hour, short, unsaid, reasoning]
     rest = total - before - answer - sum((read, written, reasoning)) if total and not inside else 0
     model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
@@ -233,7 +256,8 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     metadata = nested(row, "metadata")
     who = {"member": str(metadata["_user"])} if metadata.get("_user") else {}
     who |= {name: str(metadata[name]) for name in ("team", "project", "organization") if metadata.get(name)}
-    cents = _cost(row, "cost")
+    is_dollars = str(row.get("cost_currency") or "USD").upper() == "USD"
+    cents = _cost(row, "cost") if is_dollars else None
     call = ImportedCall(
         where=where,
         id=str(body.get("id") or _id(row, "id")),
@@ -443,6 +467,9 @@ def mapped(row: Row, where: str, given: Given) -> ImportedCall | None:
     """
     fields = given.fields
     found = {name: at_path(row, path) for name, path in fields.items()}
+    lists = [path for name, path in fields.items() if isinstance(found[name], list | dict)]
+    if lists:
+        raise ConfigurationError(f"{lists[0]!r} is no single value: name what lies in it, such as {lists[0]}.0")
     if found.get("id") in {None, ""}:
         raise ConfigurationError(f"there is no {fields['id']!r} (the id)")
     if found.get("time") in {None, ""}:

@@ -56,7 +56,7 @@ class _WholeReader(Protocol):
 
     def read(self, row: Mapping[str, Any], where: str) -> bool: ...
 
-    def calls(self) -> Iterator[ImportedCall]: ...
+    def calls(self) -> Iterator[agents.Told]: ...
 
 
 _WHOLE: Mapping[str, Callable[[Given], _WholeReader]] = {
@@ -254,16 +254,18 @@ class _Import:
     def finish(self) -> ImportOutcome:
         """Record what is spread over files."""
         for name, reader in self._whole.items():
-            calls = reader.calls()
-            self._record(self._counted(calls, name))
+            self._record(self._counted(reader.calls(), name))
         if any(self.outcome.sources[name] for name in ("claude-code", "codex", "gemini", "opencode")):
             self.outcome.notes.append(_AN_ESTIMATE)
         return self.outcome
 
-    def _counted(self, calls: Iterator[ImportedCall], name: str) -> Iterator[ImportedCall]:
+    def _counted(self, calls: Iterable[agents.Told], name: str) -> Iterator[ImportedCall]:
         for call in calls:
-            self.outcome.sources[name] += 1
-            yield call
+            if isinstance(call, ImportedCall):
+                self.outcome.sources[name] += 1
+                yield call
+            else:
+                self.outcome.left_out.append(RowProblem(*call))
 
     def _calls(self, path: Path) -> Iterator[ImportedCall]:
         source: Source | None = self._source
