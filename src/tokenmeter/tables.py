@@ -58,7 +58,7 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
     """A CSV: its headings, its rows with the line each ends at, and its decimal mark where it can be told.
 
     Delimiters are comma, semicolon, tab and bar; a first line ``sep=;`` says which. A row with more cells than there
-    are headings has the rest under the heading ``""``.
+    are headings has the rest under the heading ``""``. A heading that stands twice is ``name`` and ``name (2)``.
 
     Raises:
         csv.Error: when the rows are read: a line that is no CSV.
@@ -71,7 +71,7 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
     delimiter = said[1] if said else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
     skipped = 1 if said else 0
     reader = csv.reader(chain([first], text), delimiter=delimiter)
-    headings = [name.strip() for names in islice(reader, 1) for name in names]
+    headings = _apart([name.strip() for names in islice(reader, 1) for name in names])
 
     def rows() -> Iterator[tuple[int, dict[str, str]]]:
         for cells in reader:
@@ -97,6 +97,16 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
         yield from every
 
     return headings, again(), mark
+
+
+def _apart(headings: Iterable[str]) -> list[str]:
+    """Headings, each once, so that no column hides another."""
+    found: dict[str, int] = {}
+    apart: list[str] = []
+    for name in headings:
+        found[name] = found.get(name, 0) + 1
+        apart.append(name if not name or found[name] == 1 else f"{name} ({found[name]})")
+    return apart
 
 
 def decimal_mark(cells: Iterable[str], *, usual: DecimalMark | None) -> DecimalMark | None:

@@ -157,3 +157,40 @@ def test_a_packed_statement_is_read_and_a_damaged_one_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(ReconciliationError, match="cannot be read"):
         read(path, columns={"day": "day", "cost": "cost"})
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        ("input_cached_tokens", "cached_input_tokens"),
+        ("input_cached_tokens", "Input Cached Tokens"),
+        ("input_tokens,", "Input tokens,"),
+        ("num_model_requests", "Num-Model-Requests"),
+        ("start_time,", "START_TIME,"),
+    ],
+)
+def test_a_heading_that_a_console_renames_or_writes_otherwise_is_known(write, renamed):
+    statement = read(write(OPENAI_USAGE.replace(*renamed, 1)))
+    first = next(line for line in statement.usage if line.tokens)
+    assert (first.tokens, first.requests) == ({"input": 700, "cache_read": 300, "output": 200}, 2)
+
+
+def test_input_whose_cached_part_nothing_tells_is_compared_with_what_was_cached(write):
+    """A heading nobody knows is named, and the cached tokens are no traffic that was not recorded."""
+    statement = read(write(OPENAI_USAGE.replace("input_cached_tokens", "from_cache")))
+    assert statement.in_input == {"cache_read", "cache_write"}
+    assert "cache_read" not in statement.classes
+    assert ["from_cache" in note for note in statement.notes] == [True]
+
+
+def test_rows_of_another_period_are_left_out_aloud(write):
+    statement = read_files([write(OPENAI_COSTS)], parse_period("2026-10"), provider="openai", by=("model",))
+    assert statement.notes == ("2 rows of 2026-11-10 to 2026-11-11 lie outside 2026-10 and were left out.",)
+
+
+def test_a_heading_that_stands_twice_hides_no_column(write):
+    twice = OPENAI_COSTS.replace("project_id\n", "project_id,amount_value\n", 1).replace(
+        ",proj_1\n", ",proj_1,999\n", 1
+    )
+    statement = read(write(twice))
+    assert [line.amount for line in statement.costs if line.amount] == [Decimal("0.000875")]

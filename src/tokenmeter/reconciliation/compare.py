@@ -36,6 +36,8 @@ _DAY_QUARTERS = 86_400 // QUARTER
 _EPOCH_DAY = date(1970, 1, 1)
 #: So many days must differ, and agree once moved, before a statement is taken to be cut in another zone.
 _FEWEST = 2
+#: What each side may have names of its own for; a tier is not among them, it has a price.
+_NAMED = ("model", "api_key", "project")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +125,34 @@ def _now(one: Discrepancy, cause: Cause) -> Discrepancy:
 def _with_names(
     found: Sequence[Discrepancy], ours: Mapping[Bucket, Side], theirs: Mapping[Bucket, Side], rules: _Rules
 ) -> list[Discrepancy]:
-    """Traffic of one side that the other has under another model's name is no reason to adjust anything."""
-    models = [{bucket.model for bucket, side in sides.items() if side.tokens or side.cost} for sides in (ours, theirs)]
-    strangers = not models[0] & models[1] and None not in models[0] | models[1] and all(models)
+    """Traffic that the other side has under another name is no reason to adjust anything."""
+    strangers = any(_are_strangers(name, ours, theirs) for name in _NAMED)
     only_theirs = [one for one in found if one.cause == "unrecorded" and not one.ours_tokens and not one.ours_cost]
     only_ours = [one for one in found if one.cause in {"unbilled", "estimated"}]
     only_ours = [one for one in only_ours if not one.theirs_tokens and not one.theirs_cost]
     pairs: set[Bucket] = set()
     for one in only_theirs:
         for other in only_ours:
-            where = one.bucket._replace(model=None) == other.bucket._replace(model=None)
-            if where and other.bucket not in pairs and _mirrors(one, other, theirs[one.bucket].lines, rules):
+            apart = sum(name != known for name, known in zip(one.bucket, other.bucket, strict=True))
+            if (
+                one.bucket.day == other.bucket.day
+                and apart == 1
+                and other.bucket not in pairs
+                and _mirrors(one, other, theirs[one.bucket].lines, rules)
+            ):
                 pairs |= {one.bucket, other.bucket}
                 break
     return [
         _now(one, "names") if one.cause in POSTABLE and (strangers or one.bucket in pairs) else one for one in found
     ]
+
+
+def _are_strangers(name: str, ours: Mapping[Bucket, Side], theirs: Mapping[Bucket, Side]) -> bool:
+    """Whether the sides have no name of a kind in common; that the ledger knows no key or project is a name, too."""
+    mine, its = (
+        {getattr(one, name) for one, side in sides.items() if side.tokens or side.cost} for sides in (ours, theirs)
+    )
+    return bool(mine and its) and not mine & its and None not in (mine | its if name == "model" else its)
 
 
 def _mirrors(one: Discrepancy, other: Discrepancy, lines: int, rules: _Rules) -> bool:

@@ -82,6 +82,11 @@ class Columns:
         raise ConfigurationError(f"cost_unit is 'usd' or 'cents', not {cost_unit!r}.")
 
     @property
+    def hides_cache(self) -> bool:
+        """Whether its input has what was read from the cache in it, and nothing says how much that is."""
+        return "input_including_cache" in self.names and "cache_read" not in self.names
+
+    @property
     def counts(self) -> bool:
         """Whether it counts usage."""
         return any(name in self.names for name in _COUNTS)
@@ -92,7 +97,8 @@ def _known(provider: str, *, batch: str | None = None, quantum: Decimal | None =
     return Columns(split, "usd", provider, batch, quantum)
 
 
-#: The consoles' exports, most telling first. A heading after ``?`` may be missing: consoles add columns over the years.
+#: The consoles' exports, most telling first. A heading after ``?`` may be missing: consoles add columns over the years,
+#: and rename them: ``|`` stands between the names of one. Case, blanks and marks in a heading do not matter.
 _EXPORTS: tuple[Columns, ...] = (
     _known(
         "openai",
@@ -103,15 +109,16 @@ _EXPORTS: tuple[Columns, ...] = (
         project="?project_id",
         service_tier="?service_tier",
         requests="num_model_requests",
-        input_including_cache="input_tokens",
-        cache_read="?input_cached_tokens",
-        cache_write="?input_cache_write_tokens",
-        output="output_tokens",
+        input_including_cache="input_tokens|prompt_tokens",
+        cache_read="?input_cached_tokens|cached_input_tokens|cached_tokens|input_tokens_cached|cache_read_input_tokens"
+        "|input_cache_read_tokens",
+        cache_write="?input_cache_write_tokens|cache_write_input_tokens|cache_creation_input_tokens",
+        output="output_tokens|completion_tokens",
     ),
     _known(
         "openai",
         day="start_time",
-        cost="amount_value",
+        cost="amount_value|cost_usd|amount_usd",
         currency="?amount_currency",
         item="?line_item",
         api_key="?api_key_id",
@@ -125,11 +132,11 @@ _EXPORTS: tuple[Columns, ...] = (
         api_key="?api_key",
         project="?workspace",
         service_tier="?usage_type",
-        input="usage_input_tokens_no_cache",
-        cache_read="?usage_input_tokens_cache_read",
+        input="usage_input_tokens_no_cache|usage_input_tokens_uncached|uncached_input_tokens",
+        cache_read="?usage_input_tokens_cache_read|usage_input_tokens_cached|cache_read_input_tokens",
         cache_write="?usage_input_tokens_cache_write ?usage_input_tokens_cache_write_5m "
         "?usage_input_tokens_cache_write_1h",
-        output="usage_output_tokens",
+        output="usage_output_tokens|output_tokens",
         web_searches="?web_search_count",
     ),
     _known(
@@ -140,7 +147,7 @@ _EXPORTS: tuple[Columns, ...] = (
         api_key="?api_key",
         project="?workspace",
         item="?cost_type ?token_type",
-        cost="cost_usd",
+        cost="cost_usd|cost_in_usd|amount_usd",
     ),
 )
 
@@ -154,6 +161,7 @@ class _Gathered:
     costs: list[CostLine] | None = None
     classes: set[str] = field(default_factory=set[str])
     quanta: set[Decimal | None] = field(default_factory=set["Decimal | None"])
+    in_input: set[str] = field(default_factory=set[str])
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -200,11 +208,16 @@ def read_files(
             continue
         digests[digest] = path
         headings, rows, mark = _table(path, content)
-        if given is None and provider == "openai" and set(headings) == _EMPTY:
+        if given is None and provider == "openai" and set(map(_plain, headings)) == _EMPTY:
             _note_empty(path, found)
             continue
         how = _fitting(given, headings, path) if given else _recognised(headings, path, provider)
         mark = decimal or mark
+        if how.counts and how.hides_cache and (unread := [one for one in headings if "cache" in one.lower()]):
+            found.notes.append(
+                f"{path.name}: no column is known to say what was read from the cache ({', '.join(unread)}?), so that "
+                "input is compared with what was cached; name it with columns={'cache_read': ...}."
+            )
         lines = (_FileRow(row, how, path, number, mark) for number, row in _once(path, rows, seen, found.notes))
         _read(found, how, lines, period=period, rates=exchange_rates or {})
     return _statement(found, paths, provider, period)
@@ -233,11 +246,15 @@ def _read(
         found.usage = found.usage or []
         counted = {name for name in _COUNTS if name in how.names}
         found.classes |= {"input" if name == "input_including_cache" else name for name in counted}
+        if "input_including_cache" in counted:
+            found.in_input |= {"cache_read", "cache_write"} - counted
     if "cost" in how.names:
         found.costs = found.costs or []
         found.quanta.add(how.quantum)
+    outside: list[date] = []
     for line in lines:
         if not period.start.date() <= line.day < period.end.date():
+            outside.append(line.day)
             continue
         bucket, item = line.bucket, line.item
         by_name = kind_of_cost(bucket.model, ZERO, model=None)
@@ -248,6 +265,9 @@ def _read(
         if "cost" in how.names and found.costs is not None and not line.is_empty_bucket:
             amount = line.dollars(rates)
             found.costs.append(CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model)))
+    if outside:
+        days = " to ".join(dict.fromkeys((min(outside).isoformat(), max(outside).isoformat())))
+        found.notes.append(f"{len(outside)} rows of {days} lie outside {period.label} and were left out.")
 
 
 def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, period: Period) -> ProviderStatement:
@@ -264,6 +284,7 @@ def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, per
         usage=None if usage is None else tuple(replace(line, bucket=_only(line.bucket, grain)) for line in usage),
         costs=None if costs is None else tuple(replace(line, bucket=_only(line.bucket, grain)) for line in costs),
         classes=tuple(name for name in (*TOKEN_CLASSES, "web_searches") if name in found.classes),
+        in_input=frozenset(found.in_input - found.classes),
         tokenless=("images.", "audio.", "videos", "fine_tuning"),
         quantum=next(iter(found.quanta)) if len(found.quanta) == 1 else None,
         notes=tuple(found.notes),
@@ -316,22 +337,30 @@ def _once(
 
 
 def _recognised(headings: Sequence[str], path: Path, provider: str) -> Columns:
+    known = {_plain(one): one for one in reversed(headings)}
     for export in _EXPORTS:
-        wanted = [one for names in export.names.values() for one in names]
-        if export.provider == provider and all(one in headings for one in wanted if not one.startswith("?")):
+        wanted = [one for names in export.names.values() for one in names if not one.startswith("?")]
+        if export.provider == provider and all(_heading(one, known) for one in wanted):
             kept = {
-                name: tuple(one.removeprefix("?") for one in names if one.removeprefix("?") in headings)
+                name: tuple(told for one in names if (told := _heading(one, known)))
                 for name, names in export.names.items()
             }
             return replace(
-                export,
-                names={name: ones for name, ones in kept.items() if ones},
-                batch=export.batch if export.batch in headings else None,
+                export, names={name: ones for name, ones in kept.items() if ones}, batch=known.get(export.batch or "")
             )
     raise ReconciliationError(
         f"{path} is not a known export of {provider}; say what is what with columns={{'day': ..., 'model': ..., "
         f"'cost': ...}} (names: {', '.join(COLUMNS)}). Its headings: {', '.join(headings) or 'none'}."
     )
+
+
+def _plain(heading: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
+
+
+def _heading(names: str, known: Mapping[str, str]) -> str | None:
+    """The heading of a file that is one of several names; None when it has none of them."""
+    return next((known[one] for one in names.removeprefix("?").split("|") if one in known), None)
 
 
 def _fitting(columns: Columns, headings: Sequence[str], path: Path) -> Columns:

@@ -333,7 +333,7 @@ CAUSES: Mapping[Cause, str] = {
     "unit": "amounts a hundredfold apart: cents were taken for dollars, or the other way round",
     "cache_convention": "cached tokens were counted in the input as well: one side's input includes them",
     "zone": "the statement's days are cut in another time zone",
-    "names": "the same traffic under another name of the model",
+    "names": "the same traffic under another name of model, key or project",
     "unrecorded": "the provider counted traffic that did not pass tokenmeter",
     "price": "the same tokens, at another price",
     "unpriced": "the ledger does not know the price",

@@ -78,6 +78,7 @@ class ProviderStatement:
         usage: Its usage lines; None when it has no such layer.
         costs: Its cost lines; None when it has no such layer.
         classes: What of `UsageLine.tokens` it counts at all.
+        in_input: Classes that its ``input`` has in it, because it does not tell them apart.
         tokenless: Beginnings of endpoint names whose usage it does not count in tokens.
         quantum: The finest unit of its amounts, US dollars; None = as its amounts are written.
         watermark: Until when it is complete; None = it does not say.
@@ -91,6 +92,7 @@ class ProviderStatement:
     usage: tuple[UsageLine, ...] | None = None
     costs: tuple[CostLine, ...] | None = None
     classes: tuple[str, ...] = TOKEN_CLASSES
+    in_input: frozenset[str] = frozenset()
     tokenless: tuple[str, ...] = field(default=())
     quantum: Decimal | None = None
     watermark: datetime | None = None
@@ -255,7 +257,7 @@ class _BookReader:
     def _count(self, entry: Entry, sign: int) -> None:
         main = self._side(entry, entry.model)
         if not entry.charges:
-            counts = _classes(entry.usage.quantities.items(), self._statement.classes)
+            counts = self._classes(entry.usage.quantities.items())
             if entry.cost_source == "none":
                 for name, count in counts.items():
                     main.waived[name] = main.waived.get(name, 0) + count
@@ -263,12 +265,22 @@ class _BookReader:
             main.count(counts)
             self._note(entry, entry.model, counts, ZERO)
         for charge in entry.charges:
-            counts = _classes([(charge.sku_meter, charge.quantity)], self._statement.classes)
+            counts = self._classes([(charge.sku_meter, charge.quantity)])
             self._side(entry, charge.model or entry.model).count(counts)
             self._note(entry, charge.model or entry.model, counts, ZERO)
         if entry.usage:
             main.requests = (main.requests or 0) + sign
             main.estimated += sign * (entry.cost_source == "estimated" or "estimated" in entry.flags)
+
+    def _classes(self, quantities: Iterable[tuple[str, Quantity]]) -> dict[str, int]:
+        """Quantities in the classes that the statement tells apart."""
+        counts: dict[str, int] = {}
+        for sku_meter, quantity in quantities:
+            name = class_of(sku_meter)
+            name = "input" if name in self._statement.in_input else name
+            if name is not None and name in self._statement.classes:
+                counts[name] = counts.get(name, 0) + int(quantity)
+        return counts
 
     def _bill(self, entry: Entry) -> None:
         rest = entry.contracted_cost or ZERO
@@ -309,15 +321,6 @@ class _BookReader:
         key = quarter, self._bucket(entry, model)._replace(day=date.min)
         count, sum_ = self.quarters.get(key, (0, ZERO))
         self.quarters[key] = count + sum(tokens.values()), EXACT.add(sum_, cost)
-
-
-def _classes(quantities: Iterable[tuple[str, Quantity]], classes: Collection[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for sku_meter, quantity in quantities:
-        name = class_of(sku_meter)
-        if name is not None and name in classes:
-            counts[name] = counts.get(name, 0) + int(quantity)
-    return counts
 
 
 def align_models(ours: Collection[str | None], theirs: Collection[str | None]) -> Callable[[str | None], str | None]:
