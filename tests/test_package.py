@@ -25,7 +25,6 @@ FLOATS = {
     "config": "refused where it is given as a price",
     "dashboard/view": "lengths of time, compared",
     "processes": "seconds",
-    "importing/rows": "numbers of others, asked whether they are there",
     "providers/prompts": "numbers in a prompt",
     "providers/wire": "JSON of others, read into exact numbers",
     "reconciliation/paging": "seconds",

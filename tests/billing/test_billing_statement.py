@@ -1,6 +1,6 @@
 """Statements of account: opening + charges + credits = closing."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
@@ -66,6 +66,21 @@ def test_an_invoice_statement_shows_what_was_billed_credited_and_paid(store, boo
     assert "Credit note CN-00001 on INV-00001: outage" in str(statement)
     later = draw_statement(store, member="ada", period=str(datetime.now(UTC).year + 1), basis="invoices")
     assert (later.opening, later.lines) == (0, ())
+
+
+def test_documents_stand_on_the_day_they_count_for_as_in_the_journal(store, book):
+    """Not on the day somebody wrote them down."""
+    book("10", at="2026-09-15T00:00", member="ada")
+    close_period(store, "2026-09")
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-09"), on=date(2026, 10, 31))
+    record_payment(store, bill, "4", on=date(2026, 10, 30))
+    statement = draw_statement(store, member="ada", period="2026-10", basis="invoices")
+    assert [(line.date, line.charges, line.credits) for line in statement.lines] == [
+        ("2026-10-30", 0, -4),
+        ("2026-10-31", 10, 0),
+    ]
+    after = draw_statement(store, member="ada", period="2026-11", basis="invoices")
+    assert (after.opening, after.lines) == (statement.closing, ())
 
 
 def test_nobody_has_an_empty_statement(store):

@@ -160,7 +160,7 @@ def test_a_packed_statement_is_read_and_a_damaged_one_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "renamed",
+    ("name", "other"),
     [
         ("input_cached_tokens", "cached_input_tokens"),
         ("input_cached_tokens", "Input Cached Tokens"),
@@ -169,8 +169,8 @@ def test_a_packed_statement_is_read_and_a_damaged_one_named(tmp_path):
         ("start_time,", "START_TIME,"),
     ],
 )
-def test_a_heading_that_a_console_renames_or_writes_otherwise_is_known(write, renamed):
-    statement = read(write(OPENAI_USAGE.replace(*renamed, 1)))
+def test_a_heading_that_a_console_renames_or_writes_otherwise_is_known(write, name, other):
+    statement = read(write(OPENAI_USAGE.replace(name, other, 1)))
     first = next(line for line in statement.usage if line.tokens)
     assert (first.tokens, first.requests) == ({"input": 700, "cache_read": 300, "output": 200}, 2)
 

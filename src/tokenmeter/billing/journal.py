@@ -17,11 +17,11 @@ from typing import Any, Literal, get_args
 
 from tokenmeter.billing.invoice import CreditNote, Invoice
 from tokenmeter.billing.issuing import credit_notes, invoices
-from tokenmeter.billing.period import find_closed
+from tokenmeter.billing.period import days_of, find_closed
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, USD, ZERO, round_money, total
-from tokenmeter.periods import Period, parse_instant, parse_period, zone
+from tokenmeter.periods import Period, parse_instant, parse_period
 from tokenmeter.stores.base import Store
 
 JournalForm = Literal["beancount", "hledger", "xero", "quickbooks", "datev"]
@@ -94,14 +94,9 @@ def journal_entries(
     """
     asked = period if isinstance(period, Period) else parse_period(period, tz)
     chart = _AccountChart(accounts or {})
-    first, last = _days(asked)
+    first, last = days_of(asked)
     found = [entry for entry in _all(store, chart) if first <= entry.on <= last]
     return [*sorted(found, key=lambda one: one.on), *_provider_costs(store, asked, chart)]
-
-
-def _days(period: Period) -> tuple[date, date]:
-    local = zone(period.tz)
-    return period.start.astimezone(local).date(), (period.end - timedelta(microseconds=1)).astimezone(local).date()
 
 
 def _all(store: Store, chart: _AccountChart) -> Iterator[JournalEntry]:
@@ -217,7 +212,7 @@ def _provider_costs(store: Store, period: Period, chart: _AccountChart) -> Itera
     sums: dict[str, Decimal] = {}
     for row in closed.rows:
         sums[row.rate.provider] = EXACT.add(sums.get(row.rate.provider, ZERO), row.contracted_cost)
-    _, last = _days(period)
+    _, last = days_of(period)
     for provider, exact in sorted(sums.items()):
         amount = round_money(exact, USD)
         if not amount:
@@ -324,7 +319,7 @@ def export_journal(
     elif form == "datev":
         content = _datev(journal_entries(store, period=asked, accounts=accounts), asked, given)
     else:
-        first, last = _days(asked)
+        first, last = days_of(asked)
         documents: list[Invoice | CreditNote] = [*invoices(store), *credit_notes(store)]
         chosen = [one for one in documents if first <= (one.issued_on or date.min) <= last]
         chosen = [one for one in chosen if not isinstance(one, Invoice) or one.status != "void"]
@@ -441,7 +436,7 @@ def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: _AccountChart,
             )
         invoice = document.invoice if isinstance(document, CreditNote) else document
         due = document.issued_on if isinstance(document, CreditNote) else document.due_on
-        _, last = _days(invoice.period)
+        _, last = days_of(invoice.period)
         rows += [
             {
                 "*Invoice number": str(document.number),
@@ -502,7 +497,7 @@ _KOST1, _DUE = 36, 116
 def _datev(entries: Sequence[JournalEntry], period: Period, options: dict[str, Any]) -> bytes:
     consultant, client = str(options.pop("consultant", "1001")), str(options.pop("client", "1"))
     digits = int(options.pop("account_digits", 4))
-    first, last = _days(period)
+    first, last = days_of(period)
     start = options.pop("year_start", date(first.year, 1, 1))
     start = start if isinstance(start, date) else parse_instant(str(start)).date()
     name = str(options.pop("name", f"tokenmeter {period.label}"))[:30]

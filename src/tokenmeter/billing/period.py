@@ -10,7 +10,7 @@ import getpass
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +19,7 @@ from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
-from tokenmeter.periods import Period, parse_period
+from tokenmeter.periods import Period, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 
@@ -275,6 +275,12 @@ def _account_sums(rows: Iterable[Rated]) -> dict[tuple[Any, ...], Costs]:
         account = (*row.rate.account, row.rate.kind)
         sums[account] = sums.get(account, Costs()).plus(Costs.of(row))
     return {account: costs for account, costs in sums.items() if any(costs)}
+
+
+def days_of(period: Period) -> tuple[date, date]:
+    """The first and the last day of a period, in its zone."""
+    local = zone(period.tz)
+    return period.start.astimezone(local).date(), (period.end - timedelta(microseconds=1)).astimezone(local).date()
 
 
 def period_dict(period: Period) -> dict[str, str]:

@@ -13,14 +13,14 @@ from typing import Any, Literal, Unpack, overload
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
 from tokenmeter.billing.paper import PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
-from tokenmeter.billing.period import period_dict
+from tokenmeter.billing.period import days_of, period_dict
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.dimensions import AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, USD, ZERO, round_money, total
-from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
 
 Basis = Literal["usage", "invoices"]
@@ -183,7 +183,8 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class _Movement:
-    at: datetime
+    on: date
+    filed_at: datetime
     currency: str
     description: str
     amount: Decimal
@@ -257,17 +258,17 @@ def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Stat
     lines: list[StatementLine] = []
     currencies: set[str] = set()
     balance = ZERO
+    first, last = days_of(period)
     for moved in _movements(store, scope):
         currencies.add(moved.currency)
-        if moved.at >= period.end:
+        if moved.on > last:
             continue
         balance = EXACT.add(balance, moved.amount)
-        if moved.at < period.start:
+        if moved.on < first:
             opening = balance
             continue
         charges, credits_ = max(moved.amount, ZERO), min(moved.amount, ZERO)
-        day = moved.at.astimezone(zone(period.tz)).date().isoformat()
-        lines.append(StatementLine(day, moved.description, charges, credits_, balance))
+        lines.append(StatementLine(moved.on.isoformat(), moved.description, charges, credits_, balance))
     if len(currencies) > 1:
         raise ConfigurationError(
             f"{account_name(scope)} has invoices in {', '.join(sorted(currencies))}; a statement is in one currency."
@@ -277,25 +278,26 @@ def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Stat
 
 
 def _movements(store: Store, scope: Mapping[str, str]) -> list[_Movement]:
-    """What moved the account's balance, in the order of filing."""
+    """What moved the account's balance, by the day it counts for, as in the journal; within a day as it was filed."""
     moved: list[_Movement] = []
     for invoice in invoices(store, lines=False):
         if invoice.scope == scope:
             moved += _moved_by(invoice)
-    return sorted(moved, key=lambda one: one.at)
+    return sorted(moved, key=lambda one: (one.on, one.filed_at))
 
 
 def _moved_by(invoice: Invoice) -> Iterator[_Movement]:
     assert invoice.document is not None  # noqa: S101 - it was read from one
     what = f"{invoice.title} {invoice.number} for {invoice.period.label}"
-    yield _Movement(invoice.document.recorded_at, invoice.currency, what, invoice.total)
+    filed = invoice.document.recorded_at
+    yield _Movement(invoice.issued_on or filed.date(), filed, invoice.currency, what, invoice.total)
     left = invoice.total
     for event in invoice.events:
         amount = left if event.amount is None else event.amount
         left = EXACT.subtract(left, amount)
         if amount:
             text = f"{event.name} on {invoice.number}{f': {event.note}' if event.note else ''}"
-            yield _Movement(event.at, invoice.currency, text, amount.copy_negate())
+            yield _Movement(event.on, event.at, invoice.currency, text, amount.copy_negate())
 
 
 def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:
