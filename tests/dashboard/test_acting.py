@@ -267,6 +267,13 @@ def test_a_form_shows_what_it_would_do_and_only_then_does_it(served, filed, what
         assert served.get(headers["location"], cookie=cookie)[0] == 200
 
 
+def test_a_closing_is_shown_by_the_clock_of_its_zone(served):
+    cookie, proof = logged_in(served)
+    shown = submit(served, "close", cookie, proof=proof, period="2021-03", tz="Asia/Tokyo")[2]
+    assert "2021-03-01 00:00" in shown
+    assert "2021-04-01 00:00" in shown
+
+
 def test_a_button_that_is_pressed_twice_does_it_once(served, filed):
     cookie, proof = logged_in(served)
     for what, fields, _ in DEEDS:

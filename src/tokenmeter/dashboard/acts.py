@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, cast
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from tokenmeter.api import Meter
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.dashboard.budgets import plain
-from tokenmeter.dashboard.figures import count, exact, money, money_text, name, scope_name, unit_amount
+from tokenmeter.dashboard.figures import count, exact, instant, money, money_text, name, scope_name, unit_amount
 from tokenmeter.dashboard.rendering import base_of, missing, page
 from tokenmeter.dashboard.security import check_own_page
 from tokenmeter.dashboard.view import label_of
@@ -265,8 +266,8 @@ def _close(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
 def _tell_closing(_: Form, answer: Json) -> Told:
     period = answer["period"]
     rows = [
-        ("from", "", period["start"][:16]),
-        ("until, not included", "", period["end"][:16]),
+        ("from", "", instant(datetime.fromisoformat(period["start"]), period["tz"])),
+        ("until, not included", "", instant(datetime.fromisoformat(period["end"]), period["tz"])),
         ("time zone", "", period["tz"]),
         ("calls", "", count(answer["requests"])),
         ("billed cost", "", f"${exact(Decimal(answer['billed_cost']))}"),
@@ -276,7 +277,8 @@ def _tell_closing(_: Form, answer: Json) -> Told:
     ]
     words = "It is closed for good; what comes in later is a correction in the next one."
     if answer["closed_at"]:
-        words = f"Nothing changes: {name(answer['closed_by'])} closed it at {answer['closed_at'][:16]} UTC."
+        at = instant(datetime.fromisoformat(answer["closed_at"]), period["tz"])
+        words = f"Nothing changes: {name(answer['closed_by'])} closed it at {at}."
     return Told(title=f"Close {name(period['label'])}", words=words, rows=rows, button="Close it")
 
 
