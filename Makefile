@@ -55,6 +55,12 @@ format:
 docs:
 	$(BIN)/mkdocs serve
 
+.PHONY: docs-version
+## The site of a release beside those before it, on the branch gh-pages of this clone: make docs-version VERSION=0.1
+docs-version:
+	$(BIN)/mike deploy --update-aliases $(VERSION) latest
+	$(BIN)/mike set-default latest
+
 .PHONY: bench
 ## What a call costs, paired with the plain SDK's; the others are beside it in benchmarks/.
 bench:

@@ -15,6 +15,8 @@ _ROOT = Path(__file__).parents[1]
 _SECTIONS = ("Tutorial", "How to", "Reference", "Explanation", "Examples")
 #: A link from a page to a file of the repository that is no page: an example, or a document at the root.
 _OUTSIDE = re.compile(r"\]\((?:\.\./)+(examples/[\w/.-]+|[A-Z]+\.md)(#[\w-]+)?\)")
+#: A link from a document at the root, which stands in a folder of its own on the site.
+_FROM_ROOT = re.compile(r"\]\((?:docs/)?((?:explanation|how-to|reference|tutorial|examples)/|[A-Z]+\.md)")
 _ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
@@ -30,9 +32,15 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         name = example.relative_to(_ROOT).with_suffix(".md").as_posix()
         text = f"# {example.stem}\n\n`{example.relative_to(_ROOT)}`\n\n```python\n{example.read_text('utf-8')}```\n"
         files.append(File.generated(config, name, content=text))
+    apps = sorted((_ROOT / "examples" / "apps").glob("*.py"))
+    listed = "".join(f"- [{one.stem}]({one.stem}.md)\n" for one in apps)
+    files.append(File.generated(config, "examples/apps/index.md", content=f"# Whole applications\n\n{listed}"))
+    for panels in sorted((_ROOT / "examples").rglob("*.json")):
+        files.append(File.generated(config, panels.relative_to(_ROOT).as_posix(), content=panels.read_text("utf-8")))
     for name in _ROOT_PAGES:
         if (_ROOT / name).exists():
-            files.append(File.generated(config, f"project/{name.lower()}", content=(_ROOT / name).read_text("utf-8")))
+            text = _FROM_ROOT.sub(r"](../\1", (_ROOT / name).read_text("utf-8"))
+            files.append(File.generated(config, f"project/{name.lower()}", content=text))
     return files
 
 
@@ -47,7 +55,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return f"]({up}project/{target.lower()}{anchor})"
         if target.endswith(".py"):
             return f"]({up}{target.removesuffix('.py')}.md{anchor})"
-        return f"]({up}how-to/frameworks.md)" if target.startswith("examples/frameworks") else link[0]
+        if target.endswith("/apps"):
+            return f"]({up}{target}/index.md{anchor})"
+        return f"]({up}how-to/frameworks.md)" if target.startswith("examples/frameworks") else f"]({up}{target})"
 
     return _OUTSIDE.sub(to_page, markdown)
 

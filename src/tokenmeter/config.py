@@ -517,15 +517,27 @@ def _near(name: str) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
 
 
+#: What pydantic puts into a place beside keys and indexes: the kind that was tried there.
+_KIND = re.compile(r"(?:bool|function-|is-instance|json-or-python|dict\[|list\[|literal\[|lax-or-strict).*")
+
+
 def _explain(error: ValidationError, source: str | None) -> str:
     where = source or "configuration"
     problems: list[str] = []
+    refused: dict[str, tuple[list[str], object]] = {}  # what may be of several kinds is refused once by each
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "is-instance")))
+        path = ""
+        for part in problem["loc"]:
+            if isinstance(part, int):
+                path += f"[{part}]"
+            elif not _KIND.fullmatch(part):
+                path += f".{part}" if path else part
         if problem["type"] == "extra_forbidden":
             problems.append(f"unknown key {path!r}: {_near(str(problem['loc'][-1]))}")
         else:
-            problems.append(f"{path}: {problem['msg']}{_got(path, problem['input'])}")
+            said = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            refused.setdefault(path, ([], problem["input"]))[0].append(said)
+    problems += [f"{path} {', or '.join(kinds)}{_got(path, given)}" for path, (kinds, given) in refused.items()]
     return f"{where}: " + "; ".join(problems)
 
 

@@ -17,6 +17,9 @@ _LOADED = re.compile(
     r"""<(?:script|img|iframe)[^>]+src=["'](https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preconnect|icon)["']?[^>]+href=["'](https?:)?//"""
 )
 
+#: A link within the site, without its anchor.
+_LINK = re.compile(r"""<a [^>]*href=["']?(?![a-z]+:|/|#)([^"'#?> ]+)""")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -31,6 +34,14 @@ def test_no_page_loads_anything_from_elsewhere(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 25
     assert [str(page) for page in pages if _LOADED.search(page.read_text("utf-8"))] == []
+
+
+def test_every_link_to_a_page_leads_to_one(site):
+    for page in sorted(site.rglob("*.html")):
+        for target in _LINK.findall(page.read_text("utf-8")):
+            place = (page.parent / target).resolve()
+            assert place.is_relative_to(site), (page, target)
+            assert (place / "index.html").exists() if place.is_dir() else place.exists(), (page, target)
 
 
 def test_every_page_is_there_as_markdown_and_listed_for_language_models(site):

@@ -134,3 +134,20 @@ def test_the_file_that_init_writes_is_good_as_it_is_and_with_everything_switched
     make_meter(
         loaded.model_copy(update={"store": "memory:", "metrics": False, "traces": False, "price_list": None})
     ).close()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metrics": "nagios"}, "configuration: metrics must be a valid boolean"),
+        ({"budgets": [[1]]}, "configuration: budgets[0] must be an instance of Budget, or must be a valid dictionary"),
+        ({"prices": [3]}, "configuration: prices[0] must be a valid dictionary (got 3)"),
+        ({"store": "a\0b"}, "configuration: store must not contain control characters"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_once_by_its_place(given, said):
+    with pytest.raises(ConfigurationError) as refused:
+        make_meter(**{"config": {}, "store": "memory:", **given})
+    assert str(refused.value).startswith(said)
+    assert ";" not in str(refused.value)

@@ -41,8 +41,7 @@ def budgets(frame: Frame, *, context: typer.Context, tz: TzOption = "UTC") -> No
     """Every budget and counter with a bar: how much of it is used and held."""
     if context.invoked_subcommand is not None:
         return
-    nothing = frame.missing is not None and not frame.settings.budgets
-    _show(frame, [] if nothing else _balances(frame, {}), tz)
+    _show(frame, _balances(frame, {}), tz)
 
 
 @command(

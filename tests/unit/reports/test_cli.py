@@ -165,8 +165,9 @@ def test_wrong_arguments_end_with_2_and_an_answer(run: Callable[..., Outcome]) -
     assert run("report", "--store", "bogus:x").code == 2
 
 
-def test_a_missing_ledger_is_said_and_not_made(run: Callable[..., Outcome], place: Path) -> None:
-    outcome = run("report")
+@pytest.mark.parametrize("command", ["report", "budgets", "entries", "doctor", "sql"])
+def test_a_missing_ledger_is_said_and_not_made(run: Callable[..., Outcome], place: Path, command: str) -> None:
+    outcome = run(command, "SELECT 1") if command == "sql" else run(command)
     assert outcome.code == 2
     assert "There is no ledger at usage.db" in outcome.err
     assert not (place / "usage.db").exists()
@@ -448,6 +449,7 @@ def test_names_are_printed_as_they_are_and_not_as_emoji(
     assert ":bomb:" in run("entries", "-n", "0").out
 
 
+@pytest.mark.usefixtures("ledger")
 def test_without_budgets_the_settings_key_is_named(run: Callable[..., Outcome], place: Path) -> None:
     (place / "tokenmeter.toml").write_text('store = "sqlite:///usage.db"\n')
     assert "[[budgets]]" in run("budgets").out
