@@ -54,7 +54,7 @@ def test_a_run_stops_calls_that_were_planned_outside_of_it(metered, warm):
 
 def test_a_request_that_cannot_be_read_is_recorded_and_stopped_by_a_cap(metered, monkeypatch):
     client, meter = metered
-    monkeypatch.setattr("tokenmeter.providers.openai.requests.measure_prompt", lambda _body: {}["nothing"])
+    monkeypatch.setattr("tokenmeter.providers.openai.requests.measure_prompt", lambda *_: {}["nothing"])
     ask(client)
     assert len(list(meter.store.entries())) == 1
     meter.budgets.set(Budget(limit_usd=100, name="all"))
@@ -69,3 +69,27 @@ def test_a_schema_with_numbers_for_keys_does_not_pass_a_cap(metered):
     ask(client, tools=tools)
     with pytest.raises(tokenmeter.BudgetExceededError):
         ask(client, tools=tools)
+
+
+UNBOUNDED = {
+    "a host's own search": {"extra_body": {"search_parameters": {"mode": "on"}}},
+    "a tool of another host": {"tools": [{"type": "browser_search"}]},
+    "a tool of tomorrow": {"tools": [{"type": "a_tool_of_tomorrow"}]},
+    "other models": {"extra_body": {"models": ["gpt-5-pro"]}},
+    "a larger second limit": {"max_completion_tokens": 1, "extra_body": {"max_tokens": 50_000_000}},
+    "another endpoint's limit": {"max_tokens": None, "n": 90, "extra_body": {"max_output_tokens": 1}},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("more", UNBOUNDED.values(), ids=UNBOUNDED.keys())
+def test_what_may_cost_more_than_a_cap_has_does_not_pass_it(metered, more, stream):
+    client, meter = metered
+    meter.budgets.set(Budget(limit_usd=5, name="all"))
+    sent = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}
+    for _ in range(3):
+        client.chat.completions.create(**sent)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        client.chat.completions.create(**sent | more, stream=stream)
+    assert len(list(meter.store.entries())) == 3
+    assert meter.audit_budgets() == ()
