@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from secrets import token_hex
 from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic_core import from_json, to_json
@@ -23,7 +24,7 @@ from pydantic_core import from_json, to_json
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, LedgerError
-from tokenmeter.ledger import new_id, utcnow
+from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.copying import End
@@ -198,7 +199,7 @@ class _Erasing:
         ).fetchall()
         self._refuse_holds(rows)
         self.digests = [bytes(digest).hex() for _, digest in found]
-        self.pseudonym = plain(self._wanted or f"erased-{(self.digests or [new_id()[-12:]])[0][:8]}")
+        self.pseudonym = plain(self._wanted or f"erased-{(self.digests or [token_hex(4)])[0][:8]}")
         known = rows.execute("SELECT salt FROM names WHERE kind = ? AND value = ?", (self._kind, self.pseudonym))
         if any(found or salt for (salt,) in known.fetchall()):
             raise ConfigurationError(f"{self.pseudonym!r} stands for somebody in the ledger; take another pseudonym.")
@@ -259,8 +260,17 @@ class _Erasing:
                 name: self.pseudonym if (name, text) == (self._kind, self._value) else text
                 for name, text in values.items()
             }
-            if changed != values:
-                rows.execute(f"UPDATE {table} SET scope = ? WHERE scope = ?", (scope_text(changed), scope))  # noqa: S608 - as above
+            if changed == values:
+                continue
+            if rows.execute(f"SELECT 1 FROM {table} WHERE scope = ? LIMIT 1", (scope_text(changed),)).fetchone():  # noqa: S608 - as above
+                raise self._taken("budgets")
+            rows.execute(f"UPDATE {table} SET scope = ? WHERE scope = ?", (scope_text(changed), scope))  # noqa: S608 - as above
+
+    def _taken(self, where: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self.pseudonym!r} stands for somebody in {where} of the ledger; take another pseudonym. Nothing was "
+            "erased."
+        )
 
     def _change_documents(self, rows: Any) -> None:
         """Put the pseudonym in the name's place in documents that need not be kept."""
@@ -283,6 +293,11 @@ class _Erasing:
                     self.kept.append(_kept(record, keep_until))
                 continue
             if due != said:
+                same = rows.execute(
+                    "SELECT 1 FROM documents WHERE kind = ? AND key = ? AND seq <> ?", (kind, due[0], seq)
+                ).fetchone()
+                if same is not None:
+                    raise self._taken(f"the {kind.replace('_', ' ')}s")
                 record["key"], record["body"] = due[0], compact_json(due[1])
                 made = to_json(record)
                 filed = bytes(leaf or hashlib.sha256(body.encode()).digest())

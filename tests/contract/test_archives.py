@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+import socket
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,7 +15,9 @@ import pytest
 from tokenmeter.erasing import erase
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.ledger import new_id
+from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import places
+from tokenmeter.stores.archive.clickhouse import load_clickhouse
 from tokenmeter.stores.archive.manifest import Merkle, Proof
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import NewDocument
@@ -352,6 +356,54 @@ def test_without_the_extra_kept_sums_answer_and_the_rest_names_it(archived, monk
             ask()
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
+    edges = [datetime(2026, month, 1, tzinfo=UTC) for month in range(1, 6)]
+
+    def asked():
+        found = answers(store)
+        for instants in (edges, edges[::2], [edges[0], edges[-1]], [START - timedelta(days=9), ODD[1], edges[4]]):
+            for by in (("end_user",), ("end_user", "model"), ("tag:env",), ("tag:env", "tag:größe", "status")):
+                for where in ({}, {"member": frozenset({"ada"})}, {"end_user": frozenset({"u1", None})}):
+                    key = str(instants), by, str(where)
+                    found[key] = store.aggregate(instants, by, EntryFilter(where=where))
+        return found
+
+    before = asked()
+    store.archives.seal("2026-03", tmp_path / "archive")
+    store.archives.drop()
+    kept = sorted((tmp_path / "cache").rglob("*.by-*.parquet"))
+    assert len(kept) == 6
+    assert_same(before, asked())
+    for path in kept[::2]:  # one is damaged, one is another's
+        path.write_bytes(b"PAR1")
+    for path in kept[1::2]:
+        path.write_bytes(kept[3].read_bytes())
+    again = open_store(store.url)
+    for by in (("end_user",), ("tag:env",)):
+        assert again.aggregate(edges, by) == store.aggregate(edges, by)
+    late = make_entry(occurred_at=START + timedelta(days=3), end_user="u9", tags={"env": "prod"})
+    again.settle(late)
+    found = again.aggregate(edges, ("end_user",))
+    assert [(one.bucket, one.requests) for one in found if one.group == ("u9",)] == [(0, 1)]
+    again.close()
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_totals_that_are_as_many_as_the_entries_are_not_kept(store, months, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
+    before = answers(store)
+    store.archives.seal("2026-03", tmp_path / "archive")
+    store.archives.drop()
+    assert_same(before, answers(store))
+    assert not list((tmp_path / "cache").rglob("*.by-*.parquet"))
+    assert list((tmp_path / "cache").rglob("*.too-many"))
+
+
 @pytest.mark.parametrize(
     ("through", "told"), [("2026-13", "not a month"), ("september", "not a month"), ("2999-01", "is not over")]
 )
@@ -476,3 +528,22 @@ def test_an_object_store_keeps_months_and_is_asked_once(store, months, bucket, t
     assert [(one.kind, one.where) for one in store.verify().faults] == [("archive", "2026-01")]
     bucket.put_object(Bucket="books", Key=listed[0]["Key"], Body=b"something else")
     assert "not the file that was sealed" in store.verify().faults[0].detail
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\n\r\n<html>\xff", b"HTTP/1.1 200 OK\r\n"]
+)
+def test_who_is_no_clickhouse_is_told_in_words(store, answer):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def once():
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        running = threading.Thread(target=once)
+        running.start()
+        with pytest.raises(StoreUnavailableError, match=r"ClickHouse at|is not ClickHouse's HTTP interface"):
+            load_clickhouse(store, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        running.join()

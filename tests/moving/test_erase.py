@@ -279,6 +279,28 @@ def test_what_cannot_be_erased_is_refused_in_words(filled, tmp_path, dimension, 
     assert meter.verify().head == head
 
 
+def test_two_who_only_documents_name_are_two_afterwards(meter):
+    for name in ("eve@example.com", "mallory@example.com"):
+        meter.store.file(NewDocument(kind="notice", key=f"{name} 80", body=f'{{"member":"{name}"}}'))
+    done = [meter.erase("member", name, **WHY) for name in ("eve@example.com", "mallory@example.com")]
+    assert [one.changed for one in done] == [1, 1]
+    assert done[0].pseudonym != done[1].pseudonym
+    assert meter.verify().ok
+
+
+def test_a_pseudonym_that_a_document_or_a_budget_has_already_is_refused(meter):
+    for name in ("eve@example.com", "mallory@example.com"):
+        meter.store.file(NewDocument(kind="notice", key=f"{name} 80", body=f'{{"member":"{name}"}}'))
+    meter.erase("member", "eve@example.com", pseudonym="person 17", **WHY)
+    head = meter.verify().head
+    with pytest.raises(ConfigurationError, match="'person 17' stands for somebody in the notices"):
+        meter.erase("member", "mallory@example.com", pseudonym="person 17", **WHY)
+    assert meter.verify().head == head
+    assert "mallory@example.com 80" in {one.key for one in meter.store.documents()}
+    meter.erase("member", "mallory@example.com", pseudonym="person 18", **WHY)
+    assert meter.verify().ok
+
+
 def test_calls_under_way_come_first(meter):
     call = {"provider": "openai", "endpoint": "chat.completions", "model": "gpt-5-mini", "input_tokens": 10}
     held = meter.hold(**call, max_output_tokens=5, attribution=Attribution(member="ada@example.com"))

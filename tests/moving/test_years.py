@@ -69,7 +69,7 @@ def told(meter, tmp_path):
     return found
 
 
-@pytest.mark.parametrize("years", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("years", ["sqlite", "postgres"], indirect=True)
 def test_three_years_two_of_them_on_an_object_store(years, bucket, tmp_path):
     before = told(years, tmp_path)
     sealed = years.archive("2024-12", "s3://books/usage", drop=True)

@@ -135,7 +135,7 @@ class FoldingBook(ABC):
         """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
 
     @abstractmethod
-    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+    def take_back(self, gone: int, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> bool:
         """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
 
     @abstractmethod

@@ -234,7 +234,9 @@ def _years(store: Movable) -> list[datetime]:
     first, last = store.end().read(
         lambda rows: rows.execute("SELECT min(occurred_at), max(occurred_at) FROM entries").fetchone()
     )
-    begin, end = from_microseconds(first or 0).year, from_microseconds(last or 0).year
+    moments = [one for one in (first, last) if one is not None]
+    moments += [moment for one in store.archives.listed() for moment in (one.first_at, one.last_at)]
+    begin, end = (from_microseconds(pick(moments, default=0)).year for pick in (min, max))
     return [datetime(year, 1, 1, tzinfo=UTC) for year in range(begin, end + 2)]
 
 

@@ -19,7 +19,7 @@ from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerErr
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.layout import FileWriter, groups_in, identity_parts, records, rows_after
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle, Proof
-from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file
+from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file, remove_file
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.archive.shelf import ArchiveFilter, Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
@@ -55,13 +55,17 @@ class ArchiveBook(Readable, Protocol):
         """
         ...
 
-    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+    def take_back(self, gone: int, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> bool:
         """Bring entries back, the last ones that are gone.
 
         Args:
+            gone: The last record that is gone now.
             before: The last record that is gone then.
             head: Its hash.
             rows: Number, record and hash of each.
+
+        Returns:
+            False where another one is the last that is gone: somebody else drops or brings back. Nothing was done.
         """
         ...
 
@@ -212,9 +216,13 @@ class ParquetArchives:
             sha256=sha256,
             bytes=size,
         )
-        if not self._file(found.draft()).recorded:
-            raise LedgerError(f"{month} was sealed by somebody else at the same time; {url} is not needed.")
-        return found
+        filing = self._file(found.draft())
+        if filing.recorded:
+            return found
+        theirs = ArchivedMonth.of(filing.document)  # somebody else sealed it at the same time
+        if theirs.url != url:
+            remove_file(url)
+        return theirs
 
     def _folder(self) -> str:
         """Where in a place this ledger's files lie: many ledgers may share one."""
@@ -297,6 +305,7 @@ class ParquetArchives:
             while self._book.let_go(month.last_seq, ids):
                 if progress is not None:
                     progress(month.last_seq)
+            self._shelf.prepare(month)
             dropped.append(replace(month, dropped=True))
         return dropped
 
@@ -323,6 +332,7 @@ class ParquetArchives:
             What was brought back, the latest first.
 
         Raises:
+            LedgerError: somebody else drops or brings back at the same time.
             StoreUnavailableError: a file cannot be read.
             TamperedLedgerError: a file is not what was sealed.
         """
@@ -337,25 +347,34 @@ class ParquetArchives:
                 continue
             if since is not None and month.month < since:
                 break
-            path = local_copy(month.url, month.sha256, check=True)
-            groups = self._walk(month, path)
-            for number, (head, first) in reversed(list(enumerate(groups))):
-                chain = _Chain(first, head, self._documents(month.first_seq, month.last_seq))
-                rows: list[tuple[int, bytes, bytes]] = []
-                starts: list[tuple[int, bytes]] = []
-                for page in records(str(path), group=number):
-                    for seq, body in page:
-                        if seq <= archived_to:
-                            starts.append(chain.before(seq))
-                            chain.entry(seq, body)
-                            rows.append((seq, body.encode(), chain.head))
-                while rows:
-                    at = max(0, len(rows) - _PAGE)
-                    self._book.take_back(*starts[at], rows[at:])
-                    del rows[at:], starts[at:]
-            archived_to = month.first_seq - 1
+            archived_to = self._take_back(month, archived_to)
             restored.append(replace(month, dropped=False))
         return restored
+
+    def _take_back(self, month: ArchivedMonth, archived_to: int) -> int:
+        """Bring back what of a month is gone; up to which record entries are gone then."""
+        path = local_copy(month.url, month.sha256, check=True)
+        groups = self._walk(month, path)
+        for number, (head, first) in reversed(list(enumerate(groups))):
+            chain = _Chain(first, head, self._documents(month.first_seq, month.last_seq))
+            rows: list[tuple[int, bytes, bytes]] = []
+            starts: list[tuple[int, bytes]] = []
+            for page in records(str(path), group=number):
+                for seq, body in page:
+                    if seq <= archived_to:
+                        starts.append(chain.before(seq))
+                        chain.entry(seq, body)
+                        rows.append((seq, body.encode(), chain.head))
+            while rows:
+                at = max(0, len(rows) - _PAGE)
+                if not self._book.take_back(archived_to, *starts[at], rows[at:]):
+                    raise LedgerError(
+                        f"Somebody else drops or brings back months at the same time; {month.month} is not all back. "
+                        "Run it again when they are done."
+                    )
+                archived_to = starts[at][0]
+                del rows[at:], starts[at:]
+        return archived_to
 
     def _walk(
         self, month: ArchivedMonth, path: Path, asked: Collection[str] = (), found: dict[str, int] | None = None

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
@@ -106,6 +107,13 @@ class ClickHouse:
             {"Authorization": f"Basic {base64.b64encode(who.encode()).decode()}"} if parts.username or password else {}
         )
 
+    def stranger(self, said: str) -> StoreUnavailableError:
+        """What to raise where somebody else answers, or nobody to the end."""
+        return StoreUnavailableError(
+            f"What answers at {self._url} is not ClickHouse's HTTP interface, or broke off: {said.strip()[:80]!r}. Its "
+            "port is 8123, or 8443 with https."
+        )
+
     def __call__(self, statement: str, rows: bytes = b"") -> str:
         """Run a statement, with `rows` behind it where it inserts; what it answers.
 
@@ -120,12 +128,14 @@ class ClickHouse:
         request = urllib.request.Request(url, body, self._headers, method="POST")  # noqa: S310 - http(s), see above
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310 - as above
-                return str(answer.read().decode())
+                return str(answer.read().decode("utf-8", "replace"))
         except urllib.error.HTTPError as error:
             with error:
                 told = error.read(2000).decode("utf-8", "replace").strip().partition("\n")[0]
             raise StoreUnavailableError(f"ClickHouse at {self._url} refuses: {told or error}") from error
-        except OSError as error:
+        except HTTPException as error:
+            raise self.stranger(f"{type(error).__name__}: {error}") from error
+        except (OSError, ValueError) as error:
             raise StoreUnavailableError(f"ClickHouse at {self._url} cannot be reached: {error}") from error
 
 
@@ -153,6 +163,8 @@ def load_clickhouse(
     run = ClickHouse(to)
     if not _NAME.fullmatch(database):
         raise ConfigurationError(f"{database!r} cannot be the name of a database: letters, digits and _.")
+    if (said := run("SELECT 1 FORMAT TSV")) != "1\n":
+        raise run.stranger(said)
     with closing(store.archives.connect()) as star:
         ((ledger,),) = star.execute("SELECT ledger FROM ledger").fetchall()
         for statement in _tables(star, database):

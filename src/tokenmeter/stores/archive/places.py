@@ -105,6 +105,16 @@ def put_file(source: Path, url: str, sha256: str) -> None:
         raise StoreUnavailableError(f"{url} holds another file. Nothing was dropped; name another place.")
 
 
+def remove_file(url: str) -> None:
+    """Remove a file that no manifest names, if the place lets us: it does no harm."""
+    with contextlib.suppress(OSError):
+        if "://" in url:
+            system, path = _file_system(url)
+            system.rm_file(path)
+        else:
+            Path(url).unlink()
+
+
 def _put_beside(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".sealing-")
@@ -146,8 +156,13 @@ def local_copy(url: str, sha256: str, *, check: bool = False) -> Path:
         ) from error
 
 
+def kept_path(name: str) -> Path:
+    """Where something made of an archive file is kept on this machine; whoever removes it has it made again."""
+    return Path(platformdirs.user_cache_path("tokenmeter", appauthor=False)) / "archive" / name
+
+
 def _fetched(url: str, sha256: str, *, check: bool) -> Path:
-    kept = Path(platformdirs.user_cache_path("tokenmeter", appauthor=False)) / "archive" / f"{sha256}.parquet"
+    kept = kept_path(f"{sha256}.parquet")
     if kept.is_file() and not check:
         return kept
     kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,7 +9,9 @@ import os
 import tempfile
 import threading
 import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,19 +19,25 @@ from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.places import import_extra, local_copy
+from tokenmeter.stores.archive.places import import_extra, kept_path, local_copy
 from tokenmeter.stores.engine import asked
+from tokenmeter.stores.fold import AMOUNTS
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 #: Bytes that a query may take before it goes to the disk, and threads.
 _MEMORY, _THREADS = "2GB", 4
 #: Entries that are put in order at once.
 _AT_ONCE, _PAGE, _MOST = 40_000, 2_000, 1 << 62
-_COST_COLUMNS = (
-    "coalesce(contracted_micro, list_micro) AS contracted_micro, "
-    "coalesce(contracted_pico, list_pico) AS contracted_pico, "
-    "coalesce(billed_micro, contracted_micro, list_micro) AS billed_micro, "
-    "coalesce(billed_pico, contracted_pico, list_pico) AS billed_pico"
-)
+_COSTS_OF = {
+    "contracted_micro": "coalesce(contracted_micro, list_micro)",
+    "contracted_pico": "coalesce(contracted_pico, list_pico)",
+    "billed_micro": "coalesce(billed_micro, contracted_micro, list_micro)",
+    "billed_pico": "coalesce(billed_pico, contracted_pico, list_pico)",
+}
+_COST_COLUMNS = ", ".join(f"{what} AS {name}" for name, what in _COSTS_OF.items())
+#: A file's totals are made where it has so many entries, and kept where there are so many times fewer of them.
+_WORTH, _WORTH_TIMES = 100_000, 8
+_ADDED = ", ".join(f"sum({_COSTS_OF.get(name, name)})::BIGINT AS {name}" for name in AMOUNTS)
 _RECORD = ", ".join("epoch_us(occurred_at)" if name == "occurred_at" else name for name in RECORD_COLUMNS)
 
 #: A call's own trace in a record or its shape. Behind it there are texts only: a tag or a provider's usage may have
@@ -92,6 +100,7 @@ class Shelf:
     def __init__(self) -> None:
         self._database: Any = None
         self._lock = threading.Lock()
+        self._known_totals: dict[tuple[str, str], str | None] = {}
         _SHELVES.add(self)
 
     def after_fork_in_child(self) -> None:
@@ -137,17 +146,79 @@ class Shelf:
             Rows of piece, number, end user (digest), tags (JSON text), count and sums; and rows of the same four, the
             column ``more`` and how many entries have just that.
         """
+        found, rare = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
+        groups = f"{_piece(edges)}, spot, {own}"
+        added = ", ".join(f"sum({name})" for name in ("n", *columns))
         with self._cursor() as cursor:
-            source, values = self._source(cursor, files, (edges[0], edges[-1]), archived_to, wanted)
-            groups = f"{_piece(edges)}, spot, {own}"
-            added = ", ".join(f"sum({name})" for name in columns)
-            rows = cursor.execute(f"SELECT {groups}, count(*), {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
-            found = rows.fetchall()
-            rare = cursor.execute(
-                f"SELECT {groups}, more, count(*) FROM ({source}) WHERE more IS NOT NULL GROUP BY 1, 2, 3, 4, 5",  # noqa: S608 - as above
-                values,
-            )
-            return found, rare.fetchall()
+            totals, whole = self._totals(cursor, files, edges, archived_to, wanted, own=own)
+            span = (edges[0], edges[-1])
+            added_up = [one for one in files if one.sha256 in totals]
+            parts: list[tuple[Sequence[ArchivedMonth], Mapping[int, int], Mapping[str, str] | None]] = [
+                ([one for one in files if one.sha256 not in totals], {}, None),
+                ([one for one in added_up if any(month not in whole for month in _months_of(one, span))], whole, None),
+                (added_up, whole, totals),
+            ]
+            for some, months, given in parts:
+                if not some:
+                    continue
+                source, values = self._source(cursor, some, span, archived_to, wanted, months=months, totals=given)
+                rows = cursor.execute(f"SELECT {groups}, {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
+                found += rows.fetchall()
+                rows = cursor.execute(
+                    f"SELECT {groups}, more, sum(n) FROM ({source}) WHERE more IS NOT NULL GROUP BY 1, 2, 3, 4, 5",  # noqa: S608 - as above
+                    values,
+                )
+                rare += rows.fetchall()
+        return found, rare
+
+    def _totals(
+        self,
+        cursor: Any,
+        files: Sequence[ArchivedMonth],
+        edges: Sequence[int],
+        archived_to: int,
+        wanted: ArchiveFilter,
+        *,
+        own: str,
+    ) -> tuple[dict[str, str], dict[int, int]]:
+        """SHA-256 of files of which totals by end user, or by tags, answer a question, with the paths of these.
+
+        And the months that they answer for: those that lie in one piece of time, first microsecond -> first one after.
+        """
+        named = [
+            name
+            for name, accepted in (("end_user", wanted.end_users), ("tags", wanted.tags))
+            if accepted is not None or name in own.split(", ")
+        ]
+        large = [one for one in files if one.entries >= _WORTH and one.last_seq <= archived_to]
+        if len(named) != 1 or wanted.ids or not large:
+            return {}, {}
+        months = {month: end for one in large for month, end in _months_of(one, (edges[0], edges[-1])).items()}
+        whole = {
+            month: end
+            for month, end in months.items()
+            if edges[0] <= month and end <= edges[-1] and bisect_right(edges, month) == bisect_left(edges, end)
+        }
+        found: dict[str, str] = {}
+        for one in large:
+            if any(month in whole for month in _months_of(one, (edges[0], edges[-1]))):
+                path = self._total(cursor, one, named[0])
+                if path is not None:
+                    found[one.sha256] = path
+        return found, whole
+
+    def _total(self, cursor: Any, file: ArchivedMonth, name: str) -> str | None:
+        key = file.sha256, name
+        if key not in self._known_totals:
+            self._known_totals[key] = _totals_of(cursor, file, name)
+        return self._known_totals[key]
+
+    def prepare(self, file: ArchivedMonth) -> None:
+        """Make what reports by end user and by tag are answered from, so that the first of them need not."""
+        if file.entries >= _WORTH:
+            with self._cursor() as cursor:
+                for name in ("end_user", "tags"):
+                    self._total(cursor, file, name)
 
     def rows(
         self,
@@ -247,11 +318,33 @@ class Shelf:
         span: tuple[int | None, int | None],
         archived_to: int,
         wanted: ArchiveFilter,
+        *,
+        months: Mapping[int, int] = MappingProxyType({}),
+        totals: Mapping[str, str] | None = None,
     ) -> tuple[str, list[Any]]:
-        """A query for the wanted rows with every column, and its values."""
-        paths = [str(local_copy(one.url, one.sha256)) for one in files]
-        values: list[Any] = [paths, archived_to]
-        conditions = ["seq <= ?"]
+        """A query for the wanted rows with every column, and its values.
+
+        Args:
+            cursor: What it will run on.
+            files: See `sums`, and so the next three.
+            span: Between which instants.
+            archived_to: As above.
+            wanted: As above.
+            months: Leave these out; of `totals`: only these. First microsecond -> first one after.
+            totals: Read these instead of the files.
+        """
+        values: list[Any]
+        if totals is None:
+            rows = f"SELECT 1 AS n, epoch_us(occurred_at) AS at_us, * REPLACE ({_COST_COLUMNS}) FROM read_parquet(?)"  # noqa: S608 - names of our own
+            values = [[str(local_copy(one.url, one.sha256)) for one in files], archived_to]
+            conditions = ["seq <= ?"]
+            for month, end in months.items():
+                conditions.append("NOT (e.occurred_at >= make_timestamptz(?) AND e.occurred_at < make_timestamptz(?))")
+                values += [month, end]
+        else:
+            rows = "SELECT * FROM read_parquet(?)"
+            values = [list(totals.values()), list(months)]
+            conditions, span = ["list_contains(?::BIGINT[], e.at_us)"], (None, None)
         for instant, sign in zip(span, (">=", "<"), strict=True):
             if instant is not None:
                 conditions.append(f"e.occurred_at {sign} make_timestamptz(?)")
@@ -276,10 +369,7 @@ class Shelf:
             found = f"({found} OR {absent})" if None in accepted else found
             conditions.append(found if kept else f"NOT {found}")
             values += [[one for one in accepted if one is not None]] * found.count("?")
-        source = (
-            f"SELECT {spot} AS spot, epoch_us(e.occurred_at) AS at_us, e.* REPLACE ({_COST_COLUMNS}) "  # noqa: S608 - as above
-            f"FROM read_parquet(?) AS e {join} WHERE {' AND '.join(conditions)}"
-        )
+        source = f"SELECT {spot} AS spot, e.* FROM ({rows}) AS e {join} WHERE {' AND '.join(conditions)}"  # noqa: S608 - as above
         return source, values
 
 
@@ -302,6 +392,61 @@ def _piece(edges: Sequence[int]) -> str:
         return f"CASE WHEN at_us < {edges[middle]} THEN {between(first, middle)} ELSE {between(middle, last)} END"
 
     return between(0, len(edges) - 1)
+
+
+def _months_of(file: ArchivedMonth, span: tuple[int, int]) -> dict[int, int]:
+    """Months (UTC) that a file has entries of within a span; first microsecond -> first one after."""
+    found: dict[int, int] = {}
+    moment, last = max(file.first_at, span[0]), min(file.last_at, span[1] - 1)
+    while moment <= last:
+        day = from_microseconds(moment)
+        first = day.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        moment = to_microseconds(first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1))
+        found[to_microseconds(first)] = moment
+    return found
+
+
+def _totals_of(cursor: Any, file: ArchivedMonth, name: str) -> str | None:
+    """Path of a file's totals by month, account and `name`; made if need be. None where they are not worth it.
+
+    They are kept on this machine, under the digest of what they are made of, and have to come to what the manifest
+    says.
+    """
+    kept = kept_path(f"{file.sha256}.by-{name}.parquet")
+    too_many = kept.with_suffix(".too-many")
+    if too_many.exists():
+        return None
+    try:
+        if not kept.exists() or not _come_to(cursor, str(kept), file):
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".adding-", dir=kept.parent) as folder:
+                made = Path(folder) / "totals.parquet"
+                ((count,),) = cursor.execute(
+                    f"COPY (SELECT epoch_us(date_trunc('month', make_timestamp(epoch_us(occurred_at)))) AS at_us, "  # noqa: S608 - names of our own
+                    f"account, {name}, more, count(*) AS n, {_ADDED} FROM read_parquet(?) GROUP BY ALL) TO '{made}' "
+                    "(FORMAT parquet, COMPRESSION zstd)",
+                    [str(local_copy(file.url, file.sha256))],
+                ).fetchall()
+                if count > file.entries // _WORTH_TIMES:
+                    too_many.touch()
+                    return None
+                if not _come_to(cursor, str(made), file):
+                    return None
+                made.replace(kept)
+    except (OSError, import_extra("duckdb").Error):
+        return None  # the file itself answers, or says what is wrong
+    return str(kept)
+
+
+def _come_to(cursor: Any, path: str, file: ArchivedMonth) -> bool:
+    """Whether totals are those of a file, as its manifest has them."""
+    try:
+        names = [name for name in file.sums if name in AMOUNTS]
+        sums = ", ".join(f"sum({name})" for name in ("n", *names))
+        (found,) = cursor.execute(f"SELECT {sums} FROM read_parquet(?)", [path]).fetchall()  # noqa: S608 - names of our own
+    except import_extra("duckdb").Error:
+        return False
+    return list(found) == [file.entries, *(file.sums[name] for name in names)]
 
 
 def _register(cursor: Any, name: str, columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> None:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 _MOST_TOLD = 50_000
 #: Entries that are dropped in one transaction.
 _AT_ONCE = 20_000
+#: No fold, and nobody else who drops or brings back, until the transaction ends.
+_ALONE = "SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)"
 #: So many times on end a fold may wait as long as a statement may take before that is told.
 _WAITS = 3
 #: Rows from which on they are sent by COPY.
@@ -143,6 +145,7 @@ class PostgresBook(FoldingBook):
 
         def work(rows: ServerRows) -> bool:
             run = rows.execute
+            run(_ALONE)
             row = run(
                 "SELECT max(seq) FROM (SELECT seq FROM entries WHERE seq <= ? ORDER BY seq LIMIT ?) AS next",
                 (last, _AT_ONCE),
@@ -162,19 +165,23 @@ class PostgresBook(FoldingBook):
 
         return self.run(work, scope="transaction")
 
-    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+    def take_back(self, gone: int, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> bool:
         """See `tokenmeter.stores.archive.archives.ArchiveBook`. Only the ledger's owner may."""
         places = ", ".join("?" * len(ENTRY_COLUMNS))
         statement = f"INSERT INTO entries ({', '.join(ENTRY_COLUMNS)}) VALUES ({places})"  # noqa: S608 - names of our own
 
-        def work(server: ServerRows) -> None:
+        def work(server: ServerRows) -> bool:
+            server.execute(_ALONE)
+            if (now := server.execute("SELECT archived_to FROM ledger").fetchall()[0][0]) != gone:
+                return bool(now == before)  # else it was done, and the answer lost
             server.execute("SELECT make_partition()")
             server.execute("UPDATE ledger SET archived_to = ?, archived_hash = ?", (before, head))
             for row in self.returned(server, rows):
                 server.execute(statement, row)
+            return True
 
         try:
-            self.run(work, scope="transaction")
+            return self.run(work, scope="transaction")
         finally:
             self.forget_rows()
 

@@ -236,15 +236,19 @@ class SQLiteBook(FoldingBook):
 
         return self.database.write(work)
 
-    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+    def take_back(self, gone: int, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> bool:
         """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> bool:
+            (now,) = connection.execute("SELECT archived_to FROM ledger").fetchone()
+            if now != gone:
+                return bool(now == before)
             connection.execute("UPDATE ledger SET archived_to = ?, archived_hash = ?", (before, head))
             connection.executemany(_ADD_ENTRY, self.returned(connection, rows))
+            return True
 
         try:
-            self.database.write(work)
+            return self.database.write(work)
         except BaseException:
             self.forget_rows()
             raise

@@ -165,9 +165,9 @@ class LedgerFile:
         """Refused: the file is never changed."""
         return self._refuse()
 
-    def take_back(self, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> None:  # noqa: ARG002 - the protocol's
+    def take_back(self, gone: int, before: int, head: bytes, rows: Sequence[tuple[int, bytes, bytes]]) -> bool:  # noqa: ARG002 - the protocol's
         """Refused: the file is never changed."""
-        self._refuse()
+        return self._refuse()
 
     def _refuse(self, *_: object) -> NoReturn:
         raise LedgerError(f"{self.path} is a backup, and never changed: restore it first.")
