@@ -31,6 +31,8 @@ _MAKER_OF = tuple((re.compile(beginning), provider) for beginning, provider in _
 #: Counts beyond it are no counts; a ledger's sums hold any number of such.
 _MOST = 10**15
 _THOUSANDS_OR_ONE = re.compile(r"[1-9]\d{0,2}(\.000)+")
+#: A number as programs print it, which is most of them and needs no more thought.
+_AS_PRINTED = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?")
 _LATEST = 253_402_300_800  # the year 10000
 _MILLISECONDS = 100_000_000_000
 
@@ -138,9 +140,12 @@ def decimal_of(value: object, name: str) -> Decimal:
     Raises:
         ConfigurationError: no finite number.
     """
+    text = str(value)
+    if _AS_PRINTED.fullmatch(text):
+        return Decimal(text)
     if not isinstance(value, bool):
         with suppress(ValueError):
-            return parse_number(str(value))
+            return parse_number(text)
     raise ConfigurationError(f"{name} is {value!r}, not a number")
 
 

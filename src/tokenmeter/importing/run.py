@@ -446,6 +446,8 @@ class _Entries:
         )
 
     def _attribution(self, call: ImportedCall) -> Attribution:
+        if not call.who and not call.tags:
+            return self._given.attribution
         key = (*call.who.items(), None, *call.tags.items())
         found = self._accounts.get(key)
         if found is None:
