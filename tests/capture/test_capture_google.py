@@ -431,6 +431,48 @@ def test_extra_body_counts_as_sent(client, provider, books):
     assert recorded(books) == billed(provider)
 
 
+@since(2, 10)
+@pytest.mark.parametrize(
+    "spelling", [("generationConfig", "maxOutputTokens"), ("generation_config", "max_output_tokens")]
+)
+def test_what_extra_body_asks_for_is_held_in_either_spelling(spelling, provider, priced):
+    client, meter = capped(provider, priced)
+    settings, limit = spelling
+    extra = types.HttpOptions(extra_body={settings: {limit: 60_000}})
+    with pytest.raises(BudgetExceededError):  # $0.15
+        client.models.generate_content(
+            model=MODEL, contents="Hi", config={"max_output_tokens": 5, "http_options": extra}
+        )
+    meter.close()
+
+
+@since(2, 10)
+def test_what_a_call_adds_stands_in_the_place_of_what_its_client_adds(provider, priced):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_usd="0.01")], config={})
+    options = types.HttpOptions(extra_body={"generationConfig": {"maxOutputTokens": 5}}, base_url=provider.url)
+    client = wrap(plain_genai.Client(api_key="k-1", http_options=options), meter=meter)
+    client.models.generate_content(model=MODEL, contents="Hi")
+    own = types.HttpOptions(extra_body={"labels": {"a": "b"}})
+    with pytest.raises(BudgetExceededError):  # sent without a limit: the model's own is held
+        client.models.generate_content(model=MODEL, contents="Hi", config={"http_options": own})
+    meter.close()
+
+
+@since(2, 10)
+@pytest.mark.parametrize("limit", ["maxOutputTokens", "max_output_tokens"])
+@pytest.mark.parametrize("said", [None, 0])
+def test_no_extra_body_undoes_a_cap_that_a_budget_put_in(said, limit, provider, priced):
+    client, meter = capped(provider, priced, inject_max_tokens=True)
+    extra = types.HttpOptions(extra_body={"generationConfig": {limit: said}, "labels": {"a": "b"}})
+    for config in ({"http_options": extra}, {"http_options": extra, "temperature": 0.5}):
+        client.models.generate_content(model=MODEL, contents="Hi", config=config)
+        sent = provider.requests[-1].json
+        assert 0 < sent["generationConfig"][limit] <= 4_000
+        assert sent["labels"] == {"a": "b"}
+    assert extra.extra_body["generationConfig"] == {limit: said}
+    meter.close()
+
+
 # -- tiers and regions
 
 

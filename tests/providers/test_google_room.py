@@ -128,6 +128,112 @@ def test_tools_that_the_provider_runs_have_no_bound(tool):
     assert facts({"contents": [], "tools": (tool,)}).unbounded == "server_tools"
 
 
+@pytest.mark.parametrize("tool", [{"aNewSearch": {}}, {"functionDeclarations": [], "googleMaps": {}}, {"type": "new"}])
+def test_a_tool_that_is_not_known_to_be_the_callers_has_no_bound(tool):
+    assert facts({"contents": [], "tools": [tool]}).unbounded == "server_tools"
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"functionDeclarations": []},
+        {"computerUse": {}},
+        {"type": "function", "name": "f"},
+        {"function_declarations": []},
+    ],
+)
+def test_tools_that_the_caller_runs_leave_a_call_bounded(tool):
+    assert facts({"contents": [], "tools": [tool]}).unbounded is None
+
+
+LOOKS_LIKE_A_PICTURE = {"type": "image", "mimeType": "image/png", "data": "x" * 10_000}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"functionResponse": {"name": "f", "response": LOOKS_LIKE_A_PICTURE}},
+        {"functionResponse": {"name": "f", "response": {"output": LOOKS_LIKE_A_PICTURE}}},
+        {"functionCall": {"name": "f", "args": LOOKS_LIKE_A_PICTURE}},
+        {"type": "function_result", "result": LOOKS_LIKE_A_PICTURE},
+        {"type": "function_call", "arguments": LOOKS_LIKE_A_PICTURE},
+        {"inlineData": {"mimeType": "image/png", "data": "AAAA", "text": "x" * 10_000}},
+    ],
+)
+def test_what_tools_say_is_text_even_where_it_looks_like_a_picture(part):
+    assert facts({"contents": [{"parts": [part]}]}).input_bytes > 10_000
+
+
+def test_a_picture_among_what_a_tool_gave_back_is_a_picture():
+    part = {"inlineData": {"mimeType": "image/png", "data": "A" * 10_000}}
+    given = {"functionResponse": {"name": "f", "response": {"ok": True}, "parts": [part]}}
+    seen = facts({"contents": [{"parts": [given]}]})
+    assert (seen.image_count, seen.unbounded) == (1, None)
+    assert seen.input_bytes < 1000
+
+
+def test_a_declared_tool_with_fields_named_as_a_mediums_are_is_bounded():
+    fields = {"type": {"type": "string"}, "data": {"type": "string"}, "mimeType": {"type": "string"}, "uri": {}}
+    tool = {"functionDeclarations": [{"name": "save", "parameters": {"type": "object", "properties": fields}}]}
+    assert facts({"contents": [], "tools": [tool]}).unbounded is None
+
+
+@pytest.mark.parametrize("name", ["videoMetadata", "video_metadata"])
+def test_a_video_with_more_pictures_a_second_is_held_at_the_context_window(name):
+    part = {"inlineData": {"mimeType": "video/mp4", "data": "AAAA"}, name: {"fps": 24}}
+    assert facts({"contents": [{"parts": [part]}]}).unbounded == "files"
+    assert facts({"contents": [{"parts": [{**part, name: {"startOffset": "1s"}}]}]}).unbounded is None
+
+
+@pytest.mark.parametrize("name", ["systemInstruction", "system_instruction", "aFieldOfNextYear"])
+def test_whatever_else_a_request_says_is_part_of_its_prompt(name):
+    assert facts({"contents": [], name: {"parts": [{"text": "x" * 5000}]}}).input_bytes > 5000
+
+
+@pytest.mark.parametrize("name", ["responseSchema", "response_schema", "responseJsonSchema", "response_json_schema"])
+@pytest.mark.parametrize("settings", ["generationConfig", "generation_config"])
+def test_the_schema_of_an_answer_is_part_of_its_prompt(settings, name):
+    assert facts({"contents": [], settings: {name: {"description": "x" * 5000}}}).input_bytes > 5000
+
+
+@pytest.mark.parametrize(
+    "name", ["cachedContent", "cached_content", "previousInteractionId", "previous_interaction_id"]
+)
+def test_what_was_said_before_is_held_at_the_context_window(name):
+    assert facts({"contents": [], name: "x/1"}).unbounded == "conversation"
+
+
+@pytest.mark.parametrize("count", ["candidateCount", "candidate_count"])
+@pytest.mark.parametrize("limit", ["maxOutputTokens", "max_output_tokens"])
+@pytest.mark.parametrize("settings", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize("value", [8, "8", 8.0, 7.5])
+def test_a_count_is_read_in_every_spelling(settings, limit, count, value):
+    seen = facts({"contents": [], settings: {count: value, limit: value}})
+    assert (seen.choices, seen.max_output_tokens) == (8, 8)
+
+
+def test_of_two_limits_the_higher_bounds():
+    body = {
+        "generationConfig": {"maxOutputTokens": 5, "max_output_tokens": 6, "candidateCount": 2},
+        "generation_config": {"maxOutputTokens": 700, "candidate_count": 4},
+    }
+    assert (facts(body).max_output_tokens, facts(body).choices) == (700, 4)
+
+
+@pytest.mark.parametrize("value", [0, -1, None])
+def test_no_limit_is_never_a_limit_of_nothing(value):
+    assert facts({"contents": [], "generationConfig": {"maxOutputTokens": value}}).max_output_tokens is None
+
+
+@pytest.mark.parametrize("value", ["many", [], {}, float("inf"), float("nan")])
+def test_a_count_that_cannot_be_read_has_no_bound(value):
+    assert facts({"contents": [], "generationConfig": {"candidateCount": value}}).unbounded == "unreadable"
+
+
+def test_a_song_is_held_as_songs():
+    assert facts({"contents": [], "model": "lyria-3.5"}).pieces == {"songs": 1}
+
+
 def test_limits_are_per_candidate():
     seen = facts(
         {"contents": [], "generationConfig": {"maxOutputTokens": 50, "candidateCount": 3}, "model": "models/g"}

@@ -132,7 +132,7 @@ class _Requests(_ApiClient):
         try:
             call.authorize()
             call.attempts = 1
-            answer = super().request(http_method, path, _capped(call, request_dict), http_options)
+            answer = super().request(http_method, path, *_capped_request(call, self, request_dict, http_options))
             exchange = _answered(call, answer)
             if exchange is not None:
                 exchange.finish()
@@ -149,7 +149,9 @@ class _Requests(_ApiClient):
         try:
             await call.authorize_async()
             call.attempts = 1
-            answer = await super().async_request(http_method, path, _capped(call, request_dict), http_options)
+            answer = await super().async_request(
+                http_method, path, *_capped_request(call, self, request_dict, http_options)
+            )
             exchange = _answered(call, answer)
             if exchange is not None:
                 await exchange.finish_async()
@@ -170,7 +172,9 @@ class _Requests(_ApiClient):
         try:
             call.authorize()
             call.attempts = 1
-            for answer in super().request_streamed(http_method, path, _capped(call, request_dict), http_options):
+            for answer in super().request_streamed(
+                http_method, path, *_capped_request(call, self, request_dict, http_options)
+            ):
                 if exchange is None:
                     exchange = _begun(call)
                     call.returned()
@@ -200,7 +204,9 @@ class _Requests(_ApiClient):
         try:
             await call.authorize_async()
             call.attempts = 1
-            answers = await super().async_request_streamed(http_method, path, _capped(call, request_dict), http_options)
+            answers = await super().async_request_streamed(
+                http_method, path, *_capped_request(call, self, request_dict, http_options)
+            )
         except BaseException as error:
             await call.raised_async(error)
             raise
@@ -321,15 +327,14 @@ def _described(
     facts: dict[str, Any] | None = None
     if isinstance(body, dict):
         facts = cast("dict[str, Any]", body)
-        for options in (api._http_options, http_options):  # noqa: SLF001 - an SDK's own
-            if extra := _option(options, "extra_body"):
-                facts = _laid_over(facts, extra)
+        if extra := _extra_body(api, http_options):
+            facts = _laid_over(facts, extra)
         if (model := model_in(path)) is not None:
             facts = {**facts, "model": model}
         if "operationName" in facts and path.endswith("fetchPredictOperation"):  # Vertex AI asks by a POST
             return "GET", str(facts["operationName"]), None, None
     key = None
-    for options in (api._http_options, http_options):  # noqa: SLF001 - as above
+    for options in (api._http_options, http_options):  # noqa: SLF001 - an SDK's own
         for name, value in (_option(options, "headers") or {}).items():
             if name.lower() == _KEY_HEADER:
                 key = value
@@ -340,16 +345,46 @@ def _described(
 
 def _option(options: Any, name: str) -> dict[str, Any] | None:
     found = cast("Mapping[str, Any]", options).get(name) if isinstance(options, dict) else getattr(options, name, None)
-    return cast("dict[str, Any]", found) if isinstance(found, dict) and found else None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _extra_body(api: Any, http_options: Any) -> dict[str, Any] | None:
+    """What the SDK will put over a request's body: what a call says stands in the place of what its client says."""
+    extra = _option(http_options, "extra_body")
+    return _option(api._http_options, "extra_body") if extra is None else extra  # noqa: SLF001 - an SDK's own
 
 
 def _laid_over(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`body` with `extra` over it, as the SDK does it: ``max_output_tokens`` takes the place of ``maxOutputTokens``."""
     result = dict(body)
+    places = {_letters(name): name for name in body}
     for name, value in extra.items():
-        below = result.get(name)
+        place = places.get(_letters(name), name)
+        below = result.get(place)
         both = isinstance(below, dict) and isinstance(value, dict)
-        result[name] = _laid_over(cast("Any", below), cast("Any", value)) if both else value
+        result[place] = _laid_over(cast("Any", below), cast("Any", value)) if both else value
     return result
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _capped_request(call: InFlight, api: Any, body: Any, http_options: Any) -> tuple[Any, Any]:
+    """The request's own body and options, or such with the output cap that a budget wants, which no option undoes."""
+    if call.output_cap is None:
+        return body, http_options
+    extra = _extra_body(api, http_options)
+    if extra and isinstance(body, dict):
+        body, http_options = _laid_over(cast("dict[str, Any]", body), extra), _without_extra_body(api, http_options)
+    return _capped(call, body), http_options
+
+
+def _without_extra_body(api: Any, http_options: Any) -> Any:
+    if http_options is None or isinstance(http_options, dict):
+        kind = api._http_options.__class__  # noqa: SLF001 - an SDK's own
+        return kind.model_validate({**cast("dict[str, Any]", http_options or {}), "extra_body": {}})
+    return http_options.model_copy(update={"extra_body": {}})
 
 
 def _capped(call: InFlight, body: Any) -> Any:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint
-from tokenmeter.providers.prompts import PromptRule, PromptSize, first_limit, listed, measure, named
-from tokenmeter.providers.wire import JSON, count, is_array, is_object, section, text
+from tokenmeter.providers.prompts import UNREADABLE, PromptRule, PromptSize, listed, measure, named
+from tokenmeter.providers.wire import JSON, is_array, is_object, section, text
 
-#: Everything that is rendered into the prompt, of every kind of request.
-_PROMPT_KEYS = (
-    "contents",
-    "content",
-    "systemInstruction",
-    "system_instruction",
-    "tools",
-    "toolConfig",
-    "requests",
-    "instances",
-    "input",
-    "response_format",
-)
-_SCHEMAS = ("responseSchema", "responseJsonSchema", "response_format")
-#: Tools that the provider runs in a loop of its own: what they find, and what searching costs, is not bounded.
-_SERVER_TOOLS = frozenset(
+#: The settings of an answer. A field may be in either spelling here and below: both are read by the provider, and
+#: `extra_body` can put one beside the other.
+_SETTINGS = ("generationConfig", "generation_config")
+_LIMITS = ("maxOutputTokens", "max_output_tokens")
+#: What is not rendered into the prompt. Whatever else a request has is taken to be, newer fields included.
+_NO_PROMPT = frozenset(
     {
-        *("googleSearch", "googleSearchRetrieval", "googleMaps", "enterpriseWebSearch", "google_search", "google_maps"),
-        *("urlContext", "codeExecution", "fileSearch", "url_context", "code_execution", "file_search", "mcp_server"),
-        *("retrieval", "exaAiSearch", "parallelAiSearch", "mcpServers"),
+        *_SETTINGS,
+        *("model", "agent", "parameters", "labels", "stream", "background", "store", "_url", "_query", "batch"),
+        *("safetySettings", "safety_settings", "serviceTier", "service_tier"),
+        *("cachedContent", "cached_content", "previousInteractionId", "previous_interaction_id"),
     }
 )
+_SCHEMAS = ("responseSchema", "response_schema", "responseJsonSchema", "response_json_schema", "response_format")
+#: Tools that the caller runs. Any other runs in a loop of the provider's own: what it finds, and what searching costs,
+#: is not bounded.
+_CALLERS_TOOLS = frozenset(
+    {"functionDeclarations", "function_declarations", "computerUse", "computer_use", "function", "computer"}
+)
+#: What a tool was given, or gave back, and how it is declared: text, even where it looks like a medium.
+_TEXTS = frozenset({"args", "arguments", "response", "parameters", "tools", *_SCHEMAS})
 #: Media whose tokens their bytes bound: audio is 32 a second, video 263 at the most.
 _BOUNDED_MEDIA = ("audio/", "video/", "text/")
 _VIDEO_SECONDS = 8
@@ -46,32 +47,43 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     """Facts of a request in Google's format."""
     if not body:
         return RequestFacts()
-    spelled = [found for name in ("generationConfig", "generation_config") if (found := section(body, name))]
-    settings = {key: value for found in spelled for key, value in found.items()}
-    prompt = _prompt(body, settings)
+    settings = [section(body, name) for name in _SETTINGS]
     reasons = _unbounded(body)
+    longest = _most(settings, *_LIMITS, reasons=reasons)
+    candidates = _most(settings, "candidateCount", "candidate_count", reasons=reasons)
+    samples = _most([section(body, "parameters")], "sampleCount", "sample_count", reasons=reasons)
+    prompt = _prompt(body, settings)
     if prompt.remote:
         reasons.append("files")
+    model = model_name(body.get("model")) or named(body.get("agent"))
+    choices = max(candidates or 1, samples or 1)
     return RequestFacts(
-        model=model_name(body.get("model")) or named(body.get("agent")),
+        model=model,
         service_tier=tier_name(text(body, "serviceTier") or text(body, "service_tier")),
         processing="batch" if endpoint.operation == "batch" else None,
         input_bytes=prompt.size,
         image_count=prompt.images,
-        max_output_tokens=_most(spelled, "maxOutputTokens", "max_output_tokens"),
-        choices=_most([*spelled, section(body, "parameters")], "candidateCount", "candidate_count", "sampleCount") or 1,
+        max_output_tokens=longest,
+        choices=choices,
         streamed=bool(body.get("stream")),
         unbounded=",".join(dict.fromkeys(reasons)) or None,
-        pieces=_pieces(endpoint, body),
+        pieces=_pieces(endpoint, body, samples, reasons) or ({"songs": choices} if is_song_model(model) else {}),
         background=body.get("background") is True,
     )
 
 
-def _most(settings: list[JSON], *names: str) -> int | None:
-    """The largest of what is named in several spellings, or places: which of them counts is the provider's choice."""
-    flags: set[str] = set()
-    found = [count(each, name, flags=flags) for each in settings for name in names if each.get(name) is not None]
-    return max((value for value in found if value), default=None)
+def _most(places: Iterable[JSON], *names: str, reasons: list[str]) -> int | None:
+    """The highest of the counts that stand under `names`; one that is no count joins `reasons` as unreadable.
+
+    JSON in Protocol Buffers' reading takes ``"8"`` and ``8.0`` for 8, and 0 for a field that is not there.
+    """
+    found: list[int] = []
+    for value in (place[name] for place in places for name in names if place.get(name) is not None):
+        try:
+            found.append(int(value) if isinstance(value, str) else math.ceil(value))
+        except (TypeError, ValueError, OverflowError):
+            reasons.append(UNREADABLE)
+    return max((count for count in found if count > 0), default=None)
 
 
 def model_name(value: Any) -> str | None:
@@ -97,39 +109,42 @@ def tier_name(value: str | None) -> str | None:
 
 def output_cap(endpoint: Endpoint, body: JSON, tokens: int) -> tuple[str, Any]:
     """The field that limits the answer to `tokens`, with its value: the settings it stands in, otherwise unchanged."""
-    if endpoint.path.startswith(("interactions", "decisions")):
-        return "generation_config", {**section(body, "generation_config"), "max_output_tokens": tokens}
-    return "generationConfig", {**section(body, "generationConfig"), "maxOutputTokens": tokens}
+    snake = endpoint.path.startswith(("interactions", "decisions"))
+    settings = next((name for name in _SETTINGS if is_object(body.get(name))), _SETTINGS[snake])
+    given = section(body, settings)
+    limit = next((name for name in _LIMITS if name in given), _LIMITS[snake])
+    return settings, {**given, limit: tokens}
 
 
 def _unbounded(body: JSON) -> list[str]:
     reasons: list[str] = []
-    tools = listed(body, "tools", reasons)
-    reasons += [
-        "server_tools" for tool in tools if not _SERVER_TOOLS.isdisjoint(tool) or text(tool, "type") in _SERVER_TOOLS
-    ]
-    if body.get("cachedContent") or body.get("previous_interaction_id"):
+    for tool in listed(body, "tools", reasons):
+        kind = text(tool, "type")
+        if not (_CALLERS_TOOLS.issuperset(tool) if kind is None else kind in _CALLERS_TOOLS):
+            reasons.append("server_tools")
+    if any(body.get(name) for name in ("cachedContent", "cached_content")):
+        reasons.append("conversation")
+    if any(body.get(name) for name in ("previousInteractionId", "previous_interaction_id")):
         reasons.append("conversation")
     if body.get("agent"):
         reasons.append("server_tools")
     return reasons
 
 
-def _pieces(endpoint: Endpoint, body: JSON) -> Mapping[str, int]:
+def _pieces(endpoint: Endpoint, body: JSON, many: int | None, reasons: list[str]) -> Mapping[str, int]:
     """What is sold by the piece, and counted in the request."""
-    parameters = section(body, "parameters")
-    many = first_limit(parameters.get("sampleCount"))
     if endpoint.operation == "video_generation":
-        seconds = first_limit(parameters.get("durationSeconds")) or _VIDEO_SECONDS
+        parameters = section(body, "parameters")
+        seconds = _most([parameters], "durationSeconds", "duration_seconds", reasons=reasons) or _VIDEO_SECONDS
         size = (text(parameters, "resolution") or "").lower()
         return {f"seconds_video_{size}" if size not in {"", "720p"} else "seconds_video": seconds * (many or 1)}
     return {"images": many or _PICTURES} if endpoint.operation == "image_generation" else {}
 
 
-def _prompt(body: JSON, settings: JSON) -> PromptSize:
+def _prompt(body: JSON, settings: Iterable[JSON]) -> PromptSize:
     media: list[JSON] = []
-    kept = [_without_media(body[key], media) for key in _PROMPT_KEYS if key in body]
-    kept += [settings[key] for key in _SCHEMAS if key in settings]
+    kept = [_without_media(value, media, key) for key, value in body.items() if key not in _NO_PROMPT]
+    kept += [place[key] for place in settings for key in _SCHEMAS if key in place]
     size = measure(kept)
     for item in media:
         kind = text(item, "mimeType") or text(item, "mime_type") or text(item, "type") or ""
@@ -142,23 +157,37 @@ def _prompt(body: JSON, settings: JSON) -> PromptSize:
             size.size += len(data)
         else:
             size.remote = True  # pages of a document, which no length of its file bounds
+    size.remote = size.remote or any("fps" in item for item in media)
     return size
 
 
-def _without_media(value: Any, media: list[JSON]) -> Any:
+def _without_media(value: Any, media: list[JSON], key: str = "") -> Any:
     """`value` without the data in it, which goes to `media`."""
+    if key in _TEXTS or (key == "result" and is_object(value)):
+        return _as_text(value)
     if is_object(value):
         if _is_media(value):
             media.append(value)
-            return None
-        return {key: _without_media(item, media) for key, item in value.items()}
+            return {name: item for name, item in value.items() if name not in _PAYLOADS}
+        sampled = section(value, "videoMetadata", "video_metadata")
+        if sampled.get("fps") is not None:
+            media.append(sampled)  # more pictures of each second than a video's bytes bound
+        return {name: _without_media(item, media, name) for name, item in value.items()}
     if is_array(value):
         return [_without_media(item, media) for item in value]
     return value
 
 
+def _as_text(value: Any) -> Any:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # not JSON yet
+        return value
+
+
 #: Under which a medium is, or where it lies; the SDK writes some of them in its own spelling.
 _PLACES = frozenset({"data", "fileUri", "file_uri", "uri"})
+_PAYLOADS = frozenset({*_PLACES, "bytesBase64Encoded", "type"})
 
 
 def _is_media(value: JSON) -> bool:
