@@ -547,5 +547,8 @@ def _got(path: str, value: object) -> str:
 
 
 def _short(value: object) -> str:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - nested without end, or an object of the caller's whose repr fails
+        shown = f"a {type(value).__name__}"
     return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."

@@ -13,12 +13,19 @@ import pytest
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError, Counter
+from tokenmeter.stores.postgres import journal
 from tokenmeter.stores.postgres.sessions import ServerRows
 from tokenmeter.stores.postgres.store import _even_out
 
 FORK = multiprocessing.get_context("fork")
 CAP = CounterKey("cap", "", 0)
 MANY = 40
+
+
+@pytest.fixture
+def lasting(monkeypatch):
+    """A lease lasts as long as the test, however slow the machine is."""
+    monkeypatch.setattr(journal, "_LEASE_NS", 3600 * 10**9)
 
 
 @pytest.fixture
@@ -55,7 +62,8 @@ def eventually(holds):
         time.sleep(0.02)
 
 
-def test_a_busy_host_holds_without_asking_the_server(host, hold, leased, monkeypatch):
+@pytest.mark.usefixtures("lasting")
+def test_a_busy_host_holds_without_asking_the_server(host, hold, leased):
     store = host("a")
     hold_many(store, hold)
     assert leased() > 0
@@ -68,13 +76,15 @@ def test_a_busy_host_holds_without_asking_the_server(host, hold, leased, monkeyp
             raise AssertionError("the server was asked")
         return run(*arguments, **options)
 
-    monkeypatch.setattr(store._pool, "run", refuse)
-    one = hold()
-    store.reserve(one, wait=False)
-    store.extend(one.reservation_id, one.expires_at, wait=False)
-    store.release(one.reservation_id, wait=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._pool, "run", refuse)
+        one = hold()
+        store.reserve(one, wait=False)
+        store.extend(one.reservation_id, one.expires_at, wait=False)
+        store.release(one.reservation_id, wait=False)
 
 
+@pytest.mark.usefixtures("lasting")
 def test_readers_see_what_is_held_and_not_what_is_leased(host, hold, leased):
     store, other = host("a"), host("b")
     hold_many(store, hold)

@@ -103,6 +103,14 @@ def test_a_file_nested_without_end_is_refused(tmp_path):
         load_settings(config=path)
 
 
+def test_a_setting_that_cannot_be_shown_is_refused_all_the_same():
+    nested: list[object] = []
+    for _ in range(200_000):
+        nested = [nested]
+    with pytest.raises(ConfigurationError):
+        load_settings(store="memory:", multiplier=nested)
+
+
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
 def test_a_home_that_may_not_be_read_has_no_settings(tmp_path, monkeypatch):
     home = tmp_path / "home"
