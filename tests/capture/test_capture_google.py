@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import threading
+import warnings
 import weakref
 from datetime import UTC, datetime
 
@@ -944,4 +945,56 @@ def test_a_spent_budget_stops_the_next_turn():
         with pytest.raises(BudgetExceededError):
             asyncio.run(talk())
         assert len(provider.billed) == 1
+    meter.close()
+
+
+# -- music
+
+
+@pytest.fixture
+def unencrypted_music(monkeypatch):
+    """As `unencrypted`, for the module that music has of its own."""
+    music_module = pytest.importorskip("google.genai.live_music")
+    connect = vars(music_module)["connect"]
+    monkeypatch.setattr(music_module, "connect", lambda uri, **rest: connect(uri.replace("wss://", "ws://"), **rest))
+
+
+async def played(client, seconds):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is experimental
+        async with client.aio.live.music.connect(model="models/lyria-realtime-exp") as session:
+            for _ in range(seconds):
+                await session.play()
+                await anext(aiter(session.receive()))
+
+
+@since(2, 10)
+@pytest.mark.usefixtures("unencrypted_music")
+def test_what_a_session_of_music_played_is_an_entry(meter, books):
+    with FakeProvider(realtime=True) as provider:
+        client = wrap(made(provider, api_version="v1alpha"), meter=meter)
+        asyncio.run(played(client, 3))
+        entry = books.one()
+        assert (entry.endpoint, entry.model, entry.status) == ("live.music", "lyria-realtime-exp", "ok")
+        assert dict(entry.usage.quantities) == {"seconds_audio": 3}
+        assert entry.cost_source == "unpriced"
+        assert len(provider.billed) == 3
+
+
+@since(2, 10)
+@pytest.mark.usefixtures("unencrypted_music")
+def test_a_session_that_played_nothing_is_free(meter, books):
+    with FakeProvider(realtime=True) as provider:
+        asyncio.run(played(wrap(made(provider, api_version="v1alpha"), meter=meter), 0))
+    assert books.all() == []
+
+
+@since(2, 10)
+@pytest.mark.usefixtures("unencrypted_music")
+def test_music_that_no_bound_is_known_of_does_not_pass_a_hard_cap(priced):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_usd=10)], config={})
+    with FakeProvider(realtime=True) as provider:
+        with pytest.raises(BudgetExceededError):
+            asyncio.run(played(wrap(made(provider, api_version="v1alpha"), meter=meter), 1))
+        assert provider.billed == []
     meter.close()

@@ -39,6 +39,9 @@ def bind(client: Any, binding: Binding) -> None:
     live = getattr(client.aio, "_live", None)
     if live is not None:
         _mix(live, _MeteredLive)
+        music = getattr(live, "_music", None)
+        if music is not None:
+            _mix(music, _MeteredMusic)
 
 
 def _mix(thing: Any, hooks: type[Any]) -> None:
@@ -107,6 +110,15 @@ if TYPE_CHECKING:
         async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any: ...
         async def _receive(self) -> Any: ...
 
+    class _MusicResource:
+        _api_client: Any
+
+        def connect(self, *, model: str) -> Any: ...
+
+    class _MusicSession:
+        async def play(self) -> None: ...
+        async def _receive(self) -> Any: ...
+
     class _Resource:
         def do_request(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -114,7 +126,7 @@ if TYPE_CHECKING:
         async def do_request_async(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 else:
-    _ApiClient = _LiveResource = _LiveSession = _Resource = _AsyncResource = object
+    _ApiClient = _LiveResource = _LiveSession = _MusicResource = _MusicSession = _Resource = _AsyncResource = object
 
 
 class _Requests(_ApiClient):
@@ -667,9 +679,9 @@ def _capped_raw(call: InFlight, request: Any) -> Any:
 
 def _responded(call: InFlight, response: Any) -> Exchange | None:
     """The exchange of a response: read, where its body is in memory; else heard as the caller takes it."""
-    from tokenmeter.capture.stainless import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
-
     try:
+        from tokenmeter.capture.stainless import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
+
         if not response.is_success:
             return None
         streamed = "event-stream" in response.headers.get("content-type", "")
@@ -816,3 +828,87 @@ class _Turns:
         elif self._call is not None:
             call, self._call = self._call, None
             await call.returned_async()
+
+
+# -- music: what is played in one session is a call
+
+
+class _MeteredMusic(_MusicResource):
+    """Before the class of the resource that opens sessions of music."""
+
+    @contextlib.asynccontextmanager
+    async def connect(self, *, model: str) -> AsyncGenerator[Any]:
+        music = _Music(self._api_client, model)
+        await music.ask()
+        try:
+            async with super().connect(model=model) as session:
+                session.__dict__[BINDING] = music
+                _mix(session, _MeteredMusicSession)
+                yield session
+        finally:
+            await music.end()
+
+
+class _MeteredMusicSession(_MusicSession):
+    """Before the class of such a session."""
+
+    async def play(self) -> None:
+        await self.__dict__[BINDING].ask()
+        return await super().play()
+
+    async def _receive(self) -> Any:
+        message = await super()._receive()
+        self.__dict__[BINDING].heard(message)
+        return message
+
+
+class _Music:
+    """What one session plays. Nobody says what it used: its length is that of the sound that came.
+
+    Args:
+        api: The client's API client.
+        model: The session's model.
+    """
+
+    def __init__(self, api: Any, model: str) -> None:
+        self._api = api
+        self._path = f"live/{model.rpartition('/')[2]}:bidiGenerateMusic"
+        self._call: InFlight | None = None
+        self._sound: dict[str, int] = {}
+
+    async def ask(self) -> None:
+        """Music is about to be asked for: it needs leave, once a session.
+
+        Raises:
+            BudgetExceededError: a hard cap does not allow it.
+        """
+        if self._call is not None:
+            return
+        call = await _open_async(self._api, "POST", self._path, {}, None, streamed=True)
+        if call is not None:
+            await call.authorize_async()
+            call.attempts = 1
+            self._call = call
+
+    def heard(self, message: Any) -> None:
+        """A message was received. Never raises."""
+        try:
+            for chunk in getattr(getattr(message, "server_content", None), "audio_chunks", None) or ():
+                kind = chunk.mime_type or ""
+                self._sound[kind] = self._sound.get(kind, 0) + len(chunk.data or b"")
+        except Exception as error:  # noqa: BLE001 - the caller gets his message
+            if self._call is not None:
+                self._call.meter.fault("read a socket", error)
+
+    async def end(self) -> None:
+        """The session is over. One that played nothing is free."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+        if self._sound:
+            exchange = call.respond({}, streamed=False)
+            exchange.streamed = True
+            exchange.ended = True
+            exchange.saw({"sound": [{"mimeType": kind, "bytes": size} for kind, size in self._sound.items()]})
+            await exchange.finish_async()
+        await call.returned_async()

@@ -1,4 +1,4 @@
-"""WebSocket connections: OpenAI's realtime and Live sessions and responses, and Google's Live sessions.
+"""WebSocket connections: OpenAI's realtime and Live sessions and responses, and Google's Live sessions and music.
 
 Needs the ``websockets`` package, of which only the protocol is used: the socket is the server's own.
 """
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _SWITCHING = 101
 _AUDIO_BYTES_PER_SECOND = 48_000  # 24 kHz, 16 bit
 _AUDIO_BYTES_PER_TOKEN = 4_800  # ten tokens a second
+_MUSIC_BYTES_PER_SECOND = 192_000  # 48 kHz, 16 bit, stereo
 _ATTACHED = re.compile(r"/live/sessions/([^/]+)/attach$")
 _HEARD = "You said something."
 
@@ -284,6 +285,29 @@ class _GoogleLive(Session):
             self.send(message)
 
 
+class _GoogleMusic(Session):
+    """Google's ``live.music``: each time it is told to play, a second of silence, 48 kHz in stereo."""
+
+    endpoint = "live.music"
+    provider = "google"
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
+        self._model = ""
+
+    def receive(self, event: JSON) -> None:
+        if "setup" in event:
+            self._model = str(event["setup"].get("model", "")).rpartition("/")[2]
+            self.send({"setupComplete": {}})
+        elif event.get("playbackControl") == "PLAY":
+            charged = Consumption(model=self._model, usage=Usage({"seconds_audio": 1}))
+            self.record(self.exchange({"model": self._model}), Bill(model=self._model, consumptions=(charged,)))
+            sound = base64.b64encode(bytes(_MUSIC_BYTES_PER_SECOND)).decode()
+            self.send(
+                {"serverContent": {"audioChunks": [{"data": sound, "mimeType": "audio/l16;rate=48000;channels=2"}]}}
+            )
+
+
 def session_kind(request: Request) -> type[Session] | None:
     """The conversation that a URL asks for; None for a URL without one."""
     path = urlsplit(request.target).path.rstrip("/")
@@ -291,6 +315,8 @@ def session_kind(request: Request) -> type[Session] | None:
         return _Realtime
     if path.endswith("BidiGenerateContent"):
         return _GoogleLive
+    if path.endswith("BidiGenerateMusic"):
+        return _GoogleMusic
     if path.endswith("/live/sessions") or _ATTACHED.search(path):
         return _Live
     return _Responses if path.endswith("/responses") else None

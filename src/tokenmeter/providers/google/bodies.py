@@ -284,7 +284,27 @@ def pictures(body: JSON, context: Context) -> Observation:
 def _pieces(quantities: dict[str, Quantity], body: JSON, context: Context, **more: Any) -> Observation:
     group = context.consumption(Reading(Usage(quantities)), model=None)
     seen = Observation(consumptions=(group,) if quantities else (), response_id=text(body, "responseId"))
-    return replace(seen, raw_usage={key: int(value) for key, value in quantities.items()} or None, **more)
+    said = {key: value if isinstance(value, int) else str(value) for key, value in quantities.items()}
+    return replace(seen, raw_usage=said or None, **more)
+
+
+#: Samples of music are 16 bits, in stereo at 48 kHz, where their type does not say otherwise.
+#: Source: https://ai.google.dev/gemini-api/docs/music-generation
+_SAMPLING = {"rate": 48_000, "channels": 2}
+_SAMPLE_BYTES = 2
+
+
+def music(body: JSON, context: Context) -> Observation:
+    """What a session of music played: the length of its sound, in seconds; of one that is compressed it is unknown."""
+    seconds = Decimal(0)
+    for sound in members(body, "sound"):
+        kind = text(sound, "mimeType") or "audio/l16"
+        size = count(sound, "bytes", flags=set())
+        if size is None or not kind.lower().startswith(("audio/l16", "audio/pcm")):
+            return unknown({}, None, model=context.request.model)
+        said = {**_SAMPLING, **{name: int(value) for name, value in re.findall(r"(rate|channels)=([1-9]\d*)", kind)}}
+        seconds = EXACT.add(seconds, EXACT.divide(Decimal(size), said["rate"] * said["channels"] * _SAMPLE_BYTES))
+    return _pieces({"seconds_audio": quantize(seconds)}, body, context)
 
 
 # -- work that is read when it has ended
@@ -451,6 +471,7 @@ _BY_ENDPOINT: tuple[tuple[str, _Reader], ...] = (
     ("models.segment_image", pictures),
     ("models.generate_videos", operation),
     ("operations", operation),
+    ("live.music", music),
     ("interactions", interaction),
     ("decisions", interaction),
     ("voices", interaction),
