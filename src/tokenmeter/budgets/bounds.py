@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
@@ -213,7 +213,8 @@ def longest_prompt(provider: str, facts: RequestFacts | PlainRequest, terms: Ter
     """
     if facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return None
-    rule = prompt_rule(provider, terms.model(provider, facts.model) if facts.model else None)
+    model = facts.model
+    rule = prompt_rule(provider, terms.model(provider, model) if model and terms.model_maps else model)
     return facts.input_bytes + rule.overhead + facts.image_count * rule.image
 
 
@@ -420,15 +421,8 @@ def input_estimate(call: Call) -> Observation:
     return Observation(consumptions=(consumption,) if consumption.usage else (), flags=frozenset({"estimated"}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    outputs: deque[int]
-    costs: deque[int]
-    milliseconds: deque[int]
-
-    @classmethod
-    def empty(cls) -> _Sample:
-        return cls(deque(maxlen=_SAMPLE_SIZE), deque(maxlen=_SAMPLE_SIZE), deque(maxlen=_SAMPLE_SIZE))
+#: What one call used: tokens of its answer, picodollars and milliseconds, where they are known.
+_Used = tuple[int, int | None, int | None]
 
 
 #: Reentrant, since a finaliser may settle a call in the middle of another one's authorization.
@@ -448,7 +442,7 @@ class Expectations:
     """
 
     def __init__(self) -> None:
-        self._samples: OrderedDict[tuple[str | None, str | None], _Sample] = OrderedDict()
+        self._samples: OrderedDict[tuple[str | None, str | None], deque[_Used]] = OrderedDict()
 
     def learn(self, entry: Entry) -> None:
         """Take in one settled call."""
@@ -471,15 +465,12 @@ class Expectations:
         with _lock:
             sample = self._samples.get(key)
             if sample is None:
-                sample = self._samples[key] = _Sample.empty()
+                sample = self._samples[key] = deque(maxlen=_SAMPLE_SIZE)
                 if len(self._samples) > _PAIRS:
                     self._samples.popitem(last=False)
-            self._samples.move_to_end(key)
-            sample.outputs.append(output)
-            if cost is not None:
-                sample.costs.append(cost)
-            if latency_us is not None:
-                sample.milliseconds.append(latency_us // 1000)
+            else:
+                self._samples.move_to_end(key)
+            sample.append((output, cost, None if latency_us is None else latency_us // 1000))
 
     def amount(self, call: Call, upper: Bound, unit: str) -> int | None:
         """What `call` will likely use of `unit`: its prompt and the 99th percentile of the answers seen.
@@ -488,9 +479,9 @@ class Expectations:
         """
         with _lock:
             sample = self._samples.get((call.attribution.route, call.facts.model))
-            if sample is None or len(sample.outputs) < _ENOUGH:
+            if sample is None or len(sample) < _ENOUGH:
                 return None
-            output, cost = _percentile(sample.outputs, 99), _percentile(sample.costs, 99)
+            output, cost = (_percentile([one[place] for one in sample], 99) for place in (0, 1))
         prompt = -(-call.facts.input_bytes // _LIKELY_BYTES_PER_TOKEN) + call.facts.image_count * _LIKELY_IMAGE_TOKENS
         likely: int | None = prompt + output * call.facts.choices if output is not None else None
         if unit == "usd":
@@ -502,11 +493,11 @@ class Expectations:
         """Seconds after which half of such calls have ended; 1 as long as none was seen."""
         with _lock:
             sample = self._samples.get((call.attribution.route, call.facts.model))
-            middle = _percentile(sample.milliseconds, 50) if sample else None
+            middle = _percentile([one[2] for one in sample], 50) if sample else None
         return Decimal(1) if middle is None else EXACT.scaleb(max(Decimal(middle), Decimal(50)), -3)
 
 
-def _percentile(values: Collection[int], percent: int) -> int | None:
-    """The nearest-rank percentile; None of nothing."""
-    ordered = sorted(values)
+def _percentile(values: Iterable[int | None], percent: int) -> int | None:
+    """The nearest-rank percentile of what is known; None of nothing."""
+    ordered = sorted(value for value in values if value is not None)
     return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None

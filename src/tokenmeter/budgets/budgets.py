@@ -32,7 +32,7 @@ from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, audit, balances, count, spent_by, tally, with_held
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
-from tokenmeter.call import Call
+from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id
 from tokenmeter.money import ZERO
@@ -234,15 +234,17 @@ class Budgets(Registry):
         """Microseconds that a call may be in flight before its hold expires."""
         return self._holds.hold_us
 
-    def amounts(self, sent: Sent, at_us: int, known: dict[int, Sizes]) -> Amounts | None:
+    def amounts(
+        self, sent: Sent, facts: RequestFacts | PlainRequest, at_us: int, known: dict[int, Sizes]
+    ) -> Amounts | None:
         """What a call may use at most; None where that is for the general way to say.
 
         Args:
             sent: The call.
+            facts: Of its request.
             at_us: When it leaves, in microseconds since the epoch.
             known: What was worked out for calls like it; sizes of one length of prompt hold for a minute.
         """
-        facts = sent.facts
         if facts.unbounded is not None:
             return None
         longest = longest_prompt(sent.provider, facts, self._pricer.terms)

@@ -757,7 +757,11 @@ def _twin(client: Any, exchange: Exchange | None, hide: Callable[[Any], bool] | 
     """
     twin = object.__new__(_twin_class(client.__class__))
     object.__setattr__(twin, "__dict__", client.__dict__)
-    process = types.MethodType(client.__class__._process_response_data, client)  # noqa: SLF001 - an SDK's own
+    kind: Any = client.__class__
+    hooked: Any = client._tokenmeter_hooked  # noqa: SLF001 - ours
+    if kind._process_response_data is _hooks_of(hooked)["_process_response_data"]:  # noqa: SLF001 - as above
+        kind = hooked  # the hook is for bodies that come whole
+    process = types.MethodType(kind._process_response_data, client)  # noqa: SLF001 - an SDK's own
     object.__setattr__(twin, "_process_response_data", _hearing(process, exchange, hide, added))
     return twin
 

@@ -18,7 +18,7 @@ from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.budgets.bounds import Sizes
 from tokenmeter.budgets.holds import Demands, PlannedHold, unanswered
 from tokenmeter.budgets.holds import Sent as Leaving
-from tokenmeter.call import ActiveSpan, Call
+from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing, new_id
@@ -80,15 +80,12 @@ class _AnswerKind:
         self.rates = rates
         #: Meters of an answer -> how each of its lines begins, and the rate.
         self.lines: dict[tuple[str, ...], Sequence[tuple[str, str, _PlanBound]]] = {}
+        #: Its rates are those of prompts above the one size and up to the other,
         self.over, upto = sheet.prompt_band
         self.upto = _NEVER if upto is None else upto
-        #: The earliest moment that the rates are known to be those of: a slow call may have left before they changed.
+        #: and of calls from the one moment to before the other. A slow call may have left before they changed.
         self.since_us = since_us
         self.until_us = _NEVER if sheet.until is None else to_microseconds(sheet.until)
-
-    def fits(self, at_us: int, prompt_tokens: int) -> bool:
-        """Whether its rates are those of a call at this moment with a prompt of this size."""
-        return self.since_us <= at_us < self.until_us and self.over < prompt_tokens <= self.upto
 
     def cost(self, quantities: Mapping[str, int]) -> _Cost | None:
         """What quantities cost, and what a record says of it; None where a rate is unknown or the cost implausible."""
@@ -317,22 +314,23 @@ class Plans:
             if not asked.plain or asked.generation != plan.generation:
                 return None
             demands = plan.demands = Demands(asked, journal.slot, at_us)
-        amounts = budgets.amounts(sent, at_us, plan.sizes) if demands.sized else (0, 0, 1)
+        facts = sent.facts
+        amounts = budgets.amounts(sent, facts, at_us, plan.sizes) if demands.sized else (0, 0, 1)
         if amounts is None:
             return None
-        held = demands.claims or (sent.facts.streamed and budgets.keeps_open_calls)
+        held = demands.claims or (facts.streamed and budgets.keeps_open_calls)
         hold = PlannedHold(hold_id if held else None, demands, amounts, at_us, at_us + budgets.hold_us)
         if held:
             budgets.sweep_sometimes()
-            begun = plan.begun.record(self._unanswered(sent, at_us))
+            begun = plan.begun.record(self._unanswered(sent, facts, at_us))
             if begun is None:
                 return None
             journal.reserve(hold_id, hold.expires_us, demands.claimed(amounts), begun, created_at=at_us, wait=wait)
         return hold
 
-    def _unanswered(self, sent: Leaving, at_us: int) -> str:
+    def _unanswered(self, sent: Leaving, facts: RequestFacts | PlainRequest, at_us: int) -> str:
         """What the record of a hold says of its call, should it never be heard of again: its estimated prompt."""
-        who, facts = sent.attribution, sent.facts
+        who = sent.attribution
         text = f'"id":"{new_id()}","occurred_at":{at_us},"recorded_at":{self.now_us()}'
         if facts.streamed:
             text += ',"streamed":true'
@@ -373,7 +371,8 @@ class Plans:
         if (
             answer is None
             or journal is None
-            or not answer.fits(sent.started_us, seen.prompt_tokens)
+            or not answer.since_us <= sent.started_us < answer.until_us
+            or not answer.over < seen.prompt_tokens <= answer.upto
             # A budget was defined while the call was under way: it counts, too.
             or plan.generation != journal.generation
         ):

@@ -275,7 +275,10 @@ def named(value: Any) -> str | None:
 
 def first_limit(*values: Any) -> int | None:
     """The first limit that is named; what is no count (``"inf"`` of realtime, -1 of local servers) is none."""
-    return next((value for value in values if type(value) is int and value >= 0), None)
+    for value in values:
+        if type(value) is int and value >= 0:
+            return value
+    return None
 
 
 #: UTF-8 bytes per token: near for English prose and JSON with o200k_base and Claude's tokenizer (3.5 to 4.5).

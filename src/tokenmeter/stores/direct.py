@@ -27,7 +27,7 @@ from tokenmeter.stores.effects import (
     settle_effects,
 )
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import hold_record
+from tokenmeter.stores.record import hold_record, quoted
 
 T = TypeVar("T")
 
@@ -119,11 +119,11 @@ class DirectJournal(Shared):
     ) -> None:
         """Hold every claim or none."""
         now = time.time_ns() // 1000 if created_at is None else created_at
-        record = hold_record(hold_id, now, expires_at, owner or process_name(), call)
+        record = hold_record(quoted(hold_id), now, expires_at, quoted(owner or process_name()), call)
 
         def work(transaction: Transaction) -> None:
             hold(claims, _reader(transaction, [slot for slot, _, _ in claims]))
-            transaction.put(record, claim_effects(hold_id, claims))
+            transaction.put(record, claim_effects(quoted(hold_id), claims))
 
         self._book.transact(work)
 

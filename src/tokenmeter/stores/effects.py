@@ -182,13 +182,13 @@ def move(
     return moved
 
 
-def claim_effects(hold_id: str, claims: Sequence[SlotClaim]) -> bytes:
-    """What making a hold does."""
+def claim_effects(hold_id: bytes, claims: Sequence[SlotClaim]) -> bytes:
+    """What making a hold does; its identity comes as JSON."""
     rows = b",".join([
         b"%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
         for slot, limit, amount in claims
     ])  # fmt: skip
-    return b'{"hold":%b,"claims":[%b]}' % (quoted(hold_id), rows)
+    return b'{"hold":%b,"claims":[%b]}' % (hold_id, rows)
 
 
 def extend_effects(hold_id: str, expires_at: int) -> bytes:

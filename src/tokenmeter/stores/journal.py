@@ -31,7 +31,7 @@ from tokenmeter.stores.effects import (
     settle_effects,
 )
 from tokenmeter.stores.live import DIRTY, Live, digest_of
-from tokenmeter.stores.record import hold_record
+from tokenmeter.stores.record import hold_record, quoted
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 
@@ -68,7 +68,7 @@ class Journal(Writer):
 
     def _start(self) -> None:
         super()._start()
-        self._owner = process_name()
+        self._owner = quoted(process_name())
         self._holds: dict[str, _Held] = {}
         self._written: set[str] = set()
         self._written_since = new_id()
@@ -120,8 +120,9 @@ class Journal(Writer):
             StoreBusyError: see `_locked`.
         """
         now = time.time_ns() // 1000 if created_at is None else created_at
-        record = hold_record(hold_id, now, expires_at, owner or self._owner, call)
-        framed = frame(record, claim_effects(hold_id, claims))
+        name = quoted(hold_id)
+        record = hold_record(name, now, expires_at, self._owner if owner is None else quoted(owner), call)
+        framed = frame(record, claim_effects(name, claims))
         if not claims:
             self._write(framed)
             self._holds[hold_id] = (claims, expires_at)
@@ -146,7 +147,10 @@ class Journal(Writer):
             return ()
         reached = self._settle(record, posts, hold_id, None if hold_id is None else self._take(hold_id), wait=wait)
         self._count()
-        return [one for one in reached if one[1] >= one[0].alert_at]
+        for slot, settled in reached:
+            if settled >= slot.alert_at:
+                return [one for one in reached if one[1] >= one[0].alert_at]
+        return ()
 
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
@@ -390,10 +394,10 @@ class Journal(Writer):
     def _change(self, live: Live, framed: bytes, moved: Mapping[int, tuple[int, int]]) -> None:
         """Write a frame and move counters as one: whoever finds this half done makes the counters anew."""
         memory = live.map
-        packed = [
-            (place + 16, settled.to_bytes(16, "little", signed=True) + reserved.to_bytes(16, "little", signed=True))
-            for place, (settled, reserved) in moved.items()
-        ]
+        packed: list[tuple[int, bytes]] = []
+        for place, (settled, reserved) in moved.items():
+            pair = settled.to_bytes(16, "little", signed=True) + reserved.to_bytes(16, "little", signed=True)
+            packed.append((place + 16, pair))
         memory[DIRTY] = True
         try:
             self._append(framed)

@@ -636,14 +636,17 @@ def decode_entry(
 # -- holds
 
 
-def hold_record(hold_id: str, created_at: int, expires_at: int, owner: str, call: bytes) -> bytes:
-    """The record of a hold; `call` is the record of the entry that it becomes when it expires."""
+def hold_record(hold_id: bytes, created_at: int, expires_at: int, owner: bytes, call: bytes) -> bytes:
+    """The record of a hold; `call` is the record of the entry that it becomes when it expires.
+
+    Identity and owner come as JSON: see `quoted`.
+    """
     return b'{"format":%d,"record":"hold","id":%s,"created_at":%d,"expires_at":%d,"owner":%s,"call":%s}' % (
         FORMAT,
-        quoted(hold_id),
+        hold_id,
         created_at,
         expires_at,
-        quoted(owner),
+        owner,
         call,
     )
 

@@ -29,7 +29,7 @@ from tokenmeter.stores.effects import (
 from tokenmeter.stores.live import Live
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.postgres.spool import Sender
-from tokenmeter.stores.record import encode_entry, hold_record, kept_key
+from tokenmeter.stores.record import encode_entry, hold_record, kept_key, quoted
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 
@@ -378,9 +378,9 @@ class ServerJournal(Writer):
         if hold_id in self._holds:
             return
         now = self._now() if created_at is None else created_at
-        body = hold_record(hold_id, now, expires_at, owner or self._owner, call)
+        body = hold_record(quoted(hold_id), now, expires_at, quoted(owner or self._owner), call)
         if not claims:
-            self.append(body, claim_effects(hold_id, claims))
+            self.append(body, claim_effects(quoted(hold_id), claims))
             self._holds[hold_id] = expires_at
             return
         if is_own(hold_id) and self._spend(hold_id, expires_at, claims, body):
@@ -617,7 +617,7 @@ class ServerJournal(Writer):
 
 def lease_effects(hold_id: str, claims: Sequence[SlotClaim], epoch: bytes) -> bytes:
     """What making a hold out of leases does."""
-    return claim_effects(hold_id, claims)[:-1] + b',"lease":"%b"}' % epoch.hex().encode()
+    return claim_effects(quoted(hold_id), claims)[:-1] + b',"lease":"%b"}' % epoch.hex().encode()
 
 
 def _effects(
