@@ -261,6 +261,8 @@ def test_openai_says_why_there_is_no_bound(body, reason):
     [
         ({"web_search_options": {}}, "server_tools"),
         ({"search_parameters": {"mode": "on"}}, "server_tools"),  # xAI
+        ({"search_parameters": {"mode": "off"}}, None),
+        ({"data_sources": [{"type": "azure_search"}]}, "server_tools"),  # Azure
         ({"enable_search": True}, "server_tools"),  # DashScope
         ({"enable_search": False}, None),
         ({"plugins": [{"id": "web"}]}, "server_tools"),  # OpenRouter
@@ -438,3 +440,73 @@ def test_standard_speed_is_no_speed():
 def test_no_body_is_no_facts(body):
     assert openai(body).model is None
     assert anthropic(body).input_bytes == 0
+
+
+#: What a tool may take, by the names of what is a file or a picture in a message.
+NAMES = ("file_id", "file_ids", "file_url", "image_url", "images", "document_url", "url", "audio", "cached_content")
+SCHEMA = {"type": "object", "properties": {name: {"type": "string", "examples": [LINK]} for name in NAMES}}
+GIVEN = {**dict.fromkeys(NAMES, LINK), "type": "file", "images": ["a"], "audio": {"id": "x"}}
+FUNCTION = {"name": "f", "parameters": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": [{"type": "function", "function": FUNCTION}]},
+        {"tools": [{"type": "function", **FUNCTION}]},
+        {"functions": [FUNCTION]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}},
+        {"format": SCHEMA},  # Ollama
+        {"guided_json": {"$defs": {"image_url": SCHEMA}, **SCHEMA}},  # vLLM
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": GIVEN}}]}]},
+    ],
+)
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses"])
+def test_a_tool_that_takes_a_file_sends_none(body, path):
+    """Its prompt is as long as it is written, and not as the model's context window."""
+    facts = openai({"model": "m", "max_tokens": 1, **body}, path)
+    assert (facts.unbounded, facts.image_count) == (None, 0)
+    assert facts.input_bytes > sum(map(len, NAMES))
+
+
+CITED = {"type": "file_citation", "file_id": "file_1", "index": 3, "filename": "x.pdf"}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "assistant", "content": [{"type": "output_text", "text": "x", "annotations": [CITED]}]},
+        {"type": "web_search_call", "action": {"type": "search", "sources": [{"type": "url", "url": LINK}]}},
+        {"type": "file_search_call", "queries": [LINK], "results": [{"file_id": "file_1", "text": "x"}]},
+    ],
+)
+def test_an_earlier_answer_that_names_its_sources_is_as_long_as_it_is_written(item):
+    assert openai({"model": "m", "input": [item]}, "/responses").unbounded is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "tool_use", "id": "t", "name": "f", "input": GIVEN},
+        {"type": "text", "text": "x", "citations": [{"type": "char_location", "file_id": "file_1"}]},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": LINK}, "context": LINK},
+        {"type": "document", "source": {"type": "content", "content": "x"}, "title": LINK},
+        {"type": "search_result", "source": LINK, "content": [{"type": "text", "text": "x"}]},
+    ],
+)
+def test_a_part_of_text_is_as_long_as_it_is_written(part):
+    tool = {"name": "f", "input_schema": SCHEMA}
+    facts = anthropic({"model": "m", "messages": [{"role": "user", "content": [part]}], "tools": [tool]})
+    assert (facts.unbounded, facts.image_count) == (None, 0)
+
+
+def test_a_picture_in_a_document_is_counted():
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    document = {"type": "document", "source": {"type": "content", "content": [picture]}}
+    assert anthropic({"model": "m", "messages": [{"role": "user", "content": [document]}]}).image_count == 1
+
+
+def test_arguments_that_can_be_read_only_once_are_of_any_size():
+    call = {"type": "function_call", "arguments": iter(["x"])}
+    assert openai({"model": "m", "input": [call]}, "/responses").unbounded == "files"

@@ -6,7 +6,7 @@ And the one place where tokens are guessed from what was sent or received: whate
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, cast
 
 from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_array, is_object, section, shortened, to_wire, utf8_length
+from tokenmeter.providers.wire import (
+    JSON,
+    LONGEST_NAME,
+    is_array,
+    is_object,
+    section,
+    shortened,
+    text,
+    to_wire,
+    utf8_length,
+)
 from tokenmeter.usage import Consumption, Usage
 
 #: A request that configures no model for a hosted tool.
@@ -39,6 +49,15 @@ _REMOTE_KEYS = frozenset({
 })  # fmt: skip
 #: Sources of documents that lie elsewhere.
 _REMOTE_TYPES = frozenset({"url", "file"})
+#: Sources of documents whose text is sent with them.
+_INLINE_TYPES = frozenset({"content", "text"})
+#: Schemas and arguments: text, whatever its fields are called. A tool that takes a ``file_id`` sends no file.
+_DATA_KEYS = frozenset({
+    *("action", "args", "arguments", "input_schema", "json_schema", "parameters", "schema"),
+    *("properties", "$defs", "definitions"),
+})  # fmt: skip
+#: Parts that are text as a whole: what was searched and found, and where a sentence of an answer comes from.
+_DATA_TYPES = ("_citation", "_location", "file_path", "file_search_call")
 #: Shorter texts are bounded well enough by their bytes.
 _LONG = 200
 _PUNCTUATION = 4  # quotes, colon and comma around a key or a value
@@ -80,7 +99,12 @@ class PromptSize:
 def measure(parts: Iterable[Any]) -> PromptSize:
     """Measure `parts`, each any JSON value (SDK objects are turned into JSON first)."""
     result = PromptSize()
-    stack: list[Any] = list(parts)
+    _measure(list(parts), result, _open_part)
+    return result
+
+
+def _measure(stack: list[Any], result: PromptSize, open_object: Callable[[JSON, list[Any], PromptSize], int]) -> None:
+    """Add what is on `stack` to `result`; `open_object` stacks an object's values and returns the bytes of its keys."""
     size = 0
     while stack:
         value = stack.pop()
@@ -89,20 +113,24 @@ def measure(parts: Iterable[Any]) -> PromptSize:
             if len(value) > _LONG:
                 result.texts.append(value)
         elif is_object(value):
-            size += _open_object(value, stack, result)
+            size += open_object(value, stack, result)
         elif isinstance(value, list | tuple):
             stack.extend(cast("Sequence[Any]", value))
             size += _PUNCTUATION
         else:
             size += _open_other(value, stack, result)
-    result.size = size
-    return result
+    result.size += size
 
 
-def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
-    """Bytes of its keys; its values are stacked, but for a picture."""
+def _open_part(value: JSON, stack: list[Any], result: PromptSize) -> int:
+    """An object that may be a part: a picture's own values are left out."""
     kind = value.get("type")
+    tool_use = False
     if kind is not None and isinstance(kind, str):
+        if kind.endswith(_DATA_TYPES):
+            _measure([value], result, _open_data)
+            return 0
+        tool_use = kind.endswith("tool_use")
         if kind in _IMAGE_TYPES:
             result.images += 1
             value = {key: item for key, item in value.items() if key not in _PAYLOADS}
@@ -115,15 +143,33 @@ def _open_object(value: JSON, stack: list[Any], result: PromptSize) -> int:
     size = _PUNCTUATION
     for name, item in cast("Mapping[Any, Any]", value).items():
         key = name if isinstance(name, str) else str(name)  # JSON makes texts of numbers
-        size += (len(key) if key.isascii() else utf8_length(key)) + _PUNCTUATION
-        if key in _REMOTE_KEYS and item:
-            result.remote = True
-        elif key == "images" and isinstance(item, list | tuple):
-            result.images += len(cast("Sequence[Any]", item))
-        elif key == "audio" and is_object(item) and "id" in item:
-            result.remote = True  # an earlier answer's
-        stack.append(item)
+        size += _key_size(key)
+        if key in _DATA_KEYS or (tool_use and key == "input"):
+            _measure([item], result, _open_data)
+        else:
+            _note(key, item, result)
+            stack.append(item)
     return size
+
+
+def _note(key: str, item: Any, result: PromptSize) -> None:
+    """Note what a part has that its bytes do not bound, going by its name."""
+    if key in _REMOTE_KEYS and item:
+        result.remote = True
+    elif key == "images" and isinstance(item, list | tuple):
+        result.images += len(cast("Sequence[Any]", item))
+    elif key == "audio" and is_object(item) and "id" in item:
+        result.remote = True  # an earlier answer's
+
+
+def _open_data(value: JSON, stack: list[Any], _result: PromptSize) -> int:
+    """An object that is text, in which no name means a medium."""
+    stack.extend(value.values())
+    return _PUNCTUATION + sum(_key_size(str(key)) for key in value)
+
+
+def _key_size(key: str) -> int:
+    return (len(key) if key.isascii() else utf8_length(key)) + _PUNCTUATION
 
 
 def _lies_elsewhere(kind: str, value: JSON) -> bool:
@@ -134,6 +180,8 @@ def _lies_elsewhere(kind: str, value: JSON) -> bool:
         return not str(value.get("media_type")).lower().startswith(("text/", "audio/"))
     if kind in _REMOTE_TYPES and ("url" in value or "file_id" in value):
         return True
+    if text(section(value, "source"), "type") in _INLINE_TYPES:
+        return False  # its other texts are headings, which may be addresses
     return _MEDIA.search(kind) is not None and _has_address(list(value.values()))
 
 
@@ -180,10 +228,7 @@ def measure_prompt(body: JSON, operation: str, knobs: Collection[str]) -> Prompt
             rest[key] = value
     found = measure(rest.values())
     for key, value in rest.items():
-        if key in _REMOTE_KEYS and value:
-            found.remote = True
-        elif key == "images" and is_array(value):
-            found.images += len(value)
+        _note(key, value, found)
     found.size += ids
     return found
 
@@ -257,12 +302,12 @@ def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | No
                 texts.extend(cast("JSON", message).values())
         elif key in body:
             texts.append(value)
-    for text in texts:
-        if type(text) is not str:
+    for words in texts:
+        if type(words) is not str:
             return None
-        size += (len(text) if text.isascii() else utf8_length(text)) + _PUNCTUATION
-        if len(text) > _LONG:
-            long.append(text)
+        size += (len(words) if words.isascii() else utf8_length(words)) + _PUNCTUATION
+        if len(words) > _LONG:
+            long.append(words)
     return size, long
 
 

@@ -36,9 +36,10 @@ _KNOBS = frozenset({
 #: Tools that the caller runs. Any other is the host's own: each may start another turn of the model.
 _CLIENT_TOOLS = ("function", "custom", "computer", "local_shell", "apply_patch", "namespace")
 #: Fields by which a host is asked for more than an answer of the model: OpenAI's, and those of hosts that speak its
-#: format (xAI, OpenRouter, DashScope, Perplexity).
+#: format (Azure, xAI, OpenRouter, DashScope, Perplexity).
 _MORE = {
     "web_search_options": "server_tools",
+    "data_sources": "server_tools",
     "search_parameters": "server_tools",
     "enable_search": "server_tools",
     "plugins": "server_tools",
@@ -66,7 +67,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         _history(body, reasons)
     if prompt.remote:
         reasons.append("files")
-    reasons += [reason for name, reason in _MORE.items() if get(name)]
+    reasons += [reason for name, reason in _MORE.items() if get(name) and not _is_off(name, get(name))]
     if get("web_search_options") is not None or is_agent(str(get("model"))):
         reasons.append("server_tools")
     if "session" in body or "audio" in body:
@@ -144,6 +145,11 @@ def _tools(tools: Iterable[JSON], reasons: list[str]) -> Mapping[str, str]:
         if kind == "image_generation":
             models[kind] = text(tool, "model") or DEFAULT_IMAGE_MODEL
     return models or NO_TOOLS
+
+
+def _is_off(name: str, setting: Any) -> bool:
+    """Whether a search is only spoken of to say that there is to be none (xAI)."""
+    return name == "search_parameters" and is_object(setting) and setting.get("mode") == "off"
 
 
 def _is_local(tool: JSON) -> bool:
