@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -9,6 +10,7 @@ import json
 import socket
 import zipfile
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 import pytest
 import uvicorn
@@ -192,8 +194,8 @@ def every_route(meter):
     }
 
 
-def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile):
-    """Walks all routes there are, filled with what is of others: a route that is added is walked, too."""
+def places_of(filed):
+    """Where all routes there are lead to, filled with what is of others: a route that is added is walked, too."""
     bobs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
     closing = next(iter(filed.store.documents(DocumentQuery("period"))))
     outcome = next(iter(filed.store.documents(DocumentQuery("reconciliation"))))
@@ -216,7 +218,6 @@ def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile)
         "/values": "?of=member",
         "/explore": "?by=member",
     }
-    walked = 0
     for path, method in sorted(every_route(filed)):
         if path in {"/events", "/login", "/logout", "/healthz", "/readyz"} or method == "HEAD":
             continue
@@ -228,14 +229,58 @@ def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile)
                 for value in (values if f"{{{name}}}" in place else [""])
             ]
         assert all("{" not in place for place in places), f"{path}: say what others have there"
-        for place in [place + asked.get(path, "") for place in places]:
-            status, _, body = shared.get(place, method=method, body="{}" if method == "POST" else None, **bearer(ADA))
-            assert status < 500, (place, status)
-            text = body if isinstance(body, str) else unzipped(body)
-            theirs = ["summarise", "staging", "Platform GmbH", hostile, *([] if "bob" in place else ["bob"])]
-            assert [one for one in theirs if one in text] == [], place
-            walked += 1
+        yield from ((place + asked.get(path, ""), method) for place in places)
+
+
+def text_of(body):
+    return body if isinstance(body, str) else unzipped(body)
+
+
+def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile):
+    walked = 0
+    for place, method in places_of(filed):
+        status, _, body = shared.get(place, method=method, body="{}" if method == "POST" else None, **bearer(ADA))
+        assert status < 500, (place, status)
+        theirs = ["summarise", "staging", "Platform GmbH", hostile, *([] if "bob" in place else ["bob"])]
+        assert [one for one in theirs if one in text_of(body)] == [], place
+        walked += 1
     assert walked > 60
+
+
+def cursor_of(entry):
+    return base64.urlsafe_b64encode(f"{entry.occurred_at.isoformat()} {entry.entry_id}".encode()).decode().rstrip("=")
+
+
+#: Ways to ask for what is of others: by any name of a filter, more than once, left out, encoded, unset, broken.
+WIDENED = (
+    *("member=", "member=*", "member=%25", "member=ada&member=BOB", "member=BOB&member=ada", "member=ada,BOB"),
+    *("member!=ada", "member%21=ada", "member!=ada&member=BOB", "member=!ada", "MEMBER=BOB", "member%00=BOB"),
+    *("member[]=BOB", "%6dember=%62ob", "member=ada%00BOB", "member=%FF", "member=ada;member=BOB", "only=member=BOB"),
+    *("where=member=BOB", "where=member!%3Dada", "where=member%3Dada&where=member%3DBOB", "where=member%3D"),
+    *("where=team%3Dads", "where=tag:env!%3Dprod", "where=api_key%3Dstaging", "account=member=BOB", "of=BOB"),
+    *("account=member&of=BOB", "account=team&of=ads&period=last-month", "team=ads&route=/x", "by=route", "by=api_key"),
+    *("by=member,team,route", "of=route&find=s", "compare=none&hide=ada", "hide=BOB&find=BOB", "sort=-spend&by=team"),
+    *("cursor=THEIRS", "cursor=THEIRS&order=oldest", "cursor=INV-00002", "before=THEIRS", "after=THEIRS", "page=2"),
+    *("limit=1000&order=oldest", "since=2000-01-01&until=9000-01-01", "tz=Pacific/Kiritimati", "holds=1&member=BOB"),
+)
+
+
+def test_no_way_to_ask_shows_a_scoped_token_what_is_of_others(filed, hosted, hostile):
+    """All routes times all ways; a request's own words may come back to who said them, others' figures may not."""
+    filed.settings = filed.settings.model_validate({**filed.settings.model_dump(), "dashboard": tokens()})
+    served = hosted(dashboard.app(filed, requests_per_minute=1_000_000))
+    theirs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
+    secret = ["summarise", "staging", "Platform GmbH", hostile, theirs.entry_id, theirs.response_id]
+    reads = sorted({place.partition("?")[0] for place, method in places_of(filed) if method == "GET"})
+    assert len(reads) * len(WIDENED) > 1_000
+    for place in reads:
+        for way in WIDENED:
+            asked = f"{place}?{way.replace('BOB', 'bob').replace('THEIRS', cursor_of(theirs))}"
+            status, _, body = served.get(asked, **bearer(ADA))
+            assert status < 500, (asked, status)
+            said = unquote(asked)
+            hidden = [*secret, *([] if "bob" in said else ["bob"])]
+            assert [one for one in hidden if one in text_of(body) and one not in said] == [], asked
 
 
 def unzipped(data):
