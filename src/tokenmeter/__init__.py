@@ -1,4 +1,4 @@
-"""tokenmeter: drop-in OpenAI and Anthropic clients that record, price, attribute and cap every call."""
+"""tokenmeter: drop-in OpenAI, Anthropic and Google Gemini clients that record, price, attribute and cap every call."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Reads and looks after the ledger of your OpenAI and Anthropic usage."""
+    """Reads and looks after the ledger of your OpenAI, Anthropic and Gemini usage."""
 
 
 app.add_typer(prices.app, name="prices", rich_help_panel=HEADINGS["prices"])

@@ -43,7 +43,7 @@ P = ParamSpec("P")
 
 app = typer.Typer(
     name="tokenmeter",
-    help="Reads and looks after the ledger of your OpenAI and Anthropic usage.",
+    help="Reads and looks after the ledger of your OpenAI, Anthropic and Gemini usage.",
     epilog="Exit codes: 0 done, 1 found something wrong, 2 wrong arguments or settings, 3 ledger out of reach, "
     "4 refused by the ledger or the price list, 5 budget exhausted.",
     no_args_is_help=True,

@@ -1,0 +1,68 @@
+"""What the pages for developers name is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "tokenmeter"
+ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
+#: A module, a test or a folder of them, as prose writes it: ``stores/fold.py``, ``providers/<room>/usage.py``.
+_PATH = re.compile(r"[\w<>-]+(?:/[\w<>-]+)*\.(?:py|toml)\b|\btests(?:/\w+)+")
+#: What a reader's own file is called in an example, or is made later.
+_OWN = {"NAME", "app.py"}
+
+
+def is_there(path: str) -> bool:
+    """Whether `path` is a file from the root, the package, or (by its last part) any folder of the stores or rooms."""
+    if "<room>" in path:
+        return any((SOURCE / path.replace("<room>", room.name)).exists() for room in (SOURCE / "providers").iterdir())
+    places = (ROOT, SOURCE, SOURCE / "stores", *(SOURCE / "providers").iterdir())
+    return any((place / path).exists() for place in places)
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["CONTRIBUTING.md", "docs/explanation/architecture.md", "docs/explanation/storage.md", "docs/images/call.py"],
+)
+def test_every_module_that_a_page_names_is_there(page):
+    text = (ROOT / page).read_text("utf-8")
+    named = {path for path in _PATH.findall(text) if not _OWN & set(path.split("/"))}
+    assert named
+    assert {path for path in named if not is_there(path)} == set()
+
+
+def test_the_steps_of_a_call_are_in_rooms_that_each_sdk_has():
+    """A step that says ``<room>`` is one of OpenAI's and Anthropic's, not of one room alone."""
+    steps = re.findall(r"<room>/(\w+\.py)", (ROOT / "docs" / "images" / "call.py").read_text("utf-8"))
+    for room in ("openai", "anthropic", "google"):
+        assert [step for step in steps if not (SOURCE / "providers" / room / step).exists()] == []
+
+
+def test_the_picture_of_a_call_is_the_one_that_its_script_draws():
+    script = {"__name__": "call"}
+    exec((ROOT / "docs" / "images" / "call.py").read_text("utf-8"), script)  # noqa: S102 - our own script
+    assert script["draw"]() == (ROOT / "docs" / "images" / "call.svg").read_text("utf-8")
+
+
+def test_each_module_at_the_top_stands_in_a_layer_of_the_table():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    layered = {name for line in contracts[0]["layers"] for name in line.split(" | ")}
+    section = ARCHITECTURE.read_text("utf-8").partition("## Layers")[2].partition("Public are")[0]
+    assert layered - set(re.findall(r"`(\w+)`", section)) == {"__main__"}
+
+
+def test_the_architecture_says_about_how_many_modules_there_are():
+    """To a tenth, so that a module more is no reason to touch the page."""
+    said = re.search(r"it has (\d+) and [\d,]+ now \((\d+) without", ARCHITECTURE.read_text("utf-8"))
+    assert said is not None
+    modules = [path.relative_to(SOURCE).parts[0] for path in SOURCE.rglob("*.py")]
+    there = (len(modules), len([top for top in modules if top != "testing"]))
+    assert [abs(int(number) - count) * 10 <= count for number, count in zip(said.groups(), there, strict=True)] == [
+        True,
+        True,
+    ]
