@@ -68,8 +68,9 @@ class TestRecord:
         assert meter.record({**CHAT, "id": "chatcmpl-1"}, **{**HERE, "provider": "azure"}) is not None
         assert len(list(meter.entries())) == 3
 
-    def test_an_id_with_half_a_character_is_recorded_once_and_found(self, meter):
-        body = {**CHAT, "id": "chatcmpl-\ud83d"}
+    @pytest.mark.parametrize("end", ["\ud83d", "\0"], ids=["half a character", "NUL"])
+    def test_an_id_that_not_every_database_holds_is_recorded_once_and_found(self, meter, end):
+        body = {**CHAT, "id": f"chatcmpl-{end}"}
         assert meter.record(body, **HERE) is not None
         assert meter.record(body, **HERE) is None
         assert meter.report(where={"response_id": body["id"]}).totals.requests == 1

@@ -201,7 +201,7 @@ def make_name(kind: str, value: str) -> Name:
 
 def plain(text: str) -> str:
     """`text` with lone surrogates, which UTF-8 cannot hold, and NUL, which PostgreSQL cannot, written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return text if text.isprintable() else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _encoded(value: object) -> bytes:
@@ -456,7 +456,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
     }
     # One by one, in the order of `Template.body`: this is most of what an import costs.
     if entry.response_id is not None:
-        values["response_id"] = entry.response_id
+        values["response_id"] = plain(entry.response_id)  # a column of its own, which is searched
     if entry.request_id is not None:
         values["request_id"] = entry.request_id
     if entry.streamed:

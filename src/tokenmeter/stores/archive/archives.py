@@ -27,6 +27,7 @@ from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import FILTERS, Readable, Rows, account_conditions, admits, asked, conditions
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link
+from tokenmeter.stores.record import plain
 from tokenmeter.stores.slots import HOUR, from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -519,7 +520,11 @@ class ParquetArchives:
                 values,
             )
             tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
-        ids = {key: accepted for key, accepted in where.items() if asked(key)[0] in FILTERS}
+        ids = {
+            key: frozenset(value and plain(value) for value in accepted)
+            for key, accepted in where.items()
+            if asked(key)[0] in FILTERS
+        }
         return ArchiveFilter(accounts, end_users, tags, ids)
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
