@@ -154,6 +154,13 @@ class TestFaults:
         getattr(meter, method)(leave)
         assert meter.faults == 1
 
+    def test_what_is_settled_in_the_middle_of_a_write_of_this_thread_is_written_down_after_it(self, make_meter):
+        meter = make_meter(Budget(limit_requests=10, estimate="expected"))
+        leave = meter.authorize(a_call())
+        meter.store.journal.recount(lambda: meter.settle(leave, Outcome(observation=answered())))
+        assert [(one.spent, one.reserved) for one in meter.remaining()] == [(1, 0)]
+        assert (len(list(meter.store.entries())), meter.faults) == (1, 0)
+
     def test_a_finaliser_may_settle_in_the_middle_of_an_authorization(self, make_meter):
         meter = make_meter(
             Budget(limit_requests=10**6, estimate="expected"), Budget(limit_tokens=10**9, estimate="expected")

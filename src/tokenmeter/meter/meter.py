@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -111,7 +113,8 @@ class Meter:
         self._logged: set[str] = set()
         self._prices_read = False
         self.by_hand: dict[str | None, str] = {}
-        self._waiting: deque[tuple[Authorization, Outcome]] = deque()
+        self._waiting: deque[tuple[int, Authorization, Outcome]] = deque()
+        self._exit_hook_set = False
         self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self.budgets = Budgets(
             store,
@@ -236,11 +239,26 @@ class Meter:
         Never raises, except `StoreBusyError` with ``wait=False`` (nothing was written: call again, from a thread).
 
         Returns:
-            The entry as recorded; None when it could not be recorded (logged, counted in `faults`) or was a repetition.
+            The entry as recorded; None when it could not be (logged, counted in `faults`), was a repetition, or
+            is written down later, since this thread is in the middle of a write (a finaliser, a signal handler).
         """
         if self._waiting and wait:
             self._catch_up()
-        return self._settle(authorization, outcome, wait=wait)
+        try:
+            return self._settle(authorization, outcome, wait=wait)
+        except StoreBusyError:
+            if not wait:
+                raise
+        self._put_by(authorization, outcome)
+        return None
+
+    def _put_by(self, authorization: Authorization, outcome: Outcome) -> None:
+        """Keep an outcome until the write that it came in the middle of is over."""
+        authorization.settled = True
+        self._waiting.append((os.getpid(), authorization, outcome))
+        if not self._exit_hook_set:
+            self._exit_hook_set = True
+            atexit.register(self._catch_up)
 
     def recorded_by_hand(self, provider: str, response_id: str) -> None:
         """The answer is being recorded by hand: whoever ends reading it later finds it recorded."""
@@ -289,10 +307,15 @@ class Meter:
         """Write down what finalisers left, since they came in the middle of something."""
         for _ in range(len(self._waiting)):
             try:
-                authorization, outcome = self._waiting.popleft()
+                process, authorization, outcome = self._waiting.popleft()
             except IndexError:  # another thread took the last one
                 return
-            self._settle(authorization, outcome, wait=True)
+            if process != os.getpid():  # left to a parent before the fork, which writes it down itself
+                continue
+            try:
+                self._settle(authorization, outcome, wait=True)
+            except StoreBusyError:
+                self._put_by(authorization, outcome)
 
     def _tell(self, entry: Entry, span: ActiveSpan | None) -> None:
         if span is not None and self.spans is not None:
