@@ -267,6 +267,7 @@ def test_who_spent_most_yesterday_why_and_a_cap_on_them(make_meter, record_in, s
         )  # fmt: skip
     page = browse(f"{serve(meter, tz='UTC').url}/")
     page.get_by_role("link", name="Explore", exact=True).first.click()
+    page.wait_for_url("**/explore*")  # and what its scripts listen to
     page.locator("[name=by]").select_option("member")
     page.wait_for_url("**by=member*")
     page.locator("select[name=period]").select_option("yesterday")

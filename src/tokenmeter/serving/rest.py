@@ -366,6 +366,20 @@ def sight_of(request: Request) -> ReadableMeter:
 Seen = Annotated[ReadableMeter, Depends(sight_of)]
 
 
+def know_all_asked(request: Request) -> None:
+    """Refuse a parameter that the description does not have: a filter misspelt would show more than was asked for.
+
+    Raises:
+        HTTPException: there is one.
+    """
+    described = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
+    known = [one["name"] for one in described.get("parameters", ()) if one["in"] == "query"]
+    for name in request.query_params:
+        if name not in known:
+            mend = f"use one of {', '.join(known)}" if known else "leave it out"
+            raise HTTPException(422, f"There is no parameter {name!r} here; {mend}.")
+
+
 class ReportQuestion(BaseModel):
     """What reports and entries are asked of; as the arguments of `tokenmeter.report` and the command line."""
 
@@ -446,7 +460,10 @@ def make_api(look: Callable[[Access], ReadableMeter]) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         responses=PROBLEMS,
-        dependencies=[Security(HTTPBearer(auto_error=False, description="`tokenmeter dashboard token create NAME`"))],
+        dependencies=[
+            Security(HTTPBearer(auto_error=False, description="`tokenmeter dashboard token create NAME`")),
+            Depends(know_all_asked),
+        ],
         generate_unique_id_function=lambda route: route.name,
     )
     api.add_exception_handler(TokenmeterError, _failed)
