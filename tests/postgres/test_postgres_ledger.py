@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.errors import StoreBusyError
+from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import CounterKey, utcnow
 
 
@@ -209,3 +209,12 @@ def test_an_import_of_any_length_asks_for_no_entry_that_it_has_just_made(store, 
         entries = following
     assert len(asked) == 5  # those that came again
     assert store.verify().ok
+
+
+def test_what_a_caller_asked_wrongly_does_not_make_the_server_away(store):
+    def ask(*_):
+        raise ConfigurationError("no such thing")
+
+    with pytest.raises(ConfigurationError):
+        store._pool.run(ask)
+    assert not store._pool.down

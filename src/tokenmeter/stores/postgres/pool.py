@@ -106,8 +106,9 @@ class Pool:
             try:
                 with self._connection() as connection, self._scope(connection, scope):
                     result = work(connection, lost)
-            except ConfigurationError as error:  # a password was changed, a certificate has run out: no hurry either
-                self._failed(error)
+            except ConfigurationError as error:
+                if isinstance(error.__cause__, psycopg.Error):  # a password was changed, a certificate has run out
+                    self._failed(error)
                 raise
             except psycopg.Error as error:
                 conflicts += is_conflict(error)
