@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import shutil
 import socket
 import threading
 from dataclasses import replace
@@ -358,7 +359,7 @@ def test_without_the_extra_kept_sums_answer_and_the_rest_names_it(archived, monk
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_entry, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "it's a cache"))
     monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
     monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
     edges = [datetime(2026, month, 1, tzinfo=UTC) for month in range(1, 6)]
@@ -375,7 +376,7 @@ def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_e
     before = asked()
     store.archives.seal("2026-03", tmp_path / "archive")
     store.archives.drop()
-    kept = sorted((tmp_path / "cache").rglob("*.by-*.parquet"))
+    kept = sorted((tmp_path / "it's a cache").rglob("*.by-*.parquet"))
     assert len(kept) == 6
     assert_same(before, asked())
     for path in kept[::2]:  # one is damaged, one is another's
@@ -385,6 +386,8 @@ def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_e
     again = open_store(store.url)
     for by in (("end_user",), ("tag:env",)):
         assert again.aggregate(edges, by) == store.aggregate(edges, by)
+    shutil.rmtree(tmp_path / "it's a cache")
+    assert_same(before, asked())  # a cache may be cleared under a running process
     late = make_entry(occurred_at=START + timedelta(days=3), end_user="u9", tags={"env": "prod"})
     again.settle(late)
     found = again.aggregate(edges, ("end_user",))

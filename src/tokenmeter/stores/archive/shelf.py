@@ -100,7 +100,7 @@ class Shelf:
     def __init__(self) -> None:
         self._database: Any = None
         self._lock = threading.Lock()
-        self._known_totals: dict[tuple[str, str], str | None] = {}
+        self._known_totals: dict[tuple[str, str], tuple[str | None, int, int]] = {}
         _SHELVES.add(self)
 
     def after_fork_in_child(self) -> None:
@@ -209,9 +209,10 @@ class Shelf:
 
     def _total(self, cursor: Any, file: ArchivedMonth, name: str) -> str | None:
         key = file.sha256, name
-        if key not in self._known_totals:
-            self._known_totals[key] = _totals_of(cursor, file, name)
-        return self._known_totals[key]
+        known = self._known_totals.get(key)
+        if known is None or known != _stamp(known[0]):  # whoever clears the cache may do so at any time
+            known = self._known_totals[key] = _stamp(_totals_of(cursor, file, name))
+        return known[0]
 
     def prepare(self, file: ArchivedMonth) -> None:
         """Make what reports by end user and by tag are answered from, so that the first of them need not."""
@@ -414,16 +415,17 @@ def _totals_of(cursor: Any, file: ArchivedMonth, name: str) -> str | None:
     """
     kept = kept_path(f"{file.sha256}.by-{name}.parquet")
     too_many = kept.with_suffix(".too-many")
-    if too_many.exists():
-        return None
     try:
+        if too_many.exists():
+            return None
         if not kept.exists() or not _come_to(cursor, str(kept), file):
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".adding-", dir=kept.parent) as folder:
                 made = Path(folder) / "totals.parquet"
+                target = str(made).replace("'", "''")
                 ((count,),) = cursor.execute(
                     f"COPY (SELECT epoch_us(date_trunc('month', make_timestamp(epoch_us(occurred_at)))) AS at_us, "  # noqa: S608 - names of our own
-                    f"account, {name}, more, count(*) AS n, {_ADDED} FROM read_parquet(?) GROUP BY ALL) TO '{made}' "
+                    f"account, {name}, more, count(*) AS n, {_ADDED} FROM read_parquet(?) GROUP BY ALL) TO '{target}' "
                     "(FORMAT parquet, COMPRESSION zstd)",
                     [str(local_copy(file.url, file.sha256))],
                 ).fetchall()
@@ -436,6 +438,15 @@ def _totals_of(cursor: Any, file: ArchivedMonth, name: str) -> str | None:
     except (OSError, import_extra("duckdb").Error):
         return None  # the file itself answers, or says what is wrong
     return str(kept)
+
+
+def _stamp(path: str | None) -> tuple[str | None, int, int]:
+    """A file as it is now, so that another in its place is told from it; zeros where there is none."""
+    try:
+        status = None if path is None else os.stat(path)  # noqa: PTH116 - a text, as the asker needs it
+    except OSError:
+        status = None
+    return (path, 0, 0) if status is None else (path, status.st_mtime_ns, status.st_ino)
 
 
 def _come_to(cursor: Any, path: str, file: ArchivedMonth) -> bool:
