@@ -163,6 +163,7 @@ class Observation:
         at: When a step was done, or a total taken, as the provider says; aware UTC.
         shared: Bills of what outlives the response and may be named by others (a container): each is recorded once, by
             its own `bill_id`, over all responses and processes.
+        error_type: What went wrong, where the answer came whole and says that it failed; its usage is billed.
     """
 
     consumptions: tuple[Consumption, ...] = ()
@@ -177,6 +178,7 @@ class Observation:
     reading: Literal["whole", "total", "step", "share"] = "whole"
     at: datetime | None = None
     shared: tuple[Observation, ...] = ()
+    error_type: str | None = None
 
     def with_shared(self) -> Observation:
         """The whole at once: the shared bills as groups of this one, each once."""

@@ -183,3 +183,25 @@ def test_a_body_that_nobody_can_look_into_is_recorded_and_has_no_bound(given, cl
     with pytest.raises(BudgetExceededError):
         tokenmeter.wrap(client, stopping).post("/chat/completions", **sent)
     stopping.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("ended", "status"), [("failed", "error"), ("incomplete", "ok")])
+def test_a_response_that_says_it_failed_is_an_error_and_is_charged(streamed, ended, status, clients, books, provider):
+    usage = {"input_tokens": 70, "output_tokens": 20, "total_tokens": 90}
+    error = {"code": "server_error", "message": "Broke off."} if ended == "failed" else None
+    body = {"id": "resp_1", "object": "response", "model": "gpt-5-mini", "status": ended, "output": [], "usage": usage}
+    body |= {"error": error}
+    if streamed:
+        event = {"type": f"response.{ended}", "sequence_number": 0, "response": body}
+        provider.answer(events=[event])
+    else:
+        provider.answer(body=body)
+    with clients.make("OpenAI") as client:
+        answer = client.responses.create(model="gpt-5-mini", input="Hello", stream=streamed)
+        if streamed:
+            list(answer)
+    entry = books.one()
+    assert (entry.status, entry.error_type) == (status, "server_error" if error else None)
+    assert (entry.usage.input_tokens, entry.usage.output_tokens) == (70, 20)
+    assert entry.billed_cost

@@ -1,6 +1,7 @@
 """Archived months: whatever was asked of the ledger before is answered the same when they are in files."""
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -510,6 +511,10 @@ def test_the_star_of_tables_says_what_the_reports_say(archived, months, tmp_path
     assert same == (months[1].response_id,)
     unknown = connection.execute("SELECT count(*), count(billed_cost) FROM entries WHERE unpriced = 1").fetchone()
     assert unknown == (sum(one.billed_cost is None for one in months), 0)  # null, never zero
+    flags = connection.execute("SELECT entry_id, flags FROM calls WHERE flags IS NOT NULL").fetchall()
+    assert {entry: tuple(json.loads(said)) for entry, said in flags} == {
+        one.entry_id: one.flags for one in archived.entries() if one.flags
+    }
     connection.close()
     archived.archives.connect(tmp_path / "usage.duckdb").close()
     with pytest.raises(ConfigurationError, match="exists"):

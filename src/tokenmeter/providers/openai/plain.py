@@ -84,6 +84,8 @@ def read_response(body: JSON) -> Plain | None:
     usage, get = body.get("usage"), body.get
     if not is_object(usage) or not _RESPONSE_USAGE.issuperset(usage) or get("tool_usage") or get("background"):
         return None
+    if get("status") == "failed":
+        return None
     items = get("output")
     if not is_array(items) or _SEARCHES in str(get("model")):
         return None

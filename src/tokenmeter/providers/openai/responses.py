@@ -16,7 +16,7 @@ from tokenmeter.providers.openai.usage import (
     write_meter,
 )
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, NO_FLAGS, Reading, count, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, NO_FLAGS, Reading, count, error_in, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 #: Items that send the model round once more inside one response: its input is then a sum over several prompts.
@@ -40,7 +40,15 @@ _MINUTES_BILLED = 1_780_358_400
 
 
 def response(body: JSON, context: Context) -> Observation:
-    """A response, or a compaction of one. It bills once, however often it is retrieved."""
+    """A response, or a compaction of one. It bills once, however often it is retrieved, also where it failed."""
+    seen = _billed(body, context)
+    if text(body, "status") != "failed":
+        return seen
+    error = error_in(body)
+    return replace(seen, error_type="failed" if error is None else error.kind)
+
+
+def _billed(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     model, tier = text(body, "model"), text(body, "service_tier")
     retrieved = context.endpoint.endswith("responses.retrieve") and context.final_only

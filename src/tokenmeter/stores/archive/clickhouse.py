@@ -56,6 +56,7 @@ _ENTRIES: Mapping[str, str] = {
     ),
     "other_quantities": _MAYBE,
     **dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), "Nullable(Decimal(38, 12))"),
+    "flags": _FEW,
     "latency_us": "Nullable(Int64)",
     "first_token_us": "Nullable(Int64)",
     "response_id": _MAYBE,

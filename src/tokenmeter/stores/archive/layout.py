@@ -239,7 +239,7 @@ class FileWriter:
             shape,
             numbers or None,
             texts or None,
-            row.body if shape is None and not self._shaper.heads_only else None,
+            row.body if shape is None else None,
         )
 
     def _flush(self) -> None:

@@ -68,6 +68,8 @@ _MOST_KNOWN, _MOST_TRIED, _MOST_LIKELY = 20_000, 32, 5
 #: What only a record says, and a column of the archive repeats.
 _OWN = ("response_id", "request_id", "latency_us", "first_token_us", "recorded_at")
 _UNREAD = tuple(f',"{name}":' for name in _OWN)
+#: Doubts and remarks. They stand before the provider's own usage, which may have something of that name, too.
+_FLAGS, _RAW_USAGE = re.compile(r',"flags":\[[^\]]*\]'), ',"raw_usage":'
 
 
 def _own(body: str) -> tuple[Any, ...]:
@@ -172,14 +174,11 @@ class Shaper:
     """Finds shapes. What it found for one record it tries on the next of the same kind first.
 
     Args:
-        heads_only: Find none; only read what heads say.
-
-    Attributes:
-        heads_only: See there.
+        heads_only: Find none; only read what heads say, and leave of the rest its flags.
     """
 
     def __init__(self, *, heads_only: bool = False) -> None:
-        self.heads_only = heads_only
+        self._heads_only = heads_only
         self._known: dict[tuple[Any, ...], list[_Found]] = {}
         self._last: dict[tuple[Any, ...], list[_Found]] = {}
 
@@ -192,7 +191,7 @@ class Shaper:
         """
         head = _HEAD.match(body)
         if head is None:
-            return Shaped(_own(body), None)
+            return Shaped(_own(body), self._left(body))
         _, _, _, recorded, response, request, latency, first_token, _, _ = head.groups()
         own = (
             response,
@@ -203,8 +202,8 @@ class Shaper:
         )
         if body.startswith(_UNREAD, head.end()):  # an id with quotation marks, say, at which the pattern ended
             own = _own(body)
-        if self.heads_only:
-            return Shaped(own, None)
+        if self._heads_only:
+            return Shaped(own, self._left(body))
         known = values(own)
         likely = self._last.setdefault((known[0], head.lastindex, latency is None, response is None), [])
         for one in likely:
@@ -217,6 +216,13 @@ class Shaper:
         if not one.taken:
             likely[:] = [one, *likely[:_MOST_LIKELY]]
         return Shaped(own, one.shape, numbers, texts)
+
+    def _left(self, body: str) -> str | None:
+        """What stands for the record where no shape was looked for; None: the whole of it."""
+        if not self._heads_only:
+            return None
+        flags = _FLAGS.search(body.partition(_RAW_USAGE)[0])
+        return "" if flags is None else flags[0]
 
     def _found(
         self, body: str, head: re.Match[str], known: tuple[Any, ...]

@@ -31,6 +31,10 @@ _COST = (
     "CAST(CAST(coalesce({0}) AS DECIMAL(20, 0)) * CAST(0.000001 AS DECIMAL(7, 6)) "
     "+ CAST(coalesce({1}) AS DECIMAL(20, 0)) * CAST(0.000000000001 AS DECIMAL(13, 12)) AS DECIMAL(38, 12))"
 )
+#: As JSON, out of the record or its shape, where it stands as it is. What follows it is the provider's own.
+_FLAGS = (
+    r"""nullif(regexp_extract(split_part(coalesce(shape, body), ',"raw_usage":', 1), ',"flags":(\[[^\]]*\])', 1), '')"""
+)
 _ORDER = ("billed", "contracted", "list")
 _AMOUNTS = {
     name: _COST.format(*(", ".join(f"{one}_{part}" for one in _ORDER[at:]) for part in ("micro", "pico")))
@@ -47,7 +51,8 @@ _ENTRIES = f"""
             AS entry_id,
         occurred_at, lower(hex(account)) AS account, lower(hex(end_user)) AS end_user, tags,
         unpriced, estimated, {", ".join(f"{name} AS {name}_tokens" for name in TYPED)}, reasoning AS reasoning_tokens,
-        more AS other_quantities, {_COSTS}, latency_us, first_token_us, response_id, request_id
+        more AS other_quantities, {_COSTS}, {_FLAGS} AS flags,
+        latency_us, first_token_us, response_id, request_id
 """
 _CALLS = """
     SELECT e.* EXCLUDE (account, end_user, tags), a.* EXCLUDE (account), u.name AS end_user, e.tags
