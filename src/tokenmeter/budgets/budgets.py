@@ -15,8 +15,10 @@ from operator import attrgetter
 
 from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice, Rule, Sight, check
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt, picodollars
-from tokenmeter.budgets.definitions import AskedLimits, room
+from tokenmeter.budgets.counting import Openings, audit, count, spent_by, with_held
+from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
+from tokenmeter.budgets.limits import AskedLimits, room
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope, place_in_code
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
 from tokenmeter.budgets.policy import (
@@ -27,9 +29,9 @@ from tokenmeter.budgets.policy import (
     limit_table,
     threshold_amounts,
 )
-from tokenmeter.budgets.registry import InForce, Registry
+from tokenmeter.budgets.registry import Registry
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
-from tokenmeter.budgets.status import Balance, audit, balances, count, spent_by, tally, with_held
+from tokenmeter.budgets.status import Balance, balances
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call, PlainRequest, RequestFacts
@@ -47,7 +49,6 @@ log = logging.getLogger("tokenmeter")
 _HOST = socket.gethostname()
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3
-_MOST_OPENED = 65_536
 #: Seconds between two looks of the rules, and from the start to the first.
 _LOOK_EVERY = 300
 _FIRST_LOOK = 60
@@ -117,7 +118,7 @@ class Budgets(Registry):
         self._tokens = TokenCounter()
         self._ceilings = Ceilings()
         self._asked = AskedLimits()
-        self._opened: set[CounterKey] = set()
+        self._openings = Openings(store, pricer, fault)
         #: Whether streams have holds without claims.
         self.keeps_open_calls: bool = getattr(getattr(store, "journal", None), "keeps_open_calls", False)
 
@@ -292,7 +293,7 @@ class Budgets(Registry):
         matched: list[Matching] = []
         for cap, scope in index.find(subject, at):
             keys = cap.keys(scope, now)
-            self._open(cap, scope, keys, wait=wait)
+            self._openings.open(cap, scope, keys, wait=wait)
             if not wait and not self._asked.is_known(cap, scope):
                 raise StoreBusyError("A limit function has to be asked; call again from a thread.")
             limit = self._limit(state, cap, scope, keys[0][0], now)
@@ -335,49 +336,6 @@ class Budgets(Registry):
             return count(cap, scope, key.window_start, moment, store=self._store, pricer=self._pricer)
 
         return room(limit, here, now, spent_before) if here else limit
-
-    def _open(
-        self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]], *, wait: bool
-    ) -> None:
-        """Give counters of windows that began before their budget was defined what the ledger holds already.
-
-        Raises:
-            StoreBusyError: ``wait=False``: the ledger has to be read first.
-            StoreUnavailableError: it cannot be read.
-        """
-        new = [(key, end) for key, end in keys if self._needs_opening(cap, key)]
-        if not new:
-            return
-        if not wait:
-            raise StoreBusyError("A new budget has to be looked up in the ledger first; call again from a thread.")
-        if cap.opens_by_counter:
-            known = self._store.counters([key for key, _ in new])
-            for key, end in new:
-                if not (known[key].settled or known[key].reserved):
-                    self._fill(cap, scope, key.window_start, end)
-        else:
-            marks = {key: _mark(key) for key, _ in new}
-            done = self._store.counters(list(marks.values()))
-            for key, end in new:
-                if not done[marks[key]].settled:
-                    self._fill(cap, cap.budget.scope, key.window_start, end)
-                    self._store.open_counters({marks[key]: (1, end)})
-        if len(self._opened) >= _MOST_OPENED:
-            self._opened.clear()
-        self._opened.update(key if cap.opens_by_counter else _mark(key) for key, _ in new)
-
-    def _needs_opening(self, cap: Cap, key: CounterKey) -> bool:
-        if key.window_start >= cap.counted_since_us or not cap.counts:
-            return False
-        return (key if cap.opens_by_counter else _mark(key)) not in self._opened
-
-    def _fill(self, cap: Cap, scope: Mapping[str, str], start: int, end: int | None) -> None:
-        """Give the counters of one window what the ledger holds, each if it never moved."""
-        sums = tally(cap, scope, start, end, store=self._store, pricer=self._pricer)
-        if sums:
-            self._store.open_counters(
-                {CounterKey(cap.counter_name, text, start): (amount, end) for text, amount in sums.items()}
-            )
 
     def _reservation(self, plan: Demand, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
         return Reservation(
@@ -429,7 +387,7 @@ class Budgets(Registry):
             if not (amount := spent[unit]):
                 continue
             keys = cap.keys(scope, now)
-            self._open_quietly(cap, scope, keys, wait=wait)
+            self._openings.open_quietly(cap, scope, keys, wait=wait)
             amounts = self._thresholds(state, cap, scope, keys[0][0], now)
             postings += [
                 Posting(key, amount, amounts if cap.alerts_at(key.window_start) else (), end) for key, end in keys
@@ -445,16 +403,6 @@ class Budgets(Registry):
                 run.post(partial(spent_by, entry, pricer=self._pricer))
         if held is not None:
             held.free()
-
-    def _open_quietly(
-        self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]], *, wait: bool
-    ) -> None:
-        try:
-            self._open(cap, scope, keys, wait=wait)
-        except StoreBusyError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the entry is recorded whatever comes of it
-            self._fault("look up a new budget in the ledger", error)
 
     def _thresholds(
         self, state: InForce, cap: Cap, scope: Mapping[str, str], key: CounterKey, now: int
@@ -576,17 +524,12 @@ class Budgets(Registry):
         return balances(state.caps.values(), self._store, self._pricer, wanted, at, limit_of=limit_of, named=named)
 
     def audit(self, *, repair: bool = False) -> Sequence[CounterFault]:
-        """Counters of budgets in force that differ from the ledger; see `tokenmeter.budgets.status.audit`."""
+        """Counters of budgets in force that differ from the ledger; see `tokenmeter.budgets.counting.audit`."""
         return audit(self._read().caps, self._store, self._pricer, now=self._store.now(), repair=repair)
 
     def forget_limits(self, name: str, value: str | None = None) -> None:
         """Ask a budget's limit function again with the next call: for one member (or the like), or for all."""
         self._asked.forget(name, value)
-
-
-def _mark(key: CounterKey) -> CounterKey:
-    """The counter that says that a window's counters were filled from the ledger, all at once."""
-    return CounterKey(f"{key.budget} opened", "", key.window_start)
 
 
 _posting_key = attrgetter("key")

@@ -1,32 +1,24 @@
 """Budgets as the ledger knows them: every definition, change, end and grant is a filed document of the ledger.
 
 Documents are numbered, chained and never changed, so that the history of a budget says who changed it, when and why.
-The definition in force is the last one filed under the budget's name. What its limit is at this moment (the
-fixed one, or the member's own; with what was granted, less what has expired) is worked out here, too.
+The definition in force is the last one filed under the budget's name; what a program declares is filed unless the
+ledger knows better.
 """
 
 from __future__ import annotations
 
-import asyncio
 import getpass
-import inspect
 import json
-import logging
-import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
+from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, scope_text
+from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.windows import microseconds
-from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
-from tokenmeter.money import magnitude
+from tokenmeter.errors import LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 
@@ -301,209 +293,102 @@ def whoami() -> str:
         return "unknown"
 
 
-log = logging.getLogger("tokenmeter")
+def joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str, Change]:
+    """What is in force, and what would be once `declared` is filed."""
+    found = policy.in_force()
+    for budget in declared:
+        if is_news(policy, budget, source):
+            before = found.get(budget.name)
+            found[budget.name] = Change(
+                name=budget.name,
+                version=len(policy.changes.get(budget.name, ())) + 1,
+                what="set",
+                budget=budget,
+                at=None,
+                by=whoami(),
+                reason="declared",
+                source=source,
+                era=1 if before is None else before.era,
+                counted_since=None if before is None else before.counted_since,
+            )
+    return found
 
-#: A limit that nothing reaches: for whom the table or the function says ``unlimited``.
-NO_CAP = 9 * 10**18
-_NEVER = 1 << 62
-_MOST_VALUES = 65_536
-_TELL_EVERY = 60
-_LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
 
+def is_news(policy: Policy, budget: Budget, source: str) -> bool:
+    """Whether a declaration is to be filed: nobody said anything yet, or this source said otherwise the last time.
 
-def room(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
-    """The limit of one counter with its grants: what may have been spent in all by now.
-
-    What expires first is spent first, so an expiry takes away only what nobody used of it.
-
-    Args:
-        limit: The limit without grants; it expires with the window.
-        grants: The counter's grants in its window, in any order.
-        at_us: Now, in microseconds since the epoch.
-        spent_before: What the counter had settled before an instant. Only asked when something has expired already.
+    What the source said before was overruled by whoever changed it since; another source's word is not overruled by a
+    mere declaration.
     """
-    live = [grant for grant in grants if microseconds(grant.starts) <= at_us]
-    if not any(grant.expires is not None and microseconds(grant.expires) <= at_us for grant in live):
-        return min(max(limit + sum(_amount(grant) for grant in live), 0), NO_CAP)
-    moments = sorted({microseconds(one) for grant in live for one in (grant.starts, grant.expires) if one is not None})
-    packs: list[list[int]] = [[_NEVER, limit]]  # expiry, what is left
-    spent = 0
-    for moment in (each for each in moments if each <= at_us):
-        now_spent = spent_before(moment)
-        _take(packs, now_spent - spent)
-        spent = now_spent
-        packs = [pack for pack in packs if pack[0] > moment]
-        for grant in live:
-            if microseconds(grant.starts) == moment:
-                amount = _amount(grant)
-                if amount < 0:
-                    _take(packs, -amount)
-                else:
-                    packs.append([_NEVER if grant.expires is None else microseconds(grant.expires), amount])
-    return min(max(spent + sum(left for _, left in packs), 0), NO_CAP)
+    versions = policy.changes.get(budget.name)
+    if not versions:
+        return True
+    said = policy.said_by(source, budget.name)
+    return (
+        said is not None
+        and said.budget is not None
+        and not is_same(said.budget, budget)
+        and not (versions[-1].budget is not None and is_same(versions[-1].budget, budget))
+    )
 
 
-def _take(packs: list[list[int]], amount: int) -> None:
-    """Spend `amount`, what expires first first. What no pack can pay is owed by the last one."""
-    packs.sort(key=lambda pack: pack[0])
-    for pack in packs:
-        part = min(pack[1], amount) if pack is not packs[-1] else amount
-        if part > 0:
-            pack[1] -= part
-            amount -= part
+def is_same(one: Budget, other: Budget) -> bool:
+    """Whether both say the same."""
+    return one.to_dict() == other.to_dict()
 
 
-def _amount(grant: Grant) -> int:
-    size = parse_limit(magnitude(grant.amount), grant.unit, name="amount")
-    return -size if grant.amount < 0 else size
+def is_same_or_gone(one: Budget | None, other: Budget | None) -> bool:
+    """Whether both say the same, or both that there is none."""
+    return one is other or (one is not None and other is not None and is_same(one, other))
 
 
 @dataclass(frozen=True, slots=True)
-class _LimitAnswer:
-    limits: Mapping[Unit, int | None]
-    asked_at: float  # seconds, not money
+class InForce:
+    """The budgets of one generation of the ledger's policy, prepared."""
 
+    generation: int | None
+    policy: Policy
+    changes: Mapping[str, Change]
+    caps: Mapping[str, Cap]
+    every: CapIndex
+    counting: CapIndex
+    hard: CapIndex
+    open_fields: Mapping[str, str]
+    dates: tuple[int, ...]
+    applied: bool
+    singled_out: tuple[str, ...] = ()
+    any_hard: bool = False
 
-class AskedLimits:
-    """Answers of one budget's `Budget.limit`, remembered for `Budget.refresh` seconds.
+    def next_date(self, now_us: int) -> int:
+        """First instant after now at which a budget begins or ends."""
+        return next((date for date in self.dates if date > now_us), NEVER)
 
-    An answer that is too old is asked for again in the call's own thread, for calls on an event loop beside it; while
-    the function fails the last answer holds, then the fixed limit, then the budget's `store_failure`. What an async
-    function awaits (a pool of connections) belongs to the application's loop, and runs there.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
-        self._answers: dict[tuple[str, str], _LimitAnswer] = {}
-        self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
-
-    def is_known(self, cap: Cap, scope: Mapping[str, str]) -> bool:
-        """Whether `of` would answer without asking the function."""
-        name = cap.budget.open_field
-        if not cap.budget.asks or name is None:
-            return True
-        answer = self._answers.get((cap.budget.name, scope[name]))
-        return answer is not None and time.monotonic() - answer.asked_at < cap.budget.refresh
-
-    def of(self, cap: Cap, scope: Mapping[str, str]) -> int:
-        """The limit of `cap` for the counter `scope`, without grants.
-
-        Raises:
-            StoreUnavailableError: it is not known, and the budget fails closed.
-        """
-        budget = cap.budget
-        name, table = budget.open_field, limit_table(budget)
-        if budget.limit is None or name is None:
-            return NO_CAP if cap.limit is None else cap.limit
-        value = scope[name]
-        if table is not None:
-            found = limit_in(table.get(value), cap.unit, name=f"limit.{value}")
-        else:
-            found = self._ask(cap, cast("LimitFunction", budget.limit), value)
-        if found is None:
-            found = cap.limit
-        if found is None and table is not None:
-            return 0  # a table without a fixed limit beside it names everybody who may call
-        if found is None:
-            return self._unknown(cap, scope)
-        return NO_CAP if found < 0 else found
-
-    def forget(self, name: str, value: str | None = None) -> None:
-        """Ask again with the next call, for one value or for all."""
-        for key in [key for key in self._answers if key[0] == name and value in {None, key[1]}]:
-            self._answers.pop(key, None)
-
-    def _ask(self, cap: Cap, function: LimitFunction, value: str) -> int | None:
-        budget, key = cap.budget, (cap.budget.name, value)
-        now = time.monotonic()
-        known = self._answers.get(key)
-        if known is not None and now - known.asked_at < budget.refresh:
-            return known.limits.get(cap.unit)
-        try:
-            said = function(value)
-            if inspect.isawaitable(said):
-                said = self._awaited(said)
-            limits: dict[Unit, int | None] = {
-                unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units
-            }
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
-            self._tell(budget.name, error, has_last=known is not None)
-            limits = dict(known.limits) if known is not None else {}
-        if len(self._answers) >= _MOST_VALUES:
-            self._answers.clear()
-        self._answers[key] = _LimitAnswer(limits, now)
-        return limits.get(cap.unit)
-
-    def _awaited(self, said: Awaitable[LimitValue | None]) -> LimitValue | None:
-        """What an async function says: on the application's loop, where one can be waited for, else on a new one."""
-
-        async def answer() -> LimitValue | None:
-            self._loop = _running_loop()
-            return await said
-
-        async def anew() -> LimitValue | None:
-            return await said
-
-        if "anyio" in sys.modules and (told := _from_anyio(answer)) is not None:
-            return told[0]
-        here = _running_loop()
-        if self._loop is not None and self._loop.is_running() and here is None:
-            return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(_LONGEST_WAIT)
-        return asyncio.run(anew()) if here is None else _in_thread(lambda: asyncio.run(anew()))
-
-    def _tell(self, name: str, error: BaseException, *, has_last: bool) -> None:
-        """Log a limit function's failure, at most once a minute per budget."""
-        now = time.monotonic()
-        if now - self._told.get(name, -_TELL_EVERY) < _TELL_EVERY:
-            return
-        self._told[name] = now
-        holds = "the last known limit holds" if has_last else "the fixed limit beside it holds"
-        if isinstance(error, ConfigurationError):
-            log.error("Budget %r: its limit is not known (%s); %s meanwhile", name, error, holds)
-        else:
-            log.error("Budget %r: its limit function failed; %s meanwhile", name, holds, exc_info=error)
-
-    def _unknown(self, cap: Cap, scope: Mapping[str, str]) -> int:
-        if cap.budget.store_failure == "open" or not cap.budget.hard:
-            return NO_CAP
-        raise StoreUnavailableError(
-            f"The limit of budget {cap.budget.name!r} for {scope_text(scope)} is not known: its limit function said "
-            "none, and the budget has no fixed limit beside it. The call was not sent. Give the budget a fixed limit "
-            "that holds meanwhile, or set store_failure='open' to let such calls pass."
+    @classmethod
+    def of(cls, policy: Policy, changes: Mapping[str, Change], *, generation: int | None, applied: bool) -> InForce:
+        """Prepare what is in force."""
+        caps = [
+            Cap(change.budget, unit, era=change.era, defined_at=change.counted_since)
+            for change in changes.values()
+            if change.budget is not None
+            for unit in change.budget.units
+        ]
+        return cls(
+            generation,
+            policy,
+            changes,
+            {cap.counter_name: cap for cap in caps},
+            CapIndex(caps),
+            CapIndex(cap for cap in caps if cap.counts),
+            CapIndex(cap for cap in caps if cap.budget.hard),
+            {
+                field: cap.budget.name
+                for cap in caps
+                if cap.budget.hard
+                for field, value in cap.budget.scope.items()
+                if value == "*"
+            },
+            tuple(sorted({microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
+            applied,
+            tuple(sorted({name for cap in caps for name in cap.budget.scope if name == "end_user" or ":" in name})),
+            any(cap.budget.hard for cap in caps),
         )
-
-
-def _from_anyio(answer: Callable[[], Coroutine[Any, Any, LimitValue | None]]) -> tuple[LimitValue | None] | None:
-    """The answer from the loop that waits for this thread; None where no loop does."""
-    from anyio import from_thread  # noqa: PLC0415 - only where the application has it
-
-    try:
-        from_thread.run_sync(_nothing)
-    except RuntimeError:  # no thread of anyio's
-        return None
-    return (from_thread.run(answer),)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _in_thread(work: Callable[[], Any]) -> Any:
-    """The result of `work` in a thread that has no loop as yet."""
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="tokenmeter-limit", daemon=True).start()
-    return done.result(_LONGEST_WAIT)

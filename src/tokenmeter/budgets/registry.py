@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,16 +14,21 @@ from pathlib import Path
 from tokenmeter.budgets.definitions import (
     Change,
     Grant,
+    InForce,
     Policy,
     file_change,
     file_grant,
     grants_of,
     history,
+    is_news,
+    is_same,
+    is_same_or_gone,
+    joined,
     read_policy,
     whoami,
 )
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, scope_text
+from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
 from tokenmeter.budgets.status import key_names
 from tokenmeter.budgets.windows import microseconds
@@ -35,58 +40,6 @@ from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.base import Store
 
 log = logging.getLogger("tokenmeter")
-
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """The budgets of one generation of the ledger's policy, prepared."""
-
-    generation: int | None
-    policy: Policy
-    changes: Mapping[str, Change]
-    caps: Mapping[str, Cap]
-    every: CapIndex
-    counting: CapIndex
-    hard: CapIndex
-    open_fields: Mapping[str, str]
-    dates: tuple[int, ...]
-    applied: bool
-    singled_out: tuple[str, ...] = ()
-    any_hard: bool = False
-
-    def next_date(self, now_us: int) -> int:
-        """First instant after now at which a budget begins or ends."""
-        return next((date for date in self.dates if date > now_us), NEVER)
-
-    @classmethod
-    def of(cls, policy: Policy, changes: Mapping[str, Change], *, generation: int | None, applied: bool) -> InForce:
-        """Prepare what is in force."""
-        caps = [
-            Cap(change.budget, unit, era=change.era, defined_at=change.counted_since)
-            for change in changes.values()
-            if change.budget is not None
-            for unit in change.budget.units
-        ]
-        return cls(
-            generation,
-            policy,
-            changes,
-            {cap.counter_name: cap for cap in caps},
-            CapIndex(caps),
-            CapIndex(cap for cap in caps if cap.counts),
-            CapIndex(cap for cap in caps if cap.budget.hard),
-            {
-                field: cap.budget.name
-                for cap in caps
-                if cap.budget.hard
-                for field, value in cap.budget.scope.items()
-                if value == "*"
-            },
-            tuple(sorted({microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
-            applied,
-            tuple(sorted({name for cap in caps for name in cap.budget.scope if name == "end_user" or ":" in name})),
-            any(cap.budget.hard for cap in caps),
-        )
 
 
 class Registry:
@@ -144,7 +97,7 @@ class Registry:
         return grants_of(self._read().policy, name, scope)
 
     def _declared_only(self) -> InForce:
-        return InForce.of(Policy(), _joined(Policy(), self.declared, self._source), generation=None, applied=False)
+        return InForce.of(Policy(), joined(Policy(), self.declared, self._source), generation=None, applied=False)
 
     def _read_policy(self) -> Policy:
         """What the ledger says by now; of what was read before nothing is read again."""
@@ -157,7 +110,7 @@ class Registry:
         state = self._state
         if state.generation != generation:
             policy = self._read_policy()
-            changes = self._with_functions(_joined(policy, self.declared, self._source))
+            changes = self._with_functions(joined(policy, self.declared, self._source))
             state = InForce.of(policy, changes, generation=generation, applied=not self.declared)
             if self._state.generation is None or state.applied:
                 self._state = state
@@ -201,7 +154,7 @@ class Registry:
         """File what this process declares and the ledger does not have; whether anything was filed."""
         filed = False
         for budget in self.declared:
-            if _is_news(policy, budget, self._source):
+            if is_news(policy, budget, self._source):
                 versions = policy.changes.get(budget.name, ())
                 file_change(
                     self._store,
@@ -220,7 +173,7 @@ class Registry:
         own = {budget.name: budget for budget in self.declared if callable(budget.limit)}
         return {
             name: replace(change, budget=own[name])
-            if name in own and change.budget is not None and _is_same(own[name], change.budget)
+            if name in own and change.budget is not None and is_same(own[name], change.budget)
             else change
             for name, change in changes.items()
         }
@@ -229,7 +182,7 @@ class Registry:
         """Say where the ledger says otherwise than this process, once per version."""
         for budget in self.declared:
             change = policy.changes[budget.name][-1]
-            if (change.budget is not None and _is_same(budget, change.budget)) or (
+            if (change.budget is not None and is_same(budget, change.budget)) or (
                 budget.name,
                 change.version,
             ) in self._told:
@@ -299,7 +252,7 @@ class Registry:
         while True:
             versions = self._read_applied().policy.changes.get(name, ())
             last = versions[-1] if versions else None
-            if last is not None and _is_same_or_gone(last.budget, budget):
+            if last is not None and is_same_or_gone(last.budget, budget):
                 return last
             file_change(self._store, name, budget, version=len(versions) + 1, by=by, reason=reason, source=source)
 
@@ -334,7 +287,7 @@ class Registry:
         due: dict[str, Budget | None] = {
             name: budget
             for name, budget in wanted.items()
-            if name not in in_force or not _is_same_or_gone(in_force[name].budget, budget)
+            if name not in in_force or not is_same_or_gone(in_force[name].budget, budget)
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
         who = by or whoami()
@@ -473,53 +426,6 @@ class Registry:
 def _asked(grant: Grant) -> tuple[object, ...]:
     """What was asked for, whenever it was."""
     return scope_text(grant.scope), grant.unit, grant.amount, grant.expires, grant.reason
-
-
-def _joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str, Change]:
-    """What is in force, and what would be once `declared` is filed."""
-    joined = policy.in_force()
-    for budget in declared:
-        if _is_news(policy, budget, source):
-            before = joined.get(budget.name)
-            joined[budget.name] = Change(
-                name=budget.name,
-                version=len(policy.changes.get(budget.name, ())) + 1,
-                what="set",
-                budget=budget,
-                at=None,
-                by=whoami(),
-                reason="declared",
-                source=source,
-                era=1 if before is None else before.era,
-                counted_since=None if before is None else before.counted_since,
-            )
-    return joined
-
-
-def _is_news(policy: Policy, budget: Budget, source: str) -> bool:
-    """Whether a declaration is to be filed: nobody said anything yet, or this source said otherwise the last time.
-
-    What the source said before was overruled by whoever changed it since; another source's word is not overruled by a
-    mere declaration.
-    """
-    versions = policy.changes.get(budget.name)
-    if not versions:
-        return True
-    said = policy.said_by(source, budget.name)
-    return (
-        said is not None
-        and said.budget is not None
-        and not _is_same(said.budget, budget)
-        and not (versions[-1].budget is not None and _is_same(versions[-1].budget, budget))
-    )
-
-
-def _is_same(one: Budget, other: Budget) -> bool:
-    return one.to_dict() == other.to_dict()
-
-
-def _is_same_or_gone(one: Budget | None, other: Budget | None) -> bool:
-    return one is other or (one is not None and other is not None and _is_same(one, other))
 
 
 def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:

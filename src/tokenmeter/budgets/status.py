@@ -1,31 +1,24 @@
-"""Where budgets stand, and whether their counters agree with the ledger.
-
-The ledger is the truth: what a counter should hold is worked out from its entries; a counter only says it quickly.
-"""
+"""Where budgets stand: limits, what was spent and is held, and what is left, for people and programs."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.budgets.bounds import picodollars
-from tokenmeter.budgets.definitions import NO_CAP
-from tokenmeter.budgets.holds import TAKEN_BACK
-from tokenmeter.budgets.matching import Cap, Matcher, Subject, parse_scope, scope_text, value_fits
-from tokenmeter.budgets.policy import Unit, amount_of
+from tokenmeter.budgets.counting import BEGINNING, END, tally
+from tokenmeter.budgets.limits import NO_CAP
+from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
+from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
-from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.display import dollars, facts_html, plain
 from tokenmeter.errors import StoreError
-from tokenmeter.ledger import CounterKey, Entry
-from tokenmeter.money import EXACT, ZERO, divide, multiply, quantize, to_picodollars
+from tokenmeter.ledger import CounterKey
+from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
-from tokenmeter.stores.base import Aggregate, Counter, EntryFilter, Fault, Store
+from tokenmeter.stores.base import Counter, Store
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
@@ -263,227 +256,3 @@ def _balance(
 
 def _taken(counter: Counter) -> int:
     return counter.settled + counter.reserved
-
-
-def audit(
-    caps: Mapping[str, Cap], store: Store, pricer: Pricer, *, now: datetime, repair: bool = False
-) -> tuple[Fault, ...]:
-    """Counters of budgets in force that differ from the ledger.
-
-    A counter that moves while the ledger is read is not judged, nor are windows that nobody counted: a budget of today
-    has no counters of last month.
-
-    Args:
-        caps: The limits in force, by their counters' name.
-        store: Their ledger and counters.
-        pricer: For tokens whose price is not known.
-        now: Windows of rate limits that ended before are left alone.
-        repair: Set the counters that differ to what the ledger says.
-
-    Returns:
-        One fault of kind ``counter`` for each that differs (before the repair).
-    """
-    moment = microseconds(now)
-    before = _settled(caps, store)
-    due = {
-        key: _due(caps[key.budget], key, store, pricer) for key in before if not _is_over(caps[key.budget], key, moment)
-    }
-    after = _settled(caps, store)
-    wrong = sorted(
-        key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)
-    )
-    if repair and wrong:
-        store.set_counters({key: due[key] for key in wrong})
-    return tuple(_fault(caps[key.budget], key, before[key], due[key]) for key in wrong)
-
-
-def _settled(caps: Mapping[str, Cap], store: Store) -> dict[CounterKey, int]:
-    return {
-        key: counter.settled for key, counter in store.all_counters() if key.budget in caps and caps[key.budget].counts
-    }
-
-
-def _agree(cap: Cap, key: CounterKey, held: Mapping[CounterKey, int], due: Mapping[CounterKey, int]) -> bool:
-    """Whether counter and ledger agree. One that nobody opened yet says nothing of a window before its budget."""
-    return held[key] == due[key] or (held[key] == 0 and key.window_start < cap.counted_since_us)
-
-
-def _due(cap: Cap, key: CounterKey, store: Store, pricer: Pricer) -> int:
-    end = next((end for start, end in cap.spans(key.window_start) if start == key.window_start), None)
-    return count(cap, parse_scope(key.scope), key.window_start, end, store=store, pricer=pricer)
-
-
-def _is_over(cap: Cap, key: CounterKey, now: int) -> bool:
-    return cap.rolling and key.window_start < cap.spans(now)[0][0]
-
-
-def _fault(cap: Cap, key: CounterKey, held: int, due: int) -> Fault:
-    where = f"{key.budget} {key.scope or 'all'} {from_microseconds(key.window_start):%Y-%m-%dT%H:%MZ}"
-    detail = f"the counter says {amount_of(cap.unit, held)}, the ledger {amount_of(cap.unit, due)}"
-    return Fault("counter", where, detail)
-
-
-#: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A
-#: key is its fingerprint; its names are matched, too. Every other field is a dimension of its own.
-_DIMENSIONS = {"model": ("request_model", "model"), "api_key": ("api_key_fingerprint", "api_key")}
-_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
-_TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
-#: The flag of an answer whose usage nobody knows, and what begins the flags that say what was held for it.
-UNKNOWN_USAGE = "usage_unknown"
-_HELD = "held_"
-#: From before any entry until after all of them.
-BEGINNING, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-
-
-def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
-    """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing."""
-    held = _held(entry, unit)
-    if held is not None:
-        return held
-    if unit == "usd":
-        cost = entry.billed_cost or ZERO
-        if entry.cost_source == "unpriced" or entry.kind == "correction":
-            cost = EXACT.add(cost, _dearest(entry, pricer))
-        return picodollars(cost)
-    back = TAKEN_BACK in entry.flags
-    if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
-        return 0
-    if unit == "tokens":
-        return entry.usage.total_tokens
-    return -1 if back else 1
-
-
-def with_held(entry: Entry, claims: Iterable[tuple[Unit, int]]) -> Entry:
-    """`entry` with what was held for it, where nobody knows what it used: that counts, never nothing."""
-    if UNKNOWN_USAGE not in entry.flags:
-        return entry
-    most: dict[Unit, int] = {}
-    for unit, amount in claims:
-        most[unit] = max(amount, most.get(unit, 0))
-    flags = {*entry.flags, *(f"{_HELD}{unit}={amount}" for unit, amount in most.items() if unit in {"usd", "tokens"})}
-    return replace(entry, flags=tuple(sorted(flags)))
-
-
-def _held(entry: Entry, unit: Unit) -> int | None:
-    if UNKNOWN_USAGE not in entry.flags or unit not in {"usd", "tokens"}:
-        return None
-    prefix = f"{_HELD}{unit}="
-    return next((int(flag.removeprefix(prefix)) for flag in entry.flags if flag.startswith(prefix)), None)
-
-
-def _dearest(entry: Entry, pricer: Pricer) -> Decimal:
-    """What the unpriced tokens of `entry` cost at the dearest known rates of its provider.
-
-    A correction that prices them later takes their unpriced lines back, and with them this estimate.
-    """
-    if all(charge.billed_cost is not None for charge in entry.charges):
-        return ZERO
-    rates = pricer.dearest_known(
-        provider=entry.provider, at=entry.occurred_at, api_key=entry.api_key, attribution=entry.attribution
-    )
-    cost = ZERO
-    for charge in entry.charges:
-        if charge.billed_cost is None and charge.unit == "Tokens":
-            rate = rates.output if charge.sku_meter in OUTPUT_METERS else rates.input
-            cost = EXACT.add(cost, EXACT.multiply(rate or ZERO, charge.quantity))
-    return quantize(cost)
-
-
-def count(
-    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer
-) -> int:
-    """What one counter should hold for ``[start, end)``.
-
-    Raises:
-        StoreUnavailableError: the ledger cannot be read.
-    """
-    return tally(cap, scope, start_us, end_us, store=store, pricer=pricer).get(scope_text(scope), 0)
-
-
-def tally(
-    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer
-) -> dict[str, int]:
-    """What the counters of `cap` should hold for ``[start, end)``: scope text -> amount.
-
-    Args:
-        cap: The budget's limit.
-        scope: Scope values; a field left at ``"*"`` is counted per value.
-        start_us: Microseconds since the epoch.
-        end_us: First instant that counts no more; None = never.
-        store: The ledger.
-        pricer: For tokens whose price is not known.
-    """
-    starts, ends = cap.budget.effective
-    since, until = from_microseconds(start_us), END if end_us is None else from_microseconds(end_us)
-    since, until = max(since, starts or since), min(until, ends or until)
-    if since >= until or not cap.counts:
-        return {}
-    sums: defaultdict[str, int] = defaultdict(int)
-    for text, amount in _counted(cap, scope, since, until, store=store, pricer=pricer):
-        sums[text] += amount
-    return {text: amount for text, amount in sums.items() if amount}
-
-
-def _counted(
-    cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer
-) -> Iterator[tuple[str, int]]:
-    exact = {name: value for name, value in scope.items() if _is_exact(name, value)}
-    where = {_DIMENSIONS.get(name, (name,))[0]: frozenset[str | None]({value}) for name, value in exact.items()}
-    others = [(name, _DIMENSIONS.get(name, (name,))) for name in scope if name not in exact]
-    by = [dimension for _, dimensions in others for dimension in dimensions]
-    for found in store.aggregate([since, until], [*by, "kind"], EntryFilter(where=where)):
-        *group, kind = found.group
-        values = _values(scope, others, dict(zip(by, group, strict=True)))
-        if values is not None:
-            yield scope_text({**scope, **values}), _amount(cap.unit, found, kind)
-    # What no sum tells: tokens without a price, and estimates that were taken back.
-    for more in ({"cost_source": frozenset[str | None]({"unpriced"})}, {"kind": frozenset[str | None]({"correction"})}):
-        for entry in store.entries(EntryFilter(since=since, until=until, where=where | more)):
-            matched = Matcher(scope)(Subject.of_entry(entry))
-            if matched is not None and ("kind" in more or entry.kind != "correction"):
-                yield scope_text(matched), spent_by(entry, cap.unit, pricer) - _summed(entry, cap.unit)
-
-
-def _is_exact(name: str, value: str) -> bool:
-    """Whether a condition can be put to the store as it is."""
-    if name == "api_key":
-        return _FINGERPRINT.fullmatch(value) is not None
-    return name != "model" and "*" not in value
-
-
-def _values(
-    scope: Mapping[str, str], others: Sequence[tuple[str, Sequence[str]]], group: Mapping[str, str | None]
-) -> dict[str, str] | None:
-    """A group's values of the scope fields that no filter has settled; None when it does not belong to the scope."""
-    found: dict[str, str] = {}
-    for name, dimensions in others:
-        wanted, told = scope[name], [value for each in dimensions if (value := group[each]) is not None]
-        if not told:
-            return None
-        names = told if name == "api_key" else told[:1]
-        if wanted == "*" or (name == "api_key" and "*" not in wanted and wanted in names):
-            found[name] = told[0]
-        elif any(value_fits(wanted, value) for value in names):
-            found[name] = wanted
-        else:
-            return None
-    return found
-
-
-def _summed(entry: Entry, unit: Unit) -> int:
-    """What the sums say of one entry."""
-    if unit == "usd":
-        return picodollars(entry.billed_cost or ZERO)
-    if entry.kind != "usage":
-        return 0
-    return entry.usage.total_tokens if unit == "tokens" else 1
-
-
-def _amount(unit: Unit, found: Aggregate, kind: str | None) -> int:
-    if unit == "usd":
-        return to_picodollars(found.billed_cost)
-    if kind != "usage":
-        return 0
-    if unit == "requests":
-        return found.requests
-    return sum(int(quantity) for meter, quantity in found.quantities.items() if meter in _TOKENS)
