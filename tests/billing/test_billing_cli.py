@@ -48,6 +48,57 @@ def test_from_the_closing_to_the_credit_note(run, tmp_path):
     assert json.loads(run("period", "status", "--json")[1])["closed"][0]["closed_by"] == "kim"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "beginning"),
+    [
+        (("invoice", "pdf", "INV-00001", "{}.pdf"), b"%PDF-"),
+        (("invoice", "pdf", "INV-00001", "{}.XLSX"), b"PK"),
+        (("invoice", "pdf", "INV-00001", "{}.csv"), b"invoice"),
+        (("statement", "team=search", "--period", "2026-10", "--to", "{}.pdf"), b"%PDF-"),
+        (("journal", "hledger", "--period", "2026-10", "--to", "{}.journal"), b""),
+    ],
+)
+def test_a_document_replaces_a_file_whole_and_who_may_read_it_stays(run, tmp_path, arguments, beginning):
+    pytest.importorskip("typst")
+    run("period", "close", "2026-10")
+    run("invoice", "issue", "team=search", "--period", "2026-10")
+    path = tmp_path / next(one for one in arguments if "{}" in one).format("made")
+    path.write_text("what was there")
+    path.chmod(0o640)
+    code, text = run(*[one.format("made") for one in arguments])
+    assert (code, path.name in text) == (0, True)
+    assert path.read_bytes().startswith(beginning)
+    assert path.read_bytes() != b"what was there"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [one.name for one in tmp_path.iterdir() if one.name.endswith(".part")] == []
+    missing = [one.format("no/such/place") for one in arguments]
+    assert "does not exist; make it first" in run(*missing)[1]
+
+
+def test_a_dash_is_standard_output_and_nothing_else_is_said_there(run, tmp_path):
+    run("period", "close", "2026-10")
+    number = json.loads(run("invoice", "issue", "team=search", "--period", "2026-10", "--json")[1])
+    before = sorted(tmp_path.iterdir())
+    assert run("export", "report", "-", "--by", "member", "--period", "2026-10")[1].startswith("period_start,")
+    journal = ("journal", "hledger", "--period", number["issued_on"][:7])
+    assert run(*journal, "--to", "-") == run(*journal)
+    assert run(*journal)[1].startswith(number["issued_on"])
+    code, text = run("export", "focus", "-", "--period", "2026-10")
+    assert (code, "name a folder" in text) == (2, True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command", [("reconcile", "openai", "--file", "bill.csv"), ("quotas",), ("statement", "team=a")]
+)
+def test_a_ledger_that_is_not_there_is_refused_and_not_made(run, tmp_path, command):
+    (tmp_path / "usage.db").unlink()
+    (tmp_path / "bill.csv").write_text("day,cost\n")
+    code, text = run(*command)
+    assert (code, "no ledger" in text.lower()) == (2, True)
+    assert not (tmp_path / "usage.db").exists()
+
+
 def test_what_the_ledger_refuses_ends_with_code_4(run):
     assert run("invoice", "issue", "team=search", "--period", "2026-10")[0] == 4
     assert run("invoice", "show", "INV-00009")[0] == 4

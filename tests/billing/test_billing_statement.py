@@ -1,5 +1,6 @@
 """Statements of account: opening + charges + credits = closing."""
 
+import io
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -92,3 +93,24 @@ def test_nobody_has_an_empty_statement(store):
 def test_wrong_arguments_are_refused(store, wrong):
     with pytest.raises(ConfigurationError):
         draw_statement(store, **{"member": "ada", "period": "2026-11", **wrong})
+
+
+def test_a_workbooks_days_are_dates_and_its_months_text(store, book):
+    openpyxl = pytest.importorskip("openpyxl")
+    book("5", at="2026-11-02T10:00", member="ada")
+    found = {}
+    for unit in ("day", "month"):
+        drawn = draw_statement(store, member="ada", period="2026-11", granularity=unit)
+        found[unit] = openpyxl.load_workbook(io.BytesIO(drawn.to_xlsx())).active["B3"].value
+    assert found == {"day": datetime(2026, 11, 2), "month": "2026-11"}  # noqa: DTZ001 - a cell has no zone
+
+
+def test_a_statement_without_a_profile_names_the_seller_of_the_last_invoice_or_nobody(store, book):
+    book("5", at="2026-11-02T10:00", member="ada")
+    assert draw_statement(store, member="ada", period="2026-11").to_sheet().seller == ()
+    close_period(store, "2026-11", now=datetime(2026, 12, 1, 9, tzinfo=UTC))
+    draft = draft_invoice(store, member="ada", period="2026-11", profile={"seller": {"name": "Platform GmbH"}})
+    issue_invoice(store, draft)
+    for basis in ("usage", "invoices"):
+        drawn = draw_statement(store, member="ada", period="2026-11", basis=basis)
+        assert drawn.to_sheet().seller == ("Platform GmbH",)

@@ -712,3 +712,49 @@ def test_a_line_without_its_time_says_so(meter, write):
     del row["timestamp"]
     outcome = import_usage(meter, write("a.jsonl", [row]))
     assert [problem.reason for problem in outcome.left_out] == ["it does not say when it was"]
+
+
+@pytest.mark.parametrize(
+    ("local", "doubtful"),
+    [
+        ("2026-10-25T02:30:00", True),  # shown twice
+        ("2026-03-29 02:30:00", True),  # never shown
+        ("2026-10-25T01:59:59", False),
+        ("2026-10-25T03:00:00", False),
+        ("2026-10-25T02:30:00+01:00", False),  # says which
+    ],
+)
+def test_a_local_time_that_clocks_showed_twice_or_never_is_flagged(meter, write, local, doubtful):
+    fields = {"id": "id", "time": "t", "input": "i"}
+    rows = [{"id": "x", "t": local, "i": 1}]
+    assert import_usage(meter, write("a.jsonl", rows), fields=fields, model="gpt-5", tz="Europe/Berlin").recorded == 1
+    assert ["time_uncertain" in entry.flags for entry in meter.store.entries()] == [doubtful]
+
+
+def test_a_database_of_something_else_in_a_folder_is_named_and_the_rest_is_read(meter, write, tmp_path):
+    with sqlite3.connect(tmp_path / "a.db") as database:
+        database.execute("CREATE TABLE notes (text TEXT)")
+    database.close()
+    write("b.jsonl", [claude("msg_1", 7)])
+    outcome = import_usage(meter, tmp_path)
+    assert (outcome.files, outcome.recorded) == (2, 1)
+    assert [(problem.where, "no database of opencode" in problem.reason) for problem in outcome.left_out] == [
+        (str(tmp_path / "a.db"), True)
+    ]
+
+
+def test_a_message_in_opencodes_database_that_is_no_json_costs_only_itself(meter, tmp_path):
+    data = {
+        "role": "assistant",
+        "providerID": "openai",
+        "modelID": "gpt-5",
+        "time": {"created": 1791712860000},
+        "tokens": {"input": 3, "output": 2, "reasoning": 0, "cache": {"read": 0, "write": 0}},
+    }
+    with sqlite3.connect(tmp_path / "opencode.db") as database:
+        database.execute("CREATE TABLE message (id TEXT PRIMARY KEY, session_id TEXT, data TEXT)")
+        rows = [("m1", "{"), ("m2", "[1]"), ("m3", None), ("m4", json.dumps(data))]
+        database.executemany("INSERT INTO message VALUES (?, 's1', ?)", rows)
+    database.close()
+    outcome = import_usage(meter, tmp_path)
+    assert (outcome.recorded, len(outcome.left_out)) == (1, 3)

@@ -55,6 +55,7 @@ def test_the_command_keeps_its_outcome_unless_told_not_to(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.csv").write_text("d,m,c\n2026-10-10,gpt-5,1.5\n")
     url = f"sqlite:///{tmp_path}/usage.db"
+    open_store(url).close()
     command = ["reconcile", "openai", "-p", "2026-10", "-f", "s.csv", "--store", url]
     command += ["--column", "day=d", "--column", "model=m", "--column", "cost=c"]
     for more in ([], ["--no-keep"]):

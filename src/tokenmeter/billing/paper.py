@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cache
 from html import escape
@@ -23,10 +23,13 @@ from typing import Any, overload
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.fields import Field, Kind
-from tokenmeter.reports.writers import Sink, write_xlsx
+from tokenmeter.reports.writers import Sink, write_whole, write_xlsx
 
 #: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+#: What a cell of a table holds.
+Cell = str | Decimal | int | date | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class PrintedSheet:
     small: tuple[str, ...] = ()
 
 
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[str | Decimal | int | None]]) -> str:
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A table as CSV (RFC 4180): decimals in full, texts that cannot be run as formulas.
 
     Args:
@@ -90,7 +93,7 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[str | Decimal | int
     return text.getvalue()
 
 
-def plain_text(cell: str | Decimal | int | None) -> str:
+def plain_text(cell: Cell) -> str:
     """One cell of a CSV file."""
     if cell is None:
         return ""
@@ -105,13 +108,12 @@ _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("list_unit_price_usd", "multiplier", "computed_cost_usd", "rounding_residue_usd"), "price"),
     **dict.fromkeys(("quantity", "balance"), "quantity"),
     **dict.fromkeys(("line", "unpriced"), "integer"),
+    "date": "day",
 }
 
 
-def write_table(
-    columns: Sequence[str], rows: Iterable[Mapping[str, str | Decimal | int | None]], target: str | Path | None
-) -> bytes | Path:
-    """A table as an Excel workbook: money as numbers with sums below, names and ids as text.
+def write_table(columns: Sequence[str], rows: Iterable[Mapping[str, Cell]], target: str | Path | None) -> bytes | Path:
+    """A table as an Excel workbook: money as numbers with sums below, days as dates, names and ids as text.
 
     Args:
         columns: Headings, in order.
@@ -127,7 +129,7 @@ def write_table(
     if target is None:
         return content.getvalue()
     path = Path(target)
-    path.write_bytes(content.getvalue())
+    write_whole(path, content.getvalue(), overwrite=True)
     return path
 
 
@@ -253,7 +255,7 @@ def write_pdf(sheet: PrintedSheet, target: str | Path | None) -> bytes | Path:
     if target is None:
         return content
     path = Path(target)
-    path.write_bytes(content)
+    write_whole(path, content, overwrite=True)
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack, overload
 
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
-from tokenmeter.billing.paper import PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
+from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
 from tokenmeter.billing.period import days_of, period_dict
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
@@ -123,12 +123,12 @@ class Statement:
         """An Excel workbook (extra ``xlsx``) with the rows of `to_csv`; None = return the bytes."""
         return write_table(_COLUMNS, self._rows(), target)
 
-    def _rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
+    def _rows(self) -> Iterator[dict[str, Cell]]:
         known = {"account": account_name(self.scope), "currency": self.currency}
         yield {**known, "description": "Opening balance", "balance": self.opening}
         for line in self.lines:
-            told: dict[str, str | Decimal | int | None] = {
-                "date": line.date,
+            told: dict[str, Cell] = {
+                "date": _day_of(line.date),
                 "description": line.description,
                 "balance": line.balance,
             }
@@ -164,7 +164,7 @@ class Statement:
             title="Statement of account",
             author=self.seller,
             facts=(("Period", f"{self.period.label} ({self.period.tz})"), ("Basis", self.basis), ("Currency", money)),
-            seller=(self.seller,),
+            seller=(self.seller,) if self.seller else (),
             buyer=tuple(f"{name.replace('_', ' ')} {value}" for name, value in self.scope.items()),
             due=f"{figure(self.closing)} {money}",
             sums=(
@@ -179,6 +179,14 @@ class Statement:
             empty="Nothing moved in this period.",
             remarks=tuple(doubt),
         )
+
+
+def _day_of(label: str) -> date | str:
+    """The day a line says; the label of a month, a week, an hour stays."""
+    try:
+        return date.fromisoformat(label) if len(label) == len("2026-11-23") else label
+    except ValueError:
+        return label
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +217,8 @@ def draw_statement(
             ``invoices``: invoices as charges; credit notes, payments and voidings as credits, in their currency.
         granularity: Calendar unit of a usage statement's lines.
         tz: Zone of periods and dates.
-        profile: `BillingProfile` or a ``[billing]`` mapping, for the seller's name on the printed page.
+        profile: `BillingProfile` or a ``[billing]`` mapping, for the seller's name on the printed page. None: the
+            one on the account's last invoice; where there is none, the page names nobody.
         account: Whose: ``member``, ``team``, ``organization``, ``project`` or ``api_key``; several narrow it down.
 
     Raises:
@@ -219,12 +228,20 @@ def draw_statement(
     asked = period if isinstance(period, Period) else parse_period(period, tz)
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
-    terms = profile if isinstance(profile, BillingProfile) else BillingProfile.parse(profile or {})
     if basis == "usage":
-        return replace(_by_usage(store, scope, asked, granularity), seller=terms.seller.name)
+        return replace(_by_usage(store, scope, asked, granularity), seller=_seller(store, scope, profile))
     if basis == "invoices":
-        return replace(_by_invoices(store, scope, asked), seller=terms.seller.name)
+        return replace(_by_invoices(store, scope, asked), seller=_seller(store, scope, profile))
     raise ConfigurationError(f"A statement's basis is 'usage' or 'invoices', not {basis!r}.")
+
+
+def _seller(store: Store, scope: Mapping[str, str], profile: BillingProfile | Mapping[str, Any] | None) -> str:
+    """Who the profile says; without one who the account's last invoice says; else nobody."""
+    if isinstance(profile, BillingProfile):
+        return profile.seller.name
+    if profile:
+        return BillingProfile.parse(profile).seller.name
+    return next((one.seller.name for one in reversed(invoices(store, lines=False)) if one.scope == scope), "")
 
 
 def _by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: CalendarUnit) -> Statement:

@@ -23,7 +23,7 @@ from tokenmeter.billing import (
     late_entries,
 )
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
-from tokenmeter.cli.invoicing import Actor, Day, invoice_app, write_document
+from tokenmeter.cli.invoicing import STDOUT, Actor, Day, invoice_app, write_document, write_file
 from tokenmeter.cli.options import (
     BillPeriod,
     TzOption,
@@ -69,7 +69,10 @@ def statement(
     basis: Annotated[str, typer.Option("--basis", help="usage or invoices.")] = "usage",
     granularity: Annotated[str, typer.Option("--granularity", "-g", help="Of a usage statement's lines.")] = "day",
     tz: TzOption = "UTC",
-    to: Annotated[Path | None, typer.Option("--to", help="File ending in .pdf, .html, .csv, .xlsx or .json.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="File ending in .pdf, .html, .csv, .xlsx or .json; - for a PDF to a pipe."),
+    ] = None,
 ) -> None:
     """The running balance of an account: opening + charges + credits = closing."""
     scope = account_of(account)
@@ -86,7 +89,6 @@ def statement(
         )
     if to is not None:
         write_document(drawn, to)
-        out.print(str(to), markup=False)
     elif frame.as_json:
         emit(drawn.to_dict())
     else:
@@ -126,11 +128,7 @@ def journal(
             tz=tz,
             options=pairs_of(option or []),
         )
-    if to is None:
-        typer.echo(content, nl=False)
-    else:
-        to.write_bytes(content)
-        out.print(str(to), markup=False)
+    write_file(to or STDOUT, content)
 
 
 @command(
@@ -257,7 +255,7 @@ def reconcile(
 
     The admin key is read from OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
     """
-    with frame.meter(make=True) as meter:
+    with frame.meter() as meter:
         with progress_out.status("reading the provider's books") as shown:
             outcome = run_reconciliation(
                 meter.store,

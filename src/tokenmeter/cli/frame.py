@@ -238,7 +238,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(fail(ConfigurationError(error.format_message()), as_json=as_json))
     except OSError as error:  # a full disk behind standard output, a file that may not be read
         reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-        sys.exit(fail(ConfigurationError(f"The system does not permit it: {reason}."), as_json=as_json))
+        sys.exit(fail(ConfigurationError(f"The system refuses: {reason}."), as_json=as_json))
 
 
 #: A rule under the headings, and nothing else.

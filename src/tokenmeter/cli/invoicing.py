@@ -30,10 +30,12 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.options import BillPeriod, TzOption, complete_account, pairs_of
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.reports.writers import write_whole
 from tokenmeter.stores.base import Store
 
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 
+STDOUT = Path("-")
 Number = Annotated[str, typer.Argument(help="Invoice number, such as INV-00001.")]
 Account = Annotated[
     list[str] | None,
@@ -221,7 +223,10 @@ def pdf(
     frame: Frame,
     number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
     target: Annotated[
-        Path | None, typer.Argument(help="File; .html, .csv, .xlsx and .json work, too. Default: NUMBER.pdf.")
+        Path | None,
+        typer.Argument(
+            help="File; .html, .csv, .xlsx and .json work, too; - for standard output. Default: NUMBER.pdf."
+        ),
     ] = None,
 ) -> None:
     """Write an invoice or a credit note as PDF, HTML, CSV, XLSX or JSON, by the file's ending."""
@@ -229,7 +234,6 @@ def pdf(
         document = _find(opened, number)
     path = target or Path(f"{number}.pdf")
     write_document(document, path)
-    out.print(str(path), markup=False)
 
 
 @command(invoice_app, "einvoice", examples=["tokenmeter invoice einvoice INV-00001 --form xrechnung"])
@@ -237,7 +241,7 @@ def einvoice(
     frame: Frame,
     number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
     target: Annotated[
-        Path | None, typer.Argument(help="File. Default: NUMBER.xml, or NUMBER.pdf for Factur-X.")
+        Path | None, typer.Argument(help="File; - is standard output. Default: NUMBER.xml, or NUMBER.pdf for Factur-X.")
     ] = None,
     *,
     form: Annotated[str | None, typer.Option("--form", help="factur-x, cii, ubl or xrechnung.")] = None,
@@ -248,8 +252,7 @@ def einvoice(
         document = _find(opened, number)
     content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there
     path = target or Path(f"{number}.{'pdf' if chosen == 'factur-x' else 'xml'}")
-    path.write_bytes(content)
-    out.print(str(path), markup=False)
+    write_file(path, content)
 
 
 def _find(store: Store, number: str) -> Invoice | CreditNote:
@@ -310,16 +313,26 @@ def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = No
 
 
 def write_document(document: Invoice | CreditNote | Statement, path: Path) -> None:
-    """Write a document in the form that the file's ending names."""
+    """Write a document in the form that the file's ending names; to standard output as PDF."""
+    form = ".pdf" if path == STDOUT else path.suffix.lower()
     texts = {".html": document.to_html, ".csv": document.to_csv, ".json": document.to_json}
-    if path.suffix in texts:
-        path.write_text(texts[path.suffix](), encoding="utf-8", newline="")
-    elif path.suffix == ".pdf":
-        document.to_pdf(path)
-    elif path.suffix == ".xlsx":
-        document.to_xlsx(path)
+    if form in texts:
+        write_file(path, texts[form]())
+    elif form == ".pdf":
+        write_file(path, document.to_pdf(None))
+    elif form == ".xlsx":
+        write_file(path, document.to_xlsx(None))
     else:
         raise ConfigurationError(f"{path.name}: a document is written as .pdf, .html, .csv, .xlsx or .json.")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all, and say where it is; standard output gets the content alone."""
+    if path == STDOUT:
+        typer.echo(content, nl=False)
+        return
+    write_whole(path, content, overwrite=True)
+    out.print(str(path), markup=False)
 
 
 def _list(frame: Frame, found: list[Invoice]) -> None:

@@ -29,6 +29,7 @@ from tokenmeter.cli.options import (
     Where,
     query_of,
 )
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.periods import zone
 from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_entries, read_report
@@ -41,6 +42,7 @@ from tokenmeter.stores.base import Store
 _LATE, _OVERLAP = timedelta(hours=1), timedelta(seconds=5)
 #: Wider than any report.
 _WHOLE = 100_000
+_STDOUT = Path("-")
 _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output", "billed cost")
 
 
@@ -177,7 +179,12 @@ def export(
     frame: Frame,
     *,
     dataset: Annotated[Dataset, typer.Argument(help="What to write; focus writes a folder of datasets.")],
-    target: Annotated[Path, typer.Argument(help="File ending in .csv, .jsonl, .parquet or .xlsx; for focus a folder.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="File ending in .csv, .jsonl, .parquet or .xlsx, - for standard output; for focus a folder."
+        ),
+    ],
     by: By = None,
     period: PeriodOption = None,
     since: SinceOption = None,
@@ -195,6 +202,8 @@ def export(
         manifests = _export(
             dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
         )
+    if target == _STDOUT:
+        return
     if frame.as_json:
         emit({name: asdict(manifest) for name, manifest in manifests.items()})
         return
@@ -216,6 +225,8 @@ def _export(
     tell: Callable[[int], None],
 ) -> dict[str, Manifest]:
     if dataset is Dataset.focus:
+        if target == _STDOUT:
+            raise ConfigurationError("FOCUS is several files; name a folder for them.")
         return export_focus(
             opened,
             target,
@@ -225,10 +236,11 @@ def _export(
             overwrite=overwrite,
             progress=tell,
         )
+    place = sys.stdout.buffer if target == _STDOUT else target
     if dataset is Dataset.report:
-        return {"report": read_report(opened, query).export(target, format=format_, overwrite=overwrite)}
+        return {"report": read_report(opened, query).export(place, format=format_, overwrite=overwrite)}
     writer = export_entries if dataset is Dataset.entries else export_charges
-    return {dataset.value: writer(opened, target, format=format_, query=query, overwrite=overwrite, progress=tell)}
+    return {dataset.value: writer(opened, place, format=format_, query=query, overwrite=overwrite, progress=tell)}
 
 
 @contextmanager

@@ -348,8 +348,8 @@ class Aider:
         yield from self._found
 
 
-def opencode_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The messages of opencode's database, read only: it may be in use.
+def opencode_rows(path: Path) -> Iterator[tuple[str, Row | None]]:
+    """The messages of opencode's database, read only: it may be in use. None for one that is no JSON object.
 
     Raises:
         ConfigurationError: it is no such database.
@@ -358,11 +358,19 @@ def opencode_rows(path: Path) -> Iterator[tuple[str, Row]]:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             for name, session, data in connection.execute("SELECT id, session_id, data FROM message ORDER BY id"):
-                yield f"{path.name}:{name}", {**json.loads(data), "id": name, "sessionID": session}
+                told = _object_of(data)
+                yield f"{path.name}:{name}", {**told, "id": name, "sessionID": session} if told else None
         finally:
             connection.close()
-    except (sqlite3.Error, ValueError) as error:
-        raise ConfigurationError(f"{path.name} is no database of opencode: {error}") from error
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"it is no database of opencode that can be read: {error}") from error
+
+
+def _object_of(text: object) -> Row:
+    try:
+        return mapping_of(json.loads(str(text)))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:

@@ -181,6 +181,22 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
     return datetime.fromtimestamp(whole, UTC).replace(microsecond=micros)
 
 
+def is_doubtful(value: object, tz: str | None) -> bool:
+    """Whether the clocks of `tz` showed a local time twice or never, because they were put back or forward.
+
+    `instant_of` takes the first of the two, and what never was as if the clocks had not been put forward.
+    """
+    if tz is None or not isinstance(value, str):
+        return False
+    with suppress(ValueError):
+        moment = parse_moment(value)
+        local = zone(tz)
+        return moment.tzinfo is None and (
+            moment.replace(tzinfo=local, fold=0).utcoffset() != moment.replace(tzinfo=local, fold=1).utcoffset()
+        )
+    return False
+
+
 def provider_of(model: str | None) -> str | None:
     """Who makes a model of that name, as the price list calls it; None when the name does not tell."""
     name = (model or "").lower()

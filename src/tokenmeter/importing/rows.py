@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -23,6 +23,7 @@ from tokenmeter.importing.call import (
     count_of,
     decimal_of,
     instant_of,
+    is_doubtful,
     mapping_of,
     provider_of,
     without_zero,
@@ -456,6 +457,13 @@ def check_fields(fields: Mapping[str, str]) -> None:
         raise ConfigurationError("--map: name at least one count, such as input=... or output=....")
 
 
+def _assumed(time: object, tz: str | None, *, unsaid: bool) -> Iterator[str]:
+    if unsaid:
+        yield "cache_lifetime_assumed"
+    if is_doubtful(time, tz):
+        yield "time_uncertain"
+
+
 def mapped(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A row of a shape of one's own, by a map of fields.
 
@@ -502,7 +510,7 @@ def mapped(row: Row, where: str, given: Given) -> ImportedCall | None:
         reasoning=count_of(found, "reasoning"),
         service_tier=str(found["service_tier"]) if found.get("service_tier") else None,
         processing=str(found["processing"]) if found.get("processing") else given.processing,
-        flags=frozenset({"cache_lifetime_assumed"} if unsaid else ()),
+        flags=frozenset(_assumed(found["time"], given.tz, unsaid=bool(unsaid))),
         cost_in_source=None if cost in {None, ""} else decimal_of(cost, "cost"),
         who={name: str(found[name]) for name in WHO if found.get(name)},
         tags={

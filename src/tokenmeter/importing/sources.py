@@ -104,8 +104,11 @@ def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
     with path.open("rb") as file:
         beginning = file.read(len(_SQLITE))
     if beginning == _SQLITE:
-        for where, row in opencode_rows(path):
-            yield Line(where, 0, row)
+        try:
+            for where, row in opencode_rows(path):
+                yield Line(where, 0, row) if row else Line(where, 0, fault="not a JSON object")
+        except ConfigurationError as error:
+            yield Line(str(path), 0, fault=str(error))
         return
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))

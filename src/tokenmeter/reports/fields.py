@@ -12,13 +12,14 @@ from typing import Any, Generic, Literal, TypeVar
 from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
+from tokenmeter.periods import zone
 from tokenmeter.reports.query import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet, closed
 from tokenmeter.usage import Quantity, Usage
 
 R = TypeVar("R")
 #: text; whole numbers; US dollars to 12 decimals; unit prices and factors; quantities; instants, and those on whole
-#: seconds; yes/no; JSON text.
-Kind = Literal["text", "integer", "money", "price", "quantity", "instant", "second", "flag", "json"]
+#: seconds; days (a workbook of a statement may say a month there); yes/no; JSON text.
+Kind = Literal["text", "integer", "money", "price", "quantity", "instant", "second", "day", "flag", "json"]
 
 #: Meters that are never a quantity of their own: a request is counted, a supplied cost is money.
 _QUANTITY_METERS = tuple(meter for meter in ALL_METERS if meter not in {"requests", "provider_cost", "adjustment"})
@@ -72,6 +73,7 @@ _PLAIN: Mapping[Kind, Callable[[Any], Any]] = {
     "quantity": _digits,
     "instant": _instant,
     "second": lambda moment: _instant(moment, "seconds"),
+    "day": str,
     "flag": bool,
     "json": json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str, sort_keys=True).encode,
 }
@@ -87,7 +89,7 @@ def report_fields(report: Sheet) -> list[Field[Row]]:
         Field[Row]("period_end", "instant", lambda row: closed(row.bucket.end)),
     ]
     if report.granularity:
-        time.insert(0, Field[Row](report.granularity, "text", lambda row: row.bucket.label))
+        time.insert(0, _bucket(report.granularity))
     counts = [Field[Row](name, "integer", _attribute(name), summed="sku_meter" not in report.by) for name in COUNTS]
     views = [Field[Row](name, "integer", _view(name)) for name in TOKEN_VIEWS]
     meters = [Field[Row](meter, _kind(meter), _meter(meter), summed=True) for meter in _meters_of(report)]
@@ -97,6 +99,13 @@ def report_fields(report: Sheet) -> list[Field[Row]]:
         for name in LATENCY_MEASURES
     ]
     return [*time, *map(_dimension, report.by), *counts, *views, *meters, *costs, *(times if report.latency else ())]
+
+
+def _bucket(granularity: str) -> Field[Row]:
+    """The column of buckets: days as days, anything else by its label."""
+    if granularity == "day":
+        return Field(granularity, "day", lambda row: row.bucket.start.astimezone(zone(row.bucket.tz)).date())
+    return Field(granularity, "text", lambda row: row.bucket.label)
 
 
 def _attribute(name: str) -> Callable[[Any], Any]:

@@ -1,8 +1,9 @@
 """The files of exports: CSV, JSON Lines, Parquet and XLSX, written record by record.
 
-They appear whole or not at all, are never overwritten by accident, and know their own SHA-256. In a workbook dates are
-dates, ids text and money numbers; a cell's number has 15 digits or so, so the columns at the far right, named ``...
-exact``, have each amount in full, and the last row sums what is money by a formula that follows a filter.
+They appear whole or not at all, are never overwritten by accident, and know their own SHA-256. Whatever else writes a
+file for people goes through `opened`, too. In a workbook dates are dates, ids text and money numbers; a cell's number
+has 15 digits or so, so the columns at the far right, named ``... exact``, have each amount in full, and the last row
+sums what is money by a formula that follows a filter.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from importlib import import_module
 from itertools import islice
@@ -84,6 +86,8 @@ def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
             with _told(path):
                 os.fsync(stream.fileno())
         with _told(path):
+            if path.is_file():  # who may read it stays as it was
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             _name(temporary, path, overwrite=overwrite)
     finally:
         with suppress(OSError):
@@ -136,10 +140,10 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def write_whole(path: Path, content: str, *, overwrite: bool) -> None:
-    """Write a small text file, whole or not at all."""
+def write_whole(path: Path, content: str | bytes, *, overwrite: bool) -> None:
+    """Write a small file, whole or not at all."""
     with opened(path, overwrite=overwrite) as sink:
-        sink.write(content.encode())
+        sink.write(content.encode() if isinstance(content, str) else content)
 
 
 _MOST_ROWS = 1_048_576 - 2
@@ -157,6 +161,7 @@ _FORMATS: Mapping[Kind, str] = {
     "integer": "#,##0",
     "instant": "yyyy-mm-dd hh:mm:ss.000",
     "second": "yyyy-mm-dd hh:mm:ss",
+    "day": "yyyy-mm-dd",
 }
 
 
@@ -199,6 +204,7 @@ class _Worksheet:
             "flag": self._sheet.write_boolean,
             "instant": self._moment,
             "second": self._moment,
+            "day": self._day,
             "integer": self._number,
             "money": self._number,
             "price": self._number,
@@ -252,6 +258,12 @@ class _Worksheet:
         kind = self._fields[at].kind
         naive = value.astimezone(UTC).replace(tzinfo=None)
         self._sheet.write_datetime(row, at, naive, self._formats[kind])
+
+    def _day(self, row: int, at: int, value: date | str) -> None:
+        if isinstance(value, date):
+            self._sheet.write_datetime(row, at, value, self._formats["day"])
+        else:  # a month, a week: no day
+            self._text(row, at, value)
 
 
 #: What a cell can hold.
@@ -323,6 +335,7 @@ _CELLS: Mapping[Kind, Callable[[Any], str]] = {
     "quantity": lambda value: plain(value, "quantity"),
     "instant": lambda value: plain(value, "instant"),
     "second": lambda value: plain(value, "second"),
+    "day": lambda value: plain(value, "day"),
 }
 
 
@@ -348,6 +361,7 @@ def _write_parquet(records: Iterable[list[Any]], fields: Sequence[Field[Any]], s
         "flag": table.bool_(),
         "instant": table.timestamp("us", tz="UTC"),
         "second": table.timestamp("s", tz="UTC"),
+        "day": table.date32(),
         "money": table.decimal128(38, 12),
         "price": table.decimal128(38, 24),
         "quantity": table.decimal128(38, 9),

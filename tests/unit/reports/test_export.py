@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow.parquet
 import pytest
 
@@ -158,6 +159,33 @@ def test_a_file_that_fails_midway_never_appears(month: Store, tmp_path: Path) ->
     with pytest.raises(OSError, match="disk on fire"):
         export_entries(Torn(), tmp_path / "entries.csv")  # type: ignore[arg-type]
     assert list(tmp_path.glob("*entries*")) == []
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/Sao_Paulo"])
+def test_days_of_a_report_are_days_where_a_file_has_them_and_months_are_text(
+    month: Store, tmp_path: Path, zone: str
+) -> None:
+    report = build(month, granularity="day", period="2026-11", tz=zone)
+    report.to_parquet(tmp_path / "days.parquet")
+    report.to_xlsx(tmp_path / "days.xlsx")
+    report.to_csv(tmp_path / "days.csv")
+    days = [row.bucket.label for row in report.rows]
+    assert [str(record["day"]) for record in read(tmp_path / "days.parquet")] == days
+    assert pyarrow.parquet.read_schema(tmp_path / "days.parquet").field("day").type == pyarrow.date32()
+    sheet = openpyxl.load_workbook(tmp_path / "days.xlsx").active
+    cells = [row[0].value for row in sheet.iter_rows(min_row=2, max_row=len(days) + 1)]
+    assert [f"{cell:%Y-%m-%d}" for cell in cells] == days
+    assert [record["day"] for record in read(tmp_path / "days.csv")] == days
+    build(month, granularity="month", period="2026-11", tz=zone).to_xlsx(tmp_path / "months.xlsx")
+    assert openpyxl.load_workbook(tmp_path / "months.xlsx").active["A2"].value == "2026-11"
+
+
+def test_a_file_that_is_replaced_keeps_who_may_read_it(month: Store, tmp_path: Path) -> None:
+    path = tmp_path / "report.csv"
+    build(month, by="member").to_csv(path)
+    path.chmod(0o600)
+    build(month, by="model").to_csv(path, overwrite=True)
+    assert (path.stat().st_mode & 0o777, "gpt-5" in path.read_text()) == (0o600, True)
 
 
 def test_open_streams_are_written_as_they_are(month: Store) -> None:
