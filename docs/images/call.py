@@ -9,7 +9,7 @@ from pathlib import Path
 STEPS = (
     ("out", "The SDK is about to send: path, body and key are looked at", "capture/stainless.py, capture/calls.py"),
     ("out", "Which endpoint is it, and does it make a bill?", "providers/<room>/requests.py"),
-    ("out", "Whose key, on whose account?", "meter/keys.py, attribution.py"),
+    ("out", "Whose key, on whose account?", "meter/recording.py, attribution.py"),
     (
         "out",
         "Has a call like it been planned? Prices, account and caps of its plan hold until something changes",

@@ -13,7 +13,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, by_hand, checkpoints, erasing, estimating, importing, reconciliation
+from tokenmeter import billing, by_hand, checkpoints, erasing, importing, prices, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.checkpoints import Checkpoint
@@ -232,7 +232,7 @@ class Meter(CallMeter):
         rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
 
-    estimate = estimating.estimate
+    estimate = prices.estimate
 
     # -- by hand
 

@@ -9,7 +9,7 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores import open_store
-from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.sessions import Address
 from tokenmeter.stores.urls import redacted
 
 SECRET = "p%40ss-w0rd"

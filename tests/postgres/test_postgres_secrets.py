@@ -14,7 +14,7 @@ from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.postgres import admin
-from tokenmeter.stores.postgres.address import Address
+from tokenmeter.stores.postgres.sessions import Address
 
 PASSWORD = "hunter2/Zw&k@"
 IN_A_URL = "hunter2%2FZw%26k%40"

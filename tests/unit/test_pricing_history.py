@@ -10,7 +10,7 @@ import pytest
 import tokenmeter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing import PriceList, edition, parse_prices
-from tokenmeter.pricing.conversion import unknown_terms
+from tokenmeter.pricing.edition import unknown_terms
 
 OVERRIDES = Path(edition.__file__).with_name("overrides.toml")
 #: provider, model, instant, prompt tokens, of these cached, answer tokens, list cost.
@@ -109,7 +109,7 @@ def test_the_price_data_has_no_key_that_nobody_reads():
         for model in data.provider(provider)["models"]
         for term in unknown_terms(model)
     }
-    assert not unknown, "map it to a meter in pricing/conversion.py, or name it there as untold"
+    assert not unknown, "map it to a meter in pricing/edition.py, or name it there as untold"
 
 
 # -- hours and weekdays in rows of one's own

@@ -334,7 +334,7 @@ def _described(
     api: Any, method: str, path: str, body: Any, http_options: Any
 ) -> tuple[str, str, Mapping[str, Any] | None, str | None]:
     """Method, path, body and key of a request as they will go out: the SDK merges what options add later."""
-    from tokenmeter.providers.google.routes import model_in  # noqa: PLC0415 - as above
+    from tokenmeter.providers.google.requests import model_in  # noqa: PLC0415 - as above
 
     facts: dict[str, Any] | None = None
     if isinstance(body, dict):

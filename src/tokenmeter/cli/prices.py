@@ -19,11 +19,11 @@ from tokenmeter.cli.frame import app as root
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.estimating import Estimate
-from tokenmeter.estimating import estimate as estimated
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
 from tokenmeter.periods import parse_instant
+from tokenmeter.prices import Estimate
+from tokenmeter.prices import estimate as estimated
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
 from tokenmeter.reports.table import visible
 

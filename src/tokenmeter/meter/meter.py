@@ -23,10 +23,8 @@ from tokenmeter.budgets.matching import Required
 from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.ledger import Entry
-from tokenmeter.meter.authorization import Authorization
-from tokenmeter.meter.keys import KeyRing
 from tokenmeter.meter.plans import Plans
-from tokenmeter.meter.recording import NOTHING_SEEN, record_of
+from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.processes import after_fork_in_child
@@ -141,7 +139,7 @@ class Meter:
     # -- identity
 
     def identify(self, key: str | None) -> ApiKey | None:
-        """`key` as the ledger knows it; None for no key. See `tokenmeter.meter.keys`."""
+        """`key` as the ledger knows it; None for no key. See `tokenmeter.meter.recording`."""
         return self.keys.identify(key)
 
     def provider_at(self, base_url: object) -> str | None:

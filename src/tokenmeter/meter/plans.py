@@ -22,8 +22,7 @@ from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing, new_id
-from tokenmeter.meter.keys import UNKNOWN
-from tokenmeter.meter.recording import usage_text
+from tokenmeter.meter.recording import UNKNOWN, usage_text
 from tokenmeter.money import MOST_DOLLARS, to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances

@@ -1,14 +1,20 @@
-"""What is written down of one call."""
+"""One call as the meter has it: leave for it to go, the key it goes by, and what is written down of it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from tokenmeter.call import Outcome
-from tokenmeter.ledger import Entry, new_id
-from tokenmeter.meter.authorization import Authorization
+from tokenmeter.attribution import ApiKey
+from tokenmeter.budgets.runs import RunClaims
+from tokenmeter.call import Call, Outcome
+from tokenmeter.errors import StoreError
+from tokenmeter.ledger import Entry, Reservation, new_id
 from tokenmeter.pricing import Rating
 from tokenmeter.usage import Observation
 
@@ -76,3 +82,84 @@ def record_of(
 def usage_text(value: Any) -> str:
     """A usage object as the JSON text that entries keep."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+@dataclass(slots=True)
+class Authorization:
+    """Leave to make one call; hand it back to `Meter.settle`.
+
+    Attributes:
+        call: The call.
+        started_at: When it left, aware UTC.
+        started_ns: The same on the performance counter; 0 for a call that nobody watched.
+        reservation: The hold, if a budget applies.
+        runs: What is held in the runs around the call (`tokenmeter.budget`), if any.
+        settled: Whether an outcome was written (or given up on).
+        inject_max_output_tokens: Output cap that a budget wants set on the request; None = send it as written.
+        extend_due_ns: When the hold is next worth extending, on the performance counter.
+    """
+
+    call: Call
+    started_at: datetime
+    started_ns: int
+    reservation: Reservation | None = None
+    runs: RunClaims | None = None
+    settled: bool = False
+    inject_max_output_tokens: int | None = None
+    extend_due_ns: int = 0
+
+
+#: Fingerprint of every key while the ledger's secret cannot be read.
+UNKNOWN = "unknown"
+#: Keys whose fingerprint is remembered at most; short-lived tokens would otherwise pile up.
+_MOST_KEYS = 1_000
+
+
+class KeyRing:
+    """The keys this process has used. A key's text is kept only in its memory.
+
+    Args:
+        aliases: SHA-256 of a key (hex) -> the user's name for it.
+        secret: Reads the ledger's secret.
+        fault: Told what failed.
+    """
+
+    def __init__(
+        self,
+        aliases: Mapping[str, str],
+        *,
+        secret: Callable[[], bytes],
+        fault: Callable[[str, BaseException], None],
+    ) -> None:
+        self._aliases = dict(aliases)
+        self._read_secret = secret
+        self._fault = fault
+        #: By their text.
+        self.known: dict[str | None, ApiKey] = {}
+        self._secret: bytes | None = None
+
+    def __len__(self) -> int:
+        """How many keys are remembered."""
+        return len(self.known)
+
+    def identify(self, key: str | None) -> ApiKey | None:
+        """`key` as the ledger knows it; None for no key.
+
+        While the store cannot say its secret the key has no fingerprint, but budgets on it still apply.
+        """
+        if not key:
+            return None
+        known = self.known.get(key)
+        if known is not None:
+            return known
+        alias = self._aliases.get(hashlib.sha256(key.encode()).hexdigest())
+        try:
+            if self._secret is None:
+                self._secret = self._read_secret()
+        except StoreError as error:
+            self._fault("read the ledger's secret", error)
+            return replace(ApiKey.identify(key, secret=b"", alias=alias), fingerprint=UNKNOWN)
+        if len(self.known) >= _MOST_KEYS:
+            self.known.clear()
+        known = self.known[key] = ApiKey.identify(key, secret=self._secret, alias=alias)
+        return known

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing import edition
 from tokenmeter.pricing.card import RateCard
-from tokenmeter.pricing.conversion import Launch, price_rows
+from tokenmeter.pricing.edition import Launch, price_rows
 from tokenmeter.pricing.price import EVERY_MODEL, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 from tokenmeter.providers.hosts import canonical_provider

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenmeter.money import ONE
 from tokenmeter.pricing import edition
-from tokenmeter.pricing.conversion import Launch
+from tokenmeter.pricing.edition import Launch
 from tokenmeter.pricing.price import TOKEN_CLASSES, Price, midnight
 
 RuleKind = Literal["mode", "multiplier", "derived"]
@@ -76,7 +76,7 @@ class Overrides(NamedTuple):
     Attributes:
         groups: Tables of rows of models or meters that the catalog lacks or has wrong; see `prices` and `rows_of`.
         rules: See `RateRule`.
-        launches: See `tokenmeter.pricing.conversion.Launch`.
+        launches: See `tokenmeter.pricing.edition.Launch`.
         limits: Model id pattern -> largest answer in tokens.
         aliases: provider -> {name: listed id}.
         moved: (provider, name) of names that mean another model from time to time -> since when the meaning is known.

@@ -14,7 +14,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
-from tokenmeter import estimating
+from tokenmeter import prices
 from tokenmeter.errors import TokenmeterError
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
@@ -139,7 +139,7 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
     ) -> dict[str, Any]:
         """What a model costs, or cost on a day: each row is US dollars per `per` units of a meter, with its source."""
         with _told():
-            who = provider or estimating.provider_of(model)
+            who = provider or prices.provider_of(model)
             return {"prices": answers.price_rows(sight, model, provider=who, at=at)}
 
     @server.tool(annotations=_READS)
@@ -154,7 +154,7 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
     ) -> dict[str, Any]:
         """What one call would cost: the likely cost, and the most it can be."""
         with _told():
-            found = estimating.estimate(
+            found = prices.estimate(
                 sight,
                 model,
                 provider=provider,

@@ -16,8 +16,7 @@ from typing import Any
 
 from tokenmeter.money import EXACT, quantize
 from tokenmeter.providers.context import Context, joined, pending, unknown
-from tokenmeter.providers.google.requests import is_song_model, model_name, tier_name
-from tokenmeter.providers.google.routes import OPERATION
+from tokenmeter.providers.google.requests import OPERATION, is_song_model, model_name, tier_name
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
 from tokenmeter.providers.registry import is_usage, read_usage, usage_of
 from tokenmeter.providers.wire import (

@@ -8,7 +8,7 @@ from typing import Any
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
-from tokenmeter.providers.google import bodies, requests, routes
+from tokenmeter.providers.google import bodies, requests
 from tokenmeter.providers.google.plain import PLAIN
 from tokenmeter.providers.google.streams import AnswerStream, InteractionStream
 from tokenmeter.usage import Observation
@@ -37,11 +37,11 @@ class GoogleDialect(Dialect):
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
-        return routes.endpoint(method, path)
+        return requests.endpoint(method, path)
 
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
-        return routes.named(path) or super().named(path)
+        return requests.endpoint_named(path) or super().named(path)
 
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request body is most likely for."""

@@ -16,10 +16,10 @@ from psycopg import Connection, sql
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, TokenmeterError
 from tokenmeter.stores.base import Health
-from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.book import PostgresBook
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import NEWEST, apply, migrations, state
+from tokenmeter.stores.postgres.sessions import Address
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.tail import segment_path, segments
 

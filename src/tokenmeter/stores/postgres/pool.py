@@ -15,9 +15,9 @@ import psycopg
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.processes import after_fork_in_child
-from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.sessions import (
     STATEMENT_SECONDS,
+    Address,
     Connection,
     explain,
     is_conflict,

@@ -29,13 +29,12 @@ from tokenmeter.stores.base import (
 )
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
 from tokenmeter.stores.live import NEVER, Slot
-from tokenmeter.stores.postgres.address import Address
 from tokenmeter.stores.postgres.admin import describe
 from tokenmeter.stores.postgres.book import PostgresBook, json_text
 from tokenmeter.stores.postgres.journal import ServerJournal
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
-from tokenmeter.stores.postgres.sessions import ServerRows, explain
+from tokenmeter.stores.postgres.sessions import Address, ServerRows, explain
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import document_of, document_record
 from tokenmeter.stores.slots import to_microseconds
