@@ -308,7 +308,7 @@ Decimals = Literal["exact", "float"]
 
 
 def pandas_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool = False) -> Any:
-    """One line per row; counts are integers, instants UTC, costs as `decimals` says."""
+    """One line per row; counts are integers, instants UTC, days without a zone, costs as `decimals` says."""
     pandas = import_extra("pandas", "to_pandas()")
     columns: dict[str, Any] = {}
     for one, values in _columns(report, decimals, nonzero=nonzero):
@@ -317,6 +317,8 @@ def pandas_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool =
             column = column.astype("int64")
         elif one.kind == "instant" and report.period.end != END:  # an open end is None, which no unit of time holds
             column = pandas.to_datetime(column, utc=True)
+        elif one.kind == "day":
+            column = pandas.to_datetime(column)
         elif decimals == "float" and one.kind in _FRACTIONS:
             column = column.astype("float64")
         columns[one.name] = column
@@ -324,12 +326,13 @@ def pandas_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool =
 
 
 def polars_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool = False) -> Any:
-    """One line per row; exact costs are ``Decimal(38, 12)``, quantities ``Decimal(38, 9)``, instants UTC."""
+    """One line per row; exact costs are ``Decimal(38, 12)``, quantities ``Decimal(38, 9)``, days ``Date``."""
     polars = import_extra("polars", "to_polars()")
     types = {
         "text": polars.String,
         "integer": polars.Int64,
         "instant": polars.Datetime("us", "UTC"),
+        "day": polars.Date,
         "money": polars.Decimal(38, 12),
         "quantity": polars.Decimal(38, 9),
     }

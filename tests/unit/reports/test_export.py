@@ -176,6 +176,8 @@ def test_days_of_a_report_are_days_where_a_file_has_them_and_months_are_text(
     cells = [row[0].value for row in sheet.iter_rows(min_row=2, max_row=len(days) + 1)]
     assert [f"{cell:%Y-%m-%d}" for cell in cells] == days
     assert [record["day"] for record in read(tmp_path / "days.csv")] == days
+    assert [str(day) for day in report.to_polars()["day"].to_list()] == days
+    assert report.to_pandas()["day"].dt.strftime("%Y-%m-%d").to_list() == days
     build(month, granularity="month", period="2026-11", tz=zone).to_xlsx(tmp_path / "months.xlsx")
     assert openpyxl.load_workbook(tmp_path / "months.xlsx").active["A2"].value == "2026-11"
 
