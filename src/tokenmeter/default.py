@@ -249,6 +249,7 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
     """Set up the default meter. Optional: without it the settings come from the environment and ``tokenmeter.toml``.
 
     Called again it changes what it names and keeps the rest; calls that started before still settle where they began.
+    Budgets are written into the ledger here, so that other processes obey them before this one has made a call.
 
     Args:
         **given: The settings, each under its name: ``store=``, ``budgets=``, ``multiplier=``, ``api_keys=``,
@@ -280,6 +281,8 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             redacted(meter.store.url),
             redacted(before.store.url),
         )
+    if not is_disabled():
+        meter.budgets.declare()
     return meter
 
 

@@ -302,3 +302,44 @@ def test_a_large_file_that_is_none_of_our_business_is_not_copied(clients, provid
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert peaks[0] - peaks[1] < len(content) * 1.2
+
+
+def _capped(clients, name, **budget):
+    client = clients.make(name)
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+    return tokenmeter.wrap(client, meter), meter
+
+
+async def _begin(name, client, do):
+    if "OpenAI" in name:
+        return await _openai_batch(client, do)
+    return await do(client.messages.batches.create(requests=[{"custom_id": "r", "params": MESSAGE}]))
+
+
+@pytest.mark.parametrize("name", OPENAI + ANTHROPIC)
+async def test_a_hard_cap_refuses_a_batch_since_nobody_knows_what_it_will_cost(name, clients, provider, do):
+    client, meter = _capped(clients, name, limit_usd=100)
+    with pytest.raises(tokenmeter.RequestTooLargeError, match="billed when its results are read"):
+        await _begin(name, client, do)
+    assert not [request for request in provider.requests if request.path.endswith("batches")]
+    meter.close()
+
+
+@pytest.mark.parametrize("name", OPENAI + ANTHROPIC)
+async def test_a_cap_that_takes_what_is_expected_lets_a_batch_go_until_it_is_spent(name, clients, do):
+    client, meter = _capped(clients, name, limit_usd=100, unbounded="expected")
+    await _begin(name, client, do)
+    assert [(one.spent, one.reserved) for one in meter.remaining()] == [(0, 0)]
+    used = {"prompt_tokens": 1, "completion_tokens": 10**9, "total_tokens": 10**9 + 1}
+    meter.record(used, provider="openai", endpoint="chat.completions", model="gpt-5.4")
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        await _begin(name, client, do)
+    meter.close()
+
+
+@pytest.mark.parametrize("name", OPENAI + ANTHROPIC)
+async def test_a_limit_on_calls_lets_a_batch_go_and_holds_nothing(name, clients, do):
+    client, meter = _capped(clients, name, limit_requests=1)
+    await _begin(name, client, do)
+    assert [(one.spent, one.reserved) for one in meter.remaining()] == [(0, 0)]
+    meter.close()

@@ -122,6 +122,63 @@ def _fails(*_, **__):
     raise KeyError("a request in no known shape")
 
 
+def _queueing(client, path):
+    """A connection's manager, where this SDK has one that takes events before there is a connection."""
+    _needs(client, path)
+    manager = getattr(client, path.partition(".")[0]).connect(**({"model": "gpt-realtime"} if "real" in path else {}))
+    if not hasattr(manager, "send"):
+        pytest.skip("this SDK's managers take no events")
+    return manager
+
+
+_ASKED = {"type": "response.create", "response": {"max_output_tokens": 100, "output_modalities": ["text"]}}
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_budget_stops_what_waits_for_a_connection_before_there_is_one(name, clients, provider, do):
+    client = clients.make(name)
+    stopping = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_usd": "0.000001"}])
+    tokenmeter.wrap(client, stopping)
+    manager = _queueing(client, "realtime.connect")
+    manager.send(_ASKED)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        async with do.inside(manager):
+            pass
+    assert not provider.requests
+    stopping.close()
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_what_waited_for_a_connection_is_held_and_recorded(name, clients, provider, do):
+    client = clients.make(name)
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_requests": 1}])
+    tokenmeter.wrap(client, meter)
+    manager = _queueing(client, "realtime.connect")
+    manager.send(_ASKED)
+    async with do.inside(manager) as connection:
+        with pytest.raises(tokenmeter.BudgetExceededError):
+            await do(connection.send(_ASKED))
+        while (await do(connection.recv())).type != "response.done":
+            pass
+    (balance,) = meter.remaining()
+    assert (balance.spent, balance.reserved) == (1, 0)
+    meter.close()
+
+
+def test_what_waited_for_a_connection_that_failed_costs_nothing(clients, provider):
+    client = clients.openai()
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_requests": 1}])
+    tokenmeter.wrap(client, meter)
+    manager = _queueing(client, "realtime.connect")
+    manager.send(_ASKED)
+    provider.stop()
+    with pytest.raises(OSError), manager:  # noqa: PT011 - the socket's own
+        pass
+    (balance,) = meter.remaining()
+    assert (balance.spent, balance.reserved, list(meter.entries())) == (0, 0, [])
+    meter.close()
+
+
 def test_a_budget_stops_what_is_sent_as_text(clients, provider):
     client = clients.openai()
     _needs(client, "responses.connect")

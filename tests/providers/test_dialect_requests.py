@@ -510,3 +510,18 @@ def test_a_picture_in_a_document_is_counted():
 def test_arguments_that_can_be_read_only_once_are_of_any_size():
     call = {"type": "function_call", "arguments": iter(["x"])}
     assert openai({"model": "m", "input": [call]}, "/responses").unbounded == "files"
+
+
+def test_what_an_answers_limit_leaves_out_is_added_to_it():
+    """A prediction's rejected tokens are billed as output; DashScope's thinking has a limit of its own."""
+    sent = {"model": "m", "messages": [], "max_tokens": 50}
+    predicted = {"type": "content", "content": "word " * 200}
+    assert openai({**sent, "prediction": predicted}).max_output_tokens >= 50 + 1000
+    assert openai({**sent, "thinking_budget": 400}).max_output_tokens == 450
+    assert openai({**sent, "enable_thinking": True, "thinking_budget": 400}).unbounded is None
+
+
+def test_thinking_that_no_limit_holds_has_no_bound():
+    sent = {"model": "m", "messages": [], "max_tokens": 50}
+    assert openai({**sent, "enable_thinking": True}).unbounded == "thinking"
+    assert openai({**sent, "enable_thinking": False}).unbounded is None

@@ -46,6 +46,26 @@ def test_a_ledger_that_changes_is_said_once_and_without_its_password(caplog):
     )
 
 
+def test_declared_budgets_are_in_the_ledger_before_the_first_call(tmp_path):
+    """Another process, the command line and the dashboard read them there."""
+    store = f"sqlite:///{tmp_path / 'usage.db'}"
+    tokenmeter.configure(store=store, budgets=[tokenmeter.Budget(member="ada", limit_usd=1, name="ada")])
+    elsewhere = tokenmeter.make_meter(store=store, config={})
+    assert [budget.name for budget in elsewhere.budgets.in_force] == ["ada"]
+    elsewhere.close()
+
+
+def test_budgets_that_cannot_be_filed_yet_stop_no_program(tmp_path, monkeypatch, caplog):
+    meter = tokenmeter.configure(store="memory:")
+    monkeypatch.setattr(type(meter.store), "file", _fails)
+    tokenmeter.configure(budgets=[tokenmeter.Budget(member="ada", limit_usd=1)])
+    assert "read the ledger's budgets" in caplog.text
+
+
+def _fails(*_, **__):
+    raise tokenmeter.StoreUnavailableError("it is away")
+
+
 def test_a_wrong_setting_leaves_everything_as_it_was():
     meter = tokenmeter.configure(store="memory:", multiplier="1.2")
     with pytest.raises(ConfigurationError, match="greater than zero"):

@@ -47,6 +47,8 @@ _WORDS = {
     "compaction": "the provider may compact the conversation at extra cost",
     "fallbacks": "fallback models may be billed as well",
     "server_tools": "the provider runs tools in a loop of its own",
+    "started": "what it starts is billed when its results are read",
+    "thinking": "its output cap does not limit its thinking; set thinking_budget",
     "no_output_cap": "it names no output cap and the model's maximum is not known",
     "no_context_window": "part of its prompt lies elsewhere and the model's context window is not known",
     "unknown_price": "the model's price is not known",
@@ -185,7 +187,7 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
         if context is None:
             reasons.add("no_context_window")
     textual = call.operation in TEXT_OPERATIONS or call.operation in PROMPT_OPERATIONS
-    if not textual and not sold_by_piece:
+    if not textual and not sold_by_piece and "started" not in reasons:
         reasons.add("operation")
     elif answer is None:
         reasons.add("no_output_cap")

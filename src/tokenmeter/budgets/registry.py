@@ -96,6 +96,11 @@ class Registry:
         """The grants of a budget, or of one of its counters, the first first."""
         return grants_of(self._read().policy, name, scope)
 
+    def declare(self) -> None:
+        """File what is declared now, so that others know it before the first call. Never raises; a call tries again."""
+        if self.declared:
+            self._current(wait=True)
+
     def _declared_only(self) -> InForce:
         return InForce.of(Policy(), joined(Policy(), self.declared, self._source), generation=None, applied=False)
 

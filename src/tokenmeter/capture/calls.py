@@ -193,7 +193,7 @@ class InFlight:
         if hold_id is None:
             return
         try:
-            self._authorization = self.meter.authorize(self.call, hold_id=hold_id)
+            self._take(self.meter.authorize(self._asked(), hold_id=hold_id))
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -205,7 +205,7 @@ class InFlight:
         if hold_id is None:
             return
         try:
-            self._authorization = await authorize_async(self.meter, self.call, hold_id)
+            self._take(await authorize_async(self.meter, self._asked(), hold_id))
         except REFUSALS:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
@@ -226,10 +226,21 @@ class InFlight:
             if self.hold is not None:
                 return None
             self.plan = None
-        if not self.endpoint.billed:
+        if not (self.endpoint.billed or self.endpoint.kind == "starts"):
             return None
         self._hold_id = new_id()
         return self._hold_id
+
+    def _asked(self) -> Call:
+        """What leave is asked for: of work that is billed where it is read, nobody knows beforehand what it costs."""
+        call = self.call
+        return replace(call, facts=replace(call.facts, unbounded="started")) if self.endpoint.kind == "starts" else call
+
+    def _take(self, given: Authorization) -> None:
+        if self.endpoint.kind == "starts":  # its bills come hours later, each with an entry of its own
+            self.meter.release(given)
+        else:
+            self._authorization = given
 
     def learn_key(self, key: str | None) -> bool:
         """Take the key that a request was prepared with; whether it is what leave was waiting for."""

@@ -7,7 +7,8 @@ import inspect
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
@@ -102,6 +103,15 @@ class Conversation:
             raise
         except Exception as error:  # noqa: BLE001 - only a budget stops a call
             self._meter.fault("authorize", error)
+
+    def goes_by(self, key: str | None) -> None:
+        """The connection was made with `key`."""
+        self._call = replace(self._call, api_key=self._meter.identify(key))
+
+    def take_back(self) -> None:
+        """What was asked for did not leave."""
+        while self._asked:
+            self._meter.release(self._asked.popleft()[1])
 
     def hears(self, data: str | bytes) -> None:
         """A message was received."""
@@ -225,23 +235,60 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
         body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
         call = describe(binding, endpoint, identify(client, binding, meter, body), body, streamed=True)
         kind: Any = manager.__class__
+        dialect = binding.sdk.dialect()
+        assert dialect.socket_events is not None  # noqa: S101 - it has connections
+        talk = Conversation(
+            meter,
+            dialect,
+            dialect.socket_events,
+            call,
+            waits=not hasattr(kind, "__aenter__"),
+            attached_to=_attached_to(resource, kwargs),
+        )
+        manager._tokenmeter_connecting = _Connecting(client, binding, talk)  # noqa: SLF001
         manager.__class__ = _watched_manager(kind)
-        attached_to = _attached_to(resource, kwargs)
-        manager._tokenmeter_talk = functools.partial(_talk, client, binding, meter, call, attached_to)  # noqa: SLF001
     except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
         meter.fault("watch a socket", error)
     return manager
 
 
-def _talk(
-    client: Any, binding: Binding, meter: Meter, call: Call, attached_to: str | None, *, waits: bool
-) -> Conversation:
-    """The conversation over a connection that was just made, with the key that was handed out for it."""
-    if binding.sdk.asks_for_key(client):
-        call = replace(call, api_key=meter.identify(binding.sdk.api_key(client)))
-    dialect = binding.sdk.dialect()
-    assert dialect.socket_events is not None  # noqa: S101 - `_connect` asked
-    return Conversation(meter, dialect, dialect.socket_events, call, waits=waits, attached_to=attached_to)
+class _Connecting:
+    """A connection that is about to be made.
+
+    Args:
+        client: Whose it is.
+        binding: What that is metered with.
+        talk: What will go on over it.
+    """
+
+    __slots__ = ("_binding", "_client", "_queued", "_talk")
+
+    def __init__(self, client: Any, binding: Binding, talk: Conversation) -> None:
+        self._client = client
+        self._binding = binding
+        self._talk = talk
+        self._queued: list[Any] = []
+
+    def queue(self, event: Any) -> None:
+        """An event waits for the connection, and leaves as soon as that is made."""
+        self._queued.append(_as_json(event))
+
+    @contextmanager
+    def made(self) -> Generator[Conversation]:
+        """Around the making of it: leave is asked for what waits before anything is sent."""
+        talk, queued = self._talk, self._queued
+        try:
+            while queued:
+                talk.asks(queued.pop(0))
+            yield talk
+        except BaseException:
+            talk.take_back()
+            raise
+
+    def learn_key(self) -> None:
+        """Take the key that was handed out for the connection."""
+        if self._binding.sdk.asks_for_key(self._client):
+            self._talk.goes_by(self._binding.sdk.api_key(self._client))
 
 
 def _path(resource: Any) -> str:
@@ -257,11 +304,10 @@ def _attached_to(resource: Any, asked: Mapping[str, Any]) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _observe(connection: Any, talk_over: Callable[..., Conversation]) -> None:
+def _observe(connection: Any, talk: Conversation) -> None:
     """Have `connection` report from now on."""
     kind: Any = connection.__class__
     waits = not inspect.iscoroutinefunction(kind.recv)
-    talk = talk_over(waits=waits)
     hooks: dict[str, Send] = {"parse_event": _parse_event, "send": _send, "close": _close if waits else _close_async}
     if hasattr(kind, "send_raw"):  # a newer SDK's
         hooks["send_raw"] = _send_raw
@@ -276,17 +322,23 @@ def _parse_event(kind: Any, connection: Any, talk: Conversation, data: str | byt
 
 
 def _send(kind: Any, connection: Any, talk: Conversation, event: Any) -> Any:
-    talk.asks(event.to_dict() if hasattr(event, "to_dict") else event)
+    talk.asks(_as_json(event))
     return kind.send(connection, event)
 
 
 def _send_raw(kind: Any, connection: Any, talk: Conversation, data: str | bytes) -> Any:
-    try:
-        event = json.loads(data)
-    except ValueError:  # no event
-        event = None
-    talk.asks(event)
+    talk.asks(_as_json(data))
     return kind.send_raw(connection, data)
+
+
+def _as_json(event: Any) -> Any:
+    """An event as a JSON object; None for what is none."""
+    if isinstance(event, str | bytes):
+        try:
+            return json.loads(event)
+        except ValueError:
+            return None
+    return event.to_dict() if hasattr(event, "to_dict") else event
 
 
 def _close(kind: Any, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
@@ -311,14 +363,30 @@ def _watched_manager(kind: type[Any]) -> type[Any]:
     made = _managers.get(kind)
     if made is None:
         body = _async_entry(kind) if hasattr(kind, "__aenter__") else _entry(kind)
+        body |= {name: _queueing(getattr(kind, name)) for name in ("send", "send_raw") if hasattr(kind, name)}
         made = _managers[kind] = type(kind.__name__, (kind,), {"__module__": kind.__module__, **body})
     return made
 
 
+def _queueing(plain: Send) -> Send:
+    """A newer SDK's way to send before there is a connection."""
+
+    @functools.wraps(plain)
+    def send(self: Any, event: Any) -> Any:
+        result = plain(self, event)
+        self._tokenmeter_connecting.queue(event)
+        return result
+
+    return send
+
+
 def _entry(kind: type[Any]) -> dict[str, Any]:
     def __enter__(self: Any) -> Any:  # noqa: N807 - it becomes that method
-        connection = kind.__enter__(self)
-        _observe(connection, self._tokenmeter_talk)
+        connecting = self._tokenmeter_connecting
+        with connecting.made() as talk:
+            connection = kind.__enter__(self)
+        connecting.learn_key()
+        _observe(connection, talk)
         return connection
 
     return {"__enter__": __enter__, "enter": __enter__}
@@ -326,8 +394,11 @@ def _entry(kind: type[Any]) -> dict[str, Any]:
 
 def _async_entry(kind: type[Any]) -> dict[str, Any]:
     async def __aenter__(self: Any) -> Any:  # noqa: N807 - it becomes that method
-        connection = await kind.__aenter__(self)
-        _observe(connection, self._tokenmeter_talk)
+        connecting = self._tokenmeter_connecting
+        with connecting.made() as talk:
+            connection = await kind.__aenter__(self)
+        connecting.learn_key()
+        _observe(connection, talk)
         return connection
 
     return {"__aenter__": __aenter__, "enter": __aenter__}

@@ -267,16 +267,17 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
     lines: list[list[str | ProgressBar]] = []
     for balance in found:
         scope = ", ".join(f"{name}={value}" for name, value in balance.scope.items()) or "all calls"
-        kind = "" if balance.hard or balance.budget.endswith(" soft") else " (soft)"
         resets = (
             "never" if balance.resets_at is None else balance.resets_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M")
         )
-        figures = (add(balance.spent, balance.reserved), balance.limit, balance.remaining)
+        used = add(balance.spent, balance.reserved)
         lines.append(
             [
-                visible(balance.budget + kind),
+                visible(balance.budget),
                 visible(scope),
-                *(_amount(one, balance.unit) for one in figures),
+                _amount(used, balance.unit),
+                _amount(balance.limit, balance.unit) + ("" if balance.hard else " (soft)"),
+                _amount(balance.remaining, balance.unit),
                 f"{round_to(multiply(_part(balance), 100), 0):f}%",
                 _bar(balance),
                 resets,

@@ -16,6 +16,7 @@ from tokenmeter.providers.prompts import (
     PromptRule,
     first_limit,
     listed,
+    measure,
     measure_prompt,
     named,
     offered,
@@ -72,7 +73,9 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         reasons.append("server_tools")
     if "session" in body or "audio" in body:
         tool_models = _session_models(body) or tool_models
-    choices = _choices(body, reasons)
+    choices, longest = _choices(body, reasons), output_limit(endpoint.path, body)
+    if get("enable_thinking") is True and type(get("thinking_budget")) is not int:
+        reasons.append("thinking")
     return RequestFacts(
         model=named(get("model")) or text(section(body, "session"), "model"),
         service_tier=named(get("service_tier")),
@@ -80,7 +83,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         input_bytes=prompt.size,
         long_texts=prompt.texts,
         image_count=prompt.images,
-        max_output_tokens=output_limit(endpoint.path, body),
+        max_output_tokens=None if longest is None else longest + _beside(body),
         choices=choices,
         pieces=_pieces(endpoint, body, choices),
         background=get("background") is True,
@@ -114,6 +117,12 @@ def output_limit(path: str, body: JSON) -> int | None:
     names = ("max_completion_tokens", "max_tokens") if path.startswith("chat") else ("max_output_tokens",)
     limits = [value for name in names if (value := body.get(name)) is not None]
     return max(limits) if limits and all(type(value) is int and value > 0 for value in limits) else None
+
+
+def _beside(body: JSON) -> int:
+    """Tokens of an answer that its limit leaves out: a prediction's that were rejected, and thinking (DashScope)."""
+    predicted, thought = body.get("prediction"), body.get("thinking_budget")
+    return (measure([predicted]).size if predicted else 0) + (thought if type(thought) is int and thought > 0 else 0)
 
 
 def _choices(body: JSON, reasons: list[str]) -> int:
