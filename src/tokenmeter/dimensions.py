@@ -134,6 +134,8 @@ UNITS: Final[dict[str, str]] = {
     "runtime_seconds": "Seconds",
     "characters": "Characters",
     "images": "Images",
+    "document_pages": "Pages",
+    "annotated_pages": "Pages",
     "songs": "Songs",
     "cache_storage": "Token-Hours",
     "web_searches": "Searches",

@@ -340,3 +340,63 @@ def test_a_hard_cap_stops_messages_whose_usage_is_malformed(usage, clients, prov
             stopped += 1
     meter.close()
     assert 0 < stopped < 40
+
+
+@pytest.fixture
+def at(clients, books, provider):
+    """The clients, with the fake provider known as another host."""
+
+    def host(name):
+        clients.meter = books.meter = make_meter(store="memory:", config={"providers": {provider.openai_url: name}})
+        return clients.openai()
+
+    return host
+
+
+CONVERSATION = {
+    "object": "conversation.response",
+    "conversation_id": "conv_1",
+    "outputs": [{"type": "message.output", "model": "mistral-large-2512", "content": "Hi"}],
+    "usage": {"prompt_tokens": 188, "completion_tokens": 55, "total_tokens": 7355, "connector_tokens": 7112},
+}
+
+
+@pytest.mark.parametrize("path", ["/conversations", "/conversations/conv_1"])
+def test_a_conversation_is_billed_by_the_host_that_answers_in_it(path, at, books, provider):
+    client = at("mistral")
+    provider.answer(body=CONVERSATION)
+    client.post(path, body={"model": "mistral-large-2512", "inputs": "Hi"}, cast_to=object)
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 7300, "output": 55}
+    assert (entry.response_model, entry.cost_source) == ("mistral-large-2512", "computed")
+
+
+def test_a_conversation_that_only_keeps_what_is_said_is_free(clients, books, provider):
+    provider.answer(body={"id": "conv_1", "object": "conversation", "created_at": 1, "metadata": {}})
+    clients.openai().post("/conversations", body={"metadata": {}}, cast_to=object)
+    assert books.all() == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_search_that_moonshot_bills_is_counted(stream, at, books, provider):
+    client = at("moonshotai")
+    call = {"index": 0, "id": "a", "type": "builtin_function", "function": {"name": "$web_search", "arguments": ""}}
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+    body = {"id": "c", "object": "chat.completion", "created": 1, "model": "kimi-k2.6"}
+    if stream:
+        chunk = {**body, "object": "chat.completion.chunk"}
+        more = {"index": 0, "function": {"arguments": '{"q": "$web_search"}'}}
+        events = [
+            {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [call]}}]},
+            {**chunk, "choices": [{"index": 0, "delta": {"tool_calls": [more]}}]},
+            {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "usage": usage},
+        ]
+        provider.answer(events=[*events, "data: [DONE]\n\n"])
+        list(client.chat.completions.create(**{**CHAT, "model": "kimi-k2.6"}, stream=True))
+    else:
+        message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+        provider.answer(body={**body, "choices": [choice], "usage": usage})
+        client.chat.completions.create(**{**CHAT, "model": "kimi-k2.6"})
+    entry = books.one()
+    assert dict(entry.usage.quantities) == {"input": 100, "output": 20, "web_searches": 1}

@@ -80,7 +80,7 @@ def test_free_openai_calls(method, url):
     assert endpoint.kind in {"free", "starts"}
 
 
-@pytest.mark.parametrize("url", ["/rerank", "/v2/ocr", "/audio/dreams"])
+@pytest.mark.parametrize("url", ["/rerank", "/v2/parse", "/audio/dreams"])
 def test_unknown_posts_may_cost_something(url):
     endpoint = OPENAI.endpoint("POST", url)
     assert endpoint.kind == "unknown"
@@ -127,3 +127,20 @@ def test_unknown_posts_may_cost_something(url):
 def test_anthropic_calls(method, url, path, kind):
     endpoint = ANTHROPIC.endpoint(method, url)
     assert (endpoint.path, endpoint.kind) == (path, kind)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/conversations", "conversations"),
+        ("https://api.mistral.ai/v1/conversations/conv_1", "conversations.append"),
+        ("/conversations/conv_1/restart", "conversations.restart"),
+        ("/agents/completions", "agents.completions"),
+        ("/moderations", "moderations"),
+        ("/chat/moderations", "chat.moderations"),
+    ],
+)
+def test_what_one_host_alone_bills_is_free_elsewhere(url, path):
+    assert OPENAI.endpoints_at("POST", url)["mistral"].path == path
+    assert OPENAI.endpoints_at("GET", url) == {}
+    assert OPENAI.endpoints_at("POST", "/chat/completions") == {}

@@ -133,6 +133,34 @@ def test_a_row_about_every_model_of_a_provider_prices_a_tool():
     assert cost(Pricer(PriceList.load(rows)), observation).list_cost == Decimal("0.016")
 
 
+def search_at(provider, *rows):
+    """What one search of gpt-4o costs at `provider` under `rows`: (provider, model, price of one)."""
+    parsed = parse_prices(
+        [
+            {"provider": seller, "model": model, "sku_meter": "web_searches", "unit_price": price}
+            for seller, model, price in rows
+        ],
+        file="f",
+    )
+    observation = Observation(consumptions=(Consumption(model="gpt-4o", usage=Usage({"web_searches": 1})),))
+    return cost(Pricer(PriceList.load(parsed)), observation, provider=provider, endpoint="responses").list_cost
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_rows_of_one_layer_the_sellers_own_go_first_and_then_those_that_name_the_model(order):
+    rows = [("openai", "*", "1"), ("openai", "gpt-4o", "2"), ("azure", "*", "3"), ("azure", "gpt-4o", "4")][::order]
+    assert search_at("openai", *rows) == 2
+    assert search_at("azure", *rows) == 4
+    assert search_at("azure", *[row for row in rows if row[:2] != ("azure", "gpt-4o")]) == 3
+    assert search_at("azure", *[row for row in rows if row[0] == "openai"]) == 2
+
+
+def test_what_is_shipped_for_a_seller_goes_before_its_makers_rows():
+    assert search_at("azure") == Decimal("0.014")
+    assert search_at("openai") == Decimal("0.01")
+    assert search_at("azure", ("openai", "gpt-4o", "2")) == 2, "what the user says goes before all that is shipped"
+
+
 def test_a_row_for_one_region_or_endpoint_replaces_the_regions_multiplier():
     rows = parse_prices(
         [

@@ -541,7 +541,7 @@ def open_call(
         ConfigurationError: the user's settings are wrong.
     """
     place = (method, url)
-    endpoint = binding.endpoints[place] if place in binding.endpoints else _endpoint(binding, method, url)
+    endpoint = binding.endpoints[place] if place in binding.endpoints else _endpoint(client, binding, method, url)
     if endpoint is None:
         return None
     meter = binding.own_meter
@@ -617,10 +617,15 @@ def _kind(
 _MOST_KINDS = 256
 
 
-def _endpoint(binding: Binding, method: str, url: str) -> Endpoint | None:
+def _endpoint(client: Any, binding: Binding, method: str, url: str) -> Endpoint | None:
     """What is called; None for what makes no bill."""
     try:
-        endpoint = binding.sdk.dialect().endpoint(method.upper(), url)
+        dialect = binding.sdk.dialect()
+        endpoint = dialect.endpoint(method.upper(), url)
+        if (elsewhere := dialect.endpoints_at(method.upper(), url)) and (meter := binding.meter()) is not None:
+            endpoint = elsewhere.get(binding.host(client, meter).provider, endpoint)
+    except ConfigurationError:
+        raise
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         complain("see what is called", error)
         return None

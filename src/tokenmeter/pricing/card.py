@@ -204,7 +204,7 @@ class RateCard:
         best_key: tuple[int, ...] = ()
         for position, row in enumerate(self._by_meter.get(sku_meter, ())):
             if row.holds(at) and _met(row, context, at, prompt_tokens):
-                key = _strength(row, position)
+                key = _strength(row, position, self.provider)
                 if best is None or key > best_key:
                     best, best_key = row, key
         return best
@@ -233,18 +233,26 @@ class RateCard:
 
 
 _MIDNIGHT = time(tzinfo=UTC)
-_LAYERS = {"user": 3, "project": 2, "tokenmeter": 1, "genai-prices": 0}
+_LAYERS = {"user": 2, "project": 1}
 
 
-def _strength(row: Price, position: int) -> tuple[int, ...]:
-    """Layer, narrower place or hours, rank, higher tier, later date, later row: the first that differs decides."""
+def _strength(row: Price, position: int, seller: str) -> tuple[int, ...]:
+    """How strong a row is among those that hold: the first part that differs decides.
+
+    The user's rows go before the project's, and those before all others. Then a row of the `seller` itself goes before
+    one of the maker whose model it resells; then one that names the model before one for every model. (What is shipped
+    for every model only fills gaps: the catalog goes before it.) Then the narrower place or hours, the rank, the higher
+    tier, the later date, the later row.
+    """
     conditions = row.conditions
-    # What is shipped about a whole provider only fills gaps; what the user says about one is meant.
-    layer = -1 if row.model == EVERY_MODEL and row.origin == "tokenmeter" else _LAYERS[row.origin]
+    named = row.model != EVERY_MODEL
+    known = 2 if named and row.origin != "genai-prices" else int(row.origin != "tokenmeter")
     narrowing = (conditions.geo, conditions.region, conditions.endpoint, conditions.hours, conditions.weekdays)
     narrow = sum(value is not None for value in narrowing)
     since = int(row.effective_from.timestamp()) if row.effective_from else 0
-    return layer, narrow, row.rank, conditions.min_input_tokens, since, position
+    own = row.provider == seller
+    layer = _LAYERS.get(row.origin, 0)
+    return layer, own, known, narrow, row.rank, conditions.min_input_tokens, since, position
 
 
 def _met(row: Price, context: Circumstances, at: datetime, prompt_tokens: int) -> bool:
@@ -255,10 +263,16 @@ def _met(row: Price, context: Circumstances, at: datetime, prompt_tokens: int) -
         and conditions.speed == context.speed
         and conditions.geo in {None, context.geo}
         and conditions.region in {None, context.region}
-        and conditions.endpoint in {None, context.endpoint}
+        and (conditions.endpoint is None or _is_of(context.endpoint, conditions.endpoint))
         and (not conditions.min_input_tokens or prompt_tokens > conditions.min_input_tokens)
         and conditions.hold_at(at)
     )
+
+
+def _is_of(endpoint: str | None, wanted: str) -> bool:
+    """Whether `endpoint` is `wanted` or one of its methods: ``beta.responses`` and ``responses.retrieve`` are."""
+    bare = (endpoint or "").removeprefix("beta.")
+    return bare == wanted or bare.startswith(f"{wanted}.")
 
 
 def _clock(rows: Iterable[Price]) -> set[time]:

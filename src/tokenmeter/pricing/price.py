@@ -41,7 +41,7 @@ class Conditions:
         speed: ``fast``; None = standard.
         geo: Inference geography this very price is for; None = wherever (a geo multiplier may apply on top).
         region: Region or data zone this very price is for; None = wherever (a region multiplier may apply on top).
-        endpoint: SDK method path this price is for; None = every endpoint.
+        endpoint: SDK method path this price is for, with the methods below it; None = every endpoint.
         min_input_tokens: Holds for prompts with strictly MORE tokens than this; 0 = every prompt.
         hours: Daily ``[start, end)`` in UTC; None = all day.
         weekdays: Days of the week in UTC, 1 = Monday ... 7 = Sunday; None = every day.

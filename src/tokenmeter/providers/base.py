@@ -190,6 +190,11 @@ class Dialect(ABC):
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path (with or without ``/v1``, base path or query)."""
 
+    def endpoints_at(self, method: str, path: str) -> Mapping[str, Endpoint]:
+        """By provider: what it alone bills at a URL path at which others have something else, or something free."""
+        del method, path
+        return MappingProxyType({})
+
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path, for a call that is described and not seen."""
         return Endpoint(path, "other", "unknown")

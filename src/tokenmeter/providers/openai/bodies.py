@@ -12,8 +12,15 @@ from typing import Any
 
 from tokenmeter.providers.context import Context, joined, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
-from tokenmeter.providers.openai import media, responses
-from tokenmeter.providers.openai.usage import bills_reasoning_apart, extra_meters, inclusive, write_meter
+from tokenmeter.providers.openai import media, requests, responses
+from tokenmeter.providers.openai.usage import (
+    bills_reasoning_apart,
+    builtin_calls,
+    connected,
+    extra_meters,
+    inclusive,
+    write_meter,
+)
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import (
     BOTH_SIDES,
@@ -93,7 +100,7 @@ def completion(body: JSON, context: Context) -> Observation:
     if reading is None:
         return unknown(body, body.get("usage"), model=known, flags=said.flags)
     flags: set[str] = set()
-    if extra := extra_meters(context.provider, wire, known, flags):
+    if extra := extra_meters(context.provider, wire, known, flags) | builtin_calls(context.provider, body):
         reading = replace(reading, usage=reading.usage + Usage(extra))
     group = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     if flags:
@@ -124,6 +131,25 @@ def _choice_bytes(choice: JSON) -> int:
     return sum(utf8_length(word) for word in words if isinstance(word, str))
 
 
+def conversation(body: JSON, context: Context) -> Observation:
+    """Mistral's answer in a conversation, or the event that ends its stream: several turns of a model with tools."""
+    wire = usage_of(body)
+    outputs = members(body, "outputs")
+    named = (text(item, "model") for item in outputs)
+    model = text(body, "model") or next((name for name in named if name), None)
+    reading = context.complete(connected(wire, set()), received=lambda: _outputs_bytes(outputs))
+    if reading is None:
+        return unknown(body, body.get("usage"), model=model or context.request.model)
+    seen = observation(reading, context.consumption(reading, model=model, wire=wire), body, wire or None)
+    return replace(seen, response_model=model)
+
+
+def _outputs_bytes(outputs: list[JSON]) -> int:
+    words = [item.get(name) for item in outputs for name in ("content", "arguments", "name")]
+    words += [part.get("text") for item in outputs for part in members(item, "content")]
+    return sum(utf8_length(word) for word in words if isinstance(word, str))
+
+
 def _any(body: JSON, context: Context) -> Observation:
     """A body of an endpoint nobody described: whatever familiar usage is in it counts."""
     if "choices" in body:
@@ -132,6 +158,9 @@ def _any(body: JSON, context: Context) -> Observation:
     said = read_usage(wire) or NOTHING_SAID
     reading = context.complete(said, sides=_NO_SIDES if said.usage else BOTH_SIDES, estimable=False)
     if reading is None or not wire:
+        known = requests.endpoint_named(context.endpoint)
+        if known is not None and known.kind == "free" and not body.get("usage"):
+            return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
         return unknown(body, body.get("usage"), model=context.request.model, flags=said.flags)
     tier = text(body, "service_tier")
     model = text(body, "model") or text(body, "modelVersion") or text(body, "model_version")
@@ -332,6 +361,7 @@ _BY_TYPE: dict[str, _Reader] = {
     "speech.audio.done": media.speech_event,
     "image_generation.completed": media.images,
     "image_edit.completed": media.images,
+    "conversation.response.done": conversation,
 }
 #: Whole bodies, by ``object``.
 _BY_OBJECT: dict[str, _Reader] = {
@@ -340,6 +370,7 @@ _BY_OBJECT: dict[str, _Reader] = {
     "text_completion": completion,
     "response": responses.response,
     "response.compaction": responses.response,
+    "conversation.response": conversation,
     "batch": batch,
     "fine_tuning.job": fine_tuning,
     "thread.run": run,
@@ -357,6 +388,8 @@ _BY_ENDPOINT: tuple[tuple[str, _Reader], ...] = (
     ("completions", completion),
     ("embeddings", completion),
     ("decisions", completion),
+    ("agents.completions", completion),
+    ("conversations", conversation),
     ("responses", responses.response),
     ("beta.responses", responses.response),
     ("images", media.images),

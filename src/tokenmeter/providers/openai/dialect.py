@@ -10,6 +10,7 @@ from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai import bodies, requests, streams
 from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
+from tokenmeter.providers.wire import section
 from tokenmeter.usage import Observation
 
 
@@ -46,9 +47,13 @@ class OpenAIDialect(Dialect):
         """The endpoint of an HTTP method and URL path."""
         return requests.endpoint(method, path)
 
+    def endpoints_at(self, method: str, path: str) -> Mapping[str, Endpoint]:
+        """By provider: what it alone bills at a path."""
+        return requests.endpoints_at(method, path)
+
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
-        return requests.ROUTES.named(path) or super().named(path)
+        return requests.endpoint_named(path) or super().named(path)
 
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request body is most likely for."""
@@ -68,7 +73,8 @@ class OpenAIDialect(Dialect):
 
     def output_cap(self, endpoint: Endpoint, body: Mapping[str, Any], tokens: int, *, provider: str) -> tuple[str, Any]:
         """The field that limits the answer's tokens, with its value."""
-        del body
+        if endpoint.path.startswith("conversations"):
+            return "completion_args", {**section(body, "completion_args"), "max_tokens": tokens}
         return requests.output_cap_field(endpoint, provider), tokens
 
     def usage_request(self, endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, Any] | None:

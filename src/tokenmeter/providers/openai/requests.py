@@ -48,6 +48,7 @@ _MORE = {
     "models": "fallbacks",
     "fallbacks": "fallbacks",
     "preset": "stored_prompt",
+    "agent_id": "stored_prompt",
 }
 #: In the names of models that search, or ask other models, in a loop of their own.
 _AGENTS = re.compile(r":online$|-search-(preview|api)\b|deep-research|(^|/)compound(-|$)")
@@ -66,6 +67,8 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     tool_models = _tools(offered(body, prompt, reasons), reasons)
     if endpoint.path.endswith("responses") or "previous_response_id" in body:
         _history(body, reasons)
+    if endpoint.path.startswith("conversations."):
+        reasons.append("conversation")
     if prompt.remote:
         reasons.append("files")
     reasons += [reason for name, reason in _MORE.items() if get(name) and not _is_off(name, get(name))]
@@ -114,6 +117,8 @@ def output_limit(path: str, body: JSON) -> int | None:
     """
     if path == "completions":
         return first_limit(body.get("max_tokens"))
+    if path.startswith("conversations"):
+        body, path = section(body, "completion_args"), "chat"
     names = ("max_completion_tokens", "max_tokens") if path.startswith("chat") else ("max_output_tokens",)
     limits = [value for name in names if (value := body.get(name)) is not None]
     return max(limits) if limits and all(type(value) is int and value > 0 for value in limits) else None
@@ -266,6 +271,7 @@ POST /audio/speech                                       audio.speech           
 POST /audio/transcriptions                               audio.transcriptions          transcription
 POST /audio/translations                                 audio.translations            translation
 POST /decisions                                          decisions                     decision
+POST /ocr                                                ocr                           ocr
 POST /videos                                             videos                        video_generation
 POST /videos/edits                                       videos.edit                   video_generation
 POST /videos/extensions                                  videos.extend                 video_generation
@@ -330,6 +336,7 @@ _ROOTS = frozenset(
         "live",
         "models",
         "moderations",
+        "ocr",
         "organization",
         "realtime",
         "responses",
@@ -359,3 +366,28 @@ def endpoint(method: str, path: str) -> Endpoint:
     found = ROUTES.find(method, _DEPLOYMENT.sub("", bare))
     beta = "beta=true" in query and found.path.startswith("responses")
     return replace(found, path=f"beta.{found.path}") if beta else found
+
+
+# What one provider alone bills, at paths that are free elsewhere.
+_MISTRAL = """
+POST /conversations                                      conversations                 chat
+POST /conversations/*                                    conversations.append          chat
+POST /conversations/*/restart                            conversations.restart         chat
+POST /agents/completions                                 agents.completions            chat
+POST /moderations                                        moderations                   moderation
+POST /chat/moderations                                   chat.moderations              moderation
+"""
+_AT = {"mistral": Routes(_ROOTS, frozenset(), {"billed": _MISTRAL})}
+
+
+@lru_cache(maxsize=1024)
+def endpoints_at(method: str, path: str) -> Mapping[str, Endpoint]:
+    """By provider: what it alone bills at a path."""
+    found = ((provider, routes.find(method, bare_path(path)[0])) for provider, routes in _AT.items())
+    return {provider: one for provider, one in found if one.kind == "billed"}
+
+
+def endpoint_named(path: str) -> Endpoint | None:
+    """The endpoint with this SDK method path, whoever has it; None when nobody has."""
+    known = (routes.named(path) for routes in (ROUTES, *_AT.values()))
+    return next((found for found in known if found is not None), None)

@@ -18,7 +18,7 @@ _ESTIMATED = frozenset({"estimated"})
 def open_stream(context: Context, read: Read) -> StreamReader:
     """The reader for a stream of `context.endpoint`; `read` reads the body that a terminal event carries."""
     endpoint = context.endpoint.removeprefix("beta.")
-    if endpoint.startswith(("chat", "completions")):
+    if endpoint.startswith(("chat", "completions", "agents.completions")):
         return ChatStream(context, read)
     if endpoint.startswith("responses"):
         return ResponseStream(context, read)
@@ -29,7 +29,7 @@ class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
     batch = 32
-    __slots__ = ("_bytes", "_context", "_finished", "_read", "_said", "_usage")
+    __slots__ = ("_builtin", "_bytes", "_context", "_finished", "_read", "_said", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -37,6 +37,7 @@ class ChatStream:
         self._usage: Mapping[str, Any] = {}
         self._said: dict[str, Any] = {}
         self._bytes = 0
+        self._builtin: list[JSON] = []
         self._finished = 0
 
     @property
@@ -60,7 +61,7 @@ class ChatStream:
                     if type(content) is str:
                         size += len(content) if content.isascii() else utf8_length(content)
                     if delta and (len(delta) > 1 or content is None):
-                        size += _other_text(delta)
+                        size += self._other_text(delta)
                     if choice.get("finish_reason"):
                         self._end(event, choice)
             except (AttributeError, TypeError):
@@ -75,6 +76,12 @@ class ChatStream:
         self._name(event)
         if answered and event.get("choices") == []:
             self._finished = max(self._finished, self._context.request.choices)
+
+    def _other_text(self, delta: Mapping[str, Any]) -> int:
+        """Bytes of reasoning, refusals and tool arguments in a chunk; notes which of the host's own tools it calls."""
+        if "tool_calls" in delta:
+            self._builtin += _builtin_calls(delta)
+        return _other_text(delta)
 
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
         """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
@@ -95,10 +102,17 @@ class ChatStream:
 
     def observation(self) -> Observation:
         """What is known now; without a final usage it is an estimate."""
-        body: dict[str, Any] = {**self._said, "usage": dict(self._usage), "choices": []}
+        choices: list[JSON] = [{"message": {"tool_calls": self._builtin}}] if self._builtin else []
+        body: dict[str, Any] = {**self._said, "usage": dict(self._usage), "choices": choices}
         seen = self._read(body, replace(self._context, received=self._bytes))
         # Hosts that count up with every chunk have only said what was used so far.
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+
+
+def _builtin_calls(delta: Mapping[str, Any]) -> list[JSON]:
+    """Calls of a tool that is the host's own: their name begins with a dollar."""
+    calls = members(delta, "tool_calls")
+    return [call for call in calls if str(section(call, "function").get("name")).startswith("$")]
 
 
 def _other_text(delta: Mapping[str, Any]) -> int:
@@ -197,6 +211,7 @@ _ENDINGS = frozenset(
         "response.failed",
         "conversation.item.input_audio_transcription.completed",
         "decision.event",
+        "conversation.response.done",
         "thread.run.completed",
         "thread.run.incomplete",
         "thread.run.failed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.providers.wire import (
@@ -19,6 +20,7 @@ from tokenmeter.providers.wire import (
     count,
     has_unknown,
     is_object,
+    members,
     put,
     said_by,
     section,
@@ -172,12 +174,28 @@ def _duration(usage: JSON) -> Reading:
     return Reading(Usage({"seconds_audio": seconds} if seconds else {}), flags=frozenset(flags))
 
 
+#: Pages that were read, and pages that were described as well, which the first do not hold.
+_PAGES = {"pages_processed": "document_pages", "pages_processed_annotation": "annotated_pages"}
+
+
+def _pages(usage: JSON) -> Reading:
+    """Documents that are billed by the page. Source: Mistral's OCRUsageInfo."""
+    flags: set[str] = set()
+    quantities: dict[str, Quantity] = {}
+    counts = {meter: count(usage, name, flags=flags) for name, meter in _PAGES.items()}
+    for meter, pages in counts.items():
+        put(quantities, meter, pages or 0)
+    said = None if counts["document_pages"] is None and not quantities else 0
+    return said_by(Usage(quantities), None, flags, {"input": said})
+
+
 SHAPES = (
     Shape(
         inclusive,
         own=frozenset({"prompt_tokens", "completion_tokens"}),
         shared=frozenset({"input_tokens", "output_tokens", "total_tokens"}),
     ),
+    Shape(_pages, own=frozenset(_PAGES), nested=("usage_info",)),
     Shape(_duration, own=frozenset(), shared=frozenset({"seconds"})),
 )
 
@@ -204,12 +222,17 @@ _TOOL_CALLS = {
     "document_search": "file_searches",
     "collections_search": "file_searches",
     "attachment_search": "attachment_searches",
+    "web_search_premium": "web_searches_premium",
+    "image_generation": "images",
+    "document_library": "file_searches",
 }
 #: Tools that cost nothing but the tokens they bring.
 _FREE_TOOLS = frozenset(
     {"mcp", "image_understanding", "video_understanding", "x_video_understanding", "view_image", "view_x_video"}
 )
 _TOOL_NAME = re.compile(r"(?:server_side_tool_)?(\w+?)(?:_calls)?")
+#: Moonshot's search, as a function that its models call.
+BUILTIN_SEARCH = "$web_search"
 _BILLS_TOOLS_BY_CALL = "x-ai"
 #: A tool that no rule knows was called: how often is known, and what it costs is not.
 _UNKNOWN_TOOL = "server_tool_calls"
@@ -274,6 +297,37 @@ def extra_meters(
     if canonical_provider(provider) == "perplexity":
         meters |= _perplexity(usage, model, flags)
     return meters
+
+
+def builtin_calls(provider: str, body: JSON) -> dict[str, Quantity]:
+    """Moonshot's own search, billed where an answer asks for it (https://platform.kimi.ai/docs/pricing/tools)."""
+    if canonical_provider(provider) != "moonshotai":
+        return {}
+    asked = [
+        section(call, "function").get("name")
+        for choice in members(body, "choices")
+        for call in members(section(choice, "message"), "tool_calls")
+    ]
+    searches = asked.count(BUILTIN_SEARCH)
+    return {"web_searches": searches} if searches else {}
+
+
+def connected(usage: JSON, flags: set[str]) -> Reading:
+    """A Mistral conversation's usage: what connectors put into the prompt is input beside it; their calls are counted.
+
+    Source: ``mistralai.models.ConversationUsageInfo``.
+    """
+    said = inclusive({key: value for key, value in usage.items() if key not in {"connector_tokens", "total_tokens"}})
+    doubts = set(said.flags) | flags
+    brought = count(usage, "connector_tokens", flags=doubts) or 0
+    prompt, answer = said.usage.input_tokens + brought, said.usage.output_tokens
+    stated = count(usage, "total_tokens", flags=doubts)
+    if stated is not None and not said.unsaid and stated != prompt + answer:
+        doubts.add("total_mismatch")
+    calls = section(usage, "connectors")
+    tools = _billed_tools({name: count(calls, name, flags=doubts) or 0 for name in calls}, doubts)
+    whole = said.usage + Usage({"input": brought, **tools} if brought else tools)
+    return replace(said, usage=whole, prompt_tokens=None, flags=frozenset(doubts))
 
 
 def _stated_tools(usage: JSON, flags: set[str]) -> dict[str, Quantity]:
