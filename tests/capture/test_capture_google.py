@@ -998,3 +998,110 @@ def test_music_that_no_bound_is_known_of_does_not_pass_a_hard_cap(priced):
             asyncio.run(played(wrap(made(provider, api_version="v1alpha"), meter=meter), 1))
         assert provider.billed == []
     meter.close()
+
+
+def test_a_reading_in_events_that_is_cut_short_leaves_the_bill_to_the_next(client, provider, books):
+    begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+    if "stream" not in inspect.signature(client.interactions.get).parameters:
+        pytest.skip("interactions are read whole")
+    reading = client.interactions.get(begun.id, stream=True)
+    next(iter(reading))
+    reading.close()
+    assert books.all() == []
+    for _ in client.interactions.get(begun.id, stream=True):
+        pass
+    client.interactions.get(begun.id)
+    assert recorded(books) == billed(provider)
+    assert books.one().flags == ()
+
+
+@pytest.fixture
+def sockets(meter):
+    with FakeProvider(realtime=True) as provider:
+        yield provider, wrap(made(provider), meter=meter)
+
+
+def connecting(client):
+    if not hasattr(client.aio.interactions, "connect"):
+        pytest.skip("no interactions over sockets")
+    return client.aio.interactions.connect
+
+
+@since(2, 10)
+@pytest.mark.parametrize("how", ["with", "await"])
+async def test_an_interaction_over_a_socket_is_recorded_when_it_has_ended(sockets, books, how):
+    provider, client = sockets
+    begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+    opening = connecting(client)(begun.id)
+    session = await (opening.__aenter__() if how == "with" else opening)
+    await session.send("How are you?")
+    said = []
+    async for event in session.receive():
+        said.append(event.event_type)
+        if event.event_type == "step.stop":
+            assert books.all() == []
+            await session.complete()
+    assert said == ["interaction.connected", "step.start", "step.delta", "step.stop", "interaction.completed"]
+    assert recorded(books) == billed(provider)
+    await session.detach()
+    client.interactions.get(begun.id)
+    assert recorded(books) == billed(provider)
+
+
+@since(2, 10)
+async def test_an_interaction_that_is_left_is_recorded_by_whoever_hears_its_end(sockets, books):
+    _, client = sockets
+    connect = connecting(client)
+    with tokenmeter.attribute(member="ada"):
+        begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+    async with connect(begun.id) as session:
+        await session.send("How are you?")
+        async for event in session.receive():
+            if event.event_type == "step.stop":
+                break
+    assert books.all() == []
+    async with connect(begun.id) as session:
+        await session.complete()
+        async for _ in session.receive():
+            pass
+    entry = books.one()
+    assert entry.attribution.member == "ada"
+    assert entry.response_id == begun.id
+
+
+@since(2, 10)
+async def test_a_budget_stops_a_connection_to_an_interaction(provider):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_requests=0)], config={})
+    client = wrap(made(provider), meter=meter)
+    with pytest.raises(BudgetExceededError):
+        async with connecting(client)("int-of-another"):
+            pass
+    assert provider.requests == []
+    meter.close()
+
+
+@since(2, 10)
+async def test_a_connection_that_is_refused_frees_what_was_held_for_it(provider):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_requests=5)], config={})
+    client = wrap(made(provider), meter=meter)
+    connect = connecting(client)
+    provider.stop()
+    with pytest.raises(Exception, match="setup"):
+        async with connect("int-of-another"):
+            pass
+    (left,) = meter.remaining()
+    assert (left.reserved, left.spent) == (0, 0)
+    meter.close()
+
+
+@since(2, 20)
+def test_what_a_trigger_ran_is_recorded_once_it_is_read_on_the_account_of_who_ran_it(client, provider, books):
+    if not hasattr(client, "triggers"):
+        pytest.skip("no triggers")
+    with tokenmeter.attribute(member="ada"):
+        execution = client.triggers.run("trigger-1")
+    assert books.all() == []
+    client.interactions.get(execution.interaction_id)
+    client.interactions.get(execution.interaction_id)
+    assert recorded(books) == billed(provider)
+    assert books.one().attribution.member == "ada"

@@ -1,123 +1,46 @@
-"""The seam to Google's SDK, which is of another make than OpenAI's and Anthropic's: what happens around its requests.
+"""Google's clients, metered in place: their requests, their sockets, and those of a second library inside the SDK.
 
-Everything that a client and its resources (models, chats, batches, ...) send goes through four methods of the one API
-client they share, outside the SDK's retries and above every transport. Its class gets hooks before it, so the client
-keeps its type, its signatures and its reference counts. Interactions have a way of their own, and so have Live
-sessions. What is hooked tells the call's `InFlight` and its `Exchange`, and hands on what the SDK made.
+Interactions, decisions, voices and triggers are of the latter; it has its own transport.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from tokenmeter.capture.genai_requests import (
+    Requests,
+    open_request,
+    put_before,
+    put_together,
+    with_cap,
+)
+from tokenmeter.capture.genai_sockets import MeteredConnections, MeteredLive, MeteredMusic
 from tokenmeter.capture.sdk import BINDING, Binding, Sdk, binding_of
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
     from tokenmeter.capture.responses import Exchange
 
-_KEY_HEADER = "x-goog-api-key"
-_TIER_HEADER = "x-gemini-service-tier"
-#: How a request to Vertex AI asks for a tier.
-_WANTED_TIER_HEADER = "x-vertex-ai-llm-shared-request-type"
-
-
-# -- clients
-
 
 def bind(client: Any, binding: Binding) -> None:
     """Meter `client` from now on, in place. Its type stays; resources taken from it before are metered too."""
     api = client._api_client  # noqa: SLF001 - the one object that all resources hold
     api.__dict__[BINDING] = binding
-    _mix(api, _Requests)
+    put_before(api, Requests)
     live = getattr(client.aio, "_live", None)
     if live is not None:
-        _mix(live, _MeteredLive)
+        put_before(live, MeteredLive)
         music = getattr(live, "_music", None)
         if music is not None:
-            _mix(music, _MeteredMusic)
+            put_before(music, MeteredMusic)
 
 
-def _mix(thing: Any, hooks: type[Any]) -> None:
-    """Put `hooks` before the class of `thing`, under its name: no reference of ours keeps it alive."""
-    kind: type[Any] = thing.__class__
-    if issubclass(kind, hooks):
-        return
-    made = _mixed.get((kind, hooks))
-    if made is None:
-        body: dict[str, Any] = {
-            "__module__": kind.__module__,
-            "__qualname__": kind.__qualname__,
-            "__doc__": kind.__doc__,
-            "__reduce_ex__": functools.partialmethod(_reduced, kind, hooks),
-        }
-        made = _mixed[kind, hooks] = type(kind.__name__, (hooks, kind), body)
-    thing.__class__ = made
-
-
-def _reduced(thing: Any, kind: Any, hooks: type[Any], protocol: int) -> tuple[Any, ...]:
-    """For copies, which are metered as well, and for pickles, which know the class by the SDK's name alone."""
-    reduced: tuple[Any, ...] = kind.__reduce_ex__(thing, max(protocol, 2))
-    return _mixed_again, (kind, hooks), *reduced[2:]
-
-
-def _mixed_again(kind: Any, hooks: type[Any]) -> Any:
-    made = kind.__new__(kind)
-    _mix(made, hooks)
-    return made
-
-
-_mixed: dict[tuple[type[Any], type[Any]], type[Any]] = {}
-
-
-# -- the four methods, and the download of a batch's results
+# -- interactions and their sisters
 
 if TYPE_CHECKING:
-
-    class _ApiClient:
-        """What the hooks stand before, as far as they know it."""
-
-        _http_options: Any
-
-        def request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any: ...
-        def request_streamed(
-            self, http_method: str, path: str, request_dict: Any, http_options: Any = None
-        ) -> Iterator[Any]: ...
-        async def async_request(
-            self, http_method: str, path: str, request_dict: Any, http_options: Any = None
-        ) -> Any: ...
-        async def async_request_streamed(
-            self, http_method: str, path: str, request_dict: Any, http_options: Any = None
-        ) -> Any: ...
-        def download_file(self, path: str, **options: Any) -> Any: ...
-        async def async_download_file(self, path: str, **options: Any) -> Any: ...
-
-    class _LiveResource:
-        _api_client: Any
-
-        def connect(self, *, model: str, config: Any = None, **rest: Any) -> Any: ...
-
-    class _LiveSession:
-        async def send(self, *args: Any, **kwargs: Any) -> Any: ...
-        async def send_client_content(self, *args: Any, **kwargs: Any) -> Any: ...
-        async def send_realtime_input(self, *args: Any, **kwargs: Any) -> Any: ...
-        async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any: ...
-        async def _receive(self) -> Any: ...
-
-    class _MusicResource:
-        _api_client: Any
-
-        def connect(self, *, model: str) -> Any: ...
-
-    class _MusicSession:
-        async def play(self) -> None: ...
-        async def _receive(self) -> Any: ...
 
     class _Resource:
         def do_request(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
@@ -126,415 +49,7 @@ if TYPE_CHECKING:
         async def do_request_async(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 else:
-    _ApiClient = _LiveResource = _LiveSession = _MusicResource = _MusicSession = _Resource = _AsyncResource = object
-
-
-class _Requests(_ApiClient):
-    """Before the class of a client's API client."""
-
-    @property
-    def base_url(self) -> str:
-        """Where it sends to, under the name that other SDKs' clients have it by."""
-        return str(getattr(self._http_options, "base_url", None) or "")
-
-    def request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any:
-        call = _open(self, http_method, path, request_dict, http_options)
-        if call is None:
-            return super().request(http_method, path, request_dict, http_options)
-        try:
-            call.authorize()
-            call.attempts = 1
-            answer = super().request(http_method, path, *_capped_request(call, self, request_dict, http_options))
-            exchange = _answered(call, answer)
-            if exchange is not None:
-                exchange.finish()
-            call.returned()
-        except BaseException as error:
-            call.raised(error)
-            raise
-        return answer
-
-    async def async_request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any:
-        call = await _open_async(self, http_method, path, request_dict, http_options)
-        if call is None:
-            return await super().async_request(http_method, path, request_dict, http_options)
-        try:
-            await call.authorize_async()
-            call.attempts = 1
-            answer = await super().async_request(
-                http_method, path, *_capped_request(call, self, request_dict, http_options)
-            )
-            exchange = _answered(call, answer)
-            if exchange is not None:
-                await exchange.finish_async()
-            await call.returned_async()
-        except BaseException as error:
-            await call.raised_async(error)
-            raise
-        return answer
-
-    def request_streamed(
-        self, http_method: str, path: str, request_dict: Any, http_options: Any = None
-    ) -> Iterator[Any]:
-        call = _open(self, http_method, path, request_dict, http_options, streamed=True)
-        if call is None:
-            yield from super().request_streamed(http_method, path, request_dict, http_options)
-            return
-        exchange: Exchange | None = None
-        try:
-            call.authorize()
-            call.attempts = 1
-            for answer in super().request_streamed(
-                http_method, path, *_capped_request(call, self, request_dict, http_options)
-            ):
-                if exchange is None:
-                    exchange = _begun(call)
-                    call.returned()
-                _hear(call, exchange, answer)
-                yield answer
-            exchange = exchange or _begun(call)
-            exchange.ended = True
-            call.returned()
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            if exchange is None:
-                call.raised(error)
-            else:
-                exchange.failed(error)
-            raise
-        finally:
-            if exchange is not None:
-                exchange.finish()
-
-    async def async_request_streamed(
-        self, http_method: str, path: str, request_dict: Any, http_options: Any = None
-    ) -> Any:
-        call = await _open_async(self, http_method, path, request_dict, http_options, streamed=True)
-        if call is None:
-            return await super().async_request_streamed(http_method, path, request_dict, http_options)
-        try:
-            await call.authorize_async()
-            call.attempts = 1
-            answers = await super().async_request_streamed(
-                http_method, path, *_capped_request(call, self, request_dict, http_options)
-            )
-        except BaseException as error:
-            await call.raised_async(error)
-            raise
-        exchange = _begun(call)
-        await call.returned_async()
-        return _Followed(call, exchange, answers)
-
-    def download_file(self, path: str, **options: Any) -> Any:
-        call = _open(self, "GET", path, None, options.get("http_options"))
-        if call is None:
-            return super().download_file(path, **options)
-        place = _Place(options.get("destination"))
-        try:
-            call.attempts = 1
-            content = super().download_file(path, **options)
-            exchange = _results(call, content if isinstance(content, bytes) else place.content())
-            if exchange is not None:
-                exchange.finish()
-            call.returned()
-        except BaseException as error:
-            call.raised(error)
-            raise
-        return content
-
-    async def async_download_file(self, path: str, **options: Any) -> Any:
-        call = await _open_async(self, "GET", path, None, options.get("http_options"))
-        if call is None:
-            return await super().async_download_file(path, **options)
-        place = _Place(options.get("destination"))
-        try:
-            call.attempts = 1
-            content = await super().async_download_file(path, **options)
-            exchange = _results(call, content if isinstance(content, bytes) else place.content())
-            if exchange is not None:
-                await exchange.finish_async()
-            await call.returned_async()
-        except BaseException as error:
-            await call.raised_async(error)
-            raise
-        return content
-
-
-class _Followed:
-    """An async stream that is heard as it passes. No generator: one that nobody iterates would never learn its end."""
-
-    __slots__ = ("_answers", "_call", "_exchange")
-
-    def __init__(self, call: InFlight, exchange: Exchange, answers: Any) -> None:
-        self._call = call
-        self._exchange = exchange
-        self._answers = answers
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        exchange = self._exchange
-        try:
-            answer = await self._answers.__anext__()
-        except StopAsyncIteration:
-            exchange.ended = True
-            await exchange.finish_async()
-            raise
-        except BaseException as error:
-            exchange.failed(error)
-            await exchange.finish_async()
-            raise
-        _hear(self._call, exchange, answer)
-        return answer
-
-    async def aclose(self) -> None:
-        """Close it, as a generator is closed."""
-        try:
-            await self._answers.aclose()
-        finally:
-            await self._exchange.finish_async()
-
-    def __del__(self) -> None:
-        if not self._exchange.settled:
-            self._exchange.abandon()
-
-
-# -- requests
-
-
-def _open(api: Any, method: str, path: str, body: Any, http_options: Any, *, streamed: bool = False) -> InFlight | None:
-    """The call that is about to be made; None for one that makes no bill or that cannot be metered."""
-    binding = binding_of(api)
-    if binding is None:
-        return None
-    from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
-
-    try:
-        method, path, facts, key = _described(api, method, path, body, http_options)
-    except Exception as error:  # noqa: BLE001 - the call itself goes on
-        from tokenmeter.capture.sdk import complain  # noqa: PLC0415 - hardly ever
-
-        complain("see what is called", error)
-        return None
-    return open_call(api, binding, method, path, facts, streamed=streamed, key=key)
-
-
-async def _open_async(
-    api: Any, method: str, path: str, body: Any, http_options: Any, *, streamed: bool = False
-) -> InFlight | None:
-    binding = binding_of(api)
-    if binding is not None and not binding.met:
-        await binding.meet()
-    return _open(api, method, path, body, http_options, streamed=streamed)
-
-
-def _described(
-    api: Any, method: str, path: str, body: Any, http_options: Any
-) -> tuple[str, str, Mapping[str, Any] | None, str | None]:
-    """Method, path, body and key of a request as they will go out: the SDK merges what options add later."""
-    from tokenmeter.providers.google.requests import model_in  # noqa: PLC0415 - as above
-
-    facts: dict[str, Any] | None = None
-    if isinstance(body, dict):
-        facts = cast("dict[str, Any]", body)
-        if extra := _extra_body(api, http_options):
-            facts = _laid_over(facts, extra)
-        if (model := model_in(path)) is not None:
-            facts = {**facts, "model": model}
-        if "operationName" in facts and path.endswith("fetchPredictOperation"):  # Vertex AI asks by a POST
-            return "GET", str(facts["operationName"]), None, None
-    key = None
-    for options in (api._http_options, http_options):  # noqa: SLF001 - an SDK's own
-        for name, value in (_option(options, "headers") or {}).items():
-            if name.lower() == _KEY_HEADER:
-                key = value
-            elif name.lower() == _WANTED_TIER_HEADER and facts is not None:
-                facts = {**facts, "serviceTier": value}
-    return method, path, facts, key
-
-
-def _option(options: Any, name: str) -> dict[str, Any] | None:
-    found = cast("Mapping[str, Any]", options).get(name) if isinstance(options, dict) else getattr(options, name, None)
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
-
-
-def _extra_body(api: Any, http_options: Any) -> dict[str, Any] | None:
-    """What the SDK will put over a request's body: what a call says stands in the place of what its client says."""
-    extra = _option(http_options, "extra_body")
-    return _option(api._http_options, "extra_body") if extra is None else extra  # noqa: SLF001 - an SDK's own
-
-
-def _laid_over(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`body` with `extra` over it, as the SDK does it: ``max_output_tokens`` takes the place of ``maxOutputTokens``."""
-    result = dict(body)
-    places = {_letters(name): name for name in body}
-    for name, value in extra.items():
-        place = places.get(_letters(name), name)
-        below = result.get(place)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        result[place] = _laid_over(cast("Any", below), cast("Any", value)) if both else value
-    return result
-
-
-def _letters(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
-def _capped_request(call: InFlight, api: Any, body: Any, http_options: Any) -> tuple[Any, Any]:
-    """The request's own body and options, or such with the output cap that a budget wants, which no option undoes."""
-    if call.output_cap is None:
-        return body, http_options
-    extra = _extra_body(api, http_options)
-    if extra and isinstance(body, dict):
-        body, http_options = _laid_over(cast("dict[str, Any]", body), extra), _without_extra_body(api, http_options)
-    return _capped(call, body), http_options
-
-
-def _without_extra_body(api: Any, http_options: Any) -> Any:
-    if http_options is None or isinstance(http_options, dict):
-        kind = api._http_options.__class__  # noqa: SLF001 - an SDK's own
-        return kind.model_validate({**cast("dict[str, Any]", http_options or {}), "extra_body": {}})
-    return http_options.model_copy(update={"extra_body": {}})
-
-
-def _capped(call: InFlight, body: Any) -> Any:
-    """The request's own body, or a copy of it with the output cap that a budget wants."""
-    cap = call.output_cap
-    if cap is None or not isinstance(body, dict):
-        return body
-    plain = cast("dict[str, Any]", body)
-    try:
-        name, value = call.binding.sdk.dialect().output_cap(call.endpoint, plain, cap, provider=call.provider)
-    except Exception as error:  # noqa: BLE001 - sent as written, then
-        call.meter.fault("prepare a request", error)
-        return plain
-    return {**plain, name: value}
-
-
-# -- answers
-
-
-def _decoded(answer: Any) -> Any:
-    """The body of an answer: older versions of the SDK hand on what they decoded, newer ones the text and headers.
-
-    The tier that served may stand in a header alone.
-    """
-    if isinstance(answer, dict):
-        return cast("dict[str, Any]", answer)
-    body: Any = json.loads(answer.body) if answer.body else None
-    tier = _header(answer.headers, _TIER_HEADER)
-    if tier is not None and isinstance(body, dict):
-        return {"serviceTier": tier, **cast("dict[str, Any]", body)}
-    return body
-
-
-def _header(headers: Any, name: str) -> str | None:
-    if not headers:
-        return None
-    found = headers.get(name)
-    if found is None and type(headers) is dict:
-        found = next((value for key, value in cast("Any", headers).items() if key.lower() == name), None)
-    return found if isinstance(found, str) else None
-
-
-def _begun(call: InFlight) -> Exchange:
-    return call.respond({}, streamed=True)
-
-
-def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
-    """One chunk of a stream. Never raises."""
-    try:
-        # An older SDK goes on to take apart the very object.
-        exchange.events.append(deepcopy(cast("Any", answer)) if isinstance(answer, dict) else _decoded(answer))
-    except Exception as error:  # noqa: BLE001 - the caller gets his chunk
-        call.meter.fault("read a response", error)
-        return
-    if len(exchange.events) >= exchange.due:
-        exchange.take_events()
-
-
-def _answered(call: InFlight, answer: Any) -> Exchange | None:
-    """The exchange of a whole answer, read; None where that failed."""
-    try:
-        exchange = call.respond({}, streamed=False)
-        exchange.ended = True
-        body = _decoded(answer)
-        if call.endpoint.form == "items":
-            _link_results(call, body)
-        exchange.saw({} if body is None else body)
-    except Exception as error:  # noqa: BLE001 - the caller gets his answer
-        call.meter.fault("read a response", error)
-        return None
-    return exchange
-
-
-def _link_results(call: InFlight, body: Any) -> None:
-    """A batch that has ended may have its answers in a file: whoever began it pays for what is read there."""
-    from tokenmeter.capture.readings import also_known_as  # noqa: PLC0415 - few calls read batches
-    from tokenmeter.providers.google.bodies import results_file  # noqa: PLC0415 - as above
-
-    file = results_file(body)
-    if file is not None and call.endpoint.subject is not None:
-        also_known_as(call.meter, call.endpoint.subject, file)
-
-
-class _Place:
-    """Where a download goes that is not returned: a path, or a file that is open."""
-
-    def __init__(self, destination: Any) -> None:
-        self._destination = destination
-        self._start: int | None = None
-        with contextlib.suppress(Exception):  # a pipe has no place
-            self._start = destination.tell() if hasattr(destination, "seek") else None
-
-    def content(self) -> bytes | None:
-        """What was written there; None where it cannot be read again."""
-        place = self._destination
-        try:
-            if isinstance(place, str | os.PathLike):
-                with open(cast("str", place), "rb") as file:  # noqa: PTH123 - as the SDK opens it
-                    return file.read()
-            if self._start is None or not place.readable():
-                return None
-            end = place.tell()
-            place.seek(self._start)
-            found = place.read()
-            place.seek(end)
-        except (OSError, AttributeError, ValueError):
-            return None
-        return found if isinstance(found, bytes) else None
-
-
-def _results(call: InFlight, content: bytes | None) -> Exchange | None:
-    """The exchange of a downloaded file, each line of a batch's results a bill; any other file has none."""
-    try:
-        exchange = call.respond({}, streamed=False)
-        exchange.ended = True
-        for place, line in _lines_of(content or b""):
-            exchange.saw_line({**line, "key": str(place)})
-    except Exception as error:  # noqa: BLE001 - the caller gets his file
-        call.meter.fault("read a response", error)
-        return None
-    return exchange
-
-
-def _lines_of(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The results in a file, each with its place, up to the first line that is none."""
-    for place, line in enumerate(content.split(b"\n")):
-        if not line.strip():
-            continue
-        try:
-            one: Any = json.loads(line) if line.startswith(b"{") else None
-        except ValueError:
-            return
-        if not isinstance(one, dict) or {"response", "error", "embedding"}.isdisjoint(cast("dict[str, Any]", one)):
-            return
-        yield place, cast("dict[str, Any]", one)
-
-
-# -- interactions, decisions and voices: requests of another library inside the SDK, with its own transport
+    _Resource = _AsyncResource = object
 
 
 class _Interactions(_Resource):
@@ -593,7 +108,7 @@ def watch_resources(*owners: type[Any], generated: Sdk | None = None) -> None:
         if generated is not None:
             _watch(owner, "_nextgen_client", functools.partial(_meter_generated, generated))
             continue
-        for name in ("interactions", "decisions", "voices"):
+        for name in ("interactions", "decisions", "voices", "triggers"):
             _watch(owner, name, _meter_resource)
 
 
@@ -620,9 +135,11 @@ def _meter_resource(api: Any, resource: Any) -> None:
     resource.__dict__[BINDING] = api
     kind: type[Any] = resource.__class__
     if hasattr(kind, "do_request_async"):
-        _mix(resource, _AsyncInteractions)
+        put_before(resource, _AsyncInteractions)
+        if hasattr(kind, "connect"):
+            put_before(resource, MeteredConnections)
     elif hasattr(kind, "do_request"):
-        _mix(resource, _Interactions)
+        put_before(resource, _Interactions)
 
 
 def _meter_generated(sdk: Sdk, api: Any, client: Any) -> None:
@@ -636,8 +153,8 @@ def _meter_generated(sdk: Sdk, api: Any, client: Any) -> None:
     known: Binding | None = client.__dict__.get(BINDING)
     if known is None:
         kind: type[Any] = client.__class__
-        made = _mixed.get((kind, Binding)) or metered_class(kind, Binding(sdk))
-        _mixed[kind, Binding] = client.__class__ = made
+        made = put_together.get((kind, Binding)) or metered_class(kind, Binding(sdk))
+        put_together[kind, Binding] = client.__class__ = made
     if known is None or known.own_meter is not given.own_meter or known.attribution != given.attribution:
         client.__dict__[BINDING] = Binding(sdk, given.own_meter, given.attribution)
 
@@ -646,7 +163,9 @@ def _open_raw(resource: Any, request: Any) -> InFlight | None:
     api = resource.__dict__[BINDING]
     body = _raw_body(request)
     streamed = bool(body and body.get("stream"))
-    return _open(api, request.method, request.url.path, body, {"headers": dict(request.headers)}, streamed=streamed)
+    return open_request(
+        api, request.method, request.url.path, body, {"headers": dict(request.headers)}, streamed=streamed
+    )
 
 
 async def _open_raw_async(resource: Any, request: Any) -> InFlight | None:
@@ -669,7 +188,7 @@ def _capped_raw(call: InFlight, request: Any) -> Any:
     if call.output_cap is None:
         return request
     body = _raw_body(request)
-    changed = _capped(call, body)
+    changed = with_cap(call, body)
     if changed is body:
         return request
     headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
@@ -695,220 +214,3 @@ def _responded(call: InFlight, response: Any) -> Exchange | None:
         call.meter.fault("watch a response", error)
         return None
     return exchange
-
-
-# -- Live sessions: each turn is a call
-
-
-class _MeteredLive(_LiveResource):
-    """Before the class of the resource that opens them."""
-
-    @contextlib.asynccontextmanager
-    async def connect(self, *, model: str, config: Any = None, **rest: Any) -> AsyncGenerator[Any]:
-        turns = _Turns(self._api_client, model)
-        await turns.ask()
-        try:
-            async with super().connect(model=model, config=config, **rest) as session:
-                session.__dict__[BINDING] = turns
-                _mix(session, _MeteredSession)
-                yield session
-        finally:
-            await turns.end()
-
-
-class _MeteredSession(_LiveSession):
-    """Before the class of a session."""
-
-    async def send(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
-        return await super().send(*args, **kwargs)
-
-    async def send_client_content(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
-        return await super().send_client_content(*args, **kwargs)
-
-    async def send_realtime_input(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
-        return await super().send_realtime_input(*args, **kwargs)
-
-    async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
-        return await super().send_tool_response(*args, **kwargs)
-
-    async def _receive(self) -> Any:
-        message = await super()._receive()
-        await self.__dict__[BINDING].heard(message)
-        return message
-
-
-class _Turns:
-    """The turns of one session. Usage is told once a turn, and the prompt of each is the whole session so far.
-
-    Args:
-        api: The client's API client.
-        model: The session's model.
-    """
-
-    def __init__(self, api: Any, model: str) -> None:
-        self._api = api
-        self._path = f"live/{model.rpartition('/')[2]}:bidiGenerateContent"
-        self._call: InFlight | None = None
-        self._asked = False
-        self._heard = False
-        self._ended = False
-        self._said: dict[str, Any] = {}
-        self._grounding: dict[str, Any] = {}
-
-    async def ask(self) -> None:
-        """Something is about to be sent: the turn it may begin needs leave.
-
-        Raises:
-            BudgetExceededError: a hard cap does not allow it.
-        """
-        if self._asked:
-            return
-        self._asked = True
-        try:
-            await self._begin()
-            if self._call is not None:
-                await self._call.authorize_async()
-                self._call.attempts = 1
-        except BaseException:
-            self._asked, self._call = False, None
-            raise
-
-    async def _begin(self) -> None:
-        if self._call is None:
-            body = {"previous_interaction_id": True}  # the session so far, which no message repeats
-            self._call = await _open_async(self._api, "POST", self._path, body, None, streamed=True)
-
-    async def heard(self, message: Any) -> None:
-        """A message was received. Never raises."""
-        try:
-            await self._take(message)
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            if self._call is not None:
-                self._call.meter.fault("read a socket", error)
-
-    async def _take(self, message: Any) -> None:
-        said, content = getattr(message, "usage_metadata", None), getattr(message, "server_content", None)
-        if said is None and content is None:
-            return
-        self._heard = True
-        if said is not None:
-            told = said.model_dump(mode="json", by_alias=True, exclude_none=True)
-            self._said.update(told)
-        if content is not None:
-            if found := getattr(content, "grounding_metadata", None):
-                self._grounding.update(found.model_dump(mode="json", by_alias=True, exclude_none=True))
-            if getattr(content, "turn_complete", None):
-                self._ended = True
-        if self._ended and self._said:
-            await self._settle()
-
-    async def _settle(self) -> None:
-        await self._begin()  # the provider may speak unasked
-        call, self._call = self._call, None
-        body = {"usageMetadata": self._said, "serverContent": {"groundingMetadata": self._grounding}}
-        self._asked = self._heard = self._ended = False
-        self._said, self._grounding = {}, {}
-        if call is None:
-            return
-        exchange = call.respond({}, streamed=False)
-        exchange.streamed = True
-        exchange.ended = True
-        exchange.saw(body)
-        await exchange.finish_async()
-        await call.returned_async()
-
-    async def end(self) -> None:
-        """The session is over. A turn that was under way is billed by what was told of it."""
-        if self._said or self._heard:
-            await self._settle()
-        elif self._call is not None:
-            call, self._call = self._call, None
-            await call.returned_async()
-
-
-# -- music: what is played in one session is a call
-
-
-class _MeteredMusic(_MusicResource):
-    """Before the class of the resource that opens sessions of music."""
-
-    @contextlib.asynccontextmanager
-    async def connect(self, *, model: str) -> AsyncGenerator[Any]:
-        music = _Music(self._api_client, model)
-        await music.ask()
-        try:
-            async with super().connect(model=model) as session:
-                session.__dict__[BINDING] = music
-                _mix(session, _MeteredMusicSession)
-                yield session
-        finally:
-            await music.end()
-
-
-class _MeteredMusicSession(_MusicSession):
-    """Before the class of such a session."""
-
-    async def play(self) -> None:
-        await self.__dict__[BINDING].ask()
-        return await super().play()
-
-    async def _receive(self) -> Any:
-        message = await super()._receive()
-        self.__dict__[BINDING].heard(message)
-        return message
-
-
-class _Music:
-    """What one session plays. Nobody says what it used: its length is that of the sound that came.
-
-    Args:
-        api: The client's API client.
-        model: The session's model.
-    """
-
-    def __init__(self, api: Any, model: str) -> None:
-        self._api = api
-        self._path = f"live/{model.rpartition('/')[2]}:bidiGenerateMusic"
-        self._call: InFlight | None = None
-        self._sound: dict[str, int] = {}
-
-    async def ask(self) -> None:
-        """Music is about to be asked for: it needs leave, once a session.
-
-        Raises:
-            BudgetExceededError: a hard cap does not allow it.
-        """
-        if self._call is not None:
-            return
-        call = await _open_async(self._api, "POST", self._path, {}, None, streamed=True)
-        if call is not None:
-            await call.authorize_async()
-            call.attempts = 1
-            self._call = call
-
-    def heard(self, message: Any) -> None:
-        """A message was received. Never raises."""
-        try:
-            for chunk in getattr(getattr(message, "server_content", None), "audio_chunks", None) or ():
-                kind = chunk.mime_type or ""
-                self._sound[kind] = self._sound.get(kind, 0) + len(chunk.data or b"")
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            if self._call is not None:
-                self._call.meter.fault("read a socket", error)
-
-    async def end(self) -> None:
-        """The session is over. One that played nothing is free."""
-        call, self._call = self._call, None
-        if call is None:
-            return
-        if self._sound:
-            exchange = call.respond({}, streamed=False)
-            exchange.streamed = True
-            exchange.ended = True
-            exchange.saw({"sound": [{"mimeType": kind, "bytes": size} for kind, size in self._sound.items()]})
-            await exchange.finish_async()
-        await call.returned_async()

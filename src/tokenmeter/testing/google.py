@@ -22,6 +22,7 @@ from tokenmeter.testing.google_content import (
     interact,
     prompt_size,
     read_interaction,
+    run_trigger,
 )
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Reply, Request, dump, json_reply, part
@@ -293,4 +294,5 @@ _PATHS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("GET", r"/tuningJobs/([^/:]+)$", "tunings.get", _read_tuning),
     ("POST", r"/interactions$", "interactions.create", interact),
     ("GET", r"/interactions/([^/:]+)$", "interactions.get", read_interaction),
+    ("POST", r"/triggers/([^/:]+)/executions$", "triggers.run", run_trigger),
 )

@@ -6,7 +6,7 @@ Deliberately written apart from `tokenmeter.providers`: the books of the fake pr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -324,15 +324,18 @@ def interact(context: Context) -> Served:
     context.state.put("google interactions", identity, body)
     if not context.body.get("stream"):
         return Served(reply=json_reply(body), bill=bill)
+    return Served(reply=_told_in_events(body, composition.generated), bill=bill)
+
+
+def _told_in_events(body: JSON, generated: Callable[[float], int]) -> Reply:
     begun: JSON = {**body, "status": "in_progress", "steps": [], "usage": None}
-    everything = composition.generated(1)
-    words = split_words(composition.text or "")
+    words = split_words(body["steps"][0]["content"][0]["text"])
     events = [_interaction_event("interaction.created", {"interaction": begun})]
     for number, word in enumerate(words, 1):
         delta = {"index": 0, "delta": {"type": "text", "text": word}}
-        events.append(_interaction_event("step.delta", delta, generated=composition.generated(number / len(words))))
-    events.append(_interaction_event("interaction.completed", {"interaction": body}, generated=everything))
-    return Served(reply=Reply(headers=dict(SSE), events=tuple(events)), bill=bill)
+        events.append(_interaction_event("step.delta", delta, generated=generated(number / len(words))))
+    events.append(_interaction_event("interaction.completed", {"interaction": body}, generated=generated(1)))
+    return Reply(headers=dict(SSE), events=tuple(events))
 
 
 def _interaction_event(kind: str, told: JSON, *, generated: int = 0) -> Event:
@@ -353,8 +356,23 @@ def _interaction_usage(usage: Usage) -> JSON:
 
 
 def read_interaction(context: Context) -> Served:
-    """An interaction that was created before."""
-    return Served(reply=json_reply(context.state.get("google interactions", context.params[0])))
+    """An interaction that was created before, whole or in events."""
+    body = context.state.get("google interactions", context.params[0])
+    if context.request.query.get("stream") == ["true"]:
+        return Served(reply=_told_in_events(body, lambda _: 0))
+    return Served(reply=json_reply(body))
+
+
+def run_trigger(context: Context) -> Served:
+    """A trigger that is told to run: it makes an interaction, which is billed, and names it."""
+    made = interact(replace(context, body={"model": "gemini-3.5-flash", "input": "What a trigger asks."}))
+    execution = {
+        "id": context.new_id("exec-"),
+        "trigger_id": context.params[0],
+        "interaction_id": json.loads(made.reply.body)["id"],
+        "status": "completed",
+    }
+    return Served(reply=json_reply(execution), bill=made.bill)
 
 
 # -- Live sessions

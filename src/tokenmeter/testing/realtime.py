@@ -285,6 +285,32 @@ class _GoogleLive(Session):
             self.send(message)
 
 
+class _GoogleInteraction(Session):
+    """Google's ``interactions.connect``: an interaction that was made, and billed, before; at its end it says so."""
+
+    endpoint = "interactions.connect"
+    provider = "google"
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
+        self._name = ""
+
+    def receive(self, event: JSON) -> None:
+        match event.get("event_type"):
+            case "interaction.connect":
+                self._name = str(event["id"])
+                self.send({"event_type": "interaction.connected", "interaction_id": self._name})
+            case "input":
+                self.send({"event_type": "step.start", "index": 0, "step": {"type": "model_output"}})
+                self.send({"event_type": "step.delta", "index": 0, "delta": {"type": "text", "text": _HEARD}})
+                self.send({"event_type": "step.stop", "index": 0})
+            case "interaction.complete":
+                kept = self.service.state.get("google interactions", self._name)
+                self.send({"event_type": "interaction.completed", "usage": kept["usage"]})
+            case _:
+                pass
+
+
 class _GoogleMusic(Session):
     """Google's ``live.music``: each time it is told to play, a second of silence, 48 kHz in stereo."""
 
@@ -315,6 +341,8 @@ def session_kind(request: Request) -> type[Session] | None:
         return _Realtime
     if path.endswith("BidiGenerateContent"):
         return _GoogleLive
+    if path.endswith("/interactions/live"):
+        return _GoogleInteraction
     if path.endswith("BidiGenerateMusic"):
         return _GoogleMusic
     if path.endswith("/live/sessions") or _ATTACHED.search(path):

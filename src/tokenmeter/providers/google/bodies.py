@@ -230,6 +230,12 @@ def interaction(body: JSON, context: Context) -> Observation:
     )
 
 
+def execution(body: JSON, context: Context) -> Observation:
+    """What a trigger was told to run: an interaction, whose bill whoever reads it has."""
+    del context
+    return Observation(response_id=text(body, "interaction_id"), flags=frozenset({"not_final"}), billable=False)
+
+
 _TOOLS = {"google_search": "web_searches", "google_maps": "web_searches_maps"}
 
 
@@ -474,6 +480,7 @@ _BY_ENDPOINT: tuple[tuple[str, _Reader], ...] = (
     ("interactions", interaction),
     ("decisions", interaction),
     ("voices", interaction),
+    ("triggers", execution),
     ("batches", started),
     ("tunings.tune", started),
     ("tunings", tuning),

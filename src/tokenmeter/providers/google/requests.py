@@ -221,6 +221,8 @@ _ENDPOINTS = {
         Endpoint("models.compute_tokens", "count_tokens", "free"),
         Endpoint("interactions.create", "generate_content"),
         Endpoint("interactions.get", "generate_content", "polled"),
+        Endpoint("interactions.connect", "generate_content"),
+        Endpoint("triggers.run", "generate_content", "starts"),
         Endpoint("decisions.create", "generate_content"),
         Endpoint("voices.create", "other", "unknown"),
         Endpoint("live.connect", "generate_content"),
@@ -252,6 +254,7 @@ _VERBS = {
     "fetchPredictOperation": "operations.get",
     "download": "files.download",
     "importFile": "file_search_stores.import_file",
+    "connect": "interactions.connect",
 }
 #: What ``:predict`` does, by a word in the model's name; the first that fits.
 _PREDICTS = (
@@ -273,6 +276,7 @@ _COLLECTIONS = {
     ("GET", "interactions/*"): "interactions.get",
     ("POST", "decisions"): "decisions.create",
     ("POST", "voices"): "voices.create",
+    ("POST", "executions"): "triggers.run",
     ("POST", "tuningJobs"): "tunings.tune",
     ("POST", "tunedModels"): "tunings.tune",
     ("GET", "tuningJobs/*"): "tunings.get",
@@ -319,9 +323,11 @@ def _by_verb(method: str, bare: str, verb: str) -> Endpoint:
 
 
 def _subject(bare: str, collection: str, rest: list[str]) -> str | None:
-    """The name in the URL, as bodies spell it: of an operation with its parents, of anything else without."""
+    """The name in the URL, as bodies spell it: of an operation with its parents, of an interaction the id alone."""
     if not rest:
         return None
+    if collection == "interactions":
+        return rest[0]
     found = OPERATION.search(bare) if collection == "operations" else None
     return found[0] if found else f"{collection}/{rest[0]}"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tokenmeter.providers.base import Read
-from tokenmeter.providers.context import Context
+from tokenmeter.providers.context import Context, pending
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -88,8 +88,12 @@ class AnswerStream:
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
 
 
+#: Events that an interaction ends with. Over a socket they state its usage themselves.
+ENDS = frozenset({"interaction.completed", "interaction.complete", "interaction.cancelled", "interaction.canceled"})
+
+
 class InteractionStream:
-    """The events of an interaction. Only ``interaction.completed`` has its usage; those of steps are inside it."""
+    """The events of an interaction. Only the last has its usage; those of steps are inside it."""
 
     batch = 16
     __slots__ = ("_begun", "_bytes", "_context", "_ended", "_read")
@@ -114,8 +118,10 @@ class InteractionStream:
                 kept = {key: inner[key] for key in ("id", "model", "agent", "usage", "service_tier") if inner.get(key)}
                 self._begun.update(kept)
             kind = text(event, "event_type") or text(event, "type") or ""
-            if kind in {"interaction.completed", "interaction.complete"}:
+            if kind in ENDS:
                 self._ended = True
+                if used := section(event, "usage"):
+                    self._begun["usage"] = used
             delta = section(event, "delta")
             if delta.get("type") == "audio":
                 self._begun["outputs"] = [{"type": "audio"}]
@@ -128,6 +134,8 @@ class InteractionStream:
         return dict(self._begun) if self._ended else None
 
     def observation(self) -> Observation:
-        """Its usage; of a stream cut short an estimate of what was received."""
+        """Its usage; of a stream cut short an estimate of what was received, unless it can still be read to its end."""
+        if not self._ended and (self._context.endpoint == "interactions.get" or self._context.request.background):
+            return pending(self._begun)
         seen = self._read(dict(self._begun), replace(self._context, received=self._bytes))
         return seen if self._ended else replace(seen, flags=seen.flags | _ESTIMATED)
