@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.testing import (
-    anthropic_admin,
     anthropic_jobs,
     anthropic_messages,
     openai_admin,
@@ -433,10 +432,10 @@ ANTHROPIC: Sequence[Route] = (
     Route("POST", "/sessions/{}/events", "beta.sessions.events", anthropic_jobs.send_events),
     Route("GET", "/sessions/{}/events", "beta.sessions.events.list", anthropic_jobs.list_events),
     Route("GET", "/sessions/{}/events/stream", "beta.sessions.events.stream", anthropic_jobs.stream_events),
-    Route("GET", "/organizations/analytics/usage", "organization.analytics.usage", anthropic_admin.analytics_usage),
-    Route("GET", "/organizations/analytics/cost", "organization.analytics.cost", anthropic_admin.analytics_cost),
-    Route("GET", "/organizations/usage_report/messages", "organization.usage_report", anthropic_admin.usage_report),
-    Route("GET", "/organizations/cost_report", "organization.cost_report", anthropic_admin.cost_report),
+    Route("GET", "/organizations/analytics/usage", "organization.analytics.usage", anthropic_jobs.analytics_usage),
+    Route("GET", "/organizations/analytics/cost", "organization.analytics.cost", anthropic_jobs.analytics_cost),
+    Route("GET", "/organizations/usage_report/messages", "organization.usage_report", anthropic_jobs.usage_report),
+    Route("GET", "/organizations/cost_report", "organization.cost_report", anthropic_jobs.cost_report),
 )
 _TABLES: dict[Provider, _Table] = {"openai": _Table(OPENAI), "anthropic": _Table(ANTHROPIC)}
 
