@@ -1,4 +1,4 @@
-"""Every Python example in the README and the documentation runs, against a FakeProvider."""
+"""Every Python example of the pages runs, against a FakeProvider, with nothing at hand that the page does not say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture
-def namespace(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch):
     """What a reader has at hand: keys in the environment, a provider that answers, a ledger of their own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -30,19 +30,17 @@ def namespace(tmp_path, monkeypatch):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.anthropic_url)
         monkeypatch.setenv("GEMINI_API_KEY", "AIza-docs-google-0003")
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", provider.google_url)
-        from tokenmeter.anthropic import Anthropic
         from tokenmeter.openai import OpenAI
 
-        with OpenAI() as client, Anthropic() as claude:
-            response = client.responses.create(model="gpt-5-mini", input="Hello")
-            yield {"client": client, "claude": claude, "response": response, "tokenmeter": tokenmeter}
+        with OpenAI() as client:
+            client.responses.create(model="gpt-5-mini", input="Hello")
+            yield
     if tokenmeter.default._default is not None:
         tokenmeter.default._default.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_examples_of_a_page_run_one_after_another(page, namespace, capsys):
+def test_the_examples_of_a_page_run_one_after_another(page, place, capsys):
     document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(page)
-    document.namespace.update(namespace)
     for example in document.examples():
         example.evaluate()

@@ -66,3 +66,16 @@ def test_the_architecture_says_about_how_many_modules_there_are():
         True,
         True,
     ]
+
+
+_PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(SOURCE.rglob("*.py"))]
+
+
+def test_each_line_that_installs_is_written_alike_and_names_extras_that_there_are():
+    """One form for what is installed already; from a checkout in the README alone, which the other pages build on."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for page in _PAGES:
+        for line in page.read_text("utf-8").splitlines():
+            for quoted, named, from_where in re.findall(r"pip install (['\"]?)tokenmeter-sdk\[([^\]]*)\](.?)", line):
+                assert (quoted, from_where) == ("'", "'") or page.name == "README.md", f"{page.name}: {line}"
+                assert set(named.split(",")) <= {*extras, "NAME"}, f"{page.name}: {line}"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import tokenmeter
-
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "frameworks.md"
 EXAMPLE = f"(../../examples/frameworks/with_{os.environ.get('TOKENMETER_FRAMEWORK')}.py)"
 
@@ -26,6 +24,6 @@ def test_the_three_lines_run_as_printed(section, books, tmp_path, monkeypatch):
     monkeypatch.setenv("MEM0_TELEMETRY", "False")
     (code,) = re.findall(r"```python\n(.+?)```", section, flags=re.DOTALL)
     program = compile(code, str(PAGE), "exec", dont_inherit=True)
-    exec(program, {"tokenmeter": tokenmeter, "__name__": "how_to"})  # noqa: S102 - our own page
+    exec(program, {"__name__": "how_to"})  # noqa: S102 - our own page
     books.agree(calls=max(len(books.provider.billed), 1))
     assert set(books.by_member()) == {"ada"}

@@ -41,6 +41,16 @@ def test_a_ledger_that_went_on_agrees_with_its_checkpoint(meter, key):
         assert (found.ok, found.after_head, kept.entries) == (True, 1, 1)
 
 
+def test_a_checkpoint_of_a_ledger_that_was_still_empty_agrees(tmp_path):
+    meter = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'new.db'}")
+    kept = meter.checkpoint(key=KEY)
+    for came_after in (0, 1):
+        found = meter.verify(checkpoint=kept, key=KEY)
+        assert (found.ok, found.after_head) == (True, came_after)
+        record(meter, 1)
+    meter.close()
+
+
 def test_another_past_is_found(meter, tmp_path):
     other = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'other.db'}")
     record(other, 3)

@@ -381,9 +381,9 @@ def erase(
     Prints which documents name the person still, until when the law wants them kept (run it again after that day), and
     which copies the ledger does not hold. Exit code 1 when something of the text is left beside a ledger file.
     """
-    if not yes and not typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True):
-        raise typer.Abort
     with frame.ledger() as store:
+        if not yes and not typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True):
+            raise typer.Abort
         done = erasing.erase(store, dimension, value, reason=reason, by=by, pseudonym=pseudonym)
     if frame.as_json:
         emit(

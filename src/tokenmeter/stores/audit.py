@@ -25,6 +25,8 @@ from tokenmeter.stores.slots import DAY, Level, label
 _PAGE = 2000
 _NAMES = ", ".join(ENTRY_COLUMNS)
 _FIELDS = Account._fields
+#: The head of a chain that has no record yet, as a checkpoint of an empty ledger names it.
+_EMPTY = FIRST.hex()
 _DOCUMENT = "seq, position, kind, key, series, number, body, hash, leaf"
 _TRIGGERS = {
     f"{table}_{what}" for table in ("entries", "documents", "accounts", "rates") for what in ("stay", "stay_unchanged")
@@ -50,7 +52,7 @@ def audit(
     faults += found.faults
     walk = _Walk(ledger.engine.identity, head, found, deep=deep)
     read(walk.begin)
-    if since is not None and since not in found.heads and not read(partial(walk.begin_after, head=since)):
+    if since is not None and since not in {_EMPTY, *found.heads} and not read(partial(walk.begin_after, head=since)):
         faults.append(Fault("head", since, f"Nothing in the chain has this hash; all of it was looked at.{walk.but}"))
     while walk.more:
         read(walk.page)
@@ -143,7 +145,7 @@ class _Walk:
     ) -> None:
         self._identity = identity
         self._archived, self._deep = archived, deep
-        self._found_at = None if head is None else archived.heads.get(head)
+        self._found_at = 0 if head == _EMPTY else None if head is None else archived.heads.get(head)
         self.faults: list[Fault] = []
         self.entries = self.entries_archived = 0
         self.more = True
