@@ -14,7 +14,7 @@ import griffe
 #: Where such names are, and what their assignments begin with.
 _MADE = (
     ("default", "_on_default("),
-    ("asynchronous", "_in_thread("),
+    ("asynchronous", "_in_"),
     ("api.Meter", "_of_"),
     ("api.Meter", "reconciliation."),
 )

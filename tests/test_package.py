@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import re
 import subprocess
@@ -71,6 +72,28 @@ def test_the_public_face_is_deliberate_sorted_and_all_there():
     for name in tokenmeter.__all__:
         assert getattr(tokenmeter, name) is not None
     assert set(tokenmeter.__all__) == set(tokenmeter._HOME) | {"__version__"}
+
+
+#: Public methods that take whatever is given -> why.
+OPEN = {
+    "CarryingExecutor.map": "what the wrapped executor takes",
+    "Meter.estimate": "the fields of a request's body",
+    "estimate": "the same",
+}
+
+
+def test_every_argument_of_the_public_face_has_a_name_and_a_type():
+    """What `**options: Any` takes is not completed by an editor and not checked by a type checker."""
+    found = set()
+    for name in tokenmeter.__all__:
+        thing = getattr(tokenmeter, name)
+        members = vars(thing).items() if isinstance(thing, type) else [("", thing)]
+        for member, value in members:
+            if inspect.isfunction(value) and (member == "__init__" or not member.startswith("_")):
+                for parameter in inspect.signature(value).parameters.values():
+                    if parameter.kind is parameter.VAR_KEYWORD and "Any" in str(parameter.annotation):
+                        found.add(f"{name}.{member}".rstrip("."))
+    assert found == OPEN.keys()
 
 
 def test_an_unknown_name_is_an_attribute_error():

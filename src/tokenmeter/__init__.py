@@ -88,105 +88,6 @@ if TYPE_CHECKING:
     #: The distribution's version: the tag it was built from, or a development version after it.
     __version__: str
 
-#: Public name -> module that defines it. Everything is loaded at its first use, so that `import tokenmeter` itself
-#: loads no SDK, no price data and no settings model.
-_HOMES = {
-    "tokenmeter.adopt": ("wrap",),
-    "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
-    "tokenmeter.api": ("Meter",),
-    "tokenmeter.asynchronous": ("aentries", "aflush", "arecord", "aremaining", "areport", "averify"),
-    "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
-    "tokenmeter.budgets": ("Budget",),
-    "tokenmeter.budgets.runs": ("budget",),
-    "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
-    "tokenmeter.default": (
-        "age_balances",
-        "archive",
-        "archives",
-        "checkpoint",
-        "checkpoint",
-        "backup",
-        "close_period",
-        "configure",
-        "credit_invoice",
-        "database",
-        "default_meter",
-        "draft_invoices",
-        "duckdb",
-        "entries",
-        "erase",
-        "estimate",
-        "export_charges",
-        "export_entries",
-        "export_focus",
-        "export_journal",
-        "file_reconciliation",
-        "find_invoice",
-        "flush",
-        "hand_over",
-        "hold",
-        "import_usage",
-        "invoice",
-        "invoice_coverage",
-        "issue_invoice",
-        "issue_invoices",
-        "make_meter",
-        "post_proposals",
-        "price",
-        "raise_budget",
-        "reconcile",
-        "record",
-        "record_payment",
-        "remaining",
-        "report",
-        "reprice",
-        "reset",
-        "restore_archive",
-        "statement",
-        "sweep",
-        "verify",
-        "void_invoice",
-        "write_off_invoice",
-    ),
-    "tokenmeter.errors": (
-        "AttributionRequiredError",
-        "BudgetExceededError",
-        "BudgetReservedError",
-        "ConfigurationError",
-        "LedgerError",
-        "PricingError",
-        "ReconciliationError",
-        "RequestTooLargeError",
-        "SchemaVersionError",
-        "StoreError",
-        "StoreUnavailableError",
-        "TamperedLedgerError",
-        "TokenmeterError",
-        "UnknownModelError",
-    ),
-    "tokenmeter.ledger": ("Charge", "Entry"),
-    "tokenmeter.notebook": ("load_ipython_extension",),
-    "tokenmeter.openai": ("AsyncOpenAI", "OpenAI"),
-    "tokenmeter.pricing": ("PriceList", "Rating"),
-    "tokenmeter.reports": ("Report",),
-    "tokenmeter.usage": ("Usage",),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing", "web"})
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name == "__version__":
-        value = globals()[name] = import_module("importlib.metadata").version("tokenmeter-sdk")
-        return value
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
-
-
 __all__ = [
     "Anthropic",
     "ApiKey",
@@ -279,3 +180,39 @@ __all__ = [
     "wrap",
     "write_off_invoice",
 ]
+
+#: Module -> public names that are defined there; every other one is made in `tokenmeter.default`. Everything is loaded
+#: at its first use, so that `import tokenmeter` itself loads no SDK, no price data and no settings model.
+_HOMES = {
+    "tokenmeter.adopt": ("wrap",),
+    "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
+    "tokenmeter.api": ("Meter",),
+    "tokenmeter.asynchronous": ("aentries", "aflush", "arecord", "aremaining", "areport", "averify"),
+    "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
+    "tokenmeter.budgets": ("Budget",),
+    "tokenmeter.budgets.runs": ("budget",),
+    "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
+    "tokenmeter.errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "tokenmeter.ledger": ("Charge", "Entry"),
+    "tokenmeter.notebook": ("load_ipython_extension",),
+    "tokenmeter.openai": ("AsyncOpenAI", "OpenAI"),
+    "tokenmeter.pricing": ("PriceList", "Rating"),
+    "tokenmeter.reports": ("Report",),
+    "tokenmeter.usage": ("Usage",),
+}
+_HOME = dict.fromkeys(__all__, "tokenmeter.default") | {
+    name: module for module, names in _HOMES.items() for name in names
+}
+_MODULES = frozenset({"anthropic", "billing", "dashboard", "openai", "prices", "reconciliation", "testing", "web"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        value = globals()[name] = import_module("importlib.metadata").version("tokenmeter-sdk")
+        return value
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value

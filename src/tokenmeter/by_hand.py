@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -235,9 +236,17 @@ class Hold:
             self._meter.release(self._authorization)
         return self.entry
 
-    async def arecord(self, response_or_usage: Any, **options: Any) -> Entry | None:
+    async def arecord(
+        self,
+        response_or_usage: Any,
+        *,
+        response_id: str | None = None,
+        status: Status = "ok",
+        service_tier: str | None = None,
+    ) -> Entry | None:
         """As `record`, in a thread, so that the event loop goes on."""
-        return await asyncio.shield(asyncio.to_thread(self.record, response_or_usage, **options))
+        record = functools.partial(self.record, response_id=response_id, status=status, service_tier=service_tier)
+        return await asyncio.shield(asyncio.to_thread(record, response_or_usage))
 
     def extend(self) -> None:
         """Keep the hold from expiring while a long answer is read. Cheap; call it as often as you like."""

@@ -39,56 +39,6 @@ from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
 
-__all__ = [
-    "age_balances",
-    "archive",
-    "archives",
-    "backup",
-    "checkpoint",
-    "close_period",
-    "configure",
-    "credit_invoice",
-    "database",
-    "default_meter",
-    "draft_invoices",
-    "duckdb",
-    "entries",
-    "erase",
-    "estimate",
-    "export_charges",
-    "export_entries",
-    "export_focus",
-    "export_journal",
-    "file_reconciliation",
-    "find_invoice",
-    "flush",
-    "hand_over",
-    "hold",
-    "import_usage",
-    "invoice",
-    "invoice_coverage",
-    "issue_invoice",
-    "issue_invoices",
-    "make_meter",
-    "make_pricer",
-    "post_proposals",
-    "price",
-    "raise_budget",
-    "reconcile",
-    "record",
-    "record_payment",
-    "remaining",
-    "report",
-    "reprice",
-    "reset",
-    "restore_archive",
-    "statement",
-    "sweep",
-    "verify",
-    "void_invoice",
-    "write_off_invoice",
-]
-
 log = logging.getLogger("tokenmeter")
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -403,5 +353,6 @@ write_off_invoice = _on_default(Meter.write_off_invoice)
 file_reconciliation = _on_default(Meter.file_reconciliation)
 post_proposals = _on_default(Meter.post_proposals)
 
-for _name in __all__:  # `invoice` is made from a function that is called otherwise
-    globals()[_name].__name__ = globals()[_name].__qualname__ = _name
+for _name, _verb in list(globals().items()):  # `invoice` is made from a function that is called otherwise
+    if getattr(_verb, "__module__", None) == "tokenmeter":
+        _verb.__name__ = _verb.__qualname__ = _name

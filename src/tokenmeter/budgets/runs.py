@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from tokenmeter.attribution import NOBODY, Scope, attribute
 from tokenmeter.budgets.matching import Cap
@@ -156,7 +156,10 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         limit_tokens: Input and output tokens together.
         limit_requests: Calls.
         limit_in_flight: Calls that may be under way at the same time.
-        **options: As of `Budget`: ``estimate``, ``unbounded``, ``inject_max_tokens``, ``unknown_price``.
+        estimate: As of `Budget`, and so are the others.
+        inject_max_tokens: Whether a call that names no output cap gets one.
+        unbounded: What is done with a call that has no upper bound.
+        unknown_price: What is done with a model whose price is not known.
 
     Example:
         >>> with budget(limit_usd="2.00") as run:
@@ -178,7 +181,10 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         limit_tokens: int | None = None,
         limit_requests: int | None = None,
         limit_in_flight: int | None = None,
-        **options: Any,
+        estimate: Literal["strict", "expected"] = "strict",
+        inject_max_tokens: bool = False,
+        unbounded: Literal["refuse", "expected"] = "refuse",
+        unknown_price: Literal["hold", "refuse"] = "hold",
     ) -> None:
         super().__init__()
         self._budget = Budget(
@@ -188,7 +194,10 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
             limit_tokens=limit_tokens,
             limit_requests=limit_requests,
             limit_in_flight=limit_in_flight,
-            **options,
+            estimate=estimate,
+            inject_max_tokens=inject_max_tokens,
+            unbounded=unbounded,
+            unknown_price=unknown_price,
         )
 
     def __enter__(self) -> Run:
