@@ -32,7 +32,7 @@ EXCEPTIONS = {
     "by_hand.py": "an example in a message",
     "capture/conversation.py": "errors name no event on one kind of connection",
     "capture/genai_sockets.py": "attributes of the SDK's own messages",
-    "capture/stainless.py": "the header of the SDK family",
+    "capture/streams.py": "the header of the SDK family",
     "cli/prices.py": "the endpoint of requests that say none",
     "cli/importing.py": "an example in a help text",
     "importing/agents.py": "what coding agents write down",

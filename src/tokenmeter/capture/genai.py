@@ -199,7 +199,7 @@ def _capped_raw(call: InFlight, request: Any) -> Any:
 def _responded(call: InFlight, response: Any) -> Exchange | None:
     """The exchange of a response: read, where its body is in memory; else heard as the caller takes it."""
     try:
-        from tokenmeter.capture.stainless import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
+        from tokenmeter.capture.streams import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
 
         if not response.is_success:
             return None

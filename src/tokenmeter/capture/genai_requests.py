@@ -413,12 +413,11 @@ def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
     """One chunk of a stream. Never raises."""
     try:
         # An older SDK goes on to take apart the very object.
-        exchange.events.append(deepcopy(cast("Any", answer)) if isinstance(answer, dict) else _decoded(answer))
+        event = deepcopy(cast("Any", answer)) if isinstance(answer, dict) else _decoded(answer)
     except Exception as error:  # noqa: BLE001 - the caller gets his chunk
         call.meter.fault("read a response", error)
         return
-    if len(exchange.events) >= exchange.due:
-        exchange.take_events()
+    exchange.hear(event)
 
 
 def _answered(call: InFlight, answer: Any) -> Exchange | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Meter
     from tokenmeter.providers.base import Endpoint, StreamReader
 
+#: Events between two looks at whether a hold has to be extended: one in half a minute still keeps one of 15 minutes.
+_UNASKED = 31
 _UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
 
 
@@ -77,8 +79,7 @@ class Exchange:
         body: The whole decoded body, if there was one and it is still to be read.
         first_token_us: Microseconds from the call's start to its first event.
         status: How it ended; None until that is known, and for a body that came whole.
-        due: How many events `events` may hold before `take_events` is to be called.
-        events: Events of a stream that were seen and not read yet.
+        feed: Reads one event of a stream, where `hear` said so.
         ended: Whether the body came to its own end, as opposed to being closed before.
         closed: Whether nothing more will be learnt.
     """
@@ -102,9 +103,8 @@ class Exchange:
         "attempts",
         "body",
         "closed",
-        "due",
         "ended",
-        "events",
+        "feed",
         "first_token_us",
         "request_id",
         "status",
@@ -130,8 +130,7 @@ class Exchange:
         self.first_token_us: int | None = None
         self.ended = False
         self.closed = False
-        self.events: list[Any] = []
-        self.due = 1
+        self.feed: Callable[[Any], None] = self.saw_event
         self._meter = meter
         self._asked = asked
         self._sdk = sdk
@@ -149,35 +148,39 @@ class Exchange:
 
     # -- what the response says
 
-    def take_events(self) -> None:
-        """Read the events that were seen. Never raises."""
-        events = self.events.copy()
-        self.events.clear()
-        if self._deaf or not events:
-            return
+    def hear(self, event: Any) -> int:
+        """Take one event of a stream. Never raises.
+
+        Returns:
+            How many of the next events `feed` may be given at once; it may raise, which is for `misread`.
+        """
+        if self._deaf:
+            return 0
         if self._holding:
             self._asked.keep_hold()
         try:
-            self.saw_events(events)
+            self.saw_event(event)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            self._meter.fault("read a response", error)
+            self.misread(error)
+        if self._many or self._stream is None:
+            return 0
+        self.feed = self._stream.feed
+        return _UNASKED
+
+    def misread(self, error: Exception) -> None:
+        """What came could not be read."""
+        self._meter.fault("read a response", error)
 
     def saw_event(self, event: Any) -> None:
         """One decoded event of a stream."""
-        self.saw_events([event])
-
-    def saw_events(self, events: list[Any]) -> None:
-        """Some decoded events of a stream, in order."""
         if self._many:
-            for event in events:
-                self.saw_line(event)
+            self.saw_line(event)
             return
         if self._stream is None:
             self._stream = self._asked.open_stream()
         if self.first_token_us is None:
             self.first_token_us = (time.perf_counter_ns() - self._asked.started_ns) // 1000
-            self.due = self._stream.batch  # 32 at most: an event in half a minute still keeps a hold of 15 minutes
-        self._stream.feed(*events)
+        self._stream.feed(event)
 
     def saw(self, body: Any) -> None:
         """Take the whole body as the SDK decoded it. Never raises."""
@@ -189,7 +192,7 @@ class Exchange:
         try:
             self.saw_body(body)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            self._meter.fault("read a response", error)
+            self.misread(error)
 
     def took_whole(self) -> bool:
         """Whether the SDK has shown the whole body decoded, so that nothing more will be learnt."""
@@ -266,7 +269,7 @@ class Exchange:
             if self._observation is None and self._stream is None and not self._many:
                 self.saw_body(None)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            self._meter.fault("read a response", error)
+            self.misread(error)
         self.ended = True
 
     # -- how it ends
@@ -335,14 +338,13 @@ class Exchange:
         return self.unwritten()
 
     def _learn_end(self) -> None:
-        self.take_events()
         raised = sys.exception()
         if raised is not None and not self.ended and self.is_disturbed() and self.status is None:
             self._stopped_by(raised)
         try:
             self._conclude()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            self._meter.fault("read a response", error)
+            self.misread(error)
         self._raw = None
         self.closed = self._deaf = True
 
@@ -362,7 +364,7 @@ class Exchange:
             try:
                 self._observation = self._asked.read(self.body) if self._stream is None else self._stream.observation()
             except Exception as error:  # noqa: BLE001 - the caller gets his answer
-                self._meter.fault("read a response", error)
+                self.misread(error)
                 self._observation = _UNKNOWN
         return self._observation or _UNKNOWN
 

@@ -109,13 +109,7 @@ class PlainReader(NamedTuple):
 
 
 class StreamReader(Protocol):
-    """Reads the events of one stream. Usage events replace, they never add.
-
-    Attributes:
-        batch: How many events may wait to be read together: more is quicker, and keeps that many alive.
-    """
-
-    batch: int
+    """Reads the events of one stream. Usage events replace, they never add."""
 
     @property
     def terminal(self) -> bool:

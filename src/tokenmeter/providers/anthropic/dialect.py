@@ -66,7 +66,6 @@ _ESTIMATED = frozenset({"estimated"})
 class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
-    batch = 32
     __slots__ = ("_bytes", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:

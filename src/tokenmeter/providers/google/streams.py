@@ -23,7 +23,6 @@ class AnswerStream:
     chunk leaves out stays as it was. Grounding may come with any chunk.
     """
 
-    batch = 16
     __slots__ = ("_body", "_bytes", "_candidates", "_context", "_finished", "_read", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -95,7 +94,6 @@ ENDS = frozenset({"interaction.completed", "interaction.complete", "interaction.
 class InteractionStream:
     """The events of an interaction. Only the last has its usage; those of steps are inside it."""
 
-    batch = 16
     __slots__ = ("_begun", "_bytes", "_context", "_ended", "_read")
 
     def __init__(self, context: Context, read: Read) -> None:

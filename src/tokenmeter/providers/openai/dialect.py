@@ -87,7 +87,7 @@ class OpenAIDialect(Dialect):
 
     def usage_hider(self) -> Callable[[Any], bool]:
         """Hides from one stream what only `usage_request` put there."""
-        return requests.UsageHider()
+        return requests.UsageHider().take_off
 
 
 DIALECT = OpenAIDialect()

@@ -232,7 +232,7 @@ class UsageHider:
     def __init__(self) -> None:
         self._asked = False
 
-    def __call__(self, event: Any) -> bool:
+    def take_off(self, event: Any) -> bool:
         """Take off what was added; whether nothing else is in `event`."""
         if type(event) is not dict or "usage" not in event:
             return False

@@ -28,7 +28,6 @@ def open_stream(context: Context, read: Read) -> StreamReader:
 class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
-    batch = 32
     __slots__ = ("_builtin", "_bytes", "_context", "_finished", "_read", "_said", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -47,34 +46,48 @@ class ChatStream:
 
     def feed(self, *events: Mapping[str, Any]) -> None:
         """Take some chunks."""
-        size = 0
         for event in events:
-            if not self._said:
-                self._name(event)
-            usage = event.get("usage")
-            if usage and is_object(usage):
-                self._state(event, usage, answered=bool(size or self._bytes))
-            try:
-                for choice in event.get("choices") or ():
-                    delta = choice.get("delta")
-                    content = delta.get("content") if delta else choice.get("text")
-                    if type(content) is str:
-                        size += len(content) if content.isascii() else utf8_length(content)
-                    if delta and (len(delta) > 1 or content is None):
-                        size += self._other_text(delta)
-                    if choice.get("finish_reason"):
-                        self._end(event, choice)
-            except (AttributeError, TypeError):
-                pass  # a chunk in no known shape says nothing
-            if "x_groq" in event and not usage:
-                self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
-        self._bytes += size
+            try:  # nearly every one is a piece of text
+                (choice,) = event["choices"]
+                delta = choice["delta"]
+                if (
+                    len(delta) == 1
+                    and self._said
+                    and not (choice["finish_reason"] or event.get("usage") or "x_groq" in event)
+                ):
+                    words = delta["content"]
+                    self._bytes += len(words) if str.isascii(words) else utf8_length(words)
+                    continue
+            except (LookupError, TypeError, ValueError):
+                pass
+            self._take(event)
 
-    def _state(self, event: Mapping[str, Any], usage: JSON, *, answered: bool) -> None:
+    def _take(self, event: Mapping[str, Any]) -> None:
+        if not self._said:
+            self._name(event)
+        usage = event.get("usage")
+        if usage and is_object(usage):
+            self._state(event, usage)
+        try:
+            for choice in event.get("choices") or ():
+                delta = choice.get("delta")
+                content = delta.get("content") if delta else choice.get("text")
+                if type(content) is str:
+                    self._bytes += utf8_length(content)
+                if delta and (len(delta) > 1 or content is None):
+                    self._bytes += self._other_text(delta)
+                if choice.get("finish_reason"):
+                    self._end(event, choice)
+        except (AttributeError, TypeError):
+            pass  # a chunk in no known shape says nothing
+        if "x_groq" in event and not usage:
+            self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
+
+    def _state(self, event: Mapping[str, Any], usage: JSON) -> None:
         """Take a usage. In a chunk without choices, after an answer, it is the last word."""
         self._usage = latest(self._usage, usage) if self._usage else usage
         self._name(event)
-        if answered and event.get("choices") == []:
+        if self._bytes and event.get("choices") == []:
             self._finished = max(self._finished, self._context.request.choices)
 
     def _other_text(self, delta: Mapping[str, Any]) -> int:
@@ -138,7 +151,6 @@ _BINARY = ("response.audio.delta", "response.output_audio.delta")
 class ResponseStream:
     """Events of a Responses API stream: the terminal event carries the whole response, usage included."""
 
-    batch = 32
     __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read", "_whole")
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -229,7 +241,6 @@ _RUNNING = frozenset({"session.usage.updated", "session.closed"})
 class EventStream:
     """Typed events of the other endpoints: images, speech, transcription, runs, realtime and Live sessions."""
 
-    batch = 1  # pictures and speech are large
     __slots__ = ("_bytes", "_context", "_read", "_running", "_seen", "_terminal")
 
     def __init__(self, context: Context, read: Read) -> None:

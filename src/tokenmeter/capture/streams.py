@@ -1,0 +1,340 @@
+"""What comes back through a client of an SDK that Stainless generates: answers, and streams while they last.
+
+A body is watched as it goes by and never kept; events are read where the SDK decodes them. Nothing is asked of an
+event but what its reader has to know, since a stream has thousands of them: an answer's usage, and the size of the
+text, from which one that ends early is estimated.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import filterfalse
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenmeter.capture.calls import InFlight
+    from tokenmeter.capture.responses import Exchange
+
+#: With this header an SDK hands out the response itself: ``stream`` for one whose body the caller reads.
+RAW_RESPONSE_HEADER = "x-stainless-raw-response"
+#: Name of the attribute of the hook of ``_process_response_data`` that is the SDK's own.
+PLAIN = "_tokenmeter_plain"
+
+
+def responded(call: InFlight, response: Any, *, streamed: bool) -> Exchange | None:
+    """The exchange of a response with a success status; None when nothing is billed."""
+    call.answering = None
+    try:
+        if not 200 <= response.status_code <= 299:  # noqa: PLR2004 - HTTP's
+            return None
+        form = call.endpoint.form
+        exchange = call.respond(response.headers, streamed=streamed and form != "lines")
+        if is_read(response) and not (streamed and _is_binary_stream(response)):
+            call.answering = exchange
+        else:
+            # An SDK may leave out lines and events that it does not know.
+            if form != "one" or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
+                exchange.read_bytes_aside(response.headers)
+            watch_body(response, exchange)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+        return None
+    return exchange
+
+
+def answered(client: Any, call: InFlight, exchange: Exchange | None, response: Any, value: Any) -> None:
+    """After the SDK made its value: a body in memory is all there is, a stream is listened to."""
+    whole, call.answering = call.answering, None
+    if whole is not None:
+        if not whole.took_whole():
+            whole.read_content(response.content, response.headers)
+            whole.finish()
+        if whole is exchange and not call.usage_asked:
+            return
+    hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
+    heard = exchange if exchange is not whole else None
+    if hide is None and heard is None:
+        return
+    try:
+        if heard is not None and not heard.follows_pieces and getattr(value, "_client", None) is None:
+            heard.read_bytes_aside(response.headers)  # the caller has the response itself
+        _listen(client, heard, value, hide)
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+
+
+def is_read(response: Any) -> bool:
+    """Whether the whole body is in memory already."""
+    try:
+        response.content  # noqa: B018 - raises where the body was not read
+    except Exception:  # noqa: BLE001 - httpx and httpx2 each have their own ResponseNotRead
+        return False
+    return True
+
+
+def _is_binary_stream(response: Any) -> bool:
+    return "amazon.eventstream" in response.headers.get("content-type", "")
+
+
+# -- the body, while it streams: nothing stands in its way, and its end is noticed
+
+
+def watch_body(response: Any, exchange: Exchange) -> None:
+    """Have `exchange` learn of the pieces and the end of the body of `response`, whoever takes it."""
+    response.stream = _watched_class(_flavour(response.stream))(response.stream, exchange)
+
+
+def _flavour(body: Any) -> type[Any]:
+    """The byte stream class that httpx or httpx2 will insist on: ``SyncByteStream`` or ``AsyncByteStream``."""
+    for kind in type(body).__mro__:
+        if kind.__name__ in {"SyncByteStream", "AsyncByteStream"}:
+            return kind
+    raise TypeError(f"{type(body).__name__} is no byte stream that tokenmeter knows.")
+
+
+def _watched_class(flavour: type[Any]) -> type[Any]:
+    made = _watched_classes.get(flavour)
+    if made is None:
+        watched = _WatchedBody if flavour.__name__ == "SyncByteStream" else _WatchedAsyncBody
+        made = _watched_classes[flavour] = type(watched.__name__, (watched, flavour), {})
+    return made
+
+
+#: One class per flavour of httpx or httpx2.
+_watched_classes: dict[type[Any], type[Any]] = {}
+
+
+class _Watched:
+    def __init__(self, body: Any, exchange: Exchange) -> None:
+        self._body = body
+        self._exchange = exchange
+
+    def __getattr__(self, name: str) -> Any:  # what an SDK has hung onto its own body
+        return getattr(self.__dict__["_body"], name)
+
+    def __del__(self) -> None:
+        exchange = self.__dict__.get("_exchange")
+        if exchange is not None and not exchange.settled:
+            exchange.abandon()
+
+
+class _WatchedBody(_Watched):
+    def __iter__(self) -> Iterator[bytes]:
+        return self._followed() if self._exchange.follows_pieces else self._passed_on()
+
+    def _passed_on(self) -> Iterator[bytes]:
+        """The pieces unread. What ends them is noted here: an older SDK does not close what broke."""
+        exchange = self._exchange
+        try:
+            yield from self._body
+        except Exception as error:
+            exchange.failed(error)
+            raise
+        exchange.ended = True
+
+    def _followed(self) -> Iterator[bytes]:
+        exchange = self._exchange
+        try:
+            for piece in self._body:
+                exchange.piece(piece)
+                yield piece
+        except Exception as error:
+            exchange.failed(error)
+            raise
+        exchange.ended = True
+
+    def close(self) -> None:
+        try:
+            self._exchange.finish()
+        finally:
+            self._body.close()
+
+
+class _PassedOn:
+    """The pieces of an async body unread, and how they ended; no generator, which a loop would have to finalise."""
+
+    __slots__ = ("_exchange", "_pieces")
+
+    def __init__(self, pieces: AsyncIterator[bytes], exchange: Exchange) -> None:
+        self._pieces = pieces
+        self._exchange = exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pieces.__anext__()
+        except StopAsyncIteration:
+            self._exchange.ended = True
+            raise
+        except BaseException as error:
+            self._exchange.failed(error)
+            if not isinstance(error, Exception):  # cancelled: an older SDK does not close what it leaves
+                self._exchange.abandon()
+            raise
+
+
+class _WatchedAsyncBody(_Watched):
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._followed() if self._exchange.follows_pieces else _PassedOn(self._body.__aiter__(), self._exchange)
+
+    async def _followed(self) -> AsyncIterator[bytes]:
+        exchange = self._exchange
+        try:
+            async for piece in self._body:
+                await exchange.piece_async(piece)
+                yield piece
+        except Exception as error:
+            exchange.failed(error)
+            raise
+        exchange.ended = True
+
+    async def aclose(self) -> None:
+        try:
+            await self._exchange.finish_async()
+        finally:
+            await self._body.aclose()
+
+
+# -- the events of a stream, where the SDK decodes them
+
+
+def _listen(client: Any, exchange: Exchange | None, value: Any, hide: Callable[[Any], bool] | None) -> None:
+    """Hear what the SDK decodes of `value`: a stream, or a raw response that is parsed to one later.
+
+    Args:
+        client: Who decodes.
+        exchange: Told of every event; None where the response could not be watched.
+        value: What the caller gets.
+        hide: Takes off an event what only our asking put there, and says whether nothing else is in it: such an event
+            is not shown. None where nothing was asked for.
+    """
+    hidden: list[Any] = []
+    if getattr(value, "_client", None) is not None and (exchange is not None or hide is not None):
+        value._client = _twin(client, exchange, hide, hidden)  # noqa: SLF001 - whom it asks to decode
+    if hide is None:
+        return
+    parse = getattr(value, "_parse", None)
+    if parse is None:
+        _leave_out(value, hidden)
+        return
+
+    @functools.wraps(parse)
+    def _parse(*args: Any, **kwargs: Any) -> Any:
+        parsed = parse(*args, **kwargs)
+        _leave_out(parsed, hidden)
+        return parsed
+
+    value._parse = _parse  # noqa: SLF001 - what its public parse() goes through
+
+
+def _twin(client: Any, exchange: Exchange | None, hide: Callable[[Any], bool] | None, hidden: list[Any]) -> Any:
+    """The same client, one ``__dict__`` with it, but that it tells `exchange` of what it decodes.
+
+    The slot is looked up before the dictionary, in which a client metered in place has a hook of its own.
+    """
+    kind: Any = client.__class__
+    twin = object.__new__(_twin_class(kind))
+    object.__setattr__(twin, "__dict__", client.__dict__)
+    decode = kind._process_response_data  # noqa: SLF001 - an SDK's own
+    decode = MethodType(getattr(decode, PLAIN, decode), client)  # our hook is for bodies that come whole
+    object.__setattr__(twin, "_process_response_data", _hearing(decode, exchange, hide, hidden))
+    return twin
+
+
+def _hearing(
+    decode: Callable[..., Any], told: Exchange | None, hide: Callable[[Any], bool] | None, hidden: list[Any]
+) -> Callable[..., Any]:
+    """What stands before `decode`, for every event: kept lean, and keeps no event alive."""
+
+    def hide_and_decode(*, data: Any, cast_to: Any, response: Any) -> Any:
+        if hide is not None and hide(data):
+            hidden.append(_Next(hidden))
+        return decode(data=data, cast_to=cast_to, response=response)
+
+    if told is None:
+        return hide_and_decode
+    exchange, unasked = told, 0
+
+    def hear(*, data: Any, cast_to: Any, response: Any) -> Any:
+        nonlocal unasked
+        if unasked:
+            unasked -= 1
+            try:
+                exchange.feed(data)
+            except Exception as error:  # noqa: BLE001 - the caller gets his event
+                exchange.misread(error)
+        else:
+            unasked = exchange.hear(data)
+        if hide is not None and hide(data):
+            hidden.append(_Next(hidden))
+        return decode(data=data, cast_to=cast_to, response=response)
+
+    return hear
+
+
+def _twin_class(kind: type[Any]) -> type[Any]:
+    made = _twin_classes.get(kind)
+    if made is not None:
+        return made
+    body: dict[str, Any] = {"__slots__": ("_process_response_data",), "__module__": kind.__module__}
+    if hasattr(kind, "__del__"):
+        body["__del__"] = _go  # the client's own finaliser is for the client
+    made = _twin_classes[kind] = type(kind.__name__, (kind,), body)
+    return made
+
+
+def _go(_twin: Any) -> None:
+    """Nothing is to be done."""
+
+
+_twin_classes: dict[type[Any], type[Any]] = {}
+
+
+class _Next:
+    """Stands in `hidden` for what comes next, whatever an SDK makes of it: equal to anything, once."""
+
+    __slots__ = ("_hidden",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, hidden: list[Any]) -> None:
+        self._hidden = hidden
+
+    def __eq__(self, other: object) -> bool:
+        self._hidden.clear()
+        return True
+
+
+def _leave_out(stream: Any, hidden: list[Any]) -> None:
+    """A stream stays of its own class: only the iterator behind it leaves out what is `hidden`."""
+    chunks = getattr(stream, "_iterator", None)
+    if chunks is not None:
+        shown: Any = filterfalse(hidden.__contains__, chunks) if hasattr(chunks, "__next__") else None
+        stream.__dict__["_iterator"] = _AsyncShown(chunks, hidden) if shown is None else shown
+
+
+class _AsyncShown:
+    """The chunks that the caller asked for. No generator: asyncio would have one more to close, when it likes."""
+
+    __slots__ = ("_chunks", "_hidden", "_next")
+
+    def __init__(self, chunks: Any, hidden: list[Any]) -> None:
+        self._chunks = chunks
+        self._hidden = hidden
+        self._next = chunks.__anext__
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        chunk = await self._next()
+        while self._hidden:
+            self._hidden.clear()
+            chunk = await self._next()
+        return chunk
+
+    def __getattr__(self, name: str) -> Any:  # aclose, asend, ...
+        return getattr(self._chunks, name)
