@@ -89,6 +89,25 @@ def section(body: JSON, *names: str) -> JSON:
     return _NOTHING
 
 
+def part(usage: JSON, *names: str, flags: set[str]) -> JSON:
+    """As `section`, of a usage object: what stands where an object should is no count, flagged ``malformed_count``."""
+    for name in names:
+        value = usage.get(name)
+        if is_object(value):
+            return value
+        if value:  # an empty list or text says nothing, as null does
+            flags.add("malformed_count")
+    return _NOTHING
+
+
+def entries(usage: JSON, name: str, *, flags: set[str]) -> list[JSON]:
+    """As `members`, of a usage object: what is no list of objects is flagged ``malformed_count``."""
+    value, found = usage.get(name), members(usage, name)
+    if value and (not is_array(value) or len(found) < len(value)):
+        flags.add("malformed_count")
+    return found
+
+
 def members(body: JSON, name: str) -> list[JSON]:
     """The JSON objects in the list `body[name]`; empty when there is none."""
     value = body.get(name)
@@ -118,9 +137,13 @@ def latest(before: JSON, after: JSON) -> dict[str, Any]:
         known = merged.get(key)
         if is_object(value) and is_object(known):
             merged[key] = latest(known, value)
-        elif value is not None and (known is None or value != 0 or value is False):
+        elif value is not None and (known is None or not _is_zero(value)):
             merged[key] = value
     return merged
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
 
 
 def count(body: JSON, *names: str, flags: set[str]) -> int | None:
@@ -340,7 +363,10 @@ def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -
     """Whether `details` counts something under a name with `suffix` that is not `known`."""
     if known.issuperset(details):
         return False
-    return any(value and key.endswith(suffix) and key not in known for key, value in details.items())
+    return any(
+        value and not isinstance(value, bool | Mapping) and key.endswith(suffix) and key not in known
+        for key, value in details.items()
+    )
 
 
 class BodyError(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, members, put, said_by
+from tokenmeter.providers.wire import JSON, Reading, Shape, count, entries, put, said_by
 from tokenmeter.usage import Quantity, Usage
 
 
@@ -15,7 +15,9 @@ def converse(usage: JSON) -> Reading:
     put(quantities, "input", fresh or 0)
     put(quantities, "cache_read", count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount", flags=flags) or 0)
     hour = 0
-    for entry in members(usage, "cacheDetails"):
+    for entry in entries(usage, "cacheDetails", flags=flags):
+        if entry.get("ttl") not in ("5m", "1h"):
+            flags.add("cache_ttl_assumed")
         if entry.get("ttl") == "1h":
             hour += count(entry, "inputTokens", flags=flags) or 0
     written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount", flags=flags) or 0

@@ -23,6 +23,7 @@ from tokenmeter.providers.wire import (
     NO_FLAGS,
     Reading,
     amount,
+    entries,
     is_array,
     is_object,
     members,
@@ -139,16 +140,18 @@ def groups_of(
     flags = set(top.flags)
     if "fallback_credit" in wire and _redeemed(wire):
         flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
-    entries = [
+    parts = [
         _Item(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
-        for entry in members(wire, "iterations")
+        for entry in entries(wire, "iterations", flags=flags)
     ]
+    if "malformed_count" in flags:
+        flags.add("estimated")
     base = _base(wire, top, model, context, flags)
-    if not entries:
+    if not parts:
         return (base,), frozenset(flags)
-    served = next((entry.model for entry in reversed(entries) if entry.role == "fallback_message"), None) or model
-    groups = [*_serving_groups(entries, served, base, flags), *_helper_groups(entries, base, flags)]
-    for entry in entries:
+    served = next((entry.model for entry in reversed(parts) if entry.role == "fallback_message"), None) or model
+    groups = [*_serving_groups(parts, served, base, flags), *_helper_groups(parts, base, flags)]
+    for entry in parts:
         flags |= entry.reading.flags
         if entry.role not in _SERVING and entry.reading.unsaid:
             flags.add("usage_unknown")  # the top level does not hold it either
@@ -232,6 +235,15 @@ def _tokens_of(usage: Usage) -> dict[str, int]:
     return {meter: int(quantity) for meter, quantity in usage.quantities.items() if meter in _TOKENS}
 
 
+#: What a session's usage is made of.
+_SESSION_COUNTS = frozenset(
+    {
+        *("active_seconds", "cache_creation", "cache_creation_input_tokens", "cache_read_input_tokens"),
+        *("input_tokens", "list_cost", "output_tokens", "server_tool_use"),
+    }
+)
+
+
 def session(body: JSON, context: Context) -> Observation:
     """A session, a thread of one, its usage event, or the usage object itself: a running total.
 
@@ -244,19 +256,27 @@ def session(body: JSON, context: Context) -> Observation:
         return replace(pending(body), response_model=model)
     if not wire:
         return unknown(body, body.get("usage"), model=context.request.model, deduplicate=True)
-    # A part that is not stated has not come up as yet.
-    reading = replace(exclusive(wire), prompt_tokens=None, unsaid=NO_FLAGS)
-    flags: set[str] = set()
+    said = exclusive(wire)
+    # A part that is not stated has not come up as yet; one that is no number has, and so have names nobody knows.
+    flags = {"usage_unknown"} if "malformed_count" in said.flags or _only_unknown(said, wire) else set[str]()
+    reading = replace(said, prompt_tokens=None, unsaid=NO_FLAGS)
     if active := amount(wire, "active_seconds", flags=flags):
         reading = replace(reading, usage=reading.usage + Usage({"runtime_seconds": active}))
     reading = replace(reading, flags=reading.flags | flags)
     group = context.consumption(reading, model=model, wire=wire, role="session")
     if (speed := text(config, "speed")) and speed != "standard":
         group = replace(group, speed=speed)
+    if group.supplied_cost is not None:
+        reading = replace(reading, flags=reading.flags - {"usage_unknown"})  # the bill is known, whatever it is of
     if section(wire, "list_cost") and group.supplied_cost is None:
         reading = replace(reading, flags=reading.flags | {"foreign_currency"})
     seen = observation(reading, group, body, wire, deduplicate=True)
     return replace(seen, response_model=model, reading="total", at=_instant(body))
+
+
+def _only_unknown(said: Reading, wire: JSON) -> bool:
+    """Whether counts are stated, and none of them under a name that is known."""
+    return not said.usage and not _SESSION_COUNTS.intersection(wire) and any(wire.values())
 
 
 def _used(body: JSON, wire: JSON) -> bool:

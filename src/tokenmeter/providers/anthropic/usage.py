@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, has_unknown, put, said_by, section
+from tokenmeter.providers.wire import JSON, Reading, Shape, count, has_unknown, part, put, said_by
 from tokenmeter.usage import Quantity, Usage
 
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
@@ -30,7 +30,7 @@ def exclusive(usage: JSON) -> Reading:
     answer = count(usage, "output_tokens", flags=flags)
     put(quantities, "input", fresh or 0)
     put(quantities, "cache_read", count(usage, "cache_read_input_tokens", flags=flags) or 0)
-    split = section(usage, "cache_creation")
+    split = part(usage, "cache_creation", flags=flags)
     short = count(split, "ephemeral_5m_input_tokens", flags=flags) or 0
     hour = count(split, "ephemeral_1h_input_tokens", flags=flags) or 0
     written = count(usage, "cache_creation_input_tokens", flags=flags)
@@ -44,7 +44,7 @@ def exclusive(usage: JSON) -> Reading:
     put(quantities, "cache_write_1h", hour)
     prompt: int | None = int(total(quantities.values()))
     put(quantities, "output", answer or 0)
-    tools = section(usage, "server_tool_use")
+    tools = part(usage, "server_tool_use", flags=flags)
     if tools:
         put(quantities, "web_searches", count(tools, "web_search_requests", flags=flags) or 0)
         if any(tools.get(name) for name in _KNOWN_SERVER_TOOLS):
@@ -54,7 +54,7 @@ def exclusive(usage: JSON) -> Reading:
             others = [name for name in tools if name.endswith("_requests") and name not in _KNOWN_SERVER_TOOLS]
             for name in others:
                 put(quantities, "server_tool_calls", count(tools, name, flags=flags) or 0)
-    thinking = count(section(usage, "output_tokens_details"), "thinking_tokens", flags=flags) or 0
+    thinking = count(part(usage, "output_tokens_details", flags=flags), "thinking_tokens", flags=flags) or 0
     return said_by(Usage(quantities, thinking), prompt, flags, {"input": fresh, "output": answer})
 
 

@@ -21,6 +21,7 @@ from tokenmeter.providers.openai.usage import (
     inclusive,
     write_meter,
 )
+from tokenmeter.providers.prompts import measure
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import (
     BOTH_SIDES,
@@ -112,7 +113,8 @@ def _whole_total(wire: JSON, said: Reading) -> Reading:
     """Some hosts of embeddings only state a total, which is then all input."""
     if "input" not in said.unsaid or wire.get("total_tokens") is None:
         return said
-    return inclusive({"prompt_tokens": wire["total_tokens"]})
+    whole = inclusive({"prompt_tokens": wire["total_tokens"]})
+    return replace(whole, flags=whole.flags | said.flags - {"estimated"})
 
 
 def _answer_bytes(body: JSON) -> int:
@@ -156,7 +158,13 @@ def _any(body: JSON, context: Context) -> Observation:
         return completion(body, context)
     wire = usage_of(body)
     said = read_usage(wire) or NOTHING_SAID
-    reading = context.complete(said, sides=_NO_SIDES if said.usage else BOTH_SIDES, estimable=False)
+    answer = [body[name] for name in _ANSWERS if body.get(name)]
+    reading = context.complete(
+        said,
+        received=lambda: measure(answer).size if answer else 0,
+        sides=BOTH_SIDES if answer or not said.usage else _NO_SIDES,
+        estimable=False,
+    )
     if reading is None or not wire:
         known = requests.endpoint_named(context.endpoint)
         if known is not None and known.kind == "free" and not body.get("usage"):
@@ -194,6 +202,8 @@ def _wrapped_response(body: JSON, context: Context) -> Observation:
     return responses.response(section(body, "response"), context)
 
 
+#: Where hosts put what a model wrote, in whatever format.
+_ANSWERS = ("candidates", "content", "message", "output", "outputs", "text")
 _NO_SIDES: frozenset[str] = frozenset()
 #: Endpoints whose bodies are events, most of which bill nothing.
 _SOCKETS = frozenset({"realtime", "beta.realtime", "live", "responses.connect", "beta.responses.connect"})

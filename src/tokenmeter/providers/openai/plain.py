@@ -11,8 +11,9 @@ from typing import Any
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.openai.requests import is_agent, output_limit
+from tokenmeter.providers.openai.usage import own_tools
 from tokenmeter.providers.prompts import measure_plain
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object, section
 
 #: Keys of a usage object that say nothing more, where they are at all.
 _CHAT_USAGE = frozenset(
@@ -71,6 +72,11 @@ def read_chat(body: JSON) -> Plain | None:
     usage, get = body.get("usage"), body.get
     if not is_object(usage) or not _CHAT_USAGE.issuperset(usage) or _SEARCHES in str(get("model")):
         return None
+    choices = get("choices")
+    for choice in choices if is_array(choices) else ():
+        called = is_object(choice) and choice.get("finish_reason") == "tool_calls"
+        if called and own_tools(section(choice, "message")):
+            return None
     prompt = usage.get("prompt_tokens")
     inputs, outputs = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
     found = _inclusive(usage, prompt, usage.get("completion_tokens"), inputs, outputs)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
+from tokenmeter.providers.openai.usage import own_tools
 from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -93,7 +94,7 @@ class ChatStream:
     def _other_text(self, delta: Mapping[str, Any]) -> int:
         """Bytes of reasoning, refusals and tool arguments in a chunk; notes which of the host's own tools it calls."""
         if "tool_calls" in delta:
-            self._builtin += _builtin_calls(delta)
+            self._builtin += own_tools(delta)
         return _other_text(delta)
 
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
@@ -111,7 +112,9 @@ class ChatStream:
 
     def body(self) -> Any:
         """The completion."""
-        return {**self._said, "object": "chat.completion", "usage": self._usage} if self._usage else None
+        if not self._usage or self._builtin:
+            return None
+        return {**self._said, "object": "chat.completion", "usage": self._usage}
 
     def observation(self) -> Observation:
         """What is known now; without a final usage it is an estimate."""
@@ -120,12 +123,6 @@ class ChatStream:
         seen = self._read(body, replace(self._context, received=self._bytes))
         # Hosts that count up with every chunk have only said what was used so far.
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
-
-
-def _builtin_calls(delta: Mapping[str, Any]) -> list[JSON]:
-    """Calls of a tool that is the host's own: their name begins with a dollar."""
-    calls = members(delta, "tool_calls")
-    return [call for call in calls if str(section(call, "function").get("name")).startswith("$")]
 
 
 def _other_text(delta: Mapping[str, Any]) -> int:

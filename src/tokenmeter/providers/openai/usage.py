@@ -19,8 +19,8 @@ from tokenmeter.providers.wire import (
     amount,
     count,
     has_unknown,
-    is_object,
     members,
+    part,
     put,
     said_by,
     section,
@@ -47,6 +47,7 @@ _KNOWN_DETAILS = frozenset(
         "video_tokens",
     }
 )
+_KNOWN_HITS = frozenset(f"cached_{name}_tokens" for name in ("text", *MODALITIES))
 #: Counts of a usage object itself that are read, or known to be inside another.
 _KNOWN_COUNTS = frozenset(
     {
@@ -81,8 +82,8 @@ def inclusive(
         hidden_output: Whether what ``total_tokens`` has beyond its two parts is output the host does not itemise.
     """
     flags: set[str] = set()
-    details = section(usage, *_INPUT_DETAILS)
-    output_details = section(usage, *_OUTPUT_DETAILS)
+    details = part(usage, *_INPUT_DETAILS, flags=flags)
+    output_details = part(usage, *_OUTPUT_DETAILS, flags=flags)
     reasoning = count(output_details, "reasoning_tokens", flags=flags)
     if reasoning is None:
         reasoning = count(usage, "reasoning_tokens", flags=flags) or 0
@@ -96,8 +97,9 @@ def inclusive(
     split_input(quantities, prompt or 0, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
     words = None if output_meter == "output" else count(output_details, "text_tokens", flags=flags)
     split_output(quantities, answer or 0, _modalities(output_details, flags), flags, meter=output_meter, words=words)
-    parts = (details, _KNOWN_DETAILS), (output_details, _KNOWN_DETAILS), (usage, _KNOWN_COUNTS)
-    if any(has_unknown(part, known) for part, known in parts):
+    # A breakdown counts; beside the totals hosts say other things as well, so that there only tokens are looked at.
+    breakdowns = has_unknown(details, _KNOWN_DETAILS, "") or has_unknown(output_details, _KNOWN_DETAILS, "")
+    if breakdowns or has_unknown(usage, _KNOWN_COUNTS):
         flags.add("unknown_token_class")
     return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer})
 
@@ -134,7 +136,7 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
     if written is None and "cache_creation_input_tokens" in usage:
         # Gateways that translate Anthropic's format put its field beside an inclusive total.
         written, write_meter = count(usage, "cache_creation_input_tokens", flags=flags), "cache_write_5m"
-    split = section(details, "cache_write_tokens_details")
+    split = part(details, "cache_write_tokens_details", flags=flags)
     half_day = count(split, "ttl_12h_tokens", flags=flags) or 0
     half_hour = count(split, "ttl_30m_tokens", flags=flags) or 0
     rest = (half_day + half_hour if written is None else written) - half_day - half_hour
@@ -152,9 +154,11 @@ def _cached(usage: JSON, details: JSON, flags: set[str]) -> tuple[int, dict[str,
     cached = count(details, "cached_tokens", flags=flags)
     if cached is None:
         cached = count(usage, *_CACHED, flags=flags) or 0
-    split = details.get("cached_tokens_details") or usage.get("cached_tokens_details")
-    if not is_object(split):
+    split = part(details, "cached_tokens_details", flags=flags) or part(usage, "cached_tokens_details", flags=flags)
+    if not split:
         return cached, None
+    if has_unknown(split, _KNOWN_DETAILS | _KNOWN_HITS, ""):
+        flags.add("unknown_token_class")
     hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens", flags=flags) or 0 for name in MODALITIES}
     words = count(split, "text_tokens", "cached_text_tokens", flags=flags)
     return cached, hits if words is None else {**hits, "text": words}
@@ -185,8 +189,7 @@ def _pages(usage: JSON) -> Reading:
     counts = {meter: count(usage, name, flags=flags) for name, meter in _PAGES.items()}
     for meter, pages in counts.items():
         put(quantities, meter, pages or 0)
-    said = None if counts["document_pages"] is None and not quantities else 0
-    return said_by(Usage(quantities), None, flags, {"input": said})
+    return said_by(Usage(quantities), None, flags, {"input": 0 if quantities else None})  # nobody asks for no page
 
 
 SHAPES = (
@@ -232,7 +235,7 @@ _FREE_TOOLS = frozenset(
 )
 _TOOL_NAME = re.compile(r"(?:server_side_tool_)?(\w+?)(?:_calls)?")
 #: Moonshot's search, as a function that its models call.
-BUILTIN_SEARCH = "$web_search"
+_BUILTIN_SEARCH = "$web_search"
 _BILLS_TOOLS_BY_CALL = "x-ai"
 #: A tool that no rule knows was called: how often is known, and what it costs is not.
 _UNKNOWN_TOOL = "server_tool_calls"
@@ -287,6 +290,8 @@ def extra_meters(
         meters["web_searches_preview" if found[1] == "preview" else "web_searches"] = 1
     if states_tools(usage):
         meters |= _stated_tools(usage, flags)
+    elif any(usage.get(name) for name in _TOOLS):
+        flags |= {"malformed_count", "estimated"}
     elif bills_tools_by_call(provider):
         meters |= _seen_tools(usage, items, flags)
     if _KEYS.isdisjoint(usage):
@@ -303,13 +308,15 @@ def builtin_calls(provider: str, body: JSON) -> dict[str, Quantity]:
     """Moonshot's own search, billed where an answer asks for it (https://platform.kimi.ai/docs/pricing/tools)."""
     if canonical_provider(provider) != "moonshotai":
         return {}
-    asked = [
-        section(call, "function").get("name")
-        for choice in members(body, "choices")
-        for call in members(section(choice, "message"), "tool_calls")
-    ]
-    searches = asked.count(BUILTIN_SEARCH)
+    asked = [call for choice in members(body, "choices") for call in own_tools(section(choice, "message"))]
+    searches = sum(section(call, "function").get("name") == _BUILTIN_SEARCH for call in asked)
     return {"web_searches": searches} if searches else {}
+
+
+def own_tools(message: JSON) -> list[JSON]:
+    """The calls of tools that are the host's own: their names begin with a dollar."""
+    calls = members(message, "tool_calls")
+    return [call for call in calls if str(section(call, "function").get("name")).startswith("$")]
 
 
 def connected(usage: JSON, flags: set[str]) -> Reading:
@@ -324,14 +331,14 @@ def connected(usage: JSON, flags: set[str]) -> Reading:
     stated = count(usage, "total_tokens", flags=doubts)
     if stated is not None and not said.unsaid and stated != prompt + answer:
         doubts.add("total_mismatch")
-    calls = section(usage, "connectors")
+    calls = part(usage, "connectors", flags=doubts)
     tools = _billed_tools({name: count(calls, name, flags=doubts) or 0 for name in calls}, doubts)
     whole = said.usage + Usage({"input": brought, **tools} if brought else tools)
     return replace(said, usage=whole, prompt_tokens=None, flags=frozenset(doubts))
 
 
 def _stated_tools(usage: JSON, flags: set[str]) -> dict[str, Quantity]:
-    tools = section(usage, *_TOOLS)
+    tools = part(usage, *_TOOLS, flags=flags)
     calls: Counter[str] = Counter()
     for key in tools:
         named = _TOOL_NAME.fullmatch(key.lower())
