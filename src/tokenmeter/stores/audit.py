@@ -17,6 +17,7 @@ from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.engine import Engine, Readable, Rows
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link, measured
+from tokenmeter.stores.packing import differing
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
 from tokenmeter.stores.record import PERSONAL, Account, compact_json, digest_of, name_digest
@@ -70,6 +71,11 @@ def audit(
     wrong = read(longer)
     for level in (Level.MONTH, Level.WEEK):
         faults += _told([one for one in wrong if one.key[0] == level], level)
+    for of, slot in read(lambda connection: list(differing(connection))):
+        name = label(Level(of), slot)
+        faults.append(
+            Fault("rollup", name, f"The packed sums of {name} are wrong; `tokenmeter db rebuild` drops them.")
+        )
     return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
 
 

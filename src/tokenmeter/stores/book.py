@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError
+from tokenmeter.ledger import utcnow
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import (
     AMOUNTS,
@@ -28,9 +29,10 @@ from tokenmeter.stores.fold import (
     advance,
     measured,
 )
+from tokenmeter.stores.packing import Stretch, can_be_read, keep, pages
 from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies, packed
-from tokenmeter.stores.slots import month_of, week_of
+from tokenmeter.stores.slots import month_of, to_microseconds, week_of
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
@@ -165,6 +167,20 @@ class FoldingBook(ABC):
     @abstractmethod
     def keep_definition(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> str:
         """Keep a definition; one that is there stays as it is. Its digest."""
+
+    # -- packed sums
+
+    @abstractmethod
+    def alone(self, work: Callable[[Any], T]) -> T:
+        """Run `work` in a transaction that may write, with no fold beside it."""
+
+    def pack(self, stretches: Sequence[Stretch]) -> None:
+        """Pack the sums of some stretches, if that can be done now: the question has been answered from rows."""
+        if not can_be_read():
+            return
+        with contextlib.suppress(StoreError):
+            for some in pages(stretches, to_microseconds(utcnow())):
+                self.alone(partial(keep, stretches=some))
 
     # -- the fold
 
@@ -532,6 +548,16 @@ def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
             for place, some in groups.items()
         ),
     )
+
+
+def stretches_of(batch: Batch) -> set[Stretch]:
+    """The stretches that a batch adds to the sums of."""
+    hours = {hour for hour, _ in batch.sums}
+    days = {hour // 24 for hour in hours}
+    found: set[Stretch] = {(0, hour) for hour in hours}
+    for level, slot_of in ((2, month_of), (3, week_of)):
+        found |= {(level, slot_of(day)) for day in days}
+    return found | {(1, day) for day in days}
 
 
 def _coarser(

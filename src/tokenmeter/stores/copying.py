@@ -28,7 +28,7 @@ _PAGE = 5000
 _SHARED = ("names", "tagsets", "accounts", "rates")
 _RECORDS = ("entries", "documents", "dedup")
 #: What belongs to the place rather than to the ledger.
-_LEFT = ("ledger", "secret", "places", "schema_versions", "leases", "lessees")
+_LEFT = ("ledger", "secret", "places", "schema_versions", "leases", "lessees", "packed_sums")
 _KEYS = {"level", "slot", "account", "sku_meter"}
 #: Columns that only one engine has: they follow from others.
 _OWN = {("tagsets", "digest"), ("counters", "reserved"), ("refused", "host"), ("entries", "folded_month")}

@@ -21,6 +21,7 @@ from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured
+from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import joined, unpacked
 from tokenmeter.stores.slots import DAY, Level, label, month_of, week_of
@@ -239,6 +240,8 @@ def rebuild(
     _, wrong = read(sum_up)
     if wrong and write is not None:
         _, wrong = write(partial(_mend, sum_up))
+    if write is not None and (astray := read(lambda connection: list(differing(connection)))):
+        write(partial(drop, stretches=astray))
     return [one.told() for one in (*found, *wrong)]
 
 
@@ -277,6 +280,7 @@ def _put(connection: Rows, wrong: Iterable[Wrong]) -> None:
         if kept is not None:
             where = " AND ".join(f"{name} = ?" for name in columns.split(", ")[: len(key)])
             connection.execute(f"DELETE FROM {table} WHERE {where}", key)  # noqa: S608 - names of our own
+        connection.execute("DELETE FROM packed_sums WHERE level = ? AND slot = ?", key[:2])
         if due is not None:
             row = (*key, *due)
             places = ", ".join("?" * len(row))

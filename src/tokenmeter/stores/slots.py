@@ -69,7 +69,8 @@ def _slot(level: Level, moment: int) -> int:
     return moment // (DAY if level is Level.DAY else HOUR)
 
 
-def _start(level: Level, slot: int) -> int:
+def start_of(level: Level, slot: int) -> int:
+    """When a slot begins, in microseconds since the epoch."""
     if level is Level.MONTH:
         return to_microseconds(datetime(slot // 12, slot % 12 + 1, 1, tzinfo=UTC))
     if level is Level.WEEK:
@@ -79,7 +80,7 @@ def _start(level: Level, slot: int) -> int:
 
 def label(level: Level, slot: int) -> str:
     """A slot as a person reads it: ``2026-11-03 14:00``, ``2026-11-03``, ``2026-11``, ``week of 2026-11-02``."""
-    moment = from_microseconds(_start(level, slot))
+    moment = from_microseconds(start_of(level, slot))
     return f"{moment:{('%Y-%m-%d %H:%M', '%Y-%m-%d', '%Y-%m', 'week of %Y-%m-%d')[level]}}"
 
 
@@ -144,5 +145,5 @@ def _count(found: Sequence[Term]) -> int:
 
 def _nearest(level: Level, moment: int) -> int:
     slot = _slot(level, moment)
-    before, after = _start(level, slot), _start(level, slot + 1)
+    before, after = start_of(level, slot), start_of(level, slot + 1)
     return before if moment - before <= after - moment else after

@@ -21,6 +21,7 @@ from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, 
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.engine import check_boundaries
+from tokenmeter.stores.packing import Stretch
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
@@ -126,7 +127,11 @@ class BookStore(ABC, Generic[B]):
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
-        return self._add_up(summed, boundaries, by, which)
+        unpacked: list[Stretch] = []
+        found = self._add_up(partial(summed, unpacked=unpacked), boundaries, by, which)
+        if unpacked:
+            self._book.pack(unpacked)
+        return found
 
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None

@@ -28,6 +28,7 @@ from tokenmeter.stores.engine import (
     conditions,
 )
 from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured
+from tokenmeter.stores.packing import Stretch, is_many, read_packed
 from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Term, slots, terms
@@ -93,14 +94,27 @@ def summed(
     which: EntryFilter,
     *,
     archives: ParquetArchives,
+    unpacked: list[Stretch],
 ) -> list[Aggregate]:
     """The groups of each bucket between `instants`; from `archives` where entries are asked for that are there.
+
+    Args:
+        connection: In a transaction.
+        engine: Its words.
+        instants: Edges of the buckets, microseconds since the epoch.
+        by: Dimensions to group by.
+        which: Conditions.
+        archives: See above.
+        unpacked: Is given the stretches that this would have read faster if they were packed.
 
     Raises:
         ConfigurationError: an unknown dimension.
     """
     check_dimensions(by, which.where)
-    return _Summing(connection, engine, by, which.where, archives=archives).run(instants)
+    summing = _Summing(connection, engine, by, which.where, archives=archives)
+    found = summing.run(instants)
+    unpacked += summing.unpacked
+    return found
 
 
 class _Pieces(NamedTuple):
@@ -233,6 +247,7 @@ class _Summing(_Grouping):
         self._totals: dict[tuple[int, Group], _Total] = {}
         self._accounts: dict[int | bytes, AccountFacts] = {}
         self._rates: dict[str, str] = {}
+        self.unpacked: list[Stretch] = []
 
     def run(self, instants: Sequence[int]) -> list[Aggregate]:
         kept: list[tuple[int, int, int]] = []
@@ -247,7 +262,7 @@ class _Summing(_Grouping):
                     place = term.sign * (bucket + 1)
                     kept += [(place, term.level, slot) for slot in slots(term)]
         if kept and self._cells:
-            self._add_kept(compact_json(kept))
+            self._add_kept(kept)
         for archived in self._archived(loose):
             self._add_archived(archived)
         found = [total.aggregate(*place) for place, total in self._totals.items() if total.entries]
@@ -255,21 +270,37 @@ class _Summing(_Grouping):
 
     # -- kept sums
 
-    def _add_kept(self, listed: str) -> None:
-        count = len(self._cells)
-        table, amounts = ("meter_sums", _BY_METER) if self._by_meter else ("sums", _PLAIN)
-        meter = "sku_meter" if self._by_meter else "NULL"
+    def _add_kept(self, kept: Sequence[tuple[int, int, int]]) -> None:
+        listed = compact_json(kept)
+        if self._by_meter:
+            self._add_rows("meter_sums", f"sku_meter AS meter, {_BY_METER}", listed)
+            return
+        packed, left = read_packed(self._connection, self._engine, kept, self._cell_of, len(self._cells))
+        for bucket, number, sums in packed.totals() if packed else ():
+            self._add(bucket, self._cells[number], None, sums)
+        if left and is_many(self._add_rows("sums", f"NULL AS meter, {_PLAIN}", compact_json(left))):
+            self.unpacked += sorted({(int(level), slot) for _, level, slot in left})
+        self._add_rare_rows(listed)
+
+    def _add_rows(self, table: str, amounts: str, listed: str) -> int:
+        """Add rows of sums, each at its place; how many they were."""
+        count, read = len(self._cells), 0
         rows = self._connection.execute(
             f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
-            f"SELECT place * ? + {self._cell} AS spot, {meter} AS meter, {amounts} "
+            f"SELECT place * ? + {self._cell} AS spot, count(*), {amounts} "
             f"FROM slot {self._engine.join} {table} USING (level, slot) GROUP BY spot, meter",
             (listed, count),
         )
-        for spot, name, *sums in rows:
+        for spot, number, name, *sums in rows:
+            read += number
             if spot is not None:
-                self._take(*divmod(int(spot), count), name, sums)
-        if self._by_meter:
-            return
+                place, cell = divmod(int(spot), count)
+                sums = sums if place > 0 else [-value for value in sums]  # noqa: PLW2901 - with its sign
+                self._add(abs(place) - 1, self._cells[cell], name, sums)
+        return read
+
+    def _add_rare_rows(self, listed: str) -> None:
+        count = len(self._cells)
         rows = self._connection.execute(
             f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
             f"SELECT place * ? + {self._cell} AS spot, sku_meter, sum(quantity), sum(nano) "
@@ -281,11 +312,6 @@ class _Summing(_Grouping):
                 place, number = divmod(int(spot), count)
                 amount = whole * NANO + nano
                 self._add_rare(abs(place) - 1, self._cells[number].values, name, amount if place > 0 else -amount)
-
-    def _take(self, place: int, number: int, meter: str | None, sums: Sequence[int]) -> None:
-        if place < 0:
-            sums = [-value for value in sums]
-        self._add(abs(place) - 1, self._cells[number], meter, sums)
 
     def _add(
         self, bucket: int, cell: _Cell, meter: str | None, sums: Sequence[int], group: Group | None = None

@@ -49,7 +49,7 @@ _WORDS = ("hex(bytea)", "json_each(text)", "budget_generation()", "keeps_secret(
 #: What caps are counted from: a writer has to see what its budgets' windows hold already.
 _WRITER_READS = (
     *("ledger", "entries", "accounts", "contexts", "rates", "names", "tagsets", "dedup", "places", "refused"),
-    *("sums", "rare_sums", "meter_sums", "latency_sums"),
+    *("sums", "rare_sums", "meter_sums", "latency_sums", "packed_sums"),
     *("counters", "holds", "leases", "lessees", "crossings", "documents", "archived_ids", "schema_versions"),
 )
 _READER_READS = _WRITER_READS

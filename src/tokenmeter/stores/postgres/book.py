@@ -18,6 +18,7 @@ from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingB
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.fold import Batch
+from tokenmeter.stores.packing import Stretch
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
 from tokenmeter.stores.record import digest_of
@@ -184,6 +185,21 @@ class PostgresBook(FoldingBook):
             return self.run(work, scope="transaction")
         finally:
             self.forget_rows()
+
+    def alone(self, work: Callable[[ServerRows], T]) -> T:
+        """See `FoldingBook`."""
+
+        def transact(rows: ServerRows) -> T:
+            rows.execute(_ALONE)
+            return work(rows)
+
+        return self.run(transact, scope="transaction")
+
+    def pack(self, stretches: Sequence[Stretch]) -> None:
+        """See `FoldingBook`. Only the ledger's owner may: what others wrote could not be trusted."""
+        with contextlib.suppress(StoreError):
+            if self.fetch("SELECT has_table_privilege('packed_sums', 'INSERT')")[0][0]:
+                super().pack(stretches)
 
     # -- the server
 

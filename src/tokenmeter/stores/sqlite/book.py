@@ -19,6 +19,7 @@ from tokenmeter.stores.book import (
     Folding,
     FoldingBook,
     RepeatedError,
+    stretches_of,
     sum_rows,
 )
 from tokenmeter.stores.direct import Transaction
@@ -253,6 +254,10 @@ class SQLiteBook(FoldingBook):
             self.forget_rows()
             raise
 
+    def alone(self, work: Callable[[Connection], T]) -> T:
+        """See `FoldingBook`."""
+        return self.database.write(work)
+
     # -- without a tail
 
     def transact(self, work: Callable[[Transaction], T]) -> T:
@@ -469,6 +474,8 @@ class _Folding(Folding):
             try:
                 for table, rows in sum_rows(self._batch):
                     many(_ADD[table], rows)
+                if connection.execute("SELECT 1 FROM packed_sums LIMIT 1").fetchone():
+                    many("DELETE FROM packed_sums WHERE level = ? AND slot = ?", stretches_of(self._batch))
             except (sqlite3.IntegrityError, OverflowError) as error:
                 raise OverflowError("A sum would be more than a ledger can count.") from error
         self._write_counters(connection)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: SQLite's ``application_id`` of a ledger: "tmtr".
 _APPLICATION_ID = int.from_bytes(b"tmtr")
 #: Version that this release reads and writes: the number of the last file.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None:

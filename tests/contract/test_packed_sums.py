@@ -1,0 +1,158 @@
+"""Sums that a large question has read are kept packed, and say what the rows say, whatever happens to these."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tokenmeter.stores import packing
+from tokenmeter.stores.base import EntryFilter
+
+START = datetime(2026, 3, 2, 3, 30, tzinfo=UTC)
+NEW_YORK = ZoneInfo("America/New_York")
+WEEKS = [datetime(2026, 3, 2, tzinfo=NEW_YORK) + timedelta(days=7 * number) for number in range(6)]
+DAYS = [datetime(2026, 3, 2, tzinfo=NEW_YORK) + timedelta(days=number) for number in range(35)]
+
+
+@pytest.fixture(autouse=True)
+def every_question_is_large(monkeypatch):
+    pytest.importorskip("numpy")
+    monkeypatch.setattr(packing, "_MANY", 1)
+
+
+@pytest.fixture
+def filled(store, make_entry, make_charge):
+    """Five weeks of three members, of whom one is corrected, one uses a meter without a column, and one is dear."""
+    entries = []
+    for number in range(60):
+        member = ("ada", "ben", "cyd")[number % 3]
+        charges = [make_charge("input", 700 + number), make_charge("output", number % 5, "0.00001")]
+        if number % 7 == 0:
+            charges.append(make_charge("web_searches", 2, "0.01"))
+        changes = {"status": "error"} if number % 11 == 0 else {"kind": "correction"} if number % 13 == 0 else {}
+        if "kind" in changes:
+            charges = [make_charge("input", 700, "-0.00000125")]
+        if number % 17 == 0:
+            charges.append(make_charge("input", 10**6, "1.000000000007", contracted_cost=Decimal(3)))
+        entries.append(
+            make_entry(occurred_at=START + timedelta(hours=13 * number), member=member, charges=charges, **changes)
+        )
+    store.append([(entry, ()) for entry in entries])
+    return store
+
+
+def ask(store, edges=WEEKS, by=("member", "model"), **where):
+    return store.aggregate(edges, by, EntryFilter(where={name: frozenset(values) for name, values in where.items()}))
+
+
+def packed(store):
+    return {(level, slot): bytes(body) for level, slot, body in store._ask("SELECT level, slot, body FROM packed_sums")}
+
+
+@pytest.mark.parametrize("edges", [WEEKS, DAYS], ids=["weeks", "days"])
+@pytest.mark.parametrize(
+    "where", [{}, {"member": ["ben", None]}, {"member!": ["ben"]}, {"member": ["nobody"]}], ids=str
+)
+@pytest.mark.parametrize("by", [(), ("member",), ("model", "status", "kind")], ids=str)
+def test_packed_sums_say_what_rows_say(filled, edges, where, by):
+    rows = ask(filled, edges, by, **where)
+    ask(filled, edges)
+    assert packed(filled)
+    assert ask(filled, edges, by, **where) == rows
+
+
+def test_they_say_it_of_entries_that_come_late(filled, make_entry):
+    ask(filled)
+    before = packed(filled)
+    late = make_entry(occurred_at=START + timedelta(days=8), member="ada")
+    filled.append([(late, ())])
+    left = packed(filled)
+    assert left.items() < before.items()
+    found = ask(filled)
+    assert packed(filled).keys() == before.keys()
+    assert ask(filled) == found
+    assert sum(one.requests for one in found) == sum(one.requests for one in ask(filled, [WEEKS[0], WEEKS[-1]]))
+    assert filled.verify().ok
+
+
+def test_an_hour_without_calls_is_packed_and_the_call_that_comes_is_counted(filled, make_entry):
+    edges = [WEEKS[0], WEEKS[0] + timedelta(hours=1)]  # five o'clock in UTC: nobody called
+    assert ask(filled, edges, ()) == []
+    filled._book.pack([(0, int(edges[0].timestamp()) // 3600)])
+    assert ask(filled, edges, ()) == []
+    filled.append([(make_entry(occurred_at=edges[0] + timedelta(minutes=1)), ())])
+    assert [one.requests for one in ask(filled, edges, ())] == [1]
+
+
+def test_what_is_not_over_is_not_packed(store, make_entry):
+    now = store.now()
+    store.append([(make_entry(occurred_at=now - timedelta(days=40)), ()), (make_entry(occurred_at=now), ())])
+    hour = datetime.fromtimestamp(int(now.timestamp()) // 3600 * 3600, UTC)
+    ask(store, [hour - timedelta(hours=1000), hour, hour + timedelta(hours=1)])
+    assert (0, int(hour.timestamp()) // 3600) not in packed(store)
+    assert packed(store)
+
+
+def test_verify_finds_one_that_was_changed_and_rebuild_drops_it(filled):
+    ask(filled)
+    filled._change(
+        lambda connection: (
+            connection.execute("UPDATE packed_sums SET body = (SELECT max(body) FROM packed_sums)")
+            if not hasattr(connection, "copy")
+            else connection.execute("UPDATE packed_sums SET body = '\\x00000000'::bytea")
+        )
+    )
+    assert {fault.kind for fault in filled.verify().faults} == {"rollup"}
+    filled.rebuild(dry_run=True)
+    assert not filled.verify().ok
+    filled.rebuild()
+    assert filled.verify().ok
+
+
+def test_a_sum_that_was_mended_is_not_read_packed(filled):
+    right = ask(filled)
+    filled._change(lambda connection: connection.execute("UPDATE sums SET n = n + 1 WHERE level = 3"))
+    filled._change(lambda connection: connection.execute("DELETE FROM packed_sums"))
+    assert ask(filled) != right
+    assert filled.rebuild()
+    assert ask(filled) == right
+
+
+def test_without_numpy_rows_are_read_and_nothing_is_packed(filled, monkeypatch):
+    expected = ask(filled)
+    kept = packed(filled)
+    monkeypatch.setattr(packing, "find_spec", lambda name: None)
+    filled._change(lambda connection: connection.execute("DELETE FROM packed_sums WHERE level = 0"))
+    assert ask(filled) == expected
+    assert packed(filled).keys() == {key for key in kept if key[0]}
+
+
+def test_what_sums_of_millions_could_not_hold_is_read_as_rows(store, make_entry, make_charge):
+    usual = make_charge("input", 10**15, "0.000001")
+    store.append(
+        [
+            (make_entry(occurred_at=START + timedelta(hours=number + 2), charges=[usual], member=f"m{number % 4}"), ())
+            for number in range(9)
+        ]
+    )
+    found = ask(store)
+    assert ask(store) == found
+    assert sum(one.quantities["input"] for one in found) == 9 * 10**15
+    assert sum(one.billed_cost for one in found) == 9 * 10**9
+    assert b"" in packed(store).values()
+
+
+@pytest.mark.parametrize("largest", [0, 1, 127, 128, 32_767, 32_768, 2**31 - 1, 2**31, 2**40 - 1])
+def test_numbers_of_every_width_come_back(largest):
+    np = pytest.importorskip("numpy")
+    rows = [
+        (account, 1, 0, 0, 0, largest, -largest, account, 0, 0, largest, 7, largest, 7, largest, 8)
+        for account in range(1, 400)
+    ]
+    found = packing.PackedSums({account: account % 2 for account in range(1, 399)}, 2)
+    found.add(packing.pack(rows), [(0, 1), (1, -1)])
+    due = [np.array([row[1:] for row in rows[:-1] if row[0] % 2 == cell], dtype=object).sum(axis=0) for cell in (0, 1)]
+    assert list(found.totals()) == [
+        (bucket, cell, [sign * value for value in due[cell]]) for bucket, sign in ((0, 1), (1, -1)) for cell in (0, 1)
+    ]
