@@ -75,6 +75,8 @@ def _schema() -> Any:
     )
 
 
+#: Where costs begin among `AMOUNTS`, and a cost that is the same as the one before it.
+_COSTS, _NONE = len(AMOUNTS) - 6, (None, None)
 _PAGE = 2_000
 _ENTRIES = (
     "SELECT e.seq, e.entry_id, e.occurred_at, a.digest, n.digest, t.body, "  # noqa: S608 - names of our own
@@ -195,43 +197,46 @@ class FileWriter:
             self._flush()
 
     def _cells(self, row: ArchiveRow) -> tuple[Any, ...]:
-        unpriced, estimated, reasoning, *rest = row.amounts
-        tokens, costs = rest[: len(TYPED)], rest[len(TYPED) :]
-        listed, contracted, billed = costs[:2], costs[2:4], costs[4:]
-        writer, counter = identity = identity_parts(row.entry_id)
-
-        def values(head: tuple[Any, ...]) -> tuple[Any, ...]:
-            return values_of(
-                row.account,
+        seq, entry_id, occurred_at, account, user, tags, amounts, more, body = row
+        unpriced, estimated, reasoning, *tokens = amounts[:_COSTS]
+        costs = listed, listed_pico, contracted, contracted_pico, billed, billed_pico = amounts[_COSTS:]
+        identity = identity_parts(entry_id)
+        own, shape, numbers, texts = self._shaper.shape(
+            body,
+            lambda own: values_of(
+                account,
                 identity,
-                (row.occurred_at, head[4]),
-                head[:2],
-                head[2:4],
-                row.end_user,
-                row.tags,
+                (occurred_at, own[4]),
+                own[:2],
+                own[2:4],
+                user,
+                tags,
                 (*tokens, reasoning),
-                (_whole(listed), _whole(contracted), _whole(billed)),
-            )
-
-        head, shape, numbers, texts = self._shaper.shape(row.body, values)
-        response_id, request_id, latency, first_token, recorded_at = head
+                (
+                    listed * MICRO + listed_pico,
+                    contracted * MICRO + contracted_pico,
+                    billed * MICRO + billed_pico,
+                ),
+            ),
+        )
+        response_id, request_id, latency, first_token, recorded_at = own
         return (
-            row.seq,
-            writer,
-            counter,
-            row.occurred_at,
-            None if recorded_at is None else recorded_at - row.occurred_at,
-            row.account,
-            row.end_user,
-            row.tags,
+            seq,
+            *identity,
+            occurred_at,
+            None if recorded_at is None else recorded_at - occurred_at,
+            account,
+            user,
+            tags,
             unpriced,
             estimated,
             reasoning,
             *tokens,
-            *listed,
-            *((None, None) if contracted == listed else contracted),
-            *((None, None) if billed == contracted else billed),
-            row.more,
+            listed,
+            listed_pico,
+            *(_NONE if costs[2:4] == costs[:2] else (contracted, contracted_pico)),
+            *(_NONE if costs[4:] == costs[2:4] else (billed, billed_pico)),
+            more,
             latency,
             first_token,
             response_id,
@@ -239,7 +244,7 @@ class FileWriter:
             shape,
             numbers or None,
             texts or None,
-            row.body if shape is None else None,
+            body if shape is None else None,
         )
 
     def _flush(self) -> None:

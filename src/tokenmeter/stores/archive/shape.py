@@ -40,6 +40,8 @@ VALUES = (
     *("list", "contracted", "billed", "prompt", "total"),
 )
 _INDEX = {name: index for index, name in enumerate(VALUES)}
+_TOKENS = slice(_INDEX["input"], _INDEX["reasoning"] + 1)
+_COST = slice(_INDEX["list"], _INDEX["billed"] + 1)
 #: Those that a number of the record may be found to be, the likeliest first.
 _COUNTED = ("input", "output", "prompt", "total", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning")
 _COSTS = ("list", "contracted", "billed")
@@ -205,7 +207,10 @@ class Shaper:
         if self._heads_only:
             return Shaped(own, self._left(body))
         known = values(own)
-        likely = self._last.setdefault((known[0], head.lastindex, latency is None, response is None), [])
+        # Of one account, calls with the same meters at 0 and the same costs alike have the same shape nearly always.
+        listed, contracted, billed = known[_COST]
+        like = (known[0], head.lastindex, latency is None, response is None, listed == contracted, contracted == billed)
+        likely = self._last.setdefault((*like, *map(bool, known[_TOKENS])), [])
         for one in likely:
             if one.maker.make(known, (), ()) == body:
                 return Shaped(own, one.shape)
