@@ -199,7 +199,7 @@ def draw_all(address: str, folder: Path) -> None:
             page.goto(f"{address}/login")
             page.get_by_label("Token").fill(TOKEN)
             page.get_by_role("button", name="Log in").click()
-            page.wait_for_selector(".plane", state="attached")
+            page.wait_for_selector("body[data-zone='Europe/Berlin']")  # it is loaded again for that
             for name, path in PAGES.items():
                 page.goto(address + path)
                 page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)

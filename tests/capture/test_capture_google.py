@@ -19,12 +19,14 @@ from google import genai as plain_genai
 from google.auth.credentials import Credentials
 from google.genai import errors, types
 from google.genai import live as live_module
+from google_methods import BECOMES, METHODS
 
 import tokenmeter
 from tokenmeter import Budget, BudgetExceededError
 from tokenmeter.adopt import wrap
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.google import Client, genai
+from tokenmeter.providers.google.dialect import DIALECT
 from tokenmeter.testing import FakeProvider
 
 KEY = "AIza-test-0123456789abcdef"
@@ -1105,3 +1107,61 @@ def test_what_a_trigger_ran_is_recorded_once_it_is_read_on_the_account_of_who_ra
     client.interactions.get(execution.interaction_id)
     assert recorded(books) == billed(provider)
     assert books.one().attribution.member == "ada"
+
+
+# -- every method of the SDK
+
+
+def methods_of(client):
+    """The names of what a client, sync or async, and its resources can be asked to do."""
+
+    def below(thing, place, depth=0):
+        for name in dir(type(thing)):
+            if name.startswith(("_", "with_", "do_request")) or name in {"aio", "vertexai"}:
+                continue
+            what = getattr(type(thing), name)
+            if isinstance(what, property):
+                yield from below(getattr(thing, name), f"{place}{name}.", depth + 1)
+            elif depth and callable(what):
+                yield f"{place}{name}"
+        for name in ("auth_tokens", "documents"):  # the SDK hangs these on the instance
+            if depth and (found := getattr(thing, name, None)) is not None:
+                yield from below(found, f"{place}{name}.", depth + 1)
+
+    return set(below(client, ""))
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_every_method_of_the_sdk_has_its_place_in_the_table(side):
+    client = plain_genai.Client(api_key=KEY)
+    found = methods_of(client if side == "sync" else client.aio)
+    assert found - METHODS.keys() == set(), "say in google_methods.py what becomes of a call of it"
+
+
+@since(3, 6)
+def test_the_table_names_no_method_that_the_sdk_lacks():
+    client = plain_genai.Client(api_key=KEY)
+    assert METHODS.keys() - methods_of(client) - methods_of(client.aio) == set()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.asks])
+def test_a_method_is_billed_as_the_table_says(name):
+    method = METHODS[name]
+    verb, path = method.asks.split(" ")
+    endpoint = DIALECT.endpoint(verb, path)
+    assert endpoint.kind == BECOMES[method.becomes]
+    if endpoint.kind != "free":
+        assert endpoint.path in {
+            name,
+            name.removesuffix(".connect"),
+            name.removesuffix("_stream"),
+        } or endpoint.path == ("files.download" if "alt=media" in path else name)
+
+
+@since(1, 55)
+def test_cancelling_an_interaction_is_no_bill_of_its_own(client, provider, books):
+    begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+    client.interactions.cancel(begun.id)
+    client.interactions.get(begun.id)
+    assert recorded(books) == billed(provider)
+    assert books.one().flags == ()

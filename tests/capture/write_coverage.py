@@ -12,6 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from google_methods import METHODS
+
+_BECOMES = {
+    "an entry": "each call is an entry",
+    "begins": "begins work that is recorded when it is read",
+    "read": "recorded once, when it shows a bill",
+    "unknown": "each call is an entry",
+    "free": "free",
+}
+_METHODS = """
+### Every method of google-genai
+
+A test walks the SDK and fails for a method that is not here; `client.aio` has the same.
+
+| method | what becomes of a call |
+|---|---|
+"""
 _WORDS = {"right": "right", "flagged": "flagged", "free": "not billable"}
 
 _HEAD = """\
@@ -36,7 +53,7 @@ difference is `stream_options.include_usage` on chat and completion streams, des
 def main(target: str, *files: str) -> None:
     """Merge the runs into one table per SDK."""
     runs = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
-    text = _HEAD + "\n".join(_table(sdk, runs) for sdk in ("openai", "anthropic", "google"))
+    text = _HEAD + "\n".join(_table(sdk, runs) for sdk in ("openai", "anthropic", "google")) + methods()
     Path(target).write_text(text, encoding="utf-8")
 
 
@@ -56,6 +73,17 @@ def _table(sdk: str, runs: list[dict[str, Any]]) -> str:
         for name in sorted(names)
     ]
     return "\n".join(lines) + "\n"
+
+
+def methods() -> str:
+    """Every method of Google's SDK, and what becomes of a call of it."""
+    rows = [
+        f"| `{name}` | {_BECOMES[method.becomes]}{f'; {method.why}' if method.why else ''} |"
+        for name, method in sorted(METHODS.items())
+        if method.becomes != "free" or method.why
+    ]
+    free = ", ".join(f"`{name}`" for name, method in sorted(METHODS.items()) if method.becomes == "free")
+    return _METHODS + "\n".join(rows) + f"\n\nFree, and no entry: {free}.\n"
 
 
 def _cell(shapes: dict[str, str], name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -181,7 +181,7 @@ class DocumentPages:
             period=asked.get("period") or "this-month",
             basis=asked.get("basis", "usage"),
             known=[value for row in known if (value := row.group[account])],
-            amount=_in_full if statement is None or statement.basis == "usage" else _in_cents,
+            amount=_in_full(statement) if statement is not None and statement.basis == "usage" else _in_cents,
             tz=view.tz,
         )
 
@@ -313,8 +313,11 @@ def _check_scope(request: Request, account: str, of: str) -> None:
         raise HTTPException(403, "This account is not among what you may see.")
 
 
-def _in_full(amount: Decimal) -> str:
-    return figures.exact(amount)
+def _in_full(statement: Statement) -> Callable[[Decimal], str]:
+    """Exact amounts, with as many decimals as line all of them up."""
+    shown = (amount for line in statement.lines for amount in (line.charges, line.credits, line.balance))
+    places = figures.decimals((*shown, statement.opening, statement.charges, statement.credits))
+    return lambda amount: figures.exact(amount, places)
 
 
 def _in_cents(amount: Decimal) -> str:

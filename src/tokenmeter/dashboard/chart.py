@@ -156,7 +156,10 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     shapes = [*_bars(stacks, shown, colours, plane)] if form in {"bars", "share"} else []
     if form in {"lines", "running"}:
         names = [colours[one.key] for one in shown] if form == "lines" else ["c1"]
-        shapes += [Mark(f"line {css}", _path(values, plane)) for css, values in zip(names, paths, strict=True)]
+        for css, values in zip(names, paths, strict=True):
+            shapes.append(Mark(f"line {css}", _path(values, plane)))
+            if alone := _points(values, plane):
+                shapes.append(Mark(f"line point {css}", alone))
     if any(value is not None for value in before):
         shapes.append(Mark("line before", _path(before, plane)))
     if ahead is not None:
@@ -247,10 +250,19 @@ def _path(values: Sequence[Decimal | int | None], plane: _Plane) -> str:
     drawing = False
     for at, value in enumerate(values):
         if value is not None:
-            x = at * WIDE + WIDE // 2
-            path.append(f"{'L' if drawing else 'M'}{x} {plane.y(value)}{'' if drawing else 'h0'}")
+            path.append(f"{'L' if drawing else 'M'}{at * WIDE + WIDE // 2} {plane.y(value)}")
         drawing = value is not None
     return "".join(path)
+
+
+def _points(values: Sequence[Decimal | int | None], plane: _Plane) -> str:
+    """Figures with none beside them: no line goes through them, so each is a point."""
+    around = [None, *values, None]
+    return "".join(
+        f"M{at * WIDE + WIDE // 2} {plane.y(value)}h0"
+        for at, (before, value, after) in enumerate(zip(around, values, around[2:], strict=False))
+        if value is not None and before is None and after is None
+    )
 
 
 def _cone(answer: Finding, plane: _Plane) -> Iterable[Mark]:

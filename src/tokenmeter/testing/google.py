@@ -294,5 +294,6 @@ _PATHS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("GET", r"/tuningJobs/([^/:]+)$", "tunings.get", _read_tuning),
     ("POST", r"/interactions$", "interactions.create", interact),
     ("GET", r"/interactions/([^/:]+)$", "interactions.get", read_interaction),
+    ("POST", r"/interactions/([^/:]+)/cancel$", "interactions.cancel", read_interaction),
     ("POST", r"/triggers/([^/:]+)/executions$", "triggers.run", run_trigger),
 )

@@ -201,10 +201,12 @@ def interaction(body: JSON, context: Context) -> Observation:
     if context.final_only and text(inner, "status") in {"in_progress", "queued"}:
         return replace(pending(inner), response_model=model_name(inner.get("model")))
     wire = section(inner, "usage") or (inner if is_usage(inner) else {})
+    if context.endpoint == "interactions.cancel" and not wire:
+        return pending(inner)  # what was stopped may say what it used when it is read
     said = interaction_usage(wire) if wire else NOTHING_SAID
     model = model_name(inner.get("model")) or model_name(inner.get("agent"))
     reading = context.complete(said, received=lambda: _steps_bytes(inner))
-    polled = context.endpoint == "interactions.get"
+    polled = context.endpoint in {"interactions.get", "interactions.cancel"}
     repeats = polled or context.request.background
     if reading is None:
         return unknown(inner, wire or None, model=model or context.request.model, flags=said.flags, deduplicate=repeats)

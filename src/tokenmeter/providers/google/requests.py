@@ -221,6 +221,7 @@ _ENDPOINTS = {
         Endpoint("models.compute_tokens", "count_tokens", "free"),
         Endpoint("interactions.create", "generate_content"),
         Endpoint("interactions.get", "generate_content", "polled"),
+        Endpoint("interactions.cancel", "generate_content", "polled"),
         Endpoint("interactions.connect", "generate_content"),
         Endpoint("triggers.run", "generate_content", "starts"),
         Endpoint("decisions.create", "generate_content"),
@@ -237,6 +238,7 @@ _ENDPOINTS = {
         Endpoint("tunings.tune", "fine_tuning", "starts"),
         Endpoint("tunings.get", "fine_tuning", "polled"),
         Endpoint("file_search_stores.import_file", "embeddings", "unknown"),
+        Endpoint("file_search_stores.upload_to_file_search_store", "embeddings", "unknown"),
     )
 }
 _VERBS = {
@@ -254,6 +256,7 @@ _VERBS = {
     "fetchPredictOperation": "operations.get",
     "download": "files.download",
     "importFile": "file_search_stores.import_file",
+    "uploadToFileSearchStore": "file_search_stores.upload_to_file_search_store",
     "connect": "interactions.connect",
 }
 #: What ``:predict`` does, by a word in the model's name; the first that fits.
@@ -261,9 +264,9 @@ _PREDICTS = (
     ("embedding", "models.embed_content"),
     ("upscale", "models.upscale_image"),
     ("capability", "models.edit_image"),
+    ("recontext", "models.recontext_image"),
     ("imagen", "models.generate_images"),
     ("virtual-try-on", "models.recontext_image"),
-    ("recontext", "models.recontext_image"),
     ("segmentation", "models.segment_image"),
 )
 #: Method and collection -> endpoint; a trailing ``*`` stands for one of its members.
@@ -304,7 +307,11 @@ def endpoint(method: str, path: str) -> Endpoint:
     segments = bare.split("/")
     for index, segment in enumerate(segments):
         rest = segments[index + 1 :]
-        if segment not in _NAMES or len(rest) > 1:
+        if segment not in _NAMES:
+            continue
+        if segment == "interactions" and method == "POST" and rest[1:] == ["cancel"]:
+            return replace(_ENDPOINTS["interactions.cancel"], subject=rest[0])
+        if len(rest) > 1:
             continue
         found = _COLLECTIONS.get((method, f"{segment}/*" if rest else segment))
         if found is not None:
@@ -318,7 +325,8 @@ def _by_verb(method: str, bare: str, verb: str) -> Endpoint:
         return _ENDPOINTS[next((name for word, name in _PREDICTS if word in model), "models.predict")]
     known = _ENDPOINTS.get(_VERBS.get(verb, ""))
     if known is None:
-        return Endpoint("/" + bare, "other", "free" if verb in _FREE_VERBS or method != "POST" else "unknown")
+        free = verb in _FREE_VERBS or method != "POST" or not _may_cost(bare.rpartition(":")[0].split("/"))
+        return Endpoint("/" + bare, "other", "free" if free else "unknown")
     return replace(known, subject=_file(bare)) if known.form == "lines" else known
 
 
