@@ -11,7 +11,7 @@ from tokenmeter.money import EXACT, quantize
 _CELL = "padding: .15em .8em; vertical-align: top"
 
 
-def plain(number: Decimal) -> str:
+def number_text(number: Decimal) -> str:
     """A number in full, without an exponent and without zeros at its end."""
     if not number.is_finite():
         return "unlimited"
@@ -24,7 +24,7 @@ def dollars(amount: Decimal | None) -> str:
     if amount is None:
         return "unpriced"
     exact = quantize(amount).normalize(EXACT)
-    return f"-${plain(exact.copy_abs())}" if exact < 0 else f"${plain(exact)}"
+    return f"-${number_text(exact.copy_abs())}" if exact < 0 else f"${number_text(exact)}"
 
 
 def facts_html(

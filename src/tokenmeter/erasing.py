@@ -29,7 +29,7 @@ from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
-from tokenmeter.stores.record import compact_json, plain
+from tokenmeter.stores.record import compact_json, storable_text
 from tokenmeter.stores.slots import from_microseconds
 
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
@@ -142,13 +142,13 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
         StoreUnavailableError: the ledger cannot be written.
     """
     kind = _kind_of(dimension)
-    value = plain(value)
+    value = storable_text(value)
     for name, text in (("reason", reason), ("by", by)):
         if not text.strip():
             raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
     if value and value in reason:
         raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
-    if pseudonym is not None and (not pseudonym.strip() or plain(pseudonym) == value):
+    if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
         raise ConfigurationError("The pseudonym is empty, or the name itself.")
     if not isinstance(store, Erasable):
         raise ConfigurationError(f"Nothing can be erased from a ledger at {store.url}.")
@@ -199,7 +199,7 @@ class _Erasing:
         ).fetchall()
         self._refuse_holds(rows)
         self.digests = [bytes(digest).hex() for _, digest in found]
-        self.pseudonym = plain(self._wanted or f"erased-{(self.digests or [token_hex(4)])[0][:8]}")
+        self.pseudonym = storable_text(self._wanted or f"erased-{(self.digests or [token_hex(4)])[0][:8]}")
         known = rows.execute("SELECT salt FROM names WHERE kind = ? AND value = ?", (self._kind, self.pseudonym))
         if any(found or salt for (salt,) in known.fetchall()):
             raise ConfigurationError(f"{self.pseudonym!r} stands for somebody in the ledger; take another pseudonym.")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.dimensions import WHO, CostSource, EntryKind, Status
-from tokenmeter.display import dollars, facts_html, plain
+from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.money import negate
 from tokenmeter.processes import after_fork_in_child
 from tokenmeter.usage import Quantity, Usage
@@ -117,7 +117,7 @@ def charge_cells(charges: Iterable[Charge]) -> Iterator[tuple[str, ...]]:
         yield (
             charge.model or "",
             charge.sku_meter,
-            plain(Decimal(charge.quantity)),
+            number_text(Decimal(charge.quantity)),
             charge.unit,
             dollars(charge.list_unit_price),
             dollars(charge.list_cost),

@@ -174,11 +174,11 @@ class TestWhatApplies:
         assert (hard.cap.budget.name, hard.scope, hard.limit) == ("members", {"member": "ada"}, 100 * 10**12)
         assert (soft.cap.budget.name, soft.limit, soft.thresholds) == ("soft", None, (3, 4, 5))
         assert found.until_us == soft.keys[0][1]
-        assert (found.generation, found.plain) == (meter.store.generation(), True)
+        assert (found.generation, found.plannable) == (meter.store.generation(), True)
 
     def test_without_a_budget_it_is_told_so(self, meter):
         found = meter.budgets.find(a_call(), meter.store.now())
-        assert (found.caps, found.plain) == ((), True)
+        assert (found.caps, found.plannable) == ((), True)
 
     @pytest.mark.parametrize(
         "change", [{"estimate": "expected"}, {"limit": lambda member: 1}], ids=["expected", "asked"]
@@ -186,8 +186,8 @@ class TestWhatApplies:
     def test_what_is_not_plain_says_so(self, meter, change):
         meter.budgets.set(Budget(**({"member": "*", "limit_usd": 100, "name": "m"} | change)))
         with tokenmeter.attribute(member="ada"):
-            assert not meter.budgets.find(a_call(), meter.store.now()).plain
+            assert not meter.budgets.find(a_call(), meter.store.now()).plannable
 
     def test_a_run_around_it_is_not_plain(self, meter):
         with tokenmeter.budget(limit_usd=1):
-            assert not meter.budgets.find(a_call(), meter.store.now()).plain
+            assert not meter.budgets.find(a_call(), meter.store.now()).plannable

@@ -128,9 +128,9 @@ class TestWhatRecordsShow:
 
 
 def test_dollars_keep_every_digit():
-    from tokenmeter.display import dollars, plain
+    from tokenmeter.display import dollars, number_text
 
     shown = {"0": "$0", "1234567.5": "$1,234,567.5", "-0.000000000001": "-$0.000000000001", "1E+3": "$1,000"}
     assert {text: dollars(Decimal(text)) for text in shown} == shown
     assert dollars(None) == "unpriced"
-    assert plain(Decimal("Infinity")) == "unlimited"
+    assert number_text(Decimal("Infinity")) == "unlimited"

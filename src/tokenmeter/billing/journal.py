@@ -514,7 +514,7 @@ def _datev(entries: Sequence[JournalEntry], period: Period, options: dict[str, A
     made = f"{utcnow():%Y%m%d%H%M%S}000"
     fields: list[str] = [
         '"EXTF"', "700", "21", '"Buchungsstapel"', "13", made, "", '"RE"', '""', '""', consultant, client,
-        f"{start:%Y%m%d}", str(digits), f"{first:%Y%m%d}", f"{last:%Y%m%d}", f'"{_plain(name)}"', '""', "1", "0", "0",
+        f"{start:%Y%m%d}", str(digits), f"{first:%Y%m%d}", f"{last:%Y%m%d}", f'"{_line_of(name)}"', '""', "1", "0", "0",
         f'"{currency}"', "", '""', "", "", '""', "", "", '""', '""',
     ]  # fmt: skip
     rows = [row for entry in booked for row in _datev_rows(entry, digits)]
@@ -560,8 +560,8 @@ def _datev_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
         row[_KOST1] = entry.facts.get("cost_centre", "")[:36]
         due = entry.facts.get("due", "")
         row[_DUE] = "".join(reversed(due.split("-"))) if due else ""
-        yield ";".join(f'"{_plain(cell)}"' if at in _TEXT_COLUMNS else cell for at, cell in enumerate(row))
+        yield ";".join(f'"{_line_of(cell)}"' if at in _TEXT_COLUMNS else cell for at, cell in enumerate(row))
 
 
-def _plain(text: str) -> str:
+def _line_of(text: str) -> str:
     return " ".join(text.replace('"', '""').split())

@@ -220,7 +220,7 @@ class Budgets(Registry):
             caps=tuple(sorted(caps, key=lambda one: one.keys[0][0])),
             until_us=min([state.next_date(now), *(self._until(state, one, now) for one in caps)]),
             generation=state.generation,
-            plain=not runs_of(call.scopes)
+            plannable=not runs_of(call.scopes)
             and all(cap.budget.estimate == "strict" for cap in hard)
             and not any(one.cap.budget.asks for one in caps),
         )

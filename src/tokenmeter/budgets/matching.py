@@ -305,14 +305,14 @@ class Matched:
         caps: In the order of their counters' keys.
         until_us: First instant at which anything of it may differ, in microseconds since the epoch.
         generation: `Store.generation` at which it was so.
-        plain: Whether every hard one goes by a call's upper bound and by a limit that nobody has to be asked for, and
-            no run is around the call.
+        plannable: Whether every hard one goes by a call's upper bound and by a limit that nobody has to be asked for,
+            and no run is around the call.
     """
 
     caps: tuple[Matching, ...]
     until_us: int
     generation: int | None
-    plain: bool
+    plannable: bool
 
 
 log = logging.getLogger("tokenmeter")

@@ -13,7 +13,7 @@ from tokenmeter.budgets.limits import NO_CAP
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
-from tokenmeter.display import dollars, facts_html, plain
+from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
@@ -94,7 +94,7 @@ class Balance:
     def _amount(self, amount: Decimal) -> str:
         if self.unit == "usd":
             return dollars(amount) if amount.is_finite() else "unlimited"
-        return f"{plain(amount)} {self.unit.replace('_', ' ')}" if amount.is_finite() else "unlimited"
+        return f"{number_text(amount)} {self.unit.replace('_', ' ')}" if amount.is_finite() else "unlimited"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: amounts as decimal strings, instants in ISO 8601."""

@@ -17,7 +17,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, 
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
-from tokenmeter.display import plain
+from tokenmeter.display import number_text
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
@@ -157,7 +157,7 @@ def rebuild(
 
 def _figure(name: str, value: int) -> str:
     """A kept figure as a person reads it: costs in dollars, everything else as it is."""
-    return f"${plain(to_dollars(value))}" if name in {"list", "contracted", "billed"} else f"{value:,}"
+    return f"${number_text(to_dollars(value))}" if name in {"list", "contracted", "billed"} else f"{value:,}"
 
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]

@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from tokenmeter.api import Meter
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.dashboard.budgets import plain
+from tokenmeter.dashboard.budgets import in_words
 from tokenmeter.dashboard.figures import count, exact, instant, money, money_text, name, scope_name, unit_amount
 from tokenmeter.dashboard.rendering import base_of, missing, page
 from tokenmeter.dashboard.security import check_own_page
@@ -182,7 +182,8 @@ def _tell_budget(form: Form, answer: Json) -> Told:
         title=f"{'Change' if before else 'Set'} budget {name(called)}",
         words=words,
         rows=[
-            (one.replace("_", " "), plain(before.get(one)) if before else "", plain(after.get(one))) for one in names
+            (one.replace("_", " "), in_words(before.get(one)) if before else "", in_words(after.get(one)))
+            for one in names
         ],
         button="Set it",
     )
@@ -201,7 +202,7 @@ def _tell_end(form: Form, answer: Json) -> Told:
         words = "Nothing changes: it has ended already."
     else:
         definition: Json = before["budget"] or {}
-        rows = [(one.replace("_", " "), plain(said), "") for one, said in definition.items() if one != "name"]
+        rows = [(one.replace("_", " "), in_words(said), "") for one, said in definition.items() if one != "name"]
     return Told(title=f"End budget {name(form['name'])}", words=words, rows=rows, button="End it")
 
 

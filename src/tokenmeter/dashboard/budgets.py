@@ -184,7 +184,7 @@ def definition(budget: Budget) -> list[tuple[str, str]]:
         said.append(("in force", f"{_day(starts) or 'always'} to {_day(ends) or 'further notice'}"))
     told = {"name", "period", "tz", "hard", "thresholds", "starts", "ends", "tags", "limit", *DIMENSIONS}
     said += [
-        (name.replace("_", " "), plain(value))
+        (name.replace("_", " "), in_words(value))
         for name, value in budget.to_dict().items()
         if name not in told and not name.startswith("limit_")
     ]
@@ -212,13 +212,13 @@ def changes_of(history: Sequence[Change]) -> list[tuple[Change, list[tuple[str, 
     for change in history:
         after = {} if change.budget is None else change.budget.to_dict()
         names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name != "name"]
-        told = [(name.replace("_", " "), plain(before.get(name)), plain(after.get(name))) for name in names]
+        told = [(name.replace("_", " "), in_words(before.get(name)), in_words(after.get(name))) for name in names]
         found.append((change, told))
         before = after
     return found[::-1]
 
 
-def plain(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A value of a budget's field, in words."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {one}" for key, one in cast("dict[str, object]", value).items())

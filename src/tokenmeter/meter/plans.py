@@ -310,7 +310,7 @@ class Plans:
             return None
         if not demands.since_us <= at_us < demands.until_us:
             asked = budgets.find(sent.call, from_microseconds(at_us), wait=False)
-            if not asked.plain or asked.generation != plan.generation:
+            if not asked.plannable or asked.generation != plan.generation:
                 return None
             demands = plan.demands = Demands(asked, journal.slot, at_us)
         facts = sent.facts
@@ -430,7 +430,7 @@ class Plans:
             return
         asked = self._budgets.find(call, entry.occurred_at)
         also = self._names()
-        if not asked.plain or asked.generation is None or (key[-1][0] if key[-1] else ()) != also:
+        if not asked.plannable or asked.generation is None or (key[-1][0] if key[-1] else ()) != also:
             return
         if self._required.missing(call):  # each place in the code is told
             return

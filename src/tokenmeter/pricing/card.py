@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from tokenmeter.money import EXACT, ONE
-from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price, plain
+from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price, canonical_condition
 from tokenmeter.pricing.rules import RateRule
 
 #: Where a class without a price of its own takes it from, nearest first. A modality falls back to text, a cache read
@@ -42,14 +42,14 @@ class Circumstances(NamedTuple):
     region: str | None = None
     endpoint: str | None = None
 
-    def plain(self) -> Circumstances:
+    def canonical(self) -> Circumstances:
         """The same context, its values as they came off the wire put into their one spelling."""
-        tier = plain("service_tier", self.service_tier)
-        mode = plain("processing", self.processing)
+        tier = canonical_condition("service_tier", self.service_tier)
+        mode = canonical_condition("processing", self.processing)
         if tier == "batch":  # Anthropic says so in the tier
             tier, mode = None, "batch"
-        places = plain("geo", self.geo), plain("region", self.region)
-        return Circumstances(tier, mode, plain("speed", self.speed), *places, self.endpoint)
+        places = canonical_condition("geo", self.geo), canonical_condition("region", self.region)
+        return Circumstances(tier, mode, canonical_condition("speed", self.speed), *places, self.endpoint)
 
     def standard(self) -> Circumstances:
         """The same context in no mode at all."""

@@ -111,10 +111,10 @@ def _field(record: Any, name: str) -> Any:
 
 def _chosen(record: Any, names: Iterable[str]) -> dict[str, Any]:
     fields = ((name, _field(record, name)) for name in names)
-    return {name: plain(value) for name, value in fields if value is not None}
+    return {name: json_value(value) for name, value in fields if value is not None}
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """JSON's own kinds; exact numbers and days as text, the package's objects by their fields."""
     if value is None or isinstance(value, str | int):
         return value
@@ -123,9 +123,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, time | date):
         return value.isoformat()
     if isinstance(value, list):
-        return [plain(each) for each in cast("Iterable[Any]", value)]
+        return [json_value(each) for each in cast("Iterable[Any]", value)]
     fields = cast("Record", value if isinstance(value, Mapping) else vars(value))
-    return {name.rstrip("_"): plain(each) for name, each in fields.items() if each is not None}
+    return {name.rstrip("_"): json_value(each) for name, each in fields.items() if each is not None}
 
 
 @cache

@@ -21,7 +21,7 @@ from tokenmeter.pricing.price import (
     Multiplier,
     Origin,
     Price,
-    plain,
+    canonical_condition,
 )
 from tokenmeter.providers.hosts import canonical_provider
 
@@ -269,11 +269,11 @@ class _PriceTable:
         merged = _PriceTable({**stated, **self.raw}, self._place, self._file)
         values = {name: merged._text(name) for name in _CONDITIONS}
         return Conditions(
-            service_tier=plain("service_tier", values["service_tier"]),
-            processing=plain("processing", values["processing"]),
-            speed=plain("speed", values["speed"]),
-            geo=plain("geo", values["geo"]),
-            region=plain("region", values["region"]),
+            service_tier=canonical_condition("service_tier", values["service_tier"]),
+            processing=canonical_condition("processing", values["processing"]),
+            speed=canonical_condition("speed", values["speed"]),
+            geo=canonical_condition("geo", values["geo"]),
+            region=canonical_condition("region", values["region"]),
             endpoint=values["endpoint"],
             min_input_tokens=merged._whole("min_input_tokens", 0),
             hours=merged._hours(),

@@ -163,7 +163,7 @@ _STANDARD: Mapping[str, frozenset[str]] = {
 }
 
 
-def plain(dimension: str, value: str | None) -> str | None:
+def canonical_condition(dimension: str, value: str | None) -> str | None:
     """A condition's value in its one spelling; None for every spelling of the standard case."""
     if value is None:
         return None

@@ -309,7 +309,7 @@ class Pricer:
             ends = (card.changes_after(at), _next(self._changes, at))
             sheet = book.sheets[key] = RateSheet(
                 listed,
-                context=Circumstances(*mode).plain(),
+                context=Circumstances(*mode).canonical(),
                 at=at,
                 prompt_tokens=prompt_tokens,
                 terms=self.terms,

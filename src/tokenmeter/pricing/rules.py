@@ -133,7 +133,7 @@ def _decoded(text: str) -> dict[str, Any]:
     if kept is None:
         import tomllib  # noqa: PLC0415 - once per release
 
-        kept = json.dumps(edition.plain(tomllib.loads(text, parse_float=Decimal)), separators=(",", ":")).encode()
+        kept = json.dumps(edition.json_value(tomllib.loads(text, parse_float=Decimal)), separators=(",", ":")).encode()
         edition.keep("overrides", digest, kept)
     decoded: dict[str, Any] = json.loads(kept)
     return decoded

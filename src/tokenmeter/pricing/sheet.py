@@ -403,7 +403,7 @@ def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Ci
         geo=None,
         region=facts.region,
         endpoint=endpoint,
-    ).plain()
+    ).canonical()
     tiers: set[str | None] = {None, named.service_tier}
     speeds = {None, named.speed}
     for tier in tiers:

@@ -37,7 +37,7 @@ def to_wire(value: Any) -> Any:
     """
     if isinstance(value, str | bytes | bytearray):
         return _from_text(value)
-    return _plain(value)
+    return _json_value(value)
 
 
 def _from_text(value: str | bytes | bytearray) -> Any:
@@ -48,25 +48,25 @@ def _from_text(value: str | bytes | bytearray) -> Any:
         return value if isinstance(value, str) else bytes(value).decode("utf-8", "replace")
 
 
-def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value reads best
+def _json_value(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value reads best
     if value is None or isinstance(value, str | bool | int | float | Decimal):
         return value.value if isinstance(value, Enum) else value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast("Any", value).items()}
+        return {str(key): _json_value(item) for key, item in cast("Any", value).items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in cast("Any", value)]
+        return [_json_value(item) for item in cast("Any", value)]
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, Enum):
-        return _plain(value.value)
+        return _json_value(value.value)
     dump = getattr(value, "model_dump", None)
     if callable(dump):
-        return _plain(dump(mode="python", by_alias=True, exclude_unset=True, warnings=False))
+        return _json_value(dump(mode="python", by_alias=True, exclude_unset=True, warnings=False))
     dump = getattr(value, "dict", None)
     if callable(dump):  # pydantic 1, which old SDK versions may run on
-        return _plain(dump(by_alias=True, exclude_unset=True))
+        return _json_value(dump(by_alias=True, exclude_unset=True))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
 
 

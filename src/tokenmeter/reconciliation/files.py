@@ -208,7 +208,7 @@ def read_files(
             continue
         digests[digest] = path
         headings, rows, mark = _table(path, content)
-        if given is None and provider == "openai" and set(map(_plain, headings)) == _EMPTY:
+        if given is None and provider == "openai" and set(map(_heading_key, headings)) == _EMPTY:
             _note_empty(path, found)
             continue
         how = _fitting(given, headings, path) if given else _recognised(headings, path, provider)
@@ -337,7 +337,7 @@ def _once(
 
 
 def _recognised(headings: Sequence[str], path: Path, provider: str) -> Columns:
-    known = {_plain(one): one for one in reversed(headings)}
+    known = {_heading_key(one): one for one in reversed(headings)}
     for export in _EXPORTS:
         wanted = [one for names in export.names.values() for one in names if not one.startswith("?")]
         if export.provider == provider and all(_heading(one, known) for one in wanted):
@@ -354,7 +354,7 @@ def _recognised(headings: Sequence[str], path: Path, provider: str) -> Columns:
     )
 
 
-def _plain(heading: str) -> str:
+def _heading_key(heading: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.reports.fields import ChargeLine, Field, charge_fields, entry_fields, plain
+from tokenmeter.reports.fields import ChargeLine, Field, charge_fields, entry_fields, json_value
 from tokenmeter.reports.query import Query, closed, read_entries
 from tokenmeter.reports.writers import WRITERS, Target, format_of, opened, refuse_existing, write_whole
 from tokenmeter.stores.base import Store
@@ -93,8 +93,8 @@ class Origin:
         period, where = self.query.period, self.query.where
         return {
             "dataset": self.dataset,
-            "since": plain(closed(period.start), "instant"),
-            "until": plain(closed(period.end), "instant"),
+            "since": json_value(closed(period.start), "instant"),
+            "until": json_value(closed(period.end), "instant"),
             "tz": period.tz,
             "where": {name: sorted(values, key=lambda one: (one is None, one or "")) for name, values in where.items()},
             "ledger": self.ledger,
@@ -192,10 +192,10 @@ def write(
         file=None if path is None else path.name,
         rows=sums.rows,
         columns=tuple(one.name for one in fields),
-        control_totals={one.name: plain(total, one.kind) for one, total in sums.totals()},
+        control_totals={one.name: json_value(total, one.kind) for one, total in sums.totals()},
         bytes=sink.size,
         sha256=sink.sha256,
-        created_at=plain(utcnow(), "instant"),
+        created_at=json_value(utcnow(), "instant"),
         **origin.facts(),
     )
     if beside is not None:

@@ -51,9 +51,9 @@ class ChargeLine:
     charge: Charge
 
 
-def plain(value: Any, kind: Kind) -> Any:
+def json_value(value: Any, kind: Kind) -> Any:
     """A value as JSON has it; decimals as text without exponent, instants in ISO 8601 (UTC)."""
-    return None if value is None else _PLAIN[kind](value)
+    return None if value is None else _JSON_VALUE[kind](value)
 
 
 def _digits(quantity: Quantity) -> str:
@@ -65,7 +65,7 @@ def _instant(moment: datetime, timespec: str = "microseconds") -> str:
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
-_PLAIN: Mapping[Kind, Callable[[Any], Any]] = {
+_JSON_VALUE: Mapping[Kind, Callable[[Any], Any]] = {
     "text": str,
     "integer": int,
     "money": lambda dollars: f"{quantize(dollars):f}",

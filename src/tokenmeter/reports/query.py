@@ -19,7 +19,7 @@ from tokenmeter.money import COSTS, EXACT, ZERO, Costs, quantize
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Latencies, Store
 from tokenmeter.stores.engine import FILTERS
-from tokenmeter.stores.record import plain
+from tokenmeter.stores.record import storable_text
 from tokenmeter.usage import Usage
 
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.
@@ -221,7 +221,7 @@ def _accepted(name: str, accepted: object) -> frozenset[str | None]:
             )
     if not values:
         raise ConfigurationError(f"where={{{name!r}: ...}} accepts no value at all; leave the filter out.")
-    return frozenset(None if value is None else plain(value) for value in values)  # as a ledger has them
+    return frozenset(None if value is None else storable_text(value) for value in values)  # as a ledger has them
 
 
 def _dimension(name: object) -> str:
@@ -414,7 +414,7 @@ class Row:
             **{name: getattr(self.usage, name) for name in TOKEN_VIEWS},
             "quantities": {m: q if isinstance(q, int) else f"{q:f}" for m, q in self.usage.quantities.items()},
             **{name: f"{quantize(cost):f}" if self.cost_known else None for name, cost in costs.items()},
-            **({} if self.latency is None else {name: _plain(getattr(self, name)) for name in LATENCY_MEASURES}),
+            **({} if self.latency is None else {name: _json_measure(getattr(self, name)) for name in LATENCY_MEASURES}),
         }
 
     @classmethod
@@ -434,7 +434,7 @@ class Row:
         )
 
 
-def _plain(measure: int | Decimal | None) -> int | str | None:
+def _json_measure(measure: int | Decimal | None) -> int | str | None:
     return f"{measure:f}" if isinstance(measure, Decimal) else measure
 
 

@@ -453,8 +453,8 @@ def _multiplier(report: Sheet) -> str | None:
     base = "list cost" if totals.contracted_cost == totals.list_cost else "contracted cost"
     factor = EXACT.quantize(EXACT.divide(totals.billed_cost, totals.contracted_cost), Decimal("1E-5"))
     if all(_is_product(row, factor) for row in report.rows):
-        return f"Billed cost is {base} x {_plain(factor)} (platform multiplier)."
-    mean = _plain(EXACT.quantize(factor, Decimal("1E-3")))
+        return f"Billed cost is {base} x {_decimal_text(factor)} (platform multiplier)."
+    mean = _decimal_text(EXACT.quantize(factor, Decimal("1E-3")))
     return f"Billed cost is {mean} x {base} on average (platform multipliers, adjustments)."
 
 
@@ -464,5 +464,5 @@ def _is_product(row: Row, factor: Decimal) -> bool:
     return off <= EXACT.multiply(PICODOLLAR, (row.requests + 1) * 20)
 
 
-def _plain(number: Decimal) -> str:
+def _decimal_text(number: Decimal) -> str:
     return f"{number.normalize(EXACT):f}"

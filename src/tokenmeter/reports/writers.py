@@ -26,7 +26,7 @@ from typing import IO, Any, Literal
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, add
-from tokenmeter.reports.fields import Field, Kind, plain
+from tokenmeter.reports.fields import Field, Kind, json_value
 
 #: A path, or something that is open for writing.
 Target = str | os.PathLike[str] | IO[Any]
@@ -200,7 +200,7 @@ class _Worksheet:
         self._totals = dict.fromkeys(self._money, ZERO)
         self._put: Mapping[Kind, Callable[[int, int, Any], None]] = {
             "text": self._text,
-            "json": lambda row, at, value: self._text(row, at, plain(value, "json")),
+            "json": lambda row, at, value: self._text(row, at, json_value(value, "json")),
             "flag": self._sheet.write_boolean,
             "instant": self._moment,
             "second": self._moment,
@@ -229,7 +229,7 @@ class _Worksheet:
                     self._put[one.kind](row, at, value)
             for place, at in enumerate(self._money):
                 if values[at] is not None:
-                    self._sheet.write_string(row, exact + place, plain(values[at], "money"))
+                    self._sheet.write_string(row, exact + place, json_value(values[at], "money"))
                     self._totals[at] = add(self._totals[at], Decimal(values[at]))
         if row:
             self._sheet.autofilter(0, 0, row, exact - 1)
@@ -246,7 +246,7 @@ class _Worksheet:
             else:
                 self._sheet.write_string(last + 1, at, "" if at else "Total", self._bold)
         for place, at in enumerate(self._money):
-            self._sheet.write_string(last + 1, exact + place, plain(self._totals[at], "money"), self._bold)
+            self._sheet.write_string(last + 1, exact + place, json_value(self._totals[at], "money"), self._bold)
 
     def _text(self, row: int, at: int, value: Any) -> None:
         self._sheet.write_string(row, at, str(value)[:_LONGEST_TEXT])
@@ -328,14 +328,14 @@ def _defused(text: str) -> str:
 #: How a CSV cell is written, by kind; whole numbers as they are.
 _CELLS: Mapping[Kind, Callable[[Any], str]] = {
     "text": _defused,
-    "json": lambda value: _defused(plain(value, "json")),
+    "json": lambda value: _defused(json_value(value, "json")),
     "flag": lambda value: "true" if value else "false",
-    "money": lambda value: plain(value, "money"),
-    "price": lambda value: plain(value, "price"),
-    "quantity": lambda value: plain(value, "quantity"),
-    "instant": lambda value: plain(value, "instant"),
-    "second": lambda value: plain(value, "second"),
-    "day": lambda value: plain(value, "day"),
+    "money": lambda value: json_value(value, "money"),
+    "price": lambda value: json_value(value, "price"),
+    "quantity": lambda value: json_value(value, "quantity"),
+    "instant": lambda value: json_value(value, "instant"),
+    "second": lambda value: json_value(value, "second"),
+    "day": lambda value: json_value(value, "day"),
 }
 
 
@@ -344,7 +344,7 @@ def _write_jsonl(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sin
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
     for values in records:
         record = {
-            one.name: value if one.kind == "json" else plain(value, one.kind)
+            one.name: value if one.kind == "json" else json_value(value, one.kind)
             for one, value in zip(fields, values, strict=True)
         }
         sink.write(f"{encode(record)}\n".encode())
@@ -382,7 +382,7 @@ def _exact(value: Any, kind: Kind) -> Any:
         return None
     if kind in _PLACES:
         return EXACT.quantize(Decimal(value), _PLACES[kind])
-    return plain(value, kind) if kind == "json" else value
+    return json_value(value, kind) if kind == "json" else value
 
 
 _PLACES: Mapping[str, Decimal] = {"money": Decimal("1E-12"), "price": Decimal("1E-24"), "quantity": Decimal("1E-9")}

@@ -20,7 +20,7 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import quantize
 from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Query, read_entries
-from tokenmeter.reports.fields import entry_fields, plain
+from tokenmeter.reports.fields import entry_fields, json_value
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
@@ -136,7 +136,7 @@ def entry(sight: ReadableMeter, entry_id: str) -> Json | None:
 def entry_of(one: Entry) -> Json:
     """An entry without its charges."""
     return {
-        field.name: value if field.kind == "json" else plain(value, field.kind)
+        field.name: value if field.kind == "json" else json_value(value, field.kind)
         for field in _FIELDS
         if field.name not in _LONG
         for value in [field.pick(one)]

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.stores.record import Account, plain
+from tokenmeter.stores.record import Account, storable_text
 from tokenmeter.stores.slots import to_microseconds
 
 T = TypeVar("T")
@@ -191,7 +191,7 @@ def _none_of(condition: str) -> str:
 
 
 def _among(column: str, accepted: frozenset[str | None]) -> tuple[str, list[Any]]:
-    values = sorted({plain(value) for value in accepted if value is not None})  # as it was stored
+    values = sorted({storable_text(value) for value in accepted if value is not None})  # as it was stored
     condition = f"{column} IN ({', '.join('?' * len(values))})" if values else "1 = 0"
     return (f"({condition} OR {column} IS NULL)" if None in accepted else condition), list(values)
 

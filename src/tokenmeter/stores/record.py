@@ -199,7 +199,7 @@ def make_name(kind: str, value: str) -> Name:
     return Name(name_digest(kind, salt, value), salt, kind, value)
 
 
-def plain(text: str) -> str:
+def storable_text(text: str) -> str:
     """`text` with lone surrogates, which UTF-8 cannot hold, and NUL, which PostgreSQL cannot, written as escapes."""
     return text if text.isprintable() else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
@@ -208,7 +208,7 @@ def _encoded(value: object) -> bytes:
     try:
         return to_json(value, inf_nan_mode="strings", fallback=str)
     except PydanticSerializationError:  # rare: half a character off the wire
-        return to_json(_plain_all(value), inf_nan_mode="strings", fallback=str)
+        return to_json(_storable(value), inf_nan_mode="strings", fallback=str)
 
 
 def quoted(text: str) -> bytes:
@@ -222,19 +222,19 @@ def json_text(value: object) -> str:
     return _encoded(value).decode()
 
 
-def _plain_all(value: Any) -> Any:
+def _storable(value: Any) -> Any:
     if isinstance(value, str):
-        return plain(value)
+        return storable_text(value)
     if isinstance(value, Mapping):
-        return {_plain_all(key): _plain_all(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {_storable(key): _storable(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list | tuple):
-        return [_plain_all(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_storable(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return value
 
 
 def definition(record: str, values: Mapping[str, str | None]) -> tuple[str, bytes]:
     """A shared row as a record, and the digest by which entries name it (`digest_of`)."""
-    named = {name: plain(_bounded(value)) for name, value in values.items() if value is not None}
+    named = {name: storable_text(_bounded(value)) for name, value in values.items() if value is not None}
     body = _encoded({"format": FORMAT, "record": record, **named})
     return digest_of(body), body
 
@@ -295,7 +295,7 @@ class Definitions:
         """The digest that stands for `value`."""
         known = self._names.get((kind, value))
         if known is None:
-            value = plain(value)
+            value = storable_text(value)
             known = self._find(kind, value)
             if known is None:
                 made = make_name(kind, value)
@@ -456,7 +456,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
     }
     # One by one, in the order of `Template.body`: this is most of what an import costs.
     if entry.response_id is not None:
-        values["response_id"] = plain(entry.response_id)  # a column of its own, which is searched
+        values["response_id"] = storable_text(entry.response_id)  # a column of its own, which is searched
     if entry.request_id is not None:
         values["request_id"] = entry.request_id
     if entry.streamed:
@@ -507,7 +507,7 @@ def kept_key(key: str | None) -> str | None:
     """A dedup key as records keep it, and as it is to be looked for: a long one ends in its digest."""
     if key is None:
         return None
-    key = plain(key)
+    key = storable_text(key)
     if len(key) <= _LONGEST:
         return key
     return f"{key[:400]}:{hashlib.sha256(key.encode()).hexdigest()}"

@@ -27,7 +27,7 @@ from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import FILTERS, Readable, Rows, account_conditions, admits, asked, conditions
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link
-from tokenmeter.stores.record import plain
+from tokenmeter.stores.record import storable_text
 from tokenmeter.stores.slots import HOUR, from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -521,7 +521,7 @@ class ParquetArchives:
             )
             tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
         ids = {
-            key: frozenset(value and plain(value) for value in accepted)
+            key: frozenset(value and storable_text(value) for value in accepted)
             for key, accepted in where.items()
             if asked(key)[0] in FILTERS
         }

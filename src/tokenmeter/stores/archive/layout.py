@@ -297,12 +297,12 @@ def records(file: str, *, group: int | None = None, rows: int = 8_192) -> Iterat
     with import_extra("pyarrow.parquet").ParquetFile(file) as opened:
         groups = None if group is None else [group]
         for batch in opened.iter_batches(rows, row_groups=groups, columns=["seq", *RECORD_COLUMNS]):
-            columns = [_plain(batch.column(name)) for name in RECORD_COLUMNS]
+            columns = [_values_of(batch.column(name)) for name in RECORD_COLUMNS]
             bodies = map(record_of, zip(*columns, strict=True))
-            yield list(zip(_plain(batch.column("seq")), bodies, strict=True))
+            yield list(zip(_values_of(batch.column("seq")), bodies, strict=True))
 
 
-def _plain(column: Any) -> Sequence[Any]:
+def _values_of(column: Any) -> Sequence[Any]:
     if str(column.type).startswith("timestamp"):
         column = column.cast("int64")
     if str(column.type) == "int64" and not column.null_count:
