@@ -52,8 +52,8 @@ async def test_a_refused_call_costs_nothing_and_names_its_error(name, status, er
 
 @pytest.mark.parametrize("name", ["OpenAI", "AsyncAnthropic"])
 async def test_a_timeout_is_told_from_an_error(name, clients, books, provider, do):
-    provider.answer(delay=1.5, times=2)
-    client = clients.make(name, timeout=0.05, max_retries=1)
+    provider.answer(delay=60, times=2)
+    client = clients.make(name, timeout=openai.Timeout(60, read=0.05), max_retries=1)
     with pytest.raises((openai.APITimeoutError, anthropic.APITimeoutError)):
         await do(client.chat.completions.create(**CHAT) if "OpenAI" in name else client.messages.create(**MESSAGE))
     await do(client.close())

@@ -85,7 +85,7 @@ def _trouble(provider, trouble):
     if trouble == "reset":
         provider.reset_connection(times=2)
     elif trouble == "no answer in time":
-        provider.answer("late", delay=1.0)
+        provider.answer("late", delay=60)
     elif trouble == "no json":
         provider.answer(body=b"{not json", headers={"content-type": "application/json"})
     else:
@@ -145,9 +145,10 @@ def test_an_unclosed_client_is_dropped_with_the_warnings_of_the_sdk(name, client
 async def test_a_cancelled_call_raises_what_it_raises_without_us(name, clients, meter, provider):
     seen = []
     for client in _pair(clients, meter, name, "our class"):
-        provider.answer("late", delay=1.0)
+        provider.answer("late", delay=60)
         task = asyncio.create_task(_resource(client).create(**_request(client)))
-        await asyncio.sleep(0.1)
+        while not provider.requests:  # noqa: ASYNC110 - the provider has a thread of its own
+            await asyncio.sleep(0.01)
         task.cancel("no longer wanted")
         with pytest.raises(asyncio.CancelledError) as cancelled:
             await task

@@ -85,18 +85,21 @@ async def test_concurrent_runs_keep_their_own_attribution(kind, make_model, book
 async def test_a_run_that_is_left_early_or_cancelled_is_recorded_as_aborted(kind, make_model, books):
     agent = Agent(make_model(kind))
 
+    begun = asyncio.Event()
+
     async def read_all():
         async with agent.run_stream("Tell a story") as stream:
             async for _ in stream.stream_text(delta=True):
-                pass
+                begun.set()
 
     await read_all()
     books.provider.answer("a long story " * 200, chunk_delay=0.01, times=2)
     async with agent.run_stream("Tell a story") as stream:
         async for _ in stream.stream_text(delta=True):
             break
+    begun.clear()
     running = asyncio.ensure_future(read_all())
-    await asyncio.sleep(0.3)
+    await begun.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

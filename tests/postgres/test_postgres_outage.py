@@ -67,7 +67,7 @@ class TestOutage:
             checkpoints.sign(store, bytes(range(32)))
 
         server.start()
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         assert _ids(store) == sorted(entry.entry_id for entry in entries)
         counter = store.counters([key])[key]
         assert (counter.settled, counter.reserved) == (35, 0)
@@ -86,7 +86,7 @@ class TestOutage:
         server.stop_at_once()
         store.settle(make_entry(), [make_posting(6)], reservation_id=hold.reservation_id)
         server.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:  # at no time may the other host get more than what is left
             try:
                 with pytest.raises(CapReachedError):
@@ -95,7 +95,7 @@ class TestOutage:
             except StoreUnavailableError:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         with pytest.raises(CapReachedError):
             other.reserve(make_hold((key, 10, 5)))
         other.reserve(make_hold((key, 10, 4)))
@@ -115,7 +115,7 @@ class TestOutage:
         server.stop_at_once()
         store.settle(make_entry())
         server.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while store.health().facts["spool_waiting"] and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(_ids(store)) == 1
@@ -127,7 +127,7 @@ class TestOutage:
         assert store.secret() == secret
         assert store.settle(make_entry()).recorded
         server.start()
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         assert len(_ids(store)) == 1
 
     def test_a_ledger_that_is_first_reached_after_an_outage_is_set_up_then(self, server, url, opened, make_entry):
@@ -137,7 +137,7 @@ class TestOutage:
         server.start()
         time.sleep(1)
         assert store.settle(make_entry()).recorded
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         assert len(_ids(store)) == 2
 
     def test_a_sweep_is_done_on_the_server_or_not_at_all(self, server, url, opened, make_entry, make_hold, key):
@@ -154,12 +154,12 @@ class TestRestartedServer:
     def test_stale_connections_are_replaced_unnoticed(self, server, url, opened, make_entry, make_hold, key):
         store = opened(url)
         store.settle(make_entry())
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         server.stop_at_once()
         server.start()
         store.reserve(make_hold((key, 10, 1)))
         assert store.settle(make_entry()).recorded
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
 
     def test_a_fold_whose_answer_was_lost_is_done_once(self, store, make_entry, make_posting, key, monkeypatch):
         import psycopg
@@ -199,7 +199,7 @@ class TestSpool:
         assert kept
         assert store.health().facts["spool_waiting"] == kept
         server.start()
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         assert len(_ids(store)) == kept
         store.settle(make_entry())
         assert len(_ids(store)) == kept + 1
@@ -233,7 +233,7 @@ class TestSpool:
                 fill()
             grow_up_to(resource.RLIM_INFINITY)
             server.start()
-            assert store.flush(20) == 0
+            assert store.flush(60) == 0
             assert len(_ids(store)) == 1 + len(kept)
             store.close()
 
@@ -356,7 +356,7 @@ class TestProcesses:
         for thread in threads:
             thread.join()
         assert codes == [0] * 7
-        assert store.flush(20) == 0
+        assert store.flush(60) == 0
         assert len(_ids(store)) == 150 + len(written) + 7 * 5
         assert store.counters([key])[key].settled == 150 + len(written) + 7 * 5
         assert store.verify().ok

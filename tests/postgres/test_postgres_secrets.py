@@ -121,7 +121,7 @@ def test_a_password_that_is_changed_while_programs_run_stops_no_entry(guarded, o
         assert store.flush(0.2) >= 1
         assert "password authentication failed" in store.health().warnings[0]
         connection.execute(psycopg.sql.SQL("ALTER ROLE app PASSWORD {}").format(psycopg.sql.Literal(PASSWORD)))
-    assert store.flush(20) == 0
+    assert store.flush(60) == 0
     assert len(list(store.entries())) == 2
 
 

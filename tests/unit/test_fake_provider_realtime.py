@@ -127,7 +127,7 @@ def test_large_messages_in_many_frames_arrive_whole(provider):
     url = provider.url.replace("http", "ws") + "/v1/responses"
     with connect(url, additional_headers={"authorization": f"Bearer {KEY}"}) as socket:
         socket.send(['{"type": "response.create", "model": "gpt-5", ', f'"input": "{"x" * 300_000}"', "}"])
-        while "response.completed" not in socket.recv(timeout=10):
+        while "response.completed" not in socket.recv(timeout=60):
             pass
     assert provider.total["input"] == 75_000
 
