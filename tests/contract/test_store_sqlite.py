@@ -3,6 +3,8 @@
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -277,6 +279,78 @@ class TestReplacedFile:
         store.settle(entry)
         assert store.entry(entry.entry_id) == entry
         assert SQLiteStore(path).entry(entry.entry_id) == entry
+
+
+class TestOneLookAtTheFolder:
+    """A call under a cap looks at the ledger's folder alone once nothing has changed in it for a while."""
+
+    @pytest.fixture(autouse=True)
+    def short_tick(self, monkeypatch):
+        monkeypatch.setattr(writer, "_TICK_NS", 20_000_000)
+
+    @pytest.fixture
+    def relied_on(self, store, make_entry, make_hold, make_key, make_posting):
+        """A cap of 10 with 9 used, and a store that goes by its folder's time of change."""
+        store.settle(make_entry(), [make_posting(make_key(), 9)])
+        while not store.journal._all_there():
+            hold = make_hold((make_key(), 10, 1))
+            store.reserve(hold)
+            store.release(hold.reservation_id)
+        return store
+
+    def test_a_removed_ledger_refuses(self, relied_on, path, make_hold, make_key):
+        path.unlink()
+        with pytest.raises(StoreUnavailableError, match="removed"):
+            relied_on.reserve(make_hold((make_key(), 10, 1)))
+
+    def test_a_ledger_whose_folder_went_elsewhere_refuses(self, relied_on, path, tmp_path, make_hold, make_key):
+        path.parent.rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreUnavailableError, match="removed"):
+            relied_on.reserve(make_hold((make_key(), 10, 1)))
+
+    @pytest.mark.parametrize("end", ["-live", "-tail.1"])
+    def test_a_removed_file_beside_it_is_made_anew(self, end, relied_on, path, make_hold, make_key, make_entry):
+        list(relied_on.entries())
+        Path(f"{path}{end}").unlink()
+        hold = make_hold((make_key(), 10, 1))
+        relied_on.reserve(hold)
+        with pytest.raises(CapReachedError):
+            relied_on.reserve(make_hold((make_key(), 10, 1)))
+        relied_on.settle(make_entry(), reservation_id=hold.reservation_id)
+        assert relied_on.counters([make_key()])[make_key()] == Counter(9, 0)
+        assert relied_on.verify().entries == 2
+
+    @pytest.mark.parametrize("end", ["-live", "-tail.1"])
+    def test_a_file_beside_it_that_is_removed_amid_a_call_is_made_anew(
+        self, end, relied_on, path, make_hold, make_key, make_entry
+    ):
+        hold = make_hold((make_key(), 10, 1))
+        relied_on.reserve(hold)
+        list(relied_on.entries())
+        Path(f"{path}{end}").unlink()
+        relied_on.settle(make_entry(), reservation_id=hold.reservation_id)
+        assert relied_on.counters([make_key()])[make_key()] == Counter(9, 0)
+        assert relied_on.verify().entries == 2
+
+
+def test_counters_that_are_emptied_end_no_process(tmp_path):
+    script = """
+import os, sys, tokenmeter
+from tokenmeter.testing import FakeProvider
+import openai
+meter = tokenmeter.make_meter(store=f"sqlite:///{sys.argv[1]}/ledger.db", budgets=[tokenmeter.Budget(limit_requests=9)])
+free = tokenmeter.make_meter(store=f"sqlite:///{sys.argv[1]}/free.db")
+with FakeProvider() as provider:
+    for one, name in ((meter, "ledger"), (free, "free")):
+        client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test", base_url=provider.openai_url), one)
+        for _ in range(4):
+            client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hello"}])
+            os.truncate(f"{sys.argv[1]}/{name}.db-live", 0)
+        client.close()
+    print(meter.remaining()[0].spent, len(list(meter.store.entries())), len(list(free.store.entries())))
+"""
+    run = subprocess.run([sys.executable, "-c", script, tmp_path], check=False, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "4 4 4"), run.stderr
 
 
 class TestFaults:

@@ -325,9 +325,15 @@ class Journal(Writer):
     # -- inside the lock
 
     def _reserve(self, live: Live, framed: bytes, hold_id: str, expires_at: int, claims: Sequence[SlotClaim]) -> None:
-        live = self._place(claims, self._check_files(live))
+        there, folder = self._all_there(), None
+        if not there:
+            folder = self._look_at_folder()
+            live = self._check_files(live)
+        live = self._place(claims, live)
         moved = hold(claims, live.read)
-        self._change(live, framed, moved)
+        self._change(live, framed, moved, there=there)
+        if folder is not None:
+            self._folder_seen = folder
         self._holds[hold_id] = (claims, expires_at)
 
     def _settle(
@@ -350,7 +356,7 @@ class Journal(Writer):
     ) -> Sequence[Post]:
         live = self._place((*claims, *posts), live)
         moved = move(claims, posts, live.read)
-        self._change(live, framed, moved)
+        self._change(live, framed, moved, there=self._all_there())
         return [(slot, moved[slot.place][0]) for slot, _ in posts]
 
     def _post(
@@ -391,7 +397,7 @@ class Journal(Writer):
         self._settle_locked(live, framed, (), self.claims(rows))
         return True
 
-    def _change(self, live: Live, framed: bytes, moved: Mapping[int, tuple[int, int]]) -> None:
+    def _change(self, live: Live, framed: bytes, moved: Mapping[int, tuple[int, int]], *, there: bool = False) -> None:
         """Write a frame and move counters as one: whoever finds this half done makes the counters anew."""
         memory = live.map
         packed: list[tuple[int, bytes]] = []
@@ -400,7 +406,7 @@ class Journal(Writer):
             packed.append((place + 16, pair))
         memory[DIRTY] = True
         try:
-            self._append(framed)
+            self._append(framed, there=there)
         except StoreUnavailableError:
             memory[DIRTY] = False
             raise

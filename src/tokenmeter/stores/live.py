@@ -216,6 +216,11 @@ class Live:
         return bool(status.st_nlink) and status.st_size == self.size
 
     @property
+    def whole(self) -> bool:
+        """Whether nobody cut the file off: to touch what is gone of a mapping ends the process."""
+        return os.lseek(self.descriptor, 0, os.SEEK_END) == self.size
+
+    @property
     def dirty(self) -> bool:
         """Whether somebody left it half changed."""
         return bool(self.map[DIRTY])

@@ -90,23 +90,31 @@ class Segment:
             self.__del__()
             raise FileNotFoundError(errno.ENOENT, "was folded and removed", str(self.path))
 
-    def append(self, framed: bytes) -> int:
+    def append(self, framed: bytes, *, there: bool = False) -> int:
         """Write frames, durably for everything but a power cut; the segment's size before.
+
+        Args:
+            framed: The frames.
+            there: Whether it is known that nobody has removed the file, so that only its size is looked at.
 
         Raises:
             TailGoneError: somebody removed or cut off the file.
             OSError: the disk is full or fails; nothing counts as written.
         """
-        status = os.fstat(self._descriptor)
-        if not status.st_nlink or status.st_size < self._seen:
+        if there:
+            size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        else:
+            status = os.fstat(self._descriptor)
+            size = status.st_size if status.st_nlink else -1
+        if size < self._seen:
             raise TailGoneError(errno.ENOENT, "was removed or cut off", str(self.path))
-        self._seen = status.st_size
+        self._seen = size
         written = os.write(self._descriptor, framed)
         if written != len(framed):  # a torn frame stays behind; the whole is tried once more
             written = os.write(self._descriptor, framed)
             if written != len(framed):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        return status.st_size
+        return size
 
     def __del__(self) -> None:
         """Close with the last user: another thread may be about to write. A forked child's copy leaves the lock."""

@@ -34,6 +34,8 @@ Ts = TypeVarTuple("Ts")
 SEGMENT_BYTES = 8 << 20
 _DAY = 86_400_000_000
 _GONE = (0, 0)
+#: More than a file system's clock may be behind, in nanoseconds (FAT writes down every other second).
+_TICK_NS = 3_000_000_000
 _TAKEN = "The ledger's counters are being changed by others; call again from a thread."
 
 
@@ -49,6 +51,7 @@ class Writer(Shared):
         super().__init__(self._find_name, self._define)
         self._ledger, self._book = ledger, book
         self._ledger_name = str(ledger)
+        self._folder_name = str(ledger.parent)
         self._live_path = Path(f"{ledger}-live")
         self._start()
 
@@ -63,17 +66,20 @@ class Writer(Shared):
         self._slots = {}
         self._renew_at = 0.0
         self._generation = 0
+        self._folder_seen: tuple[int, int, int] | None = None
+        self._look_again = 0.0
 
     @property
     def generation(self) -> int:
         """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
         live = self._live
-        if live is not None and live.map[SITUATION] == self._situation:
+        whole = live is not None and live.whole
+        if live is not None and whole and live.map[SITUATION] == self._situation:
             return self._generation
-        if live is None or live.state != self._state:
+        if live is None or not whole or live.state != self._state:
             self._renew_if_possible()
             live = self._live
-        if live is not None:
+        if live is not None and live.whole:
             situation = live.map[SITUATION]
             if situation[:8] == self._state:
                 self._situation = situation
@@ -146,7 +152,7 @@ class Writer(Shared):
             if not lock_file(live.descriptor, wait=wait):
                 raise StoreBusyError(_TAKEN)
             memory = live.map
-            if memory[STATE] == self._state and not memory[DIRTY]:
+            if live.whole and memory[STATE] == self._state and not memory[DIRTY]:
                 return live
             unlock_file(live.descriptor)
         if not wait:
@@ -276,8 +282,7 @@ class Writer(Shared):
 
     def _check_files(self, live: Live) -> Live:
         """Refuse to hold anything for a ledger that is gone: its caps would start anew."""
-        status = os.fstat(live.descriptor)
-        if not status.st_nlink or status.st_size != live.size:
+        if not live.there:
             unlock_file(live.descriptor)
             self._live = None
             live = self._acquire_any()
@@ -291,6 +296,27 @@ class Writer(Shared):
             live = self._remake()
         self._file = file
         return live
+
+    def _all_there(self) -> bool:
+        """Whether no file of the ledger was removed or replaced since they were looked at: by one look at the folder.
+
+        Whatever is made, removed or renamed in it gives the folder a new time of change. A file system's clock may tick
+        as seldom as every other second, so a time is only relied on once it lies well behind the look it came from.
+        """
+        if self._folder_seen is None:
+            return False
+        if _folder_at(self._folder_name) == self._folder_seen and self._moved is None:
+            return True
+        self._folder_seen = None
+        return False
+
+    def _look_at_folder(self) -> tuple[int, int, int] | None:
+        """What `_all_there` may go by if a look at every file that follows finds them in place."""
+        if self._folder_seen is not None or time.monotonic() < self._look_again:
+            return self._folder_seen
+        self._look_again = time.monotonic() + _TICK_NS / 1e9
+        seen = _folder_at(self._folder_name)
+        return None if seen is None or time.time_ns() - seen[2] < _TICK_NS else seen
 
     def _look_where(self) -> None:
         with contextlib.suppress(StoreError):  # the fold finds out
@@ -336,14 +362,14 @@ class Writer(Shared):
 
     def _write(self, framed: bytes) -> None:
         live = self._live
-        if live is None or live.map[STATE] != self._state:
+        if live is None or not live.whole or live.map[STATE] != self._state:
             self._renew_if_possible()
         self._append(framed)
 
-    def _append(self, framed: bytes) -> None:
+    def _append(self, framed: bytes, *, there: bool = False) -> None:
         try:
             segment = self._segment or self._last_segment()
-            size = segment.append(framed)
+            size = segment.append(framed, there=there)
         except TailGoneError:
             self._with_lock(self._follow_again)
             self._write(framed)
@@ -410,6 +436,15 @@ def _file_at(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         return _GONE
     return status.st_dev, status.st_ino
+
+
+def _folder_at(path: str) -> tuple[int, int, int] | None:
+    """Device, inode, and when something in it was last made, removed or renamed (nanoseconds); None when it is gone."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - on the hot path
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns  # what was modified can be set back by who restores files
 
 
 def _unwritable(path: Path, error: OSError) -> StoreUnavailableError:
