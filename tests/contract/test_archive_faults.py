@@ -204,6 +204,25 @@ def test_moving_may_end_anywhere(power, ledger, tmp_path, move):
         assert step > 2
 
 
+@pytest.mark.parametrize("move", [copy_ledger, merge_ledger])
+def test_moving_to_a_server_may_end_anywhere(power, ledger, monkeypatch, tmp_path, fresh_url, move):
+    """The same onto a server: each run goes on with what the one before has left, as `worn_down`."""
+    monkeypatch.setattr("tokenmeter.stores.copying._PAGE", 20)
+    monkeypatch.setattr("tokenmeter.stores.merging._PAGE", 20)
+    source, target = ledger("source"), fresh_url("postgres")
+    before = answers(source)
+    seal_and_drop(tmp_path)(source)
+    url = source.url
+    source.close()
+    if move is merge_ledger:
+        open_store(target).close()
+    worn_down(power, lambda: move(url, target), lambda: None)
+    store = open_store(target)
+    assert store.verify(deep=True).faults == ()
+    assert answers(store) == before
+    store.close()
+
+
 def worn_down(power, work, look):
     """Cut the power before and after one step after the other, on what the cut before has left, until all is done."""
     for number in range(400):

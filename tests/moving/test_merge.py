@@ -105,6 +105,25 @@ def test_one_identity_with_other_content_is_refused(host, tmp_path, open_meter):
         merge_ledger(tmp_path / "copy.db", host)
 
 
+def test_one_identity_with_other_content_is_refused_where_the_target_has_it_in_a_file(host, tmp_path, open_meter):
+    import sqlite3
+
+    pytest.importorskip("pyarrow")
+    copy_ledger(host, tmp_path / "copy.db")
+    connection = sqlite3.connect(tmp_path / "copy.db")
+    connection.execute("DROP TRIGGER entries_stay_unchanged")
+    connection.execute("UPDATE entries SET body = body || ' ' WHERE seq = (SELECT min(seq) FROM entries)")
+    connection.commit()
+    connection.close()
+    meter = open_meter(host)
+    meter.store.archives.seal("2026-10", str(tmp_path / "archive"))
+    meter.store.archives.drop()
+    before = meter.verify().head
+    with pytest.raises(LedgerError, match="different content"):
+        merge_ledger(tmp_path / "copy.db", host)
+    assert meter.verify().head == before
+
+
 def test_a_name_that_was_erased_stays_erased(host, target, open_meter, record):
     theirs = open_meter(host)
     theirs.erase("member", "ada@example.com", reason="request", by="kim", pseudonym="person 17")

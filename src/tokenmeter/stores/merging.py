@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def _new_documents(origin: Movable, store: Movable) -> list[NewDocument]:
     return [NewDocument(kind=one.kind, key=one.key, series=one.series, body=one.body) for one in fresh]
 
 
-def _pages(store: Movable) -> Iterator[list[tuple[Any, bytes]]]:
+def _pages(store: Movable) -> Iterator[list[tuple[str, bytes]]]:
     """Identity and record of every entry, those of closed months in files first, in the order of the chain."""
     last = 0
     for page in store.archives.dropped():
@@ -135,21 +136,38 @@ def _pages(store: Movable) -> Iterator[list[tuple[Any, bytes]]]:
 
 
 def _refuse_others(origin: Movable, store: Movable) -> None:
-    """Refuse an entry that both have with different content."""
-    identity = store.end().identity
+    """Refuse an entry that both have with different content, be it live or in files.
+
+    Raises:
+        LedgerError: there is one.
+    """
+    strangers = set[bytes]()
     for page in _pages(origin):
-        ours = {identity(name): body for name, body in page}
-        places = ", ".join("?" * len(ours))
-        found = store.end().read(
-            lambda rows, ours=ours, places=places: rows.execute(  # type: ignore[misc]
-                f"SELECT entry_id, body FROM entries WHERE entry_id IN ({places})",  # noqa: S608 - question marks
-                tuple(ours),
-            ).fetchall()
-        )
-        for name, body in found:
+        ours = dict(page)
+        for name, body in store.end().read(partial(_theirs, store=store, names=list(ours), strangers=strangers)):
             if ours[name] != body.encode():
-                told = name.hex() if isinstance(name, bytes) else name
-                raise LedgerError(f"Entry {told} is in both ledgers with different content: one of them was changed.")
+                raise LedgerError(f"Entry {name} is in both ledgers with different content: one of them was changed.")
+
+
+def _theirs(rows: Any, *, store: Movable, names: Sequence[str], strangers: set[bytes]) -> list[tuple[str, str]]:
+    """Identity and record of those entries that a ledger has, too.
+
+    Args:
+        rows: The ledger, in a transaction.
+        store: The same.
+        names: Identities.
+        strangers: Writers of ids that have no entry in files there, as far as it was asked.
+    """
+    asked = {store.end().identity(name): name for name in names}
+    places = ", ".join("?" * len(asked))
+    statement = f"SELECT entry_id, body FROM entries WHERE entry_id IN ({places})"  # noqa: S608 - question marks
+    found = {asked[name]: str(body) for name, body in rows.execute(statement, tuple(asked)).fetchall()}
+    for name in names:
+        if name not in found and store.archives.has(rows, name, strangers):
+            archived = store.archives.entry(rows, name)
+            if archived is not None:
+                found[name] = archived[1]
+    return list(found.items())
 
 
 def _definitions(origin: Movable) -> list[bytes]:
