@@ -396,6 +396,39 @@ def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_e
     again.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows keeps each user's files apart by itself")
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_totals_that_another_user_may_have_written_are_not_believed(store, months, tmp_path, monkeypatch):
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
+    before = answers(store)
+    store.archives.seal("2026-03", tmp_path / "archive")
+    store.archives.drop()
+    for path in (tmp_path / "cache").rglob("*.by-end_user.parquet"):  # all is one person's, and adds up
+        changed = f"SELECT * REPLACE ((SELECT max(end_user) FROM '{path}') AS end_user) FROM '{path}'"  # noqa: S608 - a path of our own
+        duckdb.execute(f"COPY ({changed}) TO '{tmp_path}/changed' (FORMAT parquet)")
+        path.write_bytes((tmp_path / "changed").read_bytes())
+        path.parent.chmod(0o777)
+    again = open_store(store.url)
+    assert_same(before, answers(again))
+    again.close()
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_no_more_totals_are_kept_than_there_is_room_for(store, months, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._MOST_FILES", 2)
+    before = answers(store)
+    store.archives.seal("2026-03", tmp_path / "archive")
+    store.archives.drop()
+    assert_same(before, answers(store))
+    assert len(list((tmp_path / "cache").rglob("*.by-*"))) == 2
+
+
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_as_many_as_the_entries_are_not_kept(store, months, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -71,7 +71,7 @@ def audit(
     wrong = read(longer)
     for level in (Level.MONTH, Level.WEEK):
         faults += _told([one for one in wrong if one.key[0] == level], level)
-    for of, slot in read(lambda connection: list(differing(connection))):
+    for of, slot in differing(read):
         name = label(Level(of), slot)
         faults.append(
             Fault("rollup", name, f"The packed sums of {name} are wrong; `tokenmeter db rebuild` drops them.")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -114,12 +115,23 @@ def pages(stretches: Sequence[Stretch], now: int) -> Iterator[list[Stretch]]:
         yield over[start : start + _AT_ONCE]
 
 
-def differing(connection: Rows) -> Iterator[Stretch]:
-    """Stretches whose packed sums are not their rows."""
-    known = connection.execute("SELECT level, slot, body FROM packed_sums ORDER BY level, slot").fetchall()
-    for level, slot, body in known:
-        if pack(connection.execute(_ROWS, (level, slot)).fetchall()) != bytes(body):
-            yield level, slot
+def differing(read: Callable[[Callable[[Rows], Any]], Any]) -> Iterator[Stretch]:
+    """Stretches whose packed sums are not their rows; `read` runs what it is given in a short read transaction."""
+    known: list[Stretch] = read(
+        lambda rows: rows.execute("SELECT level, slot FROM packed_sums ORDER BY 1, 2").fetchall()
+    )
+    for start in range(0, len(known), _AT_ONCE):
+        yield from read(partial(_differing, stretches=known[start : start + _AT_ONCE]))
+
+
+def _differing(connection: Rows, *, stretches: Sequence[Stretch]) -> list[Stretch]:
+    found: list[Stretch] = []
+    for level, slot in stretches:
+        statement = "SELECT body FROM packed_sums WHERE level = ? AND slot = ?"
+        kept = connection.execute(statement, (level, slot)).fetchone()
+        if kept and bytes(kept[0]) != pack(connection.execute(_ROWS, (level, slot)).fetchall()):
+            found.append((level, slot))
+    return found
 
 
 class PackedSums:

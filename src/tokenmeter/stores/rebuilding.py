@@ -240,7 +240,7 @@ def rebuild(
     _, wrong = read(sum_up)
     if wrong and write is not None:
         _, wrong = write(partial(_mend, sum_up))
-    if write is not None and (astray := read(lambda connection: list(differing(connection)))):
+    if write is not None and (astray := list(differing(read))):
         write(partial(drop, stretches=astray))
     return [one.told() for one in (*found, *wrong)]
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -161,9 +162,24 @@ def kept_path(name: str) -> Path:
     return Path(platformdirs.user_cache_path("tokenmeter", appauthor=False)) / "archive" / name
 
 
+def is_private(folder: Path) -> bool:
+    """Whether nobody else can have put a file where `kept_path` keeps them."""
+    if not hasattr(os, "geteuid"):  # Windows keeps each user's files apart by itself
+        return True
+    status = folder.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_as_fetched(kept: Path, sha256: str) -> bool:
+    if is_private(kept.parent):
+        return True
+    with kept.open("rb") as stream:
+        return digest_of_file(stream)[0] == sha256
+
+
 def _fetched(url: str, sha256: str, *, check: bool) -> Path:
     kept = kept_path(f"{sha256}.parquet")
-    if kept.is_file() and not check:
+    if kept.is_file() and not check and _is_as_fetched(kept, sha256):
         return kept
     kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     system, path = _file_system(url)

@@ -19,7 +19,7 @@ from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.places import import_extra, kept_path, local_copy
+from tokenmeter.stores.archive.places import import_extra, is_private, kept_path, local_copy
 from tokenmeter.stores.engine import asked
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -35,6 +35,8 @@ _COSTS_OF = {
     "billed_pico": "coalesce(billed_pico, contracted_pico, list_pico)",
 }
 _COST_COLUMNS = ", ".join(f"{what} AS {name}" for name, what in _COSTS_OF.items())
+#: Most bytes and files of totals that are kept on this machine.
+_MOST_BYTES, _MOST_FILES = 8 << 30, 2_000
 #: A file's totals are made where it has so many entries, and kept where there are so many times fewer of them.
 _WORTH, _WORTH_TIMES = 100_000, 8
 _ADDED = ", ".join(f"sum({_COSTS_OF.get(name, name)})::BIGINT AS {name}" for name in AMOUNTS)
@@ -411,15 +413,15 @@ def _totals_of(cursor: Any, file: ArchivedMonth, name: str) -> str | None:
     """Path of a file's totals by month, account and `name`; made if need be. None where they are not worth it.
 
     They are kept on this machine, under the digest of what they are made of, and have to come to what the manifest
-    says.
+    says. In a folder that others may write to none are kept, nor believed.
     """
     kept = kept_path(f"{file.sha256}.by-{name}.parquet")
     too_many = kept.with_suffix(".too-many")
     try:
-        if too_many.exists():
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_private(kept.parent) or too_many.exists():
             return None
         if not kept.exists() or not _come_to(cursor, str(kept), file):
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".adding-", dir=kept.parent) as folder:
                 made = Path(folder) / "totals.parquet"
                 target = str(made).replace("'", "''")
@@ -434,10 +436,22 @@ def _totals_of(cursor: Any, file: ArchivedMonth, name: str) -> str | None:
                     return None
                 if not _come_to(cursor, str(made), file):
                     return None
+                _make_room(kept.parent, made.stat().st_size)
                 made.replace(kept)
     except (OSError, import_extra("duckdb").Error):
         return None  # the file itself answers, or says what is wrong
     return str(kept)
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove the oldest totals, of whatever ledgers, until there is room for `size` bytes more."""
+    kept = sorted(folder.glob("*.by-*"), key=lambda one: one.stat().st_mtime)
+    left, number = _MOST_BYTES - size - sum(one.stat().st_size for one in kept), len(kept)
+    for one in kept:
+        if left >= 0 and number < _MOST_FILES:
+            return
+        left, number = left + one.stat().st_size, number - 1
+        one.unlink(missing_ok=True)
 
 
 def _stamp(path: str | None) -> tuple[str | None, int, int]:
