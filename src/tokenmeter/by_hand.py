@@ -29,7 +29,7 @@ from tokenmeter.usage import Observation
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
 #: What an entry says of itself that a whole answer knows better.
-_DOUBTS = frozenset({"estimated", "billing_unknown", "usage_unknown"})
+_DOUBTS = frozenset({"estimated", "billing_unknown", "container_time_assumed", "usage_unknown"})
 #: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
 _NEAR = timedelta(hours=1)
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.

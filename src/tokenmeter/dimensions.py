@@ -146,6 +146,7 @@ UNITS: Final[dict[str, str]] = {
     "code_executions": "Executions",
     "server_tool_calls": "Calls",  # of tools that no rule knows: they have no price
     "container_sessions": "Sessions",
+    "container_minutes": "Minutes",
     "requests": "Requests",
     "provider_cost": "USD",  # a cost the biller supplied, which no table can split into meters
     "adjustment": "USD",

@@ -14,6 +14,7 @@ import tokenmeter
 from tokenmeter import Attribution, Budget, BudgetExceededError, ConfigurationError, PricingError
 from tokenmeter.api import Meter
 from tokenmeter.importing import import_usage
+from tokenmeter.ledger import utcnow
 
 CHAT = {
     "id": "chatcmpl-1",
@@ -138,6 +139,26 @@ class TestRecord:
             assert meter.record(answer, provider="openai", endpoint="responses") is not None
         assert sum(entry.usage["container_sessions"] for entry in meter.entries()) == 1
         assert sum(entry.usage["input"] for entry in meter.entries()) == 20
+
+    def test_a_container_that_says_how_long_it_lived_replaces_what_was_assumed(self, meter):
+        call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}
+        usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+        answer = {"object": "response", "id": "resp_1", "model": "gpt-5", "status": "completed", "usage": usage}
+        tools = [{"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "4g"}}]
+        born = int(utcnow().timestamp()) - 3000
+        body = {**answer, "created_at": born, "output": [call], "tools": tools}
+        assert (
+            meter.record(body, provider="openai", endpoint="responses", attribution=Attribution(member="ada"))
+            is not None
+        )
+        life = {"id": "cntr_1", "object": "container", "created_at": born, "last_active_at": born + 390}
+        found = {**life, "memory_limit": "4g", "status": "running"}
+        where = {"provider": "openai", "endpoint": "containers.retrieve"}
+        assert meter.record(found, **where) is None, "it lives on"
+        assert meter.record({**found, "status": "expired"}, **where).attribution.member == "ada"
+        assert meter.record({**found, "status": "expired"}, **where) is None
+        # 1000 x 1.25 / 1000000 + 100 x 10 / 1000000 + 7 minutes x 0.12 / 20
+        assert meter.report().totals.list_cost == Decimal("0.04425")
 
     def test_what_a_held_call_leaves_unsaid_is_estimated_from_its_request(self, meter):
         request = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Tell me of the sea. " * 50}]}

@@ -1,5 +1,6 @@
 """Newer prices without an upgrade: fetched from a server or a file, checked, kept, used; a bad list changes nothing."""
 
+import gzip
 import http.server
 import json
 import os
@@ -36,9 +37,15 @@ def publisher():
         status = 200
         asked = 0
         url = ""
+        moved = ""
 
         def do_GET(self):
             type(self).asked += 1
+            if self.moved and self.path == "/prices.json":
+                self.send_response(302)
+                self.send_header("Location", self.moved)
+                self.end_headers()
+                return
             self.send_response(self.status)
             self.send_header("Content-Length", str(len(self.body)))
             self.end_headers()
@@ -114,6 +121,13 @@ BAD = {
     "a price that is no number": published(spoilt("NaN")),
     "an absurd price": published(spoilt(10**9)),
     "a price that is a list": published(spoilt([1])),
+    "broken off": published()[:-1000],
+    "broken off, packed": gzip.compress(published())[:-1000],
+    "packed badly": gzip.compress(published())[:500] + b"x" * 500,
+    "packed twice": gzip.compress(gzip.compress(published())),
+    "a bomb": gzip.compress(b"[" + b" " * (80 << 20)),
+    "without end": b"[" * 200_000,
+    "a provider that is text": b'["openai"]',
 }
 
 
@@ -125,6 +139,29 @@ def test_a_bad_list_is_refused_and_the_last_good_one_stays(publisher, body):
     with pytest.raises(PricingError):
         prices.update(url=publisher.url)
     assert gpt5(PriceList.load(newest=updating.newest())) == "7"
+
+
+def test_a_list_may_come_packed(publisher, tmp_path):
+    publisher.body = gzip.compress(published())
+    assert gpt5(prices.update(url=publisher.url)) == "7"
+    (tmp_path / "carried.json.gz").write_bytes(publisher.body)
+    assert gpt5(prices.update(url=tmp_path / "carried.json.gz", save=tmp_path / "kept.json")) == "7"
+
+
+def test_a_list_that_was_moved_is_followed_but_not_to_another_kind_of_address(publisher):
+    publisher.body = published()
+    publisher.moved = "/elsewhere.json"
+    assert gpt5(prices.update(url=publisher.url)) == "7"
+    publisher.moved = "ftp://127.0.0.1/prices.json"
+    with pytest.raises(PricingError, match="could not be fetched"):
+        prices.update(url=publisher.url)
+
+
+def test_a_list_that_comes_for_ever_is_given_up(publisher, monkeypatch):
+    publisher.body = published()
+    monkeypatch.setattr(updating, "_LONGEST", -1)
+    with pytest.raises(PricingError, match="not whole"):
+        prices.update(url=publisher.url)
 
 
 def test_a_server_that_fails_is_told_by_name(publisher):
@@ -224,6 +261,22 @@ def test_it_looks_at_most_once_a_day_over_all_processes(publisher):
     looked._replace(at=looked.at - timedelta(seconds=DAY + 1)).write(updating.kept_path())
     refreshed(publisher, pricers[0])
     assert publisher.asked == 2
+
+
+def test_where_nothing_can_be_written_a_newer_list_is_used_all_the_same(publisher, tmp_path, caplog):
+    publisher.body = published()
+    pricer = Pricer(PriceList.load())
+    (tmp_path / "file").write_text("no directory")
+    refresher = Refresher(
+        pricer,
+        lambda data: PriceList.load(newest=data),
+        source=publisher.url,
+        path=tmp_path / "file" / "prices.json",
+    )
+    refresher.look()
+    refresher.stop()
+    assert gpt5(pricer.price_list) == "7"
+    assert "could not be kept" in caplog.text
 
 
 def test_a_bad_answer_is_noted_and_changes_nothing(publisher):

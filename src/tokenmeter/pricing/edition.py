@@ -61,7 +61,7 @@ class Edition:
         """
         try:
             providers = json.loads(published, parse_float=Decimal)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PricingError(f"The price list is no valid JSON ({error}).") from error
         if not isinstance(providers, list):
             raise PricingError("The price list must be a JSON array of providers, as genai-prices publishes it.")

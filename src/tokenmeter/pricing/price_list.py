@@ -166,6 +166,16 @@ class PriceList:
             found = self._found[key] = self._resolve(canonical_provider(provider), model, key[2])
             return found
 
+    def every_model(self, provider: str) -> ListedModel | None:
+        """What `provider` sells whichever model asks for it, hosted tools above all; None for nothing."""
+        seller = canonical_provider(provider)
+        key = (seller, "", None)
+        if key not in self._found:
+            rows = self._rows_of(seller, EVERY_MODEL)
+            card = RateCard(seller, EVERY_MODEL, rows, self._overrides.rules if self._overrides else ())
+            self._found[key] = ListedModel(seller, EVERY_MODEL, EVERY_MODEL, card) if rows else None
+        return self._found[key]
+
     def _rows_of(self, provider: str, model: str) -> list[Price]:
         """The rows laid over the catalog for one model, the user's first."""
         shipped = self._overrides.rows_of(provider, model) if self._overrides else ()

@@ -121,7 +121,7 @@ class Pricer:
         charges: list[Charge] = []
         flags: set[str] = set()
         for consumption in observation.consumptions:
-            listed = self._find(book, provider, consumption.model, consumption.region)
+            listed = self._listed(book, provider, consumption)
             models = (consumption.model, listed.model if listed else None)
             platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
             supplied = consumption.supplied_cost
@@ -159,6 +159,14 @@ class Pricer:
         if "usage_unknown" in observation.flags:
             return replace(rating, cost_source="unpriced") if charges else _UNKNOWN
         return rating
+
+    def _listed(self, book: _WorkedPrices, provider: str, consumption: Consumption) -> ListedModel | None:
+        """Whose prices a group has: what no model did (a container) costs the same whichever asked for it."""
+        if consumption.model is not None:
+            return self._find(book, provider, consumption.model, consumption.region)
+        tools = book.price_list.every_model(provider)
+        sold = tools is not None and all(meter in tools.card for meter in consumption.usage.quantities)
+        return tools if sold else None
 
     def sheet(
         self,

@@ -13,12 +13,14 @@ import os
 import threading
 import urllib.request
 import weakref
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from time import monotonic
+from typing import Any, NamedTuple
 
 from tokenmeter.errors import PricingError
 from tokenmeter.pricing.edition import Edition, installed, installed_file
@@ -33,6 +35,7 @@ PUBLISHED = "https://raw.githubusercontent.com/pydantic/genai-prices/refs/heads/
 DAY = 86_400
 _RETRY = 3_600
 _TIMEOUT = 15
+_LONGEST = 120
 _MOST_BYTES = 1 << 26
 #: A list with fewer models than this part of the present one's lost something on its way.
 _LEAST_PART = (4, 5)
@@ -55,7 +58,7 @@ def read_list(path: str | Path) -> Edition:
         PricingError: it cannot be read, or is no price list.
     """
     try:
-        return Edition.parse(Path(path).expanduser().read_bytes())
+        return Edition.parse(_unpacked(Path(path).expanduser().read_bytes(), str(path)))
     except OSError as error:
         raise PricingError(f"The price list {path} cannot be read ({error}); check the path.") from error
 
@@ -74,12 +77,47 @@ def fetch(source: str | Path | None = None) -> Edition:
     request = urllib.request.Request(where, headers={"User-Agent": "tokenmeter", "Accept": "application/json"})  # noqa: S310 - checked above
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - checked above
-            content = cast("bytes", answer.read(_MOST_BYTES + 1))
+            if where.startswith("https://") and not answer.url.startswith("https://"):
+                raise PricingError(f"{where} led to {answer.url}, which is not https; nothing was fetched.")
+            content = _whole(answer)
     except (OSError, HTTPException, ValueError) as error:
         raise PricingError(f"The price list at {where} could not be fetched ({error}).") from error
+    return Edition.parse(_unpacked(content, where))
+
+
+def _whole(answer: Any) -> bytes:
+    """The whole answer, which may neither be endless nor take for ever.
+
+    Raises:
+        TimeoutError: it takes too long.
+    """
+    parts: list[bytes] = []
+    size, end = 0, monotonic() + _LONGEST
+    while size <= _MOST_BYTES and (part := answer.read1(1 << 20)):
+        parts.append(part)
+        size += len(part)
+        if monotonic() > end:
+            raise TimeoutError(f"not whole after {_LONGEST} seconds")
+    return b"".join(parts)
+
+
+def _unpacked(content: bytes, where: str) -> bytes:
+    """What was read, out of gzip where it is packed: some servers do so unasked, and files are carried about so.
+
+    Raises:
+        PricingError: it is larger than any list, or packed badly.
+    """
+    if content.startswith(b"\x1f\x8b"):
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            content = unpacker.decompress(content, _MOST_BYTES + 1)
+        except zlib.error as error:
+            raise PricingError(f"The price list {where} is packed badly ({error}).") from error
+        if not unpacker.eof and len(content) <= _MOST_BYTES:
+            raise PricingError(f"The price list {where} breaks off in the middle.")
     if len(content) > _MOST_BYTES:
-        raise PricingError(f"What {where} sent is larger than {_MOST_BYTES >> 20} MiB: no price list is.")
-    return Edition.parse(content)
+        raise PricingError(f"The price list {where} is larger than {_MOST_BYTES >> 20} MiB: none is.")
+    return content
 
 
 def check(newer: Edition, than: Edition | None = None) -> None:
@@ -241,7 +279,7 @@ class Refresher:
 
     def look(self) -> None:
         """Look now, if it is due; take over what another process has kept meanwhile."""
-        looked = Looked.read(self._path)
+        looked, unkept = Looked.read(self._path), None
         age = (datetime.now(UTC) - looked.at).total_seconds() if looked else DAY
         if age >= (DAY if looked is None or looked.fault is None else _RETRY) or age < 0:
             digest = looked.digest if looked else None
@@ -249,11 +287,12 @@ class Refresher:
             try:
                 edition = fetch(self._source)
                 check(edition, newest(self._path))
+                unkept = edition
                 keep(edition, self._path)
             except PricingError as error:
                 Looked(datetime.now(UTC), str(error), digest).write(self._path)
                 log.warning("prices could not be refreshed; the present ones remain in use: %s", error)
-        found = newest(self._path)
+        found = newest(self._path) or unkept  # where nothing can be written, what was fetched is used all the same
         pricer = self._pricer()
         if found is not None and pricer is not None and found.digest != pricer.price_list.base:
             pricer.adopt(self._load(found))

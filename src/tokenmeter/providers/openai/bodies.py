@@ -380,6 +380,7 @@ _BY_OBJECT: dict[str, _Reader] = {
     "text_completion": completion,
     "response": responses.response,
     "response.compaction": responses.response,
+    "container": responses.container,
     "conversation.response": conversation,
     "batch": batch,
     "fine_tuning.job": fine_tuning,

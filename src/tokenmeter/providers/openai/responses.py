@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from tokenmeter.providers.context import Context, pending, unknown
+from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import (
@@ -37,6 +37,9 @@ _SMALLEST_CONTAINER = "1g"
 _SIZE = re.compile(r"\d{1,4}[a-z]{1,2}")
 #: 2026-06-02, from when on containers are billed by the minute (five at least) in place of sessions of 20 minutes.
 _MINUTES_BILLED = 1_780_358_400
+_LEAST_MINUTES = 5
+_SESSION = 20
+_CONTAINER_OVER = frozenset({"deleted", "expired"})
 
 
 def response(body: JSON, context: Context) -> Observation:
@@ -184,11 +187,40 @@ def _container_meter(body: JSON, tool_type: str, key: str) -> tuple[str, frozens
             continue
         if isinstance(config, str) or text(section(tool, key), "container_id"):
             return "container_sessions", frozenset({"container_size_assumed"})
-        limit = text(section(tool, key), "memory_limit") or _SMALLEST_CONTAINER
-        if limit == _SMALLEST_CONTAINER:
-            break
-        return f"container_sessions_{limit if _SIZE.fullmatch(limit) else 'unknown'}", NO_FLAGS
+        return _sized("container_sessions", text(section(tool, key), "memory_limit")), NO_FLAGS
     return "container_sessions", NO_FLAGS
+
+
+def _sized(meter: str, memory: str | None) -> str:
+    """`meter` for containers with so much memory; the smallest have it under its plain name."""
+    if memory in {None, _SMALLEST_CONTAINER}:
+        return meter
+    return f"{meter}_{memory if _SIZE.fullmatch(memory or '') else 'unknown'}"
+
+
+def container(body: JSON, context: Context) -> Observation:
+    """A container that is looked up: billed by its memory and its life, from its birth until it was last active.
+
+    By the minute, five at least; before 2026-06-02 by the session of 20 minutes.
+    """
+    identity, over = text(body, "id"), text(body, "status") in _CONTAINER_OVER
+    if context.final_only and not over:
+        return pending(body)
+    flags: set[str] = set()
+    born, last = count(body, "created_at", flags=flags), count(body, "last_active_at", flags=flags)
+    bill = f"containers/{identity}" if identity else None
+    if born is None or last is None or last < born:
+        seen = unknown(body, None, flags=frozenset(flags), deduplicate=True)
+        return replace(seen, bill_id=bill)
+    minutes = max(-(-(last - born) // 60), _LEAST_MINUTES)
+    by_the_minute = born >= _MINUTES_BILLED
+    meter = "container_minutes" if by_the_minute else "container_sessions"
+    quantity = minutes if by_the_minute else -(-minutes // _SESSION)
+    usage = Usage({_sized(meter, text(body, "memory_limit")): quantity})
+    group = context.consumption(Reading(usage), model=None, role="container")
+    raw = {key: body[key] for key in ("created_at", "last_active_at", "memory_limit") if key in body}
+    seen = observation(Reading(usage, flags=frozenset(flags)), group, body, raw, deduplicate=True)
+    return replace(seen, bill_id=bill)
 
 
 def _image_tool(body: JSON, items: list[JSON], context: Context, flags: set[str]) -> list[Consumption]:
