@@ -341,6 +341,19 @@ class TestOtherEndpoints:
         assert "usage_unknown" in found.flags
         assert found.billable
 
+    @pytest.mark.parametrize(
+        "status", ["QUEUED", "VALIDATED", "STARTED", "RUNNING", "CANCELLATION_REQUESTED", "running"]
+    )
+    @pytest.mark.parametrize("kind", ["fine_tuning.job", "batch"])
+    def test_work_under_way_is_no_bill_however_its_host_writes_that(self, kind, status):
+        body = {"object": kind, "id": "r", "model": "m", "status": status, "trained_tokens": None}
+        endpoint = "batches.retrieve" if kind == "batch" else "fine_tuning.jobs.retrieve"
+        assert not read(endpoint, body, RequestFacts(model="m"), "mistral").billable
+
+    def test_a_batch_that_was_done_has_used_something(self):
+        body = {"object": "batch", "id": "r", "model": "m", "status": "SUCCESS"}
+        assert "usage_unknown" in read("batches.retrieve", body, RequestFacts(model="m"), "mistral").flags
+
     @pytest.mark.parametrize("status", ["failed", "cancelled", "expired"])
     def test_a_run_that_failed_may_have_used_nothing(self, status):
         body = {"object": "thread.run", "status": status, "usage": {"prompt_tokens": 0, "completion_tokens": 0}}

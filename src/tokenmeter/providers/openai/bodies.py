@@ -213,6 +213,7 @@ _SOCKETS = frozenset({"realtime", "beta.realtime", "live", "responses.connect", 
 
 _UNDER_WAY = frozenset(
     {
+        "cancellation_requested",
         "cancelling",
         "finalizing",
         "idle",
@@ -221,6 +222,8 @@ _UNDER_WAY = frozenset(
         "queued",
         "requires_action",
         "running",
+        "started",
+        "validated",
         "validating",
         "validating_files",
         "waiting",
@@ -231,15 +234,24 @@ _ANSWERED = frozenset({"completed", "incomplete"})
 _HTTP_ERROR = 400
 
 
+#: Words for work that has been done.
+_DONE = frozenset({"completed", "succeeded", "success"})
+
+
+def _status(body: JSON) -> str:
+    """How far work has come; some hosts write it in capitals."""
+    return (text(body, "status") or "").lower()
+
+
 def batch(body: JSON, context: Context) -> Observation:
     """A ``Batch``: its total over all requests, at batch rates. Either this is billed or its output lines, not both."""
-    if context.final_only and text(body, "status") in _UNDER_WAY:
+    if context.final_only and _status(body) in _UNDER_WAY:
         return pending(body)
     wire = usage_of(body)
     reading = _sum_of(wire)
     if reading.unsaid or not reading.usage:
         done = count(section(body, "request_counts"), "completed", flags=set())
-        if done == 0 or (done is None and body.get("status") != "completed"):
+        if done == 0 or (done is None and _status(body) not in _DONE):
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
         return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
@@ -273,13 +285,13 @@ def fine_tuning(body: JSON, context: Context) -> Observation:
 
     Reinforcement fine-tuning is billed by the hours its core loop ran, which no body tells: it stays unpriced.
     """
-    status = text(body, "status")
+    status = _status(body)
     flags: set[str] = set()
     trained = count(body, "trained_tokens", flags=flags)
     if context.final_only and status in _UNDER_WAY:
         return pending(body)
     by_the_hour = section(body, "method").get("type") == "reinforcement"
-    if not trained and status == "failed":
+    if not trained and status in {"failed", "failed_validation"}:
         return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
     if by_the_hour:
         flags.add("training_time_unknown")
@@ -296,10 +308,10 @@ def fine_tuning(body: JSON, context: Context) -> Observation:
 def run(body: JSON, context: Context) -> Observation:
     """An assistant's run or run step: the sum over its prompts, stated when it has ended."""
     wire = usage_of(body)
-    if context.final_only and (text(body, "status") in _UNDER_WAY or not wire):
+    if context.final_only and (_status(body) in _UNDER_WAY or not wire):
         return pending(body)
     reading = _sum_of(wire)
-    if reading.unsaid or (not reading.usage and text(body, "status") in _ANSWERED):
+    if reading.unsaid or (not reading.usage and _status(body) in _ANSWERED):
         return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     return observation(
         reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire, deduplicate=True
@@ -309,7 +321,7 @@ def run(body: JSON, context: Context) -> Observation:
 def agent(body: JSON, context: Context) -> Observation:
     """An agent's session or turn: cumulative, best effort by the provider's own words."""
     wire = usage_of(body)
-    if not wire or (context.final_only and text(body, "status") in _UNDER_WAY):
+    if not wire or (context.final_only and _status(body) in _UNDER_WAY):
         return pending(body)
     reading = _sum_of(wire)
     config = section(body, "agent")
@@ -321,7 +333,7 @@ def agent(body: JSON, context: Context) -> Observation:
 
 def eval_run(body: JSON, context: Context) -> Observation:
     """An evaluation run: one group per model that took part."""
-    if context.final_only and text(body, "status") in _UNDER_WAY:
+    if context.final_only and _status(body) in _UNDER_WAY:
         return pending(body)
     parts: list[Observation] = []
     for wire in members(body, "per_model_usage"):
