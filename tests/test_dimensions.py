@@ -111,6 +111,63 @@ def test_a_dimension_is_one_edit_in_one_file_and_a_migration(tmp_path):
     assert {"department": "sales"} in said["counted"]
 
 
+#: A column and a token class, each one edit.
+COLUMN = (
+    '    corrects: str | None = column("text")\n',
+    (
+        '    corrects: str | None = column("text")\n'
+        '    queue_us: int | None = column("integer")\n    queue_name: str | None = column("text")\n'
+    ),
+)
+TOKEN_CLASS = ('OUTPUT_METERS: Final = ("output", ', 'OUTPUT_METERS: Final = ("output", "output_smell", ')
+
+WIDER = """
+import dataclasses, io, json, sys, tokenmeter
+from tokenmeter.ledger import new_id
+from tokenmeter.usage import Usage
+meter = tokenmeter.configure(store=sys.argv[1])
+before = tokenmeter.verify().ok
+(*_, last) = tokenmeter.entries()
+meter.store.append([(dataclasses.replace(
+    last, entry_id=new_id(), dedup_key=None, queue_us=1_500, queue_name="night", charges=(),
+    usage=Usage({"input": 7, "output_smell": 11}),
+), ())])
+with_both = next(entry for entry in tokenmeter.entries() if entry.queue_us is not None)
+out = io.StringIO()
+tokenmeter.export_entries(out, format="csv")
+out.seek(0)
+print(json.dumps({
+    "before": before,
+    "after": [str(fault) for fault in tokenmeter.verify().faults],
+    "read": [with_both.queue_us, with_both.queue_name],
+    "old": [entry.queue_us for entry in tokenmeter.entries()].count(None),
+    "output": with_both.usage.output_tokens,
+    "sum": tokenmeter.report(period="2026-03").totals.usage["output_smell"],
+    "header": out.readline().strip().split(",")[-2:],
+}))
+meter.close()
+"""
+
+
+def test_a_column_of_an_entry_and_a_token_class_are_one_edit_each(tmp_path):
+    """Kept, read, exported and added up at once; a ledger that was written before verifies."""
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    _run(OLD, ledger, PACKAGE.parent)
+    copy = tmp_path / "copy" / "tokenmeter"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    _edit(copy / "ledger.py", COLUMN)
+    _edit(copy / "dimensions.py", TOKEN_CLASS)
+
+    said = json.loads(_run(WIDER, ledger, copy.parent))
+    assert said["before"] is True
+    assert said["after"] == []
+    assert said["read"] == [1500, "night"]
+    assert said["old"] == 2
+    assert said["output"] == 11
+    assert said["sum"] == 11
+    assert said["header"] == ["queue_us", "queue_name"]
+
+
 def _edit(path, *changes):
     text = path.read_text(encoding="utf-8")
     for old, new in changes:

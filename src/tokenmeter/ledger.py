@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
+from typing import Any, Literal
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.dimensions import WHO, CostSource, EntryKind, Status
@@ -125,6 +126,11 @@ def charge_cells(charges: Iterable[Charge]) -> Iterator[tuple[str, ...]]:
         )
 
 
+def column(kind: Literal["text", "integer"]) -> Any:
+    """A field of an entry that is None, or kept and exported as it is, under its name."""
+    return field(default=None, metadata={"column": kind})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Entry:
     """One call, one correction or one adjustment. Immutable: what was wrong is put right by a further entry.
@@ -195,8 +201,8 @@ class Entry:
     flags: tuple[str, ...] = ()
     price_list_hash: str | None = None
     raw_usage: str | None = None
-    error_type: str | None = None
-    corrects: str | None = None
+    error_type: str | None = column("text")
+    corrects: str | None = column("text")
     reservation_id: str | None = None
     dedup_key: str | None = None
     trace_id: str | None = None
@@ -237,6 +243,12 @@ class Entry:
     def model(self) -> str | None:
         """The model reports group by: the response's, else the request's."""
         return self.response_model or self.request_model
+
+
+#: Every `column` of an entry and its kind, in the order in which records have them.
+COLUMNS: Mapping[str, Literal["text", "integer"]] = {
+    one.name: one.metadata["column"] for one in fields(Entry) if "column" in one.metadata
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Generic, Literal, TypeVar
 
 from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
-from tokenmeter.ledger import Charge, Entry
+from tokenmeter.ledger import COLUMNS, Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
 from tokenmeter.periods import zone
 from tokenmeter.reports.query import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet, closed
@@ -152,6 +152,7 @@ def entry_fields() -> list[Field[Entry]]:
         Field[Entry]("other_quantities", "json", lambda entry: _other(entry.usage)),
         *(Field[Entry](name, "money", _attribute(name), summed=True) for name in COSTS),
         *_ENTRY_TAIL,
+        *(Field[Entry](name, kind, _attribute(name)) for name, kind in COLUMNS.items() if name not in _PLACED),
     ]
 
 
@@ -199,6 +200,9 @@ _ENTRY_TAIL: Sequence[Field[Entry]] = (
     Field("trace_id", "text", _attribute("trace_id")),
     Field("span_id", "text", _attribute("span_id")),
 )
+
+#: Columns that have a place of their own above; a newer one stands at the end, so that no column ever moves.
+_PLACED = {one.name for one in (*_ENTRY_HEAD, *_ENTRY_TAIL)}
 
 
 def charge_fields() -> list[Field[ChargeLine]]:

@@ -25,7 +25,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import KEPT_WHO
-from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Reservation
+from tokenmeter.ledger import COLUMNS, Charge, Claim, CounterKey, Entry, Reservation
 from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
@@ -48,6 +48,7 @@ _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
 
 _kept_who: Callable[[Any], tuple[str | None, ...]] = attrgetter(*KEPT_WHO)
 _of_entry: Callable[[Entry], tuple[str | None, ...]] = attrgetter(*_CALL, "cost_source", "price_list_hash")
+_columns_of: Callable[[Entry], tuple[str | int | None, ...]] = attrgetter(*COLUMNS)
 _of_key: Callable[[ApiKey], tuple[str | None, ...]] = attrgetter("fingerprint", "last4", "alias")
 _of_charge: Callable[[Charge], tuple[str | None, ...]] = attrgetter(
     "model", "sku_meter", "unit", "price_id", "source", "role"
@@ -380,8 +381,8 @@ class Template:
                 ``attempts`` (above 1), ``latency_us``, ``first_token_us``, ``end_user`` (name), ``tags`` (name of the
                 tag -> name of its value), ``quantities`` (meter -> int, or decimal text), ``reasoning``, ``charges``
                 (``rate``, ``quantity`` and costs), the costs ``list``, ``contracted`` and ``billed`` in picodollars
-                (absent: as the one before; ``list`` absent: unpriced), ``flags``, ``raw_usage``, ``error_type``,
-                ``corrects``, ``trace_id``, ``span_id``, ``reservation``, ``dedup_key``.
+                (absent: as the one before; ``list`` absent: unpriced), ``flags``, ``raw_usage``, the
+                `tokenmeter.ledger.COLUMNS`, ``trace_id``, ``span_id``, ``reservation``, ``dedup_key``.
         """
         try:
             rest = to_json(values, inf_nan_mode="strings", fallback=str)
@@ -399,7 +400,7 @@ class Template:
 def _within_bounds(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(values)
     flags: set[str] = set(kept.get("flags", ()))
-    for name in ("response_id", "request_id", "error_type", "trace_id", "span_id"):
+    for name in ("response_id", "request_id", *_TEXT_COLUMNS, "trace_id", "span_id"):
         if len(kept.get(name) or "") > _LONGEST:
             kept[name] = _bounded(kept[name])
             flags.add(SHORTENED)
@@ -412,10 +413,12 @@ def _within_bounds(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+_TEXT_COLUMNS = tuple(name for name, kind in COLUMNS.items() if kind == "text")
+_NO_COLUMNS = (None,) * len(COLUMNS)
 _ORDER = (
     *("id", "occurred_at", "recorded_at", "response_id", "request_id", "streamed", "attempts", "latency_us"),
     *("first_token_us", "end_user", "tags", "quantities", "reasoning", "charges", "list", "contracted", "billed"),
-    *("flags", "raw_usage", "error_type", "corrects", "trace_id", "span_id", "reservation", "dedup_key"),
+    *("flags", "raw_usage", *COLUMNS, "trace_id", "span_id", "reservation", "dedup_key"),
 )
 
 
@@ -441,6 +444,9 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
     _check(
         *used.quantities.values(), used.reasoning_output_tokens, entry.attempts, latency_us or 0, first_token_us or 0
     )
+    columns = _columns_of(entry)
+    if columns != _NO_COLUMNS:
+        _check(*(value for value in columns if isinstance(value, int)))
     # Only now, since definitions are written: a refused entry leaves nothing behind.
     for line, charge in zip(charges, entry.charges, strict=True):
         line["rate"] = shared.rate_of(charge)
@@ -482,10 +488,8 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
         values["flags"] = list(flags)
     if entry.raw_usage is not None:
         values["raw_usage"] = _parsed(entry.raw_usage)
-    if entry.error_type is not None:
-        values["error_type"] = entry.error_type
-    if entry.corrects is not None:
-        values["corrects"] = entry.corrects
+    if columns != _NO_COLUMNS:
+        values |= {name: value for name, value in zip(COLUMNS, columns, strict=True) if value is not None}
     if entry.trace_id is not None:
         values["trace_id"] = entry.trace_id
     if entry.span_id is not None:
@@ -587,6 +591,7 @@ def decode_entry(
     fingerprint = account.api_key_fingerprint
     raw: Any = get("raw_usage")
     values: dict[str, Any] = {  # fields of an account are plain text, those of an entry closed sets
+        **{name: record[name] for name in COLUMNS if name in record},
         "kind": account.kind,
         "status": account.status,
         "cost_source": account.cost_source,
@@ -623,8 +628,6 @@ def decode_entry(
         flags=tuple(get("flags", ())),
         price_list_hash=account.price_list_hash,
         raw_usage=raw if raw is None or isinstance(raw, str) else _encoded(raw).decode(),
-        error_type=get("error_type"),
-        corrects=get("corrects"),
         reservation_id=get("reservation"),
         dedup_key=get("dedup_key"),
         trace_id=get("trace_id"),
