@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -50,10 +51,13 @@ class Site:
                 stderr=subprocess.STDOUT,
             )
 
-    def get(self, path, user="ada"):
+    def open(self, path, user="ada"):
         headers = {"x-user": user, "x-team": "search"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
-        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+        return urllib.request.urlopen(request, timeout=120)  # noqa: S310
+
+    def get(self, path, user="ada"):
+        with self.open(path, user) as answer:
             return answer.read().decode()
 
     def wait_until_up(self):
@@ -118,12 +122,19 @@ def test_every_call_of_every_worker_is_on_the_account_of_its_request(name, start
     assert tokenmeter.verify().ok
 
 
-def stop_amid_streams(site, provider, *, words):
-    """SIGTERM while two streams are being sent; returns when the server has ended."""
+def stop_amid_streams(site, *, words):
+    """SIGTERM when two streams have each sent their first bytes; returns when the server has ended."""
+    begun = threading.Barrier(3)
+
+    def read():
+        with site.open(f"/stream?words={words}") as answer:
+            answer.read(1)
+            begun.wait(120)
+            answer.read()
+
     with ThreadPoolExecutor(2) as browsers:
-        reading = [browsers.submit(site.get, f"/stream?words={words}") for _ in range(2)]
-        while len(provider.requests) < len(reading):
-            time.sleep(0.02)
+        reading = [browsers.submit(read) for _ in range(2)]
+        begun.wait(120)
         site.process.send_signal(signal.SIGTERM)
         for answer in reading:
             answer.exception()  # a server may break off what it sends
@@ -135,7 +146,7 @@ def stop_amid_streams(site, provider, *, words):
 def test_streams_that_a_stop_lets_end_are_recorded_whole(name, start, ledger, fake_provider):
     site = start(name, grace=60)
     fake_provider.answer("word " * 40, chunk_delay=0.02, times=None)
-    stop_amid_streams(site, fake_provider, words=40)
+    stop_amid_streams(site, words=40)
     recorded, billed = charged(fake_provider)
     assert recorded == billed, site.log.read_text()
 
@@ -145,7 +156,7 @@ def test_streams_that_a_stop_lets_end_are_recorded_whole(name, start, ledger, fa
 def test_streams_that_a_stop_breaks_off_are_recorded_too(name, start, ledger, fake_provider):
     site = start(name, grace=1)
     fake_provider.answer("word " * 100, chunk_delay=0.1, times=None)
-    stop_amid_streams(site, fake_provider, words=100)
+    stop_amid_streams(site, words=100)
     tokenmeter.sweep()
     entries = list(tokenmeter.entries())
     assert len(entries) == len(fake_provider.requests), site.log.read_text()
