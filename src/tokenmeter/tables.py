@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d{1,3})?")
 _GROUPED = re.compile(r"[1-9]\d{0,2}([.,])\d{3}(?:\1\d{3})*")
 #: An instant whose zone stands apart, as an offset, as ``UTC``, or as both.
 _ZONED = re.compile(r"(?P<moment>\d{4}-\d\d-\d\d[ T][\d:.]+) (?P<offset>[-+]\d\d:?\d\d)?(?: ?(?:UTC|GMT|Z))?(?<! )")
+_DOTTED = re.compile(r"^(\d\d?)\.(\d\d?)\.(\d{4})(?:(,? +)(?=\d)|$)")
 #: How many rows of a table tell which decimal mark it has.
 _SAMPLE = 500
 
@@ -163,16 +164,23 @@ def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
 def parse_moment(text: str) -> datetime:
     """A day or an instant by ISO 8601, also as databases and Go print it: ``2026-10-13 10:00:02.1 +0000 UTC``.
 
+    With dots the day stands first, wherever they are written so: ``13.10.2026 10:00``. Slashes say two things.
+
     Returns:
         Naive where the text names no zone.
 
     Raises:
         ValueError: it is neither.
     """
-    found = _ZONED.fullmatch(text.strip())
+    text = _DOTTED.sub(_day_last, text.strip())
+    found = _ZONED.fullmatch(text)
     if found is None:
-        return datetime.fromisoformat(text.strip())
+        return datetime.fromisoformat(text)
     return datetime.fromisoformat(found["moment"] + (found["offset"] or "+00:00"))
+
+
+def _day_last(date: re.Match[str]) -> str:
+    return f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}{' ' if date[4] else ''}"
 
 
 def _bare(text: str) -> tuple[str, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import sqlite3
 from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import pyarrow as pa
 import pytest
 
 import tokenmeter
@@ -758,3 +761,156 @@ def test_a_message_in_opencodes_database_that_is_no_json_costs_only_itself(meter
     database.close()
     outcome = import_usage(meter, tmp_path)
     assert (outcome.recorded, len(outcome.left_out)) == (1, 3)
+
+
+SPEND = {
+    "request_id": "r1",
+    "call_type": "acompletion",
+    "spend": 0.01,
+    "prompt_tokens": 40,
+    "completion_tokens": 5,
+    "endTime": "2026-10-13T10:00:02.000Z",
+    "model": "gpt-5",
+    "custom_llm_provider": "openai",
+    "metadata": None,
+}
+
+
+def zstandard(data):
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(data)
+    return packed.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstandard)]
+)
+def test_packed_files_are_read_and_half_of_one_is_told(meter, write, tmp_path, ending, pack):
+    rows = "".join(json.dumps({**SPEND, "request_id": f"r{at}"}) + "\n" for at in range(2000)).encode()
+    write(f"whole/a.jsonl.{ending}", pack(rows))
+    outcome = import_usage(meter, tmp_path / "whole")
+    assert (outcome.recorded, outcome.ok) == (2000, True)
+    outcome = import_usage(meter, write(f"half.jsonl.{ending}", pack(rows)[:-60]))
+    assert (outcome.ok, outcome.recorded) == (False, 0)
+    assert any("cannot be read further" in problem.reason for problem in outcome.left_out)
+
+
+@pytest.mark.parametrize(("content", "what"), [(b"PK\x03\x04rest", "unpack it"), (b"PAR1rest", "write it as CSV")])
+def test_a_file_whose_rows_cannot_be_read_is_not_answered_with_nothing(meter, write, content, what):
+    outcome = import_usage(meter, write("export.bin", content))
+    assert (outcome.recorded, [what in problem.reason for problem in outcome.left_out]) == (0, [True])
+
+
+@pytest.mark.parametrize(
+    ("model", "theirs", "provider", "name"),
+    [
+        ("azure/gpt-5", "azure", "azure", "gpt-5"),
+        ("azure/gpt-5", None, "azure", "gpt-5"),
+        ("anthropic/claude-sonnet-4-5", "anthropic", "anthropic", "claude-sonnet-4-5"),
+        ("together_ai/meta-llama/Llama-3.3-70B", "", "together", "meta-llama/Llama-3.3-70B"),
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "bedrock_converse", "bedrock", None),
+        ("openrouter/x-ai/grok-4", "openrouter", "openrouter", "x-ai/grok-4"),
+        ("meta-llama/Llama-3.3-70B", "hosted_vllm", "hosted_vllm", None),
+        ("gpt-5", None, "openai", None),
+    ],
+)
+def test_litellms_names_of_providers_before_models_and_beside_them_are_known(
+    meter, write, model, theirs, provider, name
+):
+    assert import_usage(meter, write("a.jsonl", [{**SPEND, "model": model, "custom_llm_provider": theirs}])).ok
+    (entry,) = meter.store.entries()
+    assert (entry.provider, entry.model, entry.request_model) == (provider, name or model, model)
+
+
+def test_instants_are_read_in_any_unit_since_1970(meter, write):
+    units = (1791885602, 1791885602000, "1791885602000000", 1791885602000000000, 1791885602.0)
+    rows = [{**SPEND, "request_id": f"r{at}", "endTime": instant} for at, instant in enumerate(units)]
+    assert import_usage(meter, write("a.jsonl", rows)).recorded == len(units)
+    assert {entry.occurred_at for entry in meter.store.entries()} == {datetime(2026, 10, 13, 10, 0, 2, tzinfo=UTC)}
+
+
+def test_codex_totals_of_one_instant_are_one_run_in_any_order(meter, write):
+    def count(whole, last):
+        usage = {"input_tokens": whole, "cached_input_tokens": 0, "output_tokens": whole // 10}
+        told = {"total_token_usage": usage, "last_token_usage": {**usage, "input_tokens": last}}
+        payload = {"type": "token_count", "info": told}
+        return {"timestamp": "2026-10-08T10:00:02.000Z", "type": "event_msg", "payload": payload}
+
+    meta = {
+        "timestamp": "2026-10-08T10:00:00.000Z",
+        "type": "session_meta",
+        "payload": {"id": "s1", "timestamp": "2026-10-08T10:00:00.000Z"},
+    }
+    import_usage(meter, write("a.jsonl", [meta, count(300, 200), count(100, 100)]))
+    assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 300, "output": 30}}
+
+
+OBSERVED = {"id": "o1", "traceId": "t1", "type": "GENERATION", "startTime": "2026-10-14T10:00:00Z", "model": "gpt-5"}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"promptTokens": 10, "completionTokens": 5, "totalTokens": 15},
+        {"inputTokens": "10", "outputTokens": "5", "totalTokens": "15"},
+        {
+            "usage_details": {},
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "input": "a question",
+            "output": "an answer",
+        },
+    ],
+)
+def test_langfuse_counts_in_columns_of_their_own_are_read(meter, write, columns):
+    assert import_usage(meter, write("a.jsonl", [{**OBSERVED, **columns}])).ok
+    assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 10, "output": 5}}
+
+
+HELICONE = {
+    "request_id": "h1",
+    "response_created_at": "2026-10-15T10:00:02.000Z",
+    "response_model": "gpt-5",
+    "provider": "OPENAI",
+    "response_body": {"usage": {"prompt_tokens": 10, "completion_tokens": 5}},
+}
+PORTKEY = {
+    "id": "p1",
+    "created_at": "2026-10-17T10:00:00.000Z",
+    "ai_org": "openai",
+    "ai_model": "gpt-5",
+    "req_units": 10,
+    "res_units": 5,
+    "response": {"body": {"usage": {"prompt_tokens": 10, "completion_tokens": 5}}},
+}
+
+
+@pytest.mark.parametrize("row", [HELICONE, PORTKEY], ids=["helicone", "portkey"])
+def test_a_body_that_names_no_model_is_of_the_rows_model_and_priced(meter, write, row):
+    assert import_usage(meter, write("a.jsonl", [row])).recorded == 1
+    (entry,) = meter.store.entries()
+    assert (entry.model, entry.cost_source) == ("gpt-5", "computed")
+
+
+@pytest.mark.parametrize(
+    ("row", "calls"),
+    [
+        ({**HELICONE, "response_status": 201}, 1),
+        ({**HELICONE, "response_status": "429"}, 0),
+        ({**HELICONE, "cache_reference_id": "00000000-0000-0000-0000-000000000000"}, 1),
+        ({**HELICONE, "cache_reference_id": "8d0f5f0e-36f5-4c0c-a3f4-2f6f0f4b3c11"}, 0),
+        ({**PORTKEY, "response_status_code": 200}, 1),
+        ({**PORTKEY, "response_status_code": 500}, 0),
+    ],
+)
+def test_what_failed_and_what_a_gateways_cache_answered_is_no_call(meter, write, row, calls):
+    outcome = import_usage(meter, write("a.jsonl", [row]))
+    assert (outcome.recorded, outcome.not_calls) == (calls, 1 - calls)
+
+
+def test_a_response_without_a_model_is_of_the_one_that_is_given(meter, write):
+    row = {"id": "c1", "object": "chat.completion", "created": 1791885602}
+    row["usage"] = {"prompt_tokens": 10, "completion_tokens": 5}
+    import_usage(meter, write("a.jsonl", [row]), model="gpt-5")
+    assert [(entry.model, entry.cost_source) for entry in meter.store.entries()] == [("gpt-5", "computed")]

@@ -101,13 +101,18 @@ def test_nothing_has_no_rows(content):
         ("2026-10-13 12:00:02.5 +0200", datetime(2026, 10, 13, 10, 0, 2, 500000, tzinfo=UTC)),
         ("2026-10-13 10:00:02.123456 +0000 UTC", datetime(2026, 10, 13, 10, 0, 2, 123456, tzinfo=UTC)),
         (" 2026-10-13 10:00:02 ", datetime(2026, 10, 13, 10, 0, 2)),  # noqa: DTZ001 - without a zone
+        ("13.10.2026", datetime(2026, 10, 13)),  # noqa: DTZ001 - without a zone
+        ("3.1.2026, 09:30", datetime(2026, 1, 3, 9, 30)),  # noqa: DTZ001 - without a zone
+        ("13.10.2026 10:00:02 +0200", datetime(2026, 10, 13, 8, 0, 2, tzinfo=UTC)),
     ],
 )
 def test_moments_are_read_as_programs_print_them(text, moment):
     assert parse_moment(text) == moment
 
 
-@pytest.mark.parametrize("text", ["", "soon", "13.10.2026", "10/13/2026", "2026-10-13 10:00:02 CET", "2026-10-13 UTC"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "13.13.2026", "13.10.26", "10/13/2026", "2026-10-13 10:00:02 CET", "2026-10-13 UTC"]
+)
 def test_a_moment_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match=r"."):
         parse_moment(text)

@@ -72,8 +72,8 @@ def import_(
     """Record usage from transcripts, logs and kept responses; each call once, however often it is imported.
 
     Reads Claude Code, Codex, Gemini CLI, opencode, aider, LiteLLM, Langfuse, Helicone, OpenRouter, Portkey, responses
-    and batch outputs of OpenAI and Anthropic, and any JSON lines, JSON array or CSV with --map; gzip too. A call that
-    the ledger has already under the same id is left as it is. Exit code 1 when rows were left out or disagree.
+    and batch outputs of OpenAI and Anthropic, and any JSON lines, JSON array or CSV with --map; packed ones too. A call
+    that the ledger has already under the same id is left as it is. Exit code 1 when rows were left out or disagree.
     """
     source, paths = _split(what)
     attribution = Attribution(

@@ -190,7 +190,7 @@ class Codex:
         before: tuple[int, ...] = (0,) * len(_TOTALS)
         run, own = 0, session.parent is None
         # Lines of parallel writers may stand out of order: a total that falls is a new run only where time went on.
-        for at, model, total, last, where in sorted(session.counts, key=lambda one: one.at):
+        for at, model, total, last, where in sorted(session.counts, key=lambda one: (one.at, one.total)):
             now = total
             if last and not any(total):  # only the call itself is told
                 now = tuple(count + known for count, known in zip(last, before, strict=True))

@@ -78,7 +78,8 @@ class ImportedCall:
         where: File and line, for people.
         id: Its identity: the provider's id of the answer where it is known.
         provider: Provider id.
-        model: Model, as the source spells it.
+        model: Model, as its provider names it.
+        request_model: The same as the source spells it, where that differs: ``azure/gpt-5``.
         at: When, aware UTC.
         endpoint: SDK method path.
         quantities: Meter -> count, disjoint.
@@ -101,6 +102,7 @@ class ImportedCall:
     model: str | None
     at: datetime
     endpoint: str
+    request_model: str | None = None
     quantities: dict[str, int] = field(default_factory=dict[str, int])
     reasoning: int = 0
     service_tier: str | None = None
@@ -150,7 +152,7 @@ def decimal_of(value: object, name: str) -> Decimal:
 
 
 def instant_of(value: object, *, tz: str | None) -> datetime:
-    """An instant: ISO 8601 text, or seconds or milliseconds since 1970.
+    """An instant: ISO 8601 text, or seconds, milliseconds, microseconds or nanoseconds since 1970.
 
     Args:
         value: As the source has it.
@@ -165,15 +167,16 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
         try:
             moment = parse_moment(value)
         except ValueError:
-            raise ConfigurationError(f"{value!r} is no instant") from None
+            raise ConfigurationError(f"{value!r} is no instant: write it as 2026-10-14T10:00:00Z") from None
         if moment.tzinfo is None:
             if tz is None:
                 raise ConfigurationError(f"{value!r} has no time zone: give --zone")
             moment = moment.replace(tzinfo=zone(tz))
         return moment.astimezone(UTC)
     seconds = decimal_of(value, "the time")
-    if seconds.copy_abs() >= _MILLISECONDS:
-        seconds = seconds.scaleb(-3, context=EXACT)
+    for _ in ("milliseconds", "microseconds", "nanoseconds"):
+        if seconds.copy_abs() >= _MILLISECONDS:
+            seconds = seconds.scaleb(-3, context=EXACT)
     if not 0 <= seconds < _LATEST:
         raise ConfigurationError(f"{value!r} is no instant")
     whole = int(seconds)

@@ -40,13 +40,27 @@ _OK = 200
 _NONE: Row = {}
 
 
+#: LiteLLM's names of providers -> those of the price list, where they differ; it puts them before models, too.
+_LITELLM_PROVIDERS = {
+    **dict.fromkeys(("azure_ai", "azure_text"), "azure"),
+    **dict.fromkeys(("bedrock_converse", "sagemaker", "sagemaker_chat"), "bedrock"),
+    **dict.fromkeys(("vertex_ai_beta", "palm"), "vertex_ai"),
+    **dict.fromkeys(("codestral", "text-completion-codestral"), "mistral"),
+    "cohere_chat": "cohere",
+    "fireworks_ai": "fireworks",
+    "text-completion-openai": "openai",
+    "together_ai": "together",
+    **{name: name for name in ("anthropic", "azure", "bedrock", "cerebras", "cohere", "databricks", "deepseek")},
+    **{name: name for name in ("gemini", "groq", "mistral", "moonshot", "novita", "openai", "openrouter")},
+    **{name: name for name in ("perplexity", "vertex_ai", "xai", "zai")},
+}
 _LITELLM_WHO = (("member", "user"), ("team", "team_id"), ("organization", "organization_id"), ("end_user", "end_user"))
 
 
 #: What Langfuse, over its versions, calls input, output and their sum.
 _LANGFUSE = (
-    ("input", "prompt_tokens", "promptTokens", "input_tokens", "inputUsage"),
-    ("output", "completion_tokens", "completionTokens", "output_tokens", "outputUsage"),
+    ("input", "prompt_tokens", "promptTokens", "input_tokens", "inputTokens", "inputUsage"),
+    ("output", "completion_tokens", "completionTokens", "output_tokens", "outputTokens", "outputUsage"),
     ("total", "total_tokens", "totalTokens", "totalUsage"),
 )
 
@@ -100,13 +114,20 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
     flags = {"cache_uncertain"} if uncertain else set[str]()
     if not metadata and len(str(row.get("metadata") or "").strip("{} ")) and str(row["metadata"]).lstrip()[:1] == "{":
         flags.add("usage_partly_read")  # cut off: what it would say of the cache is not known
-    provider = str(row.get("custom_llm_provider") or provider_of(str(row.get("model"))) or given.provider or "")
+    spelled = _model(row, "model")
+    theirs = str(row.get("custom_llm_provider") or "")
+    prefix, slash, rest = spelled.partition("/")
+    if slash and not theirs and prefix in _LITELLM_PROVIDERS:
+        theirs = prefix
+    model = rest if slash and prefix == theirs else spelled
+    provider = _LITELLM_PROVIDERS.get(theirs, theirs) or provider_of(model) or given.provider or ""
     who = {name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))}
     return ImportedCall(
         where=where,
         id=_id(row, "request_id"),
         provider=_provider(provider),
-        model=_model(row, "model"),
+        model=model,
+        request_model=spelled,
         at=instant_of(row.get("endTime") or row.get("startTime"), tz="UTC"),
         endpoint=endpoint_of(provider),
         quantities=without_zero({
@@ -128,10 +149,9 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     """An observation of Langfuse: generations and embeddings are calls, spans are not."""
     if str(row.get("type")).upper() not in {"GENERATION", "EMBEDDING"}:
         return None
-    usage = nested(row, "usage_details") or nested(row, "usageDetails")
-    plain = nested(row, "usage")
-    if not usage and plain:
-        usage = plain
+    usage = nested(row, "usage_details") or nested(row, "usageDetails") or nested(row, "usage")
+    if not usage:  # in columns of their own; those called ``input`` and ``output`` hold what was said
+        usage = {name: row[name] for names in _LANGFUSE for name in names[1:] if row.get(name) not in {None, ""}}
     cost = _cost(row, "total_cost", "calculatedTotalCost", "totalCost")
     if not any(value and not isinstance(value, dict) and str(value) != "0" for value in usage.values()):
         return _without_usage(cost)
@@ -177,9 +197,11 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
 
 
 def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
-    """A request of Helicone: the provider's own usage in the body goes before the flat columns."""
-    status = row.get("response_status")
-    if status not in {None, ""} and int(decimal_of(status, "response_status")) != _OK:
+    """A request of Helicone: the provider's own usage in the body goes before the flat columns.
+
+    What failed, and what its own cache answered, is no call of a provider.
+    """
+    if _failed(row, "response_status") or str(row.get("cache_reference_id") or _UNCACHED) != _UNCACHED:
         return None
     body = nested(row, "response_body")
     model = row.get("response_model") or row.get("request_model") or row.get("model_override")
@@ -200,10 +222,7 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
         who=who,
     )
     if mapping_of(body.get("usage")):
-        call.observation = observe(
-            body, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
-        )
-        return call
+        return _observed(call, body, given)
     prompt, total = count_of(row, "prompt_tokens"), count_of(row, "total_tokens")
     output = count_of(row, "completion_tokens")
     read, written = count_of(row, "prompt_cache_read_tokens"), count_of(row, "prompt_cache_write_tokens")
@@ -252,6 +271,8 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A log of Portkey: its costs are cents; a hit of its cache is no call of a provider."""
     if str(row.get("cache_status")).upper() == "HIT" or str(row.get("is_success")).lower() in {"0", "false"}:
         return None
+    if _failed(row, "response_status_code"):
+        return None
     body = nested(nested(row, "response"), "body") or nested(row, "response")
     provider = given.provider or str(row.get("ai_org") or provider_of(str(row.get("ai_model"))) or "")
     metadata = nested(row, "metadata")
@@ -270,13 +291,29 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
         who=who,
     )
     if mapping_of(body.get("usage")):
-        call.observation = observe(
-            body, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
-        )
-        return call
+        return _observed(call, body, given)
     call.quantities = without_zero({"input": count_of(row, "req_units"), "output": count_of(row, "res_units")})
     call.flags = frozenset({"cache_uncertain"})
     return call if call.quantities else _without_usage(call.cost_in_source)
+
+
+#: Helicone's way to say that no cache answered.
+_UNCACHED = "00000000-0000-0000-0000-000000000000"
+
+
+def _failed(row: Row, name: str) -> bool:
+    """Whether the status of an answer, where it is told, is not one of success."""
+    status = row.get(name)
+    return status not in {None, ""} and int(decimal_of(status, name)) // 100 != _OK // 100
+
+
+def _observed(call: ImportedCall, body: Row, given: Given) -> ImportedCall:
+    """A call with the usage of the body that the provider sent; a body that names no model is of the row's."""
+    named = body if body.get("model") else {**body, "model": call.model}
+    call.observation = observe(
+        named, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
+    )
+    return call
 
 
 def _without_usage(cost: Decimal | None) -> ImportedCall | None:
@@ -355,6 +392,8 @@ def response(row: Row, where: str, given: Given) -> ImportedCall | None:
         return None
     provider, endpoint = _where(body, given)
     processing = given.processing or ("batch" if batch else None)
+    if given.model and not body.get("model"):
+        body = {**body, "model": given.model}
     seen = observe(
         body,
         provider=provider,

@@ -174,7 +174,7 @@ def import_usage(
 
     Transcripts of Claude Code, Codex, Gemini CLI, opencode and aider; logs of LiteLLM, Langfuse, Helicone, OpenRouter
     and Portkey; responses and batch outputs of OpenAI and Anthropic; any JSON lines, JSON array or CSV by a map of
-    fields. Gzip as well. What is what is told by the rows themselves.
+    fields. Packed files as well. What is what is told by the rows themselves.
 
     Args:
         meter: Where to record.
@@ -433,7 +433,7 @@ class _Entries:
             provider=call.provider,
             endpoint=call.endpoint,
             operation=_OPERATIONS.get(call.endpoint, "chat"),
-            request_model=call.model,
+            request_model=call.request_model or call.model,
             response_model=(seen and seen.response_model) or call.model,
             response_id=call.id,
             service_tier=(seen and seen.service_tier) or call.service_tier,

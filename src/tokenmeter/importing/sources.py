@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +22,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
+from tokenmeter.reports.writers import import_extra
 from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_number, read_table
 
 Source = Literal[
@@ -42,8 +45,44 @@ SOURCES: tuple[Source, ...] = (
 #: Sources whose folders are known: `usual_folders`.
 AGENTS: tuple[Source, ...] = ("claude-code", "codex", "gemini", "opencode")
 
-_GZIP, _SQLITE = b"\x1f\x8b", b"SQLite format 3\x00"
-_ENDINGS = (".jsonl", ".json", ".csv", ".ndjson", ".gz", ".db")
+
+def _zstandard(file: IO[bytes]) -> IO[bytes]:
+    arrow = import_extra("pyarrow", "A file packed by Zstandard")
+    return io.BufferedReader(_Raw(arrow.CompressedInputStream(file, "zstd")))
+
+
+class _Raw(io.RawIOBase):
+    """What only gives bytes, as a buffered reader wants it."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As `io.RawIOBase` has it."""
+        data: bytes = self._given.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+_SQLITE = b"SQLite format 3\x00"
+#: How packed files begin, and what opens them.
+_PACKED: Mapping[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": _zstandard,
+}
+#: How files begin whose rows cannot be read here, and what to do with them.
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP or a workbook: unpack it, or save it as CSV",
+    b"PAR1": "Parquet: write it as CSV or JSON lines",
+}
+_PACKINGS = (".gz", ".bz2", ".xz", ".zst")
+_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".ndjson", ".db", *_PACKINGS)
 _BIG = 1 << 27
 _PEEKED = 256
 Row = Mapping[str, Any]
@@ -95,7 +134,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
-    """The rows of a file: lines of JSON, one JSON array or object, CSV, or opencode's database; gzip as well.
+    """The rows of a file: lines of JSON, one JSON array or object, CSV, or opencode's database; packed ones as well.
 
     Args:
         path: The file.
@@ -110,19 +149,24 @@ def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
         except ConfigurationError as error:
             yield Line(str(path), 0, fault=str(error))
         return
+    if what := next((what for begins, what in _OTHERS.items() if beginning.startswith(begins)), None):
+        yield Line(str(path), 0, fault=f"{what}; nothing of it was read")
+        return
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
-        if beginning[:2] == _GZIP:
-            file = cast("io.BufferedReader", stack.enter_context(gzip.GzipFile(fileobj=file)))
         try:
+            if unpack := next((unpack for begins, unpack in _PACKED.items() if beginning.startswith(begins)), None):
+                file = cast("io.BufferedReader", stack.enter_context(unpack(file)))
             yield from _rows(path, file, mark)
-        except (OSError, EOFError, zlib.error) as error:
+        except ConfigurationError as error:
+            yield Line(str(path), 0, fault=str(error))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             yield Line(str(path), 0, fault=f"cannot be read further: {error}")
 
 
 def _rows(path: Path, raw: io.BufferedReader, mark: DecimalMark | None) -> Iterator[Line]:
     beginning = raw.peek(_PEEKED)[:_PEEKED]
-    name = path.name.removesuffix(".gz")
+    name = path.stem if path.suffix in _PACKINGS else path.name
     plain = beginning.replace(b"\0", b"").removeprefix(codecs.BOM_UTF8).strip(b"\xff\xfe \t\r\n")
     is_json = name.endswith((".json", ".jsonl", ".ndjson"))
     if not is_json and plain and (plain[:1] not in b"{[" or name.endswith((".csv", ".tsv"))):
