@@ -6,16 +6,21 @@ it stands in, or the reader, has to say which.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
+import gzip
 import io
+import lzma
 import re
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from importlib import import_module
 from itertools import chain, islice
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 DecimalMark = Literal[".", ","]
 
@@ -43,6 +48,64 @@ def _as_windows_1252(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("tokenmeter.windows-1252", _as_windows_1252)
 
 
+class NotATableError(ValueError):
+    """A file whose rows cannot be read here; says what to do."""
+
+
+def _zstandard(file: IO[bytes]) -> io.BufferedReader:
+    try:
+        arrow: Any = import_module("pyarrow")
+    except ImportError as error:
+        raise NotATableError("it is packed by Zstandard: unpack it, or pip install pyarrow") from error
+    return io.BufferedReader(_Raw(arrow.CompressedInputStream(file, "zstd")))
+
+
+class _Raw(io.RawIOBase):
+    """What only gives bytes, as a buffered reader wants it."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As `io.RawIOBase` has it."""
+        data: bytes = self._given.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+#: How packed files begin, and what opens them.
+_PACKED: Mapping[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": _zstandard,
+}
+#: How files begin whose rows cannot be read here, and what to do with them.
+_OTHERS: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a ZIP or a workbook: unpack it, or save it as CSV",
+    b"PAR1": "Parquet: write it as CSV or JSON lines",
+}
+#: What a packed file that is broken, or cut off, raises while it is read.
+UNPACKING = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+def unpacked(file: io.BufferedReader) -> io.BufferedReader:
+    """A file as it was before gzip, bzip2, xz or Zstandard packed it; one that is not packed as it is.
+
+    Raises:
+        NotATableError: a ZIP, a workbook or Parquet, or Zstandard without what unpacks it; says what to do.
+    """
+    beginning = file.peek(8)
+    if what := next((what for begins, what in _OTHERS.items() if beginning.startswith(begins)), None):
+        raise NotATableError(f"it is {what}; nothing of it was read")
+    unpack = next((unpack for begins, unpack in _PACKED.items() if beginning.startswith(begins)), None)
+    return file if unpack is None else cast("io.BufferedReader", unpack(file))
+
+
 def open_text(raw: IO[bytes], beginning: bytes) -> IO[str]:
     """A file as text: UTF-8 with or without its mark, UTF-16 by its mark; what is neither is Windows-1252.
 
@@ -62,21 +125,24 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
     are headings has the rest under the heading ``""``. A heading that stands twice is ``name`` and ``name (2)``.
 
     Raises:
-        csv.Error: when the rows are read: a line that is no CSV.
+        csv.Error: when the rows are read: a line that is no CSV, or that the file ends in the middle of.
     """
-    filled = (line for line in text if line.strip())
+    raw = _Lines(text)
+    filled = (line for line in raw if line.strip())
     first = next(filled, "")
     said = _SAYS_DELIMITER.fullmatch(first)
     if said:
         first = next(filled, "")
     delimiter = said[1] if said else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
     skipped = 1 if said else 0
-    reader = csv.reader(chain([first], text), delimiter=delimiter)
+    reader = csv.reader(chain([first], raw), delimiter=delimiter)
     headings = _apart([name.strip() for names in islice(reader, 1) for name in names])
 
     def rows() -> Iterator[tuple[int, dict[str, str]]]:
         for cells in reader:
             if cells:
+                if raw.is_cut(len(cells) < len(headings)):
+                    raise csv.Error("it ends in the middle of its last line")
                 rest = [cell for cell in cells[len(headings) :] if cell.strip()]
                 row = dict.fromkeys(headings, "") | dict(zip(headings, cells, strict=False))
                 yield reader.line_num + skipped, row | ({"": ", ".join(rest)} if rest else {})
@@ -98,6 +164,29 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
         yield from every
 
     return headings, again(), mark
+
+
+class _Lines:
+    """The lines of a text, and whether the last record stops in the middle."""
+
+    def __init__(self, text: Iterable[str]) -> None:
+        self._text = iter(text)
+        self._record: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._text)
+        self._record.append(line)
+        return line
+
+    def is_cut(self, short: bool) -> bool:
+        """Whether the record that was just read is the last, has no end of line, and lacks cells or a quote."""
+        record, self._record = self._record, []
+        if not record or record[-1].endswith(("\n", "\r")):
+            return False
+        return short or sum(line.count('"') for line in record) % 2 == 1
 
 
 def _apart(headings: Iterable[str]) -> list[str]:

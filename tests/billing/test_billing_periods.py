@@ -9,6 +9,7 @@ import pytest
 from tokenmeter.billing import close_period, closed_periods, draft_invoice, late_costs, late_entries
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import total
+from tokenmeter.periods import Period, parse_period
 
 JANUARY = datetime(2027, 1, 2, tzinfo=UTC)
 
@@ -136,3 +137,20 @@ def test_each_late_entry_is_told_once_over_many_closings(store, book):
 def test_an_empty_period_closes(store, december):
     closed = close_period(store, "2026-11", now=december)
     assert (closed.entries, closed.billed_cost, closed.rows) == (0, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(("2026-10", "Europe/Berlin"), ("2026-11", "UTC")), (("2026-11", "UTC"), ("2026-10", "Asia/Tokyo"))],
+)
+def test_hours_between_two_zones_are_closed_or_the_next_period_is_refused(store, book, first, then):
+    book("3", at="2026-10-31T23:30", member="ada")
+    close_period(store, first[0], tz=first[1], now=JANUARY)
+    with pytest.raises(LedgerError, match="billed nowhere"):
+        close_period(store, then[0], tz=then[1], now=JANUARY)
+    (closed,) = closed_periods(store)
+    wanted = parse_period(then[0], then[1])
+    _, start, end, _ = sorted((closed.period.start, closed.period.end, wanted.start, wanted.end))
+    close_period(store, Period(start, end, "UTC", "hours between"), now=JANUARY)
+    close_period(store, then[0], tz=then[1], now=JANUARY)
+    assert total(one.billed_cost for one in closed_periods(store)) == 3

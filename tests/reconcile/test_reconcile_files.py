@@ -1,6 +1,8 @@
 """CSV files: the consoles' exports by their headings, anything else with a column map."""
 
+import bz2
 import gzip
+import lzma
 from datetime import date
 from decimal import Decimal
 
@@ -8,7 +10,9 @@ import pytest
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
+from tokenmeter.reconciliation import reconcile
 from tokenmeter.reconciliation.files import read_files
+from tokenmeter.stores import open_store
 
 NOVEMBER = parse_period("2026-11")
 DAY = date(2026, 11, 10)
@@ -194,3 +198,35 @@ def test_a_heading_that_stands_twice_hides_no_column(write):
     )
     statement = read(write(twice))
     assert [line.amount for line in statement.costs if line.amount] == [Decimal("0.000875")]
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, gzip.compress, lzma.compress])
+def test_packed_statements_are_read_and_half_of_one_is_refused(tmp_path, pack):
+    content = pack(b"d,m,c\n2026-10-10,gpt-5,1.5\n" * 50)
+    asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
+    path = tmp_path / "s.csv"
+    path.write_bytes(pack(b"d,m,c\n13.10.2026,gpt-5,1.5\n"))
+    (line,) = read_files([path], parse_period("2026-10"), **asked).costs
+    assert (line.bucket.day.isoformat(), line.amount) == ("2026-10-13", Decimal("1.5"))
+    path.write_bytes(content[:-9])
+    with pytest.raises(ReconciliationError, match="cannot be read"):
+        read_files([path], parse_period("2026-10"), **asked)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"PK\x03\x04", "unpack it"), (b"PAR1", "CSV"), (b"d,m,c\n2026-10-10,gpt-5,1.5\n2026-10-11,gp", "in the middle")],
+)
+def test_a_file_that_is_no_table_or_half_of_one_is_refused(tmp_path, content, what):
+    path = tmp_path / "s.csv"
+    path.write_bytes(content)
+    asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
+    with pytest.raises(ReconciliationError, match=what):
+        read_files([path], parse_period("2026-10"), **asked)
+
+
+def test_no_file_and_no_client_is_told_in_words():
+    store = open_store("memory:")
+    with pytest.raises(ConfigurationError, match="at least one CSV file"):
+        reconcile(store, provider="openai", period="2026-10", source=[])
+    store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -89,6 +90,17 @@ def test_a_line_may_say_the_delimiter_and_cells_may_have_lines():
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"a,b\n"])
 def test_nothing_has_no_rows(content):
     assert table(content)[1] == []
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n3", b'a,b\n1,2\n3,"4', b'a,b\n1,2\n3,"4\n5'])
+def test_a_table_that_stops_in_the_middle_of_a_line_is_told(content):
+    with pytest.raises(csv.Error, match="in the middle"):
+        table(content)
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n3,4", b'a,b\n1,2\n3,"4"', b'a,b\n1,2\n3,"4 ""x"""', b"a,b\n1,2\n3\n"])
+def test_a_table_needs_no_end_of_its_last_line(content):
+    assert len(table(content)[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 
 _KIND = "period"
+#: No two zones are further apart.
+_WIDEST = timedelta(hours=27)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,8 @@ def close_period(
 
     Raises:
         ConfigurationError: not a period or a zone.
-        LedgerError: it has not ended, or is closed already, whole or in part.
+        LedgerError: it has not ended, is closed already, whole or in part, or leaves hours between itself and a period
+            that was cut in another zone.
     """
     moment = now or utcnow()
     wanted = closable(period, tz, moment)
@@ -178,13 +181,27 @@ def acting(by: str | None) -> str:
 
 
 def check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
-    """Refuse, as a LedgerError, what is closed already, whole or in part."""
+    """Refuse, as a LedgerError, what is closed already, whole or in part, and what leaves hours between two zones."""
     for one in closed:
         if one.period.start < wanted.end and wanted.start < one.period.end:
             raise LedgerError(
                 f"{wanted.label} ({wanted.tz}) is closed, or overlaps with {one.period.label} ({one.period.tz}), "
                 f"closed at {one.closed_at.isoformat(timespec='seconds')}. Periods are not reopened: entries that come "
                 "later, and adjustments, are corrections in the next period."
+            )
+    before = max(
+        (one for one in closed if one.period.end <= wanted.start), key=lambda one: one.period.end, default=None
+    )
+    after = min(
+        (one for one in closed if one.period.start >= wanted.end), key=lambda one: one.period.start, default=None
+    )
+    for one in filter(None, (before, after)):
+        between = max(wanted.start - one.period.end, one.period.start - wanted.end)
+        if wanted.tz != one.period.tz and timedelta() < between < _WIDEST:
+            raise LedgerError(
+                f"Between {one.period.label} ({one.period.tz}), which is closed, and {wanted.label} ({wanted.tz}) are "
+                f"{between} that neither holds, and what was used then would be billed nowhere. Cut it in "
+                f"{one.period.tz} (tz=, --tz); to go over to another zone, close the hours between first, as a Period."
             )
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import io
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -22,8 +18,16 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
-from tokenmeter.reports.writers import import_extra
-from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_number, read_table
+from tokenmeter.tables import (
+    UNPACKING,
+    DecimalMark,
+    NotATableError,
+    is_ambiguous,
+    open_text,
+    parse_number,
+    read_table,
+    unpacked,
+)
 
 Source = Literal[
     "claude-code",
@@ -46,41 +50,7 @@ SOURCES: tuple[Source, ...] = (
 AGENTS: tuple[Source, ...] = ("claude-code", "codex", "gemini", "opencode")
 
 
-def _zstandard(file: IO[bytes]) -> IO[bytes]:
-    arrow = import_extra("pyarrow", "A file packed by Zstandard")
-    return io.BufferedReader(_Raw(arrow.CompressedInputStream(file, "zstd")))
-
-
-class _Raw(io.RawIOBase):
-    """What only gives bytes, as a buffered reader wants it."""
-
-    def __init__(self, given: Any) -> None:
-        self._given = given
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        """As `io.RawIOBase` has it."""
-        data: bytes = self._given.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
 _SQLITE = b"SQLite format 3\x00"
-#: How packed files begin, and what opens them.
-_PACKED: Mapping[bytes, Callable[[IO[bytes]], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
-    b"\x28\xb5\x2f\xfd": _zstandard,
-}
-#: How files begin whose rows cannot be read here, and what to do with them.
-_OTHERS = {
-    b"PK\x03\x04": "a ZIP or a workbook: unpack it, or save it as CSV",
-    b"PAR1": "Parquet: write it as CSV or JSON lines",
-}
 _PACKINGS = (".gz", ".bz2", ".xz", ".zst")
 _ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".ndjson", ".db", *_PACKINGS)
 _BIG = 1 << 27
@@ -149,18 +119,12 @@ def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
         except ConfigurationError as error:
             yield Line(str(path), 0, fault=str(error))
         return
-    if what := next((what for begins, what in _OTHERS.items() if beginning.startswith(begins)), None):
-        yield Line(str(path), 0, fault=f"{what}; nothing of it was read")
-        return
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
+    with path.open("rb") as file:
         try:
-            if unpack := next((unpack for begins, unpack in _PACKED.items() if beginning.startswith(begins)), None):
-                file = cast("io.BufferedReader", stack.enter_context(unpack(file)))
-            yield from _rows(path, file, mark)
-        except ConfigurationError as error:
+            yield from _rows(path, unpacked(file), mark)
+        except NotATableError as error:
             yield Line(str(path), 0, fault=str(error))
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except UNPACKING as error:
             yield Line(str(path), 0, fault=f"cannot be read further: {error}")
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -30,7 +28,17 @@ from tokenmeter.reconciliation.statement import (
     kind_of_cost,
     tier_name,
 )
-from tokenmeter.tables import DecimalMark, is_ambiguous, open_text, parse_moment, parse_number, read_table
+from tokenmeter.tables import (
+    UNPACKING,
+    DecimalMark,
+    NotATableError,
+    is_ambiguous,
+    open_text,
+    parse_moment,
+    parse_number,
+    read_table,
+    unpacked,
+)
 
 CostUnit = Literal["usd", "cents"]
 _COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")
@@ -181,7 +189,7 @@ def read_files(
     A file given twice, and rows that stand in two files alike, count once; `ProviderStatement.notes` names them.
 
     Args:
-        paths: The files, packed by gzip or not; separated by comma, semicolon, tab or bar.
+        paths: The files, packed (gzip, bzip2, xz, Zstandard) or not; separated by comma, semicolon, tab or bar.
         period: Days outside are left out.
         provider: Whose statement it is.
         by: What to split by; what a file does not tell is not split by.
@@ -298,9 +306,9 @@ def _only(bucket: Bucket, grain: Sequence[str]) -> Bucket:
 def _content(path: Path) -> bytes:
     """A file's bytes, unpacked."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") as file:
+            return unpacked(file).read()
+    except (*UNPACKING, NotATableError) as error:
         raise ReconciliationError(f"{path} cannot be read: {error}.") from error
 
 
@@ -309,7 +317,7 @@ def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[
     try:
         return headings, list(rows), mark
     except csv.Error as error:
-        raise ReconciliationError(f"{path} is not CSV: {error}.") from error
+        raise ReconciliationError(f"{path} cannot be read as CSV: {error}.") from error
 
 
 def _once(

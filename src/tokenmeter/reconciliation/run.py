@@ -278,7 +278,11 @@ def _paths(source: Any) -> list[Path]:
     """The files that `source` names; none for a client."""
     if isinstance(source, (str, os.PathLike)):
         return [Path(os.fspath(cast("str | os.PathLike[str]", source)))]
-    return [Path(path) for path in cast("Iterable[str]", source)] if isinstance(source, (list, tuple)) else []
+    if not isinstance(source, (list, tuple)):
+        return []
+    if not source:
+        raise ConfigurationError("source= is an empty list: name at least one CSV file, or give a client.")
+    return [Path(path) for path in cast("Iterable[str]", source)]
 
 
 def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:
