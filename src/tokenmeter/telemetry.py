@@ -141,7 +141,7 @@ def _fullest(meter: MeteredState, labels: Sequence[str]) -> Mapping[tuple[str, t
     """How full each budget is, 1 = full: by budget and the labels that are allowed; the fullest of those beneath."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for balance in meter.remaining():
-        if not balance.limit.is_finite():
+        if not (balance.limit_known and balance.limit.is_finite()):
             continue
         scope = tuple((name, value) for name, value in balance.scope.items() if name in labels)
         used = EXACT.add(balance.spent, balance.reserved)

@@ -390,6 +390,8 @@ class TestLimits:
         meter.budgets.forget_limits("plans", "bob")
         assert not is_stopped(meter, a_call("ada"))  # its last answer
         assert is_stopped(meter, a_call("bob"))  # the fixed limit: 10 tokens do not fit into 5
+        meter.budgets.forget_limits("plans")
+        assert not is_stopped(meter, a_call("ada"))  # still what was known
         assert "its limit function failed" in caplog.text
 
     def test_without_any_limit_known_the_call_is_not_sent_unless_chosen(self, metered):
@@ -397,6 +399,32 @@ class TestLimits:
         with pytest.raises(StoreUnavailableError, match="limit of budget 'plans' for member=ada is not known"):
             meter.authorize(a_call())
         meter.budgets.set(Budget(member="*", limit=lambda _: None, name="plans", store_failure="open"))
+
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (-1, "must not be negative"),
+            (float("nan"), "finite number"),
+            (True, "number such as"),
+            ([], "number such as"),
+        ],
+        ids=str,
+    )
+    def test_an_answer_that_is_no_limit_stops_the_call_and_says_what_was_wrong(self, metered, caplog, answer, reason):
+        meter = metered(Budget(member="*", limit=lambda _: answer, name="plans"))
+        with pytest.raises(StoreUnavailableError, match=f"^The limit of budget 'plans'.*{reason}.*was not sent"):
+            meter.authorize(a_call())
+        assert "its calls are refused meanwhile" in caplog.text
+
+    def test_a_limit_that_this_process_cannot_ask_is_told_as_not_known(self, metered):
+        meter = metered(Budget(member="*", limit=lambda _: 15, name="plans"))
+        spend(meter, a_call(), 1)
+        (here,) = meter.remaining(member="ada")
+        assert (here.limit, here.limit_known) == (15, True)
+        (there,) = metered().remaining(member="ada")
+        assert (there.spent, there.limit_known) == (1, False)
+        assert (there.to_dict()["limit"], there.to_dict()["remaining"]) == (None, None)
+        assert "limit not known here" in repr(there)
 
     def test_a_process_without_the_function_goes_by_the_fixed_limit(self, metered):
         meter = metered(Budget(member="*", limit=lambda _: 15, limit_usd=5, name="plans"))

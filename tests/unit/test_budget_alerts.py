@@ -183,10 +183,14 @@ class TestWebhook:
             hook(ALERT)
         assert "s3cret" not in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["ftp://x/y", "file:///etc/passwd", "hooks.example.com", "http://"])
-    def test_only_http_urls_are_accepted(self, url):
-        with pytest.raises(ConfigurationError, match="http"):
+    @pytest.mark.parametrize(
+        "url",
+        ["ftp://x/s3cret", "file:///s3cret", "s3cret.example.com", "http://", "http://x/s3cret now", "http://[s3cret"],
+    )
+    def test_only_http_urls_are_accepted_and_what_was_given_is_not_shown(self, url):
+        with pytest.raises(ConfigurationError, match="http") as caught:
             Webhook(url)
+        assert "s3cret" not in str(caught.value)
 
     @pytest.mark.parametrize("secret", ["", "whsec_", "from my head", "whsec_!"])
     def test_a_secret_that_no_receiver_could_use_is_refused_with_how_to_make_one(self, secret):
@@ -313,6 +317,15 @@ class TestQueue:
         assert alerts.flush(5)
         assert seen == [ALERT]
         assert "could not deliver" in caplog.text
+
+    def test_a_target_that_is_away_delays_no_other(self):
+        go, told = threading.Event(), threading.Event()
+        alerts = AlertQueue([lambda _: go.wait(10), lambda _: told.set()])
+        alerts.submit(ALERT)
+        assert told.wait(10)
+        assert not alerts.flush(0)
+        go.set()
+        assert alerts.flush(10)
 
     def test_what_waits_is_bounded_and_dropping_is_said(self, caplog):
         go = threading.Event()

@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,8 +34,8 @@ log = logging.getLogger("tokenmeter")
 
 #: Alerts that wait for slow targets at most; further ones are logged and dropped.
 QUEUE_SIZE = 1_000
-#: Seconds that a process which ends waits for alerts not yet delivered.
-EXIT_SECONDS = 3
+#: Seconds that a process which ends waits for alerts not yet delivered: long enough for a receiver's second thoughts.
+EXIT_SECONDS = 10
 _FULL = 100
 
 
@@ -182,14 +183,49 @@ AlertTarget = Callable[[Alert | Notice], object]
 
 
 class AlertQueue:
-    """Delivers alerts to targets from a daemon thread of its own, started with the first alert.
+    """Delivers alerts to targets, each from a daemon thread of its own, started with the first alert.
 
-    A call only puts the alert into a queue, also when it ends in a finaliser. A target that raises is logged; it does
-    not stop the others.
+    A call only puts the alert into queues, also when it ends in a finaliser. A target that raises is logged; one that
+    is slow or away delays no other.
     """
 
     def __init__(self, targets: Iterable[AlertTarget] = ()) -> None:
-        self._targets = tuple(targets)
+        self._lines = tuple(_Line(target) for target in targets)
+        self._exit_hook_set = False
+
+    def submit(self, alert: Alert | Notice) -> None:
+        """Log `alert` and hand it to the targets. Never waits."""
+        log.warning("%s", alert)
+        for line in self._lines:
+            line.put(alert)
+        if self._lines and not self._exit_hook_set:
+            self._exit_hook_set = True
+            atexit.register(self._flush_at_exit)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until every alert submitted so far was handed to every target.
+
+        Args:
+            timeout: Seconds to wait at most, for all of them together.
+
+        Returns:
+            Whether all were.
+        """
+        until = time.monotonic() + timeout
+        marks = [line.mark() for line in self._lines]
+        return all(mark.wait(max(until - time.monotonic(), 0)) for mark in marks)
+
+    def _flush_at_exit(self) -> None:
+        if not self.flush(EXIT_SECONDS):
+            slow = ", ".join(repr(line.target) for line in self._lines if line.waiting)
+            log.error("tokenmeter could not deliver every alert before the process ended: %s took too long", slow)
+
+
+class _Line:
+    """What waits for one target."""
+
+    def __init__(self, target: AlertTarget) -> None:
+        self.target = target
         self._begin()
 
     def _begin(self) -> None:
@@ -197,42 +233,35 @@ class AlertQueue:
         # A SimpleQueue, since a finaliser may interrupt this very thread in the middle of a put.
         self._queue: queue.SimpleQueue[Alert | Notice | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._busy = False
 
-    def submit(self, alert: Alert | Notice) -> None:
-        """Log `alert` and hand it to the targets. Never waits."""
-        log.warning("%s", alert)
-        if not self._targets:
-            return
+    @property
+    def waiting(self) -> bool:
+        """Whether something is not delivered yet."""
+        return self._busy or not self._queue.empty()
+
+    def put(self, alert: Alert | Notice) -> None:
+        """Have `alert` delivered; dropped, which is logged, where too many wait."""
         if self._pid != os.getpid():  # a forked child has no thread
             self._begin()
         if self._queue.qsize() >= QUEUE_SIZE:
-            log.error("tokenmeter dropped an alert: %d are waiting for slow targets", QUEUE_SIZE)
+            log.error("tokenmeter dropped an alert: %d are waiting for %r", QUEUE_SIZE, self.target)
             return
         self._queue.put(alert)
         if self._thread is None:
             with _starting:
-                self._start()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._deliver, name="tokenmeter-alerts", daemon=True)
+                    self._thread.start()
 
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._deliver, name="tokenmeter-alerts", daemon=True)
-            self._thread.start()
-            atexit.register(self.flush, EXIT_SECONDS)
-
-    def flush(self, timeout: float) -> bool:
-        """Wait until every alert submitted so far was handed to every target.
-
-        Args:
-            timeout: Seconds to wait at most.
-
-        Returns:
-            Whether all were.
-        """
-        if self._thread is None or self._pid != os.getpid():
-            return True
+    def mark(self) -> threading.Event:
+        """Set as soon as everything that waits now was delivered."""
         reached = threading.Event()
-        self._queue.put(reached)
-        return reached.wait(timeout)
+        if self._thread is None or self._pid != os.getpid():
+            reached.set()
+        else:
+            self._queue.put(reached)
+        return reached
 
     def _deliver(self) -> None:
         waiting = self._queue
@@ -241,11 +270,12 @@ class AlertQueue:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
-            for target in self._targets:
-                try:
-                    target(item)
-                except Exception:
-                    log.exception("tokenmeter could not deliver an alert to %r", target)
+            self._busy = True
+            try:
+                self.target(item)
+            except Exception:
+                log.exception("tokenmeter could not deliver an alert to %r", self.target)
+            self._busy = False
 
 
 _starting = threading.RLock()

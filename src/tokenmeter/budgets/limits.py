@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tokenmeter.budgets.definitions import Grant
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
+from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.money import magnitude
@@ -30,6 +30,7 @@ NO_CAP = 9 * 10**18
 _NEVER = 1 << 62
 _MOST_VALUES = 65_536
 _TELL_EVERY = 60
+_LONG_AGO = -1e9  # seconds by the monotonic clock
 _LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
 
 
@@ -80,10 +81,15 @@ def _amount(grant: Grant) -> int:
     return -size if grant.amount < 0 else size
 
 
+class LimitUnknownError(StoreUnavailableError):
+    """Nobody can say what a limit is at this moment, and the budget stops calls meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class _LimitAnswer:
     limits: Mapping[Unit, int | None]
     asked_at: float  # seconds, not money
+    problem: str
 
 
 class AskedLimits:
@@ -131,9 +137,10 @@ class AskedLimits:
         return NO_CAP if found < 0 else found
 
     def forget(self, name: str, value: str | None = None) -> None:
-        """Ask again with the next call, for one value or for all."""
-        for key in [key for key in self._answers if key[0] == name and value in {None, key[1]}]:
-            self._answers.pop(key, None)
+        """Ask again with the next call, for one value or for all; should that fail, what was known holds."""
+        for key, answer in [*self._answers.items()]:
+            if key[0] == name and value in {None, key[1]}:
+                self._answers[key] = replace(answer, asked_at=_LONG_AGO)
 
     def _ask(self, cap: Cap, function: LimitFunction, value: str) -> int | None:
         budget, key = cap.budget, (cap.budget.name, value)
@@ -148,12 +155,14 @@ class AskedLimits:
             limits: dict[Unit, int | None] = {
                 unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units
             }
+            problem = "said none"
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
-            self._tell(budget.name, error, has_last=known is not None)
+            self._tell(budget, error, has_last=known is not None)
             limits = dict(known.limits) if known is not None else {}
+            problem = f"failed ({type(error).__name__}: {error})"
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
-        self._answers[key] = _LimitAnswer(limits, now)
+        self._answers[key] = _LimitAnswer(limits, now, problem)
         return limits.get(cap.unit)
 
     def _awaited(self, said: Awaitable[LimitValue | None]) -> LimitValue | None:
@@ -173,26 +182,39 @@ class AskedLimits:
             return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(_LONGEST_WAIT)
         return asyncio.run(anew()) if here is None else _in_thread(lambda: asyncio.run(anew()))
 
-    def _tell(self, name: str, error: BaseException, *, has_last: bool) -> None:
+    def _tell(self, budget: Budget, error: BaseException, *, has_last: bool) -> None:
         """Log a limit function's failure, at most once a minute per budget."""
-        now = time.monotonic()
+        name, now = budget.name, time.monotonic()
         if now - self._told.get(name, -_TELL_EVERY) < _TELL_EVERY:
             return
         self._told[name] = now
-        holds = "the last known limit holds" if has_last else "the fixed limit beside it holds"
+        if has_last:
+            holds = "the last known limit holds"
+        elif budget.limits:
+            holds = "the fixed limit beside it holds"
+        else:
+            holds = "its calls are let through" if _lets_through(budget) else "its calls are refused"
         if isinstance(error, ConfigurationError):
             log.error("Budget %r: its limit is not known (%s); %s meanwhile", name, error, holds)
         else:
             log.error("Budget %r: its limit function failed; %s meanwhile", name, holds, exc_info=error)
 
     def _unknown(self, cap: Cap, scope: Mapping[str, str]) -> int:
-        if cap.budget.store_failure == "open" or not cap.budget.hard:
+        budget = cap.budget
+        if _lets_through(budget):
             return NO_CAP
-        raise StoreUnavailableError(
-            f"The limit of budget {cap.budget.name!r} for {scope_text(scope)} is not known: its limit function said "
-            "none, and the budget has no fixed limit beside it. The call was not sent. Give the budget a fixed limit "
-            "that holds meanwhile, or set store_failure='open' to let such calls pass."
+        answer = self._answers.get((budget.name, scope[str(budget.open_field)]))
+        raise LimitUnknownError(
+            f"The limit of budget {budget.name!r} for {scope_text(scope)} is not known: its limit function "
+            f"{'said none' if answer is None else answer.problem}, and the budget has no fixed limit beside it. "
+            "The call was not sent. Give the budget a fixed limit that holds meanwhile, or set store_failure='open' to "
+            "let such calls pass."
         )
+
+
+def _lets_through(budget: Budget) -> bool:
+    """Whether calls go on while nobody can say what the limit is."""
+    return budget.store_failure == "open" or not budget.hard
 
 
 def _from_anyio(answer: Callable[[], Coroutine[Any, Any, LimitValue | None]]) -> tuple[LimitValue | None] | None:

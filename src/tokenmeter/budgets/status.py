@@ -9,12 +9,11 @@ from decimal import Decimal
 from typing import Any
 
 from tokenmeter.budgets.counting import BEGINNING, END, tally
-from tokenmeter.budgets.limits import NO_CAP
+from tokenmeter.budgets.limits import NO_CAP, LimitUnknownError
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.display import dollars, facts_html, number_text
-from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
@@ -45,6 +44,8 @@ class Balance:
         resets_at: Start of the next window, aware UTC; None when it never resets. For a rate limit: when what was
             used at its busiest is forgotten.
         hard: Whether it stops calls.
+        limit_known: False where the limit is asked of a function that this process does not have, or that fails, and no
+            fixed one stands beside it. No call would pass here, so `limit` is 0.
     """
 
     budget: str
@@ -57,6 +58,7 @@ class Balance:
     window_start: datetime | None
     resets_at: datetime | None
     hard: bool
+    limit_known: bool = True
 
     def full_at(self, now: datetime) -> datetime | None:
         """When it is used up if its window goes on as it went until `now`; may lie after `resets_at`.
@@ -75,14 +77,15 @@ class Balance:
     def __repr__(self) -> str:
         whose = f" ({', '.join(f'{name}={value}' for name, value in self.scope.items())})" if self.scope else ""
         until = f", resets {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else ""
-        return f"<Balance {self.budget}{whose}: {self._left()} left{until}>"
+        left = f"{self._left()} left" if self.limit_known else f"{self._amount(self.spent)} spent, limit not known here"
+        return f"<Balance {self.budget}{whose}: {left}{until}>"
 
     def _repr_html_(self) -> str:
         facts = {
-            "limit": self._amount(self.limit),
+            "limit": self._amount(self.limit) if self.limit_known else "not known here",
             "spent": self._amount(self.spent),
             "reserved": self._amount(self.reserved),
-            "left": self._amount(self.remaining),
+            "left": self._amount(self.remaining) if self.limit_known else "not known here",
             "resets": f"{self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else None,
             "stops calls": "yes" if self.hard else "no",
         }
@@ -97,8 +100,12 @@ class Balance:
         return f"{number_text(amount)} {self.unit.replace('_', ' ')}" if amount.is_finite() else "unlimited"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values: amounts as decimal strings, instants in ISO 8601."""
-        amounts = {name: f"{getattr(self, name):f}" for name in ("limit", "spent", "reserved", "remaining")}
+        """JSON-ready values: amounts as decimal strings, instants in ISO 8601; None for what is not known."""
+        amounts: dict[str, str | None] = {
+            name: f"{getattr(self, name):f}" for name in ("limit", "spent", "reserved", "remaining")
+        }
+        if not self.limit_known:
+            amounts["limit"] = amounts["remaining"] = None
         instants = {
             name: None if (moment := getattr(self, name)) is None else moment.isoformat()
             for name in ("window_start", "resets_at")
@@ -110,6 +117,7 @@ class Balance:
             **amounts,
             **instants,
             "hard": self.hard,
+            "limit_known": self.limit_known,
         }
 
 
@@ -235,10 +243,11 @@ def _balance(
     names: Mapping[str, Sequence[str]],
 ) -> Balance:
     (key, end), counter = max(counters.items(), key=lambda pair: _taken(pair[1]))
+    known = True
     try:
         limit = limit_of(cap, scope, key)
-    except StoreError:  # a limit function that this process does not have
-        limit = 0
+    except LimitUnknownError:
+        limit, known = 0, False
     unlimited = limit >= NO_CAP
     return Balance(
         budget=cap.budget.name,
@@ -251,6 +260,7 @@ def _balance(
         window_start=from_microseconds(key.window_start) if end is not None else None,
         resets_at=None if end is None else from_microseconds(end),
         hard=cap.budget.hard,
+        limit_known=known,
     )
 
 

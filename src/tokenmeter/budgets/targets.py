@@ -31,6 +31,14 @@ _HOW_TO_MAKE_ONE = "python -c \"import base64, os; print('whsec_' + base64.b64en
 _PAGERDUTY = "https://events.pagerduty.com/v2/enqueue"
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and url.isprintable() and " " not in url
+
+
 class TargetError(Exception):
     """The receiver did not take an alert; logged by the queue."""
 
@@ -65,9 +73,8 @@ class _Post:
         attempts: int = 4,
         sleep: Callable[[int], object] = time.sleep,
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigurationError(f"{type(self).__name__.lower()} must be an http:// or https:// URL, not {url!r}.")
+        if not _is_http(url):  # which is not shown: it may be a secret, in the wrong place
+            raise ConfigurationError(f"{type(self).__name__.lower()} must be an http:// or https:// URL.")
         self.url = url
         self._timeout = timeout
         self._attempts = attempts

@@ -232,7 +232,7 @@ def remaining(
     """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one is used up."""
     found = _balances(frame, _parse_scope(scope or ()))
     _show(frame, found, tz)
-    if any(balance.hard and balance.remaining <= 0 for balance in found):
+    if any(balance.hard and balance.limit_known and balance.remaining <= 0 for balance in found):
         raise typer.Exit(Exit.BUDGET)
 
 
@@ -276,9 +276,10 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 visible(balance.budget),
                 visible(scope),
                 _amount(used, balance.unit),
-                _amount(balance.limit, balance.unit) + ("" if balance.hard else " (soft)"),
-                _amount(balance.remaining, balance.unit),
-                f"{round_to(multiply(_part(balance), 100), 0):f}%",
+                (_amount(balance.limit, balance.unit) if balance.limit_known else "not known here")
+                + ("" if balance.hard else " (soft)"),
+                _amount(balance.remaining, balance.unit) if balance.limit_known else "",
+                f"{round_to(multiply(_part(balance), 100), 0):f}%" if balance.limit_known else "",
                 _bar(balance),
                 resets,
             ]
@@ -300,6 +301,8 @@ def _amount(value: Decimal, unit: str) -> str:
 
 
 def _part(balance: Balance) -> Decimal:
+    if not balance.limit_known:
+        return Decimal(0)
     return divide(add(balance.spent, balance.reserved), balance.limit) if balance.limit > 0 else Decimal(1)
 
 

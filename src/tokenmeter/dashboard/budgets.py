@@ -112,7 +112,9 @@ def standings(meter: ReadableMeter, at: datetime, scope: Mapping[str, str] | Non
 
 
 def _standing(balance: Balance, at: datetime) -> CounterState:
-    settled, held = _percent(balance.spent, balance.limit), _percent(balance.reserved, balance.limit)
+    settled, held = (
+        _percent(used, balance.limit) if balance.limit_known else ZERO for used in (balance.spent, balance.reserved)
+    )
     percent = add(settled, held)
     filled = min(settled, _FULL)
     start, end = balance.window_start, balance.resets_at

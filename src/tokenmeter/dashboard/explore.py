@@ -436,7 +436,8 @@ def _limits(view: View, measure: Measure, unit: CalendarUnit, form: Form, balanc
     scope = view.scope
     found: list[Limit] = []
     for one in balances:
-        if one.unit != measure.budgeted or one.scope != scope or not one.limit.is_finite():
+        known = one.limit_known and one.limit.is_finite()
+        if one.unit != measure.budgeted or one.scope != scope or not known:
             continue
         line = _line(view, one, unit, form)
         if line is not None:

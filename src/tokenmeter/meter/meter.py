@@ -19,6 +19,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import EXIT_SECONDS, Rule
 from tokenmeter.budgets.holds import PlannedHold
+from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
 from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
@@ -215,6 +216,8 @@ class Meter:
             self.fault("read the price data", error)
 
     def _without_store(self, authorization: Authorization, error: Exception) -> None:
+        if isinstance(error, LimitUnknownError):
+            raise error
         if self.budgets.fails_closed(authorization.call, authorization.started_at):
             raise StoreUnavailableError(
                 f"A hard cap applies to this call and the ledger's store failed ({error}). The call was not sent. Mend "

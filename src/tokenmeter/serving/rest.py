@@ -172,6 +172,7 @@ class BalanceShape(ResponsePart):
     window_start: datetime | None
     resets_at: datetime | None
     hard: bool = Field(description="Whether it stops calls")
+    limit_known: bool = Field(description="false = a function of another program says it; limit is null then")
 
 
 class BalancesShape(ResponsePart):
