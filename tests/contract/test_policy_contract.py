@@ -260,6 +260,14 @@ class TestCounting:
             meter.authorize(a_call(key=replace(key, alias="prod")))
         assert stop.value.spent == 50
 
+    def test_a_cap_by_alias_holds_for_a_program_whose_settings_do_not_name_the_key(self, metered):
+        key = ApiKey("ab" * 16, "wxyz")
+        named = metered(Budget(api_key="prod", limit_usd=50, name="prod"))
+        spend(named, a_call(key=replace(key, alias="staging")), 1)
+        spend(named, a_call(key=replace(key, alias="prod")), 49)
+        assert is_stopped(metered(), a_call(key=key))
+        assert is_stopped(metered(), a_call(key=replace(key, alias="staging"))) is False  # its own word for it
+
     @pytest.mark.parametrize(
         ("budget", "spent"),
         [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from decimal import Decimal
 
 from tokenmeter.budgets.bounds import picodollars
 from tokenmeter.budgets.holds import TAKEN_BACK, Fault
-from tokenmeter.budgets.matching import Cap, Matcher, Subject, parse_scope, scope_text, value_fits
+from tokenmeter.budgets.matching import Cap, Matcher, Subject, is_fingerprint, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import Unit, amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
@@ -25,7 +24,6 @@ from tokenmeter.stores.base import Fault as CounterFault
 #: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A
 #: key is its fingerprint; its names are matched, too. Every other field is a dimension of its own.
 _DIMENSIONS = {"model": ("request_model", "model"), "api_key": ("api_key_fingerprint", "api_key")}
-_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
 #: The flag of an answer whose usage nobody knows, and what begins the flags that say what was held for it.
 UNKNOWN_USAGE = "usage_unknown"
@@ -147,7 +145,7 @@ def _counted(
 def _is_exact(name: str, value: str) -> bool:
     """Whether a condition can be put to the store as it is."""
     if name == "api_key":
-        return _FINGERPRINT.fullmatch(value) is not None
+        return is_fingerprint(value)
     return name != "model" and "*" not in value
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, scope_text
+from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import LedgerError
@@ -364,10 +364,20 @@ class InForce:
         return next((date for date in self.dates if date > now_us), NEVER)
 
     @classmethod
-    def of(cls, policy: Policy, changes: Mapping[str, Change], *, generation: int | None, applied: bool) -> InForce:
-        """Prepare what is in force."""
+    def of(
+        cls,
+        policy: Policy,
+        changes: Mapping[str, Change],
+        *,
+        generation: int | None,
+        applied: bool,
+        aliases: Callable[[], Mapping[str, str]] = dict[str, str],
+    ) -> InForce:
+        """Prepare what is in force; `aliases` says what the ledger calls keys, asked only where a budget names one."""
+        named = any(is_alias(change.budget.api_key) for change in changes.values() if change.budget is not None)
+        known: Mapping[str, str] = aliases() if named else {}
         caps = [
-            Cap(change.budget, unit, era=change.era, defined_at=change.counted_since)
+            Cap(change.budget, unit, era=change.era, defined_at=change.counted_since, aliases=known)
             for change in changes.values()
             if change.budget is not None
             for unit in change.budget.units

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -69,18 +69,25 @@ class Subject:
         return value
 
 
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+
 class Matcher:
     """A budget's scope, prepared: gives the counter's scope values for a subject, or None when it does not apply.
 
     A value is exact text, ``"*"`` (one counter per value), or a pattern with ``*`` in it (``gpt-5*``: one counter for
     everything that matches). A key is counted by its fingerprint, however the budget names it, so that a key which
     gets another alias goes on with the counter it has.
+
+    Args:
+        scope: Scope field -> value.
+        aliases: Fingerprint -> what the ledger calls that key, for programs whose own settings do not name it.
     """
 
     __slots__ = ("_conditions", "exact")
 
-    def __init__(self, scope: Mapping[str, str]) -> None:
-        self._conditions = tuple((name, wanted, _test(name, wanted)) for name, wanted in scope.items())
+    def __init__(self, scope: Mapping[str, str], aliases: Mapping[str, str] = _NO_ALIASES) -> None:
+        self._conditions = tuple((name, wanted, _test(name, wanted, aliases)) for name, wanted in scope.items())
         #: A condition that an index can be built on: (field, value); None when there is none.
         self.exact = next(
             ((name, wanted) for name, wanted in scope.items() if "*" not in wanted and name != "api_key"), None
@@ -102,11 +109,11 @@ class Matcher:
         return found
 
 
-def _test(name: str, wanted: str) -> Callable[[str, Subject], bool] | None:
+def _test(name: str, wanted: str, aliases: Mapping[str, str]) -> Callable[[str, Subject], bool] | None:
     if wanted == "*":
         return None
     if name == "api_key":
-        return lambda _, subject: _is_key(subject.api_key, wanted)
+        return lambda _, subject: _is_key(subject.api_key, wanted, aliases)
     if "*" in wanted:
         pattern = _pattern(wanted)
         return lambda value, _: pattern.fullmatch(value) is not None
@@ -122,8 +129,24 @@ def value_fits(wanted: str, value: str) -> bool:
     return wanted == value or ("*" in wanted and _pattern(wanted).fullmatch(value) is not None)
 
 
-def _is_key(key: ApiKey | None, wanted: str) -> bool:
-    return key is not None and any(value_fits(wanted, name) for name in (key.alias, key.fingerprint, key.label) if name)
+def _is_key(key: ApiKey | None, wanted: str, aliases: Mapping[str, str]) -> bool:
+    if key is None:
+        return False
+    names = (key.alias or aliases.get(key.fingerprint), key.fingerprint, key.label)
+    return any(value_fits(wanted, name) for name in names if name)
+
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
+
+
+def is_alias(name: str | None) -> bool:
+    """Whether a budget's `Budget.api_key` names one key by a word of the user's own."""
+    return name is not None and "*" not in name and not name.startswith("...") and not is_fingerprint(name)
+
+
+def is_fingerprint(name: str) -> bool:
+    """Whether a text is an API key's fingerprint."""
+    return _FINGERPRINT.fullmatch(name) is not None
 
 
 _ESCAPES = str.maketrans({"%": "%25", ",": "%2C", "=": "%3D"})
@@ -168,12 +191,20 @@ class Cap:
         "unit",
     )
 
-    def __init__(self, budget: Budget, unit: Unit, *, era: int = 1, defined_at: datetime | None = None) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        unit: Unit,
+        *,
+        era: int = 1,
+        defined_at: datetime | None = None,
+        aliases: Mapping[str, str] = _NO_ALIASES,
+    ) -> None:
         self.budget = budget
         self.unit: Unit = unit
         self.limit = budget.limits.get(unit)
         self.counter_name = budget.counter_name(unit, era)
-        self.match = Matcher(budget.scope)
+        self.match = Matcher(budget.scope, aliases)
         self.counted_since_us = NEVER if defined_at is None else microseconds(defined_at) + _CLOCK_SKEW_US
         self._window = budget.window_of(unit)
         length = self._window.length_us

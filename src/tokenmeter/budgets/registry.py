@@ -30,7 +30,7 @@ from tokenmeter.budgets.definitions import (
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
-from tokenmeter.budgets.status import key_names
+from tokenmeter.budgets.status import aliases_in_use, key_names
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import new_id
@@ -116,7 +116,7 @@ class Registry:
         if state.generation != generation:
             policy = self._read_policy()
             changes = self._with_functions(joined(policy, self.declared, self._source))
-            state = InForce.of(policy, changes, generation=generation, applied=not self.declared)
+            state = InForce.of(policy, changes, generation=generation, applied=not self.declared, aliases=self._aliases)
             if self._state.generation is None or state.applied:
                 self._state = state
         return state
@@ -151,9 +151,12 @@ class Registry:
             self._state = replace(self._state, policy=policy, generation=generation)
             return self._state
         changes = self._with_functions(policy.in_force())
-        self._state = InForce.of(policy, changes, generation=generation, applied=True)
+        self._state = InForce.of(policy, changes, generation=generation, applied=True, aliases=self._aliases)
         self._tell_contradictions(policy)
         return self._state
+
+    def _aliases(self) -> Mapping[str, str]:
+        return aliases_in_use(self._store)
 
     def _file_declared(self, policy: Policy) -> bool:
         """File what this process declares and the ledger does not have; whether anything was filed."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from tokenmeter.budgets.counting import BEGINNING, END, tally
@@ -17,7 +18,7 @@ from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
-from tokenmeter.stores.base import Counter, Store
+from tokenmeter.stores.base import Counter, EntryFilter, Store
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
@@ -167,6 +168,22 @@ def key_names(store: Store) -> dict[str, list[str]]:
         if fingerprint is not None and name is not None:
             found.setdefault(fingerprint, []).append(name)
     return {fingerprint: sorted(names, key=lambda name: name.startswith("...")) for fingerprint, names in found.items()}
+
+
+def aliases_in_use(store: Store) -> dict[str, str]:
+    """Per fingerprint the alias that the ledger's entries give an API key, the last one where it had several."""
+    found: dict[str, str] = {}
+    for fingerprint, names in key_names(store).items():
+        aliases = [name for name in names if not name.startswith("...")]
+        if len(aliases) > 1:
+            last = store.entries(
+                EntryFilter(where={"api_key_fingerprint": frozenset({fingerprint}), "api_key": frozenset(aliases)}),
+                newest_first=True,
+            )
+            aliases = [entry.api_key.label for entry in islice(last, 1) if entry.api_key is not None]
+        if aliases:
+            found[fingerprint] = aliases[0]
+    return found
 
 
 def _shown(name: str, value: str, names: Mapping[str, Sequence[str]]) -> str:
