@@ -30,7 +30,7 @@ NO_CAP = 9 * 10**18
 _NEVER = 1 << 62
 _MOST_VALUES = 65_536
 _TELL_EVERY = 60
-_LONG_AGO = -1e9  # seconds by the monotonic clock
+_LONG_AGO = -1e9  # seconds by the monotonic clock, not money
 _LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
 
 
