@@ -10,6 +10,7 @@ import itertools
 import logging
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager
@@ -257,9 +258,34 @@ def scopes_of_call() -> tuple[Scope, ...]:
     if scopes:
         for scope in scopes:
             scope.begun = True
-    elif not _this_thread.opens_blocks:
+        return scopes
+    if _empty is not None:
+        _look_for_the_block(*_empty)
+    if not _this_thread.opens_blocks:
         _stray = (next(_numbers), _this_thread.name or _this_thread.find_name())
     return scopes
+
+
+def _look_for_the_block(block: attribute, ended_at: int) -> None:
+    """A call is made outside of every block soon after one has ended that saw none: background work, a slow thread."""
+    global _empty  # noqa: PLW0603 - as above
+    if _this_thread.opens_blocks and threading.current_thread() is threading.main_thread() and not _is_in_loop():
+        return  # a program's own next line
+    _empty = None
+    if time.monotonic_ns() - ended_at <= _SOON:
+        block.warn(
+            "ended without a call, and soon after one was made outside of every block. If that call belongs here (a "
+            "background task, a thread that goes on), hand its function over as tokenmeter.carry(function)",
+            thread=threading.current_thread().name,
+        )
+
+
+def _is_in_loop() -> bool:
+    loops = sys.modules.get("asyncio")
+    try:
+        return loops is not None and loops.get_running_loop() is not None
+    except RuntimeError:
+        return False
 
 
 class scopes_set_to:  # noqa: N801 - used as a verb, like contextlib.suppress
@@ -295,6 +321,9 @@ _this_thread = _ThisThread()
 _numbers = itertools.count(1)
 #: The last call made without a block in a thread that opens none: its number and the thread's name.
 _stray = (0, "")
+#: The last block that ended without a call, and when; for how many nanoseconds it is looked for.
+_empty: tuple[attribute, int] | None = None
+_SOON = 30 * 10**9
 #: What was said already, by place in the user's code.
 _told: set[tuple[str, str]] = set()
 
@@ -306,8 +335,8 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
     tasks and ``asyncio.to_thread`` inherit the block they were started in. A bare thread or pool starts without any:
     hand it ``tokenmeter.carry(function)``. A stream belongs to the block it was opened in, wherever it is read.
 
-    A block that could not reach its calls (left in another context than it was entered in, or without any while a
-    thread outside of every block made some) logs a warning, once for each place in the code.
+    A block that could not reach its calls (left in another context than it was entered in, or without any while, or
+    soon before, some were made outside of every block) logs a warning, once for each place in the code.
 
     Args:
         attribution: A ready `Attribution`; what is named beside it goes before.
@@ -361,24 +390,31 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         for depth in range(len(scopes) - 1, -1, -1):
             if scopes[depth].opened_by is self:
                 _SCOPES.set(scopes[:depth])
-                self._look_for_strays(scopes[depth])
+                self._look_for_strays(scopes[depth], failed=error is not None)
                 return
         if kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
-            self._warn(
+            self.warn(
                 "was left in another context than it was entered in: calls made meanwhile did not see it, are recorded "
                 "without it, and passed the budgets on it. A plain `def` dependency of FastAPI with `yield` does "
                 "this; make it `async def`, or use tokenmeter.web"
             )
 
-    def _look_for_strays(self, scope: Scope) -> None:
-        if not scope.begun and _stray is not scope.stray_before:
-            self._warn(
+    def _look_for_strays(self, scope: Scope, *, failed: bool) -> None:
+        global _empty  # noqa: PLW0603 - the last one of this process
+        if scope.begun:
+            return
+        if _stray is scope.stray_before:
+            if not (failed or self.place):  # nor what a framework opens around all work, whether or not it calls
+                _empty = (self, time.monotonic_ns())
+        else:
+            self.warn(
                 "saw no call, while a thread outside of every block made one. If that call belongs here, hand the "
                 "thread or pool tokenmeter.carry(function), or use tokenmeter.CarryingExecutor",
                 thread=_stray[1],
             )
 
-    def _warn(self, what: str, *, thread: str | None = None) -> None:
+    def warn(self, what: str, *, thread: str | None = None) -> None:
+        """Say what went wrong with this block, once for its place in the code."""
         place = self._place or "an unknown place"
         if (place, what) not in _told:
             _told.add((place, what))

@@ -109,6 +109,8 @@ def to_headers(headers: Mapping[str, str] | None = None, *, attribution: Attribu
     found = dict(headers or {})
     name = next((name for name in found if name.lower() == BAGGAGE), BAGGAGE)
     members = [member for member in _members(found.get(name, "")) if not member.startswith(_OURS)]
+    for scope in current_scopes():
+        scope.begun = True  # its calls are made elsewhere
     sent = current_attribution() if attribution is None else attribution
     named = {dimension: getattr(sent, dimension) for dimension in WHO}
     tags = {f"{_TAG}{quote(tag, safe='')}": value for tag, value in sent.tags.items()}

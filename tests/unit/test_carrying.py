@@ -171,6 +171,7 @@ class TestBlocksThatDidNotReach:
     @pytest.fixture(autouse=True)
     def heard(self, caplog, monkeypatch):
         monkeypatch.setattr("tokenmeter.attribution._told", set())
+        monkeypatch.setattr("tokenmeter.attribution._empty", None)
         caplog.set_level(logging.WARNING, "tokenmeter")
         return caplog
 
@@ -239,6 +240,58 @@ class TestBlocksThatDidNotReach:
         contextvars.copy_context().run(next, running)
         running.close()
         assert heard.messages == []
+
+    def test_a_block_whose_calls_come_after_its_end_says_so_once(self, heard):
+        """A background task, a thread that goes on."""
+        for _ in range(3):
+            with attribute(member="ada"):
+                pass
+            self.elsewhere()
+        assert heard.text.count("ended without a call, and soon after one was made") == 1
+        assert "test_carrying.py" in heard.text
+        assert "(thread 'worker-7')" in heard.text
+
+    def test_work_after_a_block_in_the_same_threads_of_a_server_is_noticed(self, heard):
+        def request():
+            with attribute(member="ada"):
+                pass
+            self.call()
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(request).result()
+        assert "ended without a call" in heard.text
+
+    async def test_a_task_after_its_block_is_noticed(self, heard):
+        with attribute(member="ada"):
+            pass
+        self.call()
+        assert "ended without a call" in heard.text
+
+    def test_a_programs_own_next_line_is_no_stray(self, heard):
+        with attribute(member="ada"):
+            pass
+        self.call()
+        assert not heard.records
+
+    @pytest.mark.parametrize("way", [lambda: carry(print), to_headers], ids=["carried", "sent on"])
+    def test_a_block_that_handed_its_work_on_is_not_suspected(self, heard, way):
+        with attribute(member="ada"):
+            way()
+        self.elsewhere()
+        assert not heard.records
+
+    def test_a_block_that_failed_before_its_call_is_not_suspected(self, heard):
+        with pytest.raises(KeyError), attribute(member="ada"):
+            raise KeyError
+        self.elsewhere()
+        assert not heard.records
+
+    def test_a_call_long_after_is_not_laid_at_a_blocks_door(self, heard, monkeypatch):
+        with attribute(member="ada"):
+            pass
+        monkeypatch.setattr("tokenmeter.attribution._SOON", -1)
+        self.elsewhere()
+        assert not heard.records
 
 
 class TestRefine:

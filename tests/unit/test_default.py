@@ -58,8 +58,12 @@ def test_declared_budgets_are_in_the_ledger_before_the_first_call(tmp_path):
 def test_budgets_that_cannot_be_filed_yet_stop_no_program(tmp_path, monkeypatch, caplog):
     meter = tokenmeter.configure(store="memory:")
     monkeypatch.setattr(type(meter.store), "file", _fails)
-    tokenmeter.configure(budgets=[tokenmeter.Budget(member="ada", limit_usd=1)])
-    assert "read the ledger's budgets" in caplog.text
+    with caplog.at_level("INFO", logger="tokenmeter"):
+        meter = tokenmeter.configure(budgets=[tokenmeter.Budget(member="ada", limit_usd=1)])
+    assert [(record.levelname, "filed with the first call" in record.message) for record in caplog.records] == [
+        ("INFO", True)
+    ]
+    assert meter.faults == 0
 
 
 def _fails(*_, **__):

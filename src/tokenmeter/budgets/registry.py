@@ -98,8 +98,12 @@ class Registry:
 
     def declare(self) -> None:
         """File what is declared now, so that others know it before the first call. Never raises; a call tries again."""
-        if self.declared:
-            self._current(wait=True)
+        try:
+            if self.declared:
+                with _reading:
+                    self._apply_declared()
+        except Exception as error:  # noqa: BLE001 - a program that only reads may not write, and need not
+            log.info("Declared budgets are filed with the first call, since they could not be now: %s", error)
 
     def _declared_only(self) -> InForce:
         return InForce.of(Policy(), joined(Policy(), self.declared, self._source), generation=None, applied=False)
