@@ -353,7 +353,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         ConfigurationError: a value is not a non-empty text.
     """
 
-    __slots__ = ("_own", "_place")
+    __slots__ = ("_in_steps", "_own", "_place")
 
     #: Where the block stands, for warnings, if it is not the caller's code.
     place: ClassVar[str | None] = None
@@ -369,6 +369,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         named = Attribution(tags=tags or _NO_TAGS, **who)
         self._own = named if attribution is None else named.over(attribution)
         self._place = self.place
+        self._in_steps = False
 
     def __enter__(self) -> Scope:
         return self._enter(lambda outer: Scope(self._own, outer, opened_by=self))
@@ -404,7 +405,8 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         if scope.begun:
             return
         if _stray is scope.stray_before:
-            if not (failed or self.place):  # nor what a framework opens around all work, whether or not it calls
+            # Not what a framework opens around all work, whether or not it calls, nor a generator's step to its item.
+            if not (failed or self.place or self._in_steps):
                 _empty = (self, time.monotonic_ns())
         else:
             self.warn(
@@ -449,10 +451,11 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         """Makes the block of one run of `function`."""
         code = getattr(inspect.unwrap(function), "__code__", None)
         place = None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+        in_steps = runner_of(function) in {_iterate, _iterate_async}
 
         def again() -> attribute:
             fresh = object.__new__(type(self))
-            fresh._own, fresh._place = self._own, place
+            fresh._own, fresh._place, fresh._in_steps = self._own, place, in_steps
             return fresh
 
         return again
@@ -503,11 +506,11 @@ async def _await(block: _Block, function: Callable[..., Any], /, *args: Any, **k
 def _iterate(
     block: _Block, function: Callable[..., Generator[Any, Any, Any]], /, *args: Any, **kwargs: Any
 ) -> Generator[Any, Any, Any]:
-    generator = function(*args, **kwargs)
+    generator, inside = function(*args, **kwargs), block()
     step: Callable[[], Any] = functools.partial(next, generator)
     while True:
         try:
-            with block():
+            with inside:
                 item = step()
         except StopIteration as stop:
             return stop.value
@@ -515,7 +518,7 @@ def _iterate(
             sent = yield item
             step = functools.partial(generator.send, sent)
         except GeneratorExit:
-            with block():
+            with inside:
                 generator.close()
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator
@@ -525,11 +528,11 @@ def _iterate(
 async def _iterate_async(
     block: _Block, function: Callable[..., AsyncGenerator[Any, Any]], /, *args: Any, **kwargs: Any
 ) -> AsyncGenerator[Any, Any]:
-    generator = function(*args, **kwargs)
+    generator, inside = function(*args, **kwargs), block()
     step: Callable[[], Any] = generator.__anext__
     while True:
         try:
-            with block():
+            with inside:
                 item = await step()
         except StopAsyncIteration:
             return
@@ -537,7 +540,7 @@ async def _iterate_async(
             sent = yield item
             step = functools.partial(generator.asend, sent)
         except GeneratorExit:
-            with block():
+            with inside:
                 await generator.aclose()
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator

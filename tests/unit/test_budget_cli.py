@@ -123,3 +123,18 @@ def test_small_and_absent_caps_are_told_apart(run):
 )
 def test_what_is_wrong_is_said(run, arguments, problem):
     assert problem in run("budgets", *arguments, code=2)
+
+
+def test_a_budget_that_nobody_has_called_under_is_told_with_what_it_says(run):
+    run("budgets", "set", "teams", "team=*", "limit_usd=5")
+    assert "teams: team=*, limit_usd=5, period=month; nothing is counted in it yet." in run("budgets")
+    assert json.loads(run("budgets", "--json")) == []
+
+
+def test_applying_a_file_does_not_complain_of_what_it_is_about_to_change(run):
+    Path("tokenmeter.toml").write_text('[[budgets]]\nmember = "*"\nlimit_usd = 5\nname = "m"\n', encoding="utf-8")
+    run("budgets", "apply", "tokenmeter.toml")
+    run("budgets", "set", "m", "limit_usd=8")
+    told = run("budgets", "apply", "tokenmeter.toml")
+    assert "m: set, version 3" in told
+    assert "that counts" not in told

@@ -191,3 +191,49 @@ class TestWhatApplies:
     def test_a_run_around_it_is_not_plain(self, meter):
         with tokenmeter.budget(limit_usd=1):
             assert not meter.budgets.find(a_call(), meter.store.now()).plannable
+
+
+class TestGenerators:
+    """The run of a decorated generator is one, however its items are asked for."""
+
+    def test_a_generators_run_goes_on_from_item_to_item(self, meter):
+        @tokenmeter.budget(limit_requests=2)
+        def steps():
+            for _ in range(3):
+                yield spend(meter)
+
+        for _ in range(2):  # each run of it has a limit of its own
+            running = steps()
+            assert next(running)
+            assert next(running)
+            with pytest.raises(BudgetExceededError):
+                next(running)
+
+    async def test_and_so_does_an_async_generators(self, meter):
+        @tokenmeter.budget(limit_requests=2)
+        async def steps():
+            for _ in range(3):
+                await asyncio.sleep(0)
+                yield spend(meter)
+
+        done = []
+
+        async def consume():
+            async for step in steps():
+                done.append(step)  # noqa: PERF401 - the third raises
+
+        with pytest.raises(BudgetExceededError):
+            await consume()
+        assert len(done) == 2
+
+    def test_two_that_run_at_once_do_not_share_their_limits(self, meter):
+        @tokenmeter.budget(limit_requests=2)
+        def steps():
+            while True:
+                yield spend(meter)
+
+        one, other = steps(), steps()
+        assert [next(one), next(other), next(one), next(other)]
+        for running in (one, other):
+            with pytest.raises(BudgetExceededError):
+                next(running)

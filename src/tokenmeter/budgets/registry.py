@@ -303,6 +303,7 @@ class Registry:
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
         who = by or whoami()
+        self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:
             return [
                 Change(

@@ -27,12 +27,19 @@ class Run(Scope):
 
     __slots__ = ("_counters", "_room", "budget", "caps")
 
-    def __init__(self, limits: Budget, outer: Scope | None, *, opened_by: object = None) -> None:
+    def __init__(
+        self, limits: Budget, outer: Scope | None, *, opened_by: object = None, goes_on: Run | None = None
+    ) -> None:
         super().__init__(NOBODY, outer, opened_by=opened_by)
         self.budget = limits
         self.caps: tuple[Cap, ...] = tuple(Cap(limits, unit) for unit in limits.units)
-        self._counters: dict[str, Counter] = {cap.counter_name: Counter() for cap in self.caps}
-        self._room = threading.RLock()  # reentrant, since a finaliser may settle a call in the middle of another's hold
+        if goes_on is None:
+            self._counters: dict[str, Counter] = {cap.counter_name: Counter() for cap in self.caps}
+            # Reentrant, since a finaliser may settle a call in the middle of another's hold.
+            self._room = threading.RLock()
+        else:
+            self._counters = goes_on._counters  # noqa: SLF001 - the same run, in its next step
+            self._room = goes_on._room  # noqa: SLF001 - as above
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Scope, (self.attribution,))
@@ -171,7 +178,7 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         ConfigurationError: no limit, or a wrong one.
     """
 
-    __slots__ = ("_budget",)
+    __slots__ = ("_begun", "_budget")
 
     def __init__(
         self,
@@ -187,6 +194,7 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         unknown_price: Literal["hold", "refuse"] = "hold",
     ) -> None:
         super().__init__()
+        self._begun: Run | None = None
         self._budget = Budget(
             name=name,
             period="total",
@@ -201,7 +209,10 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         )
 
     def __enter__(self) -> Run:
-        return self._enter(lambda outer: Run(self._budget, outer, opened_by=self))
+        run = self._enter(lambda outer: Run(self._budget, outer, opened_by=self, goes_on=self._begun))
+        if self._in_steps and self._begun is None:  # a generator's run is one, whoever asks for its next item
+            self._begun = run
+        return run
 
     async def __aenter__(self) -> Run:
         return self.__enter__()
@@ -212,7 +223,7 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         def with_budget() -> attribute:
             fresh = again()
             assert isinstance(fresh, budget)  # noqa: S101 - made of this very class
-            fresh._budget = self._budget  # noqa: SLF001 - our own
+            fresh._budget, fresh._begun = self._budget, None  # noqa: SLF001 - our own
             return fresh
 
         return with_budget

@@ -41,7 +41,14 @@ def budgets(frame: Frame, *, context: typer.Context, tz: TzOption = "UTC") -> No
     """Every budget and counter with a bar: how much of it is used and held."""
     if context.invoked_subcommand is not None:
         return
-    _show(frame, _balances(frame, {}), tz)
+    with frame.meter() as meter:
+        found, in_force = list(meter.remaining(at=None)), meter.budgets.changes()
+    seen = {balance.budget for balance in found}
+    quiet = [change for change in in_force if change.name not in seen]
+    if found or frame.as_json or not quiet:
+        _show(frame, found, tz)
+    for change in () if frame.as_json else quiet:
+        out.print(f"{change.name}: {_said(change)}; nothing is counted in it yet.", markup=False)
 
 
 @command(
