@@ -179,3 +179,11 @@ def test_an_answer_whose_usage_nobody_knows_counts_with_what_was_held_for_it(met
     assert meter.remaining()[0].spent == claim.amount == 33
     assert meter.audit_budgets() == ()
     assert entry.usage.total_tokens == 0
+
+
+def test_a_rate_limit_resets_when_no_window_remembers_what_was_used(meter_with):
+    meter = meter_with(budgets=[Budget(limit_requests=5, period="rolling-6h", name="rate")])
+    meter.post(a_cost(1, at=NOON))
+    (balance,) = meter.remaining(at=NOON)
+    assert balance.spent == 1
+    assert balance.resets_at >= NOON + timedelta(hours=6)

@@ -259,7 +259,8 @@ def _balance(
     limit_of: LimitOf,
     names: Mapping[str, Sequence[str]],
 ) -> Balance:
-    (key, end), counter = max(counters.items(), key=lambda pair: _taken(pair[1]))
+    # Of windows that are equally full the last one: what they share is forgotten with it.
+    (key, end), counter = max(counters.items(), key=lambda pair: (_taken(pair[1]), pair[0][1] or 0))
     known = True
     try:
         limit = limit_of(cap, scope, key)
