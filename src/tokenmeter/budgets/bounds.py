@@ -114,7 +114,8 @@ class Bound:
 
     def explain(self) -> str:
         """Why there is no bound, in words."""
-        return " and ".join(_WORDS.get(reason, reason) for reason in self.reasons)
+        told = ("started",) if "started" in self.reasons else self.reasons  # which says all that matters
+        return " and ".join(_WORDS.get(reason, reason) for reason in told)
 
 
 def picodollars(cost: Decimal) -> int:
