@@ -20,7 +20,7 @@ from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.sqlite import SQLiteStore, database
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.tail import segment_path, segments
-from tokenmeter.stores.urls import is_network
+from tokenmeter.stores.urls import is_mounted_alone, is_network
 
 
 @pytest.fixture
@@ -181,6 +181,33 @@ class TestFile:
         assert is_network(Path("/mnt/my data/books/l.db"), mounts) is expected
         assert not is_network(Path("/mnt/elsewhere/l.db"), mounts)
         assert not is_network(Path("/x"), tmp_path / "nothing")
+
+
+class TestSecondName:
+    def test_a_file_with_two_names_is_not_opened_and_who_has_it_open_goes_on(self, store, path, make_entry):
+        store.settle(make_entry())
+        alias = path.with_name("alias.db")
+        alias.hardlink_to(path)
+        with pytest.raises(StoreUnavailableError, match="hard links"):
+            SQLiteStore(alias)
+        store.settle(make_entry())
+        assert len(list(store.entries())) == 2
+        store.close()
+        with pytest.raises(StoreUnavailableError, match="keep one name"):
+            SQLiteStore(path)
+        alias.unlink()
+        again = SQLiteStore(path)
+        assert len(list(again.entries())) == 2
+        assert again.verify().ok
+        again.close()
+
+    def test_a_file_that_is_mounted_alone_is_not_opened(self, path, monkeypatch, tmp_path):
+        mounts = tmp_path / "mountinfo"
+        mounts.write_text(f"27 1 254:0 / / rw - ext4 /dev/vda rw\n42 27 254:0 /l.db {path} rw - ext4 /dev/vda rw\n")
+        monkeypatch.setattr(database, "is_mounted_alone", lambda one: is_mounted_alone(one, mounts))
+        with pytest.raises(StoreUnavailableError, match="Mount the folder"):
+            SQLiteStore(path)
+        SQLiteStore(path.with_name("other.db")).close()
 
 
 class TestReplacedFile:

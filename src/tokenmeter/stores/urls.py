@@ -59,17 +59,27 @@ def make_private_file(path: Path) -> None:
 
 def is_network(path: Path, mounts: Path = _MOUNTS) -> bool:
     """Whether `path` lies on a file system that several machines may share. False where the system does not tell."""
+    return _mount_of(path, mounts)[1] in _NETWORK_TYPES
+
+
+def is_mounted_alone(path: Path, mounts: Path = _MOUNTS) -> bool:
+    """Whether `path` itself is mounted: what lies beside it here does not lie beside the same file elsewhere."""
+    return _mount_of(path, mounts)[0] == str(path)
+
+
+def _mount_of(path: Path, mounts: Path) -> tuple[str, str]:
+    """Where the file system is mounted that `path` lies on, and its type; two empty texts where nobody tells."""
     try:
         rows = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
-        return False
+        return "", ""
     best, kind = "", ""
     for row in rows:
         before, _, after = row.partition(" - ")
         point = before.split()[4].replace("\\040", " ")
         if len(point) >= len(best) and (path.is_relative_to(point)):
             best, kind = point, after.split()[0]
-    return kind in _NETWORK_TYPES
+    return best, kind
 
 
 class SideLock:

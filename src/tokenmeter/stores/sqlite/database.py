@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import threading
 import time
 import weakref
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.processes import around_fork
-from tokenmeter.stores.urls import SideLock, is_network, make_private_file
+from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file
 
 if TYPE_CHECKING:
     import sqlite3
@@ -348,6 +349,25 @@ class Database:
             self._writer = self._open(deadline)
         return self._writer
 
+    def _refuse_second_name(self) -> None:
+        """Refuse a file that others know by a name with another folder around it, or another name.
+
+        SQLite's log, the tail and the counters lie beside a name: who writes under another overwrites what is in them.
+        """
+        with contextlib.suppress(OSError):  # told when it is opened
+            status = self.path.stat()
+            if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                raise StoreUnavailableError(
+                    f"{self.path} is one of {status.st_nlink} names (hard links) of the same file. Whoever writes "
+                    "under another name destroys what was written under this one: keep one name and remove the others, "
+                    "or copy the ledger (`tokenmeter db backup`)."
+                )
+        if is_mounted_alone(self.path):
+            raise StoreUnavailableError(
+                f"{self.path} is mounted as a single file, so that the files beside it, which belong to it, would stay "
+                "behind. Mount the folder it lies in."
+            )
+
     def _open(self, deadline: float) -> _OpenFile:
         if self._made and not self.path.exists():
             raise StoreUnavailableError(
@@ -355,6 +375,7 @@ class Database:
                 "ledger."
             )
         make_private_file(self.path)
+        self._refuse_second_name()
         self.wal = not is_network(self.path)
         attempt = 0
         self._take_lock(deadline)
