@@ -203,8 +203,9 @@ class SQLiteBook(FoldingBook):
 
         def work(connection: Connection) -> set[str]:
             found = {columns[one] for one in _among(connection, "entry_id", "entries", list(columns))}
-            if self.archives is not None:
-                found |= {one for one in entry_ids if one not in found and self.archives.has(connection, one)}
+            archives, strangers = self.archives, set[bytes]()
+            if archives is not None and archives.has_any(connection):
+                found |= {one for one in entry_ids if one not in found and archives.has(connection, one, strangers)}
             return found | _among(connection, "key", "dedup", keys)
 
         return self.database.read(work)
