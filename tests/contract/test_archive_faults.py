@@ -357,6 +357,30 @@ def attempt(work):
     return None
 
 
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_a_file_that_cannot_be_read_is_asked_again_and_nothing_is_lost_or_counted_twice(store, make_entry, tmp_path):
+    """A call that is in a file already comes once more, and with it one that is new."""
+    old = [make_entry(occurred_at=START + timedelta(hours=number), member="ada") for number in range(9)]
+    store.append([(entry, ()) for entry in old])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.archives.drop()
+    before = answers(store)
+    (tmp_path / "archive").rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailableError, match="Put the file back"):
+        store.append([(old[0], ())])
+    assert store.settle(old[1]).recorded
+    assert store.settle(make_entry(occurred_at=START + timedelta(days=50), member="ben")).recorded
+    assert store.aggregate(SPAN, ("model", "status")) == before[0], "they wait"
+    assert any("archived month" in warning for warning in store.health().warnings)
+    (tmp_path / "away").rename(tmp_path / "archive")
+    assert [done.recorded for done in store.append([(old[0], ())])] == [False]
+    assert [(one.group, one.requests) for one in store.aggregate([SPAN[0], SPAN[-1]], ("member",))] == [
+        (("ada",), 9),
+        (("ben",), 1),
+    ]
+    assert store.verify(deep=True).faults == ()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_an_object_store_that_fails_anywhere_loses_nothing(ledger, bucket, monkeypatch, tmp_path):
     import s3fs
