@@ -78,7 +78,8 @@ class SQLiteEnd:
 
     def stream(self, connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """See `tokenmeter.stores.copying.End`."""
-        yield from connection.execute(statement, values)
+        for row in connection.execute(statement, values):  # noqa: UP028 - that would close the cursor, perhaps after the file
+            yield row
 
     def put(self, connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """See `tokenmeter.stores.copying.End`."""
@@ -154,7 +155,8 @@ class LedgerFile:
 
     def stream(self, connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """See `tokenmeter.stores.copying.End`."""
-        yield from connection.execute(statement, values)
+        for row in connection.execute(statement, values):  # noqa: UP028 - that would close the cursor, perhaps after the file
+            yield row
 
     @property
     def archives(self) -> ParquetArchives:
