@@ -311,7 +311,7 @@ class Terms:
         """The platform multiplier of a call.
 
         Args:
-            provider: Canonical provider id.
+            provider: Provider id.
             models: Names the call's model goes by.
             at: When the call left.
             api_key: Key used.
@@ -319,6 +319,7 @@ class Terms:
         """
         if not self.multipliers:
             return ONE
+        host = canonical_provider(provider)
         names = {name.lower() for name in models if name}
         keys = {api_key.alias, api_key.label} if api_key else set[str | None]()
 
@@ -328,7 +329,7 @@ class Terms:
             if name == "model":
                 return value.lower() in names
             if name == "provider":
-                return value == provider
+                return value == host
             return bool(value == getattr(attribution, name))
 
         fitting = [

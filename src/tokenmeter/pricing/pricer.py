@@ -16,7 +16,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
 from tokenmeter.dimensions import INPUT_METERS
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.money import EXACT, ONE, Costs, add
+from tokenmeter.money import EXACT, Costs, add
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.price import Discount, Multiplier, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
@@ -123,7 +123,9 @@ class Pricer:
         for consumption in observation.consumptions:
             listed = self._listed(book, provider, consumption)
             models = (consumption.model, listed.model if listed else None)
-            platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
+            platform = self.terms.platform(
+                provider=provider, models=models, at=moment, api_key=api_key, attribution=attribution
+            )
             supplied = consumption.supplied_cost
             if supplied is not None and supplied.believed:
                 charges.append(supplied_line(consumption, platform))
@@ -195,7 +197,9 @@ class Pricer:
         if listed is None:
             return None
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
-        platform = self._platform(provider, (model, listed.model), moment, api_key=api_key, attribution=attribution)
+        platform = self.terms.platform(
+            provider=provider, models=(model, listed.model), at=moment, api_key=api_key, attribution=attribution
+        )
         return self._sheet(book, listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
 
     def ceiling(
@@ -217,7 +221,9 @@ class Pricer:
             return None
         moment = at.astimezone(UTC)
         models = (facts.model, listed.model)
-        platform = self._platform(provider, models, moment, api_key=api_key, attribution=attribution)
+        platform = self.terms.platform(
+            provider=provider, models=models, at=moment, api_key=api_key, attribution=attribution
+        )
         return ceiling_of(
             listed,
             facts=facts,
@@ -245,7 +251,9 @@ class Pricer:
         moment = at.astimezone(UTC)
         canonical = canonical_provider(provider)
         highest = self._highest(canonical, moment)
-        platform = self._platform(provider, (), moment, api_key=api_key, attribution=attribution)
+        platform = self.terms.platform(
+            provider=provider, models=(), at=moment, api_key=api_key, attribution=attribution
+        )
         billed = [None if rate is None else EXACT.multiply(rate, platform) for rate in highest]
         return Ceiling(input=billed[0], output=billed[1], known=False)
 
@@ -270,21 +278,6 @@ class Pricer:
                 and not row.conditions.described()
             )
         return found
-
-    def _platform(
-        self,
-        provider: str,
-        models: Iterable[str | None],
-        at: datetime,
-        *,
-        api_key: ApiKey | None,
-        attribution: Attribution,
-    ) -> Decimal:
-        if not self.terms.multipliers:
-            return ONE
-        return self.terms.platform(
-            provider=canonical_provider(provider), models=models, at=at, api_key=api_key, attribution=attribution
-        )
 
     def _sheet(
         self,

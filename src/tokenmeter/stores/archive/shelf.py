@@ -292,24 +292,21 @@ class Shelf:
 
     def entry(self, files: Sequence[ArchivedMonth], archived_to: int, entry_id: str) -> tuple[bytes, str] | None:
         """Account and record of an entry, by its id."""
+        return self._find("account", files, archived_to, entry_id)
+
+    def place(self, files: Sequence[ArchivedMonth], entry_id: str) -> tuple[int, str] | None:
+        """Record number and record of an entry, by its id, whether it is live as well or not."""
+        return self._find("seq", files, _MOST, entry_id)
+
+    def _find(
+        self, column: str, files: Sequence[ArchivedMonth], archived_to: int, entry_id: str
+    ) -> tuple[Any, str] | None:
         writer, counter = identity_parts(entry_id)
         with self._cursor() as cursor:
             source, values = self._source(cursor, files, (None, None), archived_to, ArchiveFilter())
             same = "counter IS NULL" if counter is None else "counter = ?"
             row = cursor.execute(
-                f"SELECT account, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
-                [*values, writer, *(() if counter is None else (counter,))],
-            ).fetchone()
-        return None if row is None else (row[0], record_of(row[1:]))
-
-    def place(self, files: Sequence[ArchivedMonth], entry_id: str) -> tuple[int, str] | None:
-        """Record number and record of an entry, by its id, whether it is live as well or not."""
-        writer, counter = identity_parts(entry_id)
-        with self._cursor() as cursor:
-            source, values = self._source(cursor, files, (None, None), _MOST, ArchiveFilter())
-            same = "counter IS NULL" if counter is None else "counter = ?"
-            row = cursor.execute(
-                f"SELECT seq, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
+                f"SELECT {column}, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
                 [*values, writer, *(() if counter is None else (counter,))],
             ).fetchone()
         return None if row is None else (row[0], record_of(row[1:]))
