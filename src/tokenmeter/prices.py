@@ -153,6 +153,8 @@ def _order(row: Price) -> tuple[int, str, str]:
 #: Tokens of an answer of which nothing is known. It is a convention, so whatever rests on it is flagged.
 ASSUMED_ANSWER = 500
 
+#: More tokens than any call has: their cost would be no amount that a ledger takes.
+_MOST_TOKENS = 10**12
 _counter = TokenCounter()
 
 
@@ -296,7 +298,7 @@ def estimate(
         ("expected_output_tokens", expected_output_tokens),
         ("input_tokens", input_tokens),
     ):
-        if tokens is not None and (type(tokens) is not int or tokens < 0):
+        if tokens is not None and (type(tokens) is not int or not 0 <= tokens <= _MOST_TOKENS):
             raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
     who = provider or provider_of(named)
     path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint(whole)

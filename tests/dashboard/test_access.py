@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import socket
@@ -29,7 +30,8 @@ from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableE
 from tokenmeter.reports import Query, read_report
 from tokenmeter.serving.access import EVERYTHING, AccessScope, Token
 from tokenmeter.serving.acting import add_verbs
-from tokenmeter.serving.lens import look_through
+from tokenmeter.serving.lens import look_through, pulse_of
+from tokenmeter.serving.probes import entries_of
 from tokenmeter.serving.rest import make_api
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery
@@ -281,6 +283,29 @@ def test_no_way_to_ask_shows_a_scoped_token_what_is_of_others(filed, hosted, hos
             said = unquote(asked)
             hidden = [*secret, *([] if "bob" in said else ["bob"])]
             assert [one for one in hidden if one in text_of(body) and one not in said] == [], asked
+
+
+def test_the_event_stream_tells_a_part_of_its_own_calls_alone(shared, filed, record):
+    """After a call of another's and one of its own, the next that it is told is its own state."""
+    ada = look_through(filed, AccessScope.of({"member": "ada"})).store
+    for asked in ("/events", "/events?holds=1", "/events?member=bob", "/events?holds=1&only=member=bob"):
+        connection = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=30)
+        connection.request("GET", asked, headers=bearer(ADA))
+        lines = iter(connection.getresponse().readline, b"")
+        next(line for line in lines if line.startswith(b"data:"))
+        record(who={"member": "bob", "team": "search"})
+        record(who={"member": "ada", "team": "search"})
+        told = next(line for line in lines if line.startswith(b"data:")).decode().removeprefix("data:").strip()
+        state = pulse_of(ada)
+        assert told == (state if "holds" in asked else entries_of(state)), asked
+        connection.close()
+
+
+def test_the_event_stream_is_for_those_who_may_look(shared):
+    for headers in ({}, bearer(OPS[:-1] + "x")):
+        status, found, _ = shared.get("/events", **headers)
+        assert status in {303, 401}
+        assert "event-stream" not in found.get("content-type", "")
 
 
 def unzipped(data):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
 
 import pytest
 from mcp import Client, StdioServerParameters
+
+from tokenmeter.serving.access import EVERYTHING, AccessScope
+from tokenmeter.serving.lens import look_through
+from tokenmeter.serving.mcp import make_server
 
 TOOLS = {"report", "remaining", "entries", "price", "estimate"}
 
@@ -79,3 +84,72 @@ async def test_an_assistant_for_one_member_sees_that_member_only(connect):
         assert [row["group"]["member"] for row in found["rows"]] == ["ada"]
         entries = await ask(client, "entries", where=["member=bob"])
         assert entries["entries"] == []
+
+
+#: Tool -> arguments that it must refuse, and what it says.
+REFUSED = [
+    ("report", {"colour": "red"}, "does not take colour"),
+    ("report", {"member": "ada"}, "does not take member"),
+    ("report", {"by": 5}, "valid string"),
+    ("report", {"since": "2026-02-01", "until": "2026-01-01"}, "period is empty"),
+    ("report", {"since": "0000-00-00"}, "is not an instant"),
+    ("report", {"period": "2026-11", "since": "2026-11-01"}, "not both"),
+    ("report", {"granularity": "minute"}, "'hour'"),
+    ("report", {"where": ["member"]}, "DIMENSION=VALUE"),
+    ("report", {"where": "member=ada"}, "valid list"),
+    ("report", {"tz": "Mars/Olympus"}, "Unknown time zone"),
+    ("report", {"limit": 0}, "greater than or equal to 1"),
+    ("remaining", {"accounts": ["member=ada"]}, "does not take accounts"),
+    ("remaining", {"account": ["member"]}, "DIMENSION=VALUE"),
+    ("remaining", {"account": ["member=ada", "member=bob"]}, "each once"),
+    ("entries", {"where": ["colour=red"]}, "Unknown dimension"),
+    ("entries", {"limit": 201}, "less than or equal to 200"),
+    ("entries", {"order": "up"}, "'newest' or 'oldest'"),
+    ("price", {}, "model"),
+    ("price", {"model": "gpt-5", "at": "soon"}, "is not an instant"),
+    ("price", {"model": "gpt-5", "provider": "nobody"}, "No price names"),
+    ("estimate", {"model": "gpt-5"}, "input_tokens"),
+    ("estimate", {"model": "gpt-5", "input_tokens": -1}, "greater than or equal to 0"),
+    ("estimate", {"model": "gpt-5", "input_tokens": 10**30}, "number of tokens"),
+    ("estimate", {"model": "gpt-5", "input_tokens": 1, "max_output_tokens": 1, "expected_output_tokens": 5}, "most"),
+]
+
+
+async def test_every_tool_refuses_what_it_cannot_answer(busy):
+    async with Client(make_server(look_through(busy, EVERYTHING))) as client:
+        assert {tool for tool, _, _ in REFUSED} == TOOLS
+        for tool, arguments, words in REFUSED:
+            answer = await client.call_tool(tool, arguments)
+            assert answer.is_error, (tool, arguments)
+            assert words in answer.content[0].text, (tool, arguments)
+
+
+async def test_no_tool_tells_a_part_what_is_of_others(filed, hostile):
+    theirs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
+    cursor = f"{theirs.occurred_at.isoformat()} {theirs.entry_id}"
+    cursor = base64.urlsafe_b64encode(cursor.encode()).decode().rstrip("=")
+    ways = [
+        *({"where": [said]} for said in ("member=bob", "member!=ada", "member=", "team=ads", "tag:env!=prod")),
+        {"where": ["member=ada", "member=bob"]},
+    ]
+    asked = [
+        *(("report", way) for way in ways),
+        *(("report", {"by": by}) for by in ("member", "team,route", "api_key", "member,tag:env", "response_id")),
+        ("report", {"by": "member", "granularity": "day"}),
+        *(("entries", way) for way in ways),
+        ("entries", {"cursor": cursor}),
+        ("entries", {"cursor": cursor, "order": "oldest", "limit": 200}),
+        *(("remaining", {"account": said}) for said in ([], ["member=bob"], ["team=ads"], ["route=/summarise"])),
+        ("price", {"model": "gpt-5-mini"}),
+        ("estimate", {"model": "gpt-5-mini", "input_tokens": 5}),
+    ]
+    hidden = ["bob", "summarise", "staging", hostile, theirs.entry_id, theirs.response_id]
+    async with Client(make_server(look_through(filed, AccessScope.of({"member": "ada"})))) as client:
+        for tool, arguments in asked:
+            answer = await client.call_tool(tool, arguments)
+            told, said = "".join(one.text for one in answer.content), str(arguments)
+            assert [one for one in hidden if one in told and one not in said] == [], (tool, arguments)
+            if tool == "report" and not answer.is_error:
+                assert json.loads(told)["totals"]["requests"] <= sum(
+                    one.attribution.member == "ada" for one in filed.store.entries()
+                )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import ToolAnnotations
+from mcp.types import Tool, ToolAnnotations
 from pydantic import Field
 
 from tokenmeter import prices
@@ -77,6 +77,23 @@ def _query(
     )
 
 
+class _Server(MCPServer[Any]):
+    """A server whose tools take what they say and nothing else: a filter that is misspelt must not show everything."""
+
+    async def list_tools(self) -> list[Tool]:
+        """The tools, described as they are."""
+        found = await super().list_tools()
+        closed = {"additionalProperties": False}
+        return [tool.model_copy(update={"input_schema": {**tool.input_schema, **closed}}) for tool in found]
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        """Call one, if it takes these arguments."""
+        known = {tool.name: tool.input_schema.get("properties", {}) for tool in await self.list_tools()}
+        if name in known and (unknown := sorted(arguments.keys() - known[name])):
+            raise ToolError(f"{name} does not take {', '.join(unknown)}; it takes {', '.join(known[name])}.")
+        return await super().call_tool(name, arguments, *rest, **more)
+
+
 def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
     """The server, ready to run over standard input and output or HTTP.
 
@@ -84,7 +101,7 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
         sight: The ledger, prices and budgets that are asked about.
         version: What it says its version is.
     """
-    server: MCPServer[Any] = MCPServer("tokenmeter", version=version, instructions=_INSTRUCTIONS, log_level="WARNING")
+    server = _Server("tokenmeter", version=version, instructions=_INSTRUCTIONS, log_level="WARNING")
 
     @server.tool(annotations=_READS)
     def report(
