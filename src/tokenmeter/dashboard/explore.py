@@ -33,7 +33,7 @@ _MOST_RANKED = 2_000
 #: Values times buckets whose times are read at once rather than those shown only.
 _MOST_CELLS = 10_000
 #: Rows of the table; a search looks through all of them.
-_MOST_ROWS = 500
+_MOST_ROWS = 200
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 #: Key of the series that sums up the values a chart does not tell apart.
 REST = "rest"

@@ -11,7 +11,7 @@ from tokenmeter.dashboard.explore import Finding, ReportReader, explore, per_val
 from tokenmeter.dashboard.questions import Question
 from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.reports import Row
 from tokenmeter.stores.base import Aggregate, Store
 
@@ -91,8 +91,15 @@ def _named(ranking: Ranking) -> bool:
 
 def rank(rows: Iterable[Row], dimension: str, *, top: int = _TOP) -> Ranking:
     """`rows`, which may be split further, summed per value of `dimension`."""
-    values = sorted(per_value(rows, dimension), key=lambda row: _weight(row, dimension))
-    return Ranking(dimension, values[:top], len(values[top:]), max((row.billed_cost for row in values), default=ZERO))
+    found: dict[str | None, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.group[dimension], []).append(row)
+    costs = {value: total(row.billed_cost for row in alike) for value, alike in found.items()}
+    dearest = sorted(costs.values(), reverse=True)
+    # There may be thousands, and few are shown: what else is known of them is summed of those alone.
+    leading = [row for value, alike in found.items() if costs[value] >= dearest[:top][-1] for row in alike]
+    values = sorted(per_value(leading, dimension), key=lambda row: _weight(row, dimension))[:top]
+    return Ranking(dimension, values, len(found) - len(values), dearest[0] if dearest else ZERO)
 
 
 def _weight(row: Row, dimension: str) -> tuple[Decimal, int, int, str]:
