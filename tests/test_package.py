@@ -96,6 +96,11 @@ def test_every_argument_of_the_public_face_has_a_name_and_a_type():
     assert found == OPEN.keys()
 
 
+@pytest.mark.parametrize("name", sorted(tokenmeter._MODULES))
+def test_a_module_that_people_use_is_reached_from_the_package(name):
+    assert run(f"import tokenmeter; print(tokenmeter.{name}.__name__)") == f"tokenmeter.{name}\n"
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = tokenmeter.Nonsense

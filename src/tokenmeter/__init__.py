@@ -203,7 +203,9 @@ _HOMES = {
 _HOME = dict.fromkeys(__all__, "tokenmeter.default") | {
     name: module for module, names in _HOMES.items() for name in names
 }
-_MODULES = frozenset({"anthropic", "billing", "dashboard", "google", "openai", "prices", "reconciliation", "testing", "web"})
+_MODULES = frozenset(
+    {"anthropic", "billing", "dashboard", "google", "openai", "prices", "reconciliation", "testing", "web"}
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr, ValidationError
 
 from tokenmeter.budgets import AlertTarget, Budget
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.money import ONE, ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
@@ -392,7 +392,9 @@ def find_file(explicit: str | Path | None = None) -> Path | None:
             if path.is_file():
                 return path
         except (OSError, RuntimeError, TypeError) as error:
-            raise ConfigurationError(f"The configuration file {_short(named)} cannot be reached: {error}.") from error
+            raise ConfigurationError(
+                f"The configuration file {_short(named)} cannot be reached: {reason_of(error)}."
+            ) from error
         raise ConfigurationError(
             f"The configuration file {path} does not exist; create it, or unset config=/TOKENMETER_CONFIG."
         )
@@ -460,7 +462,7 @@ def _content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, A
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal), str(path)
     except (OSError, ValueError, ArithmeticError, RecursionError) as error:  # not UTF-8, not TOML, nested without end
-        raise ConfigurationError(f"{path} cannot be read: {str(error).rstrip('.') or type(error).__name__}.") from error
+        raise ConfigurationError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 def _own_rows(name: str, rows: object) -> list[Any]:

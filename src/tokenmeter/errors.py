@@ -234,3 +234,9 @@ class TamperedLedgerError(LedgerError):
 
 class ReconciliationError(LedgerError):
     """A provider statement cannot be read or compared."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, as a sentence of ours ends: what the system says, without its number and Python's form."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return said.rstrip(".")

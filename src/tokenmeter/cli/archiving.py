@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 
 app = typer.Typer(help="Put closed months into files, and read them as if they were still there.", no_args_is_help=True)
@@ -94,7 +94,7 @@ def check(
     try:
         proof = Proof.from_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}.") from error
+        raise ConfigurationError(f"{file} cannot be read: {reason_of(error)}.") from error
     holds = proof.holds(root.strip().lower())
     if frame.as_json:
         emit({"holds": holds, "month": proof.month, "record": proof.record})

@@ -22,6 +22,7 @@ from tokenmeter.billing import (
     hand_over,
     late_entries,
 )
+from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.invoicing import STDOUT, Actor, Day, invoice_app, write_document, write_file
 from tokenmeter.cli.options import (
@@ -32,8 +33,14 @@ from tokenmeter.cli.options import (
 )
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
-from tokenmeter.periods import parse_day
-from tokenmeter.reconciliation import count_free_quotas, file_reconciliation, post_free_quotas, post_proposals
+from tokenmeter.periods import parse_day, parse_period
+from tokenmeter.reconciliation import (
+    check_grain,
+    count_free_quotas,
+    file_reconciliation,
+    post_free_quotas,
+    post_proposals,
+)
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
 
@@ -153,11 +160,11 @@ def handover(
 
     Keys and addresses are read from STRIPE_API_KEY, LAGO_API_KEY and LAGO_URL, OPENMETER_API_KEY and OPENMETER_URL.
     """
-    target = _target(to, event)
     with frame.ledger() as opened:
-        done = hand_over(
-            opened, target, period=period, each=by, customers=pairs_of(customer or []) or None, tz=tz, by=actor
-        )
+        (each,) = check_dimensions([by], what="--by")
+        asked, customers = parse_period(period, tz), pairs_of(customer or []) or None
+        target = _target(to, event)  # last: a key is asked for when all else is right
+        done = hand_over(opened, target, period=asked, each=each, customers=customers, tz=tz, by=actor)
     if frame.as_json:
         emit(done.to_dict())
     else:
@@ -256,21 +263,24 @@ def reconcile(
     The admin key is read from OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
     """
     with frame.meter() as meter:
+        asked, grain = parse_period(period, "UTC"), check_grain(by)
+        rates, keys, models, projects = (pairs_of(given or []) for given in (rate, key, model, project))
+        source = list(file) if file else _client(provider)  # last: a key is asked for when all else is right
         with progress_out.status("reading the provider's books") as shown:
             outcome = run_reconciliation(
                 meter.store,
                 provider=provider,
-                period=period,
-                source=list(file) if file else _client(provider),
-                by=by,
+                period=asked,
+                source=source,
+                by=grain,
                 reports=reports,
                 columns=pairs_of(column) if column else None,
                 cost_unit=cost_unit,
                 decimal=decimal,
-                exchange_rates=pairs_of(rate or []),
-                keys=pairs_of(key or []),
-                models=pairs_of(model or []),
-                projects=pairs_of(project or []),
+                exchange_rates=rates,
+                keys=keys,
+                models=models,
+                projects=projects,
                 resume=resume,
                 progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
             )

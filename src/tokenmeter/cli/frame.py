@@ -38,6 +38,7 @@ from tokenmeter.dimensions import WHO
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.stores import default_path, open_store
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.tail import segments
 
 P = ParamSpec("P")
 
@@ -137,12 +138,14 @@ class Frame:
 
     @property
     def missing(self) -> Path | None:
-        """The file in which the ledger should be and is not; None where it is there, or on a server."""
+        """The file in which the ledger should be and is not, or is empty; None where it is there, or on a server."""
         url = self.settings.store
         if url is not None and not url.startswith("sqlite:///"):
             return None
         path = default_path() if url is None else Path(unquote(url.removeprefix("sqlite:///")))
-        return None if path.exists() else path
+        if path.exists() and (path.stat().st_size or segments(path)):
+            return None
+        return path
 
     def require(self) -> None:
         """Refuse a ledger that is not there: a name mistyped must not be answered with an empty one.
@@ -151,8 +154,9 @@ class Frame:
             ConfigurationError: there is no such file.
         """
         if path := self.missing:
+            empty = ": the file is empty" if path.exists() else ""
             raise ConfigurationError(
-                f"There is no ledger at {path}. The first metered call makes one; name another with --store or "
+                f"There is no ledger at {path}{empty}. The first metered call makes one; name another with --store or "
                 "--config."
             )
 

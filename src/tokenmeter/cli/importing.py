@@ -14,7 +14,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out
 from tokenmeter.dimensions import WhoArguments
 from tokenmeter.display import dollars
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import parse_instant
@@ -177,7 +177,7 @@ def _answer_of(file: Path) -> Any:
     try:
         text = sys.stdin.read() if file == _STDIN else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{name} cannot be read: {error}") from error
+        raise ConfigurationError(f"{name} cannot be read: {reason_of(error)}.") from error
     if not (text := text.removeprefix("\ufeff").strip()):
         raise ConfigurationError(f"{name} is empty: give an answer, or its usage object, as JSON.")
     if isinstance(answer := to_wire(text), str):

@@ -169,13 +169,22 @@ def account_of(parts: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigurationError: a part that is not FIELD=VALUE, or no account's field.
     """
-    account = pairs_of(list(parts))
-    if not set(account) <= set(ACCOUNTS) or not all(account.values()):
+    account = dict(part.split("=", 1) for part in parts if "=" in part)
+    if len(account) < len(set(parts)) or not set(account) <= set(ACCOUNTS) or not all(account.values()):
         raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.")
     return account
 
 
 def pairs_of(parts: list[str]) -> dict[str, str]:
-    """``["member=ada"]`` as a mapping."""
-    split = (part.partition("=") for part in parts)
-    return {name: value for name, _, value in split}
+    """``["member=ada"]`` as a mapping.
+
+    Raises:
+        ConfigurationError: one of them has no name, or no ``=``.
+    """
+    pairs: dict[str, str] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not name or not equals:
+            raise ConfigurationError(f"{part!r} is not NAME=VALUE.")
+        pairs[name] = value
+    return pairs

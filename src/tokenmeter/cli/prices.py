@@ -18,7 +18,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.frame import app as root
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
 from tokenmeter.periods import parse_instant
@@ -286,7 +286,7 @@ def _requests(file: Path) -> Iterator[_EstimateLine]:
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}.") from error
+        raise ConfigurationError(f"{file} cannot be read: {reason_of(error)}.") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue

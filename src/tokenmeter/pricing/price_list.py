@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.pricing import edition
 from tokenmeter.pricing.card import RateCard
 from tokenmeter.pricing.edition import Launch, price_rows
@@ -224,7 +224,7 @@ def _read(path: Path) -> tuple[Price, ...]:
         text = path.read_text(encoding="utf-8")
         raw = tomllib.loads(text, parse_float=Decimal)
     except OSError as error:
-        raise ConfigurationError(f"The price file {path} cannot be read ({error}); check the path.") from error
+        raise ConfigurationError(f"The price file {path} cannot be read: {reason_of(error)}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The price file {path} is no valid TOML: {error}.") from error
     return parse_prices(raw.get("prices", ()), file=str(path), origin="project", lines=table_lines(text, "prices"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from tokenmeter.errors import PricingError
+from tokenmeter.errors import PricingError, reason_of
 from tokenmeter.pricing.edition import Edition, installed, installed_file
 from tokenmeter.pricing.price_list import Catalog, PriceList
 from tokenmeter.pricing.pricer import Pricer
@@ -60,7 +60,7 @@ def read_list(path: str | Path) -> Edition:
     try:
         return Edition.parse(_unpacked(Path(path).expanduser().read_bytes(), str(path)))
     except OSError as error:
-        raise PricingError(f"The price list {path} cannot be read ({error}); check the path.") from error
+        raise PricingError(f"The price list {path} cannot be read: {reason_of(error)}.") from error
 
 
 def fetch(source: str | Path | None = None) -> Edition:
@@ -81,7 +81,7 @@ def fetch(source: str | Path | None = None) -> Edition:
                 raise PricingError(f"{where} led to {answer.url}, which is not https; nothing was fetched.")
             content = _whole(answer)
     except (OSError, HTTPException, ValueError) as error:
-        raise PricingError(f"The price list at {where} could not be fetched ({error}).") from error
+        raise PricingError(f"The price list at {where} could not be fetched: {reason_of(error)}.") from error
     return Edition.parse(_unpacked(content, where))
 
 
@@ -175,7 +175,9 @@ def keep(edition: Edition, path: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise PricingError(f"The price list could not be kept at {path} ({error}); name another place.") from error
+        raise PricingError(
+            f"The price list could not be kept at {path}: {reason_of(error)}. Name another place."
+        ) from error
 
 
 def newest(path: Path | None = None) -> Edition | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenmeter.reconciliation.quotas import Credit, QuotaUse, count_free_quotas, post_free_quotas
 from tokenmeter.reconciliation.result import CAUSES, Cause, Discrepancy, Proposal, Reconciliation
 from tokenmeter.reconciliation.run import (
+    check_grain,
     file_reconciliation,
     post_proposals,
     reconcile,
@@ -25,6 +26,7 @@ __all__ = [
     "QuotaUse",
     "Reconciliation",
     "UsageLine",
+    "check_grain",
     "count_free_quotas",
     "file_reconciliation",
     "post_free_quotas",

@@ -91,7 +91,7 @@ def reconcile(
     if floor(asked.start, "day").start != asked.start or floor(asked.end, "day").start != asked.end:
         raise ConfigurationError("Providers report in whole UTC days; give a period such as '2026-11', in UTC.")
     moment = now or utcnow()
-    names = _grain(by)
+    names = check_grain(by)
     statement = _statement(
         source,
         provider,
@@ -204,7 +204,12 @@ def _whose(source: Any) -> str:
     return " ".join([*(str(one or "") for one in told), hashlib.sha256(key.encode()).hexdigest()[:16]])
 
 
-def _grain(by: str | Sequence[str]) -> tuple[str, ...]:
+def check_grain(by: str | Sequence[str]) -> tuple[str, ...]:
+    """What a statement is split by besides the day, from one text with commas or several.
+
+    Raises:
+        ConfigurationError: a statement cannot be split by one of them.
+    """
     names = tuple(name.strip() for name in by.split(",") if name.strip()) if isinstance(by, str) else tuple(by)
     names = tuple("project" if name == "workspace" else name for name in names)
     for name in names:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic_core import from_json, to_json
 
 from tokenmeter.dimensions import KEPT_WHO
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.money import to_dollars
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.fold import MICRO
@@ -138,7 +138,7 @@ def _copied(ledger: str, target: Path) -> Connection:
     except FileExistsError:
         raise ConfigurationError(f"{target} exists; name a new file, or remove it.") from None
     except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written: {error}") from error
+        raise ConfigurationError(f"{target} cannot be written: {reason_of(error)}.") from error
     connection = sqlite3.connect(f"file:{quote(str(target))}", uri=True, check_same_thread=False, isolation_level=None)
     try:
         connection.execute("ATTACH ? AS ledger", (ledger,))

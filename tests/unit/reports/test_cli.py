@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -340,6 +341,52 @@ def test_import_names_the_lines_it_left_out(run: Callable[..., Outcome], place: 
     assert "give --provider and --endpoint" in outcome.out
     assert "give --at" in outcome.out
     assert run("import", "nothing.jsonl").code == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["report --by model", "verify", "sql 'SELECT 1'", "erase member ada --reason x --by kim"]
+)
+def test_an_empty_file_is_no_ledger_and_is_left_empty(command: str, run: Callable[..., Outcome], place: Path) -> None:
+    (place / "void.db").touch()
+    outcome = run(*shlex.split(command), "--store", "sqlite:///void.db")
+    assert (outcome.code, "There is no ledger at void.db: the file is empty." in outcome.err) == (2, True)
+    assert [path.stat().st_size for path in place.glob("void.db*")] == [0]
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize(
+    "command",
+    ["record gone.json --provider openai --endpoint chat.completions", "estimate gone.json",
+     "archive check gone.json --root 0",
+     "reconcile openai --file gone.json", "report --config gone.json", "verify --checkpoint gone.json"],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_said_in_words(command: str, run: Callable[..., Outcome]) -> None:
+    outcome = run(*shlex.split(command))
+    assert outcome.code in {2, 4}
+    assert "gone.json" in outcome.err
+    assert "Errno" not in outcome.err
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("handover stripe --by nonsense", "nonsense"),
+        ("handover stripe --period someday", "someday"),
+        ("handover stripe --customer ada", "ada"),
+        ("handover paper", "paper"),
+        ("reconcile openai --by nonsense", "nonsense"),
+        ("reconcile openai --period someday", "someday"),
+        ("reconcile openai --key k", "'k'"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_a_key_is_asked_for(
+    command: str, said: str, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STRIPE_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    outcome = run(*command.split())
+    assert (outcome.code, said in outcome.err, "Set " in outcome.err) == (2, True, False), outcome.err
 
 
 def test_the_command_runs_as_a_module() -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import platformdirs
 
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
 
 _CHUNK = 1 << 20
 
@@ -101,7 +101,7 @@ def put_file(source: Path, url: str, sha256: str) -> None:
             with Path(url).open("rb") as written:
                 found, _ = digest_of_file(written)
     except OSError as error:
-        raise StoreUnavailableError(f"{url} cannot be written: {error}. Nothing was dropped.") from error
+        raise StoreUnavailableError(f"{url} cannot be written: {reason_of(error)}. Nothing was dropped.") from error
     if found != sha256:
         raise StoreUnavailableError(f"{url} holds another file. Nothing was dropped; name another place.")
 
@@ -153,7 +153,7 @@ def local_copy(url: str, sha256: str, *, check: bool = False) -> Path:
         return _fetched(url, sha256, check=check)
     except OSError as error:
         raise StoreUnavailableError(
-            f"The archived month at {url} cannot be read: {error}. Put the file back, or see to the access to it."
+            f"The archived month at {url} cannot be read: {reason_of(error)}. Put the file back, or mend the access."
         ) from error
 
 
