@@ -20,6 +20,12 @@ def answer(number, tokens=1_000_000):
     return {"id": f"chatcmpl-{number}", "object": "chat.completion", "model": "gpt-5-mini", "usage": usage}
 
 
+@pytest.fixture(name="answer")
+def _answer():
+    """Makes a provider's answer: its number, its tokens."""
+    return answer
+
+
 def fill(meter, calls=12):
     """Record calls of two members and several end users in October, and bill their team for it."""
     for number in range(calls):

@@ -6,7 +6,6 @@ import sqlite3
 import pytest
 
 import tokenmeter
-from conftest import answer
 from tokenmeter.attribution import Attribution
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, LedgerError, StoreError
 from tokenmeter.stores import copying
@@ -94,7 +93,7 @@ def test_an_interrupted_copy_goes_on_where_it_ended(way, filled, told, monkeypat
     assert told(target) == told(source)
 
 
-def test_open_calls_forbid_it_until_they_are_settled(way, filled):
+def test_open_calls_forbid_it_until_they_are_settled(way, filled, answer):
     source, target = way
     meter = filled(source, budgets=[tokenmeter.Budget(name="all", limit_usd=5)])
     with meter.hold(**CALL) as held:

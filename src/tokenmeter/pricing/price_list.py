@@ -224,7 +224,8 @@ def _read(path: Path) -> tuple[Price, ...]:
         text = path.read_text(encoding="utf-8")
         raw = tomllib.loads(text, parse_float=Decimal)
     except OSError as error:
-        raise ConfigurationError(f"The price file {path} cannot be read: {reason_of(error)}.") from error
+        reason = reason_of(error)
+        raise ConfigurationError(f"The price file {path} cannot be read: {reason}. Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The price file {path} is no valid TOML: {error}.") from error
     return parse_prices(raw.get("prices", ()), file=str(path), origin="project", lines=table_lines(text, "prices"))

@@ -60,7 +60,7 @@ def read_list(path: str | Path) -> Edition:
     try:
         return Edition.parse(_unpacked(Path(path).expanduser().read_bytes(), str(path)))
     except OSError as error:
-        raise PricingError(f"The price list {path} cannot be read: {reason_of(error)}.") from error
+        raise PricingError(f"The price list {path} cannot be read: {reason_of(error)}. Check the path.") from error
 
 
 def fetch(source: str | Path | None = None) -> Edition:
