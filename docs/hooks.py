@@ -75,6 +75,14 @@ def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation
     return nav
 
 
+def _first_sentence(text: str) -> str:
+    """What a page says first in prose: no heading, code, table, list, picture or comment."""
+    prose = re.sub(r"^(```|~~~).*?^\1$|<!--.*?-->", "", text, flags=re.DOTALL | re.MULTILINE)
+    paragraphs = (" ".join(one.split()) for one in re.split(r"\n\s*\n", prose))
+    first = next((one for one in paragraphs if one and not re.match(r"[#|!>:-]|[*] |\d+\. ", one)), "")
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z`*])", first)[0]
+
+
 def on_post_build(*, config: MkDocsConfig) -> None:
     """Write `llms.txt` and, beside each page, its Markdown."""
     site, docs = Path(config.site_dir), Path(config.docs_dir)
@@ -90,8 +98,7 @@ def on_post_build(*, config: MkDocsConfig) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, "utf-8")
             title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), page.stem)
-            about = next((line for line in text.splitlines() if line and line[0].isalpha()), "")
-            lines.append(f"- [{title}]({name}): {about}")
+            lines.append(f"- [{title}]({name}): {_first_sentence(text)}")
         if pages:
             lines.append("")
     (site / "llms.txt").write_text("\n".join(lines), "utf-8")

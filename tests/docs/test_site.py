@@ -58,3 +58,10 @@ def test_every_public_name_has_its_place_in_the_reference(site):
         f'id="tokenmeter.{name}"' in reference or f"<code>{name}</code>" in reference for name in tokenmeter.__all__
     ]
     assert [name for name, told in zip(tokenmeter.__all__, described, strict=True) if not told] == ["__version__"]
+
+
+def test_what_the_list_for_assistants_says_of_a_page_is_its_first_sentence(site):
+    """Prose that ends, not the first line of a paragraph or of a block of code."""
+    listed = re.findall(r"^- \[[^]]+\]\(([^)]+)\): ?(.*)$", (site / "llms.txt").read_text("utf-8"), re.MULTILINE)
+    assert [name for name, about in listed if not about.endswith((".", "?", "!"))] == []
+    assert dict(listed)["how-to/sql.md"].startswith("A ledger in a file")
