@@ -109,6 +109,8 @@ def test_small_and_absent_caps_are_told_apart(run):
     shown = run("budgets")
     assert "$0.00042" in shown
     assert "-$2.00" in shown
+    run("budgets", "set", "least", "member=*", "limit_usd=0.00000042", "hard=false")
+    assert "$0.00000042" in run("budgets")
 
 
 @pytest.mark.parametrize(

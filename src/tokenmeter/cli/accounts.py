@@ -17,6 +17,7 @@ from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out,
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS
+from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
@@ -301,6 +302,8 @@ def _amount(value: Decimal, unit: str) -> str:
     if unit == "usd":
         size = magnitude(value)
         shown = round_to(size, 2 if size >= 1 or not size else 6)
+        if size and not shown:
+            return dollars(value)  # smaller than what columns show: in full, never as nothing
         text = f"{shown:,f}".rstrip("0") if size < 1 and size else f"{shown:,f}"
         whole, _, cents = text.partition(".")
         return f"{'-' if value < 0 else ''}${whole}.{cents:0<2}"
