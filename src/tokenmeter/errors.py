@@ -238,5 +238,9 @@ class ReconciliationError(LedgerError):
 
 def reason_of(error: BaseException) -> str:
     """Why something failed, as a sentence of ours ends: what the system says, without its number and Python's form."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return said.rstrip(".")

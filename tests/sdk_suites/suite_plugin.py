@@ -32,8 +32,12 @@ def _client_classes(sdk: ModuleType, names: list[str]) -> list[type[Any]]:
 
 def _put_ours_in_place(sdk: str, ours: ModuleType) -> None:
     """Every public name of the SDK that means one of its client classes now means ours."""
-    metered = {getattr(ours, name).__mro__[0].__name__: getattr(ours, name) for name in ours.__all__}
-    plain = {getattr(import_module(sdk), name): getattr(ours, name) for name in metered}
+    theirs = import_module(sdk)
+    plain = {
+        getattr(theirs, name): kind
+        for name in ours.__all__
+        if isinstance(kind := getattr(ours, name), type) and getattr(theirs, name, kind) is not kind
+    }
     for path, module in list(sys.modules.items()):
         private = any(part.startswith("_") for part in path.split("."))
         if path.split(".", maxsplit=1)[0] == sdk and not private:

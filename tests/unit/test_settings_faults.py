@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -81,7 +82,18 @@ def test_any_bytes_as_a_file(tmp_path_factory, content):
 
 
 @pytest.mark.parametrize(
-    "store", ["", "\0", "sqlite:///a\0b", "x" * 100_000, "sqlite:///" + "d/" * 3_000 + "x", "ftp://x", 5]
+    "store",
+    [
+        "",
+        "\0",
+        "sqlite:///a\0b",
+        "sqlite:///a%00b",
+        Path("a\0b"),
+        "x" * 100_000,
+        "sqlite:///" + "d/" * 3_000 + "x",
+        "ftp://x",
+        5,
+    ],
 )
 def test_a_store_that_cannot_be_is_refused(store):
     with pytest.raises(ConfigurationError):

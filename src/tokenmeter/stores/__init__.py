@@ -59,6 +59,8 @@ def store_path(url: str | Path | None = None) -> Path | None:
     Raises:
         ConfigurationError: not a file's path.
     """
+    if isinstance(url, Path) and "\0" in str(url):
+        raise ConfigurationError(f"{str(url)!r} does not name a file; write {_FORMS}.")
     if url is None or isinstance(url, Path):
         return url or default_path()
     scheme, colon, rest = url.partition(":")
@@ -67,7 +69,7 @@ def store_path(url: str | Path | None = None) -> Path | None:
 
 def _sqlite_path(url: str, rest: str) -> Path:
     path = unquote(rest.removeprefix("///"))
-    if not rest.startswith("///") or not path or "?" in rest:
+    if not rest.startswith("///") or not path or "\0" in path or "?" in rest:
         raise ConfigurationError(f"{url!r} does not name a file; write {_FORMS}.")
     if path == ":memory:":
         raise ConfigurationError(f"{url!r}: write 'memory:' for a ledger in memory.")
