@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, cast
 
 from pydantic_core import from_json
 
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
 from tokenmeter.tables import (
@@ -125,7 +125,7 @@ def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
         except NotATableError as error:
             yield Line(str(path), 0, fault=str(error))
         except UNPACKING as error:
-            yield Line(str(path), 0, fault=f"cannot be read further: {error}")
+            yield Line(str(path), 0, fault=f"cannot be read further: {reason_of(error)}")
 
 
 def _rows(path: Path, raw: io.BufferedReader, mark: DecimalMark | None) -> Iterator[Line]:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from tokenmeter.errors import ConfigurationError, ReconciliationError
+from tokenmeter.errors import ConfigurationError, ReconciliationError, reason_of
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.openai import item_model
@@ -309,7 +309,7 @@ def _content(path: Path) -> bytes:
         with path.open("rb") as file:
             return unpacked(file).read()
     except (*UNPACKING, NotATableError) as error:
-        raise ReconciliationError(f"{path} cannot be read: {error}.") from error
+        raise ReconciliationError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[str, str]]], DecimalMark | None]:
