@@ -26,18 +26,19 @@ _SDKS = ("openai", "anthropic")
 _results: dict[str, str] = {}
 
 
-def _client_classes(sdk: ModuleType, names: list[str]) -> list[type[Any]]:
-    return [kind for name in names if isinstance(kind := getattr(sdk, name, None), type)]
-
-
-def _put_ours_in_place(sdk: str, ours: ModuleType) -> None:
-    """Every public name of the SDK that means one of its client classes now means ours."""
+def _client_classes(sdk: str, ours: ModuleType) -> dict[type[Any], type[Any]]:
+    """The SDK's client classes -> ours; of the many names that ours has, those that mean something else there."""
     theirs = import_module(sdk)
-    plain = {
+    return {
         getattr(theirs, name): kind
         for name in ours.__all__
         if isinstance(kind := getattr(ours, name), type) and getattr(theirs, name, kind) is not kind
     }
+
+
+def _put_ours_in_place(sdk: str, ours: ModuleType) -> None:
+    """Every public name of the SDK that means one of its client classes now means ours."""
+    plain = _client_classes(sdk, ours)
     for path, module in list(sys.modules.items()):
         private = any(part.startswith("_") for part in path.split("."))
         if path.split(".", maxsplit=1)[0] == sdk and not private:
@@ -71,7 +72,7 @@ def _prepare(sdk: str, clients: str) -> None:
     if clients == "classes":
         _put_ours_in_place(sdk, ours)
     else:
-        for kind in _client_classes(import_module(sdk), ours.__all__):
+        for kind in _client_classes(sdk, ours):
             if "__init__" in vars(kind):
                 _wrap_when_made(kind, tokenmeter.wrap)
         if sdk == "openai":
