@@ -11,6 +11,8 @@ import pytest
 
 import tokenmeter
 from tokenmeter import Budget
+from tokenmeter.stores import writer
+from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.testing import FakeProvider
 
 PACKAGE = str(Path(tokenmeter.__file__).parent) + "/"
@@ -40,9 +42,12 @@ def entered(work) -> tuple[Counter[str], set[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("kind", MOST)
-def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, record_property):
+def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, record_property, monkeypatch):
+    monkeypatch.setattr(writer, "_TICK_NS", 20_000_000)
     caps = [Budget(member="*", limit_usd=1000)] if kind == "a cap" else []
     meter = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'ledger.db'}", budgets=caps)
+    store = meter.store
+    assert isinstance(store, SQLiteStore)
     with FakeProvider() as provider:
         client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test-warm", base_url=provider.openai_url), meter=meter)
 
@@ -51,6 +56,8 @@ def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, recor
 
         with tokenmeter.attribute(member="ada"):
             for _ in range(5):
+                call()
+            while caps and not store.journal._all_there():
                 call()
             files, functions = entered(call)
         client.close()

@@ -86,6 +86,7 @@ class PlainRequest(NamedTuple):
         max_output_tokens: See there.
         choices: See there.
         streamed: See there.
+        service_tier: See there.
         image_count: See there: none.
         unbounded: See there: its output has an upper bound.
     """
@@ -96,8 +97,23 @@ class PlainRequest(NamedTuple):
     max_output_tokens: int | None
     choices: int
     streamed: bool
+    service_tier: str | None
     image_count: int = 0
     unbounded: str | None = None
+
+    def facts(self, *, region: str | None, cost_unit: str | None) -> RequestFacts:
+        """The same as `RequestFacts`, for a client of this region and cost unit."""
+        return RequestFacts(
+            model=self.model,
+            service_tier=self.service_tier,
+            region=region,
+            input_bytes=self.input_bytes,
+            long_texts=self.long_texts,
+            max_output_tokens=self.max_output_tokens,
+            choices=self.choices,
+            streamed=self.streamed,
+            cost_unit=cost_unit,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

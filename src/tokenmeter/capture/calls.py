@@ -146,13 +146,13 @@ class InFlight:
         if plan is None:  # right here: a body may change while its answer is awaited
             self._call = self._described()
             self._authorization = leave(meter, self._call)
-        elif streamed:
-            self._call = self._described()
-        elif plan.demands.any and body is not None:
+        elif streamed or plan.demands.any:
             read = binding.sdk.dialect().plain_requests.get(self.endpoint.path)
-            self._request = None if read is None else read(body)
-            if self._request is None:
+            request = None if read is None or body is None else read(body)
+            if request is None:
                 self._call = self._described()
+            else:
+                self._request = request if request.streamed == streamed else request._replace(streamed=streamed)
 
     @property
     def call(self) -> Call:
@@ -167,6 +167,8 @@ class InFlight:
         return self._request or self.call.facts
 
     def _described(self) -> Call:
+        if self._request is not None:
+            return _call_of(self, self.endpoint, self._request.facts(region=self.region, cost_unit=self.cost_unit))
         call = describe(self.binding, self.endpoint, self, self._body, streamed=self.streamed)
         starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
         if starter is None:
@@ -265,7 +267,8 @@ class InFlight:
 
     def keep_hold(self) -> None:
         """A stream goes on: what is held for it stays held."""
-        self.meter.extend(self.authorization)
+        if self._authorization is not None or time.perf_counter_ns() - self.started_ns >= self.meter.extend_every_ns:
+            self.meter.extend(self.authorization)
 
     # -- responses
 
@@ -728,6 +731,10 @@ def describe(
         facts = replace(facts, unbounded=UNREADABLE)
     if facts.streamed != streamed or identity.region is not None or identity.cost_unit is not None:
         facts = replace(facts, streamed=streamed, region=identity.region, cost_unit=identity.cost_unit)
+    return _call_of(identity, endpoint, facts)
+
+
+def _call_of(identity: Identity | InFlight, endpoint: Endpoint, facts: RequestFacts) -> Call:
     return Call(
         provider=identity.provider,
         endpoint=endpoint.path,

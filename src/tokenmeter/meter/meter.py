@@ -75,6 +75,7 @@ class Meter:
         request_fields: As given.
         faults: How often something inside tokenmeter failed while the call itself went on.
         closed: Whether `close` was called.
+        extend_every_ns: How often the hold of a stream that goes on is extended, in nanoseconds.
         by_hand: Ids of answers that were last recorded by hand -> their provider. A stream that a metered client still
             reads may end after it.
     """
@@ -114,7 +115,7 @@ class Meter:
         self.by_hand: dict[str | None, str] = {}
         self._waiting: deque[tuple[int, Authorization, Outcome]] = deque()
         self._exit_hook_set = False
-        self._extend_every_ns = hold_seconds * 1_000_000_000 // 3
+        self.extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self.budgets = Budgets(
             store,
             pricer,
@@ -185,7 +186,7 @@ class Meter:
             if held is not None:
                 authorization.reservation, authorization.runs = held.reservation, held.runs
                 authorization.inject_max_output_tokens = held.inject_max_output_tokens
-                authorization.extend_due_ns = authorization.started_ns + self._extend_every_ns
+                authorization.extend_due_ns = authorization.started_ns + self.extend_every_ns
         except (BudgetExceededError, StoreBusyError):
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
@@ -197,7 +198,7 @@ class Meter:
         authorization = Authorization(call, from_microseconds(started_us), started_ns)
         if hold is not None:
             authorization.reservation = hold.demands.reservation(hold, call)
-            authorization.extend_due_ns = started_ns + self._extend_every_ns
+            authorization.extend_due_ns = started_ns + self.extend_every_ns
         return authorization
 
     def _read_prices(self, *, wait: bool) -> None:
@@ -229,7 +230,7 @@ class Meter:
         """Keep a long stream's hold alive. Cheap enough to call for every event; never waits, never raises."""
         if authorization.reservation is None or time.perf_counter_ns() < authorization.extend_due_ns:
             return
-        authorization.extend_due_ns = time.perf_counter_ns() + self._extend_every_ns
+        authorization.extend_due_ns = time.perf_counter_ns() + self.extend_every_ns
         self.budgets.extend(authorization.reservation.reservation_id)
 
     # -- after the call

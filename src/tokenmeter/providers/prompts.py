@@ -279,8 +279,18 @@ def offered(body: JSON, prompt: PromptSize, reasons: list[str]) -> list[JSON]:
     return found
 
 
-#: Keys of a message that is text alone.
-_MESSAGE = frozenset({"role", "content", "name"})
+#: What messages of texts are made of, with the caller's own tools and what they were called with and gave back.
+_PLAIN_KEYS = frozenset({
+    *("role", "content", "name", "type", "text", "id", "status"),
+    *("tool_calls", "tool_call_id", "function", "arguments", "call_id", "output", "tool_use_id", "is_error", "input"),
+    *("description", "parameters", "input_schema", "strict"),
+})  # fmt: skip
+_PLAIN_KINDS = (
+    *("text", "input_text", "output_text", "message", "function", "custom"),
+    *("function_call", "function_call_output", "tool_use", "tool_result"),
+)
+#: Of these, what is text whatever its fields are called: see `_DATA_KEYS`.
+_PLAIN_DATA = frozenset({"parameters", "input_schema"})
 
 
 def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | None:
@@ -288,27 +298,48 @@ def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | No
 
     Args:
         body: Of a request whose prompt is under `keys`.
-        keys: Each a text, or a list of messages.
+        keys: Each a text, or a list of messages or of the caller's tools.
     """
-    size, texts, long = 0, list[Any](), list[str]()
-    for key in keys:
-        value = body.get(key)
-        if is_array(value):
+    stack = [body[key] for key in keys if key in body]
+    size, long, data = 0, list[str](), list[Any]()
+    while stack:
+        value = stack.pop()
+        if type(value) is str:
+            size += (len(value) if value.isascii() else utf8_length(value)) + _PUNCTUATION
+            if len(value) > _LONG:
+                long.append(value)
+        elif is_object(value):
+            kind = value.get("type")
+            if not _PLAIN_KEYS.issuperset(value) or (kind not in _PLAIN_KINDS if kind is not None else "id" in value):
+                return None  # what has an id and no type may stand for another item
+            size += len("".join(value)) + _PUNCTUATION * (1 + len(value))
+            if kind == "tool_use" or not _PLAIN_DATA.isdisjoint(value):
+                names = ("input", *_PLAIN_DATA) if kind == "tool_use" else _PLAIN_DATA
+                data.extend(value[name] for name in names if name in value)
+                stack.extend(item for name, item in value.items() if name not in names)
+            else:
+                stack.extend(value.values())
+        elif is_array(value):
+            if value and is_array(value[0]):
+                return None  # prompts of token ids, maybe
             size += _PUNCTUATION
-            for message in value:
-                if type(message) is not dict or not _MESSAGE.issuperset(cast("JSON", message)):
-                    return None
-                size += len("".join(cast("JSON", message))) + _PUNCTUATION * (1 + len(cast("JSON", message)))
-                texts.extend(cast("JSON", message).values())
-        elif key in body:
-            texts.append(value)
-    for words in texts:
-        if type(words) is not str:
+            stack.extend(value)
+        elif value is None or type(value) is bool:
+            size += len(repr(value)) + _PUNCTUATION
+        else:
             return None
-        size += (len(words) if words.isascii() else utf8_length(words)) + _PUNCTUATION
-        if len(words) > _LONG:
-            long.append(words)
-    return size, long
+    return _with_data(size, long, data) if data else (size, long)
+
+
+def _with_data(size: int, long: list[str], data: list[Any]) -> tuple[int, list[str]] | None:
+    found = PromptSize()
+    _measure(data, found, _open_data)
+    return None if found.remote else (size + found.size, long + found.texts)
+
+
+def are_functions(tools: Any, kinds: Collection[str | None]) -> bool:
+    """Whether all of a request's tools are functions of the caller's, of one of `kinds`."""
+    return is_array(tools) and all(is_object(tool) and tool.get("type") in kinds for tool in tools)
 
 
 def named(value: Any) -> str | None:

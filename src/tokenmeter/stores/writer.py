@@ -33,7 +33,7 @@ Ts = TypeVarTuple("Ts")
 #: Size at which a segment of the tail is followed by a new one.
 SEGMENT_BYTES = 8 << 20
 _DAY = 86_400_000_000
-_GONE = (0, 0)
+_GONE, _END = (0, 0), os.SEEK_END
 #: More than a file system's clock may be behind, in nanoseconds (FAT writes down every other second).
 _TICK_NS = 3_000_000_000
 _TAKEN = "The ledger's counters are being changed by others; call again from a thread."
@@ -73,7 +73,7 @@ class Writer(Shared):
     def generation(self) -> int:
         """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
         live = self._live
-        whole = live is not None and live.whole
+        whole = live is not None and os.lseek(live.descriptor, 0, _END) == live.size
         if live is not None and whole and live.map[SITUATION] == self._situation:
             return self._generation
         if live is None or not whole or live.state != self._state:
@@ -152,7 +152,8 @@ class Writer(Shared):
             if not lock_file(live.descriptor, wait=wait):
                 raise StoreBusyError(_TAKEN)
             memory = live.map
-            if live.whole and memory[STATE] == self._state and not memory[DIRTY]:
+            whole = os.lseek(live.descriptor, 0, _END) == live.size  # what is gone of a mapping must not be touched
+            if whole and memory[STATE] == self._state and not memory[DIRTY]:
                 return live
             unlock_file(live.descriptor)
         if not wait:
@@ -362,7 +363,7 @@ class Writer(Shared):
 
     def _write(self, framed: bytes) -> None:
         live = self._live
-        if live is None or not live.whole or live.map[STATE] != self._state:
+        if live is None or os.lseek(live.descriptor, 0, _END) != live.size or live.map[STATE] != self._state:
             self._renew_if_possible()
         self._append(framed)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
-from tokenmeter.providers.prompts import first_limit, measure_plain
+from tokenmeter.providers.prompts import are_functions, first_limit, measure_plain, named
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_object
 
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
@@ -89,9 +89,9 @@ PLAIN: dict[str, PlainReader] = {"messages": PlainReader("type", "message", read
 #: Fields that say nothing of the prompt, or of how much may be answered, beyond what is read here.
 _REQUEST = frozenset({
     *("model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
-    *("metadata", "service_tier"),
+    *("metadata", "service_tier", "thinking", "tools", "tool_choice"),
 })  # fmt: skip
-_PROMPT = ("messages", "system")
+_PROMPT = ("messages", "system", "tools")
 
 
 def read_request(body: JSON) -> PlainRequest | None:
@@ -100,10 +100,13 @@ def read_request(body: JSON) -> PlainRequest | None:
     model = get("model")
     if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
         return None
+    if "tools" in body and not are_functions(body["tools"], (None, "custom")):
+        return None
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
-    return PlainRequest(model, measured[0], (), first_limit(get("max_tokens")), 1, bool(get("stream")))
+    limit, tier = first_limit(get("max_tokens")), named(get("service_tier"))
+    return PlainRequest(model, measured[0], (), limit, 1, bool(get("stream")), tier)
 
 
 PLAIN_REQUESTS = {"messages": read_request}

@@ -12,7 +12,7 @@ from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.openai.requests import is_agent, output_limit
 from tokenmeter.providers.openai.usage import own_tools
-from tokenmeter.providers.prompts import measure_plain
+from tokenmeter.providers.prompts import are_functions, measure_plain, named
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object, section
 
 #: Keys of a usage object that say nothing more, where they are at all.
@@ -134,8 +134,9 @@ _REQUEST = frozenset({
     *("temperature", "top_p", "stream", "stream_options", "stop", "seed", "user", "service_tier", "metadata", "store"),
     *("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "parallel_tool_calls"),
     *("reasoning", "reasoning_effort", "verbosity", "prompt_cache_key", "safety_identifier", "truncation"),
+    *("tools", "tool_choice"),
 })  # fmt: skip
-_PROMPT = ("messages", "input", "instructions")
+_PROMPT = ("messages", "input", "instructions", "tools")
 
 
 def read_chat_request(body: JSON) -> PlainRequest | None:
@@ -155,11 +156,14 @@ def _read_request(path: str, body: JSON) -> PlainRequest | None:
         return None
     if (many is not None and type(many) is not int) or is_agent(model):
         return None
+    if "tools" in body and not are_functions(body["tools"], ("function",)):
+        return None
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
     choices = 1 if many is None else max(many, 1)
-    return PlainRequest(model, *measured, output_limit(path, body), choices, bool(get("stream")))
+    limit, tier = output_limit(path, body), named(get("service_tier"))
+    return PlainRequest(model, *measured, limit, choices, bool(get("stream")), tier)
 
 
 PLAIN_REQUESTS = {"chat.completions": read_chat_request, "responses": read_response_request}

@@ -234,13 +234,14 @@ class UsageHider:
 
     def take_off(self, event: Any) -> bool:
         """Take off what was added; whether nothing else is in `event`."""
+        chunk: Any = event
         if type(event) is not dict or "usage" not in event:
             return False
-        if event["usage"] is None:
+        if chunk["usage"] is None:
             self._asked = True
-            cast("dict[str, Any]", event).pop("usage")
+            del chunk["usage"]
             return False
-        return cast("dict[str, Any]", event).get("choices") == [] and (self._asked or "service_tier" not in event)
+        return bool(chunk.get("choices") == [] and (self._asked or "service_tier" not in chunk))
 
 
 def output_cap_field(endpoint: Endpoint, provider: str) -> str:
