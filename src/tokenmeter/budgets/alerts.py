@@ -190,7 +190,7 @@ class AlertQueue:
     """
 
     def __init__(self, targets: Iterable[AlertTarget] = ()) -> None:
-        self._lines = tuple(_Line(target) for target in targets)
+        self._lines = tuple(_Outbox(target) for target in targets)
         self._exit_hook_set = False
 
     def submit(self, alert: Alert | Notice) -> None:
@@ -221,7 +221,7 @@ class AlertQueue:
             log.error("tokenmeter could not deliver every alert before the process ended: %s took too long", slow)
 
 
-class _Line:
+class _Outbox:
     """What waits for one target."""
 
     def __init__(self, target: AlertTarget) -> None:
