@@ -235,9 +235,58 @@ def test_a_month_without_use_is_zero(record, compare):
     empty = "start_time,end_time,start_time_iso,end_time_iso\n1790812800,1790899200,,\n"
     assert compare({"cost.csv": empty}, provider="openai").theirs.cost == 0
     record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(10, "1"))
-    assert [one.cause for one in compare({"cost.csv": empty}, provider="openai").discrepancies] == ["unbilled"]
+    outcome = compare({"cost.csv": empty}, provider="openai")
+    assert ([one.cause for one in outcome.discrepancies], outcome.proposals) == (["empty"], ())
+    assert not outcome.ok
     full = OPENAI + "1790812800,1790899200,,,,,,,,,,,,,,,\n"
     assert compare({"cost.csv": full}, provider="openai").theirs.cost == 0
+
+
+def test_costs_that_are_all_missing_beside_counts_are_not_taken_for_nothing(record, compare):
+    """A usage file, and an empty file of costs: that a month of traffic was free is not what they say."""
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
+    record("claude-haiku-4-5-20251001", at="2026-10-02T09:00", input=(900, "2.00"))
+    rows = "".join(
+        f"2026-10-{day},claude-haiku-4-5-20251001,prod,Default,standard,≤ 200k,{tokens},0,0,0,0,0,global,\n"
+        for day, tokens in (("01", 1_000), ("02", 950))
+    )
+    outcome = compare({"usage.csv": USAGE + rows, "costs.csv": COSTS})
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [("empty", Decimal(-1)), ("unrecorded", None)]
+    assert (outcome.proposals, outcome.ok) == ((), False)
+    assert "only tokens were compared" in str(outcome)
+
+
+def test_counts_that_are_all_missing_beside_costs_leave_the_costs(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
+    record("claude-haiku-4-5-20251001", at="2026-10-02T09:00", input=(900, "2.00"))
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "1.00") + haiku("2026-10-02", "input_no_cache", "2.50")
+    outcome = compare({"usage.csv": USAGE, "costs.csv": costs})
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [("price", Decimal("0.50"))]
+    assert "only costs were compared" in str(outcome)
+
+
+@pytest.mark.parametrize("hours", [2, -7, 5.5])
+def test_one_day_whose_bucket_begins_off_midnight_utc_says_so_and_nothing_is_proposed(record, compare, hours):
+    for hour, model in ((1, "gpt-5"), (12, "gpt-5"), (23, "gpt-5-mini")):
+        record(model, at=f"2026-10-05T{hour:02}:10", provider="openai", input=(1_000_000, "1.25"))
+    start = datetime(2026, 10, 5, tzinfo=UTC) - timedelta(hours=hours)
+    stamp = int(start.timestamp())
+    row = f'{stamp},{stamp + 86_400},,,1.25,usd,1000000,tokens,"gpt-5-2025-08-07, input",,key_1,proj_a,,,,,\n'
+    outcome = compare({"cost.csv": OPENAI + row}, provider="openai")
+    assert {one.cause for one in outcome.discrepancies} == {"zone"}
+    assert outcome.proposals == ()
+    assert f"The statement's days begin at {start:%H:%M} UTC" in str(outcome)
+
+
+def test_days_written_as_midnight_of_another_zone_are_told_and_hours_are_not(record, compare):
+    record("gpt-5", at="2026-10-05T12:00", provider="openai", input=(1_000, "1.25"))
+    columns = {"day": "Start", "model": "Model", "cost": "Cost"}
+    days = "Start,Model,Cost\n2026-10-05T00:00:00+02:00,gpt-5,1.20\n"
+    outcome = compare({"cost.csv": days}, provider="openai", columns=columns)
+    assert {one.cause for one in outcome.discrepancies} == {"zone"}
+    hours = days + "2026-10-05T13:00:00+02:00,gpt-5,0.10\n"
+    outcome = compare({"cost.csv": hours}, provider="openai", columns=columns)
+    assert "zone" not in {one.cause for one in outcome.discrepancies}
 
 
 def test_a_file_given_twice_counts_once_and_is_named(record, compare):

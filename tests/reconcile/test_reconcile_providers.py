@@ -1,12 +1,16 @@
 """Against providers that bill what passed us by, at other prices, late, rounded, or not at all: each is found."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
+from tokenmeter.periods import parse_period
+from tokenmeter.reconciliation import openai as openai_books
 from tokenmeter.reconciliation import post_proposals
-from tokenmeter.testing import Reports
+from tokenmeter.reconciliation.paging import ReportPages
+from tokenmeter.testing import FakeProvider, Reports
 
 BOTH = pytest.mark.parametrize("name", ["openai", "anthropic"])
 COST = {"openai": Decimal("0.0029125"), "anthropic": Decimal("0.00519")}
@@ -66,10 +70,13 @@ def test_a_report_that_is_a_day_late_is_late_not_wrong(ask, check, provider, pri
     assert outcome.proposals == ()
 
 
-def test_without_a_watermark_a_report_that_stays_behind_is_wrong_after_a_while(ask, check, provider, prices):
+def test_without_a_watermark_a_report_that_stays_empty_is_told_after_a_while_and_zeroes_nothing(
+    ask, check, provider, prices
+):
     provider.reports = Reports(prices=prices, delay=timedelta(days=1))
     ask("openai")
-    assert causes(check("openai")) == {"unbilled"}
+    outcome = check("openai")
+    assert (causes(outcome), outcome.proposals, outcome.ok) == ({"empty"}, (), False)
 
 
 def test_anthropics_own_watermark_decides_over_the_calendar(ask, check, provider, prices):
@@ -163,3 +170,35 @@ def test_unpriced_calls_of_ours_are_named_so(check, meter, ask, provider, prices
     outcome = check("openai")
     assert causes(outcome) == {"unpriced"}
     assert [one.amount for one in outcome.proposals] == [Decimal("0.0015")]
+
+
+@BOTH
+def test_an_organization_without_any_use_zeroes_no_ledger(ask, check, name):
+    """An admin key of another organization: its reports are all there, and empty."""
+    ask(name)
+    with FakeProvider() as other:
+        if name == "openai":
+            sdk = pytest.importorskip("openai")
+            admin = sdk.OpenAI(base_url=other.openai_url, api_key="sk-two", admin_api_key="sk-admin-0123456")
+        else:
+            sdk = pytest.importorskip("anthropic")
+            admin = sdk.Anthropic(base_url=other.anthropic_url, api_key="sk-ant-admin-0123456")
+        with admin:
+            outcome = check(name, source=admin, reports="classic")
+    assert (causes(outcome), outcome.proposals, outcome.ok) == ({"empty"}, (), False)
+
+
+def test_buckets_of_a_report_that_begin_off_midnight_utc_say_so():
+    start = 1_790_812_800 - 7_200
+    day = {"start_time": start, "end_time": start + 86_400}
+    counted = {"input_tokens": 9, "output_tokens": 1, "num_model_requests": 1, "model": "gpt-5"}
+    billed = {"amount": {"value": 1, "currency": "usd"}, "line_item": "gpt-5, input"}
+    results = {"completions": [counted], "costs": [billed]}
+
+    def get(path, **_):
+        return {"data": [{**day, "results": results.get(path.partition("?")[0].rpartition("/")[2], [])}]}
+
+    statement = openai_books.fetch(
+        SimpleNamespace(get=get), parse_period("2026-10", "UTC"), by=["model"], pages=ReportPages(), rates={}
+    )
+    assert statement.begins == {time(22)}

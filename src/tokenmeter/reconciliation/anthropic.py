@@ -6,8 +6,8 @@ watermark), and the older ``usage_report/messages`` and ``cost_report``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlencode
@@ -22,6 +22,7 @@ from tokenmeter.reconciliation.statement import (
     CostLine,
     ProviderStatement,
     UsageLine,
+    day_begins,
     in_dollars,
     kind_of_cost,
     tier_name,
@@ -64,12 +65,15 @@ def fetch(
     usage: list[UsageLine] = []
     costs: list[CostLine] = []
     watermark: datetime | None = None
+    begins: set[time] = set()
     for part in _parts(period):
         for page in lines(client, "usage", part, fields, pages):
             watermark = page.watermark or watermark
+            begins |= page.begins
             usage += [UsageLine(_bucket(at, row, by), token_counts(row), row.get("requests")) for at, row in page.rows]
         for page in lines(client, "cost", part, fields, pages):
             watermark = page.watermark or watermark
+            begins |= page.begins
             costs += [_cost_line(at, row, by, rates) for at, row in page.rows]
     return ProviderStatement(
         provider="anthropic",
@@ -80,6 +84,7 @@ def fetch(
         costs=tuple(costs),
         classes=(*TOKEN_CLASSES, "web_searches"),
         watermark=watermark,
+        begins=frozenset(begins),
     )
 
 
@@ -134,9 +139,10 @@ def _parts(period: Period) -> Iterator[tuple[datetime, datetime]]:
 
 
 class _ReportPage(NamedTuple):
-    """A page's rows with their day, and until when the report is complete."""
+    """A page's rows with their day, when its days begin, and until when the report is complete."""
 
     rows: list[tuple[datetime, dict[str, Any]]]
+    begins: set[time]
     watermark: datetime | None = None
 
 
@@ -160,7 +166,7 @@ def _analytics(
         page = pages.get(f"anthropic analytics {report}", asked, lambda asked=asked: method(**asked))  # type: ignore[misc]
         refreshed = page.get("data_refreshed_at")
         rows = [(_instant(item["starting_at"]), {**item["group"], **item[report]}) for item in page["data"]]
-        yield _ReportPage(rows, None if refreshed is None else _instant(refreshed))
+        yield _ReportPage(rows, _begins(page["data"]), None if refreshed is None else _instant(refreshed))
         token = next_token(page, seen, f"anthropic analytics {report}")
         if token is None:
             return
@@ -186,10 +192,17 @@ def _classic(
         asked = {**given, **({"page": token} if token else {})}
         url = f"{_PATH}/{path}?{urlencode(asked, doseq=True)}"
         page = pages.get(f"anthropic {path}", asked, lambda url=url: client.get(url, cast_to=object))  # type: ignore[misc]
-        yield _ReportPage([(_instant(day["starting_at"]), row) for day in page["data"] for row in day["results"]])
+        rows = [(_instant(day["starting_at"]), row) for day in page["data"] for row in day["results"]]
+        yield _ReportPage(rows, _begins(page["data"]))
         token = next_token(page, seen, f"anthropic {path}")
         if token is None:
             return
+
+
+def _begins(buckets: Iterable[Mapping[str, Any]]) -> set[time]:
+    spans = ((one["starting_at"], one.get("ending_at")) for one in buckets)
+    found = (day_begins(_instant(start), end and _instant(end)) for start, end in spans)
+    return {each for each in found if each is not None}
 
 
 def _zulu(moment: datetime) -> str:

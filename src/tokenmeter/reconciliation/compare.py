@@ -82,7 +82,11 @@ def compare(
     rename = align_models(*names)
     ours, theirs = _renamed(ledger.sides, rename), _renamed(theirs, rename)
     quantum = _quantum(statement) if statement.quantum is None else statement.quantum
-    rules = _Rules(statement.usage is not None, complete_until, tolerance, quantum)
+    counted = any(side.tokens for side in theirs.values())
+    billed = any(side.cost is not None for side in theirs.values())
+    # Counts that are all missing, beside costs, are no counts of nothing: the costs alone are compared.
+    has_usage = statement.usage is not None and (counted or not billed)
+    rules = _Rules(has_usage, complete_until, tolerance, quantum)
     found = [
         discrepancy
         for bucket in sorted({*ours, *theirs}, key=_order)
@@ -90,11 +94,22 @@ def compare(
     ]
     notes: list[str] = []
     found = _with_timing(found)
+    if not counted and not billed:
+        found = [_now(one, "empty") if one.cause in POSTABLE else one for one in found]
+    elif statement.costs is not None and not billed:
+        notes.append("The statement has no costs at all: only tokens were compared, and nothing is proposed.")
+        found = [_without_costs(one) for one in found]
+    elif statement.usage is not None and not counted:
+        notes.append("The statement counts no tokens at all: only costs were compared.")
     moved = [
         (quarter, bucket._replace(model=rename(bucket.model)), *sums)
         for (quarter, bucket), sums in ledger.quarters.items()
     ]
-    if (offset := _zone_offset(statement.period, moved, theirs, found, rules)) is not None:
+    if shifted := sorted(statement.begins - {time()}):
+        begins = ", ".join(f"{each:%H:%M}" for each in shifted)
+        notes.append(f"The statement's days begin at {begins} UTC: have it cut in UTC, then compare again.")
+        found = [_now(one, "zone") if one.cause in POSTABLE | {"timing"} else one for one in found]
+    elif (offset := _zone_offset(statement.period, moved, theirs, found, rules)) is not None:
         notes.append(f"The statement's days begin at {_clock(offset)}: have it cut in UTC, then compare again.")
         found = [_now(one, "zone") if one.cause in POSTABLE | {"timing"} else one for one in found]
     else:
@@ -120,6 +135,13 @@ def _no_traffic(statement: ProviderStatement) -> Iterator[Discrepancy]:
 
 def _now(one: Discrepancy, cause: Cause) -> Discrepancy:
     return replace(one, cause=cause, detail=CAUSES[cause])
+
+
+def _without_costs(one: Discrepancy) -> Discrepancy:
+    """A difference from a statement without any cost: that all this was for nothing is not what it says."""
+    if one.cause not in POSTABLE:
+        return one
+    return replace(one, amount=None) if one.tokens else _now(one, "empty")
 
 
 def _with_names(

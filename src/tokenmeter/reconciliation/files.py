@@ -7,8 +7,9 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from tokenmeter.reconciliation.statement import (
     CostLine,
     ProviderStatement,
     UsageLine,
+    day_begins,
     in_dollars,
     kind_of_cost,
     tier_name,
@@ -112,6 +114,7 @@ _EXPORTS: tuple[Columns, ...] = (
         "openai",
         batch="batch",
         day="start_time",
+        until="?end_time",
         model="model",
         api_key="?api_key_id",
         project="?project_id",
@@ -126,6 +129,7 @@ _EXPORTS: tuple[Columns, ...] = (
     _known(
         "openai",
         day="start_time",
+        until="?end_time",
         cost="amount_value|cost_usd|amount_usd",
         currency="?amount_currency",
         item="?line_item",
@@ -170,6 +174,7 @@ class _Gathered:
     classes: set[str] = field(default_factory=set[str])
     quanta: set[Decimal | None] = field(default_factory=set["Decimal | None"])
     in_input: set[str] = field(default_factory=set[str])
+    begins: set[time] = field(default_factory=set[time])
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -260,7 +265,9 @@ def _read(
         found.costs = found.costs or []
         found.quanta.add(how.quantum)
     outside: list[date] = []
+    begins: set[time | None] = set()
     for line in lines:
+        begins.add(line.begins)
         if not period.start.date() <= line.day < period.end.date():
             outside.append(line.day)
             continue
@@ -273,6 +280,7 @@ def _read(
         if "cost" in how.names and found.costs is not None and not line.is_empty_bucket:
             amount = line.dollars(rates)
             found.costs.append(CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model)))
+    found.begins |= {each for each in begins if each is not None and None not in begins}
     if outside:
         days = " to ".join(dict.fromkeys((min(outside).isoformat(), max(outside).isoformat())))
         found.notes.append(f"{len(outside)} rows of {days} lie outside {period.label} and were left out.")
@@ -295,6 +303,7 @@ def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, per
         in_input=frozenset(found.in_input - found.classes),
         tokenless=("images.", "audio.", "videos", "fine_tuning"),
         quantum=next(iter(found.quanta)) if len(found.quanta) == 1 else None,
+        begins=frozenset(found.begins),
         notes=tuple(found.notes),
     )
 
@@ -403,14 +412,29 @@ class _FileRow:
 
     @property
     def day(self) -> date:
-        cell = self.text("day") or ""
+        return self._instant("day").date()
+
+    @property
+    def begins(self) -> time | None:
+        """When its day begins, UTC, by how long it says that it is, or as midnight of its own zone; None = not told."""
+        if self.text("until") is not None:
+            return day_begins(self._instant("day"), self._instant("until"))
+        with suppress(ValueError):
+            written = parse_moment(self.text("day") or "")
+            if written.time() == time():
+                return self._instant("day").time()
+        return None
+
+    def _instant(self, name: str) -> datetime:
+        """An instant in UTC; a day is its midnight."""
+        cell = self.text(name) or ""
         try:
             if cell.isdigit() and len(cell) > len("20261123"):
-                return datetime.fromtimestamp(int(cell), UTC).date()
+                return datetime.fromtimestamp(int(cell), UTC)
             moment = parse_moment(cell)
         except (ValueError, OverflowError, OSError):
             raise self._bad(cell, "a date or time (2026-11-23, ISO 8601 or seconds)") from None
-        return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date()
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
     @property
     def item(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
@@ -16,6 +16,7 @@ from tokenmeter.reconciliation.statement import (
     CostLine,
     ProviderStatement,
     UsageLine,
+    day_begins,
     in_dollars,
     kind_of_cost,
 )
@@ -44,13 +45,14 @@ def fetch(
     asked = {"start_time": int(period.start.timestamp()), "end_time": int(period.end.timestamp()), "bucket_width": "1d"}
     fields = [_GROUP_BY[name] for name in by]
     usage: list[UsageLine] = []
+    begins: set[time] = set()
     for kind in _COUNTED:
         given = {**asked, "group_by": fields, "limit": _USAGE_BUCKETS}
-        for day, row in _results(client, f"usage/{kind}", given, pages):
+        for day, row in _results(client, f"usage/{kind}", given, pages, begins):
             usage.append(UsageLine(_bucket(day, row, by), token_counts(row), int(row["num_model_requests"])))
     items = ["line_item", *(_GROUP_BY[name] for name in by if name != "model")]
     given = {**asked, "group_by": items, "limit": _COST_BUCKETS}
-    costs = [_cost_line(day, row, by, rates) for day, row in _results(client, "costs", given, pages)]
+    costs = [_cost_line(day, row, by, rates) for day, row in _results(client, "costs", given, pages, begins)]
     return ProviderStatement(
         provider="openai",
         period=period,
@@ -59,6 +61,7 @@ def fetch(
         usage=tuple(usage),
         costs=tuple(costs),
         tokenless=_TOKENLESS,
+        begins=frozenset(begins),
     )
 
 
@@ -98,17 +101,21 @@ def item_model(line_item: str | None) -> str | None:
 
 
 def _results(
-    client: Any, report: str, parameters: Mapping[str, Any], pages: ReportPages
+    client: Any, report: str, parameters: Mapping[str, Any], pages: ReportPages, begins: set[time]
 ) -> Iterator[tuple[date, dict[str, Any]]]:
+    """The rows of a report with their day; when its days begin is added to `begins`."""
     token: str | None = None
     seen: set[str] = set()
     while True:
         given = {**parameters, **({"page": token} if token else {})}
         page = pages.get(f"openai {report}", given, lambda given=given: _ask(client, report, given))  # type: ignore[misc]
         for bucket in page["data"]:
-            day = datetime.fromtimestamp(int(bucket["start_time"]), UTC).date()
+            start = datetime.fromtimestamp(int(bucket["start_time"]), UTC)
+            end = bucket.get("end_time")
+            begin = day_begins(start, None if end is None else datetime.fromtimestamp(int(end), UTC))
+            begins |= set() if begin is None else {begin}
             for row in bucket.get("results") or bucket.get("result") or ():
-                yield day, row
+                yield start.date(), row
         token = next_token(page, seen, f"openai {report}")
         if token is None:
             return

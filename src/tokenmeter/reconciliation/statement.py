@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
@@ -82,6 +82,7 @@ class ProviderStatement:
         tokenless: Beginnings of endpoint names whose usage it does not count in tokens.
         quantum: The finest unit of its amounts, US dollars; None = as its amounts are written.
         watermark: Until when it is complete; None = it does not say.
+        begins: Times of day, UTC, at which its daily buckets begin; any but midnight: it is cut in another zone.
         notes: What was odd about it: files given twice, rows that repeat.
     """
 
@@ -96,6 +97,7 @@ class ProviderStatement:
     tokenless: tuple[str, ...] = field(default=())
     quantum: Decimal | None = None
     watermark: datetime | None = None
+    begins: frozenset[time] = frozenset()
     notes: tuple[str, ...] = ()
 
 
@@ -153,6 +155,18 @@ def in_dollars(amount: Decimal, currency: str | None, rates: Mapping[str, Decima
     return EXACT.multiply(amount, rates[code])
 
 
+def day_begins(start: datetime, end: datetime | None) -> time | None:
+    """When a daily bucket begins, UTC; None for one that is shorter than a day, whose place in it is no cut.
+
+    Args:
+        start: Its beginning, aware.
+        end: Its end, aware; None = it does not say.
+    """
+    if end is None or end - start < _SHORTEST_DAY:
+        return None
+    return start.astimezone(UTC).time()
+
+
 def tier_name(tier: str | None, *, batch: bool = False) -> str:
     """One name for a tier on both sides: ``standard`` where nothing is said, ``batch`` for whatever ran in one."""
     if batch:
@@ -161,6 +175,8 @@ def tier_name(tier: str | None, *, batch: bool = False) -> str:
     return "standard" if name in {"", "default", "auto", "standard", "none", "sync"} else name
 
 
+#: A day on which clocks are put forward.
+_SHORTEST_DAY = timedelta(hours=23)
 _TOOL_UNITS = frozenset({"Searches", "Sessions"})
 #: Seconds.
 QUARTER = 900
