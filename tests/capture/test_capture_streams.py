@@ -7,6 +7,8 @@ import gc
 import json
 import subprocess
 import sys
+import types
+from typing import TypeVar
 
 import anthropic
 import openai
@@ -155,6 +157,86 @@ def test_a_raw_response_parsed_to_a_stream_class_hides_the_usage_chunk_as_well(c
     chunks = list(raw.parse(to=openai.Stream[openai.types.chat.ChatCompletionChunk]))
     assert all(chunk.choices for chunk in chunks)
     assert "estimated" not in books.one().flags
+
+
+def _ahead(chunks):
+    """All chunks, each shown when the next one has come."""
+    last = None
+    for chunk in chunks:
+        if last is not None:
+            yield last
+        last = chunk
+    yield last
+
+
+def _words(chunks):
+    """What each chunk says; one without choices would raise."""
+    for chunk in chunks:
+        yield chunk.choices[0].delta.content
+
+
+async def _ahead_async(chunks):
+    last = None
+    async for chunk in chunks:
+        if last is not None:
+            yield last
+        last = chunk
+    yield last
+
+
+async def _words_async(chunks):
+    async for chunk in chunks:
+        yield chunk.choices[0].delta.content
+
+
+Chunk = TypeVar("Chunk")
+
+
+def _stream_class(kind, through):
+    def __stream__(self):  # noqa: N807 - the SDK's name
+        return through(kind.__stream__(self))
+
+    made = types.new_class("TheirStream", (kind[Chunk],), {}, lambda body: body.update(__stream__=__stream__))
+    return made[openai.types.chat.ChatCompletionChunk]
+
+
+@pytest.mark.parametrize("how", ["stream_cls", "raw"])
+@pytest.mark.parametrize("stream_usage", ["openai", "always", "never"])
+@pytest.mark.parametrize(("reads", "reads_async"), [(_ahead, _ahead_async), (_words, _words_async)])
+async def test_a_stream_class_of_the_callers_sees_the_chunks_it_would_see_without_us(
+    reads, reads_async, stream_usage, how, clients, books, provider, do
+):
+    """It may read ahead, or look into every chunk, before anything that stands behind it can leave one out."""
+    shown = {}
+    for name, kind, through in (
+        ("OpenAI", openai.Stream, reads),
+        ("AsyncOpenAI", openai.AsyncStream, reads_async),
+    ):
+        for metered in (False, True):
+            provider.answer(stream_usage=stream_usage)
+            client, theirs = clients.make(name, metered=metered), _stream_class(kind, through)
+            if how == "raw":
+                raw = await do(client.chat.completions.with_raw_response.create(**CHAT))
+                stream = raw.parse(to=theirs)
+            else:
+                chunk = openai.types.chat.ChatCompletionChunk
+                stream = await do(
+                    client.post("/chat/completions", cast_to=chunk, body=CHAT, stream=True, stream_cls=theirs)
+                )
+            try:
+                shown[name, metered] = [
+                    one if one is None or isinstance(one, str) else one.to_dict() | {"id": "", "created": 0}
+                    async for one in do.each(stream)
+                ]
+            except IndexError:  # a host that sends such a chunk to everybody
+                shown[name, metered] = "a chunk without choices"
+            await do(stream.close())
+    for name in ("OpenAI", "AsyncOpenAI"):
+        assert shown[name, True] == shown[name, False]
+    if stream_usage == "openai":
+        assert shown["OpenAI", True] == shown["AsyncOpenAI", True]
+        assert not any("estimated" in entry.flags for entry in books.all())
+    assert len(books.all()) == 2
 
 
 def test_chunks_without_choices_that_are_not_the_usage_chunk_stay(clients, provider):

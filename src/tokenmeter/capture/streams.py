@@ -8,6 +8,7 @@ text, from which one that ends early is estimated.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import filterfalse
 from types import MethodType
@@ -60,7 +61,7 @@ def answered(client: Any, call: InFlight, exchange: Exchange | None, response: A
     try:
         if heard is not None and not heard.follows_pieces and getattr(value, "_client", None) is None:
             heard.read_bytes_aside(response.headers)  # the caller has the response itself
-        _listen(client, heard, value, hide)
+        _listen(client, heard, value, hide, call.binding.sdk.name)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.meter.fault("watch a response", error)
 
@@ -202,7 +203,9 @@ class _WatchedAsyncBody(_Watched):
 # -- the events of a stream, where the SDK decodes them
 
 
-def _listen(client: Any, exchange: Exchange | None, value: Any, hide: Callable[[Any], bool] | None) -> None:
+def _listen(
+    client: Any, exchange: Exchange | None, value: Any, hide: Callable[[Any], bool] | None, sdk_name: str
+) -> None:
     """Hear what the SDK decodes of `value`: a stream, or a raw response that is parsed to one later.
 
     Args:
@@ -211,6 +214,7 @@ def _listen(client: Any, exchange: Exchange | None, value: Any, hide: Callable[[
         value: What the caller gets.
         hide: Takes off an event what only our asking put there, and says whether nothing else is in it: such an event
             is not shown. None where nothing was asked for.
+        sdk_name: The package whose stream classes show every event that they decode, when they have decoded it.
     """
     hidden: list[Any] = []
     if getattr(value, "_client", None) is not None and (exchange is not None or hide is not None):
@@ -218,14 +222,21 @@ def _listen(client: Any, exchange: Exchange | None, value: Any, hide: Callable[[
     if hide is None:
         return
     parse = getattr(value, "_parse", None)
+
+    def leave_out(stream: Any) -> None:
+        if _streams_by(stream, sdk_name):
+            _leave_out(stream, hidden)
+        else:
+            stream._decoder = _Sieve(stream._decoder, exchange, hide)  # noqa: SLF001 - before what the caller made of it
+
     if parse is None:
-        _leave_out(value, hidden)
+        leave_out(value)
         return
 
     @functools.wraps(parse)
     def _parse(*args: Any, **kwargs: Any) -> Any:
         parsed = parse(*args, **kwargs)
-        _leave_out(parsed, hidden)
+        leave_out(parsed)
         return parsed
 
     value._parse = _parse  # noqa: SLF001 - what its public parse() goes through
@@ -308,22 +319,33 @@ class _Next:
         return True
 
 
+def _streams_by(value: Any, sdk_name: str) -> bool:
+    """Whether the events of a stream are shown by the SDK's own code, as opposed to a stream class of the caller's.
+
+    The caller's may read ahead, or look into each chunk: what comes next is not what was decoded last then, and what is
+    left out afterwards was looked into already.
+    """
+    by = getattr(value.__class__, "__stream__", None)
+    return by is None or by.__module__.partition(".")[0] == sdk_name or not hasattr(value._decoder, "iter_bytes")  # noqa: SLF001
+
+
 def _leave_out(stream: Any, hidden: list[Any]) -> None:
     """A stream stays of its own class: only the iterator behind it leaves out what is `hidden`."""
     chunks = getattr(stream, "_iterator", None)
     if chunks is not None:
-        shown: Any = filterfalse(hidden.__contains__, chunks) if hasattr(chunks, "__next__") else None
-        stream.__dict__["_iterator"] = _AsyncShown(chunks, hidden) if shown is None else shown
+        leaves_out = hidden.__contains__
+        shown = filterfalse(leaves_out, chunks) if hasattr(chunks, "__next__") else _AsyncShown(chunks, leaves_out)
+        stream.__dict__["_iterator"] = shown
 
 
 class _AsyncShown:
-    """The chunks that the caller asked for. No generator: asyncio would have one more to close, when it likes."""
+    """`filterfalse`, async. No generator: asyncio would have one more to close, when it likes."""
 
-    __slots__ = ("_chunks", "_hidden", "_next")
+    __slots__ = ("_chunks", "_leaves_out", "_next")
 
-    def __init__(self, chunks: Any, hidden: list[Any]) -> None:
+    def __init__(self, chunks: Any, leaves_out: Callable[[Any], bool]) -> None:
         self._chunks = chunks
-        self._hidden = hidden
+        self._leaves_out = leaves_out
         self._next = chunks.__anext__
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -331,10 +353,53 @@ class _AsyncShown:
 
     async def __anext__(self) -> Any:
         chunk = await self._next()
-        while self._hidden:
-            self._hidden.clear()
+        while self._leaves_out(chunk):
             chunk = await self._next()
         return chunk
 
     def __getattr__(self, name: str) -> Any:  # aclose, asend, ...
         return getattr(self._chunks, name)
+
+
+class _Sieve:
+    """An SDK's decoder of events that gives a stream class of the caller's own no event that only we asked for.
+
+    Args:
+        decoder: The SDK's.
+        exchange: Told of what is held back.
+        hide: See `_listen`.
+    """
+
+    __slots__ = ("_decoder", "_exchange", "_hide")
+
+    def __init__(self, decoder: Any, exchange: Exchange | None, hide: Callable[[Any], bool]) -> None:
+        self._decoder = decoder
+        self._exchange = exchange
+        self._hide = hide
+
+    def iter_bytes(self, pieces: Iterator[bytes]) -> Iterator[Any]:
+        """The events in `pieces`."""
+        return filterfalse(self._holds_back, self._decoder.iter_bytes(pieces))
+
+    def aiter_bytes(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """As `iter_bytes`, async."""
+        return _AsyncShown(self._decoder.aiter_bytes(pieces), self._holds_back)
+
+    def _holds_back(self, event: Any) -> bool:
+        if _NO_CHOICES.search(event.data) is None:
+            return False
+        try:
+            data = event.json()
+        except ValueError:  # the SDK says so
+            return False
+        if not self._hide(data):
+            return False
+        if self._exchange is not None:
+            self._exchange.hear(data)
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+
+_NO_CHOICES = re.compile(r'"choices"\s*:\s*\[\s*\]')
