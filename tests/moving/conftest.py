@@ -60,11 +60,11 @@ def open_meter():
 
 @pytest.fixture
 def record():
-    """Record one call of now."""
+    """Record one call, of now unless `at` says when."""
 
-    def run(meter, number, **who):
+    def run(meter, number, *, at=None, **who):
         return meter.record(
-            answer(number, 1000), provider="openai", endpoint="chat.completions", attribution=Attribution(**who)
+            answer(number, 1000), provider="openai", endpoint="chat.completions", attribution=Attribution(**who), at=at
         )
 
     return run

@@ -2,13 +2,14 @@
 
 import contextlib
 import sqlite3
+from datetime import UTC, datetime
 
 import pytest
 
 import tokenmeter
 from tokenmeter.attribution import Attribution
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, LedgerError, StoreError
-from tokenmeter.stores import copying
+from tokenmeter.stores import copying, packing
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.moving import copy_ledger, opened
 
@@ -71,6 +72,23 @@ def test_a_second_copy_brings_what_came_since(way, filled, record, told):
     assert second.entries == first.entries + 1
     meter.close()
     assert told(target) == told(source)
+
+
+def test_reports_of_a_copy_that_were_asked_before_do_not_hide_what_a_second_copy_brings(
+    way, filled, record, told, monkeypatch
+):
+    """The sums that a large question has packed at the target are those of the first copy."""
+    pytest.importorskip("numpy")
+    monkeypatch.setattr(packing, "_MANY", 1)
+    source, target = way
+    meter = filled(source)
+    copy_ledger(source, target)
+    first = told(target)["reports"]
+    record(meter, "late", at=datetime(2026, 10, 3, 9, tzinfo=UTC), member="ada@example.com")
+    copy_ledger(source, target)
+    meter.close()
+    reports = told(source)["reports"]
+    assert told(target)["reports"] == reports != first
 
 
 def test_an_interrupted_copy_goes_on_where_it_ended(way, filled, told, monkeypatch):

@@ -269,6 +269,7 @@ class _Transfer:
             last = max(_archived_to(self._rows), min(until.seq, reached.seq + _PAGE))
             self.page(after=reached.seq, last=last)
         self._take_out()
+        self._written.execute("DELETE FROM packed_sums")  # copies of the rows that are replaced here
         for table in self._ours.keys() - {*_SHARED, *_RECORDS, *_LEFT, *(() if with_holds else ("holds",))}:
             if table in self._theirs:
                 self._written.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
