@@ -143,6 +143,15 @@ def test_what_sums_of_millions_could_not_hold_is_read_as_rows(store, make_entry,
     assert b"" in packed(store).values()
 
 
+def test_more_rows_than_can_be_added_exactly_are_not_packed(filled, monkeypatch):
+    right = ask(filled)
+    filled._change(lambda connection: connection.execute("DELETE FROM packed_sums"))
+    monkeypatch.setattr(packing, "_MOST_ROWS", 1)
+    ask(filled)
+    assert b"" in packed(filled).values()
+    assert ask(filled) == right
+
+
 @pytest.mark.parametrize("largest", [0, 1, 127, 128, 32_767, 32_768, 2**31 - 1, 2**31, 2**40 - 1])
 def test_numbers_of_every_width_come_back(largest):
     np = pytest.importorskip("numpy")
@@ -156,3 +165,52 @@ def test_numbers_of_every_width_come_back(largest):
     assert list(found.totals()) == [
         (bucket, cell, [sign * value for value in due[cell]]) for bucket, sign in ((0, 1), (1, -1)) for cell in (0, 1)
     ]
+
+
+@pytest.mark.parametrize("place", ["level = 7", "level = -1", "slot = 1000000000000", "slot = -1000000000000"])
+def test_verify_finds_one_of_a_stretch_that_is_none(filled, place):
+    ask(filled)
+    (level, slot), _ = max(packed(filled).items(), key=lambda one: len(one[1]))
+    filled._change(
+        lambda connection: connection.execute(
+            f"UPDATE packed_sums SET {place} WHERE level = {level} AND slot = {slot}"  # noqa: S608
+        )
+    )
+    assert {fault.kind for fault in filled.verify().faults} == {"rollup"}
+    filled.rebuild()
+    assert filled.verify().ok
+
+
+DAMAGED = {
+    "empty": b"",
+    "cut off": b"\x03\x00\x00",
+    "without its columns": b"\x03\x00\x00\x00" + b"q" * 16,
+    "of letters that are none": b"\x01\x00\x00\x00" + b"z" * 16,
+    "of no accounts": b"\x03\x00\x00\x00" + b"0" * 16,
+    "too long": b"\x00\x00\x00\x00" + b"0" * 16 + b"?",
+    "of any bytes": b"\xff" * 400,
+}
+
+
+@pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED)
+def test_one_that_cannot_be_read_is_told_by_verify_and_rows_answer(filled, body):
+    right = ask(filled)
+    filled._change(lambda connection: connection.execute("UPDATE packed_sums SET body = ?", (body,)))
+    assert {fault.kind for fault in filled.verify().faults} == {"rollup"}
+    assert ask(filled) == right
+    assert filled.verify().ok
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("value", ["'text'", "12", "1.5"])
+@pytest.mark.parametrize("column", ["level", "slot", "body"])
+def test_one_of_another_type_is_told_by_verify_and_rows_answer(filled, column, value):
+    """SQLite keeps what it is given."""
+    right = ask(filled)
+    (level, slot), _ = max(packed(filled).items(), key=lambda one: len(one[1]))
+    statement = f"UPDATE packed_sums SET {column} = {value} WHERE level = {level} AND slot = {slot}"  # noqa: S608
+    filled._change(lambda connection: connection.execute(statement))
+    assert {fault.kind for fault in filled.verify().faults} == {"rollup"}
+    assert ask(filled) == right
+    filled.rebuild()
+    assert filled.verify().ok

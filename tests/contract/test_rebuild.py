@@ -34,6 +34,13 @@ DAMAGE = {
     "a meter of every month": "DELETE FROM meter_sums WHERE level = 2",
     "times": "DELETE FROM latency_sums WHERE level = 1",
     "a rare meter": "UPDATE rare_sums SET quantity = quantity + 1 WHERE level = 1",
+    "an hour of no time": "UPDATE sums SET slot = slot + 1000000000000 WHERE level = 0 AND slot = 493030",
+    "a day of no time": "UPDATE meter_sums SET slot = -1000000000000 WHERE level = 1 AND slot = 20542",
+    "a rare meter's day of no time": "UPDATE rare_sums SET slot = 100000000 WHERE level = 1",
+    "a month of no time": "UPDATE latency_sums SET slot = 1000000000000 WHERE level = 2 AND slot = 24314",
+    "a week of no time": "UPDATE sums SET slot = slot - 1000000000000 WHERE level = 3",
+    "a level that is none": "UPDATE sums SET level = 7 WHERE level = 2 AND slot = 24314",
+    "a level before the first": "UPDATE rare_sums SET level = -1 WHERE level = 1",
     "everything": "UPDATE sums SET n = 0, input = input * 2",
 }
 

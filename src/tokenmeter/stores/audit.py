@@ -21,7 +21,7 @@ from tokenmeter.stores.packing import differing
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
 from tokenmeter.stores.record import PERSONAL, Account, compact_json, digest_of, name_digest
-from tokenmeter.stores.slots import DAY, Level, label
+from tokenmeter.stores.slots import DAY, Level, is_slot, label
 
 _PAGE = 2000
 _NAMES = ", ".join(ENTRY_COLUMNS)
@@ -70,9 +70,12 @@ def audit(
         faults += _told(wrong, Level.DAY)
     wrong = read(longer)
     for level in (Level.MONTH, Level.WEEK):
-        faults += _told([one for one in wrong if one.key[0] == level], level)
+        faults += _told([one for one in wrong if one.key[0] == level and is_slot(*one.key[:2])], level)
+    for name in sorted({label(*one.key[:2]) for one in wrong if not is_slot(*one.key[:2])}):
+        said = f"There are sums of {name}, which is no time; `tokenmeter db rebuild` removes them."
+        faults.append(Fault("rollup", name, said))
     for of, slot in differing(read):
-        name = label(Level(of), slot)
+        name = label(of, slot)
         faults.append(
             Fault("rollup", name, f"The packed sums of {name} are wrong; `tokenmeter db rebuild` drops them.")
         )

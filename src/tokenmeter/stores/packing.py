@@ -39,7 +39,12 @@ _OVER = {Level.HOUR: 2 * HOUR, Level.DAY: 25 * HOUR, Level.WEEK: 7 * DAY + HOUR,
 _COLUMNS = ("account", "n", *AMOUNTS)
 _ROWS = f"SELECT {', '.join(_COLUMNS)} FROM sums WHERE level = ? AND slot = ? ORDER BY account"  # noqa: S608 - names of our own
 _SAME, _ZERO = b"=", b"0"
+#: Most rows whose numbers floating point adds up exactly: each is added as 32 bits at most.
+_MOST_ROWS = 1 << 21
 _WIDTHS = {b"b": 1 << 7, b"h": 1 << 15, b"i": 1 << 31, b"q": 1 << 40}
+#: Bytes that come before the columns, and those of a number by its letter.
+_HEAD = 4 + len(_COLUMNS)
+_BYTES = dict(zip(b"=0bhiq", (0, 0, 1, 2, 4, 8), strict=True))
 _DTYPES = {ord(b"b"): "<i1", ord(b"h"): "<i2", ord(b"i"): "<i4", ord(b"q"): "<i8"}
 #: The first column of a cost, of which the last four may be as the two before them.
 _COSTS = len(_COLUMNS) - 6
@@ -54,8 +59,11 @@ def pack(rows: Sequence[Sequence[int]]) -> bytes:
     Returns:
         How many rows (4 bytes), a letter for each column, and the columns whose letter is no ``0`` (all are) and no
         ``=`` (as the column two before): little-endian integers of 1 (``b``), 2 (``h``), 4 (``i``) or 8 bytes (``q``).
-        Nothing where a number is so large (2^40) that sums of millions of such would not stay within 64 bits.
+        Nothing where a number is so large (2^40) that sums of millions of such would not stay within 64 bits, or where
+        there are more than two million rows.
     """
+    if len(rows) > _MOST_ROWS:
+        return b""
     columns: list[tuple[int, ...]] = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
     letters, parts = bytearray(), list[bytes]()
     for at, column in enumerate(columns):
@@ -75,6 +83,17 @@ def pack(rows: Sequence[Sequence[int]]) -> bytes:
             values.byteswap()
         parts.append(values.tobytes())
     return b"".join((struct.pack("<I", len(rows)), bytes(letters), *parts))
+
+
+def is_readable(body: object) -> bool:
+    """Whether this is what `pack` made of rows that can be read packed, as far as its lengths tell."""
+    if not isinstance(body, bytes) or len(body) < _HEAD:
+        return False
+    (count,), letters = struct.unpack_from("<I", body), body[4:_HEAD]
+    widths = [_BYTES.get(letter) for letter in letters]
+    return (
+        None not in widths and len(body) == _HEAD + count * sum(filter(None, widths)) and not (count and not widths[0])
+    )
 
 
 def is_many(rows: int) -> bool:
@@ -129,7 +148,7 @@ def _differing(connection: Rows, *, stretches: Sequence[Stretch]) -> list[Stretc
     for level, slot in stretches:
         statement = "SELECT body FROM packed_sums WHERE level = ? AND slot = ?"
         kept = connection.execute(statement, (level, slot)).fetchone()
-        if kept and bytes(kept[0]) != pack(connection.execute(_ROWS, (level, slot)).fetchall()):
+        if kept and kept[0] != pack(connection.execute(_ROWS, (level, slot)).fetchall()):
             found.append((level, slot))
     return found
 
@@ -152,12 +171,11 @@ class PackedSums:
         self._totals: dict[int, NDArray[Any]] = {}
 
     def add(self, body: bytes, buckets: Sequence[tuple[int, int]]) -> None:
-        """Add a stretch to each of some buckets, with a sign."""
+        """Add a stretch, that `is_readable`, to each of some buckets, with a sign."""
         np, cells = self._np, self._cells
-        (count,) = struct.unpack_from("<I", body)
+        (count,), letters, at = struct.unpack_from("<I", body), body[4:_HEAD], _HEAD
         if not count:
             return
-        letters, at = body[4 : 4 + len(_COLUMNS)], 4 + len(_COLUMNS)
         sums = np.zeros((len(_COLUMNS) - 1, cells), dtype=np.int64)
         spots: NDArray[Any] = self._spots[:0]
         for place, letter in enumerate(letters, -1):
@@ -181,7 +199,7 @@ class PackedSums:
     def _summed(self, column: NDArray[Any], spots: NDArray[Any]) -> NDArray[Any]:
         """A column by cell. Floating-point numbers add integers up exactly as long as sums stay below 2^53."""
         np, width = self._np, self._cells + 1
-        if column.itemsize < 8:  # noqa: PLR2004 - bytes: below 2^31, so four million of them
+        if column.itemsize < 8:  # noqa: PLR2004 - bytes: below 2^31
             small: NDArray[Any] = np.bincount(spots, column, width)[:-1].astype(np.int64)
             return small
         low = np.bincount(spots, column & 0xFFFF_FFFF, width)[:-1].astype(np.int64)
@@ -223,9 +241,9 @@ def read_packed(
         (compact_json([(0, *one) for one in buckets]),),
     )
     for level, slot, body in rows:
-        if body:
+        if is_readable(body):  # else rows are read; of what was damaged `verify` tells
             found = found or PackedSums(cell_of, cells)
-            found.add(bytes(body), buckets.pop((level, slot)))
+            found.add(body, buckets.pop((level, slot)))
     if found is None:
         return None, list(kept)
     return found, [one for one in kept if (int(one[1]), one[2]) in buckets]

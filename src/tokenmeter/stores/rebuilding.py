@@ -24,13 +24,18 @@ from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountF
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import joined, unpacked
-from tokenmeter.stores.slots import DAY, Level, label, month_of, week_of
+from tokenmeter.stores.slots import DAY, Level, ends, label, month_of, week_of
 
 T = TypeVar("T")
 
 _COSTS = ("list", "contracted", "billed")
-#: A day before all others.
-_BEFORE_ALL = -1_000_000
+#: The first day and the last that there can be.
+_FIRST_DAY, _LAST_DAY = ends(Level.DAY)
+#: Rows of longer stretches, and of what is no stretch of time at all.
+_LONGER = "level NOT IN (0, 1) OR " + " OR ".join(
+    f"level = {int(level)} AND NOT slot BETWEEN {ends(level)[0]} AND {ends(level)[1]}"
+    for level in (Level.HOUR, Level.DAY)
+)
 #: What is kept by week, too.
 _BY_WEEK = {"sums", "rare_sums"}
 #: Table of sums -> what `joined_amounts` gives, in words.
@@ -59,7 +64,7 @@ class Wrong(NamedTuple):
             for amounts in (self.kept, self.due)
         )
         changes = {name: (was, is_due) for name, was, is_due in zip(names, kept, due, strict=True) if was != is_due}
-        return SumsDifference(self.table, label(Level(level), slot), account, meter[0] if meter else None, changes)
+        return SumsDifference(self.table, label(level, slot), account, meter[0] if meter else None, changes)
 
 
 def _as_number(value: int | Counter[int]) -> int:
@@ -100,12 +105,13 @@ def days(
     Returns:
         The day after it, None at the end; and the rows.
     """
+    since = max(since, _FIRST_DAY)
     statement, units = _ends_of_sums("min")
-    ends = connection.execute(
+    found_ends = connection.execute(
         f"SELECT {DAY}, min(occurred_at) FROM entries WHERE occurred_at >= ? UNION ALL {statement}",  # noqa: S608 - names of our own
         (since * DAY, *(since * unit for unit in units)),
     )
-    day = min((int(end) // unit for unit, end in ends.fetchall() if end is not None), default=None)
+    day = min((int(end) // unit for unit, end in found_ends.fetchall() if end is not None), default=None)
     if day is None:
         return None, []
     batch = _counted(connection, day, shared, archives)
@@ -124,7 +130,8 @@ def _ends_of_sums(end: str) -> tuple[str, list[int]]:
     """A query for the first or last (``min``, ``max``) hour and day of each table of sums; how many slots a day has."""
     found = [(table, level, unit) for table in SUM_TABLES for level, unit in ((Level.HOUR, 24), (Level.DAY, 1))]
     parts = (
-        f"SELECT {unit}, {end}(slot) FROM {table} WHERE level = {int(level)} AND slot >= ?"  # noqa: S608 - names of our own
+        f"SELECT {unit}, {end}(slot) FROM {table} "  # noqa: S608 - names of our own
+        f"WHERE level = {int(level)} AND slot >= ? AND slot <= {ends(level)[1]}"
         for table, level, unit in found
     )
     return " UNION ALL ".join(parts), [unit for *_, unit in found]
@@ -148,20 +155,26 @@ def _counted(connection: Rows, day: int, shared: SharedRows, archives: ParquetAr
 
 
 def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
-    """Sums of UTC months and weeks that are not those of their days, or of what is due `instead` of some of these."""
+    """Sums of UTC months and weeks that are not those of their days, or of what is due `instead` of some of these.
+
+    Also those of stretches that no calendar has.
+    """
     found: list[Wrong] = []
     known = {(one.table, one.key): one.due for one in instead if one.key[0] == Level.DAY}
     for table, width in SUM_TABLES.items():
         slots = ((Level.MONTH, month_of), (Level.WEEK, week_of)) if table in _BY_WEEK else ((Level.MONTH, month_of),)
         due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        rows = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1")  # noqa: S608 - names of our own
+        rows = connection.execute(
+            f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1 AND slot BETWEEN ? AND ?",  # noqa: S608 - names of our own
+            (_FIRST_DAY, _LAST_DAY),
+        )
         put = ((*key, *row) for (of, key), row in known.items() if of == table and row is not None)
         for row in itertools.chain((row for row in rows if (table, tuple(row[:width])) not in known), put):
             amounts = tuple(row[width:])
             for level, slot_of in slots:
                 key = (int(level), slot_of(row[1]), *row[2:width])
                 due[key] = tuple(map(_added, due[key], amounts)) if key in due else amounts
-        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level > 1")  # noqa: S608 - as above
+        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE {_LONGER}")  # noqa: S608 - as above
         found += _compared(table, kept, ((*key, *amounts) for key, amounts in due.items()))
     return found
 
@@ -263,7 +276,7 @@ def _span(connection: Rows, *, archives: ParquetArchives, deep: bool) -> tuple[i
         statement, units = _ends_of_sums(end)
         rows = connection.execute(
             f"SELECT {DAY}, {end}(occurred_at) FROM entries UNION ALL {statement}",  # noqa: S608 - names of our own
-            [_BEFORE_ALL * unit for unit in units],
+            [_FIRST_DAY * unit for unit in units],
         )
         found += [int(slot) // unit for unit, slot in rows.fetchall() if slot is not None]
     first, last = min(found, default=0), max(found, default=-1) + 1

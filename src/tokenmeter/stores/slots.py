@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 _SECOND = 1_000_000
@@ -78,9 +78,29 @@ def start_of(level: Level, slot: int) -> int:
     return slot * (DAY if level is Level.DAY else HOUR)
 
 
-def label(level: Level, slot: int) -> str:
-    """A slot as a person reads it: ``2026-11-03 14:00``, ``2026-11-03``, ``2026-11``, ``week of 2026-11-02``."""
-    moment = from_microseconds(start_of(level, slot))
+@cache
+def ends(level: Level) -> tuple[int, int]:
+    """The first and the last slot that the calendar has: of the years 1 to 9999."""
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    return _slot(level, to_microseconds(first)), _slot(level, to_microseconds(last))
+
+
+def is_slot(level: object, slot: object) -> bool:
+    """Whether this is a level and one of its slots: a file that was written to by others may have anything there."""
+    if not isinstance(level, int) or not isinstance(slot, int) or level not in set(Level):
+        return False
+    first, last = ends(Level(level))
+    return first <= slot <= last
+
+
+def label(level: int, slot: int) -> str:
+    """A slot as a person reads it: ``2026-11-03 14:00``, ``2026-11-03``, ``2026-11``, ``week of 2026-11-02``.
+
+    What is none is told as it is: ``slot 1000000000000 of level 1``.
+    """
+    if not is_slot(level, slot):
+        return f"slot {slot!r:.60} of level {level!r:.60}"
+    moment = from_microseconds(start_of(Level(level), slot))
     return f"{moment:{('%Y-%m-%d %H:%M', '%Y-%m-%d', '%Y-%m', 'week of %Y-%m-%d')[level]}}"
 
 
