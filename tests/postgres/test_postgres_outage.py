@@ -82,7 +82,8 @@ class TestOutage:
         other = opened(f"{url}-of-another-host")
         hold = make_hold((key, 10, 6))
         store.reserve(hold)
-        time.sleep(0.8)  # holds are flushed within 0.6 seconds
+        while other.counters([key])[key].reserved != 6:  # holds reach the server after a moment
+            time.sleep(0.02)
         server.stop_at_once()
         store.settle(make_entry(), [make_posting(6)], reservation_id=hold.reservation_id)
         server.start()

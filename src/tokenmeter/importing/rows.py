@@ -33,7 +33,6 @@ from tokenmeter.providers import observe
 
 Row = Mapping[str, Any]
 _ENDPOINTS = {"anthropic": "messages", "google": "models.generate_content"}
-_WRITES = ("cache_write_5m", "cache_write_1h")
 #: Anthropic's own default, where a source says how much was written and not for how long.
 _UNSAID = "cache_write_5m"
 _OK = 200

@@ -92,13 +92,3 @@ class DocumentQuery(NamedTuple):
     series: str | None = None
     number: int | None = None
     after: int = 0
-
-    def accepts(self, document: Document) -> bool:
-        """Whether `document` is wanted."""
-        return (
-            self.kind in {None, document.kind}
-            and document.key.startswith(self.prefix or "")
-            and self.series in {None, document.series}
-            and self.number in {None, document.number}
-            and document.position > self.after
-        )

@@ -199,9 +199,6 @@ def _group(truth: Truth, part: Consumption, by: GroupBy) -> str | None:
             return truth.provider
 
 
-_ONE = Decimal(1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reports:
     """How the provider reports; what it leaves out, delays or rounds is there to be found by reconciliation.

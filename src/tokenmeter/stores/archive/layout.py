@@ -16,8 +16,6 @@ from tokenmeter.stores.archive.shape import Shaper, render, values_of
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import AMOUNTS, MICRO, TYPED, identity_column
 
-#: Number of this layout, in every manifest.
-LAYOUT = 1
 #: Column -> what it holds: ``int``, ``digest`` (16 bytes), ``bytes``, ``text``, ``time`` (UTC, microseconds), ``ints``,
 #: ``texts``; with ``?`` where it may be null.
 COLUMNS: Mapping[str, str] = {
