@@ -377,7 +377,8 @@ def test_json_holds_everything_exactly(ready):
 
 def at(monkeypatch, day):
     moment = datetime.fromisoformat(f"{day}T09:00+00:00")
-    monkeypatch.setattr("tokenmeter.billing.issuing.utcnow", lambda: moment)
+    for module in ("issuing", "receivables"):
+        monkeypatch.setattr(f"tokenmeter.billing.{module}.utcnow", lambda: moment)
 
 
 @pytest.mark.parametrize("day", ["2020-01-01", "2026-11-29", "2026-12-11", "2036-01-01"])

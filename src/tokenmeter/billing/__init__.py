@@ -7,21 +7,18 @@ from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
 from tokenmeter.billing.handover import HandOver, HandOverError, Lago, OpenMeter, Reading, StripeMeters, hand_over
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
-    credit_invoice,
     credit_notes,
     find_invoice,
     invoice_coverage,
     invoices,
     issue_invoice,
     issue_invoices,
-    record_payment,
-    void_invoice,
-    write_off_invoice,
 )
 from tokenmeter.billing.journal import JournalEntry, Posting, export_journal, journal_entries
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
+from tokenmeter.billing.receivables import credit_invoice, record_payment, void_invoice, write_off_invoice
 from tokenmeter.billing.statement import AgedBalance, Statement, StatementLine, age_balances, draw_statement
 from tokenmeter.money import ExchangeRate
 

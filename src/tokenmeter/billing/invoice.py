@@ -1,4 +1,4 @@
-"""Invoices and credit notes: plain records, and their forms. `tokenmeter.billing.issuing` acts on them."""
+"""Invoices and credit notes: plain records, and their forms. `issuing` and `receivables` act on them."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ from starlette.exceptions import HTTPException
 
 from tokenmeter.api import Meter
 from tokenmeter.billing import closed_periods, find_invoice, late_costs
-from tokenmeter.billing.issuing import check_invoice, draft_credit_note, payment_of
+from tokenmeter.billing.issuing import check_invoice
 from tokenmeter.billing.period import check_open, closable, find_closed, period_dict
+from tokenmeter.billing.receivables import draft_credit_note, payment_of
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.errors import ConfigurationError

@@ -1,0 +1,366 @@
+"""What happens to an issued invoice: payments, write-offs, credit notes; every one is filed and names who did it.
+
+What happens to one invoice is one sequence: of two writers at the same time the second finds its place taken and looks
+at what the first did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice
+from tokenmeter.billing.issuing import EVENT, find_document, load_invoice
+from tokenmeter.billing.lines import TaxLine
+from tokenmeter.billing.period import acting
+from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.ledger import utcnow
+from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, round_money, total
+from tokenmeter.periods import parse_day, zone
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+
+_TAKEN_OFF = frozenset({"void", "uncollectible"})
+#: ``[(line number or description, net amount), ...]``, one net amount, or None for the rest.
+CreditRequest = Sequence[tuple[int | str, Decimal | int | str]] | Decimal | int | str | None
+
+
+def record_payment(
+    store: Store,
+    invoice: Invoice | str,
+    amount: Decimal | int | str | None = None,
+    *,
+    on: date | str | None = None,
+    reference: str | None = None,
+    by: str | None = None,
+    key: str | None = None,
+) -> Invoice:
+    """Money came in for an invoice, in part, in full or too much; `Invoice.balance` is what is left.
+
+    Args:
+        store: The ledger.
+        invoice: The invoice or its number.
+        amount: How much, in its currency; None = all that is left. Negative: money was given back.
+        on: When; default: today.
+        reference: The payment's reference.
+        by: Who writes it down; default: the user of the system.
+        key: Identity of the payment: one key is written down once, however often it is sent.
+
+    Returns:
+        The invoice as it then is. Paying a paid invoice again without an amount changes nothing.
+
+    Raises:
+        LedgerError: a draft, void, nothing left to pay, more given back than was paid, or a key that another payment
+            was written down with.
+        ConfigurationError: not an amount in whole minor units, or a day to come.
+    """
+    return _follow(store, invoice, payment_of(amount, on=on, reference=reference, by=by, key=key))
+
+
+def payment_of(
+    amount: Decimal | int | str | None, *, on: date | str | None, reference: str | None, by: str | None, key: str | None
+) -> Callable[[Invoice], Event | None]:
+    """What `record_payment` would write down of an invoice as it stands, from that; None = nothing."""
+    who, day = acting(by), parse_day(on)
+
+    def pay(current: Invoice) -> Event | None:
+        if current.status == "void":
+            raise LedgerError(f"Invoice {current.number} is void; nothing is due on it.")
+        known = next((one for one in current.events if key is not None and one.key == key), None)
+        if known is not None:
+            _check_same_payment(known, amount, day, reference)
+            return None
+        if amount is None:
+            if current.status == "paid":
+                return None
+            paid = EXACT.subtract(EXACT.subtract(current.total, current.credited), current.paid)
+        else:
+            paid = _whole(parse_decimal(amount, name="the payment"), current.currency)
+        if not paid and amount is not None:
+            raise ConfigurationError("A payment of 0 is none; give the amount that came, or none for all that is left.")
+        if not paid:
+            raise LedgerError(f"Nothing is left to pay of invoice {current.number}; give the amount that came.")
+        sign = 1 if current.total >= 0 else -1
+        if multiply(EXACT.add(current.paid, paid), sign) < 0:
+            raise LedgerError(
+                f"Invoice {current.number}: {current.paid} {current.currency} was paid; {magnitude(paid)} cannot be "
+                "given back of it."
+            )
+        return Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference, key=key)
+
+    return pay
+
+
+def _check_same_payment(
+    known: Event, amount: Decimal | int | str | None, day: date | None, reference: str | None
+) -> None:
+    other = amount is not None and parse_decimal(amount, name="the payment") != known.amount
+    if other or day not in {None, known.on} or reference != known.note:
+        raise LedgerError(
+            f"The key {known.key!r} was used for a payment of {known.amount} on {known.on}; give another "
+            "payment a key of its own."
+        )
+
+
+def void_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: str | None = None) -> Invoice:
+    """It was a mistake: nothing is due, and its usage may be invoiced again. Its number stays used.
+
+    Args:
+        store: The ledger.
+        invoice: The invoice or its number.
+        reason: Why.
+        by: Who does it; default: the user of the system.
+
+    Raises:
+        LedgerError: a draft, paid (in part), or credited.
+    """
+    return _close(store, invoice, "void", reason, by)
+
+
+def write_off_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: str | None = None) -> Invoice:
+    """Nobody will pay what is left of it; should somebody, record the payment.
+
+    Args:
+        store: The ledger.
+        invoice: The invoice or its number.
+        reason: Why.
+        by: Who does it; default: the user of the system.
+
+    Raises:
+        LedgerError: a draft, paid, credited in full, or void.
+    """
+    return _close(store, invoice, "uncollectible", reason, by)
+
+
+def _close(store: Store, invoice: Invoice | str, status: Any, reason: str, by: str | None) -> Invoice:
+    _say_why(reason)
+    who = acting(by)
+
+    def close(current: Invoice) -> Event | None:
+        if current.status == status:
+            return None
+        allowed = {"issued", "uncollectible"} if status == "void" else {"issued"}
+        if current.status not in allowed:
+            raise LedgerError(f"Invoice {current.number} is {current.status}; it cannot become {status}.")
+        if status == "void" and (current.credited or current.paid):
+            raise LedgerError(
+                f"Invoice {current.number} has credit notes or payments ({current.credited} and {current.paid} "
+                f"{current.currency}); credit the rest instead of voiding it."
+            )
+        return Event(kind=status, at=utcnow(), by=who, on=_day(current, None), note=reason)
+
+    return _follow(store, invoice, close)
+
+
+def credit_invoice(
+    store: Store,
+    invoice: Invoice | str,
+    lines: CreditRequest,
+    reason: str,
+    *,
+    by: str | None = None,
+    key: str | None = None,
+) -> CreditNote:
+    """Issue a credit note on an invoice, with a number of its own.
+
+    Args:
+        store: The ledger.
+        invoice: The invoice or its number.
+        lines: ``[(line number or description, net amount to give back), ...]``, a net amount, or None for everything
+            that is not credited yet. Positive, in the invoice's currency; tax comes on top at the invoice's rates.
+            A line gives back at most itself, over all notes.
+        reason: Why; printed on the note.
+        by: Who issues it; default: the user of the system.
+        key: Identity of what is asked for: of one invoice the same key is credited once, however often it is sent.
+
+    Returns:
+        The note; where the key is known, the one that was issued with it.
+
+    Raises:
+        LedgerError: a draft or void, more than the invoice or its line, or a key that another credit was asked with.
+        ConfigurationError: not an amount, no such line, no reason.
+    """
+    _say_why(reason)
+    who = acting(by)
+    document = _filed(store, invoice)
+    asked = None if key is None else {"key": key, "asked": _asked(lines)}
+    while True:
+        current = load_invoice(store, document)
+        filed = _notes_on(store, current)
+        known = next((one for one, body in filed if key is not None and body.get("key") == key), None)
+        if known is not None:
+            return _same_credit(CreditNote.of(known, current), asked, reason)
+        body = {**_credit_body(current, [body for _, body in filed], lines, reason, who), **(asked or {})}
+        place = f"{current.number} #{len(current.events) + 1}"
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        filing = store.file(NewDocument(kind=EVENT, key=place, series=current.credit_series, body=text))
+        if filing.recorded:
+            return CreditNote.of(filing.document, load_invoice(store, document))
+
+
+def draft_credit_note(store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str) -> dict[str, Any]:
+    """What a credit note would say; nothing is written. As `credit_invoice`, without a number."""
+    _say_why(reason)
+    current = load_invoice(store, _filed(store, invoice))
+    return _credit_body(current, [body for _, body in _notes_on(store, current)], lines, reason, "")
+
+
+def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, Any]]]:
+    filed = store.documents(DocumentQuery(EVENT, f"{invoice.number} #"))
+    return [(one, json.loads(one.body)) for one in filed if one.series is not None]
+
+
+def _asked(lines: CreditRequest) -> Any:
+    if lines is None:
+        return None
+    if isinstance(lines, str) or not isinstance(lines, Iterable):
+        return f"{parse_decimal(lines, name='amount').normalize(EXACT):f}"
+    return [[line, _asked(amount)] for line, amount in lines]
+
+
+def _same_credit(note: CreditNote, asked: Mapping[str, Any] | None, reason: str) -> CreditNote:
+    body = json.loads(note.document.body)
+    if asked is None or (body["asked"], note.reason) != (asked["asked"], reason):
+        raise LedgerError(
+            f"The key {body['key']!r} was used for credit note {note.number} over {note.net} "
+            f"({note.reason}); give what is something else a key of its own."
+        )
+    return note
+
+
+def _follow(store: Store, invoice: Invoice | str, make: Callable[[Invoice], Event | None]) -> Invoice:
+    """File what `make` says of the invoice as it stands; None = nothing. Of two at once, the second looks again."""
+    document = _filed(store, invoice)
+    while True:
+        current = load_invoice(store, document)
+        event = make(current)
+        if event is None:
+            return current
+        body = json.dumps(event.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        key = f"{current.number} #{len(current.events) + 1}"
+        if store.file(NewDocument(kind=EVENT, key=key, body=body)).recorded:
+            return load_invoice(store, document)
+
+
+def _filed(store: Store, invoice: Invoice | str) -> Document:
+    if isinstance(invoice, str):
+        return find_document(store, invoice)
+    if invoice.document is None:
+        raise LedgerError("This invoice is a draft; issue it first.")
+    return invoice.document
+
+
+def _say_why(reason: str) -> None:
+    if not reason.strip():
+        raise ConfigurationError("Say why: a reason stands on the paper trail for ever.")
+
+
+def _day(invoice: Invoice, on: date | None) -> date:
+    today = utcnow().astimezone(zone(invoice.period.tz)).date()
+    if on is not None and on > today:
+        raise ConfigurationError(f"{on} is still to come; a payment is written down when it is there.")
+    return on or today
+
+
+def _whole(amount: Decimal, currency: str) -> Decimal:
+    rounded = round_money(amount, currency)
+    if rounded != amount:
+        raise ConfigurationError(f"{amount} is not in whole minor units of {currency}.")
+    return rounded
+
+
+# -- credit notes
+
+
+def _credit_body(
+    invoice: Invoice, earlier: Sequence[Mapping[str, Any]], lines: CreditRequest, reason: str, by: str
+) -> dict[str, Any]:
+    if invoice.status in _TAKEN_OFF:
+        raise LedgerError(f"Invoice {invoice.number} is {invoice.status}; there is nothing to credit.")
+    given = total(Decimal(note["net"]) for note in earlier)
+    left = EXACT.subtract(invoice.totals.net, given)
+    asked = _credit_lines(invoice, lines, left)
+    _check_lines(invoice, asked, earlier)
+    net = total(line.amount for line in asked)
+    if net > left:
+        raise LedgerError(
+            f"Invoice {invoice.number} is {invoice.totals.net} {invoice.currency} before tax, of which {given} is "
+            f"credited already; {net} is more than the {left} left."
+        )
+    # The last note takes what earlier ones left of each tax, so that a whole credit is the whole invoice.
+    taxes = [
+        replace(
+            tax,
+            base=net,
+            amount=_tax_left(tax, earlier)
+            if net == left
+            else round_money(EXACT.multiply(net, tax.rate), invoice.currency),
+        )
+        for tax in invoice.totals.taxes
+    ]
+    return {
+        "invoice": invoice.number,
+        "currency": invoice.currency,
+        "reason": reason,
+        "issued_on": utcnow().astimezone(zone(invoice.period.tz)).date().isoformat(),
+        "issued_by": by,
+        "at": utcnow().isoformat(),
+        "lines": [{"line": line.line, "description": line.description, "amount": f"{line.amount:f}"} for line in asked],
+        "net": f"{net:f}",
+        "taxes": [tax.to_dict() for tax in taxes],
+        "total": f"{total((net, *(tax.amount for tax in taxes))):f}",
+    }
+
+
+def _tax_left(tax: TaxLine, earlier: Sequence[Mapping[str, Any]]) -> Decimal:
+    rows = (row for note in earlier for row in note["taxes"] if row["label"] == tax.label)
+    return EXACT.subtract(tax.amount, total(Decimal(row["amount"]) for row in rows))
+
+
+def _check_lines(invoice: Invoice, asked: Sequence[CreditLine], earlier: Sequence[Mapping[str, Any]]) -> None:
+    """A line gives back at most itself, over all notes and within one."""
+    back: dict[int, Decimal] = defaultdict(lambda: ZERO)
+    for row in (row for note in earlier for row in note["lines"] if row["line"] is not None):
+        back[row["line"]] = EXACT.add(back[row["line"]], Decimal(row["amount"]))
+    amounts = {line.position: line.amount for line in invoice.lines}
+    for line in (one for one in asked if one.line is not None):
+        left = EXACT.subtract(amounts[line.line or 0], back[line.line or 0])
+        if line.amount > left:
+            raise LedgerError(
+                f"Line {line.line} of invoice {invoice.number} is {amounts[line.line or 0]} {invoice.currency}, of "
+                f"which {max(left, ZERO)} is left to credit; {line.amount} is more. Give the rest as a line of its own "
+                "words."
+            )
+        back[line.line or 0] = EXACT.add(back[line.line or 0], line.amount)
+
+
+def _credit_lines(invoice: Invoice, lines: CreditRequest, left: Decimal) -> list[CreditLine]:
+    if lines is None:
+        asked = [CreditLine(None, f"Credit of invoice {invoice.number}", left)]
+    elif isinstance(lines, str) or not isinstance(lines, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers' code
+        asked = [_credit_line(invoice, f"Credit on invoice {invoice.number}", lines)]
+    else:
+        asked = [_credit_line(invoice, which, amount) for which, amount in lines]
+    if not asked or any(line.amount <= 0 for line in asked):
+        raise LedgerError(f"A credit note gives something back; nothing positive is left of {invoice.number} to give.")
+    return asked
+
+
+def _credit_line(invoice: Invoice, which: int | str, amount: object) -> CreditLine:
+    number = parse_decimal(amount, name="the credit's amount")
+    if number <= 0 or number != round_money(number, invoice.currency):
+        raise ConfigurationError(
+            f"A credit is a positive amount in whole minor units of {invoice.currency}, not {number}."
+        )
+    number = round_money(number, invoice.currency)
+    if isinstance(which, str):
+        return CreditLine(None, which, number)
+    line = next((one for one in invoice.lines if one.position == which), None)
+    if line is None:
+        raise ConfigurationError(f"Invoice {invoice.number} has lines 1 to {len(invoice.lines)}, not {which!r}.")
+    return CreditLine(which, line.description, number)
