@@ -354,3 +354,48 @@ def test_a_streamed_interaction_with_a_song_is_one_song():
 def test_a_song_that_was_not_made_is_never_free_in_silence():
     body = {"modelVersion": "lyria-3.5", "usageMetadata": {"promptTokenCount": 10, "totalTokenCount": 10}}
     assert dict(read(body, "models.generate_content").consumptions[0].usage.quantities) == {"input": 10}
+
+
+COUNTED = {"promptTokenCount": 1000, "candidatesTokenCount": 100, "totalTokenCount": 1100}
+
+
+@pytest.mark.parametrize(
+    ("details", "flags"),
+    [
+        ([{"modality": "SMELL", "tokenCount": 400}], {"unknown_token_class"}),
+        ([{"modality": "MODALITY_UNSPECIFIED", "tokenCount": 400}], {"unknown_token_class"}),
+        ([{"tokenCount": 400}], {"unknown_token_class"}),
+        ([{"modality": "SMELL"}], set()),
+        ([{"modality": "TEXT", "tokenCount": 400}], set()),
+        ([{}], set()),
+        ({"modality": "AUDIO", "tokenCount": 400}, {"malformed_count", "estimated"}),
+        ([{"modality": "TEXT", "tokenCount": -4}], {"malformed_count", "estimated"}),
+        ([["AUDIO", 400]], {"malformed_count", "estimated"}),
+    ],
+)
+def test_tokens_of_what_no_rule_knows_are_billed_as_text_and_say_so(details, flags):
+    seen = read({"modelVersion": "gemini-2.5-pro", "usageMetadata": {**COUNTED, "promptTokensDetails": details}})
+    assert (dict(seen.usage.quantities), seen.flags) == ({"input": 1000, "output": 100}, flags)
+
+
+def test_a_total_with_tokens_in_it_that_no_part_has_says_so():
+    seen = read({"modelVersion": "gemini-2.5-pro", "usageMetadata": {**COUNTED, "totalTokenCount": 1500}})
+    assert (dict(seen.usage.quantities), seen.flags) == ({"input": 1000, "output": 100}, {"total_mismatch"})
+
+
+@pytest.mark.parametrize(
+    ("told", "found", "flags"),
+    [
+        ([{"type": "google_search", "count": 2}, {"type": "google_search", "count": 1}], {"web_searches": 3}, set()),
+        ([{"type": "retrieval", "count": 2}], {}, set()),
+        ([{"type": "google_flights", "count": 2}], {"server_tool_calls": 2}, {"unknown_server_tool"}),
+        ([{"type": "google_search", "count": "2"}], {"web_searches": 2}, {"nonstandard_count"}),
+        ([{"type": "google_search", "count": True}], {}, {"malformed_count"}),
+        ({"google_search": 2}, {}, {"malformed_count"}),
+    ],
+)
+def test_what_an_interactions_tools_were_asked(told, found, flags):
+    usage = {"total_input_tokens": 10, "total_output_tokens": 5, "total_tokens": 15, "grounding_tool_count": told}
+    body = {"id": "i", "model": "gemini-3.5-flash", "status": "completed", "usage": usage}
+    seen = read(body, "interactions.create")
+    assert (dict(seen.usage.quantities), seen.flags) == ({"input": 10, "output": 5, **found}, flags)

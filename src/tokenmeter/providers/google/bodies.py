@@ -25,9 +25,11 @@ from tokenmeter.providers.wire import (
     NOTHING_SAID,
     Reading,
     count,
+    entries,
     is_array,
     is_object,
     members,
+    put,
     section,
     text,
     utf8_length,
@@ -210,14 +212,8 @@ def interaction(body: JSON, context: Context) -> Observation:
     repeats = polled or context.request.background
     if reading is None:
         return unknown(inner, wire or None, model=model or context.request.model, flags=said.flags, deduplicate=repeats)
-    found: dict[str, Quantity] = {}
-    for tool in members(wire, "grounding_tool_count"):
-        meter = _TOOLS.get(text(tool, "type") or "")
-        if meter is not None and (times := count(tool, "count", flags=set())):
-            found[meter] = times
-    by_prompt = bool(_BY_PROMPT.match(model or context.request.model or ""))
-    if by_prompt:
-        found = {meter.replace("web_searches", "grounded_prompts"): 1 for meter in found}
+    flags = set(reading.flags)
+    found = _tools(wire, model or context.request.model, flags)
     if is_song_model(model or context.request.model) and _has_sound(inner):
         reading = replace(reading, usage=Usage({"songs": 1}))
     tier = _tier(inner, wire)
@@ -226,7 +222,7 @@ def interaction(body: JSON, context: Context) -> Observation:
         response_model=model,
         response_id=text(inner, "id"),
         service_tier=tier,
-        flags=reading.flags,
+        flags=frozenset(flags),
         raw_usage=dict(wire) or None,
         deduplicate=repeats,
     )
@@ -238,7 +234,23 @@ def execution(body: JSON, context: Context) -> Observation:
     return Observation(response_id=text(body, "interaction_id"), flags=frozenset({"not_final"}), billable=False)
 
 
-_TOOLS = {"google_search": "web_searches", "google_maps": "web_searches_maps"}
+#: What an interaction's tools are billed as. Retrieval is from the caller's own files, which costs nothing.
+_TOOLS = {"google_search": "web_searches", "google_maps": "web_searches_maps", "retrieval": None}
+
+
+def _tools(wire: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
+    """What the tools of an interaction were asked, as they are billed."""
+    found: dict[str, Quantity] = {}
+    for tool in entries(wire, "grounding_tool_count", flags=flags):
+        kind, times = text(tool, "type") or "", count(tool, "count", flags=flags)
+        meter = _TOOLS.get(kind, "server_tool_calls")
+        if times != 0 and kind not in _TOOLS:
+            flags.add("unknown_server_tool")
+        elif times and meter and _BY_PROMPT.match(model or ""):
+            meter, times = meter.replace("web_searches", "grounded_prompts"), 1
+        if meter:
+            put(found, meter, times or 0)
+    return found
 
 
 def _has_sound(body: JSON) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, members, put, said_by, split_input, split_output
+from tokenmeter.providers.wire import JSON, Reading, Shape, count, entries, put, said_by, split_input, split_output
 from tokenmeter.usage import Quantity, Usage
 
 #: A page of a PDF is billed as a picture of it (https://ai.google.dev/gemini-api/docs/document-processing).
@@ -95,11 +95,12 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     thoughts = count(usage, *names.thoughts, flags=flags) or 0
     tools = count(usage, *names.tools, flags=flags) or 0
     answer = spoken + thoughts
-    if thoughts and totals_thoughts:
-        total = count(usage, *names.total, flags=flags)
-        if total == (prompt or 0) + tools + spoken and thoughts <= spoken:
-            answer = spoken  # early previews of 2.5 counted them among the candidates
-            flags.add("thoughts_included")
+    total = _total(usage, names, flags)
+    if thoughts and totals_thoughts and total == (prompt or 0) + tools + spoken and thoughts <= spoken:
+        answer = spoken  # early previews of 2.5 counted them among the candidates
+        flags.add("thoughts_included")
+    elif None not in (total, prompt) and totals_thoughts and total != (prompt or 0) + tools + answer:
+        flags.add("total_mismatch")
     quantities: dict[str, Quantity] = {}
     parts = _parts(usage, names.prompt_parts, names, flags)
     hits = _parts(usage, names.cached_parts, names, flags)
@@ -108,6 +109,17 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     split_output(quantities, answer, _parts(usage, names.answer_parts, names, flags), flags)
     sent = tools if prompt is None and tools else prompt
     return said_by(Usage(quantities, thoughts), prompt, flags, {"input": sent, "output": answer})
+
+
+def _total(usage: JSON, names: _Names, flags: set[str]) -> int | None:
+    """The sum as it is stated. One that is no count makes no part an estimate."""
+    doubts: set[str] = set()
+    total = count(usage, *names.total, flags=doubts)
+    if "malformed_count" in doubts:
+        flags.add("total_mismatch")  # the parts count
+    else:
+        flags |= doubts
+    return total
 
 
 def _put_tools(quantities: dict[str, Quantity], tools: int, parts: Mapping[str, int], flags: set[str]) -> None:
@@ -121,13 +133,18 @@ def _put_tools(quantities: dict[str, Quantity], tools: int, parts: Mapping[str, 
 
 
 def _parts(usage: JSON, lists: tuple[str, ...], names: _Names, flags: set[str]) -> dict[str, int]:
-    """Sizes of what is no text, by modality; what has no modality is text."""
+    """Sizes of what is no text, by modality. What is of none, or of one without a price yet, is billed as text."""
     sizes: dict[str, int] = {}
     stated = next((name for name in lists if usage.get(name)), lists[0])
-    for entry in members(usage, stated):
+    for entry in entries(usage, stated, flags=flags):
+        size = count(entry, *names.size, flags=flags)
         modality = str(cast("object", entry.get("modality")) or "").lower().rpartition(".")[2]
-        if (known := _MODALITIES.get(modality)) is not None:
-            sizes[known] = sizes.get(known, 0) + (count(entry, *names.size, flags=flags) or 0)
+        if size is None and entry and not modality:
+            flags.add("malformed_count")
+        elif (known := _MODALITIES.get(modality)) is not None:
+            sizes[known] = sizes.get(known, 0) + (size or 0)
+        elif size and modality != "text":
+            flags.add("unknown_token_class")
     return sizes
 
 
