@@ -170,6 +170,7 @@ def draw(address: str) -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 600}, timezone_id="Europe/Berlin")
         for name, links in PICTURES.items():
             page.goto(address)
+            page.wait_for_selector("body[data-zone='Europe/Berlin']")  # it is loaded again for that
             page.wait_for_selector(".chart path.bar", state="attached")
             page.wait_for_selector(".live.on")
             for link in links:
@@ -177,9 +178,12 @@ def draw(address: str) -> None:
                 if chosen:
                     page.locator(field).select_option(value)
                     page.wait_for_url(f"**{value}*")
+                    page.wait_for_selector("body:not([aria-busy])")
                 else:
-                    page.locator(link).first.click()
-            page.wait_for_load_state()
+                    with page.expect_navigation():  # until its script has run: before that its fields change nothing
+                        page.locator(link).first.click()
+            if page.locator(".live").count():
+                page.wait_for_selector(".live.on")
             page.screenshot(path=HERE / name, full_page=True)
         browser.close()
 
