@@ -67,7 +67,7 @@ def wrap(client: ClientT, meter: Meter | None = None, *, attribution: Attributio
     Raises:
         ConfigurationError: not a client of these SDKs.
 
-    Example:
+    Examples:
         >>> client = wrap(openai.OpenAI(), attribution=Attribution(team="search"))  # doctest: +SKIP
     """
     if isinstance(client, ModuleType):

@@ -343,7 +343,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         tags: Free key/value pairs.
         who: ``member``, ``team``, ``organization``, ``project``, ``route`` and ``end_user``, as in `Who`.
 
-    Example:
+    Examples:
         >>> with attribute(member="ada", route="/summarise") as scope:
         ...     pass  # client.responses.create(...)
         >>> scope.requests

@@ -85,7 +85,7 @@ def record(
         PricingError: neither a response nor a usage object.
         ConfigurationError: `provider` or `endpoint` is empty, or `at` is no instant.
 
-    Example:
+    Examples:
         >>> answer = requests.post(url, json=body).json()  # doctest: +SKIP
         >>> tokenmeter.record(answer, provider="openrouter", endpoint="chat.completions")  # doctest: +SKIP
     """
@@ -137,7 +137,7 @@ def hold(
         BudgetExceededError: from the block's beginning: a hard cap would be passed. Make no call.
         StoreUnavailableError: from the block's beginning: a hard cap applies and the ledger fails.
 
-    Example:
+    Examples:
         >>> with tokenmeter.hold(provider="openrouter", endpoint="chat.completions", request=body) as held:
         ...     held.record(requests.post(url, json=body).json())  # doctest: +SKIP
     """

@@ -46,7 +46,7 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
     Raises:
         ConfigurationError: not a function.
 
-    Example:
+    Examples:
         >>> with attribute(member="ada"):  # doctest: +SKIP
         ...     threading.Thread(target=carry(summarise), args=(text,)).start()
     """
@@ -70,7 +70,7 @@ class CarryingExecutor(Executor):
         executor: Does the work: a thread pool, a process pool, or another `concurrent.futures.Executor`. It is shut
             down with this one.
 
-    Example:
+    Examples:
         >>> pool = CarryingExecutor(ThreadPoolExecutor(8))  # doctest: +SKIP
         >>> with attribute(member="ada"), pool:  # doctest: +SKIP
         ...     answers = list(pool.map(summarise, texts))
@@ -135,7 +135,7 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
     Args:
         headers: Names (in any case) to values, as text or bytes.
 
-    Example:
+    Examples:
         >>> with attribute(from_headers(request.headers)):  # doctest: +SKIP
         ...     client.responses.create(...)
     """

@@ -284,7 +284,7 @@ def estimate(
     Raises:
         ConfigurationError: no model is named, a number of tokens is none, or more is expected than is allowed.
 
-    Example:
+    Examples:
         >>> told = tokenmeter.estimate("gpt-5", messages=[{"role": "user", "content": "Hi"}], max_output_tokens=100)
         >>> told.expected_cost <= told.upper_bound
         True

@@ -79,7 +79,7 @@ class AttributionMiddleware:
     Raises:
         ConfigurationError: `attribution` is no function, or returned something else.
 
-    Example:
+    Examples:
         >>> app.add_middleware(AttributionMiddleware, attribution=lambda request: {"route": request.path})
         ... # doctest: +SKIP
         >>> flask_app.wsgi_app = AttributionMiddleware(flask_app.wsgi_app, attribution=...)  # doctest: +SKIP
@@ -173,7 +173,7 @@ def attribute_request(
     Raises:
         ConfigurationError: no `AttributionMiddleware` is around this code, or a value is not a non-empty text.
 
-    Example:
+    Examples:
         >>> def current_user(token: str) -> User:  # doctest: +SKIP
         ...     user = users.find(token)
         ...     attribute_request(member=user.name)

@@ -168,7 +168,7 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
         unbounded: What is done with a call that has no upper bound.
         unknown_price: What is done with a model whose price is not known.
 
-    Example:
+    Examples:
         >>> with budget(limit_usd="2.00") as run:
         ...     pass  # agent.run(...)
         >>> run.remaining

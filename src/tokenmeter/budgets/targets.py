@@ -133,7 +133,7 @@ class Webhook(_Post):
         attempts: How often it is tried at most.
         sleep: Waits for so many seconds.
 
-    Example:
+    Examples:
         >>> Webhook("https://hooks.example.com/spend", secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
         <Webhook https://hooks.example.com>
 

@@ -22,7 +22,7 @@ class AttributionMiddleware(Middleware):
 
     Add it to the broker of senders and workers. Retries, pipelines and messages sent by an actor are carried, too.
 
-    Example:
+    Examples:
         >>> broker.add_middleware(AttributionMiddleware())  # doctest: +SKIP
     """
 

@@ -15,7 +15,7 @@ class AttributedJob(Job):
 
     Name it to queue and worker; retries, dependent and scheduled jobs are carried, too.
 
-    Example:
+    Examples:
         >>> Queue(connection=redis, job_class=AttributedJob).enqueue(summarise, text)  # doctest: +SKIP
         $ rq worker --job-class tokenmeter.queues.rq.AttributedJob
     """

@@ -101,7 +101,7 @@ def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -
         ConfigurationError: the ledger is not in a file, or there is such a file as `copy_to`.
         StoreUnavailableError: it cannot be read.
 
-    Example:
+    Examples:
         >>> next(tokenmeter.database().query("SELECT count(*) AS n FROM entries"))  # doctest: +SKIP
         {'n': 12}
     """

@@ -88,7 +88,7 @@ class Sketch:
         counts: Bucket -> how many calls; see the module's description for their bounds.
         total_us: Sum of all times.
 
-    Example:
+    Examples:
         >>> sketch = Sketch()
         >>> for milliseconds in range(1, 101):
         ...     sketch.add(milliseconds * 1000)

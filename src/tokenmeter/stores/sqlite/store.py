@@ -429,7 +429,7 @@ class SQLiteStore(BookStore[SQLiteBook]):
 class MemoryStore(SQLiteStore):
     """A ledger for tests and trials, in a folder of its own that goes with the process: in memory where there is room.
 
-    Example:
+    Examples:
         >>> MemoryStore().counters([])
         {}
     """
