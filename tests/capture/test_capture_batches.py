@@ -321,8 +321,12 @@ async def test_a_hard_cap_refuses_a_batch_since_nobody_knows_what_it_will_cost(n
     client, meter = _capped(clients, name, limit_usd=100)
     with pytest.raises(
         tokenmeter.RequestTooLargeError, match=r"That is because what it starts is billed when its results are read\. "
-    ):
+    ) as caught:
         await _begin(name, client, do)
+    assert (
+        "are read. Set unbounded='expected' on the budget to let such work start while the budget has room; "
+        "what it costs counts then." in str(caught.value)
+    )
     assert not [request for request in provider.requests if request.path.endswith("batches")]
     meter.close()
 

@@ -261,6 +261,11 @@ def _seconds(length_us: int) -> Decimal:
 def _mend(error: UnboundedError) -> str:
     if error.upper.reasons == ("unknown_price",):
         return "Give the model a price ([[prices]]), or set unknown_price='hold' on the budget."
+    if "started" in error.upper.reasons:
+        return (
+            "Set unbounded='expected' on the budget to let such work start while the budget has room; "
+            "what it costs counts then."
+        )
     return "Change that, or set unbounded='expected' on the budget to hold what such calls usually use."
 
 
