@@ -20,6 +20,28 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+#: What a person's own machine may say of tokenmeter.
+_OF_THE_USER = tuple(f"TOKENMETER_{name}" for name in ("STORE", "CONFIG", "TZ", "DISABLED", "DASHBOARD_TOKEN"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobodys_home(tmp_path_factory):
+    """The suite neither reads nor writes the settings, the ledger and the spool of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _OF_THE_USER:
+            patch.delenv(name, raising=False)
+        for kind in ("DATA", "CONFIG", "STATE"):
+            patch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def _own_default_ledger(_nobodys_home, monkeypatch):
+    """Whoever names no ledger has one that no other test has; it is made when it is used."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(_nobodys_home / uuid.uuid4().hex))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--hostile-decimals",
