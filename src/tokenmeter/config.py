@@ -420,11 +420,11 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name in arguments:
         if name not in SettingsArguments.__annotations__:
-            raise ConfigurationError(f"There is no setting {name!r}; {_near(name)}")
+            raise ConfigurationError(f"There is no setting {name!r}; {_near(name, Settings)}")
     content, source = _content(arguments.pop("config", None))
     values: dict[str, Any] = {**content, "source": source}
     if "source" in content:
-        raise ConfigurationError(f"{source or 'config'}: 'source' is no setting; {_near('source')}")
+        raise ConfigurationError(f"{source or 'config'}: 'source' is no setting; {_near('source', Settings)}")
     _check_no_secrets(values.get("api_keys"), source)
     if (store := os.environ.get("TOKENMETER_STORE")) and "store" not in arguments:
         arguments["store"] = store
@@ -513,8 +513,18 @@ def _hashed(api_keys: Mapping[str, str]) -> dict[str, str]:
     return hashed
 
 
-def _near(name: str) -> str:
-    known = sorted(Settings.model_fields.keys() - {"source"})
+#: Table, and a key in it -> what the key's table holds.
+_INNER: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
+    (Settings, "alerts"): AlertSettings,
+    (AlertSettings, "email"): EmailSettings,
+    (Settings, "providers"): HostSettings,
+    (Settings, "dashboard"): DashboardSettings,
+    (DashboardSettings, "tokens"): TokenSettings,
+}
+
+
+def _near(name: str, table: type[BaseModel]) -> str:
+    known = sorted({field.alias or key for key, field in table.model_fields.items()} - {"source"})
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
 
@@ -523,23 +533,39 @@ def _near(name: str) -> str:
 _KIND = re.compile(r"(?:bool|function-|is-instance|json-or-python|dict\[|list\[|literal\[|lax-or-strict).*")
 
 
+#: pydantic's kind of error -> what it means to whoever writes settings.
+_MEANT = {
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("string_type", "string_unicode"), "must be text"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a table"),
+    "list_type": "must be a list",
+    "invalid_key": "has a key that is no text",
+}
+
+
 def _explain(error: ValidationError, source: str | None) -> str:
     where = source or "configuration"
     problems: list[str] = []
-    refused: dict[str, tuple[list[str], object]] = {}  # what may be of several kinds is refused once by each
+    refused: dict[str, dict[str, object]] = {}  # what may be of several kinds is refused once by each
     for problem in error.errors():
-        path = ""
+        path, table = "", cast("type[BaseModel]", Settings)
         for part in problem["loc"]:
             if isinstance(part, int):
                 path += f"[{part}]"
             elif not _KIND.fullmatch(part):
                 path += f".{part}" if path else part
+                table = _INNER.get((table, part), table)
         if problem["type"] == "extra_forbidden":
-            problems.append(f"unknown key {path!r}: {_near(str(problem['loc'][-1]))}")
+            problems.append(f"unknown key {path!r}: {_near(str(problem['loc'][-1]), table)}")
         else:
             said = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            refused.setdefault(path, ([], problem["input"]))[0].append(said)
-    problems += [f"{path} {', or '.join(kinds)}{_got(path, given)}" for path, (kinds, given) in refused.items()]
+            said = _MEANT.get(problem["type"], said)
+            refused.setdefault(path, {})[said] = problem["input"]
+    for path, kinds in refused.items():
+        (first, given), *others = kinds.items()
+        said = "".join(f", or {kind.removeprefix('must be ')}" for kind, _ in others)
+        problems.append(f"{path} {first}{said}{_got(path, given)}")
     return f"{where}: " + "; ".join(problems)
 
 

@@ -159,9 +159,31 @@ def test_the_file_that_init_writes_is_good_as_it_is_and_with_everything_switched
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"metrics": "nagios"}, "configuration: metrics must be a valid boolean"),
-        ({"budgets": [[1]]}, "configuration: budgets[0] must be an instance of Budget, or must be a valid dictionary"),
-        ({"prices": [3]}, "configuration: prices[0] must be a valid dictionary (got 3)"),
+        (
+            {"metrics": "nagios"},
+            "configuration: metrics must be true or false, or 'opentelemetry' or 'prometheus' (got 'nagios')",
+        ),
+        ({"metrics": "\ud800"}, "configuration: metrics must be text (got '\\ud800')"),
+        ({"traces": 7}, "configuration: traces must be true or false (got 7)"),
+        ({"budgets": [[1]]}, "configuration: budgets[0] must be an instance of Budget, or a table (got [1])"),
+        ({"prices": [3]}, "configuration: prices[0] must be a table (got 3)"),
+        ({"hold_seconds": "soon"}, "configuration: hold_seconds must be a whole number (got 'soon')"),
+        ({"hold_seconds": 99.5}, "configuration: hold_seconds must be a whole number (got 99.5)"),
+        ({"require": "member"}, "configuration: require must be a list (got 'member')"),
+        ({"alerts": [3]}, "configuration: alerts[0] must be a table (got 3)"),
+        ({"alerts": [{"slak": "https://x"}]}, "configuration: unknown key 'alerts[0].slak': did you mean 'slack'?"),
+        (
+            {"alerts": [{"email": {"to": ["a@b"], "from": "c@d", "host": "h", "usr": "u"}}]},
+            "configuration: unknown key 'alerts[0].email.usr': did you mean 'user'?",
+        ),
+        (
+            {"providers": {"https://llm.example": {"costs": "usd"}}},
+            "configuration: unknown key 'providers.https://llm.example.costs': did you mean 'cost'?",
+        ),
+        (
+            {"dashboard": {"tokens": {"ada": {"hash": f"sha256:{'0' * 64}", "expire": "2030-01-01"}}}},
+            "configuration: unknown key 'dashboard.tokens.ada.expire': did you mean 'expires'?",
+        ),
         ({"store": "a\0b"}, "configuration: store must not contain control characters"),
     ],
     ids=str,
