@@ -1,6 +1,9 @@
 """What the SQLite store promises about its file."""
 
+import contextlib
 import os
+import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -88,8 +91,11 @@ class TestUrls:
             open_store(url)
 
     def test_a_directory_is_refused(self, tmp_path):
-        with pytest.raises(StoreUnavailableError, match="directory"):
+        with pytest.raises(
+            ConfigurationError, match=re.escape(f"is a directory; name a file in it, such as {tmp_path}/")
+        ):
             open_store(tmp_path)
+        assert not any(tmp_path.iterdir())
 
 
 class TestFile:
@@ -416,6 +422,7 @@ class TestFaults:
         with pytest.raises(StoreUnavailableError, match=r"diary\.txt"):
             SQLiteStore(path)
         assert path.read_bytes() == content
+        assert [one.name for one in tmp_path.iterdir()] == ["diary.txt"]
 
     def test_a_damaged_ledger_is_told(self, store, path, make_entry):
         for _ in range(50):
@@ -428,22 +435,62 @@ class TestFaults:
             list(store.entries())
         assert store.settle(make_entry()).recorded  # it waits in the tail
 
-    def test_somebody_elses_database_is_left_alone(self, tmp_path):
+    @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+    def test_somebody_elses_database_is_left_alone(self, tmp_path, mode):
         path = tmp_path / "shop.db"
         connection = sqlite3.connect(path)
+        connection.execute(f"PRAGMA journal_mode = {mode}")
         connection.execute("CREATE TABLE customers (name)")
         connection.commit()
         connection.close()
+        before = path.read_bytes()
         with pytest.raises(StoreUnavailableError, match="not a tokenmeter ledger"):
             SQLiteStore(path)
+        assert [one.name for one in tmp_path.iterdir()] == ["shop.db"]
+        assert path.read_bytes() == before  # among it the journal mode
 
-    def test_a_newer_schema_is_left_alone(self, store, path):
+    def test_somebody_elses_open_database_is_left_alone(self, tmp_path):
+        path = tmp_path / "shop.db"
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("CREATE TABLE customers (name)")
+            before = {one.name for one in tmp_path.iterdir()}
+            with pytest.raises(StoreUnavailableError, match="not a tokenmeter ledger"):
+                SQLiteStore(path)
+            connection.execute("INSERT INTO customers VALUES ('ada')")
+            assert {one.name for one in tmp_path.iterdir()} == before
+
+    def test_what_was_taken_for_a_ledger_once_keeps_its_journal_mode(self, tmp_path):
+        path = tmp_path / "shop.db"
+        Path(f"{path}-lock").touch()
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE customers (name)")
+        before = path.read_bytes()
+        with pytest.raises(StoreUnavailableError, match="not a tokenmeter ledger"):
+            SQLiteStore(path)
+        assert path.read_bytes() == before
+
+    def test_a_newer_schema_is_left_alone(self, store, path, tmp_path):
         store.close()
         connection = sqlite3.connect(path)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         connection.close()
+        (tmp_path / "elsewhere").mkdir()
+        copied = shutil.copy(path, tmp_path / "elsewhere" / "ledger.db")
+        with pytest.raises(SchemaVersionError, match="Upgrade"):
+            SQLiteStore(Path(copied))
+        assert [one.name for one in (tmp_path / "elsewhere").iterdir()] == ["ledger.db"]
         with pytest.raises(SchemaVersionError, match="Upgrade"):
             SQLiteStore(path)
+
+    def test_a_ledger_that_was_copied_alone_opens(self, store, path, tmp_path, make_entry):
+        store.settle(make_entry())
+        store.pulse()
+        store.close()
+        copied = SQLiteStore(Path(shutil.copy(path, tmp_path / "copy.db")))
+        assert copied.settle(make_entry()).recorded
+        assert len(list(copied.entries())) == 2
+        copied.close()
 
     def test_a_running_process_notices_that_a_newer_release_migrated_the_file(self, store, path, make_entry):
         store.settle(make_entry())

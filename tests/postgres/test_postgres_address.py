@@ -111,6 +111,20 @@ def test_a_wrong_parameter_is_named(part, said):
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("where", ["db:99999/x", "db:0/x", "db:5432,other:65536/x", "db/x?port=-1", "[::1]:70000/x"])
+def test_a_port_that_no_server_can_have_is_a_wrong_setting(where):
+    with pytest.raises(ConfigurationError, match="invalid port number") as caught:
+        Address.parse(f"postgresql://ada:{SECRET}@{where}")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_wrong_port_of_the_environment_is_a_wrong_setting(monkeypatch):
+    monkeypatch.setenv("PGPORT", "99999")
+    with pytest.raises(ConfigurationError, match="invalid port number"):
+        Address.parse("postgresql://db/books")
+    assert Address.parse("postgresql://db:5433/books")
+
+
 def test_an_absent_server_is_told_without_the_password(tmp_path, caplog, key):
     with caplog.at_level(logging.WARNING, logger="tokenmeter"):
         store = open_store(f"postgresql://ada:{SECRET}@127.0.0.1:1/books?spool={tmp_path}")

@@ -389,15 +389,20 @@ def _check_options(target: dict[str, Any]) -> None:
         ConfigurationError: an option cannot have its value.
     """
     named = {name: value for name, value in target.items() if name not in {"host", "hostaddr", "port"}}
-    try:
-        timeout_from_conninfo(dict(target))
-        tried = pq.PGconn.connect_start(make_conninfo(**named, host=_NOWHERE, hostaddr="", port="5432").encode())
-        reason = tried.get_error_message().strip()
-        tried.finish()
-    except psycopg.Error as error:
-        reason = str(error)
-    if _NOWHERE not in reason:
-        raise ConfigurationError(f"The PostgreSQL URL, or a variable of libpq (PG...), has a wrong option: {reason}.")
+    ports: str = target.get("port") or os.environ.get("PGPORT") or ""
+    for port in dict.fromkeys(ports.split(",")):  # one for each host, or one for all
+        try:
+            timeout_from_conninfo(dict(target))
+            one = make_conninfo(**named, host=_NOWHERE, hostaddr="", port=port or "5432")
+            tried = pq.PGconn.connect_start(one.encode())
+            reason = tried.get_error_message().strip()
+            tried.finish()
+        except psycopg.Error as error:
+            reason = str(error)
+        if _NOWHERE not in reason:
+            raise ConfigurationError(
+                f"The PostgreSQL URL, or a variable of libpq (PG...), has a wrong option: {reason}."
+            )
 
 
 def _joined(netloc: str, path: str, query: str) -> str:

@@ -30,7 +30,7 @@ from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column
 from tokenmeter.stores.record import PERSONAL, Account, compact_json, digest_of
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
-from tokenmeter.stores.sqlite.schema import check_version, migrate
+from tokenmeter.stores.sqlite.schema import check_version, migrate, refuse_stranger
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
@@ -148,7 +148,9 @@ class SQLiteBook(FoldingBook):
     def __init__(self, path: Path, *, patience: float) -> None:  # not money
         comfort = "Nothing is lost: entries wait in the tail, the file beside it."
         super().__init__(path, Trouble("write to the ledger", comfort))
-        self.database = Database(path, prepare=self._prepare, check=check_version, patience=patience)
+        self.database = Database(
+            path, refuse=refuse_stranger, prepare=self._prepare, check=check_version, patience=patience
+        )
         self.path = self.database.path
 
     def _prepare(self, connection: Connection, path: Path) -> None:

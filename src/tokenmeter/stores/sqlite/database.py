@@ -19,7 +19,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, TypeVar
 
-from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.processes import around_fork
 from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file
 
@@ -102,10 +102,13 @@ class Database:
     Args:
         path: The file; made if it is missing.
         patience: Seconds a transaction waits for its turn.
+        refuse: Raises for a file that is no ledger of this release; only reads. Called before anything is made beside
+            the file or changed in it.
         prepare: Makes the tables, or checks them; called under the lock whenever a connection is opened for writing.
         check: Called at the beginning of every write transaction.
 
     Raises:
+        ConfigurationError: it is a directory.
         StoreUnavailableError: the file cannot be used.
     """
 
@@ -113,15 +116,21 @@ class Database:
         self,
         path: Path,
         *,
+        refuse: Callable[[sqlite3.Connection, Path], None],
         prepare: Callable[[sqlite3.Connection, Path], None],
         check: Callable[[sqlite3.Connection, Path], None] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.path = Path(os.path.realpath(Path(path).expanduser()))
+        if self.path.is_dir():
+            raise ConfigurationError(
+                f"{self.path} is a directory; name a file in it, such as {self.path / 'ledger.db'}."
+            )
         self.patience = patience
         self.wal = True
-        self._prepare_tables, self._check = prepare, check
-        self._lock = SideLock(Path(f"{self.path}-lock"))
+        self._refuse, self._prepare_tables, self._check = refuse, prepare, check
+        self._lock_path = Path(f"{self.path}-lock")
+        self._lock = SideLock(self._lock_path)
         self._made = False
         self._start()
         _DATABASES.add(self)
@@ -368,6 +377,17 @@ class Database:
                 "behind. Mount the folder it lies in."
             )
 
+    def _look(self) -> None:
+        """Refuse a file that is not ours before the lock is made beside it; with one there, the lock is taken first."""
+        if not self.path.stat().st_size or self._lock_path.exists():
+            return
+        with contextlib.closing(self._connect()) as connection:
+            try:
+                self._refuse(connection, self.path)
+            except sqlite3.Error as error:
+                if not is_busy(error):  # else it is looked at again when it is free
+                    raise
+
     def _open(self, deadline: float) -> _OpenFile:
         if self._made and not self.path.exists():
             raise StoreUnavailableError(
@@ -376,6 +396,7 @@ class Database:
             )
         make_private_file(self.path)
         self._refuse_second_name()
+        self._look()
         self.wal = not is_network(self.path)
         attempt = 0
         self._take_lock(deadline)
@@ -383,6 +404,7 @@ class Database:
             while True:
                 connection = self._connect()
                 try:
+                    self._refuse(connection, self.path)
                     self._set_up(connection)
                     self._prepare_tables(connection, self.path)
                     return _OpenFile(self.path, connection, wal=self.wal)

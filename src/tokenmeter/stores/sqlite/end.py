@@ -16,7 +16,7 @@ from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.sqlite.book import ENGINE
 from tokenmeter.stores.sqlite.database import Database, explained, sqlite3
-from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate
+from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate, refuse_stranger
 from tokenmeter.stores.urls import make_private_file
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class SQLiteEnd:
         Raises:
             StoreUnavailableError: it cannot be written, or is something else.
         """
-        return cls(Database(path, prepare=partial(migrate, identity=identity), check=check_version))
+        prepare = partial(migrate, identity=identity)
+        return cls(Database(path, refuse=refuse_stranger, prepare=prepare, check=check_version))
 
     identity = staticmethod(identity_column)
 
@@ -135,9 +136,15 @@ class LedgerFile:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            check_file(self._connection, path)
         except sqlite3.Error as error:
             raise explained(path, error) from error
+        try:
+            check_file(self._connection, path)
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise explained(path, error) from error
+            raise
 
     def fold(self) -> None:
         """Nothing waits beside it."""

@@ -33,10 +33,8 @@ def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None
         SchemaVersionError: a newer release wrote it.
         StoreUnavailableError: it is somebody else's database.
     """
+    refuse_stranger(connection, path)
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version or not _is_empty(connection):
-        _check_owner(connection, path)
-    check_version(connection, path)
     if version == SCHEMA_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -57,6 +55,18 @@ def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def refuse_stranger(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that this release must not touch; only reads. An empty file is to become a ledger.
+
+    Raises:
+        SchemaVersionError: a newer release wrote it.
+        StoreUnavailableError: it is somebody else's database.
+    """
+    if connection.execute("PRAGMA user_version").fetchone()[0] or not _is_empty(connection):
+        _check_owner(connection, path)
+    check_version(connection, path)
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
