@@ -10,6 +10,7 @@ import json
 import lzma
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -914,3 +915,56 @@ def test_a_response_without_a_model_is_of_the_one_that_is_given(meter, write):
     row["usage"] = {"prompt_tokens": 10, "completion_tokens": 5}
     import_usage(meter, write("a.jsonl", [row]), model="gpt-5")
     assert [(entry.model, entry.cost_source) for entry in meter.store.entries()] == [("gpt-5", "computed")]
+
+
+def figures(meter):
+    """What the ledger comes to: meters and dollars."""
+    (row,) = meter.store.aggregate([datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)], [])
+    return row.quantities, row.billed_cost
+
+
+@pytest.mark.parametrize(
+    ("outputs", "completed"), [([340], 0), ([1, 340], 1), ([1, 200, 340], 2), ([1, 340, 340, 1], 1)]
+)
+def test_an_answer_that_was_read_while_it_came_becomes_whole_at_the_next_import(meter, write, outputs, completed):
+    """However often it is read in between, the ledger comes to what one reading of the whole gives."""
+    cached = {"cache_creation_input_tokens": 2310, "cache_read_input_tokens": 11840}
+    seen = []
+    for output in outputs:
+        lines = [claude("msg_1", 1, at="2026-10-05T23:59:59Z", **cached)]
+        if output > 1:
+            lines.append(claude("msg_1", output, at="2026-10-06T00:00:03Z", **cached))
+        outcome = import_usage(meter, write("a.jsonl", lines))
+        assert (outcome.ok, outcome.conflicts) == (True, [])
+        seen.append(outcome.completed)
+    assert sum(seen) == completed
+    whole = {"input": 4, "output": 340, "cache_read": 11840, "cache_write_5m": 2310}
+    assert figures(meter) == (whole, Decimal("0.017326500000"))
+    entries = list(meter.store.entries())
+    assert sum(line.billed_cost for entry in entries for line in entry.charges) == Decimal("0.0173265")
+    assert meter.store.verify().ok
+
+
+def test_what_completes_an_answer_counts_in_budgets_and_is_priced_again_with_it(write):
+    budgets = [{"name": name, f"limit_{name}": limit} for name, limit in (("tokens", 10_000), ("usd", 5))]
+    meter = tokenmeter.make_meter(store="memory:", config={"budgets": budgets})
+    for output in (1, 340):
+        outcome = import_usage(meter, write("a.jsonl", [claude("msg_1", output)]))
+    assert "1 completed" in str(outcome)
+    spent = {one.budget: one.spent for one in meter.remaining(at=datetime(2026, 10, 5, 10, tzinfo=UTC))}
+    assert spent == {"tokens": 344, "usd": Decimal("0.005112")}
+    _, rest = meter.store.entries()
+    assert dict(rest.usage.quantities) == {"output": 339}
+    assert {"completed", "imported"} <= set(rest.flags)
+    assert list(meter.reprice(changed=True)) == []
+    meter.close()
+
+
+def test_a_transcript_completes_nothing_that_a_metered_client_recorded(meter, write):
+    import_usage(meter, write("a.jsonl", [claude("msg_1", 9)]))
+    (entry,) = meter.store.entries()
+    other = tokenmeter.make_meter(store="memory:", config={})
+    other.post(replace(entry, flags=()))
+    outcome = import_usage(other, write("b.jsonl", [claude("msg_1", 10)]))
+    assert (outcome.completed, len(outcome.conflicts)) == (0, 1)
+    other.close()

@@ -118,6 +118,7 @@ class ClaudeCode:
             usage={name: value for name, value in usage.items() if name != "iterations"},
             who={"project": folder} if folder else {},
             tags=_tags(session=row.get("sessionId"), agent=row.get("agentId")),
+            grows=True,
         )  # fmt: skip
 
 
@@ -302,6 +303,7 @@ class Gemini:
             }),
             reasoning=thoughts,
             usage=dict(tokens),
+            grows=True,
         )  # fmt: skip
 
 
@@ -404,6 +406,7 @@ def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
         cost_in_source=None if row.get("cost") is None else decimal_of(row["cost"], "cost"),
         usage=dict(tokens),
         tags=_tags(session=row.get("sessionID")),
+        grows=True,
     )
 
 

@@ -94,6 +94,7 @@ class ImportedCall:
         who: Attribution that the source tells: names as of `Attribution`.
         tags: The same for tags.
         observation: What our own reader of the provider's format saw, instead of `quantities`.
+        grows: Whether its source writes it down while the answer comes, so that a later reading may have more of it.
     """
 
     where: str
@@ -115,6 +116,7 @@ class ImportedCall:
     who: dict[str, str] = field(default_factory=dict[str, str])
     tags: dict[str, str] = field(default_factory=dict[str, str])
     observation: Observation | None = None
+    grows: bool = False
 
 
 def count_of(values: Mapping[str, Any], name: str) -> int:

@@ -35,7 +35,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, MOST_DOLLARS, ZERO, to_dollars
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.card import Circumstances
-from tokenmeter.pricing.pricer import Pricer
+from tokenmeter.pricing.pricer import COMPLETED, Pricer, completion
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.tables import DecimalMark
@@ -43,6 +43,7 @@ from tokenmeter.usage import Consumption, Observation, Usage
 
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
 _DAY = timedelta(days=1)
+_IMPORTED = "imported"
 _ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], ImportedCall | None]] = {
     "litellm": rows.litellm,
     "langfuse": rows.langfuse,
@@ -89,6 +90,7 @@ class ImportOutcome:
         lines: Rows read.
         recorded: Calls that are in the ledger now and were not before.
         repeated: Calls that were there already, with the same figures.
+        completed: Calls that were there as far as their answer had come, and stand whole now.
         not_calls: Rows that are no billed call: prompts, spans, failures, hits of a gateway's own cache.
         conflicts: Calls that are there with other figures, and were left as they are.
         left_out: Rows that could not be read: broken, without an id or an instant, of an unknown shape.
@@ -103,6 +105,7 @@ class ImportOutcome:
     lines: int = 0
     recorded: int = 0
     repeated: int = 0
+    completed: int = 0
     not_calls: int = 0
     conflicts: list[RowProblem] = field(default_factory=list[RowProblem])
     left_out: list[RowProblem] = field(default_factory=list[RowProblem])
@@ -122,6 +125,7 @@ class ImportOutcome:
             (self.recorded, "calls recorded"),
             (self.repeated, "already there"),
             (self.not_calls, "lines that are no billed call"),
+            *([(self.completed, "completed")] if self.completed else []),
             (len(self.conflicts), "conflicts"),
             (len(self.left_out), "left out"),
         )
@@ -141,9 +145,9 @@ class ImportOutcome:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        counts = {name: getattr(self, name) for name in ("files", "lines", "recorded", "repeated", "not_calls")}
+        counts = ("files", "lines", "recorded", "repeated", "completed", "not_calls")
         return {
-            **counts,
+            **{name: getattr(self, name) for name in counts},
             "conflicts": [one._asdict() for one in self.conflicts],
             "left_out": [one._asdict() for one in self.left_out],
             "sources": dict(self.sources),
@@ -314,6 +318,11 @@ class _Import:
             except TokenmeterError as error:
                 self.outcome.left_out.append(RowProblem(call.where, str(error)))
                 continue
+            rest = self._known.rest(entry) if call.grows else None
+            if rest is not None:
+                self._complete(rest)
+                self._add_cost(call)
+                continue
             conflicts = len(self.outcome.conflicts)
             is_new = self._known.is_new(call, entry, self.outcome)
             if len(self.outcome.conflicts) == conflicts:
@@ -325,6 +334,12 @@ class _Import:
                 self._post(waiting)
                 waiting = []
         self._post(waiting)
+
+    def _complete(self, rest: Entry) -> None:
+        """Record what came of an answer since an earlier import read it."""
+        (recorded,) = self._meter.post_all([rest])
+        self.outcome.completed += recorded
+        self.outcome.repeated += not recorded
 
     def _add_cost(self, call: ImportedCall) -> None:
         """What sources say a call cost, each call once."""
@@ -357,17 +372,16 @@ class _Known:
         self._store = store
         self._days: set[date] = set()
         self._figures: dict[str, Figures] = {}
+        #: What later imports have recorded of calls that were read while their answer came, by response id.
+        self._rests: dict[str, Usage] = {}
 
     def is_new(self, call: ImportedCall, entry: Entry, outcome: ImportOutcome) -> bool:
         """Whether a call is not there yet; a repeat or a conflict is counted."""
-        self._look_at(call.at.date())
-        figures = _figures(entry)
-        keys = (str(entry.dedup_key), entry.response_id or "")
-        known = next((self._figures[key] for key in keys if key in self._figures), None)
+        figures, known = _figures(entry), self._figures_of(entry)
         if known is None:
-            self._figures.update(dict.fromkeys(filter(None, keys), figures))
+            self._figures.update(dict.fromkeys(_keys(entry), figures))
             return True
-        if known == figures:
+        if known == figures or (call.grows and _is_part(figures, known)):
             outcome.repeated += 1
         else:
             outcome.conflicts.append(
@@ -377,18 +391,54 @@ class _Known:
             )
         return False
 
-    def _look_at(self, day: date) -> None:
-        """Read the entries of a day and its neighbours: another source may date a call by its beginning or its end."""
-        wanted = [one for one in (day - _DAY, day, day + _DAY) if one not in self._days]
-        for one in wanted:
-            self._days.add(one)
-            start = datetime.combine(one, time(), UTC)
-            for entry in self._store.entries(EntryFilter(since=start, until=start + _DAY)):
-                if entry.kind == "usage":
-                    figures = _figures(entry)
-                    for key in (entry.dedup_key, entry.response_id):
-                        if key:
-                            self._figures[key] = figures
+    def rest(self, entry: Entry) -> Entry | None:
+        """What is to be recorded of a call that an earlier import read while its answer came, and `entry` has whole.
+
+        None where no import has recorded a part of it, or nothing is left.
+        """
+        figures, known = _figures(entry), self._figures_of(entry)
+        if known is None or known == figures or not _is_part(known, figures):
+            return None
+        near = chain.from_iterable(map(self._entries_of, _around(entry)))
+        found = [one for one in near if one.corrects or one.response_id == entry.response_id]
+        parts = [one for one in found if one.kind == "usage" and one.response_id == entry.response_id]
+        if not parts or not all(_IMPORTED in part.flags for part in parts):
+            return None
+        self._figures.update(dict.fromkeys(_keys(entry), figures))
+        self._rests.pop(str(entry.response_id), None)
+        names = {part.entry_id for part in parts}
+        return completion(parts, [one for one in found if one.corrects in names], entry)
+
+    def _figures_of(self, entry: Entry) -> Figures | None:
+        """What is known of a call. Reads its day and the neighbours: other sources may date it by its other end."""
+        for day in _around(entry):
+            if day not in self._days:
+                self._days.add(day)
+                self._read(day)
+        known = next((self._figures[key] for key in _keys(entry) if key in self._figures), None)
+        rest = self._rests.get(str(entry.response_id))
+        return known if known is None or rest is None else (known[0], _counts(Usage(dict(known[1])) + rest))
+
+    def _read(self, day: date) -> None:
+        for entry in self._entries_of(day):
+            if COMPLETED in entry.flags:
+                name = str(entry.response_id)
+                self._rests[name] = self._rests.get(name, Usage()) + entry.usage
+            elif entry.kind == "usage":
+                self._figures.update(dict.fromkeys(_keys(entry), _figures(entry)))
+
+    def _entries_of(self, day: date) -> Iterator[Entry]:
+        start = datetime.combine(day, time(), UTC)
+        return self._store.entries(EntryFilter(since=start, until=start + _DAY))
+
+
+def _around(entry: Entry) -> tuple[date, ...]:
+    day = entry.occurred_at.date()
+    return day, day - _DAY, day + _DAY
+
+
+def _keys(entry: Entry) -> tuple[str, ...]:
+    return tuple(filter(None, (entry.dedup_key, entry.response_id)))
 
 
 def _bills(call: ImportedCall) -> Iterator[ImportedCall]:
@@ -400,7 +450,17 @@ def _bills(call: ImportedCall) -> Iterator[ImportedCall]:
 
 
 def _figures(entry: Entry) -> Figures:
-    return entry.model, tuple(sorted(entry.usage.quantities.items()))
+    return entry.model, _counts(entry.usage)
+
+
+def _counts(usage: Usage) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(usage.quantities.items()))
+
+
+def _is_part(one: Figures, other: Figures) -> bool:
+    """Whether `one` is what `other` was before it was whole: of the same model, and nowhere more."""
+    whole = dict(other[1])
+    return one[0] == other[0] and all(count <= whole.get(name, 0) for name, count in one[1])
 
 
 def _words(figures: Figures) -> str:
@@ -444,7 +504,7 @@ class _Entries:
             contracted_cost=rating.contracted_cost,
             billed_cost=rating.billed_cost,
             cost_source=rating.cost_source,
-            flags=tuple(sorted({"imported", *(seen.flags if seen else ()), *rating.flags, *call.flags})),
+            flags=tuple(sorted({_IMPORTED, *(seen.flags if seen else ()), *rating.flags, *call.flags})),
             price_list_hash=pricer.price_list_hash,
             raw_usage=to_json(raw, fallback=str).decode() if raw else None,
             dedup_key=f"{call.provider}:{call.id}",

@@ -16,7 +16,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
 from tokenmeter.dimensions import INPUT_METERS
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.money import EXACT, Costs, add
+from tokenmeter.money import EXACT, Costs, add, negate
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.price import Discount, Multiplier, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
@@ -391,6 +391,40 @@ def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry
         return None
     number = f":{len(corrections)}" if corrections else ""
     return _restated(entry, standing, rating, key=f"correction:{entry.entry_id}{number}")
+
+
+#: The rest of a call, a part of which was recorded while its answer came.
+COMPLETED = "completed"
+
+
+def completion(parts: Sequence[Entry], corrections: Sequence[Entry], whole: Entry) -> Entry:
+    """What a call has more of than was recorded of it while its answer came.
+
+    Its usage is the rest, and where a line has grown, what was recorded of it is taken back and it stands again as a
+    whole: costs of all entries together are those of the whole call, to the picodollar.
+
+    Args:
+        parts: What is recorded of the call.
+        corrections: Every correction of those that is recorded.
+        whole: The call as an entry that is not recorded.
+    """
+    known = Usage.total(part.usage for part in parts)
+    rest = {meter: add(quantity, negate(known[meter])) for meter, quantity in whole.usage.quantities.items()}
+    standing = tuple(_standing((*parts, *corrections)))
+    return replace(
+        whole,
+        usage=Usage(
+            {meter: quantity for meter, quantity in rest.items() if quantity},
+            whole.usage.reasoning_output_tokens - known.reasoning_output_tokens,
+        ),
+        charges=(
+            *(charge.negated() for charge in standing if charge not in whole.charges),
+            *(charge for charge in whole.charges if charge not in standing),
+        ),
+        **Costs.of(whole).minus(Costs.total(standing))._asdict(),
+        flags=tuple(sorted({*whole.flags, COMPLETED})),
+        dedup_key=f"{whole.dedup_key}#{len(parts)}",
+    )
 
 
 def _standing(entries: Iterable[Entry]) -> Iterator[Charge]:
