@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -312,6 +313,30 @@ def _conversation(client, meter, path, **more):
     dialect = binding.sdk.dialect()
     call = describe(binding, dialect.endpoint("GET", path), identify(client, binding, meter, {}), {}, streamed=True)
     return Conversation(meter, dialect, dialect.socket_events, call, waits=True, **more)
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, b"[" * 100_000])
+def test_a_text_that_is_nested_too_deep_is_sent_and_has_no_bound(deep, clients):
+    """What cannot be read may ask for anything: it goes as it does without us, but not past a hard cap."""
+    from tokenmeter.capture.conversation import _send_raw
+
+    class Connection:
+        sent: ClassVar = []
+
+        def send_raw(self, data):
+            self.sent.append(data)
+
+    client = clients.openai()
+    free, stopping = (
+        tokenmeter.make_meter(store="memory:", config={}, budgets=each) for each in ([], [{"limit_usd": 9}])
+    )
+    _send_raw(Connection, Connection(), _conversation(client, free, "/realtime"), deep)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        _send_raw(Connection, Connection(), _conversation(client, stopping, "/realtime"), deep)
+    assert Connection.sent == [deep]
+    assert (free.faults, stopping.faults) == (0, 0)
+    for meter in (free, stopping):
+        meter.close()
 
 
 def test_an_answer_that_is_refused_costs_nothing(clients, books, provider):

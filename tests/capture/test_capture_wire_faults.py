@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
 import gzip
@@ -607,3 +608,14 @@ async def test_the_caller_sees_no_difference_and_the_ledger_tells_the_truth(one,
     (entry,) = entries
     check(one, entry)
     assert meter.faults == 0
+
+
+def test_what_is_nested_too_deep_costs_only_itself():
+    """A frame is left out, and a results file is read up to that line."""
+    from tokenmeter.capture.genai_requests import _lines_of
+    from tokenmeter.capture.raw import _event_in
+
+    deep = b"[" * 100_000
+    assert _event_in(deep) is None
+    assert _event_in(b'{"bytes": "%s"}' % base64.b64encode(deep)) is None
+    assert list(_lines_of(b'{"response": {}}\n{"response": ' + deep)) == [(0, {"response": {}})]

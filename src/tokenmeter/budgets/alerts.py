@@ -190,15 +190,15 @@ class AlertQueue:
     """
 
     def __init__(self, targets: Iterable[AlertTarget] = ()) -> None:
-        self._lines = tuple(_Outbox(target) for target in targets)
+        self._outboxes = tuple(_Outbox(target) for target in targets)
         self._exit_hook_set = False
 
     def submit(self, alert: Alert | Notice) -> None:
         """Log `alert` and hand it to the targets. Never waits."""
         log.warning("%s", alert)
-        for line in self._lines:
-            line.put(alert)
-        if self._lines and not self._exit_hook_set:
+        for outbox in self._outboxes:
+            outbox.put(alert)
+        if self._outboxes and not self._exit_hook_set:
             self._exit_hook_set = True
             atexit.register(self._flush_at_exit)
 
@@ -212,12 +212,12 @@ class AlertQueue:
             Whether all were.
         """
         until = time.monotonic() + timeout
-        marks = [line.mark() for line in self._lines]
+        marks = [outbox.mark() for outbox in self._outboxes]
         return all(mark.wait(max(until - time.monotonic(), 0)) for mark in marks)
 
     def _flush_at_exit(self) -> None:
         if not self.flush(EXIT_SECONDS):
-            slow = ", ".join(repr(line.target) for line in self._lines if line.waiting)
+            slow = ", ".join(repr(outbox.target) for outbox in self._outboxes if outbox.waiting)
             log.error("tokenmeter could not deliver every alert before the process ended: %s took too long", slow)
 
 

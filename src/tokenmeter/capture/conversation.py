@@ -17,7 +17,7 @@ from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS, describe, identify, leave
 from tokenmeter.capture.readings import GrowingBill, opened
-from tokenmeter.capture.sdk import Binding, binding_of, bound_to
+from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
@@ -92,12 +92,16 @@ class Conversation:
         if not isinstance(event, Mapping):
             return
         given = cast("Mapping[str, Any]", event)
-        if given.get("type") != self._events.request:
+        if isinstance(given, UnreadBody):
+            call = replace(self._call, facts=replace(self._call.facts, unbounded=UNREADABLE))
+        elif given.get("type") == self._events.request:
+            asked = given.get("response")
+            body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else given
+            call = self._call_for({**self._session, **body})
+        else:
             return
-        asked = given.get("response")
-        body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else given
         try:
-            authorization = self._meter.authorize(self._call_for({**self._session, **body}))
+            authorization = self._meter.authorize(call)
             self._asked.append((given.get("event_id"), authorization))
         except REFUSALS:
             raise
@@ -332,12 +336,14 @@ def _send_raw(kind: Any, connection: Any, talk: Conversation, data: str | bytes)
 
 
 def _as_json(event: Any) -> Any:
-    """An event as a JSON object; None for what is none."""
+    """An event as a JSON object; None for what is none, an `UnreadBody` for what is nested too deep to be read."""
     if isinstance(event, str | bytes):
         try:
             return json.loads(event)
         except ValueError:
             return None
+        except RecursionError:
+            return UnreadBody()
     return event.to_dict() if hasattr(event, "to_dict") else event
 
 

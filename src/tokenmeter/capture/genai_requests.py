@@ -492,7 +492,7 @@ def _lines_of(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             one: Any = json.loads(line) if line.startswith(b"{") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(one, dict) or {"response", "error", "embedding"}.isdisjoint(cast("dict[str, Any]", one)):
             return

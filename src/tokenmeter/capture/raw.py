@@ -7,7 +7,6 @@ up to `DOCUMENT_LIMIT`. Anything else (audio, images, files) is let through unre
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import struct
 import zlib
@@ -220,5 +219,5 @@ def _event_in(payload: bytes) -> Any:
     try:
         outer = json.loads(payload)
         return json.loads(base64.b64decode(outer["bytes"]))
-    except (ValueError, KeyError, TypeError, binascii.Error):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
