@@ -217,6 +217,12 @@ def test_a_mistaken_deed_is_a_problem(served, filed, path, body, status):
     assert list(filed.store.documents()) == documents
 
 
+def test_a_number_without_end_is_a_problem(served):
+    body = '{"fields": {"limit_tokens": %s}, "reason": "x"}' % ("9" * 5_000)
+    headers = {"authorization": f"Bearer {ACTS}", "content_type": "application/json"}
+    assert served.get("/api/v1/budgets/b", method="POST", body=body, **headers)[0] in {400, 422}
+
+
 # -- from the pages
 
 
@@ -265,6 +271,26 @@ def test_a_form_shows_what_it_would_do_and_only_then_does_it(served, filed, what
     if what != "reprice":  # there is nothing to correct
         assert filed.store.verify() != before
         assert served.get(headers["location"], cookie=cookie)[0] == 200
+
+
+def test_a_limit_that_is_left_empty_is_taken_away(served, filed):
+    fields = {"member": "eve", "limit_usd": "9", "limit_tokens": 1000}
+    assert post(served, "/budgets/two", fields=fields, reason="both", dry_run=False)[0] == 201
+    cookie, proof = logged_in(served)
+    left = {"name": "two", "set:limit_usd": "9", "set:limit_tokens": "", "reason": "money alone"}
+    shown = submit(served, "budget", cookie, proof=proof, **left)[2]
+    assert "limit tokens" in shown
+    assert submit(served, "budget", cookie, **hidden(shown))[0] == 303
+    (budget,) = (one.budget for one in filed.budgets.changes() if one.name == "two")
+    assert (budget.limit_usd, budget.limit_tokens) == (Decimal(9), None)
+
+
+def test_a_grant_ends_by_the_clock_of_its_budget(served):
+    fields = {"limit_usd": "9", "tz": "Asia/Tokyo"}
+    assert post(served, "/budgets/tokyo", fields=fields, reason="there", dry_run=False)[0] == 201
+    cookie, proof = logged_in(served)
+    grant = {"name": "tokyo", "amount": "1", "expires": "2999-01-01", "reason": "x"}
+    assert "until 2999-01-01 00:00 Asia/Tokyo" in submit(served, "grant", cookie, proof=proof, **grant)[2]
 
 
 def test_a_closing_is_shown_by_the_clock_of_its_zone(served):
@@ -326,6 +352,8 @@ def test_only_a_page_of_ones_own_acts_and_only_with_the_right(served, filed):
     ("what", "fields", "status", "words"),
     [
         ("budget", {"name": "b", "limit": "-1", "reason": "x"}, 400, "limit_usd"),
+        ("budget", {"name": "b", "limit": "9" * 5_000, "unit": "tokens", "reason": "x"}, 400, "limit_tokens"),
+        ("budget", {"name": "ada-monthly", "set:limit_usd": "", "reason": "x"}, 400, "limit"),
         ("budget", {"name": "", "limit": "1", "reason": "x"}, 400, "name"),
         ("budget", {"name": "b", "limit": "1"}, 400, "reason"),
         ("budget", {"name": "b", "dimension": "colour", "limit": "1", "reason": "x"}, 400, "colour"),

@@ -40,6 +40,7 @@ from tokenmeter.serving.access import ACCESS, Access, Right
 _LONGEST_FORM = 20_000
 _SOURCE = "dashboard"
 _MOST_ROWS = 20
+_LONGEST_NUMBER = 40
 _FIELD = "set:"
 Form = Mapping[str, str]
 Json = dict[str, Any]
@@ -147,9 +148,9 @@ def _cannot(request: Request, status: HTTPStatus, words: str) -> Response:
 
 def _set_budget(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
     fields: dict[str, Any] = {
-        key.removeprefix(_FIELD): _typed(key, value.strip())
+        key.removeprefix(_FIELD): _typed(key, value.strip()) if value.strip() else None
         for key, value in form.items()
-        if key.startswith(_FIELD) and value.strip()
+        if key.startswith(_FIELD) and (value.strip() or key.startswith(f"{_FIELD}limit_"))  # a limit is taken away
     }
     if form.get("dimension"):
         fields[form["dimension"]] = form.get("value", "").strip() or "*"
@@ -167,7 +168,8 @@ def _typed(key: str, value: str) -> Any:
     if key == f"{_FIELD}hard":
         return value == "true"
     whole = key in {f"{_FIELD}limit_{unit}" for unit in ("tokens", "requests", "in_flight")}
-    return int(value.replace(",", "")) if whole and value.replace(",", "").isdecimal() else value
+    digits = value.replace(",", "")
+    return int(digits) if whole and digits.isdecimal() and len(digits) <= _LONGEST_NUMBER else value
 
 
 def _tell_budget(form: Form, answer: Json) -> Told:
@@ -226,7 +228,13 @@ def _grant(meter: Meter, form: Form, by: str, key: str, dry_run: bool) -> Json:
             "dry_run": dry_run,
         }
     )
-    return acting.grant(meter, form.get("name", ""), deed, by=by)
+    done = acting.grant(meter, form.get("name", ""), deed, by=by)
+    return {**done, "tz": _zone_of(meter, form.get("name", ""))}
+
+
+def _zone_of(meter: Meter, budget: str) -> str:
+    """The time zone that a budget's days are cut by."""
+    return next((one.budget.tz for one in meter.budgets.changes() if one.budget and one.name == budget), "UTC")
 
 
 def _tell_grant(form: Form, answer: Json) -> Told:
@@ -242,7 +250,9 @@ def _tell_grant(form: Form, answer: Json) -> Told:
         if one["limit"] is not None
     ]
     rows = rows or [(f"granted, {_whose(made['scope'])}", "", unit_amount(amount, unit))]
-    until = f"until {made['expires']}" if made["expires"] else "until the window ends"
+    until = "until the window ends"
+    if made["expires"]:
+        until = f"until {instant(datetime.fromisoformat(made['expires']), answer['tz'])} {answer['tz']}"
     return Told(
         title=f"{'Raise' if amount > 0 else 'Take back from'} budget {name(form['name'])}",
         words=f"It counts from the next call on, {until}.",
