@@ -1,12 +1,14 @@
 """Sums that a large question has read are kept packed, and say what the rows say, whatever happens to these."""
 
+import contextlib
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from tokenmeter.stores import packing
+from tokenmeter.stores import book, packing
 from tokenmeter.stores.base import EntryFilter
 
 START = datetime(2026, 3, 2, 3, 30, tzinfo=UTC)
@@ -117,6 +119,35 @@ def test_a_sum_that_was_mended_is_not_read_packed(filled):
     assert ask(filled) != right
     assert filled.rebuild()
     assert ask(filled) == right
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_file_that_another_program_has_locked_is_not_waited_for(filled, monkeypatch):
+    """The question has been answered: packing can wait, the person who asked cannot."""
+    right = ask(filled)
+    filled._change(lambda connection: connection.execute("DELETE FROM packed_sums"))
+    monkeypatch.setattr(filled._book.database, "patience", 3600.0)
+    with contextlib.closing(sqlite3.connect(filled.url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert ask(filled) == right
+        assert not packed(filled)
+    ask(filled)
+    assert packed(filled)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "memory"], indirect=True)
+@pytest.mark.parametrize("reason", ["database or disk is full", "attempt to write a readonly database"])
+def test_a_disk_that_takes_nothing_answers_all_the_same(filled, monkeypatch, reason):
+    right = ask(filled)
+    filled._change(lambda connection: connection.execute("DELETE FROM packed_sums"))
+
+    def refuse(*_, **__):
+        raise sqlite3.OperationalError(reason)
+
+    monkeypatch.setattr(book, "keep", refuse)
+    assert ask(filled) == right
+    assert not packed(filled)
+    assert filled.verify().ok
 
 
 def test_without_numpy_rows_are_read_and_nothing_is_packed(filled, monkeypatch):

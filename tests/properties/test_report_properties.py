@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import to_dollars
 from tokenmeter.periods import Period, buckets
 from tokenmeter.reports import Query, export_entries, read_report
+from tokenmeter.stores import packing
 from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Usage
 
@@ -134,6 +136,41 @@ def test_reports_of_the_parts_add_up_to_the_report_of_the_whole(recorded: list[E
     parts = [build(store, period=part) for part in buckets(whole.period, unit)]  # type: ignore[arg-type]
     assert sum((part.totals.billed_cost for part in parts), Decimal(0)) == whole.totals.billed_cost
     assert sum(part.totals.requests for part in parts) == whole.totals.requests
+
+
+@few
+@given(
+    ledgers,
+    ledgers,
+    st.sampled_from(ZONES),
+    st.sampled_from(["hour", "day", "week", "month"]),
+    st.sampled_from([(), ("member",), ("provider", "status")]),
+)
+def test_packed_sums_are_those_of_the_entries_also_of_late_ones(
+    recorded: list[Entry], late: list[Entry], tz: str, unit: str, by: tuple[str, ...]
+) -> None:
+    """Each question is asked twice: of rows, which are packed then, and of what was packed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_MANY", 1)
+        store = ledger(recorded)
+        for known in (recorded, recorded + late):
+            for _ in range(2):
+                report = build(store, by=by, granularity=unit, tz=tz, since="2025-12-31", until="2027-01-02")
+                for name, amount in truth(known).items():
+                    assert getattr(report.totals, name) == amount
+                for row in report.rows:
+                    inside = [entry for entry in known if entry.occurred_at in row.bucket and belongs(entry, row, by)]
+                    assert row.requests == len(inside)
+                    assert truth(inside) == {name: getattr(row, name) for name in COSTS}
+            for entry in late if known is recorded else ():
+                store.settle(entry)
+        assert store.verify().ok
+        store.close()
+
+
+def belongs(entry: Entry, row: Any, by: tuple[str, ...]) -> bool:
+    values = {"member": entry.attribution.member, "provider": entry.provider, "status": entry.status}
+    return all(values[name] == row[name] for name in by)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ class FoldingBook(ABC):
 
     @abstractmethod
     def alone(self, work: Callable[[Any], T]) -> T:
-        """Run `work` in a transaction that may write, with no fold beside it."""
+        """Run `work` in a transaction that may write, with no fold beside it; not waiting long for another program."""
 
     def pack(self, stretches: Sequence[Stretch]) -> None:
         """Pack the sums of some stretches, if that can be done now: the question has been answered from rows."""

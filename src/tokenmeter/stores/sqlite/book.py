@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 #: Entries that are dropped in one transaction: few enough that nobody waits long for it.
 _AT_ONCE = 2_000
-#: Seconds a fold waits for the file while something is wrong with it.
+#: Seconds that a fold waits for the file while something is wrong with it, and what can be done without always.
 _IMPATIENT = 0.05  # seconds, not money
 
 
@@ -259,7 +259,7 @@ class SQLiteBook(FoldingBook):
 
     def alone(self, work: Callable[[Connection], T]) -> T:
         """See `FoldingBook`."""
-        return self.database.write(work)
+        return self.database.write(work, patience=_IMPATIENT)
 
     # -- without a tail
 
