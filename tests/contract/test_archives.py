@@ -430,6 +430,21 @@ def test_no_more_totals_are_kept_than_there_is_room_for(store, months, tmp_path,
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_totals_of_one_question_for_which_there_is_no_room_are_not_missed(store, months, tmp_path, monkeypatch):
+    """Those of the last file put out those of the first before both are read, as another process may."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
+    monkeypatch.setattr("tokenmeter.stores.archive.shelf._MOST_FILES", 1)
+    edges = [START, START + timedelta(days=200)]
+    before = store.aggregate(edges, ("end_user",))
+    for month in ("2026-01", "2026-02", "2026-03"):
+        store.archives.seal(month, tmp_path / "archive")
+    store.archives.drop()
+    assert store.aggregate(edges, ("end_user",)) == before
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_as_many_as_the_entries_are_not_kept(store, months, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)

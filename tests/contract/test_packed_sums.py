@@ -21,6 +21,7 @@ DAYS = [datetime(2026, 3, 2, tzinfo=NEW_YORK) + timedelta(days=number) for numbe
 def every_question_is_large(monkeypatch):
     pytest.importorskip("numpy")
     monkeypatch.setattr(packing, "_MANY", 1)
+    monkeypatch.setattr(packing, "_DENSE", 0)
 
 
 @pytest.fixture
@@ -172,6 +173,14 @@ def test_what_sums_of_millions_could_not_hold_is_read_as_rows(store, make_entry,
     assert sum(one.quantities["input"] for one in found) == 9 * 10**15
     assert sum(one.billed_cost for one in found) == 9 * 10**9
     assert b"" in packed(store).values()
+
+
+def test_stretches_of_few_rows_each_are_read_as_rows(filled, monkeypatch):
+    right = ask(filled)
+    filled._change(lambda connection: connection.execute("DELETE FROM packed_sums"))
+    monkeypatch.setattr(packing, "_DENSE", 12)
+    assert ask(filled) == right
+    assert not packed(filled)
 
 
 def test_more_rows_than_can_be_added_exactly_are_not_packed(filled, monkeypatch):

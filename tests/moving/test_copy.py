@@ -80,6 +80,7 @@ def test_reports_of_a_copy_that_were_asked_before_do_not_hide_what_a_second_copy
     """The sums that a large question has packed at the target are those of the first copy."""
     pytest.importorskip("numpy")
     monkeypatch.setattr(packing, "_MANY", 1)
+    monkeypatch.setattr(packing, "_DENSE", 0)
     source, target = way
     meter = filled(source)
     copy_ledger(source, target)

@@ -152,6 +152,7 @@ def test_packed_sums_are_those_of_the_entries_also_of_late_ones(
     """Each question is asked twice: of rows, which are packed then, and of what was packed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_MANY", 1)
+        patch.setattr(packing, "_DENSE", 0)
         store = ledger(recorded)
         for known in (recorded, recorded + late):
             for _ in range(2):

@@ -29,6 +29,8 @@ Stretch = tuple[int, int]
 
 #: Rows from which on a question is one for packed sums: to load numpy takes as long as to read a hundred thousand.
 _MANY = 20_000
+#: Rows of a stretch, on the average, from which on it is read faster packed.
+_DENSE = 12
 #: Most cells of all buckets together, of which each takes 120 bytes while it is added up.
 _MOST_CELLS = 2_000_000
 #: Most stretches that one question has packed, and how many of them in a transaction.
@@ -96,9 +98,9 @@ def is_readable(body: object) -> bool:
     )
 
 
-def is_many(rows: int) -> bool:
-    """Whether a question that reads so many rows had better read them packed."""
-    return rows >= _MANY
+def is_many(rows: int, stretches: int) -> bool:
+    """Whether a question that reads so many rows of so many stretches had better read them packed."""
+    return rows >= max(_MANY, _DENSE * stretches)
 
 
 def can_be_read() -> bool:
@@ -231,7 +233,9 @@ def read_packed(
     buckets: dict[Stretch, list[tuple[int, int]]] = {}
     for place, level, slot in kept:
         buckets.setdefault((int(level), slot), []).append((abs(place) - 1, 1 if place > 0 else -1))
-    many = is_many(len(buckets) * len(cell_of)) and len({place for place, *_ in kept}) * cells <= _MOST_CELLS
+    many = (
+        is_many(len(buckets) * len(cell_of), len(buckets)) and len({place for place, *_ in kept}) * cells <= _MOST_CELLS
+    )
     if not many or not can_be_read():
         return None, list(kept)
     found: PackedSums | None = None

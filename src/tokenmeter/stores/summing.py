@@ -278,8 +278,11 @@ class _Summing(_Grouping):
         packed, left = read_packed(self._connection, self._engine, kept, self._cell_of, len(self._cells))
         for bucket, number, sums in packed.totals() if packed else ():
             self._add(bucket, self._cells[number], None, sums)
-        if left and is_many(self._add_rows("sums", f"NULL AS meter, {_PLAIN}", compact_json(left))):
-            self.unpacked += sorted({(int(level), slot) for _, level, slot in left})
+        if left:
+            read = self._add_rows("sums", f"NULL AS meter, {_PLAIN}", compact_json(left))
+            stretches = {(int(level), slot) for _, level, slot in left}
+            if is_many(read, len(stretches)):
+                self.unpacked += sorted(stretches)
         self._add_rare_rows(listed)
 
     def _add_rows(self, table: str, amounts: str, listed: str) -> int:

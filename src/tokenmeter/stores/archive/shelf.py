@@ -148,30 +148,45 @@ class Shelf:
             Rows of piece, number, end user (digest), tags (JSON text), count and sums; and rows of the same four, the
             column ``more`` and how many entries have just that.
         """
-        found, rare = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         groups = f"{_piece(edges)}, spot, {own}"
         added = ", ".join(f"sum({name})" for name in ("n", *columns))
+        span = (edges[0], edges[-1])
         with self._cursor() as cursor:
+
+            def add_up(
+                totals: Mapping[str, str], whole: Mapping[int, int]
+            ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+                found, rare = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
+                added_up = [one for one in files if one.sha256 in totals]
+                parts: list[tuple[Sequence[ArchivedMonth], Mapping[int, int], Mapping[str, str] | None]] = [
+                    ([one for one in files if one.sha256 not in totals], {}, None),
+                    (
+                        [one for one in added_up if any(month not in whole for month in _months_of(one, span))],
+                        whole,
+                        None,
+                    ),
+                    (added_up, whole, totals),
+                ]
+                for some, months, given in parts:
+                    if not some:
+                        continue
+                    source, values = self._source(cursor, some, span, archived_to, wanted, months=months, totals=given)
+                    rows = cursor.execute(f"SELECT {groups}, {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
+                    found += rows.fetchall()
+                    rows = cursor.execute(
+                        f"SELECT {groups}, more, sum(n) FROM ({source}) WHERE more IS NOT NULL GROUP BY 1, 2, 3, 4, 5",  # noqa: S608 - as above
+                        values,
+                    )
+                    rare += rows.fetchall()
+                return found, rare
+
             totals, whole = self._totals(cursor, files, edges, archived_to, wanted, own=own)
-            span = (edges[0], edges[-1])
-            added_up = [one for one in files if one.sha256 in totals]
-            parts: list[tuple[Sequence[ArchivedMonth], Mapping[int, int], Mapping[str, str] | None]] = [
-                ([one for one in files if one.sha256 not in totals], {}, None),
-                ([one for one in added_up if any(month not in whole for month in _months_of(one, span))], whole, None),
-                (added_up, whole, totals),
-            ]
-            for some, months, given in parts:
-                if not some:
-                    continue
-                source, values = self._source(cursor, some, span, archived_to, wanted, months=months, totals=given)
-                rows = cursor.execute(f"SELECT {groups}, {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
-                found += rows.fetchall()
-                rows = cursor.execute(
-                    f"SELECT {groups}, more, sum(n) FROM ({source}) WHERE more IS NOT NULL GROUP BY 1, 2, 3, 4, 5",  # noqa: S608 - as above
-                    values,
-                )
-                rare += rows.fetchall()
-        return found, rare
+            try:
+                return add_up(totals, whole)
+            except import_extra("duckdb").Error:
+                if all(Path(path).exists() for path in totals.values()):
+                    raise
+                return add_up({}, {})  # some were removed meanwhile, to make room for others: the files answer
 
     def _totals(
         self,
