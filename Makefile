@@ -58,8 +58,9 @@ docs:
 .PHONY: docs-version
 ## The site of a release beside those before it, on the branch gh-pages of this clone: make docs-version VERSION=0.1
 docs-version:
-	$(BIN)/mike deploy --update-aliases $(VERSION) latest
-	$(BIN)/mike set-default latest
+	$(if $(VERSION),,$(error say which: make docs-version VERSION=0.1))
+	PATH="$(abspath $(BIN)):$$PATH" mike deploy --update-aliases $(VERSION) latest
+	PATH="$(abspath $(BIN)):$$PATH" mike set-default latest
 
 .PHONY: bench
 ## What a call costs, paired with the plain SDK's; the others are beside it in benchmarks/.
