@@ -30,7 +30,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.options import BillPeriod, TzOption, complete_account, pairs_of
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.reports.writers import write_whole
+from tokenmeter.reports.writers import is_stream, write_whole
 from tokenmeter.stores.base import Store
 
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
@@ -327,12 +327,13 @@ def write_document(document: Invoice | CreditNote | Statement, path: Path) -> No
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all, and say where it is; standard output gets the content alone."""
+    """Write a file, whole or not at all, and say where it is; standard output, or a pipe, gets the content alone."""
     if path == STDOUT:
         typer.echo(content, nl=False)
         return
     write_whole(path, content, overwrite=True)
-    out.print(str(path), markup=False)
+    if not is_stream(path):
+        out.print(str(path), markup=False)
 
 
 def _list(frame: Frame, found: list[Invoice]) -> None:

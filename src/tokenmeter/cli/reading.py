@@ -36,6 +36,7 @@ from tokenmeter.reports import Manifest, Query, export_charges, export_entries, 
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.table import amount, count, visible
+from tokenmeter.reports.writers import is_stream
 from tokenmeter.stores.base import Store
 
 #: How long a call may have been on its way before it is recorded, and how far two looks overlap.
@@ -202,7 +203,7 @@ def export(
         manifests = _export(
             dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
         )
-    if target == _STDOUT:
+    if target == _STDOUT or is_stream(target):
         return
     if frame.as_json:
         emit({name: asdict(manifest) for name, manifest in manifests.items()})

@@ -15,7 +15,7 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reports.fields import ChargeLine, Field, charge_fields, entry_fields, json_value
 from tokenmeter.reports.query import Query, closed, read_entries
-from tokenmeter.reports.writers import WRITERS, Target, format_of, opened, refuse_existing, write_whole
+from tokenmeter.reports.writers import WRITERS, Target, format_of, is_stream, opened, refuse_existing, write_whole
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 
@@ -179,7 +179,7 @@ def write(
 ) -> Manifest:
     """Write `records` as one table and its manifest; see `export_entries` for the arguments."""
     kind = format_of(target, format)
-    path = Path(target) if isinstance(target, (str, os.PathLike)) else None
+    path = Path(target) if isinstance(target, (str, os.PathLike)) and not is_stream(Path(target)) else None
     beside = None if path is None else path.with_name(f"{path.name}.manifest.json")
     if path is not None and beside is not None and not overwrite:
         refuse_existing(path)

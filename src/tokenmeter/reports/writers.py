@@ -9,6 +9,7 @@ sums what is money by a formula that follows a filter.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -22,6 +23,8 @@ from decimal import Decimal
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from shutil import copyfile
+from tempfile import gettempdir
 from typing import IO, Any, Literal
 
 from tokenmeter.errors import ConfigurationError
@@ -63,6 +66,9 @@ class Sink:
 def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
     """A sink into `target`. A file gets its name only when the block ends well.
 
+    A link stays, and what it leads to is written. A pipe or a device (``/dev/stdout``) is written as it is. Who may
+    read and write a file that is replaced, and whose it is, stays.
+
     Raises:
         ConfigurationError: the file exists and `overwrite` is False, its folder does not exist, or the system does not
             let it be written (permissions, a full disk, a folder of that name).
@@ -71,14 +77,25 @@ def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
         yield Sink(target)
         return
     path = Path(target)
+    if is_stream(path):
+        with _told(path):
+            file = _File(path, "wb")
+        file.path = path
+        with io.BufferedWriter(file) as stream:
+            yield Sink(stream)
+        return
     if not overwrite:
         refuse_existing(path)
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"The folder {str(path.parent)!r} does not exist; make it first.")
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    place = Path(os.path.realpath(path))
+    if not place.parent.is_dir():
+        raise ConfigurationError(f"The folder {str(place.parent)!r} does not exist; make it first.")
+    before = _status(path, place)
+    # A file may be writable in a folder that is not: it is written aside, and then over.
+    folder = place.parent if before is None or os.access(place.parent, os.W_OK) else Path(gettempdir())
+    temporary = folder / f".{secrets.token_hex(8)}.part"
     try:
         with _told(path):
-            file = _File(temporary, "xb")
+            file = _File(temporary, "xb", opener=None if before is None else _private)
         file.path = path
         with io.BufferedWriter(file) as stream:
             yield Sink(stream)
@@ -86,12 +103,49 @@ def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
             with _told(path):
                 os.fsync(stream.fileno())
         with _told(path):
-            if path.is_file():  # who may read it stays as it was
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-            _name(temporary, path, overwrite=overwrite)
+            if before is not None:
+                with suppress(OSError, AttributeError):  # another user's becomes ours; Windows has no such thing
+                    os.chown(temporary, before.st_uid, before.st_gid)
+                temporary.chmod(stat.S_IMODE(before.st_mode))
+            _name(temporary, place, overwrite=overwrite)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is no place for a file, but a pipe or a device that takes what is written."""
+    if path.parent in _STREAMS:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+#: Whatever a shell has put behind these, also a file.
+_STREAMS = frozenset({Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")})
+
+
+def _status(path: Path, place: Path) -> os.stat_result | None:
+    """What is known of the file that is to be replaced; None where there is none.
+
+    Raises:
+        ConfigurationError: it may not be written.
+    """
+    with _told(path):
+        try:
+            found = place.stat()
+        except FileNotFoundError:
+            return None
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return found
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class _File(io.FileIO):
@@ -117,12 +171,18 @@ def _told(path: Path) -> Generator[None]:
 
 def _name(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if overwrite:
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if not path.is_file():
+                raise
+            copyfile(temporary, path)  # in another folder, or mounted by itself: nothing can take its place
         return
     try:
         os.link(temporary, path)  # unlike a rename this fails when somebody else made the file meanwhile
     except FileExistsError:
         refuse_existing(path)
+        raise
     except OSError:  # a file system without hard links
         refuse_existing(path)
         temporary.replace(path)
@@ -134,7 +194,7 @@ def refuse_existing(path: Path) -> None:
     Raises:
         ConfigurationError: `path` exists.
     """
-    if path.exists():
+    if path.exists() and not is_stream(path):
         raise ConfigurationError(
             f"{str(path)!r} exists; choose another name, or replace it with overwrite=True (--overwrite)."
         )

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import total
 from tokenmeter.reports import Query, export_charges, export_entries, read_report
-from tokenmeter.reports.writers import import_extra
+from tokenmeter.reports.writers import import_extra, opened, write_whole
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 
@@ -188,6 +190,64 @@ def test_a_file_that_is_replaced_keeps_who_may_read_it(month: Store, tmp_path: P
     path.chmod(0o600)
     build(month, by="model").to_csv(path, overwrite=True)
     assert (path.stat().st_mode & 0o777, "gpt-5" in path.read_text()) == (0o600, True)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    real, link, loose = tmp_path / "real", tmp_path / "latest", tmp_path / "loose"
+    real.write_text("old")
+    link.symlink_to(real)
+    loose.symlink_to(tmp_path / "not yet")
+    write_whole(link, "new", overwrite=True)
+    write_whole(loose, "first", overwrite=False)
+    assert (link.is_symlink(), real.read_text()) == (True, "new")
+    assert (loose.is_symlink(), loose.read_text()) == (True, "first")
+    with pytest.raises(ConfigurationError, match="exists"):
+        write_whole(loose, "second", overwrite=False)
+    assert {one.name for one in tmp_path.iterdir()} == {"real", "latest", "loose", "not yet"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_is_written_and_stays_a_pipe(month: Store, tmp_path: Path, overwrite: bool) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        told = build(month, by="member").to_csv(path, overwrite=overwrite)
+        assert reader.read().decode() == build(month, by="member").to_csv()
+    assert (told.file, path.is_fifo(), list(tmp_path.glob("*.manifest.json"))) == (None, True, [])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_device_is_written_and_stays_a_device(overwrite: bool) -> None:
+    """Replacing ``/dev/null`` by a file is what a renaming writer does to it, where it may."""
+    before = {one.name for one in Path("/dev").iterdir()}
+    with opened(Path("/dev/null"), overwrite=overwrite) as sink:
+        sink.write(b"1")
+        assert not [one for one in Path("/dev").iterdir() if one.name not in before and one.suffix == ".part"]
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_file_that_nothing_can_take_the_place_of_is_written_over(tmp_path: Path, monkeypatch) -> None:
+    """A file that is mounted by itself, or stands in a folder that is closed, is no reason not to write it."""
+    path = tmp_path / "mounted"
+    path.write_text("what was there, and longer")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    write_whole(path, "new", overwrite=True)
+    monkeypatch.setattr("tokenmeter.reports.writers.os.access", lambda name, _: Path(name) == path)
+    write_whole(path, "newer", overwrite=True)
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("newer", [path])
+
+
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "closed.csv"
+    path.write_text("signed")
+    monkeypatch.setattr("tokenmeter.reports.writers.os.access", lambda *_: False)
+    with pytest.raises(ConfigurationError, match="Permission denied"):
+        write_whole(path, "new", overwrite=True)
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("signed", [path])
 
 
 def test_open_streams_are_written_as_they_are(month: Store) -> None:
