@@ -18,6 +18,8 @@ import openai
 import pytest
 
 import tokenmeter
+from tokenmeter.capture.calls import InFlight
+from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.settlement import Settling, settle_from_anywhere
 from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store
@@ -316,3 +318,35 @@ def test_opentelemetry_of_the_anthropic_sdk_is_not_counted_as_well(clients, book
     client.messages.create(model="claude-sonnet-5", max_tokens=16, messages=MESSAGES)
     assert len(books.all()) == 1
     assert anthropic.__version__
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI", "Anthropic", "AsyncAnthropic"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_is_over_waits_for_no_garbage_collector(stream, name, clients, do):
+    """With the SDK alone, request and answer go with their last user; embeddings and pictures are megabytes."""
+
+    async def call():
+        messages = [{"role": "user", "content": "Tell me about the sea, please."}]
+        if "OpenAI" in name:
+            value = await do(client.chat.completions.create(model="gpt-5-mini", messages=messages, stream=stream))
+        else:
+            value = await do(
+                client.messages.create(model="claude-sonnet-5", max_tokens=64, messages=messages, stream=stream)
+            )
+        if stream:
+            async for _ in do.each(value):
+                pass
+
+    client = clients.make(name)
+    for _ in range(3):
+        await call()
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(one, Exchange | InFlight) for one in gc.get_objects())
+        for _ in range(3):
+            await call()
+        after = sum(isinstance(one, Exchange | InFlight) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after <= before

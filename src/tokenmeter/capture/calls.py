@@ -372,6 +372,8 @@ class InFlight:
         """The call returned a value: write down what it cost, before the caller gets it."""
         for settling in self._due():
             settle(settling)
+        for exchange in self._answers:
+            exchange.let_go()
         if has_waiting():
             catch_up()
 
@@ -379,6 +381,8 @@ class InFlight:
         """As `returned`, without making the event loop wait."""
         for settling in self._due():
             await settle_async(settling)
+        for exchange in self._answers:
+            exchange.let_go()
         if has_waiting():
             await catch_up_async()
 

@@ -60,6 +60,10 @@ class Asked(Protocol):
         ...
 
 
+#: What an exchange that is over was an answer to: it is not asked any more.
+_OVER: Any = None
+
+
 class Exchange:
     """What is known of one response so far. Knows neither the response, nor its client, nor its body.
 
@@ -79,11 +83,12 @@ class Exchange:
         body: The whole decoded body, if there was one and it is still to be read.
         first_token_us: Microseconds from the call's start to its first event.
         status: How it ended; None until that is known, and for a body that came whole.
-        feed: Reads one event of a stream, where `hear` said so.
+        feed: Reads one event of a stream, where `hear` said so; not there before.
         ended: Whether the body came to its own end, as opposed to being closed before.
         closed: Whether nothing more will be learnt.
     """
 
+    feed: Callable[[Any], None]
     __slots__ = (
         "__weakref__",
         "_asked",
@@ -130,7 +135,6 @@ class Exchange:
         self.first_token_us: int | None = None
         self.ended = False
         self.closed = False
-        self.feed: Callable[[Any], None] = self.saw_event
         self._meter = meter
         self._asked = asked
         self._sdk = sdk
@@ -156,9 +160,9 @@ class Exchange:
         """
         if self._deaf:
             return 0
-        if self._holding:
-            self._asked.keep_hold()
         try:
+            if self._holding:
+                self._asked.keep_hold()
             self.saw_event(event)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.misread(error)
@@ -176,11 +180,12 @@ class Exchange:
         if self._many:
             self.saw_line(event)
             return
-        if self._stream is None:
-            self._stream = self._asked.open_stream()
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = self._asked.open_stream()
         if self.first_token_us is None:
             self.first_token_us = (time.perf_counter_ns() - self._asked.started_ns) // 1000
-        self._stream.feed(event)
+        stream.feed(event)
 
     def saw(self, body: Any) -> None:
         """Take the whole body as the SDK decoded it. Never raises."""
@@ -247,9 +252,9 @@ class Exchange:
     def _read(self, piece: bytes) -> None:
         if self._raw is None:
             return
-        if self._holding:
-            self._asked.keep_hold()
         try:
+            if self._holding:
+                self._asked.keep_hold()
             self._raw.feed(piece)
         except Exception as error:  # noqa: BLE001 - the caller gets his bytes
             self._raw = RawReader({}, self)
@@ -293,16 +298,28 @@ class Exchange:
         write = settle_from_anywhere if isinstance(sys.exception(), GeneratorExit) else settle
         for settling in self._close():
             write(settling)
+        self.let_go()
 
     async def finish_async(self) -> None:
         """Nothing more will come (async). Settles without making the event loop wait."""
         for settling in self._close():
             await settle_async(settling)
+        self.let_go()
 
     def abandon(self) -> None:
         """Nobody holds the response any more, or the process ends. Settles without waiting."""
         for settling in self._close():
             settle_from_anywhere(settling)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Once all is written down, hold neither the call nor what was read: they hold this.
+
+        In a circle they would wait for the garbage collector, and a whole request and its answer with them.
+        """
+        if self.closed and self._pending is not None and not self.unwritten():
+            self._pending, self._lines, self.body = [], [], None
+            self._holding, self._asked = False, _OVER
 
     def stop(self, error: BaseException) -> None:
         """The call raised, so that nobody gets the answer."""
