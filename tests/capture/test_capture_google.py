@@ -22,7 +22,7 @@ from google.genai import live as live_module
 from google_methods import BECOMES, METHODS
 
 import tokenmeter
-from tokenmeter import Budget, BudgetExceededError
+from tokenmeter import Budget, BudgetExceededError, RequestTooLargeError
 from tokenmeter.adopt import wrap
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.google import Client, genai
@@ -1080,6 +1080,34 @@ async def test_a_budget_stops_a_connection_to_an_interaction(provider):
             pass
     assert provider.requests == []
     meter.close()
+
+
+@since(2, 10)
+@pytest.mark.parametrize("limit", [{"limit_usd": 5}, {"limit_tokens": 10**9}])
+async def test_a_connection_to_an_interaction_of_another_program_has_no_bound(provider, limit):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(**limit)], config={})
+    connect = connecting(wrap(made(provider), meter=meter))
+    with pytest.raises(RequestTooLargeError, match="unbounded='expected'"):
+        async with connect("int-of-another"):
+            pass
+    assert provider.requests == []
+    meter.close()
+
+
+@since(2, 10)
+@pytest.mark.parametrize("limit", [{"limit_usd": 5}, {"limit_tokens": 10**9}])
+async def test_a_connection_to_an_interaction_of_ones_own_passes_a_cap_with_room(limit):
+    with FakeProvider(realtime=True) as provider:
+        meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(**limit)], config={})
+        client = wrap(made(provider), meter=meter)
+        begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+        async with connecting(client)(begun.id) as session:
+            await session.complete()
+            async for _ in session.receive():
+                pass
+        (left,) = meter.remaining()
+        assert (left.reserved, left.spent > 0) == (0, True)
+        meter.close()
 
 
 @since(2, 10)
