@@ -18,7 +18,7 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.checkpoints import Checkpoint
 from tokenmeter.config import Settings
-from tokenmeter.errors import TamperedLedgerError
+from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
 from tokenmeter.periods import CalendarUnit, Period, parse_instant
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Meter", "Priced", "without_first"]
 
+_HASH = re.compile("[0-9a-fA-F]{64}")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Where = Mapping[str, Accepted]
@@ -70,6 +72,19 @@ def without_first(function: Callable[..., Any]) -> tuple[inspect.Signature, str]
     first, *rest = signature.parameters.values()
     told = re.sub(rf"\n +{first.name}: (?:.*(?:\n {{9,}}.*)*)", "", inspect.getdoc(function) or "", count=1)
     return signature.replace(parameters=rest), told
+
+
+def _hash(name: str, value: str | None) -> str | None:
+    """A head as the chain's heads are written.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _HASH.fullmatch(value.strip()):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"{name}={value!r:.90} is no head of a chain: it has 64 hexadecimal digits.")
+    return value.strip().lower()
 
 
 def _of_ledger(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[CallMeter, P], R]:
@@ -345,7 +360,11 @@ class Meter(CallMeter):
 
         Returns:
             How many entries were checked, the chain's head, and every fault found; `ok` when there is none.
+
+        Raises:
+            ConfigurationError: `head` or `since` is no hash.
         """
+        head, since = _hash("head", head), _hash("since", since)
         signed = None
         if checkpoint is not None:
             kept = Checkpoint.from_json(checkpoint) if isinstance(checkpoint, str) else checkpoint

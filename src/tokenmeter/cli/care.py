@@ -107,7 +107,8 @@ def verify(
             out.print(f"{outcome.after_head:,} records came after the head that was asked for.")
         out.print(f"Head of the chain: {outcome.head}")
     else:
-        out.print(f"[bold red]{len(outcome.faults):,} faults[/] in {outcome.entries:,} entries:")
+        many = "1 fault" if len(outcome.faults) == 1 else f"{len(outcome.faults):,} faults"
+        out.print(f"[bold red]{many}[/] in {outcome.entries:,} entries:")
         _list(outcome.faults)
         out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
     if not outcome.ok:

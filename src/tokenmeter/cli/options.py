@@ -13,7 +13,7 @@ from tokenmeter.cli.frame import Frame
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.periods import CALENDAR_UNITS
+from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
 
@@ -101,7 +101,18 @@ SinceOption = Annotated[
     str | None, typer.Option("--since", help="First instant, such as 2026-11-01 or 2026-11-01T10:00.")
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", help="First instant after the end.")]
-TzOption = Annotated[str, typer.Option("--tz", envvar="TOKENMETER_TZ", help="Time zone of the calendar (IANA name).")]
+
+
+def _known_zone(name: str) -> str:
+    """`name`, or a ConfigurationError, whether the command comes to use it or not."""
+    zone(name)
+    return name
+
+
+TzOption = Annotated[
+    str,
+    typer.Option("--tz", envvar="TOKENMETER_TZ", callback=_known_zone, help="Time zone of the calendar (IANA name)."),
+]
 GranularityOption = Annotated[
     str | None,
     typer.Option(

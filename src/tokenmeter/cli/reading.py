@@ -43,6 +43,8 @@ from tokenmeter.stores.base import Store
 _LATE, _OVERLAP = timedelta(hours=1), timedelta(seconds=5)
 #: Wider than any report.
 _WHOLE = 100_000
+#: Entries that are asked for by number.
+_MOST = 1_000_000_000
 _STDOUT = Path("-")
 _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output", "billed cost")
 
@@ -91,7 +93,9 @@ def entries(
     until: UntilOption = None,
     where: Where = None,
     tz: TzOption = "UTC",
-    limit: Annotated[int, typer.Option("--limit", "-n", help="How many, newest first; 0 = all.", min=0)] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="How many, newest first; 0 = all.", min=0, max=_MOST)
+    ] = 20,
 ) -> None:
     """Single calls, newest first. With --json one object per line."""
     query = query_of(period, since, until, where, tz)
@@ -113,7 +117,9 @@ def tail(
     *,
     where: Where = None,
     tz: TzOption = "UTC",
-    limit: Annotated[int, typer.Option("--limit", "-n", help="How many earlier calls to begin with.", min=0)] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="How many earlier calls to begin with.", min=0, max=_MOST)
+    ] = 10,
     every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="End after what is there now.")] = False,
 ) -> None:

@@ -135,6 +135,36 @@ def test_entries_are_newest_first_and_as_json_one_per_line(run: Callable[..., Ou
 
 
 @pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("entries", "--limit", "9" * 50), "--limit"),
+        (("tail", "--limit", "9" * 50), "--limit"),
+        (("budgets", "--tz", "Mars/Olympus"), "Mars/Olympus"),
+        (("remaining", "--tz", "Mars/Olympus"), "Mars/Olympus"),
+        (("verify", "--head", ""), "64 hexadecimal digits"),
+        (("verify", "--since", "yesterday"), "64 hexadecimal digits"),
+    ],
+    ids=lambda one: " ".join(one)[:30] if isinstance(one, tuple) else "",
+)
+def test_a_value_that_none_can_be_is_a_wrong_argument(
+    run: Callable[..., Outcome], arguments: tuple[str, ...], said: str
+) -> None:
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_kept_head_is_known_in_capitals_too(run: Callable[..., Outcome]) -> None:
+    head = json.loads(run("verify", "--json").out)["head"]
+    assert run("verify", "--head", head.upper()).code == 0
+    outcome = run("verify", "--head", "11" * 32)
+    assert outcome.code == 1
+    assert outcome.out.startswith("1 fault in 3 entries:")
+
+
+@pytest.mark.usefixtures("ledger")
 def test_export_writes_files_and_manifests(run: Callable[..., Outcome], place: Path) -> None:
     assert run("export", "entries", "e.csv").code == 0
     with (place / "e.csv").open(newline="") as stream:
