@@ -49,6 +49,7 @@ def test_documents_are_found_by_kind_key_and_number(store):
     ]
     assert list(store.documents(DocumentQuery(series="INV-", number=1))) == [numbered]
     assert list(store.documents(DocumentQuery("nothing"))) == []
+    assert list(store.documents(DocumentQuery(series="INV-", number=10**50))) == []
 
 
 def test_more_documents_than_a_page_come_in_order(store):

@@ -25,6 +25,8 @@ from tokenmeter.stores.slots import from_microseconds, to_microseconds
 _PAGE = 500
 _FIELDS = ", ".join(Account._fields)
 _MOST_KNOWN = 50_000
+#: The largest number that a column holds.
+_LARGEST = 2**63 - 1
 #: What reading a record raises when it is not what a store writes.
 UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, ConfigurationError)
 
@@ -220,6 +222,8 @@ class EntryReader:
 
     def documents(self, which: DocumentQuery) -> Iterator[Document]:
         """Documents in the order of their filing, page by page."""
+        if max(which.number or 0, which.after or 0) > _LARGEST:  # a number that somebody typed
+            return
         wanted = {"kind": which.kind, "series": which.series, "number": which.number}
         clauses = [f"{name} = ?" for name, value in wanted.items() if value is not None]
         values: list[Any] = [value for value in wanted.values() if value is not None]
