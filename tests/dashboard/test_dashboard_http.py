@@ -359,6 +359,15 @@ def test_a_call_on_its_way_is_told_only_where_holds_are_shown():
     asyncio.run(watch())
 
 
+def test_spend_that_nobody_knows_is_compared_with_nothing(meter, serve, record):
+    """Two weeks of calls without a price: neither this week nor the one before it cost $0.00."""
+    for days in (2, 9):
+        record(model="unheard-of-1", at=datetime.now(UTC) - timedelta(days=days))
+    page = serve(meter).get("/?period=last-7d")[2]
+    assert "unpriced</span> in the same length of time before" in page
+    assert "no change" not in page.partition("Requests</dt>")[0]
+
+
 def test_the_event_stream_tells_of_a_call(meter, serve, record):
     served = serve(meter)
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
