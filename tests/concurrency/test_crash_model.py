@@ -85,7 +85,7 @@ def test_a_process_that_ends_amid_a_change_of_counters(tmp_path, monkeypatch, po
     class End(BaseException):
         pass
 
-    def end(*_):
+    def end(*_, **__):
         raise End
 
     if point == "write":
@@ -93,8 +93,8 @@ def test_a_process_that_ends_amid_a_change_of_counters(tmp_path, monkeypatch, po
     else:
         whole = writer.Writer._append
 
-        def then_end(framed):
-            whole(store.journal, framed)
+        def then_end(framed, **known):
+            whole(store.journal, framed, **known)
             if point == "amid_counters":
                 place = store.journal.slot(KEY).place
                 store.journal._live.map[place + 16 : place + 24] = b"\xff" * 8
