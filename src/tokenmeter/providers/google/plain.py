@@ -38,7 +38,13 @@ def read_answer(body: JSON) -> Plain | None:
     traffic, tier = usage.get("trafficType"), usage.get("serviceTier") or body.get("serviceTier")
     model = body.get("modelVersion")
     odd = (traffic is not None and tier is not None) or traffic not in _TRAFFIC or tier not in _TIERS
-    odd = odd or _is_grounded(body.get("candidates")) or any(_has_media(usage.get(name)) for name in _DETAILS)
+    odd = (
+        odd
+        or _is_grounded(body.get("candidates"))
+        or any(
+            not _is_text(usage.get(name), whole) for name, whole in zip(_DETAILS, (prompt, spoken, cached), strict=True)
+        )
+    )
     if odd or type(model) is not str or "/" in model or is_song_model(model):
         return None
     quantities: dict[str, int] = {}
@@ -50,13 +56,19 @@ def read_answer(body: JSON) -> Plain | None:
     return Plain(model, body.get("responseId"), "default" if traffic else tier, quantities, prompt, thoughts, usage)
 
 
-def _has_media(details: Any) -> bool:
-    """Whether anything but text is broken out; what is no list of parts is in doubt."""
+def _is_text(details: Any, whole: int) -> bool:
+    """Whether a breakdown names nothing but text, and as much of it as there is; any other is in doubt."""
     if details is None:
-        return False
-    if not is_array(details):
         return True
-    return any(not is_object(one) or one.get("modality") != "TEXT" for one in details)
+    if not is_array(details):
+        return False
+    found = 0
+    for one in details:
+        part = one.get("tokenCount") if is_object(one) and one.get("modality") == "TEXT" else None
+        if type(part) is not int or not 0 <= part <= whole:
+            return False
+        found += part
+    return found == whole
 
 
 def _is_grounded(candidates: Any) -> bool:
