@@ -445,7 +445,8 @@ def _folder_at(path: str) -> tuple[int, int, int] | None:
         status = os.stat(path)  # noqa: PTH116 - on the hot path
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_ctime_ns  # what was modified can be set back by who restores files
+    # Who restores files can set back when it was modified; and what Windows calls a change is when it was made.
+    return status.st_dev, status.st_ino, max(status.st_ctime_ns, status.st_mtime_ns)
 
 
 def _unwritable(path: Path, error: OSError) -> StoreUnavailableError:
