@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from tokenmeter.call import RequestFacts
@@ -294,17 +296,81 @@ def test_lines_of_a_batch_that_failed_are_free():
     assert not read({"key": "1", "error": {"code": 3, "message": "no"}}, "batches.get").billable
 
 
+def tuned(stats, *, state="JOB_STATE_SUCCEEDED"):
+    tuning = {"name": "tuningJobs/1", "state": state, "baseModel": "gemini-2.5-flash"}
+    return {**tuning, "tuningDataStats": {"supervisedTuningDataStats": stats}}
+
+
 def test_a_tuning_job_is_billed_when_it_has_succeeded():
-    stats = {"supervisedTuningDataStats": {"totalBillableTokenCount": "1200"}}
-    job = {
-        "name": "tuningJobs/1",
-        "state": "JOB_STATE_SUCCEEDED",
-        "baseModel": "gemini-2.5-flash",
-        "tuningDataStats": stats,
-    }
-    seen = read(job, "tunings.get")
+    seen = read(tuned({"totalBillableTokenCount": 1200}), "tunings.get")
     assert (dict(seen.usage.quantities), seen.response_id) == ({"trained_tokens": 1200}, "tuningJobs/1")
-    assert not read({**job, "state": "JOB_STATE_RUNNING"}, "tunings.get").billable
+    assert not read(tuned({"totalBillableTokenCount": 1200}, state="JOB_STATE_RUNNING"), "tunings.get").billable
+
+
+@pytest.mark.parametrize("stats", [{}, None, {"totalBillableTokenCount": -1}, {"totalBillableTokenCount": "many"}])
+def test_a_tuning_job_that_succeeded_on_nobody_knows_what_is_unknown(stats):
+    seen = read(tuned(stats), "tunings.get")
+    assert ("usage_unknown" in seen.flags, seen.billable, seen.response_id) == (True, True, "tuningJobs/1")
+    assert not seen.usage
+
+
+#: Every place outside a usage object at which a count stands: endpoint, body with the count put in, what it is of.
+COUNTS_ELSEWHERE = {
+    "a tuning job": ("tunings.get", lambda count: tuned({"totalBillableTokenCount": count}), "trained_tokens"),
+    "an embedding of a batch": (
+        "batches.get",
+        lambda count: {"key": "0", "response": {"embedding": {"values": [0.1]}, "tokenCount": count}},
+        "input",
+    ),
+    "an embedding of Vertex AI": (
+        "models.embed_content",
+        lambda count: {"predictions": [{"embeddings": {"values": [0.1], "statistics": {"token_count": count}}}]},
+        "input",
+    ),
+    "a cache": (
+        "caches.create",
+        lambda count: {
+            "name": "cachedContents/1",
+            "createTime": "2026-11-20T10:00:00Z",
+            "expireTime": "2026-11-20T11:00:00Z",
+            "usageMetadata": {"totalTokenCount": count},
+        },
+        "cache_storage",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", COUNTS_ELSEWHERE)
+@pytest.mark.parametrize("dressed", ["900", 900.0, Decimal("9E+2")], ids=str)
+def test_an_integer_in_another_dress_is_that_integer_wherever_it_stands(where, dressed):
+    endpoint, body, meter = COUNTS_ELSEWHERE[where]
+    seen = read(body(dressed), endpoint)
+    assert (dict(seen.usage.quantities), seen.flags) == ({meter: 900}, {"nonstandard_count"})
+
+
+@pytest.mark.parametrize("where", COUNTS_ELSEWHERE)
+@pytest.mark.parametrize("wrong", ["many", -900, 900.5, True, [900]], ids=str)
+def test_what_is_no_count_is_unknown_and_says_so_wherever_it_stands(where, wrong):
+    endpoint, body, _ = COUNTS_ELSEWHERE[where]
+    seen = read(body(wrong), endpoint)
+    assert not seen.usage
+    assert seen.flags >= {"malformed_count", "usage_unknown"}
+
+
+def test_a_cache_that_ends_before_it_begins_is_unknown():
+    body = COUNTS_ELSEWHERE["a cache"][1](900)
+    seen = read({**body, "expireTime": "2026-11-20T09:00:00Z"}, "caches.create")
+    assert (seen.usage.quantities, "usage_unknown" in seen.flags) == ({}, True)
+
+
+def test_a_stream_cut_short_keeps_the_dress_of_what_it_was_told():
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts())
+    stream.feed({"usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": "900"}})
+    seen = stream.observation()
+    assert (dict(seen.usage.quantities), seen.flags) == (
+        {"input": 9, "output": 900},
+        {"estimated", "nonstandard_count"},
+    )
 
 
 def test_a_stream_without_usage_is_estimated_from_what_came():

@@ -128,8 +128,9 @@ class MessageStream:
         usage = dict(self._usage)
         final = self._terminal and self._counted
         if not final:
-            stated = count(usage, "output_tokens", flags=set())
-            usage["output_tokens"] = max(stated or 0, tokens_of(self._bytes)) if self._usage else None
+            stated, received = count(usage, "output_tokens", flags=set()), tokens_of(self._bytes)
+            if usage and (stated is None or stated < received):
+                usage["output_tokens"] = received
         body = {**self._message, "stop_reason": self._stop, "usage": usage}
         if not self._content:
             body["content"] = []

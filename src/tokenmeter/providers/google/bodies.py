@@ -270,23 +270,24 @@ def _steps_bytes(body: JSON) -> int:
 def embeddings(body: JSON, context: Context) -> Observation:
     """Embeddings of either API: the Gemini API states the tokens as a whole, Vertex AI those of each text."""
     wire = _usage_in(body)
-    if wire:
-        return answer_of_input(wire, context)
     flags: set[str] = set()
+    if wire:
+        return answer_of_input(wire, context, flags)
     stated = [section(section(one, "embeddings"), "statistics") for one in members(body, "predictions")]
     sizes = [count(one, "token_count", flags=flags) for one in stated]
     if not sizes or None in sizes:
-        return answer_of_input({}, context)
+        return answer_of_input({}, context, flags)
     total = sum(size for size in sizes if size is not None)
-    return answer_of_input({"promptTokenCount": total}, context)
+    return answer_of_input({"promptTokenCount": total}, context, flags)
 
 
-def answer_of_input(wire: JSON, context: Context) -> Observation:
-    """An answer that only its prompt is billed for."""
+def answer_of_input(wire: JSON, context: Context, doubts: set[str]) -> Observation:
+    """An answer that only its prompt is billed for; `doubts` are those of whoever put `wire` together."""
     said = usage_metadata(wire) if wire else NOTHING_SAID
-    reading = context.complete(said, sides=INPUT_SIDE)
+    flags = said.flags | doubts
+    reading = context.complete(replace(said, flags=flags), sides=INPUT_SIDE)
     if reading is None:
-        return unknown({}, wire or None, model=context.request.model, flags=said.flags)
+        return unknown({}, wire or None, model=context.request.model, flags=flags)
     return Observation(
         consumptions=(context.consumption(reading, model=None),),
         flags=reading.flags,
@@ -401,9 +402,9 @@ def batch_line(body: JSON, context: Context) -> Observation:
         context = replace(context, request=replace(context.request, model=model))
     context = context.in_batch()
     if "embedding" in response or "values" in response or "tokenCount" in response:
-        tokens = count(response, "tokenCount", flags=set())
-        wire = section(response, "usageMetadata") or ({} if tokens is None else {"promptTokenCount": tokens})
-        seen = replace(answer_of_input(wire, context), response_model=text(body, "model"))
+        stated = {"promptTokenCount": response["tokenCount"]} if "tokenCount" in response else {}
+        wire = section(response, "usageMetadata") or stated
+        seen = replace(answer_of_input(wire, context, set()), response_model=text(body, "model"))
     else:
         seen = answer(response, context)
     # "default" is what such a line may say; that it was a batch is known from where it stands.
@@ -420,8 +421,8 @@ def cache(body: JSON, context: Context) -> Observation:
     tokens = count(section(body, "usageMetadata"), "totalTokenCount", flags=flags)
     made, ends = _moment(body.get("createTime")), _moment(body.get("expireTime"))
     model = model_name(body.get("model"))
-    if tokens is None or made is None or ends is None or name is None:
-        return replace(unknown({}, None, model=model, deduplicate=True), response_id=name)
+    if tokens is None or made is None or ends is None or ends < made or name is None:
+        return replace(unknown({}, None, model=model, flags=frozenset(flags), deduplicate=True), response_id=name)
     seconds = Decimal((ends - made).days * 86_400 + (ends - made).seconds)
     hours = quantize(EXACT.divide(EXACT.multiply(seconds, tokens), _HOUR))
     group = context.consumption(Reading(Usage({"cache_storage": hours})), model=model, role="cache")
@@ -453,19 +454,22 @@ def _moment(value: Any) -> datetime | None:
 def tuning(body: JSON, context: Context) -> Observation:
     """A tuning job: the tokens it was trained on, once it has succeeded."""
     name, state = text(body, "name"), text(body, "state") or ""
-    stats = section(body, "tuningDataStats")
-    trained = next((tokens for one in _sections(stats) if (tokens := _billable(one))), None)
-    if trained is None:
+    if not state.endswith("SUCCEEDED"):
         ended = state.endswith(("FAILED", "CANCELLED"))
         return Observation(response_id=name, billable=False, flags=frozenset() if ended else frozenset({"not_final"}))
-    if not state.endswith("SUCCEEDED"):
-        return Observation(response_id=name, billable=False, flags=frozenset({"not_final"}))
+    flags: set[str] = set()
     model = model_name(body.get("baseModel"))
+    stats = section(body, "tuningDataStats")
+    trained = next((tokens for one in _sections(stats) if (tokens := _billable(one, flags))), None)
+    if trained is None:  # no job that ended well was trained on nothing
+        lost = unknown({}, dict(stats) or None, model=model, flags=frozenset(flags), deduplicate=True)
+        return replace(lost, response_id=name)
     group = context.consumption(Reading(Usage({"trained_tokens": trained})), model=model, role="training")
     return Observation(
         consumptions=(group,),
         response_model=model,
         response_id=name,
+        flags=frozenset(flags),
         raw_usage={"trained_tokens": trained},
         deduplicate=True,
     )
@@ -476,8 +480,8 @@ def _sections(body: JSON) -> Iterator[JSON]:
     yield from (value for value in body.values() if is_object(value))
 
 
-def _billable(stats: JSON) -> int | None:
-    return count(stats, "totalBillableTokenCount", "totalBillableCharacterCount", flags=set())
+def _billable(stats: JSON, flags: set[str]) -> int | None:
+    return count(stats, "totalBillableTokenCount", "totalBillableCharacterCount", flags=flags)
 
 
 #: Beginning of an endpoint -> the reader of its bodies.

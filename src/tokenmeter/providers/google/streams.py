@@ -80,8 +80,9 @@ class AnswerStream:
         """The last totals; of a stream cut short no less than was received."""
         usage = dict(self._usage)
         if not self.terminal and usage:
-            stated = count(usage, "candidatesTokenCount", flags=set()) or 0
-            usage["candidatesTokenCount"] = max(stated, tokens_of(self._bytes))
+            received = tokens_of(self._bytes)
+            if (count(usage, "candidatesTokenCount", flags=set()) or 0) < received:
+                usage["candidatesTokenCount"] = received
         body = {**self._body, "usageMetadata": usage, "candidates": self._candidates}
         seen = self._read(body, replace(self._context, received=self._bytes))
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
