@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,14 +15,18 @@ from urllib.parse import parse_qs
 import pytest
 
 from tokenmeter.billing import HandOverError, Lago, OpenMeter, StripeMeters, hand_over
+from tokenmeter.billing.targets import _Http
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import Period, floor
+from tokenmeter.stores import open_store
+
+GONE = object()
 
 
 @pytest.fixture
 def server():
-    """A server that keeps what it is sent; `server.answers` are statuses and bodies to give first."""
+    """A server that keeps what it is sent; `server.answers` are statuses, bodies and headers to give first."""
     server: Any
 
     class Handler(BaseHTTPRequestHandler):
@@ -29,13 +36,18 @@ def server():
             event = (
                 json.loads(body) if "json" in kind else {key: one for key, (one,) in parse_qs(body.decode()).items()}
             )
-            status, answer = server.answers.pop(0) if server.answers else (200, "{}")
+            status, answer, *more = server.answers.pop(0) if server.answers else (200, "{}")
             if status < 300:
                 server.taken.append(event)
             server.keys.add(self.headers["authorization"])
             server.paths.add(self.path)
+            if answer is GONE:  # it closes: before or after it took the event
+                self.close_connection = True
+                return
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            headers = {"content-type": "application/json", **(more[0] if more else {})}
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer.encode())
@@ -116,6 +128,135 @@ def test_an_event_that_is_there_already_counts_as_sent(store, used, server, peri
     assert hand_over(store, lago(server), period=period).unchanged == 1
 
 
+def test_a_refusal_that_speaks_of_something_else_is_none_of_these(store, used, server, period):
+    used("ada", 100)
+    server.answers = [(422, '{"error_details": {"code": ["metric_does_not_exist"]}}')]
+    outcome = hand_over(store, lago(server), period=period)
+    assert (outcome.sent, list(outcome.refused), outcome.ok) == ([], [f"tm-{period.label}-ada-input-r1"], False)
+
+
+def test_one_refused_reading_stops_no_other_and_goes_out_anew_when_it_is_put_right(store, used, server, period):
+    used("ada", 100)
+    used("bob", 50)
+    server.answers = [(404, "no such subscription")]
+    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_typo", "bob": "sub_b"})
+    assert [one.account for one in outcome.sent] == ["member=bob"]
+    assert "no such subscription" in outcome.refused[f"tm-{period.label}-ada-input-r1"]
+    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_a", "bob": "sub_b"})
+    assert [(one.customer, one.value, one.identifier[-2:]) for one in outcome.sent] == [("sub_a", 100, "r2")]
+    assert hand_over(store, lago(server), period=period, customers={"ada": "sub_a", "bob": "sub_b"}).unchanged == 2
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["after-it-took-it", "before"])
+def test_a_connection_that_closes_leaves_one_reading_to_be_sent_again(store, used, server, period, taken):
+    used("ada", 100)
+    used("bob", 50)
+    server.answers = [(200, "{}"), (200 if taken else 500, GONE)]
+    with pytest.raises(HandOverError, match="cannot be reached") as stopped:
+        hand_over(store, lago(server), period=period)
+    assert [one.account for one in stopped.value.done.sent] == ["member=ada"]
+    server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')] if taken else []
+    outcome = hand_over(store, lago(server), period=period)
+    assert ([one.account for one in outcome.sent], outcome.unchanged) == (["member=bob"], 2)
+    assert sorted(value for _, value in values(server)) == ["100", "50"]
+
+
+def test_who_is_told_to_wait_waits_and_sends_once(store, used, server, period):
+    used("ada", 100)
+    server.answers = [(429, "slowly", {"retry-after": "0"})] * 2
+    assert len(hand_over(store, lago(server), period=period).sent) == 1
+    assert values(server) == [(f"tm-{period.label}-ada-input-r1", "100")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((301, "", {"location": "https://elsewhere.example/"}), r"HTTP 301, sent on to https://elsewhere.example/"),
+        ((200, "<html>", {"content-type": "text/html"}), "a page for people"),
+        ((401, "who are you"), "HTTP 401"),
+        ((429, "tomorrow", {"retry-after": "86400"}), "HTTP 429"),
+    ],
+    ids=["redirect", "page", "unauthorized", "tomorrow"],
+)
+def test_an_answer_that_does_not_take_it_does_not_count_as_sent(store, used, server, period, answer, said):
+    used("ada", 100)
+    server.answers = [answer]
+    with pytest.raises(HandOverError, match=said) as stopped:
+        hand_over(store, lago(server), period=period)
+    assert stopped.value.done.sent == []
+    server.taken.clear()
+    assert [one.value for one in hand_over(store, lago(server), period=period).sent] == [100]
+
+
+class Forgetful(_Http):
+    """A system that knows an identifier again for no time at all."""
+
+    name = "forgetful"
+    remembers = timedelta(0)
+
+    def send(self, reading):
+        self._post({"identifier": reading.identifier, "value": reading.value}, "application/json", reading)
+
+    def _has_it(self, status, said):
+        return False
+
+
+@pytest.mark.parametrize(("found", "more"), [("arrived", []), ("lost", [100])])
+def test_what_a_system_would_not_know_again_is_sent_when_somebody_has_looked(store, used, server, period, found, more):
+    used("ada", 100)
+    target = Forgetful(server.url, "k")
+    server.answers = [(200, GONE)]
+    with pytest.raises(HandOverError, match="cannot be reached"):
+        hand_over(store, target, period=period)
+    doubtful = hand_over(store, target, period=period)
+    (reading,) = doubtful.uncertain
+    assert (doubtful.sent, doubtful.ok, len(server.taken)) == ([], False, 1)
+    assert f"{reading.identifier}: 100 of member=ada input may be there or not" in str(doubtful)
+    settled = hand_over(store, target, period=period, **{found: [reading.identifier]})
+    assert ([one.value for one in settled.sent], settled.ok) == (more, True)
+    assert hand_over(store, target, period=period).unchanged == 1
+
+
+def test_only_a_reading_whose_end_is_not_known_can_be_settled(store, used, server, period):
+    used("ada", 100)
+    sent = hand_over(store, lago(server), period=period).sent[0].identifier
+    for wrong in ({"lost": [sent]}, {"arrived": ["tm-nothing"]}):
+        with pytest.raises(ConfigurationError, match="not one reading whose end is not known; they are: none"):
+            hand_over(store, lago(server), period=period, **wrong)
+
+
+def test_a_run_killed_between_sending_and_writing_it_down_sends_nothing_twice(tmp_path, server, period, make_call):
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    with closing(open_store(url)) as store:
+        at = (period.start + timedelta(hours=3)).replace(tzinfo=None).isoformat()
+        store.settle(make_call("1", at, quantity=100, member="ada"))
+    dying = f"""
+import os
+from contextlib import closing
+from datetime import datetime
+from tokenmeter.billing import Lago, hand_over
+from tokenmeter.periods import Period
+from tokenmeter.stores import open_store
+
+class Dying(Lago):
+    def send(self, reading):
+        super().send(reading)
+        os.kill(os.getpid(), 9)
+
+start, end = map(datetime.fromisoformat, ({period.start.isoformat()!r}, {period.end.isoformat()!r}))
+with closing(open_store({url!r})) as store:
+    hand_over(store, Dying({server.url!r}, "k"), period=Period(start, end))
+"""
+    assert subprocess.run([sys.executable, "-c", dying], check=False, timeout=60).returncode == -9
+    server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')]
+    with closing(open_store(url)) as store:
+        asked = Period(period.start, period.end)
+        assert [one.value for one in hand_over(store, lago(server), period=asked).sent] == [100]
+        assert hand_over(store, lago(server), period=asked).unchanged == 1
+    ((identifier, value),) = values(server)
+    assert (identifier[-2:], value) == ("r1", "100")
+
+
 def test_accounts_without_a_customer_and_takings_back_are_named(store, used, server, period):
     used("ada", 100)
     used("eve", 5)
@@ -150,6 +291,32 @@ def test_stripe_gets_meter_events_by_its_own_package(store, used, server, period
     assert event["identifier"] == f"tm-{period.label}-ada-input-r1"
     assert server.paths == {"/v1/billing/meter_events"}
     assert hand_over(store, StripeMeters(client), period=period, customers={"ada": "cus_A"}).unchanged == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message", "expected"),
+    [
+        (400, "invalid_request_error", "An event already exists with identifier tm-1.", "sent"),
+        (400, "invalid_request_error", "No such customer: 'cus_A'", "refused"),
+        (401, "invalid_request_error", "Invalid API Key provided", "stopped"),
+        (500, "api_error", "Something went wrong", "stopped"),
+    ],
+    ids=["there-already", "no-such-customer", "wrong-key", "broken"],
+)
+def test_what_stripe_says_decides_whether_a_reading_is_there(
+    store, used, server, period, status, kind, message, expected
+):
+    stripe = pytest.importorskip("stripe")
+    used("ada", 100)
+    client = stripe.StripeClient("sk_test_1", base_addresses={"api": server.url}, max_network_retries=0)
+    server.answers = [(status, json.dumps({"error": {"type": kind, "message": message}}))]
+    try:
+        outcome = hand_over(store, StripeMeters(client), period=period)
+    except HandOverError:
+        assert expected == "stopped"
+    else:
+        assert (len(outcome.sent), len(outcome.refused)) == ((1, 0) if expected == "sent" else (0, 1))
+        assert expected != "stopped"
 
 
 def test_stripe_takes_no_old_events(store, period):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
 from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
-from tokenmeter.billing.handover import HandOver, HandOverError, Lago, OpenMeter, Reading, StripeMeters, hand_over
+from tokenmeter.billing.handover import HandOver, HandOverError, Reading, ReadingRefusedError, hand_over
 from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
     credit_notes,
@@ -20,6 +20,7 @@ from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_p
 from tokenmeter.billing.profile import BillingProfile, Party, Tax
 from tokenmeter.billing.receivables import credit_invoice, record_payment, void_invoice, write_off_invoice
 from tokenmeter.billing.statement import AgedBalance, Statement, StatementLine, age_balances, draw_statement
+from tokenmeter.billing.targets import Lago, OpenMeter, StripeMeters
 from tokenmeter.money import ExchangeRate
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Party",
     "Posting",
     "Reading",
+    "ReadingRefusedError",
     "Statement",
     "StatementLine",
     "StripeMeters",

@@ -11,6 +11,8 @@ import typer
 
 from tokenmeter.billing import (
     BillingProfile,
+    HandOver,
+    HandOverError,
     Lago,
     OpenMeter,
     StripeMeters,
@@ -153,6 +155,12 @@ def handover(
         list[str] | None, typer.Option("--customer", help="ACCOUNT=CUSTOMER there.", show_default="called the same")
     ] = None,
     event: Annotated[str, typer.Option("--event", help="Stripe: name of the meter's events.")] = "ai_{meter}",
+    arrived: Annotated[
+        list[str] | None, typer.Option("--arrived", help="Identifier of an uncertain reading that was found there.")
+    ] = None,
+    lost: Annotated[
+        list[str] | None, typer.Option("--lost", help="Identifier of one that was not: it is sent anew.")
+    ] = None,
     tz: TzOption = "UTC",
     actor: Actor = None,
 ) -> None:
@@ -164,13 +172,32 @@ def handover(
         (each,) = check_dimensions([by], what="--by")
         asked, customers = parse_period(period, tz), pairs_of(customer or []) or None
         target = _target(to, event)  # last: a key is asked for when all else is right
-        done = hand_over(opened, target, period=asked, each=each, customers=customers, tz=tz, by=actor)
+        try:
+            done = hand_over(
+                opened,
+                target,
+                period=asked,
+                each=each,
+                customers=customers,
+                arrived=arrived or (),
+                lost=lost or (),
+                tz=tz,
+                by=actor,
+            )
+        except HandOverError as error:
+            if error.done is not None:
+                _tell(frame, error.done)
+            raise
+    _tell(frame, done)
+    if not done.ok:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _tell(frame: Frame, done: HandOver) -> None:
     if frame.as_json:
         emit(done.to_dict())
     else:
         out.print(str(done), markup=False)
-    if done.unknown or done.owed or done.fractions:
-        raise typer.Exit(Exit.FOUND)
 
 
 def _target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
