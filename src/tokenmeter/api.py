@@ -426,23 +426,22 @@ class Meter(CallMeter):
         wanted = dict(where or {}) if changed else {**(where or {}), "cost_source": "unpriced"}
         query = Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
         recorded = self.store.entries(query.filter)  # whole ones, whatever the filter
-        earlier: Mapping[str, Sequence[Entry]] = self._corrections(query) if changed else dict[str, Sequence[Entry]]()
-        known = [
-            found
-            for entry in recorded
-            if (
-                found := difference(entry, earlier.get(entry.entry_id, ()), self.pricer)
-                if changed
-                else correction(entry, self.pricer)
-            )
-        ]
+        earlier = self._corrections(query)
+
+        def rated_again(entry: Entry) -> Entry | None:
+            corrections = earlier.get(entry.entry_id, ())
+            if changed:
+                return difference(entry, corrections, self.pricer)
+            return None if corrections else correction(entry, self.pricer)
+
+        known = [found for entry in recorded if (found := rated_again(entry))]
         return list(compress(known, self.post_all(known))) if (not changed if post is None else post) else known
 
     def _corrections(self, query: Query) -> Mapping[str, Sequence[Entry]]:
         """Entry -> what corrects it, in the period of `query`; a correction has the time of what it corrects."""
         found: dict[str, list[Entry]] = {}
-        for entry in self.store.entries(replace(query.filter, where={})):
-            if entry.kind == "correction" and entry.corrects is not None:
+        for entry in self.store.entries(replace(query.filter, where={"kind": frozenset({"correction"})})):
+            if entry.corrects is not None:
                 found.setdefault(entry.corrects, []).append(entry)
         return found
 

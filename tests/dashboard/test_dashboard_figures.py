@@ -14,7 +14,18 @@ import pytest
 
 from tokenmeter.dashboard.chart import draw, figure_in
 from tokenmeter.dashboard.explore import REST, ReportReader, explore
-from tokenmeter.dashboard.figures import change, decimals, exact, money, name, number, places, price_words, unit_amount
+from tokenmeter.dashboard.figures import (
+    change,
+    decimals,
+    exact,
+    money,
+    name,
+    number,
+    places,
+    price_words,
+    share,
+    unit_amount,
+)
 from tokenmeter.dashboard.overview import overview, savings
 from tokenmeter.dashboard.pages import Memory
 from tokenmeter.dashboard.questions import MEASURES, Question
@@ -302,7 +313,9 @@ def test_figures_are_written_for_people():
     assert [exact(Decimal(text), decimals([Decimal("0.125"), None])) for text in ("1.5", "-2")] == ["1.500", "-2.000"]
     assert (places([Decimal("0.0042")]), places([Decimal("0.0042"), Decimal(-5000)])) == (4, 2)
     assert change(Decimal(40), Decimal(2)) == "20-fold"
-    assert (unit_amount(Decimal("0.004"), "usd"), unit_amount(Decimal(9000), "tokens")) == ("$0.0040", "9,000 tokens")
+    assert (unit_amount(Decimal("0.004"), "usd"), unit_amount(Decimal(9000), "tokens")) == ("$0.004", "9,000 tokens")
+    assert (unit_amount(ZERO, "usd"), unit_amount(Decimal("4E-8"), "usd")) == ("$0.00", "$0.00000004")
+    assert (share(None), share(Decimal("0.004"))) == ("\u2013", "<1%")
     assert (name("a\u202eb"), name(None)) == ("a?b", "(not set)")
 
 

@@ -191,8 +191,8 @@ def issue_invoices(
 
 def check_invoice(
     store: Store, draft: Invoice, *, on: date | str | None = None, force: bool = False, allow_unpriced: bool = False
-) -> None:
-    """Refuse a draft that `issue_invoice` would refuse; nothing is written.
+) -> Invoice:
+    """What `issue_invoice` would issue: the draft, or the invoice that says it already. Nothing is written.
 
     Raises:
         LedgerError: as for `issue_invoice`.
@@ -200,6 +200,7 @@ def check_invoice(
     """
     checking = _Issuing(store, draft.period, on=on, by="", allow_overlap=None)
     checking.check(draft, force=force, allow_unpriced=allow_unpriced)
+    return checking.standing_of(draft) or draft
 
 
 class _LiveInvoices:
@@ -266,7 +267,7 @@ class _Issuing:
             )
         if draft.ledger["manifest"] != closed.document.hash:
             raise LedgerError(f"{label} was closed after this draft was made; draft the invoice again.")
-        if self._standing_of(draft) is not None:
+        if self.standing_of(draft) is not None:
             return
         if not draft.lines and not force:
             raise LedgerError(
@@ -290,7 +291,7 @@ class _Issuing:
         self._check_day(draft)
         self._check_overlap(draft)
 
-    def _standing_of(self, draft: Invoice) -> Invoice | None:
+    def standing_of(self, draft: Invoice) -> Invoice | None:
         """The account's standing invoice, if it says what this draft says."""
         standing = self._by_account.get(draft.account)
         if standing is None:
@@ -358,7 +359,7 @@ class _Issuing:
         )
         body = json.dumps(final.content(), ensure_ascii=False, separators=(",", ":"))
         while True:
-            standing = self._standing_of(draft)
+            standing = self.standing_of(draft)
             if standing is not None:
                 return standing
             self._check_overlap(draft)

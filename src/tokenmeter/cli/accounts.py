@@ -17,11 +17,10 @@ from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out,
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS
-from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
-from tokenmeter.reports.table import visible
+from tokenmeter.reports.table import unit_amount, visible
 
 _NEARLY = Decimal("0.8")
 
@@ -283,10 +282,10 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
             [
                 visible(balance.budget),
                 visible(scope),
-                _amount(used, balance.unit),
-                (_amount(balance.limit, balance.unit) if balance.limit_known else "not known here")
+                unit_amount(used, balance.unit),
+                (unit_amount(balance.limit, balance.unit) if balance.limit_known else "not known here")
                 + ("" if balance.hard else " (soft)"),
-                _amount(balance.remaining, balance.unit) if balance.limit_known else "",
+                unit_amount(balance.remaining, balance.unit) if balance.limit_known else "",
                 f"{round_to(multiply(_part(balance), 100), 0):f}%" if balance.limit_known else "",
                 _bar(balance),
                 resets,
@@ -294,20 +293,6 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
         )
     heads = ("budget", "scope", "used", "limit", "left", "%", "", "resets")
     show_table(heads, lines, figures=heads[2:6], whole=("budget", "scope", "resets"))
-
-
-def _amount(value: Decimal, unit: str) -> str:
-    if value.is_infinite():
-        return "no cap"
-    if unit == "usd":
-        size = magnitude(value)
-        shown = round_to(size, 2 if size >= 1 or not size else 6)
-        if size and not shown:
-            return dollars(value)  # smaller than what columns show: in full, never as nothing
-        text = f"{shown:,f}".rstrip("0") if size < 1 and size else f"{shown:,f}"
-        whole, _, cents = text.partition(".")
-        return f"{'-' if value < 0 else ''}${whole}.{cents:0<2}"
-    return f"{round_to(value, 0):,f} {unit.replace('_', ' ')}"
 
 
 def _part(balance: Balance) -> Decimal:

@@ -2,7 +2,7 @@
 
 The deeds are those of the API (`tokenmeter.serving.acting`), for a token with the right to. A form is taken only from a
 page that its sender was shown (`check_own_page`), and what is done is what was shown: where the ledger has changed in
-between, it is shown again. A button that is pressed twice does it once.
+between, it is shown again. A button that is pressed twice does it once, and leads to the same page both times.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,6 +43,8 @@ _LONGEST_FORM = 20_000
 _SOURCE = "dashboard"
 _MOST_ROWS = 20
 _LONGEST_NUMBER = 40
+#: Deeds whose second press is still known.
+_MOST_DONE = 1_000
 _FIELD = "set:"
 Form = Mapping[str, str]
 Json = dict[str, Any]
@@ -54,13 +58,13 @@ class Told:
         title: In a few words.
         words: In a sentence.
         rows: What, how it is, how it will be.
-        button: What is done.
+        button: What is done; empty where nothing would be.
     """
 
     title: str
     words: str
     rows: Sequence[tuple[str, str, str]]
-    button: str
+    button: str = ""
 
     @property
     def seal(self) -> str:
@@ -94,6 +98,8 @@ class Acts:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self._done: OrderedDict[tuple[str, ...], str] = OrderedDict()
+        self._lock = threading.Lock()
 
     def routes(self) -> list[Route]:
         """Where the forms go."""
@@ -107,7 +113,8 @@ class Acts:
         return await run_in_threadpool(self._act, request, form)
 
     def _act(self, request: Request, form: dict[str, str]) -> Response:
-        act = _ACTS.get(request.path_params["what"])
+        what = request.path_params["what"]
+        act = _ACTS.get(what)
         if act is None:
             return missing(request, "No such deed", f"What can be done is {', '.join(_ACTS)}.")
         access: Access = request.scope[ACCESS]
@@ -115,18 +122,16 @@ class Acts:
             raise HTTPException(403, f"Your token has no right to act on {act.right}.")
         confirmed = form.pop("confirmed", "")
         key = form.setdefault("key", secrets.token_hex(16))
+        press = (access.name, what, key, confirmed)
+        if there := self._done.get(press):
+            return RedirectResponse(there, status_code=303)
         try:
             told = act.tell(form, act.run(self._meter, form, access.name, key, True))  # noqa: FBT003 - as _Act says
-            if confirmed == told.seal:
+            if told.button and confirmed == told.seal:
                 done = act.run(self._meter, form, access.name, key, False)  # noqa: FBT003 - as above
-                return RedirectResponse(f"{base_of(request)}{act.then(form, done)}", status_code=303)
-        except LedgerError as error:
-            return _cannot(request, HTTPStatus.CONFLICT, str(error))
-        except ValidationError as error:
-            said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            return _cannot(request, HTTPStatus.BAD_REQUEST, said)
-        except ConfigurationError as error:
-            return _cannot(request, HTTPStatus.BAD_REQUEST, str(error))
+                return self._remember(press, f"{base_of(request)}{act.then(form, done)}")
+        except (LedgerError, ConfigurationError, ValidationError) as error:
+            return _cannot(request, error)
         return page(
             request,
             "confirm.html",
@@ -138,8 +143,19 @@ class Acts:
             back=form["back"] if re.match(r"/(?![/\\])", form.get("back", "")) else "/",
         )
 
+    def _remember(self, press: tuple[str, ...], there: str) -> Response:
+        with self._lock:
+            self._done[press] = there
+            while len(self._done) > _MOST_DONE:
+                self._done.popitem(last=False)
+        return RedirectResponse(there, status_code=303)
 
-def _cannot(request: Request, status: HTTPStatus, words: str) -> Response:
+
+def _cannot(request: Request, error: Exception) -> Response:
+    status = HTTPStatus.CONFLICT if isinstance(error, LedgerError) else HTTPStatus.BAD_REQUEST
+    words = str(error)
+    if isinstance(error, ValidationError):
+        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
     return page(request, "error.html", status=status, title="That cannot be done", message=words)
 
 
@@ -178,16 +194,14 @@ def _tell_budget(form: Form, answer: Json) -> Told:
     names = [one for one in {**before, **after} if before.get(one) != after.get(one) and one != "name"]
     called = form["name"].strip()
     words = "Every process obeys it with its next call. What was spent stays counted."
-    if not names:
-        words = "Nothing changes: it says so already."
     return Told(
         title=f"{'Change' if before else 'Set'} budget {name(called)}",
-        words=words,
+        words=words if names else "Nothing changes: it says so already.",
         rows=[
             (one.replace("_", " "), in_words(before.get(one)) if before else "", in_words(after.get(one)))
             for one in names
         ],
-        button="Set it",
+        button="Set it" if names else "",
     )
 
 
@@ -198,14 +212,13 @@ def _end(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
 
 def _tell_end(form: Form, answer: Json) -> Told:
     before: Json | None = answer["before"]
-    words = "No call is stopped or counted by it any more. Its history stays; setting it again counts from the ledger."
-    rows: list[tuple[str, str, str]] = []
+    title = f"End budget {name(form['name'])}"
     if before is None:
-        words = "Nothing changes: it has ended already."
-    else:
-        definition: Json = before["budget"] or {}
-        rows = [(one.replace("_", " "), in_words(said), "") for one, said in definition.items() if one != "name"]
-    return Told(title=f"End budget {name(form['name'])}", words=words, rows=rows, button="End it")
+        return Told(title=title, words="Nothing changes: it has ended already.", rows=[])
+    definition: Json = before["budget"] or {}
+    rows = [(one.replace("_", " "), in_words(said), "") for one, said in definition.items() if one != "name"]
+    words = "No call is stopped or counted by it any more. Its history stays; setting it again counts from the ledger."
+    return Told(title=title, words=words, rows=rows, button="End it")
 
 
 def _to_budget(form: Form, _: Json) -> str:
@@ -290,7 +303,8 @@ def _tell_closing(_: Form, answer: Json) -> Told:
     if answer["closed_at"]:
         at = instant(datetime.fromisoformat(answer["closed_at"]), period["tz"])
         words = f"Nothing changes: {name(answer['closed_by'])} closed it at {at}."
-    return Told(title=f"Close {name(period['label'])}", words=words, rows=rows, button="Close it")
+    button = "" if answer["closed_at"] else "Close it"
+    return Told(title=f"Close {name(period['label'])}", words=words, rows=rows, button=button)
 
 
 def _to_closing(_: Form, done: Json) -> str:
@@ -326,11 +340,14 @@ def _tell_invoice(_: Form, answer: Json) -> Told:
     unpriced = sum(line["unpriced"] for line in answer["lines"])
     if unpriced:
         rows.append(("charges without a known price, not billed", "", count(unpriced)))
+    words = "It gets the next number of its series and is never changed; a credit note puts right what is wrong."
+    if answer["number"]:
+        words = f"Nothing changes: invoice {name(answer['number'])} says so already."
     return Told(
         title=f"Issue an invoice to {name(answer['buyer']['name'])}",
-        words="It gets the next number of its series and is never changed; a credit note puts right what is wrong.",
+        words=words,
         rows=rows,
-        button="Issue it",
+        button="" if answer["number"] else "Issue it",
     )
 
 
@@ -388,7 +405,7 @@ def _tell_payment(form: Form, answer: Json) -> Told:
     made, currency = answer["payment"], answer["invoice"]["currency"]
     title = f"Record a payment of invoice {name(form['number'])}"
     if made is None:
-        return Told(title=title, words="Nothing changes: it is recorded, or paid, already.", rows=[], button="Go on")
+        return Told(title=title, words="Nothing changes: it is recorded, or paid, already.", rows=[])
     rows = [
         ("came", "", money_text(Decimal(made["amount"]), currency)),
         ("on", "", made["on"]),
@@ -433,8 +450,9 @@ def _tell_reprice(_: Form, answer: Json) -> Told:
     rows += list(_first_corrections(answer["first"]))
     words = "Each is an entry of its own that carries the difference; what was recorded stays, and closed periods too."
     if not answer["corrections"]:
-        words = "Nothing would change: no call has a price now that it had not when it was recorded."
-    return Told(title="Price calls anew", words=words, rows=rows, button="Append the corrections")
+        words = "Nothing changes: no call has a price now that it had not when it was recorded."
+    button = "Append the corrections" if answer["corrections"] else ""
+    return Told(title="Price calls anew", words=words, rows=rows, button=button)
 
 
 def _first_corrections(entries: Sequence[Json]) -> Iterator[tuple[str, str, str]]:

@@ -125,7 +125,6 @@ class DocumentPages:
             invoice=found,
             lines=found.lines[:_MOST_ROWS],
             groups=next((tuple(line.group) for line in found.lines), ()),
-            notes=credit_notes(self._store, invoice=found.number),
             calls=self._calls(request, found.period, **found.scope),
             tz=zone_of(request, self._tz),
         )

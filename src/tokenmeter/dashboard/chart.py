@@ -14,15 +14,13 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tokenmeter.dashboard.explore import REST, Finding, Series
-from tokenmeter.dashboard.figures import compact, count, exact, money, name, places, share
+from tokenmeter.dashboard.figures import NO_FIGURE, compact, count, exact, money, name, places, share
 from tokenmeter.dashboard.questions import Form, Measure, Question
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
 from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Row
 
 WIDE, HIGH = 10, 1000
-#: Stands where there is none.
-NO_FIGURE = "\u2013"
 _MOST_TICKS = 8
 _EDGE = Decimal(4)  # percent of the width within which a label is set flush with the side
 

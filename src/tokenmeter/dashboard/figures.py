@@ -9,7 +9,8 @@ from decimal import Decimal
 
 from tokenmeter.money import ONE, add, magnitude, money_text, ratio, round_to, subtract
 from tokenmeter.periods import zone
-from tokenmeter.reports.table import amount, compact, count, money_places, share, visible
+from tokenmeter.reports import table
+from tokenmeter.reports.table import amount, compact, count, money_places, unit_amount, visible
 from tokenmeter.usage import Quantity
 
 __all__ = [
@@ -31,22 +32,23 @@ __all__ = [
     "wire_instant",
 ]
 
+#: Stands where there is none.
+NO_FIGURE = "\u2013"
 NOT_SET = "(not set)"
 _PRICE = re.compile(r"(?P<row>.+?)(?:@(?P<since>\d{4}-\d\d-\d\d))?#(?P<list>[0-9a-f]{12})(?P<rules>(?:\*[\d.]+)*)")
 _FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
 def money(dollars: Decimal | None, places: int | None = None) -> str:
-    """US dollars with as many decimals as it takes to see something; ``unknown`` for None."""
+    """US dollars with what lies below a cent (`money_places`); ``unknown`` for None."""
     if dollars is None:
         return "unknown"
     return amount(dollars, money_places([dollars]) if places is None else places)
 
 
 def places(amounts: Iterable[Decimal | None]) -> int:
-    """Decimals that one column needs, so that its figures line up; cents where there are thousands."""
-    known = [one for one in amounts if one is not None]
-    return 2 if any(magnitude(one) >= 1000 for one in known) else money_places(known)  # noqa: PLR2004 - thousands
+    """Decimals that one column needs, so that its figures line up."""
+    return money_places(one for one in amounts if one is not None)
 
 
 def exact(value: Decimal | int | None, decimals: int | None = None) -> str:
@@ -74,13 +76,9 @@ def number(quantity: Quantity) -> str:
     return f"{quantity:,}" if isinstance(quantity, int) else f"{Decimal(exact(quantity)):,f}"
 
 
-def unit_amount(value: Decimal, unit: str) -> str:
-    """An amount in a budget's unit; an infinite one is no cap."""
-    if not value.is_finite():
-        return "no cap"
-    if unit == "usd":
-        return money(value, 2 if magnitude(value) >= 1 or not value else None)
-    return f"{round_to(value, 0):,f} {unit.replace('_', ' ')}"
+def share(part: Decimal | None) -> str:
+    """A part of a whole in percent."""
+    return NO_FIGURE if part is None else table.share(part)
 
 
 def change(now: Decimal | int, before: Decimal | int) -> str:

@@ -15,6 +15,7 @@ from html import escape
 from itertools import zip_longest
 
 from tokenmeter.dimensions import TOKEN_METERS, unit_of
+from tokenmeter.display import dollars
 from tokenmeter.money import EXACT, PICODOLLAR, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.query import BEGINNING, END, Row, Sheet
@@ -25,7 +26,8 @@ _GAP = "  "
 _ELLIPSIS = "…"
 #: Invisible, but part of how Persian, Indic scripts and emoji are spelled.
 _JOINERS = "\u200c\u200d"
-_MIN_PLACES, _MAX_PLACES = 2, 6
+_CENT, _THOUSANDS = Decimal("0.01"), 1000
+_CENTS, _MAX_PLACES = 2, 6
 #: Lines that one text is folded into at most.
 _MOST_LINES = 6
 
@@ -205,18 +207,39 @@ def share(part: Decimal | None) -> str:
 
 
 def money_places(amounts: Iterable[Decimal]) -> int:
-    """Decimals that show the smallest amount with two figures, between 2 and 6."""
-    smallest = min((amount.copy_abs() for amount in amounts if amount), default=Decimal(1))
-    return min(max(_MIN_PLACES, 1 - smallest.adjusted()), _MAX_PLACES)
+    """Decimals that show two figures of whatever an amount has below a cent, between 2 and 6; from $1,000 on cents do.
+
+    The one rule by which tables, pages and cards round dollars; of a column, so that its figures line up.
+    """
+    known = list(amounts)
+    return _CENTS if any(one.copy_abs() >= _THOUSANDS for one in known) else max(map(_places, known), default=_CENTS)
 
 
-def amount(dollars: Decimal, places: int) -> str:
+def _places(value: Decimal) -> int:
+    below = EXACT.remainder(value.copy_abs(), _CENT)
+    if not below:
+        return _CENTS
+    written = -int(below.normalize(EXACT).as_tuple().exponent)
+    return min(1 - below.adjusted(), written, _MAX_PLACES)
+
+
+def amount(value: Decimal, places: int) -> str:
     """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
-    shown = round_to(dollars, places)
-    if dollars and not shown:
+    shown = round_to(value, places)
+    if value and not shown:
         least = f"<${Decimal(f'1E-{places}'):f}"
-        return least if dollars > 0 else f"-{least}"
+        return least if value > 0 else f"-{least}"
     return f"-${shown.copy_negate():,f}" if shown < 0 else f"${shown:,f}"
+
+
+def unit_amount(value: Decimal, unit: str) -> str:
+    """An amount in a budget's unit, in full where rounding would leave nothing of it; an infinite one is no cap."""
+    if not value.is_finite():
+        return "no cap"
+    if unit == "usd":
+        places = money_places([value])
+        return dollars(value) if value and not round_to(value, places) else amount(value, places)
+    return f"{round_to(value, 0):,f} {unit.replace('_', ' ')}"
 
 
 MAX_ROWS = 100

@@ -194,8 +194,8 @@ def issue_invoice(meter: Meter, deed: IssueInvoice, *, by: str) -> dict[str, Any
     account = cast("Any", answers.pairs([f"{name}={value}" for name, value in deed.account.items()], "account"))
     draft = meter.invoice(period=deed.period, lines_by=deed.lines_by or (), tz=deed.tz, **account)
     if deed.dry_run:
-        check_invoice(meter.store, draft, on=deed.on, force=deed.force, allow_unpriced=deed.allow_unpriced)
-        return draft.to_dict()
+        there = check_invoice(meter.store, draft, on=deed.on, force=deed.force, allow_unpriced=deed.allow_unpriced)
+        return there.to_dict()
     made = meter.issue_invoice(draft, on=deed.on, by=by, force=deed.force, allow_unpriced=deed.allow_unpriced)
     return made.to_dict()
 

@@ -164,10 +164,24 @@ def test_money_for_people(dollars: str, places: int, shown: str) -> None:
     assert amount(Decimal(dollars), places) == shown
 
 
-def test_money_shows_two_figures_of_the_smallest_amount() -> None:
-    assert money_places([Decimal(120), Decimal("3.5")]) == 2
-    assert money_places([Decimal(120), Decimal("0.0042")]) == 4
-    assert money_places([Decimal("0.000000001")]) == 6
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (["5.000001"], ["$5.000001"]),
+        (["3.27451876"], ["$3.2745"]),
+        (["0.125", "120"], ["$0.125", "$120.000"]),
+        (["0.0042", "-0.5"], ["$0.0042", "-$0.5000"]),
+        (["0.000000001"], ["<$0.000001"]),
+        (["1000.005", "0.0042", "3.5"], ["$1,000.00", "<$0.01", "$3.50"]),
+        (["0", "12.30"], ["$0.00", "$12.30"]),
+    ],
+)
+def test_what_lies_below_a_cent_shows_beside_any_amount_below_a_thousand(column: list[str], shown: list[str]) -> None:
+    amounts = [Decimal(one) for one in column]
+    assert [amount(one, money_places(amounts)) for one in amounts] == shown
+
+
+def test_a_column_without_amounts_has_cents() -> None:
     assert money_places([]) == 2
 
 
