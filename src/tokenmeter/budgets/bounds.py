@@ -464,27 +464,29 @@ class Expectations:
         self, route: str | None, model: str | None, *, output: int, cost: int | None, latency_us: int | None
     ) -> None:
         """Take in what one settled call used: tokens, picodollars and microseconds."""
-        key = (route, model)
-        with _lock:
-            sample = self._samples.get(key)
-            if sample is None:
-                sample = self._samples[key] = deque(maxlen=_SAMPLE_SIZE)
-                if len(self._samples) > _PAIRS:
-                    self._samples.popitem(last=False)
-            else:
-                self._samples.move_to_end(key)
-            sample.append((output, cost, None if latency_us is None else latency_us // 1000))
+        samples, key = self._samples, (route, model)
+        sample = samples.get(key)
+        if sample is None:
+            with _lock:
+                sample = samples.setdefault(key, deque(maxlen=_SAMPLE_SIZE))
+                if len(samples) > _PAIRS:
+                    samples.popitem(last=False)
+        else:
+            try:  # noqa: SIM105 - every call comes here, and `suppress` is three more
+                samples.move_to_end(key)
+            except KeyError:  # another thread has just forgotten it
+                pass
+        sample.append((output, cost, None if latency_us is None else latency_us // 1000))
 
     def amount(self, call: Call, upper: Bound, unit: str) -> int | None:
         """What `call` will likely use of `unit`: its prompt and the 99th percentile of the answers seen.
 
         Never more than `upper`. None as long as fewer than 20 calls were seen.
         """
-        with _lock:
-            sample = self._samples.get((call.attribution.route, call.facts.model))
-            if sample is None or len(sample) < _ENOUGH:
-                return None
-            output, cost = (_percentile([one[place] for one in sample], 99) for place in (0, 1))
+        seen = list(self._samples.get((call.attribution.route, call.facts.model), ()))  # in one go: others add to it
+        if len(seen) < _ENOUGH:
+            return None
+        output, cost = (_percentile([one[place] for one in seen], 99) for place in (0, 1))
         prompt = -(-call.facts.input_bytes // _LIKELY_BYTES_PER_TOKEN) + call.facts.image_count * _LIKELY_IMAGE_TOKENS
         likely: int | None = prompt + output * call.facts.choices if output is not None else None
         if unit == "usd":
@@ -494,9 +496,8 @@ class Expectations:
 
     def wait(self, call: Call) -> Decimal:
         """Seconds after which half of such calls have ended; 1 as long as none was seen."""
-        with _lock:
-            sample = self._samples.get((call.attribution.route, call.facts.model))
-            middle = _percentile([one[2] for one in sample], 50) if sample else None
+        seen = list(self._samples.get((call.attribution.route, call.facts.model), ()))
+        middle = _percentile([one[2] for one in seen], 50)
         return Decimal(1) if middle is None else EXACT.scaleb(max(Decimal(middle), Decimal(50)), -3)
 
 

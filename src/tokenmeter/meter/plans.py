@@ -21,14 +21,14 @@ from tokenmeter.budgets.holds import Sent as Leaving
 from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreError
-from tokenmeter.ledger import Charge, Entry, ThresholdCrossing, new_id
+from tokenmeter.ledger import Charge, Entry, ThresholdCrossing
 from tokenmeter.meter.recording import UNKNOWN, usage_text
 from tokenmeter.money import MOST_DOLLARS, to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.providers.prompts import input_tokens
 from tokenmeter.stores.base import CapReachedError, Store
-from tokenmeter.stores.effects import HoldGoneError
+from tokenmeter.stores.effects import HoldGoneError, OutdatedError
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.record import Account, Rate, Template, json_text, quoted
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -195,12 +195,14 @@ class Plan:
         sizes: How much they may use, by the length of their prompts: see `Budgets.amounts`.
         begun: The parts that the records of their holds share.
         answers: By model and tier that the answer names.
+        outdated: Whether the ledger was found to be in another state.
     """
 
-    __slots__ = ("answers", "begun", "demands", "generation", "prices", "sizes")
+    __slots__ = ("answers", "begun", "demands", "generation", "outdated", "prices", "sizes")
 
     def __init__(self, generation: int, prices: PriceList, demands: Demands, begun: Template) -> None:
         self.generation = generation
+        self.outdated = False
         self.prices = prices
         self.demands = demands
         self.begun = begun
@@ -279,7 +281,9 @@ class Plans:
         journal, until_us = self._journal, plan.demands.until_us
         if (
             journal is None
-            or plan.generation != journal.generation
+            or plan.outdated
+            # Whoever claims something is told by the journal if the ledger's generation is another.
+            or not (plan.demands.claims or plan.generation == journal.generation)
             or plan.prices is not self._pricer.price_list
             or not (plan.demands.any or until_us == _NEVER or self.now_us() < until_us)
         ):
@@ -303,6 +307,9 @@ class Plans:
             return self._hold(plan, sent, at_us, hold_id, wait=wait)
         except (CapReachedError, StoreError):
             return None
+        except OutdatedError:
+            plan.outdated = True
+            return None
 
     def _hold(self, plan: Plan, sent: Leaving, at_us: int, hold_id: str, *, wait: bool) -> PlannedHold | None:
         journal, demands, budgets = self._journal, plan.demands, self._budgets
@@ -321,16 +328,20 @@ class Plans:
         hold = PlannedHold(hold_id if held else None, demands, amounts, at_us, at_us + budgets.hold_us)
         if held:
             budgets.sweep_sometimes()
-            begun = plan.begun.record(self._unanswered(sent, facts, at_us))
+            begun = plan.begun.record(self._unanswered(sent, facts, at_us, hold_id))
             if begun is None:
                 return None
-            journal.reserve(hold_id, hold.expires_us, demands.claimed(amounts), begun, created_at=at_us, wait=wait)
+            claims, generation = demands.claimed(amounts), plan.generation
+            journal.reserve(hold_id, hold.expires_us, claims, begun, created_at=at_us, generation=generation, wait=wait)
         return hold
 
-    def _unanswered(self, sent: Leaving, facts: RequestFacts | PlainRequest, at_us: int) -> str:
-        """What the record of a hold says of its call, should it never be heard of again: its estimated prompt."""
+    def _unanswered(self, sent: Leaving, facts: RequestFacts | PlainRequest, at_us: int, hold_id: str) -> str:
+        """What the record of a hold says of its call, should it never be heard of again: its estimated prompt.
+
+        It becomes an entry under the identity of the hold, recorded when it is swept.
+        """
         who = sent.attribution
-        text = f'"id":"{new_id()}","occurred_at":{at_us},"recorded_at":{self.now_us()}'
+        text = f'"id":"{hold_id}","occurred_at":{at_us},"recorded_at":{at_us}'
         if facts.streamed:
             text += ',"streamed":true'
         if who.end_user is not None or who.tags:
@@ -372,8 +383,6 @@ class Plans:
             or journal is None
             or not answer.since_us <= sent.started_us < answer.until_us
             or not answer.over < seen.prompt_tokens <= answer.upto
-            # A budget was defined while the call was under way: it counts, too.
-            or plan.generation != journal.generation
         ):
             return False
         cost = answer.cost(seen.quantities)
@@ -387,14 +396,14 @@ class Plans:
         if record is None:
             return False
         reached: Sequence[tuple[Slot, int]] = ()
-        if hold is None:
-            journal.append(record)
-        else:
-            try:
+        try:
+            if hold is None:
+                journal.append(record, generation=plan.generation)
+            else:
                 posts = hold.demands.posted((cost[4], cost[5], 1))
-                reached = journal.settle(record, posts, hold.hold_id, wait=wait)
-            except HoldGoneError:
-                return False
+                reached = journal.settle(record, posts, hold.hold_id, generation=plan.generation, wait=wait)
+        except (HoldGoneError, OutdatedError):  # a budget that was defined meanwhile counts, too
+            return False
         try:
             for scope in sent.scopes:
                 scope.count(seen.quantities, seen.reasoning_tokens, cost[2], cost[4], unpriced=False)

@@ -16,6 +16,7 @@ from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
     HoldGoneError,
+    OutdatedError,
     Post,
     Posted,
     Shared,
@@ -97,13 +98,18 @@ class DirectJournal(Shared):
             self._generation = self._book.count_changes()
         return self._generation
 
+    def _check(self, generation: int | None) -> None:
+        if generation is not None and generation != self.generation:
+            raise OutdatedError
+
     def renew_generation(self) -> None:
         """Look at once."""
         self.definitions.forget()
         self._looked_at = 0
 
-    def append(self, record: bytes) -> None:
+    def append(self, record: bytes, *, generation: int | None = None) -> None:
         """Write an entry's record."""
+        self._check(generation)
         self._book.transact(lambda transaction: transaction.put(record))
 
     def reserve(
@@ -115,9 +121,11 @@ class DirectJournal(Shared):
         *,
         created_at: int | None = None,
         owner: str | None = None,
+        generation: int | None = None,
         wait: bool = True,  # noqa: ARG002 - a transaction on a file is short
     ) -> None:
         """Hold every claim or none."""
+        self._check(generation)
         now = time.time_ns() // 1000 if created_at is None else created_at
         record = hold_record(quoted(hold_id), now, expires_at, quoted(owner or process_name()), call)
 
@@ -133,9 +141,11 @@ class DirectJournal(Shared):
         posts: Sequence[Post] = (),
         hold_id: str | None = None,
         *,
+        generation: int | None = None,
         wait: bool = True,  # noqa: ARG002 - as above
     ) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters."""
+        self._check(generation)
 
         def work(transaction: Transaction) -> tuple[Post, ...]:
             if hold_id is not None and transaction.hold(hold_id) is None:

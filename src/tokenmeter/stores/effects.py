@@ -24,6 +24,10 @@ class HoldGoneError(Exception):
     """The hold may have expired and been swept; nothing was written. `Journal.post` finds out."""
 
 
+class OutdatedError(Exception):
+    """What a call goes by may have changed since it was worked out; nothing was written."""
+
+
 class Standing(Protocol):
     """One state of the book: what live counters are made from."""
 

@@ -21,6 +21,7 @@ from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
     HoldGoneError,
+    OutdatedError,
     Post,
     Posted,
     SlotClaim,
@@ -78,17 +79,19 @@ class Journal(Writer):
 
     # -- the way of a call
 
-    def append(self, record: bytes, effects: bytes = b"") -> None:
+    def append(self, record: bytes, effects: bytes = b"", *, generation: int | None = None) -> None:
         """Write an entry's record. It is safe from everything but a power cut when this returns. Takes no lock.
 
         Args:
             record: The record.
             effects: What it does to counters and holds that are not live ones.
+            generation: That of what the record goes by; None = any.
 
         Raises:
+            OutdatedError: the ledger's generation is another; nothing was written.
             StoreUnavailableError: it cannot be written anywhere.
         """
-        self._write(frame(record, effects))
+        self._write_as_of(generation, frame(record, effects))
         self._count()
 
     def reserve(
@@ -100,6 +103,7 @@ class Journal(Writer):
         *,
         created_at: int | None = None,
         owner: str | None = None,
+        generation: int | None = None,
         wait: bool = True,
     ) -> None:
         """Hold every claim or none. The hold is in the tail when this returns.
@@ -112,10 +116,12 @@ class Journal(Writer):
             call: Record of the entry that the hold becomes when it expires.
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
+            generation: That of what the claims go by; None = any. Without claims nothing goes by it.
             wait: Whether others who hold something may be waited for.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
+            OutdatedError: the ledger's generation is another; nothing was held.
             StoreUnavailableError: it cannot be known whether it fits.
             StoreBusyError: see `_locked`.
         """
@@ -127,10 +133,16 @@ class Journal(Writer):
             self._write(framed)
             self._holds[hold_id] = (claims, expires_at)
             return
-        self._locked(self._reserve, framed, hold_id, expires_at, claims, wait=wait)
+        self._locked(self._reserve, framed, hold_id, (claims, expires_at), generation, wait=wait)
 
     def settle(
-        self, record: bytes, posts: Sequence[Post] = (), hold_id: str | None = None, *, wait: bool = True
+        self,
+        record: bytes,
+        posts: Sequence[Post] = (),
+        hold_id: str | None = None,
+        *,
+        generation: int | None = None,
+        wait: bool = True,
     ) -> Sequence[Post]:
         """Write an entry's record, free its hold and move the counters.
 
@@ -139,13 +151,15 @@ class Journal(Writer):
 
         Raises:
             HoldGoneError: the hold may be gone.
+            OutdatedError: see `append`.
             StoreUnavailableError: nothing was written.
             StoreBusyError: nothing was written: see `_locked`.
         """
         if hold_id is None and not posts:
-            self.append(record)
+            self.append(record, generation=generation)
             return ()
-        reached = self._settle(record, posts, hold_id, None if hold_id is None else self._take(hold_id), wait=wait)
+        held = None if hold_id is None else self._take(hold_id)
+        reached = self._settle(record, posts, hold_id, held, generation, wait=wait)
         self._count()
         for slot, settled in reached:
             if settled >= slot.alert_at:
@@ -324,39 +338,64 @@ class Journal(Writer):
 
     # -- inside the lock
 
-    def _reserve(self, live: Live, framed: bytes, hold_id: str, expires_at: int, claims: Sequence[SlotClaim]) -> None:
+    def _reserve(self, live: Live, framed: bytes, hold_id: str, held: _Held, generation: int | None) -> None:
+        claims, _ = held
         there, folder = self._all_there(), None
         if not there:
             folder = self._look_at_folder()
             live = self._check_files(live)
+        if generation is not None and live.generation != generation:
+            raise OutdatedError
         live = self._place(claims, live)
         moved = hold(claims, live.read)
         self._change(live, framed, moved, there=there)
         if folder is not None:
             self._folder_seen = folder
-        self._holds[hold_id] = (claims, expires_at)
+        self._holds[hold_id] = held
 
     def _settle(
-        self, record: bytes, posts: Sequence[Post], hold_id: str | None, held: _Held | None, *, wait: bool = True
+        self,
+        record: bytes,
+        posts: Sequence[Post],
+        hold_id: str | None,
+        held: _Held | None,
+        generation: int | None = None,
+        *,
+        wait: bool = True,
     ) -> Sequence[Post]:
         framed = frame(record, settle_effects(hold_id, posts))
         claims = () if held is None else held[0]
-        if not claims and not posts:
-            self._write(framed)
-            return ()
         try:
-            return self._locked(self._settle_locked, framed, posts, claims, wait=wait)
-        except (StoreUnavailableError, StoreBusyError):
+            if claims or posts:
+                return self._locked(self._settle_locked, framed, posts, claims, generation, wait=wait)
+            self._write_as_of(generation, framed)
+        except (StoreUnavailableError, StoreBusyError, OutdatedError):
             if hold_id is not None and held is not None:
                 self._holds[hold_id] = held
             raise
+        return ()
+
+    def _write_as_of(self, generation: int | None, framed: bytes) -> None:
+        if generation is None:
+            self._write(framed)
+        elif self.generation == generation:  # which has just looked at the files
+            self._append(framed)
+        else:
+            raise OutdatedError
 
     def _settle_locked(
-        self, live: Live, framed: bytes, posts: Sequence[Post], claims: Sequence[SlotClaim]
+        self,
+        live: Live,
+        framed: bytes,
+        posts: Sequence[Post],
+        claims: Sequence[SlotClaim],
+        generation: int | None = None,
     ) -> Sequence[Post]:
+        if generation is not None and live.generation != generation:
+            raise OutdatedError
         live = self._place((*claims, *posts), live)
         moved = move(claims, posts, live.read)
-        self._change(live, framed, moved, there=self._all_there())
+        self._change(live, framed, moved)
         return [(slot, moved[slot.place][0]) for slot, _ in posts]
 
     def _post(

@@ -19,6 +19,7 @@ from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossi
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
+    OutdatedError,
     Post,
     SlotClaim,
     Standing,
@@ -162,13 +163,19 @@ class ServerJournal(Writer):
 
     # -- the tail
 
-    def append(self, record: bytes, effects: bytes = b"") -> None:
+    def append(self, record: bytes, effects: bytes = b"", *, generation: int | None = None) -> None:
         """Write a record. It is safe from everything but a power cut when this returns. Takes no lock.
 
         Raises:
+            OutdatedError: what it goes by is not of the ledger's `generation` any more; nothing was written.
             StoreUnavailableError: it cannot be written anywhere.
         """
+        self._check(generation)
         self._write_framed(frame(record, effects))
+
+    def _check(self, generation: int | None) -> None:
+        if generation is not None and generation != self.generation:
+            raise OutdatedError
 
     def _write_framed(self, framed: bytes) -> None:
         book = self._server
@@ -210,6 +217,7 @@ class ServerJournal(Writer):
         posts: Sequence[Post] = (),
         hold_id: str | None = None,
         *,
+        generation: int | None = None,
         wait: bool = True,  # noqa: ARG002 - nobody is waited for
     ) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters.
@@ -219,11 +227,12 @@ class ServerJournal(Writer):
 
         Raises:
             HoldGoneError: the hold may be gone.
+            OutdatedError: see `append`.
             StoreUnavailableError: nothing was written.
         """
         if hold_id is not None and self._holds.get(hold_id, 0) <= self._now():
             raise HoldGoneError(hold_id)
-        self.append(record, settle_effects(hold_id, posts))
+        self.append(record, settle_effects(hold_id, posts), generation=generation)
         if hold_id is not None:
             self._holds.pop(hold_id, None)
         settled = self._server.settled
@@ -357,6 +366,7 @@ class ServerJournal(Writer):
         *,
         created_at: int | None = None,
         owner: str | None = None,
+        generation: int | None = None,
         wait: bool | None = None,
     ) -> None:
         """Hold every claim or none; holding the same again changes nothing.
@@ -368,15 +378,18 @@ class ServerJournal(Writer):
             call: Record of the entry that the hold becomes when it expires.
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
+            generation: That of what the claims go by; None = any.
             wait: See the class.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
+            OutdatedError: the ledger's generation is another; nothing was held.
             StoreUnavailableError: it cannot be known whether it fits.
             StoreBusyError: the server would have to be asked.
         """
         if hold_id in self._holds:
             return
+        self._check(generation)
         now = self._now() if created_at is None else created_at
         body = hold_record(quoted(hold_id), now, expires_at, quoted(owner or self._owner), call)
         if not claims:
