@@ -27,6 +27,17 @@ def dollars(amount: Decimal | None) -> str:
     return f"-${number_text(exact.copy_abs())}" if exact < 0 else f"${number_text(exact)}"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """How many of what, in words that agree with the number: ``1 call``, ``2,048 calls``, ``1 row is gone``.
+
+    Args:
+        number: How many.
+        one: The words after 1.
+        many: The words after any other number; default ``one`` with an s.
+    """
+    return f"{number:,} {one if abs(number) == 1 else many or f'{one}s'}"
+
+
 def facts_html(
     title: str, facts: Mapping[str, object], *, columns: Sequence[str] = (), rows: Iterable[Sequence[object]] = ()
 ) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenmeter.attribution import Scope, attribute
 from tokenmeter.dimensions import WHO
-from tokenmeter.display import dollars
+from tokenmeter.display import counted, dollars
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["load_ipython_extension"]
@@ -100,7 +100,7 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def _say(scope: Scope) -> None:
-    calls = "1 call" if scope.requests == 1 else f"{scope.requests:,} calls"
-    tokens = f"{scope.usage.input_tokens:,} tokens in, {scope.usage.output_tokens:,} out"
+    calls = counted(scope.requests, "call")
+    tokens = f"{counted(scope.usage.input_tokens, 'token')} in, {scope.usage.output_tokens:,} out"
     unpriced = f", {scope.unpriced:,} unpriced" if scope.unpriced else ""
     print(f"{calls}, {tokens}, {dollars(scope.billed_cost)} billed{unpriced}")  # noqa: T201 - below the cell

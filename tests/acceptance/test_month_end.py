@@ -184,7 +184,7 @@ def test_a_person_sees_their_own_month_from_the_usual_folder(run, tmp_path, monk
     ]
     (folder / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, text = run("import", "claude-code")
-    assert (code, "1 calls recorded" in text, "--period 2026-10" in text) == (0, True, True)
+    assert (code, "1 call recorded" in text, "--period 2026-10" in text) == (0, True, True)
     totals = json.loads(run("report", "--by", "model", "--period", "2026-10", "--json")[1])
     assert "2.5" in json.dumps(totals)  # 1.00 of input and 1.00 of output, times 1.25
     assert "0 calls recorded" in run("import", "claude-code")[1]

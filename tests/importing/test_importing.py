@@ -369,7 +369,7 @@ def test_the_same_id_with_other_figures_is_a_conflict_and_named(meter, write):
     outcome = import_usage(meter, write("b.jsonl", [own("r1", **{"in": 100, "out": 10})]), fields=MAP)
     assert (outcome.recorded, outcome.ok) == (0, False)
     assert "output 9, here it has gpt-5: input 100, output 10" in outcome.conflicts[0].reason
-    assert "1 conflicts" in str(outcome)
+    assert "1 conflict," in str(outcome)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_open_calls_forbid_it_until_they_are_settled(way, filled, answer):
     source, target = way
     meter = filled(source, budgets=[tokenmeter.Budget(name="all", limit_usd=5)])
     with meter.hold(**CALL) as held:
-        with pytest.raises(LedgerError, match="1 calls of this ledger are under way"):
+        with pytest.raises(LedgerError, match="1 call of this ledger is under way"):
             copy_ledger(source, target)
         held.record(answer("held", 1000))
     assert copy_ledger(source, target).entries == 13
@@ -185,7 +185,7 @@ def test_a_copy_that_differs_is_not_let_pass(filled, tmp_path):
     connection.execute("UPDATE sums SET billed_micro = billed_micro + 1 WHERE level = 2")
     connection.commit()
     connection.close()
-    with pytest.raises(LedgerError, match="faults"):
+    with pytest.raises(LedgerError, match="has 1 fault"):
         copy_ledger(url, tmp_path / "copy.db")
 
 

@@ -297,7 +297,7 @@ def test_a_file_given_twice_counts_once_and_is_named(record, compare):
     assert outcome.notes == ("b.csv is the same file as a.csv; it counts once.",)
     outcome = compare({"a.csv": text, "b.csv": text + haiku("2026-10-02", "output", "9.00")})
     assert outcome.theirs.cost == 10
-    assert "1 rows of b.csv stand in a.csv as well" in str(outcome)
+    assert "1 row of b.csv stands in a.csv as well" in str(outcome)
 
 
 def test_projects_and_workspaces_are_told_apart(record, compare):

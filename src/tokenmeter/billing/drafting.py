@@ -13,6 +13,7 @@ from tokenmeter.billing.period import ClosedPeriod, corrections, find_closed
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, ExchangeRate, check_currency, magnitude, negate
 from tokenmeter.periods import Period, parse_period
@@ -95,7 +96,8 @@ class Coverage:
 
     def __str__(self) -> str:
         twice = f" - ${self.billed_twice:,f} billed twice" if self.billed_twice else ""
-        billed = f"${self.invoiced:,f} on {self.invoices} invoices{twice} + ${self.billed_nowhere:,f} billed nowhere"
+        invoices = counted(self.invoices, "invoice")
+        billed = f"${self.invoiced:,f} on {invoices}{twice} + ${self.billed_nowhere:,f} billed nowhere"
         lines = [f"{self.period.label} ({self.period.tz}): {billed} = ${self.ledger:,f} in the ledger."]
         lines += [f"  billed nowhere: {name:<40} ${cost:,f}" for name, cost in self.nowhere.items()]
         return "\n".join(lines)

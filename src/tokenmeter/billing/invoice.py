@@ -16,6 +16,7 @@ from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name
 from tokenmeter.dimensions import ACCOUNTS
+from tokenmeter.display import counted
 from tokenmeter.money import EXACT, USD, ZERO, ExchangeRate, money_text, multiply, round_money, total
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
@@ -385,7 +386,8 @@ class Invoice:
         yield from self.seller.payment
         yield from (tax.note for tax in self.totals.taxes if tax.note)
         if self.unpriced:
-            yield f"{self.unpriced} charges have no known price and are not billed here."
+            told = counted(self.unpriced, "charge has no known price and is", "charges have no known price and are")
+            yield f"{told} not billed here."
         if self.overlap:
             yield f"Some of this usage is on another invoice as well: {self.overlap}"
         yield from self.notes

@@ -18,6 +18,7 @@ from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
 from tokenmeter.billing.invoice import CreditNote, Event, Invoice, InvoiceStatus, number_text
 from tokenmeter.billing.period import acting
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import money_text, total
@@ -280,10 +281,11 @@ class _Issuing:
                 "issues it all the same."
             )
         if draft.unpriced and not allow_unpriced:
+            of = f"of {draft.account} in {label}"
             raise LedgerError(
-                f"{draft.unpriced} charges of {draft.account} in {label} have no known price, so the invoice would be "
-                "too low. Give the price ([[prices]]) and run tokenmeter.reprice(): the difference is billed in the "
-                "next period. Or issue without them: allow_unpriced=True (--allow-unpriced)."
+                f"{counted(draft.unpriced, f'charge {of} has', f'charges {of} have')} no known price, so the invoice "
+                "would be too low. Give the price ([[prices]]) and run tokenmeter.reprice(): the difference is billed "
+                "in the next period. Or issue without them: allow_unpriced=True (--allow-unpriced)."
             )
         form = self._profile(draft).einvoice
         if form and (missing := missing_for_einvoice(draft, form)):
@@ -355,7 +357,8 @@ class _Issuing:
             issued_by=self._by,
             due_on=due,
             overlap=self._allow_overlap,
-            payment_terms=profile.payment_terms or f"Payable within {profile.terms_days} days, by {due.isoformat()}.",
+            payment_terms=profile.payment_terms
+            or f"Payable within {counted(profile.terms_days, 'day')}, by {due.isoformat()}.",
         )
         body = json.dumps(final.content(), ensure_ascii=False, separators=(",", ":"))
         while True:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenmeter.billing.rated import Rated, RateKey, Tally, add, decode, encode, minus
 from tokenmeter.dimensions import ACCOUNTS
+from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
@@ -90,7 +91,7 @@ class ClosedPeriod:
         doubts = f" {self.unpriced} unpriced, {self.estimated} estimated." if self.unpriced or self.estimated else ""
         return (
             f"{self.period.label} ({self.period.tz}) closed at {self.closed_at:%Y-%m-%d %H:%M:%S} UTC: "
-            f"{self.requests} requests, billed ${self.billed_cost:f}.{late}{doubts}{seal}"
+            f"{counted(self.requests, 'request')}, billed ${self.billed_cost:f}.{late}{doubts}{seal}"
         )
 
     def to_dict(self) -> dict[str, Any]:

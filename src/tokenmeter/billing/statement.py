@@ -17,6 +17,7 @@ from tokenmeter.billing.period import days_of, period_dict
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.dimensions import AccountArguments
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, USD, ZERO, round_money, total
@@ -82,7 +83,7 @@ class Statement:
             for line in self.lines
         ]
         rows.append(("", "Closing balance", f"{self.charges:,f}", f"{self.credits:,f}", f"{self.closing:,f}"))
-        doubt = [f"{self.unpriced} calls have no known price; their cost is missing."] if self.unpriced else []
+        doubt = [_say_unpriced(self.unpriced)] if self.unpriced else []
         return "\n".join([head, *(form.format(*row).rstrip() for row in rows), *doubt])
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Statement:
             for line in self.lines
         )
         rows = (PrintedRow((*cells, figure(line.balance))) for cells, line in zip(lines, self.lines, strict=True))
-        doubt = [f"{self.unpriced} calls have no known price; their cost is missing."] if self.unpriced else []
+        doubt = [_say_unpriced(self.unpriced)] if self.unpriced else []
         return PrintedSheet(
             title="Statement of account",
             author=self.seller,
@@ -396,3 +397,11 @@ def _age(invoice: Invoice, day: date) -> str:
     if late <= 0:
         return "not_due"
     return next((name for limit, name in ((30, "days_30"), (60, "days_60"), (90, "days_90")) if late <= limit), "older")
+
+
+def _say_unpriced(calls: int) -> str:
+    return counted(
+        calls,
+        "call has no known price; its cost is missing.",
+        "calls have no known price; their cost is missing.",
+    )

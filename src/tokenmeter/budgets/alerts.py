@@ -22,6 +22,7 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from tokenmeter.budgets.status import Balance
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.processes import after_fork_in_child
@@ -400,11 +401,12 @@ class Unpriced:
         for found in sight.store.aggregate([sight.now - _DAY, sight.now], ("provider", "model"), where):
             if found.unpriced > 0:
                 provider, model = found.group
+                of = f"of {model!r} at {provider}"
                 yield Notice(
                     kind="unpriced",
                     subject=f"{provider} {model} {sight.now:%Y-%m-%d}",
-                    text=f"{found.unpriced} calls of {model!r} at {provider} have no known price. Give it one "
-                    "([[prices]]), then `tokenmeter reprice`.",
+                    text=f"{counted(found.unpriced, f'call {of} has', f'calls {of} have')} no known price. "
+                    "Give it one ([[prices]]), then `tokenmeter reprice`.",
                     figures={"provider": str(provider), "model": str(model), "calls": str(found.unpriced)},
                     at=sight.now,
                 )
@@ -420,7 +422,7 @@ class Faults:
             yield Notice(
                 kind="faults",
                 subject=f"{sight.process} {sight.now:%Y-%m-%dT%H}",
-                text=f"tokenmeter failed {sight.faults} times in {sight.process}; its log says where. "
+                text=f"tokenmeter failed {counted(sight.faults, 'time')} in {sight.process}; its log says where. "
                 "`tokenmeter doctor` looks after the ledger.",
                 figures={"process": sight.process, "faults": str(sight.faults)},
                 severity="critical",

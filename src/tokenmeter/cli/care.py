@@ -25,6 +25,7 @@ from tokenmeter.cli.options import (
     query_of,
 )
 from tokenmeter.config import Settings
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
@@ -90,8 +91,9 @@ def verify(
             deep=deep,
             checkpoint=signed,
             key=secret,
-            progress=lambda done, of: shown.update(f"verifying: {done:,} of {of:,} records"),
+            progress=lambda done, of: shown.update(f"verifying: {done:,} of {counted(of, 'record')}"),
         )
+    entries = counted(outcome.entries, "entry", "entries")
     if frame.as_json:
         emit(
             {
@@ -102,13 +104,13 @@ def verify(
             }
         )
     elif outcome.ok:
-        out.print(f"[green]Nothing is wrong.[/] {outcome.entries:,} entries checked, none edited, removed or cut off.")
+        out.print(f"[green]Nothing is wrong.[/] {entries} checked, none edited, removed or cut off.")
         if outcome.after_head is not None:
-            out.print(f"{outcome.after_head:,} records came after the head that was asked for.")
+            out.print(f"{counted(outcome.after_head, 'record')} came after the head that was asked for.")
         out.print(f"Head of the chain: {outcome.head}")
     else:
-        many = "1 fault" if len(outcome.faults) == 1 else f"{len(outcome.faults):,} faults"
-        out.print(f"[bold red]{many}[/] in {outcome.entries:,} entries:")
+        many = counted(len(outcome.faults), "fault")
+        out.print(f"[bold red]{many}[/] in {entries}:")
         _list(outcome.faults)
         out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
     if not outcome.ok:
@@ -211,10 +213,15 @@ def reprice(
         )
     elif changed:
         _show_differences(found)
-        told = "corrections were appended" if recorded else "entries would differ; --post appends corrections"
-        out.print(f"{len(found):,} {told}, over {_signed(billed)} billed in all.")
+        told = (
+            counted(len(found), "correction was appended", "corrections were appended")
+            if recorded
+            else f"{counted(len(found), 'entry', 'entries')} would differ; --post appends corrections"
+        )
+        out.print(f"{told}, over {_signed(billed)} billed in all.")
     else:
-        out.print(f"{len(found):,} entries have a price now; corrections over ${round_to(billed, 6):,f} were appended.")
+        told = counted(len(found), "entry has a price now; a correction", "entries have a price now; corrections")
+        out.print(f"{told} over ${round_to(billed, 6):,f} {'was' if len(found) == 1 else 'were'} appended.")
 
 
 def _show_differences(found: Sequence[Entry]) -> None:
@@ -300,11 +307,12 @@ def _about_prices(facts: dict[str, Any]) -> list[str]:
     unpriced, old = facts["entries_unpriced"], facts["entries_by_old_prices"]
     found: list[str] = []
     if unpriced:
-        found.append(f"{unpriced:,} entries have no price; add [[prices]] or newer ones and run tokenmeter reprice.")
+        told = counted(unpriced, "entry has", "entries have")
+        found.append(f"{told} no price; add [[prices]] or newer ones and run tokenmeter reprice.")
     if old:
         found.append(
-            f"{old:,} entries of the last {_RECENT.days} days were priced by a list in use for more than {_STALE.days} "
-            "days; tokenmeter prices update, then reprice --changed."
+            f"{counted(old, 'entry', 'entries')} of the last {_RECENT.days} days priced by a list in use for more than "
+            f"{_STALE.days} days; tokenmeter prices update, then reprice --changed."
         )
     return found
 
@@ -317,7 +325,7 @@ def _told_of_prices(meter: Meter, settings: Settings) -> str:
     path = updating.kept_path() if settings.price_list == "auto" else Path(settings.price_list).expanduser()
     if meter.pricer.price_list.base != installed_digest() and path.exists():
         days = (utcnow() - datetime.fromtimestamp(path.stat().st_mtime, UTC)).days
-        told = f"{told}, kept {days} day{'' if days == 1 else 's'} ago"
+        told = f"{told}, kept {counted(days, 'day')} ago"
     else:
         told = f"{told}, installed"
     looked = updating.Looked.read(path) if settings.price_list == "auto" else None

@@ -17,7 +17,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, 
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
-from tokenmeter.display import number_text
+from tokenmeter.display import counted, number_text
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
@@ -148,9 +148,13 @@ def rebuild(
             whole={"of"},
         )
         if len(rows) > _SHOWN:
-            out.print(f"... and {len(rows) - _SHOWN:,} more figures: --json has all of them.")
-        count = f"{len(found):,} {'sum' if len(found) == 1 else 'sums'}"
-        out.print(f"{count} differ: `tokenmeter db rebuild` makes them anew." if dry_run else f"{count} made anew.")
+            out.print(f"... and {counted(len(rows) - _SHOWN, 'more figure')}: --json has all of them.")
+        wrong = counted(len(found), "sum differs", "sums differ")
+        out.print(
+            f"{wrong}: `tokenmeter db rebuild` makes sums anew."
+            if dry_run
+            else f"{counted(len(found), 'sum')} made anew."
+        )
     if dry_run and found:
         raise typer.Exit(Exit.FOUND)
 
@@ -203,10 +207,12 @@ def backup(
             }
         )
     else:
-        out.print(f"{made.path}: {made.entries:,} entries, {made.documents:,} documents, {made.bytes:,} bytes.")
+        out.print(f"{made.path}: {_contents(made)}, {counted(made.bytes, 'byte')}.")
         out.print(f"Head of the chain: {made.head}")
         if faults:
-            out.print(f"[bold red]{len(faults):,} faults[/]: the backup is true to a ledger that is not whole.")
+            out.print(
+                f"[bold red]{counted(len(faults), 'fault')}[/]: the backup is true to a ledger that is not whole."
+            )
             out.print("See tokenmeter verify.")
         elif made.verification is not None:
             out.print("[green]Nothing is wrong[/] with it.")
@@ -236,9 +242,9 @@ def restore(
     if frame.as_json:
         emit({name: getattr(done, name) for name in done.__slots__})
         return
-    out.print(f"{done.url}: {done.entries:,} entries.")
+    out.print(f"{done.url}: {counted(done.entries, 'entry', 'entries')}.")
     if done.recovered:
-        out.print(f"{done.recovered:,} of them were recorded after the backup, and were still in the tail.")
+        out.print(f"{done.recovered:,} of them recorded after the backup, and still in the tail.")
     if done.replaced is not None:
         out.print(f"The ledger that was there lies in {done.replaced}.")
     out.print(f"Head of the chain: {done.head}")
@@ -277,14 +283,14 @@ def copy(
             | {"checked": done.verification is not None}
         )
         return
-    out.print(f"{done.url}: {done.entries:,} entries, {done.documents:,} documents.", markup=False)
+    out.print(f"{done.url}: {_contents(done)}.", markup=False)
     out.print(f"Head of the chain: {done.head}")
     if done.behind:
-        out.print(f"[yellow]{done.behind:,} records[/] came meanwhile: run the same command again.")
+        out.print(f"[yellow]{counted(done.behind, 'record')}[/] came meanwhile: run the same command again.")
     else:
         out.print("[green]Both ends agree[/]: chain, sums, reports, counters, documents.")
     if done.forwarded:
-        out.print(f"{done.forwarded:,} entries that waited beside the old ledger were handed on.")
+        out.print(f"{counted(done.forwarded, 'entry', 'entries')} that waited beside the old ledger handed on.")
     if done.retired:
         out.print("The old ledger says where it went. Point store= of every program to the new one.")
 
@@ -321,9 +327,13 @@ def merge(
         emit([{name: getattr(one, name) for name in one.__slots__} for one in done])
         return
     for source, one in zip(sources, done, strict=True):
-        had = f", {one.repeated:,} were there already" if one.repeated else ""
-        out.print(f"{redacted(source)}: {one.entries:,} entries, {one.documents:,} documents{had}.", markup=False)
+        had = f", {one.repeated:,} already there" if one.repeated else ""
+        out.print(f"{redacted(source)}: {_contents(one)}{had}.", markup=False)
     out.print(f"Head of the chain: {done[-1].head}")
+
+
+def _contents(of: backups.Backup | moving.Copy | merging.Merge) -> str:
+    return f"{counted(of.entries, 'entry', 'entries')}, {counted(of.documents, 'document')}"
 
 
 @command(
@@ -347,7 +357,7 @@ def clickhouse(
     if frame.as_json:
         emit({name: getattr(loaded, name) for name in loaded.__slots__})
     else:
-        out.print(f"{loaded.entries:,} entries are in {loaded.database}; {loaded.sent:,} of them were sent now.")
+        out.print(f"{counted(loaded.entries, 'entry', 'entries')} in {loaded.database}, {loaded.sent:,} sent now.")
 
 
 @command(
@@ -391,9 +401,11 @@ def erase(
             | {"documents": [{name: getattr(one, name) for name in one.__slots__} for one in done.documents]}
         )
     else:
-        out.print(f"Erased. {done.entries:,} entries now show {done.pseudonym}.", markup=False)
+        out.print(
+            f"Erased. {counted(done.entries, 'entry now shows', 'entries now show')} {done.pseudonym}.", markup=False
+        )
         if done.changed:
-            out.print(f"{done.changed:,} documents have it in place of the name.")
+            out.print(f"{counted(done.changed, 'document has', 'documents have')} it in place of the name.")
         out.print(f"Record of it in the chain: {done.record}")
         for one in done.documents:
             until = f"to be kept until {one.keep_until}" if one.keep_until else "it is a budget's own name"
@@ -440,7 +452,7 @@ def sql(
             else:
                 told = ", ".join(f"{name} {number:,}" for name, number in counts.items())
                 out.print(
-                    f"{copy_to}: {told} rows. It has names in it; guard it as you guard the ledger.", markup=False
+                    f"{copy_to}, in rows: {told}. It has names in it; guard it as you guard the ledger.", markup=False
                 )
             return
         try:

@@ -33,6 +33,7 @@ from tokenmeter.cli.options import (
     account_of,
     pairs_of,
 )
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
 from tokenmeter.periods import parse_day, parse_period
@@ -352,7 +353,7 @@ def quotas(
         none = "Nothing of a free quota was used" if declared else "The settings name no [[free_quotas]]"
         out.print(f"{none}.", markup=False)
     if post:
-        out.print(f"{len(posted)} {'credit was' if len(posted) == 1 else 'credits were'} appended.")
+        out.print(f"{counted(len(posted), 'credit was', 'credits were')} appended.")
 
 
 def _client(provider: str) -> Any:

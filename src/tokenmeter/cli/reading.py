@@ -29,6 +29,7 @@ from tokenmeter.cli.options import (
     Where,
     query_of,
 )
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.periods import zone
@@ -215,7 +216,8 @@ def export(
         emit({name: asdict(manifest) for name, manifest in manifests.items()})
         return
     for manifest in manifests.values():
-        out.print(f"{manifest.file}: {manifest.rows:,} rows, {manifest.bytes:,} bytes, SHA-256 {manifest.sha256}")
+        size = f"{counted(manifest.rows, 'row')}, {counted(manifest.bytes, 'byte')}"
+        out.print(f"{manifest.file}: {size}, SHA-256 {manifest.sha256}")
         for note in manifest.notes:
             out.print(f"  note: {note}", markup=False)
 

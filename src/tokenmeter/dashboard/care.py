@@ -11,6 +11,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from tokenmeter.dashboard.view import View
+from tokenmeter.display import counted
 from tokenmeter.errors import UnknownModelError
 from tokenmeter.money import magnitude
 from tokenmeter.prices import show
@@ -254,8 +255,8 @@ def _checks(meter: ReadableMeter, facts: Mapping[str, object]) -> Iterator[Check
         words = f"Calls are written as they return; {waiting} wait to be folded into the database."
         if failed:
             words = (
-                f"{failed:,} attempts to write to the database failed; {waiting} wait in the tail and calls go on. "
-                "tokenmeter doctor says why."
+                f"{counted(failed, 'attempt')} to write to the database failed; {waiting} wait in the tail and "
+                "calls go on. tokenmeter doctor says why."
             )
         yield Check("Writing", words, not failed)
     if "refused_records" in facts:
@@ -265,13 +266,15 @@ def _checks(meter: ReadableMeter, facts: Mapping[str, object]) -> Iterator[Check
     holds = number("pending_holds")
     yield Check("Calls under way", f"{holds:,} hold a part of a budget." if holds else "None holds a part of a budget.")
     faults = meter.faults
-    words = f"Something inside tokenmeter failed {faults:,} times here; the log of this process says where."
+    words = f"Something inside tokenmeter failed {counted(faults, 'time')} here; the log of this process says where."
     yield Check("This process", words if faults else "Nothing inside tokenmeter failed here.", not faults)
     listed = meter.pricer.price_list
     yield Check("Prices", f"Calls are rated by price list {listed.hash[:12]}, on {listed.base_name}.")
     entries = facts.get("entries")
     size = f", {_size(number('bytes'))}" if "bytes" in facts else ""
-    yield Check("The ledger", f"{entries:,} entries{size}." if isinstance(entries, int) else "It answers.")
+    yield Check(
+        "The ledger", f"{counted(entries, 'entry', 'entries')}{size}." if isinstance(entries, int) else "It answers."
+    )
 
 
 def _size(size: int) -> str:

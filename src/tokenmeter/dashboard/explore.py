@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from tokenmeter.budgets import Balance
 from tokenmeter.dashboard.questions import MEASURES, Form, Measure, Question
 from tokenmeter.dashboard.view import View
+from tokenmeter.display import counted
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, subtract, total
 from tokenmeter.periods import CalendarUnit, Period, buckets, floor
 from tokenmeter.reports import Report, Row
@@ -534,8 +535,8 @@ def forecast(
     margin = multiply(_BAND, spread, EXACT.sqrt(Decimal(len(left) + 1)))
     like = "the same weekdays of" if by_weekday else "the days of"
     words = (
-        f"Each day that is left is taken to be like the mean of {like} the last {len(known)} days; four of five times "
-        "it ends within the band, if those days tell how days differ."
+        f"Each day that is left is taken to be like the mean of {like} the last {counted(len(known), 'day')}; four "
+        "of five times it ends within the band, if those days tell how days differ."
     )
     return Forecast(so_far, expected, max(subtract(expected, margin), so_far), add(expected, margin), words)
 

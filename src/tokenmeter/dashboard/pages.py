@@ -32,6 +32,7 @@ from tokenmeter.dashboard.questions import MEASURES, Measure, Question
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
@@ -384,8 +385,8 @@ def _check_size(store: Store, view: View) -> None:
     calls = read_report(store, replace(view.query, by=())).totals.requests
     if calls > _MOST_CALLS:
         raise ConfigurationError(
-            f"These are {calls:,} calls, and a download holds {_MOST_CALLS:,} at most. Choose a shorter period or a "
-            "filter, or write them on the server, where there is no bound: tokenmeter export --help."
+            f"These are {counted(calls, 'call')}, and a download holds {_MOST_CALLS:,} at most. Choose a shorter "
+            "period or a filter, or write them on the server, where there is no bound: tokenmeter export --help."
         )
 
 

@@ -16,6 +16,7 @@ from tokenmeter.dashboard.chart import figure_in, shown_as
 from tokenmeter.dashboard.questions import FORMS, MEASURES
 from tokenmeter.dashboard.view import PERIODS, label_of
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.serving.access import ACCESS, PAGE_PROOF, Access, Right
@@ -55,7 +56,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update({one: getattr(figures, one) for one in figures.__all__})
-    own: dict[str, Any] = {"shell": shlex.quote, "label": label_of, "shown_as": shown_as, "figure_in": figure_in}
+    own: dict[str, Any] = {
+        "shell": shlex.quote,
+        "counted": counted,
+        "label": label_of,
+        "shown_as": shown_as,
+        "figure_in": figure_in,
+    }
     made.filters.update(own)
     known: dict[str, Any] = {
         "periods": PERIODS,

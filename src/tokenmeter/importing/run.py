@@ -15,6 +15,7 @@ from unicodedata import category
 from pydantic_core import to_json
 
 from tokenmeter.attribution import MAX_TEXT, NOBODY, Attribution
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.importing import agents, rows
 from tokenmeter.importing.call import Given, ImportedCall
@@ -122,15 +123,14 @@ class ImportOutcome:
 
     def __str__(self) -> str:
         told = (
-            (self.recorded, "calls recorded"),
-            (self.repeated, "already there"),
-            (self.not_calls, "lines that are no billed call"),
-            *([(self.completed, "completed")] if self.completed else []),
-            (len(self.conflicts), "conflicts"),
-            (len(self.left_out), "left out"),
+            f"{counted(self.recorded, 'call')} recorded",
+            f"{self.repeated:,} already there",
+            counted(self.not_calls, "line that is no billed call", "lines that are no billed call"),
+            *([f"{self.completed:,} completed"] if self.completed else []),
+            counted(len(self.conflicts), "conflict"),
+            f"{len(self.left_out):,} left out",
         )
-        counts = ", ".join(f"{count:,} {what}" for count, what in told)
-        lines = [f"{self.lines:,} lines in {self.files:,} files: {counts}."]
+        lines = [f"{counted(self.lines, 'line')} in {counted(self.files, 'file')}: {', '.join(told)}."]
         if self.first_at is not None and self.last_at is not None:
             days = dict.fromkeys((f"{self.first_at:%Y-%m-%d}", f"{self.last_at:%Y-%m-%d}"))
             lines.append(f"Recorded calls are of {' to '.join(days)} (UTC).")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tokenmeter.dimensions import CostSource, unit_of
-from tokenmeter.display import dollars, facts_html
+from tokenmeter.display import counted, dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO, quantize
 from tokenmeter.pricing.sheet import LineConditions, RateSheet
@@ -48,7 +48,7 @@ class Rating:
 
     def __repr__(self) -> str:
         flags = f", {', '.join(sorted(self.flags))}" if self.flags else ""
-        lines = "1 charge" if len(self.charges) == 1 else f"{len(self.charges)} charges"
+        lines = counted(len(self.charges), "charge")
         costs = f"{dollars(self.list_cost)} list, {dollars(self.billed_cost)} billed"
         return f"<Rating {costs}: {lines}, {self.cost_source}{flags}>"
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from tokenmeter.display import counted
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, round_to
 from tokenmeter.reconciliation.result import CAUSES, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import (
@@ -291,7 +292,7 @@ def _judge(bucket: Bucket, ours: Side, theirs: Side, statement: ProviderStatemen
         _by_tokens(tokens, amount, ours, theirs) if tokens else _by_money(amount, ours, theirs, rules)
     )
     if verdict is None and requests:
-        verdict = "requests", f"{theirs.requests} against {ours.requests or 0} requests"
+        verdict = "requests", f"{theirs.requests} against {counted(ours.requests or 0, 'request')}"
     if verdict is None:
         return None
     cause, detail = verdict
@@ -334,7 +335,7 @@ def _by_tokens(tokens: Mapping[str, int], amount: Decimal | None, ours: Side, th
     if net > 0:
         return "unrecorded", f"{net} of {theirs.total_tokens} tokens{settled}"
     if ours.estimated:
-        return "estimated", f"{ours.estimated} calls are estimated{settled}"
+        return "estimated", f"{counted(ours.estimated, 'call is', 'calls are')} estimated{settled}"
     return "unbilled", f"{-net} of our {ours.total_tokens} tokens{settled}"
 
 

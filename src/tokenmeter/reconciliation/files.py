@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, ReconciliationError, reason_of
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
@@ -257,10 +258,10 @@ def _read(
     found.grain = [name for name in found.grain if name in told]
     if how.counts:
         found.usage = found.usage or []
-        counted = {name for name in _COUNTS if name in how.names}
-        found.classes |= {"input" if name == "input_including_cache" else name for name in counted}
-        if "input_including_cache" in counted:
-            found.in_input |= {"cache_read", "cache_write"} - counted
+        classes = {name for name in _COUNTS if name in how.names}
+        found.classes |= {"input" if name == "input_including_cache" else name for name in classes}
+        if "input_including_cache" in classes:
+            found.in_input |= {"cache_read", "cache_write"} - classes
     if "cost" in how.names:
         found.costs = found.costs or []
         found.quanta.add(how.quantum)
@@ -283,7 +284,12 @@ def _read(
     found.begins |= {each for each in begins if each is not None and None not in begins}
     if outside:
         days = " to ".join(dict.fromkeys((min(outside).isoformat(), max(outside).isoformat())))
-        found.notes.append(f"{len(outside)} rows of {days} lie outside {period.label} and were left out.")
+        said = counted(
+            len(outside),
+            f"row of {days} lies outside {period.label} and was",
+            f"rows of {days} lie outside {period.label} and were",
+        )
+        found.notes.append(f"{said} left out.")
 
 
 def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, period: Period) -> ProviderStatement:
@@ -347,10 +353,21 @@ def _once(
         yield number, row
     seen.update(dict.fromkeys(own, path))
     notes += [
-        f"{count} rows of {path.name} stand in {name} as well; they count once." for name, count in repeated.items()
+        counted(
+            count,
+            f"row of {path.name} stands in {name} as well; it counts once.",
+            f"rows of {path.name} stand in {name} as well; they count once.",
+        )
+        for name, count in repeated.items()
     ]
     if twice:
-        notes.append(f"{twice} rows of {path.name} are word for word another row of it; each counts.")
+        notes.append(
+            counted(
+                twice,
+                f"row of {path.name} is word for word another row of it; each counts.",
+                f"rows of {path.name} are word for word another row of it; each counts.",
+            )
+        )
 
 
 def _recognised(headings: Sequence[str], path: Path, provider: str) -> Columns:

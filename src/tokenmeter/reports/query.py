@@ -13,6 +13,7 @@ from operator import add
 from typing import Any, cast
 
 from tokenmeter.dimensions import DIMENSIONS
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import COSTS, EXACT, ZERO, Costs, quantize
@@ -333,7 +334,7 @@ class Row:
     def __repr__(self) -> str:
         group = "".join(f" {name}={value}" for name, value in self.group.items())
         cost = f"${quantize(self.billed_cost).normalize(EXACT):f}" if self.cost_known else "unpriced"
-        return f"<Row {self.bucket.label}{group}: {self.requests:,} requests, {cost} billed>"
+        return f"<Row {self.bucket.label}{group}: {counted(self.requests, 'request')}, {cost} billed>"
 
     def __getitem__(self, dimension: str) -> str | None:
         return self.group[dimension]

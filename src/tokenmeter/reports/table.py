@@ -15,7 +15,7 @@ from html import escape
 from itertools import zip_longest
 
 from tokenmeter.dimensions import TOKEN_METERS, unit_of
-from tokenmeter.display import dollars
+from tokenmeter.display import counted, dollars
 from tokenmeter.money import EXACT, PICODOLLAR, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.query import BEGINNING, END, Row, Sheet
@@ -277,8 +277,8 @@ def summary(report: Sheet) -> str:
     totals = report.totals
     cost = amount(totals.billed_cost, money_places([totals.billed_cost])) if totals.cost_known else "unpriced"
     by = f"by {', '.join(report.by)}, " if report.by else ""
-    rows = f"{len(report.rows):,} row{'' if len(report.rows) == 1 else 's'}"
-    return f"{by}{_stretch(report.period)} ({report.tz}): {rows}, {totals.requests:,} requests, {cost} billed"
+    rows = counted(len(report.rows), "row")
+    return f"{by}{_stretch(report.period)} ({report.tz}): {rows}, {counted(totals.requests, 'request')}, {cost} billed"
 
 
 def html(report: Sheet, *, max_rows: int | None = MAX_ROWS) -> str:
@@ -465,7 +465,7 @@ def _notes(view: _ShownRows) -> list[str]:
 
 
 def _of(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} requests {'was' if part == 1 else 'were'}"
+    return f"{part:,} of {counted(whole, 'request')} {'was' if part == 1 else 'were'}"
 
 
 def _multiplier(report: Sheet) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from tokenmeter.display import counted
 from tokenmeter.stores.archive.archives import ArchiveCheck, ParquetArchives
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.book import ENTRY_COLUMNS
@@ -254,7 +255,7 @@ class _Walk:
         count = last - first + 1
         what = f"record {first}" if first == last else f"records {first} to {last}"
         kind = "cut" if last == self.to else "missing"
-        self.faults.append(Fault(kind, what, f"{count} {'record is' if count == 1 else 'records are'} gone."))
+        self.faults.append(Fault(kind, what, f"{counted(count, 'record is', 'records are')} gone."))
 
     def _link(self, seq: int, leaf: bytes, stored: bytes) -> bool:
         before, self._before = self._before, stored
@@ -345,7 +346,9 @@ class _Walk:
             "(SELECT seq FROM ledger)"
         ).fetchone()
         if beyond:
-            found.append(Fault("edited", "head", f"{beyond} records were added past the chain's head."))
+            found.append(
+                Fault("edited", "head", f"{counted(beyond, 'record was', 'records were')} added past the chain's head.")
+            )
         return found
 
     @staticmethod
@@ -390,6 +393,6 @@ def _told(wrong: Sequence[Wrong], level: Level) -> list[Fault]:
     found: list[Fault] = []
     for slot, number in sorted(count.items()):
         name = label(level, slot)
-        said = f"A sum of {name} is wrong" if number == 1 else f"{number} sums of {name} are wrong"
+        said = counted(number, f"sum of {name} is wrong", f"sums of {name} are wrong")
         found.append(Fault("rollup", name, f"{said}; `tokenmeter db rebuild` makes sums anew."))
     return found

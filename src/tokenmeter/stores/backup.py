@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores import open_store, store_path
@@ -209,8 +210,8 @@ def _refuse_faults(found: Verification, path: Path) -> None:
     if not found.ok:
         first = found.faults[0]
         raise LedgerError(
-            f"{path} has {len(found.faults)} faults, the first: {first.where}: {first.detail} Take an older backup, or "
-            "restore it as it is, without the check."
+            f"{path} has {counted(len(found.faults), 'fault')}, the first: {first.where}: {first.detail} "
+            "Take an older backup, or restore it as it is, without the check."
         )
 
 

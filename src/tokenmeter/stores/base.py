@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tokenmeter.dimensions import DIMENSIONS
-from tokenmeter.display import facts_html
+from tokenmeter.display import counted, facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
@@ -205,12 +205,12 @@ class Verification:
         return not self.faults
 
     def __repr__(self) -> str:
-        found = "ok" if self.ok else "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        return f"<Verification {found}: {self.entries:,} entries, head {self.head[:12]}>"
+        found = "ok" if self.ok else counted(len(self.faults), "fault")
+        return f"<Verification {found}: {counted(self.entries, 'entry', 'entries')}, head {self.head[:12]}>"
 
     def _repr_html_(self) -> str:
         facts = {
-            "outcome": "ok" if self.ok else f"{len(self.faults)} faults",
+            "outcome": "ok" if self.ok else counted(len(self.faults), "fault"),
             "entries": f"{self.entries:,}",
             "head": self.head,
         }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.book import SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.documents import MOVED
@@ -135,9 +136,9 @@ def refuse_holds(rows: Any) -> None:
     (holds,) = rows.execute("SELECT count(*) FROM holds").fetchone()
     if holds:
         raise LedgerError(
-            f"{holds} calls of this ledger are under way and hold part of their budgets. Stop the programs that write "
-            "to it, and copy again: it goes on where it ended. Holds of programs that died end by themselves within "
-            "minutes."
+            f"{counted(holds, 'call of this ledger is', 'calls of this ledger are')} under way and may hold "
+            "part of a budget. Stop the programs that write to it, and copy again: it goes on where it ended. Holds of "
+            "programs that died end by themselves within minutes."
         )
 
 

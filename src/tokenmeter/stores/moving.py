@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.archive.archives import ParquetArchives
@@ -268,8 +269,8 @@ def _told(copy: Movable, *, behind: int, retired: bool, check: bool, progress: P
     if found is not None and not found.ok:
         first = found.faults[0]
         raise LedgerError(
-            f"The copy has {len(found.faults)} faults, the first: {first.where}: {first.detail} If `tokenmeter verify` "
-            "finds it in the source, too, it was there before; --quick leaves this check out."
+            f"The copy has {counted(len(found.faults), 'fault')}, the first: {first.where}: {first.detail} "
+            "If `tokenmeter verify` finds it in the source, too, it was there before; --quick leaves this check out."
         )
     entries, documents, digest = copy.end().read(
         lambda rows: rows.execute("SELECT entries, documents, hash FROM ledger").fetchone()

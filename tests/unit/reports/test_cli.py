@@ -563,7 +563,7 @@ def test_a_line_that_makes_no_sense_is_left_out_and_the_next_is_read(
     (place / "odd.jsonl").write_text(f"{line}\n{json.dumps(LINES[0])}\n")
     outcome = run("import", "odd.jsonl")
     assert outcome.code == 1
-    assert "1 calls recorded" in outcome.out
+    assert "1 call recorded" in outcome.out
     assert "1 left out" in outcome.out
     assert "odd.jsonl:1:" in outcome.out
     assert reason in outcome.out

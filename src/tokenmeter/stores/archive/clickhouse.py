@@ -199,7 +199,7 @@ def load_clickhouse(
         ).fetchall()[0]
     if int(found[0]) != count or list(map(Decimal, found[1:])) != sums:
         raise LedgerError(
-            f"ClickHouse has {found[0]} entries of this ledger that cost {found[1]}, the ledger has {count} that cost "
+            f"ClickHouse has {found[0]} of this ledger's entries, at {found[1]} in all, the ledger has {count}, at "
             f"{sums[0]}: somebody else wrote to {database}.entries. Drop the table and run this again."
         )
     return Loaded(database, count, sent)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import Connection, sql
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, TokenmeterError
 from tokenmeter.stores.base import Health
 from tokenmeter.stores.postgres.book import PostgresBook
@@ -297,7 +298,8 @@ def _describe_server(fetch: Callable[[str], Sequence[Any]], known: dict[str, Any
         "refused_records": refused,
     }
     if refused:
-        warnings.append(f"{refused} records were refused and kept in the table 'refused', one because: {reason}")
+        told = counted(refused, "record was", "records were")
+        warnings.append(f"{told} refused and kept in the table 'refused', one because: {reason}")
 
 
 def _role(owner: bool, writer: bool, reader: bool) -> str:

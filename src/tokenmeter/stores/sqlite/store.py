@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenmeter.display import counted
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
 from tokenmeter.processes import CAN_SHARE
@@ -347,7 +348,10 @@ class SQLiteStore(BookStore[SQLiteBook]):
         if self._book.trouble:
             yield f"Entries wait in the tail because the ledger cannot be written: {self._book.trouble.reason}"
         if refused:
-            yield f"{refused} records of the tail cannot be read; they are kept in the table 'refused'."
+            told = counted(
+                refused, "record of the tail cannot be read; it is", "records of the tail cannot be read; they are"
+            )
+            yield f"{told} kept in the table 'refused'."
         for number in segments(self.path):
             path = segment_path(self.path, number)
             if owner_of(path) not in {self._book.identity, None}:
