@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "tokenmeter").rglob("*.py"))
 #: Modules in which a binary fraction may stand, and what it is there: never an amount of money.
 FLOATS = {
-    "budgets/alerts": "seconds",
+    "budgets/delivery": "seconds",
     "cli/reading": "seconds",
     "config": "refused where it is given as a price",
     "dashboard/view": "lengths of time, compared",

@@ -20,7 +20,8 @@ import pytest
 import standardwebhooks
 
 from tokenmeter.budgets import Alert, AlertQueue
-from tokenmeter.budgets.alerts import QUEUE_SIZE, Notice
+from tokenmeter.budgets.alerts import Notice
+from tokenmeter.budgets.delivery import QUEUE_SIZE
 from tokenmeter.budgets.targets import Email, PagerDuty, Slack, TargetError, Teams, Webhook, sign, verify_signature
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
@@ -102,7 +103,10 @@ def receiver():
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.server.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
             status = self.server.statuses.popleft() if self.server.statuses else 200
+            status, later = status if isinstance(status, tuple) else (status, None)
             self.send_response(status)
+            if later is not None:
+                self.send_header("Retry-After", later)
             if status == 302:
                 self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", "0")
@@ -163,6 +167,22 @@ class TestWebhook:
         Webhook(receiver.url, sleep=pauses.append)(ALERT)
         assert (len(receiver.requests), pauses) == (4, [1, 2, 4])
         assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
+
+    @pytest.mark.parametrize(
+        ("asked_for", "pause"),
+        [("7", 7), ("0", 1), ("soon", 1), ("-3", 1), ("", 1), ("Thu, 01 Jan 1970 00:00:00 GMT", 1)],
+    )
+    def test_a_receiver_says_when_it_will_listen(self, receiver, asked_for, pause):
+        receiver.statuses.append((429, asked_for))
+        pauses = []
+        Webhook(receiver.url, sleep=pauses.append)(ALERT)
+        assert (pauses, len(receiver.requests)) == ([pause], 2)
+
+    def test_who_wants_to_be_left_for_long_is_asked_another_time(self, receiver):
+        receiver.statuses.append((503, "3600"))
+        with pytest.raises(TargetError, match="HTTP 503") as problem:
+            Webhook(receiver.url, sleep=lambda _: pytest.fail("waited"))(ALERT)
+        assert not problem.value.final
 
     def test_attempts_are_bounded(self, receiver):
         receiver.statuses.extend([500] * 9)
@@ -293,6 +313,11 @@ class TestSettings:
     def test_a_wrong_row_is_refused(self, row, problem):
         with pytest.raises(ConfigurationError, match=problem):
             [one.make() for one in load_settings(config={"alerts": [row]}).alerts]
+
+
+def test_two_limits_of_one_budget_are_two_alerts():
+    assert ALERT.alert_id != replace(ALERT, unit="tokens").alert_id
+    assert ALERT.alert_id == replace(ALERT, spent=Decimal(41), at=datetime(2026, 11, 24, tzinfo=UTC)).alert_id
 
 
 class TestQueue:

@@ -1,8 +1,9 @@
 """Budgets: what calls may cost, use or number, and how that is held without ever overshooting."""
 
-from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget
+from tokenmeter.budgets.alerts import Alert, AlertTarget
 from tokenmeter.budgets.budgets import Budgets
 from tokenmeter.budgets.definitions import Change, Grant
+from tokenmeter.budgets.delivery import AlertQueue
 from tokenmeter.budgets.policy import Budget
 from tokenmeter.budgets.status import Balance
 

@@ -1,20 +1,14 @@
 """What people are told: thresholds crossed, and what is worth telling although none is.
 
-Alerts go out after the commit, off the call's path, once per window over all processes. Rules look for money that runs
-out too fast, spikes and calls without a price: every few minutes, in a thread, while calls are made;
+Thresholds are told once per window over all processes (`tokenmeter.budgets.delivery` has how). Rules look for money
+that runs out too fast, spikes and calls without a price: every few minutes, in a thread, while calls are made;
 `Budgets.check_rules` looks once. What one finds is filed as a document of the ledger, so that it is told once.
 """
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
-import logging
-import os
-import queue
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,18 +19,13 @@ from tokenmeter.budgets.status import Balance
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, parse_decimal
-from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import NewDocument
 
 Severity = Literal["critical", "warning"]
 
-log = logging.getLogger("tokenmeter")
-
-#: Alerts that wait for slow targets at most; further ones are logged and dropped.
-QUEUE_SIZE = 1_000
-#: Seconds that a process which ends waits for alerts not yet delivered: long enough for a receiver's second thoughts.
-EXIT_SECONDS = 10
+#: The kind of document that says what a rule found.
+NOTICE = "notice"
 _FULL = 100
 
 
@@ -99,7 +88,8 @@ class Alert:
     @property
     def alert_id(self) -> str:
         """The same for the same threshold of the same window, however often it is delivered."""
-        parts = (self.budget, repr(sorted(self.scope.items())), self.window_start.isoformat(), str(self.threshold))
+        whose = repr(sorted(self.scope.items()))
+        parts = (self.budget, self.unit, whose, self.window_start.isoformat(), str(self.threshold))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +149,18 @@ class Notice:
         """The same for the same subject, however often it is delivered."""
         return hashlib.sha256(f"{self.kind}\n{self.subject}".encode()).hexdigest()[:32]
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Notice:
+        """The notice that `to_dict` made `told` of."""
+        return cls(
+            kind=told["kind"],
+            subject=told["subject"],
+            text=told["text"],
+            figures=told["figures"],
+            severity=told["severity"],
+            at=datetime.fromisoformat(told["at"]),
+        )
+
     def facts(self) -> dict[str, str]:
         """Its figures for people."""
         return dict(self.figures)
@@ -181,111 +183,6 @@ class Notice:
 
 #: Anything that takes an alert: a function of yours, or a target of `tokenmeter.budgets.targets`.
 AlertTarget = Callable[[Alert | Notice], object]
-
-
-class AlertQueue:
-    """Delivers alerts to targets, each from a daemon thread of its own, started with the first alert.
-
-    A call only puts the alert into queues, also when it ends in a finaliser. A target that raises is logged; one that
-    is slow or away delays no other.
-    """
-
-    def __init__(self, targets: Iterable[AlertTarget] = ()) -> None:
-        self._outboxes = tuple(_Outbox(target) for target in targets)
-        self._exit_hook_set = False
-
-    def submit(self, alert: Alert | Notice) -> None:
-        """Log `alert` and hand it to the targets. Never waits."""
-        log.warning("%s", alert)
-        for outbox in self._outboxes:
-            outbox.put(alert)
-        if self._outboxes and not self._exit_hook_set:
-            self._exit_hook_set = True
-            atexit.register(self._flush_at_exit)
-
-    def flush(self, timeout: float) -> bool:
-        """Wait until every alert submitted so far was handed to every target.
-
-        Args:
-            timeout: Seconds to wait at most, for all of them together.
-
-        Returns:
-            Whether all were.
-        """
-        until = time.monotonic() + timeout
-        marks = [outbox.mark() for outbox in self._outboxes]
-        return all(mark.wait(max(until - time.monotonic(), 0)) for mark in marks)
-
-    def _flush_at_exit(self) -> None:
-        if not self.flush(EXIT_SECONDS):
-            slow = ", ".join(repr(outbox.target) for outbox in self._outboxes if outbox.waiting)
-            log.error("tokenmeter could not deliver every alert before the process ended: %s took too long", slow)
-
-
-class _Outbox:
-    """What waits for one target."""
-
-    def __init__(self, target: AlertTarget) -> None:
-        self.target = target
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        # A SimpleQueue, since a finaliser may interrupt this very thread in the middle of a put.
-        self._queue: queue.SimpleQueue[Alert | Notice | threading.Event] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._busy = False
-
-    @property
-    def waiting(self) -> bool:
-        """Whether something is not delivered yet."""
-        return self._busy or not self._queue.empty()
-
-    def put(self, alert: Alert | Notice) -> None:
-        """Have `alert` delivered; dropped, which is logged, where too many wait."""
-        if self._pid != os.getpid():  # a forked child has no thread
-            self._begin()
-        if self._queue.qsize() >= QUEUE_SIZE:
-            log.error("tokenmeter dropped an alert: %d are waiting for %r", QUEUE_SIZE, self.target)
-            return
-        self._queue.put(alert)
-        if self._thread is None:
-            with _starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._deliver, name="tokenmeter-alerts", daemon=True)
-                    self._thread.start()
-
-    def mark(self) -> threading.Event:
-        """Set as soon as everything that waits now was delivered."""
-        reached = threading.Event()
-        if self._thread is None or self._pid != os.getpid():
-            reached.set()
-        else:
-            self._queue.put(reached)
-        return reached
-
-    def _deliver(self) -> None:
-        waiting = self._queue
-        while True:
-            item = waiting.get()
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            self._busy = True
-            try:
-                self.target(item)
-            except Exception:
-                log.exception("tokenmeter could not deliver an alert to %r", self.target)
-            self._busy = False
-
-
-_starting = threading.RLock()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _starting  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _starting = threading.RLock()
 
 
 _HOUR = timedelta(hours=1)
@@ -462,7 +359,7 @@ def check(rules: Iterable[Rule], sight: Sight) -> list[Notice]:
     for rule in rules:
         for notice in rule(sight):
             body = json.dumps(notice.to_dict(), ensure_ascii=False, separators=(",", ":"))
-            filing = sight.store.file(NewDocument(kind="notice", key=notice.alert_id, body=body))
+            filing = sight.store.file(NewDocument(kind=NOTICE, key=notice.alert_id, body=body))
             if filing.recorded:
                 found.append(notice)
     return found

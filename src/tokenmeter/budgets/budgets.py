@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +10,7 @@ from decimal import Decimal
 from functools import partial
 from operator import attrgetter
 
-from tokenmeter.budgets.alerts import Alert, AlertQueue, AlertTarget, Notice, Rule, Sight, check
+from tokenmeter.budgets.alerts import AlertTarget, Notice, Rule
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt, picodollars
 from tokenmeter.budgets.counting import Openings, audit, count, spent_by, with_held
 from tokenmeter.budgets.definitions import InForce
@@ -25,18 +22,18 @@ from tokenmeter.budgets.policy import (
     IN_FLIGHT,
     Budget,
     Unit,
-    amount_of,
     limit_table,
     threshold_amounts,
 )
 from tokenmeter.budgets.registry import Registry
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, balances
+from tokenmeter.budgets.telling import Telling
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.money import ZERO
 from tokenmeter.pricing import Pricer
 from tokenmeter.processes import process_name
@@ -46,12 +43,8 @@ from tokenmeter.usage import Usage
 
 log = logging.getLogger("tokenmeter")
 
-_HOST = socket.gethostname()
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3
-#: Seconds between two looks of the rules, and from the start to the first.
-_LOOK_EVERY = 300
-_FIRST_LOOK = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +94,17 @@ class Budgets(Registry):
         fault: Fault,
     ) -> None:
         super().__init__(store, declared, source=source, fault=fault)
-        self.alerts = AlertQueue(alerts)
         self._pricer = pricer
-        self.rules = tuple(rules)
-        self._rules_due = time.monotonic() + _FIRST_LOOK
+        self.telling = Telling(
+            store,
+            alerts,
+            rules,
+            caps=lambda: self._state.caps,
+            limit_of=lambda cap, scope, key: self._limit(self._state, cap, scope, key, microseconds(store.now())),
+            balances=partial(self.remaining, {}),
+            fault=fault,
+        )
+        self.alerts = self.telling.queue
         self._holds = Holds(
             store,
             pricer,
@@ -112,7 +112,7 @@ class Budgets(Registry):
             rate=rate,
             fault=fault,
             postings=self.postings,
-            announce=self.announce,
+            announce=self.telling.announce,
         )
         self._learned = Expectations()
         self._tokens = TokenCounter()
@@ -139,6 +139,7 @@ class Budgets(Registry):
             StoreUnavailableError: the store fails, or a limit is not known.
         """
         state, runs = self._current(wait=wait), runs_of(call.scopes)
+        self.telling.catch_up_sometimes()
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id, wait=wait)
         self._tell_who_passes(state, call)
@@ -449,37 +450,6 @@ class Budgets(Registry):
         """After a settlement that found no hold: if it was swept, its estimate now stands beside the true entry."""
         self._holds.take_back_estimate(reservation)
 
-    def announce(self, crossings: Sequence[ThresholdCrossing]) -> None:
-        """Tell of crossed thresholds. Never waits for a target, never raises."""
-        for crossing in crossings:
-            try:
-                cap = self._state.caps.get(crossing.key.budget)
-                if cap is not None:
-                    self.alerts.submit(self._alert(cap, crossing))
-            except Exception as error:  # noqa: BLE001 - nobody waits for it
-                self._fault("announce a crossed threshold", error)
-
-    def _alert(self, cap: Cap, crossing: ThresholdCrossing) -> Alert:
-        key = crossing.key
-        scope = parse_scope(key.scope)
-        limit = self._limit(self._state, cap, scope, key, microseconds(self._store.now()))
-        start, end = next(
-            (span for span in cap.spans(key.window_start) if span[0] == key.window_start), (key.window_start, None)
-        )
-        percents = threshold_amounts(cap.budget, limit)
-        return Alert(
-            budget=cap.budget.name,
-            scope=scope,
-            unit=cap.unit,
-            threshold=percents.get(crossing.threshold, crossing.threshold * 100 // max(limit, 1)),
-            limit=amount_of(cap.unit, limit),
-            spent=amount_of(cap.unit, crossing.settled),
-            window_start=from_microseconds(start),
-            window_end=None if end is None else from_microseconds(end),
-            at=self._store.now(),
-            hard=cap.budget.hard,
-        )
-
     def check_rules(self, *, faults: int = 0) -> list[Notice]:
         """Look at the ledger with every rule, and tell what nobody has told yet.
 
@@ -489,19 +459,7 @@ class Budgets(Registry):
         Raises:
             StoreUnavailableError: the ledger cannot be read or written.
         """
-        now = self._store.now()
-        sight = Sight(self._store, self.remaining({}, now), now, faults, f"{_HOST}:{os.getpid()}")
-        found = check(self.rules, sight)
-        for notice in found:
-            self.alerts.submit(notice)
-        return found
-
-    def check_rules_sometimes(self, *, faults: int) -> None:
-        """`check_rules` in a thread, every five minutes. Never waits, never raises."""
-        now = time.monotonic()
-        if self.rules and now >= self._rules_due:
-            self._rules_due = now + _LOOK_EVERY
-            self._holds.in_background("check rules", lambda: self.check_rules(faults=faults))
+        return self.telling.check_rules(faults=faults)
 
     # -- reading
 

@@ -237,10 +237,6 @@ class Holds:
             self._sweep_due = now + _SWEEP_EVERY
             _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep, self._store.now()))
 
-    def in_background(self, what: str, work: Callable[[], object]) -> None:
-        """Do `work` in a thread; its failure is a fault."""
-        _in_background(what.replace(" ", "-"), lambda: self._quietly(what, work))
-
     def _quietly(self, what: str, work: Callable[..., object], *arguments: object) -> None:
         try:
             work(*arguments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import email.utils
 import hashlib
 import hmac
 import http.client
@@ -20,13 +21,18 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from email.message import EmailMessage
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.budgets.alerts import Alert, Notice
+from tokenmeter.budgets.delivery import TargetError
 from tokenmeter.errors import ConfigurationError
+
+__all__ = ["Email", "PagerDuty", "Slack", "TargetError", "Teams", "Webhook", "sign", "verify_signature"]
 
 _RETRYABLE = frozenset({408, 425, 429})
 _SERVER_ERRORS = 500
+#: Seconds that a receiver is waited for; a later answer than that is another look's.
+_LONGEST_WAIT = 60
 _HOW_TO_MAKE_ONE = "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
 _PAGERDUTY = "https://events.pagerduty.com/v2/enqueue"
 
@@ -39,8 +45,12 @@ def _is_http(url: str) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.hostname) and url.isprintable() and " " not in url
 
 
-class TargetError(Exception):
-    """The receiver did not take an alert; logged by the queue."""
+class _Refusal(NamedTuple):
+    """What went wrong, whether another attempt makes no sense, and how many seconds the receiver wants to be left."""
+
+    problem: str
+    final: bool
+    wait: int = 0
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -53,7 +63,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class _Post:
     """POSTs alerts as JSON; the kinds of targets differ in the body.
 
-    Answers of 2xx are a success. Connection errors, 408, 425, 429 and 5xx are tried again with growing pauses.
+    Answers of 2xx are a success. Connection errors, 408, 425, 429 and 5xx are tried again with growing pauses, or when
+    ``Retry-After`` says, if that is within a minute.
 
     Args:
         url: http(s) address.
@@ -93,12 +104,13 @@ class _Post:
         """
         body = json.dumps(self._body(alert), ensure_ascii=False).encode()
         for attempt in range(1, self._attempts + 1):
-            problem, again = self._send(body, alert.alert_id)
-            if problem is None:
+            refusal = self._send(body, alert.alert_id)
+            if refusal is None:
                 return
-            if not again or attempt == self._attempts:
-                raise TargetError(f"{self!r} did not take alert {alert.alert_id}: {problem}.")
-            self._sleep(2 ** (attempt - 1))
+            if refusal.final or attempt == self._attempts or refusal.wait > _LONGEST_WAIT:
+                told = f"{self!r} did not take alert {alert.alert_id}: {refusal.problem}."
+                raise TargetError(told, final=refusal.final)
+            self._sleep(max(2 ** (attempt - 1), refusal.wait))
 
     def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
         return alert.to_dict()
@@ -106,18 +118,36 @@ class _Post:
     def _headers(self, body: bytes, alert_id: str) -> Mapping[str, str]:  # noqa: ARG002 - for those who sign
         return {}
 
-    def _send(self, body: bytes, alert_id: str) -> tuple[str | None, bool]:
-        """Send once: what went wrong (None = nothing) and whether another attempt makes sense."""
+    @property
+    def address(self) -> str:
+        """What tells it from other targets of its kind; a secret."""
+        return self.url
+
+    def _send(self, body: bytes, alert_id: str) -> _Refusal | None:
+        """Send once: what went wrong; None = nothing."""
         headers = {"Content-Type": "application/json", "User-Agent": "tokenmeter", **self._headers(body, alert_id)}
         request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310 - scheme checked above
         try:
             with self._opener.open(request, timeout=self._timeout):
-                return None, False
+                return None
         except urllib.error.HTTPError as error:
             error.close()
-            return f"HTTP {error.code}", error.code in _RETRYABLE or error.code >= _SERVER_ERRORS
+            final = error.code not in _RETRYABLE and error.code < _SERVER_ERRORS
+            return _Refusal(f"HTTP {error.code}", final, _seconds(error.headers.get("Retry-After")))
         except (OSError, http.client.HTTPException) as error:
-            return f"{type(error).__name__}: {error}", True
+            return _Refusal(f"{type(error).__name__}: {error}", final=False)
+
+
+def _seconds(retry_after: str | None) -> int:
+    """What a ``Retry-After`` asks for, a number of seconds or a date; 0 where it says nothing that can be read."""
+    said = (retry_after or "").strip()
+    if said.isascii() and said.isdecimal():
+        return int(said[:9])
+    try:
+        at = email.utils.parsedate_to_datetime(said)
+    except (ValueError, IndexError, TypeError):
+        return 0
+    return max(0, int(at.timestamp() - time.time()))
 
 
 class Webhook(_Post):
@@ -286,6 +316,11 @@ class PagerDuty(_Post):
             raise ConfigurationError("pagerduty must be the integration key of a service, not an empty text.")
         self._routing_key = routing_key
 
+    @property
+    def address(self) -> str:
+        """The service's key, and where it is used."""
+        return f"{self.url} {self._routing_key}"
+
     def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
         return {
             "routing_key": self._routing_key,
@@ -346,7 +381,12 @@ class Email:
         self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"<Email {', '.join(self._to)}>"
+        return f"<Email {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """To whom it goes."""
+        return ", ".join(self._to)
 
     def __call__(self, alert: Alert | Notice) -> None:
         """Send `alert`.

@@ -462,8 +462,8 @@ class Planned(Settling):
             if call.plan is not None and self._plain.response_id not in meter.by_hand:
                 try:
                     if meter.plans.write(call.plan, call, self._exchange, self._plain, self._entry_id, wait=wait):
-                        if meter.budgets.rules:
-                            meter.budgets.check_rules_sometimes(faults=meter.faults)
+                        if meter.budgets.telling.looks:
+                            meter.budgets.telling.look_sometimes(faults=meter.faults)
                         return
                 except StoreBusyError:
                     if not wait:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
-from tokenmeter.budgets.alerts import EXIT_SECONDS, Rule
+from tokenmeter.budgets.alerts import Rule
+from tokenmeter.budgets.delivery import EXIT_SECONDS
 from tokenmeter.budgets.holds import PlannedHold
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
@@ -301,8 +302,8 @@ class Meter:
             scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
         self._tell(entry, authorization.call.span)
         self.budgets.learn(entry)
-        self.budgets.announce(settlement.crossings)
-        self.budgets.check_rules_sometimes(faults=self.faults)
+        self.budgets.telling.announce(settlement.crossings)
+        self.budgets.telling.look_sometimes(faults=self.faults)
         return entry
 
     def _catch_up(self) -> None:
@@ -373,7 +374,7 @@ class Meter:
         waiting = iter(entries)
         while batch := [(entry, self.budgets.postings(entry)) for entry in islice(waiting, _BATCH)]:
             for settlement in self.store.append(batch):
-                self.budgets.announce(settlement.crossings)
+                self.budgets.telling.announce(settlement.crossings)
                 yield settlement.recorded
 
     def fault(self, where: str, error: BaseException) -> None:

@@ -422,7 +422,7 @@ class Plans:
     ) -> None:
         if hold is not None and self._cross is not None:
             at = from_microseconds(at_us)
-            self._budgets.announce(self._cross(entry_id, at, hold.demands.reached(reached)))
+            self._budgets.telling.announce(self._cross(entry_id, at, hold.demands.reached(reached)))
 
     def learn(self, key: tuple[Any, ...], call: Call, seen: Plain, entry: Entry, group: Consumption) -> None:
         """Learn from an entry that the general way made of a plain answer.

@@ -1,0 +1,330 @@
+"""How alerts reach their targets: after the commit, off the call's path, each target by a thread of its own.
+
+What was delivered stands in the ledger, so that what a process could not deliver before it was killed, or while a
+receiver was away, is delivered by it or another later. A target may so hear of the same alert twice, which
+`Alert.alert_id` tells, but not never.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from itertools import chain
+
+from tokenmeter.budgets.alerts import NOTICE, Alert, AlertTarget, Notice
+from tokenmeter.budgets.matching import parse_scope, scope_text
+from tokenmeter.budgets.windows import from_microseconds, microseconds
+from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.processes import after_fork_in_child, has_ended, process_name
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.documents import DocumentQuery
+
+log = logging.getLogger("tokenmeter")
+
+#: Alerts that wait for slow targets at most; further ones are logged and left for later.
+QUEUE_SIZE = 1_000
+#: Seconds that a process which ends waits for alerts not yet delivered: long enough for a receiver's second thoughts.
+EXIT_SECONDS = 10
+#: What is older is news to nobody.
+_NEWS_FOR = timedelta(days=7)
+#: How long an alert is left to the process that found it: one that has said so, or one that had no time to.
+_LEFT_TO_ITS_OWN, _LEFT_UNCLAIMED = timedelta(minutes=15), timedelta(minutes=1)
+#: Between two attempts at a target that takes nothing: longer each time, up to this.
+_LONGEST_PAUSE = timedelta(hours=6)
+#: A ledger's first alert may be as old as the call that crossed the threshold took.
+_FIRST_CALL = timedelta(minutes=1)
+#: The flags of deliveries, kept as counters: each is set once, by whoever comes first.
+_SINCE, _CLAIMED, _DELIVERED = "alerts since", "alert claimed", "alert delivered"
+
+
+class TargetError(Exception):
+    """The receiver did not take an alert; logged by the queue.
+
+    Attributes:
+        final: Whether it would not take it later either.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+class Deliveries:
+    """What a ledger knows of who was told what.
+
+    Args:
+        store: The ledger.
+        alert_of: The alert of a threshold that was crossed; None where its budget is gone.
+    """
+
+    def __init__(self, store: Store, alert_of: Callable[[ThresholdCrossing], Alert | None]) -> None:
+        self._store = store
+        self._alert_of = alert_of
+
+    def claim(self, alert: Alert | Notice) -> None:
+        """Say that this process delivers `alert`: others leave it alone as long as it can be heard of."""
+        self._flag(_CLAIMED, alert=alert.alert_id, process=process_name())
+
+    def note(self, alert: Alert | Notice, target: str) -> None:
+        """Say that nothing more is to be done about `alert` at `target`."""
+        self._flag(_DELIVERED, alert=alert.alert_id, target=target)
+
+    def now(self) -> datetime:
+        """The ledger's clock."""
+        return self._store.now()
+
+    def missed(self, target: str) -> list[Alert | Notice]:
+        """What `target` should have been told by now and was not, the first first.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read or written.
+        """
+        now = self.now()
+        since = max(self._since(target, now) - _FIRST_CALL, now - _NEWS_FOR)
+        news: Iterator[tuple[datetime, Alert | Notice]] = chain(self._crossed(since), self._noticed(since))
+        found = {alert.alert_id: (at, alert) for at, alert in news}
+        keys = {one: _key(_DELIVERED, alert=one, target=target) for one in found}
+        told = self._store.counters(list(keys.values())) if keys else {}
+        left = {one: found[one] for one, key in keys.items() if not told[key].settled}
+        claims = self._claims() if left else {}
+        due = [(at, alert) for one, (at, alert) in left.items() if _is_left(claims.get(one, []), now - at)]
+        return [alert for _, alert in sorted(due, key=lambda each: (each[0], each[1].alert_id))]
+
+    def _since(self, target: str, now: datetime) -> datetime:
+        """When `target` was first heard of: what happened before is not told."""
+        key = _key(_SINCE, target=target)
+        known = self._store.counters([key])[key].settled
+        if not known:
+            self._store.open_counters({key: (microseconds(now), None)})
+        return from_microseconds(known) if known else now
+
+    def _crossed(self, since: datetime) -> Iterator[tuple[datetime, Alert]]:
+        recent = [
+            (one.crossed_at, one)
+            for one in self._store.crossings(limit=QUEUE_SIZE)
+            if one.crossed_at is not None and one.crossed_at >= since
+        ]
+        counters = self._store.counters([one.key for _, one in recent]) if recent else {}
+        for at, one in recent:
+            alert = self._alert_of(ThresholdCrossing(one.key, one.threshold, counters[one.key].settled))
+            if alert is not None:
+                yield at, alert
+
+    def _noticed(self, since: datetime) -> Iterator[tuple[datetime, Notice]]:
+        for document in self._store.documents(DocumentQuery(kind=NOTICE)):
+            if document.recorded_at >= since:
+                yield document.recorded_at, Notice.of(json.loads(document.body))
+
+    def _claims(self) -> dict[str, list[str]]:
+        """Per alert the processes that said they deliver it."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for key, _ in self._store.all_counters():
+            if key.budget == _CLAIMED:
+                claim = parse_scope(key.scope)
+                found[claim["alert"]].append(claim["process"])
+        return found
+
+    def _flag(self, what: str, **parts: str) -> None:
+        end = self.now() + 2 * _NEWS_FOR
+        self._store.open_counters({_key(what, **parts): (1, microseconds(end))})
+
+
+def _key(what: str, **parts: str) -> CounterKey:
+    return CounterKey(what, scope_text(parts), 0)
+
+
+def _is_left(claims: list[str], age: timedelta) -> bool:
+    """Whether nobody delivers an alert of this age any more."""
+    if claims and all(map(has_ended, claims)):
+        return True
+    return age >= (_LEFT_TO_ITS_OWN if claims else _LEFT_UNCLAIMED)
+
+
+class AlertQueue:
+    """Delivers alerts to targets, each from a daemon thread of its own, started with the first alert.
+
+    A call only puts the alert into queues, also when it ends in a finaliser. A target that raises is logged; one that
+    is slow or away delays no other.
+
+    Args:
+        targets: Who is told.
+        deliveries: What the ledger knows of them; None = nothing is remembered.
+    """
+
+    def __init__(self, targets: Iterable[AlertTarget] = (), *, deliveries: Deliveries | None = None) -> None:
+        self._outboxes = tuple(_Outbox(target, deliveries) for target in targets)
+        self._exit_hook_set = False
+
+    def __bool__(self) -> bool:
+        return bool(self._outboxes)
+
+    def submit(self, alert: Alert | Notice) -> None:
+        """Log `alert` and hand it to the targets. Never waits."""
+        log.warning("%s", alert)
+        for outbox in self._outboxes:
+            outbox.put(alert)
+        self._wait_at_exit()
+
+    def catch_up(self) -> None:
+        """Have delivered what nobody delivered. Never waits."""
+        for outbox in self._outboxes:
+            outbox.catch_up()
+        self._wait_at_exit()
+
+    def _wait_at_exit(self) -> None:
+        if self._outboxes and not self._exit_hook_set:
+            self._exit_hook_set = True
+            atexit.register(self._flush_at_exit)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until every alert submitted so far was handed to every target.
+
+        Args:
+            timeout: Seconds to wait at most, for all of them together.
+
+        Returns:
+            Whether all were.
+        """
+        until = time.monotonic() + timeout
+        marks = [outbox.mark() for outbox in self._outboxes]
+        return all(mark.wait(max(until - time.monotonic(), 0)) for mark in marks)
+
+    def _flush_at_exit(self) -> None:
+        if not self.flush(EXIT_SECONDS):
+            slow = ", ".join(repr(outbox.target) for outbox in self._outboxes if outbox.waiting)
+            log.error("tokenmeter could not deliver every alert before the process ended: %s took too long", slow)
+
+
+class _CatchUp:
+    """Stands in an outbox for what its target was not told."""
+
+
+class _Outbox:
+    """What waits for one target."""
+
+    def __init__(self, target: AlertTarget, deliveries: Deliveries | None) -> None:
+        self.target = target
+        self._name = _name_of(target)
+        self._deliveries = deliveries
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        # A SimpleQueue, since a finaliser may interrupt this very thread in the middle of a put.
+        self._queue: queue.SimpleQueue[Alert | Notice | _CatchUp | threading.Event] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._busy = False
+        #: Alerts that the target did not take: how often, and when it is asked again.
+        self._failed: dict[str, tuple[int, datetime]] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is not delivered yet."""
+        return self._busy or not self._queue.empty()
+
+    def put(self, alert: Alert | Notice) -> None:
+        """Have `alert` delivered; left for later, which is logged, where too many wait."""
+        self._renew()
+        if self._queue.qsize() >= QUEUE_SIZE:
+            log.error("tokenmeter dropped an alert: %d are waiting for %r", QUEUE_SIZE, self.target)
+            return
+        self._put(alert)
+
+    def catch_up(self) -> None:
+        """Have delivered what the ledger says was not."""
+        self._renew()
+        if self._deliveries is not None and self._queue.empty():  # else it is asked when less is to be done
+            self._put(_CatchUp())
+
+    def _renew(self) -> None:
+        if self._pid != os.getpid():  # a forked child has no thread
+            self._begin()
+
+    def _put(self, item: Alert | Notice | _CatchUp) -> None:
+        self._queue.put(item)
+        if self._thread is None:
+            with _starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="tokenmeter-alerts", daemon=True)
+                    self._thread.start()
+
+    def mark(self) -> threading.Event:
+        """Set as soon as everything that waits now was delivered."""
+        reached = threading.Event()
+        if self._thread is None or self._pid != os.getpid():
+            reached.set()
+        else:
+            self._queue.put(reached)
+        return reached
+
+    def _work(self) -> None:
+        waiting = self._queue
+        while True:
+            item = waiting.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            self._busy = True
+            for alert in self._missed() if isinstance(item, _CatchUp) else (item,):
+                self._deliver(alert)
+            self._busy = False
+
+    def _missed(self) -> list[Alert | Notice]:
+        assert self._deliveries is not None  # noqa: S101 - only then is anything asked for
+        try:
+            now = self._deliveries.now()
+            missed = self._deliveries.missed(self._name)
+        except Exception as error:  # noqa: BLE001 - it is asked again
+            log.info("tokenmeter could not look for alerts that were not delivered: %s", error)
+            return []
+        return [one for one in missed if one.alert_id not in self._failed or now >= self._failed[one.alert_id][1]]
+
+    def _deliver(self, alert: Alert | Notice) -> None:
+        self._remember(lambda deliveries: deliveries.claim(alert))
+        try:
+            self.target(alert)
+        except Exception as error:
+            log.exception("tokenmeter could not deliver an alert to %r", self.target)
+            if not (isinstance(error, TargetError) and error.final):
+                self._remember(lambda deliveries: self._put_off(alert, deliveries.now()))
+                return
+        self._failed.pop(alert.alert_id, None)
+        self._remember(lambda deliveries: deliveries.note(alert, self._name))
+
+    def _put_off(self, alert: Alert | Notice, now: datetime) -> None:
+        times, _ = self._failed.get(alert.alert_id, (0, now))
+        self._failed[alert.alert_id] = (times + 1, now + min(_LEFT_TO_ITS_OWN * 2**times, _LONGEST_PAUSE))
+
+    def _remember(self, write: Callable[[Deliveries], None]) -> None:
+        if self._deliveries is not None:
+            try:
+                write(self._deliveries)
+            except Exception as error:  # noqa: BLE001 - it may be told twice
+                log.info("tokenmeter could not write down that an alert was delivered: %s", error)
+
+
+def _name_of(target: AlertTarget) -> str:
+    """What the ledger calls a target, in every process that has it. Its address may be a secret and is not told."""
+    said = getattr(target, "address", None) or getattr(target, "__qualname__", "")
+    kind = type(target)
+    module = getattr(target, "__module__", None) or kind.__module__
+    digest = hashlib.sha256(f"{module}\n{said}".encode()).hexdigest()[:16]
+    return f"{kind.__qualname__} {digest}"
+
+
+_starting = threading.RLock()
+
+
+@after_fork_in_child
+def _renew_lock() -> None:
+    global _starting  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
+    _starting = threading.RLock()

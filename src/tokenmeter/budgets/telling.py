@@ -1,0 +1,135 @@
+"""What of a ledger's budgets is told: thresholds as they are crossed, what rules find, what nobody was told yet."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice, Rule, Sight, check
+from tokenmeter.budgets.delivery import AlertQueue, Deliveries
+from tokenmeter.budgets.holds import Fault
+from tokenmeter.budgets.matching import Cap, parse_scope
+from tokenmeter.budgets.policy import amount_of, threshold_amounts
+from tokenmeter.budgets.status import Balance
+from tokenmeter.budgets.windows import from_microseconds
+from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.stores.base import Store
+
+_HOST = socket.gethostname()
+#: Seconds between two looks, and from the start to the first of the rules.
+_LOOK_EVERY = 300
+_FIRST_LOOK = 60
+
+
+class Telling:
+    """Tells a ledger's alerts and notices to the targets of this process.
+
+    Args:
+        store: The ledger.
+        targets: Whom to tell, besides the log.
+        rules: What else is worth telling; looked at every five minutes while calls are made.
+        caps: The limits in force, by their counters' name.
+        limit_of: What a counter's limit is now.
+        balances: Where every counter of every budget stands at a moment.
+        fault: Told of faults that must not reach a caller.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        targets: Iterable[AlertTarget],
+        rules: Iterable[Rule],
+        *,
+        caps: Callable[[], Mapping[str, Cap]],
+        limit_of: Callable[[Cap, Mapping[str, str], CounterKey], int],
+        balances: Callable[[datetime], Sequence[Balance]],
+        fault: Fault,
+    ) -> None:
+        self._store = store
+        self._caps = caps
+        self._limit_of = limit_of
+        self._balances = balances
+        self._fault = fault
+        self.rules = tuple(rules)
+        self.queue = AlertQueue(targets, deliveries=Deliveries(store, self._alert))
+        now = time.monotonic()
+        self._missed_due, self._rules_due = now, now + _FIRST_LOOK
+        #: Whether there is anything to look for.
+        self.looks = bool(self.rules or self.queue)
+
+    def announce(self, crossings: Sequence[ThresholdCrossing]) -> None:
+        """Tell of crossed thresholds. Never waits for a target, never raises."""
+        for crossing in crossings:
+            try:
+                alert = self._alert(crossing)
+                if alert is not None:
+                    self.queue.submit(alert)
+            except Exception as error:  # noqa: BLE001 - nobody waits for it
+                self._fault("announce a crossed threshold", error)
+
+    def _alert(self, crossing: ThresholdCrossing) -> Alert | None:
+        key = crossing.key
+        cap = self._caps().get(key.budget)
+        if cap is None:
+            return None
+        scope = parse_scope(key.scope)
+        limit = self._limit_of(cap, scope, key)
+        start, end = next(
+            (span for span in cap.spans(key.window_start) if span[0] == key.window_start), (key.window_start, None)
+        )
+        percents = threshold_amounts(cap.budget, limit)
+        return Alert(
+            budget=cap.budget.name,
+            scope=scope,
+            unit=cap.unit,
+            threshold=percents.get(crossing.threshold, crossing.threshold * 100 // max(limit, 1)),
+            limit=amount_of(cap.unit, limit),
+            spent=amount_of(cap.unit, crossing.settled),
+            window_start=from_microseconds(start),
+            window_end=None if end is None else from_microseconds(end),
+            at=self._store.now(),
+            hard=cap.budget.hard,
+        )
+
+    def check_rules(self, *, faults: int = 0) -> list[Notice]:
+        """Look at the ledger with every rule, and tell what nobody has told yet.
+
+        Args:
+            faults: How often something inside tokenmeter failed in this process.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read or written.
+        """
+        now = self._store.now()
+        sight = Sight(self._store, self._balances(now), now, faults, f"{_HOST}:{os.getpid()}")
+        found = check(self.rules, sight)
+        for notice in found:
+            self.queue.submit(notice)
+        return found
+
+    def catch_up_sometimes(self) -> None:
+        """Have delivered what nobody delivered: at once when a process begins, then every five minutes. Never waits."""
+        now = time.monotonic()
+        if self.queue and now >= self._missed_due:
+            self._missed_due = now + _LOOK_EVERY
+            self.queue.catch_up()
+
+    def look_sometimes(self, *, faults: int) -> None:
+        """`check_rules` in a thread, and `catch_up_sometimes`, every five minutes. Never waits, never raises."""
+        self.catch_up_sometimes()
+        now = time.monotonic()
+        if self.rules and now >= self._rules_due:
+            self._rules_due = now + _LOOK_EVERY
+            threading.Thread(
+                target=self._check_quietly, args=(faults,), name="tokenmeter-check-rules", daemon=True
+            ).start()
+
+    def _check_quietly(self, faults: int) -> None:
+        try:
+            self.check_rules(faults=faults)
+        except Exception as error:  # noqa: BLE001 - nobody waits for it
+            self._fault("check rules", error)

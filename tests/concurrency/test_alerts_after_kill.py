@@ -1,0 +1,195 @@
+"""An alert that a killed process could not deliver is delivered by the next one: the ledger knows who was told."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tokenmeter.attribution import Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.budgets.alerts import Notice, Unpriced
+from tokenmeter.budgets.targets import TargetError, Webhook
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import BudgetExceededError
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.stores import open_store
+from tokenmeter.usage import Consumption, Observation, Usage
+
+SHARED = pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
+EVERY = pytest.mark.parametrize("store_url", ["memory", "sqlite", "postgres"], indirect=True)
+PROGRAM = """
+import sys
+from tokenmeter.attribution import Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.budgets.targets import Webhook
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.stores import open_store
+from tokenmeter.usage import Consumption, Observation, Usage
+
+meter = Meter(store=open_store(sys.argv[1]), pricer=Pricer(PriceList()), alerts=[Webhook(sys.argv[2], timeout=60)],
+              budgets=[Budget(member="*", limit_requests=1, thresholds=(100,), name="one each")])
+call = Call(provider="openai", endpoint="chat.completions", operation="chat",
+            facts=RequestFacts(model="m", max_output_tokens=1), attribution=Attribution(member="ada"))
+answer = Outcome(observation=Observation(consumptions=(Consumption(model="m", usage=Usage({"output": 1})),)))
+meter.settle(meter.authorize(call), answer)
+meter.flush(60)
+"""
+CALL = Call(
+    provider="openai",
+    endpoint="chat.completions",
+    operation="chat",
+    facts=RequestFacts(model="m", max_output_tokens=1),
+    attribution=Attribution(member="ada"),
+)
+ANSWER = Outcome(observation=Observation(consumptions=(Consumption(model="m", usage=Usage({"output": 1})),)))
+ONE_EACH = Budget(member="*", limit_requests=1, thresholds=(100,), name="one each")
+
+
+@pytest.fixture
+def receiver():
+    """A real HTTP server that answers nobody until it is let go, and keeps what it was told."""
+
+    class Handler(BaseHTTPRequestHandler):
+        server: Any
+
+        def do_POST(self):
+            self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.server.asked.set()
+            self.server.go.wait(60)
+            with contextlib.suppress(OSError):  # who asked was killed
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.told, server.asked, server.go = [], threading.Event(), threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}/"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.go.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def meter_at(url, *targets, budgets=(), rules=()):
+    return Meter(store=open_store(url), pricer=Pricer(PriceList()), alerts=targets, budgets=budgets, rules=rules)
+
+
+def call_once(meter):
+    """One call, settled or refused, and all alerts that come of it."""
+    with contextlib.suppress(BudgetExceededError):
+        meter.settle(meter.authorize(CALL), ANSWER)
+    assert meter.budgets.alerts.flush(60)
+
+
+@SHARED
+def test_what_a_killed_process_was_about_to_deliver_the_next_one_delivers_once(store_url, receiver):
+    killed = subprocess.Popen([sys.executable, "-c", PROGRAM, store_url, receiver.url])
+    assert receiver.asked.wait(60)  # it is being told, and nothing says that it was
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    receiver.go.set()
+    (first,) = receiver.told
+    for _ in range(2):  # the second has nothing to do
+        meter = meter_at(store_url, Webhook(receiver.url))
+        call_once(meter)  # is refused: the budget is spent
+        meter.close()
+    assert [one["alert_id"] for one in receiver.told] == [first["alert_id"]] * 2
+    assert (first["budget"], first["threshold"], first["scope"]) == ("one each", 100, {"member": "ada"})
+
+
+@EVERY
+class TestLater:
+    def test_what_a_receiver_did_not_take_it_is_told_again(self, store_url, monkeypatch):
+        seen, away = [], [True]
+
+        def target(alert):
+            if away:
+                raise TargetError("away")
+            seen.append(alert)
+
+        meter = meter_at(store_url, target, budgets=[ONE_EACH])
+        call_once(meter)
+        away.clear()
+        now = meter.store.now()
+        for minutes, told in ((1, 0), (16, 1), (32, 1)):
+            monkeypatch.setattr(meter.store, "now", lambda minutes=minutes: now + timedelta(minutes=minutes))
+            meter.budgets.alerts.catch_up()
+            assert meter.budgets.alerts.flush(60)
+            assert [alert.threshold for alert in seen] == [100] * told
+        meter.close()
+
+    def test_a_refusal_for_good_is_not_asked_again(self, store_url, monkeypatch):
+        asked = []
+
+        def target(alert):
+            asked.append(alert)
+            raise TargetError("gone", final=True)
+
+        meter = meter_at(store_url, target, budgets=[ONE_EACH])
+        call_once(meter)
+        now = meter.store.now()
+        monkeypatch.setattr(meter.store, "now", lambda: now + timedelta(hours=1))
+        meter.budgets.alerts.catch_up()
+        assert meter.budgets.alerts.flush(60)
+        assert len(asked) == 1
+        meter.close()
+
+    def test_a_target_that_is_new_hears_of_nothing_that_was_before_it(self, store_url, monkeypatch):
+        meter = meter_at(store_url, budgets=[ONE_EACH])
+        call_once(meter)
+        now = meter.store.now()
+        seen: list[Any] = []
+        other = Meter(store=meter.store, pricer=Pricer(PriceList()), alerts=[seen.append])
+        for minutes in (5, 30):
+            monkeypatch.setattr(meter.store, "now", lambda minutes=minutes: now + timedelta(minutes=minutes))
+            other.budgets.alerts.catch_up()
+            assert other.budgets.alerts.flush(60)
+        assert seen == []
+        meter.close()
+
+    def test_what_a_program_without_targets_crossed_one_that_has_them_tells(self, store_url, monkeypatch):
+        seen: list[Any] = []
+        meter = meter_at(store_url, seen.append, budgets=[ONE_EACH])
+        meter.budgets.alerts.catch_up()
+        assert meter.budgets.alerts.flush(60)
+        bare = Meter(store=meter.store, pricer=Pricer(PriceList()), budgets=[ONE_EACH])
+        call_once(bare)
+        now = meter.store.now()
+        for minutes, told in ((0, 0), (2, 1), (20, 1)):
+            monkeypatch.setattr(meter.store, "now", lambda minutes=minutes: now + timedelta(minutes=minutes))
+            meter.budgets.alerts.catch_up()
+            assert meter.budgets.alerts.flush(60)
+            assert len(seen) == told
+        meter.close()
+
+    def test_what_a_rule_found_is_told_again_as_it_was(self, store_url, monkeypatch):
+        seen: list[Any] = []
+        bare = meter_at(store_url, budgets=[Budget(limit_usd=1, hard=False)], rules=[Unpriced()])
+        other = Meter(store=bare.store, pricer=Pricer(PriceList()), alerts=[seen.append])
+        other.budgets.alerts.catch_up()
+        assert other.budgets.alerts.flush(60)
+        call_once(bare)
+        (found,) = bare.budgets.check_rules()
+        now = bare.store.now()
+        monkeypatch.setattr(bare.store, "now", lambda: now + timedelta(minutes=2))
+        other.budgets.alerts.catch_up()
+        assert other.budgets.alerts.flush(60)
+        assert [one for one in seen if isinstance(one, Notice)] == [found]
+        bare.close()
