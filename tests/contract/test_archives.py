@@ -361,8 +361,8 @@ def test_without_the_extra_kept_sums_answer_and_the_rest_names_it(archived, monk
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_entry, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "it's a cache"))
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH_TIMES", 0.01)
     edges = [datetime(2026, month, 1, tzinfo=UTC) for month in range(1, 6)]
 
     def asked():
@@ -401,8 +401,8 @@ def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_e
 def test_totals_that_another_user_may_have_written_are_not_believed(store, months, tmp_path, monkeypatch):
     duckdb = pytest.importorskip("duckdb")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH_TIMES", 0.01)
     before = answers(store)
     store.archives.seal("2026-03", tmp_path / "archive")
     store.archives.drop()
@@ -417,37 +417,42 @@ def test_totals_that_another_user_may_have_written_are_not_believed(store, month
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
-def test_no_more_totals_are_kept_than_there_is_room_for(store, months, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._MOST_FILES", 2)
-    before = answers(store)
+def test_totals_for_which_there_is_no_room_are_not_missed_and_put_out_none_that_are_asked_for(
+    store, months, tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH_TIMES", 0.01)
+    monkeypatch.setattr("tokenmeter.stores.archive.kept._MEBIBYTE", 1024)
+    edges = [START, START + timedelta(days=200)]
+
+    def asked(store):
+        return [store.aggregate(edges, by) for by in (("end_user",), ("tag:env",))]
+
+    before = asked(store)
     store.archives.seal("2026-03", tmp_path / "archive")
     store.archives.drop()
-    assert_same(before, answers(store))
-    assert len(list((tmp_path / "cache").rglob("*.by-*"))) == 2
-
-
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
-def test_totals_of_one_question_for_which_there_is_no_room_are_not_missed(store, months, tmp_path, monkeypatch):
-    """Those of the last file put out those of the first before both are read, as another process may."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH_TIMES", 0.01)
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._MOST_FILES", 1)
-    edges = [START, START + timedelta(days=200)]
-    before = store.aggregate(edges, ("end_user",))
-    for month in ("2026-01", "2026-02", "2026-03"):
-        store.archives.seal(month, tmp_path / "archive")
-    store.archives.drop()
-    assert store.aggregate(edges, ("end_user",)) == before
+    kept = sorted(cache.rglob("*.by-*.parquet"))
+    assert len(kept) == 6
+    bound = sum(path.stat().st_size for path in kept) * 2 // 3 // 1024
+    monkeypatch.setenv("TOKENMETER_ARCHIVE_CACHE_MB", str(bound))
+    shutil.rmtree(cache)
+    known = {}
+    for _ in range(2):
+        again = open_store(store.url)
+        assert asked(again) == before
+        again.close()
+        few = {path: path.stat().st_ino for path in cache.rglob("*.by-*.parquet")}
+        assert 0 < sum(path.stat().st_size for path in few) <= bound * 1024
+        assert known.items() <= few.items(), "none goes for another that is no more asked for"
+        known = few
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_as_many_as_the_entries_are_not_kept(store, months, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("tokenmeter.stores.archive.shelf._WORTH", 1)
+    monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH", 1)
     before = answers(store)
     store.archives.seal("2026-03", tmp_path / "archive")
     store.archives.drop()
@@ -584,6 +589,30 @@ def test_an_object_store_keeps_months_and_is_asked_once(store, months, bucket, t
     assert [(one.kind, one.where) for one in store.verify().faults] == [("archive", "2026-01")]
     bucket.put_object(Bucket="books", Key=listed[0]["Key"], Body=b"something else")
     assert "not the file that was sealed" in store.verify().faults[0].detail
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_of_an_object_store_no_more_is_kept_than_there_is_room_for(store, months, bucket, tmp_path, monkeypatch):
+    before = [one.entry_id for one in store.entries()]
+    store.archives.seal("2026-03", "s3://books/usage")
+    monkeypatch.setenv("TOKENMETER_ARCHIVE_CACHE_MB", "0")
+    store.archives.drop()
+    assert store.verify(deep=True).ok
+
+    def kept():
+        return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+    assert len(kept()) <= 1, "what is only checked is not kept"
+    for month in (1, 2, 3):
+        span = EntryFilter(since=datetime(2026, month, 2, tzinfo=UTC), until=datetime(2026, month, 25, tzinfo=UTC))
+        assert list(store.entries(span))
+        assert len(kept()) == 1
+    connection = store.archives.connect()
+    assert list(store.entries(span)), "a month that is asked for while others are read"
+    assert connection.execute("SELECT count(*) FROM calls").fetchone() == (len(before),)
+    connection.close()
+    assert [one.entry_id for one in store.entries()] == before
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)

@@ -14,8 +14,8 @@ from pydantic_core import from_json, to_json
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.archive.filters import ArchiveFilter, filter_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.engine import Readable, Rows, check_dimensions, conditions, matches
@@ -134,7 +134,7 @@ class EntryReader:
 
         def begin(connection: Rows) -> tuple[list[ArchivedMonth], ArchiveFilter]:
             files, _ = self._archives.within(connection, *span)
-            return files, self._archives.wanted(connection, which.where) if files else ArchiveFilter()
+            return files, filter_of(connection, which.where) if files else ArchiveFilter()
 
         files, wanted = self._database.read(begin) if archived_to else ([], ArchiveFilter())
         if not files:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pydantic_core import from_json
 
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.archive.shelf import ArchiveFilter
+from tokenmeter.stores.archive.filters import ArchiveFilter
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
 from tokenmeter.stores.engine import Rows

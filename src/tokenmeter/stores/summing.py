@@ -14,8 +14,8 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.archive.filters import ArchiveFilter, filter_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.shelf import ArchiveFilter
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.engine import (
     FILTERS,
@@ -180,7 +180,7 @@ class _Grouping:
             if not files:
                 continue
             if self._wanted is None:
-                self._wanted = self._archives.wanted(self._connection, self._where, self._cell_of)
+                self._wanted = filter_of(self._connection, self._where, self._cell_of)
             buckets: dict[int, list[tuple[int, int]]] = {}
             for bucket, term in group:
                 for piece in range(bisect_left(edges, term.start), bisect_left(edges, term.end)):

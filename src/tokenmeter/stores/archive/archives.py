@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,15 +20,14 @@ from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerErr
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.layout import FileWriter, groups_in, identity_parts, records, rows_after
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle, Proof
-from tokenmeter.stores.archive.places import digest_of_file, joined, local_copy, place_of, put_file, remove_file
+from tokenmeter.stores.archive.places import digest_of_file, joined, opened_copy, place_of, put_file, remove_file
 from tokenmeter.stores.archive.shape import Shaper
-from tokenmeter.stores.archive.shelf import ArchiveFilter, Shelf, ids_in
+from tokenmeter.stores.archive.shelf import Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
-from tokenmeter.stores.engine import FILTERS, Readable, Rows, account_conditions, admits, asked, conditions
+from tokenmeter.stores.engine import Readable, Rows
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link
-from tokenmeter.stores.record import storable_text
 from tokenmeter.stores.slots import HOUR, from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -246,8 +246,15 @@ class ParquetArchives:
     def connect(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
         """The ledger as tables of DuckDB; see `tokenmeter.stores.archive.star`."""
         self._fold()
-        files = {one.url: str(local_copy(one.url, one.sha256)) for one in self._book.read(self.within)[0]}
-        return open_star(self._book, self.within, files, path)
+        with contextlib.ExitStack() as held:
+            connection = open_star(
+                self._book,
+                self.within,
+                lambda month: held.enter_context(opened_copy(month.url, month.sha256)),
+                path,
+            )
+            weakref.finalize(connection, held.pop_all().close)  # its views read the files as long as it is there
+            return connection
 
     def prove(self, entry_id: str) -> Proof:
         """See `tokenmeter.Meter.prove`."""
@@ -261,7 +268,8 @@ class ParquetArchives:
             )
         seq, record = found
         month = next(one for one in months if one.first_seq <= seq <= one.last_seq)
-        chain = self._walked(month, local_copy(month.url, month.sha256, check=True), of=seq - month.first_seq)
+        with opened_copy(month.url, month.sha256, check=True) as path:
+            chain = self._walked(month, path, of=seq - month.first_seq)
         root = chain.merkle.root().hex()
         if root != month.root:
             raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
@@ -300,9 +308,9 @@ class ParquetArchives:
                 break
             if month.dropped:
                 continue
-            path = local_copy(month.url, month.sha256, check=True)
-            self._walk(month, path)
-            ids = ids_in(str(path))
+            with opened_copy(month.url, month.sha256, check=True) as path:
+                self._walk(month, path)
+                ids = ids_in(str(path))
             while self._book.let_go(month.last_seq, ids):
                 if progress is not None:
                     progress(month.last_seq)
@@ -319,9 +327,10 @@ class ParquetArchives:
         """
         months, archived_to = self._book.read(self.within)
         for month in months:
-            for page in records(str(local_copy(month.url, month.sha256, check=True))):
-                if kept := [(seq, body) for seq, body in page if seq <= archived_to]:
-                    yield kept
+            with opened_copy(month.url, month.sha256, check=True) as path:
+                for page in records(str(path)):
+                    if kept := [(seq, body) for seq, body in page if seq <= archived_to]:
+                        yield kept
 
     def restore(self, since: str | None = None) -> list[ArchivedMonth]:
         """Bring the entries of dropped months back into the live ledger, the latest first. Their files stay.
@@ -348,13 +357,13 @@ class ParquetArchives:
                 continue
             if since is not None and month.month < since:
                 break
-            archived_to = self._take_back(month, archived_to)
+            with opened_copy(month.url, month.sha256, check=True) as path:
+                archived_to = self._take_back(month, path, archived_to)
             restored.append(replace(month, dropped=False))
         return restored
 
-    def _take_back(self, month: ArchivedMonth, archived_to: int) -> int:
+    def _take_back(self, month: ArchivedMonth, path: Path, archived_to: int) -> int:
         """Bring back what of a month is gone; up to which record entries are gone then."""
-        path = local_copy(month.url, month.sha256, check=True)
         groups = self._walk(month, path)
         for number, (head, first) in reversed(list(enumerate(groups))):
             chain = _Chain(first, head, self._documents(month.first_seq, month.last_seq))
@@ -441,9 +450,9 @@ class ParquetArchives:
                 )
             last, head = month.last_seq, month.head_after
             try:
-                path = local_copy(month.url, month.sha256, check=True)
-                if deep:
-                    self._walk(month, path, asked, found)
+                with opened_copy(month.url, month.sha256, check=True) as path:
+                    if deep:
+                        self._walk(month, path, asked, found)
             except ConfigurationError:
                 raise
             except (TokenmeterError, LookupError, ValueError) as error:
@@ -480,53 +489,6 @@ class ParquetArchives:
             and (end is None or one.first_at < end)
         ], archived_to
 
-    def wanted(
-        self, connection: Rows, where: Mapping[str, frozenset[str | None]], numbers: Mapping[int, int] | None = None
-    ) -> ArchiveFilter:
-        """Conditions as the archive knows them: by digests and texts that the ledger still has.
-
-        Args:
-            connection: The ledger.
-            where: The conditions; those on meters are not among them.
-            numbers: Row of an account -> the asker's number of it, for accounts that are wanted.
-        """
-        run = connection.execute
-        accounts: dict[bytes, int] | None = None
-        if numbers is not None:
-            rows = run("SELECT id, digest FROM accounts").fetchall()
-            accounts = {bytes(digest): numbers[number] for number, digest in rows if number in numbers}
-        else:
-            clauses, values = account_conditions(where)
-            if clauses:
-                statement = (
-                    f"SELECT digest FROM accounts WHERE id IN (SELECT id FROM contexts WHERE {' AND '.join(clauses)})"  # noqa: S608 - names of our own
-                )
-                accounts = {bytes(digest): 0 for (digest,) in run(statement, values)}
-        end_users: frozenset[bytes | None] | None = None
-        tags: frozenset[str | None] | None = None
-        named = {key: accepted for key, accepted in where.items() if asked(key)[0] == "end_user"}
-        tagged = {key: accepted for key, accepted in where.items() if key.startswith("tag:")}
-        if named:
-            clauses, values = conditions(named, None, None)
-            rows = run(
-                f"SELECT n.digest FROM (SELECT id AS end_user, digest, kind FROM names) AS n WHERE n.kind = ? AND {' AND '.join(clauses)}",  # noqa: S608, E501 - as above
-                ("end_user", *values),
-            )
-            end_users = frozenset({*(bytes(digest) for (digest,) in rows), *_unset(named)})
-        if tagged:
-            clauses, values = conditions(tagged, None, None)
-            rows = run(
-                f"SELECT s.body FROM (SELECT id AS tags, body FROM tagsets) AS s WHERE {' AND '.join(clauses)}",  # noqa: S608 - as above
-                values,
-            )
-            tags = frozenset({*(body for (body,) in rows), *_unset(tagged)})
-        ids = {
-            key: frozenset(value and storable_text(value) for value in accepted)
-            for key, accepted in where.items()
-            if asked(key)[0] in FILTERS
-        }
-        return ArchiveFilter(accounts, end_users, tags, ids)
-
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
         """Account (digest) and record of an archived entry, by its id."""
         files, archived_to = self.within(connection)
@@ -556,11 +518,6 @@ class ParquetArchives:
     def shelf(self) -> Shelf:
         """The files, open for reading."""
         return self._shelf
-
-
-def _unset(where: Mapping[str, frozenset[str | None]]) -> set[None]:
-    """None, where conditions on one dimension (or on several tags) are met by entries that do not have it."""
-    return {None} if all(admits({key: values}, None) for key, values in where.items()) else set()
 
 
 class _Cut(NamedTuple):

@@ -10,17 +10,18 @@ import contextlib
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
+from collections.abc import Generator
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-import platformdirs
-
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
+from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_path, make_folder, make_room, reading
 
 _CHUNK = 1 << 20
+#: Times that a copy is fetched again because somebody removed it.
+_ATTEMPTS = 3
 
 
 def import_extra(name: str) -> Any:
@@ -130,44 +131,53 @@ def _put_beside(source: Path, target: Path) -> None:
         Path(name).unlink()
 
 
-def local_copy(url: str, sha256: str, *, check: bool = False) -> Path:
-    """The path of a file on this machine that is what the digest says; one from a bucket is kept from then on.
+@contextlib.contextmanager
+def opened_copy(url: str, sha256: str, *, check: bool = False) -> Generator[Path]:
+    """The path on this machine of a file that is what the digest says; it stays there as long as the block runs.
+
+    What comes from a bucket is kept for the next question. What is only checked is kept where there is room.
 
     Args:
         url: Where it lies.
         sha256: What it has to be.
-        check: Whether a file in a folder, or a kept copy, is read to see that it is.
+        check: Whether it is read where it lies to see that it is, whatever is kept of it.
 
     Raises:
         StoreUnavailableError: it cannot be read.
         TamperedLedgerError: it is not what was sealed.
     """
-    try:
-        if "://" not in url:
-            if check:
-                with Path(url).open("rb") as stream:
-                    _compare(url, digest_of_file(stream)[0], sha256)
-            elif not Path(url).is_file():
-                raise FileNotFoundError(2, "No such file", url)
-            return Path(url)
-        return _fetched(url, sha256, check=check)
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"The archived month at {url} cannot be read: {reason_of(error)}. Put the file back, or mend the access."
-        ) from error
+    with contextlib.ExitStack() as held:
+        try:
+            if "://" in url:
+                path = held.enter_context(_checked(url, sha256)) if check else _kept(url, sha256, held)
+            else:
+                path = Path(url)
+                if check:
+                    with path.open("rb") as stream:
+                        _compare(url, digest_of_file(stream)[0], sha256)
+                elif not path.is_file():
+                    raise FileNotFoundError(2, "No such file", url)
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"The archived month at {url} cannot be read: {reason_of(error)}. Put the file back, or mend the "
+                "access."
+            ) from error
+        yield path
 
 
-def kept_path(name: str) -> Path:
-    """Where something made of an archive file is kept on this machine; whoever removes it has it made again."""
-    return Path(platformdirs.user_cache_path("tokenmeter", appauthor=False)) / "archive" / name
-
-
-def is_private(folder: Path) -> bool:
-    """Whether nobody else can have put a file where `kept_path` keeps them."""
-    if not hasattr(os, "geteuid"):  # Windows keeps each user's files apart by itself
-        return True
-    status = folder.stat()
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _kept(url: str, sha256: str, held: contextlib.ExitStack) -> Path:
+    """The copy on this machine, fetched if need be; nobody removes it before `held` ends."""
+    kept = kept_path(f"{sha256}.parquet")
+    for _ in range(_ATTEMPTS):
+        if held.enter_context(reading(kept)) and _is_as_fetched(kept, sha256):
+            return kept
+        fetched = _fetched(url, sha256)
+        try:
+            make_room(fetched.stat().st_size)  # if there is none, it goes with the next that is fetched
+            fetched.replace(kept)
+        finally:
+            fetched.unlink(missing_ok=True)
+    raise StoreUnavailableError(f"Somebody removes or changes what is kept of {url} in {kept.parent}.")
 
 
 def _is_as_fetched(kept: Path, sha256: str) -> bool:
@@ -177,13 +187,22 @@ def _is_as_fetched(kept: Path, sha256: str) -> bool:
         return digest_of_file(stream)[0] == sha256
 
 
-def _fetched(url: str, sha256: str, *, check: bool) -> Path:
-    kept = kept_path(f"{sha256}.parquet")
-    if kept.is_file() and not check and _is_as_fetched(kept, sha256):
-        return kept
-    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _checked(url: str, sha256: str) -> Generator[Path]:
+    """A copy for as long as the block runs; kept then if there is room, or in place of the one that is."""
+    kept, fetched = kept_path(f"{sha256}.parquet"), _fetched(url, sha256)
+    try:
+        yield fetched
+        if kept.exists() or make_room(fetched.stat().st_size, unread_for=LATELY):
+            fetched.replace(kept)
+    finally:
+        fetched.unlink(missing_ok=True)
+
+
+def _fetched(url: str, sha256: str) -> Path:
+    """A file out of a bucket, under a name that nobody else looks for."""
     system, path = _file_system(url)
-    handle, name = tempfile.mkstemp(dir=kept.parent, prefix=".fetching-")
+    handle, name = tempfile.mkstemp(dir=make_folder(), prefix=UNFINISHED)
     digest = hashlib.sha256()
     try:
         with os.fdopen(handle, "wb") as made, system.open(path, "rb") as given:
@@ -191,11 +210,10 @@ def _fetched(url: str, sha256: str, *, check: bool) -> Path:
                 digest.update(chunk)
                 made.write(chunk)
         _compare(url, digest.hexdigest(), sha256)
-        os.replace(name, kept)  # noqa: PTH105 - as `os.link`
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-    return kept
+    except BaseException:
+        Path(name).unlink()
+        raise
+    return Path(name)
 
 
 def _compare(url: str, found: str, sha256: str) -> None:

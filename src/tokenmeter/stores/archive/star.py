@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ _CALLS = """
 def open_star(
     book: Readable,
     within: Callable[[Rows], tuple[Sequence[ArchivedMonth], int]],
-    files: Mapping[str, str],
+    path_of: Callable[[ArchivedMonth], Path],
     path: str | os.PathLike[str] | None,
 ) -> DuckDBPyConnection:
     """See `tokenmeter.Meter.duckdb`.
@@ -71,7 +71,7 @@ def open_star(
     Args:
         book: The ledger.
         within: Its months that are in files, and the last record of these.
-        files: URL of a month -> path of the file on this machine.
+        path_of: Where on this machine the file of a month is.
         path: Database to make; None = in memory.
 
     Raises:
@@ -91,7 +91,7 @@ def open_star(
                     writer.write([row for row, _ in page])
                     after = page[-1][0].seq
             _dimensions(connection, rows)
-            return [files[one.url] for one in months], archived_to
+            return [str(path_of(one)) for one in months], archived_to
 
         paths, archived_to = book.read(copy)
         connection.execute("CREATE TABLE live AS SELECT * FROM read_parquet(?)", [str(live)])
