@@ -122,3 +122,16 @@ def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):
 def test_reconciling_without_an_admin_key_says_which_is_missing(run):
     code, text = run("reconcile", "openai")
     assert (code, "OPENAI_ADMIN_KEY" in text) == (2, True)
+
+
+def test_commands_about_the_books_cut_months_as_the_settings_bill_them(run, tmp_path):
+    settings = (tmp_path / "tokenmeter.toml").read_text()
+    (tmp_path / "tokenmeter.toml").write_text(
+        settings.replace("[billing.seller]", '[billing]\ntz = "Pacific/Auckland"\n[billing.seller]')
+    )
+    assert "2026-10 (Pacific/Auckland) closed" in run("period", "close", "2026-10")[1]
+    assert run("invoice", "issue", "team=search", "--period", "2026-10")[0] == 0
+    code, text = run("invoice", "coverage", "--period", "2026-10")
+    assert (code, "2026-10 (Pacific/Auckland): $12.345600000000 on 1 invoices" in text) == (0, True)
+    assert "2026-10 (Pacific/Auckland)" in run("statement", "team=search", "--period", "2026-10")[1]
+    assert run("invoice", "coverage", "--period", "2026-10", "--tz", "UTC")[0] == 1

@@ -17,6 +17,7 @@ from tokenmeter.billing import (
     credit_notes,
     draft_invoice,
     draft_invoices,
+    draw_statement,
     find_invoice,
     invoice_coverage,
     invoices,
@@ -572,3 +573,30 @@ def test_a_float_is_credited_as_it_is_written_with_a_key_as_without(ready):
         notes = {credit_invoice(ready, bill, asked, "outage", key=f"{asked}").number for _ in range(2)}
         assert len(notes) == 1
     assert credit_invoice(ready, bill, [(1, 0.25)], "outage").net == Decimal("0.25")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        ("", "gpt-5 input tokens"),
+        ("[processing=batch]", "gpt-5 input tokens, batch"),
+        ("[min_input_tokens=200000]", "gpt-5 input tokens, prompts over 200,000 tokens"),
+        ("[geo=us, service_tier=priority]", "gpt-5 input tokens, geo us, priority"),
+    ],
+)
+def test_what_a_price_was_chosen_by_is_said_in_words(store, make_call, conditions, words):
+    entry = make_call("1", member="ada")
+    charge = replace(entry.charges[0], price_id=f"openai/gpt-5/input{conditions}@2026-01-01")
+    store.settle(replace(entry, charges=(charge,)))
+    assert [line.description for line in draft_invoice(store, member="ada", period="2026-11").lines] == [words]
+
+
+def test_a_period_is_cut_as_it_was_closed_where_nobody_says_how(store, book, december):
+    book("2", member="ada", at="2026-10-31T23:30")  # of November in Berlin
+    close_period(store, "2026-11", tz="Europe/Berlin", now=december)
+    profile = {"tz": "Europe/Berlin"}
+    issue_invoice(store, draft_invoice(store, member="ada", period="2026-11", profile=profile))
+    coverage = invoice_coverage(store, period="2026-11")
+    assert (coverage.period.tz, coverage.invoiced, coverage.billed_nowhere) == ("Europe/Berlin", 2, 0)
+    assert invoice_coverage(store, period="2026-11", tz="UTC").ledger == 0
+    assert draw_statement(store, member="ada", period="2026-11").charges == 2

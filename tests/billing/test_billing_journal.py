@@ -140,3 +140,68 @@ def test_accounts_by_a_table(booked):
         for posting in entry.postings
     }
     assert {"Income:Claude", "Income:Other"} <= names
+
+
+@pytest.fixture
+def two_currencies(store, book, december):
+    """November: 100 dollars for search, 46 euros for ads."""
+    book("100", team="search")
+    book("50", team="ads")
+    close_period(store, "2026-11", now=december)
+    issue_invoice(store, draft_invoice(store, team="search", period="2026-11", buyer="=cmd|' /C calc'!A0"))
+    euros = {"currency": "EUR", "exchange_rate": "0.92"}
+    issue_invoice(
+        store,
+        draft_invoice(store, team="ads", period="2026-11", buyer="Ads \N{LATIN SMALL LETTER L WITH STROKE}", **euros),
+    )
+    return store
+
+
+def test_a_file_that_does_not_say_its_currency_has_one(two_currencies):
+    with pytest.raises(ConfigurationError, match="documents in EUR, USD: make a file for each"):
+        export_journal(two_currencies, period="2026-11", form="quickbooks")
+    for currency, amount in (("EUR", "46.00"), ("USD", "100.00")):
+        content = export_journal(two_currencies, period="2026-11", form="quickbooks", options={"currency": currency})
+        assert [row["*Item Amount"] for row in csv.DictReader(io.StringIO(content.decode()))] == [amount]
+
+
+def test_datev_has_a_file_for_each_currency_and_replaces_letters_when_asked(two_currencies):
+    given = {"period": "2026-11", "form": "datev", "accounts": NUMBERS}
+    with pytest.raises(ConfigurationError, match="there are documents in USD: make a file for each currency"):
+        export_journal(two_currencies, **given)
+    with pytest.raises(ConfigurationError, match="has no 'ł'"):
+        export_journal(two_currencies, **given, options={"currency": "EUR"})
+    for currency, booked in (("EUR", '46,00;"H";"EUR"'), ("USD", '100,00;"H";"USD"')):
+        content = export_journal(two_currencies, **given, options={"currency": currency, "replace": "?"}).decode(
+            "cp1252"
+        )
+        _, _, row, _ = content.split("\r\n")
+        assert row.replace('"S"', '"H"').startswith(booked)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"account_digits": "many"}, "a number from 4 to 9"),
+        ({"year_start": "2026-12-01"}, "fiscal year, which begins on 2026-12-01"),
+        ({"year_start": "2025-06-30"}, "fiscal year, which begins on 2025-06-30"),
+    ],
+)
+def test_datevs_options_are_checked(booked, options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        export_journal(booked, period="2026-11", form="datev", accounts=NUMBERS, options={"currency": "USD", **options})
+
+
+def test_accounts_are_opened_once_in_the_files_of_one_book(booked, tmp_path):
+    months = [
+        export_journal(booked, period="2026-11", form="beancount", options={"open": opened}).decode()
+        for opened in ("yes", "no")
+    ]
+    assert [" open " in month for month in months] == [True, False]
+    with pytest.raises(ConfigurationError, match="open is yes or no"):
+        export_journal(booked, period="2026-11", form="beancount", options={"open": "perhaps"})
+
+
+def test_a_name_that_a_spreadsheet_would_run_is_text(two_currencies):
+    content = export_journal(two_currencies, period="2026-11", form="xero").decode()
+    assert {row["*ContactName"][0] for row in csv.DictReader(io.StringIO(content))} == {"'", "A"}

@@ -40,6 +40,18 @@ def test_html_is_one_page_that_prints_on_a4_and_escapes_names(issued):
         assert shown in page
 
 
+def test_every_line_in_another_currency_can_be_redone_from_the_paper_alone(store, book):
+    book("10", member="ada", quantity=8_000_000, multipliers={"platform": "1.00"})
+    book("0.5", member="ada", quantity=1_000_000, meter="output")
+    rate = {"rate": "0.92", "source": "ECB"}
+    bill = draft_invoice(store, member="ada", period="2026-11", currency="EUR", exchange_rate=rate)
+    assert [row.note for row in bill.to_sheet().rows] == [
+        "8,000,000 x 1.25 / 1M x platform 1 = 10 USD, x 0.92 = 9.2 EUR",
+        "1,000,000 x 0.5 / 1M = 0.5 USD, x 0.92 = 0.46 EUR",
+    ]
+    assert draft_invoice(store, member="ada", period="2026-11").to_sheet().rows[1].note == ""
+
+
 def test_drafts_and_voided_invoices_are_stamped(issued, store):
     assert "DRAFT" in draft_invoice(store, member="ada", period="2026-11").to_html()
     assert "VOID" in void_invoice(store, issued, "x").to_html()

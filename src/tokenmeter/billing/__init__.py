@@ -14,7 +14,8 @@ from tokenmeter.billing.issuing import (
     issue_invoice,
     issue_invoices,
 )
-from tokenmeter.billing.journal import JournalEntry, Posting, export_journal, journal_entries
+from tokenmeter.billing.journal import JournalEntry, Posting, journal_entries
+from tokenmeter.billing.journal_forms import export_journal
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.period import ClosedPeriod, Late, close_period, closed_periods, late_costs, late_entries
 from tokenmeter.billing.profile import BillingProfile, Party, Tax

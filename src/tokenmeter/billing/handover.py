@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.billing.drafting import Billable
-from tokenmeter.billing.period import acting
+from tokenmeter.billing.period import acting, zone_of_books
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.ledger import utcnow
@@ -161,7 +161,7 @@ def hand_over(
     customers: Mapping[str, str] | None = None,
     arrived: Iterable[str] = (),
     lost: Iterable[str] = (),
-    tz: str = "UTC",
+    tz: str | None = None,
     by: str | None = None,
 ) -> HandOver:
     """Send a period's usage, per account and meter, to a billing system. Run it again as often as you like.
@@ -174,7 +174,7 @@ def hand_over(
         customers: Account -> customer there; None = they are called the same. Accounts without one are not sent.
         arrived: Identifiers of uncertain readings that were found there: they count as sent.
         lost: Identifiers of those that were not: they are sent anew.
-        tz: Zone in which the period is cut.
+        tz: Zone in which the period is cut; default: that of the last closing, else UTC.
         by: Who does it; default: the user of the system.
 
     Raises:
@@ -183,7 +183,7 @@ def hand_over(
             system does not take any more.
     """
     (dimension,) = check_dimensions([each], what="each=")
-    asked = period if isinstance(period, Period) else parse_period(period, tz)
+    asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     at = min(asked.end - timedelta(seconds=1), utcnow())
     target.check(at)
     run = _Handover(store, target, asked, at=at, by=acting(by))

@@ -350,7 +350,7 @@ class Invoice:
             sums=tuple(self._sums()),
             columns=("#", "Description", *names, "Quantity", "Unit price USD", self.currency),
             numeric=(True, False, *(False for _ in groups), True, True, True),
-            rows=tuple(_printed_line(line) for line in self.lines),
+            rows=tuple(_printed_line(line, self.currency, self.exchange_rate) for line in self.lines),
             remarks=tuple(self._remarks()),
             small=tuple(self._small()),
         )
@@ -567,7 +567,12 @@ def _party_lines(party: Party) -> tuple[str, ...]:
     return tuple(line for line in (party.name, *party.address, party.email, tax) if line)
 
 
-def _printed_line(line: LineItem) -> PrintedRow:
+def _printed_line(line: LineItem, currency: str, rate: ExchangeRate) -> PrintedRow:
+    """A row, and how its amount is come to where quantity x unit price does not show it."""
+    note = line.arithmetic if line.multipliers or line.rounding_residue or currency != USD else ""
+    if note and currency != USD:
+        exact = f"{line.exact_amount.normalize(EXACT):f}"
+        note = f"{note}, x {rate.rate.normalize(EXACT):f} = {exact} {currency}"
     cells = (
         str(line.position),
         line.description,
@@ -576,7 +581,7 @@ def _printed_line(line: LineItem) -> PrintedRow:
         line.price_text if line.kind != "adjustment" else "",
         f"{line.amount:,f}" if not line.unpriced or line.amount else "unpriced",
     )
-    return PrintedRow(cells, line.arithmetic if line.multipliers or line.rounding_residue else "")
+    return PrintedRow(cells, note)
 
 
 def _tax_sums(taxes: tuple[TaxLine, ...]) -> Iterator[tuple[str, str]]:

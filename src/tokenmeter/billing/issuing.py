@@ -17,7 +17,7 @@ from typing import Any
 from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
 from tokenmeter.billing.invoice import CreditNote, Event, Invoice, InvoiceStatus, number_text
-from tokenmeter.billing.period import acting
+from tokenmeter.billing.period import acting, zone_of_books
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
@@ -118,15 +118,15 @@ def credit_notes(store: Store, *, invoice: str | None = None) -> list[CreditNote
     return [CreditNote.of(note, known[json.loads(note.body)["invoice"]]) for note in notes]
 
 
-def invoice_coverage(store: Store, *, period: str | Period, tz: str = "UTC") -> Coverage:
+def invoice_coverage(store: Store, *, period: str | Period, tz: str | None = None) -> Coverage:
     """Whether all usage of a period is billed, and nothing twice.
 
     Args:
         store: The ledger.
         period: ``"2026-11"``, ... or a `Period`.
-        tz: Zone in which it is cut.
+        tz: Zone in which it is cut; default: that of the last closing, else UTC.
     """
-    asked = period if isinstance(period, Period) else parse_period(period, tz)
+    asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     billable = Billable(store, asked)
     standing = _LiveInvoices(store, billable.period)
     return Coverage.of(billable, [one.scope for one in standing.invoices])

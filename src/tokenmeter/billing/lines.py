@@ -332,8 +332,10 @@ def _meter(name: str) -> str:
 
 
 def _condition(text: str) -> str:
-    """``batch``, ``priority``; else the condition with its name: ``geo us``."""
+    """``batch``, ``prompts over 200,000 tokens``; else the condition with its name: ``geo us``."""
     name, _, value = text.partition("=")
+    if name == "min_input_tokens" and value.isdecimal():
+        return f"prompts over {int(value):,} tokens"
     return value if name in _PLAIN_CONDITIONS else f"{name.replace('_', ' ')} {value}".strip()
 
 

@@ -126,7 +126,7 @@ class ClosedPeriod:
 
 
 def close_period(
-    store: Store, period: str | Period, *, tz: str = "UTC", by: str | None = None, now: datetime | None = None
+    store: Store, period: str | Period, *, tz: str | None = None, by: str | None = None, now: datetime | None = None
 ) -> ClosedPeriod:
     """Close a period for good and file its manifest.
 
@@ -136,7 +136,7 @@ def close_period(
     Args:
         store: The ledger.
         period: ``"2026-11"``, ``"2026-Q4"``, ... or a `Period`.
-        tz: IANA zone in which it is cut.
+        tz: IANA zone in which it is cut; default: that of the last closing, else UTC.
         by: Who closes it; default: the user of the system.
         now: The moment of closing; default: now.
 
@@ -146,7 +146,7 @@ def close_period(
             that was cut in another zone.
     """
     moment = now or utcnow()
-    wanted = closable(period, tz, moment)
+    wanted = closable(period, zone_of_books(store, tz), moment)
     while True:
         closed = closed_periods(store)
         check_open(wanted, closed)
@@ -226,6 +226,14 @@ def _manifest(store: Store, wanted: Period, closed: Sequence[ClosedPeriod], mome
 def closed_periods(store: Store) -> list[ClosedPeriod]:
     """All closed periods, in the order of their closing."""
     return [ClosedPeriod.of(document) for document in store.documents(DocumentQuery(_KIND))]
+
+
+def zone_of_books(store: Store, tz: str | None) -> str:
+    """`tz`; where none is asked for, the zone in which the last period was closed, else UTC."""
+    if tz is not None:
+        return tz
+    filed = list(store.documents(DocumentQuery(_KIND)))
+    return str(json.loads(filed[-1].body)["period"]["tz"]) if filed else "UTC"
 
 
 def find_closed(store: Store, period: Period) -> ClosedPeriod | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack, overload
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import invoices
 from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
-from tokenmeter.billing.period import days_of, period_dict
+from tokenmeter.billing.period import days_of, period_dict, zone_of_books
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.dimensions import AccountArguments
@@ -205,7 +205,7 @@ def draw_statement(
     period: str | Period,
     basis: Basis = "usage",
     granularity: CalendarUnit = "day",
-    tz: str = "UTC",
+    tz: str | None = None,
     profile: BillingProfile | Mapping[str, Any] | None = None,
     **account: Unpack[AccountArguments],
 ) -> Statement:
@@ -217,7 +217,7 @@ def draw_statement(
         basis: ``usage``: billed cost of calls and corrections as charges, adjustments as credits, in dollars.
             ``invoices``: invoices as charges; credit notes, payments and voidings as credits, in their currency.
         granularity: Calendar unit of a usage statement's lines.
-        tz: Zone of periods and dates.
+        tz: Zone of periods and dates; default: that of the last closing, else UTC.
         profile: `BillingProfile` or a ``[billing]`` mapping, for the seller's name on the printed page. None: the
             one on the account's last invoice; where there is none, the page names nobody.
         account: Whose: ``member``, ``team``, ``organization``, ``project`` or ``api_key``; several narrow it down.
@@ -226,7 +226,7 @@ def draw_statement(
         ConfigurationError: whose is not said, or invoices in several currencies.
     """
     scope = check_account(**account)
-    asked = period if isinstance(period, Period) else parse_period(period, tz)
+    asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
     if basis == "usage":

@@ -24,12 +24,13 @@ from tokenmeter.billing import (
     hand_over,
     late_entries,
 )
+from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
-from tokenmeter.cli.invoicing import STDOUT, Actor, Day, invoice_app, write_document, write_file
+from tokenmeter.cli.invoicing import STDOUT, Actor, Day, books_zone, invoice_app, write_document, write_file
 from tokenmeter.cli.options import (
     BillPeriod,
-    TzOption,
+    BooksTzOption,
     account_of,
     pairs_of,
 )
@@ -78,7 +79,7 @@ def statement(
     period: BillPeriod = "this-month",
     basis: Annotated[str, typer.Option("--basis", help="usage or invoices.")] = "usage",
     granularity: Annotated[str, typer.Option("--granularity", "-g", help="Of a usage statement's lines.")] = "day",
-    tz: TzOption = "UTC",
+    tz: BooksTzOption = None,
     to: Annotated[
         Path | None,
         typer.Option("--to", help="File ending in .pdf, .html, .csv, .xlsx or .json; - for a PDF to a pipe."),
@@ -93,7 +94,7 @@ def statement(
             period=period,
             basis=basis,  # type: ignore[arg-type]  # checked there
             granularity=granularity,  # type: ignore[arg-type]  # as above
-            tz=tz,
+            tz=books_zone(frame, tz),
             profile=profile,
             **scope,
         )
@@ -126,7 +127,7 @@ def journal(
         list[str] | None, typer.Option("--option", help="NAME=VALUE of the form, such as client=7.")
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", help="File.", show_default="standard output")] = None,
-    tz: TzOption = "UTC",
+    tz: BooksTzOption = None,
 ) -> None:
     """A period's invoices, credit notes, payments and provider costs for a finance system, in double entry."""
     with frame.ledger() as opened:
@@ -135,7 +136,7 @@ def journal(
             period=period,
             form=form,  # type: ignore[arg-type]  # checked there
             accounts=pairs_of(account or []) or None,
-            tz=tz,
+            tz=books_zone(frame, tz),
             options=pairs_of(option or []),
         )
     write_file(to or STDOUT, content)
@@ -162,7 +163,7 @@ def handover(
     lost: Annotated[
         list[str] | None, typer.Option("--lost", help="Identifier of one that was not: it is sent anew.")
     ] = None,
-    tz: TzOption = "UTC",
+    tz: BooksTzOption = None,
     actor: Actor = None,
 ) -> None:
     """Send a period's usage to where customers are billed, each piece once; run it again as often as you like.
@@ -171,7 +172,8 @@ def handover(
     """
     with frame.ledger() as opened:
         (each,) = check_dimensions([by], what="--by")
-        asked, customers = parse_period(period, tz), pairs_of(customer or []) or None
+        cut = zone_of_books(opened, books_zone(frame, tz))
+        asked, customers = parse_period(period, cut), pairs_of(customer or []) or None
         target = _target(to, event)  # last: a key is asked for when all else is right
         try:
             done = hand_over(
@@ -182,7 +184,6 @@ def handover(
                 customers=customers,
                 arrived=arrived or (),
                 lost=lost or (),
-                tz=tz,
                 by=actor,
             )
         except HandOverError as error:
@@ -226,11 +227,11 @@ def close(
     by: Annotated[
         str | None, typer.Option("--by", "--actor", help="Who closes it.", show_default="the user of the system")
     ] = None,
-    tz: TzOption = "UTC",
+    tz: BooksTzOption = None,
 ) -> None:
     """Close a period for good; what comes later is a correction in the next."""
     with frame.ledger() as opened:
-        closed = close_period(opened, period, tz=tz, by=by)
+        closed = close_period(opened, period, tz=books_zone(frame, tz), by=by)
         if frame.as_json:
             emit(closed.to_dict())
         else:

@@ -27,7 +27,7 @@ from tokenmeter.billing import (
     write_off_invoice,
 )
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
-from tokenmeter.cli.options import BillPeriod, TzOption, complete_account, pairs_of
+from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, pairs_of
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.writers import is_stream, write_whole
@@ -56,6 +56,12 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it stays on the pape
 Day = Annotated[
     str | None, typer.Option("--on", help="The day it counts for, such as 2026-12-01.", show_default="today")
 ]
+
+
+def books_zone(frame: Frame, tz: str | None) -> str | None:
+    """The zone in which months are cut: what is asked for, else what ``[billing]`` says; None = as last closed."""
+    told = frame.settings.billing
+    return tz or (BillingProfile.parse(told).tz if "tz" in told else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +205,10 @@ def list_(frame: Frame) -> None:
 
 
 @command(invoice_app, "coverage", examples=["tokenmeter invoice coverage --period last-month"])
-def coverage(frame: Frame, *, period: BillPeriod = "last-month", tz: TzOption = "UTC") -> None:
+def coverage(frame: Frame, *, period: BillPeriod = "last-month", tz: BooksTzOption = None) -> None:
     """Whether all usage of a period is billed, and none of it twice; exit code 1 when not."""
     with frame.ledger() as opened:
-        found = invoice_coverage(opened, period=period, tz=tz)
+        found = invoice_coverage(opened, period=period, tz=books_zone(frame, tz))
     if frame.as_json:
         emit(found.to_dict())
     else:
@@ -361,13 +367,15 @@ def _show(frame: Frame, invoice: Invoice) -> None:
         emit(invoice.to_dict())
         return
     out.print(str(invoice), markup=False)
-    for line in invoice.lines:
-        out.print(f"{line.position:>5}  {line.description:<60} {line.amount:>14,f}", markup=False)
-        if line.multipliers or line.rounding_residue:
-            out.print(f"         {line.arithmetic}", markup=False)
-    for name, amount in invoice.to_sheet().sums:
-        out.print(f"       {name:<60} {amount:>14}", markup=False)
+    wide = max([60, *(len(line.description) for line in invoice.lines)])
+    sheet = invoice.to_sheet()
+    for line, row in zip(invoice.lines, sheet.rows, strict=True):
+        out.print(f"{line.position:>5}  {line.description:<{wide}} {line.amount:>14,f}", markup=False)
+        if row.note:
+            out.print(f"         {row.note}", markup=False)
+    for name, amount in sheet.sums:
+        out.print(f"       {name:<{wide}} {amount:>14}", markup=False)
     if invoice.events:
-        out.print(f"       {'left to pay':<60} {invoice.balance:>14,f}", markup=False)
+        out.print(f"       {'left to pay':<{wide}} {invoice.balance:>14,f}", markup=False)
     for event in invoice.events:
         out.print(f"       {event.on} {event.text}, by {event.by}", markup=False)

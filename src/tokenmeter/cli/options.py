@@ -103,15 +103,27 @@ SinceOption = Annotated[
 UntilOption = Annotated[str | None, typer.Option("--until", help="First instant after the end.")]
 
 
-def _known_zone(name: str) -> str:
+def _known_zone(name: str | None) -> str | None:
     """`name`, or a ConfigurationError, whether the command comes to use it or not."""
-    zone(name)
+    if name is not None:
+        zone(name)
     return name
 
 
 TzOption = Annotated[
     str,
     typer.Option("--tz", envvar="TOKENMETER_TZ", callback=_known_zone, help="Time zone of the calendar (IANA name)."),
+]
+#: For commands about the books, which have a zone: see `books_zone` in `tokenmeter.cli.invoicing`.
+BooksTzOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tz",
+        envvar="TOKENMETER_TZ",
+        callback=_known_zone,
+        help="Time zone in which months are cut.",
+        show_default="tz of [billing], else that of the last closing, else UTC",
+    ),
 ]
 GranularityOption = Annotated[
     str | None,

@@ -1,0 +1,248 @@
+"""A period's documents as finance systems import them: beancount and hledger text, CSV for Xero and QuickBooks Online.
+
+DATEV's Buchungsstapel is in `tokenmeter.billing.datev`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+from tokenmeter.billing.datev import write_datev
+from tokenmeter.billing.invoice import CreditNote, Invoice
+from tokenmeter.billing.issuing import credit_notes, invoices
+from tokenmeter.billing.journal import AccountChart, Accounts, JournalEntry, facts_of, journal_entries
+from tokenmeter.billing.paper import plain_text
+from tokenmeter.billing.period import days_of, zone_of_books
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import EXACT
+from tokenmeter.periods import Period, parse_period
+from tokenmeter.stores.base import Store
+
+JournalForm = Literal["beancount", "hledger", "xero", "quickbooks", "datev"]
+JOURNAL_FORMS: tuple[JournalForm, ...] = get_args(JournalForm)
+
+
+def export_journal(
+    store: Store,
+    *,
+    period: str | Period,
+    form: JournalForm = "beancount",
+    accounts: Accounts | None = None,
+    tz: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A period's documents as a finance system imports them.
+
+    Args:
+        store: The ledger.
+        period: Days of issue.
+        form: ``beancount``, ``hledger``; ``xero`` and ``quickbooks``: CSV of invoices and credit notes; ``datev``: an
+            EXTF Buchungsstapel, without the providers' costs.
+        accounts: See `journal_entries`; for ``xero`` the income's account codes, for ``datev`` numbers of
+            ``receivable``, ``income`` (an account that carries its tax rate), ``rounding`` and ``bank``.
+        tz: Zone in which the period is cut; default: that of the last closing, else UTC.
+        options: ``xero``: ``tax_type`` (default: the tax's label); ``quickbooks``: ``item``, ``tax_code``,
+            ``currency``; ``datev``: ``consultant``, ``client``, ``year_start`` (a date, default January 1),
+            ``account_digits`` (4), ``currency`` (``EUR``), ``name``, ``replace`` (what stands for letters that
+            Windows-1252 lacks). One that names a currency gets the documents in that one. ``beancount``: ``open``
+            (default True): whether the file opens its accounts; they are opened once in all files of one book.
+
+    Returns:
+        Text in UTF-8; for DATEV in Windows-1252.
+
+    Raises:
+        ConfigurationError: an unknown form, role or option, or what the system cannot take; says which.
+    """
+    if form not in JOURNAL_FORMS:
+        raise ConfigurationError(f"A journal is {', '.join(JOURNAL_FORMS)}, not {form!r}.")
+    asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
+    given = dict(options or {})
+    if form in {"beancount", "hledger"}:
+        entries = journal_entries(store, period=asked, accounts=accounts)
+        text = _beancount(entries, opened=_truth(given.pop("open", True))) if form == "beancount" else _hledger(entries)
+        content = text.encode()
+    elif form == "datev":
+        content = write_datev(journal_entries(store, period=asked, accounts=accounts), asked, given)
+    else:
+        first, last = days_of(asked)
+        documents: list[Invoice | CreditNote] = [*invoices(store), *credit_notes(store)]
+        chosen = [one for one in documents if first <= (one.issued_on or date.min) <= last]
+        chosen = [one for one in chosen if not isinstance(one, Invoice) or one.status != "void"]
+        write = _xero if form == "xero" else _quickbooks
+        content = write(chosen, AccountChart(accounts or {"income": "200"}), given).encode()
+    if given:
+        raise ConfigurationError(f"{form} has no option {', '.join(given)}.")
+    return content
+
+
+def _truth(value: object) -> bool:
+    """A yes or no, as a command line writes it as well.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    found = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(value).lower())
+    if found is None:
+        raise ConfigurationError(f"open is yes or no, not {value!r}.")
+    return found
+
+
+def _beancount(entries: Sequence[JournalEntry], *, opened: bool) -> str:
+    lines = ['option "tolerance_multiplier" "0"', ""]
+    if opened and entries:
+        first = min(entry.on for entry in entries)
+        accounts = sorted({posting.account for entry in entries for posting in entry.postings})
+        lines += [*(f"{first} open {account}" for account in accounts), ""]
+    for entry in entries:
+        link = re.sub(r"[^A-Za-z0-9\-_/.]", "-", entry.link)
+        lines.append(f'{entry.on} * "{_quoted(entry.payee)}" "{_quoted(entry.text)}" ^{link} #tokenmeter')
+        lines.append(f'  document-number: "{_quoted(entry.number)}"')
+        lines += [f"  {one.account}  {one.amount:f} {one.currency}" for one in entry.postings]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace('"', '\\"').split())
+
+
+def _hledger(entries: Sequence[JournalEntry]) -> str:
+    lines: list[str] = []
+    for entry in entries:
+        payee = re.sub(r"[;|\n]+", " ", entry.payee)
+        text = re.sub(r"[;|\n]+", " ", entry.text)
+        lines.append(f"{entry.on} * ({entry.number}) {payee} | {text}  ; link:{entry.link}, source:tokenmeter")
+        lines += [f"    {one.account}  {one.amount:f} {one.currency}" for one in entry.postings]
+        lines.append("")
+    return "\n".join(lines)
+
+
+_XERO = (
+    "*ContactName", "EmailAddress", "POAddressLine1", "POAddressLine2", "POAddressLine3", "POAddressLine4", "POCity",
+    "PORegion", "POPostalCode", "POCountry", "*InvoiceNumber", "Reference", "*InvoiceDate", "*DueDate", "Total",
+    "InventoryItemCode", "*Description", "*Quantity", "*UnitAmount", "Discount", "*AccountCode", "*TaxType",
+    "TaxAmount", "TrackingName1", "TrackingOption1", "TrackingName2", "TrackingOption2", "Currency", "BrandingTheme",
+)  # fmt: skip
+_QUICKBOOKS = (
+    "*Invoice number", "*Customer", "*Invoice date", "*Due date", "Terms", "Service Date", "Item(Product/Service)",
+    "Item Description", "Item Quantity", "Item Rate", "*Item Amount", "Item tax code", "Memo",
+)  # fmt: skip
+_QUICKBOOKS_NUMBER, _QUICKBOOKS_ROWS, _XERO_INVOICES = 21, 1000, 500
+
+
+def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, Mapping[str, str]]]:
+    """Lines that add up to the net: text, amount (of a credit note negative), facts for its account."""
+    invoice = document.invoice if isinstance(document, CreditNote) else document
+    facts = {"provider": "", "model": "", **facts_of(invoice)}
+    if isinstance(document, CreditNote):
+        for credit in document.lines:
+            yield credit.description, credit.amount.copy_negate(), facts
+        return
+    for line in document.lines:
+        quantity = f": {line.quantity.normalize(EXACT):,f} {line.unit.lower()}" if line.quantity else ""
+        factors = f", {line.factors_text}" if line.multipliers else ""
+        yield f"{line.description}{quantity}{factors}", line.amount, {**facts, "provider": line.provider}
+    if document.totals.rounding:
+        yield "Rounding", document.totals.rounding, facts
+
+
+def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
+    if len(documents) > _XERO_INVOICES:
+        raise ConfigurationError(f"Xero takes {_XERO_INVOICES} invoices a file; this period has {len(documents)}.")
+    tax_type = options.pop("tax_type", None)
+
+    def rows() -> Iterator[dict[str, str]]:
+        for document in documents:
+            invoice = document.invoice if isinstance(document, CreditNote) else document
+            buyer, taxes = invoice.buyer, invoice.totals.taxes
+            about = {
+                "*ContactName": buyer.name,
+                "EmailAddress": buyer.email or "",
+                **{f"POAddressLine{at}": line for at, line in enumerate(buyer.address[:4], 1)},
+                "POCity": buyer.city or "",
+                "POPostalCode": buyer.postcode or "",
+                "POCountry": buyer.country or "",
+                "*InvoiceNumber": str(document.number),
+                "Reference": str(invoice.number) if isinstance(document, CreditNote) else buyer.purchase_order or "",
+                "*InvoiceDate": f"{document.issued_on:%d/%m/%Y}",
+                "*DueDate": f"{document.issued_on if isinstance(document, CreditNote) else document.due_on:%d/%m/%Y}",
+                "*TaxType": str(tax_type or (taxes[0].label if taxes else "Tax Exempt")),
+                "Currency": invoice.currency,
+            }
+            for text, amount, facts in _amounts(document):
+                account = chart.account("income", facts)
+                yield {
+                    **about,
+                    "*Description": text,
+                    "*Quantity": "1",
+                    "*UnitAmount": f"{amount:f}",
+                    "*AccountCode": account,
+                }
+
+    return _table(_XERO, rows())
+
+
+def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
+    del chart  # QuickBooks takes the account from the item
+    item, tax_code = str(options.pop("item", "AI usage")), str(options.pop("tax_code", ""))
+    rows: list[dict[str, str]] = []
+    for document in _in_one_currency(documents, options.pop("currency", None)):
+        if len(str(document.number)) > _QUICKBOOKS_NUMBER:
+            raise ConfigurationError(
+                f"QuickBooks takes numbers of {_QUICKBOOKS_NUMBER} letters, not {document.number}."
+            )
+        invoice = document.invoice if isinstance(document, CreditNote) else document
+        due = document.issued_on if isinstance(document, CreditNote) else document.due_on
+        _, last = days_of(invoice.period)
+        rows += [
+            {
+                "*Invoice number": str(document.number),
+                "*Customer": invoice.buyer.name,
+                "*Invoice date": f"{document.issued_on:%d/%m/%Y}",
+                "*Due date": f"{due:%d/%m/%Y}",
+                "Service Date": f"{last:%d/%m/%Y}",
+                "Item(Product/Service)": item,
+                "Item Description": text,
+                "Item Quantity": "1",
+                "Item Rate": f"{amount:f}",
+                "*Item Amount": f"{amount:f}",
+                "Item tax code": tax_code,
+                "Memo": f"{invoice.account} {invoice.period.label}",
+            }
+            for text, amount, _ in _amounts(document)
+        ]
+    if len(rows) > _QUICKBOOKS_ROWS:
+        raise ConfigurationError(f"QuickBooks takes {_QUICKBOOKS_ROWS} rows a file; this period has {len(rows)}.")
+    return _table(_QUICKBOOKS, rows)
+
+
+def _in_one_currency(documents: Sequence[Invoice | CreditNote], asked: object) -> list[Invoice | CreditNote]:
+    """The documents in a currency: QuickBooks' file does not say in which one it is."""
+    by: dict[str, list[Invoice | CreditNote]] = {}
+    for one in documents:
+        by.setdefault((one.invoice if isinstance(one, CreditNote) else one).currency, []).append(one)
+    if asked is None and len(by) > 1:
+        raise ConfigurationError(
+            f"QuickBooks' file does not say its currency, and there are documents in {', '.join(sorted(by))}: make a "
+            f"file for each (options={{'currency': {min(by)!r}}}, --option currency={min(by)})."
+        )
+    return by.get(str(asked), []) if asked is not None else next(iter(by.values()), [])
+
+
+#: Columns of amounts, which are ours; any other text may be a name that a spreadsheet would run.
+_AMOUNTS = frozenset({"*UnitAmount", "Item Rate", "*Item Amount"})
+
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: cell if name in _AMOUNTS else plain_text(cell) for name, cell in row.items()})
+    return text.getvalue()
