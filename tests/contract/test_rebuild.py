@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tokenmeter.__main__ import main
+from tokenmeter.stores import fold, rebuilding, walking
 from tokenmeter.stores.book import SUM_COLUMNS
 
 START = datetime(2026, 3, 30, 22, 30, tzinfo=UTC)
@@ -100,6 +101,41 @@ def test_sums_are_made_anew_from_the_entries(filled, damage):
     assert filled.rebuild() == told
     assert kept(filled) == right
     assert filled.verify().ok
+
+
+def wrong_sums(store):
+    return sorted((fault.where, fault.detail) for fault in store.verify().faults)
+
+
+@pytest.mark.parametrize("room", [None, 1])
+def test_verify_finds_the_same_wherever_the_entries_of_a_day_lie_in_the_chain(store, make_entry, monkeypatch, room):
+    monkeypatch.setattr(walking, "_PAGE", 3)
+    if room is not None:  # for what is gathered along the chain
+        monkeypatch.setattr(walking, "_MOST_SUMS", room)
+    days = [0, 0, 0, 1, 1, 2, 1, 5, 5, 5, 5, 0, 6, 5, 6, 6]  # days 0 and 5 come again pages later
+    entries = [make_entry(occurred_at=START + timedelta(days=day, seconds=at)) for at, day in enumerate(days)]
+    store.append([(entry, ()) for entry in entries])
+    assert store.verify().ok
+
+    change(store, "UPDATE sums SET input = input + 1 WHERE level = 0")
+    change(store, "UPDATE sums SET n = n + 1 WHERE level = 1 AND slot = 20544")
+    told = {where: detail.split()[0] for where, detail in wrong_sums(store) if "W" not in where}
+    days = {"2026-03-30": "1", "2026-03-31": "1", "2026-04-01": "2", "2026-04-04": "1", "2026-04-05": "1"}
+    assert {where: count for where, count in told.items() if len(where) == len("2026-03-30")} == days
+
+
+def test_verify_reads_every_entry_once(filled, monkeypatch):
+    read, measured = [], fold.measured
+
+    def counted(record, *rest):
+        read.append(record["id"])
+        return measured(record, *rest)
+
+    monkeypatch.setattr(walking, "measured", counted)
+    monkeypatch.setattr(rebuilding, "measured", counted)
+    verified = filled.verify()
+    assert verified.ok
+    assert len(read) == len(set(read)) == verified.entries
 
 
 def test_what_was_wrong_is_said(filled):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from operator import add
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -98,23 +98,34 @@ class SharedRows:
 
 
 def days(
-    connection: Rows, *, since: int, shared: SharedRows, archives: ParquetArchives
+    connection: Rows, *, since: int, shared: SharedRows, archives: ParquetArchives, done: Container[int] = ()
 ) -> tuple[int | None, list[Wrong]]:
-    """Sums of the first UTC day from `since` on that has any, and that are wrong: of its hours and its own.
+    """Sums of the first UTC day from `since` on that has any, and is not `done`: those that are wrong.
 
     Returns:
         The day after it, None at the end; and the rows.
     """
+    day = _first_day(connection, since)
+    while day is not None and day in done:
+        day = _first_day(connection, day + 1)
+    if day is None:
+        return None, []
+    return day + 1, wrong_sums(connection, day, _counted(connection, day, shared, archives))
+
+
+def _first_day(connection: Rows, since: int) -> int | None:
+    """The first UTC day from `since` on that has entries or sums."""
     since = max(since, _FIRST_DAY)
     statement, units = _ends_of_sums("min")
     found_ends = connection.execute(
         f"SELECT {DAY}, min(occurred_at) FROM entries WHERE occurred_at >= ? UNION ALL {statement}",  # noqa: S608 - names of our own
         (since * DAY, *(since * unit for unit in units)),
     )
-    day = min((int(end) // unit for unit, end in found_ends.fetchall() if end is not None), default=None)
-    if day is None:
-        return None, []
-    batch = _counted(connection, day, shared, archives)
+    return min((int(end) // unit for unit, end in found_ends.fetchall() if end is not None), default=None)
+
+
+def wrong_sums(connection: Rows, day: int, batch: Batch) -> list[Wrong]:
+    """Sums of a day and its hours that are kept otherwise than its entries, which `batch` has, come to."""
     found: list[Wrong] = []
     for table, rows in sum_rows(batch):
         kept = connection.execute(
@@ -123,7 +134,7 @@ def days(
             (day * 24, day * 24 + 23, day),
         )
         found += _compared(table, kept, (row for row in rows if row[0] < Level.MONTH))
-    return day + 1, found
+    return found
 
 
 def _ends_of_sums(end: str) -> tuple[str, list[int]]:
@@ -164,6 +175,7 @@ def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
     for table, width in SUM_TABLES.items():
         slots = ((Level.MONTH, month_of), (Level.WEEK, week_of)) if table in _BY_WEEK else ((Level.MONTH, month_of),)
         due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        added = _added if table == "latency_sums" else add
         rows = connection.execute(
             f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1 AND slot BETWEEN ? AND ?",  # noqa: S608 - names of our own
             (_FIRST_DAY, _LAST_DAY),
@@ -173,7 +185,8 @@ def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
             amounts = tuple(row[width:])
             for level, slot_of in slots:
                 key = (int(level), slot_of(row[1]), *row[2:width])
-                due[key] = tuple(map(_added, due[key], amounts)) if key in due else amounts
+                before = due.get(key)
+                due[key] = amounts if before is None else tuple(map(added, before, amounts))
         kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE {_LONGER}")  # noqa: S608 - as above
         found += _compared(table, kept, ((*key, *amounts) for key, amounts in due.items()))
     return found
@@ -189,7 +202,7 @@ def _compared(table: str, kept: Iterable[Sequence[Any]], due: Iterable[Sequence[
     for row in kept:
         key, amounts = tuple(row[:width]), tuple(row[width:])
         should = left.pop(key, None)
-        if should is None or joined_amounts(table, should) != joined_amounts(table, amounts):
+        if should != amounts and (should is None or joined_amounts(table, should) != joined_amounts(table, amounts)):
             yield Wrong(table, key, amounts, should)
     for key, amounts in left.items():
         yield Wrong(table, key, None, amounts)
