@@ -21,7 +21,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack, cast
 
 from tokenmeter.dimensions import WHO, Who, WhoArguments
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 
 if TYPE_CHECKING:
@@ -115,12 +115,12 @@ def _rebuild(values: dict[str, Any]) -> Attribution:
 def _check_text(value: object, name: str) -> None:
     if not isinstance(value, str) or not value or len(value) > MAX_TEXT:
         raise ConfigurationError(
-            f"{name} must be a non-empty text of at most {MAX_TEXT} characters, not {value!r}; "
+            f"{name} must be a non-empty text of at most {MAX_TEXT} characters, not {shown(value)}; "
             "leave it out (None) when it is unknown."
         )
     # Lone surrogates cannot be stored as UTF-8, control characters break tables and exports.
     if not value.isprintable() and any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
-        raise ConfigurationError(f"{name} must not contain control characters: {value!r}.")
+        raise ConfigurationError(f"{name} must not contain control characters: {shown(value)}.")
 
 
 class Scope:

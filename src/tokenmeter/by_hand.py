@@ -16,7 +16,7 @@ from tokenmeter.budgets.holds import taken_back
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.readings import GrowingBill, growth
 from tokenmeter.dimensions import Status
-from tokenmeter.errors import ConfigurationError, StoreError
+from tokenmeter.errors import ConfigurationError, StoreError, shown
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.money import add
@@ -265,7 +265,9 @@ def _call(
 ) -> Call:
     for name, value in (("provider", provider), ("endpoint", endpoint)):
         if not isinstance(cast("object", value), str) or not value:
-            raise ConfigurationError(f"{name} must be named, such as 'openai' or 'chat.completions', not {value!r}.")
+            raise ConfigurationError(
+                f"{name} must be a name such as 'openai' or 'chat.completions', not {shown(value)}."
+            )
     around = current_attribution()
     found = dialect_for(provider, endpoint).named(endpoint)
     if (unit := meter.pricer.terms.cost_unit(provider)) is not None:

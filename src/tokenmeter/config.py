@@ -17,7 +17,7 @@ import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr, ValidationError
 
 from tokenmeter.budgets import AlertTarget, Budget
-from tokenmeter.errors import ConfigurationError, reason_of
+from tokenmeter.errors import ConfigurationError, reason_of, shown
 from tokenmeter.money import ONE, ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
@@ -38,9 +38,9 @@ Row = dict[str, Any]
 def _multiplier(value: object) -> Decimal:
     number = parse_decimal(value, name="multiplier")
     if number <= 0:
-        raise ConfigurationError(f"multiplier must be greater than zero, not {value!r}; 1 means no markup.")
+        raise ConfigurationError(f"multiplier must be greater than zero, not {shown(value)}; 1 means no markup.")
     if not _LEAST <= number <= _MOST:
-        raise ConfigurationError(f"multiplier must lie between {_LEAST:f} and {_MOST:f}, not {value!r}.")
+        raise ConfigurationError(f"multiplier must lie between {_LEAST:f} and {_MOST:f}, not {shown(value)}.")
     return number
 
 

@@ -24,6 +24,7 @@ None of them is a subclass of an SDK's error, so ``except openai.OpenAIError`` n
 from __future__ import annotations
 
 from decimal import Decimal
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -46,6 +47,18 @@ __all__ = [
     "TokenmeterError",
     "UnknownModelError",
 ]
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def shown(value: object) -> str:
+    """What somebody gave, for the text of an error: short, and without its repr where that raises."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # noqa: BLE001 - anything may raise in another's repr, and an integer may be too long for one
+        return f"<{type(value).__name__}>"
 
 
 class TokenmeterError(Exception):

@@ -24,7 +24,7 @@ from decimal import (
 )
 from typing import Any, NamedTuple, Protocol, Self, overload
 
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 
 PICODOLLAR = Decimal("1E-12")
 ZERO = Decimal(0)
@@ -210,13 +210,13 @@ def parse_decimal(value: object, *, name: str) -> Decimal:
         ConfigurationError: not a finite number.
     """
     if isinstance(value, bool) or value is None:
-        raise ConfigurationError(f"{name} must be a number such as '1.05', not {value!r}.")
+        raise ConfigurationError(f"{name} must be a number such as '1.05', not {shown(value)}.")
     try:
         number = value if isinstance(value, Decimal) else Decimal(str(value).strip())
-    except InvalidOperation:
-        raise ConfigurationError(f"{name} must be a number such as '1.05', not {value!r}.") from None
+    except Exception as error:
+        raise ConfigurationError(f"{name} must be a number such as '1.05', not {shown(value)}.") from error
     if not number.is_finite():
-        raise ConfigurationError(f"{name} must be a finite number, not {value!r}.")
+        raise ConfigurationError(f"{name} must be a finite number, not {shown(value)}.")
     return number
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 
 __all__ = [
     "CALENDAR_UNITS",
@@ -53,7 +53,7 @@ def zone(name: str) -> tzinfo:
         return ZoneInfo(name if isinstance(name, str) else "")  # pyright: ignore[reportUnnecessaryIsInstance] - settings
     except (ZoneInfoNotFoundError, ValueError, OSError, TypeError):
         raise ConfigurationError(
-            f"Unknown time zone {name!r}; use an IANA name such as 'UTC', 'Europe/Berlin' or 'Asia/Kathmandu'."
+            f"Unknown time zone {shown(name)}; use an IANA name such as 'UTC', 'Europe/Berlin' or 'Asia/Kathmandu'."
         ) from None
 
 
@@ -146,7 +146,7 @@ def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
             value = datetime.fromisoformat(value) if len(value) > len("2026-01-01") else date.fromisoformat(value)
         except ValueError:
             raise ConfigurationError(
-                f"{value!r} is not an instant; use '2026-11-23', '2026-11-23T10:00' or '2026-11-23T10:00+01:00'."
+                f"{shown(value)} is not an instant; use '2026-11-23', '2026-11-23T10:00' or '2026-11-23T10:00+01:00'."
             ) from None
     if isinstance(value, datetime):
         try:
@@ -154,7 +154,9 @@ def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
         except (OverflowError, ValueError):
             raise ConfigurationError(_OUT_OF_RANGE) from None
     if not isinstance(value, date):  # pyright: ignore[reportUnnecessaryIsInstance] - values of a settings file come here
-        raise ConfigurationError(f"{value!r} is not an instant; use a datetime, a date or a text such as '2026-11-23'.")
+        raise ConfigurationError(
+            f"{shown(value)} is no instant; use a datetime, a date or a text such as '2026-11-23'."
+        )
     return _midnight(value, zone(tz))
 
 
@@ -171,7 +173,7 @@ def parse_day(value: datetime | date | str | None) -> date | None:
         return value.date()
     elif value is None or isinstance(value, date):  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not checked
         return value
-    raise ConfigurationError(f"{value!r} is not a day; use a date or a text such as '2026-11-23'.")
+    raise ConfigurationError(f"{shown(value)} is not a day; use a date or a text such as '2026-11-23'.")
 
 
 _LAST = re.compile(r"last-(\d{1,4})(h|d|w|m)$")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tokenmeter
 from tokenmeter.cli.configuration import TEMPLATE
 from tokenmeter.config import Settings, load_settings
 from tokenmeter.default import make_meter
@@ -193,3 +194,35 @@ def test_a_wrong_value_is_named_once_by_its_place(given, said):
         make_meter(**{"config": {}, "store": "memory:", **given})
     assert str(refused.value).startswith(said)
     assert ";" not in str(refused.value)
+
+
+class Detached:
+    """A record of an object mapper whose session is closed: it cannot even be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("not bound to a session")
+
+
+GIVEN = {
+    "multiplier": lambda value: make_meter(store="memory:", multiplier=value),
+    "time zone": lambda value: tokenmeter.report(period="2026-11", tz=value),
+    "member": lambda value: tokenmeter.attribute(member=value),
+    "tag": lambda value: tokenmeter.attribute(tags={"job": value}),
+    "scope of a budget": lambda value: tokenmeter.Budget(member=value, limit_usd=1),
+    "limit of a budget": lambda value: tokenmeter.Budget(member="ada", limit_usd=value),
+    "by": lambda value: tokenmeter.report(by=[value]),
+    "period": lambda value: tokenmeter.report(period=value),
+    "filter": lambda value: tokenmeter.report(where={"member": value}),
+    "provider": lambda value: tokenmeter.record({}, provider=value, endpoint="chat.completions"),
+}
+
+
+@pytest.mark.parametrize("place", GIVEN)
+@pytest.mark.parametrize("value", [Detached(), ["x" * 5_000], 10**5_000], ids=["unshowable", "long", "number"])
+def test_what_cannot_be_shown_is_refused_in_few_words(place, value):
+    """An object mapper's record in place of its name is the commonest wrong value; its repr may raise."""
+    if (place, type(value)) in {("filter", list), ("limit of a budget", int)}:
+        return  # right there
+    with pytest.raises(ConfigurationError) as refused:
+        GIVEN[place](value)
+    assert len(str(refused.value)) < 500

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from tokenmeter.budgets.windows import Window
 from tokenmeter.dimensions import SCOPE_FIELDS, Who
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import EXACT, ONE, PICODOLLAR, multiply, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
 
@@ -411,17 +411,17 @@ def _rebuild(values: dict[str, Any]) -> Budget:
 
 def _check_text(value: object, name: str) -> None:
     if value is not None and (not isinstance(value, str) or not value.strip() or not value.isprintable()):
-        raise ConfigurationError(f"{name} must be a non-empty text, not {value!r}.")
+        raise ConfigurationError(f"{name} must be a non-empty text, not {shown(value)}.")
 
 
 def _checked_tags(tags: object) -> Mapping[str, str]:
     if not isinstance(tags, Mapping):
-        raise ConfigurationError(f"tags must map a tag's name to its value or '*', not {tags!r}.")
+        raise ConfigurationError(f"tags must map a tag's name to its value or '*', not {shown(tags)}.")
     pairs = cast("Mapping[str, str]", tags)
     for key, value in pairs.items():
         _check_text(key, "tags")
         if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"tags.{key} must be a non-empty text, not {value!r}.")
+            raise ConfigurationError(f"tags.{key} must be a non-empty text, not {shown(value)}.")
         _check_text(value, f"tags.{key}")
     return MappingProxyType(dict(sorted(pairs.items())))
 
@@ -430,7 +430,7 @@ def _checked_thresholds(value: object, *, rolling: bool) -> tuple[int, ...]:
     if value is None:
         return () if rolling else _DEFAULT_THRESHOLDS
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ConfigurationError(f"thresholds must be a list of whole percents such as [50, 80, 100], not {value!r}.")
+        raise ConfigurationError(f"thresholds must be a list of percents such as [50, 80], not {shown(value)}.")
     percents = cast("Sequence[object]", value)
     for percent in percents:
         if not isinstance(percent, int) or isinstance(percent, bool) or not 1 <= percent <= 1000:  # noqa: PLR2004

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import counted
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Entry
 from tokenmeter.money import COSTS, EXACT, ZERO, Costs, quantize
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
@@ -218,7 +218,7 @@ def _accepted(name: str, accepted: object) -> frozenset[str | None]:
     for value in values:
         if value is not None and not isinstance(value, str):
             raise ConfigurationError(
-                f"where={{{name!r}: ...}} takes texts, None for 'not set', or a list of these, not {value!r}."
+                f"where={{{name!r}: ...}} takes texts, None for 'not set', or a list of these, not {shown(value)}."
             )
     if not values:
         raise ConfigurationError(f"where={{{name!r}: ...}} accepts no value at all; leave the filter out.")
@@ -227,7 +227,7 @@ def _accepted(name: str, accepted: object) -> frozenset[str | None]:
 
 def _dimension(name: object) -> str:
     if not isinstance(name, str):
-        raise ConfigurationError(f"A dimension is named by a text such as 'member', not {name!r}.")
+        raise ConfigurationError(f"A dimension is named by a text such as 'member', not {shown(name)}.")
     name = name.strip()
     if name in DIMENSIONS or (name.startswith(_TAG) and len(name) > len(_TAG)):
         return name
@@ -235,7 +235,7 @@ def _dimension(name: object) -> str:
     near += [known for known in DIMENSIONS if known not in near and name and (name in known or known in name)]
     meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else f"Known are {', '.join(DIMENSIONS)}. "
     tag = f"For a tag of your own write {_TAG + (name.removeprefix(_TAG) or 'NAME')!r}."
-    raise ConfigurationError(f"Unknown dimension {name!r}. {meant}{tag}")
+    raise ConfigurationError(f"Unknown dimension {shown(name)}. {meant}{tag}")
 
 
 def _parse_granularity(granularity: str | None) -> CalendarUnit | None:
@@ -251,7 +251,8 @@ def _parse_span(
     if period is not None:
         if since is not None or until is not None:
             raise ConfigurationError("Give either period= or since= and until=, not both.")
-        return period if isinstance(period, Period) else parse_period(str(period).strip(), tz, now=now)
+        _expect((str, Period), period, "period= takes a text such as '2026-11' or 'last-month', or a Period")
+        return period if isinstance(period, Period) else parse_period(period.strip(), tz, now=now)
     start = BEGINNING if since is None else _instant("since", since, tz)
     end = END if until is None else min(_instant("until", until, tz), END)
     if start >= end:
@@ -269,7 +270,7 @@ def _instant(name: str, value: Instant, tz: str) -> datetime:
 
 def _expect(kind: Any, value: object, rule: str) -> None:
     if not isinstance(value, kind):
-        raise ConfigurationError(f"{rule}, not {value!r}.")
+        raise ConfigurationError(f"{rule}, not {shown(value)}.")
 
 
 def _span_label(since: Instant | None, until: Instant | None) -> str:
