@@ -270,7 +270,9 @@ def _both(one: SuppliedCost | None, other: SuppliedCost | None) -> SuppliedCost 
 #: Words for tiers that have another name on the bill: Anthropic's and Groq's standard, and OpenAI's ``fast``, which is
 #: answered as ``priority``.
 _TIER_NAMES = {"standard": "default", "standard_only": "default", "on_demand": "default", "fast": "priority"}
-_FIELDS = frozenset({"cost", "cost_in_usd_ticks", "list_cost"})
+_FIELDS = frozenset({"cost", "cost_in_usd_ticks", "estimated_cost", "list_cost"})
+#: What hosts call their bill; DeepInfra's is an estimate by its name only.
+_COSTS = ("cost", "estimated_cost")
 #: US dollars in the units a host may state its cost in; see `RequestFacts.cost_unit`.
 _UNITS = {"usd": ONE, "cents": Decimal("0.01")}
 #: x-ai counts in ticks of 10^-10 dollars (https://docs.x.ai/developers/cost-tracking).
@@ -313,7 +315,7 @@ def _stated(provider: str, usage: JSON, unit: str | None, flags: set[str]) -> Su
 def _cost(provider: str, usage: JSON, unit: str | None, flags: set[str]) -> SuppliedCost | None:
     """The field that many hosts have and each in its own unit: believed only where that unit is known."""
     stated = usage.get("cost")
-    cost = amount(stated, "total_cost", flags=flags) if is_object(stated) else amount(usage, "cost", flags=flags)
+    cost = amount(stated, "total_cost", flags=flags) if is_object(stated) else amount(usage, *_COSTS, flags=flags)
     believed = unit is not None or host_of(provider).bills_cost
     if cost is None or (not cost and not believed):
         return None
@@ -322,4 +324,5 @@ def _cost(provider: str, usage: JSON, unit: str | None, flags: set[str]) -> Supp
     elif usage.get("is_byok") is True:  # with a key of one's own the upstream's bill comes on top
         upstream = amount(section(usage, "cost_details"), "upstream_inference_cost", flags=flags)
         cost = EXACT.add(cost, upstream or ZERO)
-    return SuppliedCost(cost, "usage.cost", believed=believed)
+    field = next((name for name in _COSTS if usage.get(name) is not None), "cost")
+    return SuppliedCost(cost, f"usage.{field}", believed=believed)

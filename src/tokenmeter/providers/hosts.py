@@ -88,6 +88,7 @@ _HOSTS = (
     Host("together", (r"api\.together\.(xyz|ai)",), names=("together_ai",)),
     Host("fireworks", (r"api\.fireworks\.ai",)),
     Host("perplexity", (r"api\.perplexity\.ai",), bills_cost=True),
+    Host("deepinfra", (r"api\.deepinfra\.com",), company="Deep Infra", bills_cost=True),
     Host("cerebras", (r"api\.cerebras\.ai",)),
     Host("cohere", (r"api\.cohere\.(ai|com)",)),
     Host("moonshotai", (r"api\.moonshot\.(ai|cn)",), names=("moonshot",)),

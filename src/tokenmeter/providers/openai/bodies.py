@@ -13,14 +13,15 @@ from typing import Any
 from tokenmeter.providers.context import Context, joined, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai import media, requests, responses
-from tokenmeter.providers.openai.usage import (
+from tokenmeter.providers.openai.extras import (
     bills_reasoning_apart,
     builtin_calls,
-    connected,
+    conversation,
     extra_meters,
-    inclusive,
+    models_asked,
     write_meter,
 )
+from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import measure
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import (
@@ -101,12 +102,13 @@ def completion(body: JSON, context: Context) -> Observation:
     if reading is None:
         return unknown(body, body.get("usage"), model=known, flags=said.flags)
     flags: set[str] = set()
-    if extra := extra_meters(context.provider, wire, known, flags) | builtin_calls(context.provider, body):
+    if extra := extra_meters(context.provider, wire, known, flags) | builtin_calls(context.provider, body, flags):
         reading = replace(reading, usage=reading.usage + Usage(extra))
     group = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
+    groups = models_asked(body, context, group, flags) if "usage_breakdown" in body else (group,)
     if flags:
         reading = replace(reading, flags=reading.flags | flags)
-    return observation(reading, group, body, wire or None, tier=tier)
+    return replace(observation(reading, group, body, wire or None, tier=tier), consumptions=groups)
 
 
 def _whole_total(wire: JSON, said: Reading) -> Reading:
@@ -130,25 +132,6 @@ def _choice_bytes(choice: JSON) -> int:
         function = section(call, "function", "custom")
         words += [function.get(name) for name in ("name", "arguments", "input")]
     words.append(section(message, "audio").get("transcript"))
-    return sum(utf8_length(word) for word in words if isinstance(word, str))
-
-
-def conversation(body: JSON, context: Context) -> Observation:
-    """Mistral's answer in a conversation, or the event that ends its stream: several turns of a model with tools."""
-    wire = usage_of(body)
-    outputs = members(body, "outputs")
-    named = (text(item, "model") for item in outputs)
-    model = text(body, "model") or next((name for name in named if name), None)
-    reading = context.complete(connected(wire, set()), received=lambda: _outputs_bytes(outputs))
-    if reading is None:
-        return unknown(body, body.get("usage"), model=model or context.request.model)
-    seen = observation(reading, context.consumption(reading, model=model, wire=wire), body, wire or None)
-    return replace(seen, response_model=model)
-
-
-def _outputs_bytes(outputs: list[JSON]) -> int:
-    words = [item.get(name) for item in outputs for name in ("content", "arguments", "name")]
-    words += [part.get("text") for item in outputs for part in members(item, "content")]
     return sum(utf8_length(word) for word in words if isinstance(word, str))
 
 

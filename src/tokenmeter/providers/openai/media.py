@@ -72,9 +72,9 @@ def _unheard(body: JSON | None, context: Context, flags: frozenset[str]) -> Obse
 
 
 def spoken(wire: JSON) -> Reading:
-    """A transcription's usage, which is either of two shapes: tokens or a duration."""
+    """A transcription's usage, which is either of two shapes: tokens or a duration, beside which tokens are no bill."""
     flags: set[str] = set()
-    seconds = amount(wire, "seconds", flags=flags)
+    seconds = amount(wire, "seconds", "prompt_audio_seconds", flags=flags)
     if seconds is not None and wire.get("input_tokens") is None:
         return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
     reading = inclusive(wire)

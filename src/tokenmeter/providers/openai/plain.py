@@ -10,10 +10,10 @@ from typing import Any
 
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
+from tokenmeter.providers.openai.extras import own_tools
 from tokenmeter.providers.openai.requests import is_agent, output_limit
-from tokenmeter.providers.openai.usage import own_tools
 from tokenmeter.providers.prompts import are_functions, measure_plain, named
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object, section
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object
 
 #: Keys of a usage object that say nothing more, where they are at all.
 _CHAT_USAGE = frozenset(
@@ -74,9 +74,13 @@ def read_chat(body: JSON) -> Plain | None:
         return None
     choices = get("choices")
     for choice in choices if is_array(choices) else ():
-        called = is_object(choice) and choice.get("finish_reason") == "tool_calls"
-        if called and own_tools(section(choice, "message")):
+        message = choice.get("message") if is_object(choice) else None
+        if not is_object(message):
+            continue
+        if "executed_tools" in message or (choice.get("finish_reason") == "tool_calls" and own_tools(message)):
             return None
+    if "usage_breakdown" in body:
+        return None
     prompt = usage.get("prompt_tokens")
     inputs, outputs = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
     found = _inclusive(usage, prompt, usage.get("completion_tokens"), inputs, outputs)

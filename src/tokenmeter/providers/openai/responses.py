@@ -7,14 +7,9 @@ from dataclasses import replace
 
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
+from tokenmeter.providers.openai.extras import bills_tools_by_call, extra_meters, states_tools, write_meter
 from tokenmeter.providers.openai.media import svg
-from tokenmeter.providers.openai.usage import (
-    bills_tools_by_call,
-    extra_meters,
-    inclusive,
-    states_tools,
-    write_meter,
-)
+from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.wire import JSON, NO_FLAGS, Reading, count, error_in, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage

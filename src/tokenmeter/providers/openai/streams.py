@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
-from tokenmeter.providers.openai.usage import own_tools
+from tokenmeter.providers.openai.extras import executed_tools, own_tools
 from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -29,7 +29,7 @@ def open_stream(context: Context, read: Read) -> StreamReader:
 class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
-    __slots__ = ("_builtin", "_bytes", "_context", "_finished", "_read", "_said", "_usage")
+    __slots__ = ("_builtin", "_bytes", "_context", "_executed", "_finished", "_read", "_said", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -38,6 +38,7 @@ class ChatStream:
         self._said: dict[str, Any] = {}
         self._bytes = 0
         self._builtin: list[JSON] = []
+        self._executed: list[JSON] = []
         self._finished = 0
 
     @property
@@ -81,8 +82,15 @@ class ChatStream:
                     self._end(event, choice)
         except (AttributeError, TypeError):
             pass  # a chunk in no known shape says nothing
-        if "x_groq" in event and not usage:
-            self._usage = latest(self._usage, section(section(event, "x_groq"), "usage"))
+        if "x_groq" in event:
+            self._take_groq(section(event, "x_groq"), stated=bool(usage))
+
+    def _take_groq(self, said: JSON, *, stated: bool) -> None:
+        """Take what Groq says beside its chunks: the usage, if it is not `stated`, and that of each model it asked."""
+        if not stated:
+            self._usage = latest(self._usage, section(said, "usage"))
+        if asked := section(said, "usage_breakdown"):
+            self._said["usage_breakdown"] = asked
 
     def _state(self, event: Mapping[str, Any], usage: JSON) -> None:
         """Take a usage. In a chunk without choices, after an answer, it is the last word."""
@@ -95,6 +103,8 @@ class ChatStream:
         """Bytes of reasoning, refusals and tool arguments in a chunk; notes which of the host's own tools it calls."""
         if "tool_calls" in delta:
             self._builtin += own_tools(delta)
+        if "executed_tools" in delta:
+            self._executed += executed_tools(delta)
         return _other_text(delta)
 
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
@@ -112,13 +122,14 @@ class ChatStream:
 
     def body(self) -> Any:
         """The completion."""
-        if not self._usage or self._builtin:
+        if not self._usage or self._builtin or self._executed:
             return None
         return {**self._said, "object": "chat.completion", "usage": self._usage}
 
     def observation(self) -> Observation:
         """What is known now; without a final usage it is an estimate."""
-        choices: list[JSON] = [{"message": {"tool_calls": self._builtin}}] if self._builtin else []
+        shown = {"tool_calls": self._builtin, "executed_tools": self._executed}
+        choices: list[JSON] = [{"message": shown}] if self._builtin or self._executed else []
         body: dict[str, Any] = {**self._said, "usage": dict(self._usage), "choices": choices}
         seen = self._read(body, replace(self._context, received=self._bytes))
         # Hosts that count up with every chunk have only said what was used so far.

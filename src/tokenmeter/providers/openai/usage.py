@@ -1,16 +1,7 @@
-"""OpenAI's usage object, and that of every host that speaks its format: totals INCLUDE their breakdowns.
-
-And what single hosts of the format bill beside tokens, and where their usage says so.
-"""
+"""OpenAI's usage object, and that of every host that speaks its format: totals INCLUDE their breakdowns."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-
-from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.providers.wire import (
     JSON,
     MODALITIES,
@@ -19,25 +10,35 @@ from tokenmeter.providers.wire import (
     amount,
     count,
     has_unknown,
-    members,
     part,
     put,
     said_by,
-    section,
     split_input,
     split_output,
-    text,
 )
 from tokenmeter.usage import Quantity, Usage
 
 _MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
-_WRITE_KEYS = frozenset({"cache_write_tokens", "cache_creation_tokens", "cache_write_tokens_details"})
+#: What was written to a cache: by OpenAI's name, and by Anthropic's, whose writes last five minutes. Gateways and other
+#: hosts have them, too (DashScope; https://www.alibabacloud.com/help/en/model-studio/context-cache).
+_WRITTEN = "cache_write_tokens"
+_ANTHROPICS = ("cache_creation_tokens", "cache_creation_input_tokens")
+_LIFETIMES = ("cache_write_tokens_details", "cache_creation_token_details", "cache_creation")
+_BY_LIFETIME = {
+    "ttl_12h_tokens": "cache_write_12h",
+    "ttl_30m_tokens": "cache_write_30m",
+    "ephemeral_1h_input_tokens": "cache_write_1h",
+    "ephemeral_5m_input_tokens": "cache_write_5m",
+}
+_WRITE_KEYS = frozenset({_WRITTEN, *_ANTHROPICS, *_LIFETIMES})
 #: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.
 _KNOWN_DETAILS = frozenset(
     {
         "accepted_prediction_tokens",
         "audio_tokens",
-        "cache_write_tokens",
+        _WRITTEN,
+        *_ANTHROPICS,
+        "cache_type",  # a word
         "cached_tokens",
         "image_tokens",
         "reasoning_tokens",
@@ -130,22 +131,20 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
 
 def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str]) -> dict[str, Quantity]:
     """Tokens written to a cache, by lifetime. What no lifetime claims is `write_meter`."""
-    if _WRITE_KEYS.isdisjoint(details) and "cache_creation_input_tokens" not in usage:
+    if _WRITE_KEYS.isdisjoint(details) and _WRITE_KEYS.isdisjoint(usage):
         return {}
-    written = count(details, "cache_write_tokens", "cache_creation_tokens", flags=flags)
-    if written is None and "cache_creation_input_tokens" in usage:
-        # Gateways that translate Anthropic's format put its field beside an inclusive total.
-        written, write_meter = count(usage, "cache_creation_input_tokens", flags=flags), "cache_write_5m"
-    split = part(details, "cache_write_tokens_details", flags=flags)
-    half_day = count(split, "ttl_12h_tokens", flags=flags) or 0
-    half_hour = count(split, "ttl_30m_tokens", flags=flags) or 0
-    rest = (half_day + half_hour if written is None else written) - half_day - half_hour
-    if rest < 0:
-        flags.add("cache_write_mismatch")
+    written = count(details, _WRITTEN, flags=flags)
+    if written is None:
+        theirs = [found for place in (details, usage) if (found := count(place, *_ANTHROPICS, flags=flags)) is not None]
+        written, write_meter = (theirs[0], "cache_write_5m") if theirs else (0, write_meter)
+    split = part(details, *_LIFETIMES, flags=flags) or part(usage, *_LIFETIMES, flags=flags)
     quantities: dict[str, Quantity] = {}
-    put(quantities, "cache_write_12h", half_day)
-    put(quantities, "cache_write_30m", half_hour)
-    put(quantities, write_meter, max(rest, 0))
+    for name, meter in _BY_LIFETIME.items():
+        put(quantities, meter, count(split, name, flags=flags) or 0)
+    stated = sum(map(int, quantities.values()))
+    if written and stated > written:
+        flags.add("cache_write_mismatch")
+    put(quantities, write_meter, max(written - stated, 0))
     return quantities
 
 
@@ -201,172 +200,3 @@ SHAPES = (
     Shape(_pages, own=frozenset(_PAGES), nested=("usage_info",)),
     Shape(_duration, own=frozenset(), shared=frozenset({"seconds"})),
 )
-
-
-#: Chat models that search the web on every request (https://developers.openai.com/api/docs/guides/tools-web-search).
-_SEARCHERS = frozenset({"azure", "openai"})
-_SEARCHES_ALWAYS = re.compile(r"-search-(preview|api)\b")
-#: Perplexity's research model bills what it read and thought at rates of their own; the other models bill the request.
-_RESEARCH = "deep-research"
-_REQUEST_SIZES = frozenset({"low", "medium", "high"})
-#: Mistral's voice models count audio in seconds; x-ai's live search counted sources.
-_FIELDS = {"prompt_audio_seconds": "seconds_audio", "num_sources_used": "search_sources"}
-#: x-ai's counts of its server-side tools, by name: in the Responses API, and as its own SDK writes them.
-_TOOLS = ("server_side_tool_usage_details", "server_side_tool_usage")
-_TOOLS_USED = "num_server_side_tools_used"
-_KEYS = frozenset({*_FIELDS, "citation_tokens", "num_search_queries", "search_context_size"})
-#: x-ai's server-side tools that are billed by the call (https://docs.x.ai/developers/pricing).
-_TOOL_CALLS = {
-    "web_search": "web_searches",
-    "x_search": "web_searches",
-    "code_execution": "code_executions",
-    "code_interpreter": "code_executions",
-    "file_search": "file_searches",
-    "document_search": "file_searches",
-    "collections_search": "file_searches",
-    "attachment_search": "attachment_searches",
-    "web_search_premium": "web_searches_premium",
-    "image_generation": "images",
-    "document_library": "file_searches",
-}
-#: Tools that cost nothing but the tokens they bring.
-_FREE_TOOLS = frozenset(
-    {"mcp", "image_understanding", "video_understanding", "x_video_understanding", "view_image", "view_x_video"}
-)
-_TOOL_NAME = re.compile(r"(?:server_side_tool_)?(\w+?)(?:_calls)?")
-#: Moonshot's search, as a function that its models call.
-_BUILTIN_SEARCH = "$web_search"
-_BILLS_TOOLS_BY_CALL = "x-ai"
-#: A tool that no rule knows was called: how often is known, and what it costs is not.
-_UNKNOWN_TOOL = "server_tool_calls"
-
-
-def write_meter(model: str | None) -> str:
-    """Class of cache writes without a lifetime: Claude's are Anthropic's five-minute ones on every host."""
-    return "cache_write_5m" if model and "claude" in model else "cache_write_30m"
-
-
-def bills_reasoning_apart(provider: str, model: str | None) -> bool:
-    """Whether reasoning has a rate of its own, and stands beside the answer's tokens."""
-    return bool(model) and _RESEARCH in str(model) and canonical_provider(provider) == "perplexity"
-
-
-def bills_tools_by_call(provider: str) -> bool:
-    """Whether the host bills each call of its tools, code too, and no container."""
-    return canonical_provider(provider) == _BILLS_TOOLS_BY_CALL
-
-
-def states_tools(usage: JSON) -> bool:
-    """Whether the usage counts the host's tools, so that no other trace of them counts."""
-    return bool(section(usage, *_TOOLS))
-
-
-def _billed_tools(calls: Mapping[str, int], flags: set[str]) -> dict[str, Quantity]:
-    """Calls by meter; tools that no rule knows are counted under one that has no price."""
-    meters: dict[str, Quantity] = {}
-    for name, number in calls.items():
-        if not number or name in _FREE_TOOLS:
-            continue
-        if name not in _TOOL_CALLS:
-            flags.add("unknown_server_tool")
-        put(meters, _TOOL_CALLS.get(name, _UNKNOWN_TOOL), number)
-    return meters
-
-
-def extra_meters(
-    provider: str, usage: JSON, model: str | None, flags: set[str], items: Iterable[JSON] = ()
-) -> dict[str, Quantity]:
-    """What a host bills beside tokens; doubts are added to `flags`.
-
-    Args:
-        provider: Provider id.
-        usage: The usage object.
-        model: Model that answered.
-        flags: Doubts are added here.
-        items: Output of a response, where tools leave their trace.
-    """
-    meters: dict[str, Quantity] = {}
-    if model and "-search-" in model and provider in _SEARCHERS and (found := _SEARCHES_ALWAYS.search(model)):
-        meters["web_searches_preview" if found[1] == "preview" else "web_searches"] = 1
-    if states_tools(usage):
-        meters |= _stated_tools(usage, flags)
-    elif any(usage.get(name) for name in _TOOLS):
-        flags |= {"malformed_count", "estimated"}
-    elif bills_tools_by_call(provider):
-        meters |= _seen_tools(usage, items, flags)
-    if _KEYS.isdisjoint(usage):
-        return meters
-    for name, meter in _FIELDS.items():
-        if usage.get(name) and (quantity := amount(usage, name, flags=flags)):
-            meters[meter] = int(quantity) if quantity == int(quantity) else quantity
-    if canonical_provider(provider) == "perplexity":
-        meters |= _perplexity(usage, model, flags)
-    return meters
-
-
-def builtin_calls(provider: str, body: JSON) -> dict[str, Quantity]:
-    """Moonshot's own search, billed where an answer asks for it (https://platform.kimi.ai/docs/pricing/tools)."""
-    if canonical_provider(provider) != "moonshotai":
-        return {}
-    asked = [call for choice in members(body, "choices") for call in own_tools(section(choice, "message"))]
-    searches = sum(section(call, "function").get("name") == _BUILTIN_SEARCH for call in asked)
-    return {"web_searches": searches} if searches else {}
-
-
-def own_tools(message: JSON) -> list[JSON]:
-    """The calls of tools that are the host's own: their names begin with a dollar."""
-    calls = members(message, "tool_calls")
-    return [call for call in calls if str(section(call, "function").get("name")).startswith("$")]
-
-
-def connected(usage: JSON, flags: set[str]) -> Reading:
-    """A Mistral conversation's usage: what connectors put into the prompt is input beside it; their calls are counted.
-
-    Source: ``mistralai.models.ConversationUsageInfo``.
-    """
-    said = inclusive({key: value for key, value in usage.items() if key not in {"connector_tokens", "total_tokens"}})
-    doubts = set(said.flags) | flags
-    brought = count(usage, "connector_tokens", flags=doubts) or 0
-    prompt, answer = said.usage.input_tokens + brought, said.usage.output_tokens
-    stated = count(usage, "total_tokens", flags=doubts)
-    if stated is not None and not said.unsaid and stated != prompt + answer:
-        doubts.add("total_mismatch")
-    calls = part(usage, "connectors", flags=doubts)
-    tools = _billed_tools({name: count(calls, name, flags=doubts) or 0 for name in calls}, doubts)
-    whole = said.usage + Usage({"input": brought, **tools} if brought else tools)
-    return replace(said, usage=whole, prompt_tokens=None, flags=frozenset(doubts))
-
-
-def _stated_tools(usage: JSON, flags: set[str]) -> dict[str, Quantity]:
-    tools = part(usage, *_TOOLS, flags=flags)
-    calls: Counter[str] = Counter()
-    for key in tools:
-        named = _TOOL_NAME.fullmatch(key.lower())
-        calls[named[1] if named else key] += count(tools, key, flags=flags) or 0
-    return _billed_tools(calls, flags)
-
-
-def _seen_tools(usage: JSON, items: Iterable[JSON], flags: set[str]) -> dict[str, Quantity]:
-    """Tools that the usage does not itemise: those whose calls stand in the output, and a rest that nobody names."""
-    calls: Counter[str] = Counter()
-    for item in items:
-        name = (text(item, "type") or "").removesuffix("_call")
-        if name == "custom_tool" and (text(item, "name") or "").startswith("x_"):  # how searches of X are shown
-            name = "x_search"
-        if name in _FREE_TOOLS or (name in _TOOL_CALLS and item.get("status") != "failed"):
-            calls[name] += 1
-    used = count(usage, _TOOLS_USED, flags=flags) or 0
-    calls["?"] = max(used - calls.total(), 0)
-    return _billed_tools(calls, flags)
-
-
-def _perplexity(usage: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
-    """Source: https://docs.perplexity.ai/getting-started/pricing."""
-    found: dict[str, int | None] = {}
-    if bills_reasoning_apart("perplexity", model):
-        found["output_citation"] = count(usage, "citation_tokens", flags=flags)
-        found["output_reasoning"] = count(usage, "reasoning_tokens", flags=flags)
-        found["web_searches"] = count(usage, "num_search_queries", flags=flags)
-    elif (size := text(usage, "search_context_size")) in _REQUEST_SIZES:
-        found[f"requests_{size}"] = 1
-    return {meter: quantity for meter, quantity in found.items() if quantity}
