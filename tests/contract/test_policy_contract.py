@@ -1,6 +1,7 @@
 """Budgets are data in the ledger: every meter on it obeys them and learns of a change with its next call."""
 
 import asyncio
+import json
 import logging
 import time
 from dataclasses import replace
@@ -267,6 +268,24 @@ class TestCounting:
         spend(named, a_call(key=replace(key, alias="prod")), 49)
         assert is_stopped(metered(), a_call(key=key))
         assert is_stopped(metered(), a_call(key=replace(key, alias="staging"))) is False  # its own word for it
+
+    def test_a_running_program_learns_a_keys_name_with_its_next_call(self, metered, store):
+        key = ApiKey("ab" * 16, "wxyz")
+        named, running = metered(Budget(api_key="prod", limit_usd=50, name="prod")), metered()
+        spend(running, a_call(key=key), 50)
+        assert is_stopped(running, a_call(key=key)) is False  # nobody has called it so yet
+        assert is_stopped(named, a_call(key=replace(key, alias="prod")))
+        assert soon(lambda: is_stopped(running, a_call(key=key)), wanted=True)
+        named.authorize(a_call(key=replace(key, alias="staging")))
+        assert soon(lambda: is_stopped(running, a_call(key=key)), wanted=False) is False
+        assert is_stopped(named, a_call(key=replace(key, alias="prod")))
+        names = [json.loads(document.body).get("fingerprint") for document in store.documents()]
+        assert names == [None, key.fingerprint, key.fingerprint]  # each is said once, however often both are used
+
+    def test_no_name_is_written_down_where_no_budget_goes_by_it(self, metered, store):
+        meter = metered(Budget(api_key="*", limit_usd=50, name="each"))
+        spend(meter, a_call(key=ApiKey("ab" * 16, "wxyz", "prod")), 5)
+        assert [document.key for document in store.documents()] == ["each@1"]
 
     @pytest.mark.parametrize(
         ("budget", "spent"),

@@ -139,6 +139,8 @@ class Budgets(Registry):
             StoreUnavailableError: the store fails, or a limit is not known.
         """
         state, runs = self._current(wait=wait), runs_of(call.scopes)
+        if call.api_key is not None and call.api_key.alias is not None:
+            state = self._with_name(state, call.api_key, wait=wait)
         self.telling.catch_up_sometimes()
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id, wait=wait)

@@ -125,14 +125,17 @@ class Policy:
     Attributes:
         changes: Per name every version, the first first.
         grants: All grants by budget, unit and scope text, in the order of their filing.
+        names: Per fingerprint what a program calls that API key, and since when: the last that was said where a budget
+            goes by such names.
         position: Of the last document read.
-        revision: How many definitions and ends there are: grants alone leave the caps as they are.
+        revision: How many definitions, ends and names there are: grants alone leave the caps as they are.
     """
 
     changes: Mapping[str, Sequence[Change]] = field(default_factory=dict[str, Sequence[Change]])
     grants: Mapping[tuple[str, Unit, str], Sequence[Grant]] = field(
         default_factory=dict[tuple[str, Unit, str], Sequence[Grant]]
     )
+    names: Mapping[str, tuple[str, datetime]] = field(default_factory=dict[str, tuple[str, datetime]])
     position: int = 0
     revision: int = 0
 
@@ -157,7 +160,7 @@ def read_policy(store: Store, before: Policy | None = None) -> Policy:
         LedgerError: a later release wrote them.
     """
     before = before or Policy()
-    changes, grants = dict(before.changes), dict(before.grants)
+    changes, grants, names = dict(before.changes), dict(before.grants), dict(before.names)
     position, revision = before.position, before.revision
     for document in store.documents(DocumentQuery(kind=KIND, after=position)):
         body, position = _body(document), document.position
@@ -165,11 +168,14 @@ def read_policy(store: Store, before: Policy | None = None) -> Policy:
             grant = _grant_of(document, body)
             counter = (grant.budget, grant.unit, scope_text(grant.scope))
             grants[counter] = (*grants.get(counter, ()), grant)
+        elif body["what"] == "name":
+            names[body["fingerprint"]] = body["name"], document.recorded_at
+            revision += 1
         else:
             versions = changes.get(body["name"], ())
             changes[body["name"]] = (*versions, _change_of(document, body, versions[-1] if versions else None))
             revision += 1
-    return Policy(changes, grants, position, revision)
+    return Policy(changes, grants, names, position, revision)
 
 
 def _body(document: Document) -> dict[str, Any]:
@@ -262,6 +268,12 @@ def file_grant(store: Store, grant: Grant, *, more: Mapping[str, Any] | None = N
     return _file(store, f"{grant.budget}+{grant.grant_id}", body)
 
 
+def file_name(store: Store, policy: Policy, fingerprint: str, name: str) -> bool:
+    """File what this program calls an API key, for budgets that go by it; False when somebody was quicker."""
+    body = {"format": _FORMAT, "what": "name", "fingerprint": fingerprint, "name": name, "by": whoami()}
+    return _file(store, f"key {fingerprint} {policy.revision}", body)
+
+
 def _file(store: Store, key: str, body: Mapping[str, Any]) -> bool:
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return store.file(NewDocument(kind=KIND, key=key, body=text)).recorded
@@ -344,7 +356,10 @@ def is_same_or_gone(one: Budget | None, other: Budget | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The budgets of one generation of the ledger's policy, prepared."""
+    """The budgets of one generation of the ledger's policy, prepared.
+
+    `names` says what the ledger calls API keys, by their fingerprints; None where no budget goes by a name.
+    """
 
     generation: int | None
     policy: Policy
@@ -358,6 +373,7 @@ class InForce:
     applied: bool
     singled_out: tuple[str, ...] = ()
     any_hard: bool = False
+    names: Mapping[str, str] | None = None
 
     def next_date(self, now_us: int) -> int:
         """First instant after now at which a budget begins or ends."""
@@ -371,11 +387,11 @@ class InForce:
         *,
         generation: int | None,
         applied: bool,
-        aliases: Callable[[], Mapping[str, str]] = dict[str, str],
+        aliases: Callable[[Policy], Mapping[str, str]] = lambda _: {},
     ) -> InForce:
         """Prepare what is in force; `aliases` says what the ledger calls keys, asked only where a budget names one."""
         named = any(is_alias(change.budget.api_key) for change in changes.values() if change.budget is not None)
-        known: Mapping[str, str] = aliases() if named else {}
+        known: Mapping[str, str] = aliases(policy) if named else {}
         caps = [
             Cap(change.budget, unit, era=change.era, defined_at=change.counted_since, aliases=known)
             for change in changes.values()
@@ -401,4 +417,5 @@ class InForce:
             applied,
             tuple(sorted({name for cap in caps for name in cap.budget.scope if name == "end_user" or ":" in name})),
             any(cap.budget.hard for cap in caps),
+            known if named else None,
         )

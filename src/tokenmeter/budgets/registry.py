@@ -11,6 +11,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 
+from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.definitions import (
     Change,
     Grant,
@@ -18,6 +19,7 @@ from tokenmeter.budgets.definitions import (
     Policy,
     file_change,
     file_grant,
+    file_name,
     grants_of,
     history,
     is_news,
@@ -65,6 +67,7 @@ class Registry:
         self._store = store
         self._fault = fault
         self._told: set[tuple[str, int]] = set()
+        self._said: set[tuple[str, str]] = set()
         self._policy = Policy()
         self._state = self._declared_only()
 
@@ -159,8 +162,31 @@ class Registry:
         self._tell_contradictions(policy)
         return self._state
 
-    def _aliases(self) -> Mapping[str, str]:
-        return aliases_in_use(self._store)
+    def _aliases(self, policy: Policy) -> Mapping[str, str]:
+        return aliases_in_use(self._store, policy.names)
+
+    def _with_name(self, state: InForce, key: ApiKey | None, *, wait: bool) -> InForce:
+        """Have every process know what this one calls `key`, where a budget goes by names; what is in force then.
+
+        Raises:
+            StoreBusyError: ``wait=False`` and it has to be written down first.
+        """
+        if state.names is None or key is None or key.alias is None or state.names.get(key.fingerprint) == key.alias:
+            return state
+        said = (key.fingerprint, key.alias)
+        if said in self._said:  # another program has another name for it: each has said its own
+            return state
+        if not wait:
+            raise StoreBusyError("A key's name has to be written down first; call again from a thread.")
+        try:
+            with _reading:
+                while said not in self._said and not file_name(self._store, self._read_policy(), *said):
+                    pass
+                self._said.add(said)
+        except Exception as error:  # noqa: BLE001 - this process knows the name, others go by the one before
+            self._fault("write down a key's name", error)
+            return state
+        return self._current(wait=wait)
 
     def _file_declared(self, policy: Policy) -> bool:
         """File what this process declares and the ledger does not have; whether anything was filed."""

@@ -170,14 +170,23 @@ def key_names(store: Store) -> dict[str, list[str]]:
     return {fingerprint: sorted(names, key=lambda name: name.startswith("...")) for fingerprint, names in found.items()}
 
 
-def aliases_in_use(store: Store) -> dict[str, str]:
-    """Per fingerprint the alias that the ledger's entries give an API key, the last one where it had several."""
-    found: dict[str, str] = {}
+def aliases_in_use(store: Store, said: Mapping[str, tuple[str, datetime]]) -> dict[str, str]:
+    """Per fingerprint the alias of an API key, the last one where it had several.
+
+    Args:
+        store: Its entries bear the names that were used.
+        said: Names that programs said before they used them, and when.
+    """
+    found = {fingerprint: name for fingerprint, (name, _) in said.items()}
     for fingerprint, names in key_names(store).items():
         aliases = [name for name in names if not name.startswith("...")]
-        if len(aliases) > 1:
+        name, since = said.get(fingerprint, (None, BEGINNING))
+        if name is not None or len(aliases) > 1:
             last = store.entries(
-                EntryFilter(where={"api_key_fingerprint": frozenset({fingerprint}), "api_key": frozenset(aliases)}),
+                EntryFilter(
+                    since=since,
+                    where={"api_key_fingerprint": frozenset({fingerprint}), "api_key": frozenset(aliases)},
+                ),
                 newest_first=True,
             )
             aliases = [entry.api_key.label for entry in islice(last, 1) if entry.api_key is not None]
