@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from inspect import signature
+from itertools import pairwise
+from operator import add
 from typing import Any, NamedTuple
 
 from tokenmeter.stores.archive.places import import_extra
@@ -73,8 +75,8 @@ def _schema() -> Any:
     )
 
 
-#: Where costs begin among `AMOUNTS`, and a cost that is the same as the one before it.
-_COSTS, _NONE = len(AMOUNTS) - 6, (None, None)
+#: Costs, each of which is often the same as the one before it.
+_KINDS = ("list", "contracted", "billed")
 _PAGE = 2_000
 _ENTRIES = (
     "SELECT e.seq, e.entry_id, e.occurred_at, a.digest, n.digest, t.body, "  # noqa: S608 - names of our own
@@ -147,7 +149,7 @@ def open_writer(target: str, rows: int = _ROW_GROUP) -> Any:
         target,
         _schema(),
         compression="zstd",
-        compression_level=6,
+        compression_level=1,  # of columns like these no higher one makes less, and each takes longer
         use_dictionary=[name for name in COLUMNS if name not in encoded and name not in {"numbers", "texts"}],
         column_encoding=encoded,
         write_page_index=True,
@@ -187,63 +189,46 @@ class FileWriter:
 
     def write(self, rows: Sequence[ArchiveRow]) -> None:
         """Add entries, in the order of the chain."""
-        columns = list(zip(*map(self._cells, rows), strict=True))
-        arrays = [self._arrow.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        if not rows:
+            return
+        columns = self._columns(rows)
+        arrays = [self._arrow.array(columns[field.name], field.type) for field in self._schema]
         self._batches.append(self._arrow.record_batch(arrays, schema=self._schema))
         self._rows += len(rows)
         if self._rows >= _ROW_GROUP:
             self._flush()
 
-    def _cells(self, row: ArchiveRow) -> tuple[Any, ...]:
-        seq, entry_id, occurred_at, account, user, tags, amounts, more, body = row
-        unpriced, estimated, reasoning, *tokens = amounts[:_COSTS]
-        costs = listed, listed_pico, contracted, contracted_pico, billed, billed_pico = amounts[_COSTS:]
-        identity = identity_parts(entry_id)
-        own, shape, numbers, texts = self._shaper.shape(
-            body,
-            lambda own: values_of(
-                account,
-                identity,
-                (occurred_at, own[4]),
-                own[:2],
-                own[2:4],
-                user,
-                tags,
-                (*tokens, reasoning),
-                (
-                    listed * MICRO + listed_pico,
-                    contracted * MICRO + contracted_pico,
-                    billed * MICRO + billed_pico,
-                ),
-            ),
-        )
-        response_id, request_id, latency, first_token, recorded_at = own
-        return (
-            seq,
-            *identity,
-            occurred_at,
-            None if recorded_at is None else recorded_at - occurred_at,
-            account,
-            user,
-            tags,
-            unpriced,
-            estimated,
-            reasoning,
-            *tokens,
-            listed,
-            listed_pico,
-            *(_NONE if costs[2:4] == costs[:2] else (contracted, contracted_pico)),
-            *(_NONE if costs[4:] == costs[2:4] else (billed, billed_pico)),
-            more,
-            latency,
-            first_token,
-            response_id,
-            request_id,
-            shape,
-            numbers or None,
-            texts or None,
-            body if shape is None else None,
-        )
+    def _columns(self, rows: Sequence[ArchiveRow]) -> dict[str, Sequence[Any]]:
+        """Rows by column, as `COLUMNS` has them."""
+        seq, ids, occurred_at, accounts, users, tags, amounts, more, bodies = zip(*rows, strict=True)
+        columns = dict(zip(AMOUNTS, zip(*amounts, strict=True), strict=True))
+        writers, counters = zip(*map(identity_parts, ids), strict=True)
+        befores = zip(map(bytes.hex, accounts), ids, occurred_at, strict=True)
+        shaped = map(self._shaper.shape, bodies, befores, _after(columns, users, tags))
+        heads, shapes, numbers, texts = zip(*shaped, strict=True)
+        recorded_at, response_ids, request_ids, latencies, first_tokens = zip(*heads, strict=True)
+        return columns | {
+            "seq": seq,
+            "writer": writers,
+            "counter": counters,
+            "occurred_at": occurred_at,
+            "recorded_after_us": [
+                None if late is None else late - moment for late, moment in zip(recorded_at, occurred_at, strict=True)
+            ],
+            "account": accounts,
+            "end_user": users,
+            "tags": tags,
+            **_without_repeats(columns),
+            "more": more,
+            "latency_us": latencies,
+            "first_token_us": first_tokens,
+            "response_id": response_ids,
+            "request_id": request_ids,
+            "shape": shapes,
+            "numbers": [one or None for one in numbers],
+            "texts": [one or None for one in texts],
+            "body": [body if one is None else None for one, body in zip(shapes, bodies, strict=True)],
+        }
 
     def _flush(self) -> None:
         if self._batches:
@@ -256,8 +241,47 @@ class FileWriter:
         self._writer.close()
 
 
-def _whole(parts: Sequence[int]) -> int:
-    return parts[0] * MICRO + parts[1]
+def _after(
+    columns: Mapping[str, Sequence[int]], users: Sequence[bytes | None], tags: Sequence[str | None]
+) -> Iterator[tuple[Any, ...]]:
+    """What stands in `shape.VALUES` from end_user on, row by row."""
+    names = (*TYPED, "reasoning")
+    prompts = [sum(one) for one in zip(*(columns[name] for name in TYPED[:-1]), strict=True)]
+    return zip(
+        [None if user is None else user.hex() for user in users],
+        tags,
+        *(columns[name] for name in names),
+        *(
+            [
+                micro * MICRO + pico
+                for micro, pico in zip(columns[f"{kind}_micro"], columns[f"{kind}_pico"], strict=True)
+            ]
+            for kind in _KINDS
+        ),
+        prompts,
+        map(add, prompts, columns[TYPED[-1]]),
+        strict=True,
+    )
+
+
+def _without_repeats(columns: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int | None]]:
+    """Costs, with null where one is the same as the one before it."""
+    found: dict[str, Sequence[int | None]] = {}
+    for before, kind in pairwise(_KINDS):
+        micro, pico = columns[f"{kind}_micro"], columns[f"{kind}_pico"]
+        same = [
+            mine == theirs and rest == their_rest
+            for mine, theirs, rest, their_rest in zip(
+                micro, columns[f"{before}_micro"], pico, columns[f"{before}_pico"], strict=True
+            )
+        ]
+        for name, values in ((f"{kind}_micro", micro), (f"{kind}_pico", pico)):
+            found[name] = [None if alike else value for alike, value in zip(same, values, strict=True)]
+    return found
+
+
+def _whole(micro: int, pico: int) -> int:
+    return micro * MICRO + pico
 
 
 def record_of(columns: Sequence[Any]) -> str:
@@ -267,17 +291,13 @@ def record_of(columns: Sequence[Any]) -> str:
     *costs, latency, first_token, response_id, request_id, shape, numbers, texts, body = rest
     if shape is None:
         return str(body)
-    listed = _whole(costs[:2])
-    contracted = listed if costs[2] is None else _whole(costs[2:4])
-    billed = contracted if costs[4] is None else _whole(costs[4:])
+    listed = _whole(*costs[:2])
+    contracted = listed if costs[2] is None else _whole(*costs[2:4])
+    billed = contracted if costs[4] is None else _whole(*costs[4:])
     values = values_of(
-        account,
-        (writer, counter),
-        (occurred_at, occurred_at + recorded_after),
-        (response_id, request_id),
-        (latency, first_token),
-        end_user,
-        tags,
+        (account, (writer, counter), occurred_at),
+        (occurred_at + recorded_after, response_id, request_id, latency, first_token),
+        (end_user, tags),
         (*tokens, reasoning),
         (listed, contracted, billed),
     )

@@ -28,7 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from operator import itemgetter
+from operator import itemgetter, mul
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -42,9 +42,12 @@ VALUES = (
 _INDEX = {name: index for index, name in enumerate(VALUES)}
 _TOKENS = slice(_INDEX["input"], _INDEX["reasoning"] + 1)
 _COST = slice(_INDEX["list"], _INDEX["billed"] + 1)
+_IS_ZERO = (0).__eq__
 #: Those that a number of the record may be found to be, the likeliest first.
 _COUNTED = ("input", "output", "prompt", "total", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning")
 _COSTS = ("list", "contracted", "billed")
+#: What only a record says, and a column of the archive repeats.
+_OWN = ("recorded_at", "response_id", "request_id", "latency_us", "first_token_us")
 _HEAD = re.compile(
     r'\{"format":\d+,"record":"entry","account":"(?P<account>[0-9a-f]{32})","id":"(?P<id>[^"\\]*)",'
     r'"occurred_at":(?P<occurred_at>-?\d+),"recorded_at":(?P<recorded_at>-?\d+)'
@@ -53,22 +56,19 @@ _HEAD = re.compile(
     r'(?:,"first_token_us":(?P<first_token_us>-?\d+))?(?:,"end_user":"(?P<end_user>[0-9a-f]{32})")?'
     r'(?:,"tags":(?P<tags>\{[^{}]*\}))?'
 )
-#: Whole numbers but 0, decimal text, and texts that differ from call to call.
-#: Each is two groups: what it is known by, and itself. (Looking behind would be ten times slower.)
+_OWN_GROUPS = tuple(_HEAD.groupindex[name] for name in _OWN)
+#: Whole numbers but 0, texts that differ from call to call, and decimal text; with what each is known by before it.
+#: All begin with one of three characters, by which they are looked for.
 _TOKEN = re.compile(
-    r"([:,\[])(-?[1-9]\d{0,17})(?=[,}\]])"
+    r"([:,\[])(?:(-?[1-9]\d{0,17})(?=[,}\]])"
     r'|("(?:corrects|reservation|dedup_key|trace_id|span_id)":")([^"\\]*)(?=")'
-    r'|(":")(-?\d+\.\d+)(?=")'
+    r'|(")(-?\d+\.\d+)(?="))'
 )
 _PLACE = re.compile(r"%(?:%|\((\w+)(?:\*(-?\d+))?\)s)")
 _NUMBERED = re.compile(r"(n|near|t)(\d+)")
 #: Pieces to a token: what stands before it, and a group for each kind of it.
 _GROUPS = 7
 _MOST_KNOWN, _MOST_TRIED, _MOST_LIKELY = 20_000, 32, 5
-
-
-#: What only a record says, and a column of the archive repeats.
-_OWN = ("response_id", "request_id", "latency_us", "first_token_us", "recorded_at")
 _UNREAD = tuple(f',"{name}":' for name in _OWN)
 #: Doubts and remarks. They stand before the provider's own usage, which may have something of that name, too.
 _FLAGS, _RAW_USAGE = re.compile(r',"flags":\[[^\]]*\]'), ',"raw_usage":'
@@ -83,7 +83,7 @@ class Shaped(NamedTuple):
     """A record in parts.
 
     Attributes:
-        head: What its head says of itself: response_id, request_id, latency_us, first_token_us, recorded_at.
+        head: What its head says of itself: recorded_at, response_id, request_id, latency_us, first_token_us.
         shape: See the module; None: only the record itself will do.
         numbers: Numbers that no column has.
         texts: Texts that no column has.
@@ -95,23 +95,33 @@ class Shaped(NamedTuple):
     texts: tuple[str, ...] = ()
 
 
-def values_of(  # noqa: PLR0917 - a row of columns
-    account: bytes,
-    identity: tuple[bytes, int | None],
-    times: tuple[int, int],
-    ids: tuple[str | None, str | None],
-    latency: tuple[int | None, int | None],
-    end_user: bytes | None,
-    tags: str | None,
+def values_of(
+    before: tuple[bytes, tuple[bytes, int | None], int],
+    own: tuple[Any, ...],
+    asked_by: tuple[bytes | None, str | None],
     tokens: Sequence[int],
     costs: Sequence[int],
 ) -> tuple[Any, ...]:
-    """What places stand for, by `VALUES`; `tokens` are the five meters with columns and reasoning."""
-    writer, counter = identity
-    text = writer.decode() if counter is None else f"{writer.hex()}{counter:012x}"
+    """What places stand for, by `VALUES`.
+
+    Args:
+        before: Account, writer and counter, occurred_at.
+        own: What the record's head says of itself.
+        asked_by: End user (digest) and tags (JSON).
+        tokens: The five meters with columns, and reasoning.
+        costs: In picodollars.
+    """
+    account, identity, occurred_at = before
+    end_user, tags = asked_by
     prompt = tokens[0] + tokens[1] + tokens[2] + tokens[3]
     user = None if end_user is None else end_user.hex()
-    return (account.hex(), text, *times, *ids, *latency, user, tags, *tokens, *costs, prompt, prompt + tokens[4])
+    after = (user, tags, *tokens, *costs, prompt, prompt + tokens[4])
+    return (account.hex(), identity_text(*identity), occurred_at, *own, *after)
+
+
+def identity_text(writer: bytes, counter: int | None) -> str:
+    """An entry's id, from its writer and counter."""
+    return writer.decode() if counter is None else f"{writer.hex()}{counter:012x}"
 
 
 class _Maker(NamedTuple):
@@ -119,12 +129,13 @@ class _Maker(NamedTuple):
 
     form: str
     pick: Callable[[tuple[Any, ...]], Any]
-    products: tuple[tuple[int, int], ...]
+    multiplied: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+    factors: tuple[int, ...]
     extras: tuple[tuple[str, int], ...]
 
-    def make(self, values: tuple[Any, ...], numbers: Sequence[int], texts: Sequence[str]) -> str:
-        if self.products:
-            values += tuple([values[index] * factor for index, factor in self.products])
+    def make(self, values: tuple[Any, ...], numbers: Sequence[int] = (), texts: Sequence[str] = ()) -> str:
+        if self.factors:
+            values += tuple(map(mul, self.multiplied(values), self.factors))
         if self.extras:
             values += tuple([_extra(kind, at, values[1], numbers, texts) for kind, at in self.extras])
         made: str = self.form % self.pick(values)
@@ -160,7 +171,9 @@ def _compiled(shape: str) -> _Maker:
     places = [first[kind] + at for kind, at in names]
     form = _PLACE.sub(lambda found: "%s" if found[1] else "%%", shape)
     pick: Callable[[tuple[Any, ...]], Any] = itemgetter(*places)
-    return _Maker(form, pick, tuple(products), tuple(extras))
+    indexes, factors = zip(*products, strict=True) if products else ((), ())
+    multiplied = itemgetter(*indexes, 0, 0)  # of a single one it would make no tuple
+    return _Maker(form, pick, multiplied, factors, tuple(extras))
 
 
 def render(shape: str, values: tuple[Any, ...], numbers: Sequence[int] = (), texts: Sequence[str] = ()) -> str:
@@ -184,35 +197,39 @@ class Shaper:
         self._known: dict[tuple[Any, ...], list[_Found]] = {}
         self._last: dict[tuple[Any, ...], list[_Found]] = {}
 
-    def shape(self, body: str, values: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Shaped:
+    def shape(self, body: str, before: tuple[Any, ...], after: tuple[Any, ...]) -> Shaped:
         """The parts of a record.
 
         Args:
             body: The record.
-            values: The head's response_id, request_id, latency_us, first_token_us and recorded_at -> `values_of`.
+            before: What stands in `VALUES` before what the head says of itself: account, id, occurred_at.
+            after: What stands there behind it: from end_user on.
         """
         head = _HEAD.match(body)
         if head is None:
             return Shaped(_own(body), self._left(body))
-        _, _, _, recorded, response, request, latency, first_token, _, _ = head.groups()
+        recorded, response, request, latency, first_token = head.group(*_OWN_GROUPS)
         own = (
+            int(recorded),
             response,
             request,
             None if latency is None else int(latency),
             None if first_token is None else int(first_token),
-            int(recorded),
         )
         if body.startswith(_UNREAD, head.end()):  # an id with quotation marks, say, at which the pattern ended
             own = _own(body)
         if self._heads_only:
             return Shaped(own, self._left(body))
-        known = values(own)
+        known = before + own + after
         # Of one account, calls with the same meters at 0 and the same costs alike have the same shape nearly always.
         listed, contracted, billed = known[_COST]
-        like = (known[0], head.lastindex, latency is None, response is None, listed == contracted, contracted == billed)
-        likely = self._last.setdefault((*like, *map(bool, known[_TOKENS])), [])
+        same = listed == contracted, contracted == billed, latency is None, response is None
+        like = (known[0], head.lastindex, *same, *map(_IS_ZERO, known[_TOKENS]))
+        likely = self._last.get(like)
+        if likely is None:
+            likely = self._last[like] = []
         for one in likely:
-            if one.maker.make(known, (), ()) == body:
+            if one.maker.make(known) == body:
                 return Shaped(own, one.shape)
         found = self._found(body, head, known)
         if found is None:  # a column says otherwise than the record
@@ -307,7 +324,7 @@ def _made(
     counted = {"n": 0, "t": 0}
     quantity: str | None = None
     for at in range(0, len(pieces) - 1, _GROUPS):
-        before = (pieces[at] or "") + next(one for one in pieces[at + 1 : at + _GROUPS : 2] if one)
+        before = "".join(one for one in (pieces[at], *pieces[at + 1 : at + _GROUPS : 2]) if one)
         parts.append(before.replace("%", "%%"))
         number = pieces[at + 2]
         place: str | None = None
