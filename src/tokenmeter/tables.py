@@ -23,6 +23,8 @@ from itertools import chain, islice
 from typing import IO, Any, Literal, cast
 
 DecimalMark = Literal[".", ","]
+#: What stands first in a date with slashes.
+Slashes = Literal["day", "month"]
 
 _DELIMITERS = ",;\t|"
 #: A quoted heading, whose commas are none of the table's; also one that goes on in the next line.
@@ -35,6 +37,8 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}([.,])\d{3}(?:\1\d{3})*")
 #: An instant whose zone stands apart, as an offset, as ``UTC``, or as both.
 _ZONED = re.compile(r"(?P<moment>\d{4}-\d\d-\d\d[ T][\d:.]+) (?P<offset>[-+]\d\d:?\d\d)?(?: ?(?:UTC|GMT|Z))?(?<! )")
 _DOTTED = re.compile(r"^(\d\d?)\.(\d\d?)\.(\d{4})(?:(,? +)(?=\d)|$)")
+_SLASHED = re.compile(r"^(\d\d?)/(\d\d?)/(\d{4})(?:(,? +)(?=\d)|$)")
+_MONTHS = 12
 #: How many rows of a table tell which decimal mark it has.
 _SAMPLE = 500
 
@@ -250,10 +254,23 @@ def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
     return Decimal(sign + whole.replace(group, "") + ("." + fraction if fraction else ""))
 
 
-def parse_moment(text: str) -> datetime:
+def first_of_slashes(texts: Iterable[str]) -> Slashes | None:
+    """What stands first in dates such as ``10/31/2026``, which all texts together tell; None where they do not."""
+    told: set[Slashes] = set()
+    for text in texts:
+        if found := _SLASHED.match(text.strip()):
+            told |= {"day"} if int(found[1]) > _MONTHS else {"month"} if int(found[2]) > _MONTHS else set()
+    return told.pop() if len(told) == 1 else None
+
+
+def parse_moment(text: str, slashes: Slashes | None = None) -> datetime:
     """A day or an instant by ISO 8601, also as databases and Go print it: ``2026-10-13 10:00:02.1 +0000 UTC``.
 
     With dots the day stands first, wherever they are written so: ``13.10.2026 10:00``. Slashes say two things.
+
+    Args:
+        text: As it is written.
+        slashes: What stands first in a date with slashes; None = refuse them.
 
     Returns:
         Naive where the text names no zone.
@@ -262,6 +279,8 @@ def parse_moment(text: str) -> datetime:
         ValueError: it is neither.
     """
     text = _DOTTED.sub(_day_last, text.strip())
+    if slashes is not None:
+        text = _SLASHED.sub(_day_last if slashes == "day" else _month_last, text)
     found = _ZONED.fullmatch(text)
     if found is None:
         return datetime.fromisoformat(text)
@@ -270,6 +289,10 @@ def parse_moment(text: str) -> datetime:
 
 def _day_last(date: re.Match[str]) -> str:
     return f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}{' ' if date[4] else ''}"
+
+
+def _month_last(date: re.Match[str]) -> str:
+    return f"{date[3]}-{date[1]:0>2}-{date[2]:0>2}{' ' if date[4] else ''}"
 
 
 def _bare(text: str) -> tuple[str, str]:

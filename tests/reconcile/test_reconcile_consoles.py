@@ -179,6 +179,56 @@ def test_rounding_needs_both_sides(record, compare):
     assert [one.cause for one in outcome.discrepancies] == ["unbilled"]
 
 
+def test_a_statement_that_was_cut_off_does_not_say_that_the_rest_cost_nothing(record, compare):
+    for day in range(1, 9):
+        record("claude-haiku-4-5-20251001", at=f"2026-10-{day:02}T09:00", input=(1_000, "1.00"))
+    rows = [haiku(f"2026-10-{day:02}", "input_no_cache", "1.00") for day in range(3, 7) if day != 5]
+    outcome = compare({"costs.csv": COSTS + "".join(rows)})
+    assert [(one.bucket.day.day, one.cause) for one in outcome.discrepancies] == [
+        *((day, "partial") for day in (1, 2)),
+        (5, "unbilled"),
+        *((day, "partial") for day in (7, 8)),
+    ]
+    assert [one.amount for one in outcome.proposals] == [Decimal("-1.00")]
+    assert not outcome.ok
+
+
+def test_rows_that_stand_twice_in_one_file_are_not_proposed(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
+    record("claude-haiku-4-5-20251001", at="2026-10-02T09:00", input=(1_000, "2.00"))
+    once = haiku("2026-10-01", "input_no_cache", "1.00")
+    outcome = compare({"costs.csv": COSTS + once + once + haiku("2026-10-02", "input_no_cache", "5.00")})
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [("repeated", 1), ("price", 3)]
+    assert [one.amount for one in outcome.proposals] == [3]
+    assert "word for word" in outcome.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("days", "causes"),
+    [
+        (("10/01/2026", "10/31/2026"), []),
+        (("01/10/2026", "31/10/2026"), []),
+        (("1/10/2026 00:00", "31/10/2026 00:00"), []),
+    ],
+    ids=["month-first", "day-first", "with-times"],
+)
+def test_dates_with_slashes_are_read_as_the_whole_column_tells(record, store, tmp_path, days, causes):
+    for day in ("01", "31"):
+        record("gpt-5", at=f"2026-10-{day}T09:00", provider="azure", input=(1_000_000, "1.25"))
+    path = tmp_path / "azure.csv"
+    path.write_text("Date,Cost\n" + "".join(f"{day},1.25\n" for day in days))
+    columns = {"day": "Date", "cost": "Cost"}
+    outcome = reconcile(store, provider="azure", period="2026-10", source=path, columns=columns, now=NOW)
+    assert [one.cause for one in outcome.discrepancies] == causes
+
+
+def test_a_date_with_slashes_that_nothing_tells_is_refused(store, tmp_path):
+    path = tmp_path / "azure.csv"
+    path.write_text("Date,Cost\n10/01/2026,1.25\n")
+    with pytest.raises(ReconciliationError, match="no row tells whether its days or its months stand first"):
+        reconcile(store, provider="azure", period="2026-10", source=path, columns={"day": "Date", "cost": "Cost"})
+
+
 @pytest.mark.parametrize(
     ("item", "amount", "cause"),
     [

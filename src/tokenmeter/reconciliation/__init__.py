@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tokenmeter.reconciliation.causes import CAUSES, Cause, Discrepancy
 from tokenmeter.reconciliation.quotas import Credit, QuotaUse, count_free_quotas, post_free_quotas
-from tokenmeter.reconciliation.result import CAUSES, Cause, Discrepancy, Proposal, Reconciliation
+from tokenmeter.reconciliation.result import Proposal, Reconciliation
 from tokenmeter.reconciliation.run import (
     check_grain,
     file_reconciliation,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from tokenmeter.display import counted
-from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, round_to
-from tokenmeter.reconciliation.result import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply
+from tokenmeter.reconciliation.causes import CAUSES, POSTABLE, Cause, Discrepancy
+from tokenmeter.reconciliation.judging import NOISE, Rules, judge
 from tokenmeter.reconciliation.statement import (
     QUARTER,
     Bucket,
@@ -25,18 +25,15 @@ if TYPE_CHECKING:
 
     from tokenmeter.periods import Period
 
-_UNIT_RATIOS = (Decimal(98), Decimal(102))
-#: Below this share of the amount a small difference is rounding, not another price.
-_SHARE = Decimal("0.005")
-#: What sums of picodollars and of a provider's binary fractions may be off.
-_NOISE = Decimal("1E-9")
 _HALF = Decimal("0.5")
 _DAY = timedelta(days=1)
 _NO_TRAFFIC: Mapping[CostKind, Cause] = {"credit": "credit", "refund": "refund", "tax": "tax", "fee": "fee"}
 _DAY_QUARTERS = 86_400 // QUARTER
 _EPOCH_DAY = date(1970, 1, 1)
-#: So many days must differ, and agree once moved, before a statement is taken to be cut in another zone.
+#: So many days must differ before a statement is taken to be cut in another zone, or to be cut off.
 _FEWEST = 2
+#: What may be said of a bucket that a statement has nothing of.
+_SILENT: frozenset[Cause] = frozenset({"unbilled", "estimated", "unpriced", "price"})
 #: What each side may have names of its own for; a tier is not among them, it has a price.
 _NAMED = ("model", "api_key", "project")
 
@@ -49,22 +46,6 @@ class Comparison:
     theirs: Mapping[Bucket, Side]
     discrepancies: tuple[Discrepancy, ...]
     notes: tuple[str, ...] = ()
-
-
-class _Rules(NamedTuple):
-    """What the causes are judged by.
-
-    Attributes:
-        has_usage: Whether the statement counts tokens.
-        complete_until: What ends later may still grow.
-        tolerance: US dollars per bucket.
-        quantum: The finest unit of the statement's amounts.
-    """
-
-    has_usage: bool
-    complete_until: datetime
-    tolerance: Decimal
-    quantum: Decimal
 
 
 def compare(
@@ -87,11 +68,11 @@ def compare(
     billed = any(side.cost is not None for side in theirs.values())
     # Counts that are all missing, beside costs, are no counts of nothing: the costs alone are compared.
     has_usage = statement.usage is not None and (counted or not billed)
-    rules = _Rules(has_usage, complete_until, tolerance, quantum)
+    rules = Rules(has_usage, complete_until, tolerance, quantum)
     found = [
         discrepancy
         for bucket in sorted({*ours, *theirs}, key=_order)
-        if (discrepancy := _judge(bucket, ours.get(bucket, Side()), theirs.get(bucket, Side()), statement, rules))
+        if (discrepancy := judge(bucket, ours.get(bucket, Side()), theirs.get(bucket, Side()), statement, rules))
     ]
     notes: list[str] = []
     found = _with_timing(found)
@@ -114,7 +95,7 @@ def compare(
         notes.append(f"The statement's days begin at {_clock(offset)}: have it cut in UTC, then compare again.")
         found = [_now(one, "zone") if one.cause in POSTABLE | {"timing"} else one for one in found]
     else:
-        found = _with_names(found, ours, theirs, rules)
+        found = _with_names(_with_repeats(_with_reach(found, statement), statement, rename), ours, theirs, rules)
     return Comparison(ours, theirs, tuple(sorted((*found, *_no_traffic(statement)), key=_place)), tuple(notes))
 
 
@@ -145,8 +126,49 @@ def _without_costs(one: Discrepancy) -> Discrepancy:
     return replace(one, amount=None) if one.tokens else _now(one, "empty")
 
 
+def _with_reach(found: Sequence[Discrepancy], statement: ProviderStatement) -> list[Discrepancy]:
+    """Days before a statement's first row, or after its last: of several it says nothing, rather than that they cost 0.
+
+    A single such day is one that the provider had nothing to say of, as within the statement.
+    """
+    if statement.reach is None:
+        return list(found)
+    first, last = statement.reach
+    silent = {one.bucket.day for one in found if one.cause in _SILENT and not one.theirs_cost}
+    beyond = [{day for day in silent if day < first}, {day for day in silent if day > last}]
+    untold = {day for days in beyond if len(days) >= _FEWEST for day in days}
+    return [
+        _now(one, "partial") if one.cause in _SILENT and not one.theirs_cost and one.bucket.day in untold else one
+        for one in found
+    ]
+
+
+def _with_repeats(
+    found: Sequence[Discrepancy], statement: ProviderStatement, rename: Callable[[str | None], str | None]
+) -> list[Discrepancy]:
+    """Where all that differs stands in the statement twice, it is the statement that may be wrong."""
+    again = replace(
+        statement,
+        usage=tuple(line for line in statement.usage or () if line.again),
+        costs=tuple(line for line in statement.costs or () if line.again),
+    )
+    twice = _renamed(_their_sides(again), rename)
+    return [
+        _now(one, "repeated")
+        if one.cause in POSTABLE and (side := twice.get(one.bucket)) is not None and _explains(side, one)
+        else one
+        for one in found
+    ]
+
+
+def _explains(side: Side, one: Discrepancy) -> bool:
+    tokens = {name: count for name, count in side.tokens.items() if count}
+    off = EXACT.subtract(one.amount or ZERO, side.cost or ZERO)
+    return dict(one.tokens) == tokens and magnitude(off) <= NOISE
+
+
 def _with_names(
-    found: Sequence[Discrepancy], ours: Mapping[Bucket, Side], theirs: Mapping[Bucket, Side], rules: _Rules
+    found: Sequence[Discrepancy], ours: Mapping[Bucket, Side], theirs: Mapping[Bucket, Side], rules: Rules
 ) -> list[Discrepancy]:
     """Traffic that the other side has under another name is no reason to adjust anything."""
     strangers = any(_are_strangers(name, ours, theirs) for name in _NAMED)
@@ -178,11 +200,11 @@ def _are_strangers(name: str, ours: Mapping[Bucket, Side], theirs: Mapping[Bucke
     return bool(mine and its) and not mine & its and None not in (mine | its if name == "model" else its)
 
 
-def _mirrors(one: Discrepancy, other: Discrepancy, lines: int, rules: _Rules) -> bool:
+def _mirrors(one: Discrepancy, other: Discrepancy, lines: int, rules: Rules) -> bool:
     if rules.has_usage:
         return {name: -count for name, count in one.tokens.items()} == dict(other.tokens)
     off = magnitude(EXACT.add(one.amount or ZERO, other.amount or ZERO))
-    return off <= max(multiply(rules.quantum, lines, _HALF), _NOISE)
+    return off <= max(multiply(rules.quantum, lines, _HALF), NOISE)
 
 
 def _zone_offset(
@@ -190,7 +212,7 @@ def _zone_offset(
     quarters: Sequence[tuple[int, Bucket, int, Decimal]],
     theirs: Mapping[Bucket, Side],
     found: Iterable[Discrepancy],
-    rules: _Rules,
+    rules: Rules,
 ) -> timedelta | None:
     """How far from UTC the statement's days begin, if that explains what differs; None if not.
 
@@ -215,13 +237,13 @@ def _zone_offset(
     return None
 
 
-def _agrees(ours: tuple[int, Decimal], theirs: Side, rules: _Rules) -> bool:
+def _agrees(ours: tuple[int, Decimal], theirs: Side, rules: Rules) -> bool:
     if rules.has_usage and ours[0] != sum(theirs.tokens.values()):
         return False
     if theirs.cost is None:
         return rules.has_usage
     steps = EXACT.multiply(rules.quantum, Decimal(theirs.lines))
-    return magnitude(EXACT.subtract(ours[1], theirs.cost)) <= max(EXACT.multiply(steps, _HALF), _NOISE)
+    return magnitude(EXACT.subtract(ours[1], theirs.cost)) <= max(EXACT.multiply(steps, _HALF), NOISE)
 
 
 def _clock(offset: timedelta) -> str:
@@ -276,95 +298,6 @@ def _quantum(statement: ProviderStatement) -> Decimal:
     exponents = [cost.amount.as_tuple().exponent for cost in statement.costs or () if cost.amount]
     finest = min((exponent for exponent in exponents if isinstance(exponent, int)), default=-12)
     return ONE.scaleb(min(finest, 0), context=EXACT)
-
-
-def _judge(bucket: Bucket, ours: Side, theirs: Side, statement: ProviderStatement, rules: _Rules) -> Discrepancy | None:
-    tokens: dict[str, int] = {}
-    if rules.has_usage:
-        differences = {name: theirs.tokens.get(name, 0) - ours.tokens.get(name, 0) for name in statement.classes}
-        tokens = {name: count for name, count in differences.items() if count}
-    amount = None
-    if statement.costs is not None:
-        amount = EXACT.subtract(theirs.cost or ZERO, ours.cost or ZERO)
-    told = theirs.requests is not None
-    requests = (theirs.requests or 0) - (ours.requests or 0) if told else None
-    verdict = _late(bucket, tokens, amount, rules) or (
-        _by_tokens(tokens, amount, ours, theirs) if tokens else _by_money(amount, ours, theirs, rules)
-    )
-    if verdict is None and requests:
-        verdict = "requests", f"{theirs.requests} against {counted(ours.requests or 0, 'request')}"
-    if verdict is None:
-        return None
-    cause, detail = verdict
-    return Discrepancy(
-        bucket=bucket,
-        cause=cause,
-        amount=amount,
-        tokens=tokens,
-        ours_tokens=ours.total_tokens,
-        theirs_tokens=theirs.total_tokens,
-        ours_cost=ours.cost,
-        theirs_cost=theirs.cost,
-        requests=requests,
-        detail=f"{CAUSES[cause]}{f'; {detail}' if detail else ''}",
-    )
-
-
-Verdict = tuple[Cause, str]
-
-
-def _late(bucket: Bucket, tokens: Mapping[str, int], amount: Decimal | None, rules: _Rules) -> Verdict | None:
-    """A bucket that ends after the watermark and is behind ours will still grow."""
-    end = datetime.combine(bucket.day, time(), UTC) + _DAY
-    if end <= rules.complete_until:
-        return None
-    behind = any(count < 0 for count in tokens.values()) if tokens else amount is not None and amount < negate(_NOISE)
-    ahead = any(count > 0 for count in tokens.values())
-    return ("late", f"complete until {rules.complete_until:%Y-%m-%d %H:%M} UTC") if behind and not ahead else None
-
-
-def _by_tokens(tokens: Mapping[str, int], amount: Decimal | None, ours: Side, theirs: Side) -> Verdict:
-    if tokens == {name: count for name, count in ours.waived.items() if count}:
-        return "refused", ""
-    cached = ours.tokens.get("cache_read", 0) + ours.tokens.get("cache_write", 0)
-    if cached and dict(tokens) in ({"input": cached}, {"input": -cached}):
-        whose = "their" if tokens["input"] > 0 else "the ledger's"
-        return "cache_convention", f"{whose} input exceeds by exactly the {cached} cached tokens"
-    settled = "; adjustments have settled the cost" if ours.adjusted and amount is not None and not amount else ""
-    net = sum(count for name, count in tokens.items() if name != "web_searches") or sum(tokens.values())
-    if net > 0:
-        return "unrecorded", f"{net} of {theirs.total_tokens} tokens{settled}"
-    if ours.estimated:
-        return "estimated", f"{counted(ours.estimated, 'call is', 'calls are')} estimated{settled}"
-    return "unbilled", f"{-net} of our {ours.total_tokens} tokens{settled}"
-
-
-def _by_money(amount: Decimal | None, ours: Side, theirs: Side, rules: _Rules) -> Verdict | None:
-    if amount is None or magnitude(amount) <= _NOISE:
-        return None
-    mine, its = ours.cost or ZERO, theirs.cost or ZERO
-    ratio = EXACT.divide(its, mine) if mine else ZERO
-    if _is_hundredfold(ratio):
-        return "unit", f"theirs is {round_to(ratio, 4):f} times ours"
-    both = ours.cost is not None and theirs.cost is not None
-    if both and magnitude(amount) <= multiply(rules.quantum, _HALF, max(1, theirs.lines)):
-        return "rounding", f"{theirs.lines} amounts in steps of ${rules.quantum:f}"
-    if ours.unpriced:
-        return "unpriced", f"{ours.unpriced} of our charges"
-    if both and magnitude(amount) <= min(rules.tolerance, multiply(magnitude(its), _SHARE)):
-        return "rounding", "within the tolerance"
-    return _one_sided(mine, its) or ("price", f"theirs is {round_to(ratio, 4):f} times ours")
-
-
-def _one_sided(mine: Decimal, its: Decimal) -> Verdict | None:
-    if not mine:
-        return "unrecorded", "a cost without tokens"
-    return None if its else ("unbilled", "no cost on their side")
-
-
-def _is_hundredfold(ratio: Decimal) -> bool:
-    least, most = _UNIT_RATIOS
-    return ratio > 0 and (least <= ratio <= most or least <= EXACT.divide(ONE, ratio) <= most)
 
 
 def _with_timing(found: Iterable[Discrepancy]) -> list[Discrepancy]:

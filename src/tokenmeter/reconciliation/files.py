@@ -6,18 +6,27 @@ import csv
 import hashlib
 import io
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
 
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, ReconciliationError, reason_of
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
+from tokenmeter.reconciliation.exports import (
+    COUNTS,
+    EMPTY_MONTH,
+    TOKENLESS,
+    Columns,
+    fitting_map,
+    heading_key,
+    recognised_export,
+)
 from tokenmeter.reconciliation.openai import item_model
 from tokenmeter.reconciliation.statement import (
     GRAIN,
@@ -35,133 +44,14 @@ from tokenmeter.tables import (
     UNPACKING,
     DecimalMark,
     NotATableError,
+    Slashes,
+    first_of_slashes,
     is_ambiguous,
     open_text,
     parse_moment,
     parse_number,
     read_table,
     unpacked,
-)
-
-CostUnit = Literal["usd", "cents"]
-_COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")
-#: What a column map can name. A list of columns is summed.
-COLUMNS = ("day", *GRAIN, "requests", "item", "cost", "currency", *_COUNTS)
-_CENT = Decimal("0.01")
-#: An OpenAI month without use: its export has these columns only.
-_EMPTY = {"start_time", "end_time", "start_time_iso", "end_time_iso"}
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """How to read a file.
-
-    Attributes:
-        names: What (`COLUMNS`) -> heading, or several headings to add up. ``input`` is without what was cached,
-            ``input_including_cache`` with it.
-        cost_unit: ``usd`` or ``cents``.
-        provider: Whose export it is known to be; None for a map of the user's.
-        batch: Heading that says whether it ran in a batch.
-        quantum: To what its amounts are rounded, US dollars; None = as they are written.
-    """
-
-    names: Mapping[str, tuple[str, ...]]
-    cost_unit: CostUnit = "usd"
-    provider: str | None = None
-    batch: str | None = None
-    quantum: Decimal | None = None
-
-    @classmethod
-    def parse(cls, columns: Mapping[str, str | Sequence[str]], *, cost_unit: str) -> Columns:
-        """A map from what a person writes.
-
-        Raises:
-            ConfigurationError: an unknown name or unit, or no day.
-        """
-        for name in columns:
-            if name not in COLUMNS:
-                raise ConfigurationError(f"columns: unknown name {name!r}; use {', '.join(COLUMNS)}.")
-        if "day" not in columns:
-            raise ConfigurationError("columns: 'day' is missing: name the column with the date or time.")
-        if "input" in columns and "input_including_cache" in columns:
-            raise ConfigurationError("columns: give 'input' or 'input_including_cache', not both.")
-        names = {name: (given,) if isinstance(given, str) else tuple(given) for name, given in columns.items()}
-        if cost_unit == "usd":
-            return cls(names, "usd")
-        if cost_unit == "cents":
-            return cls(names, "cents")
-        raise ConfigurationError(f"cost_unit is 'usd' or 'cents', not {cost_unit!r}.")
-
-    @property
-    def hides_cache(self) -> bool:
-        """Whether its input has what was read from the cache in it, and nothing says how much that is."""
-        return "input_including_cache" in self.names and "cache_read" not in self.names
-
-    @property
-    def counts(self) -> bool:
-        """Whether it counts usage."""
-        return any(name in self.names for name in _COUNTS)
-
-
-def _known(provider: str, *, batch: str | None = None, quantum: Decimal | None = None, **names: str) -> Columns:
-    split = {name: tuple(headings.split()) for name, headings in names.items()}
-    return Columns(split, "usd", provider, batch, quantum)
-
-
-#: The consoles' exports, most telling first. A heading after ``?`` may be missing: consoles add columns over the years,
-#: and rename them: ``|`` stands between the names of one. Case, blanks and marks in a heading do not matter.
-_EXPORTS: tuple[Columns, ...] = (
-    _known(
-        "openai",
-        batch="batch",
-        day="start_time",
-        until="?end_time",
-        model="model",
-        api_key="?api_key_id",
-        project="?project_id",
-        service_tier="?service_tier",
-        requests="num_model_requests",
-        input_including_cache="input_tokens|prompt_tokens",
-        cache_read="?input_cached_tokens|cached_input_tokens|cached_tokens|input_tokens_cached|cache_read_input_tokens"
-        "|input_cache_read_tokens",
-        cache_write="?input_cache_write_tokens|cache_write_input_tokens|cache_creation_input_tokens",
-        output="output_tokens|completion_tokens",
-    ),
-    _known(
-        "openai",
-        day="start_time",
-        until="?end_time",
-        cost="amount_value|cost_usd|amount_usd",
-        currency="?amount_currency",
-        item="?line_item",
-        api_key="?api_key_id",
-        project="?project_id",
-    ),
-    _known(
-        "anthropic",
-        batch="usage_type",
-        day="usage_date_utc",
-        model="model_version",
-        api_key="?api_key",
-        project="?workspace",
-        service_tier="?usage_type",
-        input="usage_input_tokens_no_cache|usage_input_tokens_uncached|uncached_input_tokens",
-        cache_read="?usage_input_tokens_cache_read|usage_input_tokens_cached|cache_read_input_tokens",
-        cache_write="?usage_input_tokens_cache_write ?usage_input_tokens_cache_write_5m "
-        "?usage_input_tokens_cache_write_1h",
-        output="usage_output_tokens|output_tokens",
-        web_searches="?web_search_count",
-    ),
-    _known(
-        "anthropic",
-        quantum=_CENT,
-        day="usage_date_utc",
-        model="model",
-        api_key="?api_key",
-        project="?workspace",
-        item="?cost_type ?token_type",
-        cost="cost_usd|cost_in_usd|amount_usd",
-    ),
 )
 
 
@@ -176,7 +66,14 @@ class _Gathered:
     quanta: set[Decimal | None] = field(default_factory=set["Decimal | None"])
     in_input: set[str] = field(default_factory=set[str])
     begins: set[time] = field(default_factory=set[time])
+    days: dict[str, set[date]] = field(default_factory=lambda: defaultdict[str, "set[date]"](set))
     notes: list[str] = field(default_factory=list[str])
+
+    def saw(self, day: date, how: Columns) -> None:
+        """Remember that a layer has a row of a day."""
+        for layer, told in (("usage", how.counts), ("costs", "cost" in how.names)):
+            if told:
+                self.days[layer].add(day)
 
 
 def read_files(
@@ -222,17 +119,19 @@ def read_files(
             continue
         digests[digest] = path
         headings, rows, mark = _table(path, content)
-        if given is None and provider == "openai" and set(map(_heading_key, headings)) == _EMPTY:
+        if given is None and provider == "openai" and set(map(heading_key, headings)) == EMPTY_MONTH:
             _note_empty(path, found)
             continue
-        how = _fitting(given, headings, path) if given else _recognised(headings, path, provider)
+        how = fitting_map(given, headings, path) if given else recognised_export(headings, path, provider)
         mark = decimal or mark
         if how.counts and how.hides_cache and (unread := [one for one in headings if "cache" in one.lower()]):
             found.notes.append(
                 f"{path.name}: no column is known to say what was read from the cache ({', '.join(unread)}?), so that "
                 "input is compared with what was cached; name it with columns={'cache_read': ...}."
             )
-        lines = (_FileRow(row, how, path, number, mark) for number, row in _once(path, rows, seen, found.notes))
+        slashes = first_of_slashes(row.get(one, "") for _, row in rows for one in how.names["day"])
+        once = _once(path, rows, seen, found.notes)
+        lines = (_FileRow(row, how, path, number, mark, slashes, again) for number, row, again in once)
         _read(found, how, lines, period=period, rates=exchange_rates or {})
     return _statement(found, paths, provider, period)
 
@@ -258,7 +157,7 @@ def _read(
     found.grain = [name for name in found.grain if name in told]
     if how.counts:
         found.usage = found.usage or []
-        classes = {name for name in _COUNTS if name in how.names}
+        classes = {name for name in COUNTS if name in how.names}
         found.classes |= {"input" if name == "input_including_cache" else name for name in classes}
         if "input_including_cache" in classes:
             found.in_input |= {"cache_read", "cache_write"} - classes
@@ -269,6 +168,7 @@ def _read(
     begins: set[time | None] = set()
     for line in lines:
         begins.add(line.begins)
+        found.saw(line.day, how)
         if not period.start.date() <= line.day < period.end.date():
             outside.append(line.day)
             continue
@@ -277,10 +177,12 @@ def _read(
         if by_name != "usage":  # "Refund" or "VAT 19 %" where models stand
             bucket, item = bucket._replace(model=None), f"{bucket.model} {item}".strip()
         if how.counts and found.usage is not None and (by_name == "usage" or line.counts):
-            found.usage.append(UsageLine(bucket, line.counts, line.requests))
+            found.usage.append(UsageLine(bucket, line.counts, line.requests, line.again))
         if "cost" in how.names and found.costs is not None and not line.is_empty_bucket:
             amount = line.dollars(rates)
-            found.costs.append(CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model)))
+            found.costs.append(
+                CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model), line.again)
+            )
     found.begins |= {each for each in begins if each is not None and None not in begins}
     if outside:
         days = " to ".join(dict.fromkeys((min(outside).isoformat(), max(outside).isoformat())))
@@ -307,11 +209,18 @@ def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, per
         costs=None if costs is None else tuple(replace(line, bucket=_only(line.bucket, grain)) for line in costs),
         classes=tuple(name for name in (*TOKEN_CLASSES, "web_searches") if name in found.classes),
         in_input=frozenset(found.in_input - found.classes),
-        tokenless=("images.", "audio.", "videos", "fine_tuning"),
+        tokenless=TOKENLESS,
         quantum=next(iter(found.quanta)) if len(found.quanta) == 1 else None,
         begins=frozenset(found.begins),
+        reach=_reach(found),
         notes=tuple(found.notes),
     )
+
+
+def _reach(found: _Gathered) -> tuple[date, date] | None:
+    """The days that every layer speaks of, from its first row to its last; empty months have none."""
+    spans = [(min(days), max(days)) for days in found.days.values()]
+    return (max(first for first, _ in spans), min(last for _, last in spans)) if spans else None
 
 
 def _only(bucket: Bucket, grain: Sequence[str]) -> Bucket:
@@ -337,8 +246,8 @@ def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[
 
 def _once(
     path: Path, rows: Sequence[tuple[int, dict[str, str]]], seen: dict[tuple[str, ...], Path], notes: list[str]
-) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Rows with their lines, without those that another file has, word for word."""
+) -> Iterator[tuple[int, Mapping[str, str], bool]]:
+    """Rows with their lines, without those that another file has, word for word; and whether it stands here before."""
     own: dict[tuple[str, ...], int] = {}
     repeated: dict[str, int] = {}
     twice = 0
@@ -348,9 +257,10 @@ def _once(
         if before is not None and any(row.values()):
             repeated[before.name] = repeated.get(before.name, 0) + 1
             continue
-        twice += cells in own
+        again = cells in own
+        twice += again
         own[cells] = number
-        yield number, row
+        yield number, row, again
     seen.update(dict.fromkeys(own, path))
     notes += [
         counted(
@@ -368,40 +278,6 @@ def _once(
                 f"rows of {path.name} are word for word another row of it; each counts.",
             )
         )
-
-
-def _recognised(headings: Sequence[str], path: Path, provider: str) -> Columns:
-    known = {_heading_key(one): one for one in reversed(headings)}
-    for export in _EXPORTS:
-        wanted = [one for names in export.names.values() for one in names if not one.startswith("?")]
-        if export.provider == provider and all(_heading(one, known) for one in wanted):
-            kept = {
-                name: tuple(told for one in names if (told := _heading(one, known)))
-                for name, names in export.names.items()
-            }
-            return replace(
-                export, names={name: ones for name, ones in kept.items() if ones}, batch=known.get(export.batch or "")
-            )
-    raise ReconciliationError(
-        f"{path} is not a known export of {provider}; say what is what with columns={{'day': ..., 'model': ..., "
-        f"'cost': ...}} (names: {', '.join(COLUMNS)}). Its headings: {', '.join(headings) or 'none'}."
-    )
-
-
-def _heading_key(heading: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
-
-
-def _heading(names: str, known: Mapping[str, str]) -> str | None:
-    """The heading of a file that is one of several names; None when it has none of them."""
-    return next((known[one] for one in names.removeprefix("?").split("|") if one in known), None)
-
-
-def _fitting(columns: Columns, headings: Sequence[str], path: Path) -> Columns:
-    missing = [one for names in columns.names.values() for one in names if one not in headings]
-    if missing:
-        raise ConfigurationError(f"{path} has no column {missing[0]!r}; its headings: {', '.join(headings) or 'none'}.")
-    return columns
 
 
 def model_id(name: str) -> str:
@@ -422,6 +298,8 @@ class _FileRow:
     path: Path
     number: int
     mark: DecimalMark | None
+    slashes: Slashes | None
+    again: bool
 
     def text(self, name: str) -> str | None:
         cells = [self.row.get(one, "").strip() for one in self.how.names.get(name, ())]
@@ -437,7 +315,7 @@ class _FileRow:
         if self.text("until") is not None:
             return day_begins(self._instant("day"), self._instant("until"))
         with suppress(ValueError):
-            written = parse_moment(self.text("day") or "")
+            written = parse_moment(self.text("day") or "", self.slashes)
             if written.time() == time():
                 return self._instant("day").time()
         return None
@@ -448,9 +326,10 @@ class _FileRow:
         try:
             if cell.isdigit() and len(cell) > len("20261123"):
                 return datetime.fromtimestamp(int(cell), UTC)
-            moment = parse_moment(cell)
+            moment = parse_moment(cell, self.slashes)
         except (ValueError, OverflowError, OSError):
-            raise self._bad(cell, "a date or time (2026-11-23, ISO 8601 or seconds)") from None
+            unsaid = "; no row tells whether its days or its months stand first" if "/" in cell else ""
+            raise self._bad(cell, f"a date or time (2026-11-23, ISO 8601 or seconds){unsaid}") from None
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
     @property
@@ -477,7 +356,7 @@ class _FileRow:
 
     @property
     def counts(self) -> dict[str, int]:
-        counts = {name: self._whole(name) for name in _COUNTS if name in self.how.names}
+        counts = {name: self._whole(name) for name in COUNTS if name in self.how.names}
         whole = counts.pop("input_including_cache", None)
         if whole is not None:
             counts["input"] = whole - counts.get("cache_read", 0) - counts.get("cache_write", 0)

@@ -19,10 +19,11 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.periods import Period, floor, parse_period
 from tokenmeter.reconciliation import anthropic, openai
+from tokenmeter.reconciliation.causes import POSTABLE, Cause
 from tokenmeter.reconciliation.compare import compare
 from tokenmeter.reconciliation.files import read_files
 from tokenmeter.reconciliation.paging import Progress, ReportPages
-from tokenmeter.reconciliation.result import KIND, POSTABLE, Cause, Reconciliation, SideTotals
+from tokenmeter.reconciliation.result import KIND, Reconciliation, SideTotals
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement, Side, read_ledger
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
@@ -70,7 +71,8 @@ def reconcile(
             ``service_tier`` (batches are one); what the provider cannot tell
             apart in both its usage and its costs is left out.
         reports: Anthropic: ``"analytics"`` or ``"classic"``; default: analytics where the SDK has it.
-        columns: Files: what is in which column, see `tokenmeter.reconciliation.files.Columns`; default: known exports.
+        columns: Files: what is in which column, see `tokenmeter.reconciliation.exports.Columns`; default: as known
+            exports have it.
         cost_unit: Files with `columns`: ``"usd"`` or ``"cents"``.
         decimal: Decimal mark of files (``","`` or ``"."``), where their numbers do not tell.
         keys: The provider's id of an API key -> its alias in the ledger.

@@ -49,21 +49,26 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """What the provider counted in a bucket: tokens per class (and ``web_searches``), and requests if it says."""
+    """What the provider counted in a bucket: tokens per class (and ``web_searches``), and requests if it says.
+
+    `again`: whether the same stands in the statement before, word for word.
+    """
 
     bucket: Bucket
     tokens: Mapping[str, int]
     requests: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """What the provider billed in a bucket for one item, in US dollars as exactly as it says."""
+    """What the provider billed in a bucket for one item, in US dollars as exactly as it says; `again` as above."""
 
     bucket: Bucket
     item: str
     amount: Decimal
     kind: CostKind = "usage"
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,7 @@ class ProviderStatement:
         quantum: The finest unit of its amounts, US dollars; None = as its amounts are written.
         watermark: Until when it is complete; None = it does not say.
         begins: Times of day, UTC, at which its daily buckets begin; any but midnight: it is cut in another zone.
+        reach: First and last day that its rows speak of; None = it has the whole period.
         notes: What was odd about it: files given twice, rows that repeat.
     """
 
@@ -98,6 +104,7 @@ class ProviderStatement:
     quantum: Decimal | None = None
     watermark: datetime | None = None
     begins: frozenset[time] = frozenset()
+    reach: tuple[date, date] | None = None
     notes: tuple[str, ...] = ()
 
 

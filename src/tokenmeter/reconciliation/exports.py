@@ -1,0 +1,181 @@
+"""The providers' own exports, known by their headings, and maps of columns for any other file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from tokenmeter.errors import ConfigurationError, ReconciliationError
+from tokenmeter.reconciliation.statement import GRAIN
+
+CostUnit = Literal["usd", "cents"]
+COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")
+#: What a column map can name. A list of columns is summed.
+COLUMNS = ("day", *GRAIN, "requests", "item", "cost", "currency", *COUNTS)
+_CENT = Decimal("0.01")
+#: Beginnings of endpoints whose usage the exports do not count in tokens.
+TOKENLESS = ("images.", "audio.", "videos", "fine_tuning")
+#: An OpenAI month without use: its export has these columns only.
+EMPTY_MONTH = {"start_time", "end_time", "start_time_iso", "end_time_iso"}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """How to read a file.
+
+    Attributes:
+        names: What (`COLUMNS`) -> heading, or several headings to add up. ``input`` is without what was cached,
+            ``input_including_cache`` with it.
+        cost_unit: ``usd`` or ``cents``.
+        provider: Whose export it is known to be; None for a map of the user's.
+        batch: Heading that says whether it ran in a batch.
+        quantum: To what its amounts are rounded, US dollars; None = as they are written.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    cost_unit: CostUnit = "usd"
+    provider: str | None = None
+    batch: str | None = None
+    quantum: Decimal | None = None
+
+    @classmethod
+    def parse(cls, columns: Mapping[str, str | Sequence[str]], *, cost_unit: str) -> Columns:
+        """A map from what a person writes.
+
+        Raises:
+            ConfigurationError: an unknown name or unit, or no day.
+        """
+        for name in columns:
+            if name not in COLUMNS:
+                raise ConfigurationError(f"columns: unknown name {name!r}; use {', '.join(COLUMNS)}.")
+        if "day" not in columns:
+            raise ConfigurationError("columns: 'day' is missing: name the column with the date or time.")
+        if "input" in columns and "input_including_cache" in columns:
+            raise ConfigurationError("columns: give 'input' or 'input_including_cache', not both.")
+        names = {name: (given,) if isinstance(given, str) else tuple(given) for name, given in columns.items()}
+        if cost_unit == "usd":
+            return cls(names, "usd")
+        if cost_unit == "cents":
+            return cls(names, "cents")
+        raise ConfigurationError(f"cost_unit is 'usd' or 'cents', not {cost_unit!r}.")
+
+    @property
+    def hides_cache(self) -> bool:
+        """Whether its input has what was read from the cache in it, and nothing says how much that is."""
+        return "input_including_cache" in self.names and "cache_read" not in self.names
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts usage."""
+        return any(name in self.names for name in COUNTS)
+
+
+def _known(provider: str, *, batch: str | None = None, quantum: Decimal | None = None, **names: str) -> Columns:
+    split = {name: tuple(headings.split()) for name, headings in names.items()}
+    return Columns(split, "usd", provider, batch, quantum)
+
+
+#: The consoles' exports, most telling first. A heading after ``?`` may be missing: consoles add columns over the years,
+#: and rename them: ``|`` stands between the names of one. Case, blanks and marks in a heading do not matter.
+_EXPORTS: tuple[Columns, ...] = (
+    _known(
+        "openai",
+        batch="batch",
+        day="start_time",
+        until="?end_time",
+        model="model",
+        api_key="?api_key_id",
+        project="?project_id",
+        service_tier="?service_tier",
+        requests="num_model_requests",
+        input_including_cache="input_tokens|prompt_tokens",
+        cache_read="?input_cached_tokens|cached_input_tokens|cached_tokens|input_tokens_cached|cache_read_input_tokens"
+        "|input_cache_read_tokens",
+        cache_write="?input_cache_write_tokens|cache_write_input_tokens|cache_creation_input_tokens",
+        output="output_tokens|completion_tokens",
+    ),
+    _known(
+        "openai",
+        day="start_time",
+        until="?end_time",
+        cost="amount_value|cost_usd|amount_usd",
+        currency="?amount_currency",
+        item="?line_item",
+        api_key="?api_key_id",
+        project="?project_id",
+    ),
+    _known(
+        "anthropic",
+        batch="usage_type",
+        day="usage_date_utc",
+        model="model_version",
+        api_key="?api_key",
+        project="?workspace",
+        service_tier="?usage_type",
+        input="usage_input_tokens_no_cache|usage_input_tokens_uncached|uncached_input_tokens",
+        cache_read="?usage_input_tokens_cache_read|usage_input_tokens_cached|cache_read_input_tokens",
+        cache_write="?usage_input_tokens_cache_write ?usage_input_tokens_cache_write_5m "
+        "?usage_input_tokens_cache_write_1h",
+        output="usage_output_tokens|output_tokens",
+        web_searches="?web_search_count",
+    ),
+    _known(
+        "anthropic",
+        quantum=_CENT,
+        day="usage_date_utc",
+        model="model",
+        api_key="?api_key",
+        project="?workspace",
+        item="?cost_type ?token_type",
+        cost="cost_usd|cost_in_usd|amount_usd",
+    ),
+)
+
+
+def recognised_export(headings: Sequence[str], path: Path, provider: str) -> Columns:
+    """How to read an export of `provider`, by its headings.
+
+    Raises:
+        ReconciliationError: it is none that is known.
+    """
+    known = {heading_key(one): one for one in reversed(headings)}
+    for export in _EXPORTS:
+        wanted = [one for names in export.names.values() for one in names if not one.startswith("?")]
+        if export.provider == provider and all(_heading(one, known) for one in wanted):
+            kept = {
+                name: tuple(told for one in names if (told := _heading(one, known)))
+                for name, names in export.names.items()
+            }
+            return replace(
+                export, names={name: ones for name, ones in kept.items() if ones}, batch=known.get(export.batch or "")
+            )
+    raise ReconciliationError(
+        f"{path} is not a known export of {provider}; say what is what with columns={{'day': ..., 'model': ..., "
+        f"'cost': ...}} (names: {', '.join(COLUMNS)}). Its headings: {', '.join(headings) or 'none'}."
+    )
+
+
+def heading_key(heading: str) -> str:
+    """A heading as it is compared: ``Cost (USD)`` and ``cost_usd`` are the same."""
+    return re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
+
+
+def _heading(names: str, known: Mapping[str, str]) -> str | None:
+    """The heading of a file that is one of several names; None when it has none of them."""
+    return next((known[one] for one in names.removeprefix("?").split("|") if one in known), None)
+
+
+def fitting_map(columns: Columns, headings: Sequence[str], path: Path) -> Columns:
+    """A map of columns, if the file has them all.
+
+    Raises:
+        ConfigurationError: it lacks one; says which.
+    """
+    missing = [one for names in columns.names.values() for one in names if one not in headings]
+    if missing:
+        raise ConfigurationError(f"{path} has no column {missing[0]!r}; its headings: {', '.join(headings) or 'none'}.")
+    return columns
