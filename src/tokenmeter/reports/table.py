@@ -26,8 +26,8 @@ _GAP = "  "
 _ELLIPSIS = "…"
 #: Invisible, but part of how Persian, Indic scripts and emoji are spelled.
 _JOINERS = "\u200c\u200d"
-_CENT, _THOUSANDS = Decimal("0.01"), 1000
-_CENTS, _MAX_PLACES = 2, 6
+_CENTS, _FEW_PLACES, _MOST_PLACES = 2, 4, 6
+_THOUSANDS = 1000
 #: Lines that one text is folded into at most.
 _MOST_LINES = 6
 
@@ -207,20 +207,23 @@ def share(part: Decimal | None) -> str:
 
 
 def money_places(amounts: Iterable[Decimal]) -> int:
-    """Decimals that show two figures of whatever an amount has below a cent, between 2 and 6; from $1,000 on cents do.
+    """Decimals that show what amounts have below a cent: four, or six where four show nothing of it; two without any.
 
-    The one rule by which tables, pages and cards round dollars; of a column, so that its figures line up.
+    The one rule by which tables, pages and cards round dollars; of a column, so that its figures line up. The smallest
+    amount shows with two figures, none with zeros that say nothing, and from $1,000 on cents do.
     """
     known = list(amounts)
-    return _CENTS if any(one.copy_abs() >= _THOUSANDS for one in known) else max(map(_places, known), default=_CENTS)
-
-
-def _places(value: Decimal) -> int:
-    below = EXACT.remainder(value.copy_abs(), _CENT)
-    if not below:
+    fine = [one.normalize(EXACT) for one in known if not _in_cents(one)]
+    if not fine or any(one.copy_abs() >= _THOUSANDS for one in known):
         return _CENTS
-    written = -int(below.normalize(EXACT).as_tuple().exponent)
-    return min(1 - below.adjusted(), written, _MAX_PLACES)
+    least = _FEW_PLACES if any(not _in_cents(round_to(one, _FEW_PLACES)) for one in fine) else _MOST_PLACES
+    smallest = max(1 - one.adjusted() for one in fine)
+    written = max(-int(one.as_tuple().exponent) for one in fine)
+    return min(max(least, smallest), written, _MOST_PLACES)
+
+
+def _in_cents(value: Decimal) -> bool:
+    return value == round_to(value, _CENTS)
 
 
 def amount(value: Decimal, places: int) -> str:
