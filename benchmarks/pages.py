@@ -26,7 +26,7 @@ from playwright.sync_api import Page, sync_playwright
 
 import tokenmeter
 from tokenmeter.attribution import ApiKey, Attribution
-from tokenmeter.dashboard.asgi import make_server
+from tokenmeter.dashboard.server import make_server
 from tokenmeter.ledger import Entry
 from tokenmeter.usage import Consumption, Observation, Usage
 

@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 import tokenmeter
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.billing import close_period, draft_invoice, issue_invoice
-from tokenmeter.dashboard.asgi import make_server
+from tokenmeter.dashboard.server import make_server
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.periods import parse_period

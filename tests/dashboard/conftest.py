@@ -194,7 +194,7 @@ def run_server():
 @pytest.fixture
 def serve(run_server):
     """Serve a meter's dashboard: `serve(meter, token=...)`."""
-    from tokenmeter.dashboard.asgi import make_server
+    from tokenmeter.dashboard.server import make_server
 
     return lambda meter, **options: run_server(make_server(meter, port=0, **options))
 

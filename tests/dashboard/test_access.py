@@ -24,7 +24,7 @@ from tokenmeter import dashboard
 from tokenmeter.billing import find_invoice, invoices, record_payment
 from tokenmeter.budgets import Budget
 from tokenmeter.config import load_settings
-from tokenmeter.dashboard import asgi as serving
+from tokenmeter.dashboard import server as serving
 from tokenmeter.dashboard.asgi import _Site
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.reports import Query, read_report
@@ -456,6 +456,29 @@ def test_who_does_not_finish_asking_is_hung_up_on(served, monkeypatch):
         while part := slow.recv(1000):
             answer += part
         assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_who_asks_takes_the_place_of_who_never_finishes_asking(served, monkeypatch):
+    monkeypatch.setattr(serving, "_MOST_CONNECTIONS", 3)
+    idle = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(5)]
+    for one in idle:
+        with contextlib.suppress(OSError):
+            one.sendall(b"GET / HTTP/1.1\r\nHost: lo")
+    assert served.get("/healthz")[0] == 200
+    for one in idle[:3]:
+        with contextlib.suppress(ConnectionResetError):
+            assert one.recv(1) == b""
+    for one in idle:
+        one.close()
+
+
+def test_a_head_that_is_too_large_is_refused_however_it_comes(served):
+    long = "a" * 17_000
+    for path, headers in (("/healthz", {"x_long": long}), (f"/api/v1/me?{long}", {}), (f"/{long}", {})):
+        status, answered, _ = served.get(path, **headers)
+        assert status in {400, 431}, path  # one that comes in pieces is given up on before it is whole
+    status, answered, body = served.get("/api/v1/me", cookie="a" * 16_400)
+    assert (status, answered["content-type"]) == (431, "application/problem+json"), body
 
 
 def test_more_connections_than_are_bearable_are_hung_up_on(served, monkeypatch):

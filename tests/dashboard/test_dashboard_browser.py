@@ -158,6 +158,16 @@ def test_a_question_is_asked_without_leaving_the_page(served, browse):
     assert page.evaluate("document.body.dataset.mark") == "same page"
 
 
+def test_what_has_no_price_is_marked_where_its_cost_is_missing(served, browse):
+    page = browse(f"{served.url}/explore?by=member")
+    assert "1 of the calls has a part whose price is not known" in page.locator("#drawn").inner_text()
+    rows = {row.locator("th a").first.inner_text(): row for row in page.locator(".values tbody tr").all()}
+    assert rows["ada"].locator(".missing").count() == 2  # spend, and cost per request
+    assert rows["bob"].locator(".missing").count() == 0
+    page.get_by_role("link", name="What to do").click()
+    page.get_by_role("heading", level=1, name="Not exact").wait_for()
+
+
 def test_several_values_are_chosen_at_once_and_a_value_leads_on(served, browse):
     page = browse(f"{served.url}/explore?by=member")
     page.get_by_label("Choose ada").check()

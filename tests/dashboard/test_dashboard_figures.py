@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from tokenmeter.dashboard.chart import draw, figure_in
-from tokenmeter.dashboard.explore import REST, ReportReader, explore
+from tokenmeter.dashboard.explore import REST, explore
 from tokenmeter.dashboard.figures import (
     change,
     decimals,
@@ -27,8 +27,8 @@ from tokenmeter.dashboard.figures import (
     unit_amount,
 )
 from tokenmeter.dashboard.overview import overview, savings
-from tokenmeter.dashboard.pages import Memory
 from tokenmeter.dashboard.questions import MEASURES, Question
+from tokenmeter.dashboard.reading import Memory, ReportReader
 from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO
@@ -200,6 +200,36 @@ def test_a_forecast_needs_a_week_and_its_band_holds_what_differs(meter, record):
     found = asked(meter, "period=this-month&show=output").forecast
     assert found.so_far <= found.low < found.expected < found.high
     assert "the days of the last 7 days" in found.words
+
+
+def test_days_that_nobody_knows_the_cost_of_are_no_free_days_to_a_forecast(meter, record):
+    for days in range(1, 29):
+        at, free = NOW - timedelta(days=days), {} if days % 2 else {"model": "unheard-of-1"}
+        record(at=at, output=1000, **free)
+    found = asked(meter, "period=this-month").forecast
+    assert found.expected == found.so_far / 11 * (11 + 8)  # eleven days of 22 had a price; eight are left, with today
+    assert "the last 14 days" in found.words
+
+
+def test_a_period_of_unknown_cost_has_no_forecast(meter, record):
+    for days in range(10):
+        record(at=NOW - timedelta(days=days), model="unheard-of-1")
+    answer = asked(meter, "period=this-month")
+    assert (answer.forecast, MEASURES["spend"].of(answer.totals)) == (None, None)
+
+
+def test_a_request_costs_what_those_with_a_price_cost(meter, record):
+    record(at=NOW, output=100)
+    record(at=NOW, model="unheard-of-1", output=100)
+    answer = asked(meter, "period=today&by=member")
+    assert MEASURES["cost-per-request"].of(answer.totals) == MEASURES["spend"].of(answer.totals)
+
+
+def test_a_meter_has_no_time_before_either(meter, record):
+    for days in (0, 8):
+        record(at=NOW - timedelta(days=days), fields={"latency_us": 1_000_000})
+    assert draw(asked(meter, "by=sku_meter&show=latency-p95&period=last-7d"), "", lambda _: "").empty
+    assert not draw(asked(meter, "by=model&show=latency-p95&period=last-7d"), "", lambda _: "").empty
 
 
 def test_budget_lines_are_those_of_just_what_is_shown(make_meter, record):

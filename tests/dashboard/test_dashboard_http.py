@@ -22,7 +22,7 @@ from starlette.routing import Mount
 
 from tokenmeter import dashboard
 from tokenmeter.attribution import ApiKey
-from tokenmeter.dashboard import pages
+from tokenmeter.dashboard import downloads
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, Reservation
 from tokenmeter.serving.probes import Pulse, entries_of
@@ -245,7 +245,7 @@ def test_every_form_of_a_download_says_the_same(served, busy, what):
 
 
 def test_a_download_that_is_too_large_is_refused_with_what_to_do(served, busy, monkeypatch):
-    monkeypatch.setattr(pages, "_MOST_CALLS", 13)
+    monkeypatch.setattr(downloads, "_MOST_CALLS", 13)
     for what in ("entries.csv", "charges.xlsx", "focus.zip"):
         status, _, page = served.get(f"/export/{what}")
         assert (status, "14 calls" in page, "shorter period" in page) == (400, True, True), what
@@ -254,8 +254,8 @@ def test_a_download_that_is_too_large_is_refused_with_what_to_do(served, busy, m
 
 
 def test_only_some_downloads_are_made_at_once(served, monkeypatch):
-    monkeypatch.setattr(pages, "_slots", threading.BoundedSemaphore(1))
-    with pages._slots:
+    monkeypatch.setattr(downloads, "_slots", threading.BoundedSemaphore(1))
+    with downloads._slots:
         status, headers, _ = served.get("/export/entries.csv")
         assert (status, headers["retry-after"]) == (503, "10")
     assert served.get("/export/entries.csv")[0] == 200

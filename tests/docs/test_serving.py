@@ -15,7 +15,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 import tokenmeter
-from tokenmeter.dashboard.asgi import make_server
+from tokenmeter.dashboard.server import make_server
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 TOKEN = "a-long-enough-token-for-a-test"

@@ -6,7 +6,8 @@ Needs the extra ``dashboard``.
 from tokenmeter.errors import ConfigurationError
 
 try:
-    from tokenmeter.dashboard.asgi import app, serve
+    from tokenmeter.dashboard.asgi import app
+    from tokenmeter.dashboard.server import serve
 except ModuleNotFoundError as error:
     needed = {"fastapi", "h11", "jinja2", "markupsafe", "prometheus_client", "starlette", "uvicorn"}
     if error.name is None or error.name.partition(".")[0] not in needed:

@@ -169,7 +169,7 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
         lines=[f"{one.words}: {shown_as(one.amount, measure)}" for one in answer.limits],
         across=_across(answer),
         up=marks,
-        legend=[_key(one, colours[one.key], answer, url) for one in answer.series] if form != "running" else [],
+        legend=_legend(answer, colours, url) if form != "running" else [],
         data=_data(answer, base, shown, colours, before),
         empty=not tops and not levels,
     )
@@ -289,7 +289,7 @@ def _scale(values: Sequence[Decimal | int], measure: Measure, form: Form) -> tup
     marks = [plane.low]
     while marks[-1] < plane.high:
         marks.append(add(marks[-1], step))
-    decimals = places([step])
+    decimals = 0 if step == round_to(step, 0) else places([step])
     return plane, [Tick(plane.percent(mark), _mark(mark, measure, form, decimals)) for mark in marks]
 
 
@@ -297,8 +297,7 @@ def _mark(value: Decimal, measure: Measure, form: Form, decimals: int) -> str:
     if form == "share" or measure.unit == "share":
         return share(value)
     if measure.unit == "usd":
-        whole = value == round_to(value, 0) and decimals == 2  # noqa: PLR2004 - cents
-        return money(value, 0 if whole else decimals)
+        return money(value, decimals)
     if measure.unit == "ms":
         return _lasting(value)
     return compact(int(value)) if value == round_to(value, 0) else exact(value)
@@ -403,10 +402,19 @@ def _label(one: Series) -> str:
     return "all others" if one.key == REST else name(one.value)
 
 
-def _key(one: Series, css: str, answer: Finding, url: Callable[[Question], str]) -> LegendKey:
-    measure = answer.question.measure
-    whole = shown_as(one.whole, measure) if measure.adds else ""
-    return LegendKey(css, _label(one), whole, url(answer.question.toggled(one.key)), one.hidden)
+def _legend(answer: Finding, colours: dict[str, str], url: Callable[[Question], str]) -> list[LegendKey]:
+    measure, question = answer.question.measure, answer.question
+    decimals = _decimals(measure, (one.whole for one in answer.series))
+    return [
+        LegendKey(
+            colours[one.key],
+            _label(one),
+            shown_as(one.whole, measure, decimals) if measure.adds else "",
+            url(question.toggled(one.key)),
+            one.hidden,
+        )
+        for one in answer.series
+    ]
 
 
 def _data(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
-from tokenmeter.dashboard.explore import Finding, ReportReader, explore, per_value
+from tokenmeter.dashboard.explore import Finding, explore
 from tokenmeter.dashboard.questions import Question
+from tokenmeter.dashboard.reading import ReportReader, per_value
 from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.money import EXACT, ZERO, total

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import threading
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import dropwhile, islice
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tokenmeter.billing import invoices
@@ -26,22 +17,21 @@ from tokenmeter.budgets import Balance
 from tokenmeter.dashboard.budgets import standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, price_rows, unpriced, used_prices
 from tokenmeter.dashboard.chart import column_places, draw, over_time
-from tokenmeter.dashboard.explore import ReportReader, explore
+from tokenmeter.dashboard.downloads import EXPORTS, export
+from tokenmeter.dashboard.explore import explore
 from tokenmeter.dashboard.overview import RANKED, Overview, overview
 from tokenmeter.dashboard.questions import MEASURES, Measure, Question
+from tokenmeter.dashboard.reading import Memory, ReportReader
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
-from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
-from tokenmeter.reports import Query, export_charges, export_entries, export_focus
 from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.serving.probes import entries_of
-from tokenmeter.stores.base import Store
 
 T = TypeVar("T")
 
@@ -300,138 +290,3 @@ class Pages:
     def _unused(self) -> bool:
         """Whether nothing was ever recorded."""
         return next(iter(self._store.entries(newest_first=True)), None) is None
-
-
-class Memory(Generic[T]):
-    """The last reading of each of a few keys.
-
-    Who asks for one that is being made waits for it; a failed one is forgotten.
-
-    Args:
-        most: How many keys are kept.
-    """
-
-    def __init__(self, most: int = 16) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, tuple[str, Future[T]]] = OrderedDict()
-
-    def get(self, key: Hashable, state: str, make: Callable[[], T]) -> T:
-        """The reading called `key` of a ledger in that `state`, made by `make` unless it is the one that is kept."""
-        mine = Future[T]()
-        with self._lock:
-            known, found = self._kept.get(key, ("", mine))
-            if known != state:
-                found = mine
-            self._kept[key] = (state, found)
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        if found is mine:
-            self._fulfil(key, mine, make)
-        return found.result()
-
-    def _fulfil(self, key: Hashable, mine: Future[T], make: Callable[[], T]) -> None:
-        try:
-            mine.set_result(make())
-        except BaseException as error:  # noqa: BLE001 - whoever asked raises it
-            with self._lock:
-                if self._kept.get(key, ("", None))[1] is mine:
-                    del self._kept[key]
-            mine.set_exception(error)
-
-
-# -- downloads: of bounded size, and not many at once
-
-#: Calls that one download may hold; a sheet has room for little more. The command line has no such bound.
-_MOST_CALLS = 1_000_000
-#: Downloads that are made at the same time.
-_MOST_AT_ONCE = 4
-_slots = threading.BoundedSemaphore(_MOST_AT_ONCE)
-
-
-def _report(store: Store, view: View, by: str, target: Path) -> None:
-    query = replace(view.query, by=parse_by(by) if by else ())
-    if not by:
-        query = view.bounded(store).over_time()[0]
-    read_report(store, query).export(target)
-
-
-def _entries(store: Store, view: View, _by: str, target: Path) -> None:
-    _check_size(store, view)
-    export_entries(store, target, query=view.query)
-
-
-def _charges(store: Store, view: View, _by: str, target: Path) -> None:
-    _check_size(store, view)
-    export_charges(store, target, query=view.query)
-
-
-def _focus(store: Store, view: View, _by: str, target: Path) -> None:
-    _check_size(store, view)
-    folder = target.with_suffix("")
-    export_focus(store, folder, query=Query(period=view.query.period, where=view.query.where))
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.iterdir()):
-            archive.write(file, file.name)
-
-
-def _check_size(store: Store, view: View) -> None:
-    """Refuse what is too large to be made while somebody waits.
-
-    Raises:
-        ConfigurationError: says how many calls it are, and what to do.
-    """
-    calls = read_report(store, replace(view.query, by=())).totals.requests
-    if calls > _MOST_CALLS:
-        raise ConfigurationError(
-            f"These are {counted(calls, 'call')}, and a download holds {_MOST_CALLS:,} at most. Choose a shorter "
-            "period or a filter, or write them on the server, where there is no bound: tokenmeter export --help."
-        )
-
-
-_WRITERS: Mapping[str, Callable[[Store, View, str, Path], None]] = {
-    "report": _report,
-    "entries": _entries,
-    "charges": _charges,
-}
-_TYPES = {
-    ".csv": "text/csv; charset=utf-8",
-    ".jsonl": "application/x-ndjson",
-    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-    ".parquet": "application/vnd.apache.parquet",
-    ".zip": "application/zip",
-}
-#: File name in the URL -> what writes it.
-EXPORTS: Mapping[str, Callable[[Store, View, str, Path], None]] = {
-    **{f"{name}{form}": write for name, write in _WRITERS.items() for form in (".csv", ".jsonl", ".xlsx", ".parquet")},
-    "focus.zip": _focus,
-}
-
-
-def export(store: Store, view: View, what: str, *, by: str = "") -> FileResponse:
-    """The download called `what`, a key of `EXPORTS`; the file is gone once it was sent.
-
-    Raises:
-        ConfigurationError: `by` names an unknown dimension, an extra is missing, or it would be too large.
-        HTTPException: so many are being made that this one has to wait.
-    """
-    if not _slots.acquire(blocking=False):
-        raise HTTPException(
-            503, "Other downloads are being made; ask again when one is done.", headers={"retry-after": "10"}
-        )
-    folder = Path(tempfile.mkdtemp(prefix="tokenmeter-export-"))
-    file = folder / ("focus-1.4.zip" if what == "focus.zip" else what)
-    try:
-        EXPORTS[what](store, view, by, file)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        _slots.release()
-    return FileResponse(
-        file,
-        media_type=_TYPES[file.suffix],
-        filename=f"tokenmeter-{file.name}",
-        background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True),
-    )

@@ -90,7 +90,7 @@ MEASURES: Mapping[str, Measure] = {
             "cost-per-request",
             "Cost per request",
             "usd",
-            lambda row: _per(row.billed_cost, row.requests) if row.cost_known else None,
+            lambda row: _per(row.billed_cost, row.requests - row.unpriced) if row.cost_known else None,
             adds=False,
         ),
         Measure(

@@ -34,7 +34,7 @@ from tokenmeter.serving.access import (
     address_of,
 )
 from tokenmeter.serving.access import AccessScope as LedgerScope
-from tokenmeter.serving.rest import problem
+from tokenmeter.serving.problems import problem
 
 #: A function of the request that says which part of the ledger it sees.
 Said = Only | Literal["everything"] | None
@@ -56,6 +56,8 @@ HEADERS = {
 #: What needs no token.
 _OPEN = ("/login", "/healthz", "/readyz", "/static/dashboard.css", "/static/icon.svg")
 _LONGEST_NUMBER = 10
+#: Bytes of a request's head.
+LONGEST_HEAD = 16_384
 _COOKIE = "tokenmeter_dashboard"
 _LEAST_LENGTH = 16
 
@@ -85,12 +87,11 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 421."""
         if scope["type"] == "http" and not self._accepts(Headers(scope=scope).get("host", "")):
-            refusal = PlainTextResponse(
+            words = (
                 "This dashboard does not answer to that host name. Open it by its IP address, or name the host with "
-                "--allow-host.\n",
-                status_code=421,
+                "--allow-host."
             )
-            await refusal(scope, receive, send)
+            await refusal(421, words, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -139,9 +140,13 @@ class Bounded:
         self._app, self._most, self._patience = app, most, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 408 or 413."""
+        """Pass a request on, or answer 408, 413 or 431."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if _head_of(scope) > LONGEST_HEAD:
+            words = f"A request's head may have {LONGEST_HEAD:,} bytes at most."
+            await refusal(431, words, scope)(scope, receive, send)
             return
         got, ended = 0, False
 
@@ -164,6 +169,12 @@ class Bounded:
             await self._app(scope, receive_some, send)
         else:
             await refusal(413, f"A request may have {self._most:,} bytes at most.", scope)(scope, receive, send)
+
+
+def _head_of(scope: Scope) -> int:
+    """Bytes of a request's path, query and headers."""
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope.get("raw_path") or b"") + len(scope["query_string"])
 
 
 class Door:

@@ -4,7 +4,7 @@ The verbs are those of Python and of the command line; whoever acts is recorded 
 until a deed says ``"dry_run": false``: before that it is answered with what would be done, or why it cannot be.
 
 Over the API only a token sent in a header acts, never a cookie, so that no page of others can make a browser act. The
-dashboard's own forms (`tokenmeter.dashboard.acts`) do the same deeds behind a proof that they came from its pages.
+dashboard's own forms (`tokenmeter.dashboard.deeds`) do the same deeds behind a proof that they came from its pages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from tokenmeter.reports import Query, read_report
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import BEARER, Access, Right
-from tokenmeter.serving.rest import ResponsePart, Word, access_of, problems
+from tokenmeter.serving.problems import problems
+from tokenmeter.serving.rest import Word, access_of
+from tokenmeter.serving.shapes import ResponsePart
 
 _MOST_SHOWN = 100
 _API = "usage API"

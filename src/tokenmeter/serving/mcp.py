@@ -102,7 +102,13 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
         version: What it says its version is.
     """
     server = _Server("tokenmeter", version=version, instructions=_INSTRUCTIONS, log_level="WARNING")
+    _tell_usage(server, sight)
+    _tell_budgets(server, sight)
+    _tell_prices(server, sight)
+    return server
 
+
+def _tell_usage(server: MCPServer[Any], sight: ReadableMeter) -> None:
     @server.tool(annotations=_READS)
     def report(
         *,
@@ -119,16 +125,6 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
         with _told():
             query = _query(period, since, until, where, tz, by=by, granularity=granularity)
             return answers.report(sight, query, most=limit)
-
-    @server.tool(annotations=_READS)
-    def remaining(
-        account: Annotated[
-            list[str], Field(description="FIELD=VALUE, such as member=ada or tag:env=prod; none = all")
-        ] = [],  # noqa: B006 - as above
-    ) -> dict[str, Any]:
-        """What remains of the budgets that concern somebody: limit, spent, held by calls in flight, when it resets."""
-        with _told():
-            return {"balances": answers.balances(sight, answers.pairs(account, "account"))}
 
     @server.tool(annotations=_READS)
     def entries(
@@ -148,6 +144,20 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
             page = answers.entry_page(sight, query, limit=limit, cursor=cursor, newest_first=order == "newest")
             return {"entries": page.items, "next_cursor": page.next}
 
+
+def _tell_budgets(server: MCPServer[Any], sight: ReadableMeter) -> None:
+    @server.tool(annotations=_READS)
+    def remaining(
+        account: Annotated[
+            list[str], Field(description="FIELD=VALUE, such as member=ada or tag:env=prod; none = all")
+        ] = [],  # noqa: B006 - as above
+    ) -> dict[str, Any]:
+        """What remains of the budgets that concern somebody: limit, spent, held by calls in flight, when it resets."""
+        with _told():
+            return {"balances": answers.balances(sight, answers.pairs(account, "account"))}
+
+
+def _tell_prices(server: MCPServer[Any], sight: ReadableMeter) -> None:
     @server.tool(annotations=_READS)
     def price(
         model: str,
@@ -181,5 +191,3 @@ def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
                 processing=processing,
             )
             return found.to_dict()
-
-    return server

@@ -7,13 +7,10 @@ a request's scope looks through.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from http import HTTPStatus
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import Depends, FastAPI, Query, Request, Security
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,329 +18,35 @@ from starlette.exceptions import HTTPException
 
 from tokenmeter import reports
 from tokenmeter.dimensions import ACCOUNTS
-from tokenmeter.errors import ConfigurationError, LedgerError, StoreError, TokenmeterError, UnknownModelError
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.lens import ReadableMeter
+from tokenmeter.serving.problems import PROBLEMS, problems, tell_problems
+from tokenmeter.serving.shapes import (
+    BalancesShape,
+    BudgetsShape,
+    CreditNotesShape,
+    EntriesShape,
+    HistoryShape,
+    InvoicesShape,
+    PricesShape,
+    ReportShape,
+    StatementShape,
+    WholeEntryShape,
+    WholeInvoiceShape,
+    WhoShape,
+)
 
 _MOST_ROWS = 10_000
 _MOST_ENTRIES = 1_000
 #: Texts of a request are short; NUL is in no name, and a server refuses it.
 Word = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 
-Money = Annotated[str, Field(description="US dollars, exact decimal text", examples=["0.001250000000"])]
-Amount = Annotated[str, Field(description="Exact decimal text, in the unit that stands beside it")]
-Count = Annotated[int, Field(ge=0)]
 Account = Annotated[
     Sequence[Word],
     Query(description="FIELD=VALUE, such as `member=ada` or `tag:env=prod`; repeat it.", max_length=16),
 ]
-
-
-# -- what answers look like
-
-
-class ResponsePart(BaseModel):
-    """Part of an answer. New fields may join it within a version; none goes or changes its meaning."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class Problem(ResponsePart):
-    """What went wrong, as RFC 9457 has it."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-
-
-class Stretch(ResponsePart):
-    """A stretch of time: ISO 8601 instants in UTC; None = open."""
-
-    label: str
-    start: datetime | None
-    end: datetime | None
-
-
-class Zoned(Stretch):
-    """A stretch of time, and the IANA zone whose calendar cut it."""
-
-    tz: str
-
-
-class RowShape(ResponsePart):
-    """Sums over the entries of one group in one bucket of time."""
-
-    bucket: Stretch
-    group: dict[str, str | None] = Field(description="dimension -> value; null = the entries do not name it")
-    requests: Count
-    errors: Count
-    unpriced: int = Field(description="Entries of unknown price: their cost is missing from the sums")
-    estimated: int
-    input_tokens: int
-    cache_read_input_tokens: int
-    cache_write_input_tokens: int
-    output_tokens: int
-    reasoning_output_tokens: int
-    total_tokens: int
-    quantities: dict[str, int | str]
-    list_cost: Money | None = Field(description="null = nothing in it has a known price")
-    contracted_cost: Money | None
-    billed_cost: Money | None
-
-
-class ReportShape(ResponsePart):
-    """Usage and cost per group and time."""
-
-    period: Zoned
-    by: list[str]
-    granularity: str | None
-    where: dict[str, list[str | None]]
-    created_at: datetime
-    currency: Literal["USD"]
-    rows: list[RowShape] = Field(description="Dearest first; in order of time with a granularity")
-    rows_omitted: Count = Field(description="Rows beyond `limit`; they are in `totals`")
-    totals: RowShape
-
-
-class EntryShape(ResponsePart):
-    """One call, correction or adjustment, with its attribution and a field per meter."""
-
-    entry_id: str
-    kind: Literal["usage", "correction", "adjustment"]
-    occurred_at: datetime
-    recorded_at: datetime
-    provider: str
-    endpoint: str
-    operation: str
-    model: str | None
-    status: str
-    tags: dict[str, str] | None
-    api_key: str | None = Field(description="Alias, or the key's last four characters")
-    list_cost: Money | None
-    contracted_cost: Money | None
-    billed_cost: Money | None
-    cost_source: str
-    flags: list[str] | None
-
-
-class ChargeShape(ResponsePart):
-    """One line of an entry."""
-
-    model: str | None
-    sku_meter: str
-    quantity: Amount
-    unit: str
-    list_unit_price: Money | None
-    multipliers: dict[str, str]
-    list_cost: Money | None
-    contracted_cost: Money | None
-    billed_cost: Money | None
-    price_id: str | None
-    price_source: str | None
-
-
-class WholeEntryShape(EntryShape):
-    """An entry with its charges and the usage object that the provider sent."""
-
-    raw_usage: Any
-    charges: list[ChargeShape]
-
-
-class EntriesShape(ResponsePart):
-    """A page of entries."""
-
-    entries: list[EntryShape]
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null = this is the last")
-
-
-class BalanceShape(ResponsePart):
-    """Where one counter of a budget stands."""
-
-    budget: str
-    scope: dict[str, str]
-    unit: Literal["usd", "tokens", "requests", "in_flight"]
-    limit: Amount | None = Field(description="null = no cap")
-    spent: Amount
-    reserved: Amount = Field(description="What calls in flight hold")
-    remaining: Amount | None
-    window_start: datetime | None
-    resets_at: datetime | None
-    hard: bool = Field(description="Whether it stops calls")
-    limit_known: bool = Field(description="false = a function of another program says it; limit is null then")
-
-
-class BalancesShape(ResponsePart):
-    """What remains of budgets."""
-
-    balances: list[BalanceShape]
-
-
-class ChangeShape(ResponsePart):
-    """One version of a budget's definition."""
-
-    name: str
-    version: int
-    what: Literal["set", "retire"]
-    budget: dict[str, Any] | None
-    at: datetime | None
-    by: str
-    reason: str
-    source: str
-
-
-class BudgetsShape(ResponsePart):
-    """The budgets in force."""
-
-    budgets: list[ChangeShape]
-
-
-class GrantShape(ResponsePart):
-    """More room for one counter."""
-
-    grant_id: str
-    budget: str
-    scope: dict[str, str]
-    unit: str
-    amount: Amount
-    starts: datetime
-    expires: datetime | None
-    at: datetime
-    by: str
-    reason: str
-
-
-class HistoryShape(ResponsePart):
-    """What became of one budget."""
-
-    changes: list[ChangeShape]
-    grants: list[GrantShape]
-
-
-class InvoiceShape(ResponsePart):
-    """An invoice without its lines."""
-
-    number: str | None
-    status: Literal["draft", "issued", "paid", "credited", "void", "uncollectible"]
-    scope: dict[str, str]
-    period: Zoned
-    issued_on: str | None
-    due_on: str | None
-    currency: str
-    totals: dict[str, Any]
-    credited: Amount
-    paid: Amount
-    balance: Amount
-
-
-class WholeInvoiceShape(InvoiceShape):
-    """An invoice with its lines, and what happened to it."""
-
-    lines: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-    credit_notes: list[dict[str, Any]]
-
-
-class InvoicesShape(ResponsePart):
-    """A page of invoices, the last issued first."""
-
-    invoices: list[InvoiceShape]
-    next_cursor: str | None
-
-
-class CreditNotesShape(ResponsePart):
-    """Credit notes, the last issued first."""
-
-    credit_notes: list[dict[str, Any]]
-
-
-class StatementShape(ResponsePart):
-    """An account over a period: opening + charges + credits = closing."""
-
-    scope: dict[str, str]
-    period: Zoned
-    basis: Literal["usage", "invoices"]
-    currency: str
-    opening: Amount
-    charges: Amount
-    credits: Amount
-    closing: Amount
-    unpriced: int
-    lines: list[dict[str, str]]
-
-
-class PricesShape(ResponsePart):
-    """The price rows in force for a model; amounts are US dollars per `per` units."""
-
-    prices: list[dict[str, str]]
-
-
-class WhoShape(ResponsePart):
-    """Who asks."""
-
-    name: str
-    only: dict[str, list[str]] = Field(description="What is seen; empty = everything")
-    can: list[str]
-
-
-# -- problems
-
-
-def problem(
-    status: int, detail: str, *, headers: Mapping[str, str] | None = None, errors: Sequence[Mapping[str, Any]] = ()
-) -> Response:
-    """An error as RFC 9457 has it."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
-    if errors:
-        body["errors"] = list(errors)
-    return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How these are described."""
-    content: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
-
-
-#: What any path may answer besides what it is for.
-PROBLEMS = problems(400, 401, 403, 408, 413, 421, 422, 429, 500, 503)
-
-
-def _failed(_: Request, error: Exception) -> Response:
-    if isinstance(error, UnknownModelError):
-        return problem(404, str(error))
-    if isinstance(error, StoreError):
-        return problem(503, str(error), headers={"retry-after": "5"})
-    if isinstance(error, LedgerError):
-        return problem(409, str(error))
-    return problem(400 if isinstance(error, ConfigurationError) else 500, str(error))
-
-
-def _refused(_: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    words = error.detail if error.detail != HTTPStatus(error.status_code).phrase else "There is nothing at this path."
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        words = "That cannot be done here; the API's description says what can."
-    return problem(error.status_code, words, headers=error.headers)
-
-
-def _mistaken(_: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    found = [{"where": ".".join(map(str, one["loc"])), "detail": str(one["msg"])} for one in error.errors()]
-    return problem(422, "; ".join(f"{one['where']}: {one['detail']}" for one in found), errors=found)
-
-
-def _out_of_time(_: Request, __: Exception) -> Response:
-    return problem(400, "That date lies beyond the calendar; choose one between the years 2 and 9998.")
 
 
 # -- who asks for what
@@ -467,28 +170,11 @@ def make_api(look: Callable[[Access], ReadableMeter]) -> FastAPI:
         ],
         generate_unique_id_function=lambda route: route.name,
     )
-    api.add_exception_handler(TokenmeterError, _failed)
-    api.add_exception_handler(RequestValidationError, _mistaken)
-    api.add_exception_handler(HTTPException, _refused)
-    api.add_exception_handler(OverflowError, _out_of_time)
+    tell_problems(api)
     api.state.look = look
     _read_usage(api)
     _read_books(api)
-    _describe_problem(api)
     return api
-
-
-def _describe_problem(api: FastAPI) -> None:
-    """Put `Problem` into the description: no path returns it as its model."""
-    describe = api.openapi
-
-    def described() -> dict[str, Any]:
-        schema = describe()
-        shape = Problem.model_json_schema()
-        schema.setdefault("components", {}).setdefault("schemas", {}).setdefault("Problem", shape)
-        return schema
-
-    api.openapi = described  # type: ignore[method-assign]
 
 
 def _read_usage(api: FastAPI) -> None:

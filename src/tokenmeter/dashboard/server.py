@@ -1,0 +1,168 @@
+"""A server of its own for the dashboard, with an end to clients that never finish asking or never listen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tokenmeter.api import Meter
+from tokenmeter.dashboard.asgi import app
+from tokenmeter.dashboard.security import LONGEST_HEAD, is_loopback
+from tokenmeter.default import default_meter
+from tokenmeter.errors import ConfigurationError
+
+PORT = 8484
+#: Connections at once; a live page holds one. Who comes then takes the place of who has gone longest without asking.
+_MOST_CONNECTIONS = 256
+#: Seconds until a request's head must have come, and until a client must have taken what waits for it.
+_PATIENCE = 15
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP, with an end to clients that come in great numbers, never finish asking or never listen."""
+
+    _slow: asyncio.TimerHandle | None = None
+    _deaf: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, but not for ever; hang up on somebody where too many are connected."""
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            self._longest_waiting().hang_up()
+        self._slow = self.loop.call_later(_PATIENCE, transport.abort)
+
+    @property
+    def gives_up(self) -> float | None:
+        """When it is hung up on unless a whole request comes, by the loop's clock; None = it is being served."""
+        return None if self._slow is None else self._slow.when()
+
+    def _longest_waiting(self) -> Protocol:
+        """Whose request has been waited for longest; this one where all others are being served."""
+        others = [one for one in self.connections if isinstance(one, Protocol) and one.gives_up is not None]
+        return min(others, key=lambda one: one.gives_up or 0, default=self)
+
+    def hang_up(self) -> None:
+        """At once, whatever is under way."""
+        self._hear_request()
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._hear_request()
+        self._be_heard()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """The time for a request's head runs from its first byte until it is whole."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._hear_request()
+        elif self._slow is None:
+            self._slow = self.loop.call_later(_PATIENCE, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing: it has some time."""
+        super().pause_writing()
+        self._wait_to_be_heard()
+
+    def resume_writing(self) -> None:
+        """It does."""
+        self._be_heard()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nobody asks any more: hang up, also on who has not taken all of the last answer."""
+        super().timeout_keep_alive_handler()
+        self._wait_to_be_heard()
+
+    def _hear_request(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _wait_to_be_heard(self) -> None:
+        self._be_heard()
+        self._deaf = self.loop.call_later(_PATIENCE, self.transport.abort)
+
+    def _be_heard(self) -> None:
+        if self._deaf is not None:
+            self._deaf.cancel()
+            self._deaf = None
+
+
+def make_server(
+    meter: Meter | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    tz: str | None = None,
+    token: str | None = None,
+    allow_hosts: Sequence[str] = (),
+) -> uvicorn.Server:
+    """A server that is ready to run; arguments as for `serve`."""
+    chosen = meter or default_meter()
+    known = token is not None or (chosen.settings is not None and chosen.settings.dashboard.tokens)
+    if not known and not is_loopback(host):
+        raise ConfigurationError(
+            f"{host} can be reached by others: make tokens (`tokenmeter dashboard token create NAME`), give one "
+            "(--token-file, or TOKENMETER_DASHBOARD_TOKEN), or bind 127.0.0.1 and reach it through an SSH tunnel."
+        )
+    named = [] if is_loopback(host) else [host]
+    return uvicorn.Server(
+        uvicorn.Config(
+            app(chosen, tz=tz, token=token, hosts=(*named, *allow_hosts)),
+            http=Protocol,
+            h11_max_incomplete_event_size=LONGEST_HEAD,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=1,  # live pages never hang up by themselves
+        )
+    )
+
+
+def serve(
+    meter: Meter | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    tz: str | None = None,
+    token: str | None = None,
+    allow_hosts: Sequence[str] = (),
+    ready: Callable[[str], object] | None = None,
+) -> None:
+    """Serve the dashboard until the process is interrupted.
+
+    Args:
+        meter: Whose ledger and budgets; the default meter otherwise.
+        host: Address to bind. Any but this machine's own needs a token.
+        port: Port to bind; 0 = any free one.
+        tz: IANA time zone that pages start with; None = the browser's.
+        token: What viewers have to know.
+        allow_hosts: Host names it answers to, besides ``localhost`` and IP addresses.
+        ready: Called with the address once it can be opened.
+
+    Raises:
+        ConfigurationError: an address that others can reach without a token, or one that cannot be bound.
+    """
+    server = make_server(meter, host=host, port=port, tz=tz, token=token, allow_hosts=allow_hosts)
+    try:
+        listening = server.config.bind_socket()
+    except SystemExit:  # how uvicorn says that it cannot bind
+        raise ConfigurationError(
+            f"{host}:{port} is taken or not an address of this machine; try another --port."
+        ) from None
+    with listening:
+        listening.listen()  # who opens the address at once waits, and is not refused
+        if ready is not None:
+            shown = f"[{host}]" if ":" in host else host
+            ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        server.run(sockets=[listening])

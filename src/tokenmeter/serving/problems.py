@@ -1,0 +1,96 @@
+"""Errors over the wire, as RFC 9457 has them: what went wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreError, TokenmeterError, UnknownModelError
+from tokenmeter.serving.shapes import ResponsePart
+
+
+class Problem(ResponsePart):
+    """What went wrong, as RFC 9457 has it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+def problem(
+    status: int, detail: str, *, headers: Mapping[str, str] | None = None, errors: Sequence[Mapping[str, Any]] = ()
+) -> Response:
+    """An error as RFC 9457 has it."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if errors:
+        body["errors"] = list(errors)
+    return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How these are described."""
+    content: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+#: What any path may answer besides what it is for.
+PROBLEMS = problems(400, 401, 403, 408, 413, 421, 422, 429, 431, 500, 503)
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    if isinstance(error, UnknownModelError):
+        return problem(404, str(error))
+    if isinstance(error, StoreError):
+        return problem(503, str(error), headers={"retry-after": "5"})
+    if isinstance(error, LedgerError):
+        return problem(409, str(error))
+    return problem(400 if isinstance(error, ConfigurationError) else 500, str(error))
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    words = error.detail if error.detail != HTTPStatus(error.status_code).phrase else "There is nothing at this path."
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        words = "That cannot be done here; the API's description says what can."
+    return problem(error.status_code, words, headers=error.headers)
+
+
+def _mistaken(_: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = [{"where": ".".join(map(str, one["loc"])), "detail": str(one["msg"])} for one in error.errors()]
+    return problem(422, "; ".join(f"{one['where']}: {one['detail']}" for one in found), errors=found)
+
+
+def _out_of_time(_: Request, __: Exception) -> Response:
+    return problem(400, "That date lies beyond the calendar; choose one between the years 2 and 9998.")
+
+
+def tell_problems(api: FastAPI) -> None:
+    """Let `api` answer every error as a problem, and describe what that is: no path returns it as its model."""
+    api.add_exception_handler(TokenmeterError, _failed)
+    api.add_exception_handler(RequestValidationError, _mistaken)
+    api.add_exception_handler(HTTPException, _refused)
+    api.add_exception_handler(OverflowError, _out_of_time)
+    describe = api.openapi
+
+    def described() -> dict[str, Any]:
+        schema = describe()
+        shape = Problem.model_json_schema()
+        schema.setdefault("components", {}).setdefault("schemas", {}).setdefault("Problem", shape)
+        return schema
+
+    api.openapi = described  # type: ignore[method-assign]
