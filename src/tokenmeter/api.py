@@ -18,7 +18,7 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.checkpoints import Checkpoint
 from tokenmeter.config import Settings
-from tokenmeter.errors import ConfigurationError, TamperedLedgerError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
 from tokenmeter.periods import CalendarUnit, Period, parse_instant
@@ -374,7 +374,9 @@ class Meter(CallMeter):
             outcome = replace(outcome, faults=(Fault("checkpoint", "signature", f"{signed}."), *outcome.faults))
         try:
             counted = self.audit_budgets(repair=repair)
-        except TamperedLedgerError as error:
+        except (TamperedLedgerError, StoreUnavailableError) as error:
+            if isinstance(error, StoreUnavailableError) and outcome.ok:
+                raise
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
         return replace(outcome, faults=(*outcome.faults, *counted))
 

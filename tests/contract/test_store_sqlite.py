@@ -252,6 +252,27 @@ class TestReplacedFile:
         (tmp_path / "aside").rename(path)
         store.reserve(make_hold((make_key(), 10, 1)))
 
+    def test_an_empty_file_in_its_place_is_made_no_ledger(
+        self, store, path, tmp_path, make_entry, make_hold, make_key, make_posting, caplog
+    ):
+        first, second = make_entry(), make_entry()
+        store.settle(first, [make_posting(make_key(), 9)])
+        store.close()
+        path.rename(tmp_path / "aside")
+        path.touch()
+        with pytest.raises(StoreUnavailableError, match="emptied"):
+            store.reserve(make_hold((make_key(), 10, 1)))
+        assert store.settle(second).recorded
+        with pytest.raises(StoreUnavailableError, match="emptied"):
+            list(store.entries())
+        assert "emptied while it was in use" in caplog.text
+        assert path.stat().st_size == 0
+        (tmp_path / "aside").replace(path)
+        assert {entry.entry_id for entry in store.entries()} == {first.entry_id, second.entry_id}
+        with pytest.raises(CapReachedError):
+            store.reserve(make_hold((make_key(), 10, 2)))
+        assert store.verify().ok
+
     def test_another_ledger_in_its_place_is_left_alone(self, store, path, tmp_path, make_entry):
         store.settle(make_entry())
         store.close()

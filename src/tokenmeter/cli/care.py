@@ -52,6 +52,7 @@ _MEANINGS = {
     "anchor": "the ledger before a document is not the one it was filed on",
     "head": "a head that was kept is not in the chain",
     "trigger": "a guard against changes was removed",
+    "table": "a part of the ledger is gone",
     "secret": "the ledger's secret was replaced",
     "checkpoint": "the checkpoint is not one that this key signed",
     "archive": "an archived month's file is gone, or not the one that was sealed",

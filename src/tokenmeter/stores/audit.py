@@ -10,9 +10,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from tokenmeter.display import counted
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import Fault, Verification
-from tokenmeter.stores.engine import Engine, Readable, Rows
+from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.packing import differing
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
@@ -21,6 +22,7 @@ from tokenmeter.stores.slots import DAY, Level, is_slot, label
 from tokenmeter.stores.walking import EMPTY, Walk, erasures
 
 _FIELDS = Account._fields
+_CHANGED = "Somebody changed the ledger other than with tokenmeter: restore a backup (`tokenmeter db restore`)."
 _TRIGGERS = {
     f"{table}_{what}" for table in ("entries", "documents", "accounts", "rates") for what in ("stay", "stay_unchanged")
 }
@@ -39,40 +41,118 @@ def audit(
 
     See `tokenmeter.stores.base.Store.verify`.
     """
-    read = ledger.read
-    faults = read(partial(_rows_shared, engine=ledger.engine))
-    found = archives.verify(deep=deep, heads=(head, since))
-    faults += found.faults
-    walk = Walk(ledger.engine.identity, head, found, deep=deep)
-    read(walk.begin)
-    if since is not None and since not in {EMPTY, *found.heads} and not read(partial(walk.begin_after, head=since)):
-        faults.append(Fault("head", since, f"Nothing in the chain has this hash; all of it was looked at.{walk.but}"))
-    while walk.more:
-        read(walk.page)
-        if progress is not None:
-            progress(walk.after, walk.to)
-    faults += walk.faults
-    faults += read(walk.end)
-    if not deep:
-        faults += read(partial(_archived_sums, archives=archives))
-    day = walk.first_day
-    shared, wrong = SharedRows(), walk.days.wrong
-    while day is not None:
-        day, some = read(partial(days, since=day, shared=shared, archives=archives, done=walk.days.compared))
-        wrong += some
-    faults += _told(wrong, Level.DAY)
-    wrong = read(longer)
-    for level in (Level.MONTH, Level.WEEK):
-        faults += _told([one for one in wrong if one.key[0] == level and is_slot(*one.key[:2])], level)
-    for name in sorted({label(*one.key[:2]) for one in wrong if not is_slot(*one.key[:2])}):
-        said = f"There are sums of {name}, which is no time; `tokenmeter db rebuild` removes them."
-        faults.append(Fault("rollup", name, said))
-    for of, slot in differing(read):
-        name = label(of, slot)
-        faults.append(
-            Fault("rollup", name, f"The packed sums of {name} are wrong; `tokenmeter db rebuild` drops them.")
-        )
-    return Verification(walk.entries, walk.head.hex(), tuple(faults), walk.after_head)
+    look = _Audit(ledger, archives, head, since, deep=deep, progress=progress)
+    look.at("rows that entries share", look.shared)
+    look.at("records", look.chain)
+    look.at("sums", look.sums)
+    look.at("packed sums", look.packed)
+    walk = look.walk
+    if walk is None:
+        return Verification(0, "", tuple(look.faults))
+    return Verification(walk.entries, walk.head.hex(), tuple(look.faults), walk.after_head)
+
+
+class _Audit:
+    """The parts of a verification, and what they found. See `audit` for the arguments.
+
+    Attributes:
+        faults: What was found.
+        walk: Along the chain; None as long as it could not be begun.
+    """
+
+    def __init__(
+        self,
+        ledger: Readable,
+        archives: ParquetArchives,
+        head: str | None,
+        since: str | None,
+        *,
+        deep: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        self._read, self._engine, self._archives = ledger.read, ledger.engine, archives
+        self._head, self._since, self._deep, self._progress = head, since, deep, progress
+        self.walk: Walk | None = None
+        self._gone = self._read(partial(_gone, engine=self._engine))
+        self.faults: list[Fault] = list(self._gone)
+
+    def at(self, what: str, part: Callable[[], None]) -> None:
+        """Run a part. Where tables are gone it says what could not be looked at for it, and the other parts go on."""
+        try:
+            part()
+        except StoreUnavailableError as error:
+            if not self._gone:
+                raise
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            self.faults.append(Fault("table", what, f"They could not be checked to the end: {reason}."))
+
+    def shared(self) -> None:
+        """What entries share, the guards and the secret."""
+        self.faults += self._read(partial(_rows_shared, engine=self._engine))
+
+    def chain(self) -> None:
+        """Every record, archived ones first."""
+        read, head, since = self._read, self._head, self._since
+        found = self._archives.verify(deep=self._deep, heads=(head, since))
+        self.faults += found.faults
+        walk = Walk(self._engine.identity, head, found, deep=self._deep)
+        read(walk.begin)
+        self.walk = walk
+        if since is not None and since not in {EMPTY, *found.heads} and not read(partial(walk.begin_after, head=since)):
+            said = f"Nothing in the chain has this hash; all of it was looked at.{walk.but}"
+            self.faults.append(Fault("head", since, said))
+        if self._gone:  # perhaps what sums are kept in: records are looked at all the same
+            walk.days.first = None
+        while walk.more:
+            read(walk.page)
+            if self._progress is not None:
+                self._progress(walk.after, walk.to)
+        self.faults += walk.faults
+        self.faults += read(walk.end)
+
+    def sums(self) -> None:
+        """Sums of hours, days, weeks and months."""
+        walk, read = self.walk, self._read
+        if walk is None:
+            return
+        if not self._deep:
+            self.faults += read(partial(_archived_sums, archives=self._archives))
+        day = walk.first_day
+        shared, wrong = SharedRows(), walk.days.wrong
+        while day is not None:
+            look = partial(days, since=day, shared=shared, archives=self._archives, done=walk.days.compared)
+            day, some = read(look)
+            wrong += some
+        self.faults += _told(wrong, Level.DAY)
+        wrong = read(longer)
+        for level in (Level.MONTH, Level.WEEK):
+            self.faults += _told([one for one in wrong if one.key[0] == level and is_slot(*one.key[:2])], level)
+        for name in sorted({label(*one.key[:2]) for one in wrong if not is_slot(*one.key[:2])}):
+            said = f"There are sums of {name}, which is no time; `tokenmeter db rebuild` removes them."
+            self.faults.append(Fault("rollup", name, said))
+
+    def packed(self) -> None:
+        """Copies of sums."""
+        for of, slot in differing(self._read):
+            name = label(of, slot)
+            said = f"The packed sums of {name} are wrong; `tokenmeter db rebuild` drops them."
+            self.faults.append(Fault("rollup", name, said))
+
+
+def _gone(connection: Rows, *, engine: Engine) -> list[Fault]:
+    """Tables that are not there, or that another program has put its own in the place of."""
+    there: dict[str, set[str]] = {}
+    for table, column in connection.execute(engine.columns):
+        there.setdefault(table, set()).add(column)
+    found: list[Fault] = []
+    for table, columns in sorted(declared_tables(engine.room).items()):
+        lacking = sorted(columns - there.get(table, set()))
+        if table not in there:
+            found.append(Fault("table", f"table {table}", f"The table is gone. {_CHANGED}"))
+        elif lacking:
+            what = "columns are" if len(lacking) > 1 else "column is"
+            found.append(Fault("table", f"table {table}", f"Its {what} gone: {', '.join(lacking)}. {_CHANGED}"))
+    return found
 
 
 def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:

@@ -5,9 +5,12 @@ Dimensions, boundaries, and `EntryFilter` as SQL and as a test of one entry.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from importlib import resources
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -40,6 +43,8 @@ class Engine:
             ``account``, NULL where there is none.
         largest: Orders by a whole number of any size, which is to be put in, the largest first.
         member: The whole number that an entry's record says under a name, which is to be put in.
+        room: The package whose folder ``sql`` declares the tables.
+        columns: Tables and their columns as they are.
         triggers: Names of the triggers that are in force.
         guards: Names of triggers that only this engine needs.
         keeps_secret: Whether the ledger's secret is the one that it was made with.
@@ -51,9 +56,32 @@ class Engine:
     cells: Callable[[Any, Mapping[int, int]], str]
     largest: str
     member: str
+    room: str
+    columns: str
     triggers: str
     keeps_secret: Callable[[Any], bool]
     guards: frozenset[str] = frozenset()
+
+
+_DECLARED = re.compile(
+    r"^CREATE (?:TABLE (?P<made>\w+) \(\n(?P<columns>.*?)^\)|VIEW (?P<view>\w+))"
+    r"|^ALTER TABLE (?P<changed>\w+)(?P<added>.*?);",
+    re.MULTILINE | re.DOTALL,
+)
+_COLUMN = re.compile(r"^    ([a-z]\w*) ", re.MULTILINE)
+_ADDED = re.compile(r"ADD COLUMN (\w+)")
+
+
+@cache
+def declared_tables(room: str) -> Mapping[str, frozenset[str]]:
+    """The tables that an engine's numbered files declare, each with its columns; a view has none here."""
+    found: dict[str, frozenset[str]] = {}
+    for script in sorted((resources.files(room) / "sql").iterdir(), key=lambda script: script.name):
+        for one in _DECLARED.finditer(script.read_text(encoding="utf-8")):
+            names = [*_COLUMN.findall(one["columns"] or ""), *_ADDED.findall(one["added"] or "")]
+            table = one["made"] or one["view"] or one["changed"]
+            found[table] = found.get(table, frozenset()) | frozenset(names)
+    return found
 
 
 class Readable(Protocol):

@@ -38,18 +38,16 @@ class GatheredDays:
     A day is compared in a read transaction in which exactly the entries that were gathered lie on it. Any other (its
     entries are archived, or far apart in the chain, or still coming) is left to be counted by itself.
 
-    Args:
-        first: The first day that is gathered.
-
     Attributes:
+        first: The first day that is gathered; None where none is to be.
         compared: Days that are done.
         wrong: Sums of these that are kept otherwise than they should be.
     """
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int | None) -> None:
+        self.first = first
         self.compared: set[int] = set()
         self.wrong: list[Wrong] = []
-        self._first = first
         self._batches: dict[int, Batch] = {}
         self._counts: dict[int, int] = {}
         self._left: set[int] = set()
@@ -61,7 +59,7 @@ class GatheredDays:
         day = occurred_at // DAY
         batch = self._batches.get(day)
         if batch is None:
-            if day < self._first or day in self._left or day in self.compared:
+            if self.first is None or day < self.first or day in self._left or day in self.compared:
                 return
             batch = self._batches[day] = Batch()
         batch.count(occurred_at, account, found)
@@ -174,8 +172,7 @@ class Walk:
                 moment = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", row).fetchone()[0]
                 known = self._archived.last_day + 1 if self.entries_archived and not self._deep else None
                 self.first_day = None if moment is None else max(moment // DAY, known or moment // DAY)
-                if self.first_day is not None:
-                    self.days = GatheredDays(self.first_day)
+                self.days.first = self.first_day
                 if self._wanted == head:
                     self._found_at = row[0]
                 return True

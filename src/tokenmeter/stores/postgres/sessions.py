@@ -295,6 +295,12 @@ ENGINE = Engine(
     cells=_cells,
     largest="{0} DESC",
     member="(body::json->>'{}')::bigint",
+    room="tokenmeter.stores.postgres",
+    columns=(
+        "SELECT relname::text, attname::text FROM pg_class AS c JOIN pg_attribute ON attrelid = c.oid "
+        "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 "
+        "AND NOT attisdropped"
+    ),
     triggers=(
         "SELECT tgname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid "
         "WHERE relnamespace = current_schema()::regnamespace AND tgenabled = 'O' AND NOT tgisinternal "

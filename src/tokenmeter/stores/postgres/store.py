@@ -345,7 +345,12 @@ class PostgresStore(BookStore[PostgresBook]):
     ) -> Verification:
         """Walk the chain, compare columns with their records, re-derive the sums, and compare holds with counters."""
         outcome = super().verify(head=head, since=since, deep=deep, progress=progress)
-        wrong = self._book.read(_uneven)
+        try:
+            wrong = self._book.read(_uneven)
+        except StoreUnavailableError:
+            if outcome.ok:
+                raise
+            return outcome  # which says that a table is gone
         faults = [
             Fault("counter", f"{budget} {scope} {start}", f"{reserved} is reserved, and {held} is held.")
             for budget, scope, start, reserved, held in wrong

@@ -122,6 +122,11 @@ ENGINE = Engine(
     cells=_cells,
     largest="length({0}) DESC, {0} DESC",
     member="json_extract(body, '$.{}')",
+    room="tokenmeter.stores.sqlite",
+    columns=(
+        "SELECT m.name, c.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c WHERE m.type = 'table' "
+        "AND m.name NOT LIKE 'sqlite@_%' ESCAPE '@' UNION ALL SELECT name, '' FROM sqlite_master WHERE type = 'view'"
+    ),
     triggers="SELECT name FROM sqlite_master WHERE type = 'trigger'",
     keeps_secret=_keeps_secret,
 )

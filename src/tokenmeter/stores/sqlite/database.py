@@ -389,9 +389,10 @@ class Database:
                     raise
 
     def _open(self, deadline: float) -> _OpenFile:
-        if self._made and not self.path.exists():
+        if self._made and not (self.path.exists() and self.path.stat().st_size):
+            what = "emptied" if self.path.exists() else "removed"
             raise StoreUnavailableError(
-                f"{self.path} was removed while it was in use. Put it back, or start the program anew to begin another "
+                f"{self.path} was {what} while it was in use. Put it back, or start the program anew to begin another "
                 "ledger."
             )
         make_private_file(self.path)
@@ -513,6 +514,10 @@ _DAMAGED = (
     "the file is damaged or not an SQLite database. Nothing was written. "
     "Put it aside and restore a backup, or name another file."
 )
+_TORN = (
+    "a part of the ledger is gone: somebody changed it other than with tokenmeter ({0}). Restore a backup "
+    "(`tokenmeter db restore`)."
+)
 _UNWRITABLE = "it cannot be written. Check the permissions of the file and its directory, or name another file."
 _ADVICE = {
     "disk is full": "the disk is full. Nothing was written; free some space.",
@@ -520,6 +525,8 @@ _ADVICE = {
     "malformed": _DAMAGED,
     "readonly": _UNWRITABLE,
     "unable to open": _UNWRITABLE,
+    "no such table": _TORN,
+    "no such column": _TORN,
 }
 
 
@@ -534,8 +541,8 @@ def is_busy(error: sqlite3.Error) -> bool:
 def explained(path: Path, error: sqlite3.Error) -> StoreUnavailableError:
     """What SQLite's `error` means for the ledger at `path`."""
     text = str(error)
-    advice = next((advice for sign, advice in _ADVICE.items() if sign in text), f"SQLite failed: {text}.")
-    return StoreUnavailableError(f"{path}: {advice}")
+    advice = next((advice for sign, advice in _ADVICE.items() if sign in text), "SQLite failed: {0}.")
+    return StoreUnavailableError(f"{path}: {advice.format(text)}")
 
 
 def unusable(path: Path, error: OSError) -> StoreUnavailableError:
