@@ -276,7 +276,8 @@ def estimate(
         at: The day whose prices count; default: now.
         attribution: On whose account: platform multipliers and discounts may depend on it.
         request: A whole request body, instead of or under the other arguments.
-        **body: Fields of the request: ``messages=``, ``input=``, ``system=``, ``tools=``, ``service_tier=``, ...
+        **body: Fields of the request: ``messages=``, ``input=``, ``system=``, ``tools=``, ``service_tier=``, ...; for
+            Gemini what its SDK takes: ``contents=``, ``config=``.
 
     Returns:
         The estimate.
@@ -352,7 +353,7 @@ def _call(
 ) -> tuple[RequestFacts, Call]:
     room = dialect_for(provider, endpoint)
     found = room.named(endpoint)
-    facts = room.request_facts(found, body)
+    facts = room.request_facts(found, room.as_sent(body))
     around = current_attribution()
     call = Call(
         provider=provider,

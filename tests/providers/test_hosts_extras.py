@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,14 @@ def test_what_a_cache_took_is_read_wherever_gateways_put_it(usage, classes):
     totals = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
     seen = read({"object": "chat.completion", "model": "m", "usage": {**totals, **usage}}, provider="somebody")
     assert (dict(seen.usage.quantities), seen.flags) == ({**classes, "output": 7}, set())
+
+
+@pytest.mark.parametrize(("provider", "heard", "billed"), [("groq", 3.2, 10), ("groq", 31.5, "31.5"), ("openai", 3, 3)])
+@pytest.mark.parametrize("stated", ["duration", "usage"])
+def test_a_host_may_bill_a_transcription_for_so_many_seconds_at_least(provider, heard, billed, stated):
+    usage = {"usage": {"type": "duration", "seconds": heard}} if stated == "usage" else {"duration": heard}
+    endpoint = "audio.transcriptions"
+    dialect = dialect_for(provider, endpoint)
+    body = {"task": "transcribe", "text": "Hi", **usage}
+    seen = dialect.read(body, provider=provider, endpoint=endpoint, request=RequestFacts(model="whisper-large-v3"))
+    assert dict(seen.usage.quantities) == {"seconds_audio": Decimal(billed)}

@@ -178,3 +178,56 @@ def test_a_video_is_estimated_by_its_seconds():
     told = tokenmeter.estimate("veo-3.1-generate-preview", endpoint="models.generate_videos", **asked)
     # 2 videos x 4 seconds x $0.40; the bound knows no size, and takes the dearest, $0.60
     assert (told.expected_cost, told.upper_bound) == (Decimal("3.20"), Decimal("4.80"))
+
+
+THINKING = {"thinking_budget": 100}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "max_output_tokens": 300,
+            "candidate_count": 2,
+            "system_instruction": "x" * 4_000,
+            "thinking_config": THINKING,
+        },
+        {"maxOutputTokens": 300, "candidateCount": 2, "systemInstruction": {"parts": [{"text": "x" * 4_000}]}},
+    ],
+    ids=["as the SDK is told", "as it is sent"],
+)
+def test_geminis_config_is_read_as_its_sdk_sends_it(config):
+    told = tokenmeter.estimate("gemini-2.5-flash", contents="Hello", config=config, at=DAY)
+    assert told.bound.output_tokens == 600
+    assert {line.sku_meter: line.quantity for line in told.lines}["output"] == 600
+    assert told.lines[0].quantity >= 1_000
+
+
+def test_geminis_own_types_are_read_as_its_sdk_sends_them():
+    types = pytest.importorskip("google.genai.types")
+    picture = types.Part.from_bytes(data=b"x" * 90_000, mime_type="image/png")
+    contents = types.Content(role="user", parts=[types.Part(text="Hello"), picture])
+    config = types.GenerateContentConfig(max_output_tokens=300, http_options=types.HttpOptions(timeout=5))
+    told = tokenmeter.estimate("gemini-2.5-flash", contents=[contents], config=config, at=DAY)
+    assert (told.bound.output_tokens, told.why_unbounded) == (300, "")
+    assert told.expected_cost <= told.upper_bound
+    assert told.bound.input_tokens < 90_000  # a picture is no text
+
+
+def test_a_tool_of_googles_own_has_no_bound_in_a_config_either():
+    told = tokenmeter.estimate("gemini-2.5-flash", contents="Hello", config={"tools": [{"google_search": {}}]}, at=DAY)
+    assert told.upper_bound is None
+
+
+@pytest.mark.parametrize(("config", "cost"), [({"number_of_images": 3}, "0.12"), ({}, "0.16")])
+def test_geminis_pictures_are_estimated_by_the_piece(config, cost):
+    model, endpoint = "imagen-4.0-generate-001", "models.generate_images"
+    told = tokenmeter.estimate(model, endpoint=endpoint, prompt="A cat", config=config, at=DAY)
+    assert told.expected_cost == told.upper_bound == Decimal(cost)
+
+
+def test_geminis_videos_are_estimated_by_their_seconds():
+    config = {"duration_seconds": 4, "resolution": "4k"}
+    model, endpoint = "veo-3.1-generate-preview", "models.generate_videos"
+    told = tokenmeter.estimate(model, endpoint=endpoint, prompt="A cat", config=config, at=DAY)
+    assert told.expected_cost == told.upper_bound == Decimal("2.4")

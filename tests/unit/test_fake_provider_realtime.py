@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import pydantic
 import pytest
@@ -11,7 +12,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("websockets")
 
 from openai.types import realtime as realtime_types  # noqa: E402
-from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
 from tokenmeter.testing import FakeProvider  # noqa: E402
@@ -121,6 +122,15 @@ def test_unknown_urls_and_missing_keys_are_refused(provider, path, key, status):
     with pytest.raises(InvalidStatus) as caught:
         connect(provider.url.replace("http", "ws") + path, additional_headers=headers)
     assert caught.value.response.status_code == status
+
+
+def test_an_interaction_that_nobody_made_ends_the_connection_with_a_reason(provider):
+    url = provider.url.replace("http", "ws") + "/v1beta/interactions/live"
+    with connect(url, additional_headers={"x-goog-api-key": KEY}) as socket:
+        socket.send(json.dumps({"event_type": "interaction.connect", "id": "v1_nobody"}))
+        with pytest.raises(ConnectionClosedError) as ended:
+            socket.recv()
+    assert (ended.value.rcvd.code, ended.value.rcvd.reason) == (1008, "No such object: v1_nobody")
 
 
 def test_large_messages_in_many_frames_arrive_whole(provider):

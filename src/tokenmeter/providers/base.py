@@ -197,6 +197,10 @@ class Dialect(ABC):
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request `body` is most likely for, where nobody says."""
 
+    def as_sent(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The request body that the SDK makes of the `arguments` of a call, as far as accounting reads it."""
+        return arguments
+
     @abstractmethod
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body; `body` is the dict the SDK is about to serialise (or None)."""

@@ -24,6 +24,7 @@ class Host:
         bills_cost: Whether the ``cost`` in its usage is its bill, in US dollars, so that 0 means free. Elsewhere nobody
             knows its unit, and 0 is a field nobody filled.
         hidden_output: Whether its ``total_tokens`` holds output (thinking) that the answer's tokens leave out.
+        least_audio: Seconds that it bills a transcription for at least.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Host:
     otel: str | None = None
     bills_cost: bool = False
     hidden_output: bool = False
+    least_audio: int = 0
 
 
 #: Of several patterns that match a URL the first one counts.
@@ -81,7 +83,7 @@ _HOSTS = (
         service="OpenRouter API",
         bills_cost=True,  # 1 credit is 1 dollar
     ),
-    Host("groq", (r"api\.groq\.com",)),
+    Host("groq", (r"api\.groq\.com",), least_audio=10),
     Host("mistral", (r"api\.mistral\.ai",), names=("mistral_ai", "mistralai"), otel="mistral_ai"),
     Host("deepseek", (r"api\.deepseek\.com",)),
     Host("x-ai", (r"api\.x\.ai",), names=("grok", "x_ai", "xai"), otel="x_ai"),

@@ -5,6 +5,7 @@ And what every format of a usage object is read into, and by what keys a format 
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -57,6 +58,8 @@ def _json_value(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of valu
         return [_json_value(item) for item in cast("Any", value)]
     if isinstance(value, datetime | date):
         return value.isoformat()
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode("ascii")
     if isinstance(value, Enum):
         return _json_value(value.value)
     dump = getattr(value, "model_dump", None)

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.protocol import State as ConnectionState
 from websockets.server import ServerProtocol
@@ -298,7 +298,8 @@ class _GoogleInteraction(Session):
     def receive(self, event: JSON) -> None:
         match event.get("event_type"):
             case "interaction.connect":
-                self._name = str(event["id"])
+                self._name = str(event.get("id"))
+                self.service.state.get("google interactions", self._name)
                 self.send({"event_type": "interaction.connected", "interaction_id": self._name})
             case "input":
                 self.send({"event_type": "step.start", "index": 0, "step": {"type": "model_output"}})
@@ -351,6 +352,7 @@ def session_kind(request: Request) -> type[Session] | None:
 
 
 _RECEIVE = 65536
+_LONGEST_REASON = 40  # 123 bytes at most
 _DATA = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
 
@@ -399,6 +401,9 @@ class Connections:
                     session.receive(message)
                     _flush(connection, protocol)
                 _flush(connection, protocol)
+        except RefusalError as refusal:
+            protocol.send_close(CloseCode.POLICY_VIOLATION, refusal.message[:_LONGEST_REASON])
+            _flush(connection, protocol)
         finally:
             session.end()
 

@@ -49,6 +49,10 @@ class GoogleDialect(Dialect):
             return "chat.completions"  # as its hosts for other SDKs take it
         return "interactions.create" if "input" in body else "models.generate_content"
 
+    def as_sent(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The request body that the SDK makes of the arguments of a call."""
+        return requests.as_sent(arguments)
+
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body."""
         return requests.request_facts(endpoint, body)

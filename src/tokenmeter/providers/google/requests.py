@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint, bare_path
 from tokenmeter.providers.prompts import UNREADABLE, PromptRule, PromptSize, listed, measure, named
-from tokenmeter.providers.wire import JSON, is_array, is_object, section, text
+from tokenmeter.providers.wire import JSON, is_array, is_object, section, text, to_wire
 
 #: The settings of an answer. A field may be in either spelling here and below: both are read by the provider, and
 #: `extra_body` can put one beside the other.
@@ -74,6 +74,31 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         pieces=_pieces(endpoint, body, samples, reasons) or ({"songs": choices} if is_song_model(model) else {}),
         background=body.get("background") is True,
     )
+
+
+#: Of a ``config``, what the SDK sends beside the answer's settings, what it asks for by the piece, and what it keeps.
+_BESIDE = {
+    *("systemInstruction", "tools", "toolConfig", "safetySettings", "cachedContent", "labels", "serviceTier"),
+    *("system_instruction", "tool_config", "safety_settings", "cached_content", "service_tier"),
+}
+_PARAMETERS = {
+    **dict.fromkeys(("numberOfImages", "numberOfVideos", "number_of_images", "number_of_videos"), "sampleCount"),
+    **dict.fromkeys(("durationSeconds", "duration_seconds"), "durationSeconds"),
+    "resolution": "resolution",
+}
+_KEPT = {"httpOptions", "http_options", "automaticFunctionCalling", "automatic_function_calling"}
+
+
+def as_sent(arguments: JSON) -> JSON:
+    """The request body that the SDK makes of the arguments of a call: its ``config`` is spread over it."""
+    body: dict[str, Any] = to_wire(arguments)
+    config, settings = section(body, "config"), dict(section(body, _SETTINGS[0]))
+    for key, value in config.items():
+        if key in _PARAMETERS:
+            body["parameters"] = {**section(body, "parameters"), _PARAMETERS[key]: value}
+        elif key not in _KEPT:
+            (body if key in _BESIDE else settings)[key] = value
+    return {**{key: value for key, value in body.items() if key != "config"}, _SETTINGS[0]: settings}
 
 
 def _most(places: Iterable[JSON], *names: str, reasons: list[str]) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmeter.providers.context import Context, observation, pending, unknown
+from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
 from tokenmeter.providers.registry import usage_of
@@ -57,7 +58,13 @@ def transcription(body: Any, context: Context) -> Observation:
     reading = spoken(wire)
     if reading.unsaid or (not reading.usage and body.get("text")):
         return _unheard(body, context, reading.flags)
+    if "seconds_audio" in reading.usage.quantities:
+        reading = replace(reading, usage=_heard(reading.usage["seconds_audio"], context))
     return observation(reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire)
+
+
+def _heard(seconds: Quantity, context: Context) -> Usage:
+    return Usage({"seconds_audio": max(seconds, host_of(context.provider).least_audio)})
 
 
 def _unheard(body: JSON | None, context: Context, flags: frozenset[str]) -> Observation:
@@ -67,7 +74,7 @@ def _unheard(body: JSON | None, context: Context, flags: frozenset[str]) -> Obse
     duration = amount(said, "duration", flags=doubts)
     if not duration:
         return unknown(said, said.get("usage"), model=context.request.model, flags=frozenset(doubts))
-    group = context.consumption(Reading(Usage({"seconds_audio": duration})), model=None)
+    group = context.consumption(Reading(_heard(duration, context)), model=None)
     return Observation(consumptions=(group,), flags=frozenset(doubts) | _ESTIMATED, raw_usage=said.get("usage"))
 
 
