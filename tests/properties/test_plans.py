@@ -18,6 +18,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.price import Discount, Terms
 from tokenmeter.stores import open_store
+from tokenmeter.stores.record import counts_text, json_text
 
 PRICER = Pricer(PriceList.load())
 MODELS = ("gpt-5-mini", "gpt-4o", "nobody-knows-it")
@@ -219,3 +220,15 @@ def test_a_call_counts_into_the_window_that_it_left_in(tmp_path):
         side.call(ASKED, USAGE, {})
     assert not side.meter.audit_budgets()
     side.meter.close()
+
+
+WIRE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(usage=st.dictionaries(st.text() | st.sampled_from(["prompt_tokens", "details"]), WIRE, max_size=5))
+def test_a_usage_object_is_written_as_any_other_value_is(usage):
+    """Whatever a provider puts into it: the quick way to write it is no other."""
+    assert counts_text(usage) == json_text(usage)

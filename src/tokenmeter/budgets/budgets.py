@@ -76,6 +76,10 @@ class Budgets(Registry):
         rate: Rates the estimate of an expired hold; must not raise.
         fault: Told of faults that must not reach a caller.
 
+    Attributes:
+        hold_us: Microseconds that a call may be in flight before its hold expires.
+        sweep_sometimes: Does `sweep` in a thread, once a minute. Never waits, never raises.
+
     Raises:
         ConfigurationError: declared budgets contradict each other.
     """
@@ -114,6 +118,8 @@ class Budgets(Registry):
             postings=self.postings,
             announce=self.telling.announce,
         )
+        self.hold_us = self._holds.hold_us
+        self.sweep_sometimes = self._holds.sweep_sometimes
         self._learned = Expectations()
         self._tokens = TokenCounter()
         self._ceilings = Ceilings()
@@ -233,11 +239,6 @@ class Budgets(Registry):
         """What budgets look at besides who, which key, which model: ``end_user`` and tags, as ``tag:NAME``."""
         return self._state.singled_out
 
-    @property
-    def hold_us(self) -> int:
-        """Microseconds that a call may be in flight before its hold expires."""
-        return self._holds.hold_us
-
     def amounts(
         self, sent: Sent, facts: RequestFacts | PlainRequest, at_us: int, known: dict[int, Sizes]
     ) -> Amounts | None:
@@ -266,10 +267,6 @@ class Budgets(Registry):
             known[length] = sizes
         found = sizes.amounts(facts, longest, self._tokens)
         return None if found is None else (*found, 1)
-
-    def sweep_sometimes(self) -> None:
-        """`sweep` in a thread, once a minute. Never waits, never raises."""
-        self._holds.sweep_sometimes()
 
     def settled(self, call: Entry, output: int, cost: int, latency_us: int) -> None:
         """As `learn`, of a call that was recorded by its plan.

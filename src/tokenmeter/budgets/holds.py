@@ -348,12 +348,18 @@ class Demands:
 
     def claimed(self, amounts: Amounts) -> list[tuple[Slot, int | None, int]]:
         """What a call that may use `amounts` asks of the counters."""
-        # A limit of zero stops what costs nothing as well.
-        return [(slot, limit, amounts[place] or int(not limit)) for slot, limit, place in self.claims]
+        claimed: list[tuple[Slot, int | None, int]] = []
+        for slot, limit, place in self.claims:  # a limit of zero stops what costs nothing as well
+            claimed.append((slot, limit, amounts[place] or int(not limit)))
+        return claimed
 
     def posted(self, amounts: Amounts) -> list[tuple[Slot, int]]:
         """What a call that used `amounts` adds to the counters."""
-        return [(slot, amount) for slot, place, _ in self.posts if (amount := amounts[place])]
+        posted: list[tuple[Slot, int]] = []
+        for slot, place, _ in self.posts:
+            if amounts[place]:
+                posted.append((slot, amounts[place]))
+        return posted
 
     def reached(self, slots: Sequence[tuple[Slot, int]]) -> list[tuple[Slot, Sequence[int], int]]:
         """Counters with the thresholds that they may have crossed, and with where they stand."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
@@ -38,7 +38,7 @@ from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.budgets.holds import PlannedHold
-    from tokenmeter.providers.base import Endpoint, Plain, StreamReader
+    from tokenmeter.providers.base import Endpoint, Plain, PlainReader, StreamReader
 
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
 REFUSALS = (AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError)
@@ -64,6 +64,7 @@ class InFlight:
         answering: The response whose body the SDK is decoding right now, while the call is on its way.
         attempts: HTTP requests sent so far.
         awaits_key: Whether leave cannot be asked for yet, since the key is not known.
+        goes_freely: Whether nobody is to be asked for leave, and nothing is to be changed about its request.
         usage_asked: Whether the request asks for a usage chunk that the caller did not ask for.
         attribution: On whose account it goes.
         scopes: Open `attribute` blocks to count into.
@@ -83,6 +84,7 @@ class InFlight:
         "_hold_id",
         "_key",
         "_made_in",
+        "_read_answer",
         "_readings",
         "_request",
         "_returned",
@@ -94,6 +96,7 @@ class InFlight:
         "binding",
         "cost_unit",
         "endpoint",
+        "goes_freely",
         "hold",
         "key_on_demand",
         "meter",
@@ -121,7 +124,8 @@ class InFlight:
     ) -> None:
         self.binding = binding
         self.meter = meter
-        _, _, self.endpoint, self.key_on_demand, self.provider, self.region, self.cost_unit, self.api_key, _ = kind
+        _, _, self.endpoint, self.key_on_demand, self.provider, self.region, self.cost_unit, self.api_key, *_ = kind
+        self._read_answer = kind.read_answer
         self.attribution, self.scopes, self.span = who
         self.awaits_key = self.key_on_demand
         self.answering: Exchange | None = None
@@ -143,12 +147,13 @@ class InFlight:
         self.started_us = plans.now_us()
         self.started_ns = time.perf_counter_ns()
         self._request: PlainRequest | None = None
+        self.goes_freely = plan is not None
         if plan is None:  # right here: a body may change while its answer is awaited
             self._call = self._described()
             self._authorization = leave(meter, self._call)
-        elif streamed or plan.demands.any:
-            read = binding.sdk.dialect().plain_requests.get(self.endpoint.path)
-            request = None if read is None or body is None else read(body)
+        elif plan.demands.any or streamed:
+            self.goes_freely = False
+            request = None if kind.read_request is None or body is None else kind.read_request(body)
             if request is None:
                 self._call = self._described()
             else:
@@ -217,9 +222,9 @@ class InFlight:
         """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""
         self.awaits_key = False
         plan = self.plan
+        if self.goes_freely:
+            return None
         if plan is not None:
-            if not (plan.demands.any or self.streamed):
-                return None
             self._hold_id = new_id()
             try:
                 self.hold = self.meter.plans.hold(plan, self, self.started_us, self._hold_id, wait=wait)
@@ -293,7 +298,7 @@ class InFlight:
             request_id=self.binding.sdk.request_id(headers),
             attempts=self.attempts or 1,
             streamed=streamed,
-            holding=self._holds,
+            holding=streamed and self._holds,
         )
         self._answers.append(exchange)
         if streamed:
@@ -326,8 +331,7 @@ class InFlight:
         alone = len(self._answers) == 1
         plain: Plain | None = None
         if alone and self._key is not None and exchange.body is not None and exchange.status in _WENT_WELL:
-            reader = self.binding.sdk.dialect().plain.get(self.endpoint.path)
-            plain = None if reader is None else reader(exchange.body)
+            plain = None if self._read_answer is None else self._read_answer(exchange.body)
             if plain is not None and self.plan is not None:
                 return [Planned(self, exchange, plain)]
         last = alone or all(other.closed for other in self._answers)
@@ -370,20 +374,22 @@ class InFlight:
 
     def returned(self) -> None:
         """The call returned a value: write down what it cost, before the caller gets it."""
-        for settling in self._due():
+        due = self._due()
+        for settling in due:
             settle(settling)
         for exchange in self._answers:
             exchange.let_go()
-        if has_waiting():
+        if not due and has_waiting():
             catch_up()
 
     async def returned_async(self) -> None:
         """As `returned`, without making the event loop wait."""
-        for settling in self._due():
+        due = self._due()
+        for settling in due:
             await settle_async(settling)
         for exchange in self._answers:
             exchange.let_go()
-        if has_waiting():
+        if not due and has_waiting():
             await catch_up_async()
 
     def raised(self, error: BaseException) -> None:
@@ -557,10 +563,11 @@ def open_call(
     try:
         text = key or binding.sdk.api_key(client)
         kind: Kind | None = binding.kinds.get((*place, text, key is None))
-        if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
+        url = client.__dict__.get(_BASE_URL)
+        if kind is None or kind.base_url is not (client.base_url if url is None else url) or kind.meter() is not meter:
             kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
         who = _whose(binding, meter, body)
-        plan_key = _plan_key(binding, meter, kind, who, body, streamed=streamed)
+        plan_key = _plan_key(meter, kind, who, body, streamed=streamed)
         return InFlight(binding, meter, kind, who, body, streamed=streamed, plan_key=plan_key)
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         meter.fault("see a call", error)
@@ -580,6 +587,9 @@ class Kind(NamedTuple):
         cost_unit: What the host means by a cost it states; None = as its provider does.
         api_key: Which key is used.
         alike: The part of a plan's key that they share; None where no plan is made for them.
+        singular: Fields of a request that make a call unlike any other.
+        read_request: Reads a plain request, if the endpoint has such.
+        read_answer: Reads a plain answer, if it has such.
     """
 
     meter: ref[Meter]
@@ -591,13 +601,16 @@ class Kind(NamedTuple):
     cost_unit: str | None
     api_key: ApiKey | None
     alike: tuple[str | None, ...] | None
+    singular: frozenset[str]
+    read_request: Callable[[Mapping[str, Any]], PlainRequest | None] | None
+    read_answer: PlainReader | None
 
 
 def _kind(
     client: Any, binding: Binding, meter: Meter, endpoint: Endpoint, place: tuple[str, str, str | None, bool]
 ) -> Kind:
     _, _, text, its_own = place
-    host, api_key = binding.host(client, meter), meter.identify(text)
+    host, api_key, dialect = binding.host(client, meter), meter.identify(text), binding.sdk.dialect()
     on_demand = its_own and binding.sdk.asks_for_key(client)
     alike: tuple[str | None, ...] | None = None
     if endpoint.kind == "billed" and not on_demand:
@@ -612,6 +625,9 @@ def _kind(
         host.cost_unit,
         api_key,
         alike,
+        dialect.singular_fields,
+        dialect.plain_requests.get(endpoint.path),
+        dialect.plain.get(endpoint.path),
     )
     if alike is not None and text in meter.keys.known:  # else the ledger's secret could not be read
         if len(binding.kinds) >= _MOST_KINDS:
@@ -620,6 +636,8 @@ def _kind(
     return kind
 
 
+#: Where an SDK's client has its ``base_url``, which is a property: looked up before every call.
+_BASE_URL = "_base_url"
 #: What a client called that is remembered at most: ids may be part of a URL, and keys may be short-lived.
 _MOST_KINDS = 256
 
@@ -685,7 +703,6 @@ def _whose(
 
 
 def _plan_key(
-    binding: Binding,
     meter: Meter,
     kind: Kind,
     who: tuple[Attribution, tuple[Scope, ...], ActiveSpan | None],
@@ -696,8 +713,7 @@ def _plan_key(
     """What tells calls apart; None for one that no plan is made for."""
     if body is None or kind.alike is None:
         return None
-    singular = binding.sdk.dialect().singular_fields
-    if not singular.isdisjoint(body) and any(_is_given(body.get(name)) for name in singular):
+    if not kind.singular.isdisjoint(body) and any(_is_given(body.get(name)) for name in kind.singular):
         return None
     model, tier = body.get("model"), body.get("service_tier")
     if type(model) is not str:

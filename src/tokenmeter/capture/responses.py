@@ -340,7 +340,11 @@ class Exchange:
             pending = self._pending = self._asked.answered(self)
         if self._lines:
             return [one for one in (*self._lines, *(pending or ())) if not one.done]
-        return [one for one in pending if not one.done] if pending else []
+        if not pending:
+            return []
+        if len(pending) == 1:  # nearly always
+            return [] if pending[0].done else pending
+        return [one for one in pending if not one.done]
 
     def is_disturbed(self) -> bool:
         """Whether something is being raised right now, other than what the caller was handling already."""

@@ -174,7 +174,10 @@ _complained: set[str] = set()
 
 def binding_of(client: Any) -> Binding | None:
     """What a client is to be metered with now; None for a client of the plain SDK, and while tokenmeter is off."""
-    return None if is_disabled() else bound_to(client)
+    if is_disabled():
+        return None
+    found: Binding | None = client.__dict__.get(BINDING)
+    return bound_to(client) if found is None else found
 
 
 def bound_to(client: Any) -> Binding | None:

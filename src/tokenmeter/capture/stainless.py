@@ -163,9 +163,10 @@ def _request(kind: type[Any]) -> Callable[..., Any]:
             if call is None:
                 return send(self, cast_to, options, *args, **kwargs)
             try:
-                if not call.awaits_key:
+                if not (call.goes_freely or call.awaits_key):
                     call.authorize()
-                sent = options if call.sent_as_written else _prepared(self, call, options, kwargs)
+                as_written = call.goes_freely or call.sent_as_written
+                sent = options if as_written else _prepared(self, call, options, kwargs)
                 value = send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not _refuses_usage(self, call, error):
@@ -197,9 +198,10 @@ def _request_async(kind: type[Any]) -> Callable[..., Any]:
             if call is None:
                 return await send(self, cast_to, options, *args, **kwargs)
             try:
-                if not call.awaits_key:
+                if not (call.goes_freely or call.awaits_key):
                     await call.authorize_async()
-                sent = options if call.sent_as_written else _prepared(self, call, options, kwargs)
+                as_written = call.goes_freely or call.sent_as_written
+                sent = options if as_written else _prepared(self, call, options, kwargs)
                 value = await send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not _refuses_usage(self, call, error):

@@ -30,7 +30,7 @@ from tokenmeter.providers.prompts import input_tokens
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.effects import HoldGoneError, OutdatedError
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import Account, Rate, Template, json_text, quoted
+from tokenmeter.stores.record import Account, Rate, Template, counts_text, json_text, quoted_text
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Consumption, Usage
 
@@ -516,9 +516,9 @@ def _text(  # noqa: C901 - one branch for each value that may be absent
     """What the record of a call says behind `text`: the values of `Template.body`, in their order."""
     used, charges, listed, contracted, billed, *_ = cost
     if seen.response_id is not None:
-        text = f'{text},"response_id":{quoted(seen.response_id).decode()}'
+        text = f'{text},"response_id":{quoted_text(seen.response_id)}'
     if heard.request_id is not None:
-        text = f'{text},"request_id":{quoted(heard.request_id).decode()}'
+        text = f'{text},"request_id":{quoted_text(heard.request_id)}'
     if sent.streamed:
         text += ',"streamed":true'
     if heard.attempts != 1:
@@ -536,7 +536,7 @@ def _text(  # noqa: C901 - one branch for each value that may be absent
         text = f'{text},"contracted":{contracted}'
     if billed != contracted:
         text = f'{text},"billed":{billed}'
-    text = f'{text},"raw_usage":{json_text(seen.usage)}'
+    text = f'{text},"raw_usage":{counts_text(seen.usage)}'
     if sent.span is not None:
         text = f'{text},"trace_id":"{sent.span.trace_id}","span_id":"{sent.span.span_id}"'
     if sent.hold is not None and sent.hold.hold_id is not None:

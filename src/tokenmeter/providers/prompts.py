@@ -23,6 +23,7 @@ from tokenmeter.providers.wire import (
     shortened,
     text,
     to_wire,
+    type_of,
     utf8_length,
 )
 from tokenmeter.usage import Consumption, Usage
@@ -301,14 +302,17 @@ def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | No
         keys: Each a text, or a list of messages or of the caller's tools.
     """
     stack = [body[key] for key in keys if key in body]
-    size, long, data = 0, list[str](), list[Any]()
+    long: list[str] = []
+    data: list[Any] = []
+    size = 0
     while stack:
         value = stack.pop()
-        if type(value) is str:
+        form = type_of(value)
+        if form is str:
             size += (len(value) if value.isascii() else utf8_length(value)) + _PUNCTUATION
             if len(value) > _LONG:
                 long.append(value)
-        elif is_object(value):
+        elif form is dict:
             kind = value.get("type")
             if not _PLAIN_KEYS.issuperset(value) or (kind not in _PLAIN_KINDS if kind is not None else "id" in value):
                 return None  # what has an id and no type may stand for another item
@@ -319,12 +323,12 @@ def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | No
                 stack.extend(item for name, item in value.items() if name not in names)
             else:
                 stack.extend(value.values())
-        elif is_array(value):
-            if value and is_array(value[0]):
+        elif form is list:
+            if value and type(value[0]) is list:
                 return None  # prompts of token ids, maybe
             size += _PUNCTUATION
             stack.extend(value)
-        elif value is None or type(value) is bool:
+        elif value is None or form is bool:
             size += len(repr(value)) + _PUNCTUATION
         else:
             return None

@@ -188,11 +188,10 @@ def move(
 
 def claim_effects(hold_id: bytes, claims: Sequence[SlotClaim]) -> bytes:
     """What making a hold does; its identity comes as JSON."""
-    rows = b",".join([
-        b"%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
-        for slot, limit, amount in claims
-    ])  # fmt: skip
-    return b'{"hold":%b,"claims":[%b]}' % (hold_id, rows)
+    rows = b""
+    for slot, limit, amount in claims:
+        rows += b",%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
+    return b'{"hold":%b,"claims":[%b]}' % (hold_id, rows[1:])
 
 
 def extend_effects(hold_id: str, expires_at: int) -> bytes:
@@ -202,10 +201,12 @@ def extend_effects(hold_id: str, expires_at: int) -> bytes:
 
 def settle_effects(hold_id: str | None, posts: Sequence[Post]) -> bytes:
     """What settling does: frees the hold, if there is one, and adds to counters."""
-    rows = b",".join([b"%b%d]" % (slot.begin, amount) for slot, amount in posts])
+    rows = b""
+    for slot, amount in posts:
+        rows += b",%b%d]" % (slot.begin, amount)
     if hold_id is None:
-        return b'{"post":[%b]}' % rows if rows else b""
-    return b'{"free":%b,"post":[%b]}' % (quoted(hold_id), rows)
+        return b'{"post":[%b]}' % rows[1:] if rows else b""
+    return b'{"free":%b,"post":[%b]}' % (quoted(hold_id), rows[1:])
 
 
 def apply_effects(effects: Mapping[str, Any], holds: dict[str, list[Any]], added: dict[CounterKey, int]) -> None:

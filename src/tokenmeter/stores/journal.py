@@ -396,7 +396,10 @@ class Journal(Writer):
         live = self._place((*claims, *posts), live)
         moved = move(claims, posts, live.read)
         self._change(live, framed, moved)
-        return [(slot, moved[slot.place][0]) for slot, _ in posts]
+        reached: list[Post] = []
+        for slot, _ in posts:
+            reached.append((slot, moved[slot.place][0]))
+        return reached
 
     def _post(
         self,

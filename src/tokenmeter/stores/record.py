@@ -27,6 +27,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import KEPT_WHO
 from tokenmeter.ledger import COLUMNS, Charge, Claim, CounterKey, Entry, Reservation
 from tokenmeter.money import to_dollars, to_picodollars
+from tokenmeter.providers.wire import type_of
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
 
@@ -214,13 +215,34 @@ def _encoded(value: object) -> bytes:
 
 def quoted(text: str) -> bytes:
     """A text in a record, as JSON: most need no escaping."""
+    return b'"%b"' % text.encode() if text.isalnum() and text.isascii() else _encoded(text)
+
+
+def quoted_text(text: str) -> str:
+    """`quoted`, as text."""
     plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-    return b'"%b"' % text.encode() if plain else _encoded(text)
+    return f'"{text}"' if plain else json_text(text)
 
 
 def json_text(value: object) -> str:
     """A value in a record, as JSON."""
     return _encoded(value).decode()
+
+
+def counts_text(counts: Mapping[str, Any]) -> str:
+    """`json_text` of an object that holds whole numbers, and such objects: right after an SDK's call a third of it."""
+    text = ""
+    for name, value in counts.items():
+        if type(name) is not str or not name.isidentifier():  # pyright: ignore[reportUnnecessaryComparison] - mocked bodies
+            return json_text(counts)
+        form = type_of(value)
+        if form is int:
+            text = f'{text},"{name}":{value}'
+        elif value is None:
+            text = f'{text},"{name}":null'
+        else:
+            text = f'{text},"{name}":{counts_text(value) if form is dict else json_text(value)}'
+    return f"{{{text[1:]}}}"
 
 
 def _storable(value: Any) -> Any:

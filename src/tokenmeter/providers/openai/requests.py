@@ -104,6 +104,7 @@ def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
     return {"characters": len(spoken)} if isinstance(spoken, str) else NO_PIECES
 
 
+@lru_cache(maxsize=256)
 def is_agent(model: str) -> bool:
     """Whether a model of this name asks other models, or searches, in a loop of its own."""
     return _AGENTS.search(model) is not None
@@ -119,9 +120,17 @@ def output_limit(path: str, body: JSON) -> int | None:
         return first_limit(body.get("max_tokens"))
     if path.startswith("conversations"):
         body, path = section(body, "completion_args"), "chat"
-    names = ("max_completion_tokens", "max_tokens") if path.startswith("chat") else ("max_output_tokens",)
-    limits = [value for name in names if (value := body.get(name)) is not None]
-    return max(limits) if limits and all(type(value) is int and value > 0 for value in limits) else None
+    if not path.startswith("chat"):
+        return _limit(body.get("max_output_tokens"))
+    first, second = body.get("max_completion_tokens"), body.get("max_tokens")
+    if first is None or second is None:
+        return _limit(second if first is None else first)
+    limits = _limit(first), _limit(second)
+    return None if limits[0] is None or limits[1] is None else max(limits[0], limits[1])
+
+
+def _limit(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _beside(body: JSON) -> int:
