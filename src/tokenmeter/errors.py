@@ -204,6 +204,8 @@ class BudgetExceededError(TokenmeterError):
     def _amount(self, value: Decimal) -> str:
         if self.unit == "usd":
             return f"${value:f}"
+        if self.unit == "in_flight":
+            return f"{value:f} {'call' if value == 1 else 'calls'} in flight"
         return f"{value:f} {self.unit.removesuffix('s') if value == 1 else self.unit}"
 
 

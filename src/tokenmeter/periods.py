@@ -25,6 +25,7 @@ __all__ = [
 
 CalendarUnit = Literal["hour", "day", "week", "month", "quarter", "year"]
 CALENDAR_UNITS: tuple[CalendarUnit, ...] = ("hour", "day", "week", "month", "quarter", "year")
+_INSTANT = timedelta(microseconds=1)
 _OUT_OF_RANGE = "An instant lies outside the years 1 to 9999 in UTC; use one that lies within, or leave the end open."
 
 
@@ -103,9 +104,34 @@ def floor(moment: datetime, unit: CalendarUnit, tz: str = "UTC", *, week_start: 
         offset = local.utcoffset() or timedelta()
         shifted = moment.astimezone(UTC) + offset
         start = shifted.replace(minute=0, second=0, microsecond=0) - offset
-        return Period(start, start + timedelta(hours=1), tz, local.strftime("%Y-%m-%dT%H:00"))
+        start, end = _cut_where_clocks_change(start, start + timedelta(hours=1), moment, where)
+        return Period(start, end, tz, local.strftime("%Y-%m-%dT%H:00"))
     first = _first_day(local.date(), unit, week_start)
     return _calendar_period(first, unit, tz)
+
+
+def _cut_where_clocks_change(
+    start: datetime, end: datetime, moment: datetime, where: tzinfo
+) -> tuple[datetime, datetime]:
+    """The part of an hour around `moment` that has one offset: Lord Howe's clocks are set by half an hour."""
+    offset = moment.astimezone(where).utcoffset()
+    if start.astimezone(where).utcoffset() != offset:
+        start = _change(start, moment, where)
+    if (end - _INSTANT).astimezone(where).utcoffset() != offset:
+        end = _change(moment, end, where)
+    return start, end
+
+
+def _change(before: datetime, after: datetime, where: tzinfo) -> datetime:
+    """The first instant after `before`, and until `after`, at which another offset holds."""
+    old = before.astimezone(where).utcoffset()
+    while after - before > _INSTANT:
+        middle = before + (after - before) // 2
+        if middle.astimezone(where).utcoffset() == old:
+            before = middle
+        else:
+            after = middle
+    return after.astimezone(UTC)
 
 
 def _calendar_period(first: date, unit: CalendarUnit, tz: str) -> Period:

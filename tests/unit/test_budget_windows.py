@@ -50,6 +50,18 @@ def test_days_across_daylight_saving_are_23_and_25_hours_long():
     assert lengths == [timedelta(hours=23), timedelta(hours=25)]
 
 
+@pytest.mark.parametrize("first", [datetime(2026, 4, 4, 13, tzinfo=UTC), datetime(2026, 10, 3, 13, 30, tzinfo=UTC)])
+def test_hours_are_cut_where_clocks_are_set_by_half_an_hour(first):
+    window, moment, lengths = Window("hour", "Australia/Lord_Howe"), first, []
+    for _ in range(4):
+        start, end = span(window, moment)
+        assert start == moment
+        assert span(window, end - timedelta(microseconds=1)) == (start, end)
+        lengths.append((end - start) // timedelta(minutes=1))
+        moment = end
+    assert lengths == [60, 60, 30, 60]
+
+
 def test_a_week_may_start_on_sunday():
     window = Window("week", "UTC", week_start=6)
     assert span(window, datetime(2026, 11, 23, tzinfo=UTC))[0] == datetime(2026, 11, 22, tzinfo=UTC)

@@ -8,6 +8,8 @@ import pickle
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import pytest
+
 import tokenmeter.errors as module
 from tokenmeter.errors import BudgetExceededError, RequestTooLargeError, TokenmeterError
 
@@ -37,6 +39,11 @@ def test_a_budget_stop_says_which_budget_how_much_and_until_when():
     message = str(BudgetExceededError(**FIELDS))
     for part in ("ada-monthly", "member=ada", "$0.50", "$0.49", "$0.02", "2026-12-01"):
         assert part in message
+
+
+@pytest.mark.parametrize(("limit", "words"), [(1, "limit 1 call in flight,"), (4, "limit 4 calls in flight,")])
+def test_what_is_limited_in_flight_is_called_so(limit, words):
+    assert words in str(BudgetExceededError(**{**FIELDS, "unit": "in_flight", "limit": Decimal(limit)}))
 
 
 def test_a_budget_stop_can_be_shown_to_end_users_without_figures():
