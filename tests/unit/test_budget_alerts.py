@@ -262,6 +262,7 @@ class TestTargets:
         assert read["Subject"] == "[tokenmeter] Budget 'members' passed 80 %"
         assert "limit: 50 usd" in read.get_content()
         assert ALERT.alert_id in read["Message-ID"]
+        assert read["Date"].datetime == ALERT.at
 
     def test_a_name_cannot_add_a_header_to_a_mail(self, mail_server):
         Email("a@example.com", sender="m@example.com", **mail_server.address)(NOTICE)

@@ -94,6 +94,14 @@ def test_a_file_is_applied_after_a_dry_run_and_what_it_has_no_longer_is_ended(ru
     assert [one["budget"] for one in json.loads(run("budgets", "--json"))] == ["a"]
 
 
+def test_a_dry_run_before_there_is_a_ledger_says_so_and_makes_none(run, ledger):
+    Path("policy.toml").write_text(f'store = "sqlite:///{ledger}/new.db"\n[[budgets]]\nname = "a"\nlimit_usd = 5\n')
+    shown = run("budgets", "apply", "policy.toml", "--dry-run", "--store", f"sqlite:///{ledger}/new.db")
+    assert f"There is no ledger at {ledger}/new.db yet: everything would be new." in shown
+    assert "a: would be set, version 1: all calls, limit_usd=5, period=month" in shown
+    assert not Path("new.db").exists()
+
+
 def test_credit_is_granted(run):
     run("budgets", "set", "credit", "member=*", "limit_usd=0", "period=total")
     shown = run("budgets", "grant", "credit", "25.50", "member=ada", "--reason", "invoice 7", "--key", "p1")

@@ -87,6 +87,7 @@ class TestSpike:
         meter.post(a_cost(40))
         (notice,) = meter.budgets.check_rules()
         assert "cost $40" in str(notice)
+        assert meter.budgets.check_rules() == []
 
     def test_an_ordinary_hour_and_a_first_hour_are_not(self, meter_with):
         meter = meter_with(Spike(factor=5))
@@ -101,6 +102,7 @@ def test_calls_without_a_price_are_told_per_model(meter_with):
     told = sorted(str(notice) for notice in meter.budgets.check_rules())
     assert len(told) == 2
     assert told[1].startswith("2 calls of 'gpt-9' at openai have no known price")
+    assert meter.budgets.check_rules() == []
 
 
 def test_faults_are_told_with_the_process(meter_with):
@@ -109,6 +111,7 @@ def test_faults_are_told_with_the_process(meter_with):
     (notice,) = meter.budgets.check_rules(faults=3)
     assert notice.severity == "critical"
     assert "failed 3 times" in str(notice)
+    assert meter.budgets.check_rules(faults=4) == []  # in this hour
 
 
 def test_rules_stand_in_the_settings_by_name():

@@ -2,8 +2,9 @@
 
 from tokenmeter.budgets.alerts import Alert, AlertTarget
 from tokenmeter.budgets.budgets import Budgets
-from tokenmeter.budgets.definitions import Change, Grant
+from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.delivery import AlertQueue
+from tokenmeter.budgets.grants import Grant
 from tokenmeter.budgets.policy import Budget
 from tokenmeter.budgets.status import Balance
 

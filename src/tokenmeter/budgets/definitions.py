@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Literal
 
+from tokenmeter.budgets.grants import Grant, grant_of
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.windows import microseconds
@@ -72,52 +72,6 @@ class Change:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
-    """More room for one counter of a budget: a raise for one window, a top-up, a credit pack that expires.
-
-    Attributes:
-        grant_id: Identity; the document's key is made of it, so that the same grant is filed once.
-        budget: The budget's name.
-        scope: Scope values of the counter.
-        unit: Which of the budget's limits.
-        amount: How much, in `unit`; negative takes back.
-        starts: First instant at which it counts, aware UTC.
-        expires: First instant at which what is left of it is gone, aware UTC; None = never, or with the window.
-        window_start: Start of the window it belongs to, in microseconds since the epoch; 0 where nothing ever resets.
-        at: When it was filed, aware UTC.
-        by: Who decided it.
-        reason: Why.
-    """
-
-    grant_id: str
-    budget: str
-    scope: Mapping[str, str]
-    unit: Unit
-    amount: Decimal
-    starts: datetime
-    expires: datetime | None
-    window_start: int
-    at: datetime
-    by: str
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values: the amount as a decimal string, instants in ISO 8601."""
-        return {
-            "grant_id": self.grant_id,
-            "budget": self.budget,
-            "scope": dict(self.scope),
-            "unit": self.unit,
-            "amount": f"{self.amount:f}",
-            "starts": self.starts.isoformat(),
-            "expires": None if self.expires is None else self.expires.isoformat(),
-            "at": self.at.isoformat(),
-            "by": self.by,
-            "reason": self.reason,
-        }
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Everything the ledger says of budgets.
@@ -165,7 +119,7 @@ def read_policy(store: Store, before: Policy | None = None) -> Policy:
     for document in store.documents(DocumentQuery(kind=KIND, after=position)):
         body, position = _body(document), document.position
         if body["what"] == "grant":
-            grant = _grant_of(document, body)
+            grant = grant_of(document, body)
             counter = (grant.budget, grant.unit, scope_text(grant.scope))
             grants[counter] = (*grants.get(counter, ()), grant)
         elif body["what"] == "name":
@@ -212,23 +166,6 @@ def _change_of(document: Document, body: Mapping[str, Any], before: Change | Non
 def _counts_alike(one: Budget, other: Budget) -> bool:
     """Whether both count the same calls: their counters are the same then. A further limit counts from the ledger."""
     return (one.scope, one.effective, set(one.units)) == (other.scope, other.effective, set(other.units))
-
-
-def _grant_of(document: Document, body: Mapping[str, Any]) -> Grant:
-    expires = body.get("expires")
-    return Grant(
-        grant_id=body["grant_id"],
-        budget=body["name"],
-        scope=body["scope"],
-        unit=body["unit"],
-        amount=Decimal(body["amount"]),
-        starts=datetime.fromisoformat(body["starts"]),
-        expires=None if expires is None else datetime.fromisoformat(expires),
-        window_start=body["window_start"],
-        at=document.recorded_at,
-        by=body["by"],
-        reason=body["reason"],
-    )
 
 
 def file_change(
@@ -295,6 +232,24 @@ def grants_of(policy: Policy, name: str, scope: Mapping[str, str] | None = None)
         for grant in grants
     ]
     return sorted(found, key=lambda grant: grant.at)
+
+
+def in_words(budget: Budget) -> str:
+    """A definition as people read it, with the fields as a row of the settings has them."""
+    row = {name: value for name, value in budget.to_dict().items() if name not in {"name", "tags"}}
+    row |= {f"tag:{name}": value for name, value in budget.tags.items()}
+    said = ", ".join(f"{name}={value}" for name, value in row.items())
+    return said if budget.scope else f"all calls, {said}"
+
+
+def what_counts(change: Change) -> str:
+    """What the ledger has in place of a declaration that says otherwise, as the rest of a sentence."""
+    when = "" if change.at is None else f" on {change.at:%Y-%m-%d %H:%M} UTC"
+    if change.budget is None:
+        why = f" ({change.reason})" if change.reason else ""
+        return f"it was ended in the ledger{when} by {change.by}{why}, and stays ended"
+    said = in_words(change.budget)
+    return f"in the ledger it is ({said}), set{when} by {change.by} ({change.source}): that counts"
 
 
 def whoami() -> str:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from tokenmeter.budgets.definitions import Grant
+from tokenmeter.budgets.grants import Grant
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
 from tokenmeter.budgets.windows import microseconds

@@ -14,7 +14,6 @@ from pathlib import Path
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.definitions import (
     Change,
-    Grant,
     InForce,
     Policy,
     file_change,
@@ -22,13 +21,16 @@ from tokenmeter.budgets.definitions import (
     file_name,
     grants_of,
     history,
+    in_words,
     is_news,
     is_same,
     is_same_or_gone,
     joined,
     read_policy,
+    what_counts,
     whoami,
 )
+from tokenmeter.budgets.grants import Grant, asked_for, full_scope
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
@@ -226,20 +228,13 @@ class Registry:
             ) in self._told:
                 continue
             self._told.add((budget.name, change.version))
-            when = "" if change.at is None else f" on {change.at:%Y-%m-%d %H:%M} UTC"
-            if change.budget is None:
-                counts = f"it was ended in the ledger{when} by {change.by} ({change.reason}), and stays ended"
-            else:
-                counts = (
-                    f"in the ledger it is {change.budget!r}, set{when} by {change.by} ({change.source}): that counts"
-                )
             log.warning(
-                "Budget %r is declared in %s as %r, but %s. To agree, change the declaration, or apply it with "
+                "Budget %r is declared in %s as (%s), but %s. To agree, change the declaration, or apply it with "
                 "`tokenmeter budgets apply` or meter.budgets.set(...).",
                 budget.name,
                 self._source,
-                budget,
-                counts,
+                in_words(budget),
+                what_counts(change),
             )
         if self._source.startswith("code of "):
             return
@@ -386,7 +381,7 @@ class Registry:
         state = self._read_applied()
         budget = self._named(state, name)
         cap = _cap_of(state, budget, unit)
-        full = _full_scope(budget, self._by_fingerprint(scope or {}))
+        full = full_scope(budget, self._by_fingerprint(scope or {}))
         number = parse_decimal(amount, name="amount")
         if not number:
             raise ConfigurationError("amount must not be zero.")
@@ -429,7 +424,7 @@ class Registry:
         found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
             (one for one in grants_of(policy, grant.budget) if one.grant_id == grant.grant_id), None
         )
-        if found is not None and _asked(found) != _asked(grant):
+        if found is not None and asked_for(found) != asked_for(grant):
             raise ConfigurationError(
                 f"The key {grant.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
                 f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of "
@@ -462,11 +457,6 @@ class Registry:
         return change.budget
 
 
-def _asked(grant: Grant) -> tuple[object, ...]:
-    """What was asked for, whenever it was."""
-    return scope_text(grant.scope), grant.unit, grant.amount, grant.expires, grant.reason
-
-
 def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:
     found = [cap for cap in state.caps.values() if cap.budget.name == budget.name and unit in {None, cap.unit}]
     if len(found) != 1:
@@ -474,25 +464,6 @@ def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:
             f"Budget {budget.name!r} limits {', '.join(budget.units)}; say which is meant with unit=."
         )
     return found[0]
-
-
-def _full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:
-    scope = budget.scope
-    foreign = given.keys() - scope.keys()
-    missing = [name for name, value in scope.items() if value == "*" and name not in given]
-    if foreign or missing:
-        raise ConfigurationError(
-            f"Budget {budget.name!r} has the scope {scope or 'all calls'}; "
-            + (
-                f"say which {', '.join(missing)} is meant."
-                if missing
-                else f"{', '.join(sorted(foreign))} is not in it."
-            )
-        )
-    for name, value in given.items():
-        if scope[name] not in ("*", value):
-            raise ConfigurationError(f"Budget {budget.name!r} is for {name}={scope[name]!r}, not {value!r}.")
-    return {name: given.get(name, value) for name, value in scope.items()}
 
 
 _reading = threading.RLock()

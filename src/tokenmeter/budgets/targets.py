@@ -13,18 +13,16 @@ import hashlib
 import hmac
 import http.client
 import json
-import smtplib
-import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from email.message import EmailMessage
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tokenmeter.budgets.alerts import Alert, Notice
 from tokenmeter.budgets.delivery import TargetError
+from tokenmeter.budgets.mail import Email
 from tokenmeter.errors import ConfigurationError
 
 __all__ = ["Email", "PagerDuty", "Slack", "TargetError", "Teams", "Webhook", "sign", "verify_signature"]
@@ -335,88 +333,3 @@ class PagerDuty(_Post):
                 "custom_details": alert.to_dict(),
             },
         }
-
-
-class Email:
-    """Sends each alert as an e-mail by SMTP.
-
-    Args:
-        to: Addresses.
-        sender: The ``From`` address.
-        host: The mail server.
-        port: Its port.
-        security: ``starttls`` (587), ``tls`` from the first byte (465), or ``none`` for a server on this machine.
-        user: Account to log in with, if any.
-        password: Its password.
-        timeout: Seconds to wait for the server.
-
-    Raises:
-        ConfigurationError: no recipient, an address with a line break, or an unknown security.
-    """
-
-    def __init__(
-        self,
-        to: str | Sequence[str],
-        *,
-        sender: str,
-        host: str,
-        port: int = 587,
-        security: str = "starttls",
-        user: str | None = None,
-        password: str | None = None,
-        timeout: int = 10,
-    ) -> None:
-        self._to = [to] if isinstance(to, str) else list(to)
-        for address in (*self._to, sender):
-            if "@" not in address or not address.isprintable():
-                raise ConfigurationError(f"email: {address!r} is not an address.")
-        if not self._to:
-            raise ConfigurationError("email.to must name at least one address.")
-        if security not in {"starttls", "tls", "none"}:
-            raise ConfigurationError(f"email.security must be starttls, tls or none, not {security!r}.")
-        self._sender = sender
-        self._server = (host, port)
-        self._security = security
-        self._login = (user, password or "") if user else None
-        self._timeout = timeout
-
-    def __repr__(self) -> str:
-        return f"<Email {self.address}>"
-
-    @property
-    def address(self) -> str:
-        """To whom it goes."""
-        return ", ".join(self._to)
-
-    def __call__(self, alert: Alert | Notice) -> None:
-        """Send `alert`.
-
-        Raises:
-            TargetError: the server did not take it.
-        """
-        message = EmailMessage()
-        message["From"] = self._sender
-        message["To"] = ", ".join(self._to)
-        message["Subject"] = " ".join(f"[tokenmeter] {alert.title}".split())  # a name may hold line breaks
-        message["Message-ID"] = f"<{alert.alert_id}@tokenmeter>"
-        lines = "".join(f"{name}: {value}\n" for name, value in alert.facts().items())
-        message.set_content(f"{alert}\n\n{lines}")
-        try:
-            self._send(message)
-        except (OSError, smtplib.SMTPException) as error:
-            raise TargetError(
-                f"{self!r} could not be sent by {self._server[0]}: {type(error).__name__}: {error}."
-            ) from error
-
-    def _send(self, message: EmailMessage) -> None:
-        context = ssl.create_default_context()
-        if self._security == "tls":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(*self._server, timeout=self._timeout, context=context)
-        else:
-            server = smtplib.SMTP(*self._server, timeout=self._timeout)
-        with server:
-            if self._security == "starttls":
-                server.starttls(context=context)
-            if self._login is not None:
-                server.login(*self._login)
-            server.send_message(message)

@@ -11,9 +11,9 @@ import typer
 from rich.progress_bar import ProgressBar
 
 from tokenmeter.budgets import Balance, Budget, Change, Grant
-from tokenmeter.budgets.definitions import whoami
+from tokenmeter.budgets.definitions import in_words, whoami
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, show_table
+from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS
@@ -95,6 +95,9 @@ def apply(
 ) -> None:
     """Make the ledger say what a file's budgets say; ends those it declared earlier and has no longer."""
     settings, frame = load_settings(config=file), frame.settled_by(file)
+    if dry_run and (missing := frame.missing) is not None:
+        progress_out.print(f"There is no ledger at {missing} yet: everything would be new.", markup=False)
+        frame = Frame("memory:", file, as_json=frame.as_json)
     declared = [
         row if isinstance(row, Budget) else Budget.parse(row, file=str(file), number=number)
         for number, row in enumerate(settings.budgets)
@@ -213,11 +216,7 @@ def _told(frame: Frame, changes: Sequence[Change], *, dry_run: bool = False) -> 
 
 
 def _said(change: Change) -> str:
-    if change.budget is None:
-        return "ended"
-    row = {name: value for name, value in change.budget.to_dict().items() if name not in {"name", "tags"}}
-    row |= {f"tag:{name}": value for name, value in change.budget.tags.items()}
-    return ", ".join(f"{name}={value}" for name, value in row.items())
+    return "ended" if change.budget is None else in_words(change.budget)
 
 
 def _granted(grant: Grant) -> str:
