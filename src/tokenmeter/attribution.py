@@ -12,9 +12,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack, cas
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
+from tokenmeter.running import SCOPES, runner_of
 
 if TYPE_CHECKING:
     from tokenmeter.usage import Quantity, Usage
@@ -233,18 +232,14 @@ class Scope:
         return f"<Scope requests={self._requests} billed_cost={self.billed_cost}>"
 
 
-#: Innermost scope last. An immutable value: tasks and `contextvars.copy_context()` inherit it, nobody mutates it.
-_SCOPES: ContextVar[tuple[Scope, ...]] = ContextVar("tokenmeter_scopes", default=())
-
-
 def current_scopes() -> tuple[Scope, ...]:
     """The open `attribute` blocks around the caller, outermost first."""
-    return _SCOPES.get()
+    return SCOPES.get()
 
 
 def current_attribution() -> Attribution:
     """What a call made right here would be attributed to."""
-    scopes = _SCOPES.get()
+    scopes = SCOPES.get()
     return scopes[-1].attribution if scopes else NOBODY
 
 
@@ -254,7 +249,7 @@ def scopes_of_call() -> tuple[Scope, ...]:
     A call outside of any block is noticed, so that a block whose calls went astray can say so.
     """
     global _stray  # noqa: PLW0603 - the last one of this process
-    scopes = _SCOPES.get()
+    scopes = SCOPES.get()
     if scopes:
         for scope in scopes:
             scope.begun = True
@@ -286,25 +281,6 @@ def _is_in_loop() -> bool:
         return loops is not None and loops.get_running_loop() is not None
     except RuntimeError:
         return False
-
-
-class scopes_set_to:  # noqa: N801 - used as a verb, like contextlib.suppress
-    """Run a ``with`` block inside exactly `scopes`, whatever is open around it."""
-
-    __slots__ = ("_before", "_scopes")
-
-    def __init__(self, scopes: tuple[Scope, ...]) -> None:
-        self._scopes = scopes
-
-    def __enter__(self) -> None:
-        self._before = _SCOPES.get()
-        _SCOPES.set(self._scopes)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if _SCOPES.get() is self._scopes:  # no token: a generator may be closed in another context
-            _SCOPES.set(self._before)
 
 
 class _ThisThread(threading.local):
@@ -377,9 +353,9 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
     def _enter(self, make: Callable[[Scope | None], S]) -> S:
         self._place = self._place or _place_of_caller()
         _this_thread.opens_blocks = True
-        outer = _SCOPES.get()
+        outer = SCOPES.get()
         scope = make(outer[-1] if outer else None)
-        _SCOPES.set((*outer, scope))
+        SCOPES.set((*outer, scope))
         return scope
 
     def __exit__(
@@ -387,10 +363,10 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
     ) -> None:
         # No Token is kept: one object may be open in many contexts at once, and a generator may be closed in another
         # context than it was opened in. Only what this object opened HERE is taken away.
-        scopes = _SCOPES.get()
+        scopes = SCOPES.get()
         for depth in range(len(scopes) - 1, -1, -1):
             if scopes[depth].opened_by is self:
-                _SCOPES.set(scopes[:depth])
+                SCOPES.set(scopes[:depth])
                 self._look_for_strays(scopes[depth], failed=error is not None)
                 return
         if kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
@@ -444,14 +420,15 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         async def coroutine(*args: Any, **kwargs: Any) -> Any:
             return await runner(block, function, *args, **kwargs)
 
-        inside = coroutine if runner is _await else plain
+        inside = coroutine if inspect.iscoroutinefunction(runner) else plain
         return cast("Callable[P, R]", functools.wraps(function)(inside))
 
     def _again(self, function: Callable[..., Any]) -> Callable[[], attribute]:
         """Makes the block of one run of `function`."""
         code = getattr(inspect.unwrap(function), "__code__", None)
         place = None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
-        in_steps = runner_of(function) in {_iterate, _iterate_async}
+        runner = runner_of(function)
+        in_steps = inspect.isgeneratorfunction(runner) or inspect.isasyncgenfunction(runner)
 
         def again() -> attribute:
             fresh = object.__new__(type(self))
@@ -471,77 +448,3 @@ def _place_of_caller() -> str:
     while frame.f_back is not None and frame.f_globals.get("__name__") in _NOT_THE_CALLER:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-# -- running functions of every kind inside a block
-
-_Block = Callable[[], AbstractContextManager[object]]
-
-
-def runner_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What runs `function` inside a block: ``runner(make_block, function, *args, **kwargs)``.
-
-    It is a function of the same kind: plain, coroutine, generator or async generator. A generator is inside its block
-    only while it runs, never between its items.
-    """
-    kinds: tuple[tuple[Callable[[Any], bool], Callable[..., Any]], ...] = (
-        (inspect.iscoroutinefunction, _await),
-        (inspect.isasyncgenfunction, _iterate_async),
-        (inspect.isgeneratorfunction, _iterate),
-    )
-    called = getattr(type(function), "__call__", None)  # noqa: B004 - an object may have a coroutine function there
-    return next((runner for is_kind, runner in kinds if is_kind(function) or is_kind(called)), _call)
-
-
-def _call(block: _Block, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    with block():
-        return function(*args, **kwargs)
-
-
-async def _await(block: _Block, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    with block():
-        return await function(*args, **kwargs)
-
-
-def _iterate(
-    block: _Block, function: Callable[..., Generator[Any, Any, Any]], /, *args: Any, **kwargs: Any
-) -> Generator[Any, Any, Any]:
-    generator, inside = function(*args, **kwargs), block()
-    step: Callable[[], Any] = functools.partial(next, generator)
-    while True:
-        try:
-            with inside:
-                item = step()
-        except StopIteration as stop:
-            return stop.value
-        try:
-            sent = yield item
-            step = functools.partial(generator.send, sent)
-        except GeneratorExit:
-            with inside:
-                generator.close()
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator
-            step = functools.partial(generator.throw, error)
-
-
-async def _iterate_async(
-    block: _Block, function: Callable[..., AsyncGenerator[Any, Any]], /, *args: Any, **kwargs: Any
-) -> AsyncGenerator[Any, Any]:
-    generator, inside = function(*args, **kwargs), block()
-    step: Callable[[], Any] = generator.__anext__
-    while True:
-        try:
-            with inside:
-                item = await step()
-        except StopAsyncIteration:
-            return
-        try:
-            sent = yield item
-            step = functools.partial(generator.asend, sent)
-        except GeneratorExit:
-            with inside:
-                await generator.aclose()
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator
-            step = functools.partial(generator.athrow, error)

@@ -8,16 +8,10 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote
 
-from tokenmeter.attribution import (
-    NOBODY,
-    Attribution,
-    current_attribution,
-    current_scopes,
-    runner_of,
-    scopes_set_to,
-)
+from tokenmeter.attribution import NOBODY, Attribution, current_attribution, current_scopes
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.running import runner_of, scopes_set_to
 
 P = ParamSpec("P")
 R = TypeVar("R")

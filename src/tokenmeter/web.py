@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Unpack, cast
 
-from tokenmeter.attribution import Attribution, Scope, attribute, current_scopes, scopes_set_to
+from tokenmeter.attribution import Attribution, Scope, attribute, current_scopes
 from tokenmeter.dimensions import WHO, WhoArguments
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.running import in_steps, scopes_set_to
 
 __all__ = [
     "AsgiAttributionMiddleware",
@@ -138,23 +139,23 @@ class _Body:
     """A response's body, each piece of which is made inside the request's block."""
 
     def __init__(self, body: Iterable[bytes], scope: Scope) -> None:
-        self._scopes = (scope,)
+        self._inside = in_steps(scopes_set_to((scope,)))
         self._body = body
-        with scopes_set_to(self._scopes):
+        with self._inside:
             self._pieces = iter(body)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        with scopes_set_to(self._scopes):
+        with self._inside:
             return next(self._pieces)
 
     def close(self) -> None:
         """Called by the server at the end, however it came."""
         close = getattr(self._body, "close", None)
         if close is not None:
-            with scopes_set_to(self._scopes):
+            with self._inside:
                 close()
 
 

@@ -14,6 +14,8 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution, attribute, curre
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.usage import Usage
 
+ROUTE = Attribution(route="/job")
+
 
 def test_outside_any_block_nobody_is_charged():
     assert current_attribution() is NOBODY
@@ -76,6 +78,23 @@ def test_decorated_functions_of_every_kind_run_inside_their_block():
 
     assert asyncio.run(consume()) == [("ada", None), ("ada", None)]
     assert plain.__name__ == "plain"
+
+
+def test_a_block_inside_a_decorated_generator_holds_from_item_to_item():
+    @attribute(route="/job")
+    def generator():
+        with attribute(member="ada") as inner:
+            yield current_attribution()
+            yield current_attribution()
+            assert len(current_scopes()) == 3
+            assert current_scopes()[-1] is inner
+        yield current_attribution()
+
+    inside = Attribution(member="ada", route="/job")
+    with attribute(team="search"):
+        seen = [(item, current_attribution()) for item in generator()]
+    assert [item for item, _ in seen] == [one.over(Attribution(team="search")) for one in (inside, inside, ROUTE)]
+    assert {outside for _, outside in seen} == {Attribution(team="search")}
 
 
 def test_a_thrown_exception_reaches_the_decorated_generator():

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenmeter
-from tokenmeter.attribution import NOBODY, Attribution, attribute, current_attribution, scopes_of_call
+from tokenmeter.attribution import NOBODY, Attribution, attribute, current_attribution, current_scopes, scopes_of_call
 from tokenmeter.carrying import CarryingExecutor, RequestFields, carry, from_headers, to_headers
 from tokenmeter.errors import ConfigurationError
 
@@ -98,8 +98,51 @@ class TestCarry:
 
     def test_a_block_counts_what_it_carried_away_even_after_its_end(self):
         with attribute(member="ada") as scope:
-            carried = carry(tokenmeter.attribution.current_scopes)
+            carried = carry(current_scopes)
         assert carried() == (scope,)
+
+    def test_it_leaves_nothing_in_the_thread_that_ran_it(self):
+        """A pool's thread goes on to others' work: a block of the carried function, open or closed, must not stay."""
+
+        def with_a_block():
+            with attribute(route="/job"):
+                return member()
+
+        def without_an_end():
+            attribute(route="/job").__enter__()
+
+        with attribute(member="ada"):
+            carried = [carry(with_a_block), carry(attribute(route="/job")(member)), carry(without_an_end)]
+        with ThreadPoolExecutor(1) as pool:
+            for function in carried:
+                pool.submit(function).result()
+                assert pool.submit(current_attribution).result() is NOBODY
+
+    async def test_a_block_of_a_carried_generator_holds_from_item_to_item_and_for_nobody_else(self):
+        def generator():
+            with attribute(route="/job") as scope:
+                yield current_attribution()
+                scope.refine(Attribution(team="search"))
+                yield current_attribution()
+            yield current_attribution()
+
+        async def async_generator():
+            with attribute(route="/job"):
+                yield current_attribution()
+                await asyncio.sleep(0)
+                yield current_attribution()
+
+        inside = Attribution(member="ada", route="/job")
+        with attribute(member="ada"):
+            carried, carried_async = carry(generator), carry(async_generator)
+        seen = [(item, current_attribution()) for item in carried()]
+        assert [item for item, _ in seen] == [
+            inside,
+            inside.over(Attribution(team="search")),
+            Attribution(member="ada"),
+        ]
+        assert {outside for _, outside in seen} == {NOBODY}
+        assert [(item, current_attribution()) async for item in carried_async()] == [(inside, NOBODY)] * 2
 
 
 class TestCarryingExecutor:

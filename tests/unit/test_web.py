@@ -8,7 +8,7 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import pytest
 
-from tokenmeter.attribution import NOBODY, Attribution, current_attribution
+from tokenmeter.attribution import NOBODY, Attribution, attribute, current_attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.web import (
     AsgiAttributionMiddleware,
@@ -89,6 +89,23 @@ def test_a_wsgi_request_and_every_piece_of_its_body():
     app = AttributionMiddleware(wsgi, attribution=by_user)
     assert isinstance(app, WsgiAttributionMiddleware)
     assert list(app(environ(), lambda *_: None)) == [Attribution(member="ada", route="/a")]
+    assert current_attribution() is NOBODY
+
+
+def test_a_block_inside_a_body_holds_from_piece_to_piece_and_not_in_the_next_request():
+    """As a view that streams an agent's turns; between two pieces the server's thread may do other work."""
+
+    def streams(environ, start_response):
+        with attribute(member="ada"):
+            yield current_attribution()
+            yield current_attribution()
+
+    app = AttributionMiddleware(streams, attribution=lambda request: {"route": request.path})
+    inside = Attribution(member="ada", route="/a")
+    assert [(piece, current_attribution()) for piece in app(environ(), None)] == [(inside, NOBODY)] * 2
+    dropped = app(environ(), None)
+    next(dropped)
+    dropped.close()
     assert current_attribution() is NOBODY
 
 
