@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tokenmeter.billing.credit_note import CreditLine, CreditNote
 from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
 from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
+from tokenmeter.billing.events import Event
 from tokenmeter.billing.handover import HandOver, HandOverError, Reading, ReadingRefusedError, hand_over
-from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice, InvoiceStatus
+from tokenmeter.billing.invoice import Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
     credit_notes,
     find_invoice,

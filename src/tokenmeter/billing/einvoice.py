@@ -13,7 +13,8 @@ from decimal import Decimal
 from importlib import import_module
 from typing import Any, Literal, get_args
 
-from tokenmeter.billing.invoice import CreditNote, Invoice
+from tokenmeter.billing.credit_note import CreditNote
+from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
 from tokenmeter.billing.profile import EINVOICE_FORMS, Party
 from tokenmeter.errors import ConfigurationError

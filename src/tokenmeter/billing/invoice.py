@@ -1,100 +1,40 @@
-"""Invoices and credit notes: plain records, and their forms. `issuing` and `receivables` act on them."""
+"""Invoices: plain records and what their page shows. `issuing` and `receivables` act on them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal
 
+from tokenmeter.billing.events import Event, EventKind
+from tokenmeter.billing.forms import Printable
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
-from tokenmeter.billing.paper import PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
+from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.display import counted
-from tokenmeter.money import EXACT, USD, ZERO, ExchangeRate, money_text, multiply, round_money, total
+from tokenmeter.money import EXACT, USD, ZERO, ExchangeRate, money_text, multiply, total
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
 
 InvoiceStatus = Literal["draft", "issued", "paid", "credited", "void", "uncollectible"]
-EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
-_EVENT_TEXT: Mapping[EventKind, str] = {
-    "payment": "Payment",
-    "credit_note": "Credit note",
-    "void": "Voided",
-    "uncollectible": "Written off",
-}
+
+#: Columns of an invoice as CSV.
+CSV_COLUMNS = (
+    *("invoice", "line", "kind", "description", "invoice_period", "period", *ACCOUNTS, "provider", "model"),
+    *("sku_meter", "conditions", "quantity", "unit", "list_unit_price_usd", "factors", "multiplier"),
+    *("computed_cost_usd", "rounding_residue_usd", "billed_cost_usd", "exact_amount", "amount", "tax_amount"),
+    *("currency", "unpriced"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """What happened to an issued invoice.
-
-    Attributes:
-        kind: ``payment``, ``credit_note``, ``void`` or ``uncollectible``.
-        at: When it was written down, aware UTC.
-        by: Who did it.
-        on: The day it counts for: of a payment, when the money came.
-        amount: Paid or credited (tax included), in the invoice's currency; a payment given back is negative.
-        number: The credit note's.
-        note: The payment's reference, or the reason.
-        key: The payment's identity, where one was given: it is written down once.
-    """
-
-    kind: EventKind
-    at: datetime
-    by: str
-    on: date
-    amount: Decimal | None = None
-    number: str | None = None
-    note: str | None = None
-    key: str | None = None
-
-    @property
-    def text(self) -> str:
-        """For people: ``Payment of 50.00: wire 2026-118``."""
-        amount = "" if self.amount is None else f" of {self.amount:,f}"
-        return f"{self.name}{amount}{f': {self.note}' if self.note else ''}"
-
-    @property
-    def name(self) -> str:
-        """``Payment``, ``Credit note CN-00001``, ..."""
-        return f"{_EVENT_TEXT[self.kind]}{f' {self.number}' if self.number else ''}"
-
-    def to_dict(self) -> dict[str, str | None]:
-        """JSON-ready values."""
-        return {
-            "kind": self.kind,
-            "at": self.at.isoformat(),
-            "by": self.by,
-            "on": self.on.isoformat(),
-            "amount": None if self.amount is None else f"{self.amount:f}",
-            "note": self.note,
-            **({} if self.key is None else {"key": self.key}),
-        }
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Event:
-        """An event from `to_dict`."""
-        amount = values["amount"]
-        return cls(
-            kind=values["kind"],
-            at=datetime.fromisoformat(values["at"]),
-            by=values["by"],
-            on=date.fromisoformat(values["on"]),
-            amount=None if amount is None else Decimal(amount),
-            note=values["note"],
-            key=values.get("key"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invoice:
+class Invoice(Printable):
     """An invoice. Issued ones never change: payment, voiding and credit are documents of their own.
 
     Attributes:
@@ -121,6 +61,7 @@ class Invoice:
         profile: What it was drafted with; None once it is issued.
     """
 
+    columns: ClassVar[tuple[str, ...]] = CSV_COLUMNS
     number: str | None = None
     scope: Mapping[str, str]
     period: Period
@@ -147,9 +88,6 @@ class Invoice:
             f"{self.title} {self.number or '(draft)'} to {self.buyer.name} for {self.period.label}: "
             f"{money_text(self.total, self.currency)}, {self.status}"
         )
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
     @property
     def status(self) -> InvoiceStatus:
@@ -266,34 +204,7 @@ class Invoice:
             **{name: body[name] for name in same},
         )
 
-    def to_json(self) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
-
-    def to_csv(self) -> str:
-        """One row per line, then rounding and taxes (RFC 4180).
-
-        The column ``amount`` adds up to the net total, ``tax_amount`` to the taxes, ``billed_cost_usd`` to the
-        ledger's cost.
-        """
-        return csv_text(CSV_COLUMNS, [tuple(row.get(name) for name in CSV_COLUMNS) for row in self._csv_rows()])
-
-    @overload
-    def to_xlsx(self, target: None = None) -> bytes: ...
-    @overload
-    def to_xlsx(self, target: str | Path) -> Path: ...
-    def to_xlsx(self, target: str | Path | None = None) -> bytes | Path:
-        """An Excel workbook (extra ``xlsx``) with the rows of `to_csv` and a row of sums that are formulas.
-
-        Args:
-            target: Where to write it; None = return the bytes.
-
-        Raises:
-            ConfigurationError: the extra is missing.
-        """
-        return write_table(CSV_COLUMNS, self._csv_rows(), target)
-
-    def _csv_rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
+    def _table(self) -> Iterator[Mapping[str, Cell]]:
         known = {"invoice": self.number or "draft", "currency": self.currency, "invoice_period": self.period.label}
         owner = {name: self.scope.get(name) for name in ACCOUNTS}
         for line in self.lines:
@@ -315,25 +226,6 @@ class Invoice:
         for tax in self.totals.taxes:
             yield {**known, **owner, "kind": "tax", "description": tax.label, "tax_amount": tax.amount}
 
-    def to_html(self) -> str:
-        """A page of its own that prints on A4."""
-        return render_html(self.to_sheet())
-
-    @overload
-    def to_pdf(self, target: None = None) -> bytes: ...
-    @overload
-    def to_pdf(self, target: str | Path) -> Path: ...
-    def to_pdf(self, target: str | Path | None = None) -> bytes | Path:
-        """A PDF/A-3 on A4 (extra ``pdf``): the same bytes for the same invoice and the same release of the extra.
-
-        Args:
-            target: Where to write it; None = return the bytes.
-
-        Raises:
-            ConfigurationError: the extra is missing, or a letter that no font has; says which.
-        """
-        return write_pdf(self.to_sheet(), target)
-
     def to_sheet(self) -> PrintedSheet:
         """What its page shows. What happened after its issue is not on it, but for its voiding."""
         groups = next((tuple(line.group) for line in self.lines), ())
@@ -344,8 +236,8 @@ class Invoice:
             date=None if self.issued_on is None else self.issued_on.isoformat(),
             stamp={"draft": "DRAFT", "void": "VOID"}.get(self.status),
             facts=tuple(self._facts()),
-            seller=_party_lines(self.seller),
-            buyer=_party_lines(self.buyer),
+            seller=party_lines(self.seller),
+            buyer=party_lines(self.buyer),
             due=f"{money_text(self.total, self.currency)}" + (f" due {self.due_on}" if self.due_on else ""),
             sums=tuple(self._sums()),
             columns=("#", "Description", *names, "Quantity", "Unit price USD", self.currency),
@@ -377,7 +269,7 @@ class Invoice:
         yield "Rounding", f"{totals.rounding:,f}"
         if totals.taxes:
             yield "Net", f"{totals.net:,f}"
-        yield from _tax_sums(totals.taxes)
+        yield from tax_sums(totals.taxes)
         yield f"Total {self.currency}", f"{totals.total:,f}"
 
     def _remarks(self) -> Iterator[str]:
@@ -414,155 +306,13 @@ class Invoice:
             yield f"Seal {self.document.hash}."
 
 
-#: Columns of an invoice as CSV.
-CSV_COLUMNS = (
-    *("invoice", "line", "kind", "description", "invoice_period", "period", *ACCOUNTS, "provider", "model"),
-    *("sku_meter", "conditions", "quantity", "unit", "list_unit_price_usd", "factors", "multiplier"),
-    *("computed_cost_usd", "rounding_residue_usd", "billed_cost_usd", "exact_amount", "amount", "tax_amount"),
-    *("currency", "unpriced"),
-)
-
-
-CREDIT_COLUMNS = ("credit_note", "invoice", "line", "description", "amount", "tax_amount", "currency")
-
-
-@dataclass(frozen=True, slots=True)
-class CreditLine:
-    """What is given back: for which line (None = none in particular), in words, and how much before tax."""
-
-    line: int | None
-    description: str
-    amount: Decimal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreditNote:
-    """An issued credit note.
-
-    Attributes:
-        number: ``CN-00001``.
-        invoice: The invoice it puts right, as it stands with this note.
-        reason: Why.
-        lines: What is given back, positive.
-        net: Their sum.
-        taxes: Tax given back, at the invoice's rates.
-        total: Net and taxes, positive, in the invoice's currency.
-        issued_on: Day of issue.
-        issued_by: Who issued it.
-        document: Where it is filed; its hash seals it.
-    """
-
-    number: str
-    invoice: Invoice
-    reason: str
-    lines: tuple[CreditLine, ...]
-    net: Decimal
-    taxes: tuple[TaxLine, ...] = ()
-    total: Decimal
-    issued_on: date
-    issued_by: str
-    document: Document = field(repr=False)
-
-    def __str__(self) -> str:
-        return (
-            f"Credit note {self.number} on {self.invoice.number} to {self.invoice.buyer.name}: "
-            f"{money_text(self.total, self.invoice.currency)} ({self.reason})"
-        )
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready; decimals are text."""
-        return {"number": self.number, **json.loads(self.document.body), "seal": self.document.hash}
-
-    def to_json(self) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
-
-    def to_csv(self) -> str:
-        """One row per line, then the taxes; ``amount`` adds up to the net, ``tax_amount`` to the taxes."""
-        return csv_text(CREDIT_COLUMNS, [tuple(row.get(name) for name in CREDIT_COLUMNS) for row in self._csv_rows()])
-
-    @overload
-    def to_xlsx(self, target: None = None) -> bytes: ...
-    @overload
-    def to_xlsx(self, target: str | Path) -> Path: ...
-    def to_xlsx(self, target: str | Path | None = None) -> bytes | Path:
-        """An Excel workbook; see `Invoice.to_xlsx`."""
-        return write_table(CREDIT_COLUMNS, self._csv_rows(), target)
-
-    def _csv_rows(self) -> Iterator[dict[str, str | Decimal | int | None]]:
-        known = {"credit_note": self.number, "invoice": self.invoice.number, "currency": self.invoice.currency}
-        for line in self.lines:
-            yield {**known, "line": line.line, "description": line.description, "amount": line.amount}
-        for tax in self.taxes:
-            yield {**known, "description": tax.label, "tax_amount": tax.amount}
-
-    def to_html(self) -> str:
-        """A page of its own that prints on A4."""
-        return render_html(self.to_sheet())
-
-    @overload
-    def to_pdf(self, target: None = None) -> bytes: ...
-    @overload
-    def to_pdf(self, target: str | Path) -> Path: ...
-    def to_pdf(self, target: str | Path | None = None) -> bytes | Path:
-        """A PDF; see `Invoice.to_pdf`."""
-        return write_pdf(self.to_sheet(), target)
-
-    def to_sheet(self) -> PrintedSheet:
-        """What its page shows."""
-        invoice, currency = self.invoice, self.invoice.currency
-        rows = (("" if one.line is None else str(one.line), one.description, f"{one.amount:,f}") for one in self.lines)
-        return PrintedSheet(
-            title=f"Credit note {self.number}",
-            author=invoice.seller.name,
-            date=self.issued_on.isoformat(),
-            facts=(
-                ("Date", self.issued_on.isoformat()),
-                ("Invoice", f"{invoice.number} of {invoice.issued_on}"),
-                ("Period", f"{invoice.period.label} ({invoice.period.tz})"),
-            ),
-            seller=_party_lines(invoice.seller),
-            buyer=_party_lines(invoice.buyer),
-            due=f"{money_text(self.total, currency)} credited",
-            sums=(
-                ("Net", f"{round_money(self.net, currency):,f}"),
-                *_tax_sums(self.taxes),
-                (f"Credited {currency}", f"{self.total:,f}"),
-            ),
-            columns=("Line", "Description", currency),
-            numeric=(True, False, True),
-            rows=tuple(PrintedRow(row) for row in rows),
-            remarks=(f"Reason: {self.reason}",),
-            small=(f"Issued by {self.issued_by}.", f"Seal {self.document.hash}."),
-        )
-
-    @classmethod
-    def of(cls, document: Document, invoice: Invoice) -> CreditNote:
-        """The credit note that `document` holds."""
-        body: dict[str, Any] = json.loads(document.body)
-        return cls(
-            number=number_text(document),
-            invoice=invoice,
-            reason=body["reason"],
-            lines=tuple(CreditLine(row["line"], row["description"], Decimal(row["amount"])) for row in body["lines"]),
-            net=Decimal(body["net"]),
-            taxes=tuple(TaxLine.of(row) for row in body["taxes"]),
-            total=Decimal(body["total"]),
-            issued_on=date.fromisoformat(body["issued_on"]),
-            issued_by=body["issued_by"],
-            document=document,
-        )
-
-
 def number_text(document: Document) -> str:
     """``INV-00042``: the series and the number."""
     return f"{document.series}{document.number:05d}"
 
 
-def _party_lines(party: Party) -> tuple[str, ...]:
+def party_lines(party: Party) -> tuple[str, ...]:
+    """A party's block on a page, name first."""
     tax = f"Tax ID {party.tax_id}" if party.tax_id else None
     return tuple(line for line in (party.name, *party.address, party.email, tax) if line)
 
@@ -584,6 +334,7 @@ def _printed_line(line: LineItem, currency: str, rate: ExchangeRate) -> PrintedR
     return PrintedRow(cells, note)
 
 
-def _tax_sums(taxes: tuple[TaxLine, ...]) -> Iterator[tuple[str, str]]:
+def tax_sums(taxes: tuple[TaxLine, ...]) -> Iterator[tuple[str, str]]:
+    """Label and amount of each tax."""
     for tax in taxes:
         yield f"{tax.label} on {tax.base:,f}", f"{tax.amount:,f}"

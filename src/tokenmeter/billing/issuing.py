@@ -14,9 +14,11 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
-from tokenmeter.billing.invoice import CreditNote, Event, Invoice, InvoiceStatus, number_text
+from tokenmeter.billing.events import Event
+from tokenmeter.billing.invoice import Invoice, InvoiceStatus, number_text
 from tokenmeter.billing.period import acting, zone_of_books
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError

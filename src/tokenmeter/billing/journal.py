@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 
-from tokenmeter.billing.invoice import CreditNote, Invoice
+from tokenmeter.billing.credit_note import CreditNote
+from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import credit_notes, invoices
 from tokenmeter.billing.period import days_of, find_closed, zone_of_books
 from tokenmeter.errors import ConfigurationError

@@ -13,8 +13,9 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
+from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.datev import write_datev
-from tokenmeter.billing.invoice import CreditNote, Invoice
+from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import credit_notes, invoices
 from tokenmeter.billing.journal import AccountChart, Accounts, JournalEntry, facts_of, journal_entries
 from tokenmeter.billing.paper import plain_text

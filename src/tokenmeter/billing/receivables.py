@@ -14,7 +14,9 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.billing.invoice import CreditLine, CreditNote, Event, Invoice
+from tokenmeter.billing.credit_note import CreditLine, CreditNote
+from tokenmeter.billing.events import Event
+from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import EVENT, find_document, load_invoice
 from tokenmeter.billing.lines import TaxLine
 from tokenmeter.billing.period import acting

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, ClassVar, Literal, Unpack
 
-from tokenmeter.billing.invoice import Invoice
+from tokenmeter.billing.forms import Printable
+from tokenmeter.billing.invoice import Invoice, party_lines
 from tokenmeter.billing.issuing import invoices
-from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet, csv_text, render_html, write_pdf, write_table
+from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import days_of, period_dict, zone_of_books
-from tokenmeter.billing.profile import BillingProfile
+from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.dimensions import AccountArguments
 from tokenmeter.display import counted
@@ -44,7 +43,7 @@ class StatementLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
+class Statement(Printable):
     """An account over a period. ``opening + charges + credits == closing``, exactly.
 
     Attributes:
@@ -58,9 +57,11 @@ class Statement:
         closing: Balance at its end.
         lines: In order of time.
         unpriced: Calls of unknown price among them (usage only): what they cost is missing.
-        seller: Whose books they are, for the printed page.
+        seller: Whose books they are, for the printed page; None = not known.
+        buyer: Who is billed, the same; None = not known: the page names the account.
     """
 
+    columns: ClassVar[tuple[str, ...]] = _COLUMNS
     scope: Mapping[str, str]
     period: Period
     basis: Basis
@@ -71,7 +72,8 @@ class Statement:
     closing: Decimal
     lines: tuple[StatementLine, ...] = field(default=())
     unpriced: int = 0
-    seller: str = ""
+    seller: Party | None = None
+    buyer: Party | None = None
 
     def __str__(self) -> str:
         width = max([24, *(len(line.description) for line in self.lines)])
@@ -105,26 +107,7 @@ class Statement:
             ],
         }
 
-    def to_json(self) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-    def to_csv(self) -> str:
-        """Opening balance, lines, closing balance; ``charges`` and ``credits`` add up to what the balance moved by."""
-        return csv_text(_COLUMNS, [tuple(row.get(name) for name in _COLUMNS) for row in self._rows()])
-
-    @overload
-    def to_xlsx(self, target: None = None) -> bytes: ...
-    @overload
-    def to_xlsx(self, target: str | Path) -> Path: ...
-    def to_xlsx(self, target: str | Path | None = None) -> bytes | Path:
-        """An Excel workbook (extra ``xlsx``) with the rows of `to_csv`; None = return the bytes."""
-        return write_table(_COLUMNS, self._rows(), target)
-
-    def _rows(self) -> Iterator[dict[str, Cell]]:
+    def _table(self) -> Iterator[Mapping[str, Cell]]:
         known = {"account": account_name(self.scope), "currency": self.currency}
         yield {**known, "description": "Opening balance", "balance": self.opening}
         for line in self.lines:
@@ -135,18 +118,6 @@ class Statement:
             }
             yield {**known, **told, "charges": line.charges or None, "credits": line.credits or None}
         yield {**known, "description": "Closing balance", "balance": self.closing}
-
-    def to_html(self) -> str:
-        """A page of its own that prints on A4."""
-        return render_html(self.to_sheet())
-
-    @overload
-    def to_pdf(self, target: None = None) -> bytes: ...
-    @overload
-    def to_pdf(self, target: str | Path) -> Path: ...
-    def to_pdf(self, target: str | Path | None = None) -> bytes | Path:
-        """A PDF (extra ``pdf``); see `tokenmeter.billing.Invoice.to_pdf`."""
-        return write_pdf(self.to_sheet(), target)
 
     def to_sheet(self) -> PrintedSheet:
         """What its page shows."""
@@ -161,12 +132,13 @@ class Statement:
         )
         rows = (PrintedRow((*cells, figure(line.balance))) for cells, line in zip(lines, self.lines, strict=True))
         doubt = [_say_unpriced(self.unpriced)] if self.unpriced else []
+        accounts = (f"{name.replace('_', ' ')} {value}" for name, value in self.scope.items())
         return PrintedSheet(
             title="Statement of account",
-            author=self.seller,
+            author="" if self.seller is None else self.seller.name,
             facts=(("Period", f"{self.period.label} ({self.period.tz})"), ("Basis", self.basis), ("Currency", money)),
-            seller=(self.seller,) if self.seller else (),
-            buyer=tuple(f"{name.replace('_', ' ')} {value}" for name, value in self.scope.items()),
+            seller=() if self.seller is None else party_lines(self.seller),
+            buyer=(*(() if self.buyer is None else party_lines(self.buyer)), *accounts),
             due=f"{figure(self.closing)} {money}",
             sums=(
                 ("Opening balance", figure(self.opening)),
@@ -218,8 +190,8 @@ def draw_statement(
             ``invoices``: invoices as charges; credit notes, payments and voidings as credits, in their currency.
         granularity: Calendar unit of a usage statement's lines.
         tz: Zone of periods and dates; default: that of the last closing, else UTC.
-        profile: `BillingProfile` or a ``[billing]`` mapping, for the seller's name on the printed page. None: the
-            one on the account's last invoice; where there is none, the page names nobody.
+        profile: `BillingProfile` or a ``[billing]`` mapping, for seller and buyer on the printed page. None: those on
+            the account's last invoice; where there is none, the page names nobody.
         account: Whose: ``member``, ``team``, ``organization``, ``project`` or ``api_key``; several narrow it down.
 
     Raises:
@@ -229,20 +201,26 @@ def draw_statement(
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
+    seller, buyer = _parties(store, scope, profile)
     if basis == "usage":
-        return replace(_by_usage(store, scope, asked, granularity), seller=_seller(store, scope, profile))
+        return replace(_by_usage(store, scope, asked, granularity), seller=seller, buyer=buyer)
     if basis == "invoices":
-        return replace(_by_invoices(store, scope, asked), seller=_seller(store, scope, profile))
+        return replace(_by_invoices(store, scope, asked), seller=seller, buyer=buyer)
     raise ConfigurationError(f"A statement's basis is 'usage' or 'invoices', not {basis!r}.")
 
 
-def _seller(store: Store, scope: Mapping[str, str], profile: BillingProfile | Mapping[str, Any] | None) -> str:
-    """Who the profile says; without one who the account's last invoice says; else nobody."""
-    if isinstance(profile, BillingProfile):
-        return profile.seller.name
+def _parties(
+    store: Store, scope: Mapping[str, str], profile: BillingProfile | Mapping[str, Any] | None
+) -> tuple[Party | None, Party | None]:
+    """Seller and buyer, as the profile says; without one as the account's last invoice says; else nobody."""
     if profile:
-        return BillingProfile.parse(profile).seller.name
-    return next((one.seller.name for one in reversed(invoices(store, lines=False)) if one.scope == scope), "")
+        terms = profile if isinstance(profile, BillingProfile) else BillingProfile.parse(profile)
+        known = terms.seller != BillingProfile().seller
+        return terms.seller if known else None, next(
+            (found for name, value in scope.items() if (found := terms.buyers.get(f"{name}={value}"))), None
+        )
+    last = next((one for one in reversed(invoices(store, lines=False)) if one.scope == scope), None)
+    return (None, None) if last is None else (last.seller, last.buyer)
 
 
 def _by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: CalendarUnit) -> Statement:

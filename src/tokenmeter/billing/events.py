@@ -1,0 +1,79 @@
+"""What happened to an issued invoice: payments, credit notes, its voiding, its writing off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
+_EVENT_TEXT: Mapping[EventKind, str] = {
+    "payment": "Payment",
+    "credit_note": "Credit note",
+    "void": "Voided",
+    "uncollectible": "Written off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What happened to an issued invoice.
+
+    Attributes:
+        kind: ``payment``, ``credit_note``, ``void`` or ``uncollectible``.
+        at: When it was written down, aware UTC.
+        by: Who did it.
+        on: The day it counts for: of a payment, when the money came.
+        amount: Paid or credited (tax included), in the invoice's currency; a payment given back is negative.
+        number: The credit note's.
+        note: The payment's reference, or the reason.
+        key: The payment's identity, where one was given: it is written down once.
+    """
+
+    kind: EventKind
+    at: datetime
+    by: str
+    on: date
+    amount: Decimal | None = None
+    number: str | None = None
+    note: str | None = None
+    key: str | None = None
+
+    @property
+    def text(self) -> str:
+        """For people: ``Payment of 50.00: wire 2026-118``."""
+        amount = "" if self.amount is None else f" of {self.amount:,f}"
+        return f"{self.name}{amount}{f': {self.note}' if self.note else ''}"
+
+    @property
+    def name(self) -> str:
+        """``Payment``, ``Credit note CN-00001``, ..."""
+        return f"{_EVENT_TEXT[self.kind]}{f' {self.number}' if self.number else ''}"
+
+    def to_dict(self) -> dict[str, str | None]:
+        """JSON-ready values."""
+        return {
+            "kind": self.kind,
+            "at": self.at.isoformat(),
+            "by": self.by,
+            "on": self.on.isoformat(),
+            "amount": None if self.amount is None else f"{self.amount:f}",
+            "note": self.note,
+            **({} if self.key is None else {"key": self.key}),
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Event:
+        """An event from `to_dict`."""
+        amount = values["amount"]
+        return cls(
+            kind=values["kind"],
+            at=datetime.fromisoformat(values["at"]),
+            by=values["by"],
+            on=date.fromisoformat(values["on"]),
+            amount=None if amount is None else Decimal(amount),
+            note=values["note"],
+            key=values.get("key"),
+        )
