@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, cast
 
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
-from tokenmeter.budgets.holds import taken_back
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.capture.readings import GrowingBill, growth
+from tokenmeter.capture.estimates import estimate_among, recorded_for, replace_estimate, write_whole
+from tokenmeter.capture.readings import GrowingBill
 from tokenmeter.dimensions import Status
-from tokenmeter.errors import ConfigurationError, StoreError, shown
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
-from tokenmeter.money import add
 from tokenmeter.periods import parse_instant
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
-from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation
 
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
-#: What an entry says of itself that a whole answer knows better.
-_DOUBTS = frozenset({"estimated", "billing_unknown", "container_time_assumed", "usage_unknown"})
-#: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
-_NEAR = timedelta(hours=1)
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
 _FIRST, _LAST = 1_577_836_800, 4_102_444_800
 
@@ -333,24 +327,6 @@ def _made_at(body: Any) -> datetime | None:
     return _made_at(values.get("response")) or _made_at(values.get("body"))  # within a line of a batch, an event
 
 
-def _recorded(meter: Meter, call: Call, response_id: str, made_at: datetime) -> list[Entry]:
-    """Calls that this answer was recorded for. The entries of an hour before and after it are looked at."""
-    near = EntryFilter(
-        since=made_at - _NEAR,
-        until=made_at + _NEAR,
-        where={
-            "response_id": frozenset({response_id}),
-            "provider": frozenset({call.provider}),
-            "kind": frozenset({"usage"}),
-        },
-    )
-    try:
-        return list(meter.store.entries(near))
-    except StoreError as error:  # it is recorded all the same
-        meter.fault("look for an answer", error)
-        return []
-
-
 def _settle(
     meter: Meter, authorization: Authorization, outcome: Outcome, made_at: datetime | None, *, dated: bool
 ) -> Entry | None:
@@ -368,84 +344,19 @@ def _settle(
         return None
     identity = seen.response_id or outcome.response_id
     if identity is None:
-        return _write(meter, authorization, outcome)
+        return write_whole(meter, authorization, outcome)
     if seen.reading in {"total", "step"}:
         growing = GrowingBill(meter, authorization, outcome, identity)
         growing.record(wait=True)
         return growing.entry
     call = authorization.call
-    recorded = _recorded(meter, call, identity, made_at or authorization.started_at)
+    recorded = recorded_for(meter, call, identity, made_at or authorization.started_at)
     if not recorded:
         meter.recorded_by_hand(call.provider, identity)
-        return _write(meter, authorization, outcome)
-    estimate = recorded[0]
-    if len(recorded) > 1 or not _DOUBTS.intersection(estimate.flags) or _DOUBTS.intersection(seen.flags):
+        return write_whole(meter, authorization, outcome)
+    if (estimate := estimate_among(recorded, seen)) is None:
         return None
-    return _replace(meter, authorization, outcome, estimate, dated=dated)
-
-
-def _replace(
-    meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry, *, dated: bool
-) -> Entry | None:
-    """Write down the whole answer of a call that was broken off, on its account, less what was estimated of it.
-
-    Where the two do not add up (other rates, a cost of the provider's own, an estimate that was too high), the whole is
-    written down and the estimate taken back: its cost, that is. Corrections have no tokens.
-    """
-    call, seen = authorization.call, outcome.observation
-    authorization.call = replace(
-        call,
-        attribution=call.attribution.over(estimate.attribution),
-        api_key=call.api_key or estimate.api_key,
-    )
-    if not dated:
-        authorization.started_at = estimate.occurred_at
-    if seen is not None and estimate.dedup_key is not None:  # the answer's own key is the estimate's
-        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}#whole"
-        outcome = replace(outcome, observation=replace(seen, bill_id=whole))
-    if (rest := _rest(meter, authorization, outcome, estimate)) is not None:
-        return _write(meter, authorization, replace(outcome, observation=rest))
-    entry = _write(meter, authorization, outcome)
-    if entry is not None:
-        try:
-            meter.post(taken_back(estimate))
-        except StoreError as error:  # the whole answer is recorded
-            meter.fault("take back an estimate", error)
-    return entry
-
-
-def _rest(meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry) -> Observation | None:
-    """What the whole answer says beyond the estimate; None where the two do not add up to it exactly."""
-    seen, call = outcome.observation, authorization.call
-    if seen is None or len(seen.consumptions) != 1 or seen.shared or not estimate.usage:
-        return None
-    usage, fell = growth(seen.usage, estimate.usage)
-    rest = replace(seen, consumptions=(replace(seen.consumptions[0], usage=usage),))
-    costs: list[Sequence[Decimal | None]] = []
-    for one in (seen, rest):
-        rated = meter.pricer.rate(
-            one,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            at=authorization.started_at,
-            api_key=call.api_key,
-            attribution=call.attribution,
-        )
-        costs.append((rated.list_cost, rated.contracted_cost, rated.billed_cost))
-    known = (estimate.list_cost, estimate.contracted_cost, estimate.billed_cost)
-    return rest if not fell and all(map(_adds_up, *costs, known)) else None
-
-
-def _adds_up(whole: Decimal | None, rest: Decimal | None, known: Decimal | None) -> bool:
-    return whole is not None and rest is not None and known is not None and add(rest, known) == whole
-
-
-def _write(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
-    """Write down the call, and before it what outlives its answer (a container): each once, whoever names it again."""
-    seen = outcome.observation
-    for bill in () if seen is None else seen.shared:
-        meter.settle(authorization, replace(outcome, observation=bill, response_id=None, last=False))
-    return meter.settle(authorization, outcome)
+    return replace_estimate(meter, authorization, outcome, estimate, dated=dated)
 
 
 def _status_of(error: BaseException) -> Status:

@@ -159,8 +159,8 @@ class Observation:
             the ``custom_id`` of a result within its file.
         reading: What the quantities are: ``whole``, the bill itself; ``total``, a running total, of which only what
             is new is recorded; ``step``, a part of a running total that may be read as well; ``share``, a part of a
-            bill that may be read as a whole as well.
-        at: When a step was done, or a total taken, as the provider says; aware UTC.
+            bill that may be read as a whole as well; ``actual``, the bill of what an answer before could only assume.
+        at: When a step was done, a total taken, or what lived for a while begun, as the provider says; aware UTC.
         shared: Bills of what outlives the response and may be named by others (a container): each is recorded once, by
             its own `bill_id`, over all responses and processes.
         error_type: What went wrong, where the answer came whole and says that it failed; its usage is billed.
@@ -175,7 +175,7 @@ class Observation:
     billable: bool = True
     deduplicate: bool = False
     bill_id: str | None = None
-    reading: Literal["whole", "total", "step", "share"] = "whole"
+    reading: Literal["whole", "total", "step", "share", "actual"] = "whole"
     at: datetime | None = None
     shared: tuple[Observation, ...] = ()
     error_type: str | None = None

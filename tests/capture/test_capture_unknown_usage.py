@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 
 import tokenmeter
 from tokenmeter import Budget, BudgetExceededError
 from tokenmeter.default import make_meter
+from tokenmeter.ledger import utcnow
 
 WORDS = "The sea is wide, and it is deep. " * 12  # 396 bytes: 99 tokens by estimate
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Tell me about the sea. " * 40}]}
@@ -173,6 +175,53 @@ def test_a_container_is_billed_once_over_all_responses_that_use_it(clients, book
     containers = [entry for entry in books.all() if entry.usage["container_sessions"]]
     assert [str(entry.list_cost) for entry in containers] == ["0.030000000000", "0.030000000000"]
     assert {entry.response_id for entry in containers} == {"cntr_5", "cntr_6"}
+
+
+def container(born, *, seconds, status="expired", memory="4g"):
+    life = {"created_at": born, "last_active_at": born + seconds}
+    return {"id": "cntr_5", "object": "container", "name": "x", "status": status, "memory_limit": memory, **life}
+
+
+@pytest.fixture
+def born(clients, provider):
+    """When a container was made, whose life a response could only assume; made by ada."""
+    made = int(utcnow().timestamp()) - 60
+    tool = {"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "4g"}}
+    provider.answer(body={**container_response(1, "cntr_5", tool), "created_at": made})
+    with tokenmeter.attribute(member="ada"):
+        ask(clients)
+    return made
+
+
+@pytest.mark.needs("openai.resources.responses:Responses", "openai.resources.containers:Containers")
+def test_a_container_that_is_looked_up_replaces_what_was_assumed_of_its_life(born, clients, books, provider):
+    provider.answer(body=container(born, seconds=30, status="running"))
+    provider.answer(body=container(born, seconds=390), times=2)
+    client = clients.openai()
+    for _ in range(3):  # while it lives, when it has expired, and once more
+        client.containers.retrieve("cntr_5")
+    entries = [entry for entry in books.all() if entry.response_id == "cntr_5"]
+    assert {entry.attribution.member for entry in entries} == {"ada"}
+    assert "container_time_assumed" in entries[0].flags
+    # The session that was assumed is taken back; seven minutes of 4 GB are billed.
+    assert sum(entry.list_cost for entry in books.all()) == Decimal("0.00009") + Decimal("0.042")
+
+
+@pytest.mark.needs("openai.resources.responses:Responses", "openai.resources.containers:AsyncContainers")
+async def test_a_container_is_looked_up_by_async_clients_as_well(born, clients, books, provider):
+    provider.answer(body=container(born, seconds=61))
+    async with clients.async_openai() as client:
+        await client.containers.retrieve("cntr_5")
+    assert sum(entry.list_cost for entry in books.all()) == Decimal("0.00009") + Decimal("0.03")
+
+
+@pytest.mark.needs("openai.resources.containers:Containers")
+def test_a_container_that_nobody_recorded_is_billed_when_it_is_looked_up(clients, books, provider):
+    provider.answer(body=container(int(utcnow().timestamp()) - 60, seconds=61), times=2)
+    client = clients.openai()
+    for _ in range(2):
+        client.containers.retrieve("cntr_5")
+    assert books.quantities() == {"container_minutes_4g": 5}
 
 
 @pytest.mark.needs("openai.resources.responses:Responses")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.estimates import ActualBill, growth
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
-from tokenmeter.money import add, negate, subtract
+from tokenmeter.money import add, subtract
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
@@ -156,14 +157,6 @@ class _Recorded:
             cost = SuppliedCost(max(grown, _ZERO), cost.source)
         flags = named.flags | {"total_fell"} if fell else named.flags
         return replace(named, consumptions=(_grown(group, usage, cost),), flags=flags)
-
-
-def growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
-    """By how much `total` is above what is recorded, and whether it is below it anywhere."""
-    rest = {meter: add(quantity, negate(recorded[meter])) for meter, quantity in total.quantities.items()}
-    reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
-    grown = {meter: quantity for meter, quantity in rest.items() if quantity > 0}
-    return Usage(grown, reasoning), any(quantity < 0 for quantity in rest.values())
 
 
 def _grown(group: Consumption, usage: Usage, cost: SuppliedCost | None) -> Consumption:
@@ -350,6 +343,8 @@ class Readings:
             mine = authorization if call is authorization.call else replace(authorization, call=call)
         if seen.reading in {"total", "step"} and identity is not None:
             return GrowingBill(meter, replace(mine, started_at=meter.store.now()), outcome, identity)
+        if seen.reading == "actual":
+            return ActualBill(meter, mine, outcome)
         if seen.reading == "share" and subject is not None:
             return self._file_line(mine, outcome, seen, subject)
         if seen.bill_id is not None:

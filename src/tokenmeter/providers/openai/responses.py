@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
@@ -215,7 +216,14 @@ def container(body: JSON, context: Context) -> Observation:
     group = context.consumption(Reading(usage), model=None, role="container")
     raw = {key: body[key] for key in ("created_at", "last_active_at", "memory_limit") if key in body}
     seen = observation(Reading(usage, flags=frozenset(flags)), group, body, raw, deduplicate=True)
-    return replace(seen, bill_id=bill)
+    return replace(seen, bill_id=bill, reading="actual", at=_instant(born))
+
+
+def _instant(seconds: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, OSError, ValueError):
+        return None
 
 
 def _image_tool(body: JSON, items: list[JSON], context: Context, flags: set[str]) -> list[Consumption]:

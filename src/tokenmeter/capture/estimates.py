@@ -1,0 +1,146 @@
+"""Bills of which an estimate was recorded before: what is known now is written down in its place, less the estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from tokenmeter.budgets.holds import taken_back
+from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.settlement import Settling
+from tokenmeter.errors import StoreError
+from tokenmeter.ledger import Entry
+from tokenmeter.money import add, negate
+from tokenmeter.stores.base import EntryFilter
+from tokenmeter.usage import Observation, Usage
+
+if TYPE_CHECKING:
+    from tokenmeter.meter import Authorization, Meter
+
+#: What an entry says of itself that a whole answer knows better.
+_DOUBTS = frozenset({"estimated", "billing_unknown", "container_time_assumed", "usage_unknown"})
+#: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
+_NEAR = timedelta(hours=1)
+
+
+def growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
+    """By how much `total` is above what is recorded, and whether it is below it anywhere."""
+    rest = {meter: add(quantity, negate(recorded[meter])) for meter, quantity in total.quantities.items()}
+    reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
+    grown = {meter: quantity for meter, quantity in rest.items() if quantity > 0}
+    return Usage(grown, reasoning), any(quantity < 0 for quantity in rest.values())
+
+
+def recorded_for(meter: Meter, call: Call, response_id: str, made_at: datetime) -> list[Entry]:
+    """Calls that this answer was recorded for. The entries of an hour before and after it are looked at."""
+    near = EntryFilter(
+        since=made_at - _NEAR,
+        until=made_at + _NEAR,
+        where={
+            "response_id": frozenset({response_id}),
+            "provider": frozenset({call.provider}),
+            "kind": frozenset({"usage"}),
+        },
+    )
+    try:
+        return list(meter.store.entries(near))
+    except StoreError as error:  # it is recorded all the same
+        meter.fault("look for an answer", error)
+        return []
+
+
+def estimate_among(recorded: Sequence[Entry], seen: Observation) -> Entry | None:
+    """The one entry of those `recorded` that `seen` knows better; None where there is none to replace."""
+    doubtful = len(recorded) == 1 and _DOUBTS.intersection(recorded[0].flags)
+    return recorded[0] if doubtful and not _DOUBTS.intersection(seen.flags) else None
+
+
+def replace_estimate(
+    meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry, *, dated: bool
+) -> Entry | None:
+    """Write down the whole answer of a call that was broken off, on its account, less what was estimated of it.
+
+    Where the two do not add up (other rates, a cost of the provider's own, an estimate that was too high), the whole is
+    written down and the estimate taken back: its cost, that is. Corrections have no tokens.
+    """
+    call, seen = authorization.call, outcome.observation
+    authorization.call = replace(
+        call,
+        attribution=call.attribution.over(estimate.attribution),
+        api_key=call.api_key or estimate.api_key,
+    )
+    if not dated:
+        authorization.started_at = estimate.occurred_at
+    if seen is not None and estimate.dedup_key is not None:  # the answer's own key is the estimate's
+        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}#whole"
+        outcome = replace(outcome, observation=replace(seen, bill_id=whole))
+    if (rest := _rest(meter, authorization, outcome, estimate)) is not None:
+        return write_whole(meter, authorization, replace(outcome, observation=rest))
+    entry = write_whole(meter, authorization, outcome)
+    if entry is not None:
+        try:
+            meter.post(taken_back(estimate))
+        except StoreError as error:  # the whole answer is recorded
+            meter.fault("take back an estimate", error)
+    return entry
+
+
+def _rest(meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry) -> Observation | None:
+    """What the whole answer says beyond the estimate; None where the two do not add up to it exactly."""
+    seen, call = outcome.observation, authorization.call
+    if seen is None or len(seen.consumptions) != 1 or seen.shared or not estimate.usage:
+        return None
+    usage, fell = growth(seen.usage, estimate.usage)
+    rest = replace(seen, consumptions=(replace(seen.consumptions[0], usage=usage),))
+    costs: list[Sequence[Decimal | None]] = []
+    for one in (seen, rest):
+        rated = meter.pricer.rate(
+            one,
+            provider=call.provider,
+            endpoint=call.endpoint,
+            at=authorization.started_at,
+            api_key=call.api_key,
+            attribution=call.attribution,
+        )
+        costs.append((rated.list_cost, rated.contracted_cost, rated.billed_cost))
+    known = (estimate.list_cost, estimate.contracted_cost, estimate.billed_cost)
+    return rest if not fell and all(map(_adds_up, *costs, known)) else None
+
+
+def _adds_up(whole: Decimal | None, rest: Decimal | None, known: Decimal | None) -> bool:
+    return whole is not None and rest is not None and known is not None and add(rest, known) == whole
+
+
+def write_whole(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+    """Write down the call, and before it what outlives its answer (a container): each once, whoever names it again."""
+    seen = outcome.observation
+    for bill in () if seen is None else seen.shared:
+        meter.settle(authorization, replace(outcome, observation=bill, response_id=None, last=False))
+    return meter.settle(authorization, outcome)
+
+
+class ActualBill(Settling):
+    """What is read of something whose bill an answer before could only assume: the life of a container."""
+
+    __slots__ = ()
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the ledger has to be read: for the estimate."""
+        return True
+
+    def record(self, *, wait: bool) -> None:
+        """Record it, in place of what was assumed."""
+        seen, authorization = self.outcome.observation, self.authorization
+        if seen is None or seen.response_id is None:
+            super().record(wait=wait)
+            return
+        recorded = recorded_for(self.meter, authorization.call, seen.response_id, seen.at or authorization.started_at)
+        if not recorded:
+            super().record(wait=wait)
+        elif (estimate := estimate_among(recorded, seen)) is not None:
+            mine = replace(authorization)
+            replace_estimate(self.meter, mine, self.outcome, estimate, dated=False)
