@@ -11,8 +11,7 @@ import pytest
 from tokenmeter.erasing import erase
 from tokenmeter.errors import LedgerError, StoreUnavailableError, TokenmeterError
 from tokenmeter.stores import open_store
-from tokenmeter.stores.archive import archives as archiving
-from tokenmeter.stores.archive import places
+from tokenmeter.stores.archive import places, sealing
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.merging import merge_ledger
 from tokenmeter.stores.moving import copy_ledger
@@ -37,7 +36,7 @@ class Power:
 
     def __init__(self, monkeypatch):
         self.left, self.after, self.thread = None, False, threading.get_ident()
-        for owner, name in ((Database, "write"), (archiving, "put_file"), (os, "link"), (os, "replace"), (Pool, "run")):
+        for owner, name in ((Database, "write"), (sealing, "put_file"), (os, "link"), (os, "replace"), (Pool, "run")):
             monkeypatch.setattr(owner, name, self.watched(getattr(owner, name)))
 
     def watched(self, step):
@@ -319,7 +318,7 @@ def test_two_hosts_that_seal_at_once_make_one_archive(ledger, tmp_path, monkeypa
             raced.append(True)
             two.archives.seal("2026-02", tmp_path / "archive")
 
-    monkeypatch.setattr(archiving, "put_file", race)
+    monkeypatch.setattr(sealing, "put_file", race)
     assert [month.month for month in one.archives.seal("2026-02", tmp_path / folder)] == ["2026-01"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
     assert one.archives.seal("2026-02", tmp_path / "archive") == []

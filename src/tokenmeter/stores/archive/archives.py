@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,27 +14,23 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
-from tokenmeter.stores.archive.layout import FileWriter, groups_in, identity_parts, records, rows_after
-from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Merkle, Proof
-from tokenmeter.stores.archive.places import digest_of_file, joined, opened_copy, place_of, put_file, remove_file
-from tokenmeter.stores.archive.shape import Shaper
+from tokenmeter.stores.archive.chain import RunChain, documents_in
+from tokenmeter.stores.archive.layout import groups_in, identity_parts, records
+from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
+from tokenmeter.stores.archive.places import opened_copy, place_of
+from tokenmeter.stores.archive.sealing import Cut, Sealing, end_of, next_cut
 from tokenmeter.stores.archive.shelf import Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
-from tokenmeter.stores.fold import AMOUNTS, FIRST, link
-from tokenmeter.stores.slots import HOUR, from_microseconds, to_microseconds
+from tokenmeter.stores.fold import FIRST
+from tokenmeter.stores.slots import HOUR, to_microseconds
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _PAGE = 2_000
-#: The record at which most entries of a month are before it and fewest of later ones.
-_CUT = (
-    "SELECT seq FROM (SELECT seq, sum(CASE WHEN occurred_at < ? THEN 1 ELSE -1 END) OVER (ORDER BY seq) AS lead "
-    "FROM entries WHERE seq > ? AND seq <= ?) AS runs WHERE lead > 0 ORDER BY lead DESC, seq DESC LIMIT 1"
-)
 
 
 class ArchiveBook(Readable, Protocol):
@@ -139,107 +131,19 @@ class ParquetArchives:
             StoreUnavailableError: the place cannot be written.
             TamperedLedgerError: an entry is not what the chain says.
         """
-        end = _end_of(through)
+        end = end_of(through)
         if end > utcnow():
             raise ConfigurationError(f"{through} is not over (UTC): a month is sealed when it is.")
         place = place_of(to)
         self._fold()
-        shaper, sealed, written = Shaper(), list[ArchivedMonth](), 0
-        while (cut := self._book.read(partial(self._cut, through=to_microseconds(end)))) is not None:
-            found = self._seal(place, cut, shaper, _Counting(written, progress))
-            sealed.append(found)
-            written += found.entries
+        sealing, sealed = Sealing(self._book, self._file, place, progress), list[ArchivedMonth]()
+
+        def following(connection: Rows) -> Cut | None:
+            return next_cut(connection, next(reversed(self.months(connection)), None), to_microseconds(end))
+
+        while (cut := self._book.read(following)) is not None:
+            sealed.append(sealing.seal(cut))
         return sealed
-
-    def _cut(self, connection: Rows, *, through: int) -> _Cut | None:
-        """The next month to seal: its name, the run before it, and its last record; None when there is none."""
-        run = connection.execute
-        before = next(reversed(self.months(connection)), None)
-        last = 0 if before is None else before.last_seq
-        (moment,) = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", (last,)).fetchone()
-        while moment is not None and moment < through:
-            month = f"{from_microseconds(moment):%Y-%m}"
-            end = to_microseconds(_end_of(month))
-            (most,) = run("SELECT max(seq) FROM entries WHERE occurred_at < ? AND seq > ?", (end, last)).fetchone()
-            row = run(_CUT, (end, last, most)).fetchone()
-            if row is not None:
-                return _Cut(month, before, row[0])
-            (moment,) = run(
-                "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ? AND seq > ?", (end, last)
-            ).fetchone()
-        return None
-
-    def _seal(self, place: str, cut: _Cut, shaper: Shaper, progress: _Counting) -> ArchivedMonth:
-        month, before, last = cut
-        first = 1 if before is None else before.last_seq + 1
-        chain = _Chain(
-            first, FIRST if before is None else bytes.fromhex(before.head_after), self._documents(first, last)
-        )
-        sums = [0] * len(AMOUNTS)
-        times: list[int] = []
-        with tempfile.TemporaryDirectory(prefix="tokenmeter-sealing-") as folder:
-            path = Path(folder) / "month.parquet"
-            with contextlib.closing(FileWriter(str(path), shaper, last - first + 1)) as writer:
-                after = first - 1
-                while rows := self._book.read(partial(rows_after, after=after, last=last)):
-                    for row, stored in rows:
-                        chain.entry(row.seq, row.body)
-                        if chain.head != stored:
-                            raise TamperedLedgerError(
-                                f"Entry {row.seq} is not what the chain says: `tokenmeter verify` names what was "
-                                "changed. Nothing was sealed."
-                            )
-                    writer.write([row for row, _ in rows])
-                    sums = [
-                        sum(column, total)
-                        for total, column in zip(sums, zip(*(row.amounts for row, _ in rows), strict=True), strict=True)
-                    ]
-                    moments = [row.occurred_at for row, _ in rows]
-                    times = [min([*times[:1], *moments]), max([*times[1:], *moments])]
-                    after = rows[-1][0].seq
-                    progress.tell(chain.entries)
-            with path.open("rb") as stream:
-                sha256, size = digest_of_file(stream)
-            url = joined(place, f"{self._folder()}/{month}-{first:012d}-{sha256[:8]}.parquet")
-            put_file(path, url, sha256)
-        found = ArchivedMonth(
-            month=month,
-            first_seq=first,
-            last_seq=last,
-            entries=chain.entries,
-            first_at=times[0],
-            last_at=times[1],
-            head_before=(FIRST if before is None else bytes.fromhex(before.head_after)).hex(),
-            head_after=chain.head.hex(),
-            root=chain.merkle.root().hex(),
-            sums=dict(zip(AMOUNTS, sums, strict=True)),
-            url=url,
-            sha256=sha256,
-            bytes=size,
-        )
-        filing = self._file(found.draft())
-        if filing.recorded:
-            return found
-        theirs = ArchivedMonth.of(filing.document)  # somebody else sealed it at the same time
-        if theirs.url != url:
-            remove_file(url)
-        return theirs
-
-    def _folder(self) -> str:
-        """Where in a place this ledger's files lie: many ledgers may share one."""
-        identity: bytes = self._book.read(
-            lambda connection: connection.execute("SELECT identity FROM ledger").fetchone()[0]
-        )
-        return identity.hex()
-
-    def _documents(self, first: int, last: int) -> dict[int, bytes]:
-        """SHA-256 of each document of a run, as it was filed."""
-        rows = self._book.read(
-            lambda connection: connection.execute(
-                "SELECT seq, body, leaf FROM documents WHERE seq BETWEEN ? AND ?", (first, last)
-            ).fetchall()
-        )
-        return {seq: bytes(leaf or hashlib.sha256(body.encode()).digest()) for seq, body, leaf in rows}
 
     # -- for other tools
 
@@ -301,7 +205,7 @@ class ParquetArchives:
             TamperedLedgerError: a file is not what was sealed. Its entries stay.
         """
         if through is not None:
-            _end_of(through)
+            end_of(through)
         dropped: list[ArchivedMonth] = []
         for month in self.listed():
             if through is not None and month.month > through:
@@ -347,7 +251,7 @@ class ParquetArchives:
             TamperedLedgerError: a file is not what was sealed.
         """
         if since is not None:
-            _end_of(since)
+            end_of(since)
         restored: list[ArchivedMonth] = []
         (archived_to,) = self._book.read(
             lambda connection: connection.execute("SELECT archived_to FROM ledger").fetchone()
@@ -366,7 +270,7 @@ class ParquetArchives:
         """Bring back what of a month is gone; up to which record entries are gone then."""
         groups = self._walk(month, path)
         for number, (head, first) in reversed(list(enumerate(groups))):
-            chain = _Chain(first, head, self._documents(month.first_seq, month.last_seq))
+            chain = RunChain(first, head, documents_in(self._book, month.first_seq, month.last_seq))
             rows: list[tuple[int, bytes, bytes]] = []
             starts: list[tuple[int, bytes]] = []
             for page in records(str(path), group=number):
@@ -400,9 +304,7 @@ class ParquetArchives:
         Raises:
             TamperedLedgerError: it does not lead from the hash before to the hash after.
         """
-        chain = _Chain(
-            month.first_seq, bytes.fromhex(month.head_before), self._documents(month.first_seq, month.last_seq)
-        )
+        chain = self._chain(month)
         groups: list[tuple[bytes, int]] = []
         for number in range(groups_in(str(path))):
             groups.append((chain.head, chain.next))
@@ -416,10 +318,18 @@ class ParquetArchives:
             raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
         return groups
 
-    def _walked(self, month: ArchivedMonth, path: Path, *, of: int) -> _Chain:
+    def _chain(self, month: ArchivedMonth, *, of: int | None = None) -> RunChain:
+        """The chain as it is before a run."""
+        documents = documents_in(self._book, month.first_seq, month.last_seq)
+        return RunChain(month.first_seq, bytes.fromhex(month.head_before), documents, of=of)
+
+    def _walked(self, month: ArchivedMonth, path: Path, *, of: int) -> RunChain:
         """The chain after a file's records, with the way from one of them to the root."""
-        chain = _Chain(
-            month.first_seq, bytes.fromhex(month.head_before), self._documents(month.first_seq, month.last_seq), of=of
+        chain = RunChain(
+            month.first_seq,
+            bytes.fromhex(month.head_before),
+            documents_in(self._book, month.first_seq, month.last_seq),
+            of=of,
         )
         for page in records(str(path)):
             for seq, body in page:
@@ -518,66 +428,3 @@ class ParquetArchives:
     def shelf(self) -> Shelf:
         """The files, open for reading."""
         return self._shelf
-
-
-class _Cut(NamedTuple):
-    """What is to be sealed: name of the month, the run before it, and the last record."""
-
-    month: str
-    before: ArchivedMonth | None
-    last: int
-
-
-class _Counting(NamedTuple):
-    """Tells how many entries are written, those of earlier months included."""
-
-    before: int
-    progress: Callable[[int], object] | None
-
-    def tell(self, count: int) -> None:
-        if self.progress is not None:
-            self.progress(self.before + count)
-
-
-class _Chain:
-    """Along the chain through a run: entries come, documents are known."""
-
-    def __init__(self, first: int, head: bytes, documents: Mapping[int, bytes], *, of: int | None = None) -> None:
-        self.next, self.head, self.entries = first, head, 0
-        self.merkle = Merkle(of)
-        self._documents = documents
-
-    def before(self, seq: int) -> tuple[int, bytes]:
-        """Number and hash of the record before an entry, documents between taken in."""
-        while self.next < seq:
-            document = self._documents.get(self.next)
-            if document is None:
-                raise TamperedLedgerError(f"Record {self.next} is gone: `tokenmeter verify` names all such.")
-            self._link(document)
-        return seq - 1, self.head
-
-    def entry(self, seq: int, body: str) -> None:
-        """The next entry."""
-        self.before(seq)
-        self._link(hashlib.sha256(body.encode()).digest())
-        self.entries += 1
-
-    def _link(self, leaf: bytes) -> None:
-        self.head = link(self.head, leaf)
-        self.merkle.add(leaf)
-        self.next += 1
-
-
-def _end_of(month: str) -> datetime:
-    """The first instant after a month, UTC.
-
-    Raises:
-        ConfigurationError: it is not a month.
-    """
-    try:
-        start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
-    except ValueError:
-        start = None
-    if start is None or f"{start:%Y-%m}" != month:
-        raise ConfigurationError(f"{month!r} is not a month; write it as 2026-09.")
-    return start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)

@@ -1,0 +1,184 @@
+"""A closed month out of the live ledger into a file, and the file into the ledger's chain."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenmeter.errors import ConfigurationError, TamperedLedgerError
+from tokenmeter.stores.archive.chain import RunChain, documents_in
+from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, rows_after
+from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.places import digest_of_file, joined, put_file, remove_file
+from tokenmeter.stores.archive.shape import Shaper
+from tokenmeter.stores.documents import Filing, NewDocument
+from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.fold import AMOUNTS, FIRST
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
+
+#: The record at which most entries of a month are before it and fewest of later ones.
+_CUT = (
+    "SELECT seq FROM (SELECT seq, sum(CASE WHEN occurred_at < ? THEN 1 ELSE -1 END) OVER (ORDER BY seq) AS lead "
+    "FROM entries WHERE seq > ? AND seq <= ?) AS runs WHERE lead > 0 ORDER BY lead DESC, seq DESC LIMIT 1"
+)
+
+
+class Cut(NamedTuple):
+    """What is to be sealed: name of the month, the run before it, and the last record."""
+
+    month: str
+    before: ArchivedMonth | None
+    last: int
+
+    @property
+    def first(self) -> int:
+        """The first record."""
+        return 1 if self.before is None else self.before.last_seq + 1
+
+    @property
+    def head(self) -> bytes:
+        """Hash of the record before it."""
+        return FIRST if self.before is None else bytes.fromhex(self.before.head_after)
+
+
+class _Written:
+    """What went into a file, as its manifest has it."""
+
+    def __init__(self) -> None:
+        self.sums = [0] * len(AMOUNTS)
+        self.times: list[int] = []
+
+    def add(self, rows: Sequence[ArchiveRow]) -> None:
+        columns = zip(*(row.amounts for row in rows), strict=True)
+        self.sums = [sum(column, total) for total, column in zip(self.sums, columns, strict=True)]
+        moments = [row.occurred_at for row in rows]
+        self.times = [min([*self.times[:1], *moments]), max([*self.times[1:], *moments])]
+
+
+class Sealing:
+    """Puts one month after the other into files.
+
+    Args:
+        book: The ledger.
+        file: Files a document.
+        place: Folder, or URL of one.
+        progress: Told now and then how many entries were written.
+    """
+
+    def __init__(
+        self,
+        book: Readable,
+        file: Callable[[NewDocument], Filing],
+        place: str,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        self._book, self._file, self._place, self._progress = book, file, place, progress
+        self._shaper, self._before = Shaper(), 0
+
+    def seal(self, cut: Cut) -> ArchivedMonth:
+        """Write a month and file its manifest, or take the one that somebody else filed at the same time.
+
+        Raises:
+            StoreUnavailableError: the place cannot be written.
+            TamperedLedgerError: an entry is not what the chain says.
+        """
+        chain = RunChain(cut.first, cut.head, documents_in(self._book, cut.first, cut.last))
+        with tempfile.TemporaryDirectory(prefix="tokenmeter-sealing-") as folder:
+            path = Path(folder) / "month.parquet"
+            written = self._write(path, cut, chain)
+            with path.open("rb") as stream:
+                sha256, size = digest_of_file(stream)
+            url = joined(self._place, f"{self._folder()}/{cut.month}-{cut.first:012d}-{sha256[:8]}.parquet")
+            put_file(path, url, sha256)
+        self._before += chain.entries
+        found = ArchivedMonth(
+            month=cut.month,
+            first_seq=cut.first,
+            last_seq=cut.last,
+            entries=chain.entries,
+            first_at=written.times[0],
+            last_at=written.times[1],
+            head_before=cut.head.hex(),
+            head_after=chain.head.hex(),
+            root=chain.merkle.root().hex(),
+            sums=dict(zip(AMOUNTS, written.sums, strict=True)),
+            url=url,
+            sha256=sha256,
+            bytes=size,
+        )
+        filing = self._file(found.draft())
+        if filing.recorded:
+            return found
+        theirs = ArchivedMonth.of(filing.document)
+        if theirs.url != url:
+            remove_file(url)
+        return theirs
+
+    def _write(self, path: Path, cut: Cut, chain: RunChain) -> _Written:
+        written, after = _Written(), cut.first - 1
+        with contextlib.closing(FileWriter(str(path), self._shaper, cut.last - after)) as writer:
+            while rows := self._book.read(partial(rows_after, after=after, last=cut.last)):
+                for row, stored in rows:
+                    chain.entry(row.seq, row.body)
+                    if chain.head != stored:
+                        raise TamperedLedgerError(
+                            f"Entry {row.seq} is not what the chain says: `tokenmeter verify` names what was "
+                            f"changed. {cut.month} was not sealed."
+                        )
+                page = [row for row, _ in rows]
+                writer.write(page)
+                written.add(page)
+                after = page[-1].seq
+                if self._progress is not None:
+                    self._progress(self._before + chain.entries)
+        return written
+
+    def _folder(self) -> str:
+        """Where in a place this ledger's files lie: many ledgers may share one."""
+        identity: bytes = self._book.read(
+            lambda connection: connection.execute("SELECT identity FROM ledger").fetchone()[0]
+        )
+        return identity.hex()
+
+
+def next_cut(connection: Rows, before: ArchivedMonth | None, through: int) -> Cut | None:
+    """The next month to seal; None when there is none.
+
+    Args:
+        connection: The ledger.
+        before: The last run that is sealed.
+        through: The first instant that is not to be sealed, microseconds since the epoch.
+    """
+    run = connection.execute
+    last = 0 if before is None else before.last_seq
+    (moment,) = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", (last,)).fetchone()
+    while moment is not None and moment < through:
+        month = f"{from_microseconds(moment):%Y-%m}"
+        end = to_microseconds(end_of(month))
+        (most,) = run("SELECT max(seq) FROM entries WHERE occurred_at < ? AND seq > ?", (end, last)).fetchone()
+        row = run(_CUT, (end, last, most)).fetchone()
+        if row is not None:
+            return Cut(month, before, row[0])
+        statement = "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ? AND seq > ?"
+        (moment,) = run(statement, (end, last)).fetchone()
+    return None
+
+
+def end_of(month: str) -> datetime:
+    """The first instant after a month, UTC.
+
+    Raises:
+        ConfigurationError: it is not a month.
+    """
+    try:
+        start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+    except ValueError:
+        start = None
+    if start is None or f"{start:%Y-%m}" != month:
+        raise ConfigurationError(f"{month!r} is not a month; write it as 2026-09.")
+    return start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
