@@ -307,8 +307,50 @@ class TestReplacedFile:
         entry = make_entry(member="a")
         assert store.settle(entry).recorded
         assert store.entry(entry.entry_id) == entry
-        assert "removed or cut off while it was in use" in caplog.text
+        assert "removed, replaced or cut off while it was in use" in caplog.text
         assert store.verify().ok
+
+    @pytest.mark.parametrize("instead", ["nothing", "a copy", "an empty file", "another ledger's"])
+    def test_a_tail_that_is_moved_away_takes_no_entry_along(self, store, path, tmp_path, make_entry, caplog, instead):
+        entries = [make_entry() for _ in range(4)]
+        for entry in entries[:2]:
+            store.settle(entry)
+        tail, away = Path(f"{path}-tail.1"), tmp_path / "away"
+        tail.rename(away)
+        if instead == "a copy":
+            tail.write_bytes(away.read_bytes())
+        elif instead == "an empty file":
+            tail.touch()
+        elif instead == "another ledger's":
+            other = SQLiteStore(tmp_path / "other" / "ledger.db")
+            other.settle(make_entry())
+            tail.write_bytes((tmp_path / "other" / "ledger.db-tail.1").read_bytes())
+        for entry in entries[2:]:
+            store.settle(entry)
+        assert "renamed or replaced" in caplog.text
+        later = SQLiteStore(path)  # finds what the first has not folded
+        assert {entry.entry_id for entry in later.entries()} == {entry.entry_id for entry in entries}
+        assert later.verify().ok
+
+    def test_a_folder_that_was_moved_and_copied_back_takes_no_entry_along(self, store, path, make_entry):
+        first, second = make_entry(), make_entry()
+        store.settle(first)
+        store.close()
+        store.settle(second)
+        folder, away = path.parent, path.parent.with_name("away")
+        folder.rename(away)
+        shutil.copytree(away, folder)
+        third = make_entry()
+        store.settle(third)
+        assert {entry.entry_id for entry in store.entries()} == {one.entry_id for one in (first, second, third)}
+
+    def test_a_directory_in_place_of_a_file_beside_the_ledger_is_named(self, store, path, make_entry, tmp_path):
+        store.settle(make_entry())
+        tail = Path(f"{path}-tail.1")
+        tail.rename(tmp_path / "away")
+        tail.mkdir()
+        with pytest.raises(StoreUnavailableError, match=r"ledger\.db-tail\.1 cannot be"):
+            store.journal.recount(int)
 
     def test_a_tail_that_was_cut_off_swallows_no_entry(self, store, path, make_entry):
         store.settle(make_entry())

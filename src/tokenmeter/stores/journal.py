@@ -471,6 +471,7 @@ class Journal(Writer):
 
     def _fold(self) -> None:
         with contextlib.suppress(StoreError):  # told by the book; tried again later
+            self.check_tail()
             self._book.fold()
 
     # -- holds and identities

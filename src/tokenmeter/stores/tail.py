@@ -72,17 +72,19 @@ class Segment:
         OSError: it cannot be opened; FileNotFoundError when there is none and `make` is not set.
     """
 
-    __slots__ = ("_descriptor", "_seen", "number", "path")
+    __slots__ = ("_descriptor", "_device", "_inode", "_name", "_seen", "number", "path")
 
     def __init__(self, ledger: Path, number: int, *, make: bool = False) -> None:
         self.path, self.number = segment_path(ledger, number), number
-        self._seen = 0
+        self._name, self._seen = str(self.path), 0
         if make:
             make_private_file(self.path)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _CLOEXEC)
         try:
             lock_file(self._descriptor, shared=True)
             there = os.fstat(self._descriptor).st_nlink
+            status = self.path.stat()  # compared with itself later: not all file systems say the same of both
+            self._device, self._inode = status.st_dev, status.st_ino
         except BaseException:
             self.__del__()
             raise
@@ -98,14 +100,18 @@ class Segment:
             there: Whether it is known that nobody has removed the file, so that only its size is looked at.
 
         Raises:
-            TailGoneError: somebody removed or cut off the file.
+            TailGoneError: somebody removed, renamed or cut off the file.
             OSError: the disk is full or fails; nothing counts as written.
         """
         if there:
             size = os.lseek(self._descriptor, 0, os.SEEK_END)
         else:
-            status = os.fstat(self._descriptor)
-            size = status.st_size if status.st_nlink else -1
+            try:  # by its name: a file that was renamed takes records along
+                status = os.stat(self._name)  # noqa: PTH116 - on the hot path
+            except OSError:
+                size = -1
+            else:
+                size = status.st_size if status.st_ino == self._inode and status.st_dev == self._device else -1
         if size < self._seen:
             raise TailGoneError(errno.ENOENT, "was removed or cut off", str(self.path))
         self._seen = size
@@ -115,6 +121,24 @@ class Segment:
             if written != len(framed):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return size
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file under its name is still the one that is open."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self._device, self._inode)
+
+    @property
+    def has_name(self) -> bool:
+        """Whether it can be found under any name."""
+        return bool(os.fstat(self._descriptor).st_nlink)
+
+    def read(self) -> bytes:
+        """All that is in it, also when it has no name any more."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def __del__(self) -> None:
         """Close with the last user: another thread may be about to write. A forked child's copy leaves the lock."""

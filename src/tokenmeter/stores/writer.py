@@ -327,20 +327,21 @@ class Writer(Shared):
 
     def _follow(self, live: Live) -> None:
         """Write to the segment that the live file names. Needs the lock."""
-        number = live.header.segment
-        if self._segment is None or self._segment.number != number:
+        number, left = live.header.segment, self._segment
+        if left is None or left.number != number:
             try:
                 self._segment = Segment(self._ledger, number)
             except FileNotFoundError:
                 self._replace_tail(live)
             except OSError as error:
                 raise _unwritable(segment_path(self._ledger, number), error) from error
+            self._bring_over(left)
         self._state = live.state
 
     def _replace_tail(self, live: Live) -> None:
-        """The tail was removed: go on with a new one, and define again what records name. Needs the lock."""
+        """The tail is gone: go on with a new one, and define again what records name. Needs the lock."""
         log.error(
-            "%s-tail was removed or cut off while it was in use; calls that were not yet in the ledger are lost",
+            "%s-tail was removed, replaced or cut off while it was in use; what no program has open any more is lost",
             self._ledger,
         )
         number = max(live.header.segment, *segments(self._ledger), 0) + 1
@@ -372,14 +373,26 @@ class Writer(Shared):
             segment = self._segment or self._last_segment()
             size = segment.append(framed, there=there)
         except TailGoneError:
-            self._with_lock(self._follow_again)
-            self._write(framed)
+            self._append_elsewhere(framed)
         except OSError as error:
             raise _unwritable(segment_path(self._ledger, 0).with_suffix(""), error) from error
         else:
             if size > SEGMENT_BYTES:
                 with contextlib.suppress(StoreError):  # the full one takes more
                     self._with_lock(partial(self._turn_over, full=segment.number))
+
+    def _append_elsewhere(self, framed: bytes) -> None:
+        """Write to the segment that takes the place of one that is gone."""
+        left = self._segment
+        try:
+            self._with_lock(self._follow_again)
+        except StoreUnavailableError as error:
+            if left is None or not left.has_name:
+                raise
+            self._book.trouble.failed(error)
+            left.append(framed, there=True)  # it was moved with all there is: put back, it is found
+        else:
+            self._write(framed)
 
     def _renew_if_possible(self) -> None:
         """After the live file or the segment was replaced. While the book cannot be asked, all stays as it was."""
@@ -401,12 +414,34 @@ class Writer(Shared):
         return segment_path(self._ledger, number).stat().st_size < places.get(number, 0)
 
     def _follow_again(self, live: Live) -> None:
-        number, self._segment = live.header.segment, None
+        number, left = live.header.segment, self._segment
         path = segment_path(self._ledger, number)
-        if path.exists() and self._is_cut_off(number, self._book.stand(lambda standing: standing.places)):
-            self._replace_tail(live)
-        else:
-            self._follow(live)
+        self._segment = None
+        try:
+            if path.exists() and (
+                owner_of(path) != self._book.identity
+                or self._is_cut_off(number, self._book.stand(lambda standing: standing.places))
+            ):
+                self._replace_tail(live)
+            else:
+                self._follow(live)
+        except StoreUnavailableError:
+            self._segment = left
+            raise
+        self._bring_over(left)
+
+    def _bring_over(self, left: Segment | None) -> None:
+        """Write down once more what is in a segment that nobody finds any more; a fold takes every entry once."""
+        if left is not None and self._segment is not None and not left.in_place:
+            self._segment.append(left.read())
+            log.warning("%s was renamed or replaced; what was written to it is in %s", left.path, self._segment.path)
+
+    def check_tail(self) -> None:
+        """See whether the segment that is written to is still where a fold looks for it."""
+        segment = self._segment
+        if segment is not None and not segment.in_place and self._ledger.exists():
+            with contextlib.suppress(StoreError):  # told by the fold
+                self._with_lock(self._follow_again)
 
     def _turn_over(self, live: Live, full: int) -> None:
         if live.header.segment == full:

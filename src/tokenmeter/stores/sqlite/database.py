@@ -525,6 +525,10 @@ _ADVICE = {
     "malformed": _DAMAGED,
     "readonly": _UNWRITABLE,
     "unable to open": _UNWRITABLE,
+    "disk I/O": (
+        "the disk fails, or the file was emptied or cut off. If the disk is sound, restore a backup "
+        "(`tokenmeter db restore`)."
+    ),
     "no such table": _TORN,
     "no such column": _TORN,
 }
@@ -549,6 +553,6 @@ def unusable(path: Path, error: OSError) -> StoreUnavailableError:
     """Why no ledger can be made at `path`."""
     reason = f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror})"
     return StoreUnavailableError(
-        f"{path} cannot be used: {reason}. Check the permissions of its directory, or name another file in "
-        "configure(store=...) or TOKENMETER_STORE."
+        f"{error.filename or path} cannot be used: {reason}. Check the permissions of its directory, or name another "
+        "file in configure(store=...) or TOKENMETER_STORE."
     )

@@ -245,6 +245,8 @@ class SQLiteStore(BookStore[SQLiteBook]):
     def _fold(self) -> None:
         """Before a reader looks: what just returned is then in the book. What cannot be folded now waits."""
         with contextlib.suppress(StoreUnavailableError, StoreBusyError):
+            if isinstance(self.journal, Journal):
+                self.journal.check_tail()
             self._book.fold()
         if self._generation != (now := self.journal.generation):
             self._generation = now
