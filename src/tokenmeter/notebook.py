@@ -8,7 +8,7 @@ import os
 import shlex
 from typing import Any
 
-from tokenmeter.attribution import Scope, attribute
+from tokenmeter.attribution import Scope, attribute, current_scopes
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, dollars
 from tokenmeter.errors import ConfigurationError
@@ -79,7 +79,8 @@ class _Magic:
         if self._open is None or self._inside:
             return
         (block, scope), self._open = self._open, None
-        block.__exit__(None, None, None)
+        if scope in current_scopes():  # else it went with its cell, which newer kernels run in a context of its own
+            block.__exit__(None, None, None)
         _say(scope)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -57,6 +58,17 @@ def test_a_line_holds_until_the_end_of_its_cell_also_with_await(shell, capsys):
     assert "2 calls" in capsys.readouterr().out
     assert shell.run_cell(CELL).success
     assert members() == ["ada", "ada", None]
+
+
+async def test_a_kernel_that_runs_each_cell_in_a_context_of_its_own_ends_the_line_without_a_word(shell, capsys, caplog):
+    """As ipykernel 7 does: the end of the cell is told outside of the context that the line was run in."""
+    code = "%meter member=ada\n" + ASYNC_CELL
+    done = await asyncio.create_task(shell.run_cell_async(code, transformed_cell=shell.transform_cell(code)))
+    shell.events.trigger("post_run_cell", done)
+    assert done.success
+    assert "1 call, " in capsys.readouterr().out
+    assert members() == ["ada"]
+    assert caplog.text == ""
 
 
 def test_await_below_a_cell_magic_is_refused_with_the_mend(shell, capsys):

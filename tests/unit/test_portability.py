@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -108,3 +110,33 @@ def test_a_lock_between_processes(tmp_path):
         unlock_file(second.fileno())
         assert lock_file(first.fileno(), wait=False)
         assert not lock_file(second.fileno(), shared=True, wait=False)
+
+
+def test_a_program_in_one_file_prices_and_records(tmp_path):
+    """As zipapp makes it: what the package reads beside its modules is in the archive."""
+    source = SOURCES / "tokenmeter"
+    program = tmp_path / "program.pyz"
+    with zipfile.ZipFile(program, "w") as archive:
+        for path in source.rglob("*"):
+            if path.is_file() and path.suffix in {".py", ".sql", ".toml", ".json"}:
+                archive.write(path, Path("tokenmeter") / path.relative_to(source))
+        archive.writestr("__main__.py", ONE_CALL)
+    done = subprocess.run(
+        [sys.executable, "-P", program],
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.split(), done.stderr) == ([str(program), "1", "priced"], "")
+
+
+ONE_CALL = """
+import tokenmeter
+
+body = {"model": "gpt-5-mini", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
+tokenmeter.record(body, provider="openai", endpoint="chat.completions")
+totals = tokenmeter.report().totals
+archive, _, _ = tokenmeter.__file__.partition("/tokenmeter/__init__")
+print(archive, totals.requests, "priced" if totals.cost_known else "unpriced")
+"""

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
+from importlib import resources
 from typing import Any, Literal, NamedTuple
 
 from tokenmeter.money import ONE
@@ -109,7 +109,7 @@ class Overrides(NamedTuple):
 @cache
 def load_overrides() -> Overrides:
     """The overrides shipped with this package."""
-    text = Path(__file__).with_name("overrides.toml").read_text(encoding="utf-8")
+    text = (resources.files("tokenmeter.pricing") / "overrides.toml").read_text(encoding="utf-8")
     raw = _decoded(text)
     return Overrides(
         groups=tuple(raw["prices"]),
