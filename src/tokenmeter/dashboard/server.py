@@ -36,7 +36,7 @@ class Protocol(H11Protocol):
         self._slow = self.loop.call_later(_PATIENCE, transport.abort)
 
     @property
-    def gives_up(self) -> float | None:
+    def gives_up(self) -> float | None:  # not money: seconds
         """When it is hung up on unless a whole request comes, by the loop's clock; None = it is being served."""
         return None if self._slow is None else self._slow.when()
 
