@@ -189,7 +189,7 @@ def test_a_report_survives_pickling_without_its_store(month: Store) -> None:
 
 def test_a_report_and_its_rows_are_a_line_in_a_console(month: Store) -> None:
     report = build(month, by="member", period="2026-11")
-    assert repr(report) == "<Report by member, 2026-11 (UTC): 4 rows, 6 requests, $0.056 billed>"
+    assert repr(report) == "<Report by member, 2026-11 (UTC): 4 rows, 6 requests, $0.0565 billed>"
     assert repr(report.rows[0]) == "<Row 2026-11 member=bob: 2 requests, $0.05524575 billed>"
 
 
