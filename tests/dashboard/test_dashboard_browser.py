@@ -81,8 +81,13 @@ def test_a_filter_leads_from_the_overview_to_entries_to_charges_that_multiply_ou
         assert quantity * price * Decimal("1.05") == billed
 
 
+#: A desk by day and a phone by night.
+SIGHTS = [(1440, "light"), (390, "dark")]
+
+
 def column(page, at, of):
     """The middle of a column of the chart, in pixels."""
+    page.locator("#plane").scroll_into_view_if_needed()
     box = page.locator("#plane").bounding_box()
     return box["x"] + box["width"] * (at + 0.5) / of, box["y"] + box["height"] - 12
 
@@ -104,8 +109,9 @@ def test_a_column_tells_what_is_in_it_and_leads_deeper_down_to_the_calls(served,
     assert page.locator("tbody tr").count() >= 1
 
 
-def test_dragging_zooms_in_and_the_back_button_zooms_out(served, browse):
-    page = browse(f"{served.url}/explore?period=last-30d&tz=UTC")
+@pytest.mark.parametrize(("width", "scheme"), SIGHTS)
+def test_dragging_zooms_in_and_the_back_button_zooms_out(served, browse, width, scheme):
+    page = browse(f"{served.url}/explore?period=last-30d&tz=UTC", width=width, scheme=scheme)
     page.mouse.move(*column(page, 25, 30))
     page.mouse.down()
     page.mouse.move(*column(page, 27, 30))
@@ -120,8 +126,9 @@ def test_dragging_zooms_in_and_the_back_button_zooms_out(served, browse):
     page.get_by_role("link", name="Remove the dates").wait_for(state="detached")
 
 
-def test_a_name_in_the_legend_hides_its_series_and_the_address_keeps_it(served, browse):
-    page = browse(f"{served.url}/explore?by=member")
+@pytest.mark.parametrize(("width", "scheme"), SIGHTS)
+def test_a_name_in_the_legend_hides_its_series_and_the_address_keeps_it(served, browse, width, scheme):
+    page = browse(f"{served.url}/explore?by=member", width=width, scheme=scheme)
     assert page.locator(".plane path.bar").count() == 4
     page.locator(".legend").get_by_role("link", name="ada").click()
     page.wait_for_url("**hide=%3Dada*")
@@ -134,8 +141,9 @@ def test_a_name_in_the_legend_hides_its_series_and_the_address_keeps_it(served, 
     assert "hide" not in page.url
 
 
-def test_a_question_is_asked_without_leaving_the_page(served, browse):
-    page = browse(f"{served.url}/explore")
+@pytest.mark.parametrize(("width", "scheme"), SIGHTS)
+def test_a_question_is_asked_without_leaving_the_page(served, browse, width, scheme):
+    page = browse(f"{served.url}/explore", width=width, scheme=scheme)
     page.evaluate("document.body.dataset.mark = 'same page'")
     page.locator("[name=show]").select_option("tokens")
     page.get_by_role("heading", level=1, name="Tokens by model").wait_for()
@@ -158,6 +166,39 @@ def test_a_question_is_asked_without_leaving_the_page(served, browse):
     assert page.evaluate("document.body.dataset.mark") == "same page"
 
 
+@pytest.mark.parametrize(("width", "scheme"), SIGHTS)
+def test_dates_are_picked_and_taken_back(served, browse, width, scheme):
+    page = browse(f"{served.url}/explore?tz=UTC", width=width, scheme=scheme)
+    today = datetime.now(UTC).date()
+    page.get_by_text("Dates and filters").click()
+    page.locator("input[name=since]").fill((today - timedelta(days=2)).isoformat())
+    page.locator("input[name=until]").fill(today.isoformat())
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url(f"**since={today - timedelta(days=2)}*until={today}*")
+    expect(page.locator("#span")).to_contain_text(f"{today - timedelta(days=2)} 00:00")
+    assert wide(page) <= 0
+    page.get_by_role("link", name="Remove the dates").click()
+    page.wait_for_url(lambda url: "since" not in url)
+    expect(page.locator("#span")).to_contain_text(f"{today - timedelta(days=29)} 00:00")
+
+
+def test_a_finger_is_told_what_is_in_a_column_before_it_opens_it(served, chromium):
+    context = chromium.new_context(viewport={"width": 390, "height": 900}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(f"{served.url}/explore?period=last-7d&by=member&tz=UTC")
+    tip = page.locator(".tip")
+    page.touchscreen.tap(*column(page, 6, 7))
+    expect(tip).to_contain_text("together")
+    page.touchscreen.tap(*column(page, 5, 7))  # another column is told in its turn
+    expect(tip.locator("strong")).to_have_text((datetime.now(UTC) - timedelta(days=1)).date().isoformat())
+    page.locator("#time-heading").tap()
+    expect(tip).to_be_hidden()
+    for _ in range(2):
+        page.touchscreen.tap(*column(page, 6, 7))
+    page.wait_for_url("**since=*")
+    context.close()
+
+
 def test_what_has_no_price_is_marked_where_its_cost_is_missing(served, browse):
     page = browse(f"{served.url}/explore?by=member")
     assert "1 of the calls has a part whose price is not known" in page.locator("#drawn").inner_text()
@@ -168,8 +209,9 @@ def test_what_has_no_price_is_marked_where_its_cost_is_missing(served, browse):
     page.get_by_role("heading", level=1, name="Not exact").wait_for()
 
 
-def test_several_values_are_chosen_at_once_and_a_value_leads_on(served, browse):
-    page = browse(f"{served.url}/explore?by=member")
+@pytest.mark.parametrize(("width", "scheme"), SIGHTS)
+def test_several_values_are_chosen_at_once_and_a_value_leads_on(served, browse, width, scheme):
+    page = browse(f"{served.url}/explore?by=member", width=width, scheme=scheme)
     page.get_by_label("Choose ada").check()
     page.get_by_label("Choose bob").check()
     page.get_by_role("button", name="Show only the chosen").click()

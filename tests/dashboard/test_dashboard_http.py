@@ -261,6 +261,15 @@ def test_only_some_downloads_are_made_at_once(served, monkeypatch):
     assert served.get("/export/entries.csv")[0] == 200
 
 
+def test_a_fault_of_ours_is_a_page_or_a_problem_that_tells_nothing_of_it(served, busy, monkeypatch):
+    monkeypatch.setattr(type(busy.store), "entry", lambda *_: 1 / 0)
+    for path, form in (("/entries/x", "text/html; charset=utf-8"), ("/api/v1/entries/x", "application/problem+json")):
+        status, headers, body = served.get(path)
+        assert (status, headers["content-type"], headers["x-frame-options"]) == (500, form, "DENY")
+        assert "the log of the server says what" in body
+        assert "ZeroDivision" not in body
+
+
 def test_an_empty_ledger_tells_how_to_make_the_first_call(meter, serve):
     served = serve(meter)
     for path in ("/", "/?period=all"):

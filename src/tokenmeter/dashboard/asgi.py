@@ -28,6 +28,7 @@ from tokenmeter.dashboard.budgets import BudgetPages
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.rendering import base_of, page, prepare
 from tokenmeter.dashboard.security import (
+    HEADERS,
     Bounded,
     Door,
     HostCheck,
@@ -45,6 +46,7 @@ from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import Lens, ReadableMeter, look_through, pulse_of
 from tokenmeter.serving.probes import Probes, Pulse, entries_of, metrics_of
+from tokenmeter.serving.problems import BROKEN
 from tokenmeter.serving.rest import make_api
 
 _STATIC = Path(__file__).parent / "static"
@@ -113,7 +115,12 @@ def app(
     return Starlette(
         routes=[*routes, Mount("", sites)],
         middleware=middleware,
-        exception_handlers={TokenmeterError: _failed, HTTPException: _refused, OverflowError: _out_of_time},
+        exception_handlers={
+            TokenmeterError: _failed,
+            HTTPException: _refused,
+            OverflowError: _out_of_time,
+            Exception: _broken,
+        },
     )
 
 
@@ -253,6 +260,12 @@ def _failed(request: Request, error: Exception) -> Response:
 def _out_of_time(request: Request, _: Exception) -> Response:
     words = "That date lies beyond the calendar; choose one between the years 2 and 9998."
     return page(request, "error.html", status=400, title="That cannot be shown", message=words)
+
+
+def _broken(request: Request, _: Exception) -> Response:
+    answer = page(request, "error.html", status=500, title="Something failed", message=BROKEN)
+    answer.headers.update(HEADERS)  # nothing behind this adds them
+    return answer
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -45,6 +45,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
+#: Of a fault of ours nothing is told; the server logs it behind the answer.
+BROKEN = "Something failed inside; the log of the server says what."
 #: What any path may answer besides what it is for.
 PROBLEMS = problems(400, 401, 403, 408, 413, 421, 422, 429, 431, 500, 503)
 
@@ -79,12 +81,17 @@ def _out_of_time(_: Request, __: Exception) -> Response:
     return problem(400, "That date lies beyond the calendar; choose one between the years 2 and 9998.")
 
 
+def _broken(_: Request, __: Exception) -> Response:
+    return problem(500, BROKEN)
+
+
 def tell_problems(api: FastAPI) -> None:
     """Let `api` answer every error as a problem, and describe what that is: no path returns it as its model."""
     api.add_exception_handler(TokenmeterError, _failed)
     api.add_exception_handler(RequestValidationError, _mistaken)
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(OverflowError, _out_of_time)
+    api.add_exception_handler(Exception, _broken)
     describe = api.openapi
 
     def described() -> dict[str, Any]:

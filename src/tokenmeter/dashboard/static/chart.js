@@ -1,11 +1,12 @@
 // A chart's pointer: tells what is under it, opens a column, zooms into a stretch. The server has drawn it.
+// A finger hovers over nothing: its first tap tells, a second one on the same column opens it.
 "use strict";
 (() => {
   const WIDE = 10; // units of the plane per column
   const NEAR = 6; // pixels within which a drag is a click
   let plane, data, tip, here, chosen;
   let at = null; // the column that is told
-  let from = null; // where a drag began: column and pixel
+  let from = null; // where a drag began: column and pixel, and whether the column was told already
 
   function set() {
     plane = document.getElementById("plane");
@@ -85,16 +86,22 @@
     chosen.setAttribute("width", (last - first + 1) * WIDE);
   });
   on("pointerdown", (event) => {
-    from = { place: column(event), x: event.clientX };
+    const place = column(event);
+    from = { place, x: event.clientX, told: place === at };
+    if (place !== at) tell(place);
   });
   on("pointerup", (event) => {
     if (from === null) return;
-    const { place, x } = from;
+    const { place, x, told } = from;
     const end = column(event);
+    const dragged = Math.abs(event.clientX - x) > NEAR;
+    from = null;
+    if (event.pointerType === "touch" && !told && !dragged) return;
     hush();
-    if (Math.abs(event.clientX - x) <= NEAR) go(data.links[end]);
-    else zoom(Math.min(place, end), Math.max(place, end));
+    if (dragged) zoom(Math.min(place, end), Math.max(place, end));
+    else go(data.links[end]);
   });
+  on("pointercancel", hush); // the finger scrolls the page
   on("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step) {
@@ -105,7 +112,11 @@
     else if (event.key === "Escape") hush();
   });
   document.addEventListener("pointerout", (event) => {
-    if (plane?.contains(event.target) && !plane.contains(event.relatedTarget)) hush();
+    const left = plane?.contains(event.target) && !plane.contains(event.relatedTarget);
+    if (left && event.pointerType !== "touch") hush();
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!event.target.closest?.("#plane")) hush();
   });
   document.addEventListener("refreshed", set);
   set();
