@@ -89,6 +89,7 @@ def test_what_has_not_changed_is_not_sent_again(served, record):
         ("/me?who=ada", 422, "leave it out"),
         ("/invoices/INV-99999", 404, "no such invoice"),
         ("/nowhere", 404, "nothing at this path"),
+        ("/budgets/a%0Ab/history", 404, "no such budget"),
     ],
 )
 def test_mistakes_are_problems_that_say_what_to_do(served, path, status, words):

@@ -53,7 +53,7 @@ class Side:
         return written
 
     def _answer(self, request):
-        self.held = dict(self.meter.store.all_counters())
+        self.held = self._counters()
         if self.usage is None:
             return self.httpx.Response(500, json={"error": {"message": "no"}})
         choice = {"index": 0, "message": {"role": "assistant", "content": "Done."}, "finish_reason": "stop"}
@@ -74,7 +74,11 @@ class Side:
             said = (type(error), {})
         else:
             said = (scope.requests, scope.billed_cost, scope.usage)
-        return self.held, said, dict(self.meter.store.all_counters())
+        return self.held, said, self._counters()
+
+    def _counters(self):
+        """Where budgets stand: not who was told of it, which each side notes for targets of its own."""
+        return {key: one for key, one in self.meter.store.all_counters() if not key.budget.startswith("alert")}
 
     def entries(self):
         """What was written, but for what tells one run from another."""

@@ -71,11 +71,12 @@ def test_the_tier_for_long_prompts_ended(at, tier, expected):
 
 def test_a_cached_class_without_a_published_rate_is_flagged():
     known = cost("mistral", "mistral-large-2512", "2026-06-20", 1_000, 500, 10)
-    assumed = cost("mistral", "codestral-2501", "2026-06-20", 1_000, 500, 10)
-    assert "cache_rate_assumed" not in known.flags
+    ruled = cost("mistral", "codestral-2501", "2026-06-20", 1_000, 500, 10)
+    assumed = cost("cerebras", "gpt-oss-120b", "2026-11-20", 1_000, 384, 100)
+    assert "cache_rate_assumed" not in known.flags | ruled.flags
     assert "cache_rate_assumed" in assumed.flags
-    assert assumed.list_cost == Decimal("0.000309")  # as fresh input, the dearest it can be
-    assert not cost("mistral", "codestral-2501", "2026-06-20", 1_000, 0, 10).flags
+    assert assumed.list_cost == Decimal("0.000425")  # as fresh input, the dearest it can be
+    assert not cost("cerebras", "gpt-oss-120b", "2026-11-20", 1_000, 0, 100).flags
 
 
 def test_a_one_hour_write_that_a_rule_prices_is_no_assumption():

@@ -171,7 +171,7 @@ def test_the_command_shows_first_and_posts_when_told(store, tmp_path):
     assert "--post" in shown.stdout
     facts = json.loads(cli(tmp_path, "doctor", "--json").stdout)
     assert facts["facts"]["entries_unpriced"] == 1
-    assert any("have no price" in warning for warning in facts["warnings"])
+    assert any("1 entry has no price" in warning for warning in facts["warnings"])
     done = json.loads(cli(tmp_path, "reprice", "--changed", "--post", "--json").stdout)
     assert (done["recorded"], done["corrections"], done["billed_cost"]) == (True, 1, "1.260000000000")
     assert "no entry's cost differs" in cli(tmp_path, "reprice", "--changed").stdout

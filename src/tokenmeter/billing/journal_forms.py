@@ -233,7 +233,7 @@ def _in_one_currency(documents: Sequence[Invoice | CreditNote], asked: object) -
             f"QuickBooks' file does not say its currency, and there are documents in {', '.join(sorted(by))}: make a "
             f"file for each (options={{'currency': {min(by)!r}}}, --option currency={min(by)})."
         )
-    return by.get(str(asked), []) if asked is not None else next(iter(by.values()), [])
+    return by.get(str(asked), []) if asked is not None else list(documents)
 
 
 #: Columns of amounts, which are ours; any other text may be a name that a spreadsheet would run.

@@ -93,7 +93,7 @@ class Deliveries:
         news: Iterator[tuple[datetime, Alert | Notice]] = chain(self._crossed(since), self._noticed(since))
         found = {alert.alert_id: (at, alert) for at, alert in news}
         keys = {one: _key(_DELIVERED, alert=one, target=target) for one in found}
-        told = self._store.counters(list(keys.values())) if keys else {}
+        told = self._store.counters(list(keys.values()))
         left = {one: found[one] for one, key in keys.items() if not told[key].settled}
         claims = self._claims() if left else {}
         due = [(at, alert) for one, (at, alert) in left.items() if _is_left(claims.get(one, []), now - at)]
@@ -113,7 +113,7 @@ class Deliveries:
             for one in self._store.crossings(limit=QUEUE_SIZE)
             if one.crossed_at is not None and one.crossed_at >= since
         ]
-        counters = self._store.counters([one.key for _, one in recent]) if recent else {}
+        counters = self._store.counters([one.key for _, one in recent])
         for at, one in recent:
             alert = self._alert_of(ThresholdCrossing(one.key, one.threshold, counters[one.key].settled))
             if alert is not None:

@@ -563,8 +563,7 @@ def open_call(
     try:
         text = key or binding.sdk.api_key(client)
         kind: Kind | None = binding.kinds.get((*place, text, key is None))
-        url = client.__dict__.get(_BASE_URL)
-        if kind is None or kind.base_url is not (client.base_url if url is None else url) or kind.meter() is not meter:
+        if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
             kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
         who = _whose(binding, meter, body)
         plan_key = _plan_key(meter, kind, who, body, streamed=streamed)
@@ -636,8 +635,6 @@ def _kind(
     return kind
 
 
-#: Where an SDK's client has its ``base_url``, which is a property: looked up before every call.
-_BASE_URL = "_base_url"
 #: What a client called that is remembered at most: ids may be part of a URL, and keys may be short-lived.
 _MOST_KINDS = 256
 
