@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from tokenmeter.attribution import NOBODY, Attribution, current_attribution, current_scopes
 from tokenmeter.dimensions import WHO
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.running import runner_of, scopes_set_to
 
 P = ParamSpec("P")
@@ -129,11 +129,18 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
     Args:
         headers: Names (in any case) to values, as text or bytes.
 
+    Raises:
+        ConfigurationError: that is no mapping.
+
     Examples:
         >>> with attribute(from_headers(request.headers)):  # doctest: +SKIP
         ...     client.responses.create(...)
     """
-    value = next((value for name, value in headers.items() if name.lower() == BAGGAGE), "")
+    if not hasattr(headers, "items"):
+        raise ConfigurationError(
+            f"from_headers takes a mapping of names to values, not {shown(headers)}; make one of pairs with dict(...)."
+        )
+    value = next((value for name, value in headers.items() if _is_baggage(name)), "")
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     found = NOBODY
     for member in _members(text):
@@ -150,6 +157,11 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
         except ConfigurationError:  # too long, or control characters
             continue
     return found
+
+
+def _is_baggage(name: Any) -> bool:
+    text = name.decode("latin-1") if isinstance(name, bytes) else str(name)
+    return text.lower() == BAGGAGE
 
 
 def _members(baggage: str) -> list[str]:

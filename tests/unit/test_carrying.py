@@ -201,6 +201,12 @@ class TestHeaders:
     def test_properties_are_left_out_and_bytes_are_read(self):
         assert from_headers({"baggage": b"tokenmeter.member = ada ;x=1"}) == Attribution(member="ada")
 
+    def test_pairs_of_bytes_are_read_once_they_are_a_mapping(self):
+        pairs = [(b"host", b"a"), (b"Baggage", b"tokenmeter.member=ada")]
+        with pytest.raises(ConfigurationError, match=r"dict\("):
+            from_headers(pairs)
+        assert from_headers(dict(pairs)) == Attribution(member="ada")
+
     def test_what_does_not_fit_is_refused_with_the_mend(self):
         with pytest.raises(ConfigurationError, match="send fewer tags"):
             to_headers(attribution=Attribution(tags={str(number): "x" for number in range(65)}))
