@@ -68,6 +68,16 @@ def test_the_architecture_says_about_how_many_modules_there_are():
     ]
 
 
+def test_the_settings_page_names_every_variable_that_is_read():
+    read = {
+        name for path in SOURCE.rglob("*.py") for name in re.findall(r"\bTOKENMETER_[A-Z_]+\b", path.read_text("utf-8"))
+    }
+    page = (
+        (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8").partition("## Environment variables")[2]
+    )
+    assert read - set(re.findall(r"\| `(\w+)` \|", page)) == {"TOKENMETER_WEBHOOK_SECRET"}  # an example's own
+
+
 _PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(SOURCE.rglob("*.py"))]
 
 
