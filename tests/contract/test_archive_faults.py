@@ -144,6 +144,7 @@ def seal_and_drop(tmp_path):
     return work
 
 
+@pytest.mark.slow
 def test_sealing_and_dropping_may_end_anywhere(power, ledger, tmp_path):
     def check(store):
         assert [(one.month, one.dropped) for one in store.archives.listed()] == [("2026-01", True), ("2026-02", True)]
@@ -176,6 +177,7 @@ def test_erasing_may_end_anywhere(power, ledger):
     tried(power, ledger, work, check, done=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", [copy_ledger, merge_ledger])
 def test_moving_may_end_anywhere(power, ledger, tmp_path, move):
     """Out of a ledger of which two months are in files."""

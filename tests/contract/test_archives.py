@@ -129,6 +129,7 @@ def assert_same(before, after):
         assert after[question] == answer, question
 
 
+@pytest.mark.slow
 def test_every_answer_is_the_same_when_months_are_in_files_and_when_they_are_back(store, months, tmp_path):
     before, head = answers(store), store.verify().head
     sealed = store.archives.seal("2026-03", tmp_path / "archive")

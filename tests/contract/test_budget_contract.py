@@ -158,6 +158,7 @@ class TestCaps:
         with pytest.raises(BudgetExceededError):
             meter.authorize(a_call())
 
+    @pytest.mark.slow
     def test_thousands_of_members_have_a_counter_each(self, metered, store):
         meter = metered(Budget(member="*", limit_requests=1))
         for number in range(2000):
