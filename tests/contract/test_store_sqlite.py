@@ -449,6 +449,29 @@ with FakeProvider() as provider:
     assert (run.returncode, run.stdout.strip()) == (0, "4 4 4"), run.stderr
 
 
+def test_a_program_that_gives_up_its_rights_goes_on_recording(tmp_path):
+    """A server that begins as root and becomes somebody else may not look into the ledger's folder any more."""
+    script = """
+import os, sys, tokenmeter
+from tokenmeter.testing import FakeProvider
+import openai
+folder = f"{sys.argv[1]}/own"
+os.mkdir(folder, 0o700)
+meter = tokenmeter.make_meter(store=f"sqlite:///{folder}/ledger.db")
+with FakeProvider() as provider:
+    client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test", base_url=provider.openai_url), meter)
+    call = lambda: client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hello"}])
+    call(), call()
+    user = os.geteuid()
+    os.seteuid(65534) if user == 0 else os.chmod(folder, 0)
+    call(), call(), call()
+    os.seteuid(0) if user == 0 else os.chmod(folder, 0o700)
+    print(len(list(tokenmeter.make_meter(store=f"sqlite:///{folder}/ledger.db").store.entries())), meter.faults)
+"""
+    run = subprocess.run([sys.executable, "-c", script, tmp_path], check=False, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "5 0"), run.stderr
+
+
 class TestFaults:
     def test_a_ledger_that_cannot_grow_loses_nothing_and_says_so(self, store, make_entry, caplog):
         first = make_entry()

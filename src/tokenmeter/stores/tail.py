@@ -108,8 +108,11 @@ class Segment:
         else:
             try:  # by its name: a file that was renamed takes records along
                 status = os.stat(self._name)  # noqa: PTH116 - on the hot path
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 size = -1
+            except OSError:  # a program that gave up its rights cannot look there: the file says whether it has a name
+                status = os.fstat(self._descriptor)
+                size = status.st_size if status.st_nlink else -1
             else:
                 size = status.st_size if status.st_ino == self._inode and status.st_dev == self._device else -1
         if size < self._seen:
@@ -127,8 +130,10 @@ class Segment:
         """Whether the file under its name is still the one that is open."""
         try:
             status = self.path.stat()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            return self.has_name
         return (status.st_dev, status.st_ino) == (self._device, self._inode)
 
     @property
