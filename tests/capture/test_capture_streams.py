@@ -14,7 +14,10 @@ import anthropic
 import openai
 import pytest
 
+from tokenmeter.adopt import wrap
 from tokenmeter.default import make_meter
+from tokenmeter.meter import Meter
+from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider
 
 MESSAGES = [{"role": "user", "content": "Tell me about the sea, please."}]
@@ -275,6 +278,17 @@ async def test_a_host_that_refuses_stream_options_gets_the_call_as_written(statu
     assert asked == [True, False, False] * 2  # refused once, then remembered
     assert [entry.attempts for entry in books.all()] == [2, 1] * 2
     assert all("estimated" in entry.flags and entry.status == "ok" for entry in books.all())
+
+
+def test_a_refusal_is_remembered_by_the_meter_that_met_it(clients, books, priced):
+    other = Meter(store=open_store("memory:"), pricer=priced.pricer)
+    with FakeProvider(stream_usage="refuse") as refusing:
+        for meter in (books.meter, other):
+            client = wrap(openai.OpenAI(api_key="sk-test", base_url=refusing.openai_url), meter=meter)
+            for _ in range(2):
+                list(client.chat.completions.create(**CHAT))
+        assert ["stream_options" in (request.json or {}) for request in refusing.requests] == [True, False, False] * 2
+    other.close()
 
 
 def test_a_refusal_of_something_else_is_raised(clients, books, provider):

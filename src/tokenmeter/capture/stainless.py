@@ -469,8 +469,6 @@ def _capped(call: InFlight, options: Any) -> Any:
         return options
 
 
-#: Base URLs of hosts that do not take what asks for usage.
-_refusing: set[str] = set()
 _REFUSAL_CODES = frozenset({400, 403, 422})
 
 
@@ -485,9 +483,7 @@ def _asking_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any
     if type(body) is UnreadBody:
         return options
     asking = call.binding.sdk.dialect().usage_request(call.endpoint, body or {})
-    if asking is None or str(client.base_url) in _refusing:
-        return options
-    if not call.meter.asks_for_usage(call.provider, client.base_url):
+    if asking is None or not call.meter.asks_for_usage(call.provider, client.base_url):
         return options
     call.usage_asked = True
     return _with_field(options, *asking)
@@ -516,7 +512,7 @@ def _refuses_usage(client: Any, call: InFlight, error: Any) -> bool:
         return False
     if not call.binding.sdk.dialect().refuses_usage_request(f"{error} {getattr(error, 'body', '')}"):
         return False
-    _refusing.add(str(client.base_url))
+    call.meter.stop_asking_for_usage(client.base_url)
     call.usage_asked = False
     return True
 

@@ -110,6 +110,7 @@ class Meter:
         self._observers = tuple(observers)
         self._providers = sorted((providers or {}).items(), key=lambda item: len(item[0]), reverse=True)
         self._unasked = frozenset(name if "://" in name else canonical_provider(name) for name in unasked)
+        self._refusing: set[str] = set()
         self.keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
@@ -158,10 +159,16 @@ class Meter:
 
     def asks_for_usage(self, provider: str, base_url: object) -> bool:
         """Whether streams of `provider` at `base_url` may be asked to state their usage."""
-        if not self._unasked:
+        if not self._unasked and not self._refusing:
             return True
         url, host = str(base_url), canonical_provider(provider)
+        if url in self._refusing:
+            return False
         return not any(url.startswith(name) if "://" in name else host == name for name in self._unasked)
+
+    def stop_asking_for_usage(self, base_url: object) -> None:
+        """Ask no further stream at `base_url` for its usage: the host refused one that was."""
+        self._refusing.add(str(base_url))
 
     # -- before the call
 
