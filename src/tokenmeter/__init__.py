@@ -212,9 +212,18 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name == "__version__":
-        value = globals()[name] = import_module("importlib.metadata").version("tokenmeter-sdk")
+        value = globals()[name] = _read_version()
         return value
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
+
+
+def _read_version() -> str:
+    """What was installed; "unknown" in a program that took the package along without its description."""
+    metadata = import_module("importlib.metadata")
+    try:
+        return str(metadata.version("tokenmeter-sdk"))
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
+
+import tokenmeter
+import tokenmeter.pricing.edition
 
 SOURCES = Path(__file__).parents[2] / "src"
 #: Needs an extra, is another program's plug-in, or stands on a package that looks at `sys.platform` for itself (mcp).
@@ -112,23 +119,29 @@ def test_a_lock_between_processes(tmp_path):
         assert not lock_file(second.fileno(), shared=True, wait=False)
 
 
-def test_a_program_in_one_file_prices_and_records(tmp_path):
-    """As zipapp makes it: what the package reads beside its modules is in the archive."""
-    source = SOURCES / "tokenmeter"
-    program = tmp_path / "program.pyz"
+def in_one_file(folder, main, *others):
+    """What a program prints that is one file, as zipapp makes it, with the package and `others` in it."""
+    program = folder / "program.pyz"
     with zipfile.ZipFile(program, "w") as archive:
-        for path in source.rglob("*"):
-            if path.is_file() and path.suffix in {".py", ".sql", ".toml", ".json"}:
-                archive.write(path, Path("tokenmeter") / path.relative_to(source))
-        archive.writestr("__main__.py", ONE_CALL)
+        for place in (SOURCES / "tokenmeter", *others):
+            for path in place.rglob("*"):
+                if path.is_file() and path.suffix != ".pyc":
+                    archive.write(path, path.relative_to(place.parent))
+        archive.writestr("__main__.py", main)
     done = subprocess.run(
         [sys.executable, "-P", program],
-        env={**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        env={**os.environ, "XDG_DATA_HOME": str(folder), "XDG_CACHE_HOME": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.stdout.split(), done.stderr) == ([str(program), "1", "priced"], "")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def test_a_program_in_one_file_prices_and_records(tmp_path):
+    """What the package reads beside its modules is in the archive."""
+    assert in_one_file(tmp_path, ONE_CALL) == [str(tmp_path / "program.pyz"), "1", "priced"]
 
 
 ONE_CALL = """
@@ -140,3 +153,64 @@ totals = tokenmeter.report().totals
 archive, _, _ = tokenmeter.__file__.partition("/tokenmeter/__init__")
 print(archive, totals.requests, "priced" if totals.cost_known else "unpriced")
 """
+
+
+def test_a_program_in_one_file_knows_its_price_list(tmp_path):
+    """The list has one name on every machine, wherever its data lies."""
+    prices = Path(importlib.util.find_spec("genai_prices").origin).parent
+    described = next(prices.parent.glob("genai_prices-*.dist-info"))
+    assert in_one_file(tmp_path, PRICE_LIST, prices, described) == [
+        str(tmp_path / "program.pyz"),
+        tokenmeter.pricing.edition.installed_digest(),
+    ]
+
+
+PRICE_LIST = """
+import genai_prices
+from tokenmeter.pricing import edition
+
+print(edition.installed_file(), edition.installed_digest())
+"""
+
+
+def test_a_program_in_one_file_serves_pages_and_prints_invoices(tmp_path):
+    pytest.importorskip("starlette")
+    pytest.importorskip("typst")
+    assert in_one_file(tmp_path, PAGES_AND_INVOICE) == ["200"] * 5 + ["304", "404", "%PDF"]
+
+
+PAGES_AND_INVOICE = """
+from starlette.testclient import TestClient
+
+import tokenmeter
+from tokenmeter.dashboard import app
+
+body = {"model": "gpt-5-mini", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
+with tokenmeter.attribute(member="ada"):
+    tokenmeter.record(body, provider="openai", endpoint="chat.completions")
+client = TestClient(app())
+for page in ("/", "/static/dashboard.css", "/static/dashboard.js", "/static/chart.js", "/static/icon.svg"):
+    print(client.get(page).status_code)
+tag = client.get("/static/chart.js").headers["etag"]
+print(client.get("/static/chart.js", headers={"if-none-match": tag}).status_code)
+print(client.get("/static/nothing.js").status_code)
+print(tokenmeter.invoice(member="ada", period="this-month").to_pdf()[:4].decode())
+"""
+
+
+def test_the_version_is_unknown_where_the_package_has_no_description(monkeypatch):
+    """As in a program that a bundler made."""
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.delitem(vars(tokenmeter), "__version__", raising=False)
+    assert tokenmeter.__version__ == "unknown"
+    monkeypatch.delitem(vars(tokenmeter), "__version__")
+
+
+def test_nothing_is_read_beside_a_module():
+    """A package in an archive has no files: `importlib.resources` reads from both."""
+    named = [path for path in SOURCES.rglob("*.py") if "__file__" in path.read_text(encoding="utf-8")]
+    assert named == []

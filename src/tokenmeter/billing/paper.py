@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cache
 from html import escape
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
@@ -210,7 +210,6 @@ def _row(row: PrintedRow, columns: Iterable[str], classes: Iterable[str]) -> str
     return f"<tr>{''.join(cells)}</tr>"
 
 
-_TEMPLATE = Path(__file__).with_name("paper.typ")
 #: Packages of fonts, in the order their letters are looked for; the last is an extra of its own, for its size.
 _PACKAGES = ("fontpkg_noto_sans", "fontpkg_noto_sans_arabic", "manimgx_fonts_cjk")
 _FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path("/Library/Fonts"), Path("C:/Windows/Fonts"))
@@ -242,7 +241,7 @@ def write_pdf(sheet: PrintedSheet, target: str | Path | None) -> bytes | Path:
     content: bytes
     try:
         content = typst.compile(
-            str(_TEMPLATE),
+            resources.files("tokenmeter.billing").joinpath("paper.typ").read_bytes(),
             format="pdf",
             font_paths=[str(folder) for folder in _font_folders()],
             ignore_system_fonts=True,

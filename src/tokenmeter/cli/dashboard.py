@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+import tokenmeter
 from tokenmeter.cli.frame import HEADINGS, Frame, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError
@@ -302,7 +302,7 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
         raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error
     scope = _scope(only or ())
     with frame.meter() as meter:
-        make_server(look_through(meter, scope), version=importlib.metadata.version("tokenmeter-sdk")).run("stdio")
+        make_server(look_through(meter, scope), version=tokenmeter.__version__).run("stdio")
 
 
 def _scope(only: Sequence[str]) -> AccessScope:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from http import HTTPStatus
-from pathlib import Path
+from importlib import resources
+from pathlib import PurePath
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI
@@ -19,7 +21,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route, Router
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from tokenmeter.api import Meter
@@ -50,7 +51,7 @@ from tokenmeter.serving.probes import Probes, Pulse, entries_of, metrics_of
 from tokenmeter.serving.problems import BROKEN
 from tokenmeter.serving.rest import make_api
 
-_STATIC = Path(__file__).parent / "static"
+_KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _LONGEST_FORM = 4096
 #: Scopes whose pages are kept ready, and live pages at once.
 _MOST_SCOPES = 128
@@ -101,7 +102,7 @@ def app(
         Route("/healthz", probes.health),
         Route("/readyz", probes.ready),
         _mount_api(_Api(chosen, sites, tokens)),
-        Mount("/static", StaticFiles(directory=_STATIC)),
+        *_static_routes(),
         Route("/login", _login(door), methods=["GET", "POST"]),
         Route("/logout", _logout(door), methods=["POST"]),
         *Acts(chosen).routes(),
@@ -123,6 +124,23 @@ def app(
             Exception: _broken,
         },
     )
+
+
+def _static_routes() -> list[Route]:
+    """Styles and scripts, read once: the package may be in an archive, where they are no files."""
+    files = (resources.files("tokenmeter.dashboard") / "static").iterdir()
+    return [Route(f"/static/{one.name}", _sender(one.read_bytes(), _KINDS[PurePath(one.name).suffix])) for one in files]
+
+
+def _sender(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    headers = {"etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
+
+    async def send(request: Request) -> Response:
+        if headers["etag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=kind)
+
+    return send
 
 
 class _Api:

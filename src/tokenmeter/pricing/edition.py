@@ -152,18 +152,22 @@ def is_read() -> bool:
 
 @cache
 def installed_file() -> Path | None:
-    """The file with the installed data; None where it is installed without sources."""
+    """The file with the installed data, or the archive that it is in; None where it is installed without sources."""
     package = importlib.util.find_spec("genai_prices")
-    file = Path(package.origin).with_name("data.py") if package and package.origin else None
-    return file if file is not None and file.is_file() else None
+    if package is None or package.origin is None:
+        return None
+    data = Path(package.origin).with_name("data.py")
+    return next((file for file in (data, *data.parents) if file.is_file()), None)
 
 
 @cache
 def installed_digest() -> str:
     """SHA-256 of the installed data, known without importing it: the same on every machine that has this release."""
-    file = installed_file()
-    if file is not None:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+    package = importlib.util.find_spec("genai_prices")
+    if package is not None and package.origin is not None:
+        data: Any = package.loader  # which reads from an archive, too
+        with suppress(OSError, AttributeError):
+            return hashlib.sha256(data.get_data(str(Path(package.origin).with_name("data.py")))).hexdigest()
     from genai_prices import data  # noqa: PLC0415 - installed without sources: only then it is read
 
     return hashlib.sha256(keepable(data.providers)).hexdigest()
