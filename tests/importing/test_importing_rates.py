@@ -8,8 +8,8 @@ import pytest
 import tokenmeter
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.importing.call import ImportedCall
-from tokenmeter.importing.run import _observation as observation_of
-from tokenmeter.importing.run import rate_plainly
+from tokenmeter.importing.entries import _observation as observation_of
+from tokenmeter.importing.entries import rate_plainly
 
 ADA = Attribution(member="ada")
 MULTIPLIERS = {"multipliers": [{"member": "ada", "multiplier": "1.1"}, {"model": "gpt-5", "multiplier": "0.333333333"}]}

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
@@ -22,12 +20,12 @@ from tokenmeter.importing.call import (
     ImportedCall,
     count_of,
     decimal_of,
+    endpoint_of,
     instant_of,
     mapping_of,
     provider_of,
     without_zero,
 )
-from tokenmeter.importing.rows import endpoint_of
 
 Row = Mapping[str, Any]
 _SECOND = timedelta(seconds=1)
@@ -348,31 +346,6 @@ class Aider:
     def calls(self) -> Iterator[Told]:
         """Each line."""
         yield from self._found
-
-
-def opencode_rows(path: Path) -> Iterator[tuple[str, Row | None]]:
-    """The messages of opencode's database, read only: it may be in use. None for one that is no JSON object.
-
-    Raises:
-        ConfigurationError: it is no such database.
-    """
-    try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            for name, session, data in connection.execute("SELECT id, session_id, data FROM message ORDER BY id"):
-                told = _object_of(data)
-                yield f"{path.name}:{name}", {**told, "id": name, "sessionID": session} if told else None
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise ConfigurationError(f"it is no database of opencode that can be read: {error}") from error
-
-
-def _object_of(text: object) -> Row:
-    try:
-        return mapping_of(json.loads(str(text)))
-    except (ValueError, RecursionError):
-        return {}
 
 
 def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:

@@ -27,6 +27,7 @@ _MAKERS = (
     ("deepseek", "deepseek"),
     ("kimi", "moonshotai"),
 )
+_ENDPOINTS = {"anthropic": "messages", "google": "models.generate_content"}
 _MAKER_OF = tuple((re.compile(beginning), provider) for beginning, provider in _MAKERS)
 #: Counts beyond it are no counts; a ledger's sums hold any number of such.
 _MOST = 10**15
@@ -211,23 +212,38 @@ def provider_of(model: str | None) -> str | None:
     return next((provider for pattern, provider in _MAKER_OF if pattern.match(name)), None)
 
 
+def endpoint_of(provider: str) -> str:
+    """The method a call is recorded under whose log does not say it."""
+    return _ENDPOINTS.get(provider, "chat.completions")
+
+
 def mapping_of(value: object) -> Mapping[str, Any]:
     """A JSON object; anything else is an empty one."""
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def at_path(value: object, path: str) -> object:
-    """What lies at ``a.b.c`` of nested JSON; a number picks from a list. None when there is nothing."""
-    if path in (whole := mapping_of(value)):
-        return whole[path]
-    found: object = value
-    for name in path.split("."):
-        if isinstance(found, list) and name.isdigit():
-            held = cast("list[object]", found)
-            found = held[int(name)] if int(name) < len(held) else None
-        else:
-            found = mapping_of(found).get(name)  # pyright: ignore[reportUnknownArgumentType]
-    return found
+def reader_at(path: str) -> Callable[[Mapping[str, Any]], object]:
+    """What reads the value at ``a.b.c`` of nested JSON; a number picks from a list. It gives None for nothing.
+
+    A field that is called by the whole path goes first.
+    """
+    steps = path.split(".")
+
+    def read(row: Mapping[str, Any]) -> object:
+        if path in row:
+            return row[path]
+        found: object = row
+        for name in steps:
+            if isinstance(found, dict):
+                found = cast("dict[str, object]", found).get(name)
+            elif isinstance(found, list) and name.isdigit():
+                held = cast("list[object]", found)
+                found = held[int(name)] if int(name) < len(held) else None
+            else:
+                return None
+        return found
+
+    return read
 
 
 def without_zero(quantities: Mapping[str, int]) -> dict[str, int]:

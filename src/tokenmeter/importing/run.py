@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from unicodedata import category
 
-from pydantic_core import to_json
-
-from tokenmeter.attribution import MAX_TEXT, NOBODY, Attribution
+from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, TokenmeterError
-from tokenmeter.importing import agents, rows
+from tokenmeter.importing import agents, gateways
 from tokenmeter.importing.call import Given, ImportedCall
-from tokenmeter.importing.rows import check_fields, mapped, response
+from tokenmeter.importing.entries import EntryMaker, KnownCalls
+from tokenmeter.importing.rows import MappedRows, check_fields, response
 from tokenmeter.importing.sources import (
     AGENTS,
     SOURCES,
@@ -31,26 +29,18 @@ from tokenmeter.importing.sources import (
     source_of,
     usual_folders,
 )
-from tokenmeter.ledger import Charge, Entry
+from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
-from tokenmeter.money import EXACT, MOST_DOLLARS, ZERO, to_dollars
+from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import parse_instant
-from tokenmeter.pricing.card import Circumstances
-from tokenmeter.pricing.pricer import COMPLETED, Pricer, completion
-from tokenmeter.pricing.rating import Rating
-from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.tables import DecimalMark
-from tokenmeter.usage import Consumption, Observation, Usage
 
-_OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
-_DAY = timedelta(days=1)
-_IMPORTED = "imported"
 _ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], ImportedCall | None]] = {
-    "litellm": rows.litellm,
-    "langfuse": rows.langfuse,
-    "helicone": rows.helicone,
-    "openrouter": rows.openrouter,
-    "portkey": rows.portkey,
+    "litellm": gateways.litellm,
+    "langfuse": gateways.langfuse,
+    "helicone": gateways.helicone,
+    "openrouter": gateways.openrouter,
+    "portkey": gateways.portkey,
     "opencode": agents.opencode,
     "responses": response,
 }
@@ -248,9 +238,10 @@ class _Import:
         self.outcome = ImportOutcome()
         self._meter, self._given, self._progress = meter, given, progress
         self._source: Source | None = source
-        self._entries = _Entries(given, meter)
+        self._entries = EntryMaker(given, meter)
         self._costed: set[str] = set()
-        self._known = _Known(meter.store)
+        self._known = KnownCalls(meter.store)
+        self._mapped = MappedRows(given) if given.fields else None
         self._whole = {name: make(given) for name, make in _WHOLE.items()}
 
     def read(self, path: Path) -> None:
@@ -278,7 +269,7 @@ class _Import:
         source: Source | None = self._source
         for number, line in enumerate(lines_of(path, self._given.decimal), 1):
             self.outcome.lines += 1
-            if number == 1 and not self._given.fields and line.row is not None and holds_sums(line.row):
+            if number == 1 and self._mapped is None and line.row is not None and holds_sums(line.row):
                 self.outcome.left_out.append(RowProblem(str(path), _SUMS))
                 return
             if self._progress is not None:
@@ -286,20 +277,20 @@ class _Import:
             try:
                 if line.row is None:
                     raise ConfigurationError(line.fault or "not readable")
-                if not self._given.fields:
+                if self._mapped is None:
                     source = self._source or source_of(line.row) or source
                 call = self._call(line, source)
             except (TokenmeterError, ArithmeticError, ValueError, TypeError, KeyError) as error:
                 self.outcome.left_out.append(RowProblem(line.where, str(error)))
                 continue
             if call is not None:
-                self.outcome.sources["mapped" if self._given.fields else source or "responses"] += 1
+                self.outcome.sources["mapped" if self._mapped else source or "responses"] += 1
                 yield call
 
     def _call(self, line: Line, source: Source | None) -> ImportedCall | None:
         row = line.row or {}
-        if self._given.fields:
-            call = mapped(row, line.where, self._given)
+        if self._mapped is not None:
+            call = self._mapped.read(row, line.where)
         elif source is not None and source in self._whole:
             if not self._whole[source].read(row, line.where):
                 self.outcome.not_calls += 1
@@ -323,13 +314,14 @@ class _Import:
                 self._complete(rest)
                 self._add_cost(call)
                 continue
-            conflicts = len(self.outcome.conflicts)
-            is_new = self._known.is_new(call, entry, self.outcome)
-            if len(self.outcome.conflicts) == conflicts:
-                self._add_cost(call)
-            if not is_new:
+            if self._known.is_new(entry):
+                waiting.append((call, entry))
+            elif conflict := self._known.conflict(call, entry):
+                self.outcome.conflicts.append(RowProblem(call.where, conflict))
                 continue
-            waiting.append((call, entry))
+            else:
+                self.outcome.repeated += 1
+            self._add_cost(call)
             if len(waiting) >= _BATCH:
                 self._post(waiting)
                 waiting = []
@@ -360,85 +352,6 @@ class _Import:
 
 
 _BATCH = 8_192
-#: Attributions that are kept while rows name them again.
-_MOST_ACCOUNTS = 10_000
-Figures = tuple[str | None, tuple[tuple[str, Any], ...]]
-
-
-class _Known:
-    """Ids that the ledger has, of the days that an import touches, with their figures."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._days: set[date] = set()
-        self._figures: dict[str, Figures] = {}
-        #: What later imports have recorded of calls that were read while their answer came, by response id.
-        self._rests: dict[str, Usage] = {}
-
-    def is_new(self, call: ImportedCall, entry: Entry, outcome: ImportOutcome) -> bool:
-        """Whether a call is not there yet; a repeat or a conflict is counted."""
-        figures, known = _figures(entry), self._figures_of(entry)
-        if known is None:
-            self._figures.update(dict.fromkeys(_keys(entry), figures))
-            return True
-        if known == figures or (call.grows and _is_part(figures, known)):
-            outcome.repeated += 1
-        else:
-            outcome.conflicts.append(
-                RowProblem(
-                    call.where, f"{call.id} is in the ledger with {_words(known)}, here it has {_words(figures)}"
-                )
-            )
-        return False
-
-    def rest(self, entry: Entry) -> Entry | None:
-        """What is to be recorded of a call that an earlier import read while its answer came, and `entry` has whole.
-
-        None where no import has recorded a part of it, or nothing is left.
-        """
-        figures, known = _figures(entry), self._figures_of(entry)
-        if known is None or known == figures or not _is_part(known, figures):
-            return None
-        near = chain.from_iterable(map(self._entries_of, _around(entry)))
-        found = [one for one in near if one.corrects or one.response_id == entry.response_id]
-        parts = [one for one in found if one.kind == "usage" and one.response_id == entry.response_id]
-        if not parts or not all(_IMPORTED in part.flags for part in parts):
-            return None
-        self._figures.update(dict.fromkeys(_keys(entry), figures))
-        self._rests.pop(str(entry.response_id), None)
-        names = {part.entry_id for part in parts}
-        return completion(parts, [one for one in found if one.corrects in names], entry)
-
-    def _figures_of(self, entry: Entry) -> Figures | None:
-        """What is known of a call. Reads its day and the neighbours: other sources may date it by its other end."""
-        for day in _around(entry):
-            if day not in self._days:
-                self._days.add(day)
-                self._read(day)
-        known = next((self._figures[key] for key in _keys(entry) if key in self._figures), None)
-        rest = self._rests.get(str(entry.response_id))
-        return known if known is None or rest is None else (known[0], _counts(Usage(dict(known[1])) + rest))
-
-    def _read(self, day: date) -> None:
-        for entry in self._entries_of(day):
-            if COMPLETED in entry.flags:
-                name = str(entry.response_id)
-                self._rests[name] = self._rests.get(name, Usage()) + entry.usage
-            elif entry.kind == "usage":
-                self._figures.update(dict.fromkeys(_keys(entry), _figures(entry)))
-
-    def _entries_of(self, day: date) -> Iterator[Entry]:
-        start = datetime.combine(day, time(), UTC)
-        return self._store.entries(EntryFilter(since=start, until=start + _DAY))
-
-
-def _around(entry: Entry) -> tuple[date, ...]:
-    day = entry.occurred_at.date()
-    return day, day - _DAY, day + _DAY
-
-
-def _keys(entry: Entry) -> tuple[str, ...]:
-    return tuple(filter(None, (entry.dedup_key, entry.response_id)))
 
 
 def _bills(call: ImportedCall) -> Iterator[ImportedCall]:
@@ -447,134 +360,3 @@ def _bills(call: ImportedCall) -> Iterator[ImportedCall]:
     for bill in () if seen is None else seen.shared:
         yield replace(call, id=str(bill.bill_id), observation=bill, usage=None, cost_in_source=None)
     yield call
-
-
-def _figures(entry: Entry) -> Figures:
-    return entry.model, _counts(entry.usage)
-
-
-def _counts(usage: Usage) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(usage.quantities.items()))
-
-
-def _is_part(one: Figures, other: Figures) -> bool:
-    """Whether `one` is what `other` was before it was whole: of the same model, and nowhere more."""
-    whole = dict(other[1])
-    return one[0] == other[0] and all(count <= whole.get(name, 0) for name, count in one[1])
-
-
-def _words(figures: Figures) -> str:
-    model, counts = figures
-    return f"{model or 'no model'}: {', '.join(f'{name} {count:,}' for name, count in counts) or 'nothing'}"
-
-
-class _Entries:
-    """Makes entries of calls, priced as if they had been metered; what many calls share is made once."""
-
-    def __init__(self, given: Given, meter: Meter) -> None:
-        self._given, self._meter = given, meter
-        self._accounts: dict[tuple[object, ...], Attribution] = {}
-
-    def entry(self, call: ImportedCall) -> Entry:
-        """The entry of a call."""
-        seen, who = call.observation, self._attribution(call)
-        pricer = self._meter.pricer
-        rating = rate_plainly(pricer, call, who) if seen is None else None
-        if rating is None:
-            seen = seen or _observation(call)
-            rating = pricer.rate(seen, provider=call.provider, endpoint=call.endpoint, at=call.at, attribution=who)
-        raw: dict[str, Any] = {} if call.usage is None else {"usage": call.usage}
-        if call.observation is not None and call.observation.raw_usage is not None:
-            raw = {"usage": call.observation.raw_usage}
-        if call.cost_in_source is not None:
-            raw["cost_in_source"] = f"{call.cost_in_source:f}"
-        return Entry(
-            occurred_at=call.at,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            operation=_OPERATIONS.get(call.endpoint, "chat"),
-            request_model=call.request_model or call.model,
-            response_model=(seen and seen.response_model) or call.model,
-            response_id=call.id,
-            service_tier=(seen and seen.service_tier) or call.service_tier,
-            attribution=who,
-            usage=Usage(call.quantities, call.reasoning) if seen is None else seen.usage,
-            charges=rating.charges,
-            list_cost=rating.list_cost,
-            contracted_cost=rating.contracted_cost,
-            billed_cost=rating.billed_cost,
-            cost_source=rating.cost_source,
-            flags=tuple(sorted({_IMPORTED, *(seen.flags if seen else ()), *rating.flags, *call.flags})),
-            price_list_hash=pricer.price_list_hash,
-            raw_usage=to_json(raw, fallback=str).decode() if raw else None,
-            dedup_key=f"{call.provider}:{call.id}",
-        )
-
-    def _attribution(self, call: ImportedCall) -> Attribution:
-        if not call.who and not call.tags:
-            return self._given.attribution
-        key = (*call.who.items(), None, *call.tags.items())
-        found = self._accounts.get(key)
-        if found is None:
-            if len(self._accounts) >= _MOST_ACCOUNTS:
-                self._accounts.clear()
-            who = self._given.attribution
-            told = {name: _clean(value) for name, value in call.who.items() if getattr(who, name) is None}
-            tags = {_clean(name): _clean(value) for name, value in call.tags.items()}
-            found = replace(who, **told, tags={**tags, **who.tags}) if told or tags else who
-            self._accounts[key] = found
-        return found
-
-
-def _clean(text: str) -> str:
-    """A name out of a log as a ledger takes it: printable, and not endless."""
-    if text.isprintable() and len(text) <= MAX_TEXT:
-        return text
-    shown = "".join("\N{REPLACEMENT CHARACTER}" if category(one) in {"Cc", "Cs"} else one for one in text)
-    return shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def rate_plainly(pricer: Pricer, call: ImportedCall, who: Attribution) -> Rating | None:
-    """What `Pricer.rate` says of a call that is all whole numbers and no doubt, in half the time; else None."""
-    quantities = call.quantities
-    mode = Circumstances(call.service_tier, call.processing, call.speed, call.geo, None, call.endpoint)
-    sheet = pricer.sheet(
-        call.provider, call.model, mode=mode, at=call.at, prompt_tokens=_prompt_of(quantities), attribution=who
-    )
-    if sheet is None or not quantities or sheet.per_request is not None:
-        return None
-    costs = sheet.costs(quantities)
-    if costs is None or max(costs) > _MOST_PICODOLLARS:
-        return None
-    lines: list[Charge] = []
-    for meter, quantity in quantities.items():
-        rate = sheet.rate(meter)
-        if isinstance(rate, str) or not quantity:
-            return None
-        lines.append(rate.line(call.model, meter, quantity, "message"))
-    first, second, third = costs
-    listed = to_dollars(first)
-    contracted = listed if second == first else to_dollars(second)
-    billed = contracted if third == second else to_dollars(third)
-    return Rating(tuple(lines), listed, contracted, billed, "computed", price_list_hash=sheet.price_list_hash)
-
-
-_MOST_PICODOLLARS = MOST_DOLLARS * 10**12
-
-
-def _prompt_of(quantities: Mapping[str, int]) -> int:
-    return sum([count for name, count in quantities.items() if name.startswith(("input", "cache_"))])
-
-
-def _observation(call: ImportedCall) -> Observation:
-    prompt = _prompt_of(call.quantities)
-    consumption = Consumption(
-        model=call.model,
-        usage=Usage(call.quantities, call.reasoning),
-        service_tier=call.service_tier,
-        processing=call.processing,
-        speed=call.speed,
-        geo=call.geo,
-        prompt_tokens=prompt,
-    )
-    return Observation(consumptions=(consumption,), response_model=call.model, response_id=call.id)

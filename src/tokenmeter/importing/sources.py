@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from typing import IO, Any, Literal, cast
 from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, reason_of
-from tokenmeter.importing.agents import opencode_rows
 from tokenmeter.importing.call import mapping_of
 from tokenmeter.tables import (
     UNPACKING,
@@ -114,7 +114,7 @@ def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
         beginning = file.read(len(_SQLITE))
     if beginning == _SQLITE:
         try:
-            for where, row in opencode_rows(path):
+            for where, row in _opencode_rows(path):
                 yield Line(where, 0, row) if row else Line(where, 0, fault="not a JSON object")
         except ConfigurationError as error:
             yield Line(str(path), 0, fault=str(error))
@@ -126,6 +126,31 @@ def lines_of(path: Path, mark: DecimalMark | None = None) -> Iterator[Line]:
             yield Line(str(path), 0, fault=str(error))
         except UNPACKING as error:
             yield Line(str(path), 0, fault=f"cannot be read further: {reason_of(error)}")
+
+
+def _opencode_rows(path: Path) -> Iterator[tuple[str, Row | None]]:
+    """The messages of opencode's database, read only: it may be in use. None for one that is no JSON object.
+
+    Raises:
+        ConfigurationError: it is no such database.
+    """
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            for name, session, data in connection.execute("SELECT id, session_id, data FROM message ORDER BY id"):
+                told = _object_of(data)
+                yield f"{path.name}:{name}", {**told, "id": name, "sessionID": session} if told else None
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"it is no database of opencode that can be read: {error}") from error
+
+
+def _object_of(text: object) -> Row:
+    try:
+        return mapping_of(json.loads(str(text)))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _rows(path: Path, raw: io.BufferedReader, mark: DecimalMark | None) -> Iterator[Line]:
@@ -262,7 +287,8 @@ def _with_a_point(cell: str) -> str:
 
 
 def _has(*names: str) -> Callable[[Row], bool]:
-    return lambda row: all(name in row for name in names)
+    wanted = frozenset(names)
+    return lambda row: row.keys() >= wanted
 
 
 #: Source -> what its rows have, most telling first.

@@ -1,0 +1,238 @@
+"""Calls out of logs as entries, priced like live ones; and which of them a ledger has already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import chain
+from typing import Any
+from unicodedata import category
+
+from pydantic_core import to_json
+
+from tokenmeter.attribution import MAX_TEXT, Attribution
+from tokenmeter.importing.call import Given, ImportedCall
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.meter import Meter
+from tokenmeter.money import MOST_DOLLARS, to_dollars
+from tokenmeter.pricing.card import Circumstances
+from tokenmeter.pricing.pricer import COMPLETED, Pricer, completion
+from tokenmeter.pricing.rating import Rating
+from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.usage import Consumption, Observation, Usage
+
+_OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
+_DAY = timedelta(days=1)
+_IMPORTED = "imported"
+#: Attributions that are kept while rows name them again.
+_MOST_ACCOUNTS = 10_000
+Figures = tuple[str | None, tuple[tuple[str, Any], ...]]
+
+
+class KnownCalls:
+    """Ids that the ledger has, of the days that an import touches, with their figures."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._days: set[date] = set()
+        self._surrounded: set[date] = set()
+        self._figures: dict[str, Figures] = {}
+        #: What later imports have recorded of calls that were read while their answer came, by response id.
+        self._rests: dict[str, Usage] = {}
+
+    def is_new(self, entry: Entry) -> bool:
+        """Whether a call is not there yet; from now on it is."""
+        if self._figures_of(entry) is not None:
+            return False
+        self._figures.update(dict.fromkeys(_keys(entry), _figures(entry)))
+        return True
+
+    def conflict(self, call: ImportedCall, entry: Entry) -> str | None:
+        """In what a call differs from the one that is there under its id; None for a repeat, or an earlier part."""
+        figures, known = _figures(entry), self._figures_of(entry)
+        if known is None or known == figures or (call.grows and _is_part(figures, known)):
+            return None
+        return f"{call.id} is in the ledger with {_words(known)}, here it has {_words(figures)}"
+
+    def rest(self, entry: Entry) -> Entry | None:
+        """What is to be recorded of a call that an earlier import read while its answer came, and `entry` has whole.
+
+        None where no import has recorded a part of it, or nothing is left.
+        """
+        figures, known = _figures(entry), self._figures_of(entry)
+        if known is None or known == figures or not _is_part(known, figures):
+            return None
+        near = chain.from_iterable(map(self._entries_of, _around(entry)))
+        found = [one for one in near if one.corrects or one.response_id == entry.response_id]
+        parts = [one for one in found if one.kind == "usage" and one.response_id == entry.response_id]
+        if not parts or not all(_IMPORTED in part.flags for part in parts):
+            return None
+        self._figures.update(dict.fromkeys(_keys(entry), figures))
+        self._rests.pop(str(entry.response_id), None)
+        names = {part.entry_id for part in parts}
+        return completion(parts, [one for one in found if one.corrects in names], entry)
+
+    def _figures_of(self, entry: Entry) -> Figures | None:
+        """What is known of a call. Reads its day and the neighbours: other sources may date it by its other end."""
+        if (day := entry.occurred_at.date()) not in self._surrounded:
+            self._surrounded.add(day)
+            for near in _around(entry):
+                if near not in self._days:
+                    self._days.add(near)
+                    self._read(near)
+        known = next((found for key in _keys(entry) if (found := self._figures.get(key)) is not None), None)
+        rest = self._rests.get(str(entry.response_id)) if self._rests else None
+        return known if known is None or rest is None else (known[0], _counts(Usage(dict(known[1])) + rest))
+
+    def _read(self, day: date) -> None:
+        for entry in self._entries_of(day):
+            if COMPLETED in entry.flags:
+                name = str(entry.response_id)
+                self._rests[name] = self._rests.get(name, Usage()) + entry.usage
+            elif entry.kind == "usage":
+                self._figures.update(dict.fromkeys(_keys(entry), _figures(entry)))
+
+    def _entries_of(self, day: date) -> Iterator[Entry]:
+        start = datetime.combine(day, time(), UTC)
+        return self._store.entries(EntryFilter(since=start, until=start + _DAY))
+
+
+def _around(entry: Entry) -> tuple[date, ...]:
+    day = entry.occurred_at.date()
+    return day, day - _DAY, day + _DAY
+
+
+def _keys(entry: Entry) -> tuple[str, ...]:
+    return tuple([key for key in (entry.dedup_key, entry.response_id) if key])
+
+
+def _figures(entry: Entry) -> Figures:
+    return entry.model, _counts(entry.usage)
+
+
+def _counts(usage: Usage) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(usage.quantities.items()))
+
+
+def _is_part(one: Figures, other: Figures) -> bool:
+    """Whether `one` is what `other` was before it was whole: of the same model, and nowhere more."""
+    whole = dict(other[1])
+    return one[0] == other[0] and all(count <= whole.get(name, 0) for name, count in one[1])
+
+
+def _words(figures: Figures) -> str:
+    model, counts = figures
+    return f"{model or 'no model'}: {', '.join(f'{name} {count:,}' for name, count in counts) or 'nothing'}"
+
+
+class EntryMaker:
+    """Makes entries of calls, priced as if they had been metered; what many calls share is made once."""
+
+    def __init__(self, given: Given, meter: Meter) -> None:
+        self._given, self._meter = given, meter
+        self._accounts: dict[tuple[object, ...], Attribution] = {}
+
+    def entry(self, call: ImportedCall) -> Entry:
+        """The entry of a call."""
+        seen, who = call.observation, self._attribution(call)
+        pricer = self._meter.pricer
+        rating = rate_plainly(pricer, call, who) if seen is None else None
+        if rating is None:
+            seen = seen or _observation(call)
+            rating = pricer.rate(seen, provider=call.provider, endpoint=call.endpoint, at=call.at, attribution=who)
+        raw: dict[str, Any] = {} if call.usage is None else {"usage": call.usage}
+        if call.observation is not None and call.observation.raw_usage is not None:
+            raw = {"usage": call.observation.raw_usage}
+        if call.cost_in_source is not None:
+            raw["cost_in_source"] = f"{call.cost_in_source:f}"
+        return Entry(
+            occurred_at=call.at,
+            provider=call.provider,
+            endpoint=call.endpoint,
+            operation=_OPERATIONS.get(call.endpoint, "chat"),
+            request_model=call.request_model or call.model,
+            response_model=(seen and seen.response_model) or call.model,
+            response_id=call.id,
+            service_tier=(seen and seen.service_tier) or call.service_tier,
+            attribution=who,
+            usage=Usage(call.quantities, call.reasoning) if seen is None else seen.usage,
+            charges=rating.charges,
+            list_cost=rating.list_cost,
+            contracted_cost=rating.contracted_cost,
+            billed_cost=rating.billed_cost,
+            cost_source=rating.cost_source,
+            flags=tuple(sorted({_IMPORTED, *(seen.flags if seen else ()), *rating.flags, *call.flags})),
+            price_list_hash=pricer.price_list_hash,
+            raw_usage=to_json(raw, fallback=str).decode() if raw else None,
+            dedup_key=f"{call.provider}:{call.id}",
+        )
+
+    def _attribution(self, call: ImportedCall) -> Attribution:
+        if not call.who and not call.tags:
+            return self._given.attribution
+        key = (*call.who.items(), None, *call.tags.items())
+        found = self._accounts.get(key)
+        if found is None:
+            if len(self._accounts) >= _MOST_ACCOUNTS:
+                self._accounts.clear()
+            who = self._given.attribution
+            told = {name: _clean(value) for name, value in call.who.items() if getattr(who, name) is None}
+            tags = {_clean(name): _clean(value) for name, value in call.tags.items()}
+            found = replace(who, **told, tags={**tags, **who.tags}) if told or tags else who
+            self._accounts[key] = found
+        return found
+
+
+def _clean(text: str) -> str:
+    """A name out of a log as a ledger takes it: printable, and not endless."""
+    if text.isprintable() and len(text) <= MAX_TEXT:
+        return text
+    shown = "".join("\N{REPLACEMENT CHARACTER}" if category(one) in {"Cc", "Cs"} else one for one in text)
+    return shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def rate_plainly(pricer: Pricer, call: ImportedCall, who: Attribution) -> Rating | None:
+    """What `Pricer.rate` says of a call that is all whole numbers and no doubt, in half the time; else None."""
+    quantities = call.quantities
+    mode = Circumstances(call.service_tier, call.processing, call.speed, call.geo, None, call.endpoint)
+    sheet = pricer.sheet(
+        call.provider, call.model, mode=mode, at=call.at, prompt_tokens=_prompt_of(quantities), attribution=who
+    )
+    if sheet is None or not quantities or sheet.per_request is not None:
+        return None
+    costs = sheet.costs(quantities)
+    if costs is None or max(costs) > _MOST_PICODOLLARS:
+        return None
+    lines: list[Charge] = []
+    for meter, quantity in quantities.items():
+        rate = sheet.rate(meter)
+        if isinstance(rate, str) or not quantity:
+            return None
+        lines.append(rate.line(call.model, meter, quantity, "message"))
+    first, second, third = costs
+    listed = to_dollars(first)
+    contracted = listed if second == first else to_dollars(second)
+    billed = contracted if third == second else to_dollars(third)
+    return Rating(tuple(lines), listed, contracted, billed, "computed", price_list_hash=sheet.price_list_hash)
+
+
+_MOST_PICODOLLARS = MOST_DOLLARS * 10**12
+
+
+def _prompt_of(quantities: Mapping[str, int]) -> int:
+    return sum([count for name, count in quantities.items() if name.startswith(("input", "cache_"))])
+
+
+def _observation(call: ImportedCall) -> Observation:
+    prompt = _prompt_of(call.quantities)
+    consumption = Consumption(
+        model=call.model,
+        usage=Usage(call.quantities, call.reasoning),
+        service_tier=call.service_tier,
+        processing=call.processing,
+        speed=call.speed,
+        geo=call.geo,
+        prompt_tokens=prompt,
+    )
+    return Observation(consumptions=(consumption,), response_model=call.model, response_id=call.id)

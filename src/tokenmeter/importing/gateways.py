@@ -1,0 +1,352 @@
+"""One call a row: what gateways and observability services write down.
+
+Each reader takes one row and gives its call, or None for a row that is no call of a provider.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
+from itertools import chain
+from typing import Any
+
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.importing.call import (
+    Given,
+    ImportedCall,
+    count_of,
+    decimal_of,
+    endpoint_of,
+    instant_of,
+    mapping_of,
+    provider_of,
+    without_zero,
+)
+from tokenmeter.money import EXACT
+from tokenmeter.providers import observe
+
+Row = Mapping[str, Any]
+#: Anthropic's own default, where a source says how much was written and not for how long.
+_UNSAID = "cache_write_5m"
+_OK = 200
+_NONE: Row = {}
+#: LiteLLM's names of providers -> those of the price list, where they differ; it puts them before models, too.
+_LITELLM_PROVIDERS = {
+    **dict.fromkeys(("azure_ai", "azure_text"), "azure"),
+    **dict.fromkeys(("bedrock_converse", "sagemaker", "sagemaker_chat"), "bedrock"),
+    **dict.fromkeys(("vertex_ai_beta", "palm"), "vertex_ai"),
+    **dict.fromkeys(("codestral", "text-completion-codestral"), "mistral"),
+    "cohere_chat": "cohere",
+    "fireworks_ai": "fireworks",
+    "text-completion-openai": "openai",
+    "together_ai": "together",
+    **{name: name for name in ("anthropic", "azure", "bedrock", "cerebras", "cohere", "databricks", "deepseek")},
+    **{name: name for name in ("gemini", "groq", "mistral", "moonshot", "novita", "openai", "openrouter")},
+    **{name: name for name in ("perplexity", "vertex_ai", "xai", "zai")},
+}
+_LITELLM_WHO = (("member", "user"), ("team", "team_id"), ("organization", "organization_id"), ("end_user", "end_user"))
+
+
+#: What Langfuse, over its versions, calls input, output and their sum.
+_LANGFUSE = (
+    ("input", "prompt_tokens", "promptTokens", "input_tokens", "inputTokens", "inputUsage"),
+    ("output", "completion_tokens", "completionTokens", "output_tokens", "outputTokens", "outputUsage"),
+    ("total", "total_tokens", "totalTokens", "totalUsage"),
+)
+
+
+def nested(row: Row, name: str) -> Row:
+    """A JSON object in a row; in a CSV it is the text of a cell."""
+    value = row.get(name)
+    if value is None:
+        return _NONE
+    if isinstance(value, str) and value.strip().startswith("{"):
+        value = _object_of(value.strip())
+    return mapping_of(value)
+
+
+def _object_of(text: str) -> object:
+    """An object as JSON, or as Python prints it (data frames saved as CSV hold theirs so); None when it is neither."""
+    with suppress(ValueError):
+        return json.loads(text)
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return None
+
+
+def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """A row of LiteLLM's spend logs. Its own response cache, and failures, are no calls of a provider."""
+    if str(row.get("cache_hit")).lower() == "true" or row.get("status") == "failure":
+        return None
+    metadata = nested(row, "metadata")
+    usage = nested(metadata, "usage_object")
+    more = nested(metadata, "additional_usage_values")
+    details = nested(usage, "prompt_tokens_details")
+    prompt, output = count_of(row, "prompt_tokens"), count_of(row, "completion_tokens")
+    if not prompt and not output:
+        return _without_usage(_cost(row, "spend"))
+    read = (
+        count_of(usage, "cache_read_input_tokens")
+        or count_of(details, "cached_tokens")
+        or count_of(more, "cache_read_input_tokens")
+    )
+    written = count_of(usage, "cache_creation_input_tokens") or count_of(more, "cache_creation_input_tokens")
+    text = count_of(details, "text_tokens")
+    beside = read + written > prompt or (text == prompt and text > 0 and bool(read + written))
+    uncertain = not beside and bool(read + written) and not text and row.get("call_type") == "anthropic_messages"
+    creation = nested(usage, "cache_creation")
+    hour = min(count_of(creation, "ephemeral_1h_input_tokens"), written)
+    flags = {"cache_uncertain"} if uncertain else set[str]()
+    if not metadata and len(str(row.get("metadata") or "").strip("{} ")) and str(row["metadata"]).lstrip()[:1] == "{":
+        flags.add("usage_partly_read")  # cut off: what it would say of the cache is not known
+    spelled = _model(row, "model")
+    theirs = str(row.get("custom_llm_provider") or "")
+    prefix, slash, rest = spelled.partition("/")
+    if slash and not theirs and prefix in _LITELLM_PROVIDERS:
+        theirs = prefix
+    model = rest if slash and prefix == theirs else spelled
+    provider = _LITELLM_PROVIDERS.get(theirs, theirs) or provider_of(model) or given.provider or ""
+    who = {name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))}
+    return ImportedCall(
+        where=where,
+        id=_id(row, "request_id"),
+        provider=_provider(provider),
+        model=model,
+        request_model=spelled,
+        at=instant_of(row.get("endTime") or row.get("startTime"), tz="UTC"),
+        endpoint=endpoint_of(provider),
+        quantities=without_zero({
+            "input": prompt if beside else prompt - read - written,
+            "cache_read": read,
+            "cache_write_1h": hour,
+            "cache_write_5m": written - hour,
+            "output": output,
+        }),
+        reasoning=count_of(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
+        flags=frozenset(flags),
+        cost_in_source=_cost(row, "spend"),
+        usage=dict(usage) or None,
+        who=who,
+    )  # fmt: skip
+
+
+def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """An observation of Langfuse: generations and embeddings are calls, spans are not."""
+    if str(row.get("type")).upper() not in {"GENERATION", "EMBEDDING"}:
+        return None
+    usage = nested(row, "usage_details") or nested(row, "usageDetails") or nested(row, "usage")
+    if not usage:  # in columns of their own; those called ``input`` and ``output`` hold what was said
+        usage = {name: row[name] for names in _LANGFUSE for name in names[1:] if row.get(name) not in {None, ""}}
+    cost = _cost(row, "total_cost", "calculatedTotalCost", "totalCost")
+    if not any(value and not isinstance(value, dict) and str(value) != "0" for value in usage.values()):
+        return _without_usage(cost)
+    read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
+    hour = _first(usage, "input_cache_creation_1h")
+    short = _first(usage, "input_cache_creation_5m")
+    unsaid = _first(usage, "input_cache_creation", "cache_creation_input_tokens")
+    written = hour + short if hour or short else unsaid
+    reasoning = _first(usage, "output_reasoning_tokens", "output_reasoning")
+    before, answer, total = (_first(usage, *names) for names in _LANGFUSE)
+    inside = bool(read + written + reasoning) and total == before + answer
+    quantities = {
+        "input": before - read - written if inside else before,
+        "cache_read": read,
+        "cache_write_1h": hour,
+        "cache_write_5m": written - hour,
+        "output": answer if inside else answer + reasoning,
+    }
+    if not any(quantities.values()):
+        raise ConfigurationError(f"its usage has no count that is known, only {', '.join(usage)}: record it by hand")
+    known = {"unit", *chain.from_iterable(_LANGFUSE)}
+    listed = [read, hour, short, unsaid, reasoning]
+    rest = total - before - answer - sum((read, written, reasoning)) if total and not inside else 0
+    model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
+    provider = given.provider or provider_of(None if model is None else str(model))
+    flags = {"cache_lifetime_assumed"} if unsaid and not (hour or short) else set[str]()
+    if rest or (not any(listed) and set(usage) - known):
+        flags.add("usage_partly_read")
+    return ImportedCall(
+        where=where,
+        id=_id(row, "id"),
+        provider=_provider(provider),
+        model=_named(model),
+        at=instant_of(row.get("start_time") or row.get("startTime"), tz="UTC"),
+        endpoint=endpoint_of(str(provider)),
+        quantities=without_zero(quantities),
+        reasoning=reasoning,
+        flags=frozenset(flags),
+        cost_in_source=cost,
+        usage=dict(usage),
+        who={"member": str(user)} if (user := row.get("user_id") or row.get("userId")) else {},
+    )
+
+
+def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """A request of Helicone: the provider's own usage in the body goes before the flat columns.
+
+    What failed, and what its own cache answered, is no call of a provider.
+    """
+    if _failed(row, "response_status") or str(row.get("cache_reference_id") or _UNCACHED) != _UNCACHED:
+        return None
+    body = nested(row, "response_body")
+    model = row.get("response_model") or row.get("request_model") or row.get("model_override")
+    provider = str(row.get("provider") or "").lower() or provider_of(None if model is None else str(model))
+    provider = given.provider or provider
+    at = instant_of(row.get("response_created_at") or row.get("request_created_at"), tz="UTC")
+    who = {"member": str(row["request_user_id"])} if row.get("request_user_id") else {}
+    properties = nested(row, "request_properties")
+    who |= {name: str(properties[name]) for name in ("team", "project", "organization") if properties.get(name)}
+    call = ImportedCall(
+        where=where,
+        id=str(body.get("id") or row.get("response_id") or _id(row, "request_id")),
+        provider=_provider(provider),
+        model=_named(model),
+        at=at,
+        endpoint=endpoint_of(str(provider)),
+        cost_in_source=_cost(row, "costUSD", "cost_usd"),
+        who=who,
+    )
+    if mapping_of(body.get("usage")):
+        return _observed(call, body, given)
+    prompt, total = count_of(row, "prompt_tokens"), count_of(row, "total_tokens")
+    output = count_of(row, "completion_tokens")
+    read, written = count_of(row, "prompt_cache_read_tokens"), count_of(row, "prompt_cache_write_tokens")
+    if not prompt and not output:
+        return _without_usage(call.cost_in_source)
+    beside = read + written > prompt or total == prompt + output + read + written
+    call.quantities = without_zero(
+        {
+            "input": prompt if beside else prompt - read - written,
+            "cache_read": read,
+            _UNSAID: written,
+            "output": output,
+        }
+    )
+    decided = beside or total == prompt + output
+    call.flags = frozenset({"cache_uncertain"} if read + written and not decided else ())
+    return call
+
+
+def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """A generation of OpenRouter's activity log; with an own key the provider's price is another cost."""
+    read = count_of(row, "tokens_cached")
+    prompt, output = count_of(row, "tokens_prompt"), count_of(row, "tokens_completion")
+    if not prompt and not output:
+        return _without_usage(_cost(row, "cost_total"))
+    cost = _cost(row, "cost_total")
+    own = _cost(row, "byok_usage_inference")
+    who = {"end_user": str(row["user"])} if row.get("user") else {}
+    return ImportedCall(
+        where=where,
+        id=_id(row, "generation_id"),
+        provider=given.provider or "openrouter",
+        model=_model(row, "model_permaslug"),
+        at=instant_of(row.get("created_at"), tz="UTC"),
+        endpoint="chat.completions",
+        quantities=without_zero({"input": prompt - read, "cache_read": read, "output": output}),
+        reasoning=count_of(row, "tokens_reasoning"),
+        flags=frozenset({"own_key"} if own else ()),
+        cost_in_source=cost,
+        usage={name: row[name] for name in row if name.startswith("tokens_")},
+        who=who,
+    )
+
+
+def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
+    """A log of Portkey: its costs are cents; a hit of its cache is no call of a provider."""
+    if str(row.get("cache_status")).upper() == "HIT" or str(row.get("is_success")).lower() in {"0", "false"}:
+        return None
+    if _failed(row, "response_status_code"):
+        return None
+    body = nested(nested(row, "response"), "body") or nested(row, "response")
+    provider = given.provider or str(row.get("ai_org") or provider_of(str(row.get("ai_model"))) or "")
+    metadata = nested(row, "metadata")
+    who = {"member": str(metadata["_user"])} if metadata.get("_user") else {}
+    who |= {name: str(metadata[name]) for name in ("team", "project", "organization") if metadata.get(name)}
+    is_dollars = str(row.get("cost_currency") or "USD").upper() == "USD"
+    cents = _cost(row, "cost") if is_dollars else None
+    call = ImportedCall(
+        where=where,
+        id=str(body.get("id") or _id(row, "id")),
+        provider=_provider(provider),
+        model=_model(row, "ai_model"),
+        at=instant_of(row.get("created_at"), tz="UTC"),
+        endpoint=endpoint_of(provider),
+        cost_in_source=None if cents is None else cents.scaleb(-2, context=EXACT),
+        who=who,
+    )
+    if mapping_of(body.get("usage")):
+        return _observed(call, body, given)
+    call.quantities = without_zero({"input": count_of(row, "req_units"), "output": count_of(row, "res_units")})
+    call.flags = frozenset({"cache_uncertain"})
+    return call if call.quantities else _without_usage(call.cost_in_source)
+
+
+#: Helicone's way to say that no cache answered.
+_UNCACHED = "00000000-0000-0000-0000-000000000000"
+
+
+def _failed(row: Row, name: str) -> bool:
+    """Whether the status of an answer, where it is told, is not one of success."""
+    status = row.get(name)
+    return status not in {None, ""} and int(decimal_of(status, name)) // 100 != _OK // 100
+
+
+def _observed(call: ImportedCall, body: Row, given: Given) -> ImportedCall:
+    """A call with the usage of the body that the provider sent; a body that names no model is of the row's."""
+    named = body if body.get("model") else {**body, "model": call.model}
+    call.observation = observe(
+        named, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
+    )
+    return call
+
+
+def _without_usage(cost: Decimal | None) -> ImportedCall | None:
+    """A row without tokens is no call, unless it says that it cost something.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if cost:
+        raise ConfigurationError(f"it cost ${cost:f} and states no tokens: record it by hand")
+    return None
+
+
+def _method(body: Row, call: ImportedCall) -> str:
+    kind = body.get("object") or body.get("type")
+    return {"response": "responses", "message": "messages", "list": "embeddings"}.get(str(kind), call.endpoint)
+
+
+def _first(values: Row, *names: str) -> int:
+    return next((count for name in names if (count := count_of(values, name))), 0)
+
+
+def _id(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value in {None, ""}:
+        raise ConfigurationError(f"it has no {name}, so that it could be counted twice")
+    return str(value)
+
+
+def _model(row: Row, name: str) -> str:
+    return _named(row.get(name))
+
+
+def _named(model: object) -> str:
+    if not model:
+        raise ConfigurationError("it names no model: give --model")
+    return str(model)
+
+
+def _provider(name: str | None) -> str:
+    if not name:
+        raise ConfigurationError("whose model it is cannot be told: give --provider")
+    return name
+
+
+def _cost(row: Row, *names: str) -> Decimal | None:
+    value = next((row[name] for name in names if row.get(name) not in {None, ""}), None)
+    return None if value is None else decimal_of(value, names[0])
