@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tokenmeter.stores import book, packing
+from tokenmeter.stores import book, packing, summing
 from tokenmeter.stores.base import EntryFilter
 
 START = datetime(2026, 3, 2, 3, 30, tzinfo=UTC)
@@ -181,6 +181,24 @@ def test_stretches_of_few_rows_each_are_read_as_rows(filled, monkeypatch):
     monkeypatch.setattr(packing, "_DENSE", 12)
     assert ask(filled) == right
     assert not packed(filled)
+
+
+@pytest.mark.parametrize("edges", [WEEKS, DAYS], ids=["weeks", "days"])
+def test_a_question_about_few_accounts_packs_nothing(filled, monkeypatch, edges):
+    """Their sums are looked up. Else every look at one member would pack all that others used, each time anew."""
+    read = []
+    many = packing.is_many
+    monkeypatch.setattr(summing, "is_many", lambda rows, of: read.append(rows) or many(rows, of))
+    monkeypatch.setattr(packing, "_MANY", 10**9)
+    right = ask(filled, edges, member=["ben"])
+    ask(filled, edges)
+    of_one, of_all = read
+    assert 0 < of_one < of_all
+    monkeypatch.setattr(packing, "_MANY", of_all)
+    assert ask(filled, edges, member=["ben"]) == right
+    assert not packed(filled)
+    ask(filled, edges)
+    assert packed(filled)
 
 
 def test_more_rows_than_can_be_added_exactly_are_not_packed(filled, monkeypatch):

@@ -42,6 +42,8 @@ _BY_METER = ", ".join(f"sum({name})" for name in ("n", *_MARKS, "quantity", "nan
 
 #: So many stretches of entries are asked for one by one: nothing between them is read then.
 _FEW_TERMS = 4
+#: Accounts whose sums are looked up one by one, unless they are more than one of so many: then all rows are read.
+_FEW_ACCOUNTS, _ONE_OF = 1_000, 4
 
 Group = tuple[str | None, ...]
 
@@ -148,7 +150,7 @@ class _Grouping:
         #: What entries have to be told apart by, of what each keeps itself; filters are met before.
         tagged = any(name.startswith("tag:") for name in by)
         self._own = f"{'end_user' if 'end_user' in by else 'NULL'}, {'tags' if tagged else 'NULL'}"
-        self._cell = ""
+        self._cell = self._only = ""
         self._cells: list[_Cell] = []
         self._cell_of: dict[int, int] = {}
         self._names: dict[Any, str | None] = {}
@@ -170,6 +172,14 @@ class _Grouping:
             self._cell_of[account] = numbers.setdefault(cell, len(numbers))
         self._cells = list(numbers)
         self._cell = self._engine.cells(self._connection, self._cell_of)
+        self._only = self._account_condition() if wanted else ""
+
+    def _account_condition(self) -> str:
+        """Narrows sums to the accounts that are asked for; empty where they are so many that all rows are read."""
+        (last,) = self._connection.execute("SELECT max(id) FROM accounts").fetchone()
+        if len(self._cell_of) > min(_FEW_ACCOUNTS, (last or 0) // _ONE_OF):
+            return ""
+        return f"WHERE account IN ({', '.join(map(str, self._cell_of))})"
 
     def _archived(self, loose: Sequence[tuple[int, Term]]) -> Iterator[_Pieces]:
         """What is to be asked of the archive for these terms: one question for many of them, one each for a few."""
@@ -286,17 +296,17 @@ class _Summing(_Grouping):
         self._add_rare_rows(listed)
 
     def _add_rows(self, table: str, amounts: str, listed: str) -> int:
-        """Add rows of sums, each at its place; how many they were."""
+        """Add rows of sums, each at its place; how many of them were asked for."""
         count, read = len(self._cells), 0
         rows = self._connection.execute(
             f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
             f"SELECT place * ? + {self._cell} AS spot, count(*), {amounts} "
-            f"FROM slot {self._engine.join} {table} USING (level, slot) GROUP BY spot, meter",
+            f"FROM slot {self._engine.join} {table} USING (level, slot) {self._only} GROUP BY spot, meter",
             (listed, count),
         )
         for spot, number, name, *sums in rows:
-            read += number
             if spot is not None:
+                read += number
                 place, cell = divmod(int(spot), count)
                 sums = sums if place > 0 else [-value for value in sums]  # noqa: PLW2901 - with its sign
                 self._add(abs(place) - 1, self._cells[cell], name, sums)
@@ -307,7 +317,7 @@ class _Summing(_Grouping):
         rows = self._connection.execute(
             f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
             f"SELECT place * ? + {self._cell} AS spot, sku_meter, sum(quantity), sum(nano) "
-            f"FROM slot {self._engine.join} rare_sums USING (level, slot) GROUP BY spot, sku_meter",
+            f"FROM slot {self._engine.join} rare_sums USING (level, slot) {self._only} GROUP BY spot, sku_meter",
             (listed, count),
         )
         for spot, name, whole, nano in rows:
@@ -487,7 +497,7 @@ class _Timing(_Grouping):
         rows = self._connection.execute(
             f"WITH slot (place, level, slot) AS ({self._engine.slots}) "  # noqa: S608 - names of our own
             f"SELECT place * ? + {self._cell} AS spot, duration_us, duration, first_token_us, first_token, "
-            f"generation_us, generated FROM slot {self._engine.join} latency_sums USING (level, slot)",
+            f"generation_us, generated FROM slot {self._engine.join} latency_sums USING (level, slot) {self._only}",
             (listed, count),
         )
         found: dict[int, _Kept] = {}
