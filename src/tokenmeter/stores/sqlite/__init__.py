@@ -1,5 +1,6 @@
 """The ledger in a file: SQLite, for one machine."""
 
-from tokenmeter.stores.sqlite.store import MemoryStore, SQLiteStore
+from tokenmeter.stores.sqlite.memory import MemoryStore
+from tokenmeter.stores.sqlite.store import SQLiteStore
 
 __all__ = ["MemoryStore", "SQLiteStore"]

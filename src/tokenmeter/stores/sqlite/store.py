@@ -6,10 +6,7 @@ import contextlib
 import heapq
 import itertools
 import json
-import os
-import shutil
 import stat
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -430,28 +427,6 @@ class SQLiteStore(BookStore[SQLiteBook]):
         self._fold()
         self.journal.close()
         self._book.database.close()
-
-
-class MemoryStore(SQLiteStore):
-    """A ledger for tests and trials, in a folder of its own that goes with the process: in memory where there is room.
-
-    Examples:
-        >>> MemoryStore().counters([])
-        {}
-    """
-
-    def __init__(self) -> None:
-        shared = Path("/dev/shm")  # noqa: S108 - memory, where the system has such a place
-        roomy = shared.is_dir() and os.access(shared, os.W_OK)
-        folder = tempfile.mkdtemp(prefix="tokenmeter-", dir=shared if roomy else None)
-        super().__init__(Path(folder) / "ledger.db")
-        self.url = "memory:"
-        weakref.finalize(self, _remove, folder, os.getpid())
-
-
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # a forked child leaves it to its parent
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _beyond_64_bits(how: Callable[..., T], connection: Connection, **question: Any) -> T:
