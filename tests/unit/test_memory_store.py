@@ -4,12 +4,13 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
 from tokenmeter.stores import open_store
-from tokenmeter.stores.sqlite.memory import MemoryStore
+from tokenmeter.stores.sqlite import MemoryStore, SQLiteStore
 
 _OPEN = """
 import os, sys
@@ -78,3 +79,16 @@ def test_a_mark_that_is_somebody_elses_link_is_left_alone(tmp_path, monkeypatch)
     (tmp_path / "tokenmeter-x.alive").symlink_to(kept)
     MemoryStore().close()
     assert kept.read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_store_that_nobody_has_is_let_go_of_with_its_files(fresh_url, kind):
+    store = open_store(fresh_url(kind))
+    assert isinstance(store, SQLiteStore)
+    store.counters([])
+    there, path = weakref.ref(store), str(store.path)
+    del store
+    gc.collect()
+    assert there() is None
+    opened = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    assert not [one for one in opened if one.startswith(path)]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakMethod
 
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
@@ -154,11 +155,12 @@ class SQLiteBook(FoldingBook):
         comfort = "Nothing is lost: entries wait in the tail, the file beside it."
         super().__init__(path, Trouble("write to the ledger", comfort))
         self.database = Database(
-            path, refuse=refuse_stranger, prepare=self._prepare, check=check_version, patience=patience
+            path, refuse=refuse_stranger, prepare=_preparing(self), check=check_version, patience=patience
         )
         self.path = self.database.path
 
-    def _prepare(self, connection: Connection, path: Path) -> None:
+    def prepare(self, connection: Connection, path: Path) -> None:
+        """Make the tables, or bring them to this release, and see that it is still the same ledger."""
         fresh = self.identity or _adopted(path) or os.urandom(16)
         migrate(connection, path, fresh)
         found: bytes = connection.execute("SELECT identity FROM ledger").fetchone()[0]
@@ -355,6 +357,18 @@ _ROWS = {
         "INSERT INTO tagsets (body) VALUES (?) ON CONFLICT DO NOTHING",
     ),
 }
+
+
+def _preparing(book: SQLiteBook) -> Callable[[Connection, Path], None]:
+    """`book.prepare`, by which its database does not keep the book: the database closes when the book is let go of."""
+    found = WeakMethod(book.prepare)
+
+    def prepare(connection: Connection, path: Path) -> None:
+        made = found()
+        if made is not None:
+            made(connection, path)
+
+    return prepare
 
 
 def _adopted(path: Path) -> bytes | None:

@@ -239,12 +239,12 @@ class Database:
 
         return self._in_turn(work)
 
-    def close(self) -> None:
-        """Close every idle connection. Using the database again opens it again."""
+    def close(self, *, patience: float | None = None) -> None:
+        """Close every idle connection; after `patience` seconds without the lock. Using the database again opens it."""
         if self._pid != os.getpid():
             return
         with contextlib.suppress(StoreError):
-            self._in_turn(self._close_idle)
+            self._in_turn(self._close_idle, patience)
         self._lock.close()
 
     # -- turns and transactions

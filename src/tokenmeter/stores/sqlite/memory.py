@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenmeter.processes import lock_file
@@ -33,7 +34,7 @@ class MemoryStore(SQLiteStore):
         folder, descriptor = _make_folder(place)
         super().__init__(folder / "ledger.db")
         self.url = "memory:"
-        weakref.finalize(self, _leave, folder, descriptor, os.getpid())
+        weakref.finalize(self, _leave, folder, descriptor, os.getpid(), self._book.database.close)
 
 
 def _place() -> Path:
@@ -53,9 +54,10 @@ def _make_folder(place: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _leave(folder: Path, descriptor: int, owner: int) -> None:
+def _leave(folder: Path, descriptor: int, owner: int, close: Callable[[], None]) -> None:
     if os.getpid() != owner:  # a forked child leaves it to its parent
         return
+    close()  # before its files are gone: what is gone is not closed, since another may have come in its place
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.close(descriptor)

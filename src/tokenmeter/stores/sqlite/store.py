@@ -77,7 +77,8 @@ class SQLiteStore(BookStore[SQLiteBook]):
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
-        weakref.finalize(self, self._book.database.close)
+        # Nobody is made to wait by a collection of garbage; at the end of the process the database closes itself.
+        weakref.finalize(self, self._book.database.close, patience=0.0).atexit = False
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
 
