@@ -1,6 +1,7 @@
 """The quick reader of an endpoint's plain answers says what the general one says, or leaves the answer to it."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from tokenmeter.providers.base import Endpoint
 from tokenmeter.providers.context import billed_tier
 from tokenmeter.providers.registry import dialect
 
-BODIES = sorted(Path(__file__).parent.parent.joinpath("providers", "bodies").glob("*.json"))
+ROOM_TESTS = Path(__file__).parent.parent / "providers"
+BODIES = sorted(ROOM_TESTS.joinpath("bodies").glob("*.json"))
+GOLDEN = [
+    case
+    for path in sorted(ROOM_TESTS.joinpath("golden").glob("*.toml"))
+    for case in tomllib.loads(path.read_text())["case"]
+]
 PROVIDERS = ("openai", "azure", "anthropic", "openrouter", "groq", "mistral", "x-ai", "google", "perplexity")
 READERS = [(room, endpoint) for room in ("openai", "anthropic", "google") for endpoint in dialect(room).plain]
 FACTS = RequestFacts(model="asked-for", input_bytes=40)
@@ -43,6 +50,15 @@ def test_every_body_there_is_is_read_alike(path):
     for room, endpoint in READERS:
         for provider in PROVIDERS:
             check(room, endpoint, provider, case["body"])
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_what_a_body_costs_beside_its_tokens_is_not_plain(case):
+    body, provider = json.loads(case["body"]), case["call"]["provider"]
+    for room, endpoint in READERS:
+        # Each of Perplexity's calls has a fee beside its tokens, so that none is like another.
+        if case["call"]["endpoint"] == endpoint and provider != "perplexity":
+            check(room, endpoint, provider, body)
 
 
 #: The plain answers as the providers write them.

@@ -284,6 +284,20 @@ class TestMessages:
         assert [group.role for group in reader.observation().consumptions] == ["message", "compaction"]
         assert quantities(reader) == {"input": 5010, "output": 79}
 
+    @pytest.mark.parametrize(
+        ("caller", "flags"),
+        [({"type": "direct"}, {"code_execution_time_unknown"}), ({"type": "code_execution_20260120"}, set())],
+        ids=["told to", "by a search"],
+    )
+    def test_code_in_a_container_is_seen_in_the_last_delta(self, caller, flags):
+        block = {"type": "server_tool_use", "name": "web_search", "input": {}, "caller": caller}
+        ended = delta(output_tokens=9)
+        ended["delta"]["container"] = {"id": "container_1", "expires_at": "2026-11-20T13:00:00Z"}
+        events = [start(input_tokens=90), {"type": "content_block_start", "content_block": block}, words("Hi"), ended]
+        reader = played(events, endpoint="messages", provider="anthropic")
+        assert reader.observation().flags == flags
+        assert reader.body()["container"] == ended["delta"]["container"]
+
     def test_cut_short_knows_the_input_and_estimates_the_output(self):
         arguments = words('{"a":', "input_json_delta", "partial_json")
         thinking = words("t" * 15, "thinking_delta", "thinking")

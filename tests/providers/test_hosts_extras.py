@@ -43,6 +43,16 @@ def test_a_compound_system_says_the_same_streamed():
     assert reader.body() is None  # it is not plain
 
 
+def test_a_search_that_is_shown_at_the_beginning_of_a_stream_is_billed():
+    found = {"choices": [{"index": 0, "delta": {"role": "assistant"}}], "web_search": [{"title": "x", "link": "y"}]}
+    words = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}]}
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+    last = {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}], "usage": usage}
+    reader = streamed(*({"id": "c", "model": "glm-4.6", **each} for each in (found, words, last)), provider="zai")
+    assert dict(reader.observation().usage.quantities) == {"input": 10, "output": 2, "web_searches": 1}
+    assert dialect_for("zai", "chat.completions").plain["chat.completions"](reader.body()) is None
+
+
 @pytest.mark.parametrize("without", ["executed_tools", "usage_breakdown"])
 def test_a_compound_answer_is_not_plain(without):
     body = json.loads(json.dumps(COMPOUND))

@@ -275,6 +275,15 @@ class TestStreams:
         reader.feed({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}})
         assert dict(reader.observation().usage.quantities) == {"input": 20, "cache_read": 100, "output": 8}
 
+    def test_a_later_zero_does_not_undo_what_a_chunk_of_google_said(self):
+        reader = dialect_for("google", "models.generate_content").stream(
+            provider="google", endpoint="models.generate_content", request=RequestFacts(model="m", input_bytes=8)
+        )
+        reader.feed({"usageMetadata": {"promptTokenCount": 120, "cachedContentTokenCount": 100}})
+        last = {"promptTokenCount": 0, "cachedContentTokenCount": 0, "candidatesTokenCount": 8, "totalTokenCount": 128}
+        reader.feed({"candidates": [{"finishReason": "STOP"}], "usageMetadata": last})
+        assert dict(reader.observation().usage.quantities) == {"input": 20, "cache_read": 100, "output": 8}
+
     @pytest.mark.parametrize("endpoint", ANSWERS)
     def test_a_stream_that_ends_in_an_error_is_estimated(self, endpoint):
         reader = dialect_for("somebody", endpoint).stream(provider="somebody", endpoint=endpoint, request=REQUEST)

@@ -323,6 +323,7 @@ def _cost(provider: str, usage: JSON, unit: str | None, flags: set[str]) -> Supp
         cost = EXACT.multiply(cost, _UNITS.get(unit) or Decimal(unit))
     elif usage.get("is_byok") is True:  # with a key of one's own the upstream's bill comes on top
         upstream = amount(section(usage, "cost_details"), "upstream_inference_cost", flags=flags)
+        believed = believed and upstream is not None
         cost = EXACT.add(cost, upstream or ZERO)
     field = next((name for name in _COSTS if usage.get(name) is not None), "cost")
     return SuppliedCost(cost, f"usage.{field}", believed=believed)

@@ -163,7 +163,16 @@ def observe(
         cost_unit=cost_unit or known.cost_unit,
         tool_models=known.tool_models or _tool_models(model, wire),
     )
-    return dialect_for(provider, name).read_body(wire, Context(provider, name, facts, final_only=final_only))
+    room = _dialect_of(wire) or dialect_for(provider, name)
+    return room.read_body(wire, Context(provider, name, facts, final_only=final_only))
+
+
+def _dialect_of(wire: Any) -> Dialect | None:
+    """The wire format that a body itself names, whichever door of its host it came through."""
+    if not is_object(wire):
+        return None
+    named = {text(wire, "type"), text(wire, "object")}
+    return next((found for found in map(dialect, FORMATS) if not found.bodies.isdisjoint(named)), None)
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

@@ -90,6 +90,8 @@ def message(body: JSON, context: Context) -> Observation:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
     groups, flags = groups_of(wire, top, model, context)
+    if _ran_code(body, wire):
+        flags |= {"code_execution_time_unknown"}
     return Observation(
         consumptions=groups,
         response_model=model,
@@ -101,6 +103,24 @@ def message(body: JSON, context: Context) -> Observation:
         billable=not refused,
         deduplicate=True,
     )
+
+
+def _ran_code(body: JSON, wire: JSON) -> bool:
+    """Whether code ran in a container that may be billed: by the hour, which no answer tells, beyond free hours.
+
+    It is free in a request with the search or fetch tool that runs code by itself, whose calls then come from code.
+    Source: https://platform.claude.com/docs/en/about-claude/pricing
+    """
+    stated = section(wire, "server_tool_use").get("code_execution_requests")
+    if not (stated or section(body, "container")):
+        return False
+    return not any(is_called_by_code(block) for block in members(body, "content"))
+
+
+def is_called_by_code(block: JSON) -> bool:
+    """Whether a block of an answer is a search or a fetch that code asked for."""
+    named = text(block, "name") in {"web_search", "web_fetch"}
+    return named and (text(section(block, "caller"), "type") or "").startswith("code_execution")
 
 
 def _content_bytes(body: JSON) -> int:

@@ -12,7 +12,7 @@ from tokenmeter.providers.anthropic.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.providers.base import Dialect, Endpoint, Read, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import count, is_object, latest, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, is_object, latest, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 
@@ -20,6 +20,7 @@ class AnthropicDialect(Dialect):
     """Anthropic's wire format."""
 
     name = "anthropic"
+    bodies = frozenset({"message"})
     models = ("claude",)
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS
@@ -66,12 +67,15 @@ _ESTIMATED = frozenset({"estimated"})
 class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
-    __slots__ = ("_bytes", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage")
+    __slots__ = (
+        *("_bytes", "_called", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage"),
+    )
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0
+        self._called: list[JSON] = []  # the first search that code asked for
         self._content = False
         self._counted = False  # the output, that is: the start only holds its place
         self._message: dict[str, Any] = {}
@@ -105,23 +109,35 @@ class MessageStream:
             usage = section(event, "usage")
             self._counted = self._counted or usage.get("output_tokens") is not None
             self._usage = latest(self._usage, usage)
-            self._stop = text(section(event, "delta"), "stop_reason") or self._stop
+            delta = section(event, "delta")
+            self._stop = text(delta, "stop_reason") or self._stop
+            if delta.get("container"):
+                self._message["container"] = delta["container"]
             self._terminal = self._terminal or self._stop is not None
         elif kind == "message_start":
             message = section(event, "message")
-            self._message = {key: message[key] for key in ("id", "model", "type") if message.get(key)}
+            self._message = {key: message[key] for key in ("id", "model", "type", "container") if message.get(key)}
             self._usage = latest(self._usage, section(message, "usage"))
         elif kind == "message_stop":
             self._terminal = True
         elif kind == "content_block_start":
             self._content = True
-            self._bytes += utf8_length(text(section(event, "content_block"), "name") or "")
+            block = section(event, "content_block")
+            self._bytes += utf8_length(text(block, "name") or "")
+            if not self._called and bodies.is_called_by_code(block):
+                self._called = [{"name": block["name"], "caller": block["caller"]}]
 
     def body(self) -> Any:
         """The message."""
         if not (self._terminal and self._counted and self._content):
             return None
-        return {**self._message, "stop_reason": self._stop, "usage": self._usage}
+        return {**self._message, "stop_reason": self._stop, "usage": self._usage, **self._shown()}
+
+    def _shown(self) -> dict[str, Any]:
+        """What of the content says how the call is billed."""
+        if not self._content:
+            return {"content": []}
+        return {"content": self._called} if self._called else {}
 
     def observation(self) -> Observation:
         """The final usage; of a stream cut short the input it began with, and an estimate of what was received."""
@@ -131,8 +147,6 @@ class MessageStream:
             stated, received = count(usage, "output_tokens", flags=set()), tokens_of(self._bytes)
             if usage and (stated is None or stated < received):
                 usage["output_tokens"] = received
-        body = {**self._message, "stop_reason": self._stop, "usage": usage}
-        if not self._content:
-            body["content"] = []
+        body = {**self._message, "stop_reason": self._stop, "usage": usage, **self._shown()}
         seen = self._read(body, replace(self._context, received=self._bytes))
         return seen if final else replace(seen, flags=seen.flags | _ESTIMATED)

@@ -53,7 +53,7 @@ def _thinking(details: Any) -> int | None:
 def read_message(body: JSON) -> Plain | None:
     """A message, or what a stream of one came to."""
     usage, get = body.get("usage"), body.get
-    if not is_object(usage) or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal":
+    if not is_object(usage) or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal" or get("container"):
         return None
     fresh, answer = usage.get("input_tokens"), usage.get("output_tokens")
     cached = usage.get("cache_read_input_tokens")

@@ -14,14 +14,18 @@ _KNOWN_COUNTS = frozenset(
         *("cached_tokens", "completion_tokens", "prompt_tokens", "thinking_tokens", "total_tokens"),
     }
 )
-_KNOWN_SERVER_TOOLS = frozenset({"web_fetch_requests", "web_search_requests"})
+#: Calls that are counted, of which only searches have a fee: a fetch and a search for tools cost their tokens, and code
+#: is billed by its time, which is not stated. Source: https://platform.claude.com/docs/en/about-claude/pricing
+_KNOWN_SERVER_TOOLS = frozenset(
+    {"code_execution_requests", "tool_search_requests", "web_fetch_requests", "web_search_requests"}
+)
 
 
 def exclusive(usage: JSON) -> Reading:
     """A usage whose ``input_tokens`` EXCLUDES what was read from and written to the cache: Anthropic's.
 
-    Cache writes whose lifetime is not broken down are 5-minute ones. ``web_fetch`` is free. Server tools mean several
-    prompts under one sum, so that no prompt size is known.
+    Cache writes whose lifetime is not broken down are 5-minute ones. Server tools mean several prompts under one sum,
+    so that no prompt size is known.
     Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
     """
     flags: set[str] = set()

@@ -1,51 +1,39 @@
-"""What Google's answers say of their usage, read off the wire, whose objects say more than the SDK's.
-
-Source of all shapes: https://ai.google.dev/api and ``google.genai.types``; of what is billed:
-https://ai.google.dev/gemini-api/docs/pricing and https://cloud.google.com/vertex-ai/generative-ai/pricing.
-"""
+"""Which reader a body of Google's has, in whichever spelling it comes."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
-from tokenmeter.money import EXACT, quantize
-from tokenmeter.providers.context import Context, joined, pending, unknown
-from tokenmeter.providers.google.requests import OPERATION, is_song_model, model_name, tier_name
-from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
-from tokenmeter.providers.registry import is_usage, read_usage, usage_of
-from tokenmeter.providers.wire import (
-    INPUT_SIDE,
-    JSON,
-    NOTHING_SAID,
-    Reading,
-    count,
-    entries,
-    is_array,
-    is_object,
-    members,
-    put,
-    section,
-    text,
-    utf8_length,
-)
-from tokenmeter.usage import Observation, Quantity, Usage
+from tokenmeter.providers.context import Context, joined
+from tokenmeter.providers.google.answers import answer, embeddings, execution, interaction, merged, music, pictures
+from tokenmeter.providers.google.jobs import batch_line, cache, operation, started, tuning
+from tokenmeter.providers.wire import JSON, is_array, is_object, section, utf8_length
+from tokenmeter.usage import Observation
 
 _Reader = Callable[[JSON, Context], Observation]
+#: What is spelled with underscores on the wire, too.
+_SNAKE_ENDPOINTS = ("interactions", "decisions", "voices", "triggers")
 
 
 def read_body(body: Any, context: Context) -> Observation:
-    """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``."""
+    """Usage of `body`, whatever it is; an unknown shape is flagged ``usage_unknown``.
+
+    What the SDK's objects were dumped to by their Python names is read as what came off the wire.
+    """
+    if not context.endpoint.startswith(_SNAKE_ENDPOINTS):
+        body = as_on_wire(body)
+    return _read(body, context)
+
+
+def _read(body: Any, context: Context) -> Observation:
     if is_array(body) and body:  # a stream that was not asked for as events is one array of its chunks
         chunks = [part for part in body if is_object(part)]
         if all("candidates" in part or "usageMetadata" in part for part in chunks):
             return answer(merged(chunks), context)
-        return joined(read_body(part, context) for part in body)
+        return joined(_read(part, context) for part in body)
     if not is_object(body):
         size = utf8_length(body) if isinstance(body, str) else 0
         return answer({}, replace(context, received=max(context.received, size)))
@@ -59,429 +47,34 @@ def _reader(body: JSON, context: Context) -> _Reader:
     return next((reader for start, reader in _BY_ENDPOINT if path.startswith(start)), answer)
 
 
-# -- answers: generate_content, a chunk of it, a message of a Live session
-
-
-def answer(body: JSON, context: Context) -> Observation:
-    """A ``GenerateContentResponse``, what a stream of one came to, or the usage object of one."""
-    wire = _usage_in(body)
-    said = read_usage(wire) or NOTHING_SAID
-    model = model_name(body.get("modelVersion")) or text(body, "model")
-    reading = context.complete(said, received=lambda: _content_bytes(body))
-    tier = _tier(body, wire)
-    if reading is None:
-        known = model or context.request.model
-        lost = unknown({}, wire or None, model=known, flags=said.flags, deduplicate=False)
-        return replace(lost, response_model=model, response_id=text(body, "responseId"), service_tier=tier)
-    flags = set(reading.flags)
-    found = _grounding(body, model or context.request.model, context, flags)
-    if songs := _songs(body, model or context.request.model):
-        reading = replace(reading, usage=Usage({"songs": songs}))
-    group = context.consumption(_with(reading, found), model=model, tier=tier)
-    return Observation(
-        consumptions=(group,),
-        response_model=model,
-        response_id=text(body, "responseId"),
-        service_tier=tier,
-        flags=frozenset(flags),
-        raw_usage=dict(wire) or None,
-    )
-
-
-def _usage_in(body: JSON) -> JSON:
-    found = section(body, "usageMetadata", "usage_metadata")
-    return found or (body if is_usage(body) else usage_of(body))
-
-
-#: Vertex AI says by which traffic a request was served. Provisioned throughput is paid by the month, not by the token.
-_TRAFFIC = {
-    "ON_DEMAND": "default",
-    "ON_DEMAND_FLEX": "flex",
-    "ON_DEMAND_OFFPEAK": "offpeak",
-    "ON_DEMAND_PRIORITY": "priority",
-    "PROVISIONED_THROUGHPUT": "provisioned",
-}
-
-
-def _tier(body: JSON, wire: JSON) -> str | None:
-    """The tier that served: Vertex AI's traffic type, the Gemini API's own word, or what its header said."""
-    traffic = text(wire, "trafficType") or text(wire, "traffic_type")
-    if traffic is not None and traffic in _TRAFFIC:
-        return _TRAFFIC[traffic]
-    return tier_name(text(wire, "serviceTier") or text(wire, "service_tier") or text(body, "serviceTier") or traffic)
-
-
-def _with(reading: Reading, more: dict[str, Quantity]) -> Reading:
-    if not more:
-        return reading
-    usage = Usage({**reading.usage.quantities, **more}, reading.usage.reasoning_output_tokens)
-    return replace(reading, usage=usage)
-
-
-def _content_bytes(body: JSON) -> int:
-    """UTF-8 bytes of what the model wrote, calls of functions included."""
-    size = 0
-    for candidate in members(body, "candidates"):
-        for part in members(section(candidate, "content"), "parts"):
-            said = part.get("text")
-            if isinstance(said, str):
-                size += utf8_length(said)
-            elif part:
-                size += utf8_length(json.dumps(_without_data(part), ensure_ascii=False, default=str))
-    return size
-
-
-def _without_data(part: JSON) -> JSON:
-    return {key: value for key, value in part.items() if key not in {"inlineData", "thoughtSignature"}}
-
-
-def _songs(body: JSON, model: str | None) -> int:
-    """Songs, which are sold by the piece whatever their tokens: one a candidate that has sound."""
-    if not is_song_model(model):
-        return 0
-    sung = {
-        count(candidate, "index", flags=set()) or 0
-        for candidate in members(body, "candidates")
-        for part in members(section(candidate, "content"), "parts")
-        if (text(section(part, "inlineData"), "mimeType") or "").startswith("audio/")
+_SNAKE = re.compile(r"_([a-z0-9])")
+#: By which a body, or what is in one, is known to have the SDK's names.
+_PYTHONS = frozenset(
+    {
+        *("base_model", "create_time", "model_version", "prompt_token_count", "response_id", "server_content"),
+        *("total_token_count", "tuning_data_stats", "usage_metadata"),
     }
-    return len(sung)
+)
 
 
-# -- grounding: searches, which are billed beside the tokens
+def as_on_wire(body: Any) -> Any:
+    """`body` by the names that are on the wire, where it has the SDK's; one that came off the wire is left as it is."""
+    if is_array(body):
+        return [as_on_wire(part) for part in body]
+    return _renamed(body) if is_object(body) and not _PYTHONS.isdisjoint(_names(body)) else body
 
-#: Up to 2.5 a grounded prompt is billed once, however many queries it took; from 3 on each query is.
-_BY_PROMPT = re.compile(r"gemini-(1|2)[.-]|gemini-(pro|flash)-1|gemini-live-2")
 
+def _names(body: JSON) -> set[str]:
+    """Keys of a body, and of the response in a line of a batch."""
+    return {*body, *section(body, "response")}
 
-def _grounding(body: JSON, model: str | None, context: Context, flags: set[str]) -> dict[str, Quantity]:
-    queries: set[str] = set()
-    sources = maps = False
-    for candidate in members(body, "candidates") or [section(body, "serverContent")]:
-        found = section(candidate, "groundingMetadata")
-        for name in ("webSearchQueries", "imageSearchQueries"):
-            said = found.get(name)
-            if is_array(said):
-                queries |= {query.strip() for query in said if isinstance(query, str) and query.strip()}
-        for chunk in members(found, "groundingChunks"):
-            maps = maps or "maps" in chunk
-            sources = sources or bool({"web", "image"} & chunk.keys())
-    by_prompt = bool(_BY_PROMPT.match(model or ""))
-    quantities: dict[str, Quantity] = {}
-    if maps:
-        quantities["grounded_prompts_maps" if by_prompt else "web_searches_maps"] = 1
-        if not by_prompt:
-            flags.add("map_searches_assumed")  # nobody says how many there were
-    if queries and (sources or (not maps and context.request.region is None)):  # Vertex AI bills what it found
-        quantities["grounded_prompts" if by_prompt else "web_searches"] = 1 if by_prompt else len(queries)
-    return quantities
 
-
-# -- streams
-
-
-def merged(chunks: list[JSON]) -> dict[str, Any]:
-    """Chunks of one stream as one answer, as far as its bill goes. Usage is a running total: each field's last word."""
-    result: dict[str, Any] = {}
-    usage: dict[str, Any] = {}
-    candidates: list[JSON] = []
-    for chunk in chunks:
-        for key in ("modelVersion", "responseId", "serviceTier"):
-            if chunk.get(key):
-                result[key] = chunk[key]
-        usage.update({key: value for key, value in section(chunk, "usageMetadata").items() if value is not None})
-        candidates += members(chunk, "candidates")
-    return {**result, "usageMetadata": usage, "candidates": candidates}
-
-
-# -- interactions
-
-
-def interaction(body: JSON, context: Context) -> Observation:
-    """An interaction, the event that ends the stream of one, a decision or a voice."""
-    inner = section(body, "interaction") or body
-    if context.final_only and text(inner, "status") in {"in_progress", "queued"}:
-        return replace(pending(inner), response_model=model_name(inner.get("model")))
-    wire = section(inner, "usage") or (inner if is_usage(inner) else {})
-    if context.endpoint == "interactions.cancel" and not wire:
-        return pending(inner)  # what was stopped may say what it used when it is read
-    said = interaction_usage(wire) if wire else NOTHING_SAID
-    model = model_name(inner.get("model")) or model_name(inner.get("agent"))
-    reading = context.complete(said, received=lambda: _steps_bytes(inner))
-    polled = context.endpoint in {"interactions.get", "interactions.cancel"}
-    repeats = polled or context.request.background
-    if reading is None:
-        return unknown(inner, wire or None, model=model or context.request.model, flags=said.flags, deduplicate=repeats)
-    flags = set(reading.flags)
-    found = _tools(wire, model or context.request.model, flags)
-    if is_song_model(model or context.request.model) and _has_sound(inner):
-        reading = replace(reading, usage=Usage({"songs": 1}))
-    tier = _tier(inner, wire)
-    return Observation(
-        consumptions=(context.consumption(_with(reading, found), model=model, tier=tier),),
-        response_model=model,
-        response_id=text(inner, "id"),
-        service_tier=tier,
-        flags=frozenset(flags),
-        raw_usage=dict(wire) or None,
-        deduplicate=repeats,
-    )
-
-
-def execution(body: JSON, context: Context) -> Observation:
-    """What a trigger was told to run: an interaction, whose bill whoever reads it has."""
-    del context
-    return Observation(response_id=text(body, "interaction_id"), flags=frozenset({"not_final"}), billable=False)
-
-
-#: What an interaction's tools are billed as. Retrieval is from the caller's own files, which costs nothing.
-_TOOLS = {"google_search": "web_searches", "google_maps": "web_searches_maps", "retrieval": None}
-
-
-def _tools(wire: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
-    """What the tools of an interaction were asked, as they are billed."""
-    found: dict[str, Quantity] = {}
-    for tool in entries(wire, "grounding_tool_count", flags=flags):
-        kind, times = text(tool, "type") or "", count(tool, "count", flags=flags)
-        meter = _TOOLS.get(kind, "server_tool_calls")
-        if times != 0 and kind not in _TOOLS:
-            flags.add("unknown_server_tool")
-        elif times and meter and _BY_PROMPT.match(model or ""):
-            meter, times = meter.replace("web_searches", "grounded_prompts"), 1
-        if meter:
-            put(found, meter, times or 0)
-    return found
-
-
-def _has_sound(body: JSON) -> bool:
-    """Whether an interaction's answer has a sound in it, in either spelling."""
-    parts = [part for step in members(body, "steps") for part in members(step, "content")]
-    return any(part.get("type") == "audio" for part in (*parts, *members(body, "outputs")))
-
-
-def _steps_bytes(body: JSON) -> int:
-    said = body.get("steps") or body.get("outputs")
-    return utf8_length(json.dumps(said, ensure_ascii=False, default=str)) if said else 0
-
-
-# -- embeddings and pictures
-
-
-def embeddings(body: JSON, context: Context) -> Observation:
-    """Embeddings of either API: the Gemini API states the tokens as a whole, Vertex AI those of each text."""
-    wire = _usage_in(body)
-    flags: set[str] = set()
-    if wire:
-        return answer_of_input(wire, context, flags)
-    stated = [section(section(one, "embeddings"), "statistics") for one in members(body, "predictions")]
-    sizes = [count(one, "token_count", flags=flags) for one in stated]
-    if not sizes or None in sizes:
-        return answer_of_input({}, context, flags)
-    total = sum(size for size in sizes if size is not None)
-    return answer_of_input({"promptTokenCount": total}, context, flags)
-
-
-def answer_of_input(wire: JSON, context: Context, doubts: set[str]) -> Observation:
-    """An answer that only its prompt is billed for; `doubts` are those of whoever put `wire` together."""
-    said = usage_metadata(wire) if wire else NOTHING_SAID
-    flags = said.flags | doubts
-    reading = context.complete(replace(said, flags=flags), sides=INPUT_SIDE)
-    if reading is None:
-        return unknown({}, wire or None, model=context.request.model, flags=flags)
-    return Observation(
-        consumptions=(context.consumption(reading, model=None),),
-        flags=reading.flags,
-        raw_usage=dict(wire) or None,
-    )
-
-
-def pictures(body: JSON, context: Context) -> Observation:
-    """Pictures sold by the piece: those that were delivered. What a filter held back is not billed."""
-    delivered = sum(1 for one in members(body, "predictions") if one.get("bytesBase64Encoded") or one.get("gcsUri"))
-    return _pieces({"images": delivered} if delivered else {}, body, context)
-
-
-def _pieces(quantities: dict[str, Quantity], body: JSON, context: Context, **more: Any) -> Observation:
-    group = context.consumption(Reading(Usage(quantities)), model=None)
-    seen = Observation(consumptions=(group,) if quantities else (), response_id=text(body, "responseId"))
-    said = {key: value if isinstance(value, int) else str(value) for key, value in quantities.items()}
-    return replace(seen, raw_usage=said or None, **more)
-
-
-#: Samples of music are 16 bits, in stereo at 48 kHz, where their type does not say otherwise.
-#: Source: https://ai.google.dev/gemini-api/docs/music-generation
-_SAMPLING = {"rate": 48_000, "channels": 2}
-_SAMPLE_BYTES = 2
-
-
-def music(body: JSON, context: Context) -> Observation:
-    """What a session of music played: the length of its sound, in seconds; of one that is compressed it is unknown."""
-    seconds = Decimal(0)
-    for sound in members(body, "sound"):
-        kind = text(sound, "mimeType") or "audio/l16"
-        size = count(sound, "bytes", flags=set())
-        if size is None or not kind.lower().startswith(("audio/l16", "audio/pcm")):
-            return unknown({}, None, model=context.request.model)
-        said = {**_SAMPLING, **{name: int(value) for name, value in re.findall(r"(rate|channels)=([1-9]\d*)", kind)}}
-        seconds = EXACT.add(seconds, EXACT.divide(Decimal(size), said["rate"] * said["channels"] * _SAMPLE_BYTES))
-    return _pieces({"seconds_audio": quantize(seconds)}, body, context)
-
-
-# -- work that is read when it has ended
-
-
-def operation(body: JSON, context: Context) -> Observation:
-    """A long-running operation: a video is billed when it is done, by the seconds that were asked for."""
-    name = operation_name(text(body, "name"))
-    if body.get("done") is not True:
-        return Observation(response_id=name, flags=frozenset({"not_final"}), billable=False)
-    result = section(body, "response")
-    inner = section(result, "generateVideoResponse") or result
-    made = len(members(inner, "generatedSamples") or members(inner, "videos") or members(inner, "generatedVideos"))
-    if body.get("error") or not made:
-        return Observation(response_id=name, billable=False)
-    asked = context.request
-    found = OPERATION.search(name or "")
-    model = asked.model or (found and found[1])
-    if not asked.pieces:  # another program asked for it, and no answer says how long it is
-        lost = unknown({}, None, model=model, deduplicate=True)
-        return replace(lost, response_id=name)
-    meter, seconds = next(iter(asked.pieces.items()))
-    quantity = seconds * made // max(asked.choices, 1)
-    group = context.consumption(Reading(Usage({meter: quantity})), model=model)
-    return Observation(consumptions=(group,), response_id=name, raw_usage={meter: quantity}, deduplicate=True)
-
-
-def operation_name(name: str | None) -> str | None:
-    """An operation's name from its model on, however it was written."""
-    found = OPERATION.search(name or "")
-    return found[0] if found else name
-
-
-def started(body: JSON, context: Context) -> Observation:
-    """A batch or a tuning job that was begun; whoever reads its results has its bill."""
-    del context
-    return Observation(response_id=text(body, "name"), flags=frozenset({"not_final"}), billable=False)
-
-
-def _output(body: JSON) -> JSON:
-    """Where a batch has its answers, in whichever form of its body."""
-    metadata = section(body, "metadata")
-    return section(body, "response") or section(metadata, "output") or section(body, "output") or section(body, "dest")
-
-
-def results_file(body: Any) -> str | None:
-    """The file that a batch's answers are in; None when they are in the body itself, or not there yet."""
-    if not is_object(body):
-        return None
-    found = _output(body)
-    return text(found, "responsesFile") or text(found, "fileName")
-
-
-def items(body: Any) -> list[JSON]:
-    """The bills in a batch that was read: its answers, each by its place, once it has ended."""
-    if not is_object(body):
-        return []
-    output = _output(body)
-    model = model_name(section(body, "metadata").get("model") or body.get("model"))
-    found: list[JSON] = []
-    for name in ("inlinedResponses", "inlinedEmbedContentResponses"):
-        inner = output.get(name)
-        nested = (members(inner, "inlinedResponses") or members(inner, name)) if is_object(inner) else None
-        found += members(output, name) if nested is None else nested
-    return [{**one, "key": str(place), "model": model} for place, one in enumerate(found)]
-
-
-def batch_line(body: JSON, context: Context) -> Observation:
-    """One answer of a batch, inline or a line of its file: half the price; an error is free."""
-    response = section(body, "response") or section(body, "embedding")
-    key = text(body, "key")
-    if body.get("error") or not response:
-        return Observation(response_id=key, billable=False)
-    if model := text(body, "model"):
-        context = replace(context, request=replace(context.request, model=model))
-    context = context.in_batch()
-    if "embedding" in response or "values" in response or "tokenCount" in response:
-        stated = {"promptTokenCount": response["tokenCount"]} if "tokenCount" in response else {}
-        wire = section(response, "usageMetadata") or stated
-        seen = replace(answer_of_input(wire, context, set()), response_model=text(body, "model"))
-    else:
-        seen = answer(response, context)
-    # "default" is what such a line may say; that it was a batch is known from where it stands.
-    groups = tuple(
-        replace(group, service_tier=None) if group.service_tier == "default" else group for group in seen.consumptions
-    )
-    return replace(seen, consumptions=groups, deduplicate=True, bill_id=key)
-
-
-def cache(body: JSON, context: Context) -> Observation:
-    """A cached content: its tokens times the hours it was bought for. Whatever extends it grows that total."""
-    flags: set[str] = set()
-    name = text(body, "name")
-    tokens = count(section(body, "usageMetadata"), "totalTokenCount", flags=flags)
-    made, ends = _moment(body.get("createTime")), _moment(body.get("expireTime"))
-    model = model_name(body.get("model"))
-    if tokens is None or made is None or ends is None or ends < made or name is None:
-        return replace(unknown({}, None, model=model, flags=frozenset(flags), deduplicate=True), response_id=name)
-    seconds = Decimal((ends - made).days * 86_400 + (ends - made).seconds)
-    hours = quantize(EXACT.divide(EXACT.multiply(seconds, tokens), _HOUR))
-    group = context.consumption(Reading(Usage({"cache_storage": hours})), model=model, role="cache")
-    return Observation(
-        consumptions=(group,),
-        response_model=model,
-        response_id=name,
-        flags=frozenset(flags),
-        raw_usage={"totalTokenCount": tokens, "createTime": body["createTime"], "expireTime": body["expireTime"]},
-        reading="total",
-        deduplicate=True,
-    )
-
-
-_HOUR = Decimal(3_600)
-
-
-def _moment(value: Any) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    whole = re.sub(r"\.\d+", "", value).replace("Z", "+00:00")
-    try:
-        found = datetime.fromisoformat(whole)
-    except ValueError:
-        return None
-    return found if found.tzinfo is not None else None
-
-
-def tuning(body: JSON, context: Context) -> Observation:
-    """A tuning job: the tokens it was trained on, once it has succeeded."""
-    name, state = text(body, "name"), text(body, "state") or ""
-    if not state.endswith("SUCCEEDED"):
-        ended = state.endswith(("FAILED", "CANCELLED"))
-        return Observation(response_id=name, billable=False, flags=frozenset() if ended else frozenset({"not_final"}))
-    flags: set[str] = set()
-    model = model_name(body.get("baseModel"))
-    stats = section(body, "tuningDataStats")
-    trained = next((tokens for one in _sections(stats) if (tokens := _billable(one, flags))), None)
-    if trained is None:  # no job that ended well was trained on nothing
-        lost = unknown({}, dict(stats) or None, model=model, flags=frozenset(flags), deduplicate=True)
-        return replace(lost, response_id=name)
-    group = context.consumption(Reading(Usage({"trained_tokens": trained})), model=model, role="training")
-    return Observation(
-        consumptions=(group,),
-        response_model=model,
-        response_id=name,
-        flags=frozenset(flags),
-        raw_usage={"trained_tokens": trained},
-        deduplicate=True,
-    )
-
-
-def _sections(body: JSON) -> Iterator[JSON]:
-    yield body
-    yield from (value for value in body.values() if is_object(value))
-
-
-def _billable(stats: JSON, flags: set[str]) -> int | None:
-    return count(stats, "totalBillableTokenCount", "totalBillableCharacterCount", flags=flags)
+def _renamed(value: Any) -> Any:
+    if is_array(value):
+        return [_renamed(item) for item in value]
+    if not is_object(value):
+        return value
+    return {_SNAKE.sub(lambda found: found[1].upper(), key): _renamed(item) for key, item in value.items()}
 
 
 #: Beginning of an endpoint -> the reader of its bodies.

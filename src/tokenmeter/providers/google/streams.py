@@ -9,7 +9,7 @@ from typing import Any, cast
 from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context, pending
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import JSON, count, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 _ESTIMATED = frozenset({"estimated"})
@@ -45,9 +45,8 @@ class AnswerStream:
             for name in _NAMES:
                 if value := event.get(name):
                     self._body[name] = value
-            said = section(event, "usageMetadata")
-            if said:
-                self._usage.update({key: value for key, value in said.items() if value is not None})
+            if said := section(event, "usageMetadata"):
+                self._usage = latest(self._usage, said)
             if section(event, "promptFeedback").get("blockReason"):
                 self._finished = True
             for candidate in members(event, "candidates"):

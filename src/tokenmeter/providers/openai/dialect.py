@@ -18,6 +18,7 @@ class OpenAIDialect(Dialect):
     """OpenAI's wire format, as OpenAI, Azure and every compatible host speak it."""
 
     name = "openai"
+    bodies = frozenset({"chat.completion", "chat.completion.chunk", "response", "text_completion"})
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS
     #: ``api.anthropic.com`` serves some of them too.

@@ -60,6 +60,8 @@ _FREE_TOOLS = frozenset(
 _TOOL_NAME = re.compile(r"(?:server_side_tool_)?(\w+?)(?:_calls)?")
 #: Moonshot's search, as a function that its models call.
 _BUILTIN_SEARCH = "$web_search"
+#: Hosts whose search puts what it found beside the answer.
+_SHOWS_RESULTS = frozenset({"zai", "zhipuai"})
 _BILLS_TOOLS_BY_CALL = "x-ai"
 #: A tool that no rule knows was called: how often is known, and what it costs is not.
 _UNKNOWN_TOOL = "server_tool_calls"
@@ -127,15 +129,18 @@ def extra_meters(
 
 
 def builtin_calls(provider: str, body: JSON, flags: set[str]) -> dict[str, Quantity]:
-    """Tools of the host's own that a completion shows: Groq's, which ran, and Moonshot's search, which is asked for.
+    """Tools of the host's own that a completion shows: Groq's and Z.ai's, which ran, Moonshot's, which is asked for.
 
-    Source: https://platform.kimi.ai/docs/pricing/tools
+    Source: https://platform.kimi.ai/docs/pricing/tools, https://docs.z.ai/guides/tools/web-search
     """
     messages = [section(choice, "message") for choice in members(body, "choices")]
     if ran := sum(len(executed_tools(message)) for message in messages):
         flags.add("unknown_server_tool")
         return {_UNKNOWN_TOOL: ran}
-    if canonical_provider(provider) != "moonshotai":
+    host = canonical_provider(provider)
+    if host in _SHOWS_RESULTS and members(body, "web_search"):
+        return {"web_searches": 1}
+    if host != "moonshotai":
         return {}
     asked = [call for message in messages for call in own_tools(message)]
     searches = sum(section(call, "function").get("name") == _BUILTIN_SEARCH for call in asked)

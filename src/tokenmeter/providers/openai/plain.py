@@ -79,7 +79,7 @@ def read_chat(body: JSON) -> Plain | None:
             continue
         if "executed_tools" in message or (choice.get("finish_reason") == "tool_calls" and own_tools(message)):
             return None
-    if "usage_breakdown" in body:
+    if "usage_breakdown" in body or "web_search" in body:
         return None
     prompt = usage.get("prompt_tokens")
     inputs, outputs = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")

@@ -82,6 +82,8 @@ class ChatStream:
                     self._end(event, choice)
         except (AttributeError, TypeError):
             pass  # a chunk in no known shape says nothing
+        if members(event, "web_search"):
+            self._said["web_search"] = [{}]  # Z.ai's: that something was found
         if "x_groq" in event:
             self._take_groq(section(event, "x_groq"), stated=bool(usage))
 
