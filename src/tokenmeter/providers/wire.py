@@ -308,7 +308,7 @@ def split_input(
             rest -= max(size, hit)
         cached = shares["text"]
     if cached > rest:
-        flags.add("cached_exceeds_input")
+        flags.add("cached_exceeds_input" if cached else "input_parts_exceed_total")
     put(quantities, "input", max(rest - cached, 0))
     put(quantities, "cache_read", cached)
 
