@@ -35,6 +35,7 @@ from tokenmeter.stores.sketch import Latencies, packed
 from tokenmeter.stores.slots import month_of, to_microseconds, week_of
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
+from tokenmeter.stores.urls import unusable
 
 T = TypeVar("T")
 
@@ -205,8 +206,8 @@ class FoldingBook(ABC):
             StoreUnavailableError: the ledger cannot be written; the records wait in the tail.
         """
         moved = 0
-        there = {number: self._size(number) for number in segments(self.path)}
         try:
+            there = {number: self._size(number) for number in segments(self.path)}
             # What others write meanwhile is not waited for: they may write faster than it can be folded.
             while self.waiting() and any(self._reached.get(number, 0) < size for number, size in there.items()):
                 before = dict(self._reached)
@@ -221,6 +222,10 @@ class FoldingBook(ABC):
         except StoreError as error:
             self.note_failure(error)
             raise
+        except OSError as error:  # the tail cannot be looked at
+            failure = unusable(self.path, error)
+            self.note_failure(failure)
+            raise failure from error
         if len(self._reached) > 1:
             self._remove_folded()
         return moved

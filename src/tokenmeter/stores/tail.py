@@ -55,7 +55,7 @@ def segments(ledger: Path) -> list[int]:
     begin = f"{ledger.name}-tail."
     try:
         names = os.listdir(ledger.parent)  # noqa: PTH208 - names are all that is wanted
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     ends = (name.removeprefix(begin) for name in names if name.startswith(begin))
     return sorted(int(end) for end in ends if end.isdecimal())

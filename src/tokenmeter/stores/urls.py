@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
 
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.processes import lock_file, unlock_file
 
 _SECRET = re.compile(r"(?i)([a-z_]*(?:password|secret)\s*=\s*)[^&\s]*")
@@ -80,6 +82,15 @@ def _mount_of(path: Path, mounts: Path) -> tuple[str, str]:
         if len(point) >= len(best) and (path.is_relative_to(point)):
             best, kind = point, after.split()[0]
     return best, kind
+
+
+def unusable(path: Path, error: OSError) -> StoreUnavailableError:
+    """Why no ledger can be made or used at `path`."""
+    reason = f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror})"
+    return StoreUnavailableError(
+        f"{error.filename or path} cannot be used: {reason}. Check the permissions of its directory, or name another "
+        "file in configure(store=...) or TOKENMETER_STORE."
+    )
 
 
 class SideLock:

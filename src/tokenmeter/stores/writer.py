@@ -289,7 +289,10 @@ class Writer(Shared):
             live = self._acquire_any()
         if self._moved is not None:
             raise StoreUnavailableError(self._moved)
-        there = _file_at(self._ledger_name)
+        try:
+            there = _file_at(self._ledger_name)
+        except PermissionError:  # a program that gave up its rights: it goes by the counters, which it has open
+            return live
         if there == self._file and there != _GONE:
             return live
         file = self._book.file()
@@ -469,7 +472,7 @@ def _file_at(path: str) -> tuple[int, int]:
     """Device and inode."""
     try:
         status = os.stat(path)  # noqa: PTH116 - on the hot path
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return _GONE
     return status.st_dev, status.st_ino
 

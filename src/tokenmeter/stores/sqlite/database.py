@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
-import errno
 import os
 import stat
 import threading
@@ -17,19 +15,12 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.processes import around_fork
-from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file
-
-if TYPE_CHECKING:
-    import sqlite3
-else:  # one SQLite library per process: two would drop each other's locks
-    try:
-        import pysqlite3 as sqlite3
-    except ImportError:
-        import sqlite3
+from tokenmeter.stores.sqlite.opened import OpenFile, explained, identity, is_busy, keep_for_ever, sqlite3
+from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file, unusable
 
 __all__ = ["PATIENCE", "Database", "sqlite3"]
 
@@ -44,45 +35,6 @@ PATIENCE, _PEER_PATIENCE = 1.0, 10.0
 _FORK_PATIENCE = 5.0
 #: WAL pages (4 KiB) between checkpoints.
 _CHECKPOINT_PAGES = 4000
-_GONE = (0, 0)
-
-
-def _identity(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a string is all there is
-    except FileNotFoundError:
-        return _GONE
-    return status.st_dev, status.st_ino
-
-
-def _keep_for_ever(value: object) -> None:
-    """Leak `value`: closing an inherited or orphaned connection would take the new file's WAL along."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
-
-
-class _OpenFile:
-    """One open connection, and whether the file under its path is still the one it has open."""
-
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, wal: bool) -> None:
-        self.connection = connection
-        self._path, self._log_path = str(path), f"{path}-wal" if wal else str(path)
-        self._file, self._log = _identity(self._path), _identity(self._log_path)
-
-    def moved(self) -> bool:
-        """Whether the path now names another file than the one this connection has open."""
-        return _identity(self._path) != self._file or _identity(self._log_path) != self._log
-
-    def let_go(self) -> None:
-        """Close the connection if that is safe.
-
-        Closing removes the log by its name. When the file was replaced, that would be the log of the new one; when only
-        the log is gone, closing folds back what the still open descriptor holds.
-        """
-        if _identity(self._path) == self._file and _identity(self._log_path) in {self._log, _GONE}:
-            with contextlib.suppress(sqlite3.Error):  # the disk fails: what is in the log stays in the log
-                self.connection.close()
-        else:
-            _keep_for_ever(self.connection)
 
 
 class _FileMovedError(Exception):
@@ -131,7 +83,7 @@ class Database:
         self._refuse, self._prepare_tables, self._check = refuse, prepare, check
         self._lock_path = Path(f"{self.path}-lock")
         self._lock = SideLock(self._lock_path)
-        self._made = False
+        self._made = self._is_cut = False
         self._start()
         _DATABASES.add(self)
         self._in_turn(self._session)
@@ -140,8 +92,8 @@ class Database:
     def _start(self) -> None:
         self._mutex = threading.RLock()
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
-        self._writer: _OpenFile | None = None
-        self._readers: list[_OpenFile] = []
+        self._writer: OpenFile | None = None
+        self._readers: list[OpenFile] = []
         self._pid = os.getpid()
         self._forking = False
 
@@ -159,10 +111,9 @@ class Database:
         def transact(deadline: float) -> T:
             while True:
                 session = self._session(deadline)
-                try:
+                with contextlib.suppress(_FileMovedError):
                     return self._transact(session, work, deadline)
-                except _FileMovedError:
-                    self._close_idle(deadline)
+                self._close_idle(deadline)
 
         return self._in_turn(transact, patience)
 
@@ -186,7 +137,7 @@ class Database:
         except sqlite3.Error as error:
             raise explained(self.path, error) from error
         finally:
-            if healthy and not session.moved() and not session.connection.in_transaction:
+            if healthy and session.is_sound():
                 self._readers.append(session)
             else:
                 session.let_go()
@@ -203,39 +154,32 @@ class Database:
             if self._session(deadline).moved():
                 self._close_idle(deadline)
                 self._session(deadline)
-            return _identity(str(self.path))
+            return identity(str(self.path))
 
         return self._in_turn(look)
 
     def checkpoint(self) -> bool:
         """Move the log into the file and wait for the disk; False when some of it has to stay in the log."""
-        if not self.wal:
-            return True
-
-        def work(deadline: float) -> bool:
-            connection = self._session(deadline).connection
-            self._take_lock(deadline)
-            try:
-                busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            finally:
-                self._lock.release()
-            return not busy and pages == moved
-
-        return self._in_turn(work)
+        return self._move_log("PASSIVE")
 
     def empty_log(self) -> bool:
         """Move all of the log into the file and leave the log empty; False when somebody still reads from it."""
+        return self._move_log("TRUNCATE")
+
+    def _move_log(self, how: str) -> bool:
         if not self.wal:
             return True
 
         def work(deadline: float) -> bool:
-            connection = self._session(deadline).connection
+            session = self._session(deadline)
             self._take_lock(deadline)
             try:
-                (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if session.moved():
+                    return False
+                busy, pages, moved = session.connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
             finally:
                 self._lock.release()
-            return not busy
+            return not busy and bool(pages == moved)
 
         return self._in_turn(work)
 
@@ -276,10 +220,12 @@ class Database:
         if self._owned():
             self._mutex.release()
 
-    def _transact(self, session: _OpenFile, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+    def _transact(self, session: OpenFile, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         connection = session.connection
         try:
             try:
+                if session.moved():
+                    raise _FileMovedError
                 self._begin(connection, deadline)
                 if self._check is not None:
                     self._check(connection, self.path)
@@ -352,11 +298,21 @@ class Database:
 
     # -- connections
 
-    def _session(self, deadline: float) -> _OpenFile:
+    def _session(self, deadline: float) -> OpenFile:
         """The writing session, opened if need be. Needs the turn."""
         if self._writer is None:
             self._writer = self._open(deadline)
+        self._renew_index(self._writer, deadline)
         return self._writer
+
+    def _renew_index(self, session: OpenFile, deadline: float) -> None:
+        """See `OpenFile.renew_index`. Needs the turn."""
+        if session.lacks_index():
+            self._take_lock(deadline)
+            try:
+                session.renew_index()
+            finally:
+                self._lock.release()
 
     def _refuse_second_name(self) -> None:
         """Refuse a file that others know by a name with another folder around it, or another name.
@@ -388,7 +344,12 @@ class Database:
                 if not is_busy(error):  # else it is looked at again when it is free
                     raise
 
-    def _open(self, deadline: float) -> _OpenFile:
+    def _open(self, deadline: float) -> OpenFile:
+        if self._is_cut:
+            raise StoreUnavailableError(
+                f"{self.path}-wal was emptied or cut off while it was in use. End every program that has the ledger "
+                "open: the next one to open it takes the entries that were in it from the tail."
+            )
         if self._made and not (self.path.exists() and self.path.stat().st_size):
             what = "emptied" if self.path.exists() else "removed"
             raise StoreUnavailableError(
@@ -408,7 +369,7 @@ class Database:
                     self._refuse(connection, self.path)
                     self._set_up(connection)
                     self._prepare_tables(connection, self.path)
-                    return _OpenFile(self.path, connection, wal=self.wal)
+                    return OpenFile(self.path, connection, wal=self.wal)
                 except sqlite3.Error as error:
                     connection.close()
                     if not is_busy(error):
@@ -433,22 +394,25 @@ class Database:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the WAL
 
-    def _lend(self) -> _OpenFile:
+    def _lend(self) -> OpenFile:
         """A session for reading. Nobody waits for a write that is under way."""
-        writer = self._writer
-        if writer is None or writer.moved():
-            self.file()
-        while self._readers:
-            session = self._readers.pop()
-            if not session.moved():
-                return session
-            session.let_go()
+        try:
+            writer = self._writer
+            if writer is None or writer.lacks_index() or writer.moved():
+                self.file()
+            while self._readers:
+                session = self._readers.pop()
+                if not session.moved():
+                    return session
+                session.let_go()
+        except OSError as error:
+            raise unusable(self.path, error) from error
         try:
             connection = self._connect(timeout=self.patience)
             connection.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             raise explained(self.path, error) from error
-        return _OpenFile(self.path, connection, wal=self.wal)
+        return OpenFile(self.path, connection, wal=self.wal)
 
     def _close_idle(self, deadline: float) -> None:
         """Close connections under the side lock: the last one to close checkpoints. Needs the turn."""
@@ -460,7 +424,10 @@ class Database:
             self._take_lock(deadline)
         try:
             for session in sessions:
+                with contextlib.suppress(OSError):  # where nobody may look
+                    session.renew_index()
                 session.let_go()
+                self._is_cut = self._is_cut or session.is_cut
         finally:
             self._lock.release()
 
@@ -486,7 +453,7 @@ class Database:
         """Start afresh: no inherited connection is used or closed, no inherited lock is trusted."""
         self._lock.close()
         for session in [*self._readers, *((self._writer,) if self._writer else ())]:
-            _keep_for_ever(session.connection)
+            keep_for_ever(session.connection)
         self._start()
 
 
@@ -507,52 +474,3 @@ around_fork(
     parent=_each(Database.after_fork_in_parent),
     child=_each(Database.after_fork_in_child),
 )
-
-
-_BUSY_CODES = {5, 6, 15}  # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PROTOCOL
-_DAMAGED = (
-    "the file is damaged or not an SQLite database. Nothing was written. "
-    "Put it aside and restore a backup, or name another file."
-)
-_TORN = (
-    "a part of the ledger is gone: somebody changed it other than with tokenmeter ({0}). Restore a backup "
-    "(`tokenmeter db restore`)."
-)
-_UNWRITABLE = "it cannot be written. Check the permissions of the file and its directory, or name another file."
-_ADVICE = {
-    "disk is full": "the disk is full. Nothing was written; free some space.",
-    "not a database": _DAMAGED,
-    "malformed": _DAMAGED,
-    "readonly": _UNWRITABLE,
-    "unable to open": _UNWRITABLE,
-    "disk I/O": (
-        "the disk fails, or the file was emptied or cut off. If the disk is sound, restore a backup "
-        "(`tokenmeter db restore`)."
-    ),
-    "no such table": _TORN,
-    "no such column": _TORN,
-}
-
-
-def is_busy(error: sqlite3.Error) -> bool:
-    """Whether trying again helps: somebody else has the lock."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return "locked" in str(error) or "busy" in str(error)
-    return code & 0xFF in _BUSY_CODES
-
-
-def explained(path: Path, error: sqlite3.Error) -> StoreUnavailableError:
-    """What SQLite's `error` means for the ledger at `path`."""
-    text = str(error)
-    advice = next((advice for sign, advice in _ADVICE.items() if sign in text), "SQLite failed: {0}.")
-    return StoreUnavailableError(f"{path}: {advice.format(text)}")
-
-
-def unusable(path: Path, error: OSError) -> StoreUnavailableError:
-    """Why no ledger can be made at `path`."""
-    reason = f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror})"
-    return StoreUnavailableError(
-        f"{error.filename or path} cannot be used: {reason}. Check the permissions of its directory, or name another "
-        "file in configure(store=...) or TOKENMETER_STORE."
-    )

@@ -15,7 +15,8 @@ from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.sqlite.book import ENGINE
-from tokenmeter.stores.sqlite.database import Database, explained, sqlite3
+from tokenmeter.stores.sqlite.database import Database, sqlite3
+from tokenmeter.stores.sqlite.opened import explained
 from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate, refuse_stranger
 from tokenmeter.stores.urls import make_private_file
 
