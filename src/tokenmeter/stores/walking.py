@@ -303,8 +303,8 @@ class Walk:
         if self._before is not None and self._before != self.head:
             found.append(Fault("edited", "head", "The last record is not the one the ledger's head names."))
         (beyond,) = run(
-            "SELECT count(*) FROM (SELECT seq FROM entries UNION ALL SELECT seq FROM documents) WHERE seq > "
-            "(SELECT seq FROM ledger)"
+            "SELECT count(*) FROM (SELECT seq FROM entries UNION ALL SELECT seq FROM documents) AS records "
+            "WHERE seq > (SELECT seq FROM ledger)"
         ).fetchone()
         if beyond:
             found.append(
