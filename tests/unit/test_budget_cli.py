@@ -70,6 +70,14 @@ def test_a_budget_is_set_changed_and_ended_and_its_history_is_told(run):
     assert "in force: none" in run("budgets", "retire", "members", code=2)
 
 
+def test_a_mistyped_name_is_told_as_a_new_budget(run):
+    assert "members is a new budget." in run("budgets", "set", "members", "member=*", "limit_usd=5")
+    assert "new budget" not in run("budgets", "set", "members", "limit_usd=8")
+    told = run("budgets", "set", "membrs", "limit_usd=9")
+    assert "membrs is a new budget; members is as it was. `tokenmeter budgets retire membrs` takes it back." in told
+    assert [one["name"] for one in json.loads(run("budgets", "set", "mambers", "limit_usd=9", "--json"))] == ["mambers"]
+
+
 def test_the_list_shows_what_was_spent_before_there_was_a_budget_and_writes_nothing(run, ledger):
     (ledger / "tokenmeter.toml").write_text('[[budgets]]\nname = "members"\nmember = "*"\nlimit_usd = 5\n')
     shown = run("budgets")

@@ -110,6 +110,16 @@ class TestRecords:
         assert replace(base, period="day").counter_name("usd") != name
         assert replace(base, tz="Asia/Tokyo").counter_name("usd") != name
 
+    def test_each_limit_has_a_counter_of_its_own_whatever_the_budget_is_called(self):
+        budget = Budget(limit_usd=10, limit_requests=3, name="usd/month, requests/month")
+        assert budget.counter_name("usd") != budget.counter_name("requests")
+
+    @pytest.mark.parametrize("period", ["month", "rolling-1h"])
+    @pytest.mark.parametrize("thresholds", [None, [], [50, 80, 100], [90]], ids=str)
+    def test_thresholds_are_written_down_where_they_are_not_what_the_period_has_by_itself(self, period, thresholds):
+        budget = Budget(limit_usd=1, period=period, thresholds=thresholds)
+        assert Budget.parse(budget.to_dict()) == budget
+
     def test_what_was_said_can_be_written_down_and_read_back(self):
         said = Budget(
             member="*", tags={"k": "v"}, limit_usd="0.10", limit_requests=0, limit={"ada": {"usd": "5", "requests": 9}},

@@ -271,8 +271,8 @@ def audit(
 ) -> tuple[CounterFault, ...]:
     """Counters of budgets in force that differ from the ledger.
 
-    A counter that moves while the ledger is read is not judged, nor are windows that nobody counted: a budget of today
-    has no counters of last month.
+    A counter that moves while the ledger is read is not judged, nor are windows that nobody counted (a budget of today
+    has no counters of last month), nor the counter of a key that bears another name by now than its budget's.
 
     Args:
         caps: The limits in force, by their counters' name.
@@ -287,7 +287,9 @@ def audit(
     moment = microseconds(now)
     before = _settled(caps, store)
     due = {
-        key: _due(caps[key.budget], key, store, pricer) for key in before if not _is_over(caps[key.budget], key, moment)
+        key: _due(cap, key, store, pricer)
+        for key in before
+        if not _is_over(cap := caps[key.budget], key, moment) and cap.goes_on(parse_scope(key.scope))
     }
     after = _settled(caps, store)
     wrong = sorted(

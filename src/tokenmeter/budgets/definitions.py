@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tokenmeter.budgets.grants import Grant, grant_of
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
-from tokenmeter.budgets.windows import microseconds
+from tokenmeter.budgets.windows import Window, microseconds
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
@@ -40,9 +40,9 @@ class Change:
         by: Who did it.
         reason: Why.
         source: Where it was said: a configuration file, ``code of PROGRAM``, ``command line``, ...
-        era: How often what it counts has changed (scope, dates, an end): counters of another era begin anew, from what
-            the ledger holds.
-        counted_since: When this era was defined; None for a definition that is only declared and not filed yet.
+        era: How often what it counts has changed (scope, dates, an end, windows that were others meanwhile): counters
+            of another era begin anew, from what the ledger holds.
+        counted_since: When this era, and its windows, were defined; None for what is only declared and not filed yet.
         document_id: The filed document; empty for one that is only declared.
     """
 
@@ -127,7 +127,7 @@ def read_policy(store: Store, before: Policy | None = None) -> Policy:
             revision += 1
         else:
             versions = changes.get(body["name"], ())
-            changes[body["name"]] = (*versions, _change_of(document, body, versions[-1] if versions else None))
+            changes[body["name"]] = (*versions, _change_of(document, body, versions))
             revision += 1
     return Policy(changes, grants, names, position, revision)
 
@@ -142,25 +142,40 @@ def _body(document: Document) -> dict[str, Any]:
     return body
 
 
-def _change_of(document: Document, body: Mapping[str, Any], before: Change | None) -> Change:
+def _change_of(document: Document, body: Mapping[str, Any], versions: Sequence[Change]) -> Change:
     budget = None if body["budget"] is None else Budget.parse(body["budget"], file=f"ledger document {document.key}")
-    same = (
-        before is not None and before.budget is not None and budget is not None and _counts_alike(before.budget, budget)
-    )
-    anew = before is not None and budget is not None and not same
+    era, since = _era(versions, budget, anew=body.get("anew", False))
     return Change(
         name=body["name"],
-        version=1 if before is None else before.version + 1,
+        version=len(versions) + 1,
         what=body["what"],
         budget=budget,
         at=document.recorded_at,
         by=body["by"],
         reason=body["reason"],
         source=body["source"],
-        era=1 if before is None else before.era + int(anew),
-        counted_since=before.counted_since if before is not None and not anew else document.recorded_at,
+        era=era,
+        counted_since=since or document.recorded_at,
         document_id=document.document_id,
     )
+
+
+def _era(versions: Sequence[Change], budget: Budget | None, *, anew: bool) -> tuple[int, datetime | None]:
+    """The era of the next version, and since when its windows are counted; None = since it is filed.
+
+    Args:
+        versions: Those before it.
+        budget: What it says.
+        anew: Whether it comes back to windows that its counters have missed calls of.
+    """
+    if not versions:
+        return 1, None
+    last = versions[-1]
+    if budget is None:
+        return last.era, last.counted_since
+    if anew or last.budget is None or not _counts_alike(last.budget, budget):
+        return last.era + 1, None
+    return last.era, last.counted_since if _windows(last.budget) == _windows(budget) else None
 
 
 def _counts_alike(one: Budget, other: Budget) -> bool:
@@ -168,8 +183,20 @@ def _counts_alike(one: Budget, other: Budget) -> bool:
     return (one.scope, one.effective, set(one.units)) == (other.scope, other.effective, set(other.units))
 
 
+def _windows(budget: Budget) -> dict[Unit, Window]:
+    return {unit: budget.window_of(unit) for unit in budget.units}
+
+
+def _comes_back(versions: Sequence[Change], budget: Budget) -> bool:
+    """Whether a definition has windows again that were others meanwhile: nobody counted in them since."""
+    now = _windows(budget)
+    era = versions[-1].era if versions else 1
+    earlier = [_windows(one.budget) for one in versions if one.era == era and one.budget is not None]
+    return any(then[unit] == now[unit] != earlier[-1][unit] for then in earlier for unit in now.keys() & then.keys())
+
+
 def file_change(
-    store: Store, name: str, budget: Budget | None, *, version: int, by: str, reason: str, source: str
+    store: Store, name: str, budget: Budget | None, *, versions: Sequence[Change], by: str, reason: str, source: str
 ) -> bool:
     """File a definition, or with None the end of one.
 
@@ -177,7 +204,7 @@ def file_change(
         store: The ledger.
         name: The budget's name.
         budget: The definition.
-        version: Its number. It is filed only if nobody else has filed that one meanwhile.
+        versions: All before it. It is filed only if nobody else has filed the next one meanwhile.
         by: Who.
         reason: Why.
         source: Where it was said.
@@ -194,7 +221,9 @@ def file_change(
         "reason": reason,
         "source": source,
     }
-    return _file(store, f"{name}@{version}", body)
+    if budget is not None and _comes_back(versions, budget):
+        body["anew"] = True
+    return _file(store, f"{name}@{len(versions) + 1}", body)
 
 
 def file_grant(store: Store, grant: Grant, *, more: Mapping[str, Any] | None = None) -> bool:
@@ -265,18 +294,19 @@ def joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str,
     found = policy.in_force()
     for budget in declared:
         if is_news(policy, budget, source):
-            before = found.get(budget.name)
+            versions = policy.changes.get(budget.name, ())
+            era, since = _era(versions, budget, anew=_comes_back(versions, budget))
             found[budget.name] = Change(
                 name=budget.name,
-                version=len(policy.changes.get(budget.name, ())) + 1,
+                version=len(versions) + 1,
                 what="set",
                 budget=budget,
                 at=None,
                 by=whoami(),
                 reason="declared",
                 source=source,
-                era=1 if before is None else before.era,
-                counted_since=None if before is None else before.counted_since,
+                era=era,
+                counted_since=since,
             )
     return found
 

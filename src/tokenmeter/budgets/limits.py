@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from tokenmeter import processes
 from tokenmeter.budgets.grants import Grant
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
@@ -95,23 +96,26 @@ class _LimitAnswer:
 class AskedLimits:
     """Answers of one budget's `Budget.limit`, remembered for `Budget.refresh` seconds.
 
-    An answer that is too old is asked for again in the call's own thread, for calls on an event loop beside it; while
-    the function fails the last answer holds, then the fixed limit, then the budget's `store_failure`. What an async
-    function awaits (a pool of connections) belongs to the application's loop, and runs there.
+    An answer that is too old is asked for again in the call's own thread, for calls on an event loop beside it; other
+    calls of that member wait for the same answer. While the function fails the last answer holds, then the fixed limit,
+    then the budget's `store_failure`. What an async function awaits (a pool of connections) belongs to the
+    application's loop, and runs there.
     """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _LimitAnswer] = {}
+        self._asking: dict[tuple[str, str], threading.RLock] = {}
+        self._process = processes.this_process
+        self._forgotten = 0  # how often anything was
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
 
     def is_known(self, cap: Cap, scope: Mapping[str, str]) -> bool:
         """Whether `of` would answer without asking the function."""
         name = cap.budget.open_field
-        if not cap.budget.asks or name is None:
-            return True
-        answer = self._answers.get((cap.budget.name, scope[name]))
-        return answer is not None and time.monotonic() - answer.asked_at < cap.budget.refresh
+        return (
+            not cap.budget.asks or name is None or self._fresh((cap.budget.name, scope[name]), cap.budget) is not None
+        )
 
     def of(self, cap: Cap, scope: Mapping[str, str]) -> int:
         """The limit of `cap` for the counter `scope`, without grants.
@@ -138,16 +142,34 @@ class AskedLimits:
 
     def forget(self, name: str, value: str | None = None) -> None:
         """Ask again with the next call, for one value or for all; should that fail, what was known holds."""
+        self._forgotten += 1
         for key, answer in [*self._answers.items()]:
             if key[0] == name and value in {None, key[1]}:
                 self._answers[key] = replace(answer, asked_at=_LONG_AGO)
 
     def _ask(self, cap: Cap, function: LimitFunction, value: str) -> int | None:
         budget, key = cap.budget, (cap.budget.name, value)
-        now = time.monotonic()
-        known = self._answers.get(key)
-        if known is not None and now - known.asked_at < budget.refresh:
-            return known.limits.get(cap.unit)
+        answer = self._fresh(key, budget)
+        if answer is None:
+            if self._process is not processes.this_process:  # a lock that the parent held is never freed here
+                self._process, self._asking = processes.this_process, {}
+            mine = self._asking.setdefault(key, threading.RLock())  # a call that the function makes asks again
+            alone = mine.acquire(timeout=_LONGEST_WAIT)
+            try:
+                answer = self._fresh(key, budget) or self._asked(key, budget, function)
+            finally:
+                if alone:
+                    mine.release()
+                self._asking.pop(key, None)
+        return answer.limits.get(cap.unit)
+
+    def _fresh(self, key: tuple[str, str], budget: Budget) -> _LimitAnswer | None:
+        answer = self._answers.get(key)
+        return answer if answer is not None and time.monotonic() - answer.asked_at < budget.refresh else None
+
+    def _asked(self, key: tuple[str, str], budget: Budget, function: LimitFunction) -> _LimitAnswer:
+        known, forgotten = self._answers.get(key), self._forgotten
+        value, now = key[1], time.monotonic()
         try:
             said = function(value)
             if inspect.isawaitable(said):
@@ -162,8 +184,10 @@ class AskedLimits:
             problem = f"failed ({type(error).__name__}: {error})"
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
-        self._answers[key] = _LimitAnswer(limits, now, problem)
-        return limits.get(cap.unit)
+        # What was asked before somebody said that it changed may be the answer of before.
+        answer = _LimitAnswer(limits, now if forgotten == self._forgotten else _LONG_AGO, problem)
+        self._answers[key] = answer
+        return answer
 
     def _awaited(self, said: Awaitable[LimitValue | None]) -> LimitValue | None:
         """What an async function says: on the application's loop, where one can be waited for, else on a new one."""

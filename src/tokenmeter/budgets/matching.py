@@ -179,6 +179,7 @@ class Cap:
     """
 
     __slots__ = (
+        "_aliases",
         "_cached",
         "_keys",
         "_step",
@@ -205,6 +206,7 @@ class Cap:
         self.limit = budget.limits.get(unit)
         self.counter_name = budget.counter_name(unit, era)
         self.match = Matcher(budget.scope, aliases)
+        self._aliases = aliases
         self.counted_since_us = NEVER if defined_at is None else microseconds(defined_at) + _CLOCK_SKEW_US
         self._window = budget.window_of(unit)
         length = self._window.length_us
@@ -235,6 +237,11 @@ class Cap:
     def counts(self) -> bool:
         """Whether settled calls add to it. What is limited in flight is only held."""
         return self.unit != IN_FLIGHT
+
+    def goes_on(self, scope: Mapping[str, str]) -> bool:
+        """Whether calls still count into the counter `scope`: its key may bear another name by now."""
+        named, known = self.budget.api_key, self._aliases.get(scope.get("api_key", ""))
+        return known is None or not is_alias(named) or named == known
 
     def spans(self, at_us: int) -> tuple[Span, ...]:
         """The windows that an instant (microseconds since the epoch) counts in."""

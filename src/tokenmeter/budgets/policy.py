@@ -237,8 +237,9 @@ class Budget(Who):
 
     def counter_name(self, unit: Unit, era: int = 1) -> str:
         """The identity of its counters in the store; `era` tells apart what began to count anew under one name."""
-        kind = f"{unit}/{self.window_of(unit).label}"
-        base = self.name if kind in self.name else f"{self.name} [{kind}]"
+        kinds = {each: f"{each}/{self.window_of(each).label}" for each in self.units}
+        told = [each for each, kind in kinds.items() if kind in self.name]  # in words of its own it may name several
+        base = self.name if told[:1] == [unit] else f"{self.name} [{kinds[unit]}]"
         return base if era == 1 else f"{base} #{era}"
 
     @property
@@ -277,8 +278,10 @@ class Budget(Who):
         return (starts is None or moment >= starts) and (ends is None or moment < ends)
 
     def _says(self, name: str) -> bool:
-        value = getattr(self, name)
-        return name in ("name", "period") or (value not in (None, {}) and value != _DEFAULTS.get(name))
+        value, default = getattr(self, name), _DEFAULTS.get(name)
+        if name == "thresholds":
+            default = _checked_thresholds(None, rolling=self.window.length_us is not None)
+        return name in ("name", "period") or (value not in (None, {}) and value != default)
 
     def _set_limits(self) -> None:
         given = [key for key in _LIMITS if getattr(self, key) is not None]
@@ -323,7 +326,7 @@ class Budget(Who):
         return f"{scope} {within}{soft}{dates}"
 
 
-_DEFAULTS = {item.name: item.default for item in fields(Budget)} | {"thresholds": _DEFAULT_THRESHOLDS}
+_DEFAULTS = {item.name: item.default for item in fields(Budget)}
 
 
 def limit_table(budget: Budget) -> Mapping[str, Any] | None:

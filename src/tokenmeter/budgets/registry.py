@@ -200,7 +200,7 @@ class Registry:
                     self._store,
                     budget.name,
                     budget,
-                    version=len(versions) + 1,
+                    versions=versions,
                     by=whoami(),
                     reason="declared",
                     source=self._source,
@@ -287,7 +287,9 @@ class Registry:
             last = versions[-1] if versions else None
             if last is not None and is_same_or_gone(last.budget, budget):
                 return last
-            file_change(self._store, name, budget, version=len(versions) + 1, by=by, reason=reason, source=source)
+            if file_change(self._store, name, budget, versions=versions, by=by, reason=reason, source=source):
+                self._read_applied()
+                return self._read_policy().changes[name][len(versions)]
 
     def apply(
         self,

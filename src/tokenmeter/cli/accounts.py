@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -71,10 +73,20 @@ def set_budget(
 ) -> None:
     """Define a budget, or change the fields named; every process obeys it with its next call."""
     with frame.meter(make=True) as meter:
-        known = [one.to_dict() for one in meter.budgets.in_force if one.name == name]
-        row = known[0] if known else {}
+        known = {one.name: one.to_dict() for one in meter.budgets.in_force}
+        row = known.get(name, {})
         budget = Budget.parse(row | _row(fields, row) | {"name": name}, file="command line")
-        _told(frame, [meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)])
+        change = meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)
+    _told(frame, [change])
+    if name not in known and not frame.as_json:
+        out.print(_is_new(name, known), markup=False)
+
+
+def _is_new(name: str, known: Iterable[str]) -> str:
+    """Whoever mistyped a name has another budget beside the one that was meant."""
+    meant = get_close_matches(name, known, n=1)
+    mend = f"; {meant[0]} is as it was. `tokenmeter budgets retire {shlex.quote(name)}` takes it back" if meant else ""
+    return f"{name} is a new budget{mend}."
 
 
 @command(budgets_app, "retire", examples=["tokenmeter budgets retire trial --reason 'it is over'"])

@@ -1,0 +1,176 @@
+"""A definition that changes while calls are made: what was spent counts on, in every window it ever names."""
+
+import threading
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.errors import BudgetExceededError
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.usage import Consumption, Observation, Usage
+
+ROWS = [
+    {"provider": "openai", "model": "m", "sku_meter": meter, "unit_price": price, "per": 1}
+    for meter, price in (("input", 0), ("output", 1))
+]
+PRICER = Pricer(PriceList.load(ROWS))
+MONTHLY = Budget(limit_usd=100, name="x")
+
+
+@pytest.fixture
+def metered(store, monkeypatch):
+    """Meters on the store under test, at one moment: no window ends in the middle of a test."""
+    moment = store.now()
+    monkeypatch.setattr(store, "now", lambda: moment)
+    return lambda *budgets: Meter(store=store, pricer=PRICER, budgets=budgets)
+
+
+def a_call(key=None, **who):
+    facts = RequestFacts(model="m", input_bytes=0, max_output_tokens=10)
+    return Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=facts,
+        attribution=Attribution(**who),
+        api_key=key,
+    )
+
+
+def spend(meter, dollars, **call):
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage({"output": dollars})),))
+    meter.settle(meter.authorize(a_call(**call)), Outcome(observation=seen))
+
+
+def spent(meter):
+    return {balance.unit: balance.spent for balance in meter.remaining()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"period": "hour"},
+        {"period": "day", "reset_hour": 1},
+        {"period": "week", "week_start": "sunday"},
+        {"period": "year", "anchor": 2},
+        {"period": "total"},
+        {"period": "rolling-24h"},
+        {"tz": "Europe/Berlin"},
+    ],
+    ids=lambda change: "-".join(map(str, change.values())).replace("/", "-"),
+)
+def test_another_window_and_the_old_one_again_know_all_that_was_spent(metered, change):
+    meter = metered(MONTHLY)
+    spend(meter, 60)
+    meter.budgets.set(replace(MONTHLY, **change))
+    assert spent(meter) == {"usd": 60}
+    spend(meter, 10)
+    meter.budgets.set(MONTHLY)
+    spend(meter, 5)
+    assert spent(meter) == {"usd": 75}
+    spend(meter, 10)
+    spend(meter, 10)
+    with pytest.raises(BudgetExceededError):
+        meter.authorize(a_call())
+    assert meter.audit_budgets() == ()
+
+
+def test_a_second_limit_that_comes_goes_and_comes_again_knows_every_call(metered):
+    both = replace(MONTHLY, limit_requests=3)
+    meter = metered(both)
+    spend(meter, 1)
+    meter.budgets.set(MONTHLY)
+    spend(meter, 1)
+    meter.budgets.set(both)
+    spend(meter, 1)
+    assert spent(meter) == {"usd": 3, "requests": 3}
+    with pytest.raises(BudgetExceededError, match="requests"):
+        meter.authorize(a_call())
+    assert meter.audit_budgets() == ()
+
+
+def test_a_limit_below_what_is_spent_stops_at_once_and_says_until_when(metered):
+    meter = metered(MONTHLY)
+    spend(meter, 60)
+    flying = meter.authorize(a_call())
+    meter.budgets.set(replace(MONTHLY, limit_usd=50))
+    with pytest.raises(BudgetExceededError) as stop:
+        meter.authorize(a_call())
+    assert (type(stop.value), stop.value.spent, stop.value.limit) == (BudgetExceededError, 60, 50)
+    assert stop.value.retry_after > 0
+    meter.release(flying)
+    assert meter.remaining()[0].remaining == -10
+
+
+def test_calls_under_way_at_an_end_and_a_new_beginning_count_when_they_end(metered):
+    meter = metered(MONTHLY)
+    flying = [meter.authorize(a_call()) for _ in range(9)]
+    meter.budgets.retire("x")
+    meter.budgets.set(MONTHLY)
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage({"output": 10})),))
+    for one in flying:
+        meter.settle(one, Outcome(observation=seen))
+    balance = meter.remaining()[0]
+    assert (balance.spent, balance.reserved) == (90, 0)
+    spend(meter, 10)
+    with pytest.raises(BudgetExceededError):
+        meter.authorize(a_call())
+    assert meter.audit_budgets() == ()
+
+
+def test_names_that_are_swapped_between_two_keys_leave_every_counter_true(metered):
+    old, new = ApiKey("aa" * 16, "aaaa", "prod"), ApiKey("bb" * 16, "bbbb", "dev")
+    meter = metered(Budget(api_key="prod", limit_usd=100, name="prod"), Budget(api_key="*", limit_usd=500, name="each"))
+    spend(meter, 60, key=old)
+    spend(meter, 30, key=new)
+    later = metered()
+    spend(later, 5, key=replace(new, alias="prod"))
+    spend(later, 7, key=replace(old, alias="dev"))
+    assert sorted(one.spent for one in later.remaining() if one.budget == "each") == [35, 67]
+    assert Decimal(35) in [one.spent for one in later.remaining() if one.budget == "prod"]
+    assert later.audit_budgets() == ()
+
+
+class TestAskedLimits:
+    def test_an_answer_that_was_on_its_way_when_the_limit_changed_is_asked_for_again(self, metered):
+        plans = {"ada": 5}
+
+        def limit(member):
+            before = plans[member]
+            if before == 5:  # the plan is bought while the old one is being read
+                plans[member] = 500
+                meter.budgets.forget_limits("plans", member)
+            return before
+
+        meter = metered(Budget(member="*", limit=limit, name="plans"))
+        with pytest.raises(BudgetExceededError):
+            meter.authorize(a_call(member="ada"))
+        spend(meter, 10, member="ada")
+
+    def test_threads_that_need_one_members_limit_ask_once_and_wait_for_nobody_elses(self, metered, monkeypatch):
+        monkeypatch.setattr("tokenmeter.budgets.limits._LONGEST_WAIT", 3_600)
+        asked, may_answer = [], threading.Event()
+
+        def limit(member):
+            asked.append(member)
+            if member == "ada":
+                may_answer.wait()
+            return 1000
+
+        meter = metered(Budget(member="*", limit=limit, refresh=3_600, name="plans"))
+        threads = [threading.Thread(target=spend, args=(meter, 10), kwargs={"member": "ada"}) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        try:
+            spend(meter, 10, member="bob")
+        finally:
+            may_answer.set()
+            for thread in threads:
+                thread.join()
+        assert sorted(asked) == ["ada", "bob"]
+        assert {one.scope["member"]: one.spent for one in meter.remaining()} == {"ada": 200, "bob": 10}
