@@ -18,7 +18,7 @@ from random import SystemRandom
 from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.processes import around_fork
+from tokenmeter.stores.sqlite.forking import FORK_PATIENCE, Reading, ask_at_forks
 from tokenmeter.stores.sqlite.opened import OpenFile, explained, identity, is_busy, keep_for_ever, sqlite3
 from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file, unusable
 
@@ -31,8 +31,6 @@ T = TypeVar("T")
 _DICE = SystemRandom()
 #: Seconds a transaction waits for another program, and for threads and processes of our own.
 PATIENCE, _PEER_PATIENCE = 1.0, 10.0
-#: Seconds a fork waits for a write that is under way; later the child does with what it inherits.
-_FORK_PATIENCE = 5.0
 #: WAL pages (4 KiB) between checkpoints.
 _CHECKPOINT_PAGES = 4000
 
@@ -86,6 +84,7 @@ class Database:
         self._made = self._is_cut = False
         self._start()
         _DATABASES.add(self)
+        ask_at_forks(self)
         self._in_turn(self._session)
         self._made = True
 
@@ -124,6 +123,17 @@ class Database:
             StoreUnavailableError: the file cannot be read.
         """
         self._check_process()
+        reading = Reading()
+        try:
+            try:
+                reading.begin()
+                return self._read(work)
+            finally:
+                reading.end()
+        finally:  # an interrupt may come just as it ends
+            reading.end()
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         session = self._lend()
         healthy = False
         try:
@@ -439,7 +449,7 @@ class Database:
 
     def before_fork(self) -> None:
         """Close what can be closed: a child that inherits an open SQLite file believes it holds locks it does not."""
-        self._forking = not self._owned() and self._mutex.acquire(timeout=_FORK_PATIENCE)
+        self._forking = not self._owned() and self._mutex.acquire(timeout=FORK_PATIENCE)
         if self._forking:
             self._close_idle(time.monotonic() + self.patience)
 
@@ -460,17 +470,7 @@ class Database:
 _DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
-def _each(action: Callable[[Database], None]) -> Callable[[], None]:
-    def run() -> None:
-        for database in list(_DATABASES):
-            action(database)
-
-    return run
-
-
-atexit.register(_each(Database.close))
-around_fork(
-    before=_each(Database.before_fork),
-    parent=_each(Database.after_fork_in_parent),
-    child=_each(Database.after_fork_in_child),
-)
+@atexit.register
+def _close_all() -> None:
+    for database in list(_DATABASES):
+        database.close()

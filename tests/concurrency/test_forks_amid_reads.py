@@ -1,0 +1,106 @@
+"""A fork and SQLite: what another thread reads is over when the process forks, so that no child waits for ever."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from tokenmeter.stores.sqlite import forking
+from tokenmeter.stores.sqlite.database import Database
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
+
+
+@pytest.fixture
+def database(tmp_path):
+    opened = Database(tmp_path / "file.db", refuse=lambda *_: None, prepare=lambda *_: None)
+    yield opened
+    opened.close()
+
+
+def fork(work):
+    """Run `work` in a child; its exit code, or None for one that had to be ended."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return None
+
+
+def one(connection):
+    return connection.execute("SELECT 1").fetchone()[0]
+
+
+def test_a_fork_waits_for_what_another_thread_reads(database, monkeypatch):
+    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    inside, over = threading.Event(), []
+
+    def read(connection):
+        inside.set()
+        until = time.monotonic() + 60
+        while forking._forking is None and time.monotonic() < until:
+            time.sleep(0.001)
+        over.append(one(connection))
+
+    reader = threading.Thread(target=database.read, args=(read,))
+    reader.start()
+    assert inside.wait(60)
+    assert fork(lambda: database.read(one) - 1 if over else 3) == 0
+    reader.join()
+    assert database.read(one) == 1
+
+
+def test_a_read_that_begins_at_a_fork_waits_for_its_end(database, monkeypatch):
+    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    seen = []
+    monkeypatch.setattr(forking, "_forking", threading.get_ident())
+    reader = threading.Thread(target=database.read, args=(lambda connection: seen.append(one(connection)),))
+    reader.start()
+    reader.join(0.05)
+    assert not seen
+    monkeypatch.setattr(forking, "_forking", None)
+    reader.join(60)
+    assert seen == [1]
+
+
+def test_a_thread_may_fork_in_the_middle_of_its_own_read(database):
+    assert database.read(lambda connection: (one(connection), fork(lambda: database.read(one) - 1))) == (1, 0)
+    assert database.read(one) == 1
+
+
+def test_a_read_within_a_read_does_not_wait_for_the_fork_that_waits_for_it(database, monkeypatch):
+    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    inside, values = threading.Event(), []
+
+    def read(connection):
+        inside.set()
+        until = time.monotonic() + 60
+        while forking._forking is None and time.monotonic() < until:
+            time.sleep(0.001)
+        values.append((one(connection), database.read(one)))
+
+    reader = threading.Thread(target=database.read, args=(read,))
+    reader.start()
+    assert inside.wait(60)
+    assert fork(lambda: 0 if values else 3) == 0
+    reader.join()
+    assert values == [(1, 1)]
+
+
+def test_a_read_that_fails_holds_up_no_fork(database):
+    with pytest.raises(ZeroDivisionError):
+        database.read(lambda _: 1 // 0)
+    assert not forking._under_way
+    assert fork(lambda: database.read(one) - 1) == 0
