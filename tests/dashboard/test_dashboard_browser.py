@@ -531,7 +531,7 @@ def test_budgets_show_bars_holds_and_the_alerts_with_the_call_that_fired_them(se
     page.wait_for_selector(".live.on")
     assert "No call has crossed a threshold" in page.locator("section", has_text="Alerts").inner_text()
     entry = record(who={"member": "ada"}, output=30_000)
-    page.wait_for_selector("text=exhausted", timeout=5_000)
+    page.wait_for_selector("text=exhausted")
     alerts = page.get_by_role("region", name="Alerts as a table").locator("tbody tr")
     told = [row.locator("td").all_inner_texts() for row in alerts.all()]
     assert [(cells[0], cells[3]) for cells in told] == [
