@@ -1,6 +1,7 @@
 """Every test that asks for `store` runs over every kind of store."""
 
-from datetime import UTC, datetime
+import random
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.stores import open_store
+from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.sqlite import database
 from tokenmeter.usage import Usage
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+START_OF_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(params=["memory", "network", "postgres", "sqlite"])
@@ -103,3 +106,32 @@ def make_hold(make_entry):
 @pytest.fixture
 def make_posting():
     return lambda key, amount, *thresholds: Posting(key, amount, thresholds)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """The URL of a ledger in a file, by a name."""
+    return lambda name: f"sqlite:///{tmp_path}/{name}/ledger.db"
+
+
+@pytest.fixture
+def ledger(place, make_entry, make_charge):
+    """Three months of calls in a ledger of the given name."""
+
+    def make(name):
+        store = open_store(place(name))
+        dice = random.Random(3)
+        for number in range(90):
+            entry = make_entry(
+                charges=(make_charge("input", dice.randrange(1, 900), "0.00000125"),),
+                occurred_at=START_OF_YEAR + timedelta(days=number),
+                member=dice.choice(["ada@example.com", "bob"]),
+                end_user=dice.choice(["u1", "u2", None]),
+                dedup_key=f"bill {number}" if number % 9 == 0 else None,
+                cost_source="computed",
+            )
+            store.append([(entry, ())])
+        store.file(NewDocument(kind="notice", key="n", body='{"member":"ada@example.com"}'))
+        return store
+
+    return make

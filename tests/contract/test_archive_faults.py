@@ -2,17 +2,15 @@
 
 import contextlib
 import os
-import random
 import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tokenmeter.erasing import erase
-from tokenmeter.errors import LedgerError, StoreUnavailableError, TokenmeterError
+from tokenmeter.errors import LedgerError, StoreUnavailableError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import places, sealing
-from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.merging import merge_ledger
 from tokenmeter.stores.moving import copy_ledger
 from tokenmeter.stores.postgres.book import PostgresBook
@@ -73,35 +71,6 @@ def power(monkeypatch):
     monkeypatch.setattr("tokenmeter.stores.sqlite.book._AT_ONCE", 20)
     monkeypatch.setattr("tokenmeter.stores.postgres.book._AT_ONCE", 20)
     return Power(monkeypatch)
-
-
-@pytest.fixture
-def place(tmp_path):
-    """The URL of a ledger in a file, by a name."""
-    return lambda name: f"sqlite:///{tmp_path}/{name}/ledger.db"
-
-
-@pytest.fixture
-def ledger(place, make_entry, make_charge):
-    """Three months of calls in a ledger of the given name."""
-
-    def make(name):
-        store = open_store(place(name))
-        dice = random.Random(3)
-        for number in range(90):
-            entry = make_entry(
-                charges=(make_charge("input", dice.randrange(1, 900), "0.00000125"),),
-                occurred_at=START + timedelta(days=number),
-                member=dice.choice(["ada@example.com", "bob"]),
-                end_user=dice.choice(["u1", "u2", None]),
-                dedup_key=f"bill {number}" if number % 9 == 0 else None,
-                cost_source="computed",
-            )
-            store.append([(entry, ())])
-        store.file(NewDocument(kind="notice", key="n", body='{"member":"ada@example.com"}'))
-        return store
-
-    return make
 
 
 def answers(store):
@@ -349,15 +318,6 @@ def test_a_month_of_one_entry_one_without_any_and_one_without_a_price(tmp_path, 
     store.close()
 
 
-def attempt(work):
-    """What it says when the store is away."""
-    try:
-        work()
-    except StoreUnavailableError as error:
-        return str(error)
-    return None
-
-
 @pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 def test_a_file_that_cannot_be_read_is_asked_again_and_nothing_is_lost_or_counted_twice(store, make_entry, tmp_path):
     """A call that is in a file already comes once more, and with it one that is new."""
@@ -380,45 +340,3 @@ def test_a_file_that_cannot_be_read_is_asked_again_and_nothing_is_lost_or_counte
         (("ben",), 1),
     ]
     assert store.verify(deep=True).faults == ()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_an_object_store_that_fails_anywhere_loses_nothing(ledger, bucket, monkeypatch, tmp_path):
-    import s3fs
-
-    opened = s3fs.S3FileSystem._open
-    left = [0]
-
-    def fail(self, *given, **named):
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError(5, "the network is gone")
-        return opened(self, *given, **named)
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_open", fail)
-    store = ledger("shared")
-    before = answers(store)
-
-    def seal(store):
-        store.archives.seal("2026-02", "s3://books/usage")
-        store.archives.drop()
-
-    for step in range(1, 20):
-        left[0] = step
-        told = attempt(lambda: seal(store))
-        left[0] = 0
-        if told is None:
-            break
-        assert "the network is gone" in told
-        assert answers(store) == before
-    left[0] = 0
-    assert step > 3
-    assert [one.dropped for one in store.archives.listed()] == [True, True]
-    assert store.verify(deep=True).faults == ()
-    left[0] = 1
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
-    with pytest.raises(TokenmeterError, match="cannot be read"):
-        list(store.entries())
-    left[0] = 0
-    assert answers(store) == before
-    store.close()

@@ -1,12 +1,17 @@
 """What is kept of archive files on this machine: within its bound, and never taken from under a reader."""
 
+import gc
 import os
+import subprocess
+import sys
+import tempfile
 import time
 
 import pytest
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.archive import kept
+from tokenmeter.stores.archive.shelf import open_duckdb
 
 DAY = 86_400
 
@@ -107,3 +112,48 @@ def test_a_folder_is_private_if_nobody_else_can_put_another_in_its_place(tmp_pat
     (tmp_path / "link").symlink_to(above)
     above.chmod(0o777)
     assert not kept.is_private(tmp_path / "link" / "tokenmeter" / "archive")
+
+
+def test_what_does_not_fit_into_memory_lies_where_nobody_else_reads_it_and_goes_with_the_connection(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("duckdb")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    connection = open_duckdb()
+    ((said,),) = connection.execute("SELECT current_setting('temp_directory')").fetchall()
+    (folder,) = tmp_path.iterdir()
+    assert said == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    connection.execute("SET memory_limit = '30MB'")
+    connection.execute("SET threads = 1")
+    connection.execute("CREATE TABLE words AS SELECT sha256(range::VARCHAR) AS word FROM range(1000000)")
+    assert list(folder.iterdir()) != []
+    connection.close()
+    del connection
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+FORKS = """
+import os, sys, tempfile
+from tokenmeter.stores.archive.shelf import open_duckdb
+connection = open_duckdb()
+if not os.fork():
+    sys.exit(0)
+os.wait()
+print(os.listdir(tempfile.gettempdir()) != [])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_ends_does_not_take_along_where_its_parent_puts_what_does_not_fit(tmp_path):
+    pytest.importorskip("duckdb")
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == "True\n"
+    assert list(tmp_path.iterdir()) == []

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pydantic_core import from_json
 
-from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
+from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
-from tokenmeter.stores.archive.chain import RunChain, documents_in
-from tokenmeter.stores.archive.layout import groups_in, identity_parts, records
+from tokenmeter.stores.archive.chain import RunChain, documents_in, follow, prove
+from tokenmeter.stores.archive.layout import identity_parts, records
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
 from tokenmeter.stores.archive.places import opened_copy, place_of
 from tokenmeter.stores.archive.sealing import Cut, Sealing, end_of, next_cut
@@ -141,8 +141,9 @@ class ParquetArchives:
         def following(connection: Rows) -> Cut | None:
             return next_cut(connection, next(reversed(self.months(connection)), None), to_microseconds(end))
 
-        while (cut := self._book.read(following)) is not None:
-            sealed.append(sealing.seal(cut))
+        with _telling("Sealed", sealed):
+            while (cut := self._book.read(following)) is not None:
+                sealed.append(sealing.seal(cut))
         return sealed
 
     # -- for other tools
@@ -173,18 +174,7 @@ class ParquetArchives:
         seq, record = found
         month = next(one for one in months if one.first_seq <= seq <= one.last_seq)
         with opened_copy(month.url, month.sha256, check=True) as path:
-            chain = self._walked(month, path, of=seq - month.first_seq)
-        root = chain.merkle.root().hex()
-        if root != month.root:
-            raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
-        return Proof(
-            record=record,
-            index=seq - month.first_seq,
-            size=chain.merkle.count,
-            path=tuple(one.hex() for one in chain.merkle.path),
-            root=root,
-            month=month.month,
-        )
+            return prove(self._book, month, path, seq=seq, record=record)
 
     # -- dropping and bringing back
 
@@ -210,17 +200,21 @@ class ParquetArchives:
         for month in self.listed():
             if through is not None and month.month > through:
                 break
-            if month.dropped:
-                continue
-            with opened_copy(month.url, month.sha256, check=True) as path:
-                self._walk(month, path)
-                ids = ids_in(str(path))
-            while self._book.let_go(month.last_seq, ids):
-                if progress is not None:
-                    progress(month.last_seq)
-            self._shelf.prepare(month)
-            dropped.append(replace(month, dropped=True))
+            if not month.dropped:
+                with _telling("Dropped", dropped):
+                    self._let_go(month, progress)
+                dropped.append(replace(month, dropped=True))
         return dropped
+
+    def _let_go(self, month: ArchivedMonth, progress: Callable[[int], object] | None) -> None:
+        """Drop what of a month is in the live ledger."""
+        with opened_copy(month.url, month.sha256, check=True) as path:
+            follow(self._book, month, path)
+            ids = ids_in(str(path))
+        while self._book.let_go(month.last_seq, ids):
+            if progress is not None:
+                progress(month.last_seq)
+        self._shelf.prepare(month)
 
     def dropped(self) -> Iterator[list[tuple[int, str]]]:
         """Number and record of every entry that is in files only, in the order of the chain, by pages.
@@ -261,16 +255,17 @@ class ParquetArchives:
                 continue
             if since is not None and month.month < since:
                 break
-            with opened_copy(month.url, month.sha256, check=True) as path:
+            with _telling("Brought back", restored), opened_copy(month.url, month.sha256, check=True) as path:
                 archived_to = self._take_back(month, path, archived_to)
             restored.append(replace(month, dropped=False))
         return restored
 
     def _take_back(self, month: ArchivedMonth, path: Path, archived_to: int) -> int:
         """Bring back what of a month is gone; up to which record entries are gone then."""
-        groups = self._walk(month, path)
+        groups = follow(self._book, month, path).groups
+        documents = documents_in(self._book, month.first_seq, month.last_seq)
         for number, (head, first) in reversed(list(enumerate(groups))):
-            chain = RunChain(first, head, documents_in(self._book, month.first_seq, month.last_seq))
+            chain = RunChain(first, head, documents)
             rows: list[tuple[int, bytes, bytes]] = []
             starts: list[tuple[int, bytes]] = []
             for page in records(str(path), group=number):
@@ -290,52 +285,6 @@ class ParquetArchives:
                 del rows[at:], starts[at:]
         return archived_to
 
-    def _walk(
-        self, month: ArchivedMonth, path: Path, asked: Collection[str] = (), found: dict[str, int] | None = None
-    ) -> list[tuple[bytes, int]]:
-        """Along the chain through a file: hash and first record of each group of its rows.
-
-        Args:
-            month: What the file should be.
-            path: The file.
-            asked: Hashes to look for.
-            found: Takes those that are there, with the numbers of their records.
-
-        Raises:
-            TamperedLedgerError: it does not lead from the hash before to the hash after.
-        """
-        chain = self._chain(month)
-        groups: list[tuple[bytes, int]] = []
-        for number in range(groups_in(str(path))):
-            groups.append((chain.head, chain.next))
-            for page in records(str(path), group=number):
-                for seq, body in page:
-                    chain.entry(seq, body)
-                    if asked and found is not None and (digest := chain.head.hex()) in asked:
-                        found[digest] = seq
-        outcome = (chain.entries, chain.next - 1, chain.head.hex(), chain.merkle.root().hex())
-        if outcome != (month.entries, month.last_seq, month.head_after, month.root):
-            raise TamperedLedgerError(f"The records in {month.url} are not those of the chain.")
-        return groups
-
-    def _chain(self, month: ArchivedMonth, *, of: int | None = None) -> RunChain:
-        """The chain as it is before a run."""
-        documents = documents_in(self._book, month.first_seq, month.last_seq)
-        return RunChain(month.first_seq, bytes.fromhex(month.head_before), documents, of=of)
-
-    def _walked(self, month: ArchivedMonth, path: Path, *, of: int) -> RunChain:
-        """The chain after a file's records, with the way from one of them to the root."""
-        chain = RunChain(
-            month.first_seq,
-            bytes.fromhex(month.head_before),
-            documents_in(self._book, month.first_seq, month.last_seq),
-            of=of,
-        )
-        for page in records(str(path)):
-            for seq, body in page:
-                chain.entry(seq, body)
-        return chain
-
     # -- checking
 
     def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> ArchiveCheck:
@@ -346,42 +295,43 @@ class ParquetArchives:
                 SHA-256 is compared with the one in the chain.
             heads: Hashes to look for among those of records that are in files; only the ends of files unless `deep`.
         """
-        count, faults, found, days = 0, list[Fault](), dict[str, int](), [-1]
         asked = {one for one in heads if one is not None}
-        last, head = 0, FIRST.hex()
         months = self.listed()
         archived_to, archived_hash = self._book.read(
             lambda connection: connection.execute("SELECT archived_to, archived_hash FROM ledger").fetchone()
         )
+        faults, found = list[Fault](), dict[str, int]()
+        last, head = 0, FIRST.hex()
         for month in months:
             if (month.first_seq, month.head_before) != (last + 1, head):
-                faults.append(
-                    Fault("archive", month.month, "The sealed month before it is not the one it was sealed after.")
-                )
-            last, head = month.last_seq, month.head_after
+                faults.append(_fault(month, "The sealed month before it is not the one it was sealed after."))
             try:
-                with opened_copy(month.url, month.sha256, check=True) as path:
-                    if deep:
-                        self._walk(month, path, asked, found)
+                found |= self._looked_at(month, asked if deep else None)
             except ConfigurationError:
                 raise
             except (TokenmeterError, LookupError, ValueError) as error:
-                faults.append(Fault("archive", month.month, str(error)))
-            found |= {
-                one: seq
-                for one, seq in ((month.head_after, last), (month.head_before, month.first_seq - 1))
-                if one in asked
-            }
-            if month.first_seq <= archived_to:
-                days.append(month.last_at // (24 * HOUR))
-            count += month.entries if month.dropped else 0
-            if archived_to == month.last_seq and bytes(archived_hash or b"").hex() != month.head_after:
-                faults.append(Fault("archive", month.month, "The live ledger does not go on where it ends."))
+                faults.append(_fault(month, str(error)))
+            ends = {month.head_before: month.first_seq - 1, month.head_after: month.last_seq}
+            found |= {one: seq for one, seq in ends.items() if one in asked}
+            last, head = month.last_seq, month.head_after
+            if archived_to == last and bytes(archived_hash or b"").hex() != head:
+                faults.append(_fault(month, "The live ledger does not go on where it ends."))
         if archived_to > last:
-            faults.append(
-                Fault("missing", f"records {last + 1} to {archived_to}", "They were dropped without being sealed.")
-            )
-        return ArchiveCheck(count, tuple(faults), found, max(days))
+            gone = f"records {last + 1} to {archived_to}"
+            faults.append(Fault("missing", gone, "They were dropped without being sealed."))
+        count = sum(month.entries for month in months if month.dropped)
+        days = [month.last_at // (24 * HOUR) for month in months if month.first_seq <= archived_to]
+        return ArchiveCheck(count, tuple(faults), found, max(days, default=-1))
+
+    def _looked_at(self, month: ArchivedMonth, asked: Collection[str] | None) -> Mapping[str, int]:
+        """Make sure of a month's file; which hashes were found in it.
+
+        Args:
+            month: What the file should be.
+            asked: Hashes to look for along the chain; None = only look at the file's SHA-256.
+        """
+        with opened_copy(month.url, month.sha256, check=True) as path:
+            return {} if asked is None else follow(self._book, month, path, asked).found
 
     # -- reading; inside a read transaction of the ledger
 
@@ -428,3 +378,18 @@ class ParquetArchives:
     def shelf(self) -> Shelf:
         """The files, open for reading."""
         return self._shelf
+
+
+@contextlib.contextmanager
+def _telling(what: str, done: Sequence[ArchivedMonth]) -> Generator[None]:
+    """Have an error say with which months all went well before it."""
+    try:
+        yield
+    except TokenmeterError as error:
+        if done:
+            error.args = (f"{error} {what} before that: {', '.join(one.month for one in done)}.",)
+        raise
+
+
+def _fault(month: ArchivedMonth, told: str) -> Fault:
+    return Fault("archive", month.month, told)

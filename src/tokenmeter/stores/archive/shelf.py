@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import shutil
 import tempfile
 import threading
 import weakref
@@ -57,8 +58,23 @@ def open_duckdb(database: str = ":memory:") -> Any:
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET parquet_metadata_cache = true")
     connection.execute("SET autoinstall_known_extensions = false")
-    connection.execute("SET temp_directory = ?", [f"{tempfile.gettempdir()}/tokenmeter-duckdb-{os.getpid()}"])
+    connection.execute("SET temp_directory = ?", [_make_overflow(connection)])
     return connection
+
+
+def _make_overflow(connection: Any) -> str:
+    """A folder that nobody else can read or guess, for what does not fit into memory; none where none can be made."""
+    try:
+        folder = tempfile.mkdtemp(prefix="tokenmeter-duckdb-")
+    except OSError:
+        return ""
+
+    def remove(made_by: int) -> None:
+        if made_by == os.getpid():  # a forked child has it from its parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    weakref.finalize(connection, remove, os.getpid())
+    return folder
 
 
 class Shelf:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenmeter.errors import StoreError, TamperedLedgerError
 from tokenmeter.stores.archive.filters import ArchiveFilter
 from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_path, make_folder, make_room, reading
 from tokenmeter.stores.archive.manifest import ArchivedMonth
@@ -113,7 +114,7 @@ def _found_or_made(opened: Opened, file: ArchivedMonth, name: str) -> str | None
         if kept.exists() and _come_to(opened.cursor, str(kept), file):
             return str(kept)
         return _made(opened, file, name, kept)
-    except (OSError, import_extra("duckdb").Error):
+    except (OSError, StoreError, TamperedLedgerError, import_extra("duckdb").Error):
         return None  # the file itself answers, or says what is wrong
 
 
