@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from inspect import signature
-from itertools import pairwise
-from operator import add
+from itertools import pairwise, repeat
+from operator import add, mul, not_
+from struct import Struct
 from typing import Any, NamedTuple
 
 from tokenmeter.stores.archive.places import import_extra
@@ -78,6 +79,8 @@ def _schema() -> Any:
 #: Costs, each of which is often the same as the one before it.
 _KINDS = ("list", "contracted", "billed")
 _PAGE = 2_000
+#: An id of our making: writer, and counter in two parts.
+_ID = Struct(">10sHI")
 _ENTRIES = (
     "SELECT e.seq, e.entry_id, e.occurred_at, a.digest, n.digest, t.body, "  # noqa: S608 - names of our own
     f"{', '.join(f'e.{name}' for name in AMOUNTS)}, "
@@ -119,6 +122,20 @@ def identity_parts(entry_id: str) -> tuple[bytes, int | None]:
     if isinstance(found, str):
         return found.encode(), None
     return found[:10], int.from_bytes(found[10:])
+
+
+def _parts_of(ids: Sequence[str]) -> tuple[Sequence[bytes], Sequence[int | None]]:
+    """Writers and counters of entries' ids, as `identity_parts`; those of our making all at once."""
+    text = "".join(ids)
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if raw.hex() != text or set(map(len, ids)) != {2 * _ID.size}:
+        writers, counters = zip(*map(identity_parts, ids), strict=True)
+        return writers, counters
+    writers, highs, lows = zip(*_ID.iter_unpack(raw), strict=True)
+    return writers, [high << 32 | low for high, low in zip(highs, lows, strict=True)]
 
 
 def rows_after(connection: Rows, after: int, last: int) -> list[tuple[ArchiveRow, bytes]]:
@@ -202,9 +219,12 @@ class FileWriter:
         """Rows by column, as `COLUMNS` has them."""
         seq, ids, occurred_at, accounts, users, tags, amounts, more, bodies = zip(*rows, strict=True)
         columns = dict(zip(AMOUNTS, zip(*amounts, strict=True), strict=True))
-        writers, counters = zip(*map(identity_parts, ids), strict=True)
+        writers, counters = _parts_of(ids)
+        costs, same = _costs(columns)
         befores = zip(map(bytes.hex, accounts), ids, occurred_at, strict=True)
-        shaped = map(self._shaper.shape, bodies, befores, _after(columns, users, tags))
+        zeros = (map(not_, columns[name]) for name in (*TYPED, "reasoning"))
+        kinds = zip(accounts, *zeros, *same, strict=True)
+        shaped = map(self._shaper.shape, bodies, befores, _after(columns, users, tags), kinds)
         heads, shapes, numbers, texts = zip(*shaped, strict=True)
         recorded_at, response_ids, request_ids, latencies, first_tokens = zip(*heads, strict=True)
         return columns | {
@@ -218,7 +238,7 @@ class FileWriter:
             "account": accounts,
             "end_user": users,
             "tags": tags,
-            **_without_repeats(columns),
+            **costs,
             "more": more,
             "latency_us": latencies,
             "first_token_us": first_tokens,
@@ -246,38 +266,29 @@ def _after(
 ) -> Iterator[tuple[Any, ...]]:
     """What stands in `shape.VALUES` from end_user on, row by row."""
     names = (*TYPED, "reasoning")
-    prompts = [sum(one) for one in zip(*(columns[name] for name in TYPED[:-1]), strict=True)]
+    prompts = list(map(sum, zip(*(columns[name] for name in TYPED[:-1]), strict=True)))
     return zip(
         [None if user is None else user.hex() for user in users],
         tags,
         *(columns[name] for name in names),
-        *(
-            [
-                micro * MICRO + pico
-                for micro, pico in zip(columns[f"{kind}_micro"], columns[f"{kind}_pico"], strict=True)
-            ]
-            for kind in _KINDS
-        ),
+        *(map(add, map(mul, columns[f"{kind}_micro"], repeat(MICRO)), columns[f"{kind}_pico"]) for kind in _KINDS),
         prompts,
         map(add, prompts, columns[TYPED[-1]]),
         strict=True,
     )
 
 
-def _without_repeats(columns: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int | None]]:
-    """Costs, with null where one is the same as the one before it."""
+def _costs(columns: Mapping[str, Sequence[int]]) -> tuple[dict[str, Sequence[int | None]], list[list[bool]]]:
+    """Costs, with null where one is the same as the one before it; and where contracted and billed are the same."""
     found: dict[str, Sequence[int | None]] = {}
+    alike: list[list[bool]] = []
     for before, kind in pairwise(_KINDS):
-        micro, pico = columns[f"{kind}_micro"], columns[f"{kind}_pico"]
-        same = [
-            mine == theirs and rest == their_rest
-            for mine, theirs, rest, their_rest in zip(
-                micro, columns[f"{before}_micro"], pico, columns[f"{before}_pico"], strict=True
-            )
-        ]
-        for name, values in ((f"{kind}_micro", micro), (f"{kind}_pico", pico)):
-            found[name] = [None if alike else value for alike, value in zip(same, values, strict=True)]
-    return found
+        mine, theirs = (tuple(columns[f"{one}_{part}"] for part in ("micro", "pico")) for one in (kind, before))
+        same = [one == other for one, other in zip(zip(*mine, strict=True), zip(*theirs, strict=True), strict=True)]
+        for part, values in zip(("micro", "pico"), mine, strict=True):
+            found[f"{kind}_{part}"] = [None if alike else value for alike, value in zip(same, values, strict=True)]
+        alike.append(same)
+    return found, alike
 
 
 def _whole(micro: int, pico: int) -> int:

@@ -26,7 +26,7 @@ of which no shape can be made is kept as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from operator import itemgetter, mul
 from typing import Any, NamedTuple
@@ -40,21 +40,20 @@ VALUES = (
     *("list", "contracted", "billed", "prompt", "total"),
 )
 _INDEX = {name: index for index, name in enumerate(VALUES)}
-_TOKENS = slice(_INDEX["input"], _INDEX["reasoning"] + 1)
-_COST = slice(_INDEX["list"], _INDEX["billed"] + 1)
-_IS_ZERO = (0).__eq__
 #: Those that a number of the record may be found to be, the likeliest first.
 _COUNTED = ("input", "output", "prompt", "total", "cache_read", "cache_write_5m", "cache_write_1h", "reasoning")
 _COSTS = ("list", "contracted", "billed")
 #: What only a record says, and a column of the archive repeats.
 _OWN = ("recorded_at", "response_id", "request_id", "latency_us", "first_token_us")
+#: A record that has no backslash. What stands in quotation marks is not looked at more closely: a shape is tried.
 _HEAD = re.compile(
-    r'\{"format":\d+,"record":"entry","account":"(?P<account>[0-9a-f]{32})","id":"(?P<id>[^"\\]*)",'
+    r'\{"format":\d+,"record":"entry","account":"(?P<account>.{32})","id":"(?P<id>[^"]*)",'
     r'"occurred_at":(?P<occurred_at>-?\d+),"recorded_at":(?P<recorded_at>-?\d+)'
-    r'(?:,"response_id":"(?P<response_id>[^"\\]*)")?(?:,"request_id":"(?P<request_id>[^"\\]*)")?'
+    r'(?:,"response_id":"(?P<response_id>[^"]*)")?(?:,"request_id":"(?P<request_id>[^"]*)")?'
     r'(?:,"streamed":true)?(?:,"attempts":\d+)?(?:,"latency_us":(?P<latency_us>-?\d+))?'
-    r'(?:,"first_token_us":(?P<first_token_us>-?\d+))?(?:,"end_user":"(?P<end_user>[0-9a-f]{32})")?'
-    r'(?:,"tags":(?P<tags>\{[^{}]*\}))?'
+    r'(?:,"first_token_us":(?P<first_token_us>-?\d+))?(?:,"end_user":"(?P<end_user>.{32})")?'
+    r'(?:,"tags":(?P<tags>\{[^}]*\}))?',
+    re.ASCII | re.DOTALL,
 )
 _OWN_GROUPS = tuple(_HEAD.groupindex[name] for name in _OWN)
 #: Whole numbers but 0, texts that differ from call to call, and decimal text; with what each is known by before it.
@@ -62,7 +61,8 @@ _OWN_GROUPS = tuple(_HEAD.groupindex[name] for name in _OWN)
 _TOKEN = re.compile(
     r"([:,\[])(?:(-?[1-9]\d{0,17})(?=[,}\]])"
     r'|("(?:corrects|reservation|dedup_key|trace_id|span_id)":")([^"\\]*)(?=")'
-    r'|(")(-?\d+\.\d+)(?="))'
+    r'|(")(-?\d+\.\d+)(?="))',
+    re.ASCII,
 )
 _PLACE = re.compile(r"%(?:%|\((\w+)(?:\*(-?\d+))?\)s)")
 _NUMBERED = re.compile(r"(n|near|t)(\d+)")
@@ -197,13 +197,15 @@ class Shaper:
         self._known: dict[tuple[Any, ...], list[_Found]] = {}
         self._last: dict[tuple[Any, ...], list[_Found]] = {}
 
-    def shape(self, body: str, before: tuple[Any, ...], after: tuple[Any, ...]) -> Shaped:
+    def shape(self, body: str, before: tuple[Any, ...], after: tuple[Any, ...], kind: Hashable) -> Shaped:
         """The parts of a record.
 
         Args:
             body: The record.
             before: What stands in `VALUES` before what the head says of itself: account, id, occurred_at.
             after: What stands there behind it: from end_user on.
+            kind: What entries have in common that nearly always have the same shape: account, meters at 0, and costs
+                that are alike.
         """
         head = _HEAD.match(body)
         if head is None:
@@ -216,15 +218,12 @@ class Shaper:
             None if latency is None else int(latency),
             None if first_token is None else int(first_token),
         )
-        if body.startswith(_UNREAD, head.end()):  # an id with quotation marks, say, at which the pattern ended
+        if "\\" in body or body.startswith(_UNREAD, head.end()):  # an id with quotation marks, say
             own = _own(body)
         if self._heads_only:
             return Shaped(own, self._left(body))
         known = before + own + after
-        # Of one account, calls with the same meters at 0 and the same costs alike have the same shape nearly always.
-        listed, contracted, billed = known[_COST]
-        same = listed == contracted, contracted == billed, latency is None, response is None
-        like = (known[0], head.lastindex, *same, *map(_IS_ZERO, known[_TOKENS]))
+        like = kind, head.lastindex, latency is None, response is None
         likely = self._last.get(like)
         if likely is None:
             likely = self._last[like] = []
