@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import anthropic
 import openai
 import pytest
 
@@ -17,7 +19,12 @@ from tokenmeter.testing import FakeProvider
 
 PACKAGE = str(Path(tokenmeter.__file__).parent) + "/"
 #: Files and functions of ours at most, a little above what is reached; they only ever get fewer.
-MOST = {"no cap": (21, 62), "a cap": (27, 106)}
+MOST = {
+    "chat, no cap": (21, 62),
+    "chat, a cap": (27, 106),
+    "message, no cap": (21, 66),
+    "message, a cap": (27, 110),
+}
 
 
 def entered(work) -> tuple[Counter[str], set[tuple[str, str]]]:
@@ -44,15 +51,21 @@ def entered(work) -> tuple[Counter[str], set[tuple[str, str]]]:
 @pytest.mark.parametrize("kind", MOST)
 def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, record_property, monkeypatch):
     monkeypatch.setattr(writer, "_TICK_NS", 20_000_000)
-    caps = [Budget(member="*", limit_usd=1000)] if kind == "a cap" else []
+    caps = [Budget(member="*", limit_usd=1000)] if kind.endswith("a cap") else []
     meter = tokenmeter.make_meter(store=f"sqlite:///{tmp_path / 'ledger.db'}", budgets=caps)
     store = meter.store
     assert isinstance(store, SQLiteStore)
     with FakeProvider() as provider:
-        client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test-warm", base_url=provider.openai_url), meter=meter)
-
-        def call():
-            client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hello"}])
+        question = [{"role": "user", "content": "Hello"}]
+        if kind.startswith("chat"):
+            client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test-warm", base_url=provider.openai_url), meter=meter)
+            close = client.close
+            call = partial(client.chat.completions.create, model="gpt-4o-mini", messages=question)
+        else:
+            plain = anthropic.Anthropic(api_key="sk-test-warm", base_url=provider.anthropic_url)
+            claude = tokenmeter.wrap(plain, meter=meter)
+            close = claude.close
+            call = partial(claude.messages.create, model="claude-haiku-4-5", max_tokens=20, messages=question)
 
         with tokenmeter.attribute(member="ada"):
             for _ in range(5):
@@ -60,7 +73,7 @@ def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, recor
             while caps and not store.journal._all_there():
                 call()
             files, functions = entered(call)
-        client.close()
+        close()
     meter.close()
     record_property("files", len(files))
     record_property("functions", len(functions))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
@@ -153,7 +154,10 @@ class InFlight:
             self._authorization = leave(meter, self._call)
         elif plan.demands.any or streamed:
             self.goes_freely = False
-            request = None if kind.read_request is None or body is None else kind.read_request(body)
+            request = None
+            if kind.read_request is not None and body is not None:
+                marks = _marks(frozenset(map(type, body.values())))
+                request = kind.read_request(_said(body, marks) if marks else body)
             if request is None:
                 self._call = self._described()
             else:
@@ -725,9 +729,24 @@ def _plan_key(
     return meter.plans.key(who[0], (kind.alike, model, tier, streamed))
 
 
+#: Names of the types by which SDKs mark a field that the caller left out.
+_MARKERS = frozenset({"Omit", "NotGiven"})
+
+
 def _is_given(value: Any) -> bool:
     """Whether a field of a request says anything; SDKs have markers for those that the caller left out."""
-    return value is not None and type(value).__name__ not in {"Omit", "NotGiven"}
+    return value is not None and type(value).__name__ not in _MARKERS
+
+
+def _said(body: Mapping[str, Any], marks: frozenset[type]) -> Mapping[str, Any]:
+    """A request without the fields that the caller left out: Anthropic's SDK hands on all it knows, marked so."""
+    return {name: value for name, value in body.items() if type(value) not in marks}
+
+
+@lru_cache(maxsize=256)
+def _marks(kinds: frozenset[type]) -> frozenset[type]:
+    """Those of the types of a request's values that SDKs mark a field with which was left out."""
+    return frozenset(kind for kind in kinds if kind.__name__ in _MARKERS)
 
 
 def describe(
