@@ -75,10 +75,13 @@ def test_beancount_accepts_the_file_to_the_cent(booked, tmp_path):
     assert load_string(text.replace("  50.00 USD", "  50.01 USD", 1))[1]  # a cent off is an error
 
 
-def test_hledgers_journal_has_two_blanks_before_each_amount(booked):
+def test_hledgers_journal_declares_its_accounts_and_has_two_blanks_before_each_amount(booked):
     text = export_journal(booked, period="2026-11", form="hledger").decode()
     assert "(INV-00001)" in text
-    assert all("  " in line.strip() for line in text.splitlines() if line.startswith("    "))
+    postings = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    assert all("  " in line for line in postings)
+    declared = {line.removeprefix("account ") for line in text.splitlines() if line.startswith("account ")}
+    assert declared == {line.partition("  ")[0] for line in postings}  # so that --strict and --pedantic take it
 
 
 def test_xero_and_quickbooks_lines_add_up_to_the_net(booked):

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sqlite3
 from collections import Counter
 from dataclasses import replace
@@ -968,3 +969,55 @@ def test_a_transcript_completes_nothing_that_a_metered_client_recorded(meter, wr
     outcome = import_usage(other, write("b.jsonl", [claude("msg_1", 10)]))
     assert (outcome.completed, len(outcome.conflicts)) == (0, 1)
     other.close()
+
+
+ODD = pytest.mark.parametrize("odd", ["12 in, 5 out", [12, 5], 17, True])
+
+
+@ODD
+@pytest.mark.parametrize(
+    ("place", "row"),
+    [
+        ("message.usage", claude("msg_1", 7)),
+        ("payload.info", codex((100, 0, 10, 0), at="2026-10-08T10:00:09Z")),
+        ("payload.info.total_token_usage", codex((100, 0, 10, 0), at="2026-10-08T10:00:09Z")),
+        ("usage_details", OBSERVATION),
+        (
+            "tokens",
+            {
+                "id": "m1",
+                "timestamp": "2026-10-10T07:00:40Z",
+                "type": "gemini",
+                "tokens": {},
+                "model": "gemini-2.5-pro",
+            },
+        ),
+        ("properties", {"event": "message_send", "properties": {}, "time": 1791799200}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_counts_that_are_no_object_are_named_not_dropped(meter, write, place, row, odd):
+    changed = inner = json.loads(json.dumps(row))
+    *way, last = place.split(".")
+    for name in way:
+        inner = inner[name]
+    inner[last] = odd
+    sound = [{"sessionId": "x", "projectHash": "h"}] if row.get("type") == "gemini" else []
+    begin = [meta("H"), turn("gpt-5")] if "payload" in row else sound
+    outcome = import_usage(meter, write("a.jsonl", [*begin, changed, claude("msg_2", 9)]))
+    assert outcome.recorded == 1
+    assert [f"its {last} is no JSON object" in problem.reason for problem in outcome.left_out] == [True]
+
+
+def test_a_pipe_is_refused_with_the_way_out(meter, tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(ConfigurationError, match="write what comes out of it to a file"):
+        import_usage(meter, tmp_path / "log.jsonl")
+
+
+def test_a_call_whose_line_names_no_model_has_none_rather_than_an_empty_name(meter, write):
+    row = claude("msg_1", 7)
+    row["message"]["model"] = ""
+    import_usage(meter, write("a.jsonl", [row]))
+    (entry,) = meter.store.entries()
+    assert (entry.request_model, entry.response_model, entry.billed_cost) == (None, None, None)

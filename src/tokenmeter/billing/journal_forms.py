@@ -98,8 +98,7 @@ def _beancount(entries: Sequence[JournalEntry], *, opened: bool) -> str:
     lines = ['option "tolerance_multiplier" "0"', ""]
     if opened and entries:
         first = min(entry.on for entry in entries)
-        accounts = sorted({posting.account for entry in entries for posting in entry.postings})
-        lines += [*(f"{first} open {account}" for account in accounts), ""]
+        lines += [*(f"{first} open {account}" for account in _accounts(entries)), ""]
     for entry in entries:
         link = re.sub(r"[^A-Za-z0-9\-_/.]", "-", entry.link)
         lines.append(f'{entry.on} * "{_quoted(entry.payee)}" "{_quoted(entry.text)}" ^{link} #tokenmeter')
@@ -109,12 +108,16 @@ def _beancount(entries: Sequence[JournalEntry], *, opened: bool) -> str:
     return "\n".join(lines)
 
 
+def _accounts(entries: Sequence[JournalEntry]) -> list[str]:
+    return sorted({posting.account for entry in entries for posting in entry.postings})
+
+
 def _quoted(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace('"', '\\"').split())
 
 
 def _hledger(entries: Sequence[JournalEntry]) -> str:
-    lines: list[str] = []
+    lines = [*(f"account {account}" for account in _accounts(entries)), ""] if entries else []
     for entry in entries:
         payee = re.sub(r"[;|\n]+", " ", entry.payee)
         text = re.sub(r"[;|\n]+", " ", entry.text)

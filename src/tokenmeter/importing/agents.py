@@ -23,6 +23,7 @@ from tokenmeter.importing.call import (
     endpoint_of,
     instant_of,
     mapping_of,
+    object_in,
     provider_of,
     without_zero,
 )
@@ -62,10 +63,10 @@ class ClaudeCode:
     def read(self, row: Row, where: str) -> bool:
         """Take a line; False when it is no call."""
         message = mapping_of(row.get("message"))
-        usage = mapping_of(message.get("usage"))
-        if row.get("type") != "assistant" or not usage or message.get("model") == "<synthetic>":
+        if row.get("type") != "assistant" or message.get("model") == "<synthetic>" or row.get("isApiErrorMessage"):
             return False
-        if row.get("isApiErrorMessage"):
+        usage = object_in(message, "usage")
+        if not usage:
             return False
         name = message.get("id")
         if not name:
@@ -164,14 +165,14 @@ class Codex:
             session.parent = _parent(payload)
         elif kind == "turn_context":
             session.model = str(payload["model"]) if payload.get("model") else session.model
-        elif kind == "event_msg" and payload.get("type") == "token_count" and mapping_of(payload.get("info")):
+        elif kind == "event_msg" and payload.get("type") == "token_count" and object_in(payload, "info"):
             info = mapping_of(payload["info"])
-            last = mapping_of(info.get("last_token_usage"))
+            last = object_in(info, "last_token_usage")
             session.counts.append(
                 _CodexCount(
                     instant_of(row.get("timestamp"), tz="UTC"),
                     session.model,
-                    _total(mapping_of(info.get("total_token_usage"))),
+                    _total(object_in(info, "total_token_usage")),
                     _total(last) if last else None,
                     where,
                 )
@@ -267,8 +268,10 @@ class Gemini:
         if isinstance(messages, list):
             found = [self.read(mapping_of(one), f"{where}.{at}") for at, one in enumerate(messages, 1)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             return any(found)
-        tokens = mapping_of(row.get("tokens"))
-        if row.get("type") != "gemini" or not tokens:
+        if row.get("type") != "gemini":
+            return False
+        tokens = object_in(row, "tokens")
+        if not tokens:
             return False
         if not row.get("id"):
             raise ConfigurationError("the message has no id, so that it could be counted twice")
@@ -315,8 +318,10 @@ class Aider:
 
     def read(self, row: Row, where: str) -> bool:
         """Take a line; False when it is no call."""
-        told = mapping_of(row.get("properties"))
-        if row.get("event") != "message_send" or not told:
+        if row.get("event") != "message_send":
+            return False
+        told = object_in(row, "properties")
+        if not told:
             return False
         content = json.dumps(row, sort_keys=True)
         file = where.rpartition(":")[0]
@@ -350,8 +355,10 @@ class Aider:
 
 def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A message of opencode: its input is without the cache, its output without reasoning."""
-    tokens = mapping_of(row.get("tokens"))
-    cache = mapping_of(tokens.get("cache"))
+    if row.get("role") != "assistant":
+        return None
+    tokens = object_in(row, "tokens")
+    cache = object_in(tokens, "cache")
     reasoning = count_of(tokens, "reasoning")
     read, written = count_of(cache, "read"), count_of(cache, "write")
     quantities = without_zero(
@@ -362,7 +369,7 @@ def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
             "output": count_of(tokens, "output") + reasoning,
         }
     )
-    if row.get("role") != "assistant" or not quantities:
+    if not quantities:
         return None
     model = str(row.get("modelID") or given.model or "")
     provider = given.provider or str(row.get("providerID") or provider_of(model) or "")

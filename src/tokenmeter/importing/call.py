@@ -222,6 +222,20 @@ def mapping_of(value: object) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
+def object_in(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The JSON object under a name; nothing is an empty one.
+
+    Raises:
+        ConfigurationError: it is something else, so that what it counts would be missing.
+    """
+    value = values.get(name)
+    if isinstance(value, dict):
+        return cast("Mapping[str, Any]", value)
+    if value is None or value == "":
+        return {}
+    raise ConfigurationError(f"its {name} is no JSON object, so that what it counts would be missing")
+
+
 def reader_at(path: str) -> Callable[[Mapping[str, Any]], object]:
     """What reads the value at ``a.b.c`` of nested JSON; a number picks from a list. It gives None for nothing.
 

@@ -58,6 +58,9 @@ _LANGFUSE = (
 )
 
 
+_LANGFUSE_USAGE = ("usage_details", "usageDetails", "usage")
+
+
 def nested(row: Row, name: str) -> Row:
     """A JSON object in a row; in a CSV it is the text of a cell."""
     value = row.get(name)
@@ -137,11 +140,13 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     """An observation of Langfuse: generations and embeddings are calls, spans are not."""
     if str(row.get("type")).upper() not in {"GENERATION", "EMBEDDING"}:
         return None
-    usage = nested(row, "usage_details") or nested(row, "usageDetails") or nested(row, "usage")
+    usage = next((told for name in _LANGFUSE_USAGE if (told := nested(row, name))), _NONE)
     if not usage:  # in columns of their own; those called ``input`` and ``output`` hold what was said
         usage = {name: row[name] for names in _LANGFUSE for name in names[1:] if row.get(name) not in {None, ""}}
     cost = _cost(row, "total_cost", "calculatedTotalCost", "totalCost")
     if not any(value and not isinstance(value, dict) and str(value) != "0" for value in usage.values()):
+        if name := next((name for name in _LANGFUSE_USAGE if row.get(name) and not nested(row, name)), None):
+            raise ConfigurationError(f"its {name} is no JSON object, so that what it counts would be missing")
         return _without_usage(cost)
     read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
     hour = _first(usage, "input_cache_creation_1h")

@@ -98,8 +98,10 @@ def files_of(path: Path) -> list[Path]:
         if not found:
             raise ConfigurationError(f"There are no logs ({', '.join(_ENDINGS)}) in {path}.")
         return found
-    if not path.is_file():
+    if not path.exists():
         raise ConfigurationError(f"No such file: {path}.")
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is a pipe or a device; write what comes out of it to a file, and name that.")
     return [path]
 
 
