@@ -109,6 +109,26 @@ def test_it_only_reads(served, busy):
     assert busy.store.verify() == before
 
 
+def test_a_head_is_what_a_get_would_send_without_the_body(served):
+    for path in ("/report", "/me", "/nowhere", "/report?by=nothing"):
+        got, headers, _ = ask(served, path)
+        found, heads, body = served.get(f"/api/v1{path}", method="HEAD")
+        assert (found, heads["content-type"], body) == (got, headers["content-type"], ""), path
+
+
+def test_whoever_has_anything_has_it_already(served):
+    """`If-None-Match: *` is met by whatever there is (RFC 9110, 13.1.2)."""
+    assert ask(served, "/report", if_none_match="*")[0] == 304
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+def test_another_method_is_refused_as_that_and_named(served, method):
+    for path in ("/healthz", "/login", "/", "/explore", "/budgets", "/static/dashboard.css", "/api/v1/report"):
+        found, headers, _ = served.get(path, method=method)
+        assert (found, "GET" in headers["allow"]) == (405, True), path
+    assert served.get("/nowhere", method=method)[0] == 404
+
+
 def test_books_are_read_as_they_are_filed(filed, serve):
     served = serve(filed)
     found = ask(served, "/invoices?limit=1")[2]

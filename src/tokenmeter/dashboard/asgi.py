@@ -114,8 +114,8 @@ def app(
     if only is not None:
         middleware.append(Middleware(Whose, only=only))
     middleware += [Middleware(Paced, per_minute=requests_per_minute), Middleware(Bounded)]
-    return Starlette(
-        routes=[*routes, Mount("", sites)],
+    made = Starlette(
+        routes=routes,
         middleware=middleware,
         exception_handlers={
             TokenmeterError: _failed,
@@ -124,6 +124,9 @@ def app(
             Exception: _broken,
         },
     )
+    # No mount: what is no route with this method but one with another is refused as that, and not sought among pages.
+    made.router.default, made.router.redirect_slashes = sites, False
+    return made
 
 
 def _static_routes() -> list[Route]:
@@ -167,6 +170,8 @@ class _Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
+        if scope.get("method") == "HEAD":  # the server sends the head alone
+            scope = {**scope, "method": "GET"}
         acts = any(one.access.can - {"read"} for one in self._tokens.now)
         await (self._acting if acts else self._reading)(scope, receive, send)
 

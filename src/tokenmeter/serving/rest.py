@@ -142,7 +142,7 @@ _FRESH = {"cache-control": "private, no-cache", "vary": "authorization, cookie"}
 def _known(request: Request, tag: str) -> Response | None:
     """304 where the client has it already."""
     has = {one.strip() for one in request.headers.get("if-none-match", "").split(",")}
-    return Response(status_code=304, headers={**_FRESH, "etag": tag}) if tag in has else None
+    return Response(status_code=304, headers={**_FRESH, "etag": tag}) if has & {tag, "*"} else None
 
 
 # -- the paths
