@@ -227,7 +227,6 @@ def every_store(store_url):
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
     """An object store on this machine, and an empty cache."""
-    import socket
     from urllib.request import Request, urlopen
 
     boto3 = pytest.importorskip("boto3")
@@ -235,11 +234,9 @@ def bucket(monkeypatch, tmp_path):
     pytest.importorskip("s3fs")
     import fsspec
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     running.start()
+    _, port = running.get_host_and_port()
     urlopen(Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()
     for name, value in (
         ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),

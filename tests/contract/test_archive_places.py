@@ -1,12 +1,19 @@
 """Places for archived months that fail: a folder that is full or gone, a bucket that answers anything."""
 
+import http.client
+import shutil
+import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tokenmeter.errors import StoreUnavailableError, TokenmeterError
+from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import places, sealing
+from tokenmeter.stores.moving import copy_ledger
 
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
@@ -101,3 +108,185 @@ def test_an_object_store_that_fails_anywhere_loses_nothing(ledger, bucket, monke
     left[0] = 0
     assert answers(store) == before
     store.close()
+
+
+def refused(status, code, *, reads=True):
+    """A bucket's answer that says no; to whoever writes, or to all."""
+
+    def answer(request, status_of_all, headers, body):
+        if reads or request.command != "GET":
+            return status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode()
+        return status_of_all, headers, body
+
+    return answer
+
+
+def cut_off(request, status, headers, body):
+    """Half of a file, and the connection is gone."""
+    return status, headers, body[: len(body) // 2] if request.command == "GET" else body
+
+
+def spoilt(request, status, headers, body):
+    """Other bytes than those that were put there, under their checksum."""
+    return status, headers, bytes(len(body)) if request.command == "GET" else body
+
+
+FAULTS = {
+    "read-only": refused(403, "AccessDenied", reads=False),
+    "overloaded": refused(503, "SlowDown"),
+    "lost": refused(404, "NoSuchKey"),
+    "no bucket": refused(404, "NoSuchBucket"),
+    "expired": refused(400, "ExpiredToken"),
+    "cut off": cut_off,
+    "spoilt": spoilt,
+}
+
+
+def healthy(request, *answer):
+    return answer
+
+
+class FrailServer(ThreadingHTTPServer):
+    """Stands before another server, and fails as it is told."""
+
+    def __init__(self, behind):
+        super().__init__(("127.0.0.1", 0), Frail)
+        self.behind, self.fault = behind, healthy
+
+
+class Frail(BaseHTTPRequestHandler):
+    """Hands on to the object store behind, and says what `server.fault` makes of its answer."""
+
+    protocol_version = "HTTP/1.1"
+    server: FrailServer
+
+    def log_message(self, *told):
+        pass
+
+    def hand_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        behind = http.client.HTTPConnection("127.0.0.1", self.server.behind)
+        behind.request(self.command, self.path, body, dict(self.headers))
+        found = behind.getresponse()
+        hop = {"transfer-encoding", "connection", "date", "server"}
+        headers = {name: value for name, value in found.getheaders() if name.lower() not in hop}
+        status, headers, body = self.server.fault(self, found.status, headers, found.read())
+        behind.close()
+        self.send_response(status)
+        if self.command != "HEAD" or "Content-Length" not in headers:
+            headers = {"Content-Length": str(len(body))} | headers
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+        self.close_connection = True
+
+
+for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+    setattr(Frail, f"do_{verb}", Frail.hand_on)
+
+
+@pytest.fixture
+def frail(bucket, monkeypatch):
+    """The bucket behind a server that fails as it is told: ``with frail(fault):``."""
+    import s3fs
+
+    server = FrailServer(int(bucket.meta.endpoint_url.rpartition(":")[2]))
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+
+    @contextmanager
+    def failing(fault):
+        server.fault = fault
+        try:
+            yield
+        finally:
+            server.fault = healthy
+
+    yield failing
+    server.shutdown()
+    serving.join()
+    server.server_close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger, fresh_url, frail, tmp_path, kind):
+    source, url = ledger("source"), fresh_url(kind)
+    source.close()
+    copy_ledger(source.url, url)
+    store = open_store(url)
+    before = answers(store)
+    for name, fault in FAULTS.items():
+        with frail(fault), pytest.raises(StoreUnavailableError, match=r"cannot be written: .* Nothing was dropped;"):
+            store.archives.seal("2026-02", f"s3://books/{name}")
+        assert store.archives.listed() == []
+    assert answers(store) == before
+    store.archives.seal("2026-02", "s3://books/usage")
+    store.archives.drop()
+    for name, fault in FAULTS.items():
+        if name == "read-only":
+            continue
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        with frail(fault):
+            with pytest.raises(StoreUnavailableError, match=r"cannot be read: .* mend the access\.$"):
+                answers(store)
+            assert [one.kind for one in store.verify().faults] == ["archive", "archive"]
+    with frail(cut_off):
+        for ask in (store.archives.restore, store.archives.connect):
+            with pytest.raises(StoreUnavailableError, match=r"cannot be read: .* mend the access\.$"):
+                ask()
+    assert [one.dropped for one in store.archives.listed()] == [True, True]
+    assert answers(store) == before
+    assert store.verify(deep=True).faults == ()
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_who_mends_the_credentials_need_not_start_anew(ledger, frail, monkeypatch):
+    store = ledger("keys")
+
+    def only_new(request, *answer):
+        old = "Credential=old/" in request.headers.get("Authorization", "")
+        return refused(403, "InvalidAccessKeyId")(request, *answer) if old else answer
+
+    with frail(only_new):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "old")
+        with pytest.raises(StoreUnavailableError, match="mend the access"):
+            store.archives.seal("2026-02", "s3://books/usage")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
+        assert len(store.archives.seal("2026-02", "s3://books/usage")) == 2
+    store.close()
+
+
+def test_a_folder_for_temporary_files_that_is_full_is_named(ledger, tmp_path, monkeypatch):
+    store = ledger("full")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    with pytest.raises(StoreUnavailableError, match=r"2026-01 cannot be written .* another folder in TMPDIR\.$"):
+        store.archives.seal("2026-02", tmp_path / "archive")
+    assert store.archives.listed() == []
+    store.close()
+
+
+def test_a_database_for_other_tools_that_cannot_be_made_leaves_nothing(ledger, tmp_path):
+    store = ledger("star")
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.archives.drop()
+    (month,) = store.archives.listed()
+    Path(month.url).rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreUnavailableError, match="cannot be made"):
+        store.archives.connect(tmp_path / "no folder" / "star.db")
+    with pytest.raises(StoreUnavailableError, match="cannot be read"):
+        store.archives.connect(tmp_path / "star.db")
+    Path(tmp_path / "elsewhere").rename(month.url)
+    assert store.archives.connect(tmp_path / "star.db").execute("SELECT count(*) FROM calls").fetchone() == (90,)
+    store.close()
+
+
+@pytest.mark.parametrize("named", ["", "s3://", "s3:///", "file://"])
+def test_a_place_without_a_name_is_none(named):
+    with pytest.raises(TokenmeterError, match="Name a folder or a bucket"):
+        places.place_of(named)

@@ -16,7 +16,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
+from tokenmeter.errors import (
+    ConfigurationError,
+    StoreUnavailableError,
+    TamperedLedgerError,
+    TokenmeterError,
+    reason_of,
+)
 from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_path, make_folder, make_room, reading
 
 _CHUNK = 1 << 20
@@ -48,9 +54,10 @@ def place_of(to: str | os.PathLike[str]) -> str:
     text = os.fspath(to)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    if "://" in text:
-        return text.rstrip("/")
-    if not text:
+    scheme, said, rest = text.partition("://")
+    if said and rest.strip("/"):
+        return f"{scheme.lower()}://{rest.rstrip('/')}"
+    if said or not text:
         raise ConfigurationError(
             "Name a folder or a bucket for archived months: /var/lib/app/archive, s3://bucket/usage."
         )
@@ -75,6 +82,22 @@ def _file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
+@contextlib.contextmanager
+def _asking(url: str, what: str, mend: str) -> Generator[None]:
+    """Have all that goes wrong with a place be an error of ours.
+
+    A bucket's packages have errors of their own, most of them no `OSError`: of HTTP, of credentials, of checksums.
+    """
+    try:
+        yield
+    except TokenmeterError:
+        raise
+    except Exception as error:
+        if "://" in url:  # who mends the credentials need not start anew: none is kept with the old ones
+            _file_system(url)[0].clear_instance_cache()
+        raise StoreUnavailableError(f"{what}: {reason_of(error)}. {mend}") from error
+
+
 def digest_of_file(stream: IO[bytes]) -> tuple[str, int]:
     """SHA-256 (hex) of what is left in `stream`, and how many bytes."""
     digest, size = hashlib.sha256(), 0
@@ -90,7 +113,7 @@ def put_file(source: Path, url: str, sha256: str) -> None:
     Raises:
         StoreUnavailableError: the place cannot be written, or has another file of that name.
     """
-    try:
+    with _asking(url, f"{url} cannot be written", "Nothing was dropped; mend the access, or name another place."):
         if "://" in url:
             system, path = _file_system(url)
             with contextlib.suppress(FileExistsError), source.open("rb") as given, system.open(path, "xb") as made:
@@ -101,15 +124,13 @@ def put_file(source: Path, url: str, sha256: str) -> None:
             _put_beside(source, Path(url))
             with Path(url).open("rb") as written:
                 found, _ = digest_of_file(written)
-    except OSError as error:
-        raise StoreUnavailableError(f"{url} cannot be written: {reason_of(error)}. Nothing was dropped.") from error
     if found != sha256:
         raise StoreUnavailableError(f"{url} holds another file. Nothing was dropped; name another place.")
 
 
 def remove_file(url: str) -> None:
     """Remove a file that no manifest names, if the place lets us: it does no harm."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(StoreUnavailableError), _asking(url, f"{url} cannot be removed", ""):
         if "://" in url:
             system, path = _file_system(url)
             system.rm_file(path)
@@ -146,8 +167,9 @@ def opened_copy(url: str, sha256: str, *, check: bool = False) -> Generator[Path
         StoreUnavailableError: it cannot be read.
         TamperedLedgerError: it is not what was sealed.
     """
+    told, mend = f"The archived month at {url} cannot be read", "Put the file back, or mend the access."
     with contextlib.ExitStack() as held:
-        try:
+        with _asking(url, told, mend):
             if "://" in url:
                 path = held.enter_context(_checked(url, sha256)) if check else _kept(url, sha256, held)
             else:
@@ -157,11 +179,6 @@ def opened_copy(url: str, sha256: str, *, check: bool = False) -> Generator[Path
                         _compare(url, digest_of_file(stream)[0], sha256)
                 elif not path.is_file():
                     raise FileNotFoundError(2, "No such file", url)
-        except OSError as error:
-            raise StoreUnavailableError(
-                f"The archived month at {url} cannot be read: {reason_of(error)}. Put the file back, or mend the "
-                "access."
-            ) from error
         yield path
 
 
@@ -193,8 +210,9 @@ def _checked(url: str, sha256: str) -> Generator[Path]:
     kept, fetched = kept_path(f"{sha256}.parquet"), _fetched(url, sha256)
     try:
         yield fetched
-        if kept.exists() or make_room(fetched.stat().st_size, unread_for=LATELY):
-            fetched.replace(kept)
+        with contextlib.suppress(OSError):  # it was read, which is what was asked for
+            if kept.exists() or make_room(fetched.stat().st_size, unread_for=LATELY):
+                fetched.replace(kept)
     finally:
         fetched.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenmeter.errors import ConfigurationError, TamperedLedgerError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
 from tokenmeter.stores.archive.chain import RunChain, documents_in
 from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, rows_after
 from tokenmeter.stores.archive.manifest import ArchivedMonth
@@ -88,13 +88,16 @@ class Sealing:
             TamperedLedgerError: an entry is not what the chain says.
         """
         chain = RunChain(cut.first, cut.head, documents_in(self._book, cut.first, cut.last))
-        with tempfile.TemporaryDirectory(prefix="tokenmeter-sealing-") as folder:
-            path = Path(folder) / "month.parquet"
-            written = self._write(path, cut, chain)
-            with path.open("rb") as stream:
-                sha256, size = digest_of_file(stream)
-            url = joined(self._place, f"{self._folder()}/{cut.month}-{cut.first:012d}-{sha256[:8]}.parquet")
-            put_file(path, url, sha256)
+        try:
+            with tempfile.TemporaryDirectory(prefix="tokenmeter-sealing-") as folder:
+                path = Path(folder) / "month.parquet"
+                written = self._write(path, cut, chain)
+                url, sha256, size = self._put(path, cut)
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"{cut.month} cannot be written to the folder for temporary files: {reason_of(error)}. Nothing was "
+                "dropped; make room there, or name another folder in TMPDIR."
+            ) from error
         self._before += chain.entries
         found = ArchivedMonth(
             month=cut.month,
@@ -137,6 +140,14 @@ class Sealing:
                 if self._progress is not None:
                     self._progress(self._before + chain.entries)
         return written
+
+    def _put(self, path: Path, cut: Cut) -> tuple[str, str, int]:
+        """Put a month's file in its place: where that is, SHA-256 and size."""
+        with path.open("rb") as stream:
+            sha256, size = digest_of_file(stream)
+        url = joined(self._place, f"{self._folder()}/{cut.month}-{cut.first:012d}-{sha256[:8]}.parquet")
+        put_file(path, url, sha256)
+        return url, sha256, size
 
     def _folder(self) -> str:
         """Where in a place this ledger's files lie: many ledgers may share one."""

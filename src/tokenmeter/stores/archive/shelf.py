@@ -62,6 +62,16 @@ def open_duckdb(database: str = ":memory:") -> Any:
     return connection
 
 
+@contextlib.contextmanager
+def asking_duckdb(what: str = "Archived months cannot be read") -> Generator[None]:
+    """Have what DuckDB raises be an error of ours."""
+    failure = import_extra("duckdb").Error
+    try:
+        yield
+    except failure as error:
+        raise StoreUnavailableError(f"{what}: {error}") from error
+
+
 def _make_overflow(connection: Any) -> str:
     """A folder that nobody else can read or guess, for what does not fit into memory; none where none can be made."""
     try:
@@ -98,13 +108,8 @@ class Shelf:
             if self._database is None:
                 self._database = open_duckdb()
             cursor = self._database.cursor()
-        try:
-            with contextlib.ExitStack() as held:
-                yield Opened(cursor, held)
-        except import_extra("duckdb").Error as error:
-            raise StoreUnavailableError(f"Archived months cannot be read: {error}") from error
-        finally:
-            cursor.close()
+        with contextlib.closing(cursor), asking_duckdb(), contextlib.ExitStack() as held:
+            yield Opened(cursor, held)
 
     def sums(
         self,
@@ -367,13 +372,10 @@ def _stretches(
 
 def ids_in(path: str) -> list[tuple[bytes, int, int]]:
     """Whose entries are in a file: writer, lowest and highest counter; -1 for an id that has none."""
-    connection = open_duckdb()
-    try:
+    with asking_duckdb(), contextlib.closing(open_duckdb()) as connection:
         rows: list[tuple[bytes, int, int]] = connection.execute(
             "SELECT writer, coalesce(min(counter), -1), coalesce(max(counter), -1) FROM read_parquet(?) "
             "GROUP BY writer, counter IS NULL",
             [path],
         ).fetchall()
         return rows
-    finally:
-        connection.close()

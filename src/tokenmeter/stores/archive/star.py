@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from tokenmeter.stores.archive.layout import FileWriter, rows_after
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.shape import Shaper
-from tokenmeter.stores.archive.shelf import open_duckdb
+from tokenmeter.stores.archive.shelf import asking_duckdb, open_duckdb
 from tokenmeter.stores.engine import SHARED, Readable, Rows
 from tokenmeter.stores.fold import TYPED
 
@@ -79,7 +79,36 @@ def open_star(
     """
     if path is not None and Path(path).exists():
         raise ConfigurationError(f"{path} exists; name a new file, or remove it.")
-    connection: DuckDBPyConnection = open_duckdb(":memory:" if path is None else os.fspath(path))
+    with _making(path) as connection:
+        source = "SELECT * FROM live"
+        if archived := _copy_live(connection, book, within, path_of):
+            source += f" UNION ALL {archived}"
+        connection.execute(f"CREATE VIEW entries AS {_ENTRIES} FROM ({source})")
+        connection.execute(f"CREATE VIEW calls AS {_CALLS}")
+        return connection
+
+
+@contextmanager
+def _making(path: str | os.PathLike[str] | None) -> Generator[DuckDBPyConnection]:
+    """A new database; of one that fails nothing is left."""
+    try:
+        with ExitStack() as failed, asking_duckdb("The database cannot be made"):
+            connection = failed.enter_context(closing(open_duckdb(":memory:" if path is None else os.fspath(path))))
+            yield connection
+            failed.pop_all()
+    except BaseException:
+        if path is not None:
+            Path(path).unlink(missing_ok=True)
+        raise
+
+
+def _copy_live(
+    connection: DuckDBPyConnection,
+    book: Readable,
+    within: Callable[[Rows], tuple[Sequence[ArchivedMonth], int]],
+    path_of: Callable[[ArchivedMonth], Path],
+) -> str | None:
+    """Copy what is in the live ledger; a query for what is in files only, if there is any."""
     with tempfile.TemporaryDirectory(prefix="tokenmeter-duckdb-") as folder:
         live = Path(folder) / "live.parquet"
 
@@ -95,13 +124,8 @@ def open_star(
 
         paths, archived_to = book.read(copy)
         connection.execute("CREATE TABLE live AS SELECT * FROM read_parquet(?)", [str(live)])
-    source = "SELECT * FROM live"
-    if paths:
-        listed = ", ".join("'" + one.replace("'", "''") + "'" for one in paths)
-        source += f" UNION ALL SELECT * FROM read_parquet([{listed}]) WHERE seq <= {archived_to}"  # noqa: S608 - names of our own
-    connection.execute(f"CREATE VIEW entries AS {_ENTRIES} FROM ({source})")
-    connection.execute(f"CREATE VIEW calls AS {_CALLS}")
-    return connection
+    listed = ", ".join("'" + one.replace("'", "''") + "'" for one in paths)
+    return f"SELECT * FROM read_parquet([{listed}]) WHERE seq <= {archived_to}" if paths else None  # noqa: S608 - names of our own
 
 
 def _dimensions(connection: Any, rows: Rows) -> None:
