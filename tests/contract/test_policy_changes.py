@@ -9,7 +9,7 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.errors import BudgetExceededError
+from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -174,3 +174,28 @@ class TestAskedLimits:
                 thread.join()
         assert sorted(asked) == ["ada", "bob"]
         assert {one.scope["member"]: one.spent for one in meter.remaining()} == {"ada": 200, "bob": 10}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("spend", "spend [usd/month]"),
+        ("spend", "spend [usd/month] #2"),
+        ("spend", "spend [usd/month] opened"),
+        ("member=* usd/month", "member=* usd/month #3"),
+    ],
+)
+def test_a_name_that_is_anothers_counter_is_refused_wherever_it_is_said(metered, name, other):
+    """Both would count into one counter, and each would stop for what the other spent."""
+    one, odd = Budget(name=name, limit_usd=1), Budget(name=other, member="ada", limit_usd=2)
+    for budgets in ([one, odd], [odd, one]):
+        with pytest.raises(ConfigurationError, match="give it another name"):
+            metered(*budgets)
+    meter = metered()
+    meter.budgets.set(one)
+    with pytest.raises(ConfigurationError, match="give it another name"):
+        meter.budgets.set(odd)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigurationError, match="give it another name"):
+            meter.budgets.apply([odd], source="b.toml", dry_run=dry_run)
+    assert [budget.name for budget in meter.budgets.in_force] == [name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
@@ -35,6 +36,8 @@ _CHOICES = {
 }
 _DEFAULT_THRESHOLDS = (50, 80, 100)
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
+#: What counters' names may end with: an era, and the mark that they were filled from the ledger.
+_COUNTER_ENDS = re.compile(r"( #\d+)?( opened)?$")
 #: Counters are 64-bit integers in every store; this leaves room for what is in flight.
 _LARGEST = 4 * 10**18
 #: What stands for "no cap" in a table of limits, and what a limit function may say.
@@ -464,7 +467,24 @@ def check_consistent(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
         if budget.name in names:
             raise ConfigurationError(f"name: two budgets are called {budget.name!r}; give each a name of its own.")
         names.add(budget.name)
+    refuse_shared_counters(unique)
     return unique
+
+
+def refuse_shared_counters(budgets: Iterable[Budget]) -> None:
+    """Refuse a budget whose name is what a counter of another one is called, now or after it began anew.
+
+    Raises:
+        ConfigurationError: there is one; two budgets would count into the same counter.
+    """
+    counters = [(budget.counter_name(unit), budget.name) for budget in budgets for unit in budget.units]
+    owners = {_COUNTER_ENDS.sub("", counter): name for counter, name in counters}
+    for counter, name in counters:
+        if (other := owners[_COUNTER_ENDS.sub("", counter)]) != name:
+            longer, shorter = sorted((name, other), key=len, reverse=True)
+            raise ConfigurationError(
+                f"name: {longer!r} is called like the counter of budget {shorter!r}; give it another name."
+            )
 
 
 def _said(budget: Budget, unit: Unit) -> str:

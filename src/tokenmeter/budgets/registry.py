@@ -33,7 +33,7 @@ from tokenmeter.budgets.definitions import (
 from tokenmeter.budgets.grants import Grant, asked_for, full_scope
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit
+from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit, refuse_shared_counters
 from tokenmeter.budgets.status import aliases_in_use, key_names
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreBusyError
@@ -267,8 +267,10 @@ class Registry:
             The definition in force.
 
         Raises:
+            ConfigurationError: its name is what a counter of another budget is called.
             StoreUnavailableError: it could not be recorded.
         """
+        refuse_shared_counters([*(one for one in self.in_force if one.name != budget.name), budget])
         return self._change(budget.name, budget, by=by or whoami(), reason=reason, source=source)
 
     def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
@@ -325,6 +327,8 @@ class Registry:
             if name not in in_force or not is_same_or_gone(in_force[name].budget, budget)
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
+        kept = (change.budget for name, change in in_force.items() if name not in wanted and name not in due)
+        refuse_shared_counters([*wanted.values(), *filter(None, kept)])
         who = by or whoami()
         self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:
