@@ -164,6 +164,7 @@ class Dialect(ABC):
         name: The room's name.
         endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
         bodies: What only its bodies call themselves (``type``, ``object``), whichever endpoint they came from.
+        usages: Fields of a usage object that only it reads, whoever served the call.
         models: Beginnings of the names of its own provider's models.
         singular_fields: Fields of a request that change what its answer costs, or when: with one of them it is like no
             other call.
@@ -176,6 +177,7 @@ class Dialect(ABC):
     name: str
     endpoints: tuple[str, ...] = ()
     bodies: frozenset[str] = frozenset()
+    usages: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
     singular_fields: frozenset[str] = frozenset()
     plain: Mapping[str, PlainReader] = MappingProxyType({})

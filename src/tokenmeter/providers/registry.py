@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also
 #: what hosts speak that have no room of their own.
 FORMATS = ("openai", "anthropic", "google")
-#: All rooms: the last one only adds a usage object of its own, as gateways and logs repeat it.
-ROOMS = (*FORMATS, "amazon")
+#: All rooms: the last two only add a usage object of their own, as gateways and logs repeat it.
+ROOMS = (*FORMATS, "amazon", "cohere")
 
 
 @cache
@@ -168,11 +168,13 @@ def observe(
 
 
 def _dialect_of(wire: Any) -> Dialect | None:
-    """The wire format that a body itself names, whichever door of its host it came through."""
+    """The wire format that a body names or its usage object shows, whichever door of its host it came through."""
     if not is_object(wire):
         return None
-    named = {text(wire, "type"), text(wire, "object")}
-    return next((found for found in map(dialect, FORMATS) if not found.bodies.isdisjoint(named)), None)
+    named, usage = {text(wire, "type"), text(wire, "object")}, usage_of(wire)
+    rooms = [dialect(name) for name in FORMATS]
+    found = next((room for room in rooms if not room.bodies.isdisjoint(named)), None)
+    return found or next((room for room in rooms if not room.usages.isdisjoint(usage)), None)
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

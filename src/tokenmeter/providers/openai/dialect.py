@@ -41,6 +41,7 @@ class OpenAIDialect(Dialect):
         "videos",
     )
 
+    usages = frozenset({"input_token_details", "output_token_details"})  # its own, and LangChain's of any model
     singular_fields = frozenset({"background", "background_options"})
     socket_events = streams.SOCKET_EVENTS
 

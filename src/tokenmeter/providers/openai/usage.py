@@ -10,6 +10,7 @@ from tokenmeter.providers.wire import (
     amount,
     count,
     has_unknown,
+    is_object,
     part,
     put,
     said_by,
@@ -61,6 +62,15 @@ _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_
 #: Where hosts state beside the prompt how much of it a cache served.
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
+#: LangChain's names for parts (``UsageMetadata``), whose totals include them, too, whatever the model; with the tier of
+#: a call before them, which it states by a count under the tier's name. Writes by lifetime stand beside the others.
+_LANGCHAINS = {
+    **{f"{tier}cache_read": "cached_tokens" for tier in ("", "flex_", "priority_")},
+    **{f"{tier}reasoning": "reasoning_tokens" for tier in ("", "flex_", "priority_")},
+    **{name: f"{name}_tokens" for name in ("text", *MODALITIES)},
+    "cache_creation": "cache_creation_tokens",
+}
+_LANGCHAINS_WRITES = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 
 
 def inclusive(
@@ -83,8 +93,8 @@ def inclusive(
         hidden_output: Whether what ``total_tokens`` has beyond its two parts is output the host does not itemise.
     """
     flags: set[str] = set()
-    details = part(usage, *_INPUT_DETAILS, flags=flags)
-    output_details = part(usage, *_OUTPUT_DETAILS, flags=flags)
+    details = _renamed(part(usage, *_INPUT_DETAILS, flags=flags))
+    output_details = _renamed(part(usage, *_OUTPUT_DETAILS, flags=flags))
     reasoning = count(output_details, "reasoning_tokens", flags=flags)
     if reasoning is None:
         reasoning = count(usage, "reasoning_tokens", flags=flags) or 0
@@ -103,6 +113,14 @@ def inclusive(
     if breakdowns or has_unknown(usage, _KNOWN_COUNTS):
         flags.add("unknown_token_class")
     return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer})
+
+
+def _renamed(details: JSON) -> JSON:
+    """A breakdown in OpenAI's names, where it has LangChain's."""
+    if _LANGCHAINS.keys().isdisjoint(details) or is_object(details.get("cache_creation")):
+        return details
+    found = {_LANGCHAINS.get(name, name): size for name, size in details.items() if name not in _LANGCHAINS_WRITES}
+    return {**found, "cache_creation": {name: details.get(name) for name in _LANGCHAINS_WRITES}}
 
 
 def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool) -> tuple[int | None, int | None]:

@@ -1,0 +1,165 @@
+"""Work that OpenAI bills when it has ended: batches, fine-tuning, runs, sessions, evaluations; once each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from tokenmeter.providers.context import Context, joined, observation, pending, unknown
+from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.registry import read_usage, usage_of
+from tokenmeter.providers.wire import JSON, Reading, count, is_object, members, section, text
+from tokenmeter.usage import Observation, Usage
+
+_UNDER_WAY = frozenset(
+    {
+        "cancellation_requested",
+        "cancelling",
+        "finalizing",
+        "idle",
+        "in_progress",
+        "paused",
+        "queued",
+        "requires_action",
+        "running",
+        "started",
+        "validated",
+        "validating",
+        "validating_files",
+        "waiting",
+    }
+)
+#: Of the statuses a run ends with, those after which a model has answered: zeros beside them are not said.
+_ANSWERED = frozenset({"completed", "incomplete"})
+_HTTP_ERROR = 400
+
+
+#: Words for work that has been done.
+_DONE = frozenset({"completed", "succeeded", "success"})
+
+
+def _status(body: JSON) -> str:
+    """How far work has come; some hosts write it in capitals."""
+    return (text(body, "status") or "").lower()
+
+
+def batch(body: JSON, context: Context) -> Observation:
+    """A ``Batch``: its total over all requests, at batch rates. Either this is billed or its output lines, not both."""
+    if context.final_only and _status(body) in _UNDER_WAY:
+        return pending(body)
+    wire = usage_of(body)
+    reading = _sum_of(wire)
+    if reading.unsaid or not reading.usage:
+        done = count(section(body, "request_counts"), "completed", flags=set())
+        if done == 0 or (done is None and _status(body) not in _DONE):
+            return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+        return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
+    group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
+    # Its output file states the same bill line by line: whichever is read first is recorded under the file's id.
+    return replace(observation(reading, group, body, wire, deduplicate=True), bill_id=text(body, "output_file_id"))
+
+
+def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Observation]) -> Observation:
+    """One line of a batch's output file: a whole response body inside, billed unless it is an error."""
+    response = section(body, "response")
+    status = response.get("status_code")
+    if body.get("error") or not response or (isinstance(status, int) and status >= _HTTP_ERROR):
+        return Observation(response_id=text(body, "id"), billable=False)
+    inner = read(response.get("body"), replace(context, endpoint="batch line").in_batch()).with_shared()
+    # Lines say service_tier "default"; "batch" is known from where they stand.
+    groups = tuple(
+        replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions
+    )
+    return replace(
+        inner,
+        consumptions=groups,
+        response_id=inner.response_id or text(body, "id"),
+        deduplicate=True,
+        bill_id=text(body, "custom_id"),
+        reading="share",
+    )
+
+
+def fine_tuning(body: JSON, context: Context) -> Observation:
+    """A fine-tuning job: its trained tokens, at the base model's training price, once it has ended.
+
+    Reinforcement fine-tuning is billed by the hours its core loop ran, which no body tells: it stays unpriced.
+    """
+    status = _status(body)
+    flags: set[str] = set()
+    trained = count(body, "trained_tokens", flags=flags)
+    if context.final_only and status in _UNDER_WAY:
+        return pending(body)
+    by_the_hour = section(body, "method").get("type") == "reinforcement"
+    if not trained and status in {"failed", "failed_validation"}:
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    if by_the_hour:
+        flags.add("training_time_unknown")
+    elif not trained and status == "cancelled":
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    if not trained or by_the_hour:
+        raw = None if trained is None else {"trained_tokens": trained}
+        return unknown(body, raw, flags=frozenset(flags), deduplicate=True)
+    reading = Reading(Usage({"trained_tokens": trained}), flags=frozenset(flags))
+    group = context.consumption(reading, model=text(body, "model"), role="training")
+    return observation(reading, group, body, {"trained_tokens": trained}, deduplicate=True)
+
+
+def run(body: JSON, context: Context) -> Observation:
+    """An assistant's run or run step: the sum over its prompts, stated when it has ended."""
+    wire = usage_of(body)
+    if context.final_only and (_status(body) in _UNDER_WAY or not wire):
+        return pending(body)
+    reading = _sum_of(wire)
+    if reading.unsaid or (not reading.usage and _status(body) in _ANSWERED):
+        return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
+    return observation(
+        reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire, deduplicate=True
+    )
+
+
+def agent(body: JSON, context: Context) -> Observation:
+    """An agent's session or turn: cumulative, best effort by the provider's own words."""
+    wire = usage_of(body)
+    if not wire or (context.final_only and _status(body) in _UNDER_WAY):
+        return pending(body)
+    reading = _sum_of(wire)
+    config = section(body, "agent")
+    model = text(config, "model") or text(section(config, "model"), "id")
+    if reading.unsaid:
+        return unknown(body, wire, model=model or context.request.model, flags=reading.flags, deduplicate=True)
+    return observation(reading, context.consumption(reading, model=model, wire=wire), body, wire, deduplicate=True)
+
+
+def eval_run(body: JSON, context: Context) -> Observation:
+    """An evaluation run: one group per model that took part."""
+    if context.final_only and _status(body) in _UNDER_WAY:
+        return pending(body)
+    parts: list[Observation] = []
+    for wire in members(body, "per_model_usage"):
+        reading = _sum_of(wire)
+        model = text(wire, "model_name") or text(wire, "run_model_name")
+        if reading.unsaid:
+            return unknown(body, body["per_model_usage"], flags=reading.flags, deduplicate=True)
+        parts.append(observation(reading, context.consumption(reading, model=model), body, wire, deduplicate=True))
+    return joined(parts) if parts else unknown(body, body.get("per_model_usage"), deduplicate=True)
+
+
+def grader(body: JSON, context: Context) -> Observation:
+    """A grader's trial run: tokens per judging model. Graders that ask no model cost nothing."""
+    judges = section(body, "model_grader_token_usage_per_model")
+    if not judges:
+        return Observation(billable=False)
+    parts: list[Observation] = []
+    for model, wire in judges.items():
+        if not is_object(wire) or (reading := read_usage(wire)) is None or reading.unsaid:
+            return unknown({"model": model}, dict(judges))
+        reading = replace(reading, prompt_tokens=None)
+        parts.append(observation(reading, context.consumption(reading, model=model), {"model": model}, wire))
+    return joined(parts)
+
+
+def _sum_of(wire: JSON) -> Reading:
+    """A usage object that sums up several prompts."""
+    return replace(inclusive(wire), prompt_tokens=None)
