@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from tokenmeter.attribution import Attribution, current_attribution
 from tokenmeter.budgets.bounds import Bound, Ceilings, bound, longest_prompt
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
-from tokenmeter.call import Call, RequestFacts
+from tokenmeter.call import Call
 from tokenmeter.dimensions import TEXT_OPERATIONS
 from tokenmeter.errors import ConfigurationError, UnknownModelError
 from tokenmeter.ledger import Charge, utcnow
@@ -290,34 +290,19 @@ def estimate(
         >>> told.expected_cost <= told.upper_bound
         True
     """
+    sizes = {
+        "max_output_tokens": max_output_tokens,
+        "expected_output_tokens": expected_output_tokens,
+        "input_tokens": input_tokens,
+    }
+    _refuse_odd_sizes(sizes)
     whole = {**(request or {}), **body}
     named = model or whole.get("model")
     if not isinstance(named, str) or not named:
         raise ConfigurationError("Which model? Give its name first: tokenmeter.estimate('gpt-5', messages=[...]).")
-    for name, tokens in (
-        ("max_output_tokens", max_output_tokens),
-        ("expected_output_tokens", expected_output_tokens),
-        ("input_tokens", input_tokens),
-    ):
-        if tokens is not None and (type(tokens) is not int or not 0 <= tokens <= _MOST_TOKENS):
-            raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
     who = provider or provider_of(named)
     path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint(whole)
-    facts, call = _call(who, path, {**whole, "model": named}, attribution)
-    facts = replace(
-        facts,
-        input_bytes=facts.input_bytes if input_tokens is None else input_tokens,
-        long_texts=facts.long_texts if input_tokens is None else (),
-        max_output_tokens=facts.max_output_tokens if max_output_tokens is None else max_output_tokens,
-        processing=processing or facts.processing,
-        region=region,
-    )
-    if facts.max_output_tokens is not None and (expected_output_tokens or 0) > facts.max_output_tokens:
-        raise ConfigurationError(
-            f"expected_output_tokens is {expected_output_tokens}, and the request allows {facts.max_output_tokens} at "
-            "most: expect less, or allow more."
-        )
-    call = replace(call, facts=facts)
+    call = _sized(_call(who, path, {**whole, "model": named}, attribution), sizes, processing=processing, region=region)
     moment = utcnow() if at is None else parse_instant(at)
     terms = priced.pricer.terms
     tokenizer, prompt = _count(call, terms.model(who, named)) if input_tokens is None else ("given", input_tokens)
@@ -343,26 +328,48 @@ def estimate(
     )
 
 
+def _refuse_odd_sizes(sizes: Mapping[str, int | None]) -> None:
+    for name, tokens in sizes.items():
+        if tokens is not None and (type(tokens) is not int or not 0 <= tokens <= _MOST_TOKENS):
+            raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
+
+
+def _sized(call: Call, sizes: Mapping[str, int | None], *, processing: str | None, region: str | None) -> Call:
+    """The call with what the caller says of its size, in place of what its request says."""
+    facts, given, most = call.facts, sizes["input_tokens"], sizes["max_output_tokens"]
+    facts = replace(
+        facts,
+        input_bytes=facts.input_bytes if given is None else given,
+        long_texts=facts.long_texts if given is None else (),
+        max_output_tokens=facts.max_output_tokens if most is None else most,
+        processing=processing or facts.processing,
+        region=region,
+    )
+    expected = sizes["expected_output_tokens"] or 0
+    if facts.max_output_tokens is not None and expected > facts.max_output_tokens:
+        raise ConfigurationError(
+            f"expected_output_tokens is {expected}, and the request allows {facts.max_output_tokens} at most: expect "
+            "less, or allow more."
+        )
+    return replace(call, facts=facts)
+
+
 def provider_of(model: str) -> str:
     """Who would be asked for a model of this name, where nobody says."""
     return next((name for name in FORMATS if model.startswith(dialect(name).models)), FORMATS[0])
 
 
-def _call(
-    provider: str, endpoint: str, body: Mapping[str, Any], attribution: Attribution | None
-) -> tuple[RequestFacts, Call]:
+def _call(provider: str, endpoint: str, body: Mapping[str, Any], attribution: Attribution | None) -> Call:
     room = dialect_for(provider, endpoint)
     found = room.named(endpoint)
-    facts = room.request_facts(found, room.as_sent(body))
     around = current_attribution()
-    call = Call(
+    return Call(
         provider=provider,
         endpoint=found.path,
         operation=found.operation,
-        facts=facts,
+        facts=room.request_facts(found, room.as_sent(body)),
         attribution=around if attribution is None else attribution.over(around),
     )
-    return facts, call
 
 
 def _count(call: Call, model: str) -> tuple[str, int]:

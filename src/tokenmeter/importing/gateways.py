@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
@@ -56,8 +56,6 @@ _LANGFUSE = (
     ("output", "completion_tokens", "completionTokens", "output_tokens", "outputTokens", "outputUsage"),
     ("total", "total_tokens", "totalTokens", "totalUsage"),
 )
-
-
 _LANGFUSE_USAGE = ("usage_details", "usageDetails", "usage")
 
 
@@ -80,31 +78,22 @@ def _object_of(text: str) -> object:
     return None
 
 
+class _Counted(NamedTuple):
+    """What a row says of one call's tokens."""
+
+    quantities: Mapping[str, int]
+    reasoning: int
+    flags: frozenset[str]
+
+
 def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A row of LiteLLM's spend logs. Its own response cache, and failures, are no calls of a provider."""
     if str(row.get("cache_hit")).lower() == "true" or row.get("status") == "failure":
         return None
     metadata = nested(row, "metadata")
-    usage = nested(metadata, "usage_object")
-    more = nested(metadata, "additional_usage_values")
-    details = nested(usage, "prompt_tokens_details")
-    prompt, output = count_of(row, "prompt_tokens"), count_of(row, "completion_tokens")
-    if not prompt and not output:
+    counted = _litellm_tokens(row, metadata)
+    if counted is None:
         return _without_usage(_cost(row, "spend"))
-    read = (
-        count_of(usage, "cache_read_input_tokens")
-        or count_of(details, "cached_tokens")
-        or count_of(more, "cache_read_input_tokens")
-    )
-    written = count_of(usage, "cache_creation_input_tokens") or count_of(more, "cache_creation_input_tokens")
-    text = count_of(details, "text_tokens")
-    beside = read + written > prompt or (text == prompt and text > 0 and bool(read + written))
-    uncertain = not beside and bool(read + written) and not text and row.get("call_type") == "anthropic_messages"
-    creation = nested(usage, "cache_creation")
-    hour = min(count_of(creation, "ephemeral_1h_input_tokens"), written)
-    flags = {"cache_uncertain"} if uncertain else set[str]()
-    if not metadata and len(str(row.get("metadata") or "").strip("{} ")) and str(row["metadata"]).lstrip()[:1] == "{":
-        flags.add("usage_partly_read")  # cut off: what it would say of the cache is not known
     spelled = _model(row, "model")
     theirs = str(row.get("custom_llm_provider") or "")
     prefix, slash, rest = spelled.partition("/")
@@ -112,7 +101,6 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
         theirs = prefix
     model = rest if slash and prefix == theirs else spelled
     provider = _LITELLM_PROVIDERS.get(theirs, theirs) or provider_of(model) or given.provider or ""
-    who = {name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))}
     return ImportedCall(
         where=where,
         id=_id(row, "request_id"),
@@ -121,19 +109,45 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
         request_model=spelled,
         at=instant_of(row.get("endTime") or row.get("startTime"), tz="UTC"),
         endpoint=endpoint_of(provider),
-        quantities=without_zero({
-            "input": prompt if beside else prompt - read - written,
-            "cache_read": read,
-            "cache_write_1h": hour,
-            "cache_write_5m": written - hour,
-            "output": output,
-        }),
-        reasoning=count_of(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
-        flags=frozenset(flags),
+        quantities=without_zero(counted.quantities),
+        reasoning=counted.reasoning,
+        flags=counted.flags,
         cost_in_source=_cost(row, "spend"),
-        usage=dict(usage) or None,
-        who=who,
-    )  # fmt: skip
+        usage=dict(nested(metadata, "usage_object")) or None,
+        who={name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))},
+    )
+
+
+def _litellm_tokens(row: Row, metadata: Row) -> _Counted | None:
+    """Its prompt may hold what the cache had, or stand beside it; None where it counts nothing."""
+    usage, more = nested(metadata, "usage_object"), nested(metadata, "additional_usage_values")
+    details = nested(usage, "prompt_tokens_details")
+    prompt, output = count_of(row, "prompt_tokens"), count_of(row, "completion_tokens")
+    if not prompt and not output:
+        return None
+    read = (
+        count_of(usage, "cache_read_input_tokens")
+        or count_of(details, "cached_tokens")
+        or count_of(more, "cache_read_input_tokens")
+    )
+    written = count_of(usage, "cache_creation_input_tokens") or count_of(more, "cache_creation_input_tokens")
+    text = count_of(details, "text_tokens")
+    beside = read + written > prompt or (text == prompt and text > 0 and bool(read + written))
+    hour = min(count_of(nested(usage, "cache_creation"), "ephemeral_1h_input_tokens"), written)
+    flags = set[str]()
+    if not beside and read + written and not text and row.get("call_type") == "anthropic_messages":
+        flags.add("cache_uncertain")
+    if not metadata and len(str(row.get("metadata") or "").strip("{} ")) and str(row["metadata"]).lstrip()[:1] == "{":
+        flags.add("usage_partly_read")  # cut off: what it would say of the cache is not known
+    quantities = {
+        "input": prompt if beside else prompt - read - written,
+        "cache_read": read,
+        "cache_write_1h": hour,
+        "cache_write_5m": written - hour,
+        "output": output,
+    }
+    reasoning = count_of(nested(usage, "completion_tokens_details"), "reasoning_tokens")
+    return _Counted(quantities, reasoning, frozenset(flags))
 
 
 def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
@@ -148,6 +162,31 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
         if name := next((name for name in _LANGFUSE_USAGE if row.get(name) and not nested(row, name)), None):
             raise ConfigurationError(f"its {name} is no JSON object, so that what it counts would be missing")
         return _without_usage(cost)
+    counted = _langfuse_tokens(usage)
+    model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
+    provider = given.provider or provider_of(None if model is None else str(model))
+    return ImportedCall(
+        where=where,
+        id=_id(row, "id"),
+        provider=_provider(provider),
+        model=_named(model),
+        at=instant_of(row.get("start_time") or row.get("startTime"), tz="UTC"),
+        endpoint=endpoint_of(str(provider)),
+        quantities=without_zero(counted.quantities),
+        reasoning=counted.reasoning,
+        flags=counted.flags,
+        cost_in_source=cost,
+        usage=dict(usage),
+        who={"member": str(user)} if (user := row.get("user_id") or row.get("userId")) else {},
+    )
+
+
+def _langfuse_tokens(usage: Row) -> _Counted:
+    """Its keys are disjoint, unless their total says that the cache and reasoning are inside.
+
+    Raises:
+        ConfigurationError: none of its counts is known.
+    """
     read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
     hour = _first(usage, "input_cache_creation_1h")
     short = _first(usage, "input_cache_creation_5m")
@@ -165,28 +204,12 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     }
     if not any(quantities.values()):
         raise ConfigurationError(f"its usage has no count that is known, only {', '.join(usage)}: record it by hand")
-    known = {"unit", *chain.from_iterable(_LANGFUSE)}
-    listed = [read, hour, short, unsaid, reasoning]
-    rest = total - before - answer - sum((read, written, reasoning)) if total and not inside else 0
-    model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
-    provider = given.provider or provider_of(None if model is None else str(model))
     flags = {"cache_lifetime_assumed"} if unsaid and not (hour or short) else set[str]()
-    if rest or (not any(listed) and set(usage) - known):
+    rest = total - before - answer - sum((read, written, reasoning)) if total and not inside else 0
+    known = {"unit", *chain.from_iterable(_LANGFUSE)}
+    if rest or (not any((read, hour, short, unsaid, reasoning)) and set(usage) - known):
         flags.add("usage_partly_read")
-    return ImportedCall(
-        where=where,
-        id=_id(row, "id"),
-        provider=_provider(provider),
-        model=_named(model),
-        at=instant_of(row.get("start_time") or row.get("startTime"), tz="UTC"),
-        endpoint=endpoint_of(str(provider)),
-        quantities=without_zero(quantities),
-        reasoning=reasoning,
-        flags=frozenset(flags),
-        cost_in_source=cost,
-        usage=dict(usage),
-        who={"member": str(user)} if (user := row.get("user_id") or row.get("userId")) else {},
-    )
+    return _Counted(quantities, reasoning, frozenset(flags))
 
 
 def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:

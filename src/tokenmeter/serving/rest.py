@@ -173,6 +173,7 @@ def make_api(look: Callable[[Access], ReadableMeter]) -> FastAPI:
     tell_problems(api)
     api.state.look = look
     _read_usage(api)
+    _read_limits(api)
     _read_books(api)
     return api
 
@@ -203,6 +204,14 @@ def _read_usage(api: FastAPI) -> None:
         """One call with its charges: quantity x unit price x every multiplier = cost."""
         return _found(answers.entry(sight, entry_id), "entry")
 
+    @api.get("/v1/me", response_model=WhoShape, tags=["access"])
+    def read_me(request: Request) -> Response:
+        """Who asks, and what he may see and do."""
+        access = access_of(request)
+        return JSONResponse({"name": access.name, "only": access.scope.to_dict(), "can": sorted(access.can)})
+
+
+def _read_limits(api: FastAPI) -> None:
     @api.get("/v1/balances", response_model=BalancesShape, tags=["budgets"])
     def read_balances(sight: Seen, account: Account = (), budget: Word | None = None) -> Response:
         """What remains of the budgets that concern an account; of all without one."""
@@ -227,12 +236,6 @@ def _read_usage(api: FastAPI) -> None:
     ) -> Response:
         """What a model costs, or cost."""
         return JSONResponse({"prices": answers.price_rows(sight, model, provider=provider, at=at)})
-
-    @api.get("/v1/me", response_model=WhoShape, tags=["access"])
-    def read_me(request: Request) -> Response:
-        """Who asks, and what he may see and do."""
-        access = access_of(request)
-        return JSONResponse({"name": access.name, "only": access.scope.to_dict(), "can": sorted(access.can)})
 
 
 def _read_books(api: FastAPI) -> None:
