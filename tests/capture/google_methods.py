@@ -64,7 +64,7 @@ METHODS = {
     "files.delete": Method("free", "DELETE files/f"),
     "interactions.create": Method("an entry", "POST v1/interactions", "in the background when it is read"),
     "interactions.connect": Method("an entry", "POST v1/interactions/i:connect", "a socket; when the interaction ends"),
-    "interactions.get": Method("read", "GET v1/interactions/i"),
+    "interactions.get": Method("read", "GET v1/interactions/i", "not when `create` has shown it"),
     "interactions.cancel": Method("read", "POST v1/interactions/i/cancel"),
     "interactions.delete": Method("free", "DELETE v1/interactions/i"),
     "interactions.auth_tokens.create": Method("free", "POST v1/interactions/i/auth_tokens"),

@@ -792,6 +792,25 @@ def test_a_streamed_interaction_is_recorded(client, provider, books):
     assert (dict(entry.usage.quantities), entry.streamed, entry.flags) == ({"input": 7, "output": 2}, True, ())
 
 
+@since(1, 55)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_interaction_that_is_read_again_is_no_second_bill(streamed, client, provider, meter, books):
+    made_known = []
+    for _ in range(2):
+        answer = client.interactions.create(model="gemini-3.5-flash", input="Hello", stream=streamed)
+        if streamed:
+            told = [event.interaction for event in answer if getattr(event, "interaction", None) is not None]
+            answer = told[-1]
+        made_known.append(answer.id)
+    another = wrap(made(provider), meter=meter)
+    for identity in made_known:
+        client.interactions.get(identity)
+        another.interactions.get(identity)
+    assert [(entry.endpoint, entry.response_id) for entry in books.all()] == [
+        ("interactions.create", identity) for identity in made_known
+    ]
+
+
 @since(1, 32)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_stop_amid_function_calling_comes_out_as_it_is(streamed, provider):

@@ -354,7 +354,7 @@ class InFlight:
             if not polled:
                 self._read_elsewhere().begun(self.authorization, seen)
             return
-        if seen.deduplicate and not polled and not self.call.facts.background:
+        if seen.deduplicate and not (polled or self.endpoint.kept or self.call.facts.background):
             seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
         outcome = exchange.outcome(seen, last=last)
         settling = self._read_elsewhere().bill(self.authorization, outcome) if polled else None

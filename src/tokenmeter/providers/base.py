@@ -42,6 +42,7 @@ class Endpoint:
             in its body is still recorded, flagged.
         form: How many bills an answer holds.
         subject: The id in the URL: of the batch, file or session that is asked about; None when it names none.
+        kept: Whether its provider keeps its answers, so that a ``polled`` endpoint says them again by their ids.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Endpoint:
     kind: Kind = "billed"
     form: Form = "one"
     subject: str | None = None
+    kept: bool = False
 
     @property
     def billed(self) -> bool:

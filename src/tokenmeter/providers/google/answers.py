@@ -181,8 +181,7 @@ def interaction(body: JSON, context: Context) -> Observation:
     said = interaction_usage(wire) if wire else NOTHING_SAID
     model = model_name(inner.get("model")) or model_name(inner.get("agent"))
     reading = context.complete(said, received=lambda: _steps_bytes(inner))
-    polled = context.endpoint in {"interactions.get", "interactions.cancel"}
-    repeats = polled or context.request.background
+    repeats = context.endpoint.startswith("interactions")  # whoever reads it again is told its usage again
     if reading is None:
         return unknown(inner, wire or None, model=model or context.request.model, flags=said.flags, deduplicate=repeats)
     flags = set(reading.flags)

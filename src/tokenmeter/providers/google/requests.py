@@ -244,7 +244,7 @@ _ENDPOINTS = {
         Endpoint("models.predict", "other", "unknown"),
         Endpoint("models.count_tokens", "count_tokens", "free"),
         Endpoint("models.compute_tokens", "count_tokens", "free"),
-        Endpoint("interactions.create", "generate_content"),
+        Endpoint("interactions.create", "generate_content", kept=True),
         Endpoint("interactions.get", "generate_content", "polled"),
         Endpoint("interactions.cancel", "generate_content", "polled"),
         Endpoint("interactions.connect", "generate_content"),
