@@ -681,7 +681,10 @@ def test_a_cache_is_billed_by_the_hours_it_was_bought_for(client, provider, book
     entry = books.one()
     assert {name: int(quantity) for name, quantity in entry.usage.quantities.items()} == {"cache_storage": 2_000_000}
     assert str(entry.list_cost.normalize()) == "9"  # 2 h x $4.50
+    assert [kept.name for kept in client.caches.list()] == [client.caches.get(name=cache.name).name]
     client.caches.delete(name=cache.name)
+    with pytest.raises(errors.ClientError, match="404"):
+        client.caches.get(name=cache.name)
     assert len(books.all()) == 1
 
 

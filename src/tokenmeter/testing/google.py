@@ -263,9 +263,17 @@ def _update_cache(context: Context) -> Served:
     return _keep_cache(context, context.state.get("google caches", f"cachedContents/{context.params[0]}"))
 
 
-def _nothing(context: Context) -> Served:
-    del context
+def _read_cache(context: Context) -> Served:
+    return Served(reply=json_reply(context.state.get("google caches", f"cachedContents/{context.params[0]}")))
+
+
+def _delete_cache(context: Context) -> Served:
+    context.state.remove("google caches", f"cachedContents/{context.params[0]}")
     return Served(reply=json_reply({}))
+
+
+def _list_caches(context: Context) -> Served:
+    return Served(reply=json_reply({"cachedContents": context.state.all("google caches")}))
 
 
 _VERBS: dict[str, tuple[str, Callable[[Context], Served]]] = {
@@ -289,7 +297,9 @@ _PATHS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("GET", r"/files/([^/:]+)$", "files.get", _file),
     ("POST", r"/cachedContents$", "caches.create", _cache),
     ("PATCH", r"/cachedContents/([^/:]+)$", "caches.update", _update_cache),
-    ("DELETE", r"/cachedContents/([^/:]+)$", "caches.delete", _nothing),
+    ("GET", r"/cachedContents$", "caches.list", _list_caches),
+    ("GET", r"/cachedContents/([^/:]+)$", "caches.get", _read_cache),
+    ("DELETE", r"/cachedContents/([^/:]+)$", "caches.delete", _delete_cache),
     ("POST", r"/tuningJobs$", "tunings.tune", _tune),
     ("GET", r"/tuningJobs/([^/:]+)$", "tunings.get", _read_tuning),
     ("POST", r"/interactions$", "interactions.create", interact),
