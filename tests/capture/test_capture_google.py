@@ -31,6 +31,7 @@ from tokenmeter.testing import FakeProvider
 
 KEY = "AIza-test-0123456789abcdef"
 MODEL = "gemini-2.5-flash"
+MODELS = {"generate_content": MODEL, "embed_content": "gemini-embedding-001"}
 VERSION = tuple(int(part) for part in plain_genai.__version__.split(".")[:2])
 
 
@@ -424,6 +425,28 @@ def test_an_answer_without_usage_is_estimated(client, provider, books):
     entry = books.one()
     assert "estimated" in entry.flags
     assert entry.usage["output"] > 0
+
+
+@pytest.mark.parametrize("sort", ["generate_content", "embed_content"])
+@pytest.mark.parametrize(
+    "body", [b"<html>log in</html>", b'{"candidates": [{"content"'], ids=["a page", "half an answer"]
+)
+def test_an_answer_that_is_no_json_is_estimated_and_the_sdk_says_so(body, sort, provider, priced):
+    client, meter = capped(provider, priced)
+    plain = made(provider)
+    provider.answer(body=body, times=None)
+    config = {"max_output_tokens": 100} if sort == "generate_content" else None
+    said = []
+    for each in (plain, client):
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - whatever the SDK raises
+            getattr(each.models, sort)(model=MODELS[sort], contents="Hello", config=config)
+        said.append((type(raised.value), str(raised.value)))
+    assert said[0] == said[1]
+    (entry,) = meter.entries()
+    assert "estimated" in entry.flags
+    (balance,) = meter.remaining()
+    assert balance.reserved == 0, "nothing is held for a call that has ended"
+    meter.close()
 
 
 @since(1, 32)

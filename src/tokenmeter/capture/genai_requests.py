@@ -389,7 +389,10 @@ def _decoded(answer: Any) -> Any:
     """
     if isinstance(answer, dict):
         return cast("dict[str, Any]", answer)
-    body: Any = json.loads(answer.body) if answer.body else None
+    try:
+        body: Any = json.loads(answer.body) if answer.body else None
+    except ValueError:  # a proxy's page, or half an answer: the SDK says so to the caller
+        return answer.body
     tier = _header(answer.headers, _TIER_HEADER)
     if tier is not None and isinstance(body, dict):
         return {"serviceTier": tier, **cast("dict[str, Any]", body)}
@@ -421,7 +424,8 @@ def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
 
 
 def _answered(call: InFlight, answer: Any) -> Exchange | None:
-    """The exchange of a whole answer, read; None where that failed."""
+    """The exchange of a whole answer, read as far as that went; None where there is not even one."""
+    exchange: Exchange | None = None
     try:
         exchange = call.respond({}, streamed=False)
         exchange.ended = True
@@ -431,7 +435,6 @@ def _answered(call: InFlight, answer: Any) -> Exchange | None:
         exchange.saw({} if body is None else body)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.meter.fault("read a response", error)
-        return None
     return exchange
 
 
