@@ -42,17 +42,6 @@ def filter_of(
         numbers: Row of an account -> the asker's number of it, for accounts that are wanted.
     """
     run = connection.execute
-    accounts: dict[bytes, int] | None = None
-    if numbers is not None:
-        rows = run("SELECT id, digest FROM accounts").fetchall()
-        accounts = {bytes(digest): numbers[number] for number, digest in rows if number in numbers}
-    else:
-        clauses, values = account_conditions(where)
-        if clauses:
-            statement = (
-                f"SELECT digest FROM accounts WHERE id IN (SELECT id FROM contexts WHERE {' AND '.join(clauses)})"  # noqa: S608 - names of our own
-            )
-            accounts = {bytes(digest): 0 for (digest,) in run(statement, values)}
     end_users: frozenset[bytes | None] | None = None
     tags: frozenset[str | None] | None = None
     named = {key: accepted for key, accepted in where.items() if asked(key)[0] == "end_user"}
@@ -76,7 +65,21 @@ def filter_of(
         for key, accepted in where.items()
         if asked(key)[0] in FILTERS
     }
-    return ArchiveFilter(accounts, end_users, tags, ids)
+    return ArchiveFilter(_accounts(connection, where, numbers), end_users, tags, ids)
+
+
+def _accounts(
+    connection: Rows, where: Mapping[str, frozenset[str | None]], numbers: Mapping[int, int] | None
+) -> dict[bytes, int] | None:
+    """Digests of the accounts that are wanted, with the asker's numbers of them; None where all are."""
+    if numbers is not None:
+        rows = connection.execute("SELECT id, digest FROM accounts").fetchall()
+        return {bytes(digest): numbers[number] for number, digest in rows if number in numbers}
+    clauses, values = account_conditions(where)
+    if not clauses:
+        return None
+    statement = f"SELECT digest FROM accounts WHERE id IN (SELECT id FROM contexts WHERE {' AND '.join(clauses)})"  # noqa: S608 - names of our own
+    return {bytes(digest): 0 for (digest,) in connection.execute(statement, values)}
 
 
 def _unset(where: Mapping[str, frozenset[str | None]]) -> set[None]:

@@ -298,25 +298,10 @@ class Shelf:
             numbers: dict[str, list[Any]] = {"account": list(wanted.accounts), "spot": list(wanted.accounts.values())}
             _register(opened.cursor, "cells", numbers, {"account": "digest", "spot": "int"})
             spot, join = "cells.spot", "JOIN cells USING (account)"
-        for name, kind, accepted in (("end_user", "digest", wanted.end_users), ("tags", "text", wanted.tags)):
-            if accepted is not None:
-                _register(
-                    opened.cursor, f"wanted_{name}", {name: [one for one in accepted if one is not None]}, {name: kind}
-                )
-                condition = f"e.{name} IN (SELECT {name} FROM wanted_{name})"  # noqa: S608 - names of our own
-                conditions.append(f"({condition} OR e.{name} IS NULL)" if None in accepted else condition)
-        for condition, accepted in wanted.ids.items():
-            name, kept = asked(condition)
-            if name == "response_id" and kept and accepted and None not in accepted:  # so that Bloom filters are asked
-                conditions.append(f"e.response_id IN ({', '.join('?' * len(accepted))})")
-                values += accepted
-                continue
-            found, absent = _NAMED[name]
-            found = f"({found} OR {absent})" if None in accepted else found
-            conditions.append(found if kept else f"NOT {found}")
-            values += [[one for one in accepted if one is not None]] * found.count("?")
+        admitted, more = _admitted(opened.cursor, wanted)
+        conditions += admitted
         source = f"SELECT {spot} AS spot, e.* FROM ({rows}) AS e {join} WHERE {' AND '.join(conditions)}"  # noqa: S608 - as above
-        return source, values
+        return source, [*values, *more]
 
 
 _SHELVES: weakref.WeakSet[Shelf] = weakref.WeakSet()
@@ -338,6 +323,28 @@ def _piece(edges: Sequence[int]) -> str:
         return f"CASE WHEN at_us < {edges[middle]} THEN {between(first, middle)} ELSE {between(middle, last)} END"
 
     return between(0, len(edges) - 1)
+
+
+def _admitted(cursor: Any, wanted: ArchiveFilter) -> tuple[list[str], list[Any]]:
+    """Conditions on end users, tags and ids, as SQL, and their values."""
+    conditions, values = list[str](), list[Any]()
+    for name, kind, accepted in (("end_user", "digest", wanted.end_users), ("tags", "text", wanted.tags)):
+        if accepted is not None:
+            named = [one for one in accepted if one is not None]
+            _register(cursor, f"wanted_{name}", {name: named}, {name: kind})
+            condition = f"e.{name} IN (SELECT {name} FROM wanted_{name})"  # noqa: S608 - names of our own
+            conditions.append(f"({condition} OR e.{name} IS NULL)" if None in accepted else condition)
+    for condition, accepted in wanted.ids.items():
+        name, kept = asked(condition)
+        if name == "response_id" and kept and accepted and None not in accepted:  # so that Bloom filters are asked
+            conditions.append(f"e.response_id IN ({', '.join('?' * len(accepted))})")
+            values += accepted
+            continue
+        found, absent = _NAMED[name]
+        found = f"({found} OR {absent})" if None in accepted else found
+        conditions.append(found if kept else f"NOT {found}")
+        values += [[one for one in accepted if one is not None]] * found.count("?")
+    return conditions, values
 
 
 def _register(cursor: Any, name: str, columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> None:
