@@ -1,5 +1,6 @@
 """Archived months: whatever was asked of the ledger before is answered the same when they are in files."""
 
+import gc
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from tokenmeter.ledger import new_id
 from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import places
 from tokenmeter.stores.archive.clickhouse import load_clickhouse
+from tokenmeter.stores.archive.layout import records
 from tokenmeter.stores.archive.manifest import Merkle, Proof
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import NewDocument
@@ -633,3 +635,18 @@ def test_who_is_no_clickhouse_is_told_in_words(store, answer):
         with pytest.raises(StoreUnavailableError, match=r"ClickHouse at|is not ClickHouse's HTTP interface"):
             load_clickhouse(store, f"http://127.0.0.1:{listening.getsockname()[1]}")
         running.join()
+
+
+def test_reading_a_file_of_many_groups_takes_no_more_memory_than_one_of_few(ledger, tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    most = []
+    for size in (8, 1):
+        monkeypatch.setattr("tokenmeter.stores.archive.layout._ROW_GROUP", size)
+        store = ledger(f"groups of {size}")
+        (month,) = store.archives.seal("2026-01", tmp_path / f"archive {size}")
+        gc.collect()  # else what others left might be freed meanwhile
+        before = arrow.total_allocated_bytes()
+        most.append(max(arrow.total_allocated_bytes() - before for _ in records(month.url, rows=2)))
+        store.close()
+    few, many = most
+    assert 0 < many < 2 * few

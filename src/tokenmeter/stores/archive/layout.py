@@ -324,11 +324,12 @@ def groups_in(file: str) -> int:
 def records(file: str, *, group: int | None = None, rows: int = 8_192) -> Iterator[list[tuple[int, str]]]:
     """Number and record of each entry of a file, or of one group of its rows, in the order of the chain, by pages."""
     with import_extra("pyarrow.parquet").ParquetFile(file) as opened:
-        groups = None if group is None else [group]
-        for batch in opened.iter_batches(rows, row_groups=groups, columns=["seq", *RECORD_COLUMNS]):
-            columns = [_values_of(batch.column(name)) for name in RECORD_COLUMNS]
-            bodies = map(record_of, zip(*columns, strict=True))
-            yield list(zip(_values_of(batch.column("seq")), bodies, strict=True))
+        groups = range(opened.num_row_groups) if group is None else (group,)
+        for number in groups:  # asked for several, it keeps all that it has read
+            for batch in opened.iter_batches(rows, row_groups=[number], columns=["seq", *RECORD_COLUMNS]):
+                columns = [_values_of(batch.column(name)) for name in RECORD_COLUMNS]
+                bodies = map(record_of, zip(*columns, strict=True))
+                yield list(zip(_values_of(batch.column("seq")), bodies, strict=True))
 
 
 def _values_of(column: Any) -> Sequence[Any]:
