@@ -313,7 +313,7 @@ def _capped(clients, name, **budget):
 async def _begin(name, client, do):
     if "OpenAI" in name:
         return await _openai_batch(client, do)
-    return await do(client.messages.batches.create(requests=[{"custom_id": "r", "params": MESSAGE}]))
+    return await do(_batches(client).create(requests=[{"custom_id": "r", "params": MESSAGE}]))
 
 
 @pytest.mark.parametrize("name", OPENAI + ANTHROPIC)

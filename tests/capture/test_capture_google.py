@@ -443,7 +443,8 @@ def test_an_answer_that_is_no_json_is_estimated_and_the_sdk_says_so(body, sort, 
         said.append((type(raised.value), str(raised.value)))
     assert said[0] == said[1]
     (entry,) = meter.entries()
-    assert "estimated" in entry.flags
+    # SDKs up to 1.x read the answer before anybody can look at it: whether it is billed is not known.
+    assert {"estimated" if VERSION >= (2, 0) else "billing_unknown"} & {*entry.flags}
     (balance,) = meter.remaining()
     assert balance.reserved == 0, "nothing is held for a call that has ended"
     meter.close()
@@ -746,11 +747,16 @@ def test_copies_are_what_the_sdks_own_are(client, provider, books):
     twin.models.generate_content(model=MODEL, contents="Hi")
     assert recorded(books) == billed(provider)
     assert copy.copy(client._api_client)._tokenmeter is client._api_client._tokenmeter
-    for work in (copy.deepcopy, pickle.dumps):
+    try:
+        copy.deepcopy(made(provider))
+    except TypeError:
         with pytest.raises(TypeError):
-            work(made(provider))
-        with pytest.raises(TypeError):
-            work(client)
+            copy.deepcopy(client)
+    else:  # up to 1.x
+        copy.deepcopy(client).models.generate_content(model=MODEL, contents="Hi")
+        assert recorded(books) == billed(provider)
+    with pytest.raises(TypeError):
+        pickle.dumps(client)
 
 
 def test_wrapping_twice_meters_once(client, provider, meter, books):
@@ -1047,6 +1053,7 @@ def test_music_that_no_bound_is_known_of_does_not_pass_a_hard_cap(priced):
     meter.close()
 
 
+@since(1, 55)
 def test_a_reading_in_events_that_is_cut_short_leaves_the_bill_to_the_next(client, provider, books):
     begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
     if "stream" not in inspect.signature(client.interactions.get).parameters:

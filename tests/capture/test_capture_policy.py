@@ -1,5 +1,7 @@
 """Caps count calls that were under way when they were defined, runs are asked, and nothing unread passes."""
 
+import inspect
+
 import pytest
 
 import tokenmeter
@@ -85,6 +87,8 @@ UNBOUNDED = {
 @pytest.mark.parametrize("more", UNBOUNDED.values(), ids=UNBOUNDED.keys())
 def test_what_may_cost_more_than_a_cap_has_does_not_pass_it(metered, more, stream):
     client, meter = metered
+    if not more.keys() <= inspect.signature(client.chat.completions.create).parameters.keys():
+        pytest.skip("this SDK does not know the argument")
     meter.budgets.set(Budget(limit_usd=5, name="all"))
     sent = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}
     for _ in range(3):

@@ -112,6 +112,10 @@ class Binding:
     endpoints: dict[tuple[str, str], Endpoint | None] = field(default_factory=dict, repr=False)  # pyright: ignore[reportUnknownVariableType]
     kinds: dict[tuple[str, str, str | None, bool], Any] = field(default_factory=dict, repr=False)  # pyright: ignore[reportUnknownVariableType]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
+        """That of a copied client: the same meter and attribution; what was looked up is looked up anew."""
+        return Binding(self.sdk, self.own_meter, self.attribution)
+
     async def meet(self) -> None:
         """Have the default meter made in a thread: its settings and its store are read from disk.
 
