@@ -321,18 +321,11 @@ def test_opentelemetry_of_the_anthropic_sdk_is_not_counted_as_well(clients, book
 
 
 @pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI", "Anthropic", "AsyncAnthropic"])
-@pytest.mark.parametrize(
-    "stream",
-    [
-        False,
-        # The first SDKs leave a stream's answer to the collector themselves.
-        pytest.param(True, marks=pytest.mark.needs("openai.resources.responses:Responses")),
-    ],
-)
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_is_over_waits_for_no_garbage_collector(stream, name, clients, do):
     """With the SDK alone, request and answer go with their last user; embeddings and pictures are megabytes."""
 
-    async def call():
+    async def call(client):
         messages = [{"role": "user", "content": "Tell me about the sea, please."}]
         if "OpenAI" in name:
             value = await do(client.chat.completions.create(model="gpt-5-mini", messages=messages, stream=stream))
@@ -344,16 +337,20 @@ async def test_a_call_that_is_over_waits_for_no_garbage_collector(stream, name, 
             async for _ in do.each(value):
                 pass
 
-    client = clients.make(name)
-    for _ in range(3):
-        await call()
-    gc.collect()
-    gc.disable()
-    try:
-        before = sum(isinstance(one, Exchange | InFlight) for one in gc.get_objects())
-        for _ in range(10):
-            await call()
-        after = sum(isinstance(one, Exchange | InFlight) for one in gc.get_objects())
-    finally:
-        gc.enable()
-    assert after - before < 10  # one may still be on its way out of the event loop
+    async def left(client, is_one):
+        for _ in range(3):
+            await call(client)
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(map(is_one, gc.get_objects()))
+            for _ in range(10):
+                await call(client)
+            return sum(map(is_one, gc.get_objects())) - before
+        finally:
+            gc.enable()
+
+    if stream and await left(clients.make(name, metered=False), lambda one: type(one).__name__ == "Response") >= 10:
+        pytest.skip("this SDK leaves a stream's answer to the collector itself")
+    # One may still be on its way out of the event loop.
+    assert await left(clients.make(name), lambda one: type(one) in {Exchange, InFlight}) < 10
