@@ -419,12 +419,28 @@ class TestReading:
             spend(meter, a_call(), 5)
         assert meter.audit_budgets() == ()
         key = next(key for key, _ in store.all_counters() if key.scope == "member=ada")
-        store.set_counters({key: 1})
+        store.correct_counters({key: -1})
         (fault,) = meter.audit_budgets(repair=True)
         assert fault.kind == "counter"
         assert "the ledger 15" in fault.detail
         assert meter.audit_budgets() == ()
         assert meter.remaining(member="ada")[0].spent == 15
+
+    def test_what_is_spent_while_a_counter_is_mended_stays_counted(self, metered, store, monkeypatch):
+        meter, correct = metered(Budget(member="*", limit_usd=1000)), store.correct_counters
+        spend(meter, a_call(), 5)
+        key = next(key for key, _ in store.all_counters() if key.scope == "member=ada")
+        correct({key: -1})
+
+        def correct_after_another_call(changes):
+            spend(meter, a_call(), 5)
+            correct(changes)
+
+        monkeypatch.setattr(store, "correct_counters", correct_after_another_call)
+        (fault,) = meter.audit_budgets(repair=True)
+        assert "the ledger 5" in fault.detail
+        assert meter.audit_budgets() == ()
+        assert meter.remaining(member="ada")[0].spent == 10
 
     def test_a_correction_of_cost_moves_dollars_only(self, metered, store):
         meter = metered(Budget(limit_usd=1000), Budget(limit_tokens=1000), Budget(limit_requests=1000))

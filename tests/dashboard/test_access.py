@@ -115,7 +115,17 @@ def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed)
     missing = [name for name in dir(Store) if not name.startswith("_") and name not in dir(seen)]
     assert missing == []
     before = filed.store.verify()
-    for name in ("settle", "append", "reserve", "release", "extend", "file", "set_counters", "open_counters", "secret"):
+    for name in (
+        "settle",
+        "append",
+        "reserve",
+        "release",
+        "extend",
+        "file",
+        "correct_counters",
+        "open_counters",
+        "secret",
+    ):
         with pytest.raises(LedgerError, match="only a part"):
             getattr(seen, name)()
     assert filed.store.verify() == before

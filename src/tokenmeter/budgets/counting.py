@@ -279,7 +279,7 @@ def audit(
         store: Their ledger and counters.
         pricer: For tokens whose price is not known.
         now: Windows of rate limits that ended before are left alone.
-        repair: Set the counters that differ to what the ledger says.
+        repair: Put the counters that differ right, by the difference: what others spend meanwhile stays counted.
 
     Returns:
         One fault of kind ``counter`` for each that differs (before the repair).
@@ -296,7 +296,7 @@ def audit(
         key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)
     )
     if repair and wrong:
-        store.set_counters({key: due[key] for key in wrong})
+        store.correct_counters({key: due[key] - before[key] for key in wrong})
     return tuple(_fault(caps[key.budget], key, before[key], due[key]) for key in wrong)
 
 

@@ -359,7 +359,7 @@ class Lens:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
-    settle = append = reserve = release = extend = file = set_counters = open_counters = _refuse
+    settle = append = reserve = release = extend = file = correct_counters = open_counters = _refuse
     expired = counters = verify = rebuild = secret = _refuse
 
 

@@ -345,8 +345,11 @@ class Store(Protocol):
         """Every counter, in key order."""
         ...
 
-    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
-        """SET the settled amounts (a rebuild from the ledger), never add."""
+    def correct_counters(self, changes: Mapping[CounterKey, int]) -> None:
+        """Add to settled amounts what they lack, or take back (a negative change) what they have too much.
+
+        Changes add up with what others spend at the same time; a settled amount that is set would lose that.
+        """
         ...
 
     def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:

@@ -210,15 +210,16 @@ class PostgresStore(BookStore[PostgresBook]):
         """Move a hold's expiry."""
         return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
 
-    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
-        """SET the settled amounts; for the ledger's owner."""
+    def correct_counters(self, changes: Mapping[CounterKey, int]) -> None:
+        """Add to the settled amounts; for the ledger's owner."""
         self._fold()
-        rows = json_text([[key.budget, key.scope, key.window_start, amount] for key, amount in settled.items()])
+        rows = json_text([[key.budget, key.scope, key.window_start, amount] for key, amount in changes.items()])
         self._fetch(
             "INSERT INTO counters (budget, scope, window_start, settled) "
             'SELECT (c->>0) COLLATE "C", (c->>1) COLLATE "C", (c->>2)::bigint, (c->>3)::numeric '
             "FROM json_array_elements(CAST(? AS json)) AS c ORDER BY 1, 2, 3 "
-            "ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled RETURNING 1",
+            "ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = counters.settled + excluded.settled "
+            "RETURNING 1",
             (rows,),
         )
         self._book.settled.clear()

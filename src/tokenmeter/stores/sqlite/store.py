@@ -208,11 +208,17 @@ class SQLiteStore(BookStore[SQLiteBook]):
         """Move a hold's expiry."""
         return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
 
-    def set_counters(self, settled: Mapping[CounterKey, int]) -> None:
-        """SET the settled amounts."""
-        rows = [(key.budget, key.scope, key.window_start, str(amount)) for key, amount in settled.items()]
+    def correct_counters(self, changes: Mapping[CounterKey, int]) -> None:
+        """Add to the settled amounts."""
 
         def change(connection: Connection) -> None:
+            rows: list[tuple[str, str, int, str]] = []
+            for key, amount in changes.items():
+                place = (key.budget, key.scope, key.window_start)
+                found = connection.execute(
+                    "SELECT settled FROM counters WHERE (budget, scope, window_start) = (?, ?, ?)", place
+                ).fetchone()
+                rows.append((*place, str(amount + (int(found[0]) if found else 0))))
             connection.executemany(
                 "INSERT INTO counters (budget, scope, window_start, settled) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled",
