@@ -673,6 +673,8 @@ def test_an_inline_batch_is_recorded_answer_by_answer_at_half_price(client, prov
     requests = [{"contents": [{"parts": [{"text": said}], "role": "user"}]} for said in ("one", "two two two")]
     provider.answer("Hi", meters={"input": 100, "output": 100}, path="*generateContent")
     job = client.batches.create(model=MODEL, src=requests)
+    assert [one.name for one in client.batches.list()] == [job.name]
+    assert books.all() == []
     client.batches.get(name=job.name)
     assert books.all() == []
     client.batches.get(name=job.name)

@@ -183,6 +183,18 @@ def _read_batch(context: Context) -> Served:
     return Served(reply=json_reply({"name": name, "metadata": metadata, "done": True, "response": kept["output"]}))
 
 
+def _list_batches(context: Context) -> Served:
+    """What there is, without the answers: those are read one by one."""
+    kept = cast("list[JSON]", context.state.all("google batches"))
+    told = [{"name": one["metadata"]["name"], "metadata": one["metadata"]} for one in kept]
+    return Served(reply=json_reply({"operations": told}))
+
+
+def _delete_batch(context: Context) -> Served:
+    context.state.remove("google batches", f"batches/{context.params[0]}")
+    return Served(reply=json_reply({}))
+
+
 def _begin_upload(context: Context) -> Served:
     upload = context.state.new_id("up")
     headers = {"x-goog-upload-url": f"{context.root}/upload/v1beta/files?upload_id={upload}"}
@@ -291,7 +303,9 @@ _VERBS: dict[str, tuple[str, Callable[[Context], Served]]] = {
 }
 _PATHS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("GET", r"/operations/([^/]+)$", "operations.get", _operation),
+    ("GET", r"/batches$", "batches.list", _list_batches),
     ("GET", r"/batches/([^/:]+)$", "batches.get", _read_batch),
+    ("DELETE", r"/batches/([^/:]+)$", "batches.delete", _delete_batch),
     ("POST", r"/upload/\w+/files$", "files.upload", _upload),
     ("GET", r"/files/([^/:]+):download$", "files.download", _download),
     ("GET", r"/files/([^/:]+)$", "files.get", _file),
