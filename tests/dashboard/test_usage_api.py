@@ -10,6 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
+from starlette.testclient import TestClient
 
 import tokenmeter
 from tokenmeter import dashboard
@@ -127,6 +128,23 @@ def test_another_method_is_refused_as_that_and_named(served, method):
         found, headers, _ = served.get(path, method=method)
         assert (found, "GET" in headers["allow"]) == (405, True), path
     assert served.get("/nowhere", method=method)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/invoices", "GET, HEAD, POST"),
+        ("/budgets", "GET, HEAD"),
+        ("/budgets/members/end", "POST"),
+        ("/me", "GET, HEAD"),
+    ],
+)
+def test_a_refusal_names_every_method_that_the_path_has(described, path, methods):
+    """Reading an invoice and issuing one are two routes of one path."""
+    client = TestClient(described.app)
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    answer = client.put(f"/api/v1{path}", headers=headers)
+    assert (answer.status_code, answer.headers["allow"]) == (405, methods)
 
 
 def test_books_are_read_as_they_are_filed(filed, serve):

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreError, TokenmeterError, UnknownModelError
 from tokenmeter.serving.shapes import ResponsePart
@@ -61,12 +62,24 @@ def _failed(_: Request, error: Exception) -> Response:
     return problem(400 if isinstance(error, ConfigurationError) else 500, str(error))
 
 
-def _refused(_: Request, error: Exception) -> Response:
+def _allowed(request: Request) -> str:
+    """The methods of every route that has this path: the router names those of the first alone."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.methods and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods
+    if "GET" in found:
+        found.add("HEAD")  # asked for as a GET
+    return ", ".join(sorted(found))
+
+
+def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     words = error.detail if error.detail != HTTPStatus(error.status_code).phrase else "There is nothing at this path."
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         words = "That cannot be done here; the API's description says what can."
+        return problem(error.status_code, words, headers={"allow": _allowed(request)})
     return problem(error.status_code, words, headers=error.headers)
 
 
