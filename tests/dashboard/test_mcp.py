@@ -10,6 +10,7 @@ import sys
 import pytest
 from mcp import Client, StdioServerParameters
 
+import tokenmeter
 from tokenmeter.serving.access import EVERYTHING, AccessScope
 from tokenmeter.serving.lens import look_through
 from tokenmeter.serving.mcp import make_server
@@ -86,6 +87,27 @@ async def test_an_assistant_for_one_member_sees_that_member_only(connect):
         assert entries["entries"] == []
 
 
+async def test_what_remains_is_told_of_the_fullest_and_the_others_are_counted():
+    """A ledger has a balance per member; an assistant's memory has a bound."""
+    members = {"member": "*", "limit_requests": 1000, "period": "total", "name": "members"}
+    meter = tokenmeter.make_meter(store="memory://", config={}, budgets=[members])
+    for number in [*range(60), 33]:
+        meter.record(
+            {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            provider="openai",
+            endpoint="chat.completions",
+            model="gpt-5-mini",
+            attribution=tokenmeter.Attribution(member=f"member-{number}"),
+        )
+    async with Client(make_server(look_through(meter, EVERYTHING))) as client:
+        told = await ask(client, "remaining")
+        few = await ask(client, "remaining", limit=2)
+    meter.close()
+    assert (len(told["balances"]), told["balances_omitted"]) == (50, 10)
+    assert (len(few["balances"]), few["balances_omitted"]) == (2, 58)
+    assert few["balances"][0]["scope"] == {"member": "member-33"}
+
+
 #: Tool -> arguments that it must refuse, and what it says.
 REFUSED = [
     ("report", {"colour": "red"}, "does not take colour"),
@@ -101,6 +123,7 @@ REFUSED = [
     ("report", {"limit": 0}, "greater than or equal to 1"),
     ("remaining", {"accounts": ["member=ada"]}, "does not take accounts"),
     ("remaining", {"account": ["member"]}, "DIMENSION=VALUE"),
+    ("remaining", {"limit": 1001}, "less than or equal to 1000"),
     ("remaining", {"account": ["member=ada", "member=bob"]}, "each once"),
     ("entries", {"where": ["colour=red"]}, "Unknown dimension"),
     ("entries", {"limit": 201}, "less than or equal to 200"),

@@ -8,16 +8,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from itertools import dropwhile, islice
 from typing import Any, Literal, cast
 
 from tokenmeter import prices
 from tokenmeter.billing import Invoice, InvoiceStatus, credit_notes, draw_statement, find_invoice, invoices
-from tokenmeter.budgets import Change
+from tokenmeter.budgets import Balance, Change
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import quantize
+from tokenmeter.money import ZERO, quantize, ratio
 from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Query, read_entries
 from tokenmeter.reports.fields import entry_fields, json_value
@@ -165,14 +166,29 @@ def _charge(one: Charge) -> Json:
 def balances(sight: ReadableMeter, account: Mapping[str, str], *, budget: str | None = None) -> list[Json]:
     """Where the budgets stand that concern `account`; limit and remaining are None for who has no cap."""
     found = sight.budgets.remaining(account, sight.store.now())
-    return [
-        {
-            name: None if name in {"limit", "remaining"} and value == "Infinity" else value
-            for name, value in one.to_dict().items()
-        }
-        for one in found
-        if budget in {None, one.budget}
-    ]
+    return [_balance(one) for one in found if budget in {None, one.budget}]
+
+
+def fullest_balances(sight: ReadableMeter, account: Mapping[str, str], *, most: int) -> Json:
+    """The same, those first of whose limit least is left, `most` of them; with how many more there are."""
+    found = sorted(sight.budgets.remaining(account, sight.store.now()), key=_share_left)
+    return {
+        "balances": [_balance(one) for one in found[:most]],
+        "balances_omitted": max(len(found) - most, 0),
+    }
+
+
+def _balance(one: Balance) -> Json:
+    return {
+        name: None if name in {"limit", "remaining"} and value == "Infinity" else value
+        for name, value in one.to_dict().items()
+    }
+
+
+def _share_left(one: Balance) -> Decimal:
+    if not one.limit.is_finite():
+        return Decimal(1)
+    return ratio(one.remaining, one.limit) if one.limit else ZERO
 
 
 def budgets_in_force(sight: ReadableMeter) -> list[Json]:

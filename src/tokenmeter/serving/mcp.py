@@ -151,10 +151,11 @@ def _tell_budgets(server: MCPServer[Any], sight: ReadableMeter) -> None:
         account: Annotated[
             list[str], Field(description="FIELD=VALUE, such as member=ada or tag:env=prod; none = all")
         ] = [],  # noqa: B006 - as above
+        limit: Annotated[int, Field(ge=1, le=1000, description="Balances at most, the fullest first")] = 50,
     ) -> dict[str, Any]:
         """What remains of the budgets that concern somebody: limit, spent, held by calls in flight, when it resets."""
         with _told():
-            return {"balances": answers.balances(sight, answers.pairs(account, "account"))}
+            return answers.fullest_balances(sight, answers.pairs(account, "account"), most=limit)
 
 
 def _tell_prices(server: MCPServer[Any], sight: ReadableMeter) -> None:
