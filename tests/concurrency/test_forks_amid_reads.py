@@ -43,22 +43,33 @@ def one(connection):
     return connection.execute("SELECT 1").fetchone()[0]
 
 
-def test_a_fork_waits_for_what_another_thread_reads(database, monkeypatch):
-    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
-    inside, over = threading.Event(), []
+class AmidRead:
+    """A thread in the middle of a read, until another thread begins to fork; then it does `last`."""
 
-    def read(connection):
-        inside.set()
+    def __init__(self, database, last):
+        self.inside, self.values, self._last = threading.Event(), [], last
+        self._thread = threading.Thread(target=database.read, args=(self._read,))
+
+    def __enter__(self):
+        self._thread.start()
+        assert self.inside.wait(60)
+        return self.values
+
+    def __exit__(self, *_):
+        self._thread.join()
+
+    def _read(self, connection):
+        self.inside.set()
         until = time.monotonic() + 60
         while forking._forking is None and time.monotonic() < until:
             time.sleep(0.001)
-        over.append(one(connection))
+        self.values.append(self._last(connection))
 
-    reader = threading.Thread(target=database.read, args=(read,))
-    reader.start()
-    assert inside.wait(60)
-    assert fork(lambda: database.read(one) - 1 if over else 3) == 0
-    reader.join()
+
+def test_a_fork_waits_for_what_another_thread_reads(database, monkeypatch):
+    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    with AmidRead(database, one) as values:
+        assert fork(lambda: database.read(one) - 1 if values else 3) == 0
     assert database.read(one) == 1
 
 
@@ -82,20 +93,8 @@ def test_a_thread_may_fork_in_the_middle_of_its_own_read(database):
 
 def test_a_read_within_a_read_does_not_wait_for_the_fork_that_waits_for_it(database, monkeypatch):
     monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
-    inside, values = threading.Event(), []
-
-    def read(connection):
-        inside.set()
-        until = time.monotonic() + 60
-        while forking._forking is None and time.monotonic() < until:
-            time.sleep(0.001)
-        values.append((one(connection), database.read(one)))
-
-    reader = threading.Thread(target=database.read, args=(read,))
-    reader.start()
-    assert inside.wait(60)
-    assert fork(lambda: 0 if values else 3) == 0
-    reader.join()
+    with AmidRead(database, lambda connection: (one(connection), database.read(one))) as values:
+        assert fork(lambda: 0 if values else 3) == 0
     assert values == [(1, 1)]
 
 

@@ -97,6 +97,10 @@ class Policy:
         """The definition that counts now, per name; ended budgets are left out."""
         return {name: versions[-1] for name, versions in self.changes.items() if versions[-1].budget is not None}
 
+    def ever(self) -> list[Budget]:
+        """Every definition there was, those of ended budgets too."""
+        return [one.budget for versions in self.changes.values() for one in versions if one.budget is not None]
+
     def said_by(self, source: str, name: str) -> Change | None:
         """What `source` said last of a budget."""
         return next((one for one in reversed(self.changes.get(name, ())) if one.source == source), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
@@ -471,20 +472,34 @@ def check_consistent(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     return unique
 
 
-def refuse_shared_counters(budgets: Iterable[Budget]) -> None:
+def refuse_shared_counters(budgets: Iterable[Budget], others: Iterable[Budget] = ()) -> None:
     """Refuse a budget whose name is what a counter of another one is called, now or after it began anew.
+
+    Args:
+        budgets: Those that are said.
+        others: Those there are or were: an ended one's counters stay.
 
     Raises:
         ConfigurationError: there is one; two budgets would count into the same counter.
     """
-    counters = [(budget.counter_name(unit), budget.name) for budget in budgets for unit in budget.units]
-    owners = {_COUNTER_ENDS.sub("", counter): name for counter, name in counters}
-    for counter, name in counters:
-        if (other := owners[_COUNTER_ENDS.sub("", counter)]) != name:
-            longer, shorter = sorted((name, other), key=len, reverse=True)
-            raise ConfigurationError(
-                f"name: {longer!r} is called like the counter of budget {shorter!r}; give it another name."
-            )
+    said = tuple(budgets)
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for budget in (*others, *said):
+        for root in _counter_roots(budget):
+            owners[root].add(budget.name)
+    for budget in said:
+        for root in _counter_roots(budget):
+            if len(names := owners[root]) > 1:
+                shorter, *_, longer = sorted(names, key=len)
+                raise ConfigurationError(
+                    f"name: {longer!r} is called like the counter of budget {shorter!r}; give {budget.name!r} another "
+                    "name."
+                )
+
+
+def _counter_roots(budget: Budget) -> set[str]:
+    """What its counters are called in every era."""
+    return {_COUNTER_ENDS.sub("", budget.counter_name(unit)) for unit in budget.units}
 
 
 def _said(budget: Budget, unit: Unit) -> str:

@@ -270,7 +270,7 @@ class Registry:
             ConfigurationError: its name is what a counter of another budget is called.
             StoreUnavailableError: it could not be recorded.
         """
-        refuse_shared_counters([*(one for one in self.in_force if one.name != budget.name), budget])
+        refuse_shared_counters([budget], [*self.declared, *self._read_policy().ever()])
         return self._change(budget.name, budget, by=by or whoami(), reason=reason, source=source)
 
     def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
@@ -327,8 +327,7 @@ class Registry:
             if name not in in_force or not is_same_or_gone(in_force[name].budget, budget)
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
-        kept = (change.budget for name, change in in_force.items() if name not in wanted and name not in due)
-        refuse_shared_counters([*wanted.values(), *filter(None, kept)])
+        refuse_shared_counters(wanted.values(), policy.ever())
         who = by or whoami()
         self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:
