@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import subprocess
 from decimal import Decimal
 
 import pytest
@@ -12,6 +14,7 @@ from tokenmeter.billing import (
     close_period,
     credit_invoice,
     draft_invoice,
+    draft_invoices,
     export_journal,
     invoices,
     issue_invoice,
@@ -75,13 +78,81 @@ def test_beancount_accepts_the_file_to_the_cent(booked, tmp_path):
     assert load_string(text.replace("  50.00 USD", "  50.01 USD", 1))[1]  # a cent off is an error
 
 
-def test_hledgers_journal_declares_its_accounts_and_has_two_blanks_before_each_amount(booked):
+#: Names that mean something to one of the programs, and letters that none has as a capital.
+HOSTILE = (
+    'O"Neill; the "2nd"', "a:b:c", "王小明", "محمد", "हिन्दी", "²", "cafe\u0301", "two  blanks", "a|pipe", "(paren)",
+    "[br] x", "*star", "!bang", "@home", "#hash", "=cmd", "12/3", "back\\slash", "{brace}", "- dash", "~ perhaps", "%",
+)  # fmt: skip
+
+
+@pytest.fixture
+def hostile(store, book, december):
+    """November: an invoice for each hostile name, a credit note, a payment and a loss with such words."""
+    for name in HOSTILE:
+        book("10.004", member=name, multipliers={"discount": "0.8"})
+        book("0.004", member=name, provider="anthropic", model="claude-haiku-4-5")
+    close_period(store, "2026-11", now=december)
+    profile = {"seller": {"name": "P"}, "taxes": [{"name": "VAT; (new)", "rate": "0.19"}]}
+    for draft in draft_invoices(store, each="member", period="2026-11", profile=profile):
+        issue_invoice(store, draft)
+    credit_invoice(store, "INV-00001", [('Goodwill; "sorry" (a:b)', "1")], 'outage; on "12th" | (x)')
+    record_payment(store, "INV-00002", "50", reference='wire; "7" | (a) 付款')
+    write_off_invoice(store, "INV-00003", "insolvent; (gone)")
+    void_invoice(store, "INV-00004", "* wrong | buyer")
+    return store
+
+
+@pytest.mark.parametrize("income", ["Income:AI", "Income:{buyer}"])
+@pytest.mark.ordinary_decimals("beancount's own")
+def test_beancount_takes_any_name_and_balances(hostile, income):
+    pytest.importorskip("beancount")
+    from beancount.core.account import is_valid
+    from beancount.loader import load_string
+
+    text = export_journal(hostile, period="2026-11", accounts={"income": income, "receivable": "Assets:{buyer}"})
+    entries, errors, _ = load_string(text.decode())
+    assert errors == []
+    assert len(entries) > len(HOSTILE)
+    accounts = {posting.account for entry in entries for posting in getattr(entry, "postings", ())}
+    assert [one for one in accounts if not is_valid(one)] == []  # its loader looks at the beginning only
+
+
+@pytest.mark.parametrize("command", ["hledger check --strict", "hledger balance -N", "ledger --pedantic balance"])
+def test_hledger_and_ledger_take_any_name_and_all_is_declared(hostile, tmp_path, command):
+    program, *arguments = command.split()
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not on this machine")
+    file = tmp_path / "month.journal"
+    file.write_bytes(export_journal(hostile, period="2026-11", form="hledger"))
+    told = subprocess.run([program, "-f", str(file), *arguments], capture_output=True, check=False)
+    assert (told.returncode, told.stderr) == (0, b"")
+
+
+def test_hledgers_journal_declares_what_it_names_and_has_two_blanks_before_each_amount(booked):
     text = export_journal(booked, period="2026-11", form="hledger").decode()
     assert "(INV-00001)" in text
     postings = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     assert all("  " in line for line in postings)
-    declared = {line.removeprefix("account ") for line in text.splitlines() if line.startswith("account ")}
-    assert declared == {line.partition("  ")[0] for line in postings}  # so that --strict and --pedantic take it
+    declared = {line.partition(" ")[2] for line in text.splitlines() if line.startswith(("account ", "commodity "))}
+    assert declared == {"USD", *(line.partition("  ")[0] for line in postings)}  # so that strict programs take it
+
+
+@pytest.mark.parametrize("form", ["beancount", "hledger"])
+@pytest.mark.parametrize(
+    "account", ["", "Income:AI;x", "Income:AI  2", "(Income:AI)", "[Income:AI]", "*Income", "Income\tAI"]
+)
+def test_an_account_that_the_program_cannot_read_is_named_with_its_role(booked, form, account):
+    with pytest.raises(ConfigurationError, match=r"accounts\.income is .*Income:AI"):
+        export_journal(booked, period="2026-11", form=form, accounts={"income": account})
+
+
+@pytest.mark.parametrize(
+    "account", ["8400", "Income", "income:ai", "Income:北京", "Income:", "Income::AI", "Income:A I", "4:A"]
+)
+def test_hledger_has_accounts_that_beancount_does_not(booked, account):
+    with pytest.raises(ConfigurationError, match=r"accounts\.income is .*; beancount takes parts joined by colons"):
+        export_journal(booked, period="2026-11", accounts={"income": account})
+    assert account.encode() in export_journal(booked, period="2026-11", form="hledger", accounts={"income": account})
 
 
 def test_xero_and_quickbooks_lines_add_up_to_the_net(booked):

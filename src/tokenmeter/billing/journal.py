@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
+from unicodedata import category, normalize
 
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.invoice import Invoice
@@ -265,7 +266,27 @@ class AccountChart:
         return Posting(role, self.account(role, facts), amount, currency)
 
 
+#: Classes of characters that begin a part of an account's name in beancount; a Chinese or an Arabic letter does not.
+_BEGINS = {"Lu", "Nd"}
+
+
 def _part(name: str) -> str:
-    """A part of an account's name as beancount takes it: letters, digits, dashes, a capital or digit first."""
-    kept = re.sub(r"[^\w]+|_", "-", name).strip("-") or "X"
-    return kept[0].upper() + kept[1:] if kept[0].isalpha() else kept
+    """A name as a part of an account's, as beancount takes it: a capital or a digit, then letters, digits, dashes."""
+    letters = (one if _stands_in_part(one) else "-" for one in normalize("NFC", name))
+    kept = re.sub("-+", "-", "".join(letters)).strip("-")
+    kept = kept[:1].upper() + kept[1:]
+    return kept if kept and category(kept[0]) in _BEGINS else f"X-{kept}".rstrip("-")
+
+
+def _stands_in_part(letter: str) -> bool:
+    return letter == "-" or category(letter) == "Nd" or category(letter).startswith("L")
+
+
+def is_beancount_account(name: str) -> bool:
+    """Whether beancount can read an account's name."""
+    root, *parts = name.split(":")
+    return (
+        bool(parts)
+        and all(part and category(part[0]) in _BEGINS and all(map(_stands_in_part, part)) for part in (root, *parts))
+        and category(root[0]) == "Lu"
+    )

@@ -17,7 +17,14 @@ from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.datev import write_datev
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.issuing import credit_notes, invoices
-from tokenmeter.billing.journal import AccountChart, Accounts, JournalEntry, facts_of, journal_entries
+from tokenmeter.billing.journal import (
+    AccountChart,
+    Accounts,
+    JournalEntry,
+    facts_of,
+    is_beancount_account,
+    journal_entries,
+)
 from tokenmeter.billing.paper import plain_text
 from tokenmeter.billing.period import days_of, zone_of_books
 from tokenmeter.errors import ConfigurationError
@@ -66,6 +73,7 @@ def export_journal(
     given = dict(options or {})
     if form in {"beancount", "hledger"}:
         entries = journal_entries(store, period=asked, accounts=accounts)
+        _check_accounts(entries, form)
         text = _beancount(entries, opened=_truth(given.pop("open", True))) if form == "beancount" else _hledger(entries)
         content = text.encode()
     elif form == "datev":
@@ -94,6 +102,27 @@ def _truth(value: object) -> bool:
     return found
 
 
+#: hledger and ledger end a name at two blanks, and take a bracket around it for a posting that need not balance.
+_HLEDGER_ACCOUNT = re.compile(r"(?![*!(\[])[^\s;]+(?: [^\s;]+)*")
+
+
+def _check_accounts(entries: Sequence[JournalEntry], form: str) -> None:
+    """Refuse an account that the program could not read.
+
+    Raises:
+        ConfigurationError: one is; says which role has it.
+    """
+    for posting in (posting for entry in entries for posting in entry.postings):
+        name = posting.account
+        if form == "beancount" and not is_beancount_account(name):
+            rule = "parts joined by colons, each a capital or a digit, then letters, digits and dashes: Income:AI"
+        elif form == "hledger" and not _HLEDGER_ACCOUNT.fullmatch(name):
+            rule = "neither two blanks, a tab nor a semicolon in it, and no bracket or mark in front: Income:AI"
+        else:
+            continue
+        raise ConfigurationError(f"accounts.{posting.role} is {name!r}; {form} takes {rule}.")
+
+
 def _beancount(entries: Sequence[JournalEntry], *, opened: bool) -> str:
     lines = ['option "tolerance_multiplier" "0"', ""]
     if opened and entries:
@@ -117,7 +146,9 @@ def _quoted(text: str) -> str:
 
 
 def _hledger(entries: Sequence[JournalEntry]) -> str:
-    lines = [*(f"account {account}" for account in _accounts(entries)), ""] if entries else []
+    currencies = sorted({posting.currency for entry in entries for posting in entry.postings})
+    declared = [f"account {name}" for name in _accounts(entries)] + [f"commodity {name}" for name in currencies]
+    lines = [*declared, ""] if entries else []
     for entry in entries:
         payee = re.sub(r"[;|\n]+", " ", entry.payee)
         text = re.sub(r"[;|\n]+", " ", entry.text)
