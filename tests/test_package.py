@@ -32,7 +32,7 @@ FLOATS = {
     "reports/query": "likeness of names",
     "serving/access": "seconds",
     "serving/probes": "metrics of Prometheus are binary; seconds",
-    "reports/writers": "shown by a cell until it is computed anew; the exact text stands beside it",
+    "reports/workbook": "shown by a cell until it is computed anew; the exact text stands beside it",
     "stores/journal": "seconds",
     "stores/postgres": "seconds",
     "stores/sqlite/database": "seconds",

@@ -19,7 +19,7 @@ from tokenmeter.billing import (
     issue_invoice,
     record_payment,
 )
-from tokenmeter.money import total
+from tokenmeter.money import multiply, total
 
 openpyxl = pytest.importorskip("openpyxl")
 pytest.importorskip("xlsxwriter")
@@ -53,6 +53,20 @@ def test_an_invoice_as_a_workbook_adds_up_and_keeps_ids_and_names_as_text(issued
     assert formulas["amount"].startswith("=SUBTOTAL(109,")
     assert total(Decimal(row["billed_cost_usd exact"] or 0) for row in rows) == issued.totals.ledger_cost
     assert issued.to_xlsx() == issued.to_xlsx(tmp_path / "a.xlsx").read_bytes()
+
+
+def test_prices_and_factors_are_exact_beside_the_cells_numbers_and_whole_figures_look_whole(store, book, december):
+    book("1", quantity=3, team="a")  # a third of a dollar each, which no cell can hold
+    close_period(store, "2026-11", now=december)
+    content = issue_invoice(store, draft_invoice(store, team="a", period="2026-11")).to_xlsx()
+    (row, *_), sums, _ = sheet_of(content)
+    assert len(row["list_unit_price_usd exact"]) > 20
+    assert multiply(Decimal(row["list_unit_price_usd exact"]), 3) == Decimal(row["computed_cost_usd exact"])
+    assert not sums["list_unit_price_usd exact"]
+    heads, cells, *_ = openpyxl.load_workbook(io.BytesIO(content)).active.iter_rows()
+    formats = {head.value: cell.number_format for head, cell in zip(heads, cells, strict=True)}
+    assert (formats["quantity"], formats["multiplier"]) == ("#,##0", "#,##0")  # 3, where "#,##0.##" shows "3."
+    assert formats["list_unit_price_usd"].startswith("0.0")
 
 
 def test_a_credit_note_as_a_workbook(store, issued):

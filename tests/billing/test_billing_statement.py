@@ -105,6 +105,20 @@ def test_a_workbooks_days_are_dates_and_its_months_text(store, book):
     assert found == {"day": datetime(2026, 11, 2), "month": "2026-11"}  # noqa: DTZ001 - a cell has no zone
 
 
+def test_a_workbooks_balances_are_exact_and_are_not_added_up(store, book):
+    openpyxl = pytest.importorskip("openpyxl")
+    for day, cost in (("02", "1234.123456789012"), ("03", "5000")):
+        book(cost, at=f"2026-11-{day}T10:00", member="ada")
+    heads, *rows = openpyxl.load_workbook(
+        io.BytesIO(draw_statement(store, member="ada", period="2026-11").to_xlsx())
+    ).active.iter_rows()
+    at = {cell.value: cell.column - 1 for cell in heads}
+    texts = [row[at["balance exact"]].value for row in rows[:-1]]
+    assert texts == ["0.000000000000", "1234.123456789012", "6234.123456789012", "6234.123456789012"]
+    assert {row[at["balance"]].number_format for row in rows[:-1]} == {"#,##0.00##########"}
+    assert {rows[-1][at[name]].value for name in ("balance", "balance exact")} <= {None, ""}  # no sum of balances
+
+
 def test_a_statement_without_a_profile_names_the_seller_of_the_last_invoice_or_nobody(store, book):
     book("5", at="2026-11-02T10:00", member="ada")
     assert draw_statement(store, member="ada", period="2026-11").to_sheet().seller == ()

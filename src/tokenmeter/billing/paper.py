@@ -23,10 +23,8 @@ from typing import Any, overload
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.fields import Field, Kind
-from tokenmeter.reports.writers import Sink, write_whole, write_xlsx
-
-#: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+from tokenmeter.reports.workbook import make_workbook
+from tokenmeter.reports.writers import FORMULA, write_whole
 
 #: What a cell of a table holds.
 Cell = str | Decimal | int | date | None
@@ -98,7 +96,7 @@ def plain_text(cell: Cell) -> str:
     if cell is None:
         return ""
     if isinstance(cell, str):
-        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+        return f"'{cell}" if cell.startswith(FORMULA) else cell
     return f"{cell:f}" if isinstance(cell, Decimal) else str(cell)
 
 
@@ -106,8 +104,9 @@ _MONEY = frozenset({"billed_cost_usd", "exact_amount", "amount", "tax_amount", "
 _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(_MONEY, "money"),
     **dict.fromkeys(("list_unit_price_usd", "multiplier", "computed_cost_usd", "rounding_residue_usd"), "price"),
-    **dict.fromkeys(("quantity", "balance"), "quantity"),
     **dict.fromkeys(("line", "unpriced"), "integer"),
+    "quantity": "quantity",
+    "balance": "balance",
     "date": "day",
 }
 
@@ -124,12 +123,11 @@ def write_table(columns: Sequence[str], rows: Iterable[Mapping[str, Cell]], targ
         ConfigurationError: the extra ``xlsx`` is missing.
     """
     fields = [Field[Any](name, _KINDS.get(name, "text"), lambda row: row) for name in columns]
-    content = io.BytesIO()
-    write_xlsx(([row.get(name) for name in columns] for row in rows), fields, Sink(content))
+    content = make_workbook(([row.get(name) for name in columns] for row in rows), fields)
     if target is None:
-        return content.getvalue()
+        return content
     path = Path(target)
-    write_whole(path, content.getvalue(), overwrite=True)
+    write_whole(path, content, overwrite=True)
     return path
 
 

@@ -17,9 +17,10 @@ from tokenmeter.reports.query import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row,
 from tokenmeter.usage import Quantity, Usage
 
 R = TypeVar("R")
-#: text; whole numbers; US dollars to 12 decimals; unit prices and factors; quantities; instants, and those on whole
-#: seconds; days (a workbook of a statement may say a month there); yes/no; JSON text.
-Kind = Literal["text", "integer", "money", "price", "quantity", "instant", "second", "day", "flag", "json"]
+#: text; whole numbers; US dollars to 12 decimals; money that does not add up over rows; unit prices and factors;
+#: quantities; instants, and those on whole seconds; days (a workbook of a statement may say a month there); yes/no;
+#: JSON text.
+Kind = Literal["text", "integer", "money", "balance", "price", "quantity", "instant", "second", "day", "flag", "json"]
 
 #: Meters that are never a quantity of their own: a request is counted, a supplied cost is money.
 _QUANTITY_METERS = tuple(meter for meter in ALL_METERS if meter not in {"requests", "provider_cost", "adjustment"})
@@ -69,6 +70,7 @@ _JSON_VALUE: Mapping[Kind, Callable[[Any], Any]] = {
     "text": str,
     "integer": int,
     "money": lambda dollars: f"{quantize(dollars):f}",
+    "balance": lambda dollars: f"{quantize(dollars):f}",
     "price": lambda price: f"{price:f}",
     "quantity": _digits,
     "instant": _instant,

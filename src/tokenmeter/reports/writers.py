@@ -1,9 +1,7 @@
 """The files of exports: CSV, JSON Lines, Parquet and XLSX, written record by record.
 
 They appear whole or not at all, are never overwritten by accident, and know their own SHA-256. Whatever else writes a
-file for people goes through `opened`, too. In a workbook dates are dates, ids text and money numbers; a cell's number
-has 15 digits or so, so the columns at the far right, named ``... exact``, have each amount in full, and the last row
-sums what is money by a formula that follows a filter.
+file for people goes through `opened`, too.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import secrets
 import stat
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime
 from decimal import Decimal
 from importlib import import_module
 from itertools import islice
@@ -28,8 +25,9 @@ from tempfile import gettempdir
 from typing import IO, Any, Literal
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ZERO, add
+from tokenmeter.money import EXACT
 from tokenmeter.reports.fields import Field, Kind, json_value
+from tokenmeter.reports.workbook import make_workbook
 
 #: A path, or something that is open for writing.
 Target = str | os.PathLike[str] | IO[Any]
@@ -206,146 +204,12 @@ def write_whole(path: Path, content: str | bytes, *, overwrite: bool) -> None:
         sink.write(content.encode() if isinstance(content, str) else content)
 
 
-_MOST_ROWS = 1_048_576 - 2
-#: Excel's SUM that leaves out what a filter hides.
-_SUM_SHOWN = 109
-_WIDTHS: Mapping[Kind, int] = {
-    **dict.fromkeys(("text", "json"), 24),
-    **dict.fromkeys(("instant", "second"), 22),
-    **dict.fromkeys(("money", "price", "quantity"), 18),
-}
-_FORMATS: Mapping[Kind, str] = {
-    "money": "#,##0.00##########",
-    "price": "0.0000000000####",
-    "quantity": "#,##0.#########",
-    "integer": "#,##0",
-    "instant": "yyyy-mm-dd hh:mm:ss.000",
-    "second": "yyyy-mm-dd hh:mm:ss",
-    "day": "yyyy-mm-dd",
-}
-
-
-def write_xlsx(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink: Sink) -> None:
-    """Write a workbook of one sheet: headings, records, and a row of sums.
-
-    Args:
-        records: Values in the order of `fields`.
-        fields: The columns.
-        sink: Where to.
-
-    Raises:
-        ConfigurationError: xlsxwriter is not installed, or there are more rows than a sheet can have.
-    """
-    try:
-        xlsxwriter: Any = import_module("xlsxwriter")
-    except ImportError as error:
-        raise ConfigurationError("XLSX needs the extra 'xlsx': pip install 'tokenmeter-sdk[xlsx]'.") from error
-    content = io.BytesIO()
-    book = xlsxwriter.Workbook(content, {"constant_memory": True, "default_date_format": _FORMATS["second"]})
-    book.set_properties({"created": datetime(2000, 1, 1)})  # noqa: DTZ001 - the same bytes for the same rows
-    _Worksheet(book, fields).write(records)
-    book.close()
-    sink.write(content.getvalue())
-
-
-class _Worksheet:
-    def __init__(self, book: Any, fields: Sequence[Field[Any]]) -> None:
-        self._fields = fields
-        self._money = [at for at, one in enumerate(fields) if one.kind == "money"]
-        self._sheet = book.add_worksheet()
-        self._bold = book.add_format({"bold": True, "top": 1})
-        self._heads = book.add_format({"bold": True, "bottom": 1})
-        self._formats = {kind: book.add_format({"num_format": form}) for kind, form in _FORMATS.items()}
-        self._sums = book.add_format({"bold": True, "top": 1, "num_format": _FORMATS["money"]})
-        self._totals = dict.fromkeys(self._money, ZERO)
-        self._put: Mapping[Kind, Callable[[int, int, Any], None]] = {
-            "text": self._text,
-            "json": lambda row, at, value: self._text(row, at, json_value(value, "json")),
-            "flag": self._sheet.write_boolean,
-            "instant": self._moment,
-            "second": self._moment,
-            "day": self._day,
-            "integer": self._number,
-            "money": self._number,
-            "price": self._number,
-            "quantity": self._number,
-        }
-
-    def write(self, records: Iterable[list[Any]]) -> None:
-        """Headings, rows, sums."""
-        for at, one in enumerate(self._fields):
-            self._sheet.set_column(at, at, _WIDTHS.get(one.kind, 12))
-            self._sheet.write_string(0, at, one.name, self._heads)
-        exact = len(self._fields)
-        for place, at in enumerate(self._money):
-            self._sheet.write_string(0, exact + place, f"{self._fields[at].name} exact", self._heads)
-        self._sheet.freeze_panes(1, 0)
-        row = 0
-        for row, values in enumerate(records, 1):
-            if row > _MOST_ROWS:
-                raise ConfigurationError(f"A sheet has {_MOST_ROWS:,} rows at most; export as CSV or Parquet.")
-            for at, (one, value) in enumerate(zip(self._fields, values, strict=True)):
-                if value is not None and value != "":
-                    self._put[one.kind](row, at, value)
-            for place, at in enumerate(self._money):
-                if values[at] is not None:
-                    self._sheet.write_string(row, exact + place, json_value(values[at], "money"))
-                    self._totals[at] = add(self._totals[at], Decimal(values[at]))
-        if row:
-            self._sheet.autofilter(0, 0, row, exact - 1)
-            self._write_sums(row, exact)
-
-    def _write_sums(self, last: int, exact: int) -> None:
-        for at in range(exact):
-            if at in self._totals:
-                letter = _letters(at)
-                formula = f"=SUBTOTAL({_SUM_SHOWN},{letter}2:{letter}{last + 1})"
-                self._sheet.write_formula(
-                    last + 1, at, formula, self._sums, float(self._totals[at])
-                )  # not money: a cell
-            else:
-                self._sheet.write_string(last + 1, at, "" if at else "Total", self._bold)
-        for place, at in enumerate(self._money):
-            self._sheet.write_string(last + 1, exact + place, json_value(self._totals[at], "money"), self._bold)
-
-    def _text(self, row: int, at: int, value: Any) -> None:
-        self._sheet.write_string(row, at, str(value)[:_LONGEST_TEXT])
-
-    def _number(self, row: int, at: int, value: Decimal | int) -> None:
-        self._sheet.write_number(row, at, float(value), self._formats[self._fields[at].kind])  # not money: a cell
-
-    def _moment(self, row: int, at: int, value: datetime) -> None:
-        kind = self._fields[at].kind
-        naive = value.astimezone(UTC).replace(tzinfo=None)
-        self._sheet.write_datetime(row, at, naive, self._formats[kind])
-
-    def _day(self, row: int, at: int, value: date | str) -> None:
-        if isinstance(value, date):
-            self._sheet.write_datetime(row, at, value, self._formats["day"])
-        else:  # a month, a week: no day
-            self._text(row, at, value)
-
-
-#: What a cell can hold.
-_LONGEST_TEXT = 32_767
-
-
-def _letters(column: int) -> str:
-    """``A``, ..., ``Z``, ``AA``, ..."""
-    name = ""
-    column += 1
-    while column:
-        column, rest = divmod(column - 1, 26)
-        name = chr(ord("A") + rest) + name
-    return name
-
-
 ExportFormat = Literal["csv", "jsonl", "parquet", "xlsx"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = ("csv", "jsonl", "parquet", "xlsx")
 
 _BATCH = 10_000
 #: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def format_of(target: Target, format: str | None) -> ExportFormat:  # noqa: A002 - what everybody calls it
@@ -382,7 +246,7 @@ def _write_csv(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink:
 
 
 def _defused(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 #: How a CSV cell is written, by kind; whole numbers as they are.
@@ -391,6 +255,7 @@ _CELLS: Mapping[Kind, Callable[[Any], str]] = {
     "json": lambda value: _defused(json_value(value, "json")),
     "flag": lambda value: "true" if value else "false",
     "money": lambda value: json_value(value, "money"),
+    "balance": lambda value: json_value(value, "balance"),
     "price": lambda value: json_value(value, "price"),
     "quantity": lambda value: json_value(value, "quantity"),
     "instant": lambda value: json_value(value, "instant"),
@@ -422,7 +287,7 @@ def _write_parquet(records: Iterable[list[Any]], fields: Sequence[Field[Any]], s
         "instant": table.timestamp("us", tz="UTC"),
         "second": table.timestamp("s", tz="UTC"),
         "day": table.date32(),
-        "money": table.decimal128(38, 12),
+        **dict.fromkeys(("money", "balance"), table.decimal128(38, 12)),
         "price": table.decimal128(38, 24),
         "quantity": table.decimal128(38, 9),
     }
@@ -445,12 +310,16 @@ def _exact(value: Any, kind: Kind) -> Any:
     return json_value(value, kind) if kind == "json" else value
 
 
-_PLACES: Mapping[str, Decimal] = {"money": Decimal("1E-12"), "price": Decimal("1E-24"), "quantity": Decimal("1E-9")}
-WRITERS: Mapping[ExportFormat, Callable[[Iterable[list[Any]], Sequence[Field[Any]], Sink], None]] = {
+_PLACES: Mapping[str, Decimal] = {
+    **dict.fromkeys(("money", "balance"), Decimal("1E-12")),
+    "price": Decimal("1E-24"),
+    "quantity": Decimal("1E-9"),
+}
+WRITERS: Mapping[ExportFormat, Callable[[Iterable[list[Any]], Sequence[Field[Any]], Sink], object]] = {
     "csv": _write_csv,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
-    "xlsx": write_xlsx,
+    "xlsx": lambda records, fields, sink: sink.write(make_workbook(records, fields)),
 }
 
 
