@@ -9,7 +9,6 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.google import bodies, requests
-from tokenmeter.providers.google.jobs import items
 from tokenmeter.providers.google.plain import PLAIN
 from tokenmeter.providers.google.streams import AnswerStream, InteractionStream
 from tokenmeter.usage import Observation
@@ -64,7 +63,7 @@ class GoogleDialect(Dialect):
 
     def items(self, body: Any) -> Sequence[Any]:
         """The answers of a batch."""
-        return items(body)
+        return bodies.items(body)
 
     def stream(self, *, provider: str, endpoint: str, request: RequestFacts) -> StreamReader:
         """A fresh reader for one stream."""

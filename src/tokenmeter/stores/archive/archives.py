@@ -14,11 +14,10 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
-from tokenmeter.stores.archive.chain import RunChain, documents_in, follow, prove
 from tokenmeter.stores.archive.layout import identity_parts, records
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
 from tokenmeter.stores.archive.places import opened_copy, place_of
-from tokenmeter.stores.archive.sealing import Cut, Sealing, end_of, next_cut
+from tokenmeter.stores.archive.sealing import Cut, RunChain, Sealing, documents_in, end_of, follow, next_cut, prove
 from tokenmeter.stores.archive.shelf import Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
