@@ -278,7 +278,10 @@ def parse_moment(text: str, slashes: Slashes | None = None) -> datetime:
     Raises:
         ValueError: it is neither.
     """
-    text = _DOTTED.sub(_day_last, text.strip())
+    try:
+        return datetime.fromisoformat(text)  # as nearly all are written
+    except ValueError:
+        text = _DOTTED.sub(_day_last, text.strip())
     if slashes is not None:
         text = _SLASHED.sub(_day_last if slashes == "day" else _month_last, text)
     found = _ZONED.fullmatch(text)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, cast
 
 from tokenmeter.attribution import NOBODY, Attribution
@@ -203,6 +204,7 @@ def is_doubtful(value: object, tz: str | None) -> bool:
     return False
 
 
+@lru_cache(maxsize=1024)
 def provider_of(model: str | None) -> str | None:
     """Who makes a model of that name, as the price list calls it; None when the name does not tell."""
     name = (model or "").lower()
@@ -234,30 +236,6 @@ def object_in(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if value is None or value == "":
         return {}
     raise ConfigurationError(f"its {name} is no JSON object, so that what it counts would be missing")
-
-
-def reader_at(path: str) -> Callable[[Mapping[str, Any]], object]:
-    """What reads the value at ``a.b.c`` of nested JSON; a number picks from a list. It gives None for nothing.
-
-    A field that is called by the whole path goes first.
-    """
-    steps = path.split(".")
-
-    def read(row: Mapping[str, Any]) -> object:
-        if path in row:
-            return row[path]
-        found: object = row
-        for name in steps:
-            if isinstance(found, dict):
-                found = cast("dict[str, object]", found).get(name)
-            elif isinstance(found, list) and name.isdigit():
-                held = cast("list[object]", found)
-                found = held[int(name)] if int(name) < len(held) else None
-            else:
-                return None
-        return found
-
-    return read
 
 
 def without_zero(quantities: Mapping[str, int]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from unicodedata import category
 from pydantic_core import to_json
 
 from tokenmeter.attribution import MAX_TEXT, Attribution
+from tokenmeter.dimensions import INPUT_METERS
 from tokenmeter.importing.call import Given, ImportedCall
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.meter import Meter
@@ -25,6 +26,8 @@ from tokenmeter.usage import Consumption, Observation, Usage
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
 _DAY = timedelta(days=1)
 _IMPORTED = "imported"
+_ONLY_IMPORTED = (_IMPORTED,)
+_NO_FLAGS: frozenset[str] = frozenset()
 #: Attributions that are kept while rows name them again.
 _MOST_ACCOUNTS = 10_000
 Figures = tuple[str | None, tuple[tuple[str, Any], ...]]
@@ -162,7 +165,7 @@ class EntryMaker:
             contracted_cost=rating.contracted_cost,
             billed_cost=rating.billed_cost,
             cost_source=rating.cost_source,
-            flags=tuple(sorted({_IMPORTED, *(seen.flags if seen else ()), *rating.flags, *call.flags})),
+            flags=_flags(seen.flags if seen else _NO_FLAGS, rating.flags, call.flags),
             price_list_hash=pricer.price_list_hash,
             raw_usage=to_json(raw, fallback=str).decode() if raw else None,
             dedup_key=f"{call.provider}:{call.id}",
@@ -184,6 +187,10 @@ class EntryMaker:
         return found
 
 
+def _flags(*groups: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted({_IMPORTED}.union(*groups))) if any(groups) else _ONLY_IMPORTED
+
+
 def _clean(text: str) -> str:
     """A name out of a log as a ledger takes it: printable, and not endless."""
     if text.isprintable() and len(text) <= MAX_TEXT:
@@ -201,27 +208,31 @@ def rate_plainly(pricer: Pricer, call: ImportedCall, who: Attribution) -> Rating
     )
     if sheet is None or not quantities or sheet.per_request is not None:
         return None
-    costs = sheet.costs(quantities)
-    if costs is None or max(costs) > _MOST_PICODOLLARS:
-        return None
+    listed = contracted = billed = 0
     lines: list[Charge] = []
     for meter, quantity in quantities.items():
         rate = sheet.rate(meter)
-        if isinstance(rate, str) or not quantity:
+        if isinstance(rate, str) or rate.whole is None or rate.flags or not quantity:
             return None
+        first, second, third = rate.whole
+        listed += quantity * first
+        contracted += quantity * second
+        billed += quantity * third
         lines.append(rate.line(call.model, meter, quantity, "message"))
-    first, second, third = costs
-    listed = to_dollars(first)
-    contracted = listed if second == first else to_dollars(second)
-    billed = contracted if third == second else to_dollars(third)
-    return Rating(tuple(lines), listed, contracted, billed, "computed", price_list_hash=sheet.price_list_hash)
+    if max(listed, contracted, billed) > _MOST_PICODOLLARS:
+        return None
+    costs = to_dollars(listed)
+    after = costs if contracted == listed else to_dollars(contracted)
+    charged = after if billed == contracted else to_dollars(billed)
+    return Rating(tuple(lines), costs, after, charged, "computed", price_list_hash=sheet.price_list_hash)
 
 
 _MOST_PICODOLLARS = MOST_DOLLARS * 10**12
+_PROMPT_METERS = frozenset(INPUT_METERS)
 
 
 def _prompt_of(quantities: Mapping[str, int]) -> int:
-    return sum([count for name, count in quantities.items() if name.startswith(("input", "cache_"))])
+    return sum([count for name, count in quantities.items() if name in _PROMPT_METERS])
 
 
 def _observation(call: ImportedCall) -> Observation:

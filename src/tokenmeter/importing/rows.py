@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from tokenmeter.dimensions import ALL_METERS, WHO
 from tokenmeter.errors import ConfigurationError
@@ -22,7 +22,6 @@ from tokenmeter.importing.call import (
     is_doubtful,
     mapping_of,
     provider_of,
-    reader_at,
     without_zero,
 )
 from tokenmeter.providers import observe
@@ -174,7 +173,7 @@ class MappedRows:
     def __init__(self, given: Given) -> None:
         names = given.fields
         self._given = given
-        self._readers = [(name, reader_at(path)) for name, path in names.items()]
+        self._places = [(name, path, path.split(".")) for name, path in names.items()]
         self._meters = [name for name in ALL_METERS if name in names]
         self._who = [name for name in WHO if name in names]
         self._tags = {name: name.removeprefix("tag:") for name in names if name.startswith("tag:")}
@@ -213,16 +212,21 @@ class MappedRows:
         )
 
     def _found(self, row: Row) -> dict[str, object]:
-        """What the row has at the paths."""
-        found = {name: read(row) for name, read in self._readers}
-        paths = self._given.fields
-        for name, value in found.items():
+        """What the row has at the paths; None for nothing.
+
+        ``a.b.c`` leads into nested JSON, a number picks from a list. A field called by the whole path goes first.
+        """
+        found: dict[str, object] = {}
+        for name, path, steps in self._places:
+            value: object = row
+            for step in (path,) if path in row else steps:
+                value = cast("Row", value).get(step) if isinstance(value, dict) else _picked(value, step)
             if isinstance(value, list | dict):
-                path = paths[name]
                 raise ConfigurationError(f"{path!r} is no single value: name what lies in it, such as {path}.0")
+            found[name] = value
         for name in ("id", "time"):
             if found[name] in {None, ""}:
-                raise ConfigurationError(f"there is no {paths[name]!r} (the {name})")
+                raise ConfigurationError(f"there is no {self._given.fields[name]!r} (the {name})")
         return found
 
     def _quantities(self, found: Row, unsaid: int) -> dict[str, int]:
@@ -235,6 +239,14 @@ class MappedRows:
             cached = sum([count for name, count in quantities.items() if name.startswith("cache_")])
             quantities["input"] = told - cached if told >= cached else told
         return without_zero(quantities)
+
+
+def _picked(values: object, step: str) -> object:
+    """What a list has at a place; None where there is no such place."""
+    if not isinstance(values, list) or not step.isdigit():
+        return None
+    held = cast("list[object]", values)
+    return held[int(step)] if int(step) < len(held) else None
 
 
 def _doubts(time: object, tz: str | None, *, unsaid: bool) -> frozenset[str]:
