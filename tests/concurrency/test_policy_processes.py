@@ -82,3 +82,39 @@ def test_prepaid_credit_is_drained_by_eight_processes_to_exactly_zero(store_url,
     assert [(one.limit, one.spent, one.remaining) for one in meter.remaining()] == [(120, 120, 0)]
     assert meter.audit_budgets() == ()
     meter.close()
+
+
+MIDWAY = """
+import logging
+logging.disable()
+begun, done = Path(sys.argv[4]), 0
+
+def spend(times):
+    global done
+    for _ in range(times):
+        meter.settle(meter.authorize(call), answered)
+        done += 1
+
+spend(5)
+(begun / str(number)).touch()
+if number == 0:
+    while len(list(begun.iterdir())) < 3:
+        time.sleep(0.01)
+    meter.budgets.set(Budget(member="*", limit_requests=10**6, period="total", name="each"))
+else:
+    while not meter.budgets.in_force:
+        spend(1)
+spend(5)
+assert meter.faults == 0
+meter.close()
+print(done)
+"""
+
+
+@SHARED
+def test_what_others_spend_while_a_budget_is_set_is_in_its_counter(store_url, run_processes, tmp_path):
+    said = run_processes(3, PROGRAM + MIDWAY, store_url, "()", tmp_path)
+    meter = read(store_url)
+    assert [one.spent for one in meter.remaining()] == [sum(map(int, said))]
+    assert meter.audit_budgets() == ()
+    meter.close()

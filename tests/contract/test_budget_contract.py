@@ -419,7 +419,7 @@ class TestReading:
             spend(meter, a_call(), 5)
         assert meter.audit_budgets() == ()
         key = next(key for key, _ in store.all_counters() if key.scope == "member=ada")
-        store.correct_counters({key: -1})
+        store.recount(lambda: {key: (14, None)})
         (fault,) = meter.audit_budgets(repair=True)
         assert fault.kind == "counter"
         assert "the ledger 15" in fault.detail
@@ -427,16 +427,16 @@ class TestReading:
         assert meter.remaining(member="ada")[0].spent == 15
 
     def test_what_is_spent_while_a_counter_is_mended_stays_counted(self, metered, store, monkeypatch):
-        meter, correct = metered(Budget(member="*", limit_usd=1000)), store.correct_counters
+        meter, recount = metered(Budget(member="*", limit_usd=1000)), store.recount
         spend(meter, a_call(), 5)
         key = next(key for key, _ in store.all_counters() if key.scope == "member=ada")
-        correct({key: -1})
+        recount(lambda: {key: (4, None)})
 
-        def correct_after_another_call(changes):
+        def recount_after_another_call(count):
             spend(meter, a_call(), 5)
-            correct(changes)
+            recount(count)
 
-        monkeypatch.setattr(store, "correct_counters", correct_after_another_call)
+        monkeypatch.setattr(store, "recount", recount_after_another_call)
         (fault,) = meter.audit_budgets(repair=True)
         assert "the ledger 5" in fault.detail
         assert meter.audit_budgets() == ()

@@ -375,13 +375,15 @@ class TestCounters:
         store.settle(make_entry(), [make_posting(key, 1) for key in keys])
         assert [key for key, counter in store.all_counters()] == sorted(keys)
 
-    def test_a_correction_adds_and_leaves_what_is_held(self, store, make_entry, make_key, make_posting, make_hold):
+    def test_a_recount_says_what_there_is_and_leaves_what_is_held(
+        self, store, make_entry, make_key, make_posting, make_hold
+    ):
         key = make_key()
         store.settle(make_entry(), [make_posting(key, 5)])
         store.reserve(make_hold((key, None, 2)))
-        for change in (-4, 10**19):
-            store.correct_counters({key: change, make_key("new"): 1})
-        assert store.counters([key, make_key("new")]) == {key: Counter(10**19 + 1, 2), make_key("new"): Counter(2, 0)}
+        for amount in (1, 10**19):
+            store.recount(lambda amount=amount: {key: (amount, None), make_key("new"): (2, None)})
+        assert store.counters([key, make_key("new")]) == {key: Counter(10**19, 2), make_key("new"): Counter(2, 0)}
 
     def test_a_threshold_is_reported_once_per_window(self, store, make_entry, make_key, make_posting):
         def crossed(key, amount):

@@ -122,7 +122,7 @@ def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed)
         "release",
         "extend",
         "file",
-        "correct_counters",
+        "recount",
         "open_counters",
         "secret",
     ):

@@ -17,6 +17,7 @@ from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope, place_in_code
+from tokenmeter.budgets.missed import MissedBudgets
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
 from tokenmeter.budgets.policy import (
     IN_FLIGHT,
@@ -77,6 +78,7 @@ class Budgets(Registry):
         fault: Told of faults that must not reach a caller.
 
     Attributes:
+        missed: Budgets of which this process did not know while it recorded calls.
         hold_us: Microseconds that a call may be in flight before its hold expires.
         sweep_sometimes: Does `sweep` in a thread, once a minute. Never waits, never raises.
 
@@ -125,6 +127,7 @@ class Budgets(Registry):
         self._ceilings = Ceilings()
         self._asked = AskedLimits()
         self._openings = Openings(store, pricer, fault)
+        self.missed = MissedBudgets(store, pricer, fault, self._read)
         #: Whether streams have holds without claims.
         self.keeps_open_calls: bool = getattr(getattr(store, "journal", None), "keeps_open_calls", False)
 
@@ -366,6 +369,24 @@ class Budgets(Registry):
 
     # -- after the call
 
+    def _obey(self, state: InForce) -> None:
+        """See `Registry`: what was recorded before a budget was known is counted in."""
+        before = self._state
+        super()._obey(state)
+        self.missed.learn(before, state)
+
+    @property
+    def known(self) -> InForce:
+        """What calls go by at this moment; see `count_in_since`."""
+        return self._state
+
+    def count_in_since(self, known: InForce, *, wait: bool) -> None:
+        """After something was written: count it in where other budgets are in force by now than were `known` before."""
+        if known is not self._state:
+            self.missed.compare(known, self._state)
+            if wait:
+                self.missed.count_in()
+
     def postings(self, entry: Entry, *, wait: bool = True) -> tuple[Posting, ...]:
         """What `entry` adds to the counters, hard and soft, in key order.
 
@@ -375,6 +396,9 @@ class Budgets(Registry):
             StoreBusyError: ``wait=False``: the ledger has to be read first.
         """
         state = self._current(wait=wait)
+        self.missed.recording()
+        if wait:
+            self.missed.count_in()
         if not state.counting:
             return ()
         now = microseconds(entry.occurred_at)

@@ -279,7 +279,7 @@ def audit(
         store: Their ledger and counters.
         pricer: For tokens whose price is not known.
         now: Windows of rate limits that ended before are left alone.
-        repair: Put the counters that differ right, by the difference: what others spend meanwhile stays counted.
+        repair: Put the counters that differ right. What others spend meanwhile stays counted.
 
     Returns:
         One fault of kind ``counter`` for each that differs (before the repair).
@@ -296,7 +296,9 @@ def audit(
         key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)
     )
     if repair and wrong:
-        store.correct_counters({key: due[key] - before[key] for key in wrong})
+        store.recount(
+            lambda: {key: (_due(caps[key.budget], key, store, pricer), _end(caps[key.budget], key)) for key in wrong}
+        )
     return tuple(_fault(caps[key.budget], key, before[key], due[key]) for key in wrong)
 
 
@@ -312,8 +314,12 @@ def _agree(cap: Cap, key: CounterKey, held: Mapping[CounterKey, int], due: Mappi
 
 
 def _due(cap: Cap, key: CounterKey, store: Store, pricer: Pricer) -> int:
-    end = next((end for start, end in cap.spans(key.window_start) if start == key.window_start), None)
-    return count(cap, parse_scope(key.scope), key.window_start, end, store=store, pricer=pricer)
+    return count(cap, parse_scope(key.scope), key.window_start, _end(cap, key), store=store, pricer=pricer)
+
+
+def _end(cap: Cap, key: CounterKey) -> int | None:
+    """The end of a counter's window."""
+    return next((end for start, end in cap.spans(key.window_start) if start == key.window_start), None)
 
 
 def _is_over(cap: Cap, key: CounterKey, now: int) -> bool:

@@ -127,7 +127,7 @@ class Registry:
             changes = self._with_functions(joined(policy, self.declared, self._source))
             state = InForce.of(policy, changes, generation=generation, applied=not self.declared, aliases=self._aliases)
             if self._state.generation is None or state.applied:
-                self._state = state
+                self._obey(state)
         return state
 
     def _current(self, *, wait: bool) -> InForce:
@@ -160,9 +160,13 @@ class Registry:
             self._state = replace(self._state, policy=policy, generation=generation)
             return self._state
         changes = self._with_functions(policy.in_force())
-        self._state = InForce.of(policy, changes, generation=generation, applied=True, aliases=self._aliases)
+        self._obey(InForce.of(policy, changes, generation=generation, applied=True, aliases=self._aliases))
         self._tell_contradictions(policy)
         return self._state
+
+    def _obey(self, state: InForce) -> None:
+        """Go by `state` from now on."""
+        self._state = state
 
     def _aliases(self, policy: Policy) -> Mapping[str, str]:
         return aliases_in_use(self._store, policy.names)

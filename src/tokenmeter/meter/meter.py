@@ -282,6 +282,7 @@ class Meter:
             outcome = replace(outcome, observation=replace(seen, deduplicate=True))
         reservation = authorization.reservation if outcome.last else None
         self._read_prices(wait=wait)
+        known = self.budgets.known
         try:
             entry = self.budgets.with_held(self._entry(authorization, outcome), authorization.reservation)
             settlement = self.store.settle(
@@ -299,6 +300,7 @@ class Meter:
             self.fault("record a call", error)
             return None
         authorization.settled = True
+        self.budgets.count_in_since(known, wait=wait)
         runs = authorization.runs if outcome.last else None
         self.budgets.settle_runs(authorization.call, entry if settlement.recorded else None, runs)
         if reservation is not None and not settlement.hold_found:
@@ -378,9 +380,12 @@ class Meter:
         Raises:
             StoreUnavailableError: the rest could not be recorded.
         """
-        waiting = iter(entries)
+        waiting, known = iter(entries), self.budgets.known
         while batch := [(entry, self.budgets.postings(entry)) for entry in islice(waiting, _BATCH)]:
-            for settlement in self.store.append(batch):
+            done = self.store.append(batch)
+            self.budgets.count_in_since(known, wait=True)
+            known = self.budgets.known
+            for settlement in done:
                 self.budgets.telling.announce(settlement.crossings)
                 yield settlement.recorded
 
@@ -411,6 +416,7 @@ class Meter:
     def close(self) -> None:
         """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
         self._catch_up()
+        self.budgets.missed.finish()
         self.closed = True
         self.budgets.alerts.flush(EXIT_SECONDS)
         self.store.close()

@@ -314,9 +314,12 @@ class Lens:
         """The ledger's clock."""
         return self._store.now()
 
-    def generation(self) -> int:
+    hears_late = False
+    left_since: int | None = None
+
+    def generation(self, *, ask: bool = False) -> int:
         """Changes with the ledger's."""
-        return self._store.generation()
+        return self._store.generation(ask=ask)
 
     def pulse(self) -> str:
         """Changes with what can be seen of the ledger, and tells no number of it."""
@@ -359,7 +362,7 @@ class Lens:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
-    settle = append = reserve = release = extend = file = correct_counters = open_counters = _refuse
+    settle = append = reserve = release = extend = file = recount = open_counters = _refuse
     expired = counters = verify = rebuild = secret = _refuse
 
 

@@ -287,6 +287,12 @@ class Store(Protocol):
         """The ledger's clock, aware UTC: it decides windows and expiry for all who share the ledger. Asks nobody."""
         ...
 
+    #: Whether what others file of budgets is known here after a while only; see `generation`.
+    hears_late: bool
+    #: When the first of the entries was recorded that another process left on this host, unsent, before the store was
+    #: opened; in microseconds since the epoch. It may not have known of today's budgets. None = there are none.
+    left_since: int | None
+
     def settle(
         self,
         entry: Entry,
@@ -345,10 +351,12 @@ class Store(Protocol):
         """Every counter, in key order."""
         ...
 
-    def correct_counters(self, changes: Mapping[CounterKey, int]) -> None:
-        """Add to settled amounts what they lack, or take back (a negative change) what they have too much.
+    def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
+        """Have counters say what `count` finds in the ledger: meanwhile no entry is added, and no counter moves.
 
-        Changes add up with what others spend at the same time; a settled amount that is set would lose that.
+        Args:
+            count: Reads entries and sums, and nothing else of the store. It says counter -> settled amount, and its
+                window's end in microseconds since the epoch (None = never). It may be called again.
         """
         ...
 
@@ -407,8 +415,12 @@ class Store(Protocol):
         """
         ...
 
-    def generation(self) -> int:
-        """A number that changes whenever anybody files a document of kind ``budget``: cheap enough for every call."""
+    def generation(self, *, ask: bool = False) -> int:
+        """A number that changes whenever anybody files a document of kind ``budget``: cheap enough for every call.
+
+        Args:
+            ask: Ask the ledger itself. Else a store over a network may say what it heard within the last second.
+        """
         ...
 
     def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable

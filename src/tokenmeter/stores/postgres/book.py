@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,11 @@ _COPY_FROM = 200
 _COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()} | {
     "entries": ENTRY_COLUMNS[:-1]
 }
+#: What else a fold is told of.
+_NO_ENTRIES = (
+    *("known", "places", "gone", "dedup", "freed", "needed", "extended", "holds", "leased", "closed", "refused"),
+    *("entries", "sums", "rare_sums", "meter_sums", "latency_sums"),
+)
 
 
 class PostgresBook(FoldingBook):
@@ -73,6 +79,7 @@ class PostgresBook(FoldingBook):
     def after_fork_in_child(self) -> None:
         """Share no lock with the parent."""
         self._mutex = threading.RLock()
+        self._correcting = threading.local()
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
         self.forget_rows()
 
@@ -197,6 +204,8 @@ class PostgresBook(FoldingBook):
 
     def pack(self, stretches: Sequence[Stretch]) -> None:
         """See `FoldingBook`. Only the ledger's owner may: what others wrote could not be trusted."""
+        if self._within is not None:
+            return
         with contextlib.suppress(StoreError):
             if self.fetch("SELECT has_table_privilege('packed_sums', 'INSERT')")[0][0]:
                 super().pack(stretches)
@@ -205,6 +214,8 @@ class PostgresBook(FoldingBook):
 
     def read(self, work: Callable[[ServerRows], T]) -> T:
         """Run `work` in one read transaction that may take its time."""
+        if self._within is not None:
+            return work(self._within)
         with _settings_as_outage(), self.pool.lend(snapshot=True) as connection:
             return work(ServerRows(connection))
 
@@ -214,6 +225,8 @@ class PostgresBook(FoldingBook):
         Raises:
             StoreUnavailableError: the server cannot be used, or refuses.
         """
+        if self._within is not None:
+            return work(self._within)
         try:
             with _settings_as_outage():
                 return self.pool.run(lambda connection, _: work(ServerRows(connection)), scope=scope)
@@ -223,6 +236,44 @@ class PostgresBook(FoldingBook):
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Rows of one statement."""
         return self.run(lambda rows: rows.execute(statement, values).fetchall())
+
+    @property
+    def _within(self) -> ServerRows | None:
+        """The transaction of `correct_counters` that this thread is in: what it reads meanwhile, it reads there."""
+        return getattr(self._correcting, "rows", None)
+
+    def correct_counters(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
+        """Have counters say what `count` finds, as a fold of no entries, so that no other comes between."""
+        with self._mutex:
+            self.run(partial(self._correct, count), scope="transaction")
+
+    def _correct(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]], rows: ServerRows) -> None:
+        head = rows.execute("SELECT begin_fold(?)", (self.identity,)).fetchall()[0][0]
+        if head["moved"]:
+            raise StoreUnavailableError(told_of_move(head["moved"]))
+        self._correcting.rows = rows
+        try:
+            due = count()
+        finally:
+            self._correcting.rows = None
+        wanted = json_text([parts(key) for key in due])
+        standing = {
+            CounterKey(*place): int(settled)
+            for *place, settled in rows.execute(
+                "SELECT budget, scope, window_start, settled FROM counters JOIN json_array_elements(CAST(? AS json)) "
+                "AS w ON budget = w->>0 AND scope = w->>1 AND window_start = (w->>2)::bigint",
+                (wanted,),
+            ).fetchall()
+        }
+        posts = [
+            [*parts(key), end, amount - standing.get(key, 0)]
+            for key, (amount, end) in due.items()
+            if amount != standing.get(key, 0)
+        ]
+        if posts:
+            batch = {"host": self.identity.hex(), "seq": head["seq"], "staged": False, "posts": posts}
+            rows.execute("SELECT fold(?)", (json_text(batch | dict.fromkeys(_NO_ENTRIES, ())),)).fetchall()
+        self.settled.update((key, amount) for key, (amount, _) in due.items())
 
     def cross(
         self, entry_id: str, at: int, reached: Sequence[tuple[CounterKey, Sequence[int]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import time
 import weakref
@@ -76,7 +77,9 @@ class PostgresStore(BookStore[PostgresBook]):
         self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
         self._budgets: int | None = None
         _STORES.add(self)
+        self.left_since: int | None = None
         if self._may_write and self._book.waiting() and segments(self._spool.path):
+            self.left_since = self._first_unsent()
             self.journal.wake()
 
     def after_fork_in_child(self) -> None:
@@ -98,6 +101,7 @@ class PostgresStore(BookStore[PostgresBook]):
                 self.url,
             )
 
+    hears_late = True
     _may_write = True
 
     def _set_up(self, connection: Connection[Any]) -> None:
@@ -210,19 +214,10 @@ class PostgresStore(BookStore[PostgresBook]):
         """Move a hold's expiry."""
         return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
 
-    def correct_counters(self, changes: Mapping[CounterKey, int]) -> None:
-        """Add to the settled amounts; for the ledger's owner."""
-        self._fold()
-        rows = json_text([[key.budget, key.scope, key.window_start, amount] for key, amount in changes.items()])
-        self._fetch(
-            "INSERT INTO counters (budget, scope, window_start, settled) "
-            'SELECT (c->>0) COLLATE "C", (c->>1) COLLATE "C", (c->>2)::bigint, (c->>3)::numeric '
-            "FROM json_array_elements(CAST(? AS json)) AS c ORDER BY 1, 2, 3 "
-            "ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = counters.settled + excluded.settled "
-            "RETURNING 1",
-            (rows,),
-        )
-        self._book.settled.clear()
+    def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
+        """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""
+        self.journal.send()
+        self._book.correct_counters(count)
 
     def open_counters(self, settled: Mapping[CounterKey, tuple[int, int | None]]) -> None:
         """Set the settled amount of counters that never moved; all others stay as they are.
@@ -264,12 +259,23 @@ class PostgresStore(BookStore[PostgresBook]):
 
     def _waiting(self) -> int:
         """Entries in the tail that are not on the server, as far as this process knows."""
+        return sum(1 for _ in self._unsent(self._book.reached))
+
+    def _unsent(self, reached: Callable[[int], int]) -> Iterator[bytes]:
+        """Records of the entries in the tail that are behind what is `reached` of each segment."""
         path = self._spool.path
-        return sum(
-            b'"record":"entry"' in record[:40]
-            for number in segments(path)
-            for _, record, _ in frames(segment_path(path, number), self._book.reached(number))
-        )
+        for number in segments(path):
+            for _, record, _ in frames(segment_path(path, number), reached(number)):
+                if b'"record":"entry"' in record[:40]:
+                    yield record
+
+    def _first_unsent(self) -> int | None:
+        """See `Store.left_since`."""
+        places: dict[int, int] = {}
+        with contextlib.suppress(StoreError):
+            places.update(self._places())
+        record = next(self._unsent(lambda number: places.get(number, 0)), None)
+        return None if record is None else int(json.loads(record)["recorded_at"])
 
     # -- reading
 
@@ -318,12 +324,13 @@ class PostgresStore(BookStore[PostgresBook]):
                 self.journal.ask_budgets()
         return filing
 
-    def generation(self) -> int:
+    def generation(self, *, ask: bool = False) -> int:
         """Changes when a budget was filed, by anyone, and when the tail was replaced.
 
-        Only the first question waits for the server; what others file is known after a second.
+        Only the first question waits for the server, or one that is to `ask`; else what others file is known after a
+        second.
         """
-        budgets = self.journal.budgets()
+        budgets = self.journal.ask_budgets() if ask else self.journal.budgets()
         if self._budgets not in {None, budgets}:
             self._reader.forget()
         self._budgets = budgets

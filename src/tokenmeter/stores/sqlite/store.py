@@ -67,6 +67,8 @@ class SQLiteStore(BookStore[SQLiteBook]):
         SchemaVersionError: a newer release wrote it.
     """
 
+    left_since: int | None = None
+
     def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
         super().__init__(SQLiteBook(path, patience=patience))
         self.path = self._book.path
@@ -77,6 +79,7 @@ class SQLiteStore(BookStore[SQLiteBook]):
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
+        self.hears_late = isinstance(self.journal, DirectJournal)
         # Nobody is made to wait by a collection of garbage; at the end of the process the database closes itself.
         weakref.finalize(self, self._book.database.close, patience=0.0).atexit = False
         self._generation = self.journal.generation
@@ -208,21 +211,14 @@ class SQLiteStore(BookStore[SQLiteBook]):
         """Move a hold's expiry."""
         return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
 
-    def correct_counters(self, changes: Mapping[CounterKey, int]) -> None:
-        """Add to the settled amounts."""
+    def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
+        """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""
 
         def change(connection: Connection) -> None:
-            rows: list[tuple[str, str, int, str]] = []
-            for key, amount in changes.items():
-                place = (key.budget, key.scope, key.window_start)
-                found = connection.execute(
-                    "SELECT settled FROM counters WHERE (budget, scope, window_start) = (?, ?, ?)", place
-                ).fetchone()
-                rows.append((*place, str(amount + (int(found[0]) if found else 0))))
             connection.executemany(
-                "INSERT INTO counters (budget, scope, window_start, settled) VALUES (?, ?, ?, ?) "
+                "INSERT INTO counters VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (budget, scope, window_start) DO UPDATE SET settled = excluded.settled",
-                rows,
+                [(key.budget, key.scope, key.window_start, end, str(amount)) for key, (amount, end) in count().items()],
             )
 
         self.journal.recount(lambda: self._book.database.write(change))
@@ -235,8 +231,10 @@ class SQLiteStore(BookStore[SQLiteBook]):
         """
         self.journal.open_counters(settled, partial(_open, self._book))
 
-    def generation(self) -> int:
+    def generation(self, *, ask: bool = False) -> int:
         """Changes when a budget was filed, by anyone, and when the ledger was replaced. Cheap."""
+        if ask and isinstance(self.journal, DirectJournal):
+            self.journal.renew_generation()
         return self.journal.generation
 
     def secret(self) -> bytes:
