@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import inspect
@@ -16,12 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack
 
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
-from tokenmeter.running import SCOPES, runner_of
+from tokenmeter.running import SCOPES, decorate, runner_of
 
 if TYPE_CHECKING:
     from tokenmeter.usage import Quantity, Usage
@@ -81,6 +80,10 @@ class Attribution(Who):
             if value is not None:
                 _check_text(value, name)
         if self.tags:
+            if not isinstance(self.tags, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
+                raise ConfigurationError(
+                    f"tags must be a mapping of names to texts, such as {{'experiment': 'b'}}, not {shown(self.tags)}."
+                )
             for key, value in self.tags.items():
                 _check_text(key, "a tag's name")
                 _check_text(value, f"tag {key!r}")
@@ -101,8 +104,6 @@ class Attribution(Who):
         values = {name: getattr(self, name) or getattr(outer, name) for name in WHO}
         return Attribution(**values, tags={**outer.tags, **self.tags})
 
-
-#: The named dimensions, in the order reports show them.
 
 NOBODY = Attribution()
 
@@ -343,7 +344,14 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         **who: Unpack[WhoArguments],
     ) -> None:
         named = Attribution(tags=tags or _NO_TAGS, **who)
-        self._own = named if attribution is None else named.over(attribution)
+        if attribution is not None:
+            if not isinstance(attribution, Attribution):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
+                raise ConfigurationError(
+                    "attribute() takes a ready Attribution or names, such as attribute(member='ada') or "
+                    f"@attribute(route='/ask'), not {shown(attribution)}."
+                )
+            named = named.over(attribution)
+        self._own = named
         self._place = self.place
         self._in_steps = False
 
@@ -412,16 +420,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
         Each run is a block of its own; a generator is inside its block only while it runs, never between its items.
         """
-        runner, block = runner_of(function), self._again(function)
-
-        def plain(*args: Any, **kwargs: Any) -> Any:
-            return runner(block, function, *args, **kwargs)
-
-        async def coroutine(*args: Any, **kwargs: Any) -> Any:
-            return await runner(block, function, *args, **kwargs)
-
-        inside = coroutine if inspect.iscoroutinefunction(runner) else plain
-        return cast("Callable[P, R]", functools.wraps(function)(inside))
+        return decorate(function, self._again)
 
     def _again(self, function: Callable[..., Any]) -> Callable[[], attribute]:
         """Makes the block of one run of `function`."""

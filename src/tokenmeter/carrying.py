@@ -101,23 +101,27 @@ def to_headers(headers: Mapping[str, str] | None = None, *, attribution: Attribu
             members).
     """
     found = dict(headers or {})
-    name = next((name for name in found if name.lower() == BAGGAGE), BAGGAGE)
-    members = [member for member in _members(found.get(name, "")) if not member.startswith(_OURS)]
+    name = next(filter(_is_baggage, found), BAGGAGE)
+    baggage = to_baggage(found.get(name, ""), attribution=attribution)
+    count = len(_members(baggage))
+    if len(baggage) > _MAX_BYTES or count > _MAX_MEMBERS:
+        raise ConfigurationError(
+            f"The attribution does not fit into baggage ({count} members, {len(baggage)} bytes; {_MAX_MEMBERS} "
+            f"and {_MAX_BYTES} are passed on everywhere); send fewer tags: to_headers(attribution=Attribution(...))."
+        )
+    return {**found, name: baggage} if baggage else found
+
+
+def to_baggage(others: str = "", *, attribution: Attribution | None = None) -> str:
+    """The attribution as the value of that header, of any length, after the members of `others` that are not ours."""
+    members = [member for member in _members(others) if not member.startswith(_OURS)]
     for scope in current_scopes():
         scope.begun = True  # its calls are made elsewhere
     sent = current_attribution() if attribution is None else attribution
     named = {dimension: getattr(sent, dimension) for dimension in WHO}
     tags = {f"{_TAG}{quote(tag, safe='')}": value for tag, value in sent.tags.items()}
     members += [f"{_OURS}{key}={quote(value, safe='')}" for key, value in {**named, **tags}.items() if value]
-    if not members:
-        return found
-    baggage = ",".join(members)
-    if len(baggage) > _MAX_BYTES or len(members) > _MAX_MEMBERS:
-        raise ConfigurationError(
-            f"The attribution does not fit into baggage ({len(members)} members, {len(baggage)} bytes; {_MAX_MEMBERS} "
-            f"and {_MAX_BYTES} are passed on everywhere); send fewer tags: to_headers(attribution=Attribution(...))."
-        )
-    return {**found, name: baggage}
+    return ",".join(members)
 
 
 def from_headers(headers: Mapping[str, Any]) -> Attribution:
@@ -140,7 +144,11 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
         raise ConfigurationError(
             f"from_headers takes a mapping of names to values, not {shown(headers)}; make one of pairs with dict(...)."
         )
-    value = next((value for name, value in headers.items() if _is_baggage(name)), "")
+    return from_baggage(next((value for name, value in headers.items() if _is_baggage(name)), ""))
+
+
+def from_baggage(value: object) -> Attribution:
+    """The attribution that `to_baggage` put into `value`; nobody's for what is no such value."""
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     found = NOBODY
     for member in _members(text):

@@ -7,7 +7,12 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
+
+from tokenmeter.errors import ConfigurationError, shown
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Innermost scope last. An immutable value: tasks and `contextvars.copy_context()` inherit it, nobody mutates it.
 SCOPES: ContextVar[tuple[Any, ...]] = ContextVar("tokenmeter_scopes", default=())
@@ -73,6 +78,32 @@ def runner_of(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     called = getattr(type(function), "__call__", None)  # noqa: B004 - an object may have a coroutine function there
     return next((runner for is_kind, runner in kinds if is_kind(function) or is_kind(called)), _call)
+
+
+def decorate(function: Callable[P, R], block_of: Callable[[Callable[..., Any]], _Block]) -> Callable[P, R]:
+    """`function`, or the method that a `staticmethod` or `classmethod` holds, with each run inside a block of its own.
+
+    Raises:
+        ConfigurationError: not a function; a class, whose methods would run after its block.
+    """
+    if isinstance(function, staticmethod | classmethod):
+        method = cast("Any", function)
+        return cast("Callable[P, R]", type(method)(decorate(method.__func__, block_of)))
+    if inspect.isclass(function) or not callable(function):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ConfigurationError(
+            f"@attribute(...) decorates functions and methods, not {shown(function)}; put it on each method that "
+            "makes calls (of a property: below @property)."
+        )
+    runner, block = runner_of(function), block_of(function)
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return runner(block, function, *args, **kwargs)
+
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        return await runner(block, function, *args, **kwargs)
+
+    inside = coroutine if inspect.iscoroutinefunction(runner) else plain
+    return cast("Callable[P, R]", functools.wraps(function)(inside))
 
 
 def _call(block: _Block, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

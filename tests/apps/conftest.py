@@ -54,6 +54,7 @@ def load(configured, monkeypatch, request):
 def warnings(caplog, monkeypatch):
     """What tokenmeter had to say."""
     monkeypatch.setattr("tokenmeter.attribution._told", set())
+    monkeypatch.setattr("tokenmeter.attribution._empty", None)
     caplog.set_level(logging.WARNING, "tokenmeter")
     return caplog
 

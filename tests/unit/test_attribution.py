@@ -80,6 +80,27 @@ def test_decorated_functions_of_every_kind_run_inside_their_block():
     assert plain.__name__ == "plain"
 
 
+def test_methods_are_decorated_in_any_order_of_decorators():
+    class Agent:
+        @attribute(member="ada")
+        @staticmethod
+        def alone():
+            return current_attribution().member
+
+        @attribute(member="grace")
+        @classmethod
+        async def of_class(cls):
+            return cls, current_attribution().member
+
+        @property
+        @attribute(member="lin")
+        def held(self):
+            return current_attribution().member
+
+    assert (Agent.alone(), Agent().alone(), Agent().held) == ("ada", "ada", "lin")
+    assert asyncio.run(Agent.of_class()) == (Agent, "grace")
+
+
 def test_a_block_inside_a_decorated_generator_holds_from_item_to_item():
     @attribute(route="/job")
     def generator():
@@ -181,6 +202,24 @@ def test_a_value_that_no_report_could_show_is_refused_with_its_name(bad):
 def test_a_tag_must_be_text_too():
     with pytest.raises(ConfigurationError, match="tag 'k'"):
         attribute(tags={"k": 5})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: attribute("ada"), r"attribute\(member='ada'\).*not 'ada'"),
+        (lambda: attribute({"member": "ada"}), r"attribute\(member='ada'\)"),
+        (lambda: attribute(lambda: 1), r"@attribute\(route='/ask'\)"),
+        (lambda: attribute(tags="b"), "tags must be a mapping.*not 'b'"),
+        (lambda: attribute(tags=[("experiment", "b")]), "tags must be a mapping"),
+        (lambda: attribute(member="ada")(type("Agent", (), {})), "on each method"),
+        (lambda: attribute(member="ada")(property(lambda self: 1)), "below @property"),
+    ],
+    ids=["a name", "a mapping", "a bare decorator", "a tag", "pairs", "a class", "a property"],
+)
+def test_what_cannot_be_attributed_to_is_refused_with_the_mend(wrong, said):
+    with pytest.raises(ConfigurationError, match=said):
+        wrong()
 
 
 def test_names_in_any_script_are_fine():

@@ -6,14 +6,8 @@ from typing import Any
 
 from celery import signals  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
-from tokenmeter.attribution import attribute
-from tokenmeter.carrying import BAGGAGE, from_headers, to_headers
-
-
-class _TaskBlock(attribute):
-    """The block around one run of a task."""
-
-    place = "the task (tokenmeter.queues.celery)"
+from tokenmeter.attribution import NOBODY
+from tokenmeter.queues import TaskBlock, find_sender, put_sender
 
 
 def carry_attribution() -> None:
@@ -30,19 +24,21 @@ def carry_attribution() -> None:
 
 
 #: Open blocks of the tasks that this process runs, by task id.
-_running: dict[str, _TaskBlock] = {}
+_running: dict[str, TaskBlock] = {}
 
 
 def _sent(*, headers: dict[str, Any] | None = None, **_: Any) -> None:
     if headers is not None:
-        headers.update(to_headers({BAGGAGE: headers[BAGGAGE]} if headers.get(BAGGAGE) else {}))
+        put_sender(headers)
 
 
 def _starts(*, task_id: str, task: Any, **_: Any) -> None:
     request = task.request
-    baggage: Any = getattr(request, BAGGAGE, None)
-    if baggage and not request.is_eager:  # an eager task runs inside its sender's block
-        block = _running[task_id] = _TaskBlock(from_headers({BAGGAGE: baggage}))
+    if request.is_eager:  # it runs inside its sender's block
+        return
+    sender = find_sender(lambda name: getattr(request, name, None))
+    if sender is not NOBODY:
+        block = _running[task_id] = TaskBlock(sender)
         block.__enter__()
 
 

@@ -7,14 +7,8 @@ from typing import Any
 from dramatiq import Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 
-from tokenmeter.attribution import attribute
-from tokenmeter.carrying import BAGGAGE, from_headers, to_headers
-
-
-class _MessageBlock(attribute):
-    """The block around the processing of one message."""
-
-    place = "the message (tokenmeter.queues.dramatiq)"
+from tokenmeter.attribution import NOBODY
+from tokenmeter.queues import TaskBlock, find_sender, put_sender
 
 
 class AttributionMiddleware(Middleware):
@@ -27,18 +21,18 @@ class AttributionMiddleware(Middleware):
     """
 
     def __init__(self) -> None:
-        self._running: dict[str, _MessageBlock] = {}
+        self._running: dict[str, TaskBlock] = {}
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:  # noqa: ARG002
-        """Put the attribution into the message, unless it has one already: a retry is sent from nowhere."""
-        if not message.options.get(BAGGAGE):
-            message.options.update(to_headers())
+        """Put the attribution into the message, unless it has one already: a retry is sent by its worker."""
+        if find_sender(message.options.get) is NOBODY:
+            put_sender(message.options)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002
         """Open the message's block."""
-        baggage = message.options.get(BAGGAGE)
-        if baggage:
-            block = self._running[message.message_id] = _MessageBlock(from_headers({BAGGAGE: baggage}))
+        sender = find_sender(message.options.get)
+        if sender is not NOBODY:
+            block = self._running[message.message_id] = TaskBlock(sender)
             block.__enter__()
 
     def after_process_message(

@@ -6,8 +6,7 @@ from typing import Any
 
 from rq.job import Job
 
-from tokenmeter.attribution import attribute
-from tokenmeter.carrying import from_headers, to_headers
+from tokenmeter.queues import TaskBlock, find_sender, put_sender
 
 
 class AttributedJob(Job):
@@ -23,10 +22,11 @@ class AttributedJob(Job):
     @classmethod
     def create(cls, *args: Any, **kwargs: Any) -> Job:
         """As `rq.job.Job.create`."""
-        kwargs["meta"] = to_headers(kwargs.get("meta"))
+        meta = kwargs["meta"] = dict(kwargs.get("meta") or {})
+        put_sender(meta)
         return super().create(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
     def perform(self) -> Any:
         """As `rq.job.Job.perform`."""
-        with attribute(from_headers(self.meta)):
+        with TaskBlock(find_sender(self.meta.get)):
             return super().perform()
