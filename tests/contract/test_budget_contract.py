@@ -203,7 +203,22 @@ class TestBounds:
         with pytest.raises(BudgetExceededError) as stop:
             meter.authorize(a_call(model="unknown", size=8))
         assert stop.value.spent == 120
+        (balance,) = meter.remaining()
+        assert (balance.spent, balance.assumed) == (120, 120)
+        assert balance.to_dict()["assumed"] == "120"
         assert meter.audit_budgets() == ()
+
+    def test_what_is_assumed_is_told_apart_per_counter_and_window(self, metered):
+        meter = metered(
+            Budget(member="*", limit_usd=1000, period="total", unbounded="expected"),
+            Budget(limit_usd=1000, period="rolling-1h", unbounded="expected"),
+            Budget(limit_tokens=10**6, period="total", unbounded="expected"),
+        )
+        spend(meter, a_call("ada"), 5)
+        meter.settle(meter.authorize(a_call("ada", model="new")), answered(7, model="new"))
+        spend(meter, a_call("bob"), 3)
+        told = {(one.unit, one.scope.get("member"), one.assumed) for one in meter.remaining()}
+        assert told == {("usd", "ada", 7), ("usd", "bob", 0), ("usd", None, 7), ("tokens", None, 0)}
 
     def test_a_price_found_later_replaces_the_dearest_rate(self, metered, store):
         meter = metered(Budget(limit_usd=1000, unbounded="expected"))
@@ -220,7 +235,7 @@ class TestBounds:
             cost_source="computed",
         )
         store.settle(correction, meter.budgets.postings(correction))
-        assert meter.remaining()[0].spent == 6
+        assert (meter.remaining()[0].spent, meter.remaining()[0].assumed) == (6, 0)
 
     def test_expected_holds_learn_what_a_route_really_uses(self, metered, store):
         meter = metered(Budget(limit_tokens=10**6, estimate="expected"))

@@ -1,6 +1,7 @@
 """`tokenmeter budgets ...`: budgets are set, applied, ended and looked into from the command line."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,19 @@ def test_a_dry_run_before_there_is_a_ledger_says_so_and_makes_none(run, ledger):
     assert f"There is no ledger at {ledger}/new.db yet: everything would be new." in shown
     assert "a: would be set, version 1: all calls, limit_usd=5, period=month" in shown
     assert not Path("new.db").exists()
+
+
+def test_the_list_says_how_much_of_it_has_no_known_price(run):
+    run("budgets", "set", "all", "limit_usd=5", "period=total")
+    assert "assumed" not in run("budgets", "--tz", "UTC")
+    usage = {"prompt_tokens": 1000, "completion_tokens": 0, "total_tokens": 1000}
+    Path("answer.json").write_text(json.dumps({"model": "not-priced", "usage": usage}), encoding="utf-8")
+    run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions")
+    shown, (balance,) = run("budgets"), json.loads(run("budgets", "--json"))
+    assert Decimal(balance["assumed"]) > 0
+    assert Decimal(balance["spent"]) == 2 + Decimal(balance["assumed"])
+    assert "assumed" in shown
+    assert f"${balance['assumed']}" in shown
 
 
 def test_credit_is_granted(run):

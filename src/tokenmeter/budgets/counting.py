@@ -10,7 +10,16 @@ from decimal import Decimal
 
 from tokenmeter.budgets.bounds import picodollars
 from tokenmeter.budgets.holds import TAKEN_BACK, Fault
-from tokenmeter.budgets.matching import Cap, Matcher, Subject, is_fingerprint, parse_scope, scope_text, value_fits
+from tokenmeter.budgets.matching import (
+    Cap,
+    CapIndex,
+    Matcher,
+    Subject,
+    is_fingerprint,
+    parse_scope,
+    scope_text,
+    value_fits,
+)
 from tokenmeter.budgets.policy import Unit, amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
@@ -134,12 +143,44 @@ def _counted(
         values = _values(scope, others, dict(zip(by, group, strict=True)))
         if values is not None:
             yield scope_text({**scope, **values}), _amount(cap.unit, found, kind)
-    # What no sum tells: tokens without a price, and estimates that were taken back.
+    for entry in _beyond_sums(since, until, where, store):
+        matched = Matcher(scope)(Subject.of_entry(entry))
+        if matched is not None:
+            yield scope_text(matched), spent_by(entry, cap.unit, pricer) - _summed(entry, cap.unit)
+
+
+def _beyond_sums(
+    since: datetime, until: datetime, where: Mapping[str, frozenset[str | None]], store: Store
+) -> Iterator[Entry]:
+    """Entries that may count otherwise than sums tell: tokens without a price, and estimates that were taken back."""
     for more in ({"cost_source": frozenset[str | None]({"unpriced"})}, {"kind": frozenset[str | None]({"correction"})}):
-        for entry in store.entries(EntryFilter(since=since, until=until, where=where | more)):
-            matched = Matcher(scope)(Subject.of_entry(entry))
-            if matched is not None and ("kind" in more or entry.kind != "correction"):
-                yield scope_text(matched), spent_by(entry, cap.unit, pricer) - _summed(entry, cap.unit)
+        for entry in store.entries(EntryFilter(since=since, until=until, where={**where, **more})):
+            if "kind" in more or entry.kind != "correction":
+                yield entry
+
+
+def assumed(caps: Iterable[Cap], now_us: int, *, store: Store, pricer: Pricer) -> dict[CounterKey, int]:
+    """What counters of dollars hold beyond what entries cost, in the windows of an instant.
+
+    That is what has no known price, at the dearest known one, and what was held for calls whose usage nobody knows.
+    """
+    counting = [cap for cap in caps if cap.unit == "usd"]
+    spans = [span for cap in counting for span in cap.spans(now_us)]
+    found: defaultdict[CounterKey, int] = defaultdict(int)
+    if not spans:
+        return found
+    since = from_microseconds(min(start for start, _ in spans))
+    unpriced = EntryFilter(where={"cost_source": frozenset[str | None]({"unpriced"})})
+    if not store.aggregate([since, END], (), unpriced):  # the sums tell that at once
+        return found
+    index, here = CapIndex(counting), {(cap.counter_name, start) for cap in counting for start, _ in cap.spans(now_us)}
+    for entry in _beyond_sums(since, END, {}, store):
+        amount = spent_by(entry, "usd", pricer) - _summed(entry, "usd")
+        for cap, scope in index.find(Subject.of_entry(entry), entry.occurred_at) if amount else ():
+            for key, _ in cap.keys(scope, microseconds(entry.occurred_at)):
+                if (key.budget, key.window_start) in here:
+                    found[key] += amount
+    return found
 
 
 def _is_exact(name: str, value: str) -> bool:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-from tokenmeter.budgets.counting import BEGINNING, END, tally
+from tokenmeter.budgets.counting import BEGINNING, END, assumed, tally
 from tokenmeter.budgets.limits import NO_CAP, LimitUnknownError
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
@@ -39,6 +39,8 @@ class Balance:
         unit: ``usd``, ``tokens``, ``requests`` or ``in_flight``.
         limit: The limit, grants of this window included, in `unit`; infinite for a member without a cap.
         spent: What settled calls have used in this window, in `unit`.
+        assumed: How much of it is in no entry: what has no known price yet, at the dearest known one, and what was held
+            for calls whose usage nobody knows. Zero in units other than dollars.
         reserved: What calls in flight hold, in `unit`.
         remaining: What is left, ``limit - spent - reserved``; negative when a soft budget is passed.
         window_start: Aware UTC; None for a budget that never resets.
@@ -60,6 +62,7 @@ class Balance:
     resets_at: datetime | None
     hard: bool
     limit_known: bool = True
+    assumed: Decimal = Decimal(0)
 
     def full_at(self, now: datetime) -> datetime | None:
         """When it is used up if its window goes on as it went until `now`; may lie after `resets_at`.
@@ -85,6 +88,7 @@ class Balance:
         facts = {
             "limit": self._amount(self.limit) if self.limit_known else "not known here",
             "spent": self._amount(self.spent),
+            "of it assumed": self._amount(self.assumed) if self.assumed else None,
             "reserved": self._amount(self.reserved),
             "left": self._amount(self.remaining) if self.limit_known else "not known here",
             "resets": f"{self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else None,
@@ -103,7 +107,7 @@ class Balance:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: amounts as decimal strings, instants in ISO 8601; None for what is not known."""
         amounts: dict[str, str | None] = {
-            name: f"{getattr(self, name):f}" for name in ("limit", "spent", "reserved", "remaining")
+            name: f"{getattr(self, name):f}" for name in ("limit", "spent", "assumed", "reserved", "remaining")
         }
         if not self.limit_known:
             amounts["limit"] = amounts["remaining"] = None
@@ -150,14 +154,18 @@ def balances(
     chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
     listed = _listed(store, {cap.counter_name for cap in chosen}) if chosen else {}
     names = key_names(store) if any("api_key" in cap.budget.scope for cap in chosen) else {}
-    return [
-        _balance(cap, parse_scope(text), counters, limit_of, names)
+    beyond = assumed(chosen, now, store=store, pricer=pricer)
+    found = [
+        _balance(cap, parse_scope(text), counters, limit_of, beyond)
         for cap in chosen
         for text, counters in sorted(
             _counters(cap, wanted, now, listed, named=named(cap), store=store, pricer=pricer).items()
         )
         if _is_wanted_key(parse_scope(text).get("api_key"), wanted.get("api_key"), names)
     ]
+    for balance in found if names else ():
+        balance.scope.update((name, _shown(name, value, names)) for name, value in balance.scope.items())
+    return found
 
 
 def key_names(store: Store) -> dict[str, list[str]]:
@@ -266,7 +274,7 @@ def _balance(
     scope: dict[str, str],
     counters: Mapping[tuple[CounterKey, int | None], Counter],
     limit_of: LimitOf,
-    names: Mapping[str, Sequence[str]],
+    beyond: Mapping[CounterKey, int],
 ) -> Balance:
     # Of windows that are equally full the last one: what they share is forgotten with it.
     (key, end), counter = max(counters.items(), key=lambda pair: (_taken(pair[1]), pair[0][1] or 0))
@@ -278,7 +286,7 @@ def _balance(
     unlimited = limit >= NO_CAP
     return Balance(
         budget=cap.budget.name,
-        scope={name: _shown(name, value, names) for name, value in scope.items()},
+        scope=scope,
         unit=cap.unit,
         limit=_UNLIMITED if unlimited else amount_of(cap.unit, limit),
         spent=amount_of(cap.unit, counter.settled),
@@ -288,6 +296,7 @@ def _balance(
         resets_at=None if end is None else from_microseconds(end),
         hard=cap.budget.hard,
         limit_known=known,
+        assumed=amount_of(cap.unit, beyond.get(key, 0)),
     )
 
 

@@ -282,6 +282,7 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
             markup=False,
         )
         return
+    any_assumed = any(balance.assumed for balance in found)
     lines: list[list[str | ProgressBar]] = []
     for balance in found:
         scope = ", ".join(f"{name}={value}" for name, value in balance.scope.items()) or "all calls"
@@ -294,6 +295,7 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 visible(balance.budget),
                 visible(scope),
                 unit_amount(used, balance.unit),
+                *((unit_amount(balance.assumed, balance.unit) if balance.assumed else "",) if any_assumed else ()),
                 (unit_amount(balance.limit, balance.unit) if balance.limit_known else "not known here")
                 + ("" if balance.hard else " (soft)"),
                 unit_amount(balance.remaining, balance.unit) if balance.limit_known else "",
@@ -302,8 +304,8 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 resets,
             ]
         )
-    heads = ("budget", "scope", "used", "limit", "left", "%", "", "resets")
-    show_table(heads, lines, figures=heads[2:6], whole=("budget", "scope", "resets"))
+    figures = ("used", *(("assumed",) if any_assumed else ()), "limit", "left", "%")
+    show_table(("budget", "scope", *figures, "", "resets"), lines, figures=figures, whole=("budget", "scope", "resets"))
 
 
 def _part(balance: Balance) -> Decimal:

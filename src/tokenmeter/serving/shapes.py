@@ -126,6 +126,7 @@ class BalanceShape(ResponsePart):
     unit: Literal["usd", "tokens", "requests", "in_flight"]
     limit: Amount | None = Field(description="null = no cap")
     spent: Amount
+    assumed: Amount = Field(description="How much of `spent` has no known price yet, at the dearest known one")
     reserved: Amount = Field(description="What calls in flight hold")
     remaining: Amount | None
     window_start: datetime | None
