@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, TABLE, WHO, AccountArguments, Who, WhoArguments
 
 PACKAGE = Path(__file__).parent.parent / "src" / "tokenmeter"
@@ -24,12 +26,18 @@ EDIT = (
     ("    route: str | None\n", "    department: str | None\n    route: str | None\n"),
     ("    api_key: str | None\n", "    department: str | None\n    api_key: str | None\n"),
 )
-#: ... and the migration that CONTRIBUTING asks for.
-MIGRATION = """
+#: ... and the migrations that CONTRIBUTING asks for, one an engine.
+SQLITE = """
 ALTER TABLE accounts ADD COLUMN department INTEGER REFERENCES names (id);
 DROP VIEW contexts;
 """
+POSTGRES = "ALTER TABLE accounts ADD COLUMN department bigint;\n"
 JOIN = "LEFT JOIN names AS d ON d.id = a.department;"
+MIGRATE = """
+import sys
+from tokenmeter.stores.postgres import admin
+admin.migrate(sys.argv[1])
+"""
 
 OLD = """
 import sys, tokenmeter
@@ -45,9 +53,12 @@ meter.close()
 """
 
 NEW = """
-import json, sys, tokenmeter
+import json, pathlib, sys, tempfile, tokenmeter
 from tokenmeter.billing import late_entries
+from tokenmeter.dashboard.overview import RANKED
 from tokenmeter import Budget, attribute
+from tokenmeter.openai import OpenAI
+from tokenmeter.testing import FakeProvider
 usage = {"prompt_tokens": 1000000, "completion_tokens": 0, "total_tokens": 1000000}
 call = {"provider": "openai", "endpoint": "chat.completions", "model": "gpt-4o-mini"}
 meter = tokenmeter.configure(
@@ -59,16 +70,29 @@ before = tokenmeter.verify().ok
 for department in ("sales", None):
     with attribute(member="ada", department=department):
         tokenmeter.record(usage, **call, at="2026-04-02T10:00Z")
+live = []
+with FakeProvider() as fake, OpenAI(base_url=fake.openai_url, api_key="sk-test") as client:
+    for department in ("sales", "sales", "legal", "legal", "sales", None):  # calls alike but for that
+        with attribute(member="bob", department=department):
+            client.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "Hi"}])
+        live.append(next(iter(tokenmeter.entries(newest_first=True))).attribution.department)
+with tempfile.TemporaryDirectory() as folder:
+    tokenmeter.export_focus(folder, period="2026-04")
+    (rows,) = pathlib.Path(folder).glob("cost_and_usage*.csv")
+    focus = rows.read_text().splitlines()[0].split(",")
 report = tokenmeter.report(by="department,member", period="2026-04")
 print(json.dumps({
     "before": before,
     "after": [str(fault) for fault in tokenmeter.verify().faults],
     "groups": sorted(str(row.group.get("department")) for row in report.rows),
-    "filtered": tokenmeter.report(where={"department": "sales"}).totals.requests,
+    "live": live,
+    "focus": [name for name in focus if name.startswith("x_D")],
+    "ranked": "department" in RANKED,
+    "filtered": tokenmeter.report(where={"department": "sales"}, period="2026-04").totals.requests,
     "old": tokenmeter.report(period="2026-03").totals.requests,
     "untold": len(late_entries(meter.store)),
     "invoice": str(tokenmeter.invoice(period="2026-04", department="sales").scope),
-    "entries": sorted(str(entry.attribution.department) for entry in tokenmeter.entries()),
+    "entries": sorted(str(entry.attribution.department) for entry in tokenmeter.entries(until="2026-05-01")),
     "counted": [state.scope for state in tokenmeter.remaining()],
 }))
 meter.close()
@@ -82,33 +106,66 @@ def test_the_table_names_what_the_typed_fields_and_arguments_name():
     assert set(AccountArguments.__annotations__) == set(ACCOUNTS)
 
 
-def test_a_dimension_is_one_edit_in_one_file_and_a_migration(tmp_path):
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+def test_a_dimension_is_one_edit_in_one_file_and_a_migration(engine, tmp_path, request):
     """`department`, added to a copy: attribution, budget, multiplier, report, filter and invoice know it at once."""
-    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    on_server = engine == "postgres"
+    ledger = request.getfixturevalue("postgres_url") if on_server else f"sqlite:///{tmp_path / 'ledger.db'}"
     _run(OLD, ledger, PACKAGE.parent)
 
     copy = tmp_path / "copy" / "tokenmeter"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     _edit(copy / "dimensions.py", *EDIT)
-    folder = copy / "stores" / "sqlite"
-    (first,) = (folder / "sql").glob("0001_*.sql")
-    script = first.read_text(encoding="utf-8")
-    view = script[script.index("CREATE VIEW contexts") :]
-    view = view[: view.index(";")].replace("AS project,", "AS project, d.value AS department,")
-    number = len(list((folder / "sql").glob("*.sql"))) + 1
-    (folder / "sql" / f"{number:04d}_department.sql").write_text(f"{MIGRATION}{view} {JOIN}", encoding="utf-8")
-    _edit(folder / "schema.py", (f"SCHEMA_VERSION = {number - 1}\n", f"SCHEMA_VERSION = {number}\n"))
+    if on_server:
+        _migrate_server(copy / "stores" / "postgres" / "sql")
+        _run(MIGRATE, ledger, copy.parent)
+    else:
+        _migrate_file(copy / "stores" / "sqlite")
 
     said = json.loads(_run(NEW, ledger, copy.parent))
     assert said["before"] is True, "an old ledger verifies"
     assert said["after"] == []
     assert said["groups"] == ["None", "sales"]
+    assert said["live"] == ["sales", "sales", "legal", "legal", "sales", None]
+    assert said["focus"] == ["x_Department"]
+    assert said["ranked"]
     assert said["filtered"] == 1
     assert said["old"] == 2
     assert said["untold"] == 0, "a period closed before knows what it told"
     assert said["invoice"] == "{'department': 'sales'}"
     assert said["entries"] == ["None", "None", "None", "sales"]
     assert {"department": "sales"} in said["counted"]
+
+
+def _migrate_file(room):
+    (first,) = (room / "sql").glob("0001_*.sql")
+    view = _statement(first, "CREATE VIEW contexts", ";").replace("AS project,", "AS project, d.value AS department,")
+    number = len(list((room / "sql").glob("*.sql"))) + 1
+    (room / "sql" / f"{number:04d}_department.sql").write_text(f"{SQLITE}{view} {JOIN}", encoding="utf-8")
+    _edit(room / "schema.py", (f"SCHEMA_VERSION = {number - 1}\n", f"SCHEMA_VERSION = {number}\n"))
+
+
+def _migrate_server(folder):
+    """What is replaced keeps who may read and call it: the view has the new column last, the function its arguments."""
+    (first,), (second,) = folder.glob("0001_*.sql"), folder.glob("0002_*.sql")
+    view = _statement(first, "CREATE VIEW contexts", ";").replace(
+        "END AS api_key\n", "END AS api_key, d.value AS department\n"
+    )
+    function = (
+        _statement(second, "CREATE FUNCTION define", "\nEND $$;")
+        .replace("project, route,", "project, route, department,", 1)
+        .replace("named(said, 'route'),", "named(said, 'route'), named(said, 'department'),")
+        .replace("route = excluded.route,", "route = excluded.route, department = excluded.department,")
+    )
+    number = len(list(folder.glob("*.sql"))) + 1
+    script = f"{POSTGRES}{view} {JOIN}\n{function}\nEND $$;\n".replace("\nCREATE ", "\nCREATE OR REPLACE ")
+    (folder / f"{number:04d}_0.2.0_department.sql").write_text(script, encoding="utf-8")
+
+
+def _statement(path, begin, end):
+    text = path.read_text(encoding="utf-8")
+    found = text[text.index(begin) :]
+    return found[: found.index(end)]
 
 
 #: A column and a token class, each one edit.

@@ -11,8 +11,10 @@ accounts in columns. tests/test_dimensions.py does just that, on a copy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypedDict
+from operator import attrgetter
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 
 class Dimension(NamedTuple):
@@ -106,6 +108,8 @@ DIMENSIONS = tuple(one.name for one in TABLE)
 WHO = tuple(one.name for one in TABLE if one.of == "who")
 #: Those of them that entries share.
 KEPT_WHO = tuple(one.name for one in TABLE if one.of == "who" and not one.entrywise)
+#: Their values in an attribution or an account, in that order.
+kept_who: Callable[[Any], tuple[str | None, ...]] = attrgetter(*KEPT_WHO)
 #: What an invoice can be made out to.
 ACCOUNTS = tuple(one.name for one in TABLE if one.invoiced)
 #: What a budget can be about.

@@ -277,8 +277,8 @@ def _buyers(table: Any, where: str) -> dict[str, Party]:
     for dimension, accounts in cast("Mapping[str, Any]", table).items():
         if dimension not in ACCOUNTS or not isinstance(accounts, Mapping):
             raise ConfigurationError(
-                f"{where}.{dimension}: write [billing.buyers.member.ada], with member, team, organization, project or "
-                "api_key in the middle."
+                f"{where}.{dimension}: write [billing.buyers.member.ada], with one of {', '.join(ACCOUNTS)} "
+                "in the middle."
             )
         for name, row in cast("Mapping[str, Any]", accounts).items():
             found[f"{dimension}={name}"] = Party.parse(row, where=f"{where}.{dimension}.{name}")

@@ -17,6 +17,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, 
 from tokenmeter.cli.frame import app as main
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
+from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, number_text
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
@@ -373,7 +374,7 @@ def erase(
     dimension: Annotated[
         str,
         typer.Argument(
-            help="member, end_user, team, organization, project, route, api_key or tag:NAME.",
+            help=f"{', '.join(WHO)}, api_key or tag:NAME.",
             show_default=False,
         ),
     ],

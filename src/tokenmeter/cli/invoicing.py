@@ -40,12 +40,12 @@ Number = Annotated[str, typer.Argument(help="Invoice number, such as INV-00001."
 Account = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Whose: FIELD=VALUE with member, team, organization, project or api_key.",
+        help=f"Whose: FIELD=VALUE with one of {', '.join(ACCOUNTS)}.",
         autocompletion=complete_account,
     ),
 ]
 Each = Annotated[
-    str | None, typer.Option("--by", "-b", help="An invoice for every member, team, organization, project or api_key.")
+    str | None, typer.Option("--by", "-b", help=f"An invoice for every account of this kind: {', '.join(ACCOUNTS)}.")
 ]
 LinesBy = Annotated[str, typer.Option("--lines-by", help="Break lines down by these accounts, such as member.")]
 Currency = Annotated[str | None, typer.Option("--currency", help="Instead of the settings' currency.")]

@@ -11,13 +11,13 @@ from tokenmeter.dashboard.explore import Finding, explore
 from tokenmeter.dashboard.questions import Question
 from tokenmeter.dashboard.reading import ReportReader, per_value
 from tokenmeter.dashboard.view import View
-from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, KEPT_WHO
 from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.reports import Row
 from tokenmeter.stores.base import Aggregate, Store
 
-#: Dimensions ranked on the overview, in its order.
-RANKED = ("model", "member", "api_key", "route", "team", "project", "organization")
+#: Dimensions ranked on the overview, in its order; any other that entries share comes behind.
+RANKED = tuple(dict.fromkeys(("model", "member", "api_key", "route", "team", "project", "organization", *KEPT_WHO)))
 #: Ranked even when nothing names them.
 _ALWAYS = 4
 _TOP = 6

@@ -24,7 +24,7 @@ from tokenmeter.dashboard.questions import MEASURES, Measure, Question
 from tokenmeter.dashboard.reading import Memory, ReportReader
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
 from tokenmeter.dashboard.view import View, canonical, label_of
-from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
+from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
@@ -38,7 +38,7 @@ T = TypeVar("T")
 _PAGE = 50
 _LAST = 10
 #: What has a page of its own.
-_ACCOUNTS = ("member", "api_key", "team", "project", "organization", "end_user", "route")
+_ACCOUNTS = tuple(dict.fromkeys(("member", "api_key", "team", "project", "organization", "end_user", "route", *WHO)))
 _MOST_ROWS = 500
 
 

@@ -19,7 +19,7 @@ from tokenmeter.budgets.bounds import Sizes
 from tokenmeter.budgets.holds import Demands, PlannedHold, unanswered
 from tokenmeter.budgets.holds import Sent as Leaving
 from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
-from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS, kept_who
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing
 from tokenmeter.meter.recording import UNKNOWN, usage_text
@@ -254,7 +254,7 @@ class Plans:
             more = (also, *[who.end_user if name == "end_user" else who.tags.get(name[4:]) for name in also])
         if self._by_whom:
             return (*parts, who, more)
-        return (*parts, who.member, who.team, who.organization, who.project, who.route, more)
+        return (*parts, *kept_who(who), more)
 
     def _names(self) -> tuple[str, ...]:
         """By which end users and tags calls have to be told apart: a budget is about them, or they are required."""

@@ -16,6 +16,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.reports.export import Manifest, Origin, write
 from tokenmeter.reports.fields import Field
 from tokenmeter.reports.focus_rows import (
+    OWNER_FIELDS,
     BillingMonth,
     CostRow,
     FocusSums,
@@ -242,22 +243,27 @@ def _invoice(books: FocusSums, version: str) -> list[Field[CostRow]]:
 
 
 def _custom(head: str | None) -> list[Field[CostRow]]:
-    return [
+    """Columns that FOCUS lacks, by name; an organization is FOCUS's billing account."""
+    whose = [_dimension(name) for name in OWNER_FIELDS if name != "organization"]
+    columns: list[Field[CostRow]] = [
+        *whose,
         Field("x_ApiKey", "text", lambda row: row.key.owner.api_key),
         Field("x_ApiKeyFingerprint", "text", lambda row: row.key.owner.api_key_fingerprint),
         Field("x_ChargeKey", "text", lambda row: row.charge_key),
         Field("x_CostSource", "text", lambda row: row.key.sku.cost_source),
         Field("x_LedgerHash", "text", lambda _: head),
-        Field("x_Member", "text", lambda row: row.key.owner.who.member),
         Field("x_Model", "text", lambda row: row.key.sku.model),
         Field("x_PlatformMultiplier", "price", lambda row: row.key.sku.platform_multiplier),
-        Field("x_Project", "text", lambda row: row.key.owner.who.project),
         Field("x_Quantity", "quantity", lambda row: row.quantity if row.key.kind == "usage" else None),
         Field("x_RequestCount", "integer", lambda row: row.requests, summed=True),
         Field("x_ServiceTier", "text", lambda row: row.key.sku.service_tier),
-        Field("x_Team", "text", lambda row: row.key.owner.who.team),
         Field("x_Unit", "text", lambda row: row.key.sku.unit),
     ]
+    return sorted(columns, key=lambda column: column.name)
+
+
+def _dimension(name: str) -> Field[CostRow]:
+    return Field(f"x_{name.title().replace('_', '')}", "text", lambda row: row.key.owner.about(name))
 
 
 def invoice_detail_fields(books: FocusSums) -> list[Field[InvoiceLine]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenmeter.usage import Quantity
 
 #: What rows are told apart by, beside key and tags: a row for every route and customer's customer would be too many.
-_OF_FOCUS = tuple(name for name in ACCOUNTS if name in WHO)
+OWNER_FIELDS = tuple(name for name in ACCOUNTS if name in WHO)
 
 
 class Sku(NamedTuple):
@@ -190,7 +190,7 @@ def _owner(entry: Entry) -> Owner:
     return Owner(
         None if key is None else key.label,
         None if key is None else key.fingerprint,
-        Attribution(tags=who.tags, **{name: getattr(who, name) for name in _OF_FOCUS}),
+        Attribution(tags=who.tags, **{name: getattr(who, name) for name in OWNER_FIELDS}),
     )
 
 

@@ -15,6 +15,7 @@ from mcp.types import Tool, ToolAnnotations
 from pydantic import Field
 
 from tokenmeter import prices
+from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import TokenmeterError
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
@@ -37,9 +38,8 @@ Until = Annotated[str | None, Field(description="First instant after the end")]
 Where = Annotated[
     list[str],
     Field(
-        description="DIMENSION=VALUE: provider, model, member, team, organization, project, route, end_user, api_key, "
-        "service_tier, status, kind, sku_meter or tag:NAME. Values of one dimension are alternatives; nothing after = "
-        "means not set; != means all others.",
+        description=f"DIMENSION=VALUE: {', '.join(DIMENSIONS)} or tag:NAME. Values of one dimension are alternatives; "
+        "nothing after = means not set; != means all others.",
     ),
 ]
 Zone = Annotated[str, Field(description="IANA time zone of the calendar")]

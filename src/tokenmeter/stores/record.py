@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from tokenmeter.attribution import ApiKey, Attribution
-from tokenmeter.dimensions import KEPT_WHO
+from tokenmeter.dimensions import KEPT_WHO, kept_who
 from tokenmeter.ledger import COLUMNS, Charge, Claim, CounterKey, Entry, Reservation
 from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.providers.wire import type_of
@@ -47,7 +47,6 @@ _KEY = ("api_key_fingerprint", "api_key_last4", "api_key_alias")
 _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
 
 
-_kept_who: Callable[[Any], tuple[str | None, ...]] = attrgetter(*KEPT_WHO)
 _of_entry: Callable[[Entry], tuple[str | None, ...]] = attrgetter(*_CALL, "cost_source", "price_list_hash")
 _columns_of: Callable[[Entry], tuple[str | int | None, ...]] = attrgetter(*COLUMNS)
 _of_key: Callable[[ApiKey], tuple[str | None, ...]] = attrgetter("fingerprint", "last4", "alias")
@@ -96,7 +95,7 @@ class Account(_tuple_of(_FIELDS)):  # type: ignore[misc]
             entry.status,
             entry.service_tier,
             entry.cost_source,
-            *_kept_who(entry.attribution),
+            *kept_who(entry.attribution),
             None if key is None else key.fingerprint,
             None if key is None else key.last4,
             None if key is None else key.alias,
@@ -349,7 +348,7 @@ class Definitions:
     def account_of(self, entry: Entry) -> str:
         """The digest of an entry's account. Quick for one that was asked for before."""
         key = entry.api_key
-        seen = (_of_entry(entry), _kept_who(entry.attribution), None if key is None else _of_key(key))
+        seen = (_of_entry(entry), kept_who(entry.attribution), None if key is None else _of_key(key))
         known = self._of_entries.get(seen)
         if known is None:
             known = self.account(Account.of(entry))
