@@ -14,6 +14,8 @@ from tokenmeter.reconciliation.paging import ReportPages
 
 
 class HTTPError(Exception):
+    request: str | None = None
+
     def __init__(self, status, **headers):
         super().__init__(f"HTTP {status}")
         self.status_code = status
@@ -56,9 +58,40 @@ def test_a_refused_key_says_that_reports_need_an_admin_key():
         ReportPages().get("x", {}, failing(HTTPError(403)))
 
 
-def test_an_error_that_will_not_pass_is_raised_at_once():
-    with pytest.raises(HTTPError):
-        ReportPages(sleep=pytest.fail).get("x", {}, failing(HTTPError(400)))
+@pytest.mark.parametrize(
+    "said", ["Wed, 21 Oct 2015 07:28:00 -0000", "nan", "-5", "soon", "", "Wed, 99 Oct 2015 07:28:00 GMT", "inf"]
+)
+def test_whatever_a_host_says_of_when_to_come_back_is_a_wait_of_some_seconds(said):
+    waits = []
+    ReportPages(sleep=waits.append).get("x", {}, failing(HTTPError(429, retry_after=said)))
+    (wait,) = waits
+    assert 0 <= wait <= 120
+
+
+def test_an_error_that_will_not_pass_is_told_at_once_and_is_the_cause():
+    wrong = HTTPError(400)
+    with pytest.raises(ReconciliationError, match=r"did not show x \(HTTP 400\); nothing was compared") as told:
+        ReportPages(sleep=pytest.fail).get("x", {}, failing(wrong))
+    assert told.value.__cause__ is wrong
+
+
+def test_a_provider_that_keeps_refusing_is_told_with_its_error():
+    with pytest.raises(ReconciliationError, match="HTTP 429"):
+        ReportPages(sleep=lambda _: None).get("x", {}, failing(*[HTTPError(429)] * 20))
+
+
+def test_a_host_that_does_not_answer_is_told():
+    lost = HTTPError(None)
+    lost.request = "GET https://one.example"  # as the SDKs' errors have it that no answer came for
+    with pytest.raises(ReconciliationError, match="cannot be reached"):
+        ReportPages().get("x", {}, failing(lost))
+
+
+def test_an_answer_that_is_no_report_is_not_remembered(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    with pytest.raises(ReconciliationError, match="no list of data"):
+        ReportPages(resume=path).get("x", {}, lambda: {"data": None})
+    assert ReportPages(resume=path).get("x", {}, lambda: {"data": [1]}) == {"data": [1]}
 
 
 def test_an_async_client_is_refused_in_words():
@@ -161,3 +194,120 @@ def test_an_amount_in_another_currency_is_not_read_as_dollars(meter):
         meter.store, provider="openai", period="2026-10", source=Client(None), exchange_rates={"eur": "1.10"}
     )
     assert outcome.theirs.cost == Decimal("1.65")
+
+
+DAY = 86_400
+OCTOBER = 1_790_812_800
+
+
+def told_by_openai(day=0, **more):
+    """A bucket of OpenAI's usage or costs, on a day of October 2026."""
+    row = {"model": "gpt-5", "num_model_requests": 1, "input_tokens": 5, "output_tokens": 1, **more}
+    return {"start_time": OCTOBER + day * DAY, "end_time": OCTOBER + (day + 1) * DAY, "results": [row]}
+
+
+def told_by_anthropic(day=0, **more):
+    """The same of Anthropic's older reports."""
+    row = {"model": "claude-sonnet-5", "uncached_input_tokens": 5, "output_tokens": 1, "amount": "1.5", **more}
+    row |= {"currency": "USD", "cost_type": "tokens", "token_type": "output_tokens"}
+    starts, ends = (f"2026-10-{number:02d}T00:00:00Z" for number in (day + 1, day + 2))
+    return {"starting_at": starts, "ending_at": ends, "results": [row]}
+
+
+class Paged(Broken):
+    """A client whose reports have pages: `page(number)` gives one by the number in its token."""
+
+    def get(self, path, *, cast_to):
+        del cast_to
+        return self.page(int(path.rpartition("page=")[2]) if "page=" in path else 0)
+
+
+TOLD = {
+    "openai": lambda day=0, **more: told_by_openai(
+        day, **{"line_item": "gpt-5, input", "amount": {"value": 1}, **more}
+    ),
+    "anthropic": told_by_anthropic,
+}
+
+
+def compared(meter, provider, page):
+    return reconcile(meter.store, provider=provider, period="2026-10", source=Paged(page))
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3], ids=lambda pages: f"{pages} in turn")
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_pages_that_come_again_under_ever_new_tokens_are_no_endless_month(meter, provider, pages):
+    def page(number):
+        return {"data": [TOLD[provider](number % pages)], "has_more": True, "next_page": str(number + 1)}
+
+    with pytest.raises(ReconciliationError, match="again and again"):
+        compared(meter, provider, page)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_empty_pages_are_passed_over_but_not_for_ever(meter, provider):
+    def thin(number):
+        data = [TOLD[provider](number)] if number % 3 == 0 else []
+        return {"data": data, "has_more": number < 9, "next_page": str(number + 1) if number < 9 else None}
+
+    assert compared(meter, provider, thin).theirs.tokens == 6 * 4 * (3 if provider == "openai" else 1)
+    with pytest.raises(ReconciliationError, match="again and again"):
+        compared(meter, provider, lambda number: {"data": [], "has_more": True, "next_page": str(number + 1)})
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_day_that_two_pages_have_counts_once_and_is_told(meter, provider):
+    """A cursor that is off by one: page 0 has days 0 and 1, page 1 days 1 and 2."""
+
+    def page(number):
+        data = [TOLD[provider](number), TOLD[provider](number + 1)]
+        return {"data": data, "has_more": number == 0, "next_page": None if number else "1"}
+
+    once = compared(meter, provider, lambda _: {"data": [TOLD[provider](day) for day in range(3)], "has_more": False})
+    found = compared(meter, provider, page)
+    assert (found.theirs.tokens, found.theirs.cost) == (once.theirs.tokens, once.theirs.cost)
+    assert any("on an earlier page as well" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_days_that_nobody_asked_for_are_left_out_and_told(meter, provider):
+    asked = compared(meter, provider, lambda _: {"data": [TOLD[provider](0)], "has_more": False})
+    more = told_by_openai(40, line_item="gpt-5, input", amount={"value": 1})
+    if provider == "anthropic":
+        more = {**told_by_anthropic(), "starting_at": "2026-11-10T00:00:00Z", "ending_at": "2026-11-11T00:00:00Z"}
+    found = compared(meter, provider, lambda _: {"data": [TOLD[provider](0), more], "has_more": False})
+    assert (found.theirs.tokens, found.theirs.cost) == (asked.theirs.tokens, asked.theirs.cost)
+    assert any("outside 2026-10" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "tokens"),
+    [
+        ({"num_model_requests": None, "requests": None}, 6),
+        ({"input_tokens": None, "uncached_input_tokens": None}, 1),
+        ({"input_tokens": "5", "uncached_input_tokens": "5", "output_tokens": "1"}, 6),
+        ({"input_cached_tokens": None, "cache_creation": None, "server_tool_use": None}, 6),
+        ({"cache_creation": {"ephemeral_5m_input_tokens": None}}, 6),
+    ],
+    ids=["requests", "input", "texts", "nulls", "a null within"],
+)
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_counts_that_are_null_or_text_are_read(meter, provider, more, tokens):
+    found = compared(meter, provider, lambda _: {"data": [TOLD[provider](**more)], "has_more": False})
+    kinds = 3 if provider == "openai" else 1  # completions, embeddings, moderations
+    assert found.theirs.tokens == kinds * tokens
+
+
+@pytest.mark.parametrize("amount", [None, "", "NaN", float("nan"), "Infinity", True, "much"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_an_amount_that_is_none_is_never_zero(meter, provider, amount):
+    told = {"amount": {"value": amount}} if provider == "openai" else {"amount": amount}
+    with pytest.raises(ReconciliationError):
+        compared(meter, provider, lambda _: {"data": [TOLD[provider](**told)], "has_more": False})
+
+
+@pytest.mark.parametrize("count", [-1, "1.5", True, "many"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_count_that_is_none_is_refused(meter, provider, count):
+    with pytest.raises(ReconciliationError, match="output_tokens"):
+        compared(meter, provider, lambda _: {"data": [TOLD[provider](output_tokens=count)], "has_more": False})

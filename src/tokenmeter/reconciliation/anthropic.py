@@ -7,15 +7,17 @@ watermark), and the older ``usage_report/messages`` and ``cost_report``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, time, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from itertools import chain
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period, floor
-from tokenmeter.reconciliation.paging import ReportPages, next_token
+from tokenmeter.reconciliation.paging import ReportPages, ReportRows, amount_of, count_in
 from tokenmeter.reconciliation.statement import (
     TOKEN_CLASSES,
     Bucket,
@@ -60,21 +62,17 @@ def fetch(
         generation: Which reports.
         rates: US dollars per unit of other currencies.
     """
-    lines = _analytics if generation == "analytics" else _classic
     fields = [_GROUP_BY[name] for name in by]
-    usage: list[UsageLine] = []
-    costs: list[CostLine] = []
-    watermark: datetime | None = None
-    begins: set[time] = set()
-    for part in _parts(period):
-        for page in lines(client, "usage", part, fields, pages):
-            watermark = page.watermark or watermark
-            begins |= page.begins
-            usage += [UsageLine(_bucket(at, row, by), token_counts(row), row.get("requests")) for at, row in page.rows]
-        for page in lines(client, "cost", part, fields, pages):
-            watermark = page.watermark or watermark
-            begins |= page.begins
-            costs += [_cost_line(at, row, by, rates) for at, row in page.rows]
+    seen = _Seen(set())
+    rows = ReportRows(period)
+
+    def of(report: str) -> Iterator[tuple[date, dict[str, Any]]]:
+        lines = _analytics if generation == "analytics" else _classic
+        parts = (lines(client, report, part, fields, pages=pages, seen=seen) for part in _parts(period))
+        return rows.of(chain.from_iterable(parts))
+
+    usage = [UsageLine(_bucket(day, row, by), token_counts(row), _requests(row)) for day, row in of("usage")]
+    costs = [_cost_line(day, row, by, rates) for day, row in of("cost")]
     return ProviderStatement(
         provider="anthropic",
         period=period,
@@ -83,48 +81,53 @@ def fetch(
         usage=tuple(usage),
         costs=tuple(costs),
         classes=(*TOKEN_CLASSES, "web_searches"),
-        watermark=watermark,
-        begins=frozenset(begins),
+        watermark=seen.watermark,
+        begins=frozenset(seen.begins),
+        notes=rows.notes,
     )
 
 
-def dollars(cents: object) -> Decimal:
+def dollars(cents: object, where: str = "Anthropic's costs") -> Decimal:
     """US dollars from an amount in (fractional) cents."""
-    return EXACT.divide(Decimal(str(cents)), _CENTS)
+    return EXACT.divide(amount_of(cents, where), _CENTS)
+
+
+def _requests(row: Mapping[str, Any]) -> int | None:
+    return None if row.get("requests") is None else count_in(row, "requests")
 
 
 def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
     """Disjoint counts of a usage row: ``uncached_input_tokens`` excludes what was read from or written to a cache."""
     created: dict[str, Any] = row.get("cache_creation") or {}
     tools: dict[str, Any] = row.get("server_tool_use") or {}
-    counts: dict[str, Any] = {
-        "input": row.get("uncached_input_tokens") or 0,
-        "cache_read": row.get("cache_read_input_tokens") or 0,
-        "cache_write": sum(int(count or 0) for count in created.values()),
-        "output": row.get("output_tokens") or 0,
-        "web_searches": tools.get("web_search_requests") or 0,
+    counts = {
+        "input": count_in(row, "uncached_input_tokens"),
+        "cache_read": count_in(row, "cache_read_input_tokens"),
+        "cache_write": sum(count_in(created, name) for name in created),
+        "output": count_in(row, "output_tokens"),
+        "web_searches": count_in(tools, "web_search_requests"),
     }
-    return {name: int(count) for name, count in counts.items() if count}
+    return {name: count for name, count in counts.items() if count}
 
 
-def _cost_line(at: datetime, row: Mapping[str, Any], by: Sequence[str], rates: Mapping[str, Decimal]) -> CostLine:
+def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: Mapping[str, Decimal]) -> CostLine:
     item = _item(row)
-    where = f"Anthropic's costs of {at.date()}"
-    amount = in_dollars(dollars(row["amount"]), row.get("currency"), rates, where=where)
+    where = f"Anthropic's costs of {day}"
+    amount = in_dollars(dollars(row["amount"], f"{where}, {item}"), row.get("currency"), rates, where=where)
     told = " ".join(str(row.get(name) or "") for name in ("cost_type", "token_type", "description"))
     kind = "usage" if row.get("cost_type") in _TRAFFIC else kind_of_cost(told, amount, model=row.get("model"))
-    return CostLine(_bucket(at, row, by), item, amount, kind)
+    return CostLine(_bucket(day, row, by), item, amount, kind)
 
 
 def _item(row: Mapping[str, Any]) -> str:
     return str(row.get("token_type") or row.get("cost_type") or row.get("description") or "")
 
 
-def _bucket(at: datetime, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
+def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
     told = {name: row.get(_GROUP_BY[name]) for name in by}
     if "service_tier" in told:
         told["service_tier"] = tier_name(told["service_tier"])
-    return Bucket(at.date(), **told)
+    return Bucket(day, **told)
 
 
 def _parts(period: Period) -> Iterator[tuple[datetime, datetime]]:
@@ -138,65 +141,56 @@ def _parts(period: Period) -> Iterator[tuple[datetime, datetime]]:
         start = stop
 
 
-class _ReportPage(NamedTuple):
-    """A page's rows with their day, when its days begin, and until when the report is complete."""
+@dataclass(slots=True)
+class _Seen:
+    """What reports say beside their rows: when their days begin, and until when they are complete."""
 
-    rows: list[tuple[datetime, dict[str, Any]]]
     begins: set[time]
     watermark: datetime | None = None
 
 
+_Rows = list[tuple[date, dict[str, Any]]]
+
+
 def _analytics(
-    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], pages: ReportPages
-) -> Iterator[_ReportPage]:
+    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], *, pages: ReportPages, seen: _Seen
+) -> Iterator[_Rows]:
     start, end = part
-    group_by = [*fields, *(["cost_type", "token_type"] if report == "cost" else [])]
     given: dict[str, Any] = {
         "starting_at": start.isoformat(),
         "ending_at": end.isoformat(),
-        "group_by": group_by,
+        "group_by": [*fields, *(["cost_type", "token_type"] if report == "cost" else [])],
         "time_bucket_width": "1d",
         "limit": _ITEMS,
     }
     method = getattr(client.beta.organization.analytics, report).list
-    token: str | None = None
-    seen: set[str] = set()
-    while True:
-        asked = {**given, **({"page": token} if token else {})}
-        page = pages.get(f"anthropic analytics {report}", asked, lambda asked=asked: method(**asked))  # type: ignore[misc]
-        refreshed = page.get("data_refreshed_at")
-        rows = [(_instant(item["starting_at"]), {**item["group"], **item[report]}) for item in page["data"]]
-        yield _ReportPage(rows, _begins(page["data"]), None if refreshed is None else _instant(refreshed))
-        token = next_token(page, seen, f"anthropic analytics {report}")
-        if token is None:
-            return
+    for page in pages.walk(f"anthropic analytics {report}", given, lambda asked: method(**asked)):
+        seen.begins |= _begins(page["data"])
+        if (refreshed := page.get("data_refreshed_at")) is not None:
+            seen.watermark = _instant(refreshed)
+        yield [(_instant(item["starting_at"]).date(), {**item["group"], **item[report]}) for item in page["data"]]
 
 
 def _classic(
-    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], pages: ReportPages
-) -> Iterator[_ReportPage]:
+    client: Any, report: str, part: tuple[datetime, datetime], fields: Sequence[str], *, pages: ReportPages, seen: _Seen
+) -> Iterator[_Rows]:
     start, end = part
     path = "usage_report/messages" if report == "usage" else "cost_report"
+    costs = ["description", *(name for name in fields if name == "workspace_id")]
     given: dict[str, Any] = {
         "starting_at": _zulu(start),
         "ending_at": _zulu(end),
         "bucket_width": "1d",
         "limit": _BUCKETS,
-        "group_by[]": list(fields)
-        if report == "usage"
-        else ["description", *(name for name in fields if name == "workspace_id")],
+        "group_by[]": list(fields) if report == "usage" else costs,
     }
-    token: str | None = None
-    seen: set[str] = set()
-    while True:
-        asked = {**given, **({"page": token} if token else {})}
-        url = f"{_PATH}/{path}?{urlencode(asked, doseq=True)}"
-        page = pages.get(f"anthropic {path}", asked, lambda url=url: client.get(url, cast_to=object))  # type: ignore[misc]
-        rows = [(_instant(day["starting_at"]), row) for day in page["data"] for row in day["results"]]
-        yield _ReportPage(rows, _begins(page["data"]))
-        token = next_token(page, seen, f"anthropic {path}")
-        if token is None:
-            return
+
+    def ask(asked: Mapping[str, Any]) -> Any:
+        return client.get(f"{_PATH}/{path}?{urlencode(asked, doseq=True)}", cast_to=object)
+
+    for page in pages.walk(f"anthropic {path}", given, ask):
+        seen.begins |= _begins(page["data"])
+        yield [(_instant(day["starting_at"]).date(), row) for day in page["data"] for row in day["results"] or ()]
 
 
 def _begins(buckets: Iterable[Mapping[str, Any]]) -> set[time]:

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
-from tokenmeter.reconciliation.paging import ReportPages, next_token
+from tokenmeter.reconciliation.paging import ReportPages, ReportRows, amount_of, count_in
 from tokenmeter.reconciliation.statement import (
     Bucket,
     CostLine,
@@ -46,13 +46,17 @@ def fetch(
     fields = [_GROUP_BY[name] for name in by]
     usage: list[UsageLine] = []
     begins: set[time] = set()
+    rows = ReportRows(period)
     for kind in _COUNTED:
         given = {**asked, "group_by": fields, "limit": _USAGE_BUCKETS}
-        for day, row in _results(client, f"usage/{kind}", given, pages, begins):
-            usage.append(UsageLine(_bucket(day, row, by), token_counts(row), int(row["num_model_requests"])))
+        for day, row in rows.of(_results(client, f"usage/{kind}", given, pages, begins)):
+            told = row.get("num_model_requests")
+            requests = None if told is None else count_in(row, "num_model_requests")
+            usage.append(UsageLine(_bucket(day, row, by), token_counts(row), requests))
     items = ["line_item", *(_GROUP_BY[name] for name in by if name != "model")]
     given = {**asked, "group_by": items, "limit": _COST_BUCKETS}
-    costs = [_cost_line(day, row, by, rates) for day, row in _results(client, "costs", given, pages, begins)]
+    found = rows.of(_results(client, "costs", given, pages, begins))
+    costs = [_cost_line(day, row, by, rates) for day, row in found if not _is_empty(row)]
     return ProviderStatement(
         provider="openai",
         period=period,
@@ -62,6 +66,7 @@ def fetch(
         costs=tuple(costs),
         tokenless=_TOKENLESS,
         begins=frozenset(begins),
+        notes=rows.notes,
     )
 
 
@@ -69,9 +74,15 @@ def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: Mapp
     item = str(row.get("line_item") or "")
     model = item_model(item)
     told: Mapping[str, Any] = row.get("amount") or {}
-    value = Decimal(str(told.get("value") or 0))
-    amount = in_dollars(value, told.get("currency"), rates, where=f"OpenAI's costs of {day}")
+    where = f"OpenAI's costs of {day}"
+    amount = in_dollars(amount_of(told.get("value"), f"{where}, {item}"), told.get("currency"), rates, where=where)
     return CostLine(_bucket(day, {**row, "model": model}, by), item, amount, kind_of_cost(item, amount, model=model))
+
+
+def _is_empty(row: Mapping[str, Any]) -> bool:
+    """A row that says nothing: a day without use."""
+    told: Mapping[str, Any] = row.get("amount") or {}
+    return not row.get("line_item") and told.get("value") is None
 
 
 def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
@@ -80,14 +91,13 @@ def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:
 
 def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
     """Disjoint counts of a usage result: ``input_tokens`` includes what was cached and what was written to a cache."""
-    cached = int(row.get("input_cached_tokens") or 0)
-    written = int(row.get("input_cache_write_tokens") or 0)
-    total = int(row.get("input_tokens") or 0)
+    cached, written = count_in(row, "input_cached_tokens"), count_in(row, "input_cache_write_tokens")
+    total = count_in(row, "input_tokens")
     counts = {
         "input": total - cached - written,
         "cache_read": cached,
         "cache_write": written,
-        "output": int(row.get("output_tokens") or 0),
+        "output": count_in(row, "output_tokens"),
     }
     return {name: count for name, count in counts.items() if count}
 
@@ -102,23 +112,20 @@ def item_model(line_item: str | None) -> str | None:
 
 def _results(
     client: Any, report: str, parameters: Mapping[str, Any], pages: ReportPages, begins: set[time]
-) -> Iterator[tuple[date, dict[str, Any]]]:
-    """The rows of a report with their day; when its days begin is added to `begins`."""
-    token: str | None = None
-    seen: set[str] = set()
-    while True:
-        given = {**parameters, **({"page": token} if token else {})}
-        page = pages.get(f"openai {report}", given, lambda given=given: _ask(client, report, given))  # type: ignore[misc]
-        for bucket in page["data"]:
-            start = datetime.fromtimestamp(int(bucket["start_time"]), UTC)
-            end = bucket.get("end_time")
-            begin = day_begins(start, None if end is None else datetime.fromtimestamp(int(end), UTC))
-            begins |= set() if begin is None else {begin}
-            for row in bucket.get("results") or bucket.get("result") or ():
-                yield start.date(), row
-        token = next_token(page, seen, f"openai {report}")
-        if token is None:
-            return
+) -> Iterator[Iterator[tuple[date, dict[str, Any]]]]:
+    """The rows of each page of a report with their day; when its days begin is added to `begins`."""
+    for page in pages.walk(f"openai {report}", parameters, lambda given: _ask(client, report, given)):
+        yield _rows_of(page, begins)
+
+
+def _rows_of(page: Mapping[str, Any], begins: set[time]) -> Iterator[tuple[date, dict[str, Any]]]:
+    for bucket in page["data"]:
+        start = datetime.fromtimestamp(int(bucket["start_time"]), UTC)
+        end = bucket.get("end_time")
+        begin = day_begins(start, None if end is None else datetime.fromtimestamp(int(end), UTC))
+        begins |= set() if begin is None else {begin}
+        for row in bucket.get("results") or bucket.get("result") or ():
+            yield start.date(), row
 
 
 def _ask(client: Any, report: str, parameters: Mapping[str, Any]) -> Any:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, ReconciliationError
+from tokenmeter.money import EXACT
+from tokenmeter.periods import Period
+from tokenmeter.tables import parse_number
+
+_Row = dict[str, Any]
 
 #: Called after each page with what is being read, pages read so far, and how many there will be (None = unknown).
 Progress = Callable[[str, int, int | None], None]
@@ -20,6 +28,8 @@ Progress = Callable[[str, int, int | None], None]
 _ATTEMPTS = 8
 _LONGEST_WAIT = 120.0
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+#: Pages without anything that may follow each other; a month has 31 days.
+_MOST_EMPTY = 100
 
 
 class ReportPages:
@@ -59,7 +69,7 @@ class ReportPages:
                     yield str(row["key"]), str(row["page"])  # pyright: ignore[reportUnknownArgumentType]
 
     def get(self, what: str, parameters: Mapping[str, Any], fetch: Callable[[], Any]) -> dict[str, Any]:
-        """One page as plain values; numbers with a point are `Decimal`.
+        """One page as plain values; numbers with a point are `Decimal`. One that is not as it should be is not kept.
 
         Args:
             what: Which report.
@@ -71,16 +81,44 @@ class ReportPages:
         """
         key = f"{self._whose} {what} {json.dumps(parameters, sort_keys=True, default=str)}"
         text = self._known.get(key)
+        known = text is not None
         if text is None:
             text = _as_json(self._patiently(what, fetch))
+        page = _page(what, text)
+        if not known:
             self._remember(key, text)
         self._count += 1
         if self._progress is not None:
             self._progress(what, self._count, None)
-        page = json.loads(text, parse_float=Decimal)
-        if not isinstance(page, dict) or not isinstance(page.get("data"), list):  # pyright: ignore[reportUnknownMemberType]
-            raise ReconciliationError(f"The provider's answer for {what} has no list of data; try again, or ask them.")
-        return cast("dict[str, Any]", page)
+        return page
+
+    def walk(
+        self, what: str, parameters: Mapping[str, Any], ask: Callable[[Mapping[str, Any]], Any]
+    ) -> Iterator[dict[str, Any]]:
+        """The pages of a report, to its end.
+
+        Args:
+            what: Which report.
+            parameters: What is asked for.
+            ask: Asks for a page, by the parameters with the page's token among them.
+
+        Raises:
+            ReconciliationError: as `get`; or there is said to be more, but not where; or a page is given again.
+        """
+        tokens, contents = set[str](), set[str]()
+        given, empty = dict(parameters), 0
+        while True:
+            page = self.get(what, given, partial(ask, given))
+            content = json.dumps(page["data"], sort_keys=True, default=str)
+            empty = 0 if page["data"] else empty + 1
+            if empty > _MOST_EMPTY or (page["data"] and content in contents):
+                raise _goes_round(what)
+            contents.add(content)
+            yield page
+            token = _next_token(page, tokens, what)
+            if token is None:
+                return
+            given = {**parameters, "page": token}
 
     def _remember(self, key: str, text: str) -> None:
         self._known[key] = text
@@ -99,26 +137,124 @@ class ReportPages:
                         f"The provider refused to show {what} (HTTP {status}): its reports need an admin key. {error}"
                     ) from error
                 if status not in _TRY_AGAIN or attempt == _ATTEMPTS - 1:
-                    raise
+                    if status is None and getattr(error, "request", None) is None:  # nothing of the network's
+                        raise
+                    how = "cannot be reached" if status is None else f"did not show {what} (HTTP {status})"
+                    raise ReconciliationError(f"The provider {how}; nothing was compared. {error}") from error
                 self._sleep(_wait(error, attempt))
         raise AssertionError("unreachable")
 
 
-def next_token(page: Mapping[str, Any], seen: set[str], what: str) -> str | None:
-    """The token of the page after `page`; None when it was the last.
+def _page(what: str, text: str) -> dict[str, Any]:
+    """A page that has data.
 
     Raises:
-        ReconciliationError: there is said to be more, but not where, or a page is given again.
+        ReconciliationError: it has none, or it holds what is no number.
     """
+
+    def refuse(word: str) -> None:
+        raise ReconciliationError(f"The provider's answer for {what} has {word} where a number stands; ask them.")
+
+    page = json.loads(text, parse_float=Decimal, parse_constant=refuse)
+    if not isinstance(page, dict) or not isinstance(page.get("data"), list):  # pyright: ignore[reportUnknownMemberType]
+        raise ReconciliationError(f"The provider's answer for {what} has no list of data; try again, or ask them.")
+    return cast("dict[str, Any]", page)
+
+
+def _next_token(page: Mapping[str, Any], seen: set[str], what: str) -> str | None:
+    """The token of the page after `page`; None when it was the last."""
     token = page.get("next_page")
     if page.get("has_more") is False or (not token and not page.get("has_more")):
         return None
     if not token:
         raise ReconciliationError(f"The provider says that {what} goes on, but not where; nothing was compared.")
     if token in seen:
-        raise ReconciliationError(f"The provider gives the same page of {what} again and again; nothing was compared.")
+        raise _goes_round(what)
     seen.add(str(token))
     return str(token)
+
+
+def _goes_round(what: str) -> ReconciliationError:
+    return ReconciliationError(f"The provider gives the same page of {what} again and again; nothing was compared.")
+
+
+class ReportRows:
+    """Rows of fetched reports: those of the period, and each once.
+
+    Args:
+        period: Days outside are left out; `notes` counts them.
+    """
+
+    def __init__(self, period: Period) -> None:
+        self._first, self._last = period.start.date(), period.end.date()
+        self._label = period.label
+        self._outside, self._twice = 0, 0
+
+    def of(self, pages: Iterable[Iterable[tuple[date, _Row]]]) -> Iterator[tuple[date, _Row]]:
+        """The rows of one report.
+
+        A row that an earlier page has, word for word, is that one again: a report has one row per day and group.
+
+        Args:
+            pages: The rows of each page, with their days.
+        """
+        before = set[str]()
+        for page in pages:
+            here = set[str]()
+            for day, row in page:
+                if not self._first <= day < self._last:
+                    self._outside += 1
+                    continue
+                text = json.dumps([day, row], sort_keys=True, default=str)
+                if text in before:
+                    self._twice += 1
+                    continue
+                here.add(text)
+                yield day, row
+            before |= here
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        said = (
+            (self._outside, f"lies outside {self._label}", f"lie outside {self._label}"),
+            (self._twice, "stands on an earlier page as well", "stand on an earlier page as well"),
+        )
+        return tuple(
+            counted(
+                count, f"row of the provider's reports {one}; it was left out.",
+                f"rows of the provider's reports {many}; they were left out.",
+            )
+            for count, one, many in said
+            if count
+        )  # fmt: skip
+
+
+def count_in(row: Mapping[str, Any], name: str) -> int:
+    """A count of a report's row, also as text; nothing is 0.
+
+    Raises:
+        ReconciliationError: no whole number, or negative.
+    """
+    value = row.get(name)
+    if value is None or value == "":
+        return 0
+    number = amount_of(value, name)
+    if number < 0 or number != number.to_integral_value(context=EXACT):
+        raise ReconciliationError(f"The provider's reports have {name} = {value!r}, which is no count.")
+    return int(number)
+
+
+def amount_of(value: object, where: str) -> Decimal:
+    """A number of a report, exactly as it is written.
+
+    Raises:
+        ReconciliationError: there is none, or it is no finite number.
+    """
+    if not isinstance(value, bool) and value is not None:
+        with suppress(ValueError):
+            return parse_number(str(value), ".")
+    raise ReconciliationError(f"{where}: {value!r} is no number; nothing was compared.")
 
 
 def _wait(error: Exception, attempt: int) -> float:
@@ -132,10 +268,12 @@ def _wait(error: Exception, attempt: int) -> float:
         seconds = float(said)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
-        except ValueError:
-            seconds = usual
-    return min(max(seconds, 0.0), _LONGEST_WAIT)
+            then = parsedate_to_datetime(said)
+        except (ValueError, TypeError):
+            return min(usual, _LONGEST_WAIT)
+        then = then.replace(tzinfo=UTC) if then.tzinfo is None else then  # ``-0000``, which says no zone
+        seconds = (then - datetime.now(UTC)).total_seconds()
+    return min(max(0.0, seconds), _LONGEST_WAIT)  # in this order: what is no number (``nan``) waits for nothing
 
 
 def _as_json(page: Any) -> str:
