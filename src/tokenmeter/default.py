@@ -104,6 +104,12 @@ def _assemble(
         else None,
         spans=Spans() if settings.traces else None,
     )
+    try:
+        meter.budgets.refuse_taken_names()
+    except ConfigurationError:
+        if store is None:
+            meter.close()
+        raise
     if metrics is not None:
         metrics.watch(meter)
     meter.settings, meter.profile = settings, profile

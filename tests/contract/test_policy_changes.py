@@ -136,6 +136,35 @@ def test_names_that_are_swapped_between_two_keys_leave_every_counter_true(metere
     assert later.audit_budgets() == ()
 
 
+def test_a_name_that_goes_and_returns_finds_what_the_key_spent_meanwhile(metered):
+    """Who is stopped is told by the fingerprint; the other key of that name has a counter of its own."""
+    key, other = ApiKey("aa" * 16, "aaaa", "prod"), ApiKey("bb" * 16, "bbbb", "prod")
+    spend(metered(replace(MONTHLY, api_key="prod", name="prod")), 40, key=key)
+    spend(metered(), 30, key=replace(key, alias="dev"))
+    spend(metered(), 20, key=other)
+    later = metered()
+    spend(later, 31, key=key)
+    with pytest.raises(BudgetExceededError) as stop:
+        spend(later, 1, key=key)
+    assert (stop.value.spent, stop.value.scope) == (101, {"api_key": key.fingerprint})
+    assert sorted(one.spent for one in later.remaining()) == [20, 101]
+    assert later.audit_budgets() == ()
+
+
+def test_a_declared_budget_that_is_called_like_a_counter_in_the_ledger_is_left_out_and_told(metered, caplog):
+    meter = metered()
+    meter.budgets.set(MONTHLY)
+    taken = next(iter(meter.budgets.caps))
+    later = metered(Budget(limit_usd=5, name=taken, member="ada"), Budget(limit_usd=70, name="another", member="*"))
+    spend(later, 4, member="ada")
+    assert sorted(budget.name for budget in later.budgets.in_force) == ["another", "x"]
+    assert later.faults > 0
+    assert "is called like the counter of budget 'x'" in caplog.text
+    with pytest.raises(ConfigurationError, match="called like the counter of budget 'x'"):
+        later.budgets.refuse_taken_names()
+    assert later.audit_budgets() == ()
+
+
 class TestAskedLimits:
     def test_an_answer_that_was_on_its_way_when_the_limit_changed_is_asked_for_again(self, metered):
         plans = {"ada": 5}

@@ -66,6 +66,19 @@ def test_budgets_that_cannot_be_filed_yet_stop_no_program(tmp_path, monkeypatch,
     assert meter.faults == 0
 
 
+def test_a_budget_that_is_called_like_a_counter_in_the_ledger_is_refused_when_it_is_configured(tmp_path):
+    store = f"sqlite:///{tmp_path / 'usage.db'}"
+    meter = tokenmeter.configure(store=store, budgets=[tokenmeter.Budget(limit_usd=1, name="all")])
+    (taken,) = meter.budgets.caps
+    meter.budgets.retire("all")
+    with pytest.raises(ConfigurationError, match="another name"):
+        tokenmeter.configure(budgets=[tokenmeter.Budget(limit_usd=1, name=taken)])
+    assert tokenmeter.default_meter() is meter
+    with pytest.raises(ConfigurationError, match="another name"):
+        tokenmeter.make_meter(store=store, budgets=[{"limit_usd": 1, "name": taken}])
+    assert list(meter.budgets.in_force) == []
+
+
 def _fails(*_, **__):
     raise tokenmeter.StoreUnavailableError("it is away")
 

@@ -147,9 +147,7 @@ class Budgets(Registry):
             StoreBusyError: ``wait=False`` and the store's lock is taken.
             StoreUnavailableError: the store fails, or a limit is not known.
         """
-        state, runs = self._current(wait=wait), runs_of(call.scopes)
-        if call.api_key is not None and call.api_key.alias is not None:
-            state = self._with_name(state, call.api_key, wait=wait)
+        state, runs = self._in_force_for(call, wait=wait), runs_of(call.scopes)
         self.telling.catch_up_sometimes()
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id, wait=wait)
@@ -170,6 +168,17 @@ class Budgets(Registry):
                 if not plan.injectable or attempt == _ATTEMPTS:
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
+
+    def _in_force_for(self, call: Call, *, wait: bool) -> InForce:
+        """What is in force, once everybody knows what its key is called, and what was missed is counted in."""
+        state = self._current(wait=wait)
+        if call.api_key is not None and call.api_key.alias is not None:
+            state = self._with_name(state, call.api_key, wait=wait)
+        if self.missed:
+            if not wait:
+                raise StoreBusyError("Calls have to be counted into a budget first; call again from a thread.")
+            self.missed.count_in()
+        return state
 
     def _open_call(self, plan: Demand, hold_id: str | None, *, wait: bool) -> Held | None:
         """Note down that a stream is under way which no cap is about: should this process die, it is found."""

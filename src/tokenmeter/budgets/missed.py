@@ -14,7 +14,7 @@ from functools import partial
 from tokenmeter.budgets.counting import tally
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import Cap
+from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import CounterKey
@@ -43,8 +43,11 @@ class MissedBudgets:
     def __init__(self, store: Store, pricer: Pricer, fault: Fault, read: Callable[[], object]) -> None:
         self._store, self._pricer, self._fault, self._read = store, pricer, fault, read
         self._left_since = store.left_since
-        self._caps: dict[str, Cap] = {}
+        self._missed: dict[tuple[str, str], tuple[Cap, Mapping[str, str]]] = {}
         self._has_recorded = False
+
+    def __bool__(self) -> bool:
+        return bool(self._missed)
 
     def recording(self) -> None:
         """A call is about to be recorded."""
@@ -58,26 +61,36 @@ class MissedBudgets:
         if before.generation is None:
             since, self._left_since = self._left_since, None
             if since is not None:  # another process left entries here that it cannot count in any more
-                self._caps |= {name: cap for name, cap in now.caps.items() if cap.counted_since_us > since}
-        elif self._has_recorded:
+                self._miss(cap for cap in now.caps.values() if cap.counted_since_us > since)
+            return
+        for key, name in (now.names or {}).items():
+            if (before.names or {}).get(key) != name:  # what it spent under its other names counts in those of this one
+                self._miss((cap for cap in now.caps.values() if cap.budget.api_key == name), api_key=key)
+        if self._has_recorded:
             self.compare(before, now)
             self.count_in()
 
     def compare(self, before: InForce, now: InForce) -> None:
         """Something was recorded by what was in force before; `count_in` is to see to the rest."""
         if before is not now:
-            self._caps |= {name: cap for name, cap in now.caps.items() if name not in before.caps and cap.counts}
+            self._miss(cap for name, cap in now.caps.items() if name not in before.caps)
+
+    def _miss(self, caps: Iterable[Cap], **exact: str) -> None:
+        for cap in caps:
+            if cap.counts:
+                scope = {**cap.budget.scope, **exact}
+                self._missed[cap.counter_name, scope_text(scope)] = cap, scope
 
     def count_in(self) -> None:
         """Count in what is missed. Never raises."""
-        if not self._caps:
+        if not self._missed:
             return
-        missed, self._caps = self._caps, {}
+        missed, self._missed = self._missed, {}
         now = microseconds(self._store.now())
         try:
             count_in(missed.values(), (now, now - _UNHEARD_US), store=self._store, pricer=self._pricer)
         except StoreBusyError:  # the next call does it
-            self._caps |= missed
+            self._missed |= missed
         except Exception as error:  # noqa: BLE001 - the entries are recorded; `tokenmeter audit` finds the difference
             self._fault("count calls into a new budget", error)
 
@@ -94,23 +107,31 @@ class MissedBudgets:
             log.info("Whether there are new budgets could not be asked: %s", error)
 
 
-def count_in(caps: Iterable[Cap], moments: Collection[int], *, store: Store, pricer: Pricer) -> None:
-    """Have the counters of `caps` say what the ledger does, in the windows of `moments` (microseconds since the epoch).
+def count_in(
+    missed: Iterable[tuple[Cap, Mapping[str, str]]], moments: Collection[int], *, store: Store, pricer: Pricer
+) -> None:
+    """Have counters say what the ledger does, in the windows of `moments` (microseconds since the epoch).
+
+    Args:
+        missed: Limits, each with the scope whose counters are meant.
+        moments: Of their windows.
+        store: The ledger.
+        pricer: For tokens whose price is not known.
 
     Raises:
         StoreBusyError: this thread is in the middle of a change of counters.
         StoreUnavailableError: the ledger cannot be read or written.
     """
-    for cap in caps:
+    for cap, scope in missed:
         for start, end in {span for moment in moments for span in cap.spans(moment)}:
-            count = partial(_due, cap, start, end, store=store, pricer=pricer)
+            count = partial(_due, cap, scope, start, end, store=store, pricer=pricer)
             if not _agree(count(), store, count):
                 store.recount(count)
 
 
-def _due(cap: Cap, start: int, end: int | None, *, store: Store, pricer: Pricer) -> Due:
+def _due(cap: Cap, scope: Mapping[str, str], start: int, end: int | None, *, store: Store, pricer: Pricer) -> Due:
     """What the counters of one window should hold."""
-    sums = tally(cap, cap.budget.scope, start, end, store=store, pricer=pricer)
+    sums = tally(cap, scope, start, end, store=store, pricer=pricer)
     return {CounterKey(cap.counter_name, text, start): (amount, end) for text, amount in sums.items()}
 
 

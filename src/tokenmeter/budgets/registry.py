@@ -110,6 +110,26 @@ class Registry:
         except Exception as error:  # noqa: BLE001 - a program that only reads may not write, and need not
             log.info("Declared budgets are filed with the first call, since they could not be now: %s", error)
 
+    def refuse_taken_names(self) -> None:
+        """Refuse a declaration that would count into a counter of another budget that the ledger has, or had.
+
+        Raises:
+            ConfigurationError: there is one. A ledger that cannot be read refuses nothing.
+        """
+        if not self.declared:
+            return
+        try:
+            with _reading:
+                policy = self._read_policy()
+        except Exception as error:  # noqa: BLE001 - calls find it out, and tell it
+            log.info("The ledger's budgets could not be read yet: %s", error)
+            return
+        refuse_shared_counters(self._news(policy), policy.ever())
+
+    def _news(self, policy: Policy) -> list[Budget]:
+        """What is declared and is to be filed."""
+        return [budget for budget in self.declared if is_news(policy, budget, self._source)]
+
     def _declared_only(self) -> InForce:
         return InForce.of(Policy(), joined(Policy(), self.declared, self._source), generation=None, applied=False)
 
@@ -197,19 +217,22 @@ class Registry:
     def _file_declared(self, policy: Policy) -> bool:
         """File what this process declares and the ledger does not have; whether anything was filed."""
         filed = False
-        for budget in self.declared:
-            if is_news(policy, budget, self._source):
-                versions = policy.changes.get(budget.name, ())
-                file_change(
-                    self._store,
-                    budget.name,
-                    budget,
-                    versions=versions,
-                    by=whoami(),
-                    reason="declared",
-                    source=self._source,
-                )
-                filed = True
+        for budget in self._news(policy):
+            try:
+                refuse_shared_counters([budget], policy.ever())
+            except ConfigurationError as error:  # it came into the ledger since this program began
+                self._fault(f"declare budget {budget.name!r}", error)
+                continue
+            file_change(
+                self._store,
+                budget.name,
+                budget,
+                versions=policy.changes.get(budget.name, ()),
+                by=whoami(),
+                reason="declared",
+                source=self._source,
+            )
+            filed = True
         return filed
 
     def _with_functions(self, changes: Mapping[str, Change]) -> dict[str, Change]:
@@ -225,7 +248,10 @@ class Registry:
     def _tell_contradictions(self, policy: Policy) -> None:
         """Say where the ledger says otherwise than this process, once per version."""
         for budget in self.declared:
-            change = policy.changes[budget.name][-1]
+            versions = policy.changes.get(budget.name)
+            if versions is None:  # its name is taken
+                continue
+            change = versions[-1]
             if (change.budget is not None and is_same(budget, change.budget)) or (
                 budget.name,
                 change.version,
